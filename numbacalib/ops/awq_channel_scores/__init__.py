@@ -1,0 +1,48 @@
+"""AWQ channel scores: how much each input channel matters to a linear layer's output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numbacalib.runtime import checks
+from numbacalib.runtime.backend import kernels_of
+
+
+def awq_channel_scores(activations: Any, weights: Any, *, out: Any = None) -> Any:
+    """Score each input channel by activation magnitude times mean weight magnitude.
+
+    ``act_scale[j] = max_n |a[n, j]|`` and ``score[j] = mean_i(act_scale[j] * |w[i, j]|)``.
+
+    Parameters
+    ----------
+    activations : array [N, K], float16, bfloat16, float32 or float64
+        Inputs of the layer, one row a token.
+    weights : array [M, K], any of the same dtypes
+        Weight of the layer, one row an output feature.
+    out : array [K], optional
+        Preallocated C-contiguous result.
+
+    Returns
+    -------
+    array [K], float32 (float64 if an input is float64)
+        A NaN or infinity in a channel shows in that channel's score.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit or an axis is empty.
+    TypeError
+        If a dtype is none of the four, or the arrays are on different devices.
+
+    Notes
+    -----
+    Salience by activation magnitude is from Lin et al., "AWQ: Activation-aware Weight Quantization
+    for LLM Compression and Acceleration" (2023), section 3.
+    """
+    kernels = kernels_of(__name__, activations=activations, weights=weights, out=out)
+    _, channels = checks.matrix("activations", activations, ("N", "K"))
+    checks.matrix("weights", weights, ("M", channels))
+    dtype = checks.result_dtype(activations, weights)
+    if out is not None:
+        checks.output("out", out, (channels,), dtype)
+    return kernels.channel_scores(activations, weights, dtype, out)

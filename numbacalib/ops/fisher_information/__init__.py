@@ -1,0 +1,43 @@
+"""Empirical diagonal Fisher information of parameters, from per-sample gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numbacalib.runtime import checks
+from numbacalib.runtime.backend import kernels_of
+
+
+def fisher_information(gradients: Any, *, out: Any = None) -> Any:
+    """Mean of the squared gradients, ``mean_n(g[n, i] ** 2)``.
+
+    Parameters
+    ----------
+    gradients : array [N, P], float16, bfloat16, float32 or float64
+        One row a sample: the gradient of its log-likelihood for P parameters.
+    out : array [P], optional
+        Preallocated C-contiguous result.
+
+    Returns
+    -------
+    array [P], float32 (float64 for float64 gradients)
+        A NaN or infinity in a column shows in that column's result.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit or an axis is empty.
+    TypeError
+        If the dtype is none of the four, or the arrays are on different devices.
+
+    Notes
+    -----
+    The diagonal of the empirical Fisher information matrix, as SqueezeLLM uses it for sensitivity:
+    Kim et al., "SqueezeLLM: Dense-and-Sparse Quantization" (2023), section 4.1.
+    """
+    kernels = kernels_of(__name__, gradients=gradients, out=out)
+    _, parameters = checks.matrix("gradients", gradients, ("N", "P"))
+    dtype = checks.result_dtype(gradients)
+    if out is not None:
+        checks.output("out", out, (parameters,), dtype)
+    return kernels.mean_squares(gradients, dtype, out)

@@ -1,0 +1,66 @@
+"""Accumulation of the GPTQ Hessian, ``2 X^T X`` averaged over the rows of a block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from numbacalib.runtime import checks
+from numbacalib.runtime.backend import kernels_of
+
+
+def gptq_hessian_update(
+    hessian: Any,
+    x_block: Any,
+    *,
+    alpha: float | None = None,
+    beta: float = 1.0,
+    out: Any = None,
+) -> Any:
+    """Return ``beta * H + alpha * X^T X``, symmetric to the bit.
+
+    Parameters
+    ----------
+    hessian : array [K, K]
+        Symmetric matrix so far; only one triangle of it is read.
+    x_block : array [B, K], float16, bfloat16, float32 or float64
+        Inputs of the layer, one row a token.
+    alpha : float, optional
+        Weight of the block, ``2 / B`` by default: with it the result is the Hessian of the squared
+        error of a linear layer, averaged over the block.
+    beta : float, default 1
+        Weight of the matrix so far. A running mean over blocks of different length is one call a
+        block: with n rows seen and B new ones, ``beta = n / (n + B)``, ``alpha = 2 / (n + B)``.
+    out : array [K, K], optional
+        Preallocated C-contiguous result; ``out=hessian`` updates in place.
+
+    Returns
+    -------
+    array [K, K], float32 (float64 if an input is float64)
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit, an axis is empty, a factor is not finite, or the Hessian holds a
+        value that is not finite (the first index is named; nothing has been written).
+    TypeError
+        If a dtype is none of the four, or the arrays are on different devices.
+
+    Notes
+    -----
+    Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+    Transformers" (2022), section 3: ``H = 2 X X^T`` for inputs in columns.
+    """
+    kernels = kernels_of(__name__, hessian=hessian, x_block=x_block, out=out)
+    rows, channels = checks.matrix("x_block", x_block, ("B", "K"))
+    checks.matrix("hessian", hessian, (channels, channels))
+    alpha = 2.0 / rows if alpha is None else checks.finite_number("alpha", alpha)
+    beta = checks.finite_number("beta", beta)
+    dtype = checks.result_dtype(hessian, x_block)
+    if out is not None:
+        checks.output("out", out, (channels, channels), dtype)
+        if out is not hessian:
+            checks.disjoint(out, hessian=hessian)
+        checks.disjoint(out, x_block=x_block)
+    return kernels.rank_update(hessian, x_block, alpha, beta, np.dtype(dtype), out)

@@ -1,0 +1,131 @@
+"""GPTQ: quantization column by column, each column's error compensated in the columns after it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numbacalib.runtime import checks
+from numbacalib.runtime.backend import kernels_of
+from numbacalib.spec.grid import Grid
+
+
+class GroupedCodes(NamedTuple):
+    """What the column loop finds, before it is stored in any format."""
+
+    codes: Any
+    """uint8 [M, K], less the grid's least code."""
+    scales: Any
+    """[M, G], in the accumulators' type, already rounded to the storage type."""
+    zeros: Any
+    """[M, G], integers in the accumulators' type."""
+    losses: Any
+    """``sum_j e[i, j] ** 2`` of each row, float64 [M]: the row's share of ``trace(D H D^T)``."""
+
+
+def gptq_quantize_column(
+    weight: Any,
+    h_inv: Any,
+    num_bits: int,
+    group_size: int,
+    symmetric: bool,
+    *,
+    out: Any = None,
+) -> tuple[Any, Any, Any]:
+    """Quantize a weight with error compensation by the inverse Hessian.
+
+    Column by column, left to right, with each group's scale and zero point found at its first column
+    from the weights as compensated so far::
+
+        q_j = grid(w_j);  e = (w_j - q_j) / U[j, j];  w[j+1:] -= e * U[j, j+1:]
+
+    Parameters
+    ----------
+    weight : array [M, K], float16, bfloat16, float32 or float64
+        One row an output feature.
+    h_inv : array [K, K]
+        Upper Cholesky factor ``U`` of the inverse Hessian, as `gptq_inverse_hessian` returns it. A
+        symmetric matrix that is not diagonal is taken as the inverse Hessian itself and factored.
+    num_bits : int
+        2 to 8.
+    group_size : int
+        Input channels that share a scale; divides K. K itself is one scale a row.
+    symmetric : bool
+        Grid: see `numbacalib.spec.grid`.
+    out : tuple of arrays, optional
+        Preallocated C-contiguous results ``([M, K], [M, G], [M, G])``.
+
+    Returns
+    -------
+    dequantized : array [M, K], float32 (float64 if an input is float64)
+    scales, zeros : arrays [M, G] of the same dtype, G = K / group_size
+        ``dequantized = (code - zero) * scale``.
+
+    Raises
+    ------
+    ValueError
+        If a shape or setting does not fit, a value is not finite (the first index is named), or
+        `h_inv` is neither upper triangular nor symmetric, or its diagonal is not positive.
+    TypeError
+        If a dtype is none of the four, or the arrays are on different devices.
+
+    Notes
+    -----
+    Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+    Transformers" (2022), algorithm 1. Blocks only batch the updates: every column sees the
+    compensation of all columns before it, and so does every group's scale.
+    """
+    arrays = out if out is not None else (None, None, None)
+    if not (isinstance(arrays, tuple) and len(arrays) == 3):
+        raise TypeError(f"out: expected a tuple of three arrays, got {type(out).__name__}")
+    names = dict(zip(("out[0]", "out[1]", "out[2]"), arrays, strict=True))
+    kernels = kernels_of(__name__, weight=weight, h_inv=h_inv, **names)
+    rows, channels = checks.matrix("weight", weight, ("M", "K"))
+    checks.matrix("h_inv", h_inv, (channels, channels))
+    bits = checks.integer("num_bits", num_bits, 2, 8)
+    group_size = checks.integer("group_size", group_size, 1, channels)
+    if channels % group_size:
+        raise ValueError(f"group_size: expected a divisor of K = {channels}, got {group_size}")
+    if not isinstance(symmetric, (bool, np.bool_)):
+        raise TypeError(f"symmetric: expected a bool, got {type(symmetric).__name__}")
+    dtype = checks.result_dtype(weight, h_inv)
+    if out is not None:
+        groups = channels // group_size
+        for (name, array), shape in zip(
+            names.items(), ((rows, channels), (rows, groups), (rows, groups)), strict=True
+        ):
+            checks.output(name, array, shape, dtype)
+            checks.disjoint(array, weight=weight, h_inv=h_inv)
+    return kernels.quantize_columns(weight, h_inv, Grid(bits, bool(symmetric)), group_size, dtype, out)
+
+
+def quantize_direct(
+    weight: Any,
+    upper: Any,
+    grid: Grid,
+    group_of: np.ndarray,
+    scales: Any = None,
+    zeros: Any = None,
+) -> GroupedCodes:
+    """Quantize from the factor of the Hessian itself, with no inverse: the same codes, less work.
+
+    With ``D = W - Q`` and ``H = R R^T``, ``e = D R``; so a block of columns b is compensated by
+    ``W_b + D_{<b} (R_{<b, b} R_bb^-1)``, a matrix product, and inside it by the recurrence of
+    `gptq_quantize_column` with ``U_bb = R_bb^-1``.
+
+    Parameters
+    ----------
+    weight : array [M, K]
+        Columns of dead channels already zero.
+    upper : array [K, K]
+        ``R``, upper triangular, of the accumulators' dtype, C-contiguous.
+    grid : Grid
+    group_of : int64 array [K]
+        Group of each column. Groups are runs of equal length, unless scales are given.
+    scales, zeros : arrays [M, G], optional
+        Scales fixed before, already rounded for storage; else each group's are found at its first
+        column from the weights as compensated so far.
+    """
+    kernels = kernels_of(__name__, weight=weight, upper=upper, scales=scales, zeros=zeros)
+    return kernels.sweep(weight, upper, grid, group_of, scales, zeros, inverse=False)

@@ -1,0 +1,36 @@
+"""The quantization grid applied to a whole matrix: scales, codes and values.
+
+What round-to-nearest, GPTQ and `QuantizedWeight` share. Groups are given by `group_of`, the group's
+index for each input channel, int64 [K]; codes are stored unsigned, less the grid's least code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from numbacalib.runtime.backend import kernels_of
+from numbacalib.spec.grid import Grid
+
+
+def group_indices(channels: int, group_size: int) -> np.ndarray:
+    """Group of each input channel when groups are runs of `group_size` channels, int64 [K]."""
+    return np.arange(channels, dtype=np.int64) // group_size
+
+
+def grid_scales(matrix: Any, group_size: int, grid: Grid) -> tuple[Any, Any]:
+    """Scales and zero points of the groups of a matrix [M, K], each [M, G], in its accumulator type."""
+    return kernels_of(__name__, matrix=matrix).find_scales(matrix, group_size, grid)
+
+
+def grid_codes(matrix: Any, scales: Any, zeros: Any, group_of: Any, grid: Grid) -> Any:
+    """Unsigned codes of a matrix [M, K] on a grid whose scales and zeros are known, uint8 [M, K]."""
+    kernels = kernels_of(__name__, matrix=matrix, scales=scales, zeros=zeros)
+    return kernels.encode(matrix, scales, zeros, group_of, grid)
+
+
+def grid_values(codes: Any, scales: Any, zeros: Any, group_of: Any, grid: Grid, out: Any) -> Any:
+    """Write the weights that unsigned codes stand for into `out` [M, K] and return it."""
+    kernels = kernels_of(__name__, codes=codes, scales=scales, zeros=zeros, out=out)
+    return kernels.decode(codes, scales, zeros, group_of, grid, out)

@@ -1,0 +1,83 @@
+"""CPU kernels of the grid: one task a row, formulas from `spec.grid`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from numbacalib.runtime import checks
+from numbacalib.runtime.half import carrier, widen
+from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.strides import rows_view
+from numbacalib.spec.grid import Grid, code_of, group_scale, group_zero, stored_scale, value_of
+
+
+def find_scales(matrix: NDArray, group_size: int, grid: Grid) -> tuple[NDArray, NDArray]:
+    """See `numbacalib.ops.grid.grid_scales`."""
+    dtype = checks.result_dtype(matrix)
+    scales = np.empty((len(matrix), matrix.shape[1] // group_size), dtype)
+    zeros = np.empty_like(scales)
+    levels = grid.bounds(dtype)[2]
+    _find_scales(
+        rows_view(carrier(matrix)), group_size, levels, grid.symmetric, grid.storage, scales, zeros
+    )
+    return scales, zeros
+
+
+def encode(
+    matrix: NDArray, scales: NDArray, zeros: NDArray, group_of: NDArray, grid: Grid
+) -> NDArray:
+    """See `numbacalib.ops.grid.grid_codes`."""
+    codes = np.empty(matrix.shape, np.uint8)
+    low, high, _ = grid.bounds(scales.dtype)
+    _encode(rows_view(carrier(matrix)), scales, zeros, group_of, low, high, codes)
+    return codes
+
+
+def decode(
+    codes: NDArray,
+    scales: NDArray,
+    zeros: NDArray,
+    group_of: NDArray,
+    grid: Grid,
+    out: NDArray,
+) -> NDArray:
+    """See `numbacalib.ops.grid.grid_values`."""
+    _decode(codes, scales, zeros, group_of, grid.bounds(scales.dtype)[0], out)
+    return out
+
+
+@kernel
+def _find_scales(matrix, group_size, levels, symmetric, storage, scales, zeros):
+    """Split: one task a row."""
+    for i in prange(len(scales)):
+        for g in range(scales.shape[1]):
+            lo = levels - levels
+            hi = levels - levels
+            for j in range(g * group_size, (g + 1) * group_size):
+                weight = widen(matrix[i, j])
+                lo = min(lo, weight)
+                hi = max(hi, weight)
+            scale = stored_scale(group_scale(lo, hi, levels, symmetric), storage)
+            scales[i, g] = scale
+            zeros[i, g] = group_zero(lo, scale, levels, symmetric)
+
+
+@kernel
+def _encode(matrix, scales, zeros, group_of, low, high, codes):
+    """Split: one task a row."""
+    for i in prange(len(codes)):
+        for j in range(codes.shape[1]):
+            g = group_of[j]
+            code = code_of(widen(matrix[i, j]), scales[i, g], zeros[i, g], low, high)
+            codes[i, j] = np.uint8(code - low)
+
+
+@kernel
+def _decode(codes, scales, zeros, group_of, low, out):
+    """Split: one task a row."""
+    for i in prange(len(codes)):
+        for j in range(codes.shape[1]):
+            g = group_of[j]
+            out[i, j] = value_of(codes[i, j] + low, scales[i, g], zeros[i, g])

@@ -1,0 +1,84 @@
+"""Checks of arguments: each error names the argument, what was expected and what came.
+
+They look only at shape and dtype attributes, so they serve NumPy and CUDA arrays alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FLOAT_NAMES = ("float16", "bfloat16", "float32", "float64")
+
+
+def matrix(name: str, array: Any, shape: tuple[int | str, int | str]) -> tuple[int, int]:
+    """Check that `array` is a non-empty 2-D float array and return its shape.
+
+    `shape` holds a number where the size is fixed and a letter where it is free.
+    """
+    floats(name, array)
+    expected = f"[{shape[0]}, {shape[1]}]"
+    fits = len(array.shape) == 2 and all(
+        isinstance(want, str) or want == size
+        for want, size in zip(shape, array.shape, strict=False)
+    )
+    if not fits:
+        raise ValueError(f"{name}: expected shape {expected}, got {list(array.shape)}")
+    if 0 in array.shape:
+        raise ValueError(f"{name}: expected non-empty axes, got shape {list(array.shape)}")
+    return int(array.shape[0]), int(array.shape[1])
+
+
+def floats(name: str, array: Any) -> None:
+    """Check that `array` has one of the four dtypes, in the machine's byte order."""
+    dtype = np.dtype(array.dtype)
+    if dtype.name not in FLOAT_NAMES or not dtype.isnative:
+        raise TypeError(
+            f"{name}: expected dtype {', '.join(FLOAT_NAMES[:-1])} or {FLOAT_NAMES[-1]} in native "
+            f"byte order, got {dtype.str if not dtype.isnative else dtype.name}"
+        )
+
+
+def result_dtype(*arrays: Any) -> np.dtype:
+    """float64 if any input is float64, else float32: the dtype of accumulators and results."""
+    wide = any(np.dtype(array.dtype) == np.float64 for array in arrays if array is not None)
+    return np.dtype(np.float64 if wide else np.float32)
+
+
+def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Check a preallocated result: exact shape and dtype, C-contiguous, writable."""
+    if tuple(out.shape) != shape or np.dtype(out.dtype) != dtype:
+        raise ValueError(
+            f"{name}: expected shape {list(shape)} and dtype {dtype}, "
+            f"got {list(out.shape)} and {out.dtype}"
+        )
+    if isinstance(out, np.ndarray) and not (out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError(f"{name}: expected a writable C-contiguous array")
+
+
+def integer(name: str, value: Any, low: int, high: int) -> int:
+    """Check that `value` is an integer in ``[low, high]`` and return it as int."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected {low} to {high}, got {value}")
+    return int(value)
+
+
+def finite_number(name: str, value: Any) -> float:
+    """Check that `value` is a finite real number and return it as float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not np.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    return float(value)
+
+
+def disjoint(out: NDArray | None, **inputs: NDArray) -> None:
+    """Check that a preallocated NumPy result shares no memory with the inputs it is made from."""
+    for name, array in inputs.items():
+        if isinstance(out, np.ndarray) and np.may_share_memory(out, array):
+            raise ValueError(f"out: expected memory of its own, got memory shared with {name}")
+

@@ -1,0 +1,35 @@
+"""The one check that reads every element: non-finite weights and matrices are named, not used."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from numbacalib.runtime.half import infinity_bits, magnitude_bits
+from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.strides import rows_view
+
+
+def require_finite(name: str, matrix: NDArray) -> None:
+    """Raise a ValueError that names the first NaN or infinity of a matrix, in row-major order."""
+    clean = np.empty(len(matrix), np.bool_)
+    bits = magnitude_bits(matrix)
+    mask = bits.dtype.type(np.iinfo(bits.dtype).max)
+    _finite_rows(rows_view(bits), matrix.shape[1], mask, infinity_bits(matrix.dtype), clean)
+    if not clean.all():
+        row = int(np.argmin(clean))
+        column = int(np.argmin(np.isfinite(matrix[row])))
+        raise ValueError(
+            f"{name}: expected finite values, got {matrix[row, column]} at [{row}, {column}]"
+        )
+
+
+@kernel
+def _finite_rows(bits, width, mask, infinity, clean):
+    """Split: one task a row."""
+    for i in prange(len(bits)):
+        largest = mask & ~mask
+        for j in range(width):
+            largest = max(largest, bits[i, j] & mask)
+        clean[i] = largest < infinity

@@ -1,0 +1,76 @@
+"""16-bit floats inside kernels.
+
+Numba has no arithmetic on float16 and no bfloat16 on the CPU, so 16-bit floats travel into kernels
+as integers of their own width: float16 as uint16, bfloat16 as int16. `widen` decodes one element,
+and `carrier` makes the integer view. No array is ever copied to a wider type.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core.extending import intrinsic, overload
+from numpy.typing import NDArray
+
+FLOAT16 = np.dtype(np.float16)
+BFLOAT16_BITS = np.uint32(16)
+
+
+def is_bfloat16(dtype: np.dtype) -> bool:
+    """Whether `dtype` is ml_dtypes' bfloat16, told by name so that ml_dtypes stays optional."""
+    return dtype.name == "bfloat16"
+
+
+def carrier(array: NDArray) -> NDArray:
+    """View `array` as the dtype that it travels in: 16-bit floats as integers, others unchanged."""
+    if array.dtype == FLOAT16:
+        return array.view(np.uint16)
+    if is_bfloat16(array.dtype):
+        return array.view(np.int16)
+    return array
+
+
+def magnitude_bits(array: NDArray) -> NDArray:
+    """View floats as signed integers of their width, sign bit included.
+
+    With the sign bit masked off, IEEE 754 floats of any width are ordered as their bits are, infinity
+    above every finite value and NaN above infinity: an integer maximum is a maximum that keeps NaN.
+    """
+    return array.view(np.dtype(f"i{array.dtype.itemsize}"))
+
+
+def infinity_bits(dtype: np.dtype) -> np.integer:
+    """Bits of +inf in `dtype`: a value is finite if and only if its magnitude bits are below."""
+    return magnitude_bits(np.array([np.inf], dtype))[0]
+
+
+def widen(x):
+    """Return one element of a carrier array as a float: float32, or float64 for float64."""
+    if x.dtype == np.uint16:
+        return np.float32(x.view(np.float16))
+    if x.dtype == np.int16:
+        return (np.uint32(x.view(np.uint16)) << BFLOAT16_BITS).view(np.float32)
+    return x
+
+
+@intrinsic
+def _half_to_float(typing_context, x):
+    """`fpext half to float`: vcvtph2ps on x86 with F16C, cvt.f32.f16 on NVIDIA GPUs."""
+
+    def generate(context, builder, signature, arguments):
+        half = builder.bitcast(arguments[0], ir.HalfType())
+        return builder.fpext(half, ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@overload(widen)
+def _widen(x):
+    if x == types.uint16:
+        return lambda x: _half_to_float(x)
+    if x == types.int16:
+        return lambda x: np.uint32(np.uint32(np.uint16(x)) << BFLOAT16_BITS).view(np.float32)
+    if isinstance(x, types.Float):
+        return lambda x: x
+    return None

@@ -1,0 +1,35 @@
+"""Arrays of any strides, presented to kernels as one of a few compiled layouts."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+
+def rows_view(array: NDArray) -> NDArray:
+    """Present a matrix whose rows are contiguous as a C-contiguous one, whatever its row stride.
+
+    The result has the row stride as its width: `[N, K]` becomes `[N, ld]`, as BLAS would call it, and
+    a kernel looks at the first K columns only. Memory past the array is addressed by the view but
+    never read. A matrix with other strides comes back as it is (Numba then compiles the kernel for
+    arbitrary strides: slower, no copy). Always read-only, so that a kernel is compiled once.
+    """
+    step = array.itemsize
+    leading, inner = array.strides
+    if array.shape[1] == 1:
+        inner = step
+    if array.shape[0] == 1:
+        leading = step * array.shape[1]
+    if inner == step and leading > 0 and leading % step == 0:
+        return as_strided(
+            array, (array.shape[0], leading // step), (leading, step), writeable=False
+        )
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def is_column_major(array: NDArray) -> bool:
+    """Whether the columns of a matrix are contiguous and its rows are not."""
+    return abs(array.strides[0]) < abs(array.strides[1]) and array.shape[0] > 1

@@ -1,0 +1,91 @@
+"""The quantization grid: one definition for both targets.
+
+Codes are integers in ``[low, high]``; the range of a group always includes 0, so 0 is exact.
+
+- asymmetric: ``scale = (hi - lo) / levels``, ``zero = clip(rint(-lo / scale), 0, levels)``,
+  codes in ``[0, levels]``;
+- symmetric: ``scale = 2 max|w| / levels``, ``zero = 0``, codes in
+  ``[-2**(bits - 1), 2**(bits - 1) - 1]``;
+
+with ``levels = 2**bits - 1``, ``code = clip(rint(w / scale) + zero, low, high)`` and
+``value = (code - zero) * scale``. A group that is all zeros has ``scale = 1``.
+
+Quotients are formed before rounding and products kept out of the sums that decide a tie, since a
+device compiler may contract ``a * b + c`` and move the tie.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from numbacalib.runtime.jit import scalar
+from numbacalib.spec.scalars import rint, round_mantissa
+
+SCALE_EXACT = 0
+"""Scales stay in the accumulators' type."""
+SCALE_FLOAT16 = 1
+"""Scales are rounded to what float16 can store (10 mantissa bits, subnormals of 2**-24)."""
+SCALE_BFLOAT16 = 2
+"""Scales are rounded to what bfloat16 can store (7 mantissa bits, subnormals of 2**-133)."""
+
+
+def code_range(bits: int, symmetric: bool) -> tuple[int, int]:
+    """Return the least and the greatest code, ``(low, high)``."""
+    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if symmetric else (0, (1 << bits) - 1)
+
+
+@scalar
+def group_scale(lo, hi, levels, symmetric):
+    """Scale of a group whose weights span ``[lo, hi]``, ``lo <= 0 <= hi``, in their own type."""
+    span = max(-lo, hi) + max(-lo, hi) if symmetric else hi - lo
+    scale = span / levels
+    return scale if scale > 0 else levels / levels
+
+
+@scalar
+def stored_scale(scale, storage):
+    """Round `scale` to the storage type, never to 0: codes are chosen against what is stored."""
+    if storage == SCALE_FLOAT16:
+        return round_mantissa(scale, 10, 2.0**-24)
+    if storage == SCALE_BFLOAT16:
+        return round_mantissa(scale, 7, 2.0**-133)
+    return scale
+
+
+@scalar
+def group_zero(lo, scale, levels, symmetric):
+    """Zero point of a group, an integer in the weights' type; 0 on the symmetric grid."""
+    return levels - levels if symmetric else rint(min(-lo / scale, levels))
+
+
+@scalar
+def code_of(weight, scale, zero, low, high):
+    """Code of one weight: the nearest point of the grid, ties to even, clipped to its ends.
+
+    `low` and `high` come in the weight's type. The quotient is clipped before it is rounded, past
+    anything that could reach the grid, so that `rint` stays in its domain.
+    """
+    reach = (high - low) + (high - low)
+    quotient = min(max(weight / scale, -reach), reach)
+    return min(max(rint(quotient) + zero, low), high)
+
+
+@scalar
+def value_of(code, scale, zero):
+    """Weight that a code stands for."""
+    return (code - zero) * scale
+
+
+class Grid(NamedTuple):
+    """A grid's settings; the bounds are formed in the type of the weights that meet it."""
+
+    bits: int
+    symmetric: bool
+    storage: int = SCALE_EXACT
+
+    def bounds(self, dtype: np.dtype) -> tuple[np.floating, np.floating, np.floating]:
+        """Return ``(low, high, levels)`` as scalars of `dtype`: least and greatest code, and steps."""
+        low, high = code_range(self.bits, self.symmetric)
+        return dtype.type(low), dtype.type(high), dtype.type(high - low)

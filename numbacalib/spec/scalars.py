@@ -1,0 +1,76 @@
+"""Scalar primitives that NumPy or Numba lack on one of the targets, with one result on all.
+
+Each is a Python function (which the CUDA simulator runs) with an overload for compiled code.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+from numba.core.extending import overload
+
+
+def rint(x):
+    """Round half to even, for |x| < 2**22 in float32 and |x| < 2**51 in float64.
+
+    Adding and subtracting 1.5 * 2**23 (2**52) leaves no bit below one, and the hardware's own
+    rounding of the sum is half-to-even. CUDA's Numba has no `np.rint`.
+    """
+    return np.rint(x)
+
+
+@overload(rint)
+def _rint(x):
+    if x == types.float32:
+        shift = np.float32(1.5 * 2.0**23)
+    elif x == types.float64:
+        shift = np.float64(1.5 * 2.0**52)
+    else:
+        return None
+    return lambda x: (x + shift) - shift
+
+
+def round_mantissa(x, bits, tiniest):
+    """Round positive `x` half to even to `bits` explicit mantissa bits, in x's own type.
+
+    `tiniest` is the least positive number of the target format, which is also the spacing of its
+    subnormals; the result is never below it. The shift of `rint`, scaled to the last bit that stays,
+    does the rounding.
+    """
+    real = type(x)
+    power = np.ldexp(real(1), np.frexp(x)[1] - 1)
+    spacing = max(power / real(1 << bits), real(tiniest))
+    return max(np.rint(x / spacing) * spacing, real(tiniest))
+
+
+@overload(round_mantissa)
+def _round_mantissa(x, bits, tiniest):
+    if x == types.float32:
+        real, shift = np.float32, np.float32(1.5 * 2.0**23)
+    elif x == types.float64:
+        real, shift = np.float64, np.float64(1.5 * 2.0**52)
+    else:
+        return None
+
+    def rounded(x, bits, tiniest):
+        spacing = max(_power_of_two_below(x) / real(1 << bits), real(tiniest))
+        large = spacing * shift
+        return max((x + large) - large, real(tiniest))
+
+    return rounded
+
+
+def _power_of_two_below(x):
+    """Return ``2 ** floor(log2(x))`` for positive `x`: the exponent's bits alone."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_power_of_two_below)
+def _power_of_two_below_compiled(x):
+    if x == types.float32:
+        return lambda x: np.uint32(np.float32(x).view(np.uint32) & np.uint32(0x7F800000)).view(
+            np.float32
+        )
+    return lambda x: np.uint64(
+        np.float64(x).view(np.uint64) & np.uint64(0x7FF0000000000000)
+    ).view(np.float64)
