@@ -1,0 +1,48 @@
+"""Backends: the same tests run on NumPy arrays, in Numba's CUDA simulator and on a GPU.
+
+`pytest --backend cudasim` (or `cuda`) is a process of its own, since Numba reads at import whether to
+simulate. A backend that was asked for and is missing fails every test that needs it.
+"""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+settings.register_profile("numbacalib", deadline=None, max_examples=30, derandomize=True)
+settings.register_profile("cudasim", deadline=None, max_examples=6, derandomize=True)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--backend", choices=("numpy", "cudasim", "cuda"), default="numpy")
+
+
+def pytest_configure(config):
+    backend = config.getoption("--backend")
+    settings.load_profile("cudasim" if backend == "cudasim" else "numbacalib")
+    if backend == "cudasim":
+        os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+
+
+class Backend:
+    """Moves arrays to where the operation under test takes them, and results back."""
+
+    def __init__(self, name):
+        self.name = name
+        self.float64_loops = name == "cudasim"
+
+    def array(self, array):
+        if self.name == "numpy":
+            return array
+        from numba import cuda
+
+        return cuda.to_device(array)
+
+    def numpy(self, result):
+        return result if isinstance(result, np.ndarray) else result.copy_to_host()
+
+
+@pytest.fixture(scope="session")
+def backend(request):
+    return Backend(request.config.getoption("--backend"))

@@ -1,0 +1,70 @@
+import cases
+import naive
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import numbacalib
+from numbacalib.linalg import factor_hessian
+
+
+@given(
+    size=st.integers(1, 20),
+    seed=st.integers(0, 999),
+    dtype=st.sampled_from(cases.DTYPES),
+    layout=st.sampled_from(cases.LAYOUTS),
+    percdamp=st.sampled_from([0.01, 0.1, 1.0]),
+)
+def test_inverse_factor_agrees_with_the_definition(size, seed, dtype, layout, percdamp):
+    hessian = cases.laid_out(cases.random_hessian(seed, size).astype(dtype), layout)
+    kept = hessian.copy()
+    factor = numbacalib.gptq_inverse_hessian(hessian, percdamp=percdamp)
+    expected = naive.gptq_inverse_hessian(hessian, percdamp)
+    assert factor.dtype == cases.result_dtype(hessian)
+    assert factor.flags.c_contiguous
+    np.testing.assert_array_equal(factor, np.triu(factor))
+    np.testing.assert_array_equal(hessian, kept)
+    condition = np.linalg.cond(np.linalg.inv(expected.T @ expected))
+    limit = 10 * size * np.finfo(factor.dtype).eps * condition
+    assert np.abs(factor - expected).max() <= limit * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("size", [129, 300])
+def test_factor_of_the_hessian(size):
+    hessian = cases.random_hessian(1, size)
+    factor = factor_hessian(hessian, percdamp=0.02)
+    damped = hessian + factor.damping * np.eye(size)
+    assert factor.damping == pytest.approx(0.02 * np.diagonal(hessian).mean())
+    np.testing.assert_array_equal(factor.upper, np.triu(factor.upper))
+    np.testing.assert_allclose(factor.upper @ factor.upper.T, damped, atol=1e-12 * damped.max())
+
+
+def test_dead_channels_get_one():
+    hessian = cases.random_hessian(1, 6)
+    hessian[2] = hessian[:, 2] = 0
+    factor = factor_hessian(hessian)
+    np.testing.assert_array_equal(factor.dead, [False, False, True, False, False, False])
+    inverse = numbacalib.gptq_inverse_hessian(hessian)
+    np.testing.assert_allclose(inverse, naive.gptq_inverse_hessian(hessian), rtol=1e-9, atol=1e-12)
+    assert inverse[2, 2] == 1
+
+
+def test_all_channels_dead():
+    np.testing.assert_array_equal(numbacalib.gptq_inverse_hessian(np.zeros((3, 3))), np.eye(3))
+
+
+def test_failure_says_damping_smallest_entry_and_what_to_try():
+    rank_one = np.outer([1.0, 2.0, 4.0], [1.0, 2.0, 4.0]) * 1e8
+    rank_one[0, 0] = 0.5
+    with pytest.raises(np.linalg.LinAlgError, match=r"percdamp 0\).*smallest.*0\.5.*raise percdamp"):
+        numbacalib.gptq_inverse_hessian(rank_one, percdamp=0)
+
+
+def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match=r"hessian: expected shape \[2, 2\], got \[2, 3\]"):
+        numbacalib.gptq_inverse_hessian(np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"hessian: expected finite values, got nan at \[0, 1\]"):
+        numbacalib.gptq_inverse_hessian(np.array([[1, np.nan], [np.nan, 1]]))
+    with pytest.raises(ValueError, match="percdamp: expected a number not below 0, got -1"):
+        numbacalib.gptq_inverse_hessian(np.eye(2), percdamp=-1)
