@@ -1,0 +1,183 @@
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864) and its scaling variants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import ModelConfig
+
+__all__ = ["ROPE_TYPES", "RotaryEmbedding", "inverse_frequencies"]
+
+Frequencies = tuple[NDArray[np.float64], float]
+
+
+def _powers(dim: int, theta: float) -> NDArray[np.float64]:
+    return theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+
+
+def _default(config: ModelConfig, _length: int) -> Frequencies:
+    return _powers(config.head_dim, config.rope_theta), 1.0
+
+
+def _linear(config: ModelConfig, _length: int) -> Frequencies:
+    """Position interpolation (Chen et al. 2023, arXiv:2306.15595)."""
+    factor = _parameter(config, "factor")
+    return _powers(config.head_dim, config.rope_theta) / factor, 1.0
+
+
+def _dynamic(config: ModelConfig, length: int) -> Frequencies:
+    """NTK-aware base that grows with the sequence (Peng et al. 2023, arXiv:2309.00071, app. A)."""
+    dim, factor = config.head_dim, _parameter(config, "factor")
+    stretch = max(length, config.max_position_embeddings) / config.max_position_embeddings
+    theta = config.rope_theta * (factor * stretch - (factor - 1)) ** (dim / (dim - 2))
+    return _powers(dim, theta), 1.0
+
+
+def _yarn(config: ModelConfig, _length: int) -> Frequencies:
+    """YaRN (Peng et al. 2023, arXiv:2309.00071, section 3): interpolate slow dimensions only."""
+    given, dim = config.rope_scaling, config.head_dim
+    factor = _parameter(config, "factor")
+    original = _parameter(config, "original_max_position_embeddings")
+
+    def dimension_of(rotations: float) -> float:
+        """The pair that turns so many times within the original context."""
+        log_ratio = math.log(original / (rotations * 2 * math.pi))
+        return dim * log_ratio / (2 * math.log(config.rope_theta))
+
+    low = dimension_of(given.get("beta_fast") or 32)
+    high = dimension_of(given.get("beta_slow") or 1)
+    if given.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    width = high - low if high != low else 0.001
+    ramp = np.clip((np.arange(dim // 2) - low) / width, 0, 1)
+    powers = _powers(dim, config.rope_theta)
+    return powers * (1 - ramp) + powers / factor * ramp, _yarn_attention(config, factor)
+
+
+def _yarn_attention(config: ModelConfig, factor: float) -> float:
+    given = config.rope_scaling
+    if given.get("attention_factor") is not None:
+        return float(given["attention_factor"])
+
+    def magnitude(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if given.get("mscale") and given.get("mscale_all_dim"):
+        return magnitude(given["mscale"]) / magnitude(given["mscale_all_dim"])
+    return magnitude(1.0)
+
+
+def _llama3(config: ModelConfig, _length: int) -> Frequencies:
+    """Llama 3.1: long wavelengths are interpolated, short ones kept, a smooth step between."""
+    factor = _parameter(config, "factor")
+    original = _parameter(config, "original_max_position_embeddings")
+    low, high = _parameter(config, "low_freq_factor"), _parameter(config, "high_freq_factor")
+    powers = _powers(config.head_dim, config.rope_theta)
+    turns = original * powers / (2 * math.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return powers * (kept + (1 - kept) / factor), 1.0
+
+
+def _longrope(config: ModelConfig, length: int) -> Frequencies:
+    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): a factor for each dimension."""
+    given = config.rope_scaling
+    original = _parameter(config, "original_max_position_embeddings")
+    key = "long_factor" if length > original else "short_factor"
+    factors = np.asarray(given.get(key, ()), dtype=np.float64)
+    if factors.shape != (config.head_dim // 2,):
+        raise ValueError(
+            f"rope_scaling: {key} needs {config.head_dim // 2} numbers, got {factors.size}"
+        )
+    scaling = given.get("attention_factor")
+    if scaling is None:
+        factor = given.get("factor") or config.max_position_embeddings / original
+        scaling = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return _powers(config.head_dim, config.rope_theta) / factors, float(scaling)
+
+
+ROPE_TYPES: dict[str, Callable[[ModelConfig, int], Frequencies]] = {
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "yarn": _yarn,
+    "llama3": _llama3,
+    "longrope": _longrope,
+}
+"""Scaling variants by the name that configuration files give them."""
+
+
+def _parameter(config: ModelConfig, name: str) -> float:
+    value: Any = config.rope_scaling.get(name)
+    if value is None:
+        raise ValueError(f"rope_scaling: {config.rope_scaling['rope_type']} needs {name}")
+    return float(value)
+
+
+def inverse_frequencies(config: ModelConfig, length: int) -> Frequencies:
+    """Angle per position of each pair of dimensions, for a sequence of ``length`` tokens.
+
+    Returns
+    -------
+    frequencies : float64 ``[head_dim / 2]``, radians per position
+    attention_scaling : float
+        By which cosine and sine are multiplied.
+
+    Raises
+    ------
+    ValueError
+        For a scaling type that is not in `ROPE_TYPES`, or one of its parameters missing.
+    """
+    kind = config.rope_scaling["rope_type"]
+    if kind not in ROPE_TYPES:
+        raise ValueError(f"rope_type: expected one of {', '.join(ROPE_TYPES)}, got {kind!r}")
+    return ROPE_TYPES[kind](config, length)
+
+
+class RotaryEmbedding:
+    """Rotates queries and keys by their position.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        inverse_frequencies(config, 1)  # an unknown variant is an error now, not at the first block
+        self._config = config
+        self._length = 0
+        self._tables: tuple[NDArray[np.float32], NDArray[np.float32]]
+
+    def tables(self, length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Cosine and sine at positions ``0 .. length - 1``, float32 ``[length, head_dim / 2]``.
+
+        The last length's tables are kept: all blocks ask for the same.
+        """
+        if length != self._length:
+            frequencies, scaling = inverse_frequencies(self._config, length)
+            angles = np.arange(length)[:, None] * frequencies
+            self._tables = (
+                (np.cos(angles) * scaling).astype(np.float32),
+                (np.sin(angles) * scaling).astype(np.float32),
+            )
+            self._length = length
+        return self._tables
+
+    def rotate(self, heads: NDArray[np.float32]) -> None:
+        """Rotate float32 ``[..., T, num_heads, head_dim]`` in place.
+
+        Dimension ``i`` pairs with ``i + head_dim / 2``, as Hugging Face checkpoints order them.
+        """
+        cos, sin = (table[:, None, :] for table in self.tables(heads.shape[-3]))
+        half = heads.shape[-1] // 2
+        first, second = heads[..., :half], heads[..., half:]
+        first_sin = first * sin
+        first *= cos
+        first -= second * sin
+        second *= cos
+        second += first_sin

@@ -1,0 +1,91 @@
+"""A Llama-family forward pass in float64 loops, from the definitions; imports nothing of ours.
+
+RMSNorm: Zhang, Sennrich 2019. Rotary embedding: Su et al. 2021, pairs ``(i, i + d/2)``. Grouped
+queries: Ainslie et al. 2023. SwiGLU: Shazeer 2020.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    return np.array([row / math.sqrt(np.mean(row * row) + eps) * weight for row in x])
+
+
+def rotate(head: Array, position: int, theta: float) -> Array:
+    half = len(head) // 2
+    result = np.empty_like(head)
+    for i in range(half):
+        angle = position * theta ** (-2 * i / len(head))
+        a, b = head[i], head[i + half]
+        result[i] = a * math.cos(angle) - b * math.sin(angle)
+        result[i + half] = b * math.cos(angle) + a * math.sin(angle)
+    return result
+
+
+def softmax(scores: Array) -> Array:
+    exponentials = np.exp(scores - scores.max())
+    return exponentials / exponentials.sum()
+
+
+def attention(queries: Array, keys: Array, values: Array, window: int | None = None) -> Array:
+    """Causal attention of ``[T, heads, d]`` queries to ``[T, kv_heads, d]`` keys and values."""
+    length, heads, size = queries.shape
+    group = heads // keys.shape[1]
+    result = np.empty_like(queries)
+    for t in range(length):
+        first = 0 if window is None else max(0, t - window + 1)
+        for head in range(heads):
+            seen = keys[first : t + 1, head // group]
+            weights = softmax(seen @ queries[t, head] / math.sqrt(size))
+            result[t, head] = weights @ values[first : t + 1, head // group]
+    return result
+
+
+def forward(config: dict[str, Any], tensors: dict[str, NDArray[Any]], tokens: Any) -> Array:
+    """Logits ``[T, vocab_size]`` of one sequence, unscaled rotary embedding."""
+    weights = {name: np.asarray(tensor, dtype=np.float64) for name, tensor in tensors.items()}
+    eps, theta = config["rms_norm_eps"], config["rope_theta"]
+    size = config["head_dim"]
+    x = weights["model.embed_tokens.weight"][np.asarray(tokens)]
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+
+        def linear(name: str, x: Array, prefix: str = prefix) -> Array:
+            bias = weights.get(f"{prefix}{name}.bias", 0.0)
+            return x @ weights[f"{prefix}{name}.weight"].T + bias
+
+        def heads_of(name: str, x: Array, prefix: str = prefix) -> Array:
+            heads = linear(f"self_attn.{name}_proj", x).reshape(len(x), -1, size)
+            norm = weights.get(f"{prefix}self_attn.{name}_norm.weight")
+            if norm is not None:
+                heads = np.array([rms_norm(row, norm, eps) for row in heads])
+            if name != "v":
+                for position in range(len(x)):
+                    heads[position] = [rotate(head, position, theta) for head in heads[position]]
+            return heads
+
+        a = rms_norm(x, weights[f"{prefix}input_layernorm.weight"], eps)
+        context = attention(
+            heads_of("q", a), heads_of("k", a), heads_of("v", a), config.get("sliding_window")
+        )
+        x = x + linear("self_attn.o_proj", context.reshape(len(x), -1))
+        a = rms_norm(x, weights[f"{prefix}post_attention_layernorm.weight"], eps)
+        gate, up = linear("mlp.gate_proj", a), linear("mlp.up_proj", a)
+        x = x + linear("mlp.down_proj", gate / (1 + np.exp(-gate)) * up)
+    x = rms_norm(x, weights["model.norm.weight"], eps)
+    return x @ weights.get("lm_head.weight", weights["model.embed_tokens.weight"]).T
+
+
+def losses(logits: Array, tokens: Any) -> Array:
+    """Negative log likelihood of tokens 1 .. T-1 under the logits before each."""
+    return np.array(
+        [-math.log(softmax(row)[t]) for row, t in zip(logits, tokens[1:], strict=False)]
+    )

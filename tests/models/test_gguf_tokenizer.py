@@ -1,0 +1,155 @@
+"""Tokenizers rebuilt from GGUF metadata."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models.tiny import TEXT, tiny_config, tiny_tokenizer
+from models.tiny_gguf import tokenizer_metadata, write_gguf
+from tokenizers import Tokenizer
+
+from numbacalib.models import open_checkpoint
+from numbacalib.models.gguf_tokenizer import build_tokenizer
+
+TEXTS = (
+    TEXT,
+    "",
+    " ",
+    "  two  spaces\n\n\ttab",
+    "naïve café 東京 🙂",
+    "x=12345;\r\n#!",
+    "don't DON'T",
+)
+
+
+def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
+    assert tokenizer.pre_tokenizer is not None
+    return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+
+
+def test_a_file_gives_back_the_tokenizer_it_was_made_from(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", tiny_config(), extra=tokenizer_metadata())
+    checkpoint = open_checkpoint(tmp_path / "tiny.gguf")
+    files = checkpoint.tokenizer_files()
+    written = Tokenizer.from_str(files["tokenizer.json"].decode())
+    for text in (*TEXTS, "a<|endoftext|>b"):
+        ids = tiny_tokenizer().encode(text).ids
+        assert checkpoint.tokenizer.encode(text).ids == ids
+        assert written.encode(text).ids == ids
+        assert checkpoint.tokenizer.decode(ids, skip_special_tokens=False) == text
+    config = json.loads(files["tokenizer_config.json"])
+    assert config["eos_token"] == "<|endoftext|>"
+    assert config["model_max_length"] == 128
+
+
+def test_a_file_without_a_tokenizer_says_so_when_asked(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", tiny_config())
+    checkpoint = open_checkpoint(tmp_path / "tiny.gguf")
+    with pytest.raises(ValueError, match=r"tiny.gguf: tokenizer.ggml.model: .*got None"):
+        checkpoint.tokenizer  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("pre", "expected"),
+    [
+        ("gpt-2", ["Don", "'t", "Ġsay", "ĠDON", "'", "T", "Ġ1234", "ĠĠ", "Ġx", "Ċ", "!"]),
+        ("smollm", ["Don", "'t", "Ġsay", "ĠDON", "'", "T", "Ġ", *"1234", "ĠĠ", "Ġx", "Ċ", "!"]),
+        ("llama-bpe", ["Don", "'t", "Ġsay", "ĠDON", "'T", "Ġ", "123", "4", "ĠĠ", "Ġx", "Ċ", "!"]),
+        ("qwen2", ["Don", "'t", "Ġsay", "ĠDON", "'T", "Ġ", *"1234", "ĠĠ", "Ġx", "Ċ", "!"]),
+    ],
+)
+def test_each_pre_tokenizer_splits_its_own_way(pre: str, expected: list[str]) -> None:
+    tokenizer = build_tokenizer(tokenizer_metadata(pre))
+    assert pieces(tokenizer, "Don't say DON'T 1234   x\n!") == expected
+
+
+def test_llama3_begins_with_bos_and_takes_known_words_whole() -> None:
+    metadata = tokenizer_metadata("llama-bpe")
+    metadata["tokenizer.ggml.tokens"].append("zqzqz")
+    metadata["tokenizer.ggml.token_type"].append(1)
+    assert build_tokenizer(metadata).encode("zqzqz").tokens == ["<|endoftext|>", "zqzqz"]
+    metadata["tokenizer.ggml.add_bos_token"] = False
+    metadata["tokenizer.ggml.add_eos_token"] = True
+    assert build_tokenizer(metadata).encode("zqzqz").tokens == ["zqzqz", "<|endoftext|>"]
+
+
+def test_qwen2_composes_characters_first() -> None:
+    tokenizer = build_tokenizer(tokenizer_metadata("qwen2"))
+    assert tokenizer.encode("cafe\u0301").ids == tokenizer.encode("caf\u00e9").ids
+
+
+def sentencepiece_metadata() -> dict[str, Any]:
+    """A vocabulary where greedy merging by score is not the longest match."""
+    normal = ["▁", "a", "b", "c", "ab", "bc", "▁a", "abc", "▁ab", "cab", "aa", "aaa"]
+    scores = [-9.0, -9.0, -9.0, -9.0, -2.0, -1.0, -3.0, -5.0, -4.0, -6.0, -7.0, -7.5]
+    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens + normal,
+        "tokenizer.ggml.scores": [0.0] * len(tokens) + scores,
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * len(normal),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+
+
+def naive_sentencepiece(metadata: dict[str, Any], text: str) -> list[str]:
+    """Merge the adjacent pair whose piece scores highest, leftmost first, until none is left."""
+    scores = {
+        token: score
+        for token, score, kind in zip(
+            metadata["tokenizer.ggml.tokens"],
+            metadata["tokenizer.ggml.scores"],
+            metadata["tokenizer.ggml.token_type"],
+            strict=True,
+        )
+        if kind == 1
+    }
+    symbols = list("▁" + text.replace(" ", "▁")) if text else []
+    while True:
+        pairs = [(a + b, i) for i, (a, b) in enumerate(itertools.pairwise(symbols))]
+        ranked = [(-scores[piece], i) for piece, i in pairs if piece in scores]
+        if not ranked:
+            break
+        at = min(ranked)[1]
+        symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
+    result: list[str] = ["<s>"]
+    for symbol in symbols:
+        known = symbol in scores
+        result += [symbol] if known else [f"<0x{byte:02X}>" for byte in symbol.encode()]
+    return result
+
+
+@pytest.mark.parametrize(
+    "text", ["abc", "ab c abab", "cabcab aabcc", "  b", "aaaa aaaaa", "aébc\n", "", "ccc bab"]
+)
+def test_sentencepiece_merges_by_score(text: str) -> None:
+    metadata = sentencepiece_metadata()
+    tokenizer = build_tokenizer(metadata)
+    encoded = tokenizer.encode(text)
+    assert encoded.tokens == naive_sentencepiece(metadata, text)
+    assert tokenizer.decode(encoded.ids) == text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model: .*got 'bert'"),
+        ({"tokenizer.ggml.pre": "tekken"}, "tokenizer.ggml.pre: .*got 'tekken'"),
+        ({"tokenizer.ggml.token_type": [1]}, "expected a type for each of 320 tokens"),
+        ({"tokenizer.ggml.model": "llama"}, "expected a score for each token"),
+    ],
+)
+def test_what_is_not_supported_says_so(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_tokenizer(tokenizer_metadata() | change)
+
+
+def test_a_normalization_table_is_not_supported() -> None:
+    metadata = sentencepiece_metadata() | {"tokenizer.ggml.precompiled_charsmap": [1, 2]}
+    with pytest.raises(ValueError, match="normalization table is not supported"):
+        build_tokenizer(metadata)
