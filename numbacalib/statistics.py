@@ -37,6 +37,8 @@ class InputStatistics:
     def update(self, inputs: NDArray) -> None:
         """Add tokens: inputs [N, K] of any length, or of more axes with the channels last.
 
+        Any of the four dtypes; sums are float32.
+
         Raises
         ------
         ValueError
@@ -46,6 +48,8 @@ class InputStatistics:
         rows = inputs.reshape(-1, inputs.shape[-1])
         checks.matrix("inputs", rows, ("N", channels))
         require_finite("inputs", rows)
+        if rows.dtype == np.float64:
+            rows = rows.astype(np.float32)
         tokens = self.tokens + len(rows)
         gptq_hessian_update(
             self.hessian, rows, alpha=2 / tokens, beta=self.tokens / tokens, out=self.hessian

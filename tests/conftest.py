@@ -4,7 +4,9 @@
 simulate. A backend that was asked for and is missing fails every test that needs it.
 """
 
+import hashlib
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +21,25 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    _separate_kernel_cache(config)
     backend = config.getoption("--backend")
     settings.load_profile("cudasim" if backend == "cudasim" else "numbacalib")
     if backend == "cudasim":
         os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+
+
+def _separate_kernel_cache(config):
+    """Cache compiled kernels by the sources that are compiled into them.
+
+    Numba looks only at the file that a kernel stands in, so that a change in spec/ would leave stale
+    kernels in use.
+    """
+    digest = hashlib.sha256()
+    package = Path(__file__).parent.parent / "numbacalib"
+    for source in sorted([*package.glob("spec/*.py"), *package.glob("runtime/*.py")]):
+        digest.update(source.read_bytes())
+    directory = config.cache.mkdir(f"kernels-{digest.hexdigest()[:12]}")
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(directory))
 
 
 class Backend:

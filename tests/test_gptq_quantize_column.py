@@ -23,7 +23,9 @@ def assert_same_up_to_ties(values, scales, zeros, weight, factor, bits, group_si
     """
     expected = naive.gptq_quantize_column(weight, factor, bits, group_size, symmetric)
     margin = TIE[values.dtype]
-    for i, (codes, naive_scales, naive_zeros, naive_values) in enumerate(zip(*expected, strict=True)):
+    for i, (codes, naive_scales, naive_zeros, naive_values) in enumerate(
+        zip(*expected, strict=True)
+    ):
         same_grid = np.isclose(scales[i], naive_scales, rtol=margin) & (zeros[i] == naive_zeros)
         steps = np.repeat(naive_scales, group_size)
         differs = np.abs(values[i] - naive_values) > margin * steps * (1 + np.abs(codes))
@@ -89,7 +91,10 @@ def test_agrees_with_the_definition(
 def test_blocks_change_nothing(backend, channels, group_size, dtype, symmetric):
     """Groups smaller than, equal to and larger than a block, in widths beyond a block and a panel."""
     if backend.name == "cudasim":
-        channels, group_size = channels // 10 // (group_size // 10) * (group_size // 10), group_size // 10
+        channels, group_size = (
+            channels // 10 // (group_size // 10) * (group_size // 10),
+            group_size // 10,
+        )
     weight = cases.random_matrix(1, (3, channels), dtype)
     check(backend, weight, upper_factor(2, channels).astype(dtype), 4, group_size, symmetric)
 
@@ -149,9 +154,9 @@ def test_compensation_lowers_the_loss(backend):
     weight = cases.random_matrix(4, (16, 24))
     factor = numbacalib.gptq_inverse_hessian(hessian)
     values = backend.numpy(
-        numbacalib.gptq_quantize_column(
-            backend.array(weight), backend.array(factor), 3, 8, False
-        )[0]
+        numbacalib.gptq_quantize_column(backend.array(weight), backend.array(factor), 3, 8, False)[
+            0
+        ]
     )
     rounded = naive.round_to_nearest(weight, 3, 8, False)[3]
     assert naive.proxy_loss(weight, values, hessian) < naive.proxy_loss(weight, rounded, hessian)
@@ -208,7 +213,11 @@ SKEW = EYE + np.diag([0.5], 3) + np.diag([0.1], -3)
         ((np.ones((2, 4)), -EYE, 4, 2, True), ValueError, r"h_inv: .*positive diagonal.*\[0, 0\]"),
         ((np.ones((2, 4)), SKEW, 4, 2, True), ValueError, "h_inv: .*triangular or a symmetric"),
         ((np.full((2, 4), np.nan), EYE, 4, 2, True), ValueError, r"weight: .*nan at \[0, 0\]"),
-        ((np.ones((2, 4)), np.full((4, 4), np.inf), 4, 2, True), ValueError, "h_inv: expected finite"),
+        (
+            (np.ones((2, 4)), np.full((4, 4), np.inf), 4, 2, True),
+            ValueError,
+            "h_inv: expected finite",
+        ),
     ],
 )
 def test_errors_name_the_argument(arguments, error, message):

@@ -57,7 +57,9 @@ def test_all_channels_dead():
 def test_failure_says_damping_smallest_entry_and_what_to_try():
     rank_one = np.outer([1.0, 2.0, 4.0], [1.0, 2.0, 4.0]) * 1e8
     rank_one[0, 0] = 0.5
-    with pytest.raises(np.linalg.LinAlgError, match=r"percdamp 0\).*smallest.*0\.5.*raise percdamp"):
+    with pytest.raises(
+        np.linalg.LinAlgError, match=r"percdamp 0\).*smallest.*0\.5.*raise percdamp"
+    ):
         numbacalib.gptq_inverse_hessian(rank_one, percdamp=0)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 from numbacalib.ops.gptq_quantize_column import GroupedCodes
 from numbacalib.ops.grid import grid_values, group_indices
 from numbacalib.runtime.half import is_bfloat16
-from numbacalib.spec.grid import SCALE_BFLOAT16, SCALE_EXACT, SCALE_FLOAT16, Grid, code_range
+from numbacalib.spec.grid import SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_FLOAT32, Grid, code_range
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def storage_grid(bits: int, symmetric: bool, scale_dtype: np.dtype) -> Grid:
     if is_bfloat16(scale_dtype):
         return Grid(bits, symmetric, SCALE_BFLOAT16)
     if scale_dtype == np.float32:
-        return Grid(bits, symmetric, SCALE_EXACT)
+        return Grid(bits, symmetric, SCALE_FLOAT32)
     raise TypeError(f"scale_dtype: expected float16, bfloat16 or float32, got {scale_dtype}")
 
 

@@ -30,6 +30,9 @@ SCALE_FLOAT16 = 1
 SCALE_BFLOAT16 = 2
 """Scales are rounded to what bfloat16 can store (7 mantissa bits, subnormals of 2**-133)."""
 
+SCALE_FLOAT32 = 3
+"""Scales are rounded to what float32 can store: of effect where accumulators are float64."""
+
 
 def code_range(bits: int, symmetric: bool) -> tuple[int, int]:
     """Return the least and the greatest code, ``(low, high)``."""
@@ -51,6 +54,8 @@ def stored_scale(scale, storage):
         return round_mantissa(scale, 10, 2.0**-24)
     if storage == SCALE_BFLOAT16:
         return round_mantissa(scale, 7, 2.0**-133)
+    if storage == SCALE_FLOAT32:
+        return round_mantissa(scale, 23, 2.0**-149)
     return scale
 
 

@@ -71,6 +71,6 @@ def _power_of_two_below_compiled(x):
         return lambda x: np.uint32(np.float32(x).view(np.uint32) & np.uint32(0x7F800000)).view(
             np.float32
         )
-    return lambda x: np.uint64(
-        np.float64(x).view(np.uint64) & np.uint64(0x7FF0000000000000)
-    ).view(np.float64)
+    return lambda x: np.uint64(np.float64(x).view(np.uint64) & np.uint64(0x7FF0000000000000)).view(
+        np.float64
+    )

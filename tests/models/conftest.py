@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
+
+from numbacalib.wheels import fetch_wheel
 
 _SHA256 = "1611801c031d0fc300dc89d3c07cd6be56dc1784e38e24422b2242d0761a333b"
 
@@ -29,13 +28,7 @@ class Glass(NamedTuple):
 @pytest.fixture(scope="session")
 def glassllm_wheel() -> Path:
     """The wheel of glassllm 0.1.0, downloaded once into the user's cache directory."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "numbacalib"
-    wheel = cache / "glassllm-0.1.0-py3-none-any.whl"
-    if not wheel.exists():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        subprocess.run([*command, "--dest", str(cache), "glassllm==0.1.0"], check=True)
-    assert hashlib.sha256(wheel.read_bytes()).hexdigest() == _SHA256, f"{wheel} is damaged"
-    return wheel
+    return fetch_wheel("glassllm", "0.1.0", _SHA256)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,132 @@
+"""The command line: ``numbacalib quantize``, ``evaluate`` and ``demo``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    0 is success, 2 an input that does not fit (argparse's own status), 1 a failure on the way (a full
+    disk, a Hessian that cannot be factored), 130 an interrupt. Each prints one line.
+    """
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="numbacalib: %(message)s", stream=sys.stderr)
+    try:
+        options.run(options)
+    except (ValueError, TypeError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        return _fail(BAD_INPUT, error)
+    except ModuleNotFoundError as error:
+        return _fail(BAD_INPUT, f"{error.name} is not installed: pip install 'numbacalib[models]'")
+    except (OSError, np.linalg.LinAlgError, MemoryError) as error:
+        return _fail(FAILED, error)
+    except KeyboardInterrupt:
+        return _fail(INTERRUPTED, "interrupted; nothing was written")
+    return 0
+
+
+def _fail(status: int, error: object) -> int:
+    text = " ".join(str(error).split()) or type(error).__name__
+    print(f"numbacalib: error: {text}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="numbacalib", description="Calibrate and quantize LLMs without torch."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    quantize = commands.add_parser("quantize", help="quantize a model and write a checkpoint")
+    quantize.set_defaults(run=_quantize)
+    _add_model(quantize)
+    quantize.add_argument(
+        "--text", nargs="+", type=Path, default=[], metavar="FILE", help="calibration text (gptq)"
+    )
+    quantize.add_argument("--method", choices=("gptq", "rtn"), default="gptq")
+    quantize.add_argument("--bits", type=int, default=4, help="2 to 8 (default 4)")
+    quantize.add_argument(
+        "--group-size",
+        type=int,
+        default=128,
+        help="input channels that share a scale, -1 for the whole row (default 128)",
+    )
+    grid = quantize.add_mutually_exclusive_group()
+    grid.add_argument("--symmetric", action="store_true", default=False)
+    grid.add_argument("--asymmetric", action="store_false", dest="symmetric", help="(default)")
+    quantize.add_argument(
+        "--samples", type=int, default=64, help="calibration sequences (default 64)"
+    )
+    _add_length(quantize)
+    quantize.add_argument("--output", type=Path, required=True, metavar="DIR")
+
+    evaluate = commands.add_parser("evaluate", help="print a model's perplexity on a text")
+    evaluate.set_defaults(run=_evaluate)
+    _add_model(evaluate)
+    evaluate.add_argument("--text", nargs="+", type=Path, required=True, metavar="FILE")
+    evaluate.add_argument("--samples", type=int, help="sequences (default: the whole text)")
+    _add_length(evaluate)
+
+    demo = commands.add_parser(
+        "demo", help="fetch SmolLM2-135M, quantize it to 4 and 3 bits, compare perplexities"
+    )
+    demo.set_defaults(run=_demo)
+    demo.add_argument("--output", type=Path, default=Path("smollm2-135m-gptq"), metavar="DIR")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="Hugging Face directory or GGUF file")
+
+
+def _add_length(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sequence-length", type=int, default=512, help="tokens of a sequence (default 512)"
+    )
+
+
+def _quantize(options: argparse.Namespace) -> None:
+    from numbacalib import pipeline, report
+
+    settings = pipeline.Settings(
+        method=options.method,
+        bits=options.bits,
+        group_size=None if options.group_size == -1 else options.group_size,
+        symmetric=options.symmetric,
+        samples=options.samples,
+        sequence_length=options.sequence_length,
+    )
+    results = pipeline.quantize(options.model, options.output, text=options.text, settings=settings)
+    print(report.layer_table(results))
+    print(f"written to {options.output}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from numbacalib import pipeline
+
+    result = pipeline.evaluate(
+        options.model,
+        options.text,
+        sequence_length=options.sequence_length,
+        samples=options.samples,
+    )
+    print(f"perplexity {result.perplexity:.4f} over {result.tokens} tokens")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from numbacalib import demo
+
+    demo.run(options.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

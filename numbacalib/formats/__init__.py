@@ -1,0 +1,23 @@
+"""Writers and readers of the checkpoints that runtimes load."""
+
+from numbacalib.formats.compressed_tensors import (
+    PackedLayers,
+    PackedLayout,
+    is_compressed,
+    pack,
+    unpack,
+    weight_reader,
+)
+from numbacalib.formats.output_directory import new_directory
+from numbacalib.formats.safetensors_writer import SafetensorsWriter
+
+__all__ = [
+    "PackedLayers",
+    "PackedLayout",
+    "SafetensorsWriter",
+    "is_compressed",
+    "new_directory",
+    "pack",
+    "unpack",
+    "weight_reader",
+]

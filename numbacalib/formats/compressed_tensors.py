@@ -1,0 +1,341 @@
+"""The compressed-tensors `pack-quantized` format, which transformers and vLLM load.
+
+A quantized linear layer has, in the place of ``weight`` [M, K], with G groups a row:
+
+- ``weight_packed`` int32 [M, ceil(K * bits / 32)], unsigned codes, packed along the row;
+- ``weight_scale`` [M, G], in the dtype of the model;
+- ``weight_shape`` int64 [2], M and K;
+- ``weight_zero_point`` int32 [ceil(M * bits / 32), G], unsigned, packed along the column; on the
+  asymmetric grid only. On the symmetric one the zero point is ``2 ** (bits - 1)``.
+
+The layout is that of compressed-tensors 0.20 (https://github.com/vllm-project/compressed-tensors,
+pull requests 715 and 732), which packs 3, 5, 6 and 7 bits without gaps. Releases before those left
+gaps or refused; 2, 4 and 8 bits are the same in all. Groups are runs of channels: its maintainers
+have removed ``weight_g_idx``, so that it is read here but not written. Release 0.20 fails on 4-bit
+zero points of a layer with several groups and at most 8 rows (one word of them along the column).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.formats.bit_packing import pack_bits, unpack_bits, word_count
+from numbacalib.methods.quantized_weight import QuantizedWeight
+
+if TYPE_CHECKING:
+    from numbacalib.models import Checkpoint
+
+METHOD = "compressed-tensors"
+FORMAT = "pack-quantized"
+
+
+class PackedLayout:
+    """How the linear layers of one model are stored.
+
+    Symmetric layers that take the whole row as their group get a config group of their own. For
+    asymmetric models transformers 5.23 with compressed-tensors 0.20 reads no second config group
+    (``get_dense_scheme`` takes the first one for all layers), so that all layers are stored in
+    groups of one size that divides every K, a scale repeated in each group that it covers.
+
+    Parameters
+    ----------
+    channels : mapping of str to int
+        K of each linear layer that is quantized, by the layer's name, such as
+        ``"model.layers.0.mlp.down_proj"``.
+    bits : int
+        2 to 8.
+    group_size : int or None
+        Input channels that share a scale; None is one scale a row.
+    symmetric : bool
+
+    Attributes
+    ----------
+    whole_row : tuple of str
+        Layers whose K `group_size` does not divide: they are quantized with one scale a row.
+    stored_group_size : int or None
+        Input channels of a group in the files; None is one group a row.
+    """
+
+    def __init__(
+        self, channels: Mapping[str, int], *, bits: int, group_size: int | None, symmetric: bool
+    ) -> None:
+        self._bits, self._symmetric = bits, symmetric
+        self.whole_row = tuple(
+            layer for layer, length in channels.items() if group_size and length % group_size
+        )
+        self.stored_group_size = group_size
+        if group_size and not symmetric:
+            self.stored_group_size = math.gcd(group_size, *channels.values())
+
+    def quantization_config(self, ignore: Sequence[str] = ("lm_head",)) -> dict[str, Any]:
+        """Return the ``quantization_config`` of the model's ``config.json``.
+
+        `ignore` names the linear layers that are not quantized.
+        """
+        groups = [self._config_group(["Linear"], self.stored_group_size)]
+        if self._symmetric and self.whole_row:
+            # A layer's name goes before its class in any order; in this one nothing warns.
+            groups.insert(0, self._config_group(list(self.whole_row), None))
+        config: dict[str, Any] = {
+            "quant_method": METHOD,
+            "format": FORMAT,
+            "quantization_status": "compressed",
+            "config_groups": {f"group_{index}": group for index, group in enumerate(groups)},
+            "ignore": list(ignore),
+            "kv_cache_scheme": None,
+        }
+        if not self._symmetric:
+            # Transformers decompresses on the first forward pass, or while loading if this is set.
+            # The former fails on zero points: compressed-tensors 0.20 expects them unpacked there.
+            config["dequantize"] = True
+        return config
+
+    def _config_group(self, targets: list[str], group_size: int | None) -> dict[str, Any]:
+        weights = {
+            "num_bits": self._bits,
+            "type": "int",
+            "symmetric": self._symmetric,
+            "strategy": "channel" if group_size is None else "group",
+            "group_size": group_size,
+            "dynamic": False,
+        }
+        return {"targets": targets, "weights": weights, "format": FORMAT}
+
+    def pack(self, quantized: QuantizedWeight) -> dict[str, NDArray[Any]]:
+        """Return the tensors of one of the layers, as `pack`."""
+        if self._symmetric or self.stored_group_size is None:
+            return pack(quantized)
+        repeats = quantized.group_size // self.stored_group_size
+        return pack(
+            replace(
+                quantized,
+                scales=np.repeat(quantized.scales, repeats, axis=1),
+                zeros=np.repeat(quantized.zeros, repeats, axis=1),
+                group_size=self.stored_group_size,
+            )
+        )
+
+
+def pack(quantized: QuantizedWeight) -> dict[str, NDArray[Any]]:
+    """Return a layer's tensors by their names in the layer, such as ``"weight_packed"``.
+
+    Raises
+    ------
+    ValueError
+        If the weight has a `g_idx`, which the format no longer holds.
+    """
+    if quantized.g_idx is not None:
+        raise ValueError("g_idx: expected None, compressed-tensors has no groups out of order")
+    tensors = {
+        "weight_packed": pack_bits(quantized.codes, quantized.bits),
+        "weight_scale": quantized.scales,
+        "weight_shape": np.array(quantized.codes.shape, np.int64),
+    }
+    if not quantized.symmetric:
+        packed = pack_bits(quantized.zeros.T, quantized.bits)
+        tensors["weight_zero_point"] = np.ascontiguousarray(packed.T)
+    return tensors
+
+
+def unpack(tensors: Mapping[str, NDArray[Any]], *, bits: int, symmetric: bool) -> QuantizedWeight:
+    """Read back what `pack` returns; a ``weight_g_idx`` [K] is read too.
+
+    Raises
+    ------
+    ValueError
+        If a tensor is missing, or its shape or dtype does not fit the others.
+    """
+    rows, channels = _tensor(tensors, "weight_shape", np.integer, (2,)).tolist()
+    scales = _tensor(tensors, "weight_scale", None, (rows, None))
+    groups = scales.shape[1]
+    if channels < 1 or groups < 1 or channels % groups:
+        raise ValueError(
+            f"weight_scale: expected a divisor of K = {channels} columns, got {groups}"
+        )
+    words = _tensor(tensors, "weight_packed", np.int32, (rows, word_count(channels, bits)))
+    if symmetric:
+        zeros = np.full(scales.shape, 1 << (bits - 1), np.uint8)
+    else:
+        shape = (word_count(rows, bits), groups)
+        packed = _tensor(tensors, "weight_zero_point", np.int32, shape)
+        zeros = np.ascontiguousarray(unpack_bits(packed.T, bits, rows).T)
+    g_idx = None
+    if "weight_g_idx" in tensors:
+        g_idx = _tensor(tensors, "weight_g_idx", np.integer, (channels,)).astype(np.int64)
+        if g_idx.min() < 0 or g_idx.max() >= groups:
+            raise ValueError(
+                f"weight_g_idx: expected 0 to {groups - 1}, got {g_idx.min()} to {g_idx.max()}"
+            )
+    return QuantizedWeight(
+        unpack_bits(words, bits, channels),
+        scales,
+        zeros,
+        bits,
+        channels // groups,
+        symmetric,
+        g_idx,
+    )
+
+
+def is_compressed(hf_config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` says that its weights are in this format.
+
+    Raises
+    ------
+    ValueError
+        If they are quantized in any other way, or their activations are.
+    """
+    config = hf_config.get("quantization_config")
+    if config is None:
+        return False
+    _schemes(config)
+    return True
+
+
+class PackedLayers(Mapping[str, QuantizedWeight]):
+    """The quantized linear layers of a checkpoint in this format, by name, read when asked for.
+
+    Names are those of layers, such as ``"model.layers.0.self_attn.q_proj"``.
+
+    Raises
+    ------
+    ValueError
+        On construction, before any weight is read: if the checkpoint is quantized in another way,
+        or no config group matches a layer that is packed. On access: as `unpack`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        schemes = _schemes(checkpoint.hf_config().get("quantization_config", {}))
+        self._checkpoint = checkpoint
+        self._names = set(checkpoint.names())
+        suffix = ".weight_packed"
+        self._layers = {
+            layer: _scheme_of(layer, schemes)
+            for layer in (name.removesuffix(suffix) for name in checkpoint.names())
+            if layer + suffix in self._names
+        }
+
+    def __getitem__(self, layer: str) -> QuantizedWeight:
+        scheme = self._layers[layer]
+        tensors = {
+            kind: self._checkpoint.tensor(f"{layer}.{kind}")
+            for kind in _TENSORS
+            if f"{layer}.{kind}" in self._names
+        }
+        try:
+            return unpack(tensors, bits=scheme.bits, symmetric=scheme.symmetric)
+        except ValueError as error:
+            raise ValueError(f"{self._checkpoint.path}: {layer}.{error}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
+def weight_reader(checkpoint: Checkpoint) -> Callable[[str], NDArray[np.float32]]:
+    """Return a function from a tensor's name to its values, float32.
+
+    The name ``<layer>.weight`` of a packed layer gives its dequantized weight [M, K]; any other
+    name gives the tensor as stored.
+
+    Raises
+    ------
+    ValueError
+        As `PackedLayers`.
+    """
+    layers = PackedLayers(checkpoint)
+
+    def read(name: str) -> NDArray[np.float32]:
+        layer = name.removesuffix(".weight")
+        if layer in layers:
+            return layers[layer].dequantize()
+        return checkpoint.tensor(name).astype(np.float32)
+
+    return read
+
+
+_TENSORS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
+
+
+class _Scheme(NamedTuple):
+    """How the layers that one of the targets matches are quantized."""
+
+    targets: tuple[str, ...]
+    bits: int
+    symmetric: bool
+
+
+def _schemes(config: Mapping[str, Any]) -> list[_Scheme]:
+    """Read the config groups, refusing whatever changes the meaning of a packed weight."""
+    _expect(config, "quant_method", METHOD)
+    _expect(config, "format", FORMAT)
+    for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
+        _expect(config, key, None)
+    schemes = []
+    for name, group in (config.get("config_groups") or {}).items():
+        if not isinstance(group, dict):
+            raise ValueError(f"quantization_config: expected {name} spelled out, got {group!r}")
+        if group.get("format") is not None:
+            _expect(group, "format", FORMAT)
+        for key in ("input_activations", "output_activations"):
+            _expect(group, key, None)
+        weights = group.get("weights") or {}
+        _expect(weights, "type", "int")
+        _expect(weights, "num_bits", *range(2, 9))
+        _expect(weights, "strategy", "group", "channel")
+        symmetric = bool(weights.get("symmetric", True))
+        schemes.append(_Scheme(tuple(group.get("targets", ())), weights["num_bits"], symmetric))
+    return schemes
+
+
+def _expect(config: Mapping[str, Any], key: str, *values: Any) -> None:
+    # An empty dictionary is how some writers say that there is none.
+    value = config.get(key) or None
+    if value not in values:
+        expected = " or ".join(map(repr, values))
+        raise ValueError(f"quantization_config: expected {key} {expected}, got {value!r}")
+
+
+def _scheme_of(layer: str, schemes: Sequence[_Scheme]) -> _Scheme:
+    """The scheme of a layer: by its name, else by an expression, else by its class."""
+    matches: tuple[Callable[[str], Any], ...] = (
+        lambda target: target == layer,
+        lambda target: target.startswith("re:") and re.match(target[3:], layer),
+        lambda target: target == "Linear",
+    )
+    for match in matches:
+        for scheme in schemes:
+            if any(map(match, scheme.targets)):
+                return scheme
+    raise ValueError(f"quantization_config: expected a config group for {layer}, found none")
+
+
+def _tensor(
+    tensors: Mapping[str, NDArray[Any]],
+    name: str,
+    dtype: Any,
+    shape: tuple[int | None, ...],
+) -> NDArray[Any]:
+    """One tensor, of a dtype that is a `dtype` and of the lengths in `shape`; None is any."""
+    if name not in tensors:
+        raise ValueError(f"{name}: expected a tensor of this name, found none")
+    tensor = tensors[name]
+    fits = len(tensor.shape) == len(shape) and all(
+        expected in (None, length) for expected, length in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits or not (dtype is None or np.issubdtype(tensor.dtype, dtype)):
+        kind = "" if dtype is None else f"{dtype.__name__} "
+        wanted = ", ".join("any" if length is None else str(length) for length in shape)
+        raise ValueError(
+            f"{name}: expected {kind}[{wanted}], got {tensor.dtype} {list(tensor.shape)}"
+        )
+    return tensor

@@ -1,0 +1,135 @@
+"""Safetensors files written tensor by tensor, in shards.
+
+A file is 8 bytes with the header's length, the header (JSON), the data.
+https://huggingface.co/docs/safetensors/index#format
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.runtime.half import is_bfloat16
+
+SHARD_BYTES = 1 << 30
+"""Data of a shard, and so the most that a writer holds: 1 GiB."""
+
+
+class SafetensorsWriter:
+    """Writes a model's tensors to ``model.safetensors``, or to shards with an index.
+
+    A context manager. A shard is written out when the next tensor would exceed `shard_bytes`, so no
+    more than that is held; a larger tensor takes a shard of its own. Shards get their final names,
+    and the index is written, when the ``with`` statement ends without an exception.
+
+    Parameters
+    ----------
+    directory : Path
+        An existing directory.
+    shard_bytes : int, default 1 GiB
+    """
+
+    def __init__(self, directory: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+        self._directory = directory
+        self._shard_bytes = shard_bytes
+        self._pending: dict[str, NDArray[Any]] = {}
+        self._pending_bytes = 0
+        self._shards: list[list[str]] = []
+        self._names: set[str] = set()
+        self.total_bytes = 0
+        """Data of all tensors so far, headers not counted."""
+
+    def add(self, name: str, tensor: NDArray[Any]) -> None:
+        """Write a tensor; it is kept by reference until its shard is written, so leave it as it is.
+
+        Raises
+        ------
+        ValueError
+            If the name was used before.
+        TypeError
+            If the format has no name for the dtype.
+        OSError
+            If the disk refuses.
+        """
+        if name in self._names:
+            raise ValueError(f"name: expected one not written before, got {name!r}")
+        _dtype_name(name, tensor.dtype)
+        if self._pending and self._pending_bytes + tensor.nbytes > self._shard_bytes:
+            self._flush()
+        self._names.add(name)
+        self._pending[name] = tensor
+        self._pending_bytes += tensor.nbytes
+        self.total_bytes += tensor.nbytes
+
+    def __enter__(self) -> SafetensorsWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._close()
+
+    def _flush(self) -> None:
+        self._shards.append(list(self._pending))
+        _write_file(self._shard_path(len(self._shards)), self._pending)
+        self._pending, self._pending_bytes = {}, 0
+
+    def _close(self) -> None:
+        """Write what is pending, name the shards by their number, and write the index."""
+        self._flush()
+        count = len(self._shards)
+        if count == 1:
+            self._shard_path(1).rename(self._directory / "model.safetensors")
+            return
+        weight_map = {}
+        for number, names in enumerate(self._shards, start=1):
+            file = f"model-{number:05d}-of-{count:05d}.safetensors"
+            self._shard_path(number).rename(self._directory / file)
+            weight_map.update(dict.fromkeys(names, file))
+        index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
+        path = self._directory / "model.safetensors.index.json"
+        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def _shard_path(self, number: int) -> Path:
+        """Where a shard stands until their number is known."""
+        return self._directory / f"shard-{number:05d}.partial"
+
+
+def _write_file(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
+    # Wide elements first: every tensor then starts at a multiple of its element's size.
+    order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
+    # transformers asks for the format and refuses a file without it.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": _dtype_name(name, tensor.dtype),
+            "shape": tensor.shape,
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in order:
+            file.write(tensors[name].ravel().view(np.uint8).data)
+
+
+def _dtype_name(name: str, dtype: np.dtype) -> str:
+    if is_bfloat16(dtype):
+        return "BF16"
+    if dtype.kind in "fiu" and dtype.isnative and dtype.itemsize <= 8:
+        return f"{dtype.kind.upper()}{8 * dtype.itemsize}"
+    raise TypeError(f"{name}: expected integers, floats or bfloat16, got {dtype}")

@@ -1,0 +1,183 @@
+import cases
+import ml_dtypes
+import naive
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numbacalib.methods import QuantizedWeight, gptq, proxy_loss, rtn
+
+SCALE_DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32)
+
+
+def stored_as(dtype):
+    """Round a scale to what `dtype` stores, through float32, and never to 0."""
+
+    def store(scale):
+        rounded = np.asarray(np.float32(scale)).astype(dtype)
+        return float(rounded) or float(np.nextafter(rounded, np.asarray(1, dtype)))
+
+    return store
+
+
+def assert_equals_naive(quantized, expected, bits, symmetric):
+    codes, scales, zeros, values = expected
+    offset = 2 ** (bits - 1) if symmetric else 0
+    np.testing.assert_array_equal(quantized.codes, codes + offset)
+    np.testing.assert_array_equal(quantized.scales.astype(np.float64), scales)
+    np.testing.assert_array_equal(quantized.zeros, zeros + offset)
+    np.testing.assert_allclose(quantized.dequantize(), values, rtol=1e-6, atol=1e-30)
+
+
+@given(
+    rows=st.integers(1, 5),
+    groups=st.integers(1, 4),
+    group_size=st.integers(1, 9),
+    bits=st.integers(2, 8),
+    symmetric=st.booleans(),
+    dtype=st.sampled_from((np.float16, np.float32)),
+    scale_dtype=st.sampled_from(SCALE_DTYPES),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_rtn_agrees_with_the_definition(
+    rows, groups, group_size, bits, symmetric, dtype, scale_dtype, seed
+):
+    weight = cases.random_matrix(seed, (rows, groups * group_size), dtype)
+    quantized = rtn(
+        weight, bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype
+    )
+    # float32 throughout, as the kernels compute, so that both meet the same ties
+    expected = naive.round_to_nearest(weight, bits, group_size, symmetric, stored_as(scale_dtype))
+    assert quantized.scales.dtype == scale_dtype
+    close = np.isclose(quantized.scales.astype(float), expected[1], rtol=0.01, atol=0)
+    assert close.all()
+    offset = 2 ** (bits - 1) if symmetric else 0
+    step = np.abs(quantized.codes.astype(int) - expected[0] - offset)
+    same_grid = np.repeat(quantized.scales.astype(float) == expected[1], group_size, axis=1)
+    same_grid &= np.repeat(quantized.zeros == expected[2] + offset, group_size, axis=1)
+    assert step[same_grid].max(initial=0) <= 1
+    ties = np.abs(np.abs(weight / np.repeat(expected[1], group_size, axis=1)) % 1 - 0.5) < 1e-4
+    assert (step[same_grid & ~ties] == 0).all()
+
+
+@pytest.mark.parametrize("scale_dtype", SCALE_DTYPES)
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 8), (3, 24), (2, 4), (8, 12)])
+def test_gptq_in_float64_agrees_with_the_definition(bits, group_size, symmetric, scale_dtype):
+    weight = cases.random_matrix(1, (5, 24))
+    hessian = cases.random_hessian(2, 24)
+    quantized, report = gptq(
+        weight,
+        hessian,
+        bits=bits,
+        group_size=group_size,
+        symmetric=symmetric,
+        scale_dtype=scale_dtype,
+    )
+    factor = naive.gptq_inverse_hessian(hessian)
+
+    def store(scale):
+        return float(np.asarray(scale).astype(scale_dtype))
+
+    expected = naive.gptq_quantize_column(weight, factor, bits, group_size, symmetric, store)
+    assert_equals_naive(quantized, expected, bits, symmetric)
+    damped = hessian + report.damping * np.eye(24)
+    assert report.loss == pytest.approx(naive.proxy_loss(weight, expected[3], damped), rel=1e-6)
+    assert report.damping == pytest.approx(0.01 * np.diagonal(hessian).mean())
+
+
+def test_gptq_beats_rounding():
+    weight = cases.random_matrix(1, (32, 64), np.float32)
+    hessian = cases.random_hessian(2, 64).astype(np.float32)
+    losses = [
+        proxy_loss(weight, quantized, hessian)
+        for quantized in (
+            gptq(weight, hessian, bits=3, group_size=16)[0],
+            rtn(weight, bits=3, group_size=16),
+        )
+    ]
+    assert losses[0] < 0.7 * losses[1]
+
+
+def test_gptq_does_not_depend_on_the_hessians_scale():
+    weight = cases.random_matrix(1, (4, 16))
+    hessian = cases.random_hessian(2, 16)
+    first, second = (gptq(weight, h, bits=4, group_size=8)[0] for h in (hessian, hessian * 1024))
+    np.testing.assert_array_equal(first.codes, second.codes)
+
+
+def test_dead_channels_become_zero():
+    weight = cases.random_matrix(1, (4, 8), np.float32)
+    kept = weight.copy()
+    hessian = cases.random_hessian(2, 8).astype(np.float32)
+    hessian[3] = hessian[:, 3] = 0
+    quantized, report = gptq(weight, hessian, bits=4, group_size=4)
+    assert report.dead == 1
+    np.testing.assert_array_equal(quantized.dequantize()[:, 3], 0)
+    np.testing.assert_array_equal(weight, kept)
+
+
+def test_whole_row_is_one_group():
+    weight = cases.random_matrix(1, (3, 341), np.float32)
+    hessian = cases.random_hessian(2, 341).astype(np.float32)
+    assert rtn(weight, bits=4, group_size=None).scales.shape == (3, 1)
+    quantized, _ = gptq(weight, hessian, bits=4, group_size=None)
+    assert quantized.scales.shape == (3, 1)
+    assert quantized.group_size == 341
+
+
+def test_proxy_loss_agrees_with_the_definition():
+    weight = cases.random_matrix(1, (3, 8), np.float32)
+    hessian = cases.random_hessian(2, 8).astype(np.float32)
+    quantized = rtn(weight, bits=2, group_size=4)
+    expected = naive.proxy_loss(weight, quantized.dequantize(), hessian)
+    assert proxy_loss(weight, quantized, hessian) == pytest.approx(expected, rel=1e-4)
+
+
+def test_dequantize_with_group_indices():
+    codes = np.array([[1, 2, 3, 0]], np.uint8)
+    quantized = QuantizedWeight(
+        codes,
+        np.array([[0.5, 2.0]], np.float16),
+        np.array([[1, 2]], np.uint8),
+        bits=2,
+        group_size=2,
+        symmetric=False,
+        g_idx=np.array([1, 0, 1, 0]),
+    )
+    np.testing.assert_array_equal(quantized.dequantize(), [[-2.0, 0.5, 2.0, -0.5]])
+
+
+def test_scales_too_small_or_too_large_for_their_dtype():
+    tiny = rtn(np.full((1, 4), 1e-12, np.float32), bits=4, group_size=4)
+    assert tiny.scales[0, 0] == np.float16(2.0**-24)
+    with pytest.raises(ValueError, match="scale_dtype: expected a type that holds"):
+        rtn(np.full((1, 4), 1e9, np.float32), bits=2, group_size=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"bits": 1}, ValueError, "bits: expected 2 to 8, got 1"),
+        ({"bits": 4, "group_size": 3}, ValueError, "group_size: .*divisor of K = 8, got 3"),
+        ({"bits": 4, "group_size": 4, "scale_dtype": np.int8}, TypeError, "scale_dtype: .*int8"),
+    ],
+)
+def test_errors_name_the_argument(options, error, message):
+    weight = np.ones((2, 8), np.float32)
+    with pytest.raises(error, match=message):
+        rtn(weight, **options)
+    with pytest.raises(error, match=message):
+        gptq(weight, np.eye(8, dtype=np.float32), **options)
+
+
+def test_non_finite_weights_and_hessians_are_named():
+    weight = np.ones((2, 8), np.float32)
+    weight[1, 5] = np.inf
+    with pytest.raises(ValueError, match=r"weight: expected finite values, got inf at \[1, 5\]"):
+        rtn(weight, bits=4, group_size=8)
+    hessian = np.eye(8)
+    hessian[2, 3] = np.nan
+    with pytest.raises(ValueError, match=r"hessian: expected finite values, got nan at \[2, 3\]"):
+        gptq(np.ones((2, 8)), hessian, bits=4, group_size=8)

@@ -1,0 +1,78 @@
+import cases
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numbacalib.statistics import InputStatistics, load_statistics, save_statistics
+
+
+def collected(inputs, cuts=()):
+    statistics = InputStatistics(inputs.shape[1])
+    for block in np.split(inputs, cuts):
+        statistics.update(block)
+    return statistics
+
+
+def expected_hessian(inputs):
+    x = inputs.astype(np.float64)
+    return 2 / len(x) * x.T @ x
+
+
+@given(
+    dtype=st.sampled_from(cases.DTYPES),
+    cuts=st.sets(st.integers(1, 29), max_size=4),
+    seed=st.integers(0, 999),
+)
+def test_every_token_weighs_the_same_however_the_stream_is_cut(dtype, cuts, seed):
+    inputs = cases.random_matrix(seed, (30, 5), dtype)
+    statistics = collected(inputs, sorted(cuts))
+    assert statistics.tokens == 30
+    np.testing.assert_allclose(statistics.hessian, expected_hessian(inputs), atol=1e-4)
+
+
+def test_merge_is_the_statistics_of_both():
+    inputs = cases.random_matrix(1, (30, 5), np.float32)
+    merged = collected(inputs[:7]).merge(collected(inputs[7:]))
+    assert merged.tokens == 30
+    np.testing.assert_allclose(merged.hessian, expected_hessian(inputs), atol=1e-5)
+    empty = InputStatistics(5)
+    np.testing.assert_array_equal(empty.merge(merged).hessian, merged.hessian)
+    assert empty.merge(empty).tokens == 0
+
+
+def test_sequences_are_tokens():
+    inputs = cases.random_matrix(1, (12, 5), np.float32)
+    statistics = InputStatistics(5)
+    statistics.update(inputs.reshape(3, 4, 5))
+    assert statistics.tokens == 12
+    np.testing.assert_allclose(statistics.hessian, expected_hessian(inputs), atol=1e-5)
+
+
+def test_save_and_load(tmp_path):
+    layers = {
+        "model.layers.0.q_proj": collected(cases.random_matrix(1, (9, 5), np.float32)),
+        "down": collected(cases.random_matrix(2, (4, 3), np.float32)),
+    }
+    file = tmp_path / "statistics.safetensors"
+    save_statistics(file, layers)
+    loaded = load_statistics(file)
+    assert loaded.keys() == layers.keys()
+    for name, statistics in layers.items():
+        assert loaded[name].tokens == statistics.tokens
+        np.testing.assert_array_equal(loaded[name].hessian, statistics.hessian)
+
+
+def test_bad_input_loses_nothing():
+    statistics = collected(cases.random_matrix(1, (9, 5), np.float32))
+    kept = statistics.hessian.copy()
+    bad = np.ones((3, 5), np.float32)
+    bad[2, 1] = np.nan
+    with pytest.raises(ValueError, match=r"inputs: expected finite values, got nan at \[2, 1\]"):
+        statistics.update(bad)
+    with pytest.raises(ValueError, match=r"inputs: expected shape \[N, 5\], got \[3, 4\]"):
+        statistics.update(np.ones((3, 4), np.float32))
+    assert statistics.tokens == 9
+    np.testing.assert_array_equal(statistics.hessian, kept)
+    with pytest.raises(ValueError, match="other: expected 5 channels, got 4"):
+        statistics.merge(InputStatistics(4))
