@@ -1,5 +1,7 @@
 """Calibration for weight quantization without torch: four operations on NumPy and CUDA arrays."""
 
+import numbacalib.runtime.threads  # noqa: F401  (before NumPy and Numba)  # isort: skip
+
 from numbacalib.linalg import gptq_inverse_hessian
 from numbacalib.ops.awq_channel_scores import awq_channel_scores
 from numbacalib.ops.fisher_information import fisher_information

@@ -66,6 +66,9 @@ class SafetensorsWriter:
         self._pending_bytes += tensor.nbytes
         self.total_bytes += tensor.nbytes
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
     def __enter__(self) -> SafetensorsWriter:
         return self
 

@@ -64,6 +64,57 @@ class DecoderBlock:
         self._rope = rope
         self._window = config.sliding_windows[index]
 
+    def producer(self, stage: tuple[str, ...]) -> str | None:
+        """Name what a stage's inputs are proportional to, channel by channel; None if nothing is.
+
+        With fewer key-value heads than heads, several of o_proj's inputs come from one output of v_proj.
+        """
+        names = ("input_layernorm", "self_attn.v_proj", "post_attention_layernorm", "mlp.up_proj")
+        name = names[self.stages.index(stage)]
+        grouped = self._config.num_heads != self._config.num_kv_heads
+        return None if name == "self_attn.v_proj" and grouped else name
+
+    def fold(
+        self, stage: tuple[str, ...], scales: Array, dtype: np.dtype
+    ) -> tuple[Array, dict[str, NDArray[Any]]]:
+        """Multiply the input channels of a stage's weights, and divide what produces them.
+
+        The block computes what it did, up to the rounding of sums and of biases: a norm's weight is
+        rounded to how it is stored, and the layers after it are scaled by what that leaves.
+
+        Parameters
+        ----------
+        stage : tuple of str
+            One of `stages` that has a `producer`.
+        scales : float32 [K], positive
+        dtype : dtype
+            What norms and biases are stored in.
+
+        Returns
+        -------
+        scales : float32 [K]
+            By what the channels were scaled exactly.
+        vectors : dict of str to array
+            Norms and biases that changed, by short name with ``.weight`` or ``.bias``.
+        """
+        producer = self.producer(stage)
+        vectors = {
+            name: (vector / scales).astype(dtype)
+            for name, vector in self._vectors.items()
+            if name.rpartition(".")[0] == producer
+        }
+        if producer in self.linears:
+            self.linears[producer] = self.linears[producer] / scales[:, None]
+        else:
+            before, after = self._vectors[f"{producer}.weight"], vectors[f"{producer}.weight"]
+            kept = after.astype(np.float32)
+            scales = np.divide(before, kept, out=np.ones_like(before), where=kept != 0)
+        for name, vector in vectors.items():
+            self._vectors[name] = vector.astype(np.float32)
+        for name in stage:
+            self.linears[name] = self.linears[name] * scales
+        return scales, vectors
+
     def attention_input(self, hidden: Array) -> Array:
         """Normalized ``hidden`` ``[..., T, hidden_size]``: the input of q, k and v."""
         return self._norm("input_layernorm", hidden)

@@ -1,9 +1,8 @@
-"""Which backend a call runs on: told by the types of its arrays, without importing a GPU library."""
+"""Which backend a call runs on: told by its arrays, without importing a GPU library."""
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,45 +10,84 @@ import numpy as np
 
 def is_cuda_array(array: Any) -> bool:
     """Whether `array` lives on a CUDA device (Numba's simulated device arrays included)."""
-    return hasattr(array, "__cuda_array_interface__") or hasattr(array, "__cuda_ndarray__")
+    return _interface(array) is not None
 
 
-def backend_of(**arrays: Any) -> str:
-    """Return ``"cpu"`` or ``"gpu"`` for the named arrays of one call; None stands for absent ones.
+def _interface(array: Any) -> Any:
+    """The CUDA array interface of `array`; None if it has none."""
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if interface is None and hasattr(array, "__cuda_ndarray__"):
+        return array  # the simulator's arrays have no interface
+    return interface
+
+
+class call:  # noqa: N801 - used like a function
+    """Open a call of the package `op`: ``with call(...) as (kernels, *arrays)``.
+
+    What comes are the module of the op's kernels and the arrays in their order: CUDA arrays of any
+    library as our kernels take them. What is launched inside goes to `stream`. None stands for
+    absent arrays, and for the stream of the enclosing call or the default stream.
 
     Raises
     ------
     TypeError
-        If an argument is no array, or if the arrays are on different devices.
+        If an argument is no array, if the arrays are on different devices, or if a stream is given
+        for NumPy arrays.
     """
-    places = {}
-    for name, array in arrays.items():
-        if array is None:
-            continue
-        if is_cuda_array(array):
-            places[name] = "gpu"
-        elif isinstance(array, np.ndarray):
-            places[name] = "cpu"
-        else:
-            raise TypeError(
-                f"{name}: expected a NumPy or CUDA array, got {type(array).__module__}."
-                f"{type(array).__qualname__}"
+
+    def __init__(self, op: str, stream: Any = None, **arrays: Any) -> None:
+        self._op = op
+        self._stream = stream
+        self._arrays = arrays
+        self._token: Any = None
+
+    def __enter__(self) -> tuple:
+        arrays, interfaces = self._arrays, {}
+        on_gpu = on_cpu = False
+        for name, array in arrays.items():
+            if isinstance(array, np.ndarray):
+                on_cpu = True
+            elif array is not None:
+                interfaces[name] = _interface(array)
+                on_gpu = True
+                if interfaces[name] is None:
+                    raise TypeError(
+                        f"{name}: expected a NumPy or CUDA array, got "
+                        f"{type(array).__module__}.{type(array).__qualname__}"
+                    )
+        if on_cpu and on_gpu:
+            where = ", ".join(
+                f"{name} on the {'GPU' if name in interfaces else 'CPU'}"
+                for name, array in arrays.items()
+                if array is not None
             )
-    if len(set(places.values())) > 1:
-        where = ", ".join(
-            f"{name} on the {'GPU' if place == 'gpu' else 'CPU'}" for name, place in places.items()
+            raise TypeError(f"expected all arrays of one call on one device, got {where}")
+        if on_cpu:
+            if self._stream is not None:
+                kind = type(self._stream).__name__
+                raise TypeError(f"stream: expected None with NumPy arrays, got {kind}")
+            return importlib.import_module(f"{self._op}.cpu"), *arrays.values()
+        from numbacalib.runtime import device
+
+        if self._stream is not None:
+            self._token = device.enter_stream(self._stream)
+        taken = (
+            None if array is None else device.device_array(array, interfaces[name])
+            for name, array in arrays.items()
         )
-        raise TypeError(f"expected all arrays of one call on one device, got {where}")
-    return next(iter(places.values()))
+        return importlib.import_module(f"{self._op}.gpu"), *taken
+
+    def __exit__(self, *_: object) -> None:
+        if self._token is not None:
+            from numbacalib.runtime import device
+
+            device.leave_stream(self._token)
 
 
-def kernels_of(op: str, **arrays: Any) -> ModuleType:
-    """Import and return the module of `op` (a package name) whose kernels take these arrays."""
-    module = f"{op}.{backend_of(**arrays)}"
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        name = op.rpartition(".")[2]
-        raise NotImplementedError(f"{name} has no GPU kernel yet: pass NumPy arrays") from None
+def may_share_memory(left: Any, right: Any) -> bool:
+    """Whether the address ranges of two arrays of one device overlap."""
+    if isinstance(left, np.ndarray):
+        return np.may_share_memory(left, right)
+    from numbacalib.runtime import device
+
+    return device.may_share_memory(left, right)

@@ -5,10 +5,13 @@ They look only at shape and dtype attributes, so they serve NumPy and CUDA array
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from numbacalib.runtime.backend import is_cuda_array, may_share_memory
+from numbacalib.runtime.half import is_bfloat16
 
 FLOAT_NAMES = ("float16", "bfloat16", "float32", "float64")
 
@@ -34,11 +37,16 @@ def matrix(name: str, array: Any, shape: tuple[int | str, int | str]) -> tuple[i
 def floats(name: str, array: Any) -> None:
     """Check that `array` has one of the four dtypes, in the machine's byte order."""
     dtype = np.dtype(array.dtype)
-    if dtype.name not in FLOAT_NAMES or not dtype.isnative:
+    if not _is_float(dtype):
         raise TypeError(
             f"{name}: expected dtype {', '.join(FLOAT_NAMES[:-1])} or {FLOAT_NAMES[-1]} in native "
             f"byte order, got {dtype.str if not dtype.isnative else dtype.name}"
         )
+
+
+@functools.cache
+def _is_float(dtype: np.dtype) -> bool:
+    return (dtype.name in FLOAT_NAMES or is_bfloat16(dtype)) and dtype.isnative
 
 
 def result_dtype(*arrays: Any) -> np.dtype:
@@ -54,7 +62,8 @@ def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None
             f"{name}: expected shape {list(shape)} and dtype {dtype}, "
             f"got {list(out.shape)} and {out.dtype}"
         )
-    if isinstance(out, np.ndarray) and not (out.flags.c_contiguous and out.flags.writeable):
+    contiguous = out.is_c_contiguous() if is_cuda_array(out) else out.flags.c_contiguous
+    if not contiguous or (isinstance(out, np.ndarray) and not out.flags.writeable):
         raise ValueError(f"{name}: expected a writable C-contiguous array")
 
 
@@ -76,9 +85,8 @@ def finite_number(name: str, value: Any) -> float:
     return float(value)
 
 
-def disjoint(out: NDArray | None, **inputs: NDArray) -> None:
-    """Check that a preallocated NumPy result shares no memory with the inputs it is made from."""
+def disjoint(out: Any, **inputs: Any) -> None:
+    """Check that a preallocated result shares no memory with the inputs it is made from."""
     for name, array in inputs.items():
-        if isinstance(out, np.ndarray) and np.may_share_memory(out, array):
+        if out is not None and may_share_memory(out, array):
             raise ValueError(f"out: expected memory of its own, got memory shared with {name}")
-

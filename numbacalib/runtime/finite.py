@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import prange
-from numpy.typing import NDArray
 
+from numbacalib.runtime.backend import is_cuda_array
 from numbacalib.runtime.half import infinity_bits, magnitude_bits
 from numbacalib.runtime.jit import kernel
 from numbacalib.runtime.strides import rows_view
 
 
-def require_finite(name: str, matrix: NDArray) -> None:
+def require_finite(name: str, matrix: Any) -> None:
     """Raise a ValueError that names the first NaN or infinity of a matrix, in row-major order."""
+    if is_cuda_array(matrix):
+        from numbacalib.runtime import finite_gpu
+
+        finite_gpu.require_finite(name, matrix)
+        return
     clean = np.empty(len(matrix), np.bool_)
     bits = magnitude_bits(matrix)
     mask = bits.dtype.type(np.iinfo(bits.dtype).max)

@@ -7,6 +7,8 @@ and `carrier` makes the integer view. No array is ever copied to a wider type.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -17,9 +19,13 @@ FLOAT16 = np.dtype(np.float16)
 BFLOAT16_BITS = np.uint32(16)
 
 
+@functools.cache  # a dtype takes long to tell its name
 def is_bfloat16(dtype: np.dtype) -> bool:
-    """Whether `dtype` is ml_dtypes' bfloat16, told by name so that ml_dtypes stays optional."""
-    return dtype.name == "bfloat16"
+    """Whether `dtype` is bfloat16, told by name so that ml_dtypes stays optional.
+
+    Without ml_dtypes bfloat16 is ``V2``: in the CUDA array interface, and in files of NumPy's.
+    """
+    return dtype.name in ("bfloat16", "void16")
 
 
 def carrier(array: NDArray) -> NDArray:
@@ -42,6 +48,8 @@ def magnitude_bits(array: NDArray) -> NDArray:
 
 def infinity_bits(dtype: np.dtype) -> np.integer:
     """Bits of +inf in `dtype`: a value is finite if and only if its magnitude bits are below."""
+    if is_bfloat16(dtype):
+        return np.int16(0x7F80)
     return magnitude_bits(np.array([np.inf], dtype))[0]
 
 

@@ -6,10 +6,28 @@ No fastmath anywhere: the order of additions is the same at any vector width and
 
 from __future__ import annotations
 
-from numba import njit
+from collections.abc import Callable
+from functools import update_wrapper
+from typing import Any
+
+from numbacalib.runtime.threads import launching, load_scipy  # before Numba
+
+from numba import njit  # isort: skip
 
 scalar = njit(error_model="numpy")
 """For spec functions: compiled into their callers; numba-cuda compiles the same source again."""
 
-kernel = njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-"""For CPU kernels: parallel, cached on disk, callable from several Python threads."""
+_compile = njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+
+
+class kernel:  # noqa: N801  (a decorator)
+    """Decorator for CPU kernels: parallel, cached on disk, callable from several Python threads."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._compiled = _compile(function)
+        update_wrapper(self, function)
+
+    def __call__(self, *arguments: Any) -> Any:
+        with launching:
+            load_scipy()
+            return self._compiled(*arguments)

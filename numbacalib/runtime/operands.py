@@ -1,8 +1,8 @@
 """Operands of tensor-core products: float32 as two float16 matrices, 16-bit ones as they lie.
 
-Each column is scaled by a power of two, which is exact, so that its largest magnitude lies between
-2**13 and 2**15, and split: ``high`` is the nearest float16, ``low`` the nearest float16 to the rest.
-Together they keep 22 bits of every element down to 2**-28 of the column's largest.
+Each column of a float32 matrix is scaled by a power of two, which is exact, so that its largest
+magnitude lies between 2**13 and 2**15, and split: ``high`` is the nearest float16, ``low`` the nearest
+float16 to the rest. Together they keep 22 bits of every element down to 2**-28 of the column's largest.
 """
 
 from __future__ import annotations
@@ -10,108 +10,119 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import cuda
 from numba.cuda import types
 
-from numbacalib.runtime import ptx
-from numbacalib.runtime.half import widen
-from numbacalib.runtime.workspace import Workspace
+from numbacalib.runtime import columns_gpu, device, ptx
+from numbacalib.runtime.device import Array, cuda
+from numbacalib.runtime.half import magnitude_bits, widen
+from numbacalib.runtime.launch import launch
 
-MAGNITUDE = np.int32(0x7FFFFFFF)
 INFINITY = np.int32(0x7F800000)
+"""Bits of float32's infinity."""
 THREADS = 128
-SEGMENT_ROWS = 256
+SPLIT_ROWS, BATCH = 32, 8
+"""Rows of a thread that splits, and those it reads together."""
+SHARED = columns_gpu.TALL[::-1]
 
 
-def split(x: Any, workspace: Workspace, stream: Any) -> tuple[Any, Any, Any]:
+def split(x: Any) -> tuple[Array, Array, Array]:
     """Return (high [B, K], low [B, K], scales [K]) of a float32 matrix.
 
     ``(high + low) * scales**2`` is the matrix. A column with a value that is not finite becomes zero
-    and has scale 0: `add_nonfinite` is for those.
+    and has scale 0; what it adds to a product is the caller's to find.
     """
     rows, columns = x.shape
     pairs = -(-columns // 8) * 4
-    segments = -(-rows // SEGMENT_ROWS)
-    peaks = workspace.array((segments, columns), np.int32)
-    scales = workspace.array((columns,), np.float32)
-    halves = workspace.array((2, rows, pairs), np.uint32)
-    _peaks[(-(-columns // THREADS), segments), THREADS, stream](x, peaks)
-    _split[(-(-pairs // THREADS), segments), THREADS, stream](x, peaks, scales, halves)
-    high, low = (halves[part].view(np.uint16)[:, :columns] for part in range(2))
+    bits: Any = magnitude_bits(x)
+    how = columns_gpu.plan(bits)
+    peaks = device.empty((how.grid[1], columns), np.int32)
+    columns_gpu.reduce_rows(bits, how, columns_gpu.peaks(bits.dtype), np.int32(1), peaks)
+    peaks = columns_gpu.shortened(peaks, columns_gpu.larger)
+    scales = device.empty((columns,), np.float32)
+    launch(_scales, -(-columns // columns_gpu.TALL[0]), columns_gpu.TALL, peaks, scales)
+    halves = device.empty((2 * rows, pairs), np.uint32)
+    grid = -(-pairs // THREADS), -(-rows // SPLIT_ROWS)
+    launch(_split, grid, THREADS, x, scales, halves)
+    high = Array(halves.address, (rows, columns), np.dtype(np.uint16), halves, (4 * pairs, 2))
+    low = Array(high.address + 4 * pairs * rows, high.shape, high.dtype, halves, high.strides)
     return high, low, scales
 
 
-def aligned(x: Any, workspace: Workspace, stream: Any) -> Any:
-    """Return a 16-bit matrix whose rows start at multiples of 16 bytes: `x` itself if they do."""
-    address = x.__cuda_array_interface__["data"][0]
-    rows, columns = x.shape
-    if x.strides[1] == 2 and x.strides[0] % 16 == 0 and x.strides[0] > 0 and address % 16 == 0:
+def aligned(x: Array) -> Array:
+    """Return a 16-bit matrix as the copy engine takes it: as it lies if its strides allow, or a copy.
+
+    Elements of a row are neighbours, and rows start at multiples of 16 bytes.
+    """
+    step, inner = x.strides
+    if inner == 2 and step > 0 and (x.address | step) % 16 == 0:
         return x
-    copy = workspace.array((rows, -(-columns // 8) * 8), x.dtype)
-    _copy[(-(-columns // THREADS), min(rows, 32768)), THREADS, stream](x, copy)
+    rows, columns = x.shape
+    copy = device.empty((rows, -(-columns // 8) * 8), x.dtype)
+    launch(_copy, (-(-columns // THREADS), min(rows, 32768)), THREADS, x, copy)
     return copy[:, :columns]
 
 
+_largest = columns_gpu.merger(columns_gpu.larger)
+
+
 @cuda.jit
-def _peaks(x, peaks):
-    """Largest magnitude, as bits, of each column of a segment. One thread a column and segment."""
-    column = cuda.grid(1)
-    if column < x.shape[1]:
-        segment = types.int64(cuda.blockIdx.y)
-        peak = np.int32(0)
-        for row in range(segment * SEGMENT_ROWS, min((segment + 1) * SEGMENT_ROWS, x.shape[0])):
-            peak = max(peak, x[row, column].view(np.int32) & MAGNITUDE)
-        peaks[segment, column] = peak
+def _scales(peaks, scales):
+    """Find s: the column times ``s**-2`` has its peak between 2**13 and 2**15.
+
+    Threads: see `columns_gpu.merger`.
+    """
+    shared = cuda.shared.array(SHARED, types.int32)
+    column = cuda.grid(2)[0]
+    peak = _largest(peaks, column, shared)
+    if cuda.threadIdx.y == 0 and column < scales.shape[0]:
+        # the bits of a float32 power of two are its exponent, biased by 127, and 23 zeros
+        exponent = (types.int32(peak >> 23) - 127 - 14 + 1) >> 1
+        scale = types.int32((exponent + 127) << 23).view(np.float32)
+        if peak == 0:
+            scale = np.float32(1)
+        if peak >= INFINITY:
+            scale = np.float32(0)
+        scales[column] = scale
 
 
 @cuda.jit(device=True)
-def _column_scale(peaks, column):
-    """Return s: the column times ``s**-2`` has its peak between 2**13 and 2**15."""
-    if column >= peaks.shape[1]:
-        return np.float32(0)
-    peak = np.int32(0)
-    for segment in range(peaks.shape[0]):
-        peak = max(peak, peaks[segment, column])
-    if peak >= INFINITY:
-        return np.float32(0)
-    if peak == 0:
-        return np.float32(1)
-    # the bits of a float32 power of two are its exponent, biased by 127, and 23 zeros
-    exponent = (types.int32(peak >> 23) - 127 - 14 + 1) >> 1
-    exponent = max(exponent, types.int32(-63))
-    return types.int32((exponent + 127) << 23).view(np.float32)
+def _factor(scales, column):
+    """What a column is multiplied by, twice, since the square may not be representable; or 0."""
+    if column < scales.shape[0] and scales[column] > 0:
+        return np.float32(1) / scales[column]
+    return np.float32(0)
+
+
+@cuda.jit(device=True)
+def _scaled(value, factor):
+    """Scaled element. Factor 0 makes a zero of infinity and NaN, too."""
+    return value * factor * factor if factor > 0 else np.float32(0)
 
 
 @cuda.jit
-def _split(x, peaks, scales, halves):
-    """Write both parts of two neighbouring columns. One thread two columns and a segment."""
+def _split(x, scales, halves):
+    """Write both parts, one below the other. One thread two neighbouring columns of a few rows."""
     pair = cuda.grid(1)
-    if pair >= halves.shape[2]:
+    if pair >= halves.shape[1]:
         return
+    rows, columns = x.shape
+    left, right = min(2 * pair, columns - 1), min(2 * pair + 1, columns - 1)
+    left_factor, right_factor = _factor(scales, 2 * pair), _factor(scales, 2 * pair + 1)
+    values = cuda.local.array((BATCH, 2), types.float32)
     segment = types.int64(cuda.blockIdx.y)
-    left, right = 2 * pair, 2 * pair + 1
-    left_scale, right_scale = _column_scale(peaks, left), _column_scale(peaks, right)
-    if segment == 0 and left < scales.shape[0]:
-        scales[left] = left_scale
-    if segment == 0 and right < scales.shape[0]:
-        scales[right] = right_scale
-    left_factor = right_factor = np.float32(0)
-    if left_scale > 0:
-        left_factor = np.float32(1) / left_scale
-    if right_scale > 0:
-        right_factor = np.float32(1) / right_scale
-    for row in range(segment * SEGMENT_ROWS, min((segment + 1) * SEGMENT_ROWS, x.shape[0])):
-        a = b = np.float32(0)
-        # a column of scale 0 may hold infinity: it is skipped, not multiplied
-        if left_factor > 0:
-            a = x[row, left] * left_factor * left_factor
-        if right_factor > 0:
-            b = x[row, right] * right_factor * right_factor
-        high = ptx.pack_halves(a, b)
-        halves[0, row, pair] = high
-        a -= widen(types.uint16(high & 0xFFFF))
-        b -= widen(types.uint16(high >> 16))
-        halves[1, row, pair] = ptx.pack_halves(a, b)
+    for first in range(segment * SPLIT_ROWS, min((segment + 1) * SPLIT_ROWS, rows), BATCH):
+        # several reads before the first write, so that they wait together
+        for k in range(BATCH):
+            row = min(first + k, rows - 1)
+            values[k, 0], values[k, 1] = x[row, left], x[row, right]
+        for k in range(BATCH):
+            a, b = _scaled(values[k, 0], left_factor), _scaled(values[k, 1], right_factor)
+            high = ptx.pack_halves(a, b)
+            a -= widen(types.uint16(high & 0xFFFF))
+            b -= widen(types.uint16(high >> 16))
+            if first + k < rows:
+                halves[first + k, pair] = high
+                halves[rows + first + k, pair] = ptx.pack_halves(a, b)
 
 
 @cuda.jit

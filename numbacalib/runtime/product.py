@@ -1,12 +1,14 @@
 """Tensor-core products on Hopper: one tile of ``A^T B`` in registers, fed by the copy engine.
 
-A block is three warpgroups. One thread of the last issues tensor copies that fill a ring of stages in
-shared memory; the first two multiply, 64 rows of the tile each. `tile_product` builds both halves as
-device functions; a kernel puts them into a loop over tiles and finishes the result as it likes.
+Two blocks, a cluster, work on one tile: each copies half of B into the shared memory of both, which
+spares the L2 cache a third of its traffic. A block is three warpgroups. A warp of the last issues tensor
+copies that fill a ring of stages in shared memory; the first two multiply, 64 rows of the tile each.
+`tile_product` builds both halves as device functions; a kernel puts them into a loop over tiles and
+finishes the result as it likes.
 
 A float32 operand comes as two float16 matrices, high and low (`operands.split`): their three largest
-products carry 22 of float32's 24 bits. Tensor cores truncate where they add, so for float32 each
-64-row sum is added to a total that is rounded to nearest.
+products carry 22 of float32's 24 bits. Tensor cores truncate where they add, so for float32 each 64-row
+sum is added to a total that is rounded to nearest.
 """
 
 from __future__ import annotations
@@ -17,15 +19,17 @@ from typing import Any
 
 import numpy as np
 from cuda.bindings import driver
-from numba import cuda
 from numba.cuda import types
 
 from numbacalib.runtime import ptx
-from numbacalib.runtime.workspace import check
+from numbacalib.runtime.device import check, cuda
 
 ROWS = 64
 """Rows of the operands (the summed axis) in one stage."""
-TILE_ROWS = 128
+CLUSTER = 2
+"""Blocks that share the columns of B, each with its own rows of the tile."""
+BLOCK_ROWS = 128
+TILE_ROWS = CLUSTER * BLOCK_ROWS
 BOX_BYTES = ROWS * 128
 """A copied box: 64 rows of 128 bytes, swizzled so that no two rows of eight share a bank."""
 WARPS = 8
@@ -42,15 +46,15 @@ SWIZZLE_128 = 1 << 62
 
 @functools.cache
 def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
-    """Device functions for tiles of 128 x `columns` (128 or 256) of ``A^T B``.
+    """Device functions for tiles of 256 x `columns` (128 or 256) of ``A^T B``, 128 rows a block.
 
-    `element` is "bf16" or "f16". With `split`, an operand is two maps, high and low. Tiles of 128
-    columns leave registers for totals that are rounded to nearest; tiles of 256 columns need less
-    bandwidth and leave the sum to the tensor cores.
+    `element` is "bf16" or "f16". With `split` the operands are pairs, high and low. Tiles of 128 columns
+    leave registers for totals that are rounded to nearest; tiles of 256 columns need less bandwidth and
+    leave the sum to the tensor cores.
     """
-    wgmma = ptx.wgmma_bf16 if element == "bf16" else ptx.wgmma_f16
+    wgmma = ptx.wgmma(element, ROWS)
     parts = 2 if split else 1
-    a_bytes, b_bytes = TILE_ROWS // 64 * BOX_BYTES, columns // 64 * BOX_BYTES
+    a_bytes, b_bytes = BLOCK_ROWS // 64 * BOX_BYTES, columns // 64 * BOX_BYTES
     part_bytes = a_bytes + b_bytes
     stage_bytes = parts * part_bytes
     slab_bytes = WARPS * SLAB_BYTES
@@ -64,7 +68,8 @@ def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
 
     @cuda.jit(device=True, forceinline=True)
     def descriptor(address):
-        return types.uint64(address >> 4) | types.uint64(layout)
+        # an address in a cluster has the block's rank above these 18 bits
+        return types.uint64((address & 0x3FFFF) >> 4) | types.uint64(layout)
 
     @cuda.jit(device=True, forceinline=True)
     def begin(base):
@@ -72,68 +77,81 @@ def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
         if cuda.threadIdx.x == 0:
             for stage in range(stages):
                 ptx.barrier_init(base + full_offset + 8 * stage, 1)
-                ptx.barrier_init(base + empty_offset + 8 * stage, WARPS)
-            ptx.fence_proxy_async()
-        cuda.syncthreads()
+                ptx.barrier_init(base + empty_offset + 8 * stage, WARPS * CLUSTER)
+            ptx.fence_barrier_init()
+        ptx.cluster_sync()
 
     @cuda.jit(device=True, forceinline=True)
-    def produce(base, maps, a_column, b_column, first, last, count):
-        """Copy row blocks `first` to `last`; one thread calls this, after `count` earlier blocks."""
+    def after(stage, phase):
+        """Next stage of the ring, and the parity of its barriers' phase."""
+        stage += 1
+        if stage == stages:
+            return types.int32(0), types.int32(phase ^ 1)
+        return types.int32(stage), types.int32(phase)
+
+    @cuda.jit(device=True, forceinline=True)
+    def produce(base, maps, row, column, first, last, stage, phase):
+        """Copy row blocks `first` to `last` for the tile at `row`, `column`; one warp calls this.
+
+        `maps` has one tensor map, or with `split` two. Each block of the cluster copies its own part of
+        A, and half of B to both. Returns the stage and phase to go on with.
+        """
+        rank = types.int32(ptx.cluster_rank())
+        row += rank * BLOCK_ROWS
+        column += rank * (columns // CLUSTER)
         for block in range(first, last):
-            stage = count % stages
             full = base + full_offset + 8 * stage
-            ptx.barrier_wait(base + empty_offset + 8 * stage, ((count // stages) & 1) ^ 1)
+            ptx.barrier_wait(base + empty_offset + 8 * stage, phase ^ 1)
             ptx.barrier_expect(full, stage_bytes)
-            target = base + stage * stage_bytes
             for part in range(parts):
-                tensormap = maps + types.uint64(128 * part)
-                for column in range(0, TILE_ROWS, 64):
-                    ptx.copy_box(target, tensormap, a_column + column, block * ROWS, full)
-                    target += BOX_BYTES
-                for column in range(0, columns, 64):
-                    ptx.copy_box(target, tensormap, b_column + column, block * ROWS, full)
-                    target += BOX_BYTES
-            count += 1
+                a = base + stage * stage_bytes + part * part_bytes
+                b = a + a_bytes + rank * (b_bytes // CLUSTER)
+                for box in range(BLOCK_ROWS // 64):
+                    target, left = a + box * BOX_BYTES, row + 64 * box
+                    ptx.copy_box(target, maps[part], left, block * ROWS, full)
+                for box in range(columns // CLUSTER // 64):
+                    target, left = b + box * BOX_BYTES, column + 64 * box
+                    ptx.copy_box_to(target, maps[part], left, block * ROWS, full, 3)
+            stage, phase = after(stage, phase)
+        return stage, phase
 
     @cuda.jit(device=True, forceinline=True)
     def release(base, stage):
-        if cuda.laneid == 0:
-            ptx.barrier_arrive(base + empty_offset + 8 * stage)
+        """Tell both blocks of the cluster, whose copies fill the stage, that it may be filled."""
+        if cuda.laneid < CLUSTER:
+            ptx.barrier_arrive(base + empty_offset + 8 * stage, cuda.laneid)
 
     @cuda.jit(device=True, forceinline=True)
     def operands(base, stage):
         """Addresses of this warpgroup's 64 columns of A and of all of B."""
         start = base + stage * stage_bytes
-        group = types.int64(cuda.threadIdx.x >> 7)
+        group = types.int32(cuda.threadIdx.x >> 7)
         return start + group * BOX_BYTES, start + a_bytes
 
     @cuda.jit(device=True, forceinline=True)
-    def multiply(base, first, last, count):
-        """Sum row blocks `first` to `last` in the tensor cores' own accumulators."""
+    def multiply(base, first, last, stage, phase):
+        """Sum row blocks `first` to `last` in the tensor cores' own accumulators.
+
+        The two warpgroups take turns: one's products are under way while the other waits for a stage.
+        Returns the sum and the stage and phase to go on with.
+        """
         total = zero
-        previous = types.int64(0)
         for block in range(first, last):
-            stage = count % stages
-            ptx.barrier_wait(base + full_offset + 8 * stage, (count // stages) & 1)
+            ptx.barrier_wait(base + full_offset + 8 * stage, phase)
             a, b = operands(base, stage)
             total = wgmma(total, descriptor(a), descriptor(b), block != first)
-            ptx.wgmma_wait_previous()
-            if block != first:
-                release(base, previous)
-            previous = stage
-            count += 1
-        total = ptx.wgmma_wait(total)
-        release(base, previous)
-        return total
+            total = ptx.wgmma_wait(total)
+            release(base, stage)
+            stage, phase = after(stage, phase)
+        return total, stage, phase
 
     @cuda.jit(device=True, forceinline=True)
-    def multiply_rounded(base, first, last, count):
+    def multiply_rounded(base, first, last, stage, phase):
         """Sum row blocks `first` to `last`, each rounded to nearest when it is added."""
         total = zero
         partial = zero
-        for block in range(first, last):
-            stage = count % stages
-            ptx.barrier_wait(base + full_offset + 8 * stage, (count // stages) & 1)
+        for _ in range(first, last):
+            ptx.barrier_wait(base + full_offset + 8 * stage, phase)
             a, b = operands(base, stage)
             if split:
                 # the small products first: what is truncated then is small too
@@ -144,8 +162,8 @@ def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
             partial = ptx.wgmma_wait(partial)
             release(base, stage)
             total = ptx.fragment_add(total, partial)
-            count += 1
-        return total
+            stage, phase = after(stage, phase)
+        return total, stage, phase
 
     return SimpleNamespace(
         begin=begin,
@@ -165,37 +183,30 @@ def store_slab(fragment, slab, address):
     cuda.syncwarp()
 
 
-def launch(kernel: Any, blocks: int, stream: Any, shared_bytes: int, *arguments: Any) -> None:
-    """Launch a product kernel, with more shared memory than a block gets unasked."""
-    compiled = kernel.specialize(*arguments)
-    (definition,) = compiled.overloads.values()
-    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    function = definition.library.get_cufunc()
-    device = cuda.current_context().device.id
-    check(driver.cuKernelSetAttribute(attribute, shared_bytes, function.handle, device))
-    compiled[blocks, THREADS, stream, shared_bytes](*arguments)
+@functools.lru_cache(maxsize=1024)
+def tensor_map(
+    device: int, address: int, rows: int, columns: int, row_bytes: int
+) -> tuple[int, Any]:
+    """Describe a row-major matrix of 16-bit elements to the copy engine, in boxes of a stage.
 
-
-def tensor_map(matrix: Any) -> list[int]:
-    """Describe a row-major matrix of 16-bit elements to the copy engine, as 16 words.
-
-    The rows must start at multiples of 16 bytes.
+    Returns the description's address on the device and what keeps it there. Descriptions are kept,
+    since uploading one leaves the device idle for longer than a launch, and depend on nothing else.
     """
-    rows, columns = matrix.shape
-    kinds = driver.CUtensorMapDataType, driver.CUtensorMapInterleave, driver.CUtensorMapSwizzle
     encoded = check(
         driver.cuTensorMapEncodeTiled(
-            kinds[0].CU_TENSOR_MAP_DATA_TYPE_UINT16,
+            driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT16,
             2,
-            matrix.__cuda_array_interface__["data"][0],
+            address,
             [driver.cuuint64_t(columns), driver.cuuint64_t(rows)],
-            [driver.cuuint64_t(matrix.strides[0])],
+            [driver.cuuint64_t(row_bytes)],
             [driver.cuuint32_t(64), driver.cuuint32_t(ROWS)],
             [driver.cuuint32_t(1), driver.cuuint32_t(1)],
-            kinds[1].CU_TENSOR_MAP_INTERLEAVE_NONE,
-            kinds[2].CU_TENSOR_MAP_SWIZZLE_128B,
-            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
             driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )
     )
-    return [int(word) for word in encoded.opaque]
+    # memory of no stream, and a copy that has ended on return: any stream may use it
+    words = cuda.to_device(np.array([int(word) for word in encoded.opaque], np.uint64))
+    return words.__cuda_array_interface__["data"][0], words

@@ -12,33 +12,41 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.cuda import types
+from numba.cuda import cgutils, types
 from numba.cuda.extending import intrinsic
 
 _LETTERS = {
     types.int32: "r",
     types.uint32: "r",
+    types.uint16: "h",
     types.uint64: "l",
     types.float32: "f",
 }
 
 
-def _instruction(text: str, returns: Any = types.void, *arguments: Any) -> Callable:
-    """Turn a documented stub into a function whose calls become `text`, in program order."""
+def _instruction(
+    text: str, returns: Any = types.void, *arguments: Any, pure: bool = False
+) -> Callable:
+    """Turn a documented stub into a function whose calls become `text`.
+
+    They keep their place among memory accesses, unless the instruction is `pure` arithmetic.
+    """
     outputs = [] if returns == types.void else ["=" + _LETTERS[returns]]
-    constraints = ",".join([*outputs, *(_LETTERS[kind] for kind in arguments), "~{memory}"])
+    clobbers = [] if pure else ["~{memory}"]
+    constraints = ",".join([*outputs, *(_LETTERS[kind] for kind in arguments), *clobbers])
 
     def decorate(stub: Callable) -> Callable:
-        def definition(typing_context, *_):
+        def build(typing_context, *_):
             def generate(context, builder, signature, values):
                 result = context.get_value_type(returns) if outputs else ir.VoidType()
                 kind = ir.FunctionType(result, [value.type for value in values])
-                assembly = ir.InlineAsm(kind, text, constraints, side_effect=True)
+                assembly = ir.InlineAsm(kind, text, constraints, side_effect=not pure)
                 value = builder.call(assembly, values)
                 return value if outputs else context.get_dummy_value()
 
             return returns(*arguments), generate
 
+        definition: Any = build
         names = ["typing_context", *inspect.signature(stub).parameters]
         definition.__signature__ = inspect.Signature(
             [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
@@ -64,53 +72,178 @@ def shared_address(typing_context, array):
     return types.uint32(array), generate
 
 
+# Vectors
+
+
 @intrinsic
-def global_address(typing_context, array):
-    """Address of an array's first element."""
+def load_words(typing_context, matrix, row, column):
+    """`ld.global.nc.v4.u32`: the 16 bytes of a matrix from ``[row, column]`` on, as four words.
+
+    They start at a multiple of 16 bytes, and nothing writes to them while the kernel runs.
+    """
+    size = matrix.dtype.bitwidth // 8
 
     def generate(context, builder, signature, values):
-        data = context.make_array(signature.args[0])(context, builder, values[0]).data
-        return builder.ptrtoint(data, ir.IntType(64))
+        array = context.make_array(signature.args[0])(context, builder, values[0])
+        long = ir.IntType(64)
+        row_bytes = builder.mul(values[1], builder.extract_value(array.strides, 0))
+        offset = builder.add(row_bytes, builder.mul(values[2], long(size)))
+        address = builder.add(builder.ptrtoint(array.data, long), offset)
+        vector = ir.PointerType(ir.VectorType(ir.IntType(32), 4), 1)
+        loaded = builder.load(builder.inttoptr(address, vector), align=16)
+        loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+        words = [builder.extract_element(loaded, ir.IntType(32)(i)) for i in range(4)]
+        return context.make_tuple(builder, signature.return_type, words)
 
-    return types.uint64(array), generate
+    words = types.UniTuple(types.uint32, 4)
+    return words(matrix, types.int64, types.int64), generate
+
+
+@intrinsic
+def elements_of(typing_context, matrix, words):
+    """What `load_words` loaded, as a tuple of elements; no instruction but for 16-bit ones."""
+    width = matrix.dtype.bitwidth
+
+    def generate(context, builder, signature, values):
+        parts = _unpack(builder, values[1], 4)
+        if width == 16:
+            shifted = [builder.lshr(part, part.type(16)) for part in parts]
+            pairs = [half for pair in zip(parts, shifted, strict=True) for half in pair]
+            parts = [builder.trunc(half, ir.IntType(16)) for half in pairs]
+        elif width == 64:
+            low, high = ([builder.zext(p, ir.IntType(64)) for p in parts[i::2]] for i in (0, 1))
+            parts = [
+                builder.or_(a, builder.shl(b, b.type(32))) for a, b in zip(low, high, strict=True)
+            ]
+        element = context.get_data_type(matrix.dtype)
+        parts = [builder.bitcast(part, element) for part in parts]
+        return context.make_tuple(builder, signature.return_type, parts)
+
+    return types.UniTuple(matrix.dtype, 128 // width)(matrix, words), generate
+
+
+# Memory under a condition: no branch, so that several accesses wait together
+
+
+@_instruction(
+    """{
+    .reg .pred wanted;
+    setp.ne.u32 wanted, $2, 0;
+    mov.f32 $0, 0f00000000;
+    @wanted ld.global.f32 $0, [$1];
+    }""",
+    types.float32,
+    types.uint64,
+    types.uint32,
+)
+def load_if(address, wanted):
+    """`ld.global.f32`: the number at `address`, or 0 and no access."""
+
+
+@_instruction("ld.global.nc.f32 $0, [$1];", types.float32, types.uint64, pure=True)
+def load_constant(address):
+    """`ld.global.nc.f32`: a number that does not change while the kernel runs."""
+
+
+@_instruction(
+    """{
+    .reg .pred wanted;
+    setp.ne.u32 wanted, $2, 0;
+    @wanted st.global.f32 [$0], $1;
+    }""",
+    types.void,
+    types.uint64,
+    types.float32,
+    types.uint32,
+)
+def store_if(address, value, wanted):
+    """`st.global.f32`: store `value` at `address`, or nothing."""
 
 
 # Conversions
 
 
-@_instruction("cvt.rn.f16x2.f32 $0, $2, $1;", types.uint32, types.float32, types.float32)
+@_instruction("cvt.rn.f16x2.f32 $0, $2, $1;", types.uint32, types.float32, types.float32, pure=True)
 def pack_halves(low, high):
     """`cvt.rn.f16x2.f32`: two floats as float16, `low` in the low 16 bits."""
+
+
+# Clusters of blocks
+
+
+def cluster(size: int) -> Callable:
+    """Build a statement for the body of a kernel that makes `size` blocks of its grid a cluster."""
+
+    @intrinsic
+    def declare(typing_context):
+        """`.reqnctapercluster`, through NVVM's annotation of the kernel."""
+
+        def generate(context, builder, signature, values):
+            module = builder.module
+            annotations = cgutils.get_or_insert_named_metadata(module, "nvvm.annotations")
+            for axis, blocks in ("x", size), ("y", 1), ("z", 1):
+                name = ir.MetaDataString(module, f"cluster_dim_{axis}")
+                number = ir.Constant(ir.IntType(32), blocks)
+                annotations.add(module.add_metadata((builder.function, name, number)))
+            return context.get_dummy_value()
+
+        return types.void(), generate
+
+    return declare
+
+
+cluster_of_two = cluster(2)
+
+
+@_instruction("mov.u32 $0, %cluster_ctarank;", types.uint32, pure=True)
+def cluster_rank():
+    """`%cluster_ctarank`: number of this block in its cluster."""
+
+
+@_instruction("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;")
+def cluster_sync():
+    """`barrier.cluster`: wait for all threads of the cluster."""
 
 
 # Barriers in shared memory
 
 
-@_instruction(
-    "mbarrier.init.shared::cta.b64 [$0], $1;", types.void, types.uint32, types.uint32
-)
+@_instruction("mbarrier.init.shared::cta.b64 [$0], $1;", types.void, types.uint32, types.uint32)
 def barrier_init(barrier, count):
     """`mbarrier.init`: a phase completes after `count` arrivals and all the bytes it expects."""
 
 
-@_instruction("fence.proxy.async;")
-def fence_proxy_async():
-    """`fence.proxy.async`: earlier ordinary accesses come before those of the copy engine."""
-
-
-@_instruction("mbarrier.arrive.shared::cta.b64 _, [$0];", types.void, types.uint32)
-def barrier_arrive(barrier):
-    """`mbarrier.arrive`: one arrival; what the thread did before is visible to those who wait."""
+@_instruction("fence.mbarrier_init.release.cluster;")
+def fence_barrier_init():
+    """`fence.mbarrier_init`: barriers set up so far may be used by the cluster and its copies."""
 
 
 @_instruction(
-    "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;",
+    """{
+    .reg .b32 there;
+    mapa.shared::cluster.u32 there, $0, $1;
+    mbarrier.arrive.shared::cluster.b64 _, [there];
+    }""",
+    types.void,
+    types.uint32,
+    types.uint32,
+)
+def barrier_arrive(barrier, rank):
+    """`mbarrier.arrive` on the barrier at this address in block `rank` of the cluster."""
+
+
+@_instruction(
+    """{
+    .reg .pred one;
+    elect.sync _|one, 0xffffffff;
+    @one mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;
+    }""",
     types.void,
     types.uint32,
     types.uint32,
 )
 def barrier_expect(barrier, size):
-    """`mbarrier.arrive.expect_tx`: one arrival, and the phase waits for `size` bytes more."""
+    """`mbarrier.arrive.expect_tx` by one thread of the warp: the phase waits for `size` bytes more."""
 
 
 @_instruction(
@@ -149,18 +282,34 @@ def tensormap_acquire(tensormap):
     """`fence.proxy.tensormap`: a map that lies in global memory is about to be used."""
 
 
-@_instruction(
-    "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
-    "[$0], [$1, {$2, $3}], [$4];",
-    types.void,
-    types.uint32,
-    types.uint64,
-    types.int32,
-    types.int32,
-    types.uint32,
-)
+def _copy_box(operands: str, *ranks: Any) -> Callable:
+    return _instruction(
+        f"""{{
+        .reg .pred one;
+        elect.sync _|one, 0xffffffff;
+        @one cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes{operands};
+        }}""",
+        types.void,
+        types.uint32,
+        types.uint64,
+        types.int32,
+        types.int32,
+        types.uint32,
+        *ranks,
+    )
+
+
+@_copy_box(" [$0], [$1, {$2, $3}], [$4]")
 def copy_box(target, tensormap, column, row, barrier):
-    """`cp.async.bulk.tensor.2d`: copy the map's box at (row, column), zeros beyond its edges."""
+    """`cp.async.bulk.tensor.2d` by one thread of the warp: copy the map's box at (row, column).
+
+    Beyond the map's edges it is zero. `barrier` counts the bytes.
+    """
+
+
+@_copy_box(".multicast::cluster [$0], [$1, {$2, $3}], [$4], $5", types.uint16)
+def copy_box_to(target, tensormap, column, row, barrier, ranks):
+    """The same, to this address in the blocks whose bits are set in `ranks`, and their barriers."""
 
 
 # Matrix fragments
@@ -177,30 +326,29 @@ def _pack(builder, values, kind):
     return fragment
 
 
-def _in_place(context, builder, signature, values, text, letters=()):
-    """Emit assembly on the registers of a fragment, the first value, and return it as updated."""
-    count = signature.return_type.count
-    fragment, *others = values
+def _in_place(builder, registers, text, others=(), letters=""):
+    """Emit assembly that reads and writes `registers`, and return them as it leaves them."""
+    count = len(registers)
     floats = [ir.FloatType()] * count
-    kind = ir.FunctionType(
-        ir.LiteralStructType(floats), floats + [value.type for value in others]
-    )
+    kind = ir.FunctionType(ir.LiteralStructType(floats), floats + [value.type for value in others])
     tied = [str(i) for i in range(count)]
     constraints = ",".join(["=f"] * count + tied + list(letters) + ["~{memory}"])
     assembly = ir.InlineAsm(kind, text, constraints, side_effect=True)
-    results = builder.call(assembly, _unpack(builder, fragment, count) + others)
-    return _pack(builder, _unpack(builder, results, count), fragment.type)
+    return _unpack(builder, builder.call(assembly, [*registers, *others]), count)
 
 
-def _wgmma(element):
-    """Build the product of a warpgroup for operands whose summed axis is the slow one."""
+def wgmma(element: str, rows: int) -> Callable:
+    """Build the product of a warpgroup for operands whose summed axis is the slow one.
+
+    `element` is "bf16" or "f16"; `rows` are multiplied, 16 an instruction.
+    """
 
     @intrinsic
-    def wgmma(typing_context, fragment, a, b, keep):
-        """`wgmma.mma_async`: add the product of 64 rows of A^T and B, or start from it if not `keep`.
+    def multiply(typing_context, fragment, a, b, keep):
+        """`wgmma.mma_async`: add the product of A^T and B, or start from it if not `keep`.
 
-        `a` and `b` are matrix descriptors of 64-row blocks in shared memory. The result is there
-        after a wait; until then the registers must not be used.
+        `a` and `b` are matrix descriptors of operands in shared memory. The result is there after a
+        wait; until then the registers must not be used.
         """
 
         def generate(context, builder, signature, values):
@@ -211,21 +359,19 @@ def _wgmma(element):
             lines = ["{ .reg .pred keep, yes; .reg .b64 da, db;"]
             lines += [f"setp.ne.u32 keep, {keep}, 0; setp.eq.u32 yes, 0, 0;"]
             lines += ["wgmma.fence.sync.aligned;"]
-            for step in range(4):
+            for step in range(rows // 16):
                 # 16 rows of 128 bytes further, in the descriptor's units of 16 bytes
                 lines += [f"add.u64 da, {a}, {128 * step}; add.u64 db, {b}, {128 * step};"]
                 lines += [f"wgmma.mma_async.sync.aligned.{shape} {{{registers}}}, da, db,"]
                 lines += [f"{'yes' if step else 'keep'}, 1, 1, 1, 1;"]
             lines += ["wgmma.commit_group.sync.aligned; }"]
-            return _in_place(context, builder, signature, values, "\n".join(lines), "llr")
+            registers = _unpack(builder, values[0], count)
+            results = _in_place(builder, registers, "\n".join(lines), values[1:], "llr")
+            return _pack(builder, results, values[0].type)
 
         return fragment(fragment, types.uint64, types.uint64, types.uint32), generate
 
-    return wgmma
-
-
-wgmma_bf16 = _wgmma("bf16")
-wgmma_f16 = _wgmma("f16")
+    return multiply
 
 
 @intrinsic
@@ -233,14 +379,11 @@ def wgmma_wait(typing_context, fragment):
     """`wgmma.wait_group 0`: all products are done, and the fragment may be used."""
 
     def generate(context, builder, signature, values):
-        return _in_place(context, builder, signature, values, "wgmma.wait_group.sync.aligned 0;")
+        registers = _unpack(builder, values[0], signature.return_type.count)
+        results = _in_place(builder, registers, "wgmma.wait_group.sync.aligned 0;")
+        return _pack(builder, results, values[0].type)
 
     return fragment(fragment), generate
-
-
-@_instruction("wgmma.wait_group.sync.aligned 1;")
-def wgmma_wait_previous():
-    """`wgmma.wait_group 1`: all products but the last are done with their shared memory."""
 
 
 @intrinsic
@@ -254,6 +397,37 @@ def fragment_add(typing_context, left, right):
         return _pack(builder, sums, values[0].type)
 
     return left(left, right), generate
+
+
+@intrinsic
+def fragment_map(typing_context, fragment, function, row, column, arguments):
+    """Apply ``function(element, row, column, *arguments)`` to a thread's elements of a wgmma result.
+
+    `function` is a device function; `row` and `column` are those of the warp's first element.
+    Registers come in fours: two neighbours of a row, the same two 8 rows below; the next four are 8
+    columns to the right.
+    """
+    inner = function.get_call_type(
+        typing_context, (types.float32, types.int64, types.int64, *arguments.types), {}
+    )
+
+    def generate(context, builder, signature, values):
+        fragment, _, row, column, arguments = values
+        apply = context.get_function(function, inner)
+        context.add_linking_libs(getattr(apply, "libs", ()))
+        registers = _unpack(builder, fragment, signature.return_type.count)
+        others = [builder.extract_value(arguments, i) for i in range(len(signature.args[4]))]
+        results = []
+        for i, value in enumerate(registers):
+            r = builder.add(row, ir.Constant(row.type, i // 2 % 2 * 8))
+            c = builder.add(column, ir.Constant(column.type, i // 4 * 8 + i % 2))
+            results.append(apply(builder, [value, r, c, *others]))
+            if i % 32 == 31:
+                # no later read is moved up here: enough wait together, more would need registers
+                results[-32:] = _in_place(builder, results[-32:], "")
+        return _pack(builder, results, fragment.type)
+
+    return fragment(fragment, function, types.int64, types.int64, arguments), generate
 
 
 @intrinsic

@@ -67,14 +67,19 @@ def group_zero(lo, scale, levels, symmetric):
 
 @scalar
 def code_of(weight, scale, zero, low, high):
-    """Code of one weight: the nearest point of the grid, ties to even, clipped to its ends.
+    """Code of one weight: the nearest point of the grid, ties to even, clipped to its ends."""
+    return code_at(weight / scale, zero, low, high)
+
+
+@scalar
+def code_at(quotient, zero, low, high):
+    """Code of a weight that is `quotient` scales.
 
     `low` and `high` come in the weight's type. The quotient is clipped before it is rounded, past
     anything that could reach the grid, so that `rint` stays in its domain.
     """
     reach = (high - low) + (high - low)
-    quotient = min(max(weight / scale, -reach), reach)
-    return min(max(rint(quotient) + zero, low), high)
+    return min(max(rint(min(max(quotient, -reach), reach)) + zero, low), high)
 
 
 @scalar

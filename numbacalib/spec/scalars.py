@@ -6,8 +6,9 @@ Each is a Python function (which the CUDA simulator runs) with an overload for c
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
 from numba import types
-from numba.core.extending import overload
+from numba.core.extending import intrinsic, overload
 
 
 def rint(x):
@@ -21,6 +22,7 @@ def rint(x):
 
 @overload(rint)
 def _rint(x):
+    shift: np.floating
     if x == types.float32:
         shift = np.float32(1.5 * 2.0**23)
     elif x == types.float64:
@@ -45,6 +47,8 @@ def round_mantissa(x, bits, tiniest):
 
 @overload(round_mantissa)
 def _round_mantissa(x, bits, tiniest):
+    real: type[np.floating]
+    shift: np.floating
     if x == types.float32:
         real, shift = np.float32, np.float32(1.5 * 2.0**23)
     elif x == types.float64:
@@ -74,3 +78,28 @@ def _power_of_two_below_compiled(x):
     return lambda x: np.uint64(np.float64(x).view(np.uint64) & np.uint64(0x7FF0000000000000)).view(
         np.float64
     )
+
+
+def larger_magnitude(largest, bits):
+    """Return the larger of `largest` and the magnitude of a float's `bits`, signed integers.
+
+    In the integers' own width, which Numba's arithmetic would widen to 64 bits: see
+    `numbacalib.runtime.half.magnitude_bits`.
+    """
+    return max(largest, bits & np.iinfo(bits.dtype).max)
+
+
+@intrinsic
+def _larger_magnitude(typing_context, largest, bits):
+    def generate(context, builder, signature, arguments):
+        mask = ir.Constant(arguments[1].type, (1 << (bits.bitwidth - 1)) - 1)
+        magnitude = builder.and_(arguments[1], mask)
+        larger = builder.icmp_signed(">", magnitude, arguments[0])
+        return builder.select(larger, magnitude, arguments[0])
+
+    return bits(bits, bits), generate
+
+
+@overload(larger_magnitude)
+def _larger_magnitude_compiled(largest, bits):
+    return lambda largest, bits: _larger_magnitude(largest, bits)

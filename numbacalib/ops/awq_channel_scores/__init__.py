@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from numbacalib.runtime import checks
-from numbacalib.runtime.backend import kernels_of
+from numbacalib.runtime.backend import call
 
 
-def awq_channel_scores(activations: Any, weights: Any, *, out: Any = None) -> Any:
+def awq_channel_scores(
+    activations: Any, weights: Any, *, out: Any = None, stream: Any = None
+) -> Any:
     """Score each input channel by activation magnitude times mean weight magnitude.
 
     ``act_scale[j] = max_n |a[n, j]|`` and ``score[j] = mean_i(act_scale[j] * |w[i, j]|)``.
@@ -21,6 +23,8 @@ def awq_channel_scores(activations: Any, weights: Any, *, out: Any = None) -> An
         Weight of the layer, one row an output feature.
     out : array [K], optional
         Preallocated C-contiguous result.
+    stream : CUDA stream, optional
+        Where to launch; the default stream if None. CUDA arrays only.
 
     Returns
     -------
@@ -39,10 +43,11 @@ def awq_channel_scores(activations: Any, weights: Any, *, out: Any = None) -> An
     Salience by activation magnitude is from Lin et al., "AWQ: Activation-aware Weight Quantization
     for LLM Compression and Acceleration" (2023), section 3.
     """
-    kernels = kernels_of(__name__, activations=activations, weights=weights, out=out)
-    _, channels = checks.matrix("activations", activations, ("N", "K"))
-    checks.matrix("weights", weights, ("M", channels))
-    dtype = checks.result_dtype(activations, weights)
-    if out is not None:
-        checks.output("out", out, (channels,), dtype)
-    return kernels.channel_scores(activations, weights, dtype, out)
+    arrays = {"activations": activations, "weights": weights, "out": out}
+    with call(__name__, stream, **arrays) as (kernels, activations, weights, out):
+        _, channels = checks.matrix("activations", activations, ("N", "K"))
+        checks.matrix("weights", weights, ("M", channels))
+        dtype = checks.result_dtype(activations, weights)
+        if out is not None:
+            checks.output("out", out, (channels,), dtype)
+        return kernels.channel_scores(activations, weights, dtype, out)

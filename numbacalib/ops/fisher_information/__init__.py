@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from numbacalib.runtime import checks
-from numbacalib.runtime.backend import kernels_of
+from numbacalib.runtime.backend import call
 
 
-def fisher_information(gradients: Any, *, out: Any = None) -> Any:
+def fisher_information(gradients: Any, *, out: Any = None, stream: Any = None) -> Any:
     """Mean of the squared gradients, ``mean_n(g[n, i] ** 2)``.
 
     Parameters
@@ -17,6 +17,8 @@ def fisher_information(gradients: Any, *, out: Any = None) -> Any:
         One row a sample: the gradient of its log-likelihood for P parameters.
     out : array [P], optional
         Preallocated C-contiguous result.
+    stream : CUDA stream, optional
+        Where to launch; the default stream if None. CUDA arrays only.
 
     Returns
     -------
@@ -35,9 +37,9 @@ def fisher_information(gradients: Any, *, out: Any = None) -> Any:
     The diagonal of the empirical Fisher information matrix, as SqueezeLLM uses it for sensitivity:
     Kim et al., "SqueezeLLM: Dense-and-Sparse Quantization" (2023), section 4.1.
     """
-    kernels = kernels_of(__name__, gradients=gradients, out=out)
-    _, parameters = checks.matrix("gradients", gradients, ("N", "P"))
-    dtype = checks.result_dtype(gradients)
-    if out is not None:
-        checks.output("out", out, (parameters,), dtype)
-    return kernels.mean_squares(gradients, dtype, out)
+    with call(__name__, stream, gradients=gradients, out=out) as (kernels, gradients, out):
+        _, parameters = checks.matrix("gradients", gradients, ("N", "P"))
+        dtype = checks.result_dtype(gradients)
+        if out is not None:
+            checks.output("out", out, (parameters,), dtype)
+        return kernels.mean_squares(gradients, dtype, out)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from numbacalib.runtime import checks
-from numbacalib.runtime.backend import kernels_of
+from numbacalib.runtime.backend import call
 
 
 def gptq_hessian_update(
@@ -17,6 +17,7 @@ def gptq_hessian_update(
     alpha: float | None = None,
     beta: float = 1.0,
     out: Any = None,
+    stream: Any = None,
 ) -> Any:
     """Return ``beta * H + alpha * X^T X``, symmetric to the bit.
 
@@ -34,6 +35,8 @@ def gptq_hessian_update(
         block: with n rows seen and B new ones, ``beta = n / (n + B)``, ``alpha = 2 / (n + B)``.
     out : array [K, K], optional
         Preallocated C-contiguous result; ``out=hessian`` updates in place.
+    stream : CUDA stream, optional
+        Where to launch; the default stream if None. CUDA arrays only.
 
     Returns
     -------
@@ -52,15 +55,17 @@ def gptq_hessian_update(
     Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
     Transformers" (2022), section 3: ``H = 2 X X^T`` for inputs in columns.
     """
-    kernels = kernels_of(__name__, hessian=hessian, x_block=x_block, out=out)
-    rows, channels = checks.matrix("x_block", x_block, ("B", "K"))
-    checks.matrix("hessian", hessian, (channels, channels))
-    alpha = 2.0 / rows if alpha is None else checks.finite_number("alpha", alpha)
-    beta = checks.finite_number("beta", beta)
-    dtype = checks.result_dtype(hessian, x_block)
-    if out is not None:
-        checks.output("out", out, (channels, channels), dtype)
-        if out is not hessian:
-            checks.disjoint(out, hessian=hessian)
-        checks.disjoint(out, x_block=x_block)
-    return kernels.rank_update(hessian, x_block, alpha, beta, np.dtype(dtype), out)
+    arrays = {"hessian": hessian, "x_block": x_block, "out": out}
+    in_place = out is hessian
+    with call(__name__, stream, **arrays) as (kernels, hessian, x_block, out):
+        rows, channels = checks.matrix("x_block", x_block, ("B", "K"))
+        checks.matrix("hessian", hessian, (channels, channels))
+        alpha = 2.0 / rows if alpha is None else checks.finite_number("alpha", alpha)
+        beta = checks.finite_number("beta", beta)
+        dtype = checks.result_dtype(hessian, x_block)
+        if out is not None:
+            checks.output("out", out, (channels, channels), dtype)
+            if not in_place:
+                checks.disjoint(out, hessian=hessian)
+            checks.disjoint(out, x_block=x_block)
+        return kernels.rank_update(hessian, x_block, alpha, beta, np.dtype(dtype), out)

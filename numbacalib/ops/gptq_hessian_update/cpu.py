@@ -18,7 +18,12 @@ MIRROR_TILE = 64
 
 
 def rank_update(
-    hessian: NDArray, x_block: NDArray, alpha: float, beta: float, dtype: np.dtype, out: NDArray | None
+    hessian: NDArray,
+    x_block: NDArray,
+    alpha: float,
+    beta: float,
+    dtype: np.dtype,
+    out: NDArray | None,
 ) -> NDArray:
     """See `numbacalib.gptq_hessian_update`."""
     require_finite("hessian", hessian)

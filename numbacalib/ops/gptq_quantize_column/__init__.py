@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numbacalib.runtime import checks
-from numbacalib.runtime.backend import kernels_of
+from numbacalib.runtime.backend import call
 from numbacalib.spec.grid import Grid
+from numbacalib.spec.range_search import RangeSearch
 
 
 class GroupedCodes(NamedTuple):
@@ -32,6 +33,7 @@ def gptq_quantize_column(
     symmetric: bool,
     *,
     out: Any = None,
+    stream: Any = None,
 ) -> tuple[Any, Any, Any]:
     """Quantize a weight with error compensation by the inverse Hessian.
 
@@ -55,6 +57,8 @@ def gptq_quantize_column(
         Grid: see `numbacalib.spec.grid`.
     out : tuple of arrays, optional
         Preallocated C-contiguous results ``([M, K], [M, G], [M, G])``.
+    stream : CUDA stream, optional
+        Where to launch; the default stream if None. CUDA arrays only.
 
     Returns
     -------
@@ -79,25 +83,27 @@ def gptq_quantize_column(
     arrays = out if out is not None else (None, None, None)
     if not (isinstance(arrays, tuple) and len(arrays) == 3):
         raise TypeError(f"out: expected a tuple of three arrays, got {type(out).__name__}")
-    names = dict(zip(("out[0]", "out[1]", "out[2]"), arrays, strict=True))
-    kernels = kernels_of(__name__, weight=weight, h_inv=h_inv, **names)
-    rows, channels = checks.matrix("weight", weight, ("M", "K"))
-    checks.matrix("h_inv", h_inv, (channels, channels))
-    bits = checks.integer("num_bits", num_bits, 2, 8)
-    group_size = checks.integer("group_size", group_size, 1, channels)
-    if channels % group_size:
-        raise ValueError(f"group_size: expected a divisor of K = {channels}, got {group_size}")
-    if not isinstance(symmetric, (bool, np.bool_)):
-        raise TypeError(f"symmetric: expected a bool, got {type(symmetric).__name__}")
-    dtype = checks.result_dtype(weight, h_inv)
-    if out is not None:
-        groups = channels // group_size
-        for (name, array), shape in zip(
-            names.items(), ((rows, channels), (rows, groups), (rows, groups)), strict=True
-        ):
-            checks.output(name, array, shape, dtype)
-            checks.disjoint(array, weight=weight, h_inv=h_inv)
-    return kernels.quantize_columns(weight, h_inv, Grid(bits, bool(symmetric)), group_size, dtype, out)
+    names = "out[0]", "out[1]", "out[2]"
+    named = {"weight": weight, "h_inv": h_inv, **dict(zip(names, arrays, strict=True))}
+    with call(__name__, stream, **named) as (kernels, weight, h_inv, *arrays):
+        rows, channels = checks.matrix("weight", weight, ("M", "K"))
+        checks.matrix("h_inv", h_inv, (channels, channels))
+        bits = checks.integer("num_bits", num_bits, 2, 8)
+        group_size = checks.integer("group_size", group_size, 1, channels)
+        if channels % group_size:
+            raise ValueError(f"group_size: expected a divisor of K = {channels}, got {group_size}")
+        if not isinstance(symmetric, (bool, np.bool_)):
+            raise TypeError(f"symmetric: expected a bool, got {type(symmetric).__name__}")
+        dtype = checks.result_dtype(weight, h_inv)
+        if out is not None:
+            groups = channels // group_size
+            shapes = (rows, channels), (rows, groups), (rows, groups)
+            for name, array, shape in zip(names, arrays, shapes, strict=True):
+                checks.output(name, array, shape, dtype)
+                checks.disjoint(array, weight=weight, h_inv=h_inv)
+            out = tuple(arrays)
+        grid = Grid(bits, bool(symmetric))
+        return kernels.quantize_columns(weight, h_inv, grid, group_size, dtype, out)
 
 
 def quantize_direct(
@@ -107,6 +113,9 @@ def quantize_direct(
     group_of: np.ndarray,
     scales: Any = None,
     zeros: Any = None,
+    *,
+    search: RangeSearch | None = None,
+    importance: Any = None,
 ) -> GroupedCodes:
     """Quantize from the factor of the Hessian itself, with no inverse: the same codes, less work.
 
@@ -126,6 +135,26 @@ def quantize_direct(
     scales, zeros : arrays [M, G], optional
         Scales fixed before, already rounded for storage; else each group's are found at its first
         column from the weights as compensated so far.
+    search : RangeSearch, optional
+        How scales are found; by default they span each group's weights.
+    importance : array [1, K] or [M, K], optional
+        Weights of the search's errors; see `search_scales`.
     """
-    kernels = kernels_of(__name__, weight=weight, upper=upper, scales=scales, zeros=zeros)
-    return kernels.sweep(weight, upper, grid, group_of, scales, zeros, inverse=False)
+    arrays = {
+        "weight": weight,
+        "upper": upper,
+        "scales": scales,
+        "zeros": zeros,
+        "importance": importance,
+    }
+    with call(__name__, **arrays) as (kernels, weight, upper, scales, zeros, importance):
+        return kernels.sweep(
+            weight,
+            upper,
+            grid,
+            group_of,
+            scales,
+            zeros,
+            inverse=False,
+            **({} if search is None else {"search": search, "importance": importance}),
+        )

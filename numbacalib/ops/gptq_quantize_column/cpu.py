@@ -17,19 +17,23 @@ from numpy.typing import NDArray
 from numbacalib.ops.gptq_quantize_column import GroupedCodes
 from numbacalib.ops.grid import cpu as grid_kernels
 from numbacalib.ops.grid import group_indices
-from numbacalib.runtime.blas import cholesky_lower, invert_triangle
+from numbacalib.ops.range_search import cpu as search_kernels
+from numbacalib.runtime.blas import add_product, cholesky_lower, invert_triangle, product
 from numbacalib.runtime.finite import require_finite
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
 from numbacalib.spec.grid import Grid, code_of, group_scale, group_zero, stored_scale, value_of
+from numbacalib.spec.range_search import RangeSearch
 
-PANEL = 512
+PANEL = 256
 """Columns between two products over the whole history."""
 BLOCK = 128
 """Columns that the kernel walks with one tile of rows in the first-level cache."""
-TILE = 32
-"""Rows that the kernel walks together: a few vector registers of float32."""
+TILE = 64
+"""Rows that the kernel walks together: several vectors of float32."""
+STEP = 8
+"""Columns whose errors reach the rest of a block in one pass; `_compensate_rest` has it unrolled."""
 
 
 def quantize_columns(
@@ -43,7 +47,7 @@ def quantize_columns(
     """See `numbacalib.gptq_quantize_column`."""
     require_finite("weight", weight)
     require_finite("h_inv", h_inv)
-    factor = _upper_factor(np.asarray(h_inv, dtype))
+    factor = _upper_factor(np.ascontiguousarray(h_inv, dtype))
     group_of = group_indices(weight.shape[1], group_size)
     found = sweep(weight, factor, grid, group_of, None, None, inverse=True)
     if out is None:
@@ -64,12 +68,15 @@ def sweep(
     zeros: NDArray | None,
     *,
     inverse: bool,
+    search: RangeSearch | None = None,
+    importance: NDArray | None = None,
 ) -> GroupedCodes:
     """Walk the columns from left to right.
 
     With `inverse`, `factor` is ``U`` of the inverse Hessian and a panel p is compensated by
     ``E_{<p} U_{<p, p}``; else it is ``R`` of the Hessian and the panel is compensated by
-    ``D_{<p} (R_{<p, p} R_pp^-1)``. `history` holds E or D.
+    ``D_{<p} (R_{<p, p} R_pp^-1)``. `history` holds E or D. The kernel finds scales of groups that
+    lie within a block, unless they are to be searched for.
     """
     rows, channels = weight.shape
     dtype = factor.dtype
@@ -88,17 +95,23 @@ def sweep(
         coupling = factor[:begin, begin:end]
         if not inverse:
             invert_triangle(diagonal, lower=False)
-            coupling = coupling @ diagonal
-        panel = history[:, :begin] @ coupling
-        _add_columns(source, begin, panel)
+            coupling = product(coupling, diagonal)
+        panel = np.empty((rows, end - begin), dtype)
+        _load_columns(source, begin, panel)
+        add_product(panel, history[:, :begin], coupling)
         errors = np.empty_like(panel)
-        whole = found and group_size > BLOCK
-        if whole:
-            group = slice(begin // group_size, begin // group_size + 1)
-            scales[:, group], zeros[:, group] = grid_kernels.find_scales(panel, end - begin, grid)
-        for start, stop in _blocks(end - begin, group_size):
-            if start:
-                panel[:, start:stop] += errors[:, :start] @ diagonal[:start, start:stop]
+        outside = found and (group_size > BLOCK or search is not None)
+        for start, stop in _blocks(end - begin, group_size, search is not None):
+            add_product(panel[:, start:stop], errors[:, :start], diagonal[:start, start:stop])
+            if outside and start % group_size == 0:
+                first = begin + start
+                g = slice(first // group_size, first // group_size + 1)
+                scales[:, g], zeros[:, g] = _group_scales(
+                    panel[:, start : start + group_size],
+                    grid,
+                    search,
+                    None if importance is None else importance[:, first : first + group_size],
+                )
             _quantize_block(
                 panel,
                 diagonal,
@@ -106,7 +119,7 @@ def sweep(
                 stop,
                 begin,
                 group_of,
-                found and not whole,
+                found and not outside,
                 low,
                 high,
                 levels,
@@ -132,11 +145,25 @@ def _panels(channels: int, group_size: int) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + width, channels)
 
 
-def _blocks(width: int, group_size: int) -> Iterator[tuple[int, int]]:
-    """Ranges within a panel: whole groups if they fit into a block, else pieces of the one group."""
+def _blocks(width: int, group_size: int, single: bool) -> Iterator[tuple[int, int]]:
+    """Ranges within a panel: whole groups if they fit into a block, else pieces of the one group.
+
+    With `single`, no block has more than one group.
+    """
     length = BLOCK if group_size > BLOCK else BLOCK - BLOCK % group_size
+    if single:
+        length = min(group_size, BLOCK)
     for start in range(0, width, length):
         yield start, min(start + length, width)
+
+
+def _group_scales(
+    group: NDArray, grid: Grid, search: RangeSearch | None, importance: NDArray | None
+) -> tuple[NDArray, NDArray]:
+    """Scales and zero points of one group [M, group_size], each [M, 1]."""
+    if search is None:
+        return grid_kernels.find_scales(group, group.shape[1], grid)
+    return search_kernels.search_scales(group, group.shape[1], grid, search, importance)
 
 
 def _upper_factor(h_inv: NDArray) -> NDArray:
@@ -163,11 +190,11 @@ def _upper_factor(h_inv: NDArray) -> NDArray:
 
 
 @kernel
-def _add_columns(source, begin, panel):
-    """Add the panel's columns of the weight. Split: one task a row."""
+def _load_columns(source, begin, panel):
+    """Copy the panel's columns of the weight. Split: one task a row."""
     for i in prange(len(panel)):
         for j in range(panel.shape[1]):
-            panel[i, j] += widen(source[i, begin + j])
+            panel[i, j] = widen(source[i, begin + j])
 
 
 @kernel
@@ -200,8 +227,11 @@ def _quantize_block(
 ):
     """Quantize columns `start` to `stop` of a panel that begins at column `begin` of the weight.
 
-    `panel` holds compensated weights and receives values; `errors` receives ``-e``. Split: one task
-    a tile of rows, which lies transposed, so that the rows are the lanes of a vector.
+    `panel` holds compensated weights and receives values; `errors` receives ``-e``. Columns go in
+    steps: compensation reaches the rest of the step at once and the rest of the block step by step,
+    `STEP` columns in one pass over it. A step ends where a group does, so that a group's scale is
+    found from fully compensated weights. Split: one task a tile of rows, which lies transposed, so
+    that the rows are the lanes of a vector.
     """
     rows = len(panel)
     width = stop - start
@@ -213,40 +243,36 @@ def _quantize_block(
         unsigned = np.zeros((width, TILE), np.uint8)
         scale = np.ones(TILE, panel.dtype)
         zero = np.zeros(TILE, panel.dtype)
-        loss = np.zeros(TILE, np.float64)
+        loss = np.zeros(TILE, panel.dtype)
         for r in range(count):
             for j in range(width):
                 block[j, r] = panel[first + r, start + j]
-        for j in range(width):
-            column = begin + start + j
-            group = group_of[column]
-            if j == 0 or group != group_of[column - 1]:
+        step = 0
+        while step < width:
+            group = group_of[begin + start + step]
+            end = step + 1
+            while end < min(step + STEP, width) and group_of[begin + start + end] == group:
+                end += 1
+            if step == 0 or group != group_of[begin + start + step - 1]:
                 if find:
-                    last = j
+                    last = end
                     while last < width and group_of[begin + start + last] == group:
                         last += 1
-                    _find_tile_scales(block, j, last, levels, symmetric, storage, scale, zero)
-                    for r in range(count):
-                        scales[first + r, group] = scale[r]
-                        zeros[first + r, group] = zero[r]
+                    _find_tile_scales(block[step:last], levels, symmetric, storage, scale, zero)
+                    scales[first : first + count, group] = scale[:count]
+                    zeros[first : first + count, group] = zero[:count]
                 else:
-                    for r in range(count):
-                        scale[r] = scales[first + r, group]
-                        zero[r] = zeros[first + r, group]
-            pivot = factor[start + j, start + j]
-            for r in range(TILE):
-                weight = block[j, r]
-                code = code_of(weight, scale[r], zero[r], low, high)
-                value = value_of(code, scale[r], zero[r])
-                e = (value - weight) / pivot
-                block[j, r] = value
-                error[j, r] = e
-                loss[r] += e * e
-                unsigned[j, r] = np.uint8(code - low)
-            for k in range(j + 1, width):
-                u = factor[start + j, start + k]
-                for r in range(TILE):
-                    block[k, r] += error[j, r] * u
+                    scale[:count] = scales[first : first + count, group]
+                    zero[:count] = zeros[first : first + count, group]
+            for j in range(step, end):
+                pivot = factor[start + j, start + j]
+                _quantize_lanes(
+                    block[j], scale, zero, low, high, pivot, error[j], unsigned[j], loss
+                )
+                for k in range(j + 1, end):
+                    _compensate(block[k], error[j], factor[start + j, start + k])
+            _compensate_rest(block, error, factor, start, step, end)
+            step = end
         for r in range(count):
             losses[first + r] += loss[r]
             for j in range(width):
@@ -256,13 +282,55 @@ def _quantize_block(
 
 
 @scalar
-def _find_tile_scales(block, begin, end, levels, symmetric, storage, scale, zero):
-    """Find each row's scale and zero point from columns `begin` to `end` of a transposed tile."""
+def _find_tile_scales(group, levels, symmetric, storage, scale, zero):
+    """Find each row's scale and zero point from a group's columns of a transposed tile."""
+    lo, hi = np.zeros_like(scale), np.zeros_like(scale)
+    for j in range(len(group)):
+        for r in range(TILE):
+            lo[r] = min(lo[r], group[j, r])
+            hi[r] = max(hi[r], group[j, r])
     for r in range(TILE):
-        lo = levels - levels
-        hi = levels - levels
-        for j in range(begin, end):
-            lo = min(lo, block[j, r])
-            hi = max(hi, block[j, r])
-        scale[r] = stored_scale(group_scale(lo, hi, levels, symmetric), storage)
-        zero[r] = group_zero(lo, scale[r], levels, symmetric)
+        scale[r] = stored_scale(group_scale(lo[r], hi[r], levels, symmetric), storage)
+        zero[r] = group_zero(lo[r], scale[r], levels, symmetric)
+
+
+@scalar
+def _quantize_lanes(weights, scale, zero, low, high, pivot, error, unsigned, loss):
+    """Replace a column of a tile by its values; store its codes and errors, add to the losses."""
+    for r in range(TILE):
+        code = code_of(weights[r], scale[r], zero[r], low, high)
+        value = value_of(code, scale[r], zero[r])
+        e = (value - weights[r]) / pivot
+        weights[r] = value
+        error[r] = e
+        loss[r] += e * e
+        unsigned[r] = np.uint8(code - low)
+
+
+@scalar
+def _compensate(weights, error, u):
+    """Add one column's error, weighted, to another column of a tile."""
+    for r in range(TILE):
+        weights[r] += error[r] * u
+
+
+@scalar
+def _compensate_rest(block, error, factor, start, step, end):
+    """Add the errors of columns `step` to `end` to all columns after them, one pass for a full step."""
+    if end - step < STEP:
+        for k in range(end, len(block)):
+            for j in range(step, end):
+                _compensate(block[k], error[j], factor[start + j, start + k])
+        return
+    e0, e1, e2, e3 = error[step], error[step + 1], error[step + 2], error[step + 3]
+    e4, e5, e6, e7 = error[step + 4], error[step + 5], error[step + 6], error[step + 7]
+    for k in range(end, len(block)):
+        weights = block[k]
+        u0, u1 = factor[start + step, start + k], factor[start + step + 1, start + k]
+        u2, u3 = factor[start + step + 2, start + k], factor[start + step + 3, start + k]
+        u4, u5 = factor[start + step + 4, start + k], factor[start + step + 5, start + k]
+        u6, u7 = factor[start + step + 6, start + k], factor[start + step + 7, start + k]
+        for r in range(TILE):
+            weights[r] += ((e0[r] * u0 + e1[r] * u1) + (e2[r] * u2 + e3[r] * u3)) + (
+                (e4[r] * u4 + e5[r] * u5) + (e6[r] * u6 + e7[r] * u7)
+            )

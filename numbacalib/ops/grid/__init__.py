@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from numbacalib.runtime.backend import kernels_of
+from numbacalib.runtime.backend import call
 from numbacalib.spec.grid import Grid
 
 
@@ -21,16 +21,19 @@ def group_indices(channels: int, group_size: int) -> np.ndarray:
 
 def grid_scales(matrix: Any, group_size: int, grid: Grid) -> tuple[Any, Any]:
     """Scales and zero points of the groups of a matrix [M, K], each [M, G], in its accumulator type."""
-    return kernels_of(__name__, matrix=matrix).find_scales(matrix, group_size, grid)
+    with call(__name__, matrix=matrix) as (kernels, matrix):
+        return kernels.find_scales(matrix, group_size, grid)
 
 
 def grid_codes(matrix: Any, scales: Any, zeros: Any, group_of: Any, grid: Grid) -> Any:
     """Unsigned codes of a matrix [M, K] on a grid whose scales and zeros are known, uint8 [M, K]."""
-    kernels = kernels_of(__name__, matrix=matrix, scales=scales, zeros=zeros)
-    return kernels.encode(matrix, scales, zeros, group_of, grid)
+    arrays = {"matrix": matrix, "scales": scales, "zeros": zeros}
+    with call(__name__, **arrays) as (kernels, matrix, scales, zeros):
+        return kernels.encode(matrix, scales, zeros, group_of, grid)
 
 
 def grid_values(codes: Any, scales: Any, zeros: Any, group_of: Any, grid: Grid, out: Any) -> Any:
     """Write the weights that unsigned codes stand for into `out` [M, K] and return it."""
-    kernels = kernels_of(__name__, codes=codes, scales=scales, zeros=zeros, out=out)
-    return kernels.decode(codes, scales, zeros, group_of, grid, out)
+    arrays = {"codes": codes, "scales": scales, "zeros": zeros, "out": out}
+    with call(__name__, **arrays) as (kernels, codes, scales, zeros, out):
+        return kernels.decode(codes, scales, zeros, group_of, grid, out)

@@ -1,0 +1,92 @@
+"""GPU form of the Hessian update: tensor cores where `hopper` has them, else tiles of plain sums."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from numbacalib.runtime import device
+from numbacalib.runtime.device import cuda
+from numbacalib.runtime.finite_gpu import FiniteCheck, require_finite
+from numbacalib.runtime.half import carrier, widen
+from numbacalib.runtime.launch import launch
+
+EDGE = 4 if device.SIMULATED else 8
+"""A block is EDGE x EDGE threads, a thread EDGE x EDGE elements of its tile."""
+TILE = EDGE * EDGE
+
+
+def rank_update(
+    hessian: Any, x_block: Any, alpha: float, beta: float, dtype: np.dtype, out: Any
+) -> Any:
+    """See `numbacalib.gptq_hessian_update`."""
+    out = device.empty(hessian.shape, dtype) if out is None else out
+    before: Any = carrier(hessian)
+    x: Any = carrier(x_block)
+    if (
+        dtype == np.float32
+        and not device.SIMULATED
+        and _capability(device.current_device()) == (9, 0)
+    ):
+        from numbacalib.ops.gptq_hessian_update import hopper
+
+        check = FiniteCheck(hessian, upper=True)
+        hopper.rank_update(before, x, alpha, beta, out, check.first)
+        check.require("hessian")
+    else:
+        require_finite("hessian", hessian)
+        tiles = -(-out.shape[0] // TILE)
+        factors = dtype.type(alpha), dtype.type(beta)
+        launch(_tile_kernel(dtype), (tiles, tiles), (EDGE, EDGE), before, x, out, *factors)
+    return device.result(out)
+
+
+@functools.cache
+def _capability(number: int) -> tuple[int, int]:
+    """Compute capability of the current device, which is device `number`."""
+    return cuda.get_current_device().compute_capability
+
+
+@functools.cache
+def _tile_kernel(dtype: np.dtype) -> Any:
+    real = dtype.type
+
+    @cuda.jit
+    def tiles(hessian, x, out, alpha, beta):
+        """One block a tile on or above the diagonal, a thread every EDGE-th row and column of it."""
+        row, column = cuda.blockIdx.y * TILE, cuda.blockIdx.x * TILE
+        if row > column:
+            return
+        left = cuda.shared.array((EDGE, TILE), real)
+        right = cuda.shared.array((EDGE, TILE), real)
+        sums = cuda.local.array((EDGE, EDGE), real)
+        tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
+        rows, size = x.shape
+        for i in range(EDGE):
+            for j in range(EDGE):
+                sums[i, j] = real(0)
+        for first in range(0, rows, EDGE):
+            for j in range(tx, TILE, EDGE):
+                inside = first + ty < rows
+                left[ty, j] = right[ty, j] = real(0)
+                if inside and row + j < size:
+                    left[ty, j] = widen(x[first + ty, row + j])
+                if inside and column + j < size:
+                    right[ty, j] = widen(x[first + ty, column + j])
+            cuda.syncthreads()
+            for k in range(EDGE):
+                for i in range(EDGE):
+                    for j in range(EDGE):
+                        sums[i, j] += left[k, ty + EDGE * i] * right[k, tx + EDGE * j]
+            cuda.syncthreads()
+        for i in range(EDGE):
+            for j in range(EDGE):
+                r, c = row + ty + EDGE * i, column + tx + EDGE * j
+                if r <= c and c < size:
+                    value = alpha * sums[i, j] + beta * widen(hessian[r, c])
+                    out[r, c] = value
+                    out[c, r] = value
+
+    return tiles

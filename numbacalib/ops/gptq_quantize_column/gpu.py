@@ -1,0 +1,222 @@
+"""GPU form of GPTQ: products between panels of columns, one kernel that walks a panel.
+
+Rows are independent, so a thread block owns a tile of rows and walks the blocks of a panel from left to
+right with no barrier across the grid. Both forms of the compensation are one here,
+
+    W'_b = W_b + S_{<b} C_{<b, b},
+
+the direct one with ``S = W - Q`` and ``C = R blockdiag(R_bb)^-1``, the one with the inverse Hessian's
+factor U with ``S = (Q - W') / diag(U)`` and ``C = U``; inside a block the recurrence uses ``U_bb``, which
+is ``R_bb^-1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from numbacalib.ops.gptq_quantize_column import GroupedCodes
+from numbacalib.ops.gptq_quantize_column.sweep_gpu import (
+    BLOCK,
+    SMALL_TILE,
+    STEP,
+    STEPS,
+    THREADS,
+    arrange,
+    diagonal_blocks,
+    inspect_factor,
+    invert_blocks,
+    measure_asymmetry,
+    product_kernels,
+    quantize_kernel,
+    tile_rows,
+)
+from numbacalib.ops.grid import gpu as grid_kernels
+from numbacalib.ops.grid import group_indices
+from numbacalib.runtime import blas_gpu, device
+from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.half import carrier
+from numbacalib.runtime.launch import launch
+from numbacalib.spec.grid import Grid
+
+PANEL = 3 * BLOCK if device.SIMULATED else 4 * BLOCK
+"""Columns between two products over the whole history."""
+
+
+def quantize_columns(
+    weight: Any, h_inv: Any, grid: Grid, group_size: int, dtype: np.dtype, out: Any
+) -> tuple[Any, Any, Any]:
+    """See `numbacalib.gptq_quantize_column`."""
+    require_finite("weight", weight)
+    require_finite("h_inv", h_inv)
+    factor = _upper_factor(h_inv, dtype)
+    group_of = group_indices(weight.shape[1], group_size)
+    found = _sweep(weight, factor, grid, group_of, None, None, inverse=True)
+    if out is None:
+        out = device.empty(weight.shape, dtype), found.scales, found.zeros
+    else:
+        device.copy(found.scales, out[1])
+        device.copy(found.zeros, out[2])
+    grid_kernels.decode(found.codes, found.scales, found.zeros, group_of, grid, out[0])
+    return tuple(device.result(array) for array in out)
+
+
+def sweep(
+    weight: Any,
+    factor: Any,
+    grid: Grid,
+    group_of: np.ndarray,
+    scales: Any,
+    zeros: Any,
+    *,
+    inverse: bool,
+) -> GroupedCodes:
+    """Walk the columns from left to right; see `cpu.sweep`."""
+    found = _sweep(weight, factor, grid, group_of, scales, zeros, inverse=inverse)
+    return GroupedCodes(*map(device.result, found))
+
+
+def _sweep(
+    weight: Any,
+    factor: Any,
+    grid: Grid,
+    group_of: np.ndarray,
+    scales: Any,
+    zeros: Any,
+    *,
+    inverse: bool,
+) -> GroupedCodes:
+    rows, channels = weight.shape
+    dtype = factor.dtype
+    found = scales is None
+    group_size = channels // (int(group_of[-1]) + 1) if found else BLOCK
+    whole = found and group_size > BLOCK
+    if found:
+        scales = device.empty((rows, channels // group_size), dtype)
+        zeros = device.empty(scales.shape, dtype)
+    starts = _block_starts(channels, group_size)
+    columns = device.from_host(starts)
+    size = min(group_size, BLOCK)
+    padded = -(-size // STEP) * STEP
+    groups = (size, padded) if found and not whole else device.from_host(group_of)
+    coupling, factors = _coupling(factor, columns, (size, padded), inverse)
+    codes = device.empty((rows, channels), np.uint8)
+    losses = device.empty((rows,), np.float64)
+    history = device.empty((rows, channels), dtype)
+    source = carrier(weight)
+    kernels = product_kernels(dtype.type)
+    quantize = quantize_kernel(dtype.type, found and not whole, not inverse)
+    tiles = -(-rows // tile_rows(dtype.type))
+    across = -(-channels // THREADS), min(-(-rows // 16), 65535)
+    launch(kernels.start, across, THREADS, source, history, losses)
+    bounds = *grid.bounds(dtype), grid.symmetric, grid.storage
+    for begin, end in _panels(channels, group_size):
+        first, last = (int(block) for block in np.searchsorted(starts, (begin, end)))
+        panel = columns, first, last
+        if begin:
+            _compensate(kernels, coupling, begin, end, history)
+        if whole:
+            ahead = history
+            if begin and not inverse:
+                ahead = device.empty((rows, channels), dtype)
+                arguments = source, coupling, *panel, history, ahead
+                launch(kernels.look_ahead, tiles, THREADS, *arguments)
+            group = slice(begin // group_size, begin // group_size + 1)
+            target = scales[:, group], zeros[:, group]
+            grid_kernels.find_scales_into(ahead[:, begin:end], grid, *target)
+        results = scales, zeros, codes, history, losses
+        arguments = source, coupling, factors, *panel, groups, bounds, *results
+        launch(quantize, tiles, THREADS, *arguments)
+    return GroupedCodes(codes, scales, zeros, losses)
+
+
+def _coupling(factor: Any, starts: Any, group: tuple[int, int], inverse: bool) -> tuple[Any, Any]:
+    """Return C [K, K], of which only what is right of the diagonal's blocks counts, and the U_bb."""
+    channels, blocks = len(factor), len(starts) - 1
+    diagonal = device.empty((blocks, BLOCK, BLOCK), factor.dtype)
+    coupling = factor
+    if inverse:
+        launch(diagonal_blocks, blocks, THREADS, factor, starts, diagonal)
+    else:
+        coupling = device.empty((channels, channels), factor.dtype)
+        kernel = invert_blocks(factor.dtype.type)
+        grid = blocks, BLOCK // SMALL_TILE
+        launch(kernel, grid, SMALL_TILE * SMALL_TILE, factor, starts, diagonal)
+        tiles = -(-channels // tile_rows(factor.dtype.type)), blocks
+        couple = product_kernels(factor.dtype.type).couple
+        launch(couple, tiles, THREADS, factor, diagonal, starts, coupling)
+    factors = device.empty((blocks, STEPS, BLOCK * STEP), factor.dtype)
+    launch(arrange, (blocks, STEPS), THREADS, diagonal, starts, *group, factors)
+    return coupling, factors
+
+
+def _compensate(
+    kernels: SimpleNamespace, coupling: Any, begin: int, end: int, history: Any
+) -> None:
+    """Add ``S_{<p} C_{<p, p}`` to panel p, columns `begin` to `end` of the history."""
+    if blas_gpu.has_libraries():
+        panel = history[:, begin:end]
+        blas_gpu.add_product(history[:, :begin], coupling[:begin, begin:end], panel)
+        return
+    rows = -(-len(history) // tile_rows(history.dtype.type))
+    tiles = rows, -(-(end - begin) // BLOCK)
+    launch(kernels.compensate, tiles, THREADS, coupling, begin, end, history)
+
+
+def _upper_factor(h_inv: Any, dtype: np.dtype) -> Any:
+    """Return ``U`` in `dtype`: the argument if upper triangular, its factor if it is symmetric.
+
+    Only the upper triangle of the result counts.
+    """
+    size = len(h_inv)
+    factor = device.empty((size, size), dtype)
+    findings = device.from_host(np.array([size, 0, 0, 0], np.int64))
+    blocks = -(-size // THREADS), min(size, 65535)
+    launch(inspect_factor, blocks, THREADS, carrier(h_inv), factor, findings)
+    bad, below, *_ = device.read(findings).tolist()
+    if bad < size:
+        entry = device.read(factor[bad])[bad]
+        raise ValueError(f"h_inv: expected a positive diagonal, got {entry} at [{bad}, {bad}]")
+    if not below:
+        return factor
+    launch(measure_asymmetry, blocks, THREADS, factor, findings)
+    largest, difference = device.read(findings)[2:].view(np.float64)
+    if difference / largest > np.sqrt(np.finfo(dtype).eps):
+        raise ValueError(
+            "h_inv: expected an upper triangular or a symmetric matrix, got one whose "
+            f"asymmetry is {difference / largest:.2g} of its largest diagonal entry"
+        )
+    if minor := int(device.read(blas_gpu.cholesky_upper(factor))[0]):
+        raise ValueError(
+            "h_inv: expected a positive definite matrix, got one whose leading minor of order "
+            f"{minor} is not positive"
+        )
+    return factor
+
+
+def _segment(group_size: int) -> int:
+    """Columns that go together: as many groups as a block has positions for, or one long group."""
+    padded = -(-group_size // STEP) * STEP
+    return group_size if group_size > BLOCK else BLOCK // padded * group_size
+
+
+def _block_starts(channels: int, group_size: int) -> np.ndarray:
+    """First column of each block, and the end of the last, int64."""
+    segment = _segment(group_size)
+    starts = [
+        column
+        for begin in range(0, channels, segment)
+        for column in range(begin, min(begin + segment, channels), BLOCK)
+    ]
+    return np.array([*starts, channels])
+
+
+def _panels(channels: int, group_size: int) -> Iterator[tuple[int, int]]:
+    """Ranges of columns: a long group each, or as many blocks as fit into `PANEL`."""
+    segment = _segment(group_size)
+    width = segment if group_size > BLOCK else max(PANEL // segment, 1) * segment
+    for begin in range(0, channels, width):
+        yield begin, min(begin + width, channels)

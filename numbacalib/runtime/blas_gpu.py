@@ -1,0 +1,142 @@
+"""BLAS and LAPACK for device arrays: cuBLAS and cuSOLVER through CuPy's bindings.
+
+The libraries are column-major: they see the transposes of our matrices, in the same memory. All of it
+runs on the current stream. Without CuPy, factors are found on the host.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from numbacalib.runtime import blas
+from numbacalib.runtime.device import (
+    SIMULATED,
+    address,
+    cuda,
+    empty,
+    from_host,
+    read,
+    stream_handle,
+    write,
+)
+from numbacalib.runtime.launch import launch
+
+THREADS = 256
+
+
+@functools.cache
+def has_libraries() -> bool:
+    """Whether CuPy is there."""
+    return not SIMULATED and importlib.util.find_spec("cupy") is not None
+
+
+def cholesky_upper(matrix: Any) -> Any:
+    """Overwrite the upper triangle of a C-contiguous matrix by ``U``, ``A = U^T U``.
+
+    Returns, int32 [1] on the device, 0 or the order of the leading minor that is not positive. The
+    lower triangle keeps what it held.
+    """
+    if not has_libraries():
+        lower = np.ascontiguousarray(read(matrix).T)
+        minor = blas.cholesky_lower(lower)
+        write(matrix, np.ascontiguousarray(lower.T))
+        return from_host(np.array([minor], np.int32))
+    from cupy.cuda.device import get_cusolver_handle
+    from cupy_backends.cuda.libs import cublas, cusolver
+
+    single = matrix.dtype == np.float32
+    query = cusolver.spotrf_bufferSize if single else cusolver.dpotrf_bufferSize
+    potrf = cusolver.spotrf if single else cusolver.dpotrf
+    info = empty((1,), np.int32)
+    with _current_stream():
+        size = len(matrix)
+        lower = cublas.CUBLAS_FILL_MODE_LOWER
+        where = get_cusolver_handle(), lower, size, address(matrix), size
+        length = query(*where)
+        work = empty((length,), matrix.dtype)
+        potrf(*where, address(work), length, address(info))
+    return info
+
+
+def invert_upper(triangle: Any) -> Any:
+    """Return the inverse of an upper triangular C-contiguous matrix."""
+    if not has_libraries():
+        host = read(triangle)
+        blas.invert_triangle(host, lower=False)
+        return from_host(host)
+    from cupy.cuda.device import get_cublas_handle
+    from cupy_backends.cuda.libs import cublas
+
+    inverse = empty(triangle.shape, triangle.dtype)
+    blocks = -(-len(triangle) // THREADS), min(len(triangle), 65535)
+    launch(_identity, blocks, THREADS, inverse)
+    size = len(triangle)
+    one = np.ones(1, triangle.dtype)
+    trsm = cublas.strsm if triangle.dtype == np.float32 else cublas.dtrsm
+    with _current_stream():
+        trsm(
+            get_cublas_handle(),
+            cublas.CUBLAS_SIDE_LEFT,
+            cublas.CUBLAS_FILL_MODE_LOWER,
+            cublas.CUBLAS_OP_N,
+            cublas.CUBLAS_DIAG_NON_UNIT,
+            size,
+            size,
+            one.ctypes.data,
+            address(triangle),
+            size,
+            address(inverse),
+            size,
+        )
+    return inverse
+
+
+def add_product(left: Any, right: Any, out: Any) -> None:
+    """Add ``left [M, k] @ right [k, n]`` to `out` [M, n]; rows are contiguous, at any stride."""
+    from cupy.cuda.device import get_cublas_handle
+    from cupy_backends.cuda.libs import cublas
+
+    rows, depth = left.shape
+    size = left.dtype.itemsize
+    one = np.ones(1, left.dtype)
+    gemm = cublas.sgemm if left.dtype == np.float32 else cublas.dgemm
+    with _current_stream():
+        gemm(
+            get_cublas_handle(),
+            cublas.CUBLAS_OP_N,
+            cublas.CUBLAS_OP_N,
+            right.shape[1],
+            rows,
+            depth,
+            one.ctypes.data,
+            address(right),
+            right.strides[0] // size,
+            address(left),
+            left.strides[0] // size,
+            one.ctypes.data,
+            address(out),
+            out.strides[0] // size,
+        )
+
+
+@contextmanager
+def _current_stream() -> Iterator[None]:
+    from cupy.cuda import ExternalStream
+
+    with ExternalStream(stream_handle()):
+        yield
+
+
+@cuda.jit
+def _identity(matrix):
+    """Threads: one a column, blocks stride over the rows."""
+    j = cuda.grid(1)
+    if j < matrix.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), matrix.shape[0], cuda.gridDim.y):
+            matrix[i, j] = i == j

@@ -1,0 +1,304 @@
+"""Reductions along the rows of a matrix on the device, one result a column, in a fixed order.
+
+The rows are cut into segments, by the matrix's shape and type alone, so that the result has the same bits
+on every device. A block reduces one segment of a strip of columns: each thread owns 16 bytes of
+neighbouring columns (one element in the portable form) and every eighth row, and the block's partial
+results are merged in order. The caller's last kernel merges the segments with `merger`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numbacalib.runtime.device import SIMULATED, address, cuda, empty
+from numbacalib.runtime.half import widen
+from numbacalib.runtime.launch import launch
+
+WIDE, TALL = ((4, 1), (3, 2)) if SIMULATED else ((256, 1), (32, 8))
+"""Threads of a block along the columns and along the rows, for few rows and for many. The simulator
+has few, for it makes each a Python thread."""
+FEW_ROWS = 3 if SIMULATED else 64
+SHORT, LONG = (5, 10) if SIMULATED else (256, 2048)
+"""Rows of a segment, least and most: long ones leave less to merge, short ones make more blocks, and
+no thread adds more than 256 numbers, which bounds the rounding error."""
+BLOCKS = 8 if SIMULATED else 1024
+"""Blocks that a grid is to have: what keeps a large device busy, and not more to merge than need be."""
+MOST_SEGMENTS = 65535
+"""Blocks of a grid along y; beyond, segments are longer."""
+FEW_SEGMENTS = 3 if SIMULATED else 512
+"""Segments that a last kernel merges in less time than a launch takes."""
+
+
+class Reduction(NamedTuple):
+    """What is reduced, as device functions."""
+
+    decode: Callable
+    """Takes an element as it lies in memory."""
+    accumulate: Callable
+    """Takes a total and a decoded element."""
+    merge: Callable
+    """Takes two totals."""
+    finish: Callable
+    """Takes a total and the caller's divisor."""
+
+
+class Plan(NamedTuple):
+    """How a matrix is cut."""
+
+    threads: tuple[int, int]
+    width: int
+    """Columns that a thread loads at once."""
+    load: Callable
+    """Device function that loads them, as they travel in registers."""
+    unpack: Callable
+    """Device function that makes a tuple of elements of what was loaded."""
+    grid: tuple[int, int]
+    """Strips of columns, segments of rows."""
+    segment_rows: int
+
+
+def plan(matrix: Any) -> Plan:
+    """Say how a matrix, or the carrier of one, is cut into segments and strips."""
+    rows, columns = matrix.shape
+    threads = WIDE if rows <= FEW_ROWS else TALL
+    width, load, unpack = 1, _load_element, _unpack_element
+    if _has_vectors(matrix):
+        from numbacalib.runtime.ptx import elements_of, load_words
+
+        width, load, unpack = 16 // matrix.dtype.itemsize, load_words, elements_of
+    strips = -(-columns // (threads[0] * width))
+    wanted = min(-(-rows // SHORT), -(-BLOCKS // strips))
+    segments = min(max(-(-rows // LONG), wanted), MOST_SEGMENTS)
+    segment_rows = -(-rows // segments)
+    grid = strips, -(-rows // segment_rows)
+    return Plan(threads, width, load, unpack, grid, segment_rows)
+
+
+def _has_vectors(matrix: Any) -> bool:
+    """Whether the rows of a matrix are whole runs of 16 bytes, each at a multiple of 16 bytes."""
+    size = matrix.dtype.itemsize
+    aligned = not (matrix.shape[1] * size % 16 or matrix.strides[0] % 16 or address(matrix) % 16)
+    return aligned and matrix.strides[1] == size and not SIMULATED
+
+
+def reduce_rows(
+    matrix: Any, how: Plan, reduction: Reduction, divisor: np.generic, partial: Any
+) -> None:
+    """Set partial [S, K] to each segment's reduction."""
+    kernel = _kernel(*how[:4], reduction, partial.dtype.type)
+    launch(kernel, how.grid, how.threads, matrix, how.segment_rows, divisor, partial)
+
+
+def shortened(partial: Any, merge: Callable) -> Any:
+    """Merge the segments of partial results [S, K] until there are few."""
+    while len(partial) > FEW_SEGMENTS:
+        how = plan(partial)
+        fewer = empty((how.grid[1], partial.shape[1]), partial.dtype)
+        reduction = Reduction(_same, merge, merge, _total)
+        reduce_rows(partial, how, reduction, partial.dtype.type(1), fewer)
+        partial = fewer
+    return partial
+
+
+@functools.cache
+def _kernel(
+    threads: tuple[int, int],
+    width: int,
+    load: Callable,
+    unpack: Callable,
+    reduction: Reduction,
+    real: type,
+) -> Any:
+    reduce_segment = segment_reducer(threads, width, load, unpack, reduction, real)
+    shape = shared_shape(threads, width)
+
+    @cuda.jit
+    def reduce_all(matrix, segment_rows, divisor, partial):
+        """Blocks: strip, segment. Threads: see `segment_reducer`."""
+        shared = cuda.shared.array(shape, real)
+        reduce_segment(matrix, np.int64(cuda.blockIdx.y), segment_rows, divisor, partial, shared)
+
+    return reduce_all
+
+
+def shared_shape(threads: tuple[int, int], width: int) -> tuple[int, int, int]:
+    """Shape of the shared array with which a block merges its threads' totals."""
+    return threads[1], width, threads[0] + 1
+
+
+@functools.cache
+def segment_reducer(
+    threads: tuple[int, int],
+    width: int,
+    load: Callable,
+    unpack: Callable,
+    reduction: Reduction,
+    real: type,
+) -> Callable:
+    """Build the device function with which a block reduces one segment of its strip as `real`."""
+    decode, accumulate, merge, finish = reduction
+    lanes, thread_rows = threads
+    columns = width * lanes
+
+    @cuda.jit(device=True)
+    def take(matrix, totals, loaded):
+        elements = unpack(matrix, loaded)
+        for i in range(width):
+            totals[i] = accumulate(totals[i], real(decode(elements[i])))
+
+    @cuda.jit(device=True)
+    def take_four(matrix, totals, four):
+        first, second, third, fourth = four
+        take(matrix, totals, first)
+        take(matrix, totals, second)
+        take(matrix, totals, third)
+        take(matrix, totals, fourth)
+
+    @cuda.jit(device=True)
+    def load_four(matrix, row, column):
+        return (
+            load(matrix, row, column),
+            load(matrix, row + thread_rows, column),
+            load(matrix, row + 2 * thread_rows, column),
+            load(matrix, row + 3 * thread_rows, column),
+        )
+
+    @cuda.jit(device=True)
+    def reduce_segment(matrix, segment, segment_rows, divisor, partial, shared):
+        """Threads: x along the columns, `width` of them each; y along the rows of the segment."""
+        totals = cuda.local.array(width, real)
+        x, y = cuda.threadIdx.x, cuda.threadIdx.y
+        first = np.int64(cuda.blockIdx.x) * columns
+        for i in range(width):
+            totals[i] = real(0)
+        if first + x * width < matrix.shape[1]:
+            end = min((segment + 1) * segment_rows, matrix.shape[0])
+            n = segment * segment_rows + y
+            column = first + x * width
+            if n + 3 * thread_rows < end:
+                # the next loads are on their way while the last are added
+                four = load_four(matrix, n, column)
+                n += 4 * thread_rows
+                while n + 3 * thread_rows < end:
+                    next_four = load_four(matrix, n, column)
+                    take_four(matrix, totals, four)
+                    four = next_four
+                    n += 4 * thread_rows
+                take_four(matrix, totals, four)
+            while n < end:
+                take(matrix, totals, load(matrix, n, column))
+                n += thread_rows
+        for i in range(width):
+            shared[y, i, x] = totals[i]
+        cuda.syncthreads()
+        for column in range(y * lanes + x, columns, lanes * thread_rows):
+            if first + column < matrix.shape[1]:
+                total = shared[0, column % width, column // width]
+                for row in range(1, thread_rows):
+                    total = merge(total, shared[row, column % width, column // width])
+                partial[segment, first + column] = finish(total, divisor)
+
+    return reduce_segment
+
+
+@functools.cache
+def merger(merge: Callable) -> Callable:
+    """Build the device function that merges the segments of a column: see its docstring."""
+
+    @cuda.jit(device=True)
+    def merged(partial, column, shared):
+        """Merge ``partial[:, column]`` in order; the result is for the threads whose y is 0.
+
+        Every thread of a block of `TALL` calls this: x for a column, y for some of the segments.
+        `shared` has that shape.
+        """
+        x, y = cuda.threadIdx.x, cuda.threadIdx.y
+        total = partial.dtype.type(0)
+        if column < partial.shape[1]:
+            for segment in range(y, partial.shape[0], TALL[1]):
+                total = merge(total, partial[segment, column])
+        shared[y, x] = total
+        cuda.syncthreads()
+        if y == 0:
+            for other in range(1, TALL[1]):
+                total = merge(total, shared[other, x])
+        return total
+
+    return merged
+
+
+@cuda.jit(device=True)
+def add(total, other):
+    """Merge sums."""
+    return total + other
+
+
+@cuda.jit(device=True)
+def larger(total, other):
+    """Merge magnitudes."""
+    return max(total, other)
+
+
+@cuda.jit(device=True)
+def _load_element(matrix, row, column):
+    return (matrix[row, column],)
+
+
+@cuda.jit(device=True)
+def _unpack_element(_, loaded):
+    return loaded
+
+
+@cuda.jit(device=True)
+def _same(x):
+    return x
+
+
+@cuda.jit(device=True)
+def _widened(x):
+    return widen(x)
+
+
+@cuda.jit(device=True)
+def _add_square(total, x):
+    return total + x * x
+
+
+@cuda.jit(device=True)
+def _add_magnitude(total, x):
+    return total + abs(x)
+
+
+@cuda.jit(device=True)
+def _quotient(total, divisor):
+    return total / divisor
+
+
+@cuda.jit(device=True)
+def _total(total, _):
+    return total
+
+
+SQUARES = Reduction(_widened, _add_square, add, _quotient)
+"""Sum of squares of a carrier, over the divisor."""
+MAGNITUDES = Reduction(_widened, _add_magnitude, add, _quotient)
+"""Sum of magnitudes of a carrier, over the divisor."""
+
+
+@functools.cache
+def peaks(dtype: np.dtype) -> Reduction:
+    """Largest magnitude, as bits, of integers that `magnitude_bits` gave; NaN is above all.
+
+    Totals are int64 for float64, else int32.
+    """
+    mask = (np.int64 if dtype.itemsize == 8 else np.int32)(np.iinfo(dtype).max)
+
+    @cuda.jit(device=True)
+    def larger_magnitude(total, bits):
+        return max(total, bits & mask)
+
+    return Reduction(_same, larger_magnitude, larger, _total)

@@ -1,0 +1,321 @@
+"""CUDA arrays of any library, streams and memory.
+
+The one module through which `numba.cuda` comes: kernel modules take `cuda` from here, and it is
+imported only once a CUDA array was seen.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+from numba import cuda
+from numba.core import config
+from numpy.typing import DTypeLike, NDArray
+
+SIMULATED = bool(config.ENABLE_CUDASIM)
+"""Whether kernels run in Numba's CUDA simulator, as Python."""
+
+KEPT_BYTES = 8 << 30
+"""What the pool keeps of freed memory, so that the next call need not wait for the driver."""
+
+if not SIMULATED:
+    from cuda.bindings import driver
+
+_STREAM: ContextVar[Any] = ContextVar("stream", default=0)
+
+
+class Array:
+    """Device memory as kernels take it: what a Numba device array holds, at a tenth of its cost.
+
+    A Numba device array takes longer to make than a launch, and a call makes several.
+
+    Attributes
+    ----------
+    address : int
+    shape, strides : tuple of int
+        Strides are in bytes.
+    dtype : numpy.dtype
+        bfloat16 is ``V2``, its name in the CUDA array interface.
+    owner : object
+        What keeps the memory.
+    """
+
+    __slots__ = ("_form", "address", "dtype", "owner", "shape", "strides")
+
+    def __init__(
+        self,
+        address: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        owner: Any,
+        strides: tuple[int, ...] | None = None,
+    ) -> None:
+        self.address = address
+        self.shape = shape
+        self.dtype = dtype
+        self.owner = owner
+        self.strides = strides or _contiguous(shape, dtype.itemsize)
+        self._form: tuple[tuple, tuple] | None = None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "strides": self.strides,
+            "typestr": self.dtype.str,
+            "data": (self.address, False),
+            "version": 3,
+        }
+
+    def is_c_contiguous(self) -> bool:
+        return self.strides == _contiguous(self.shape, self.dtype.itemsize)
+
+    def view(self, dtype: DTypeLike) -> Array:
+        """Return the same memory as another dtype of the same width."""
+        return Array(self.address, self.shape, np.dtype(dtype), self.owner, self.strides)
+
+    def reshape(self, *shape: int) -> Array:
+        """Return contiguous memory in another shape."""
+        return Array(self.address, shape, self.dtype, self.owner)
+
+    def __getitem__(self, key: Any) -> Array:
+        """Return a row, or the block that slices of step 1 select."""
+        key = key if isinstance(key, tuple) else (key,)
+        address, shape, strides = self.address, [], []
+        for axis, (length, stride) in enumerate(zip(self.shape, self.strides, strict=True)):
+            part = key[axis] if axis < len(key) else slice(None)
+            if isinstance(part, slice):
+                start, stop, _ = part.indices(length)
+                shape.append(stop - start)
+                strides.append(stride)
+            else:
+                start = part
+            address += start * stride
+        return Array(address, tuple(shape), self.dtype, self.owner, tuple(strides))
+
+    def parameters(self) -> tuple[tuple, tuple]:
+        """What a kernel's type depends on, and the words that a kernel takes."""
+        if self._form is None:
+            size = self.dtype.itemsize
+            reverse = self.shape[::-1]
+            layouts = self.is_c_contiguous(), self.strides[::-1] == _contiguous(reverse, size)
+            kind = self.dtype.char, self.ndim, layouts, 0 in self.strides
+            # meminfo, parent, elements, bytes of one, address, shape, strides
+            words = 0, 0, self.size, size, self.address, *self.shape, *self.strides
+            self._form = kind, words
+        return self._form
+
+
+def _contiguous(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """Byte strides of a C-contiguous array."""
+    if len(shape) == 2:
+        return shape[1] * size, size
+    strides = []
+    for length in reversed(shape):
+        strides.append(size)
+        size *= length
+    return tuple(reversed(strides))
+
+
+def device_array(array: Any, interface: Any) -> Any:
+    """Return a CUDA array as an `Array` over the same memory; in the simulator, as it is.
+
+    `interface` is its CUDA array interface, which some libraries take long to make.
+    """
+    if SIMULATED or isinstance(array, Array):
+        return array
+    if interface.get("mask") is not None:
+        raise TypeError("expected a CUDA array without a mask")
+    producer = interface.get("stream")
+    if producer is not None:
+        _wait_for(producer)
+    shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
+    return Array(interface["data"][0], shape, dtype, array, interface.get("strides"))
+
+
+def result(array: Any) -> Any:
+    """Return an array as callers get it: the Numba device array that came, or a new one."""
+    if SIMULATED:
+        return array
+    owner = array.owner
+    if hasattr(owner, "__cuda_ndarray__") and owner.dtype == array.dtype:
+        return owner
+    return numba_array(array)
+
+
+def numba_array(array: Array) -> Any:
+    """Return a Numba device array over the same memory."""
+    from numba.cuda.cudadrv.devicearray import DeviceNDArray
+    from numba.cuda.cudadrv.driver import MemoryPointer
+
+    pointer = driver.CUdeviceptr(array.address)
+    size = array.size * array.dtype.itemsize
+    memory = MemoryPointer(cuda.current_context(), pointer, size, owner=array.owner)
+    return DeviceNDArray(array.shape, array.strides, array.dtype, gpu_data=memory)
+
+
+def _wait_for(producer: int) -> None:
+    """Order the current stream after what another stream has been given so far, without waiting."""
+    stream = _STREAM.get() or cuda.default_stream()
+    # 1 is the legacy default stream, which is Numba's own unless CUDA_PER_THREAD_DEFAULT_STREAM is set
+    if producer not in (int(stream.handle) or 1, int(stream.handle)):
+        event = cuda.event(timing=False)
+        event.record(cuda.external_stream(producer))
+        event.wait(stream)
+
+
+def enter_stream(stream: Any) -> Any:
+    """Launch on `stream` until `leave_stream` gets what this returns.
+
+    `stream` is a handle, a Numba stream or an object with ``__cuda_stream__``.
+    """
+    if hasattr(stream, "__cuda_stream__"):
+        stream = int(stream.__cuda_stream__()[1])
+    if SIMULATED:
+        stream = 0
+    if not isinstance(stream, int):
+        raise TypeError(f"stream: expected a CUDA stream, got {type(stream).__name__}")
+    return _STREAM.set(cuda.external_stream(stream) if stream else 0)
+
+
+def leave_stream(token: Any) -> None:
+    """Launch on the stream of before."""
+    _STREAM.reset(token)
+
+
+def current_device() -> int:
+    """Return the number of the current device."""
+    error, number = driver.cuCtxGetDevice()
+    return cuda.current_context().device.id if error else int(number)
+
+
+def current_stream() -> Any:
+    """Return the Numba stream on which to launch, 0 for the default one."""
+    return _STREAM.get()
+
+
+def stream_handle() -> int:
+    """Return the handle of the current stream, 0 for the default one."""
+    stream = _STREAM.get()
+    return int(stream.handle) if stream else 0
+
+
+def check(result: tuple) -> Any:
+    """Return the value of a driver call, or raise what it failed with."""
+    error, *values = result
+    if error:
+        raise RuntimeError(f"CUDA driver: {error.name}")
+    return values[0] if values else None
+
+
+@functools.cache
+def _pool(device: int) -> Any:
+    properties = driver.CUmemPoolProps()
+    properties.allocType = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+    properties.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+    properties.location.id = device
+    pool = check(driver.cuMemPoolCreate(properties))
+    threshold = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+    check(driver.cuMemPoolSetAttribute(pool, threshold, driver.cuuint64_t(KEPT_BYTES)))
+    return pool
+
+
+class _Memory:
+    """Memory of the pool, which goes back there in the order of its stream."""
+
+    __slots__ = ("pointer", "stream")
+
+    def __init__(self, size: int) -> None:
+        self.stream = driver.CUstream(stream_handle())
+        pool = _pool(current_device())
+        self.pointer = check(driver.cuMemAllocFromPoolAsync(size, pool, self.stream))
+
+    def __del__(self) -> None:
+        driver.cuMemFreeAsync(self.pointer, self.stream)
+
+
+def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    """Return an uninitialised C-contiguous device array.
+
+    Its memory comes from a pool and goes back there, both in the order of the current stream, once
+    nothing refers to it any more: neither waits for the device.
+    """
+    if SIMULATED:
+        return cuda.device_array(shape, dtype)
+    dtype = np.dtype(dtype)
+    memory = _Memory(max(1, math.prod(shape) * dtype.itemsize))
+    return Array(int(memory.pointer), shape, dtype, memory)
+
+
+def from_host(array: NDArray) -> Any:
+    """Copy a C-contiguous NumPy array to the device."""
+    if SIMULATED:
+        return cuda.to_device(array)
+    copy = empty(array.shape, array.dtype)
+    write(copy, array)
+    return copy
+
+
+def write(target: Any, array: NDArray) -> None:
+    """Copy a C-contiguous NumPy array into a contiguous device array."""
+    if SIMULATED:
+        target.copy_to_device(array)
+        return
+    # the driver has read pageable memory when this returns
+    source = array.ctypes.data, array.nbytes, driver.CUstream(stream_handle())
+    check(driver.cuMemcpyHtoDAsync(target.address, *source))
+
+
+def copy(source: Any, target: Any) -> None:
+    """Copy a contiguous device array into another."""
+    if SIMULATED:
+        target.copy_to_device(source)
+        return
+    size = source.size * source.dtype.itemsize
+    stream = driver.CUstream(stream_handle())
+    check(driver.cuMemcpyDtoDAsync(target.address, source.address, size, stream))
+
+
+def read(array: Any) -> NDArray:
+    """Copy a contiguous device array to the host once the current stream has made it."""
+    if SIMULATED:
+        return array.copy_to_host()
+    host = np.empty(array.shape, array.dtype)
+    stream = driver.CUstream(stream_handle())
+    check(driver.cuMemcpyDtoHAsync(host.ctypes.data, array.address, host.nbytes, stream))
+    check(driver.cuStreamSynchronize(stream))
+    return host
+
+
+def address(array: Any) -> int:
+    """Address of a device array's first element."""
+    return array.ctypes.data if SIMULATED else array.address
+
+
+def may_share_memory(left: Any, right: Any) -> bool:
+    """Whether the address ranges of two device arrays overlap."""
+    (low, high), (first, last) = _extent(left), _extent(right)
+    return low < last and first < high
+
+
+def _extent(array: Any) -> tuple[int, int]:
+    """Return the first address of a device array and the one past its last."""
+    reach = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
+    low = address(array) + sum(step for step in reach if step < 0)
+    high = address(array) + sum(step for step in reach if step > 0) + array.dtype.itemsize
+    return low, high

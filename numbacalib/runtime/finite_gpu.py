@@ -1,0 +1,124 @@
+"""The check for non-finite values on the device: the first index comes back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from numbacalib.runtime import device
+from numbacalib.runtime.device import cuda
+from numbacalib.runtime.half import carrier, infinity_bits, magnitude_bits, widen
+from numbacalib.runtime.launch import launch
+
+if not device.SIMULATED:
+    from cuda.bindings import driver
+
+THREADS = 4 if device.SIMULATED else 256
+ROWS = 32
+"""Rows of a block: each thread looks at one column of them."""
+NONE = np.int64(0x7F7F7F7F7F7F7F7F)
+"""In place of an index where all values are finite: above every index, and made by setting bytes."""
+
+
+def require_finite(name: str, matrix: Any) -> None:
+    """Raise a ValueError that names the first NaN or infinity of a matrix, in row-major order."""
+    FiniteCheck(matrix).require(name)
+
+
+class FiniteCheck:
+    """The check of a matrix, under way on the current stream.
+
+    Kernels launched before `require` must do nothing where ``first[0] < NONE``. So the device has work
+    while the host waits for the check, and a bad matrix is reported before anything is written.
+
+    Attributes
+    ----------
+    first : device array [1], int64
+        Row-major index of the first value that is not finite, or `NONE`.
+    """
+
+    def __init__(self, matrix: Any, *, upper: bool = False) -> None:
+        """Start the check; with `upper`, of the elements on and above the diagonal."""
+        rows, columns = matrix.shape
+        bits = magnitude_bits(matrix)
+        mask = bits.dtype.type(np.iinfo(bits.dtype).max)
+        infinity = infinity_bits(matrix.dtype)
+        grid = -(-columns // THREADS), -(-rows // ROWS)
+        self._matrix = matrix
+        self.first = _unset()
+        launch(_first_non_finite, grid, THREADS, bits, mask, infinity, upper, self.first)
+        self._word = None if device.SIMULATED else _Word.copy_of(self.first)
+
+    def require(self, name: str) -> None:
+        """Wait for the check alone; raise a ValueError that names the first bad value."""
+        found = self._word.read() if self._word else int(device.read(self.first)[0])
+        if found == NONE:
+            return
+        row, column = divmod(found, self._matrix.shape[1])
+        value = device.empty((1,), np.float64)
+        launch(_widen_one, 1, 1, carrier(self._matrix), row, column, value)
+        raise ValueError(
+            f"{name}: expected finite values, got {device.read(value)[0]} at [{row}, {column}]"
+        )
+
+
+class _Word:
+    """A number on its way to the host, in memory to which the device copies while the host goes on."""
+
+    _spare: list[_Word] = []  # noqa: RUF012 -- shared: making one takes longer than a check
+
+    def __init__(self) -> None:
+        self.memory = cuda.pinned_array(1, np.int64)
+        self.address = self.memory.ctypes.data
+        self.copied = cuda.event(timing=False)
+
+    @classmethod
+    def copy_of(cls, array: Any) -> _Word:
+        try:
+            word = cls._spare.pop()
+        except IndexError:
+            word = cls()
+        stream = driver.CUstream(device.stream_handle())
+        device.check(driver.cuMemcpyDtoHAsync(word.address, array.address, 8, stream))
+        word.copied.record(device.current_stream())
+        return word
+
+    def read(self) -> int:
+        self.copied.synchronize()
+        value = int(self.memory[0])
+        self._spare.append(self)
+        return value
+
+
+def _unset() -> Any:
+    """Return a device array that holds `NONE`."""
+    if device.SIMULATED:
+        return device.from_host(np.array([NONE]))
+    first = device.empty((1,), np.int64)
+    stream = driver.CUstream(device.stream_handle())
+    device.check(driver.cuMemsetD8Async(first.address, NONE & 0xFF, first.dtype.itemsize, stream))
+    return first
+
+
+@cuda.jit
+def _first_non_finite(bits, mask, infinity, upper, first):
+    """Threads: one a column and `ROWS` rows. An integer minimum has one result in any order."""
+    j = cuda.grid(1)
+    if j < bits.shape[1]:
+        top = np.int64(cuda.blockIdx.y) * ROWS
+        end = min(top + ROWS, bits.shape[0])
+        if upper:
+            end = min(end, j + 1)
+        largest = mask & ~mask
+        for i in range(top, end):
+            largest = max(largest, bits[i, j] & mask)
+        if largest >= infinity:
+            for i in range(top, end):
+                if bits[i, j] & mask >= infinity:
+                    cuda.atomic.min(first, 0, i * bits.shape[1] + j)
+
+
+@cuda.jit
+def _widen_one(matrix, i, j, value):
+    value[0] = widen(matrix[i, j])

@@ -1,0 +1,59 @@
+"""How kernels and BLAS share the machine, said once.
+
+Three pools of threads take turns: Numba's, and the OpenBLAS pools of NumPy and SciPy. Each keeps the
+processors busy with waiting after its work, to start the next piece sooner, and so holds up the
+others: on two cores a layer's GPTQ took ten times as long. This module, imported before NumPy by the
+package, lets idle threads sleep instead. The settings are read when a library is loaded, so they
+are given through the environment for that moment only; a variable that the user has set stays, and
+a library that was loaded before keeps its own.
+
+Limits: Numba follows NUMBA_NUM_THREADS, or OMP_NUM_THREADS where only that is set; OpenBLAS follows
+OPENBLAS_NUM_THREADS or OMP_NUM_THREADS. Several Python threads may call at once: `launching` lets one
+kernel run at a time, on all threads of the pool, whatever Numba's threading layer is (one of them
+aborts when it is entered twice). BLAS has such a lock of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+launching = threading.RLock()
+"""Held while a kernel runs."""
+
+
+@contextmanager
+def _sleeping_when_idle() -> Iterator[None]:
+    """Set, where they are not set, what GNU OpenMP and OpenBLAS read when they are loaded."""
+    settings = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_THREAD_TIMEOUT": "4"}
+    absent = [name for name in settings if name not in os.environ]
+    os.environ.update({name: settings[name] for name in absent})
+    try:
+        yield
+    finally:
+        for name in absent:
+            del os.environ[name]
+
+
+def _limit_numba() -> None:
+    """Let Numba follow OMP_NUM_THREADS; the variable stays, since Numba reads it again later."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdigit() and 0 < int(limit) <= (os.cpu_count() or 1):
+        os.environ.setdefault("NUMBA_NUM_THREADS", limit)
+
+
+def load_scipy() -> None:
+    """Import SciPy's linear algebra, which takes a quarter of a second, where it is needed first.
+
+    Numba imports it on its own when it loads its first kernel.
+    """
+    with _sleeping_when_idle():
+        import scipy.linalg  # noqa: F401
+
+
+_limit_numba()
+with _sleeping_when_idle(), suppress(ImportError):
+    import numpy  # noqa: F401
+    from numba.np.ufunc import omppool  # noqa: F401  (absent where Numba has no OpenMP)
