@@ -1,0 +1,129 @@
+"""Figures that only a fresh process can give: import, first calls, peak memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from harness import Row, figure
+
+CALLS = {
+    "awq_channel_scores": "numbacalib.awq_channel_scores(x, w)",
+    "fisher_information": "numbacalib.fisher_information(x)",
+    "gptq_hessian_update": "numbacalib.gptq_hessian_update(h, x)",
+    "gptq_inverse_hessian": "numbacalib.gptq_inverse_hessian(h)",
+    "gptq_quantize_column": "numbacalib.gptq_quantize_column(w, h, 4, 16, False)",
+    "gptq of a layer": "gptq(w, h, bits=4, group_size=16)",
+}
+
+FIRST_CALL = """
+import json, time
+import numpy as np
+x = np.ones((64, 64), np.float32)
+w = np.ones((64, 64), np.float32)
+h = np.eye(64, dtype=np.float32)
+start = time.perf_counter()
+import numbacalib
+imported = time.perf_counter()
+from numbacalib.methods import gptq
+begun = time.perf_counter()
+{call}
+print(json.dumps([imported - start, time.perf_counter() - begun]))
+"""
+
+MEMORY = """
+import json
+from pathlib import Path
+import ml_dtypes
+import numpy as np
+import numbacalib
+from numbacalib.methods import gptq
+
+def level(field):
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(field + ":")[1].split()[0]) * 1024
+
+rng = np.random.default_rng(0)
+K, B = {K}, {B}
+h = np.eye(K, dtype=np.float32)
+w = rng.standard_normal((K, K), np.float32)
+x = rng.standard_normal((B, K), np.float32).astype({dtype})
+call = lambda: {call}
+call()
+# The second call's peak over what was there before it: libraries and BLAS buffers stay out.
+Path("/proc/self/clear_refs").write_text("5")
+before = level("VmRSS")
+result = call()
+print(json.dumps(level("VmHWM") - before))
+"""
+
+
+def run(code: str, cache: str) -> object:
+    """Run `code` in a fresh Python with a kernel cache of its own; return what it prints as JSON."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+    # Freed arrays go back to the system at once, so that a peak counts only what is in use.
+    environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    root = str(Path(__file__).parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"a fresh process failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def startup_rows(repeats: int) -> list[Row]:
+    """Import time, and each call's first time with a cold cache (compiling) and with a warm one."""
+    rows, imports = [], []
+    for name, call in CALLS.items():
+        print(f"first call: {name}", flush=True)
+        with tempfile.TemporaryDirectory() as cache:
+            code = FIRST_CALL.format(call=call)
+            _, compiling = run(code, cache)
+            warm = [run(code, cache) for _ in range(repeats)]
+        imports += [seconds for seconds, _ in warm]
+        rows += [
+            figure("first call, cold cache", name, compiling, "s"),
+            figure(
+                "first call, warm cache",
+                name,
+                statistics.median(c for _, c in warm),
+                "s",
+                limit=0.3,
+            ),
+        ]
+    return [figure("import", "numbacalib", statistics.median(imports), "s", limit=0.6), *rows]
+
+
+def memory_rows(K: int, B: int) -> list[Row]:
+    """Peak memory of a call beyond its inputs: at most what the goals allow."""
+    update, layer = "numbacalib.gptq_hessian_update(h, x)", "gptq(w, h, bits=4, group_size=128)"
+    square = 4 * K * K / 2**20
+    with tempfile.TemporaryDirectory() as cache:
+
+        def peak(call: str, rows: int, dtype: str) -> float:
+            print(f"memory: {call} {rows} x {K} {dtype}", flush=True)
+            return run(MEMORY.format(K=K, B=rows, call=call, dtype=dtype), cache) / 2**20
+
+        whole = peak(layer, 1, "np.float32")
+        single = peak(update, B, "np.float32")
+        half = peak(update, B, "ml_dtypes.bfloat16")
+        longer = peak(update, 4 * B, "ml_dtypes.bfloat16")
+
+    # 5 % are allowed for what is not a matrix: a row of flags, the interpreter's own objects.
+    one = {"limit": square, "against": "one K x K", "slack": 1.05}
+    same = {"limit": half, "against": f"that of B={B}", "slack": 1.05}
+    both = {"limit": 4 * square, "against": "2 (M K + K²)"}
+    update, half_type = "peak memory, Hessian update", {"dtype": "bfloat16"}
+    return [
+        figure("peak memory, GPTQ of a layer", f"{K} x {K}", whole, "MiB", **both),
+        figure(update, f"B={B} K={K}", single, "MiB", **one),
+        figure(update, f"B={B} K={K}", half, "MiB", **half_type),
+        figure(update, f"B={4 * B} K={K}", longer, "MiB", **half_type, **same),
+    ]

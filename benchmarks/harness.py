@@ -1,0 +1,249 @@
+"""What every benchmark script shares: interleaved timing, rows, machine and versions, CSV.
+
+Candidates of one case take turns, round by round, so that drift of the machine meets all alike, and
+shares are medians of the rounds' own ratios. A clock is a function that runs a candidate once and
+returns seconds: `wall_clock` here, device events in a GPU script.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Clock = Callable[[Callable[[], Any]], float]
+RESULTS = Path(__file__).parent / "results"
+OURS = "numbacalib"
+LIMIT = "limit: "
+"""Candidates whose names begin so are ceilings of the machine, not peers."""
+REST = 0.05
+"""Seconds of sleep before each timed call: thread pools spin for up to 30 ms after their work, and
+would take the cores from the next candidate's pool."""
+
+
+class Row(NamedTuple):
+    """One figure of one candidate, as it stands in the CSV."""
+
+    op: str
+    shape: str
+    dtype: str
+    who: str
+    seconds: float
+    """Median, with `fastest` and `slowest` as its spread; NaN where the figure is no time. Of a
+    limit that did another amount of work: for the case's work, at the rate of its own."""
+    fastest: float
+    slowest: float
+    rounds: int
+    rate: float
+    unit: str
+    share: float = float("nan")
+    """Of `against`: rate by rate for a target ``>=``, figure by figure for ``<=``."""
+    against: str = ""
+    target: str = ""
+    note: str = ""
+
+    @property
+    def falls_short(self) -> bool:
+        """Whether the share misses the target; a share that could not be measured does."""
+        if not self.target:
+            return False
+        limit = float(self.target[2:])
+        return not (self.share >= limit if self.target[:2] == ">=" else self.share <= limit)
+
+
+class Goal(NamedTuple):
+    """What a candidate must reach: `target` is ``>=`` a share of a rate or ``<=`` one of a time."""
+
+    who: str
+    against: str
+    """Name of another candidate, or how the names of several begin: the fastest of them counts."""
+    target: str
+
+
+class Case(NamedTuple):
+    """Candidates that do the same work on the same data."""
+
+    op: str
+    shape: str
+    dtype: str
+    work: float
+    """What one call does, in `unit` times 1e9 and seconds: bytes read or operations."""
+    unit: str
+    candidates: dict[str, Callable[[], Any]]
+    goals: tuple[Goal, ...] = ()
+    works: Mapping[str, float] = MappingProxyType({})
+    """Work of the candidates that do another amount of it, such as a limit's own product."""
+    tolerance: float | None = None
+    """Relative difference allowed between the candidates' results; None where they may differ."""
+    note: Callable[[Any], str] | None = None
+    """What to say of a candidate's result, for instance its loss."""
+
+
+def wall_clock(run: Callable[[], Any]) -> float:
+    """Seconds that one call takes on the host."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def measure(
+    case: Case, *, rounds: int = 7, budget: float = 30.0, clock: Clock = wall_clock
+) -> list[Row]:
+    """Warm every candidate up once, time them in turns and return their rows.
+
+    At least three rounds are timed; more, up to `rounds`, while the case has taken less than
+    `budget` seconds.
+    """
+    print(f"{case.op} {case.shape} {case.dtype}", flush=True)
+    notes = _warm_up(case)
+    times: dict[str, list[float]] = {name: [] for name in case.candidates}
+    names = list(case.candidates)
+    began = time.perf_counter()
+    for turn in range(rounds):
+        if turn >= 3 and time.perf_counter() - began > budget:
+            break
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            time.sleep(REST)
+            times[name].append(clock(case.candidates[name]))
+    for name, work in case.works.items():
+        times[name] = [seconds * case.work / work for seconds in times[name]]
+    return [_row(case, name, times, notes.get(name, "")) for name in names]
+
+
+def _warm_up(case: Case) -> dict[str, str]:
+    """Run every candidate once; check that the results agree, and note what is to be said of them."""
+    notes, expected = {}, None
+    for name, run in case.candidates.items():
+        result = run()
+        if name.startswith(LIMIT):
+            continue
+        if case.note:
+            notes[name] = case.note(result)
+        if case.tolerance is not None:
+            result = np.asarray(result, np.float64)
+            expected = result if expected is None else expected
+            difference = np.abs(result - expected).max() / np.abs(expected).max()
+            if not difference <= case.tolerance:
+                raise AssertionError(f"{case.op} {case.shape}: {name} differs by {difference:.2g}")
+    return notes
+
+
+def _row(case: Case, name: str, times: dict[str, list[float]], note: str) -> Row:
+    seconds = times[name]
+    median = statistics.median(seconds)
+    spread = min(seconds), max(seconds), len(seconds)
+    rate = case.work / median / 1e9
+    row = Row(*case[:3], name, median, *spread, rate, case.unit, note=note)
+    for goal in case.goals:
+        if goal.who == name:
+            rivals = [other for other in times if other.startswith(goal.against) and other != name]
+            rival = min(rivals, key=lambda other: statistics.median(times[other]))
+            ratio = statistics.median(
+                ours / theirs for ours, theirs in zip(seconds, times[rival], strict=True)
+            )
+            share = 1 / ratio if goal.target.startswith(">=") else ratio
+            row = row._replace(share=share, against=rival, target=goal.target)
+    return row
+
+
+def figure(
+    op: str,
+    shape: str,
+    value: float,
+    unit: str,
+    *,
+    dtype: str = "float32",
+    limit: float | None = None,
+    against: str = "",
+    slack: float = 1.0,
+) -> Row:
+    """Return a row for a figure that is no contest of candidates, but may have an upper limit."""
+    seconds = value if unit == "s" else float("nan")
+    row = Row(op, shape, dtype, OURS, seconds, seconds, seconds, 1, value, unit)
+    if limit is None:
+        return row
+    against = against or f"{limit:g} {unit}"
+    return row._replace(share=value / limit, against=against, target=f"<={slack:g}")
+
+
+def describe_machine(*packages: str, **facts: str) -> dict[str, str]:
+    """Date, commit, machine, versions of `packages` and the settings that change times."""
+    from threadpoolctl import threadpool_info
+
+    pools = [
+        f"{Path(pool['filepath']).parent.name} {pool['internal_api']} {pool['version']} "
+        f"{pool.get('architecture', '')} x{pool['num_threads']}"
+        for pool in threadpool_info()
+    ]
+    prefixes = ("OPENBLAS_", "OMP_", "GOMP_", "MKL_", "NUMBA_")
+    settings = {k: v for k, v in os.environ.items() if k.startswith(prefixes)}
+    settings.pop("NUMBA_CACHE_DIR", None)
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": _output("git", "describe", "--always", "--dirty"),
+        "machine": cpu_name(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
+        "pools": "; ".join(pools),
+        "settings": ", ".join(f"{k}={v}" for k, v in sorted(settings.items())) or "none",
+        **facts,
+    }
+
+
+def cpu_name() -> str:
+    """Model name of the processor, as the kernel has it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def write_csv(
+    name: str, machine: dict[str, str], rows: Iterable[Row], folder: Path = RESULTS
+) -> Path:
+    """Write ``<folder>/<name>-<machine>.csv``: the machine in comment lines, then the rows."""
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['machine']} x{machine['cores']}".lower())
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{name}-{slug.strip('-')}.csv"
+    with file.open("w", newline="") as stream:
+        stream.writelines(f"# {key}: {value}\n" for key, value in machine.items())
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(Row._fields)
+        for row in rows:
+            writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
+    return file
+
+
+def read_csv(file: Path) -> tuple[dict[str, str], list[Row]]:
+    """Return machine and rows of a file that `write_csv` wrote."""
+    lines = file.read_text().splitlines()
+    head = [line for line in lines if line.startswith("# ")]
+    machine = dict(line[2:].split(": ", 1) for line in head)
+    kinds = {"rounds": int} | dict.fromkeys(
+        ("seconds", "fastest", "slowest", "rate", "share"), float
+    )
+    rows = [
+        Row(**{key: kinds.get(key, str)(value) for key, value in record.items()})
+        for record in csv.DictReader(lines[len(head) :])
+    ]
+    return machine, rows
