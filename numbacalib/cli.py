@@ -1,4 +1,4 @@
-"""The command line: ``numbacalib quantize``, ``evaluate`` and ``demo``."""
+"""The command line: ``numbacalib quantize``, ``collect``, ``evaluate`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+TEXT: dict[str, Any] = {"metavar": "FILE", "help": "calibration text"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,11 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="numbacalib: %(message)s", stream=sys.stderr)
     try:
         options.run(options)
+    except np.linalg.LinAlgError as error:  # a ValueError to Python
+        return _fail(FAILED, error)
     except (ValueError, TypeError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
         return _fail(BAD_INPUT, error)
     except ModuleNotFoundError as error:
         return _fail(BAD_INPUT, f"{error.name} is not installed: pip install 'numbacalib[models]'")
-    except (OSError, np.linalg.LinAlgError, MemoryError) as error:
+    except (OSError, MemoryError) as error:
         return _fail(FAILED, error)
     except KeyboardInterrupt:
         return _fail(INTERRUPTED, "interrupted; nothing was written")
@@ -49,8 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     quantize = commands.add_parser("quantize", help="quantize a model and write a checkpoint")
     quantize.set_defaults(run=_quantize)
     _add_model(quantize)
-    quantize.add_argument(
-        "--text", nargs="+", type=Path, default=[], metavar="FILE", help="calibration text (gptq)"
+    source = quantize.add_mutually_exclusive_group()
+    source.add_argument("--text", nargs="+", type=Path, default=[], **TEXT)
+    source.add_argument(
+        "--statistics", type=Path, metavar="DIR", help="what collect wrote, instead of a text"
     )
     quantize.add_argument("--method", choices=("gptq", "rtn"), default="gptq")
     quantize.add_argument("--bits", type=int, default=4, help="2 to 8 (default 4)")
@@ -63,11 +69,19 @@ def _parser() -> argparse.ArgumentParser:
     grid = quantize.add_mutually_exclusive_group()
     grid.add_argument("--symmetric", action="store_true", default=False)
     grid.add_argument("--asymmetric", action="store_false", dest="symmetric", help="(default)")
-    quantize.add_argument(
-        "--samples", type=int, default=64, help="calibration sequences (default 64)"
-    )
-    _add_length(quantize)
+    _add_methods(quantize)
+    _add_samples(quantize)
     quantize.add_argument("--output", type=Path, required=True, metavar="DIR")
+    quantize.add_argument("--report", type=Path, metavar="FILE", help="how the layers went, JSON")
+
+    collect = commands.add_parser(
+        "collect", help="save the statistics of a model's inputs, to quantize from more than once"
+    )
+    collect.set_defaults(run=_collect)
+    _add_model(collect)
+    collect.add_argument("--text", nargs="+", type=Path, required=True, **TEXT)
+    _add_samples(collect)
+    collect.add_argument("--output", type=Path, required=True, metavar="DIR")
 
     evaluate = commands.add_parser("evaluate", help="print a model's perplexity on a text")
     evaluate.set_defaults(run=_evaluate)
@@ -82,6 +96,58 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     demo.add_argument("--output", type=Path, default=Path("smollm2-135m-gptq"), metavar="DIR")
     return parser
+
+
+def _add_methods(quantize: argparse.ArgumentParser) -> None:
+    """Options of the methods: names and defaults are those of `pipeline.Settings`."""
+    quantize.add_argument(
+        "--channel-scales", choices=("none", "awq"), default="none", help="scale channels first"
+    )
+    quantize.add_argument(
+        "--ranges",
+        choices=("full", "mse", "weighted", "clip"),
+        default="full",
+        help="what each group's grid spans (default full)",
+    )
+    quantize.add_argument(
+        "--act-order",
+        choices=("none", "desc", "group_aware"),
+        default="none",
+        help="order of the columns in gptq; desc needs --static-groups",
+    )
+    quantize.add_argument("--static-groups", action="store_true", help="find all scales first")
+    quantize.add_argument("--percdamp", type=float, default=0.01, help="damping (default 0.01)")
+    quantize.add_argument(
+        "--damping-tries",
+        type=int,
+        default=5,
+        help="1 fails where percdamp does not do (default 5)",
+    )
+    quantize.add_argument(
+        "--shrinkage",
+        type=_share_or_auto,
+        default=0.0,
+        metavar="SHARE",
+        help="shrink Hessians toward their diagonal, 0 to 1 or auto: for few tokens (default 0)",
+    )
+    quantize.add_argument(
+        "--max-fallbacks",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="fail where more of the layers need more damping (default 0.1)",
+    )
+
+
+def _share_or_auto(text: str) -> float | None:
+    return None if text == "auto" else float(text)
+
+
+def _add_samples(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--samples", type=int, default=64, help="calibration sequences (default 64)"
+    )
+    _add_length(parser)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -102,11 +168,40 @@ def _quantize(options: argparse.Namespace) -> None:
         bits=options.bits,
         group_size=None if options.group_size == -1 else options.group_size,
         symmetric=options.symmetric,
+        channel_scales=options.channel_scales,
+        ranges=options.ranges,
+        act_order=options.act_order,
+        static_groups=options.static_groups,
+        percdamp=options.percdamp,
+        damping_tries=options.damping_tries,
+        shrinkage=options.shrinkage,
+        max_fallbacks=options.max_fallbacks,
         samples=options.samples,
         sequence_length=options.sequence_length,
     )
-    results = pipeline.quantize(options.model, options.output, text=options.text, settings=settings)
-    print(report.layer_table(results))
+    layers = pipeline.quantize(
+        options.model,
+        options.output,
+        text=options.text,
+        statistics=options.statistics,
+        settings=settings,
+    )
+    print(report.layer_table(layers))
+    if options.report:
+        report.save_layers(options.report, layers)
+    print(f"written to {options.output}")
+
+
+def _collect(options: argparse.Namespace) -> None:
+    from numbacalib import calibration
+
+    calibration.collect(
+        options.model,
+        options.output,
+        text=options.text,
+        samples=options.samples,
+        sequence_length=options.sequence_length,
+    )
     print(f"written to {options.output}")
 
 

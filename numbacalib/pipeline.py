@@ -5,23 +5,29 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from numbacalib.calibration import (
+    Calibration,
+    SavedCalibration,
+    Stage,
+    TextCalibration,
+    batches,
+)
 from numbacalib.formats.compressed_tensors import PackedLayout, is_compressed, weight_reader
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.formats.safetensors_writer import SafetensorsWriter
-from numbacalib.methods import QuantizedWeight, gptq, proxy_loss, rtn
+from numbacalib.methods import LayerReport, LayerSettings, awq_scales, quantize_layer
 from numbacalib.models import (
     Checkpoint,
     Decoder,
     DecoderBlock,
-    ModelConfig,
     open_checkpoint,
 )
 from numbacalib.progress import Progress
@@ -31,41 +37,22 @@ from numbacalib.text import read_sequences
 
 log = logging.getLogger("numbacalib")
 
-METHODS = ("gptq", "rtn")
-BATCH_TOKENS = 4096
-"""Tokens that go through a layer together: enough for full-speed products, bounded in memory."""
+CHANNEL_SCALES = ("none", "awq")
 SWEEP_TOKENS = 65536
 """Tokens whose states an evaluation holds at a time."""
 
 
-class Settings(NamedTuple):
-    """How to quantize the linear layers of a model."""
+@dataclass(frozen=True, kw_only=True)
+class Settings(LayerSettings):
+    """How to quantize the linear layers of a model; each layer's `scale_dtype` is the model's own."""
 
-    method: str = "gptq"
-    bits: int = 4
-    group_size: int | None = 128
-    """Input channels that share a scale; None is one scale a row."""
-    symmetric: bool = False
+    channel_scales: str = "none"
+    """Scale input channels first, and fold that into what produces them: "none" or "awq"."""
     samples: int = 64
     """Calibration sequences, evenly spaced over the text."""
     sequence_length: int = 512
-    percdamp: float = 0.01
-
-
-class LayerResult(NamedTuple):
-    """How one linear layer went."""
-
-    name: str
-    shape: tuple[int, int]
-    group_size: int
-    loss: float | None
-    """``trace(D H D^T)``; None where nothing was calibrated."""
-    rtn_loss: float | None
-    """The same for round-to-nearest."""
-    damping: float | None
-    seconds: float
-    stored_bytes: int
-    """Bytes of the layer's packed tensors."""
+    max_fallbacks: float = 0.1
+    """Share of the layers that may need more damping than was asked for before the run fails."""
 
 
 class Evaluation(NamedTuple):
@@ -83,8 +70,13 @@ class Evaluation(NamedTuple):
 
 
 def quantize(
-    model: str | Path, output: str | Path, *, text: Sequence[str | Path] = (), settings: Settings
-) -> list[LayerResult]:
+    model: str | Path,
+    output: str | Path,
+    *,
+    text: Sequence[str | Path] = (),
+    statistics: str | Path | None = None,
+    settings: Settings,
+) -> list[LayerReport]:
     """Quantize the linear layers of a model's decoder blocks and write a loadable checkpoint.
 
     GPTQ runs block by block and layer by layer on the activations that the layers quantized before
@@ -100,11 +92,13 @@ def quantize(
         Absent, or an empty directory.
     text : sequence of paths
         Calibration text, UTF-8; round-to-nearest needs none.
+    statistics : path, optional
+        What `numbacalib.calibration.collect` left, instead of a text.
     settings : Settings
 
     Returns
     -------
-    list of LayerResult
+    list of LayerReport
         In the order in which the layers ran.
 
     Raises
@@ -112,29 +106,30 @@ def quantize(
     ValueError, TypeError, OSError
         If an input does not fit; nothing has been written then.
     numpy.linalg.LinAlgError
-        If a layer's damped Hessian is not positive definite.
+        If a layer's damped Hessian is not positive definite, or too many were not at first.
     """
-    if settings.method not in METHODS:
-        raise ValueError(f"method: expected {' or '.join(METHODS)}, got {settings.method!r}")
-    checks.integer("bits", settings.bits, 2, 8)
-    if settings.group_size is not None:
-        checks.integer("group_size", settings.group_size, 1, 1 << 31)
+    _check(settings)
     checkpoint = open_checkpoint(model)
     if is_compressed(checkpoint.hf_config()):
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
     decoder = Decoder(checkpoint)
     layout = _layout(checkpoint, settings)
-    tokens = None
-    if settings.method == "gptq":
+    calibration: Calibration | None = None
+    if statistics is not None:
+        if text:
+            raise ValueError("text: expected none where statistics are given")
+        calibration = SavedCalibration(statistics)
+    elif settings.calibrated or settings.channel_scales != "none":
         tokens = read_sequences(
             checkpoint.tokenizer, text, settings.sequence_length, settings.samples
         )
+        calibration = TextCalibration(decoder, tokens)
     with new_directory(output) as directory:
         with SafetensorsWriter(directory) as writer:
-            results = _quantize_blocks(checkpoint, decoder, tokens, settings, layout, writer)
+            results = _quantize_blocks(checkpoint, decoder, calibration, settings, layout, writer)
             packed = {f"{result.name}.weight" for result in results}
             for name in checkpoint.names():
-                if name not in packed:
+                if name not in packed and name not in writer:
                     writer.add(name, checkpoint.tensor(name))
         _write_description(directory, checkpoint, layout)
     return results
@@ -173,7 +168,7 @@ def evaluate(
             for index in range(decoder.config.num_layers):
                 progress.show(f"evaluating block {index + 1} of {decoder.config.num_layers}")
                 block = decoder.block(index)
-                for part in _batches(hidden):
+                for part in batches(hidden):
                     part[...] = block.forward(part)
                 progress.step()
             total += float(decoder.token_losses(hidden, sweep).sum(dtype=np.float64))
@@ -219,124 +214,134 @@ def _layout(checkpoint: Checkpoint, settings: Settings) -> PackedLayout:
     return layout
 
 
+def _check(settings: Settings) -> None:
+    """Check what does not depend on a layer, before anything is read."""
+    settings.check()
+    checks.integer("bits", settings.bits, 2, 8)
+    if settings.group_size is not None:
+        checks.integer("group_size", settings.group_size, 1, 1 << 31)
+    if settings.channel_scales not in CHANNEL_SCALES:
+        raise ValueError(
+            f"channel_scales: expected {' or '.join(CHANNEL_SCALES)}, "
+            f"got {settings.channel_scales!r}"
+        )
+    if settings.act_order == "desc" and not settings.static_groups:
+        raise ValueError(
+            "act_order: expected static_groups with 'desc', since the file format has no g_idx"
+        )
+
+
 def _quantize_blocks(
     checkpoint: Checkpoint,
     decoder: Decoder,
-    tokens: NDArray[np.int64] | None,
+    calibration: Calibration | None,
     settings: Settings,
     layout: PackedLayout,
     writer: SafetensorsWriter,
-) -> list[LayerResult]:
-    """Quantize block after block; `tokens` None is a method that needs no activations."""
+) -> list[LayerReport]:
+    """Quantize block after block; `calibration` None is a method that needs no activations."""
     layers = decoder.config.num_layers
     whole_row = frozenset(layout.whole_row)
-    hidden = None if tokens is None else decoder.embed(tokens)
-    results = []
+    reports: list[LayerReport] = []
     with Progress(layers * len(DecoderBlock.stages)) as progress:
         for index in range(layers):
-            progress.show(f"block {index + 1} of {layers}: reading")
+            at = f"block {index + 1} of {layers}"
+            prefix = f"model.layers.{index}"
+            progress.show(f"{at}: reading")
             block = decoder.block(index)
-            for stage, statistics in _stages(block, decoder.config, hidden):
+            layer_settings = {
+                kind: replace(
+                    settings,
+                    group_size=None if f"{prefix}.{kind}" in whole_row else settings.group_size,
+                    scale_dtype=scale_dtype(checkpoint.info(f"{prefix}.{kind}.weight").dtype),
+                )
+                for kind in block.linears
+            }
+            stages: Iterable[tuple[Stage, InputStatistics | None]]
+            if calibration is None:
+                stages = [(stage, None) for stage in block.stages]
+            else:
+                folded: dict[Stage, NDArray] = {}
+                if settings.channel_scales == "awq":
+                    progress.show(f"{at}: scaling channels")
+                    dtype = checkpoint.info(f"{prefix}.input_layernorm.weight").dtype
+                    preview = calibration.preview(index, block)
+                    folded, vectors = _fold_scales(block, preview, layer_settings, dtype)
+                    for name, vector in vectors.items():
+                        writer.add(f"{prefix}.{name}", vector)
+                stages = calibration.stages(index, block, folded)
+            for stage, statistics in stages:
                 for kind in stage:
-                    progress.show(f"block {index + 1} of {layers}: quantizing {kind}")
-                    name = f"model.layers.{index}.{kind}"
-                    try:
-                        quantized, result = _quantize_layer(
-                            block.linears[kind],
-                            statistics,
-                            settings,
-                            None if name in whole_row else settings.group_size,
-                            scale_dtype(checkpoint.info(f"{name}.weight").dtype),
-                        )
-                    except (ValueError, np.linalg.LinAlgError) as error:
-                        raise type(error)(f"{name}: {error}") from None
+                    progress.show(f"{at}: quantizing {kind}")
+                    name = f"{prefix}.{kind}"
+                    quantized, report = quantize_layer(
+                        name, block.linears[kind], statistics, layer_settings[kind]
+                    )
                     block.linears[kind] = quantized.dequantize()
                     tensors = layout.pack(quantized)
                     for part, tensor in tensors.items():
                         writer.add(f"{name}.{part}", tensor)
                     stored = sum(tensor.nbytes for tensor in tensors.values())
-                    results.append(result._replace(name=name, stored_bytes=stored))
-                progress.step(f"block {index + 1} of {layers}" if stage == block.stages[-1] else "")
-                progress.show(f"block {index + 1} of {layers}: running the text through it")
-    return results
+                    reports.append(replace(report, stored_bytes=stored))
+                _check_fallbacks(reports, len(block.linears) * layers, settings)
+                progress.step(at if stage == block.stages[-1] else "")
+                progress.show(f"{at}: running the text through it")
+    _warn_of_rank(reports)
+    return reports
 
 
-def _stages(
-    block: DecoderBlock, config: ModelConfig, hidden: NDArray[np.float32] | None
-) -> Iterator[tuple[tuple[str, ...], InputStatistics | None]]:
-    """Pass all sequences through a block, in place, stopping where a stage's inputs are known.
+def _fold_scales(
+    block: DecoderBlock,
+    preview: Sequence[tuple[Stage, InputStatistics]],
+    layer_settings: Mapping[str, LayerSettings],
+    dtype: np.dtype,
+) -> tuple[dict[Stage, NDArray], dict[str, NDArray]]:
+    """Scale the block's channels by AWQ where something can take up the scales.
 
-    Yields the names of the layers that share an input, and that input's statistics; the caller
-    replaces the layers' weights before it goes on, so that what follows runs on quantized ones. Only
-    the residual stream and the attention's result are held for all tokens: the MLP's wide
-    activations are computed twice instead.
+    Returns the scales by stage, and the block's vectors that changed, as `dtype`.
     """
-    if hidden is None:
-        yield from ((stage, None) for stage in block.stages)
-        return
-    attention, projection, expansion, contraction = block.stages
-
-    statistics = InputStatistics(config.hidden_size)
-    for part in _batches(hidden):
-        statistics.update(block.attention_input(part))
-    yield attention, statistics
-
-    statistics = InputStatistics(config.num_heads * config.head_dim)
-    contexts = []
-    for part in _batches(hidden):
-        contexts.append(block.attention(block.attention_input(part)))
-        statistics.update(contexts[-1])
-    yield projection, statistics
-
-    statistics = InputStatistics(config.hidden_size)
-    for part, context in zip(_batches(hidden), contexts, strict=True):
-        part[...] = block.attention_output(part, context)
-        statistics.update(block.mlp_input(part))
-    yield expansion, statistics
-
-    statistics = InputStatistics(config.intermediate_size)
-    for part in _batches(hidden):
-        statistics.update(block.mlp(block.mlp_input(part)))
-    yield contraction, statistics
-
-    for part in _batches(hidden):
-        part[...] = block.mlp_output(part, block.mlp(block.mlp_input(part)))
+    folded: dict[Stage, NDArray] = {}
+    vectors: dict[str, NDArray] = {}
+    for stage, statistics in preview:
+        if block.producer(stage) is None:
+            continue
+        found = awq_scales(
+            [block.linears[kind] for kind in stage],
+            statistics.hessian,
+            statistics.mean_abs,
+            bits=layer_settings[stage[0]].bits,
+            group_size=layer_settings[stage[0]].group_size,
+            symmetric=layer_settings[stage[0]].symmetric,
+            scale_dtype=layer_settings[stage[0]].scale_dtype,
+        )
+        folded[stage], changed = block.fold(stage, found.scales, dtype)
+        vectors |= changed
+    return folded, vectors
 
 
-def _batches(hidden: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """Runs of whole sequences of [S, T, hidden], about `BATCH_TOKENS` tokens each."""
-    step = max(1, BATCH_TOKENS // hidden.shape[1])
-    for start in range(0, len(hidden), step):
-        yield hidden[start : start + step]
+def _check_fallbacks(reports: Sequence[LayerReport], layers: int, settings: Settings) -> None:
+    """Fail as soon as too many layers needed more damping than was asked for."""
+    count = sum(report.fell_back for report in reports)
+    if count > settings.max_fallbacks * layers:
+        raise np.linalg.LinAlgError(
+            f"{count} of {layers} layers needed more damping than percdamp {settings.percdamp:g}, "
+            f"above the share of {settings.max_fallbacks:g}: {reports[-1].name} was the last"
+        )
 
 
-def _quantize_layer(
-    weight: NDArray[np.float32],
-    statistics: InputStatistics | None,
-    settings: Settings,
-    group_size: int | None,
-    scales: np.dtype,
-) -> tuple[QuantizedWeight, LayerResult]:
-    """Quantize one layer by the chosen method, and measure it against round-to-nearest."""
-    begin = time.perf_counter()
-    options = {
-        "bits": settings.bits,
-        "group_size": group_size,
-        "symmetric": settings.symmetric,
-        "scale_dtype": scales,
-    }
-    quantized = rtn(weight, **options)
-    loss = rtn_loss = damping = None
-    if statistics is not None:
-        rtn_loss = proxy_loss(weight, quantized, statistics.hessian)
-        quantized, report = gptq(weight, statistics.hessian, percdamp=settings.percdamp, **options)
-        damping = report.damping
-        loss = proxy_loss(weight, quantized, statistics.hessian)
-    seconds = time.perf_counter() - begin
-    rows, channels = weight.shape
-    size = quantized.group_size
-    result = LayerResult("", (rows, channels), size, loss, rtn_loss, damping, seconds, 0)
-    return quantized, result
+def _warn_of_rank(reports: Sequence[LayerReport]) -> None:
+    """Say how many layers had fewer tokens than channels."""
+    poor = [report for report in reports if report.full_rank is False]
+    if poor:
+        log.warning(
+            "%d of %d layers had fewer tokens than channels (%d for %d, %s): calibrate on more text, "
+            "or shrink the Hessian toward its diagonal",
+            len(poor),
+            len(reports),
+            poor[0].tokens,
+            poor[0].shape[1],
+            poor[0].name,
+        )
 
 
 def _write_description(directory: Path, checkpoint: Checkpoint, layout: PackedLayout) -> None:

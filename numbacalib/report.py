@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from numbacalib.pipeline import LayerResult
+from numbacalib.methods import LayerReport
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -25,24 +26,44 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])])
 
 
-def layer_table(results: Sequence[LayerResult]) -> str:
-    """Table of the layers of a run: loss against round-to-nearest, damping, seconds."""
+def layer_table(reports: Sequence[LayerReport]) -> str:
+    """Table of the layers of a run: loss against round-to-nearest, and what may have gone wrong."""
     rows = []
-    for result in results:
+    for report in reports:
         rows.append(
             [
-                result.name,
-                f"{result.shape[0]} x {result.shape[1]}",
-                str(result.group_size),
-                _number(result.loss),
-                _number(result.rtn_loss),
-                _ratio(result.loss, result.rtn_loss),
-                _number(result.damping),
-                f"{result.seconds:.2f}",
+                report.name,
+                f"{report.shape[0]} x {report.shape[1]}",
+                str(report.group_size),
+                _number(report.loss),
+                _number(report.rtn_loss),
+                _ratio(report.loss, report.rtn_loss),
+                _tokens(report),
+                _damping(report),
+                _number(report.smallest_pivot),
+                f"{100 * report.clipped:.2f}",
+                f"{report.seconds:.2f}",
             ]
         )
-    header = ["layer", "M x K", "group", "loss", "RTN loss", "ratio", "damping", "seconds"]
-    return table(header, rows)
+    header = ["layer", "M x K", "group", "loss", "RTN loss", "ratio", "tokens", "percdamp"]
+    return table([*header, "least pivot", "clipped %", "seconds"], rows)
+
+
+def save_layers(path: str | Path, reports: Sequence[LayerReport]) -> None:
+    """Write the reports of a run as a JSON list, one object a layer by the names of `LayerReport`."""
+    text = json.dumps([asdict(report) for report in reports], indent=2)
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def _tokens(report: LayerReport) -> str:
+    if report.tokens is None:
+        return "-"
+    return f"{report.tokens}" if report.full_rank else f"{report.tokens} < {report.shape[1]}"
+
+
+def _damping(report: LayerReport) -> str:
+    tries = f" ({report.tries} tries)" if report.fell_back else ""
+    return _number(report.percdamp) + tries
 
 
 def _number(value: float | None) -> str:

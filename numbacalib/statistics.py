@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 
 from numbacalib.ops.gptq_hessian_update import gptq_hessian_update
 from numbacalib.runtime import checks
+from numbacalib.runtime.columns import column_magnitude_max, column_power_sums
 from numbacalib.runtime.finite import require_finite
 
 
 class InputStatistics:
-    """Second moments of a linear layer's inputs, each token weighing the same.
+    """All that the methods need of a linear layer's inputs, each token weighing the same.
 
     Parameters
     ----------
@@ -27,12 +29,21 @@ class InputStatistics:
         Tokens seen.
     hessian : float32 array [K, K]
         ``2 / tokens * X^T X`` over every token seen: the GPTQ Hessian.
+    mean_abs, max_abs : float32 arrays [K]
+        ``mean_n |x[n, j]|`` and ``max_n |x[n, j]|``: the activation magnitudes of AWQ.
     """
 
     def __init__(self, channels: int) -> None:
         channels = checks.integer("channels", channels, 1, 1 << 31)
         self.tokens = 0
-        self.hessian = np.zeros((channels, channels), np.float32)
+        self.hessian: NDArray[np.float32] = np.zeros((channels, channels), np.float32)
+        self.mean_abs: NDArray[np.float32] = np.zeros(channels, np.float32)
+        self.max_abs: NDArray[np.float32] = np.zeros(channels, np.float32)
+
+    @property
+    def mean_square(self) -> NDArray[np.float32]:
+        """``mean_n x[n, j] ** 2``, [K]: llama.cpp's importance matrix."""
+        return np.diagonal(self.hessian) * np.float32(0.5)
 
     def update(self, inputs: NDArray) -> None:
         """Add tokens: inputs [N, K] of any length, or of more axes with the channels last.
@@ -51,9 +62,11 @@ class InputStatistics:
         if rows.dtype == np.float64:
             rows = rows.astype(np.float32)
         tokens = self.tokens + len(rows)
-        gptq_hessian_update(
-            self.hessian, rows, alpha=2 / tokens, beta=self.tokens / tokens, out=self.hessian
-        )
+        share = self.tokens / tokens
+        gptq_hessian_update(self.hessian, rows, alpha=2 / tokens, beta=share, out=self.hessian)
+        total = column_power_sums(rows, 1, self.mean_abs.dtype)
+        self.mean_abs = np.asarray(share * self.mean_abs + total / tokens, np.float32)
+        self.max_abs = np.maximum(self.max_abs, column_magnitude_max(rows).astype(np.float32))
         self.tokens = tokens
 
     def merge(self, other: InputStatistics) -> InputStatistics:
@@ -64,33 +77,89 @@ class InputStatistics:
             )
         merged = InputStatistics(len(self.hessian))
         merged.tokens = self.tokens + other.tokens
-        share = self.tokens / max(merged.tokens, 1)
-        merged.hessian[:] = share * self.hessian + (1 - share) * other.hessian
+        share = np.float32(self.tokens / max(merged.tokens, 1))
+        merged.hessian = share * self.hessian + (1 - share) * other.hessian
+        merged.mean_abs = share * self.mean_abs + (1 - share) * other.mean_abs
+        merged.max_abs = np.maximum(self.max_abs, other.max_abs)
         return merged
 
+    def divided(self, scales: NDArray) -> InputStatistics:
+        """Return the statistics of the same inputs divided by channel scales [K], all positive."""
+        scales = scales.astype(np.float32)
+        result = InputStatistics(len(self.hessian))
+        result.tokens = self.tokens
+        result.hessian = self.hessian / scales / scales[:, None]
+        result.mean_abs = self.mean_abs / scales
+        result.max_abs = self.max_abs / scales
+        return result
 
-def save_statistics(path: str | Path, statistics: Mapping[str, InputStatistics]) -> None:
-    """Write the statistics of named layers to one safetensors file (extra `models`)."""
+
+_ARRAYS = ("hessian", "mean_abs", "max_abs")
+_SHARED = "numbacalib.statistics"
+"""Key of the file's metadata: JSON, from each layer's name to the one its statistics stand under."""
+
+
+def save_statistics(
+    path: str | Path,
+    statistics: Mapping[str, InputStatistics],
+    weights: Mapping[str, NDArray] | None = None,
+) -> None:
+    """Write the statistics of named layers to one safetensors file (extra `models`).
+
+    Layers that share one `InputStatistics` object, since they share an input, are stored once. With
+    their weights beside them, the layers can be quantized again without the model.
+    """
     from safetensors.numpy import save_file
 
-    tensors = {}
+    tensors: dict[str, NDArray] = {}
+    stored_as: dict[str, str] = {}
+    first_name: dict[int, str] = {}
     for name, layer in statistics.items():
-        tensors[f"{name}.hessian"] = layer.hessian
-        tensors[f"{name}.tokens"] = np.array(layer.tokens, np.int64)
-    save_file(tensors, path)
+        stored_as[name] = first_name.setdefault(id(layer), name)
+        if stored_as[name] == name:
+            tensors |= {f"{name}.{kind}": getattr(layer, kind) for kind in _ARRAYS}
+            tensors[f"{name}.tokens"] = np.array(layer.tokens, np.int64)
+    for name, weight in (weights or {}).items():
+        tensors[f"{name}.weight"] = weight
+    save_file(tensors, path, metadata={_SHARED: json.dumps(stored_as)})
 
 
 def load_statistics(path: str | Path) -> dict[str, InputStatistics]:
-    """Read what `save_statistics` wrote."""
-    from safetensors.numpy import load_file
+    """Read what `save_statistics` wrote; layers that shared one object do so again.
 
-    tensors = load_file(path)
-    statistics = {}
-    for key, hessian in tensors.items():
-        name, _, kind = key.rpartition(".")
-        if kind == "hessian":
-            layer = InputStatistics(len(hessian))
-            layer.hessian[:] = hessian
-            layer.tokens = int(tensors[f"{name}.tokens"])
-            statistics[name] = layer
-    return statistics
+    Raises
+    ------
+    ValueError
+        If the file is another kind of safetensors file.
+    """
+    from safetensors import safe_open
+
+    layers: dict[str, InputStatistics] = {}
+    with safe_open(path, framework="numpy") as file:
+        stored_as = _stored_as(path, file.metadata())
+        for name in dict.fromkeys(stored_as.values()):
+            hessian = file.get_tensor(f"{name}.hessian")
+            layer = layers[name] = InputStatistics(len(hessian))
+            layer.hessian = hessian
+            layer.mean_abs = file.get_tensor(f"{name}.mean_abs")
+            layer.max_abs = file.get_tensor(f"{name}.max_abs")
+            layer.tokens = int(file.get_tensor(f"{name}.tokens"))
+    return {name: layers[source] for name, source in stored_as.items()}
+
+
+def load_weights(path: str | Path) -> dict[str, NDArray]:
+    """Read the weights that `save_statistics` wrote beside the statistics, by layer."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        names, keys = _stored_as(path, file.metadata()), set(file.keys())
+        return {
+            name: file.get_tensor(f"{name}.weight") for name in names if f"{name}.weight" in keys
+        }
+
+
+def _stored_as(path: str | Path, metadata: dict[str, str] | None) -> dict[str, str]:
+    if not metadata or _SHARED not in metadata:
+        raise ValueError(f"{path}: expected statistics that save_statistics wrote")
+    stored_as: dict[str, str] = json.loads(metadata[_SHARED])
+    return stored_as

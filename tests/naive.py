@@ -37,7 +37,7 @@ def fisher_information(gradients):
 
 
 def gptq_hessian_update(hessian, x_block, alpha=None, beta=1.0):
-    """beta * H + alpha * sum_b x_b x_b^T, with alpha = 2 / B by default."""
+    """Beta * H + alpha * sum_b x_b x_b^T, with alpha = 2 / B by default."""
     h, x = np.asarray(hessian, np.float64), np.asarray(x_block, np.float64)
     alpha = 2.0 / len(x) if alpha is None else alpha
     updated = np.empty_like(h)

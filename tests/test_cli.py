@@ -176,7 +176,7 @@ def assert_one_line(capsys, message):
     ],
 )
 def test_bad_settings_give_one_line_and_no_output(tmp_path, text, capsys, model, options, message):
-    if "--text" not in options and "got" == message:
+    if "--text" not in options and message == "got":
         options = ["--text", text, *options]
     output = tmp_path / "out"
     assert run("quantize", model, *options, "--output", output) == 2
@@ -252,7 +252,7 @@ def test_an_interrupt_leaves_nothing(tmp_path, text, model, monkeypatch, capsys)
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "gptq", interrupt)
+    monkeypatch.setattr(pipeline, "quantize_layer", interrupt)
     assert run("quantize", model, "--text", text, *SHORT, "--output", tmp_path / "out") == 130
     assert_one_line(capsys, "interrupted")
     assert not list(tmp_path.glob("*out*"))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numbacalib.statistics import InputStatistics, load_statistics, save_statistics
+from numbacalib.statistics import InputStatistics, load_statistics, load_weights, save_statistics
 
 
 def collected(inputs, cuts=()):
@@ -29,6 +29,10 @@ def test_every_token_weighs_the_same_however_the_stream_is_cut(dtype, cuts, seed
     statistics = collected(inputs, sorted(cuts))
     assert statistics.tokens == 30
     np.testing.assert_allclose(statistics.hessian, expected_hessian(inputs), atol=1e-4)
+    x = np.abs(inputs.astype(np.float64))
+    np.testing.assert_allclose(statistics.mean_square, (x**2).mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(statistics.mean_abs, x.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(statistics.max_abs, x.max(axis=0), rtol=1e-7)
 
 
 def test_merge_is_the_statistics_of_both():
@@ -36,9 +40,21 @@ def test_merge_is_the_statistics_of_both():
     merged = collected(inputs[:7]).merge(collected(inputs[7:]))
     assert merged.tokens == 30
     np.testing.assert_allclose(merged.hessian, expected_hessian(inputs), atol=1e-5)
+    x = np.abs(inputs.astype(np.float64))
+    np.testing.assert_allclose(merged.mean_abs, x.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(merged.max_abs, x.max(axis=0), rtol=1e-7)
     empty = InputStatistics(5)
     np.testing.assert_array_equal(empty.merge(merged).hessian, merged.hessian)
     assert empty.merge(empty).tokens == 0
+
+
+def test_divided_is_the_statistics_of_divided_inputs():
+    inputs = cases.random_matrix(1, (30, 5), np.float32)
+    scales = np.array([0.5, 1, 3, 0.1, 7])
+    divided, expected = collected(inputs).divided(scales), collected(inputs / scales)
+    assert divided.tokens == 30
+    for kind in ("hessian", "mean_abs", "max_abs"):
+        np.testing.assert_allclose(getattr(divided, kind), getattr(expected, kind), rtol=1e-5)
 
 
 def test_sequences_are_tokens():
@@ -50,17 +66,46 @@ def test_sequences_are_tokens():
 
 
 def test_save_and_load(tmp_path):
+    shared = collected(cases.random_matrix(1, (9, 5), np.float32))
     layers = {
-        "model.layers.0.q_proj": collected(cases.random_matrix(1, (9, 5), np.float32)),
+        "model.layers.0.q_proj": shared,
         "down": collected(cases.random_matrix(2, (4, 3), np.float32)),
+        "model.layers.0.k_proj": shared,
     }
     file = tmp_path / "statistics.safetensors"
     save_statistics(file, layers)
     loaded = load_statistics(file)
-    assert loaded.keys() == layers.keys()
+    assert list(loaded) == list(layers)
     for name, statistics in layers.items():
         assert loaded[name].tokens == statistics.tokens
-        np.testing.assert_array_equal(loaded[name].hessian, statistics.hessian)
+        for kind in ("hessian", "mean_abs", "max_abs"):
+            np.testing.assert_array_equal(getattr(loaded[name], kind), getattr(statistics, kind))
+    assert loaded["model.layers.0.q_proj"] is loaded["model.layers.0.k_proj"]
+    loaded["down"].update(cases.random_matrix(3, (2, 3)))
+    assert loaded["down"].tokens == 6
+    assert load_weights(file) == {}
+    assert file.stat().st_size < 2 * 4 * (5 * 5 + 3 * 3) + 1000
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_weights_are_stored_as_they_are(tmp_path, dtype):
+    weight = cases.random_matrix(3, (2, 5), dtype)
+    statistics = collected(cases.random_matrix(1, (9, 5), np.float32))
+    file = tmp_path / "statistics.safetensors"
+    save_statistics(file, {"q": statistics}, {"q": weight})
+    (loaded,) = load_weights(file).values()
+    assert loaded.dtype == dtype
+    np.testing.assert_array_equal(loaded, weight)
+
+
+def test_other_files_are_refused(tmp_path):
+    from safetensors.numpy import save_file
+
+    file = tmp_path / "model.safetensors"
+    save_file({"q.hessian": np.eye(3)}, file)
+    for load in (load_statistics, load_weights):
+        with pytest.raises(ValueError, match=r"model.safetensors: expected statistics that"):
+            load(file)
 
 
 def test_bad_input_loses_nothing():

@@ -1,8 +1,28 @@
 """Methods: a layer's weight and statistics in, a `QuantizedWeight` out."""
 
+from numbacalib.methods.awq import ChannelScales, awq_clip, awq_scales
 from numbacalib.methods.gptq import GptqReport, gptq
-from numbacalib.methods.loss import proxy_loss
+from numbacalib.methods.layer import LayerReport, LayerSettings, quantize_layer, solve
+from numbacalib.methods.loss import clipped_share, proxy_loss
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rtn import rtn
+from numbacalib.methods.shrinkage import shrinkage_for
+from numbacalib.spec.range_search import RangeSearch
 
-__all__ = ["GptqReport", "QuantizedWeight", "gptq", "proxy_loss", "rtn"]
+__all__ = [
+    "ChannelScales",
+    "GptqReport",
+    "LayerReport",
+    "LayerSettings",
+    "QuantizedWeight",
+    "RangeSearch",
+    "awq_clip",
+    "awq_scales",
+    "clipped_share",
+    "gptq",
+    "proxy_loss",
+    "quantize_layer",
+    "rtn",
+    "shrinkage_for",
+    "solve",
+]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from numbacalib.methods.quantized_weight import QuantizedWeight, stored
-from numbacalib.methods.settings import checked_settings
-from numbacalib.ops.gptq_quantize_column import GroupedCodes
-from numbacalib.ops.grid import grid_codes, grid_scales, group_indices
+from numbacalib.methods.quantized_weight import QuantizedWeight
+from numbacalib.methods.settings import grid_settings
+from numbacalib.spec.range_search import RangeSearch
 
 
 def rtn(
@@ -18,6 +17,8 @@ def rtn(
     group_size: int | None = 128,
     symmetric: bool = False,
     scale_dtype: DTypeLike = np.float16,
+    search: RangeSearch | None = None,
+    importance: NDArray | None = None,
 ) -> QuantizedWeight:
     """Quantize a weight by rounding to nearest.
 
@@ -31,13 +32,16 @@ def rtn(
     symmetric : bool, default False
     scale_dtype : dtype, default float16
         What scales are stored in; codes are chosen against the rounded scales.
+    search : RangeSearch, optional
+        Clip each group's range where that loses less; by default the grid spans all its weights.
+    importance : array [K] or [M, K], optional
+        Weights of the search's errors: the mean square of each input channel (llama.cpp's importance
+        matrix), or Fisher information.
 
     Raises
     ------
     ValueError, TypeError
         If a setting does not fit, or a weight is not finite (the first index is named).
     """
-    grid, size, dtype = checked_settings(weight, bits, group_size, symmetric, scale_dtype)
-    scales, zeros = grid_scales(weight, size, grid)
-    codes = grid_codes(weight, scales, zeros, group_indices(weight.shape[1], size), grid)
-    return stored(GroupedCodes(codes, scales, zeros, None), grid, size, dtype)
+    settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, importance)
+    return settings.rounded(weight)

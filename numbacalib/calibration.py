@@ -1,0 +1,186 @@
+"""What the linear layers of a model are fed: statistics of a text run through it, or from files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.formats.output_directory import new_directory
+from numbacalib.models import Decoder, DecoderBlock, ModelConfig, open_checkpoint
+from numbacalib.progress import Progress
+from numbacalib.statistics import InputStatistics, load_statistics, save_statistics
+from numbacalib.text import read_sequences
+
+BATCH_TOKENS = 4096
+"""Tokens that go through a layer together: enough for full-speed products, bounded in memory."""
+HELD_ELEMENTS = 1 << 28
+"""MLP activations that are held rather than computed twice: 1 GiB of float32."""
+
+Stage = tuple[str, ...]
+"""Short names of the layers of a block that share an input."""
+
+
+class Calibration(Protocol):
+    """Where the statistics of a block's inputs come from; blocks are asked for in their order."""
+
+    def preview(self, index: int, block: DecoderBlock) -> Sequence[tuple[Stage, InputStatistics]]:
+        """Statistics of all stages of the block as it is."""
+
+    def stages(
+        self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
+    ) -> Iterable[tuple[Stage, InputStatistics]]:
+        """Statistics of stage after stage, while the caller replaces each stage's weights.
+
+        `folded` holds the channel scales by which inputs are divided since the preview.
+        """
+
+
+class TextCalibration:
+    """A text that runs through the model while its blocks are quantized.
+
+    Each stage sees what the quantized layers before it produce.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    tokens : int64 array [S, T]
+    """
+
+    def __init__(self, decoder: Decoder, tokens: NDArray[np.int64]) -> None:
+        self._config = decoder.config
+        self._hidden = decoder.embed(tokens)
+
+    def preview(self, index: int, block: DecoderBlock) -> list[tuple[Stage, InputStatistics]]:
+        """See `Calibration`."""
+        del index
+        return list(run_stages(block, self._config, self._hidden.copy()))
+
+    def stages(
+        self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
+    ) -> Iterator[tuple[Stage, InputStatistics]]:
+        """See `Calibration`; what was folded shows in the inputs themselves."""
+        del index, folded
+        return run_stages(block, self._config, self._hidden)
+
+
+class SavedCalibration:
+    """Statistics that `collect` left in a directory: no text, and no pass through the model."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self._directory = Path(directory)
+        if not self._directory.is_dir():
+            raise FileNotFoundError(f"{directory}: no such directory")
+
+    def preview(self, index: int, block: DecoderBlock) -> list[tuple[Stage, InputStatistics]]:
+        """See `Calibration`."""
+        file = self._directory / _file_name(index)
+        saved = load_statistics(file)
+        names = {stage: f"model.layers.{index}.{stage[0]}" for stage in block.stages}
+        for stage, name in names.items():
+            channels = block.linears[stage[0]].shape[1]
+            if name not in saved or len(saved[name].hessian) != channels:
+                raise ValueError(f"{file}: expected statistics of {name} over {channels} channels")
+        return [(stage, saved[name]) for stage, name in names.items()]
+
+    def stages(
+        self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
+    ) -> Iterator[tuple[Stage, InputStatistics]]:
+        """See `Calibration`."""
+        for stage, statistics in self.preview(index, block):
+            yield stage, statistics.divided(folded[stage]) if stage in folded else statistics
+
+
+def collect(
+    model: str | Path,
+    output: str | Path,
+    *,
+    text: Sequence[str | Path],
+    samples: int = 64,
+    sequence_length: int = 512,
+) -> None:
+    """Run a text through a model and save the statistics of all its linear layers' inputs.
+
+    Parameters
+    ----------
+    model : path
+        A Hugging Face directory or a GGUF file.
+    output : path
+        Absent, or an empty directory: one file a decoder block. It appears when it is complete.
+    text, samples, sequence_length
+        As in `numbacalib.pipeline.quantize`.
+    """
+    checkpoint = open_checkpoint(model)
+    decoder = Decoder(checkpoint)
+    tokens = read_sequences(checkpoint.tokenizer, text, sequence_length, samples)
+    layers = decoder.config.num_layers
+    with new_directory(output) as directory, Progress(layers) as progress:
+        hidden = decoder.embed(tokens)
+        for index in range(layers):
+            progress.show(f"block {index + 1} of {layers}")
+            found = {
+                f"model.layers.{index}.{kind}": statistics
+                for stage, statistics in run_stages(decoder.block(index), decoder.config, hidden)
+                for kind in stage
+            }
+            save_statistics(directory / _file_name(index), found)
+            progress.step(f"block {index + 1} of {layers}")
+
+
+def run_stages(
+    block: DecoderBlock, config: ModelConfig, hidden: NDArray[np.float32]
+) -> Iterator[tuple[Stage, InputStatistics]]:
+    """Pass all sequences through a block, in place, stopping where a stage's inputs are known.
+
+    Yields the names of the layers that share an input, and that input's statistics; the caller
+    replaces the layers' weights before it goes on, so that what follows runs on quantized ones. The
+    residual stream and the attention's result are held for all tokens; the MLP's wide activations
+    only where they are small, else they are computed twice.
+    """
+    attention, projection, expansion, contraction = block.stages
+
+    statistics = InputStatistics(config.hidden_size)
+    for part in batches(hidden):
+        statistics.update(block.attention_input(part))
+    yield attention, statistics
+
+    statistics = InputStatistics(config.num_heads * config.head_dim)
+    contexts = []
+    for part in batches(hidden):
+        contexts.append(block.attention(block.attention_input(part)))
+        statistics.update(contexts[-1])
+    yield projection, statistics
+
+    statistics = InputStatistics(config.hidden_size)
+    for part, context in zip(batches(hidden), contexts, strict=True):
+        part[...] = block.attention_output(part, context)
+        statistics.update(block.mlp_input(part))
+    yield expansion, statistics
+
+    statistics = InputStatistics(config.intermediate_size)
+    hold = hidden[..., 0].size * config.intermediate_size <= HELD_ELEMENTS
+    held = []
+    for part in batches(hidden):
+        activation = block.mlp(block.mlp_input(part))
+        statistics.update(activation)
+        if hold:
+            held.append(activation)
+    yield contraction, statistics
+
+    for index, part in enumerate(batches(hidden)):
+        activation = held[index] if hold else block.mlp(block.mlp_input(part))
+        part[...] = block.mlp_output(part, activation)
+
+
+def batches(hidden: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """Runs of whole sequences of [S, T, hidden], about `BATCH_TOKENS` tokens each."""
+    step = max(1, BATCH_TOKENS // hidden.shape[1])
+    for start in range(0, len(hidden), step):
+        yield hidden[start : start + step]
+
+
+def _file_name(index: int) -> str:
+    return f"block-{index:04d}.safetensors"

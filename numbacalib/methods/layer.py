@@ -1,0 +1,232 @@
+"""One layer by any method, with a report of how it went."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from numbacalib.methods.awq import awq_clip
+from numbacalib.methods.gptq import gptq
+from numbacalib.methods.loss import clipped_share, proxy_loss
+from numbacalib.methods.order import ACT_ORDERS
+from numbacalib.methods.quantized_weight import QuantizedWeight
+from numbacalib.methods.rtn import rtn
+from numbacalib.methods.shrinkage import shrinkage_for
+from numbacalib.spec.range_search import RangeSearch
+from numbacalib.statistics import InputStatistics
+
+log = logging.getLogger("numbacalib")
+
+METHODS = ("gptq", "rtn")
+RANGES = ("full", "mse", "weighted", "clip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSettings:
+    """How to quantize a linear layer; the names are those of `gptq` and `rtn`."""
+
+    method: str = "gptq"
+    bits: int = 4
+    group_size: int | None = 128
+    """Input channels that share a scale; None is one scale a row."""
+    symmetric: bool = False
+    scale_dtype: DTypeLike = np.float16
+    ranges: str = "full"
+    """What a group's grid spans: all its weights ("full"); the part with the least error ("mse"), or
+    the least error weighted by each channel's mean square input ("weighted"), by `RangeSearch`; for
+    round-to-nearest also the part with the least error of the group's output ("clip", `awq_clip`)."""
+    percdamp: float = 0.01
+    damping_tries: int = 5
+    shrinkage: float | None = 0.0
+    """None is what `shrinkage_for` finds."""
+    act_order: str = "none"
+    static_groups: bool = False
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether a layer needs statistics of its inputs."""
+        return self.method == "gptq" or self.ranges in ("weighted", "clip")
+
+    def check(self) -> None:
+        """Raise a ValueError for names that no method has, or that do not go together."""
+        if self.method not in METHODS:
+            raise ValueError(f"method: expected {' or '.join(METHODS)}, got {self.method!r}")
+        if self.ranges not in RANGES:
+            raise ValueError(f"ranges: expected {', '.join(RANGES)}, got {self.ranges!r}")
+        if self.method == "gptq" and self.ranges == "clip":
+            raise ValueError("ranges: expected full, mse or weighted with gptq, got 'clip'")
+        if self.act_order not in ACT_ORDERS:
+            raise ValueError(f"act_order: expected {', '.join(ACT_ORDERS)}, got {self.act_order!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """How one linear layer went. What a method does not use or measure is None."""
+
+    name: str
+    method: str
+    shape: tuple[int, int]
+    """M, K."""
+    bits: int
+    group_size: int
+    seconds: float
+    clipped: float
+    """Share of the weights that lie more than a step past the ends of their grid."""
+    tokens: int | None = None
+    full_rank: bool | None = None
+    """Whether there were at least as many tokens as live channels."""
+    dead: int | None = None
+    """Channels that no token excited."""
+    loss: float | None = None
+    """``trace(D H D^T)``, the squared error of the layer's outputs."""
+    rtn_loss: float | None = None
+    """The same for round-to-nearest on the full range."""
+    shrinkage: float | None = None
+    percdamp: float | None = None
+    damping: float | None = None
+    tries: int | None = None
+    smallest_pivot: float | None = None
+    stored_bytes: int | None = None
+    """Bytes of the layer's packed tensors."""
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether the layer took more damping than was asked for."""
+        return self.tries is not None and self.tries > 1
+
+
+def quantize_layer(
+    name: str, weight: NDArray, statistics: InputStatistics | None, settings: LayerSettings
+) -> tuple[QuantizedWeight, LayerReport]:
+    """Quantize one layer and measure it against round-to-nearest.
+
+    Parameters
+    ----------
+    name : str
+        For the report, for errors and for the log.
+    weight : array [M, K], float16, bfloat16, float32 or float64
+    statistics : InputStatistics or None
+        Of the layer's inputs; None is for round-to-nearest on the full range or by "mse".
+    settings : LayerSettings
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.linalg.LinAlgError
+        As `gptq` and `rtn`, with the layer's name in front.
+    """
+    begin = time.perf_counter()
+    try:
+        _check(statistics, settings)
+        quantized, measured = _quantize(name, weight, statistics, settings)
+    except (ValueError, TypeError, np.linalg.LinAlgError) as error:
+        raise type(error)(f"{name}: {error}") from error
+    report = LayerReport(
+        name=name,
+        method=settings.method,
+        shape=(weight.shape[0], weight.shape[1]),
+        bits=quantized.bits,
+        group_size=quantized.group_size,
+        clipped=clipped_share(weight, quantized),
+        seconds=time.perf_counter() - begin,
+        **measured,
+    )
+    return quantized, report
+
+
+def solve(
+    weights: Mapping[str, NDArray],
+    statistics: Mapping[str, InputStatistics],
+    settings: LayerSettings,
+) -> Iterator[tuple[QuantizedWeight, LayerReport]]:
+    """Quantize named layers from their weights and statistics alone, one after the other.
+
+    With `load_weights` and `load_statistics` this needs neither the model nor the text again,
+    whatever the bits, groups and method.
+
+    Raises
+    ------
+    ValueError
+        If a layer has no statistics, before any work.
+    """
+    if missing := [name for name in weights if name not in statistics]:
+        raise ValueError(f"statistics: expected one for each weight, none for {missing[0]}")
+    for name, weight in weights.items():
+        yield quantize_layer(name, weight, statistics[name], settings)
+
+
+def _check(statistics: InputStatistics | None, settings: LayerSettings) -> None:
+    settings.check()
+    if settings.calibrated:
+        if statistics is None:
+            raise ValueError("statistics: expected the layer's inputs to be calibrated, got None")
+        if statistics.tokens == 0:
+            raise ValueError("statistics: expected at least one token")
+
+
+def _quantize(
+    name: str, weight: NDArray, statistics: InputStatistics | None, settings: LayerSettings
+) -> tuple[QuantizedWeight, dict[str, Any]]:
+    """Quantize, and return what was measured by the report's names."""
+    plain: dict[str, Any] = {
+        "bits": settings.bits,
+        "group_size": settings.group_size,
+        "symmetric": settings.symmetric,
+        "scale_dtype": settings.scale_dtype,
+    }
+    options = dict(plain)
+    if settings.ranges in ("mse", "weighted"):
+        options["search"] = RangeSearch()
+    if statistics is not None and settings.ranges == "weighted":
+        options["importance"] = statistics.mean_square
+    if statistics is None:
+        return rtn(weight, **options), {}
+
+    hessian = statistics.hessian
+    dead = int((np.diagonal(hessian) == 0).sum())
+    live = len(hessian) - dead
+    measured: dict[str, Any] = {
+        "tokens": statistics.tokens,
+        "full_rank": statistics.tokens >= live,
+        "dead": dead,
+    }
+    if settings.ranges == "clip":
+        quantized = awq_clip(weight, hessian, **options)
+    elif settings.method == "rtn":
+        quantized = rtn(weight, **options)
+    else:
+        shrinkage = settings.shrinkage
+        if shrinkage is None:
+            shrinkage = shrinkage_for(hessian, statistics.tokens)
+        quantized, report = gptq(
+            weight,
+            hessian,
+            percdamp=settings.percdamp,
+            damping_tries=settings.damping_tries,
+            shrinkage=shrinkage,
+            act_order=settings.act_order,
+            static_groups=settings.static_groups,
+            **options,
+        )
+        if report.tries > 1:
+            log.warning(
+                "%s: the Hessian was not positive definite with percdamp %g; %g was enough",
+                name,
+                settings.percdamp,
+                report.percdamp,
+            )
+        measured |= {
+            "shrinkage": shrinkage,
+            "percdamp": report.percdamp,
+            "damping": report.damping,
+            "tries": report.tries,
+            "smallest_pivot": report.smallest_pivot,
+        }
+    measured["loss"] = proxy_loss(weight, quantized, hessian)
+    measured["rtn_loss"] = proxy_loss(weight, rtn(weight, **plain), hessian)
+    return quantized, measured

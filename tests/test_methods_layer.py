@@ -1,0 +1,209 @@
+"""One layer by any method with its report, and layers solved from what is on disk."""
+
+import dataclasses
+import logging
+
+import cases
+import numpy as np
+import pytest
+
+from numbacalib.methods import (
+    LayerSettings,
+    RangeSearch,
+    awq_clip,
+    clipped_share,
+    gptq,
+    proxy_loss,
+    quantize_layer,
+    rtn,
+    shrinkage_for,
+    solve,
+)
+from numbacalib.statistics import (
+    InputStatistics,
+    load_statistics,
+    load_weights,
+    save_statistics,
+)
+
+
+def collected(seed, tokens=64, channels=24):
+    statistics = InputStatistics(channels)
+    inputs = cases.random_matrix(seed, (tokens, channels), np.float32)
+    statistics.update(inputs @ cases.random_matrix(seed + 1, (channels, channels), np.float32))
+    return statistics
+
+
+@pytest.fixture
+def layer():
+    return cases.random_matrix(5, (6, 24), np.float32), collected(1)
+
+
+def assert_same(left, right):
+    np.testing.assert_array_equal(left.codes, right.codes)
+    np.testing.assert_array_equal(left.scales, right.scales)
+    np.testing.assert_array_equal(left.zeros, right.zeros)
+
+
+PLAIN = {"bits": 3, "group_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"method": "rtn"}, lambda w, _: rtn(w, **PLAIN)),
+        ({"method": "rtn", "ranges": "mse"}, lambda w, _: rtn(w, **PLAIN, search=RangeSearch())),
+        (
+            {"method": "rtn", "ranges": "weighted"},
+            lambda w, s: rtn(w, **PLAIN, search=RangeSearch(), importance=s.mean_square),
+        ),
+        ({"method": "rtn", "ranges": "clip"}, lambda w, s: awq_clip(w, s.hessian, **PLAIN)),
+        ({}, lambda w, s: gptq(w, s.hessian, **PLAIN)[0]),
+        (
+            {"percdamp": 0.1, "act_order": "desc", "static_groups": True, "ranges": "mse"},
+            lambda w, s: gptq(
+                w,
+                s.hessian,
+                **PLAIN,
+                percdamp=0.1,
+                act_order="desc",
+                static_groups=True,
+                search=RangeSearch(),
+            )[0],
+        ),
+        (
+            {"shrinkage": None},
+            lambda w, s: gptq(w, s.hessian, **PLAIN, shrinkage=shrinkage_for(s.hessian, s.tokens))[
+                0
+            ],
+        ),
+    ],
+)
+def test_settings_reach_their_method(layer, settings, expected):
+    weight, statistics = layer
+    quantized, report = quantize_layer("q", weight, statistics, LayerSettings(**PLAIN, **settings))
+    assert_same(quantized, expected(weight, statistics))
+    assert report.loss == pytest.approx(proxy_loss(weight, quantized, statistics.hessian))
+    plain = proxy_loss(weight, rtn(weight, **PLAIN), statistics.hessian)
+    assert report.rtn_loss == pytest.approx(plain)
+
+
+def test_the_report_says_how_it_went(layer):
+    weight, statistics = layer
+    _, report = quantize_layer("model.q", weight, statistics, LayerSettings(**PLAIN))
+    _, found = gptq(weight, statistics.hessian, **PLAIN)
+    expected = {
+        "name": "model.q",
+        "method": "gptq",
+        "shape": (6, 24),
+        "bits": 3,
+        "group_size": 8,
+        "tokens": 64,
+        "full_rank": True,
+        "dead": 0,
+        "shrinkage": 0.0,
+        "percdamp": 0.01,
+        "damping": found.damping,
+        "tries": 1,
+        "smallest_pivot": found.smallest_pivot,
+        "stored_bytes": None,
+    }
+    assert dataclasses.asdict(report) | expected == dataclasses.asdict(report)
+    assert report.seconds > 0
+    assert not report.fell_back
+
+
+def test_rank_is_checked_against_live_channels():
+    weight = cases.random_matrix(1, (2, 24), np.float32)
+    for tokens, dead, full in ((23, 0, False), (24, 0, True), (23, 1, True), (5, 20, True)):
+        statistics = InputStatistics(24)
+        inputs = cases.random_matrix(2, (tokens, 24), np.float32)
+        inputs[:, :dead] = 0
+        statistics.update(inputs)
+        _, report = quantize_layer("q", weight, statistics, LayerSettings(**PLAIN))
+        assert (report.full_rank, report.dead, report.tokens) == (full, dead, tokens)
+
+
+def test_more_damping_than_asked_for_is_said_with_the_layers_name(layer, caplog):
+    weight, statistics = layer
+    bad = InputStatistics(24)
+    bad.tokens = 64
+    bad.hessian = statistics.hessian - 0.05 * np.diagonal(statistics.hessian).mean() * np.eye(
+        24, dtype=np.float32
+    )
+    with caplog.at_level(logging.WARNING, "numbacalib"):
+        _, report = quantize_layer("model.q", weight, bad, LayerSettings(**PLAIN, percdamp=0))
+    assert report.fell_back
+    assert report.tries > 1
+    assert (
+        f"model.q: the Hessian was not positive definite with percdamp 0; {report.percdamp:g}"
+        in (caplog.text)
+    )
+    strict = LayerSettings(**PLAIN, percdamp=0, damping_tries=1)
+    with pytest.raises(np.linalg.LinAlgError, match="model.q: hessian: not positive definite"):
+        quantize_layer("model.q", weight, bad, strict)
+
+
+def test_clipped_share_counts_weights_past_the_grid():
+    weight = cases.random_matrix(3, (16, 64), np.float32)
+    for symmetric in (False, True):
+        full = rtn(weight, bits=3, group_size=32, symmetric=symmetric)
+        assert clipped_share(weight, full) == 0
+    weight[3, 7] = 100 * np.abs(weight).max()
+    searched = rtn(weight, bits=3, group_size=32, search=RangeSearch(least=0.0))
+    errors = np.abs(weight - searched.dequantize())
+    steps = np.repeat(searched.scales.astype(np.float32), 32, axis=1)
+    assert clipped_share(weight, searched) == (errors > steps).mean() > 0
+
+
+def test_layers_are_solved_again_from_disk(tmp_path):
+    shared, other = collected(1), collected(3, channels=16)
+    statistics = {"q": shared, "k": shared, "down": other}
+    weights = {
+        name: cases.random_matrix(i, (4, len(s.hessian)), dtype)
+        for i, ((name, s), dtype) in enumerate(
+            zip(statistics.items(), (np.float16, np.float32, cases.DTYPES[1]), strict=True)
+        )
+    }
+    file = tmp_path / "calibration.safetensors"
+    save_statistics(file, statistics, weights)
+    for settings in (
+        LayerSettings(bits=4, group_size=8),
+        LayerSettings(bits=2, group_size=None, act_order="group_aware", ranges="weighted"),
+        LayerSettings(method="rtn", bits=3, group_size=4, ranges="clip"),
+    ):
+        solved = list(solve(load_weights(file), load_statistics(file), settings))
+        assert [report.name for _, report in solved] == ["q", "k", "down"]
+        for quantized, report in solved:
+            name = report.name
+            expected, _ = quantize_layer(name, weights[name], statistics[name], settings)
+            assert_same(quantized, expected)
+
+
+def test_what_is_missing_is_named(layer):
+    weight, statistics = layer
+    with pytest.raises(ValueError, match="statistics: expected one for each weight, none for k"):
+        next(solve({"q": weight, "k": weight}, {"q": statistics}, LayerSettings()))
+    for settings in ({}, {"method": "rtn", "ranges": "weighted"}):
+        with pytest.raises(ValueError, match="q: statistics: expected the layer's inputs"):
+            quantize_layer("q", weight, None, LayerSettings(**PLAIN, **settings))
+    with pytest.raises(ValueError, match="q: statistics: expected at least one token"):
+        quantize_layer("q", weight, InputStatistics(24), LayerSettings(**PLAIN))
+    quantized, report = quantize_layer("q", weight, None, LayerSettings(**PLAIN, method="rtn"))
+    assert_same(quantized, rtn(weight, **PLAIN))
+    assert report.loss is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "awq"}, "q: method: expected gptq or rtn, got 'awq'"),
+        ({"ranges": "wide"}, "q: ranges: expected full, mse, weighted, clip, got 'wide'"),
+        ({"ranges": "clip"}, "q: ranges: expected full, mse or weighted with gptq, got 'clip'"),
+        ({"group_size": 7}, "q: group_size: expected a divisor of K = 24, got 7"),
+    ],
+)
+def test_errors_name_the_layer_and_the_argument(layer, settings, message):
+    weight, statistics = layer
+    with pytest.raises(ValueError, match=message):
+        quantize_layer("q", weight, statistics, LayerSettings(**(PLAIN | settings)))
