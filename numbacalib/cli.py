@@ -112,10 +112,15 @@ def _add_methods(quantize: argparse.ArgumentParser) -> None:
     quantize.add_argument(
         "--act-order",
         choices=("none", "desc", "group_aware"),
-        default="none",
-        help="order of the columns in gptq; desc needs --static-groups",
+        default="desc",
+        help="order of the columns in gptq (default desc, which needs static groups)",
     )
-    quantize.add_argument("--static-groups", action="store_true", help="find all scales first")
+    quantize.add_argument(
+        "--static-groups",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="find all scales before any column is compensated (default)",
+    )
     quantize.add_argument("--percdamp", type=float, default=0.01, help="damping (default 0.01)")
     quantize.add_argument(
         "--damping-tries",

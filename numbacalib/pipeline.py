@@ -46,6 +46,9 @@ SWEEP_TOKENS = 65536
 class Settings(LayerSettings):
     """How to quantize the linear layers of a model; each layer's `scale_dtype` is the model's own."""
 
+    act_order: str = "desc"
+    static_groups: bool = True
+    """With "desc", a model's perplexity is lower than with the order as it comes."""
     channel_scales: str = "none"
     """Scale input channels first, and fold that into what produces them: "none" or "awq"."""
     samples: int = 64

@@ -26,6 +26,8 @@ def pytest_configure(config):
     settings.load_profile("cudasim" if backend == "cudasim" else "numbacalib")
     if backend == "cudasim":
         os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+        # the simulator's kernels are Python, whose floats warn where a device's do not
+        config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning")
 
 
 def _separate_kernel_cache(config):
@@ -42,6 +44,26 @@ def _separate_kernel_cache(config):
     os.environ.setdefault("NUMBA_CACHE_DIR", str(directory))
 
 
+class ForeignArray:
+    """A GPU array of any strides and of any dtype, bfloat16 too, as other libraries have them."""
+
+    def __init__(self, array):
+        from numba import cuda
+
+        whole = array
+        while isinstance(whole.base, np.ndarray):
+            whole = whole.base
+        self._memory = cuda.to_device(whole.ravel(order="K").view(np.uint8))
+        start = self._memory.__cuda_array_interface__["data"][0]
+        self.__cuda_array_interface__ = {
+            "shape": array.shape,
+            "strides": array.strides,
+            "typestr": array.dtype.str,
+            "data": (start + array.ctypes.data - whole.ctypes.data, False),
+            "version": 3,
+        }
+
+
 class Backend:
     """Moves arrays to where the operation under test takes them, and results back."""
 
@@ -52,9 +74,15 @@ class Backend:
     def array(self, array):
         if self.name == "numpy":
             return array
+        if self.name == "cudasim":
+            from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+
+            return FakeCUDAArray(array)  # unlike to_device, of any strides
         from numba import cuda
 
-        return cuda.to_device(array)
+        if array.flags.c_contiguous and array.dtype.kind == "f":
+            return cuda.to_device(array)
+        return ForeignArray(array)
 
     def numpy(self, result):
         return result if isinstance(result, np.ndarray) else result.copy_to_host()

@@ -1,5 +1,7 @@
 """The methods as float64 loops, written from their definitions. Imports nothing of the package."""
 
+import itertools
+
 import naive
 import numpy as np
 
@@ -142,3 +144,38 @@ def awq_clip(weight, hessian, bits, group_size, symmetric, points, least, store=
                 if error < best:
                     best, values[i, members] = error, found
     return values
+
+
+def cluster_error(values, weights):
+    """Weighted squared error of values about their weighted mean; 0 where nothing weighs."""
+    total = sum(weights)
+    if total == 0:
+        return 0.0
+    mean = sum(w * x for w, x in zip(weights, values, strict=True)) / total
+    return sum(w * (x - mean) ** 2 for w, x in zip(weights, values, strict=True))
+
+
+def kmeans_error(row, weights, clusters):
+    """Least error of all ways to cut the sorted row into at most `clusters` runs: every one tried."""
+    pairs = sorted(zip(row, weights, strict=True))
+    least = np.inf
+    for cuts in itertools.combinations_with_replacement(range(len(row) + 1), clusters - 1):
+        ends = [0, *cuts, len(row)]
+        parts = [pairs[a:b] for a, b in itertools.pairwise(ends) if a < b]
+        least = min(least, sum(cluster_error(*zip(*part, strict=True)) for part in parts))
+    return least
+
+
+def kmeans_error_recurrence(row, weights, clusters):
+    """The same by the recurrence over the last run's first value, nothing left out."""
+    pairs = sorted(zip(row, weights, strict=True))
+    n = len(pairs)
+    runs = {
+        (a, b): cluster_error(*zip(*pairs[a:b], strict=True))
+        for a in range(n)
+        for b in range(a + 1, n + 1)
+    }
+    least = [0.0] + [np.inf] * n
+    for _ in range(clusters):
+        least = [0.0] + [min(least[a] + runs[a, b] for a in range(b)) for b in range(1, n + 1)]
+    return least[n]

@@ -189,5 +189,5 @@ def test_a_run_fails_where_too_many_layers_need_more_damping(tmp_path, text, mod
 
 def test_desc_needs_static_groups_in_a_file(tmp_path, text, model, capsys):
     command = ["quantize", model, "--text", text, *SHORT, *GROUPS, "--output", tmp_path / "out"]
-    assert run(*command, "--act-order", "desc") == 2
+    assert run(*command, "--no-static-groups") == 2
     assert "act_order: expected static_groups with 'desc'" in capsys.readouterr().err

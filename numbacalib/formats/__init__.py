@@ -8,6 +8,7 @@ from numbacalib.formats.compressed_tensors import (
     unpack,
     weight_reader,
 )
+from numbacalib.formats.imatrix import read_imatrix, write_imatrix
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.formats.safetensors_writer import SafetensorsWriter
 
@@ -18,6 +19,8 @@ __all__ = [
     "is_compressed",
     "new_directory",
     "pack",
+    "read_imatrix",
     "unpack",
     "weight_reader",
+    "write_imatrix",
 ]

@@ -1,6 +1,7 @@
 """Methods: a layer's weight and statistics in, a `QuantizedWeight` out."""
 
 from numbacalib.methods.awq import ChannelScales, awq_clip, awq_scales
+from numbacalib.methods.codebook import CodebookWeight, codebook
 from numbacalib.methods.gptq import GptqReport, gptq
 from numbacalib.methods.layer import LayerReport, LayerSettings, quantize_layer, solve
 from numbacalib.methods.loss import clipped_share, proxy_loss
@@ -11,6 +12,7 @@ from numbacalib.spec.range_search import RangeSearch
 
 __all__ = [
     "ChannelScales",
+    "CodebookWeight",
     "GptqReport",
     "LayerReport",
     "LayerSettings",
@@ -19,6 +21,7 @@ __all__ = [
     "awq_clip",
     "awq_scales",
     "clipped_share",
+    "codebook",
     "gptq",
     "proxy_loss",
     "quantize_layer",

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from .checkpoint import Checkpoint, TensorInfo
 from .config import MODEL_TYPES, ModelConfig
+from .gguf_names import hf_name
 from .gguf_tokenizer import build_tokenizer, tokenizer_config
 from .rope import inverse_frequencies
 
@@ -34,23 +35,6 @@ _ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
-}
-
-_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
 }
 
 # Divisors of the rotary frequencies: how a file says that Llama 3's scaling applies.
@@ -109,7 +93,7 @@ class GGUFCheckpoint(Checkpoint):
             self._metadata, entries = _read(np.memmap(path, dtype=np.uint8, mode="r").data)
             self._architecture = _architecture(self._metadata)
             divisors = entries.pop(_ROPE_DIVISORS, None)
-            self._entries = {_hf_name(name): entry for name, entry in entries.items()}
+            self._entries = {hf_name(name): entry for name, entry in entries.items()}
             self._hf_config = self._synthesise_config(divisors)
         except struct.error:
             raise ValueError(f"{path}: truncated, the header goes on beyond its end") from None
@@ -316,14 +300,6 @@ def _unpermute(tensor: NDArray[Any], heads: int) -> NDArray[Any]:
     """
     paired = tensor.reshape(heads, -1, 2, *tensor.shape[1:])
     return np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(tensor.shape)
-
-
-def _hf_name(name: str) -> str:
-    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-    if match is None or match[2] not in _NAMES:
-        raise ValueError(f"a tensor of no architecture that is supported: {name}")
-    layer = "" if match[1] is None else f"model.layers.{match[1]}."
-    return f"{layer}{_NAMES[match[2]]}.{match[3]}"
 
 
 def _architecture(metadata: Mapping[str, Any]) -> str:

@@ -56,8 +56,14 @@ class _Prepared:
         self.pointers = self._memory.ctypes.data
 
 
-_prepared = threading.local()
-"""Each thread's `_Prepared` by kernel and types: a launch writes into its memory."""
+class _Thread(threading.local):
+    """Each thread's `_Prepared` by kernel and types: a launch writes into its memory."""
+
+    def __init__(self) -> None:
+        self.prepared: dict[tuple, _Prepared] = {}
+
+
+_thread = _Thread()
 
 
 def launch(kernel: Any, grid: Any, threads: Any, *arguments: Any, shared_bytes: int = 0) -> None:
@@ -89,7 +95,7 @@ def launch(kernel: Any, grid: Any, threads: Any, *arguments: Any, shared_bytes: 
         else:
             key.append(type(argument))
             values.append(argument)
-    cache = _prepared.__dict__
+    cache = _thread.prepared
     prepared = cache.get(tuple(key))
     if prepared is None:
         function = _first_launch(kernel, grid, threads, arguments, shared_bytes)

@@ -29,7 +29,9 @@ def channel_scores(activations: Any, weights: Any, dtype: np.dtype, out: Any) ->
     _reduce(bits, source, plans, peaks, sums)
     peaks = columns_gpu.shortened(peaks, columns_gpu.larger)
     sums = columns_gpu.shortened(sums, columns_gpu.add)
-    kernel = _scores(carrier(activations).dtype.type, dtype.type)
+    element: Any = carrier(activations).dtype.type
+    real: Any = dtype.type
+    kernel = _scores(element, real)
     blocks = -(-channels // columns_gpu.TALL[0])
     launch(kernel, blocks, columns_gpu.TALL, peaks, sums, source, out)
     return device.result(out)

@@ -30,7 +30,8 @@ def mean_squares(gradients: Any, dtype: np.dtype, out: Any) -> Any:
     columns_gpu.reduce_rows(source, how, columns_gpu.SQUARES, dtype.type(1), partial)
     partial = columns_gpu.shortened(partial, columns_gpu.add)
     blocks = -(-parameters // columns_gpu.TALL[0])
-    launch(_mean(dtype.type), blocks, columns_gpu.TALL, partial, dtype.type(samples), out)
+    real: Any = dtype.type
+    launch(_mean(real), blocks, columns_gpu.TALL, partial, dtype.type(samples), out)
     return device.result(out)
 
 

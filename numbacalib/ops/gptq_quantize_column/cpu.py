@@ -229,8 +229,8 @@ def _quantize_block(
 
     `panel` holds compensated weights and receives values; `errors` receives ``-e``. Columns go in
     steps: compensation reaches the rest of the step at once and the rest of the block step by step,
-    `STEP` columns in one pass over it. A step ends where a group does, so that a group's scale is
-    found from fully compensated weights. Split: one task a tile of rows, which lies transposed, so
+    `STEP` columns in one pass over it. With `find`, a step ends where a group does, so that a group's
+    scale is found from fully compensated weights. Split: one task a tile of rows, which lies transposed, so
     that the rows are the lanes of a vector.
     """
     rows = len(panel)
@@ -251,20 +251,22 @@ def _quantize_block(
         while step < width:
             group = group_of[begin + start + step]
             end = step + 1
-            while end < min(step + STEP, width) and group_of[begin + start + end] == group:
+            while end < min(step + STEP, width) and (
+                not find or group_of[begin + start + end] == group
+            ):
                 end += 1
-            if step == 0 or group != group_of[begin + start + step - 1]:
-                if find:
-                    last = end
-                    while last < width and group_of[begin + start + last] == group:
-                        last += 1
-                    _find_tile_scales(block[step:last], levels, symmetric, storage, scale, zero)
-                    scales[first : first + count, group] = scale[:count]
-                    zeros[first : first + count, group] = zero[:count]
-                else:
+            if find and (step == 0 or group != group_of[begin + start + step - 1]):
+                last = end
+                while last < width and group_of[begin + start + last] == group:
+                    last += 1
+                _find_tile_scales(block[step:last], levels, symmetric, storage, scale, zero)
+                scales[first : first + count, group] = scale[:count]
+                zeros[first : first + count, group] = zero[:count]
+            for j in range(step, end):
+                group = group_of[begin + start + j]
+                if not find and (j == 0 or group != group_of[begin + start + j - 1]):
                     scale[:count] = scales[first : first + count, group]
                     zero[:count] = zeros[first : first + count, group]
-            for j in range(step, end):
                 pivot = factor[start + j, start + j]
                 _quantize_lanes(
                     block[j], scale, zero, low, high, pivot, error[j], unsigned[j], loss

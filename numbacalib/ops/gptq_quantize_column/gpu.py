@@ -13,25 +13,26 @@ is ``R_bb^-1``.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from numbacalib.ops.gptq_quantize_column import GroupedCodes
-from numbacalib.ops.gptq_quantize_column.sweep_gpu import (
-    BLOCK,
+from numbacalib.ops.gptq_quantize_column.diagonal_gpu import (
     SMALL_TILE,
-    STEP,
-    STEPS,
-    THREADS,
     arrange,
     diagonal_blocks,
     inspect_factor,
     invert_blocks,
     measure_asymmetry,
+)
+from numbacalib.ops.gptq_quantize_column.sweep_gpu import quantize_kernel
+from numbacalib.ops.gptq_quantize_column.tiles_gpu import (
+    BLOCK,
+    STEP,
+    STEPS,
+    THREADS,
     product_kernels,
-    quantize_kernel,
     tile_rows,
 )
 from numbacalib.ops.grid import gpu as grid_kernels
@@ -107,29 +108,25 @@ def _sweep(
     losses = device.empty((rows,), np.float64)
     history = device.empty((rows, channels), dtype)
     source = carrier(weight)
-    kernels = product_kernels(dtype.type)
+    across = -(-channels // THREADS), min(-(-rows // 16), 65535)
+    launch(product_kernels(dtype.type).start, across, THREADS, source, history, losses)
     quantize = quantize_kernel(dtype.type, found and not whole, not inverse)
     tiles = -(-rows // tile_rows(dtype.type))
-    across = -(-channels // THREADS), min(-(-rows // 16), 65535)
-    launch(kernels.start, across, THREADS, source, history, losses)
     bounds = *grid.bounds(dtype), grid.symmetric, grid.storage
+    results = scales, zeros, codes, history, losses
     for begin, end in _panels(channels, group_size):
-        first, last = (int(block) for block in np.searchsorted(starts, (begin, end)))
-        panel = columns, first, last
+        blocks = columns, *(int(block) for block in np.searchsorted(starts, (begin, end)))
         if begin:
-            _compensate(kernels, coupling, begin, end, history)
+            _compensate(coupling, begin, end, history)
         if whole:
-            ahead = history
+            compensated = history
             if begin and not inverse:
-                ahead = device.empty((rows, channels), dtype)
-                arguments = source, coupling, *panel, history, ahead
-                launch(kernels.look_ahead, tiles, THREADS, *arguments)
+                compensated = _look_ahead(source, coupling, blocks, history)
             group = slice(begin // group_size, begin // group_size + 1)
             target = scales[:, group], zeros[:, group]
-            grid_kernels.find_scales_into(ahead[:, begin:end], grid, *target)
-        results = scales, zeros, codes, history, losses
-        arguments = source, coupling, factors, *panel, groups, bounds, *results
-        launch(quantize, tiles, THREADS, *arguments)
+            grid_kernels.find_scales_into(compensated[:, begin:end], grid, *target)
+        operands = source, coupling, factors
+        launch(quantize, tiles, THREADS, *operands, *blocks, groups, bounds, *results)
     return GroupedCodes(codes, scales, zeros, losses)
 
 
@@ -153,17 +150,26 @@ def _coupling(factor: Any, starts: Any, group: tuple[int, int], inverse: bool) -
     return coupling, factors
 
 
-def _compensate(
-    kernels: SimpleNamespace, coupling: Any, begin: int, end: int, history: Any
-) -> None:
+def _compensate(coupling: Any, begin: int, end: int, history: Any) -> None:
     """Add ``S_{<p} C_{<p, p}`` to panel p, columns `begin` to `end` of the history."""
     if blas_gpu.has_libraries():
         panel = history[:, begin:end]
         blas_gpu.add_product(history[:, :begin], coupling[:begin, begin:end], panel)
         return
-    rows = -(-len(history) // tile_rows(history.dtype.type))
-    tiles = rows, -(-(end - begin) // BLOCK)
-    launch(kernels.compensate, tiles, THREADS, coupling, begin, end, history)
+    real = history.dtype.type
+    tiles = -(-len(history) // tile_rows(real)), -(-(end - begin) // BLOCK)
+    launch(product_kernels(real).compensate, tiles, THREADS, coupling, begin, end, history)
+
+
+def _look_ahead(source: Any, coupling: Any, blocks: tuple, history: Any) -> Any:
+    """Return the weights of a long group as compensated for all columns before the group."""
+    real = history.dtype.type
+    compensated = device.empty(history.shape, history.dtype)
+    arguments = source, coupling, *blocks, history, compensated
+    launch(
+        product_kernels(real).look_ahead, -(-len(history) // tile_rows(real)), THREADS, *arguments
+    )
+    return compensated
 
 
 def _upper_factor(h_inv: Any, dtype: np.dtype) -> Any:

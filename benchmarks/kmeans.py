@@ -1,0 +1,105 @@
+"""Codebooks of rows: the optimal ones against scikit-learn's k-means of each row, as SqueezeLLM has it.
+
+SqueezeLLM (Kim et al., 2023) fits `sklearn.cluster.KMeans` to each row with Fisher information as
+sample weights, rows shared out among processes. The note is the weighted squared error that is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from multiprocessing import get_context
+from multiprocessing.pool import Pool
+from pathlib import Path
+
+import numpy as np
+from harness import OURS, RESULTS, Case, Goal, describe_machine, measure, write_csv
+from numpy.typing import NDArray
+
+from numbacalib.methods import CodebookWeight, codebook
+
+PACKAGES = ("numba", "numpy", "scikit-learn")
+PEER = "scikit-learn"
+ROWS = 16
+
+
+def sklearn_row(row: NDArray, importance: NDArray, bits: int) -> tuple[NDArray, NDArray]:
+    """Codes and centroids of one row, with the settings of SqueezeLLM."""
+    from sklearn.cluster import KMeans
+
+    found = KMeans(2**bits, random_state=0, n_init="auto", max_iter=50)
+    found.fit(row[:, None], sample_weight=importance)
+    return found.labels_, found.cluster_centers_[:, 0]
+
+
+def one_thread() -> None:
+    """Keep a process of the pool to its own core."""
+    import sklearn.cluster  # noqa: F401  (its OpenMP must be loaded to be limited)
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1)
+
+
+def sklearn_codebook(
+    weight: NDArray, importance: NDArray, bits: int, pool: Pool | None
+) -> CodebookWeight:
+    """Row after row, each on all cores, or each process of a pool its own rows."""
+    tasks = [(row, factors, bits) for row, factors in zip(weight, importance, strict=True)]
+    found = (
+        [sklearn_row(*task) for task in tasks] if pool is None else pool.starmap(sklearn_row, tasks)
+    )
+    codes, centroids = (np.stack(arrays) for arrays in zip(*found, strict=True))
+    return CodebookWeight(codes, centroids, bits)
+
+
+def kmeans_case(K: int, bits: int, pool: Pool) -> Case:
+    """Rows of K normal weights, importances as unequal as squared gradients are."""
+    rng = np.random.default_rng(K)
+    weight = rng.normal(size=(ROWS, K)).astype(np.float32) * np.float32(0.02)
+    importance = (rng.normal(size=(ROWS, K)) ** 2).astype(np.float32)
+
+    def error(found: CodebookWeight) -> str:
+        difference = found.dequantize(np.float64) - weight
+        return f"error {(importance * difference**2).sum():.5g}"
+
+    return Case(
+        "k-means of rows",
+        f"M={ROWS} K={K} bits={bits}",
+        "float32",
+        weight.size,
+        "Gvalue/s",
+        {
+            OURS: lambda: codebook(weight, bits=bits, importance=importance),
+            PEER: lambda: sklearn_codebook(weight, importance, bits, None),
+            f"{PEER}, a process a core": lambda: sklearn_codebook(weight, importance, bits, pool),
+        },
+        (Goal(OURS, PEER, ">=10"),),
+        note=error,
+    )
+
+
+def main() -> int:
+    """Measure, write the CSV and print the rows; return 1 if a target is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="one shape; results go to the temporary directory"
+    )
+    quick = parser.parse_args().quick
+    rows = []
+    # not forked: the threads of this process would not be there
+    with get_context("spawn").Pool(len(os.sched_getaffinity(0)), one_thread) as pool:
+        for K in (576,) if quick else (576, 1536, 4096):
+            for bits in (4,) if quick else (3, 4):
+                rows += measure(kmeans_case(K, bits, pool), rounds=5)
+    folder = Path(tempfile.gettempdir()) if quick else RESULTS
+    print(write_csv("kmeans", describe_machine(*PACKAGES), rows, folder))
+    for row in rows:
+        share = f", {row.share:.0f} times {row.against}" if row.target else ""
+        print(f"{row.shape} {row.who}: {1e3 * row.seconds / ROWS:.3g} ms a row, {row.note}{share}")
+    return int(any(row.falls_short for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

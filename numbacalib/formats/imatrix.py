@@ -1,0 +1,97 @@
+"""Importance files of llama.cpp (imatrix) in GGUF form, written from the inputs' statistics.
+
+For each weight two float32 tensors: ``<name>.in_sum2``, the sums of the squared inputs of each
+channel, and ``<name>.counts``, the tokens they were summed over. Described in llama.cpp's
+``tools/imatrix``: https://github.com/ggml-org/llama.cpp/tree/master/tools/imatrix
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.models.gguf_names import gguf_name, hf_name
+from numbacalib.runtime import checks
+
+if TYPE_CHECKING:
+    from numbacalib.statistics import InputStatistics
+
+_SUMS, _COUNTS = ".in_sum2", ".counts"
+
+
+def write_imatrix(
+    path: str | Path,
+    statistics: Mapping[str, InputStatistics],
+    *,
+    datasets: Sequence[str] = (),
+    chunk_size: int = 512,
+) -> None:
+    """Write the mean squares of layers' inputs for ``llama-quantize --imatrix`` (extra `models`).
+
+    Parameters
+    ----------
+    path : str or Path
+    statistics : mapping of layer names, as Hugging Face has them without ``.weight``
+    datasets : sequence of str
+        What the text was, for the file's readers.
+    chunk_size : int, default 512
+        Tokens of a chunk, in which llama.cpp counts the text.
+
+    Raises
+    ------
+    ValueError
+        If a layer has no name in GGUF, or has seen no tokens.
+    """
+    import gguf
+
+    chunk_size = checks.integer("chunk_size", chunk_size, 1, 1 << 31)
+    for name, layer in statistics.items():
+        if layer.tokens == 0:
+            raise ValueError(f"statistics: expected tokens in every layer, got none in {name}")
+    tensors = {gguf_name(f"{name}.weight"): layer for name, layer in statistics.items()}
+    tokens = max((layer.tokens for layer in tensors.values()), default=0)
+    writer = gguf.GGUFWriter(path, arch="")  # the form belongs to no architecture
+    writer.add_type(gguf.GGUFType.IMATRIX)
+    writer.add_array(gguf.Keys.IMatrix.DATASETS, list(datasets))
+    writer.add_uint32(gguf.Keys.IMatrix.CHUNK_COUNT, -(-tokens // chunk_size))
+    writer.add_uint32(gguf.Keys.IMatrix.CHUNK_SIZE, chunk_size)
+    for name, layer in tensors.items():
+        count = np.float32(layer.tokens)
+        writer.add_tensor(name + _SUMS, (count * layer.mean_square)[None])
+        writer.add_tensor(name + _COUNTS, np.full((1, 1), count))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def read_imatrix(path: str | Path) -> dict[str, NDArray[np.float32]]:
+    """Mean squares [K] of layers' inputs, by Hugging Face's names without ``.weight``.
+
+    Each can be the `importance` of `numbacalib.methods.rtn`.
+
+    Raises
+    ------
+    ValueError
+        If the file is another kind of GGUF file or damaged, or has a layer of no architecture that is
+        supported; mixtures of experts are none.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    kind = reader.get_field(gguf.Keys.General.TYPE)
+    if kind is None or kind.contents() != gguf.GGUFType.IMATRIX:
+        raise ValueError(f"{path}: expected an imatrix file, got another kind of GGUF file")
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    means: dict[str, NDArray[np.float32]] = {}
+    for name in (key.removesuffix(_SUMS) for key in tensors if key.endswith(_SUMS)):
+        sums, counts = tensors[name + _SUMS], tensors.get(name + _COUNTS)
+        if counts is None or counts.size != 1 or not counts.item() > 0:
+            raise ValueError(f"{path}: expected a count above 0 for {name}")
+        mean = np.divide(sums.ravel(), counts.item(), dtype=np.float32)
+        means[hf_name(name).removesuffix(".weight")] = mean
+    return means

@@ -1,0 +1,60 @@
+"""Non-uniform quantization: each row's weights to the nearest entry of a codebook of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from numbacalib.methods.settings import non_negative
+from numbacalib.ops.kmeans import kmeans_rows
+from numbacalib.runtime import checks
+from numbacalib.runtime.finite import require_finite
+
+
+@dataclass(frozen=True)
+class CodebookWeight:
+    """Codes and codebooks of one linear layer's weight [M, K]: ``centroids[i, codes[i, j]]``."""
+
+    codes: NDArray[np.uint8]
+    """[M, K], in ``[0, 2 ** bits - 1]``."""
+    centroids: NDArray[np.float32]
+    """[M, 2 ** bits], ascending in each row."""
+    bits: int
+
+    def dequantize(self, dtype: DTypeLike = np.float32) -> NDArray:
+        """Return the weights that the codes stand for, [M, K]."""
+        return np.take_along_axis(self.centroids.astype(dtype, copy=False), self.codes, axis=1)
+
+
+def codebook(weight: NDArray, *, bits: int, importance: NDArray | None = None) -> CodebookWeight:
+    """Quantize a weight to the codebooks with the least weighted squared error, row by row.
+
+    Parameters
+    ----------
+    weight : array [M, K], float16, bfloat16, float32 or float64
+    bits : int
+        2 to 8: ``2 ** bits`` entries a row.
+    importance : array [K] or [M, K], optional
+        Weights of the errors: Fisher information, which makes this the dense part of SqueezeLLM, or
+        the mean square of each input channel. Weights of importance 0 take the nearest entry.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a setting does not fit, or a weight is not finite (the first index is named).
+
+    Notes
+    -----
+    Kim et al., "SqueezeLLM: Dense-and-Sparse Quantization" (2023), section 4.1, equation 4. They
+    approximate it with Lloyd's iterations; here it is solved (see `numbacalib.ops.kmeans`).
+    """
+    rows, channels = checks.matrix("weight", weight, ("M", "K"))
+    require_finite("weight", weight)
+    bits = checks.integer("bits", bits, 2, 8)
+    if importance is not None:
+        importance = non_negative("importance", importance, [(channels,), (rows, channels)])
+        importance = np.atleast_2d(importance.astype(checks.result_dtype(weight), copy=False))
+    codes, centroids = kmeans_rows(weight, 2**bits, importance)
+    return CodebookWeight(codes, centroids.astype(np.float32, copy=False), bits)

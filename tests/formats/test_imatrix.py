@@ -1,0 +1,125 @@
+"""Importance files against the `gguf` package, which llama.cpp's own scripts stand on."""
+
+import cases
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numbacalib.formats.imatrix import read_imatrix, write_imatrix
+from numbacalib.statistics import InputStatistics
+
+NAMES = {
+    "model.layers.0.self_attn.q_proj": "blk.0.attn_q.weight",
+    "model.layers.0.self_attn.k_proj": "blk.0.attn_k.weight",
+    "model.layers.0.self_attn.v_proj": "blk.0.attn_v.weight",
+    "model.layers.0.self_attn.o_proj": "blk.0.attn_output.weight",
+    "model.layers.11.mlp.gate_proj": "blk.11.ffn_gate.weight",
+    "model.layers.11.mlp.up_proj": "blk.11.ffn_up.weight",
+    "model.layers.11.mlp.down_proj": "blk.11.ffn_down.weight",
+    "lm_head": "output.weight",
+}
+
+
+def collected(inputs):
+    statistics = InputStatistics(inputs.shape[1])
+    statistics.update(inputs)
+    return statistics
+
+
+def foreign_file(path, tensors, kind="imatrix"):
+    writer = gguf.GGUFWriter(path, arch="")
+    writer.add_type(kind)
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, np.asarray(tensor, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_what_llama_cpp_finds_in_the_file(tmp_path):
+    inputs = {name: cases.random_matrix(i, (20 + i, 7 + i)) for i, name in enumerate(NAMES)}
+    file = tmp_path / "imatrix.gguf"
+    write_imatrix(
+        file,
+        {name: collected(x) for name, x in inputs.items()},
+        datasets=["wiki.train", "café"],
+        chunk_size=8,
+    )
+    reader = gguf.GGUFReader(file)
+    fields = {key: reader.get_field(key).contents() for key in reader.fields if "." in key[1:]}
+    fields = {key: value for key, value in fields.items() if not key.startswith("GGUF.")}
+    assert fields == {
+        "general.type": "imatrix",
+        "imatrix.datasets": ["wiki.train", "café"],
+        "imatrix.chunk_count": 4,  # the longest stream has 27 tokens
+        "imatrix.chunk_size": 8,
+    }
+    assert {reader.get_field(f"imatrix.chunk_{of}").types[0].name for of in ("count", "size")} == {
+        "UINT32"
+    }
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    assert len(tensors) == 2 * len(NAMES)
+    for name, theirs in NAMES.items():
+        sums, counts = tensors[f"{theirs}.in_sum2"], tensors[f"{theirs}.counts"]
+        assert sums.tensor_type == counts.tensor_type == gguf.GGMLQuantizationType.F32
+        assert sums.shape.tolist() == [inputs[name].shape[1], 1]  # channels run fastest
+        assert counts.data.ravel().tolist() == [len(inputs[name])]
+        expected = (inputs[name] ** 2).sum(axis=0)
+        np.testing.assert_allclose(sums.data.ravel(), expected, rtol=1e-5)
+
+
+@given(tokens=st.integers(1, 50), channels=st.integers(1, 20), seed=st.integers(0, 999))
+def test_mean_squares_come_back(tmp_path_factory, tokens, channels, seed):
+    file = tmp_path_factory.mktemp("imatrix") / "imatrix.gguf"
+    inputs = cases.random_matrix(seed, (tokens, channels))
+    write_imatrix(file, {"model.layers.3.mlp.up_proj": collected(inputs)})
+    (item,) = read_imatrix(file).items()
+    assert item[0] == "model.layers.3.mlp.up_proj"
+    assert item[1].dtype == np.float32
+    np.testing.assert_allclose(item[1], (inputs**2).mean(axis=0), rtol=1e-5)
+
+
+def test_files_of_other_writers(tmp_path):
+    file = tmp_path / "imatrix.gguf"
+    flat = {"blk.0.ffn_up.weight.in_sum2": [4, 8, 2], "blk.0.ffn_up.weight.counts": [4]}
+    foreign_file(file, flat)
+    np.testing.assert_array_equal(read_imatrix(file)["model.layers.0.mlp.up_proj"], [1, 2, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "kind", "message"),
+    [
+        ({"a": [1]}, "model", "expected an imatrix file, got another kind"),
+        ({"output.weight.in_sum2": [1]}, "imatrix", "expected a count above 0 for output.weight"),
+        (
+            {"output.weight.in_sum2": [1], "output.weight.counts": [0]},
+            "imatrix",
+            "expected a count above 0 for output.weight",
+        ),
+        (
+            {"blk.0.ssm_in.weight.in_sum2": [1], "blk.0.ssm_in.weight.counts": [1]},
+            "imatrix",
+            "a tensor of no architecture that is supported: blk.0.ssm_in.weight",
+        ),
+    ],
+)
+def test_other_files_are_refused(tmp_path, tensors, kind, message):
+    file = tmp_path / "imatrix.gguf"
+    foreign_file(file, tensors, kind)
+    with pytest.raises(ValueError, match=message):
+        read_imatrix(file)
+
+
+def test_errors_leave_no_file(tmp_path):
+    file = tmp_path / "imatrix.gguf"
+    some = collected(cases.random_matrix(1, (3, 4)))
+    with pytest.raises(ValueError, match="a tensor of no architecture that is supported: h.0.attn"):
+        write_imatrix(file, {"h.0.attn": some})
+    with pytest.raises(ValueError, match="statistics: expected tokens in every layer, got none in"):
+        write_imatrix(file, {"lm_head": some, "model.layers.0.mlp.up_proj": InputStatistics(4)})
+    with pytest.raises(ValueError, match="chunk_size: expected 1 to"):
+        write_imatrix(file, {"lm_head": some}, chunk_size=0)
+    assert not file.exists()

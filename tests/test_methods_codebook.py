@@ -1,0 +1,148 @@
+"""Codebooks per row against every clustering there is."""
+
+import itertools
+
+import cases
+import naive_methods
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numbacalib.methods import codebook, rtn
+from numbacalib.ops.kmeans import kmeans_rows
+
+
+def row_errors(matrix, importance, codes, centroids):
+    values = np.take_along_axis(centroids.astype(float), codes, axis=1)
+    return (importance * (matrix.astype(float) - values) ** 2).sum(axis=1)
+
+
+@given(
+    columns=st.integers(1, 11),
+    clusters=st.integers(1, 5),
+    dtype=st.sampled_from(cases.DTYPES),
+    distinct=st.sampled_from([2, 4, 1000]),
+    weightless=st.sampled_from([0, 0.3, 1]),
+    shared=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_no_other_clustering_loses_less(
+    columns, clusters, dtype, distinct, weightless, shared, seed
+):
+    rng = np.random.default_rng(seed)
+    matrix = (rng.integers(-distinct, distinct, (3, columns)) * 0.37 + 5).astype(dtype)
+    importance = rng.exponential(size=(1 if shared else 3, columns)) ** 3
+    importance[rng.random(importance.shape) < weightless] = 0
+    importance = importance.astype(cases.result_dtype(matrix))
+    codes, centroids = kmeans_rows(matrix, clusters, importance)
+    assert codes.dtype == np.uint8
+    assert centroids.dtype == cases.result_dtype(matrix)
+    every = np.broadcast_to(importance, matrix.shape).astype(float)
+    errors = row_errors(matrix, every, codes, centroids)
+    for i, row in enumerate(matrix.astype(float).tolist()):
+        least = naive_methods.kmeans_error(row, every[i].tolist(), clusters)
+        rounding = every[i].sum() * (np.finfo(centroids.dtype).eps * max(map(abs, row))) ** 2
+        assert errors[i] <= least * (1 + 1e-5) + 4 * rounding
+
+
+@given(
+    clusters=st.integers(1, 40),
+    layout=st.sampled_from(cases.LAYOUTS),
+    dtype=st.sampled_from(cases.DTYPES),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_long_rows_are_as_good_as_the_plain_recurrence(clusters, layout, dtype, seed):
+    matrix = cases.random_matrix(seed, (2, 70), dtype, layout)
+    importance = np.random.default_rng(seed).exponential(size=(2, 70)) ** 3
+    importance = importance.astype(cases.result_dtype(matrix))
+    codes, centroids = kmeans_rows(matrix, clusters, importance)
+    errors = row_errors(matrix, importance, codes, centroids)
+    for i, row in enumerate(matrix.astype(float).tolist()):
+        least = naive_methods.kmeans_error_recurrence(row, importance[i].tolist(), clusters)
+        assert errors[i] <= least * (1 + 1e-5) + 1e-10
+
+
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 999))
+def test_the_two_references_agree(columns, clusters, seed):
+    rng = np.random.default_rng(seed)
+    row, weights = rng.normal(size=columns).tolist(), rng.exponential(size=columns).tolist()
+    assert naive_methods.kmeans_error_recurrence(row, weights, clusters) == pytest.approx(
+        naive_methods.kmeans_error(row, weights, clusters), abs=1e-12
+    )
+
+
+def test_codes_name_the_nearest_centroid_the_lower_of_two():
+    matrix = np.array([[0, 2, 1, 3, 10, 6, 5]], np.float32)
+    importance = np.array([[1, 1, 0, 0, 1, 0, 0]], np.float32)
+    codes, centroids = kmeans_rows(matrix, 3, importance)
+    np.testing.assert_array_equal(centroids, [[0, 2, 10]])
+    np.testing.assert_array_equal(codes, [[0, 1, 0, 1, 2, 1, 1]])
+
+
+def test_fewer_values_than_clusters_are_kept_exactly():
+    matrix = np.array([[3, -1, 3, 0, -1], [7, 7, 7, 7, 7]], np.float16)
+    codes, centroids = kmeans_rows(matrix, 5)
+    np.testing.assert_array_equal(centroids, [[-1, 0, 3, 3, 3], [7, 7, 7, 7, 7]])
+    np.testing.assert_array_equal(codes, [[2, 0, 2, 1, 0], [0, 0, 0, 0, 0]])
+
+
+def test_a_row_without_weight_counts_every_value():
+    matrix = cases.random_matrix(1, (2, 20), np.float32)
+    importance = np.ones((2, 20), np.float32)
+    expected = kmeans_rows(matrix, 4)
+    importance[1] = 0
+    for ours, theirs in zip(kmeans_rows(matrix, 4, importance), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_weights_of_any_magnitude():
+    matrix = cases.random_matrix(1, (2, 60))
+    importance = np.random.default_rng(1).exponential(size=(1, 60))
+    expected, _ = kmeans_rows(matrix, 8, importance)
+    for factor in (1e-300, 1e300):
+        codes, centroids = kmeans_rows(matrix, 8, importance * factor)
+        np.testing.assert_array_equal(codes, expected)
+        assert np.isfinite(centroids).all()
+    far, _ = kmeans_rows(matrix + 1e6, 8, importance)  # as far from 0 as 20 bits
+    np.testing.assert_array_equal(far, expected)
+
+
+@given(seed=st.integers(0, 999), bits=st.integers(2, 8))
+def test_codebook_of_a_weight(seed, bits):
+    weight = cases.random_matrix(seed, (3, 300), np.float32)
+    importance = np.random.default_rng(seed).exponential(size=300)
+    quantized = codebook(weight, bits=bits, importance=importance)
+    assert quantized.codes.dtype == np.uint8
+    assert quantized.centroids.dtype == np.float32
+    assert quantized.centroids.shape == (3, 2**bits)
+    assert quantized.codes.max() < 2**bits
+    assert (np.diff(quantized.centroids) > 0).all()
+    values = quantized.dequantize()
+    for i, j in itertools.product(range(3), range(0, 300, 37)):
+        assert values[i, j] == quantized.centroids[i, quantized.codes[i, j]]
+    uniform = rtn(weight, bits=bits, group_size=None, scale_dtype=np.float32).dequantize()
+    errors = [(importance * (v.astype(float) - weight) ** 2).sum() for v in (values, uniform)]
+    assert errors[0] < errors[1]
+
+
+def test_weights_are_not_written_to():
+    weight = cases.random_matrix(1, (5, 24), np.float32)
+    kept = weight.copy()
+    codebook(weight, bits=3)
+    np.testing.assert_array_equal(weight, kept)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 9}, "bits: expected 2 to 8, got 9"),
+        ({"importance": np.ones(7)}, r"importance: expected shape \[8\] or \[2, 8\], got \[7\]"),
+        ({"importance": -np.ones(8)}, "importance: expected finite values not below 0"),
+        ({"weight": np.ones((2, 0))}, "weight: expected non-empty axes"),
+        ({"weight": np.full((2, 8), np.nan)}, r"weight: expected finite .* got nan at \[0, 0\]"),
+    ],
+)
+def test_errors_name_the_argument(options, message):
+    with pytest.raises(ValueError, match=message):
+        codebook(**({"weight": np.ones((2, 8), np.float32), "bits": 4} | options))
