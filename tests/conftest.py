@@ -30,6 +30,14 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning")
 
 
+def pytest_collection_modifyitems(config, items):
+    """In the simulator, which runs Python, leave out what does not launch a kernel by `backend`."""
+    if config.getoption("--backend") == "cudasim":
+        others = [item for item in items if "backend" not in item.fixturenames]
+        items[:] = [item for item in items if "backend" in item.fixturenames]
+        config.hook.pytest_deselected(items=others)
+
+
 def _separate_kernel_cache(config):
     """Cache compiled kernels by the sources that are compiled into them.
 
@@ -69,7 +77,6 @@ class Backend:
 
     def __init__(self, name):
         self.name = name
-        self.float64_loops = name == "cudasim"
 
     def array(self, array):
         if self.name == "numpy":
