@@ -4,9 +4,9 @@
 block in memory at a time.
 """
 
-from .checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from .config import ModelConfig
-from .llama import Decoder, DecoderBlock
+from numbacalib.models.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from numbacalib.models.config import ModelConfig
+from numbacalib.models.llama import Decoder, DecoderBlock
 
 __all__ = [
     "Checkpoint",

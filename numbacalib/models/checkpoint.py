@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import ModelConfig
+from numbacalib.models.config import ModelConfig
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -112,8 +112,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         supported. The message is one line that names the file.
     """
     # Imported here because both readers derive from Checkpoint.
-    from .gguf import GGUFCheckpoint
-    from .huggingface import HuggingFaceCheckpoint
+    from numbacalib.models.gguf import GGUFCheckpoint
+    from numbacalib.models.huggingface import HuggingFaceCheckpoint
 
     path = Path(path)
     if not path.exists():

@@ -19,11 +19,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoint import Checkpoint, TensorInfo
-from .config import MODEL_TYPES, ModelConfig
-from .gguf_names import hf_name
-from .gguf_tokenizer import build_tokenizer, tokenizer_config
-from .rope import inverse_frequencies
+from numbacalib.models.checkpoint import Checkpoint, TensorInfo
+from numbacalib.models.config import MODEL_TYPES, ModelConfig
+from numbacalib.models.gguf_names import hf_name
+from numbacalib.models.gguf_tokenizer import build_tokenizer, tokenizer_config
+from numbacalib.models.rope import inverse_frequencies
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoint import Checkpoint, TensorInfo
+from numbacalib.models.checkpoint import Checkpoint, TensorInfo
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

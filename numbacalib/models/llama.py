@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .attention import causal_attention
-from .checkpoint import Checkpoint
-from .config import ModelConfig
-from .rope import RotaryEmbedding
+from numbacalib.models.attention import causal_attention
+from numbacalib.models.checkpoint import Checkpoint
+from numbacalib.models.config import ModelConfig
+from numbacalib.models.rope import RotaryEmbedding
 
 __all__ = ["Decoder", "DecoderBlock"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import ModelConfig
+from numbacalib.models.config import ModelConfig
 
 __all__ = ["ROPE_TYPES", "RotaryEmbedding", "inverse_frequencies"]
 
