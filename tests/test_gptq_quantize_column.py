@@ -100,6 +100,19 @@ def test_blocks_change_nothing(backend, channels, group_size, dtype, symmetric):
     check(backend, weight, upper_factor(2, channels).astype(dtype), 4, group_size, symmetric)
 
 
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_factor_of_any_dtype_and_layout(dtype, layout):
+    """Wider than a panel, so that the products between panels read the factor too."""
+    weight = cases.random_matrix(1, (2, 300), np.float64)
+    factor = cases.laid_out(upper_factor(2, 300).astype(dtype), layout)
+    values, scales, zeros = numbacalib.gptq_quantize_column(weight, factor, 4, 20, False)
+    expected = naive.gptq_quantize_column(weight, factor, 4, 20, False)
+    np.testing.assert_allclose(values, expected[3], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(scales, expected[1], rtol=1e-9)
+    np.testing.assert_array_equal(zeros, expected[2])
+
+
 def test_more_rows_than_a_tile(backend):
     rows = 5 if backend.name == "cudasim" else 67
     check(backend, cases.random_matrix(1, (rows, 12)), upper_factor(1, 12), 3, 4, False)

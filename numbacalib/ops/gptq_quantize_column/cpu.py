@@ -18,6 +18,7 @@ from numbacalib.ops.gptq_quantize_column import GroupedCodes
 from numbacalib.ops.grid import cpu as grid_kernels
 from numbacalib.ops.grid import group_indices
 from numbacalib.ops.range_search import cpu as search_kernels
+from numbacalib.runtime import checks
 from numbacalib.runtime.blas import add_product, cholesky_lower, invert_triangle, product
 from numbacalib.runtime.finite import require_finite
 from numbacalib.runtime.half import carrier, widen
@@ -47,7 +48,7 @@ def quantize_columns(
     """See `numbacalib.gptq_quantize_column`."""
     require_finite("weight", weight)
     require_finite("h_inv", h_inv)
-    factor = _upper_factor(np.ascontiguousarray(h_inv, dtype))
+    factor = _upper_factor(h_inv, dtype)
     group_of = group_indices(weight.shape[1], group_size)
     found = sweep(weight, factor, grid, group_of, None, None, inverse=True)
     if out is None:
@@ -79,7 +80,7 @@ def sweep(
     lie within a block, unless they are to be searched for.
     """
     rows, channels = weight.shape
-    dtype = factor.dtype
+    dtype = checks.result_dtype(weight, factor)
     found = scales is None
     if scales is None or zeros is None:
         scales = np.empty((rows, int(group_of[-1]) + 1), dtype)
@@ -91,8 +92,8 @@ def sweep(
     group_size = channels // scales.shape[1] if found else 1
     low, high, levels = grid.bounds(dtype)
     for begin, end in _panels(channels, group_size):
-        diagonal = np.array(factor[begin:end, begin:end], order="C")
-        coupling = factor[:begin, begin:end]
+        diagonal = np.array(factor[begin:end, begin:end], dtype, order="C")
+        coupling = _blas_operand(factor[:begin, begin:end], dtype)
         if not inverse:
             invert_triangle(diagonal, lower=False)
             coupling = product(coupling, diagonal)
@@ -166,21 +167,31 @@ def _group_scales(
     return search_kernels.search_scales(group, group.shape[1], grid, search, importance)
 
 
-def _upper_factor(h_inv: NDArray) -> NDArray:
+def _blas_operand(block: NDArray, dtype: np.dtype) -> NDArray:
+    """Return a block of the factor as BLAS takes it, copied only if its dtype or strides differ."""
+    between_rows, between_columns = block.strides
+    width = block.shape[1] * block.itemsize
+    fits = between_columns == block.itemsize and between_rows >= width
+    if block.dtype == dtype and fits and between_rows % block.itemsize == 0:
+        return block
+    return np.array(block, dtype, order="C")
+
+
+def _upper_factor(h_inv: NDArray, dtype: np.dtype) -> NDArray:
     """Return ``U``: the argument if it is upper triangular, its factor if it is symmetric."""
-    diagonal = np.diagonal(h_inv)
+    diagonal = np.diagonal(h_inv).astype(dtype)
     if not (diagonal > 0).all():
         j = int(np.argmin(diagonal > 0))
         raise ValueError(f"h_inv: expected a positive diagonal, got {diagonal[j]} at [{j}, {j}]")
     if not np.tril(h_inv, -1).any():
         return h_inv
     asymmetry = np.abs(h_inv - h_inv.T).max() / diagonal.max()
-    if asymmetry > np.sqrt(np.finfo(h_inv.dtype).eps):
+    if asymmetry > np.sqrt(np.finfo(dtype).eps):
         raise ValueError(
             "h_inv: expected an upper triangular or a symmetric matrix, got one whose "
             f"asymmetry is {asymmetry:.2g} of its largest diagonal entry"
         )
-    lower = np.array(h_inv, order="C")
+    lower = np.array(h_inv, dtype, order="C")
     if minor := cholesky_lower(lower):
         raise ValueError(
             "h_inv: expected a positive definite matrix, got one whose leading minor of order "
