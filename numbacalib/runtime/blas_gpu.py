@@ -127,10 +127,18 @@ def add_product(left: Any, right: Any, out: Any) -> None:
 
 @contextmanager
 def _current_stream() -> Iterator[None]:
-    from cupy.cuda import ExternalStream
+    """Make CuPy, and so its libraries' handles, use the current stream."""
+    from cupy.cuda import Stream
 
-    with ExternalStream(stream_handle()):
+    with Stream.from_external(_Stream()):
         yield
+
+
+class _Stream:
+    """The current stream as other libraries take it."""
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, stream_handle()
 
 
 @cuda.jit

@@ -13,7 +13,6 @@ import warnings
 from typing import Any
 
 import numpy as np
-from numba.core.errors import NumbaPerformanceWarning
 
 from numbacalib.runtime.device import (
     SIMULATED,
@@ -27,6 +26,7 @@ from numbacalib.runtime.device import (
 
 if not SIMULATED:
     from cuda.bindings import driver
+    from numba.cuda.core.errors import NumbaPerformanceWarning
 
 _FORMATS = {
     bool: "?7x",
