@@ -30,6 +30,12 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Tests of the GPU alone, against torch there, are for a GPU."""
+    gpu = collection_path.name == "gpu" and collection_path.parent == Path(__file__).parent
+    return True if gpu and config.getoption("--backend") != "cuda" else None
+
+
 def pytest_collection_modifyitems(config, items):
     """In the simulator, which runs Python, leave out what does not launch a kernel by `backend`."""
     if config.getoption("--backend") == "cudasim":
