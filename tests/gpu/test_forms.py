@@ -57,7 +57,6 @@ def test_columns(form, dtype, generator):
 
 
 def test_forms_agree(monkeypatch, generator):
-    """More closely than either with the float64 sums: only the segments of rows may differ."""
     x = normal((3000, 1024), torch.float32, generator)
     calls = (
         lambda: numbacalib.fisher_information(x),
@@ -68,14 +67,13 @@ def test_forms_agree(monkeypatch, generator):
     monkeypatch.setattr(columns_gpu, "_has_vectors", lambda _: False)
     monkeypatch.setattr(hessian_kernels, "_capability", lambda _: (0, 0))
     for call, expected in zip(calls, chosen, strict=True):
-        torch.testing.assert_close(tensor(call()), expected, rtol=1e-6, atol=1e-6)
+        assert_close(call(), expected, len(x), expected.abs().max())
 
 
-@pytest.mark.parametrize("group_size", [1, 8, 36, 64, 72, 144, 576])
+@pytest.mark.parametrize("group_size", [1, 8, 36, 48, 72, 144, 288])
 @pytest.mark.parametrize("rows", [1, 33])
 def test_gptq_in_float64_gives_the_codes_of_the_definition(form, rows, group_size):
     channels = 576 if rows == 1 else 288
-    group_size = min(group_size, channels)
     weight = cases.random_matrix(1, (rows, channels))
     upper = np.triu(cases.random_matrix(2, (channels, channels)) * 0.1 + 2 * np.eye(channels))
     _, scales, zeros, values = naive.gptq_quantize_column(weight, upper, 4, group_size, False)

@@ -1,5 +1,7 @@
 """Sizes of real layers, and more elements than 32-bit indices reach."""
 
+import cases
+import numpy as np
 import pytest
 import torch
 
@@ -65,13 +67,14 @@ def test_hessian(form, dtype, rows, channels, generator):
     expected = gram(x).mul_(2 / rows)
     expected[-1, 0] += 1.5
     expected[0, -1] += 1.5
-    # float32 sums of so many squares: blocks of rows are summed apart, in order
-    assert float((updated - expected).abs().max() / expected.max()) < 2e-6
+    error = float((updated - expected).abs().max() / expected.max())
+    print(f"{form} {dtype} B={rows} K={channels}: {error:.2g}")
+    assert error <= cases.tolerance(np.float32, rows)
     for part, other in zip(updated.split(4096), updated.split(4096, dim=1), strict=True):
         assert torch.equal(part, other.T)
 
 
-@pytest.mark.parametrize("rows", [1, 31, 512, 8192])
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 9, 16, 31, 512, 8192])
 def test_hessian_is_as_accurate_as_a_product_in_float32(rows, generator):
     """At most twice the error of the product that peers use, against float64."""
     x = normal(rows, 4096, torch.float32, generator)

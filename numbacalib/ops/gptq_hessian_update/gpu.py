@@ -16,6 +16,11 @@ from numbacalib.runtime.launch import launch
 EDGE = 4 if device.SIMULATED else 8
 """A block is EDGE x EDGE threads, a thread EDGE x EDGE elements of its tile."""
 TILE = EDGE * EDGE
+RUN = 8 if device.SIMULATED else 4096
+"""Rows that one thread adds up: sums of runs are added in order, which bounds the rounding error."""
+FEW_ROWS = 8
+"""Fewer float32 rows are taken as they are: a sum so short would show that `hopper` halves keep 22
+bits of each number."""
 
 
 def rank_update(
@@ -25,11 +30,7 @@ def rank_update(
     out = device.empty(hessian.shape, dtype) if out is None else out
     before: Any = carrier(hessian)
     x: Any = carrier(x_block)
-    if (
-        dtype == np.float32
-        and not device.SIMULATED
-        and _capability(device.current_device()) == (9, 0)
-    ):
+    if dtype == np.float32 and _has_tensor_cores() and _is_worth_them(x):
         from numbacalib.ops.gptq_hessian_update import hopper
 
         check = FiniteCheck(hessian, upper=True)
@@ -38,9 +39,21 @@ def rank_update(
     else:
         require_finite("hessian", hessian)
         tiles = -(-out.shape[0] // TILE)
-        factors = dtype.type(alpha), dtype.type(beta)
-        launch(_tile_kernel(dtype), (tiles, tiles), (EDGE, EDGE), before, x, out, *factors)
+        for first in range(0, len(x), RUN):
+            factors = dtype.type(alpha), dtype.type(beta)
+            run = x[first : first + RUN]
+            launch(_tile_kernel(dtype), (tiles, tiles), (EDGE, EDGE), before, run, out, *factors)
+            before, beta = out, 1.0
     return device.result(out)
+
+
+def _has_tensor_cores() -> bool:
+    return not device.SIMULATED and _capability(device.current_device()) == (9, 0)
+
+
+def _is_worth_them(x: Any) -> bool:
+    """Whether the sums of a float32 block are long enough, see `FEW_ROWS`; 16-bit ones are exact."""
+    return x.dtype != np.float32 or len(x) >= FEW_ROWS
 
 
 @functools.cache
