@@ -16,7 +16,9 @@ if not device.SIMULATED:
 
 THREADS = 4 if device.SIMULATED else 256
 ROWS = 32
-"""Rows of a block: each thread looks at one column of them."""
+"""Rows that a block takes at a time: each thread looks at one column of them."""
+MOST_BLOCKS = 65535
+"""Of a grid along y."""
 NONE = np.int64(0x7F7F7F7F7F7F7F7F)
 """In place of an index where all values are finite: above every index, and made by setting bytes."""
 
@@ -44,7 +46,7 @@ class FiniteCheck:
         bits = magnitude_bits(matrix)
         mask = bits.dtype.type(np.iinfo(bits.dtype).max)
         infinity = infinity_bits(matrix.dtype)
-        grid = -(-columns // THREADS), -(-rows // ROWS)
+        grid = -(-columns // THREADS), min(-(-rows // ROWS), MOST_BLOCKS)
         self._matrix = matrix
         self.first = _unset()
         launch(_first_non_finite, grid, THREADS, bits, mask, infinity, upper, self.first)
@@ -103,20 +105,22 @@ def _unset() -> Any:
 
 @cuda.jit
 def _first_non_finite(bits, mask, infinity, upper, first):
-    """Threads: one a column and `ROWS` rows. An integer minimum has one result in any order."""
+    """Threads: one a column, blocks stride over runs of `ROWS` rows.
+
+    An integer minimum has one result in any order.
+    """
     j = cuda.grid(1)
     if j < bits.shape[1]:
-        top = np.int64(cuda.blockIdx.y) * ROWS
-        end = min(top + ROWS, bits.shape[0])
-        if upper:
-            end = min(end, j + 1)
-        largest = mask & ~mask
-        for i in range(top, end):
-            largest = max(largest, bits[i, j] & mask)
-        if largest >= infinity:
+        last = min(bits.shape[0], j + 1) if upper else bits.shape[0]
+        for top in range(np.int64(cuda.blockIdx.y) * ROWS, last, cuda.gridDim.y * ROWS):
+            end = min(top + ROWS, last)
+            largest = mask & ~mask
             for i in range(top, end):
-                if bits[i, j] & mask >= infinity:
-                    cuda.atomic.min(first, 0, i * bits.shape[1] + j)
+                largest = max(largest, bits[i, j] & mask)
+            if largest >= infinity:
+                for i in range(top, end):
+                    if bits[i, j] & mask >= infinity:
+                        cuda.atomic.min(first, 0, i * bits.shape[1] + j)
 
 
 @cuda.jit
