@@ -16,10 +16,10 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 
@@ -218,32 +218,35 @@ def _output(*command: str) -> str:
     return done.stdout.strip() or "unknown"
 
 
-def write_csv(
-    name: str, machine: dict[str, str], rows: Iterable[Row], folder: Path = RESULTS
-) -> Path:
-    """Write ``<folder>/<name>-<machine>.csv``: the machine in comment lines, then the rows."""
+def csv_file(name: str, machine: dict[str, str], folder: Path = RESULTS) -> Path:
+    """Path of a benchmark's results on a machine, ``<folder>/<name>-<machine>.csv``."""
     slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['machine']} x{machine['cores']}".lower())
+    return folder / f"{name}-{slug.strip('-')}.csv"
+
+
+def write_csv(
+    name: str, machine: dict[str, str], rows: Sequence[NamedTuple], folder: Path = RESULTS
+) -> Path:
+    """Write `csv_file`: the machine in comment lines, then rows of one kind."""
+    file = csv_file(name, machine, folder)
     folder.mkdir(exist_ok=True)
-    file = folder / f"{name}-{slug.strip('-')}.csv"
     with file.open("w", newline="") as stream:
         stream.writelines(f"# {key}: {value}\n" for key, value in machine.items())
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(Row._fields)
+        writer.writerow(rows[0]._fields)
         for row in rows:
             writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
     return file
 
 
-def read_csv(file: Path) -> tuple[dict[str, str], list[Row]]:
-    """Return machine and rows of a file that `write_csv` wrote."""
+def read_csv(file: Path, kind: type = Row) -> tuple[dict[str, str], list[Any]]:
+    """Return machine and rows, named tuples of one kind, of a file that `write_csv` wrote."""
     lines = file.read_text().splitlines()
     head = [line for line in lines if line.startswith("# ")]
     machine = dict(line[2:].split(": ", 1) for line in head)
-    kinds = {"rounds": int} | dict.fromkeys(
-        ("seconds", "fastest", "slowest", "rate", "share"), float
-    )
+    types = get_type_hints(kind)
     rows = [
-        Row(**{key: kinds.get(key, str)(value) for key, value in record.items()})
+        kind(**{key: types[key](value) for key, value in record.items()})
         for record in csv.DictReader(lines[len(head) :])
     ]
     return machine, rows

@@ -91,24 +91,28 @@ def numpy_inverse_factor(hessian: NDArray) -> NDArray:
     return np.linalg.cholesky(np.linalg.inv(damped)).T
 
 
-def column_loop(weight: torch.Tensor, upper: torch.Tensor, group: int) -> torch.Tensor:
-    """Quantize to 4 bits as the GPTQ paper's algorithm 1 runs in eager torch: column by column.
+def column_loop(
+    weight: torch.Tensor, upper: torch.Tensor, group: int, bits: int = 4
+) -> torch.Tensor:
+    """Quantize as the GPTQ paper's algorithm 1 runs in eager torch: column by column, asymmetric.
 
     The columns to the right of a block are updated once a block. Groups start at block edges, where
     every column before them has been compensated for.
     """
     weight = weight.clone()
     values = torch.empty_like(weight)
-    for start in range(0, weight.shape[1], BLOCK):
-        stop = min(start + BLOCK, weight.shape[1])
+    largest = 2**bits - 1
+    width = max(1, BLOCK // group) * group
+    for start in range(0, weight.shape[1], width):
+        stop = min(start + width, weight.shape[1])
         block = weight[:, start:stop].clone()
         errors = torch.empty_like(block)
         factor = upper[start:stop, start:stop]
         for j in range(stop - start):
             if (start + j) % group == 0:
-                scale, zero = _group_grid(block[:, j : j + group])
+                scale, zero = _group_grid(block[:, j : j + group], largest)
             column = block[:, j]
-            value = ((column / scale).round() + zero).clamp(0, 15).sub(zero).mul(scale)
+            value = ((column / scale).round() + zero).clamp(0, largest).sub(zero).mul(scale)
             errors[:, j] = (column - value) / factor[j, j]
             block[:, j:] -= errors[:, j].unsqueeze(1) @ factor[j, j:].unsqueeze(0)
             values[:, start + j] = value
@@ -116,16 +120,26 @@ def column_loop(weight: torch.Tensor, upper: torch.Tensor, group: int) -> torch.
     return values
 
 
-def _group_grid(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _group_grid(weights: torch.Tensor, largest: int) -> tuple[torch.Tensor, torch.Tensor]:
     low = weights.amin(1).clamp(max=0)
     high = weights.amax(1).clamp(min=0)
-    scale = (high - low) / 15
+    scale = (high - low) / largest
+    scale[scale == 0] = 1
     return scale, (-low / scale).round()
 
 
-def original_gptq(weight: torch.Tensor, hessian: torch.Tensor, group: int) -> torch.Tensor:
-    """GPTQ of a layer as the original does it: the chain of three factorisations, then the loop."""
-    return column_loop(weight, torch_inverse_factor(hessian), group)
+def original_gptq(
+    weight: torch.Tensor, hessian: torch.Tensor, group: int, bits: int = 4, act_order: bool = False
+) -> torch.Tensor:
+    """GPTQ of a layer as the original does it: the chain of three factorisations, then the loop.
+
+    With `act_order` columns with the largest inputs go first, and groups are runs in that order.
+    """
+    if not act_order:
+        return column_loop(weight, torch_inverse_factor(hessian), group, bits)
+    order = hessian.diagonal().argsort(descending=True)
+    values = original_gptq(weight[:, order], hessian[order][:, order], group, bits)
+    return values[:, order.argsort()]
 
 
 def onnxruntime_gptq(weight: NDArray, hessian: NDArray, group: int) -> NDArray:
@@ -158,10 +172,22 @@ class LlmCompressor:
             quantize_weight,
         )
 
-    def __call__(self, weight: torch.Tensor, hessian: torch.Tensor, group: int) -> torch.Tensor:
-        """Quantize to 4 bits, asymmetric, and return the values."""
+    def __call__(
+        self,
+        weight: torch.Tensor,
+        hessian: torch.Tensor,
+        group: int,
+        bits: int = 4,
+        act_order: bool = False,
+    ) -> torch.Tensor:
+        """Quantize, asymmetric, and return the values; `act_order` is its "weight" (static) order."""
         settings = self._arguments(
-            num_bits=4, type="int", strategy="group", group_size=group, symmetric=False
+            num_bits=bits,
+            type="int",
+            strategy="group",
+            group_size=group,
+            symmetric=False,
+            actorder="weight" if act_order else None,
         )
         groups = weight.unflatten(1, (-1, group))
         scales, zeros = self._scales(groups.amin(-1), groups.amax(-1), settings)

