@@ -63,6 +63,21 @@ def test_long_rows_are_as_good_as_the_plain_recurrence(clusters, layout, dtype, 
         assert errors[i] <= least * (1 + 1e-5) + 1e-10
 
 
+@given(
+    columns=st.integers(2, 60),
+    clusters=st.integers(1, 59),
+    pattern=st.lists(st.integers(0, 3), min_size=1, max_size=4),
+)
+def test_evenly_spaced_values_have_many_best_clusterings(columns, clusters, pattern):
+    """Where one cluster more saves as much as the one before it, no penalty tells their number."""
+    row = np.arange(columns, dtype=np.float64)
+    importance = np.resize(pattern, columns).astype(np.float64) + (sum(pattern) == 0)
+    codes, centroids = kmeans_rows(row[None], clusters, importance[None])
+    error = row_errors(row[None], importance[None], codes, centroids)[0]
+    least = naive_methods.kmeans_error_recurrence(row.tolist(), importance.tolist(), clusters)
+    assert error == pytest.approx(least, rel=1e-9, abs=1e-9)
+
+
 @given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 999))
 def test_the_two_references_agree(columns, clusters, seed):
     rng = np.random.default_rng(seed)

@@ -32,11 +32,13 @@ def kmeans_rows(matrix: Any, clusters: int, importance: Any = None) -> tuple[Any
 
     Notes
     -----
-    Dynamic programming over the sorted values: Wang and Song, "Ckmeans.1d.dp: Optimal k-means
-    Clustering in One Dimension by Dynamic Programming" (The R Journal, 2011), with the argmins'
-    monotony as in Grønlund et al., "Fast Exact k-Means, k-Medians and Bregman Divergence Clustering
-    in 1D" (2017). O(clusters K log K) time a row, 4 clusters K bytes a thread. Sums are float64, so
-    that "least" is up to their rounding.
+    The best cuts of the sorted values: Wang and Song, "Ckmeans.1d.dp: Optimal k-means Clustering in
+    One Dimension by Dynamic Programming" (The R Journal, 2011). Instead of one cluster after the
+    other, each cluster costs a penalty, which is searched for: Aggarwal, Schieber and Tokuyama,
+    "Finding a Minimum-Weight k-Link Path in Graphs with the Concave Monge Property and Applications"
+    (1994); Grønlund et al., "Fast Exact k-Means, k-Medians and Bregman Divergence Clustering in 1D"
+    (2017). O(K log K) time a penalty, of which two to five are tried as a rule, whatever the number
+    of clusters. Sums are float64, so that "least" is up to their rounding.
     """
     with call(__name__, matrix=matrix, importance=importance) as (kernels, matrix, importance):
         return kernels.kmeans_rows(matrix, clusters, importance)

@@ -1,8 +1,14 @@
-"""CPU kernel of optimal k-means in one dimension: dynamic programming over each row's sorted values.
+"""CPU kernel of optimal k-means in one dimension: the best cuts of each row's sorted values.
 
-The error of a cluster is ``sum w x^2 - (sum w x)^2 / sum w``. The first term is the same for any
-clustering, so what is maximised is the sum of ``(sum w x)^2 / sum w``, the clusters' gain: differences
-of two prefix sums, the row's `mass` and `moment`.
+The sorted points 0 to n are cut into clusters; the error of the cluster from point i to j is
+``(Q_j - Q_i) - (S_j - S_i)^2 / (W_j - W_i)`` of the sums of ``w``, ``w x`` and ``w x^2`` of the points
+before i and j. This error is Monge: two clusters that cross lose no more than two that nest. So
+(Aggarwal, Schieber and Tokuyama 1994):
+
+- The least error falls ever more slowly as clusters are added. So cuts that are best when each cluster
+  costs a `penalty` are the best into as many clusters as they have, and the penalty rules that number.
+- Of two cuts that are both best at one penalty, with fewer and with more clusters than wanted, the
+  beginning of one and the end of the other are best, too.
 """
 
 from __future__ import annotations
@@ -15,6 +21,13 @@ from numbacalib.runtime import checks
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
+
+DIGIT = 11
+"""Bits that are sorted by at a time: their counts fit the first-level cache."""
+LONGEST = 64
+"""Points whose clusters' begins are searched for together."""
+GUESSES = 4
+"""Penalties that are guessed before the two cuts that enclose the number of clusters tell the next."""
 
 
 def kmeans_rows(
@@ -40,9 +53,35 @@ def _cluster_rows(matrix, importance, codes, centroids):
         for j in range(columns):
             values[j] = widen(matrix[i, j])
             weights[j] = importance[min(np.int64(i), len(importance) - 1), j]
-        order = np.argsort(values)
+        order = _ascending(values)
         _find_centroids(values, weights, order, centroids[i])
         _assign(values, order, centroids[i], codes[i])
+
+
+@scalar
+def _ascending(values):
+    """Return the indices that sort finite values: digit by digit of their bits, the least first."""
+    keys = values.view(np.int64).copy()
+    varied = np.int64(0)
+    for j in range(len(keys)):
+        # negative floats are ordered against their bits, and before the others
+        keys[j] ^= (keys[j] >> 63) | np.int64(-(2**63))
+        varied |= keys[j] ^ keys[0]
+    order, sorted_order = np.arange(len(keys)), np.empty(len(keys), np.int64)
+    for shift in range(0, 64, DIGIT):
+        if (varied >> shift) & ((1 << DIGIT) - 1) == 0:
+            continue
+        starts = np.zeros((1 << DIGIT) + 1, np.int64)
+        for key in keys:
+            starts[((key >> shift) & ((1 << DIGIT) - 1)) + 1] += 1
+        for digit in range(1 << DIGIT):
+            starts[digit + 1] += starts[digit]
+        for j in order:
+            digit = (keys[j] >> shift) & ((1 << DIGIT) - 1)
+            sorted_order[starts[digit]] = j
+            starts[digit] += 1
+        order, sorted_order = sorted_order, order
+    return order
 
 
 @scalar
@@ -53,19 +92,12 @@ def _find_centroids(values, weights, order, centroids):
         for c in range(clusters):
             centroids[c] = points[min(c, count - 1)]
         return
-    mean = np.sum(points * shares) / mass[count]
-    moment = np.zeros(count + 1)
-    for j in range(count):
-        # about the mean, where the squares of the sums cancel least
-        moment[j + 1] = moment[j] + shares[j] * (points[j] - mean)
-    begins = _last_begins(mass, moment, clusters)
-    end = count
-    for c in range(clusters - 1, -1, -1):
-        begin = begins[c, end]
+    cuts = _best_cuts(points, shares, mass, clusters)
+    for c in range(clusters):
+        begin, end = cuts[c], cuts[c + 1]
         members = shares[begin:end]
         offsets = points[begin:end] - points[begin]
         centroids[c] = points[begin] + np.sum(members * offsets) / np.sum(members)
-        end = begin
 
 
 @scalar
@@ -93,48 +125,162 @@ def _distinct(values, weights, order):
 
 
 @scalar
-def _last_begins(mass, moment, clusters):
-    """Where the last cluster begins when the first j points are cut best into c + 1: [clusters, n + 1].
+def _best_cuts(points, shares, mass, clusters):
+    """Where the clusters with the least error begin, and the last one ends: [clusters + 1].
 
-    Of the last c only j = n is filled in. The begins never fall as j or c grows: for each c, points
-    are taken in steps that halve, so that those solved before enclose the begins to try, n a step
-    and n log n in all.
+    `few` and `many` are best cuts into fewer and into more clusters than wanted. The penalty at which
+    both lose alike leads between them, or to no better cuts: then both are best at it. Until there
+    are two such cuts, penalties are guessed: one cluster more saves about the third power of one
+    cluster's share.
     """
-    count = len(mass) - 1
-    begins = np.zeros((clusters, count + 1), np.int32)
-    gain = np.zeros(count + 1)
-    for j in range(1, count + 1):
-        gain[j] = moment[j] * moment[j] / mass[j]
-    for c in range(1, clusters):
-        more = np.zeros(count + 1)
-        before = count - 1 if c == clusters - 1 else c  # all the points are wanted at last
-        step = 1
-        while step < count - before:
-            step *= 2
-        while step > 0:
-            for j in range(before + step, count + 1, 2 * step):
-                low = max(c, begins[c - 1, j])
-                if j - step > before:
-                    low = max(low, begins[c, j - step])
-                high = j - 1
-                if j + step <= count:
-                    high = min(high, begins[c, j + step])
-                begins[c, j], more[j] = _best_begin(gain, mass, moment, j, low, max(low, high))
-            step //= 2
-        gain = more
-    return begins
+    count = len(points)
+    few, many = np.array([0, count]), np.arange(count + 1)
+    if clusters == 1:
+        return few
+    offsets = points - np.sum(points * shares) / mass[count]  # the sums cancel least about the mean
+    offsets /= max(-offsets[0], offsets[-1])
+    sums = _sums(offsets, shares, mass)
+    least, begins = np.zeros(count + 1), np.zeros(count + 1, np.int64)
+    guess, guesses = _first_penalty(offsets, mass, clusters), 0
+    while True:
+        enclosed = guesses == GUESSES or (len(few) > 2 and len(many) <= count)
+        if enclosed:
+            saved = _error(sums, few) - _error(sums, many)
+            penalty = saved / (len(many) - len(few))
+        else:
+            penalty = guess
+            guesses += 1
+        _penalized(sums, penalty, least, begins)
+        cuts = _path(begins)
+        found = len(cuts) - 1
+        if found == clusters:
+            return cuts
+        if len(few) < len(cuts) < len(many):
+            if found < clusters:
+                few = cuts
+            else:
+                many = cuts
+        elif enclosed:
+            return _spliced(few, many, clusters)
+        guess *= (found / clusters) ** 3
 
 
 @scalar
-def _best_begin(gain, mass, moment, j, low, high):
-    """Begin in ``[low, high]`` of the last of the clusters of the first j points; the first of equals."""
-    best, most = low, -np.inf
-    for i in range(low, high + 1):
+def _sums(offsets, shares, mass):
+    """Rows ``W``, ``S`` and ``Q`` [3, n + 1] of the module's text."""
+    sums = np.zeros((3, len(mass)))
+    sums[0] = mass
+    for j in range(len(offsets)):
+        moment = shares[j] * offsets[j]
+        sums[1, j + 1] = sums[1, j] + moment
+        sums[2, j + 1] = sums[2, j] + moment * offsets[j]
+    return sums
+
+
+@scalar
+def _first_penalty(offsets, mass, clusters):
+    """Guess the penalty that leads to `clusters`.
+
+    Many clusters of a density rho leave ``(integral of rho^(1/3))^3 / 12 / clusters^2`` (Panter and
+    Dite 1951); the penalty is what one cluster more saves. The density is that of runs of points.
+    """
+    last = len(offsets) - 1
+    runs = -(-last // 16)
+    integral = 0.0
+    for run in range(runs):
+        begin, end = run * last // runs, (run + 1) * last // runs
+        weight, width = mass[end] - mass[begin], offsets[end] - offsets[begin]
+        integral += (weight * width * width) ** (1 / 3)
+    return (integral / clusters) ** 3 / 6
+
+
+@scalar
+def _penalized(sums, penalty, least, begins):
+    """Cut the points best when each cluster costs `penalty`.
+
+    Sets `least` [n + 1], the least error and penalties of the first j points, and `begins` [n + 1],
+    where the last cluster of these cuts begins. Both never fall. So points are solved in blocks, the
+    last one first, then those in steps that halve: begins found before enclose the begins to try.
+    A block must not reach so far that a cluster could begin within it.
+    """
+    count = len(begins) - 1
+    solved, length = 0, 1
+    while solved < count:
+        last = min(solved + length, count)
+        stop = _find_begin(sums, least, begins, last, begins[solved], solved)
+        if stop > solved and last > solved + 1:
+            length //= 2
+            continue
+        step = 1
+        while 2 * step < last - solved:
+            step *= 2
+        while step > 0:
+            for j in range(solved + step, last, 2 * step):
+                _find_begin(sums, least, begins, j, begins[j - step], begins[min(j + step, last)])
+            step //= 2
+        for j in range(solved + 1, last + 1):
+            least[j] += penalty
+        solved = last
+        length = min(LONGEST, max(1, solved - stop))
+
+
+@scalar
+def _find_begin(sums, least, begins, j, low, high):
+    """Find the begin in ``[low, high]`` of the last cluster of the first j points; the first of equals.
+
+    Returns where the search ended: from there on, all that comes before the cluster loses more.
+    """
+    mass, moment, energy = sums[0], sums[1], sums[2]
+    best, lowest = low, np.inf
+    i = low
+    while i <= high and least[i] < lowest:
         part = moment[j] - moment[i]
-        total = gain[i] + part * part / (mass[j] - mass[i])
-        if total > most:
-            best, most = i, total
-    return best, most
+        total = least[i] + ((energy[j] - energy[i]) - part * part / (mass[j] - mass[i]))
+        if total < lowest:
+            best, lowest = i, total
+        i += 1
+    begins[j], least[j] = best, lowest
+    return i
+
+
+@scalar
+def _path(begins):
+    """Cuts [clusters + 1] of all the points, from where the last cluster of the first j begins."""
+    count = len(begins) - 1
+    clusters, end = 0, count
+    while end > 0:
+        end = begins[end]
+        clusters += 1
+    cuts = np.empty(clusters + 1, np.int64)
+    end = count
+    for c in range(clusters, -1, -1):
+        cuts[c] = end
+        end = begins[end]
+    return cuts
+
+
+@scalar
+def _error(sums, cuts):
+    """Error of cuts, less what all cuts share: it serves for differences."""
+    total = 0.0
+    for c in range(len(cuts) - 1):
+        part = sums[1, cuts[c + 1]] - sums[1, cuts[c]]
+        total -= part * part / (sums[0, cuts[c + 1]] - sums[0, cuts[c]])
+    return total
+
+
+@scalar
+def _spliced(few, many, clusters):
+    """The beginning of `many` and the end of `few`, so that there are `clusters`.
+
+    They are joined where a cluster of `few` contains that of `many` which is `ahead` of it: the
+    clusters of the two joints cross where these nest, and so lose no more.
+    """
+    ahead = clusters - (len(few) - 1)
+    t = 0
+    while many[t + 1 + ahead] > few[t + 1]:
+        t += 1
+    return np.concatenate((many[: t + ahead + 1], few[t + 1 :]))
 
 
 @scalar
