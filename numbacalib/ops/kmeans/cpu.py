@@ -62,7 +62,7 @@ def _cluster_rows(matrix, importance, codes, centroids):
 def _ascending(values):
     """Return the indices that sort finite values: digit by digit of their bits, the least first."""
     keys = values.view(np.int64).copy()
-    varied = np.int64(0)
+    varied = keys[0] & 0
     for j in range(len(keys)):
         # negative floats are ordered against their bits, and before the others
         keys[j] ^= (keys[j] >> 63) | np.int64(-(2**63))
