@@ -62,7 +62,7 @@ def _cluster_rows(matrix, importance, codes, centroids):
 def _ascending(values):
     """Return the indices that sort finite values: digit by digit of their bits, the least first."""
     keys = values.view(np.int64).copy()
-    varied = keys[0] & 0
+    varied = np.int64(0)
     for j in range(len(keys)):
         # negative floats are ordered against their bits, and before the others
         keys[j] ^= (keys[j] >> 63) | np.int64(-(2**63))
@@ -77,9 +77,9 @@ def _ascending(values):
         for digit in range(1 << DIGIT):
             starts[digit + 1] += starts[digit]
         for j in order:
-            digit = (keys[j] >> shift) & ((1 << DIGIT) - 1)
-            sorted_order[starts[digit]] = j
-            starts[digit] += 1
+            bucket = (keys[j] >> shift) & ((1 << DIGIT) - 1)
+            sorted_order[starts[bucket]] = j
+            starts[bucket] += 1
         order, sorted_order = sorted_order, order
     return order
 
