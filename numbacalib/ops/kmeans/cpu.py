@@ -76,9 +76,9 @@ def _ascending(values):
             starts[((key >> shift) & ((1 << DIGIT) - 1)) + 1] += 1
         for digit in range(1 << DIGIT):
             starts[digit + 1] += starts[digit]
-        for j in order:
-            bucket = (keys[j] >> shift) & ((1 << DIGIT) - 1)
-            sorted_order[starts[bucket]] = j
+        for index in order:
+            bucket = (keys[index] >> shift) & ((1 << DIGIT) - 1)
+            sorted_order[starts[bucket]] = index
             starts[bucket] += 1
         order, sorted_order = sorted_order, order
     return order
