@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.ops.fisher_information import fisher_information
+from numbacalib.ops.matrix import blended, cast, scaled, take, to_host, zeros
 from numbacalib.runtime import checks
+from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
 
 
 class GradientStatistics:
     """Empirical diagonal Fisher information of one parameter, each sample weighing the same.
+
+    It is kept on the device of the first gradients: a NumPy array, or a Numba device array.
 
     Parameters
     ----------
@@ -38,14 +44,14 @@ class GradientStatistics:
     def __init__(self, shape: tuple[int, ...]) -> None:
         sizes = [checks.integer("shape", size, 1, 1 << 62) for size in shape]
         self.samples = 0
-        self.fisher: NDArray[np.float32] = np.zeros(sizes, np.float32)
+        self.fisher: Any = np.zeros(sizes, np.float32)
 
     @property
-    def fisher_sum(self) -> NDArray[np.float32]:
+    def fisher_sum(self) -> Any:
         """``sum_n g[n] ** 2``: larger the more was seen, as papers that add gradients up have it."""
-        return self.fisher * np.float32(self.samples)
+        return scaled(self.fisher, float(self.samples))
 
-    def update(self, gradients: NDArray, mask: NDArray[np.bool_] | None = None) -> None:
+    def update(self, gradients: Any, mask: Any = None) -> None:
         """Add gradients of samples, [N, ...] before the parameter's shape, or one without the N.
 
         Parameters
@@ -53,33 +59,34 @@ class GradientStatistics:
         gradients : array [N, *shape] or [*shape], float16, bfloat16, float32 or float64
         mask : bool array [N], optional
             Samples that count; the others, which may hold anything, are left out. All by default.
+            A mask may be on the host where the gradients are not.
 
         Raises
         ------
-        ValueError
-            If a shape differs, or a gradient that counts is not finite or its square is beyond
-            float32; what was collected stays as it was.
+        ValueError, TypeError
+            If a shape differs, a gradient that counts is not finite or its square is beyond float32, or
+            the gradients are on another device than those before; what was collected stays as it was.
         """
+        (gradients,) = arrays_of_one_device(gradients=gradients)
         shape = self.fisher.shape
         checks.floats("gradients", gradients)
-        if gradients.shape == shape:
-            gradients = gradients[None]
-        if gradients.shape[1:] != shape or len(gradients) == 0:
+        one = gradients.shape == shape
+        if not one and (gradients.shape[1:] != shape or len(gradients) == 0):
             sizes = ", ".join(map(str, shape))
             raise ValueError(
                 f"gradients: expected shape [N, {sizes}] or [{sizes}], got {list(gradients.shape)}"
             )
+        flat = gradients.reshape(-1, math.prod(shape))
         if mask is not None:
-            gradients = gradients[_checked_mask(mask, len(gradients))]
-            if len(gradients) == 0:
+            counted = np.flatnonzero(_checked_mask(mask, len(flat)))
+            if len(counted) == 0:
                 return
-        samples = self.samples + len(gradients)
-        with np.errstate(over="ignore"):
-            found = fisher_information(gradients.reshape(len(gradients), -1)).astype(np.float32)
-        require_finite("mean square of gradients", found[None])
-        found *= np.float32(len(gradients) / samples)
-        self.fisher *= np.float32(self.samples / samples)
-        self.fisher += found.reshape(shape)
+            flat = take(flat, counted, 0)
+        found = cast(fisher_information(flat), np.float32)
+        require_finite("mean square of gradients", found.reshape(1, -1))
+        before = self.fisher if self.samples else zeros(shape, like=found)
+        samples = self.samples + len(flat)
+        self.fisher = blended(before, found.reshape(*shape), self.samples / samples)
         self.samples = samples
 
     def merge(self, other: GradientStatistics) -> GradientStatistics:
@@ -90,17 +97,21 @@ class GradientStatistics:
             )
         merged = GradientStatistics(self.fisher.shape)
         merged.samples = self.samples + other.samples
-        share = np.float32(self.samples / max(merged.samples, 1))
-        merged.fisher = share * self.fisher + (1 - share) * other.fisher
+        # what has seen nothing may be on another device
+        left, right = (self if self.samples else other), (other if other.samples else self)
+        share = self.samples / max(merged.samples, 1)
+        merged.fisher = blended(left.fisher, right.fisher, share)
         return merged
 
 
-def _checked_mask(mask: NDArray[np.bool_], samples: int) -> NDArray[np.bool_]:
+def _checked_mask(mask: Any, samples: int) -> NDArray[np.bool_]:
+    """Check a mask and return it on the host."""
+    (mask,) = arrays_of_one_device(mask=mask)
     if mask.dtype != np.bool_:
         raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
     if mask.shape != (samples,):
         raise ValueError(f"mask: expected shape [{samples}], got {list(mask.shape)}")
-    return mask
+    return to_host(mask)
 
 
 def save_fisher(path: str | Path, statistics: Mapping[str, GradientStatistics]) -> None:
@@ -109,7 +120,7 @@ def save_fisher(path: str | Path, statistics: Mapping[str, GradientStatistics]) 
 
     tensors: dict[str, NDArray] = {}
     for name, parameter in statistics.items():
-        tensors[f"{name}.fisher"] = parameter.fisher
+        tensors[f"{name}.fisher"] = to_host(parameter.fisher)
         tensors[f"{name}.samples"] = np.array(parameter.samples, np.int64)
     save_file(tensors, path)
 

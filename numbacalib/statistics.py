@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.ops.gptq_hessian_update import gptq_hessian_update
+from numbacalib.ops.magnitudes import channel_magnitudes
+from numbacalib.ops.matrix import blended, cast, diagonal, from_host, larger, scaled, to_host, zeros
 from numbacalib.runtime import checks
-from numbacalib.runtime.columns import column_magnitude_max, column_power_sums
+from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
 
 
 class InputStatistics:
     """All that the methods need of a linear layer's inputs, each token weighing the same.
+
+    They are kept on the device of the first inputs: NumPy arrays, or Numba device arrays.
 
     Parameters
     ----------
@@ -36,37 +41,42 @@ class InputStatistics:
     def __init__(self, channels: int) -> None:
         channels = checks.integer("channels", channels, 1, 1 << 31)
         self.tokens = 0
-        self.hessian: NDArray[np.float32] = np.zeros((channels, channels), np.float32)
-        self.mean_abs: NDArray[np.float32] = np.zeros(channels, np.float32)
-        self.max_abs: NDArray[np.float32] = np.zeros(channels, np.float32)
+        self.hessian: Any = np.zeros((channels, channels), np.float32)
+        self.mean_abs: Any = np.zeros(channels, np.float32)
+        self.max_abs: Any = np.zeros(channels, np.float32)
 
     @property
-    def mean_square(self) -> NDArray[np.float32]:
+    def mean_square(self) -> Any:
         """``mean_n x[n, j] ** 2``, [K]: llama.cpp's importance matrix."""
-        return np.diagonal(self.hessian) * np.float32(0.5)
+        return scaled(diagonal(self.hessian), 0.5)
 
-    def update(self, inputs: NDArray) -> None:
+    def update(self, inputs: Any) -> None:
         """Add tokens: inputs [N, K] of any length, or of more axes with the channels last.
 
         Any of the four dtypes; sums are float32.
 
         Raises
         ------
-        ValueError
-            If the width differs or a value is not finite; what was collected stays as it was.
+        ValueError, TypeError
+            If the width differs, a value is not finite, or the inputs are on another device than those
+            before; what was collected stays as it was.
         """
+        (inputs,) = arrays_of_one_device(inputs=inputs)
         channels = len(self.hessian)
-        rows = inputs.reshape(-1, inputs.shape[-1])
+        rows = checks.rows_of(inputs)
         checks.matrix("inputs", rows, ("N", channels))
         require_finite("inputs", rows)
         if rows.dtype == np.float64:
-            rows = rows.astype(np.float32)
+            rows = cast(rows, np.float32)
+        if self.tokens == 0:
+            self.hessian = zeros((channels, channels), like=rows)
+            self.mean_abs, self.max_abs = zeros((channels,), rows), zeros((channels,), rows)
         tokens = self.tokens + len(rows)
         share = self.tokens / tokens
         gptq_hessian_update(self.hessian, rows, alpha=2 / tokens, beta=share, out=self.hessian)
-        total = column_power_sums(rows, 1, self.mean_abs.dtype)
-        self.mean_abs = np.asarray(share * self.mean_abs + total / tokens, np.float32)
-        self.max_abs = np.maximum(self.max_abs, column_magnitude_max(rows).astype(np.float32))
+        mean_abs, max_abs = channel_magnitudes(rows)
+        self.mean_abs = blended(self.mean_abs, mean_abs, share)
+        self.max_abs = larger(self.max_abs, max_abs)
         self.tokens = tokens
 
     def merge(self, other: InputStatistics) -> InputStatistics:
@@ -77,20 +87,22 @@ class InputStatistics:
             )
         merged = InputStatistics(len(self.hessian))
         merged.tokens = self.tokens + other.tokens
-        share = np.float32(self.tokens / max(merged.tokens, 1))
-        merged.hessian = share * self.hessian + (1 - share) * other.hessian
-        merged.mean_abs = share * self.mean_abs + (1 - share) * other.mean_abs
-        merged.max_abs = np.maximum(self.max_abs, other.max_abs)
+        share = self.tokens / max(merged.tokens, 1)
+        # what has seen nothing may be on another device
+        left, right = (self if self.tokens else other), (other if other.tokens else self)
+        merged.hessian = blended(left.hessian, right.hessian, share)
+        merged.mean_abs = blended(left.mean_abs, right.mean_abs, share)
+        merged.max_abs = larger(left.max_abs, right.max_abs)
         return merged
 
-    def divided(self, scales: NDArray) -> InputStatistics:
+    def divided(self, scales: Any) -> InputStatistics:
         """Return the statistics of the same inputs divided by channel scales [K], all positive."""
-        scales = scales.astype(np.float32)
+        factors = from_host(1 / to_host(scales), like=self.hessian)
         result = InputStatistics(len(self.hessian))
         result.tokens = self.tokens
-        result.hessian = self.hessian / scales / scales[:, None]
-        result.mean_abs = self.mean_abs / scales
-        result.max_abs = self.max_abs / scales
+        result.hessian = scaled(self.hessian, factors, factors)
+        result.mean_abs = scaled(self.mean_abs, factors)
+        result.max_abs = scaled(self.max_abs, factors)
         return result
 
 
@@ -102,7 +114,7 @@ _SHARED = "numbacalib.statistics"
 def save_statistics(
     path: str | Path,
     statistics: Mapping[str, InputStatistics],
-    weights: Mapping[str, NDArray] | None = None,
+    weights: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the statistics of named layers to one safetensors file (extra `models`).
 
@@ -117,10 +129,10 @@ def save_statistics(
     for name, layer in statistics.items():
         stored_as[name] = first_name.setdefault(id(layer), name)
         if stored_as[name] == name:
-            tensors |= {f"{name}.{kind}": getattr(layer, kind) for kind in _ARRAYS}
+            tensors |= {f"{name}.{kind}": to_host(getattr(layer, kind)) for kind in _ARRAYS}
             tensors[f"{name}.tokens"] = np.array(layer.tokens, np.int64)
     for name, weight in (weights or {}).items():
-        tensors[f"{name}.weight"] = weight
+        tensors[f"{name}.weight"] = to_host(weight)
     save_file(tensors, path, metadata={_SHARED: json.dumps(stored_as)})
 
 

@@ -4,6 +4,7 @@
 simulate. A backend that was asked for and is missing fails every test that needs it.
 """
 
+import dataclasses
 import hashlib
 import os
 from pathlib import Path
@@ -99,6 +100,36 @@ class Backend:
 
     def numpy(self, result):
         return result if isinstance(result, np.ndarray) else result.copy_to_host()
+
+    def call(self, function, *arguments, **options):
+        """Call a function with its arrays on this backend, and bring its results back."""
+        moved = map(self._moved, arguments)
+        return self._returned(function(*moved, **{k: self._moved(v) for k, v in options.items()}))
+
+    def _moved(self, value):
+        if isinstance(value, np.ndarray):
+            return self.array(value)
+        if isinstance(value, list):
+            return [self._moved(item) for item in value]
+        if dataclasses.is_dataclass(value) and hasattr(value, "codes"):
+            return self._replaced(value, self.array)
+        return value
+
+    def _returned(self, value):
+        if hasattr(value, "copy_to_host"):
+            return self.numpy(value)
+        if dataclasses.is_dataclass(value) and hasattr(value, "codes"):
+            assert isinstance(value.codes, np.ndarray) == (self.name == "numpy")
+            return self._replaced(value, self.numpy)
+        if isinstance(value, tuple):
+            items = [self._returned(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        return value
+
+    def _replaced(self, quantized, convert):
+        """Convert what of a quantized weight is on the device."""
+        arrays = {name: convert(getattr(quantized, name)) for name in ("codes", "scales", "zeros")}
+        return dataclasses.replace(quantized, **arrays)
 
 
 @pytest.fixture(scope="session")

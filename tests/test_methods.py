@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numbacalib.methods import QuantizedWeight, gptq, proxy_loss, rtn
+from numbacalib.methods import QuantizedWeight, codebook, gptq, proxy_loss, rtn
 
 SCALE_DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32)
 
@@ -41,11 +41,16 @@ def assert_equals_naive(quantized, expected, bits, symmetric):
     seed=st.integers(0, 2**32 - 1),
 )
 def test_rtn_agrees_with_the_definition(
-    rows, groups, group_size, bits, symmetric, dtype, scale_dtype, seed
+    backend, rows, groups, group_size, bits, symmetric, dtype, scale_dtype, seed
 ):
     weight = cases.random_matrix(seed, (rows, groups * group_size), dtype)
-    quantized = rtn(
-        weight, bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=scale_dtype
+    quantized = backend.call(
+        rtn,
+        weight,
+        bits=bits,
+        group_size=group_size,
+        symmetric=symmetric,
+        scale_dtype=scale_dtype,
     )
     # float32 throughout, as the kernels compute, so that both meet the same ties
     expected = naive.round_to_nearest(weight, bits, group_size, symmetric, stored_as(scale_dtype))
@@ -64,10 +69,16 @@ def test_rtn_agrees_with_the_definition(
 @pytest.mark.parametrize("scale_dtype", SCALE_DTYPES)
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(("bits", "group_size"), [(4, 8), (3, 24), (2, 4), (8, 12)])
-def test_gptq_in_float64_agrees_with_the_definition(bits, group_size, symmetric, scale_dtype):
-    weight = cases.random_matrix(1, (5, 24))
-    hessian = cases.random_hessian(2, 24)
-    quantized, report = gptq(
+def test_gptq_in_float64_agrees_with_the_definition(
+    backend, bits, group_size, symmetric, scale_dtype
+):
+    rows, channels = 5, 24
+    if backend.name == "cudasim":
+        rows, channels, group_size = 1, 6, group_size // 4
+    weight = cases.random_matrix(1, (rows, channels))
+    hessian = cases.random_hessian(2, channels)
+    quantized, report = backend.call(
+        gptq,
         weight,
         hessian,
         bits=bits,
@@ -82,19 +93,21 @@ def test_gptq_in_float64_agrees_with_the_definition(bits, group_size, symmetric,
 
     expected = naive.gptq_quantize_column(weight, factor, bits, group_size, symmetric, store)
     assert_equals_naive(quantized, expected, bits, symmetric)
-    damped = hessian + report.damping * np.eye(24)
+    damped = hessian + report.damping * np.eye(channels)
     assert report.loss == pytest.approx(naive.proxy_loss(weight, expected[3], damped), rel=1e-6)
     assert report.damping == pytest.approx(0.01 * np.diagonal(hessian).mean())
 
 
-def test_gptq_beats_rounding():
-    weight = cases.random_matrix(1, (32, 64), np.float32)
-    hessian = cases.random_hessian(2, 64).astype(np.float32)
+def test_gptq_beats_rounding(backend):
+    rows, channels = (4, 12) if backend.name == "cudasim" else (32, 64)
+    weight = cases.random_matrix(1, (rows, channels), np.float32)
+    hessian = cases.random_hessian(2, channels).astype(np.float32)
+    settings = {"bits": 3, "group_size": channels // 4}
     losses = [
-        proxy_loss(weight, quantized, hessian)
+        backend.call(proxy_loss, weight, quantized, hessian)
         for quantized in (
-            gptq(weight, hessian, bits=3, group_size=16)[0],
-            rtn(weight, bits=3, group_size=16),
+            backend.call(gptq, weight, hessian, **settings)[0],
+            backend.call(rtn, weight, **settings),
         )
     ]
     assert losses[0] < 0.7 * losses[1]
@@ -107,35 +120,63 @@ def test_gptq_does_not_depend_on_the_hessians_scale():
     np.testing.assert_array_equal(first.codes, second.codes)
 
 
-def test_dead_channels_become_zero():
+def test_dead_channels_become_zero(backend):
     weight = cases.random_matrix(1, (4, 8), np.float32)
     kept = weight.copy()
     hessian = cases.random_hessian(2, 8).astype(np.float32)
     hessian[3] = hessian[:, 3] = 0
-    quantized, report = gptq(weight, hessian, bits=4, group_size=4)
+    quantized, report = backend.call(gptq, weight, hessian, bits=4, group_size=4)
     assert report.dead == 1
     np.testing.assert_array_equal(quantized.dequantize()[:, 3], 0)
     np.testing.assert_array_equal(weight, kept)
 
 
-def test_whole_row_is_one_group():
-    weight = cases.random_matrix(1, (3, 341), np.float32)
-    hessian = cases.random_hessian(2, 341).astype(np.float32)
-    assert rtn(weight, bits=4, group_size=None).scales.shape == (3, 1)
-    quantized, _ = gptq(weight, hessian, bits=4, group_size=None)
+def test_whole_row_is_one_group(backend):
+    channels = 34 if backend.name == "cudasim" else 341
+    weight = cases.random_matrix(1, (3, channels), np.float32)
+    hessian = cases.random_hessian(2, channels).astype(np.float32)
+    assert backend.call(rtn, weight, bits=4, group_size=None).scales.shape == (3, 1)
+    quantized, _ = backend.call(gptq, weight, hessian, bits=4, group_size=None)
     assert quantized.scales.shape == (3, 1)
-    assert quantized.group_size == 341
+    assert quantized.group_size == channels
 
 
-def test_proxy_loss_agrees_with_the_definition():
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize(("rows", "channels"), [(3, 8), (1, 1), (37, 1100)])
+def test_proxy_loss_agrees_with_the_definition(backend, rows, channels, dtype):
+    if backend.name == "cudasim":
+        rows, channels = -(-rows // 12), -(-channels // 60)
+    weight = cases.random_matrix(1, (rows, channels), dtype)
+    hessian = cases.random_hessian(2, channels).astype(dtype)
+    quantized = rtn(weight, bits=2, group_size=None)
+    expected = naive.proxy_loss(weight, quantized.dequantize(), hessian)
+    loss = backend.call(proxy_loss, weight, quantized, hessian)
+    assert loss == pytest.approx(expected, rel=1e-4)
+    scales = np.linspace(0.5, 2, channels, dtype=np.float32)
+    divided = (weight.astype(np.float64) - quantized.dequantize()) / scales
+    expected = naive.proxy_loss(divided, 0 * divided, hessian)
+    loss = backend.call(proxy_loss, weight, quantized, hessian, scales)
+    assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_proxy_loss_of_a_codebook():
     weight = cases.random_matrix(1, (3, 8), np.float32)
     hessian = cases.random_hessian(2, 8).astype(np.float32)
-    quantized = rtn(weight, bits=2, group_size=4)
+    quantized = codebook(weight, bits=2)
     expected = naive.proxy_loss(weight, quantized.dequantize(), hessian)
     assert proxy_loss(weight, quantized, hessian) == pytest.approx(expected, rel=1e-4)
 
 
-def test_dequantize_with_group_indices():
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_dequantize_to_any_dtype(backend, dtype):
+    weight = cases.random_matrix(1, (5, 24), np.float32)
+    quantized = rtn(weight, bits=8, group_size=8, scale_dtype=np.float32)
+    values = backend.call(QuantizedWeight.dequantize, quantized, dtype)
+    assert values.dtype == dtype
+    np.testing.assert_array_equal(values, quantized.dequantize().astype(dtype))
+
+
+def test_dequantize_with_group_indices(backend):
     codes = np.array([[1, 2, 3, 0]], np.uint8)
     quantized = QuantizedWeight(
         codes,
@@ -146,14 +187,15 @@ def test_dequantize_with_group_indices():
         symmetric=False,
         g_idx=np.array([1, 0, 1, 0]),
     )
-    np.testing.assert_array_equal(quantized.dequantize(), [[-2.0, 0.5, 2.0, -0.5]])
+    values = backend.call(QuantizedWeight.dequantize, quantized)
+    np.testing.assert_array_equal(values, [[-2.0, 0.5, 2.0, -0.5]])
 
 
-def test_scales_too_small_or_too_large_for_their_dtype():
-    tiny = rtn(np.full((1, 4), 1e-12, np.float32), bits=4, group_size=4)
+def test_scales_too_small_or_too_large_for_their_dtype(backend):
+    tiny = backend.call(rtn, np.full((1, 4), 1e-12, np.float32), bits=4, group_size=4)
     assert tiny.scales[0, 0] == np.float16(2.0**-24)
-    with pytest.raises(ValueError, match="scale_dtype: expected a type that holds"):
-        rtn(np.full((1, 4), 1e9, np.float32), bits=2, group_size=4)
+    with pytest.raises(ValueError, match="scale_dtype: scales in float16: .*got inf at"):
+        backend.call(rtn, np.full((1, 4), 1e9, np.float32), bits=2, group_size=4)
 
 
 @pytest.mark.parametrize(
@@ -164,20 +206,30 @@ def test_scales_too_small_or_too_large_for_their_dtype():
         ({"bits": 4, "group_size": 4, "scale_dtype": np.int8}, TypeError, "scale_dtype: .*int8"),
     ],
 )
-def test_errors_name_the_argument(options, error, message):
+def test_errors_name_the_argument(backend, options, error, message):
     weight = np.ones((2, 8), np.float32)
     with pytest.raises(error, match=message):
-        rtn(weight, **options)
+        backend.call(rtn, weight, **options)
     with pytest.raises(error, match=message):
-        gptq(weight, np.eye(8, dtype=np.float32), **options)
+        backend.call(gptq, weight, np.eye(8, dtype=np.float32), **options)
 
 
-def test_non_finite_weights_and_hessians_are_named():
+def test_arrays_of_several_devices_are_refused(backend):
+    if backend.name == "numpy":
+        with pytest.raises(TypeError, match="weight: expected a NumPy or CUDA array, got .*list"):
+            rtn([[1.0]], bits=4)
+        return
+    weight, hessian = np.ones((2, 8), np.float32), np.eye(8, dtype=np.float32)
+    with pytest.raises(TypeError, match="weight on the GPU, hessian on the CPU"):
+        gptq(backend.array(weight), hessian, bits=4, group_size=8)
+
+
+def test_non_finite_weights_and_hessians_are_named(backend):
     weight = np.ones((2, 8), np.float32)
     weight[1, 5] = np.inf
     with pytest.raises(ValueError, match=r"weight: expected finite values, got inf at \[1, 5\]"):
-        rtn(weight, bits=4, group_size=8)
+        backend.call(rtn, weight, bits=4, group_size=8)
     hessian = np.eye(8)
     hessian[2, 3] = np.nan
     with pytest.raises(ValueError, match=r"hessian: expected finite values, got nan at \[2, 3\]"):
-        gptq(np.ones((2, 8)), hessian, bits=4, group_size=8)
+        backend.call(gptq, np.ones((2, 8)), hessian, bits=4, group_size=8)

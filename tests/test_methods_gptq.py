@@ -40,13 +40,16 @@ def store_float16(scale):
         (3, 12, True, RangeSearch(points=10, least=0.45, norm=2)),
     ],
 )
-def test_gptq_agrees_with_the_definition(options, bits, group_size, symmetric, search):
+def test_gptq_agrees_with_the_definition(backend, options, bits, group_size, symmetric, search):
     weight, hessian = layer(5)
+    if backend.name == "cudasim":
+        group_size //= 2
+        weight, hessian = layer(5, 1, 12)
     diagonal = np.diagonal(hessian)
     importance = None if search is None else diagonal
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
-    quantized, _ = gptq(
-        weight, hessian, **settings, **options, search=search, importance=importance
+    quantized, _ = backend.call(
+        gptq, weight, hessian, **settings, **options, search=search, importance=importance
     )
     orders = {
         "none": None,
@@ -137,70 +140,72 @@ def indefinite(channels=8):
     return hessian - 0.09 * np.outer(vector, vector) / (vector @ vector)
 
 
-def test_damping_grows_until_the_hessian_can_be_factored():
+def test_damping_grows_until_the_hessian_can_be_factored(backend):
     weight = cases.random_matrix(1, (3, 8))
-    quantized, report = gptq(weight, indefinite(), bits=4, group_size=8, percdamp=0)
+    settings = {"bits": 4, "group_size": 8}
+    quantized, report = backend.call(gptq, weight, indefinite(), **settings, percdamp=0)
     assert report.tries == 4
     assert report.percdamp == pytest.approx(0.16)
     assert report.damping == pytest.approx(0.16 * np.diagonal(indefinite()).mean())
-    again, second = gptq(weight, indefinite(), bits=4, group_size=8, percdamp=report.percdamp)
+    again, second = backend.call(gptq, weight, indefinite(), **settings, percdamp=report.percdamp)
     assert second.tries == 1
     np.testing.assert_array_equal(again.codes, quantized.codes)
 
 
-def test_damping_does_not_grow_where_it_must_not():
+def test_damping_does_not_grow_where_it_must_not(backend):
     weight = cases.random_matrix(1, (3, 8))
+    settings = {"bits": 4, "group_size": 8}
     for tries in (1, 3):
         with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
-            gptq(weight, indefinite(), bits=4, group_size=8, percdamp=0, damping_tries=tries)
+            backend.call(gptq, weight, indefinite(), **settings, percdamp=0, damping_tries=tries)
     with pytest.raises(ValueError, match="damping_tries: expected 1 to 100, got 0"):
-        gptq(weight, np.eye(8), bits=4, group_size=8, damping_tries=0)
+        backend.call(gptq, weight, np.eye(8), **settings, damping_tries=0)
 
 
 @pytest.mark.parametrize("options", ORDERS)
-def test_dead_channels_become_zero_in_any_order(options):
+def test_dead_channels_become_zero_in_any_order(backend, options):
     weight, hessian = layer(2, 4, 12)
     for dead in (3, 7):
         hessian[dead] = hessian[:, dead] = 0
-    quantized, report = gptq(weight, hessian, bits=3, group_size=4, **options)
+    quantized, report = backend.call(gptq, weight, hessian, bits=3, group_size=4, **options)
     assert report.dead == 2
     np.testing.assert_array_equal(quantized.dequantize()[:, [3, 7]], 0)
     without = np.delete(np.arange(12), [3, 7])
     assert (quantized.dequantize()[:, without] != 0).mean() > 0.5
 
 
-def test_smallest_pivot_is_that_of_the_damped_hessian():
+def test_smallest_pivot_is_that_of_the_damped_hessian(backend):
     weight, hessian = layer(4, 2, 10)
     mean = np.diagonal(hessian).mean()
-    _, report = gptq(weight, hessian, bits=4, group_size=10, percdamp=0.05)
+    _, report = backend.call(gptq, weight, hessian, bits=4, group_size=10, percdamp=0.05)
     # a pivot is the variance that the channels after it leave, 1 / inv(H[j:, j:])[0, 0] from the end
     damped = hessian + 0.05 * mean * np.eye(10)
     pivots = [1 / np.linalg.inv(damped[j:, j:])[0, 0] for j in range(10)]
     assert report.smallest_pivot == pytest.approx(min(pivots) / mean, rel=1e-6)
     rank_two = cases.random_matrix(1, (2, 10))
-    _, report = gptq(weight, rank_two.T @ rank_two, bits=4, group_size=10)
+    _, report = backend.call(gptq, weight, rank_two.T @ rank_two, bits=4, group_size=10)
     assert 0.01 <= report.smallest_pivot < 0.015
-    _, report = gptq(weight, np.zeros((10, 10)), bits=4, group_size=10)
+    _, report = backend.call(gptq, weight, np.zeros((10, 10)), bits=4, group_size=10)
     assert report.smallest_pivot == 0
     assert report.dead == 10
 
 
-def test_shrinkage_moves_the_hessian_toward_its_diagonal():
-    weight, hessian = layer(6)
+def test_shrinkage_moves_the_hessian_toward_its_diagonal(backend):
+    weight, hessian = layer(6, 2, 8) if backend.name == "cudasim" else layer(6)
     kept = hessian.copy()
     part = 0.75 * hessian + 0.25 * np.diag(np.diagonal(hessian))
     expected, _ = gptq(weight, part, bits=3, group_size=8)
-    quantized, _ = gptq(weight, hessian, bits=3, group_size=8, shrinkage=0.25)
+    quantized, _ = backend.call(gptq, weight, hessian, bits=3, group_size=8, shrinkage=0.25)
     np.testing.assert_array_equal(quantized.codes, expected.codes)
     np.testing.assert_array_equal(hessian, kept)
     # with a diagonal Hessian there is nothing to compensate
-    whole, _ = gptq(weight, hessian, bits=3, group_size=8, shrinkage=1)
+    whole, _ = backend.call(gptq, weight, hessian, bits=3, group_size=8, shrinkage=1)
     np.testing.assert_array_equal(whole.codes, rtn(weight, bits=3, group_size=8).codes)
     with pytest.raises(ValueError, match="shrinkage: expected 0 to 1, got 1.5"):
-        gptq(weight, hessian, bits=3, group_size=8, shrinkage=1.5)
+        backend.call(gptq, weight, hessian, bits=3, group_size=8, shrinkage=1.5)
 
 
-def test_shrinkage_for_few_tokens_agrees_with_the_definition():
+def test_shrinkage_for_few_tokens_agrees_with_the_definition(backend):
     tokens = cases.random_matrix(1, (12, 6)) @ (cases.random_matrix(2, (6, 6)) + 1)
     tokens *= [1, 1, 5, 0.1, 0, 1]
     hessian = 2 / 12 * tokens.T @ tokens
@@ -211,9 +216,9 @@ def test_shrinkage_for_few_tokens_agrees_with_the_definition():
                 r = hessian[i, j] / np.sqrt(hessian[i, i] * hessian[j, j])
                 noise += (1 - r**2) ** 2 / 12
                 signal += r**2
-    assert shrinkage_for(hessian, 12) == pytest.approx(noise / signal)
-    assert shrinkage_for(np.eye(3), 12) == 0
-    assert shrinkage_for(np.eye(3) + 1e-3, 1) == 1
+    assert backend.call(shrinkage_for, hessian, 12) == pytest.approx(noise / signal)
+    assert backend.call(shrinkage_for, np.eye(3), 12) == 0
+    assert backend.call(shrinkage_for, np.eye(3) + 1e-3, 1) == 1
 
 
 def test_shrinkage_is_a_remedy_for_few_tokens():
@@ -238,24 +243,31 @@ def test_errors_name_the_argument():
         gptq(weight, hessian, bits=4, group_size=8, act_order="asc")
 
 
-def test_a_float64_hessian_and_a_float32_weight():
+@pytest.mark.parametrize("wide", ["weight", "hessian"])
+def test_one_argument_of_float64_makes_everything_so(backend, wide):
     weight, hessian = layer(1)
-    narrow = weight.astype(np.float32)
+    group_size = 8
+    if backend.name == "cudasim":
+        group_size = 4
+        weight, hessian = layer(1, 1, 8)
+    narrow = (weight if wide == "hessian" else hessian).astype(np.float32)
+    weight, hessian = (narrow, hessian) if wide == "hessian" else (weight, narrow)
     for options in ORDERS:
-        quantized, _ = gptq(narrow, hessian, bits=3, group_size=8, **options)
+        settings = {"bits": 3, "group_size": group_size}
+        quantized, _ = backend.call(gptq, weight, hessian, **settings, **options)
         _, values = naive_methods.gptq(
-            narrow,
+            weight,
             hessian,
             3,
-            8,
+            group_size,
             False,
             order={
                 "none": None,
                 "desc": naive_methods.descending(np.diagonal(hessian)),
-                "group_aware": naive_methods.group_aware(np.diagonal(hessian), 8),
+                "group_aware": naive_methods.group_aware(np.diagonal(hessian), group_size),
             }[options["act_order"]],
             static_groups=options["static_groups"],
             store=store_float16,
         )
-        loss = naive.proxy_loss(narrow, quantized.dequantize(), hessian)
-        assert loss == pytest.approx(naive.proxy_loss(narrow, values, hessian), rel=0.05)
+        loss = naive.proxy_loss(weight, quantized.dequantize(), hessian)
+        assert loss == pytest.approx(naive.proxy_loss(weight, values, hessian), rel=0.05)

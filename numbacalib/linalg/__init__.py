@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import call
@@ -62,8 +63,13 @@ def gptq_inverse_hessian(hessian: Any, *, percdamp: float = 0.01, stream: Any = 
             return kernels.invert(upper)
 
 
-def factor_hessian(hessian: Any, *, percdamp: float = 0.01) -> HessianFactor:
-    """Damp a Hessian and factor it, ``H + damping = R R^T``; see `gptq_inverse_hessian`."""
+def factor_hessian(
+    hessian: Any, *, percdamp: float = 0.01, dtype: DTypeLike | None = None
+) -> HessianFactor:
+    """Damp a Hessian and factor it, ``H + damping = R R^T``; see `gptq_inverse_hessian`.
+
+    `dtype` is float32 or float64, by default float64 for a float64 Hessian alone.
+    """
     with call(__name__, hessian=hessian) as (kernels, hessian):
         size, _ = checks.matrix("hessian", hessian, ("K", "K"))
         checks.matrix("hessian", hessian, (size, size))
@@ -71,7 +77,8 @@ def factor_hessian(hessian: Any, *, percdamp: float = 0.01) -> HessianFactor:
         if percdamp < 0:
             raise ValueError(f"percdamp: expected a number not below 0, got {percdamp}")
         require_finite("hessian", hessian)
-        return kernels.factor(hessian, percdamp, checks.result_dtype(hessian))
+        dtype = checks.result_dtype(hessian) if dtype is None else np.dtype(dtype)
+        return kernels.factor(hessian, percdamp, dtype)
 
 
 def require_positive_definite(

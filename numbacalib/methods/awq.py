@@ -13,7 +13,7 @@ how many there were.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -21,9 +21,13 @@ from numpy.typing import DTypeLike, NDArray
 from numbacalib.methods.loss import proxy_loss
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.settings import GridSettings, grid_settings, non_negative
-from numbacalib.ops.grid import grid_scales
+from numbacalib.ops.clip_search import clip_scales
+from numbacalib.ops.magnitudes import relative_magnitudes
+from numbacalib.ops.matrix import cast, from_host, scaled, to_host
 from numbacalib.runtime import checks
+from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
+from numbacalib.spec.range_search import RangeSearch
 
 LEAST_SCALE = 1e-4
 """Least channel scale before normalization, as published."""
@@ -32,7 +36,7 @@ LEAST_SCALE = 1e-4
 class ChannelScales(NamedTuple):
     """What the search found for layers that share an input."""
 
-    scales: NDArray
+    scales: Any
     """s, float32 [K], positive: multiply the weights' channels, divide the inputs."""
     exponent: float | None
     """r; None for the identity, ``s = 1``."""
@@ -43,9 +47,9 @@ class ChannelScales(NamedTuple):
 
 
 def awq_scales(
-    weights: Sequence[NDArray],
-    hessian: NDArray,
-    magnitude: NDArray,
+    weights: Sequence[Any],
+    hessian: Any,
+    magnitude: Any,
     *,
     bits: int,
     group_size: int | None = 128,
@@ -60,6 +64,8 @@ def awq_scales(
     ``s = a**r / w**(1 - r)``, for r = 0, 1 / points, ..., each normalized to
     ``max(s) * min(s) = 1``. ``w[j]`` is the mean over all rows of ``|W[i, j]|``, each over the
     largest of its group.
+
+    CUDA arrays stay on their device, but for vectors [K]: the candidates are made on the host.
 
     Parameters
     ----------
@@ -83,22 +89,25 @@ def awq_scales(
     """
     if not weights:
         raise ValueError("weights: expected at least one")
-    channels = weights[0].shape[-1]
+    named = {f"weights[{i}]": weight for i, weight in enumerate(weights)}
+    hessian, magnitude, *weights = arrays_of_one_device(
+        hessian=hessian, magnitude=magnitude, **named
+    )
+    *_, channels = weights[0].shape
     settings = [grid_settings(w, bits, group_size, symmetric, scale_dtype) for w in weights]
     for weight in weights:
         checks.matrix("weights", weight, ("M", channels))
-    checks.matrix("hessian", hessian, (channels, channels))
-    require_finite("hessian", hessian)
+    _check_hessian(hessian, channels)
     points = checks.integer("points", points, 1, 1 << 20)
-    a = non_negative("magnitude", magnitude, [(channels,)])
+    (a,) = to_host(cast(non_negative("magnitude", magnitude, [(channels,)]), np.float64))
 
-    w = _normalized_magnitude(weights, settings[0].group_size) if weight_term else None
-    identity = np.ones(channels, np.float32)
+    w = _relative_magnitude(weights, settings[0].group_size) if weight_term else None
+    identity = from_host(np.ones(channels, np.float32), hessian)
     identity_loss = _loss(weights, settings, hessian, identity)
     best = ChannelScales(identity, None, identity_loss, identity_loss)
     # without the weight term r = 0 is the identity
     for r in np.arange(0 if weight_term else 1, points) / points:
-        scales = _candidate(a, w, float(r))
+        scales = from_host(_candidate(a, w, float(r)), hessian)
         loss = _loss(weights, settings, hessian, scales)
         if loss < best.loss:
             best = ChannelScales(scales, float(r), loss, identity_loss)
@@ -106,8 +115,8 @@ def awq_scales(
 
 
 def awq_clip(
-    weight: NDArray,
-    hessian: NDArray,
+    weight: Any,
+    hessian: Any,
     *,
     bits: int,
     group_size: int | None = 128,
@@ -133,56 +142,37 @@ def awq_clip(
     points : int, default 20
     least : float, default 0.5
     """
+    weight, hessian = arrays_of_one_device(weight=weight, hessian=hessian)
     settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype)
-    rows, channels = weight.shape
-    checks.matrix("hessian", hessian, (channels, channels))
-    require_finite("hessian", hessian)
+    _check_hessian(hessian, weight.shape[1])
     points = checks.integer("points", points, 1, 1 << 20)
     if not 0 <= checks.finite_number("least", least) < 1:
         raise ValueError(f"least: expected 0 to below 1, got {least}")
-    size = settings.group_size
-    groups = channels // size
-    grouped = weight.astype(checks.result_dtype(weight), copy=False).reshape(rows, groups, size)
-    largest = np.abs(grouped).max(axis=2, keepdims=True)
-    corner = size * np.arange(groups)[:, None] + np.arange(size)
-    blocks = hessian[corner[:, :, None], corner[:, None, :]].astype(grouped.dtype, copy=False)
+    shares = RangeSearch(points, least).shares(checks.result_dtype(weight))
+    found = clip_scales(weight, hessian, settings.group_size, settings.grid, shares)
+    return settings.rounded(weight, *found)
 
-    scales = np.empty((rows, groups), grouped.dtype)
-    zeros = np.empty_like(scales)
-    least_errors = np.full((rows, groups), np.inf)
-    for i in range(max(1, round((1 - least) * points))):
-        limit = largest * grouped.dtype.type(1 - i / points)
-        clipped = np.clip(grouped, -limit, limit).reshape(rows, channels)
-        found = grid_scales(clipped, size, settings.grid)
-        values = settings.rounded(weight, *found).dequantize().reshape(grouped.shape)
-        difference = (values - grouped).swapaxes(0, 1)
-        errors = np.einsum("gij,gij->ig", difference @ blocks, difference)
-        better = errors < least_errors
-        for kept, new in zip((least_errors, scales, zeros), (errors, *found), strict=True):
-            kept[better] = new[better]
-    return settings.rounded(weight, scales, zeros)
+
+def _check_hessian(hessian: Any, channels: int) -> None:
+    checks.matrix("hessian", hessian, (channels, channels))
+    require_finite("hessian", hessian)
 
 
 def _loss(
-    weights: Sequence[NDArray], settings: Sequence[GridSettings], hessian: NDArray, scales: NDArray
+    weights: Sequence[Any], settings: Sequence[GridSettings], hessian: Any, scales: Any
 ) -> float:
     """``trace(D H D^T)`` summed over layers that are rounded with channel scales."""
     total = 0.0
     for weight, setting in zip(weights, settings, strict=True):
-        scaled = weight * scales.astype(checks.result_dtype(weight))
-        total += proxy_loss(scaled, setting.rounded(scaled), hessian, scales)
+        multiplied = scaled(weight, scales)
+        total += proxy_loss(multiplied, setting.rounded(multiplied), hessian, scales)
     return total
 
 
-def _normalized_magnitude(weights: Sequence[NDArray], group_size: int) -> NDArray:
+def _relative_magnitude(weights: Sequence[Any], group_size: int) -> NDArray:
     """``mean_i |W[i, j]| / max(|W[i, group of j]|)`` over the rows of all weights, [K]."""
-    total = np.zeros(weights[0].shape[1])
-    for weight in weights:
-        magnitude = np.abs(weight.astype(checks.result_dtype(weight), copy=False))
-        groups = magnitude.reshape(len(weight), -1, group_size)
-        largest = groups.max(axis=2, keepdims=True)
-        total += (groups / np.where(largest > 0, largest, 1)).sum(axis=0, dtype=np.float64).ravel()
-    return total / sum(len(weight) for weight in weights)
+    sums = [to_host(relative_magnitudes(weight, group_size)) for weight in weights]
+    return np.sum(sums, axis=0) / sum(len(weight) for weight in weights)
 
 
 def _candidate(a: NDArray, w: NDArray | None, r: float) -> NDArray:

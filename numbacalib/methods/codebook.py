@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 from numbacalib.methods.settings import non_negative
 from numbacalib.ops.kmeans import kmeans_rows
 from numbacalib.runtime import checks
+from numbacalib.runtime.backend import is_cuda_array
 from numbacalib.runtime.finite import require_finite
 
 
@@ -31,6 +32,8 @@ class CodebookWeight:
 def codebook(weight: NDArray, *, bits: int, importance: NDArray | None = None) -> CodebookWeight:
     """Quantize a weight to the codebooks with the least weighted squared error, row by row.
 
+    NumPy arrays only: codebooks are found on the CPU.
+
     Parameters
     ----------
     weight : array [M, K], float16, bfloat16, float32 or float64
@@ -50,11 +53,14 @@ def codebook(weight: NDArray, *, bits: int, importance: NDArray | None = None) -
     Kim et al., "SqueezeLLM: Dense-and-Sparse Quantization" (2023), section 4.1, equation 4. They
     approximate it with Lloyd's iterations; here it is solved (see `numbacalib.ops.kmeans`).
     """
+    for name, array in (("weight", weight), ("importance", importance)):
+        if is_cuda_array(array):
+            raise TypeError(f"{name}: expected a NumPy array, since codebooks are found on the CPU")
     rows, channels = checks.matrix("weight", weight, ("M", "K"))
     require_finite("weight", weight)
     bits = checks.integer("bits", bits, 2, 8)
     if importance is not None:
         importance = non_negative("importance", importance, [(channels,), (rows, channels)])
-        importance = np.atleast_2d(importance.astype(checks.result_dtype(weight), copy=False))
+        importance = importance.astype(checks.result_dtype(weight), copy=False)
     codes, centroids = kmeans_rows(weight, 2**bits, importance)
     return CodebookWeight(codes, centroids.astype(np.float32, copy=False), bits)

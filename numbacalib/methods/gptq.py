@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -11,10 +11,12 @@ from numbacalib.linalg import HessianFactor, factor_hessian
 from numbacalib.methods.order import column_order
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.settings import GridSettings, grid_settings
-from numbacalib.methods.shrinkage import shrunk
 from numbacalib.ops.gptq_quantize_column import quantize_direct
 from numbacalib.ops.grid import group_indices
+from numbacalib.ops.matrix import diagonal, take, to_host
+from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime import checks
+from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.range_search import RangeSearch
 
@@ -43,15 +45,15 @@ class GptqReport(NamedTuple):
 
 
 def gptq(
-    weight: NDArray,
-    hessian: NDArray,
+    weight: Any,
+    hessian: Any,
     *,
     bits: int,
     group_size: int | None = 128,
     symmetric: bool = False,
     scale_dtype: DTypeLike = np.float16,
     search: RangeSearch | None = None,
-    importance: NDArray | None = None,
+    importance: Any = None,
     percdamp: float = 0.01,
     damping_tries: int = 5,
     shrinkage: float = 0.0,
@@ -59,6 +61,8 @@ def gptq(
     static_groups: bool = False,
 ) -> tuple[QuantizedWeight, GptqReport]:
     """Quantize a weight by GPTQ, without inverting the Hessian.
+
+    NumPy arrays give NumPy arrays, CUDA arrays of any library give Numba device arrays.
 
     Parameters
     ----------
@@ -93,7 +97,8 @@ def gptq(
     Raises
     ------
     ValueError, TypeError
-        If a setting does not fit, or a value is not finite (the first index is named).
+        If a setting does not fit, a value is not finite (the first index is named), or the arrays are
+        on different devices.
     numpy.linalg.LinAlgError
         If the damped Hessian is not positive definite after all tries.
 
@@ -102,34 +107,41 @@ def gptq(
     Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
     Transformers" (2022); `quantize_direct` has the form without an inverse.
     """
+    weight, hessian, importance = arrays_of_one_device(
+        weight=weight, hessian=hessian, importance=importance
+    )
     settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, importance)
     channels = weight.shape[1]
     checks.matrix("hessian", hessian, (channels, channels))
-    hessian = hessian.astype(checks.result_dtype(weight, hessian), copy=False)
-    if shrinkage:
-        hessian = shrunk(hessian, shrinkage)
-    order = column_order(np.diagonal(hessian), act_order, settings.group_size)
+    shrinkage = checks.finite_number("shrinkage", shrinkage)
+    if not 0 <= shrinkage <= 1:
+        raise ValueError(f"shrinkage: expected 0 to 1, got {shrinkage}")
+    dtype = checks.result_dtype(weight, hessian)
+    spread = to_host(diagonal(hessian)).astype(np.float64)
+    order = column_order(spread, act_order, settings.group_size)
     if order is not None:
         require_finite("hessian", hessian)  # while indices are those of the argument
-        hessian = hessian[np.ix_(order, order)]
-    factor, percdamp, tries = _factor(hessian, percdamp, damping_tries)
-    quantized, loss = _sweep(weight, factor, order, settings, bool(static_groups))
+        hessian = take(take(hessian, order, 0), order, 1)
+    if shrinkage:
+        hessian = shrunk(hessian, shrinkage)
+    factor, percdamp, tries = _factor(hessian, percdamp, damping_tries, dtype)
+    quantized, loss = _sweep(weight, factor.upper, spread == 0, order, settings, static_groups)
 
-    pivots = np.diagonal(factor.upper)[~factor.dead].astype(np.float64) ** 2
-    mean = float(np.diagonal(hessian).mean(dtype=np.float64))
-    smallest = float(pivots.min() / mean) if len(pivots) else 0.0
+    pivots = to_host(diagonal(factor.upper)).astype(np.float64) ** 2
+    pivots = pivots[spread[slice(None) if order is None else order] != 0]
+    smallest = float(pivots.min() / spread.mean()) if len(pivots) else 0.0
     return quantized, GptqReport(loss, percdamp, factor.damping, tries, smallest, factor.dead_count)
 
 
 def _factor(
-    hessian: NDArray, percdamp: float, damping_tries: int
+    hessian: Any, percdamp: float, damping_tries: int, dtype: np.dtype
 ) -> tuple[HessianFactor, float, int]:
     """Factor with as much damping as it takes; also return that damping and the tries."""
     checks.integer("damping_tries", damping_tries, 1, 100)
     tries = 1
     while True:
         try:
-            return factor_hessian(hessian, percdamp=percdamp), percdamp, tries
+            return factor_hessian(hessian, percdamp=percdamp, dtype=dtype), percdamp, tries
         except np.linalg.LinAlgError:
             if tries == damping_tries:
                 raise
@@ -138,44 +150,38 @@ def _factor(
 
 
 def _sweep(
-    weight: NDArray,
-    factor: HessianFactor,
-    order: NDArray | None,
+    weight: Any,
+    upper: Any,
+    dead: NDArray[np.bool_],
+    order: NDArray[np.int64] | None,
     settings: GridSettings,
     static_groups: bool,
 ) -> tuple[QuantizedWeight, float]:
     """Visit the columns in the order of the factor, and put the codes back where they belong."""
     groups = group_indices(weight.shape[1], settings.group_size)
-    if factor.dead_count:
-        dead = factor.dead if order is None else factor.dead[np.argsort(order)]
-        weight = np.where(dead, weight.dtype.type(0), weight)
-    visited = weight if order is None else weight.take(order, axis=1)
+    if dead.any():
+        weight = take(weight, np.where(dead, -1, np.arange(len(dead))), 1)
+    visited = weight if order is None else take(weight, order, 1)
     if static_groups:
         scales, zeros = settings.scales(weight)
         group_of = groups if order is None else groups[order]
-        found = quantize_direct(visited, factor.upper, settings.grid, group_of, scales, zeros)
+        found = quantize_direct(visited, upper, settings.grid, group_of, scales, zeros)
     else:
         importance = settings.importance
         if importance is not None and order is not None:
-            importance = importance.take(order, axis=1)
-        found = quantize_direct(
-            visited,
-            factor.upper,
-            settings.grid,
-            groups,
-            search=settings.search,
-            importance=importance,
-        )
-    loss = float(found.losses.sum())
+            importance = take(importance, order, 1)
+        ranges = {"search": settings.search, "importance": importance}
+        found = quantize_direct(visited, upper, settings.grid, groups, **ranges)
+    loss = float(to_host(found.losses).sum())
     if order is None:
         return settings.stored(found.codes, found.scales, found.zeros), loss
-    codes = np.empty_like(found.codes)
-    codes[:, order] = found.codes
+    natural = np.argsort(order)
+    codes = take(found.codes, natural, 1)
     if static_groups:
         return settings.stored(codes, found.scales, found.zeros), loss
-    group_of = np.empty_like(groups)
-    group_of[order] = groups
+    group_of = groups[natural]
     first = group_of[:: settings.group_size]
     if (group_of == first[groups]).all():  # the groups are still runs of channels
-        return settings.stored(codes, found.scales[:, first], found.zeros[:, first]), loss
+        scales, zeros = (take(array, first, 1) for array in (found.scales, found.zeros))
+        return settings.stored(codes, scales, zeros), loss
     return settings.stored(codes, found.scales, found.zeros, group_of), loss

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from numbacalib.methods.awq import awq_clip
 from numbacalib.methods.gptq import gptq
@@ -18,6 +18,7 @@ from numbacalib.methods.order import ACT_ORDERS
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rtn import rtn
 from numbacalib.methods.shrinkage import shrinkage_for
+from numbacalib.ops.matrix import diagonal, to_host
 from numbacalib.spec.range_search import RangeSearch
 from numbacalib.statistics import InputStatistics
 
@@ -102,7 +103,7 @@ class LayerReport:
 
 
 def quantize_layer(
-    name: str, weight: NDArray, statistics: InputStatistics | None, settings: LayerSettings
+    name: str, weight: Any, statistics: InputStatistics | None, settings: LayerSettings
 ) -> tuple[QuantizedWeight, LayerReport]:
     """Quantize one layer and measure it against round-to-nearest.
 
@@ -140,7 +141,7 @@ def quantize_layer(
 
 
 def solve(
-    weights: Mapping[str, NDArray],
+    weights: Mapping[str, Any],
     statistics: Mapping[str, InputStatistics],
     settings: LayerSettings,
 ) -> Iterator[tuple[QuantizedWeight, LayerReport]]:
@@ -170,7 +171,7 @@ def _check(statistics: InputStatistics | None, settings: LayerSettings) -> None:
 
 
 def _quantize(
-    name: str, weight: NDArray, statistics: InputStatistics | None, settings: LayerSettings
+    name: str, weight: Any, statistics: InputStatistics | None, settings: LayerSettings
 ) -> tuple[QuantizedWeight, dict[str, Any]]:
     """Quantize, and return what was measured by the report's names."""
     plain: dict[str, Any] = {
@@ -188,7 +189,7 @@ def _quantize(
         return rtn(weight, **options), {}
 
     hessian = statistics.hessian
-    dead = int((np.diagonal(hessian) == 0).sum())
+    dead = int((to_host(diagonal(hessian)) == 0).sum())
     live = len(hessian) - dead
     measured: dict[str, Any] = {
         "tokens": statistics.tokens,

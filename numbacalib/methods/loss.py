@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+import math
+from typing import Any
 
-from numbacalib.methods.quantized_weight import QuantizedWeight
+import numpy as np
+
+from numbacalib.methods.quantized_weight import QuantizedWeight, StoredWeight
+from numbacalib.ops.grid import count_clipped
+from numbacalib.ops.matrix import cast
+from numbacalib.ops.proxy_loss import trace_of_errors
 
 
 def proxy_loss(
-    weight: NDArray,
-    quantized: QuantizedWeight,
-    hessian: NDArray,
-    channel_scales: NDArray | None = None,
+    weight: Any, quantized: StoredWeight, hessian: Any, channel_scales: Any = None
 ) -> float:
     """``trace(D H D^T)``, ``D = W - Q``: the squared error of the layer's outputs.
 
@@ -22,21 +24,17 @@ def proxy_loss(
     Parameters
     ----------
     weight : array [M, K]
-    quantized : QuantizedWeight
+    quantized : QuantizedWeight or CodebookWeight
     hessian : array [K, K]
     channel_scales : array [K], optional
         What `weight` was multiplied by, channel by channel, where the layer's inputs are divided by
         it and the Hessian is that of the inputs before: ``D = (W - Q) / s``.
     """
-    difference = np.subtract(weight, quantized.dequantize(), dtype=np.float32)
-    if channel_scales is not None:
-        difference /= channel_scales
-    return float(np.vdot(difference @ hessian, difference))
+    return trace_of_errors(weight, quantized.dequantize(), hessian, channel_scales)
 
 
-def clipped_share(weight: NDArray, quantized: QuantizedWeight) -> float:
+def clipped_share(weight: Any, quantized: QuantizedWeight) -> float:
     """Share of the weights [M, K] that lie more than one step past the ends of their grid."""
-    group_of = quantized.group_of
-    steps = weight.astype(np.float32) / quantized.scales.astype(np.float32).take(group_of, axis=1)
-    steps += quantized.zeros.astype(np.float32).take(group_of, axis=1)
-    return float(((steps < -1) | (steps > 2**quantized.bits)).mean())
+    scales = cast(quantized.scales, np.float32)
+    grid = scales, quantized.zeros, quantized.group_of, quantized.bits
+    return count_clipped(weight, *grid) / math.prod(weight.shape)

@@ -1,14 +1,22 @@
-"""A quantized weight as arrays, before any file format."""
+"""A quantized weight as arrays, before any file format: NumPy's, or on a CUDA device."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.ops.grid import grid_values, group_indices
-from numbacalib.spec.grid import Grid
+from numbacalib.ops.matrix import cast
+
+
+class StoredWeight(Protocol):
+    """A weight [M, K] in a form that takes less memory."""
+
+    def dequantize(self, dtype: DTypeLike = np.float32) -> Any:
+        """Return the weights that are stored, [M, K]."""
 
 
 @dataclass(frozen=True)
@@ -20,18 +28,18 @@ class QuantizedWeight:
     ones are the signed codes plus ``2 ** (bits - 1)``, which is also their zero.
     """
 
-    codes: NDArray
+    codes: Any
     """uint8 [M, K], in ``[0, 2 ** bits - 1]``."""
-    scales: NDArray
+    scales: Any
     """[M, G], in the dtype in which they are stored."""
-    zeros: NDArray
+    zeros: Any
     """uint8 [M, G]."""
     bits: int
     group_size: int
     """Input channels that share a scale; K is one scale a row."""
     symmetric: bool
-    g_idx: NDArray | None = None
-    """Group of each input channel, int64 [K], where groups are not runs of channels."""
+    g_idx: NDArray[np.int64] | None = None
+    """Group of each input channel, [K] on the host, where groups are not runs of channels."""
 
     @property
     def group_of(self) -> NDArray[np.int64]:
@@ -40,11 +48,8 @@ class QuantizedWeight:
             return self.g_idx
         return group_indices(self.codes.shape[1], self.group_size)
 
-    def dequantize(self, dtype: DTypeLike = np.float32) -> NDArray:
+    def dequantize(self, dtype: DTypeLike = np.float32) -> Any:
         """Return the weights that the codes stand for, [M, K], computed in float32."""
-        values = np.empty(self.codes.shape, np.float32)
-        unsigned = Grid(self.bits, symmetric=False)
-        scales, zeros = self.scales.astype(np.float32), self.zeros.astype(np.float32)
-        return grid_values(self.codes, scales, zeros, self.group_of, unsigned, values).astype(
-            dtype, copy=False
-        )
+        scales = cast(self.scales, np.float32)
+        values = grid_values(self.codes, scales, self.zeros, self.group_of, self.bits)
+        return cast(values, dtype)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.settings import grid_settings
+from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.spec.range_search import RangeSearch
 
 
 def rtn(
-    weight: NDArray,
+    weight: Any,
     *,
     bits: int,
     group_size: int | None = 128,
     symmetric: bool = False,
     scale_dtype: DTypeLike = np.float16,
     search: RangeSearch | None = None,
-    importance: NDArray | None = None,
+    importance: Any = None,
 ) -> QuantizedWeight:
     """Quantize a weight by rounding to nearest.
+
+    NumPy arrays give NumPy arrays, CUDA arrays of any library give Numba device arrays.
 
     Parameters
     ----------
@@ -41,7 +46,9 @@ def rtn(
     Raises
     ------
     ValueError, TypeError
-        If a setting does not fit, or a weight is not finite (the first index is named).
+        If a setting does not fit, a weight is not finite (the first index is named), or the arrays are
+        on different devices.
     """
+    weight, importance = arrays_of_one_device(weight=weight, importance=importance)
     settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, importance)
     return settings.rounded(weight)

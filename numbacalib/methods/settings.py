@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.ops.grid import grid_codes, grid_scales, group_indices
+from numbacalib.ops.grid import grid_codes, grid_scales, group_indices, unsigned_zeros
+from numbacalib.ops.matrix import cast
 from numbacalib.ops.range_search import search_scales
 from numbacalib.runtime import checks
-from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.finite import require_finite, require_non_negative
 from numbacalib.runtime.half import is_bfloat16
-from numbacalib.spec.grid import SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_FLOAT32, Grid, code_range
+from numbacalib.spec.grid import SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_FLOAT32, Grid
 from numbacalib.spec.range_search import RangeSearch
 
 
@@ -26,40 +27,32 @@ class GridSettings(NamedTuple):
     """In channels; K is one scale a row."""
     scale_dtype: np.dtype
     search: RangeSearch | None
-    importance: NDArray | None
-    """Weights of the search's errors, [1, K] or [M, K]."""
+    importance: Any
+    """Weights of the search's errors, [1, K] or [M, K]; or None."""
 
-    def scales(self, weight: NDArray) -> tuple[NDArray, NDArray]:
+    def scales(self, weight: Any) -> tuple[Any, Any]:
         """Scales and zero points of groups that are runs of channels, each [M, G]."""
         if self.search is None:
             return grid_scales(weight, self.group_size, self.grid)
         return search_scales(weight, self.group_size, self.grid, self.search, self.importance)
 
-    def rounded(
-        self, weight: NDArray, scales: NDArray | None = None, zeros: NDArray | None = None
-    ) -> QuantizedWeight:
+    def rounded(self, weight: Any, scales: Any = None, zeros: Any = None) -> QuantizedWeight:
         """Round each weight to the nearest point of its group's grid, given or found."""
-        if scales is None or zeros is None:
+        if scales is None:
             scales, zeros = self.scales(weight)
         group_of = group_indices(weight.shape[1], self.group_size)
         return self.stored(grid_codes(weight, scales, zeros, group_of, self.grid), scales, zeros)
 
     def stored(
-        self, codes: NDArray, scales: NDArray, zeros: NDArray, g_idx: NDArray | None = None
+        self, codes: Any, scales: Any, zeros: Any, g_idx: NDArray[np.int64] | None = None
     ) -> QuantizedWeight:
         """Put what a method found into the dtypes in which it is stored."""
-        with np.errstate(over="ignore"):
-            narrow = scales.astype(self.scale_dtype)
-        if not np.isfinite(narrow).all():
-            raise ValueError(
-                f"scale_dtype: expected a type that holds the largest scale, {scales.max():.3g}, "
-                f"got {self.scale_dtype}"
-            )
-        low, _ = code_range(self.grid.bits, self.grid.symmetric)
+        narrow = cast(scales, self.scale_dtype)
+        require_finite(f"scale_dtype: scales in {self.scale_dtype}", narrow)
         return QuantizedWeight(
             codes,
             narrow,
-            (zeros - low).astype(np.uint8),
+            unsigned_zeros(zeros, self.grid),
             self.grid.bits,
             self.group_size,
             self.grid.symmetric,
@@ -68,15 +61,18 @@ class GridSettings(NamedTuple):
 
 
 def grid_settings(
-    weight: NDArray,
+    weight: Any,
     bits: int,
     group_size: int | None,
     symmetric: bool,
     scale_dtype: DTypeLike,
     search: RangeSearch | None = None,
-    importance: NDArray | None = None,
+    importance: Any = None,
 ) -> GridSettings:
-    """Check a weight and what it is to become, or raise an error that names the argument."""
+    """Check a weight and what it is to become, or raise an error that names the argument.
+
+    Arrays are as `arrays_of_one_device` returns them.
+    """
     rows, channels = checks.matrix("weight", weight, ("M", "K"))
     require_finite("weight", weight)
     bits = checks.integer("bits", bits, 2, 8)
@@ -95,19 +91,21 @@ def grid_settings(
         if search is None:
             raise ValueError("importance: expected None without a range search")
         importance = non_negative("importance", importance, [(channels,), (rows, channels)])
-        importance = np.atleast_2d(importance.astype(checks.result_dtype(weight), copy=False))
     return GridSettings(grid, size, dtype, search, importance)
 
 
-def non_negative(name: str, array: NDArray, shapes: Sequence[tuple[int, ...]]) -> NDArray:
-    """Check that an array has one of the shapes and holds finite values not below 0."""
+def non_negative(name: str, array: Any, shapes: Sequence[tuple[int, ...]]) -> Any:
+    """Check that an array has one of the shapes and holds finite values not below 0.
+
+    Returns it as a matrix of shape [1, K] or [M, K].
+    """
     checks.floats(name, array)
     if array.shape not in shapes:
         expected = " or ".join(str(list(shape)) for shape in shapes)
         raise ValueError(f"{name}: expected shape {expected}, got {list(array.shape)}")
-    if not (np.isfinite(array).all() and (array >= 0).all()):
-        raise ValueError(f"{name}: expected finite values not below 0")
-    return array
+    matrix = checks.rows_of(array)
+    require_non_negative(name, matrix)
+    return matrix
 
 
 def _storage(scale_dtype: np.dtype) -> int:

@@ -21,6 +21,55 @@ def _interface(array: Any) -> Any:
     return interface
 
 
+def arrays_of_one_device(**arrays: Any) -> tuple:
+    """Return arrays as kernels take them, in their order; None stands for absent ones.
+
+    For what calls several ops on the same arrays: shapes and dtypes are then NumPy's, whatever library
+    the arrays are of.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, or the arrays are on different devices.
+    """
+    interfaces = _interfaces(arrays)
+    return tuple(arrays.values()) if interfaces is None else _taken(arrays, interfaces)
+
+
+def _interfaces(arrays: dict[str, Any]) -> dict[str, Any] | None:
+    """CUDA array interfaces by name; None for NumPy arrays. A TypeError for anything else."""
+    interfaces = {}
+    on_gpu = on_cpu = False
+    for name, array in arrays.items():
+        if isinstance(array, np.ndarray):
+            on_cpu = True
+        elif array is not None:
+            interfaces[name] = _interface(array)
+            on_gpu = True
+            if interfaces[name] is None:
+                raise TypeError(
+                    f"{name}: expected a NumPy or CUDA array, got "
+                    f"{type(array).__module__}.{type(array).__qualname__}"
+                )
+    if on_cpu and on_gpu:
+        where = ", ".join(
+            f"{name} on the {'GPU' if name in interfaces else 'CPU'}"
+            for name, array in arrays.items()
+            if array is not None
+        )
+        raise TypeError(f"expected all arrays of one call on one device, got {where}")
+    return interfaces if on_gpu else None
+
+
+def _taken(arrays: dict[str, Any], interfaces: dict[str, Any]) -> tuple:
+    from numbacalib.runtime import device
+
+    return tuple(
+        None if array is None else device.device_array(array, interfaces[name])
+        for name, array in arrays.items()
+    )
+
+
 class call:  # noqa: N801 - used like a function
     """Open a call of the package `op`: ``with call(...) as (kernels, *arrays)``.
 
@@ -42,39 +91,17 @@ class call:  # noqa: N801 - used like a function
         self._token: Any = None
 
     def __enter__(self) -> tuple:
-        arrays, interfaces = self._arrays, {}
-        on_gpu = on_cpu = False
-        for name, array in arrays.items():
-            if isinstance(array, np.ndarray):
-                on_cpu = True
-            elif array is not None:
-                interfaces[name] = _interface(array)
-                on_gpu = True
-                if interfaces[name] is None:
-                    raise TypeError(
-                        f"{name}: expected a NumPy or CUDA array, got "
-                        f"{type(array).__module__}.{type(array).__qualname__}"
-                    )
-        if on_cpu and on_gpu:
-            where = ", ".join(
-                f"{name} on the {'GPU' if name in interfaces else 'CPU'}"
-                for name, array in arrays.items()
-                if array is not None
-            )
-            raise TypeError(f"expected all arrays of one call on one device, got {where}")
-        if on_cpu:
+        interfaces = _interfaces(self._arrays)
+        if interfaces is None:
             if self._stream is not None:
                 kind = type(self._stream).__name__
                 raise TypeError(f"stream: expected None with NumPy arrays, got {kind}")
-            return importlib.import_module(f"{self._op}.cpu"), *arrays.values()
+            return importlib.import_module(f"{self._op}.cpu"), *self._arrays.values()
         from numbacalib.runtime import device
 
         if self._stream is not None:
             self._token = device.enter_stream(self._stream)
-        taken = (
-            None if array is None else device.device_array(array, interfaces[name])
-            for name, array in arrays.items()
-        )
+        taken = _taken(self._arrays, interfaces)
         return importlib.import_module(f"{self._op}.gpu"), *taken
 
     def __exit__(self, *_: object) -> None:

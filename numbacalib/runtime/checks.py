@@ -34,6 +34,12 @@ def matrix(name: str, array: Any, shape: tuple[int | str, int | str]) -> tuple[i
     return int(array.shape[0]), int(array.shape[1])
 
 
+def rows_of(array: Any) -> Any:
+    """Present an array of any number of axes as a matrix whose columns are the last."""
+    *_, width = array.shape  # shapes in the simulator take no index from the end
+    return array.reshape(-1, width)
+
+
 def floats(name: str, array: Any) -> None:
     """Check that `array` has one of the four dtypes, in the machine's byte order."""
     dtype = np.dtype(array.dtype)

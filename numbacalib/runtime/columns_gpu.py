@@ -104,6 +104,42 @@ def shortened(partial: Any, merge: Callable) -> Any:
     return partial
 
 
+def column_sums(matrix: Any, reduction: Reduction, divisor: np.floating, out: Any = None) -> Any:
+    """Sum over the rows of a matrix over a divisor, [K] in the divisor's type.
+
+    `reduction` is `SQUARES`, `MAGNITUDES` or `VALUES`.
+    """
+    columns = matrix.shape[1]
+    real: Any = type(divisor)
+    how = plan(matrix)
+    out = empty((columns,), real) if out is None else out
+    if how.grid[1] == 1:
+        reduce_rows(matrix, how, reduction, divisor, out.reshape(1, columns))
+        return out
+    partial = empty((how.grid[1], columns), real)
+    reduce_rows(matrix, how, reduction, real(1), partial)
+    partial = shortened(partial, add)
+    launch(_sums(real), -(-columns // TALL[0]), TALL, partial, divisor, out)
+    return out
+
+
+@functools.cache
+def _sums(real: type) -> Any:
+    merged = merger(add)
+    shape = TALL[::-1]
+
+    @cuda.jit
+    def sums(partial, divisor, out):
+        """Add the segments of each column. Threads: see `merger`."""
+        shared = cuda.shared.array(shape, real)
+        j = cuda.grid(2)[0]
+        total = merged(partial, j, shared)
+        if cuda.threadIdx.y == 0 and j < len(out):
+            out[j] = total / divisor
+
+    return sums
+
+
 @functools.cache
 def _kernel(
     threads: tuple[int, int],
@@ -283,10 +319,29 @@ def _total(total, _):
     return total
 
 
+@functools.cache
+def float_of(element: type) -> Callable:
+    """Build the device function that makes a float of what `peaks` found for a carrier's `element`."""
+    if element in (np.uint16, np.int16):
+
+        @cuda.jit(device=True)
+        def value(bits):
+            return widen(element(bits))
+    else:
+
+        @cuda.jit(device=True)
+        def value(bits):
+            return bits.view(element)
+
+    return value
+
+
 SQUARES = Reduction(_widened, _add_square, add, _quotient)
 """Sum of squares of a carrier, over the divisor."""
 MAGNITUDES = Reduction(_widened, _add_magnitude, add, _quotient)
 """Sum of magnitudes of a carrier, over the divisor."""
+VALUES = Reduction(_widened, add, add, _quotient)
+"""Sum of a carrier, over the divisor."""
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 from numba.core import config
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import DTypeLike, NDArray
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
@@ -90,8 +91,10 @@ class Array:
         return Array(self.address, self.shape, np.dtype(dtype), self.owner, self.strides)
 
     def reshape(self, *shape: int) -> Array:
-        """Return contiguous memory in another shape."""
-        return Array(self.address, shape, self.dtype, self.owner)
+        """Return the same memory in another shape; a ValueError where that takes a copy."""
+        layout = as_strided(np.empty(1, self.dtype), self.shape, self.strides)
+        layout = layout.reshape(shape, copy=False)
+        return Array(self.address, layout.shape, self.dtype, self.owner, layout.strides)
 
     def __getitem__(self, key: Any) -> Array:
         """Return a row, or the block that slices of step 1 select."""
@@ -260,6 +263,16 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
     dtype = np.dtype(dtype)
     memory = _Memory(max(1, math.prod(shape) * dtype.itemsize))
     return Array(int(memory.pointer), shape, dtype, memory)
+
+
+def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    """Return a C-contiguous device array of zeros."""
+    if SIMULATED:
+        return cuda.to_device(np.zeros(shape, dtype))
+    array = empty(shape, dtype)
+    size = array.size * array.dtype.itemsize
+    check(driver.cuMemsetD8Async(array.address, 0, size, driver.CUstream(stream_handle())))
+    return array
 
 
 def from_host(array: NDArray) -> Any:

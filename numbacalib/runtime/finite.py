@@ -32,6 +32,19 @@ def require_finite(name: str, matrix: Any) -> None:
         )
 
 
+def require_non_negative(name: str, matrix: Any) -> None:
+    """Raise a ValueError if a matrix holds a value that is not finite, or one below 0."""
+    require_finite(name, matrix)
+    if is_cuda_array(matrix):
+        from numbacalib.runtime import finite_gpu
+
+        negative = finite_gpu.any_negative(matrix)
+    else:
+        negative = bool((matrix < 0).any())
+    if negative:
+        raise ValueError(f"{name}: expected finite values not below 0")
+
+
 @kernel
 def _finite_rows(bits, width, mask, infinity, clean):
     """Split: one task a row."""

@@ -28,6 +28,15 @@ def require_finite(name: str, matrix: Any) -> None:
     FiniteCheck(matrix).require(name)
 
 
+def any_negative(matrix: Any) -> bool:
+    """Whether an element of a finite matrix is below 0."""
+    found = device.zeros((1,), np.int64)
+    rows, columns = matrix.shape
+    grid = -(-columns // THREADS), -(-rows // ROWS)
+    launch(_any_negative, grid, THREADS, carrier(matrix), found)
+    return bool(device.read(found)[0])
+
+
 class FiniteCheck:
     """The check of a matrix, under way on the current stream.
 
@@ -121,6 +130,17 @@ def _first_non_finite(bits, mask, infinity, upper, first):
                 for i in range(top, end):
                     if bits[i, j] & mask >= infinity:
                         cuda.atomic.min(first, 0, i * bits.shape[1] + j)
+
+
+@cuda.jit
+def _any_negative(matrix, found):
+    """Threads: one a column and `ROWS` rows; whichever finds one writes the same."""
+    j = cuda.grid(1)
+    if j < matrix.shape[1]:
+        top = np.int64(cuda.blockIdx.y) * ROWS
+        for i in range(top, min(top + ROWS, matrix.shape[0])):
+            if widen(matrix[i, j]) < 0:
+                found[0] = 1
 
 
 @cuda.jit

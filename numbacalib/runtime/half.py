@@ -2,7 +2,7 @@
 
 Numba has no arithmetic on float16 and no bfloat16 on the CPU, so 16-bit floats travel into kernels
 as integers of their own width: float16 as uint16, bfloat16 as int16. `widen` decodes one element,
-and `carrier` makes the integer view. No array is ever copied to a wider type.
+`narrow` encodes one, and `carrier` makes the integer view. No array is ever copied to a wider type.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core.extending import intrinsic, overload
+from numba.core.extending import intrinsic, overload, register_jitable
 from numpy.typing import NDArray
 
 FLOAT16 = np.dtype(np.float16)
@@ -62,6 +62,23 @@ def widen(x):
     return x
 
 
+def narrow(x, element):
+    """Return float `x` as an element of the carrier array that `element` is of, rounded to nearest."""
+    if element.dtype == np.uint16:
+        return np.float16(x).view(np.uint16)
+    if element.dtype == np.int16:
+        return _nearest_bfloat16(x).view(np.int16)
+    return element.dtype.type(x)
+
+
+@register_jitable
+def _nearest_bfloat16(x):
+    """Bits of the nearest bfloat16, ties to even, of a float that is a number."""
+    bits = np.float32(x).view(np.uint32)
+    last = np.uint32(np.uint32(bits >> BFLOAT16_BITS) & np.uint32(1))
+    return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + last) >> BFLOAT16_BITS)
+
+
 @intrinsic
 def _half_to_float(typing_context, x):
     """`fpext half to float`: vcvtph2ps on x86 with F16C, cvt.f32.f16 on NVIDIA GPUs."""
@@ -82,3 +99,25 @@ def _widen(x):
     if isinstance(x, types.Float):
         return lambda x: x
     return None
+
+
+@intrinsic
+def _float_to_half(typing_context, x):
+    """`fptrunc float to half`, half-to-even: vcvtps2ph on x86 with F16C, cvt.rn.f16.f32 on NVIDIA GPUs."""
+
+    def generate(context, builder, signature, arguments):
+        half = builder.fptrunc(arguments[0], ir.HalfType())
+        return builder.bitcast(half, ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+@overload(narrow)
+def _narrow(x, element):
+    if element == types.uint16:
+        return lambda x, element: _float_to_half(np.float32(x))
+    if element == types.int16:
+        return lambda x, element: np.int16(_nearest_bfloat16(x))
+    if element == types.float32:
+        return lambda x, element: np.float32(x)
+    return lambda x, element: np.float64(x)

@@ -66,6 +66,20 @@ def group_zero(lo, scale, levels, symmetric):
 
 
 @scalar
+def stored_grid(lo, hi, levels, symmetric, storage):
+    """Scale, as it is stored, and zero point of a group whose weights span ``[lo, hi]``."""
+    scale = stored_scale(group_scale(lo, hi, levels, symmetric), storage)
+    return scale, group_zero(lo, scale, levels, symmetric)
+
+
+@scalar
+def clipped_grid(lo, hi, share, levels, symmetric, storage):
+    """`stored_grid` of a group that is clipped to a share of its largest magnitude."""
+    limit = share * max(-lo, hi)
+    return stored_grid(max(lo, -limit), min(hi, limit), levels, symmetric, storage)
+
+
+@scalar
 def code_of(weight, scale, zero, low, high):
     """Code of one weight: the nearest point of the grid, ties to even, clipped to its ends."""
     return code_at(weight / scale, zero, low, high)
@@ -86,6 +100,13 @@ def code_at(quotient, zero, low, high):
 def value_of(code, scale, zero):
     """Weight that a code stands for."""
     return (code - zero) * scale
+
+
+@scalar
+def is_clipped(weight, scale, zero, levels):
+    """Whether a weight lies more than one step past the ends of a grid with unsigned codes."""
+    position = weight / scale + zero
+    return position < -1 or position > levels + 1
 
 
 class Grid(NamedTuple):

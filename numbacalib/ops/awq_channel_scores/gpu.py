@@ -85,17 +85,7 @@ def _both(first: tuple, second: tuple) -> Any:
 
 @functools.cache
 def _scores(element: type, real: type) -> Any:
-    if element in (np.uint16, np.int16):
-
-        @cuda.jit(device=True)
-        def value(bits):
-            return widen(element(bits))
-    else:
-
-        @cuda.jit(device=True)
-        def value(bits):
-            return bits.view(element)
-
+    value = columns_gpu.float_of(element)
     integer = np.int64 if element == np.float64 else np.int32
     largest = columns_gpu.merger(columns_gpu.larger)
     summed = columns_gpu.merger(columns_gpu.add)

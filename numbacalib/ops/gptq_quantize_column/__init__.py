@@ -156,5 +156,6 @@ def quantize_direct(
             scales,
             zeros,
             inverse=False,
-            **({} if search is None else {"search": search, "importance": importance}),
+            search=search,
+            importance=importance,
         )

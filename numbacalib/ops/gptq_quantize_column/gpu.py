@@ -37,11 +37,13 @@ from numbacalib.ops.gptq_quantize_column.tiles_gpu import (
 )
 from numbacalib.ops.grid import gpu as grid_kernels
 from numbacalib.ops.grid import group_indices
+from numbacalib.ops.range_search import gpu as search_kernels
 from numbacalib.runtime import blas_gpu, device
 from numbacalib.runtime.finite import require_finite
 from numbacalib.runtime.half import carrier
 from numbacalib.runtime.launch import launch
 from numbacalib.spec.grid import Grid
+from numbacalib.spec.range_search import RangeSearch
 
 PANEL = 3 * BLOCK if device.SIMULATED else 4 * BLOCK
 """Columns between two products over the whole history."""
@@ -55,7 +57,7 @@ def quantize_columns(
     require_finite("h_inv", h_inv)
     factor = _upper_factor(h_inv, dtype)
     group_of = group_indices(weight.shape[1], group_size)
-    found = _sweep(weight, factor, grid, group_of, None, None, inverse=True)
+    found = _sweep(weight, factor, grid, group_of, None, None, (None, None), inverse=True)
     if out is None:
         out = device.empty(weight.shape, dtype), found.scales, found.zeros
     else:
@@ -74,9 +76,12 @@ def sweep(
     zeros: Any,
     *,
     inverse: bool,
+    search: RangeSearch | None = None,
+    importance: Any = None,
 ) -> GroupedCodes:
     """Walk the columns from left to right; see `cpu.sweep`."""
-    found = _sweep(weight, factor, grid, group_of, scales, zeros, inverse=inverse)
+    ranges = search, importance
+    found = _sweep(weight, factor, grid, group_of, scales, zeros, ranges, inverse=inverse)
     return GroupedCodes(*map(device.result, found))
 
 
@@ -87,6 +92,7 @@ def _sweep(
     group_of: np.ndarray,
     scales: Any,
     zeros: Any,
+    ranges: tuple[RangeSearch | None, Any],
     *,
     inverse: bool,
 ) -> GroupedCodes:
@@ -94,13 +100,15 @@ def _sweep(
     dtype = factor.dtype
     found = scales is None
     group_size = channels // (int(group_of[-1]) + 1) if found else BLOCK
-    whole = found and group_size > BLOCK
+    # a group that the kernel cannot find the scale of is a panel of its own
+    whole = found and (group_size > BLOCK or ranges[0] is not None)
     if found:
         scales = device.empty((rows, channels // group_size), dtype)
         zeros = device.empty(scales.shape, dtype)
-    starts = _block_starts(channels, group_size)
+    segment = group_size if whole else _segment(group_size)
+    starts = _block_starts(channels, segment)
     columns = device.from_host(starts)
-    size = min(group_size, BLOCK)
+    size = BLOCK if whole else group_size
     padded = -(-size // STEP) * STEP
     groups = (size, padded) if found and not whole else device.from_host(group_of)
     coupling, factors = _coupling(factor, columns, (size, padded), inverse)
@@ -114,17 +122,17 @@ def _sweep(
     tiles = -(-rows // tile_rows(dtype.type))
     bounds = *grid.bounds(dtype), grid.symmetric, grid.storage
     results = scales, zeros, codes, history, losses
-    for begin, end in _panels(channels, group_size):
+    for begin, end in _panels(channels, segment, whole):
         blocks = columns, *(int(block) for block in np.searchsorted(starts, (begin, end)))
         if begin:
             _compensate(coupling, begin, end, history)
         if whole:
             compensated = history
-            if begin and not inverse:
+            if begin and not inverse and end - begin > BLOCK:
                 compensated = _look_ahead(source, coupling, blocks, history)
             group = slice(begin // group_size, begin // group_size + 1)
             target = scales[:, group], zeros[:, group]
-            grid_kernels.find_scales_into(compensated[:, begin:end], grid, *target)
+            _find_scales(compensated[:, begin:end], grid, ranges, begin, *target)
         operands = source, coupling, factors
         launch(quantize, tiles, THREADS, *operands, *blocks, groups, bounds, *results)
     return GroupedCodes(codes, scales, zeros, losses)
@@ -159,6 +167,24 @@ def _compensate(coupling: Any, begin: int, end: int, history: Any) -> None:
     real = history.dtype.type
     tiles = -(-len(history) // tile_rows(real)), -(-(end - begin) // BLOCK)
     launch(product_kernels(real).compensate, tiles, THREADS, coupling, begin, end, history)
+
+
+def _find_scales(
+    group: Any,
+    grid: Grid,
+    ranges: tuple[RangeSearch | None, Any],
+    begin: int,
+    scales: Any,
+    zeros: Any,
+) -> None:
+    """Write the scales and zero points [M, 1] of the group that starts at column `begin`."""
+    search, importance = ranges
+    if search is None:
+        grid_kernels.find_scales_into(group, grid, scales, zeros)
+        return
+    if importance is not None:
+        importance = importance[:, begin : begin + group.shape[1]]
+    search_kernels.search_scales_into(group, grid, search, importance, scales, zeros)
 
 
 def _look_ahead(source: Any, coupling: Any, blocks: tuple, history: Any) -> Any:
@@ -204,14 +230,13 @@ def _upper_factor(h_inv: Any, dtype: np.dtype) -> Any:
 
 
 def _segment(group_size: int) -> int:
-    """Columns that go together: as many groups as a block has positions for, or one long group."""
+    """Columns of the groups that a block has positions for."""
     padded = -(-group_size // STEP) * STEP
-    return group_size if group_size > BLOCK else BLOCK // padded * group_size
+    return BLOCK // padded * group_size
 
 
-def _block_starts(channels: int, group_size: int) -> np.ndarray:
-    """First column of each block, and the end of the last, int64."""
-    segment = _segment(group_size)
+def _block_starts(channels: int, segment: int) -> np.ndarray:
+    """First column of each block, of which none reaches into two segments; the end, int64."""
     starts = [
         column
         for begin in range(0, channels, segment)
@@ -220,9 +245,8 @@ def _block_starts(channels: int, group_size: int) -> np.ndarray:
     return np.array([*starts, channels])
 
 
-def _panels(channels: int, group_size: int) -> Iterator[tuple[int, int]]:
-    """Ranges of columns: a long group each, or as many blocks as fit into `PANEL`."""
-    segment = _segment(group_size)
-    width = segment if group_size > BLOCK else max(PANEL // segment, 1) * segment
+def _panels(channels: int, segment: int, whole: bool) -> Iterator[tuple[int, int]]:
+    """Ranges of columns: a segment each if it is a whole group, or as many as fit into `PANEL`."""
+    width = segment if whole else max(PANEL // segment, 1) * segment
     for begin in range(0, channels, width):
         yield begin, min(begin + width, channels)

@@ -32,8 +32,20 @@ def grid_codes(matrix: Any, scales: Any, zeros: Any, group_of: Any, grid: Grid) 
         return kernels.encode(matrix, scales, zeros, group_of, grid)
 
 
-def grid_values(codes: Any, scales: Any, zeros: Any, group_of: Any, grid: Grid, out: Any) -> Any:
-    """Write the weights that unsigned codes stand for into `out` [M, K] and return it."""
-    arrays = {"codes": codes, "scales": scales, "zeros": zeros, "out": out}
-    with call(__name__, **arrays) as (kernels, codes, scales, zeros, out):
-        return kernels.decode(codes, scales, zeros, group_of, grid, out)
+def unsigned_zeros(zeros: Any, grid: Grid) -> Any:
+    """Zero points [M, G] less the grid's least code, uint8, as unsigned codes have them."""
+    with call(__name__, zeros=zeros) as (kernels, zeros):
+        return kernels.unsigned_zeros(zeros, grid)
+
+
+def grid_values(codes: Any, scales: Any, zeros: Any, group_of: Any, bits: int) -> Any:
+    """Weights that unsigned codes and zeros stand for, [M, K] in the dtype of the scales."""
+    with call(__name__, codes=codes, scales=scales, zeros=zeros) as (kernels, *arrays):
+        return kernels.decode(*arrays, group_of, Grid(bits, symmetric=False))
+
+
+def count_clipped(matrix: Any, scales: Any, zeros: Any, group_of: Any, bits: int) -> int:
+    """How many elements of a matrix lie more than a step past the ends of their unsigned grid."""
+    arrays = {"matrix": matrix, "scales": scales, "zeros": zeros}
+    with call(__name__, **arrays) as (kernels, *taken):
+        return kernels.count_clipped(*taken, group_of, Grid(bits, symmetric=False))

@@ -10,7 +10,7 @@ from numbacalib.runtime import checks
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel
 from numbacalib.runtime.strides import rows_view
-from numbacalib.spec.grid import Grid, code_of, group_scale, group_zero, stored_scale, value_of
+from numbacalib.spec.grid import Grid, code_of, is_clipped, stored_grid, value_of
 
 
 def find_scales(matrix: NDArray, group_size: int, grid: Grid) -> tuple[NDArray, NDArray]:
@@ -35,17 +35,34 @@ def encode(
     return codes
 
 
+def unsigned_zeros(zeros: NDArray, grid: Grid) -> NDArray:
+    """See `numbacalib.ops.grid.unsigned_zeros`."""
+    return (zeros - grid.bounds(zeros.dtype)[0]).astype(np.uint8)
+
+
 def decode(
     codes: NDArray,
     scales: NDArray,
     zeros: NDArray,
     group_of: NDArray,
     grid: Grid,
-    out: NDArray,
+    out: NDArray | None = None,
 ) -> NDArray:
-    """See `numbacalib.ops.grid.grid_values`."""
+    """See `numbacalib.ops.grid.grid_values`; codes are unsigned, zeros are the grid's own."""
+    if out is None:
+        out = np.empty(codes.shape, scales.dtype)
     _decode(codes, scales, zeros, group_of, grid.bounds(scales.dtype)[0], out)
     return out
+
+
+def count_clipped(
+    matrix: NDArray, scales: NDArray, zeros: NDArray, group_of: NDArray, grid: Grid
+) -> int:
+    """See `numbacalib.ops.grid.count_clipped`."""
+    counts = np.empty(len(matrix), np.int64)
+    source = rows_view(carrier(matrix))
+    _count_clipped(source, scales, zeros, group_of, grid.bounds(scales.dtype)[2], counts)
+    return int(counts.sum())
 
 
 @kernel
@@ -59,9 +76,7 @@ def _find_scales(matrix, group_size, levels, symmetric, storage, scales, zeros):
                 weight = widen(matrix[i, j])
                 lo = min(lo, weight)
                 hi = max(hi, weight)
-            scale = stored_scale(group_scale(lo, hi, levels, symmetric), storage)
-            scales[i, g] = scale
-            zeros[i, g] = group_zero(lo, scale, levels, symmetric)
+            scales[i, g], zeros[i, g] = stored_grid(lo, hi, levels, symmetric, storage)
 
 
 @kernel
@@ -80,4 +95,18 @@ def _decode(codes, scales, zeros, group_of, low, out):
     for i in prange(len(codes)):
         for j in range(codes.shape[1]):
             g = group_of[j]
-            out[i, j] = value_of(codes[i, j] + low, scales[i, g], zeros[i, g])
+            zero = scales.dtype.type(zeros[i, g])
+            out[i, j] = value_of(codes[i, j] + low, scales[i, g], zero)
+
+
+@kernel
+def _count_clipped(matrix, scales, zeros, group_of, levels, counts):
+    """Split: one task a row."""
+    for i in prange(len(matrix)):
+        count = 0
+        for j in range(len(group_of)):
+            g = group_of[j]
+            zero = scales.dtype.type(zeros[i, g])
+            weight = scales.dtype.type(widen(matrix[i, j]))
+            count += is_clipped(weight, scales[i, g], zero, levels)
+        counts[i] = count

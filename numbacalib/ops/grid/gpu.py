@@ -10,7 +10,7 @@ from numbacalib.runtime import checks, device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.launch import launch
-from numbacalib.spec.grid import Grid, code_of, group_scale, group_zero, stored_scale, value_of
+from numbacalib.spec.grid import Grid, code_of, is_clipped, stored_grid, value_of
 
 THREADS = 4 if device.SIMULATED else 128
 
@@ -53,12 +53,31 @@ def encode(matrix: Any, scales: Any, zeros: Any, group_of: np.ndarray, grid: Gri
     return device.result(codes)
 
 
-def decode(codes: Any, scales: Any, zeros: Any, group_of: np.ndarray, grid: Grid, out: Any) -> Any:
-    """See `numbacalib.ops.grid.grid_values`."""
+def unsigned_zeros(zeros: Any, grid: Grid) -> Any:
+    """See `numbacalib.ops.grid.unsigned_zeros`."""
+    unsigned = device.empty(zeros.shape, np.uint8)
+    launch(_unsigned, _tiles(zeros), THREADS, zeros, grid.bounds(zeros.dtype)[0], unsigned)
+    return device.result(unsigned)
+
+
+def decode(
+    codes: Any, scales: Any, zeros: Any, group_of: np.ndarray, grid: Grid, out: Any = None
+) -> Any:
+    """See `numbacalib.ops.grid.grid_values`; codes are unsigned, zeros are the grid's own."""
+    out = device.empty(codes.shape, scales.dtype) if out is None else out
     low = grid.bounds(scales.dtype)[0]
     group = device.from_host(group_of)
     launch(_decode, _tiles(codes), THREADS, codes, scales, zeros, group, low, out)
     return device.result(out)
+
+
+def count_clipped(matrix: Any, scales: Any, zeros: Any, group_of: np.ndarray, grid: Grid) -> int:
+    """See `numbacalib.ops.grid.count_clipped`."""
+    count = device.zeros((1,), np.int64)
+    group = device.from_host(group_of)
+    arguments = carrier(matrix), scales, zeros, group, grid.bounds(scales.dtype)[2], count
+    launch(_count_clipped, _tiles(matrix), THREADS, *arguments)
+    return int(device.read(count)[0])
 
 
 def _tiles(matrix: Any) -> tuple[int, int]:
@@ -80,9 +99,7 @@ def _find_scales(matrix, levels, symmetric, storage, scales, zeros):
         weight = widen(matrix[i, j])
         lo = min(lo, weight)
         hi = max(hi, weight)
-    scale = stored_scale(group_scale(lo, hi, levels, symmetric), storage)
-    scales[i, g] = scale
-    zeros[i, g] = group_zero(lo, scale, levels, symmetric)
+    scales[i, g], zeros[i, g] = stored_grid(lo, hi, levels, symmetric, storage)
 
 
 @cuda.jit
@@ -103,4 +120,29 @@ def _decode(codes, scales, zeros, group_of, low, out):
     if j < codes.shape[1]:
         g = group_of[j]
         for i in range(np.int64(cuda.blockIdx.y), codes.shape[0], cuda.gridDim.y):
-            out[i, j] = value_of(codes[i, j] + low, scales[i, g], zeros[i, g])
+            zero = scales.dtype.type(zeros[i, g])
+            out[i, j] = value_of(codes[i, j] + low, scales[i, g], zero)
+
+
+@cuda.jit
+def _unsigned(zeros, low, unsigned):
+    """Threads: one a column, blocks stride over the rows."""
+    j = cuda.grid(1)
+    if j < zeros.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), zeros.shape[0], cuda.gridDim.y):
+            unsigned[i, j] = np.uint8(zeros[i, j] - low)
+
+
+@cuda.jit
+def _count_clipped(matrix, scales, zeros, group_of, levels, count):
+    """Threads: one a column, blocks stride over the rows. Integers add up to one sum in any order."""
+    j = cuda.grid(1)
+    if j < matrix.shape[1]:
+        g = group_of[j]
+        own = np.int64(0)
+        for i in range(np.int64(cuda.blockIdx.y), matrix.shape[0], cuda.gridDim.y):
+            zero = scales.dtype.type(zeros[i, g])
+            weight = scales.dtype.type(widen(matrix[i, j]))
+            own += is_clipped(weight, scales[i, g], zero, levels)
+        if own > 0:
+            cuda.atomic.add(count, 0, own)

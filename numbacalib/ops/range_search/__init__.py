@@ -21,7 +21,7 @@ def search_scales(
         Divides K.
     grid : Grid
     search : RangeSearch
-    importance : array [1, K] or [M, K] of the accumulators' dtype, optional
+    importance : array [1, K] or [M, K], any of the same dtypes, optional
         Weights of the errors, not negative; all 1 by default.
     """
     with call(__name__, matrix=matrix, importance=importance) as (kernels, matrix, importance):

@@ -10,7 +10,7 @@ from numbacalib.runtime import checks
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
-from numbacalib.spec.grid import Grid, code_of, group_scale, group_zero, stored_scale, value_of
+from numbacalib.spec.grid import Grid, code_of, stored_grid, value_of
 from numbacalib.spec.range_search import RangeSearch, power
 
 TILE = 16
@@ -30,7 +30,7 @@ def search_scales(
     zeros = np.empty_like(scales)
     _search(
         rows_view(carrier(matrix)),
-        rows_view(importance),
+        rows_view(carrier(importance)),
         group_size,
         search.shares(dtype),
         np.float32(search.norm),
@@ -81,18 +81,18 @@ def _search(
                     column = g * group_size + j
                     weight = widen(matrix[first + r, column])
                     weights[j, r] = weight
-                    factors[j, r] = importance[min(first + r, len(importance) - 1), column]
+                    factors[j, r] = widen(importance[min(first + r, len(importance) - 1), column])
                     lo[r] = min(lo[r], weight)
                     hi[r] = max(hi[r], weight)
             for share in shares:
                 for r in range(TILE):
-                    scale[r] = stored_scale(
-                        group_scale(share * lo[r], share * hi[r], levels, symmetric), storage
+                    scale[r], zero[r] = stored_grid(
+                        share * lo[r], share * hi[r], levels, symmetric, storage
                     )
-                    zero[r] = group_zero(share * lo[r], scale[r], levels, symmetric)
                 _errors(weights, factors, scale, zero, low, high, norm, best, error)
                 for r in range(count):
-                    if error[r] < best[r]:
+                    # the full range stays where every error is beyond the type
+                    if error[r] < best[r] or share == shares[0]:
                         best[r] = error[r]
                         scales[first + r, g] = scale[r]
                         zeros[first + r, g] = zero[r]

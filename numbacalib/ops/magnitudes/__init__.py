@@ -1,0 +1,25 @@
+"""Magnitudes of channels: what AWQ makes its scales of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numbacalib.runtime.backend import call
+
+
+def channel_magnitudes(inputs: Any) -> tuple[Any, Any]:
+    """``mean_n |x[n, j]|`` and ``max_n |x[n, j]|`` of inputs [N, K], float32 [K] each.
+
+    Any of the four dtypes. A NaN or infinity in a channel shows in that channel's results.
+    """
+    with call(__name__, inputs=inputs) as (kernels, inputs):
+        return kernels.channel_magnitudes(inputs)
+
+
+def relative_magnitudes(weight: Any, group_size: int) -> Any:
+    """``sum_i |W[i, j]| / max(|W[i, group of j]|)`` over the rows of a weight [M, K], float64 [K].
+
+    A group of zeros adds zeros. Groups are runs of `group_size` channels.
+    """
+    with call(__name__, weight=weight) as (kernels, weight):
+        return kernels.relative_magnitudes(weight, group_size)

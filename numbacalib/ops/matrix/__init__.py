@@ -1,0 +1,74 @@
+"""Parts, multiples and copies of matrices, where the methods need NumPy's on either device.
+
+Vectors are taken, too, where it says ``[..., K]``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from numbacalib.runtime.backend import call
+
+
+def to_host(array: Any) -> NDArray:
+    """Copy a CUDA array to the host; a NumPy array comes back as it is."""
+    with call(__name__, array=array) as (kernels, array):
+        return kernels.to_host(array)
+
+
+def from_host(array: NDArray, like: Any) -> Any:
+    """Return a NumPy array as one on the device that `like` is on."""
+    with call(__name__, like=like) as (kernels, _):
+        return kernels.from_host(array)
+
+
+def zeros(shape: tuple[int, ...], like: Any) -> Any:
+    """Return float32 zeros on the device that `like` is on."""
+    with call(__name__, like=like) as (kernels, _):
+        return kernels.zeros(shape)
+
+
+def cast(array: Any, dtype: DTypeLike) -> Any:
+    """Round floats [..., K] to the nearest of another float dtype; no copy if it is theirs."""
+    if array.dtype == dtype:
+        return array
+    with call(__name__, array=array) as (kernels, array):
+        return kernels.cast(array, np.dtype(dtype))
+
+
+def diagonal(matrix: Any) -> Any:
+    """``matrix[j, j]``, [K] in the accumulators' dtype."""
+    with call(__name__, matrix=matrix) as (kernels, matrix):
+        return kernels.diagonal(matrix)
+
+
+def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
+    """Rows (axis 0) or columns (axis 1) of a matrix of any dtype; zeros where an index is -1."""
+    with call(__name__, matrix=matrix) as (kernels, matrix):
+        return kernels.take(matrix, indices, axis)
+
+
+def scaled(array: Any, columns: Any, rows: Any = None) -> Any:
+    """``array[..., i, j] * columns[j] * rows[i]`` in the accumulators' dtype of the array.
+
+    `columns` may be a number; `rows` is for a matrix.
+    """
+    if isinstance(columns, float):
+        columns = from_host(np.array([columns]), array)
+    with call(__name__, array=array, columns=columns, rows=rows) as (kernels, array, columns, rows):
+        return kernels.scaled(array, columns, rows)
+
+
+def blended(left: Any, right: Any, share: float) -> Any:
+    """``share * left + (1 - share) * right``, float32 [..., K]."""
+    with call(__name__, left=left, right=right) as (kernels, left, right):
+        return kernels.blended(left, right, share)
+
+
+def larger(left: Any, right: Any) -> Any:
+    """The larger of each two elements, float32 [..., K]."""
+    with call(__name__, left=left, right=right) as (kernels, left, right):
+        return kernels.larger(left, right)

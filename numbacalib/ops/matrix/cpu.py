@@ -1,0 +1,63 @@
+"""What NumPy has; see `numbacalib.ops.matrix`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.runtime import checks
+
+
+def to_host(array: NDArray) -> NDArray:
+    """See `numbacalib.ops.matrix.to_host`."""
+    return array
+
+
+def from_host(array: NDArray) -> NDArray:
+    """See `numbacalib.ops.matrix.from_host`."""
+    return array
+
+
+def zeros(shape: tuple[int, ...]) -> NDArray:
+    """See `numbacalib.ops.matrix.zeros`."""
+    return np.zeros(shape, np.float32)
+
+
+def cast(array: NDArray, dtype: np.dtype) -> NDArray:
+    """See `numbacalib.ops.matrix.cast`."""
+    with np.errstate(over="ignore"):
+        return array.astype(dtype)
+
+
+def diagonal(matrix: NDArray) -> NDArray:
+    """See `numbacalib.ops.matrix.diagonal`."""
+    return np.diagonal(matrix).astype(checks.result_dtype(matrix))
+
+
+def take(matrix: NDArray, indices: NDArray[np.int64], axis: int) -> NDArray:
+    """See `numbacalib.ops.matrix.take`."""
+    taken = matrix.take(indices, axis)
+    if (indices < 0).any():
+        taken[indices < 0 if axis == 0 else (slice(None), indices < 0)] = 0
+    return taken
+
+
+def scaled(array: NDArray, columns: NDArray, rows: NDArray | None) -> NDArray:
+    """See `numbacalib.ops.matrix.scaled`."""
+    dtype = checks.result_dtype(array)
+    product: NDArray = array * columns.astype(dtype, copy=False)
+    if rows is not None:
+        product *= rows.astype(dtype, copy=False)[:, None]
+    return product
+
+
+def blended(left: NDArray, right: NDArray, share: float) -> NDArray:
+    """See `numbacalib.ops.matrix.blended`."""
+    mixture: NDArray = left * np.float32(share)
+    mixture += right * np.float32(1 - share)
+    return mixture
+
+
+def larger(left: NDArray, right: NDArray) -> NDArray:
+    """See `numbacalib.ops.matrix.larger`."""
+    return np.maximum(left, right)

@@ -1,0 +1,149 @@
+"""GPU kernels for parts and multiples of matrices: one thread a column, blocks stride over the rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.runtime import checks, device
+from numbacalib.runtime.checks import rows_of
+from numbacalib.runtime.device import cuda
+from numbacalib.runtime.half import carrier, narrow, widen
+from numbacalib.runtime.launch import launch
+
+THREADS = 4 if device.SIMULATED else 128
+MOST_ROWS = 65535
+"""Blocks of a grid along y."""
+
+
+def to_host(array: Any) -> NDArray:
+    """See `numbacalib.ops.matrix.to_host`."""
+    return device.read(array if array.is_c_contiguous() else _cast(array, array.dtype))
+
+
+def from_host(array: NDArray) -> Any:
+    """See `numbacalib.ops.matrix.from_host`."""
+    return device.result(device.from_host(np.ascontiguousarray(array)))
+
+
+def zeros(shape: tuple[int, ...]) -> Any:
+    """See `numbacalib.ops.matrix.zeros`."""
+    return device.result(device.zeros(shape, np.float32))
+
+
+def cast(array: Any, dtype: np.dtype) -> Any:
+    """See `numbacalib.ops.matrix.cast`."""
+    return device.result(_cast(array, dtype))
+
+
+def diagonal(matrix: Any) -> Any:
+    """See `numbacalib.ops.matrix.diagonal`."""
+    size = len(matrix)
+    found = device.empty((size,), checks.result_dtype(matrix))
+    launch(_diagonal, -(-size // THREADS), THREADS, carrier(matrix), found)
+    return device.result(found)
+
+
+def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
+    """See `numbacalib.ops.matrix.take`."""
+    shape = (len(indices), matrix.shape[1]) if axis == 0 else (len(matrix), len(indices))
+    taken = device.empty(shape, matrix.dtype)
+    where = device.from_host(np.ascontiguousarray(indices))
+    launch(_take, _tiles(taken), THREADS, carrier(matrix), where, axis, carrier(taken))
+    return device.result(taken)
+
+
+def scaled(array: Any, columns: Any, rows: Any) -> Any:
+    """See `numbacalib.ops.matrix.scaled`."""
+    if rows is None:
+        rows = device.from_host(np.ones(1))
+    product = device.empty(array.shape, checks.result_dtype(array))
+    arguments = carrier(rows_of(array)), columns, rows, rows_of(product)
+    launch(_scaled, _tiles(arguments[-1]), THREADS, *arguments)
+    return device.result(product)
+
+
+def blended(left: Any, right: Any, share: float) -> Any:
+    """See `numbacalib.ops.matrix.blended`."""
+    mixture = device.empty(left.shape, np.float32)
+    matrices = rows_of(left), rows_of(right), rows_of(mixture)
+    shares = np.float32(share), np.float32(1 - share)
+    launch(_blended, _tiles(matrices[-1]), THREADS, *matrices, *shares)
+    return device.result(mixture)
+
+
+def larger(left: Any, right: Any) -> Any:
+    """See `numbacalib.ops.matrix.larger`."""
+    found = device.empty(left.shape, np.float32)
+    matrices = rows_of(left), rows_of(right), rows_of(found)
+    launch(_larger, _tiles(matrices[-1]), THREADS, *matrices)
+    return device.result(found)
+
+
+def _cast(array: Any, dtype: np.dtype) -> Any:
+    target = device.empty(array.shape, dtype)
+    matrices = carrier(rows_of(array)), carrier(rows_of(target))
+    launch(_copy, _tiles(matrices[-1]), THREADS, *matrices)
+    return target
+
+
+def _tiles(matrix: Any) -> tuple[int, int]:
+    """Blocks along the columns and along the rows."""
+    return -(-matrix.shape[1] // THREADS), min(matrix.shape[0], MOST_ROWS)
+
+
+@cuda.jit
+def _copy(source, target):
+    j = cuda.grid(1)
+    if j < target.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), target.shape[0], cuda.gridDim.y):
+            target[i, j] = narrow(widen(source[i, j]), target[i, j])
+
+
+@cuda.jit
+def _diagonal(matrix, found):
+    j = cuda.grid(1)
+    if j < found.shape[0]:
+        found[j] = widen(matrix[j, j])
+
+
+@cuda.jit
+def _take(matrix, indices, axis, taken):
+    j = cuda.grid(1)
+    if j < taken.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), taken.shape[0], cuda.gridDim.y):
+            row = indices[i] if axis == 0 else i
+            column = indices[j] if axis == 1 else j
+            if row < 0 or column < 0:
+                taken[i, j] = 0
+            else:
+                taken[i, j] = matrix[row, column]
+
+
+@cuda.jit
+def _scaled(matrix, columns, rows, product):
+    real = product.dtype.type
+    j = cuda.grid(1)
+    if j < product.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), product.shape[0], cuda.gridDim.y):
+            row = min(i, rows.shape[0] - 1)
+            column = min(j, columns.shape[0] - 1)
+            product[i, j] = widen(matrix[i, j]) * real(columns[column]) * real(rows[row])
+
+
+@cuda.jit
+def _blended(left, right, mixture, share, rest):
+    j = cuda.grid(1)
+    if j < mixture.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), mixture.shape[0], cuda.gridDim.y):
+            mixture[i, j] = share * left[i, j] + rest * right[i, j]
+
+
+@cuda.jit
+def _larger(left, right, found):
+    j = cuda.grid(1)
+    if j < found.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), found.shape[0], cuda.gridDim.y):
+            found[i, j] = max(left[i, j], right[i, j])

@@ -1,0 +1,114 @@
+"""GPU kernels of the proxy loss: a product that is multiplied by the errors where it arises."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from numbacalib.runtime import checks, columns_gpu, device
+from numbacalib.runtime.device import cuda
+from numbacalib.runtime.half import carrier, widen
+from numbacalib.runtime.launch import launch
+
+THREADS = 4 if device.SIMULATED else 128
+ROWS, COLUMNS = (2, 2) if device.SIMULATED else (16, 4)
+"""Rows of a block, and columns of a thread."""
+DEPTH = 4 if device.SIMULATED else 32
+"""Columns of the errors that a block holds in shared memory."""
+STRIP = THREADS * COLUMNS
+MOST_ROWS = 65535
+"""Blocks of a grid along y."""
+
+
+def trace_of_errors(weight: Any, values: Any, hessian: Any, channel_scales: Any) -> float:
+    """See `numbacalib.ops.proxy_loss.trace_of_errors`."""
+    rows, channels = weight.shape
+    if channel_scales is None:
+        channel_scales = device.from_host(np.ones(channels, np.float32))
+    errors = device.empty(weight.shape, np.float32)
+    blocks = -(-channels // THREADS), min(rows, MOST_ROWS)
+    source = carrier(weight)
+    launch(_errors, blocks, THREADS, source, values, carrier(channel_scales), errors)
+    losses = group_losses(errors, hessian, channels)
+    totals = columns_gpu.column_sums(losses, columns_gpu.VALUES, np.float64(1))
+    return float(device.read(totals).sum())
+
+
+def group_losses(errors: Any, hessian: Any, group_size: int) -> Any:
+    """``d H_gg d^T`` of each row and group of errors [M, K], float64 [M, G * S].
+
+    A long group's comes in S parts, one a strip of its columns.
+    """
+    rows, channels = errors.shape
+    strips = channels // group_size * -(-group_size // STRIP)
+    losses = device.empty((rows, strips), np.float64)
+    real: Any = checks.result_dtype(errors, hessian).type
+    tiles = strips, -(-rows // ROWS)
+    launch(_group_losses(real), tiles, THREADS, errors, carrier(hessian), group_size, losses)
+    return losses
+
+
+@cuda.jit
+def _errors(weight, values, channel_scales, errors):
+    """Threads: one a column, blocks stride over the rows."""
+    j = cuda.grid(1)
+    if j < errors.shape[1]:
+        scale = np.float32(widen(channel_scales[j]))
+        for i in range(np.int64(cuda.blockIdx.y), errors.shape[0], cuda.gridDim.y):
+            errors[i, j] = (np.float32(widen(weight[i, j])) - values[i, j]) / scale
+
+
+@functools.cache
+def _group_losses(real: type) -> Any:
+    @cuda.jit
+    def losses_of_groups(errors, hessian, group_size, losses):
+        """Blocks: strip of a group, tile of rows. Threads: every `THREADS`-th column of the strip.
+
+        Each sums ``t = d H`` for its columns and all rows of the tile, and then ``t * d``.
+        """
+        tile = cuda.shared.array((DEPTH, ROWS), real)
+        shares = cuda.shared.array((ROWS, THREADS), np.float64)
+        sums = cuda.local.array((ROWS, COLUMNS), real)
+        thread = cuda.threadIdx.x
+        strips = -(-group_size // STRIP)
+        strip = np.int64(cuda.blockIdx.x)
+        begin = strip // strips * group_size
+        end = begin + group_size
+        left = begin + strip % strips * STRIP + thread
+        top = np.int64(cuda.blockIdx.y) * ROWS
+        for r in range(ROWS):
+            for c in range(COLUMNS):
+                sums[r, c] = real(0)
+        for first in range(begin, end, DEPTH):
+            for index in range(thread, ROWS * DEPTH, THREADS):
+                r, k = index // DEPTH, index % DEPTH
+                inside = top + r < errors.shape[0] and first + k < end
+                tile[k, r] = errors[top + r, first + k] if inside else real(0)
+            cuda.syncthreads()
+            for k in range(min(DEPTH, end - first)):
+                for c in range(COLUMNS):
+                    # a column past the group's end is read again, and not counted below
+                    j = min(left + c * THREADS, end - 1)
+                    element = real(widen(hessian[first + k, j]))
+                    for r in range(ROWS):
+                        sums[r, c] += tile[k, r] * element
+            cuda.syncthreads()
+        for r in range(ROWS):
+            share = 0.0
+            if top + r < errors.shape[0]:
+                for c in range(COLUMNS):
+                    j = left + c * THREADS
+                    if j < end:
+                        share += sums[r, c] * errors[top + r, j]
+            shares[r, thread] = share
+        cuda.syncthreads()
+        for r in range(thread, ROWS, THREADS):
+            if top + r < errors.shape[0]:
+                total = 0.0
+                for other in range(THREADS):
+                    total += shares[r, other]
+                losses[top + r, strip] = total
+
+    return losses_of_groups

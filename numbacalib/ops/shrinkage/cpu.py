@@ -1,0 +1,28 @@
+"""Shrinkage on the CPU, by NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.runtime import checks
+
+
+def shrunk(hessian: NDArray, share: float) -> NDArray:
+    """See `numbacalib.ops.shrinkage.shrunk`."""
+    dtype = checks.result_dtype(hessian)
+    result: NDArray = hessian * dtype.type(1 - share)
+    np.fill_diagonal(result, np.diagonal(hessian))
+    return result
+
+
+def correlation_sums(hessian: NDArray) -> tuple[float, float]:
+    """See `numbacalib.ops.shrinkage.correlation_sums`; row by row, in memory of one row."""
+    live = np.diagonal(hessian) > 0
+    spread = np.sqrt(np.diagonal(hessian)[live].astype(np.float64))
+    noise = signal = 0.0
+    for row in np.flatnonzero(live):
+        squares = (hessian[row, live] / spread) ** 2 / float(hessian[row, row])
+        noise += float(((1 - squares) ** 2).sum())  # 0 for a channel with itself
+        signal += float(squares.sum()) - 1
+    return noise, signal

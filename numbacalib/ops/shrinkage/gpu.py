@@ -1,0 +1,69 @@
+"""GPU kernels of the shrinkage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from numbacalib.runtime import checks, columns_gpu, device
+from numbacalib.runtime.device import cuda
+from numbacalib.runtime.half import carrier, widen
+from numbacalib.runtime.launch import launch
+
+THREADS = 4 if device.SIMULATED else 128
+MOST_ROWS = 65535
+"""Blocks of a grid along y."""
+
+
+def shrunk(hessian: Any, share: float) -> Any:
+    """See `numbacalib.ops.shrinkage.shrunk`."""
+    dtype = checks.result_dtype(hessian)
+    size = len(hessian)
+    result = device.empty(hessian.shape, dtype)
+    blocks = -(-size // THREADS), min(size, MOST_ROWS)
+    launch(_shrunk, blocks, THREADS, carrier(hessian), dtype.type(1 - share), result)
+    return device.result(result)
+
+
+def correlation_sums(hessian: Any) -> tuple[float, float]:
+    """See `numbacalib.ops.shrinkage.correlation_sums`."""
+    sums = device.empty((len(hessian), 2), np.float64)
+    launch(_row_sums, len(hessian), THREADS, carrier(hessian), sums)
+    totals = columns_gpu.column_sums(sums, columns_gpu.VALUES, np.float64(1))
+    noise, signal = device.read(totals).tolist()
+    return noise, signal
+
+
+@cuda.jit
+def _shrunk(hessian, factor, result):
+    """Threads: one a column, blocks stride over the rows."""
+    j = cuda.grid(1)
+    if j < result.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), result.shape[0], cuda.gridDim.y):
+            element = widen(hessian[i, j])
+            result[i, j] = element if i == j else factor * element
+
+
+@cuda.jit
+def _row_sums(hessian, sums):
+    """Blocks: one a row, whose threads stride over the columns; added in order."""
+    noises = cuda.shared.array(THREADS, np.float64)
+    signals = cuda.shared.array(THREADS, np.float64)
+    i, thread = np.int64(cuda.blockIdx.x), cuda.threadIdx.x
+    own = float(widen(hessian[i, i]))
+    noise = 0.0
+    signal = 0.0
+    for j in range(thread, hessian.shape[0], THREADS):
+        other = float(widen(hessian[j, j]))
+        if i != j and own > 0 and other > 0:
+            square = float(widen(hessian[i, j])) ** 2 / (own * other)
+            noise += (1 - square) * (1 - square)
+            signal += square
+    noises[thread], signals[thread] = noise, signal
+    cuda.syncthreads()
+    if thread == 0:
+        for other_thread in range(1, THREADS):
+            noise += noises[other_thread]
+            signal += signals[other_thread]
+        sums[i, 0], sums[i, 1] = noise, signal
