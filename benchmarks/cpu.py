@@ -39,7 +39,7 @@ from report import PLOTTED, report
 from scipy.linalg import blas
 
 import numbacalib
-from numbacalib.linalg import factor_hessian
+from numbacalib.linalg import factor_hessians
 from numbacalib.methods import gptq, rtn
 from numbacalib.ops.gptq_quantize_column import quantize_direct
 from numbacalib.ops.grid import group_indices
@@ -176,8 +176,8 @@ def product(n: int):
 def columns_case(M: int, K: int, *, goal: bool) -> Case:
     """The column part of GPTQ alone, from a ready factor; the rate counts M K² operations."""
     w, h = random_matrix(M, K, scale=0.02), layer_hessian(K)
-    upper, inverse = factor_hessian(h).upper, numbacalib.gptq_inverse_hessian(h)
-    grid, groups = Grid(4, False), group_indices(K, GROUP)
+    upper, inverse = factor_hessians(h[None], [0.01]).upper, numbacalib.gptq_inverse_hessian(h)
+    grid, groups = Grid(4, False), group_indices(K, GROUP)[None]
     multiply, operations = product(min(K, 4096))
     sgemm = LIMIT + "sgemm"
     whos = (f"{OURS}, direct form", f"{OURS}, inverse factor")

@@ -70,6 +70,8 @@ class Goal(NamedTuple):
     against: str
     """Name of another candidate, or how the names of several begin: the fastest of them counts."""
     target: str
+    seconds: float | None = None
+    """A time that `against` describes, in place of a candidate's."""
 
 
 class Case(NamedTuple):
@@ -147,7 +149,11 @@ def _row(case: Case, name: str, times: dict[str, list[float]], note: str) -> Row
     rate = case.work / median / 1e9
     row = Row(*case[:3], name, median, *spread, rate, case.unit, note=note)
     for goal in case.goals:
-        if goal.who == name:
+        if goal.who == name and goal.seconds is not None:
+            row = row._replace(
+                share=median / goal.seconds, against=goal.against, target=goal.target
+            )
+        elif goal.who == name:
             rivals = [other for other in times if other.startswith(goal.against) and other != name]
             rival = min(rivals, key=lambda other: statistics.median(times[other]))
             ratio = statistics.median(

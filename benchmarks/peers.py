@@ -180,7 +180,12 @@ class LlmCompressor:
         bits: int = 4,
         act_order: bool = False,
     ) -> torch.Tensor:
-        """Quantize, asymmetric, and return the values; `act_order` is its "weight" (static) order."""
+        """Quantize, asymmetric, and return the values; `act_order` is its "weight" (static) order.
+
+        Takes a layer, [M, K] and [K, K], or a stack of equal ones.
+        """
+        if weight.ndim == 2:
+            return self(weight[None], hessian[None], group, bits, act_order)[0]
         settings = self._arguments(
             num_bits=bits,
             type="int",
@@ -189,9 +194,9 @@ class LlmCompressor:
             symmetric=False,
             actorder="weight" if act_order else None,
         )
-        groups = weight.unflatten(1, (-1, group))
+        groups = weight.unflatten(-1, (-1, group))
         scales, zeros = self._scales(groups.amin(-1), groups.amax(-1), settings)
         values, _, _ = self._quantize(
-            weight[None].clone(), hessian[None].clone(), scales[None], zeros[None], None, settings
+            weight.clone(), hessian.clone(), scales, zeros, None, settings
         )
-        return values[0]
+        return values

@@ -94,7 +94,7 @@ class Backend:
             return FakeCUDAArray(array)  # unlike to_device, of any strides
         from numba import cuda
 
-        if array.flags.c_contiguous and array.dtype.kind == "f":
+        if array.flags.c_contiguous and array.dtype.kind in "fu":
             return cuda.to_device(array)
         return ForeignArray(array)
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import numbacalib
-from numbacalib.linalg import factor_hessian
+from numbacalib.linalg import factor_hessians
+from numbacalib.ops.matrix import to_host
 
 
 @given(
@@ -33,18 +34,19 @@ def test_inverse_factor_agrees_with_the_definition(size, seed, dtype, layout, pe
 @pytest.mark.parametrize("size", [129, 300])
 def test_factor_of_the_hessian(size):
     hessian = cases.random_hessian(1, size)
-    factor = factor_hessian(hessian, percdamp=0.02)
-    damped = hessian + factor.damping * np.eye(size)
-    assert factor.damping == pytest.approx(0.02 * np.diagonal(hessian).mean())
-    np.testing.assert_array_equal(factor.upper, np.triu(factor.upper))
-    np.testing.assert_allclose(factor.upper @ factor.upper.T, damped, atol=1e-12 * damped.max())
+    factors = factor_hessians(hessian[None], [0.02])
+    (upper,), (damping,) = factors.upper, factors.dampings
+    damped = hessian + damping * np.eye(size)
+    assert damping == pytest.approx(0.02 * np.diagonal(hessian).mean())
+    np.testing.assert_array_equal(upper, np.triu(upper))
+    np.testing.assert_allclose(upper @ upper.T, damped, atol=1e-12 * damped.max())
 
 
 def test_dead_channels_get_one():
     hessian = cases.random_hessian(1, 6)
     hessian[2] = hessian[:, 2] = 0
-    factor = factor_hessian(hessian)
-    np.testing.assert_array_equal(factor.dead, [False, False, True, False, False, False])
+    factors = factor_hessians(hessian[None], [0.01])
+    np.testing.assert_array_equal(factors.dead[0], [False, False, True, False, False, False])
     inverse = numbacalib.gptq_inverse_hessian(hessian)
     np.testing.assert_allclose(inverse, naive.gptq_inverse_hessian(hessian), rtol=1e-9, atol=1e-12)
     assert inverse[2, 2] == 1
@@ -70,3 +72,24 @@ def test_errors_name_the_argument():
         numbacalib.gptq_inverse_hessian(np.array([[1, np.nan], [np.nan, 1]]))
     with pytest.raises(ValueError, match="percdamp: expected a number not below 0, got -1"):
         numbacalib.gptq_inverse_hessian(np.eye(2), percdamp=-1)
+
+
+def test_factors_of_many_hessians(backend):
+    """Each with its own damping; one that is not positive definite does not hurt the others."""
+    size = 6 if backend.name == "cudasim" else 300
+    hessians = np.stack([cases.random_hessian(seed, size) for seed in range(5)])
+    hessians[2] -= 2 * np.diag(np.diagonal(hessians[2]))
+    hessians[3, 4] = hessians[3, :, 4] = 0
+    percdamps = [0.01, 0.02, 0.01, 0.1, 1.0]
+    found = factor_hessians(backend.array(hessians), percdamps)
+    uppers = to_host(found.upper)
+    assert [minor > 0 for minor in found.minors] == [False, False, True, False, False]
+    assert found.dead_counts == [0, 0, 0, 1, 0]
+    for e in (0, 1, 3, 4):
+        damping = percdamps[e] * np.diagonal(hessians[e]).mean()
+        assert found.dampings[e] == pytest.approx(damping)
+        damped = hessians[e] + damping * np.eye(size)
+        if e == 3:
+            damped[4, 4] = 1
+        np.testing.assert_array_equal(uppers[e], np.triu(uppers[e]))
+        np.testing.assert_allclose(uppers[e] @ uppers[e].T, damped, atol=1e-12 * damped.max())

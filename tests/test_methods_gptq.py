@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numbacalib.methods import RangeSearch, gptq, proxy_loss, rtn, shrinkage_for
+from numbacalib.methods import RangeSearch, gptq, gptq_batch, proxy_loss, rtn, shrinkage_for
 
 ORDERS = [
     {"act_order": order, "static_groups": static}
@@ -271,3 +271,75 @@ def test_one_argument_of_float64_makes_everything_so(backend, wide):
         )
         loss = naive.proxy_loss(weight, quantized.dequantize(), hessian)
         assert loss == pytest.approx(naive.proxy_loss(weight, values, hessian), rel=0.05)
+
+
+def experts(backend, count=5):
+    """Equal layers with Hessians of their own, one with a dead channel, and a group size."""
+    rows, channels = (3, 8) if backend.name == "cudasim" else (37, 48)
+    layers = [layer(seed, rows, channels) for seed in range(count)]
+    weights, hessians = (np.stack(arrays) for arrays in zip(*layers, strict=True))
+    hessians[1, 3] = hessians[1, :, 3] = 0
+    return weights, hessians, channels // 4
+
+
+BATCHES = [
+    {},
+    {"act_order": "desc"},
+    {"act_order": "desc", "static_groups": True, "symmetric": True},
+    {"act_order": "group_aware", "search": RangeSearch(points=5), "importance": "diagonals"},
+    {"search": RangeSearch(points=5, norm=2), "importance": "elements", "shrinkage": 0.1},
+]
+
+
+@pytest.mark.parametrize("options", BATCHES)
+def test_a_batch_gives_what_each_layer_gives_alone(backend, options):
+    weights, hessians, group_size = experts(backend)
+    settings = {**options, "bits": 3, "group_size": group_size}
+    importance = {
+        "diagonals": np.diagonal(hessians, axis1=1, axis2=2),
+        "elements": weights**2,
+    }.get(settings.pop("importance", None))
+    found = backend.call(gptq_batch, weights, hessians, **settings, importance=importance)
+    assert len(found) == len(weights)
+    for e, (quantized, report) in enumerate(found):
+        own = None if importance is None else importance[e]
+        alone, expected = gptq(weights[e], hessians[e], **settings, importance=own)
+        np.testing.assert_array_equal(quantized.codes, alone.codes)
+        np.testing.assert_array_equal(quantized.zeros, alone.zeros)
+        np.testing.assert_allclose(quantized.scales, alone.scales, rtol=1e-3)
+        np.testing.assert_array_equal(quantized.g_idx, alone.g_idx)
+        np.testing.assert_allclose(report, expected, rtol=1e-8)
+
+
+def test_only_the_layers_of_a_batch_that_need_it_get_more_damping(backend):
+    hessians = np.stack([np.eye(8), indefinite(), 2 * np.eye(8), indefinite()])
+    weights = np.stack([cases.random_matrix(seed, (3, 8)) for seed in range(4)])
+    settings = {"bits": 4, "group_size": 8, "percdamp": 0}
+    found = backend.call(gptq_batch, weights, hessians, **settings)
+    assert [report.tries for _, report in found] == [1, 4, 1, 4]
+    assert [report.percdamp for _, report in found] == pytest.approx([0, 0.16, 0, 0.16])
+    with pytest.raises(np.linalg.LinAlgError, match=r"hessians\[1\]: not positive definite"):
+        backend.call(gptq_batch, weights, hessians, **settings, damping_tries=2)
+
+
+def test_a_batch_of_any_strides(backend):
+    weights, hessians, group_size = experts(backend)
+    settings = {"bits": 4, "group_size": group_size}
+    expected = gptq_batch(weights[::2], hessians[::2], **settings)
+    found = backend.call(gptq_batch, weights[::2], hessians[::2], **settings)
+    for (quantized, _), (other, _) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(quantized.codes, other.codes)
+
+
+def test_errors_of_a_batch_name_the_argument():
+    weights, hessians = np.ones((2, 3, 8)), np.stack([np.eye(8)] * 2)
+    settings = {"bits": 4, "group_size": 8}
+    with pytest.raises(ValueError, match=r"weights: expected shape \[E, M, K\], got \[3, 8\]"):
+        gptq_batch(weights[0], hessians, **settings)
+    with pytest.raises(ValueError, match=r"hessians: expected shape \[2, 8, 8\], got \[1, 8, 8\]"):
+        gptq_batch(weights, hessians[:1], **settings)
+    with pytest.raises(ValueError, match=r"importance: expected shape \[2, 3, 8\], got \[3, 8\]"):
+        gptq_batch(weights, hessians, **settings, search=RangeSearch(), importance=weights[0])
+    hessians[1, 2, 3] = np.nan
+    with pytest.raises(ValueError, match=r"hessians: expected finite .* got nan at \[1, 2, 3\]"):
+        gptq_batch(weights, hessians, **settings)

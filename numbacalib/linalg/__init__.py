@@ -7,6 +7,7 @@ factorisation and one triangular inverse replace the usual potrf, potri, potrf.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,16 +18,30 @@ from numbacalib.runtime.backend import call
 from numbacalib.runtime.finite import require_finite
 
 
-class HessianFactor(NamedTuple):
-    """Cholesky factor of a damped Hessian."""
+class HessianFactors(NamedTuple):
+    """Cholesky factors of E damped Hessians."""
 
     upper: Any
-    """``R`` [K, K], upper triangular, C-contiguous, ``H + damping = R R^T``."""
+    """``R`` [E, K, K], upper triangular, C-contiguous, ``H + damping = R R^T`` for each."""
     dead: Any
-    """Channels that no input ever excited, ``H[j, j] == 0``, bool [K]."""
-    dead_count: int
-    damping: float
-    """What was added to the diagonal of the live channels."""
+    """Channels that no input ever excited, ``H[j, j] == 0``, bool [E, K]."""
+    dead_counts: list[int]
+    dampings: list[float]
+    """What was added to the diagonals of the live channels."""
+    least: list[float]
+    """Smallest diagonal entries."""
+    minors: list[int]
+    """0, or the order of the leading minor of the reversed matrix that is not positive: the factor is
+    then of no use."""
+
+    def error(self, index: int, name: str, percdamp: float) -> np.linalg.LinAlgError:
+        """Return the error for a matrix, called `name`, that is not positive definite."""
+        channel = self.upper.shape[1] - self.minors[index]
+        return np.linalg.LinAlgError(
+            f"{name}: not positive definite at channel {channel} with damping "
+            f"{self.dampings[index]:.3g} (percdamp {percdamp:g}), smallest diagonal entry "
+            f"{self.least[index]:.3g}: raise percdamp, or calibrate on more tokens than channels"
+        )
 
 
 def gptq_inverse_hessian(hessian: Any, *, percdamp: float = 0.01, stream: Any = None) -> Any:
@@ -57,37 +72,27 @@ def gptq_inverse_hessian(hessian: Any, *, percdamp: float = 0.01, stream: Any = 
     ValueError
         If the matrix is not square, empty or not finite, or `percdamp` is negative.
     """
-    with call(__name__, stream, hessian=hessian) as (_, hessian):
-        factor = factor_hessian(hessian, percdamp=percdamp)
-        with call(__name__, upper=factor.upper) as (kernels, upper):
-            return kernels.invert(upper)
-
-
-def factor_hessian(
-    hessian: Any, *, percdamp: float = 0.01, dtype: DTypeLike | None = None
-) -> HessianFactor:
-    """Damp a Hessian and factor it, ``H + damping = R R^T``; see `gptq_inverse_hessian`.
-
-    `dtype` is float32 or float64, by default float64 for a float64 Hessian alone.
-    """
-    with call(__name__, hessian=hessian) as (kernels, hessian):
+    with call(__name__, stream, hessian=hessian) as (kernels, hessian):
         size, _ = checks.matrix("hessian", hessian, ("K", "K"))
         checks.matrix("hessian", hessian, (size, size))
-        percdamp = checks.finite_number("percdamp", percdamp)
-        if percdamp < 0:
-            raise ValueError(f"percdamp: expected a number not below 0, got {percdamp}")
         require_finite("hessian", hessian)
-        dtype = checks.result_dtype(hessian) if dtype is None else np.dtype(dtype)
-        return kernels.factor(hessian, percdamp, dtype)
+        factors = factor_hessians(hessian.reshape(1, size, size), [percdamp])
+        if factors.minors[0]:
+            raise factors.error(0, "hessian", percdamp)
+        return kernels.invert(factors.upper[0])
 
 
-def require_positive_definite(
-    minor: int, size: int, percdamp: float, damping: float, least: float
-) -> None:
-    """Raise if a reversed matrix has a leading minor, of order `minor`, that is not positive."""
-    if minor:
-        raise np.linalg.LinAlgError(
-            f"hessian: not positive definite at channel {size - minor} with damping {damping:.3g} "
-            f"(percdamp {percdamp:g}), smallest diagonal entry {least:.3g}: "
-            "raise percdamp, or calibrate on more tokens than channels"
-        )
+def factor_hessians(
+    hessians: Any, percdamps: Sequence[float], *, dtype: DTypeLike | None = None
+) -> HessianFactors:
+    """Damp E finite Hessians [E, K, K], each by a fraction of its mean diagonal, and factor them.
+
+    A matrix that is not positive definite shows in `HessianFactors.minors`. `dtype` is float32 or
+    float64, by default float64 for float64 Hessians alone.
+    """
+    with call(__name__, hessian=hessians) as (kernels, hessians):
+        for percdamp in percdamps:
+            if checks.finite_number("percdamp", percdamp) < 0:
+                raise ValueError(f"percdamp: expected a number not below 0, got {percdamp}")
+        dtype = checks.result_dtype(hessians) if dtype is None else np.dtype(dtype)
+        return kernels.factor(hessians, percdamps, dtype)

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from numbacalib.linalg import HessianFactor, require_positive_definite
+from numbacalib.linalg import HessianFactors
 from numbacalib.runtime.blas import cholesky_lower, invert_triangle
 from numbacalib.runtime.jit import kernel
 
 
-def factor(hessian: NDArray, percdamp: float, dtype: np.dtype) -> HessianFactor:
-    """See `numbacalib.linalg.factor_hessian`."""
-    diagonal = np.diagonal(hessian).astype(np.float64)
-    damping = percdamp * float(diagonal.mean())
-    dead = diagonal == 0
-    matrix = np.array(hessian[::-1, ::-1], dtype=dtype, order="C")
-    np.fill_diagonal(matrix, np.where(dead, 1.0, diagonal + damping)[::-1])
-    require_positive_definite(
-        cholesky_lower(matrix), len(matrix), percdamp, damping, diagonal.min()
+def factor(hessians: NDArray, percdamps: Sequence[float], dtype: np.dtype) -> HessianFactors:
+    """See `numbacalib.linalg.factor_hessians`."""
+    diagonals = np.diagonal(hessians, axis1=1, axis2=2).astype(np.float64)
+    dampings = np.array(percdamps) * diagonals.mean(axis=1)
+    dead = diagonals == 0
+    uppers = np.empty(hessians.shape, dtype)
+    minors = []
+    for matrix, hessian, diagonal in zip(
+        uppers, hessians, np.where(dead, 1.0, diagonals + dampings[:, None]), strict=True
+    ):
+        matrix[:] = hessian[::-1, ::-1]
+        np.fill_diagonal(matrix, diagonal[::-1])
+        minors.append(cholesky_lower(matrix))
+        _reverse_lower(matrix)
+    return HessianFactors(
+        uppers,
+        dead,
+        dead.sum(axis=1).tolist(),
+        dampings.tolist(),
+        diagonals.min(axis=1).tolist(),
+        minors,
     )
-    _reverse_lower(matrix)
-    return HessianFactor(matrix, dead, int(dead.sum()), damping)
 
 
 def invert(upper: NDArray) -> NDArray:

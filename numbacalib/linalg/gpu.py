@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from numbacalib.linalg import HessianFactor, require_positive_definite
+from numbacalib.linalg import HessianFactors, batch_gpu
 from numbacalib.runtime import blas_gpu, device
 from numbacalib.runtime.device import SIMULATED, cuda
 from numbacalib.runtime.half import carrier, widen
@@ -18,22 +19,41 @@ TILE, TILE_ROWS = (4, 2) if SIMULATED else (32, 8)
 PITCH = TILE + 1
 
 
-def factor(hessian: Any, percdamp: float, dtype: np.dtype) -> HessianFactor:
-    """See `numbacalib.linalg.factor_hessian`."""
-    size = len(hessian)
-    source = carrier(hessian)
-    dead = device.empty((size,), np.bool_)
-    summary = device.empty((4,), np.float64)
-    matrix = device.empty((size, size), dtype)
-    upper = device.empty((size, size), dtype)
-    tiles = -(-size // TILE), -(-size // TILE)
-    launch(_damping, 1, THREADS, source, percdamp, summary, dead)
+def factor(hessians: Any, percdamps: Sequence[float], dtype: np.dtype) -> HessianFactors:
+    """See `numbacalib.linalg.factor_hessians`."""
+    count, size, _ = hessians.shape
+    source = carrier(hessians)
+    dead = device.empty((count, size), np.bool_)
+    summary = device.empty((count, 4), np.float64)
+    shares = device.from_host(np.array(percdamps, np.float64))
+    launch(_damping, count, THREADS, source, shares, summary, dead)
+    if count >= batch_gpu.LEAST and blas_gpu.has_libraries():
+        upper = batch_gpu.factor(source, summary, dead, dtype)
+    else:
+        upper = _factor_one_by_one(source, summary, dead, dtype)
+    damping, least, dead_counts, minors = device.read(summary).T.tolist()
+    return HessianFactors(
+        upper,
+        dead,
+        [int(number) for number in dead_counts],
+        damping,
+        least,
+        [int(minor) for minor in minors],
+    )
+
+
+def _factor_one_by_one(source: Any, summary: Any, dead: Any, dtype: np.dtype) -> Any:
+    """Factor each matrix by LAPACK's routine, as ``J U^T J``; minors go to `summary`."""
+    count, size, _ = source.shape
+    matrix = device.empty(source.shape, dtype)
+    upper = device.empty(source.shape, dtype)
+    info = device.empty((count,), np.int32)
+    tiles = -(-size // TILE), -(-size // TILE), count
     launch(_reverse_damped, tiles, (TILE, TILE_ROWS), source, summary, dead, matrix)
-    info = blas_gpu.cholesky_upper(matrix)
+    for e in range(count):
+        blas_gpu.cholesky_upper(matrix[e], info[e : e + 1])
     launch(_reverse_transposed, tiles, (TILE, TILE_ROWS), matrix, info, upper, summary)
-    damping, least, dead_count, minor = device.read(summary).tolist()
-    require_positive_definite(int(minor), size, percdamp, damping, least)
-    return HessianFactor(device.result(upper), device.result(dead), int(dead_count), damping)
+    return upper
 
 
 def invert(upper: Any) -> Any:
@@ -42,18 +62,18 @@ def invert(upper: Any) -> Any:
 
 
 @cuda.jit
-def _damping(hessian, percdamp, summary, dead):
-    """Mean and minimum of the diagonal, in one order. Threads: one block strides over the diagonal."""
+def _damping(hessians, percdamps, summary, dead):
+    """Mean and minimum of the diagonals, in one order. Blocks: matrix; threads stride over a diagonal."""
     sums = cuda.shared.array(THREADS, np.float64)
     least = cuda.shared.array(THREADS, np.float64)
     counts = cuda.shared.array(THREADS, np.int64)
-    thread = cuda.threadIdx.x
+    e, thread = cuda.blockIdx.x, cuda.threadIdx.x
     total = 0.0
-    low = float(widen(hessian[0, 0]))
+    low = float(widen(hessians[e, 0, 0]))
     count = 0
-    for j in range(thread, hessian.shape[0], THREADS):
-        entry = float(widen(hessian[j, j]))
-        dead[j] = entry == 0
+    for j in range(thread, hessians.shape[1], THREADS):
+        entry = float(widen(hessians[e, j, j]))
+        dead[e, j] = entry == 0
         total += entry
         low = min(low, entry)
         count += entry == 0
@@ -64,42 +84,51 @@ def _damping(hessian, percdamp, summary, dead):
             total += sums[other]
             low = min(low, least[other])
             count += counts[other]
-        summary[0] = percdamp * (total / hessian.shape[0])
-        summary[1] = low
-        summary[2] = count
+        summary[e, 0] = percdamps[e] * (total / hessians.shape[1])
+        summary[e, 1] = low
+        summary[e, 2] = count
+        summary[e, 3] = 0
 
 
 @cuda.jit
-def _reverse_damped(hessian, summary, dead, matrix):
-    """Write the upper triangle of ``J (H + damping) J``. Threads: x along a row, y along a column."""
-    size = matrix.shape[0]
+def _reverse_damped(hessians, summary, dead, matrices):
+    """Write the upper triangles of ``J (H + damping) J``.
+
+    Threads: x along a row, y along a column. Blocks: tile, tile, matrix.
+    """
+    e = cuda.blockIdx.z
+    size = matrices.shape[1]
     j = np.int64(cuda.blockIdx.x) * TILE + cuda.threadIdx.x
     top = np.int64(cuda.blockIdx.y) * TILE
     for i in range(top + cuda.threadIdx.y, min(top + TILE, size), TILE_ROWS):
         if i < j and j < size:
-            matrix[i, j] = widen(hessian[size - 1 - i, size - 1 - j])
+            matrices[e, i, j] = widen(hessians[e, size - 1 - i, size - 1 - j])
         if i == j:
-            diagonal = widen(hessian[size - 1 - i, size - 1 - i]) + summary[0]
-            matrix[i, i] = 1.0 if dead[size - 1 - i] else diagonal
+            diagonal = widen(hessians[e, size - 1 - i, size - 1 - i]) + summary[e, 0]
+            matrices[e, i, i] = 1.0 if dead[e, size - 1 - i] else diagonal
 
 
 @cuda.jit
-def _reverse_transposed(factor, info, upper, summary):
-    """Write ``R = J U^T J``, and zeros below. Threads: x along a row, y along a column of a tile."""
-    tile = cuda.shared.array((TILE, PITCH), upper.dtype)
-    size = upper.shape[0]
+def _reverse_transposed(factors, infos, uppers, summary):
+    """Write ``R = J U^T J``, and zeros below.
+
+    Threads: x along a row, y along a column of a tile. Blocks: tile, tile, matrix.
+    """
+    tile = cuda.shared.array((TILE, PITCH), uppers.dtype)
+    e = cuda.blockIdx.z
+    size = uppers.shape[1]
     x, y = cuda.threadIdx.x, cuda.threadIdx.y
     top, left = np.int64(cuda.blockIdx.y) * TILE, np.int64(cuda.blockIdx.x) * TILE
     for k in range(y, TILE, TILE_ROWS):
         i, j = top + x, left + k
         if i <= j and j < size:
-            tile[k, x] = factor[size - 1 - j, size - 1 - i]
+            tile[k, x] = factors[e, size - 1 - j, size - 1 - i]
         else:
             tile[k, x] = 0
     cuda.syncthreads()
     for k in range(y, TILE, TILE_ROWS):
         i, j = top + k, left + x
         if i < size and j < size:
-            upper[i, j] = tile[x, k]
+            uppers[e, i, j] = tile[x, k]
         if i == 0 and j == 0:
-            summary[3] = info[0]
+            summary[e, 3] = infos[e]

@@ -2,7 +2,7 @@
 
 from numbacalib.methods.awq import ChannelScales, awq_clip, awq_scales
 from numbacalib.methods.codebook import CodebookWeight, codebook
-from numbacalib.methods.gptq import GptqReport, gptq
+from numbacalib.methods.gptq import GptqReport, gptq, gptq_batch
 from numbacalib.methods.layer import LayerReport, LayerSettings, quantize_layer, solve
 from numbacalib.methods.loss import clipped_share, proxy_loss
 from numbacalib.methods.quantized_weight import QuantizedWeight
@@ -23,6 +23,7 @@ __all__ = [
     "clipped_share",
     "codebook",
     "gptq",
+    "gptq_batch",
     "proxy_loss",
     "quantize_layer",
     "rtn",

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from numbacalib.linalg import HessianFactor, factor_hessian
-from numbacalib.methods.order import column_order
+from numbacalib.linalg import HessianFactors, factor_hessians
+from numbacalib.methods.order import column_orders
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.settings import GridSettings, grid_settings
 from numbacalib.ops.gptq_quantize_column import quantize_direct
 from numbacalib.ops.grid import group_indices
-from numbacalib.ops.matrix import diagonal, take, to_host
+from numbacalib.ops.matrix import diagonals, stacked_rows, take, to_host
 from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime import checks
-from numbacalib.runtime.backend import arrays_of_one_device
+from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
 from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.range_search import RangeSearch
 
@@ -24,6 +25,9 @@ DAMPING_GROWTH = 4.0
 """By how much damping grows after a factorisation that failed."""
 LEAST_GROWN_DAMPING = 0.01
 """What it grows to from less, 0 included."""
+BATCH_BYTES = 4 << 30
+"""Of float32 Hessians that go together through a GPU, which takes about five times as much."""
+TINY = np.finfo(np.float64).tiny
 
 
 class GptqReport(NamedTuple):
@@ -88,7 +92,7 @@ def gptq(
         Share, 0 to 1, by which the Hessian moves toward its diagonal first: the remedy for fewer
         tokens than channels. See `numbacalib.methods.shrinkage_for`.
     act_order : "none", "desc" or "group_aware", default "none"
-        Order of the columns: see `numbacalib.methods.order.column_order`. With "desc" alone, groups
+        Order of the columns: see `numbacalib.methods.order.column_orders`. With "desc" alone, groups
         are runs in that order and the result has a `g_idx`; with `static_groups`, or with
         "group_aware", they stay as they are.
     static_groups : bool, default False
@@ -113,75 +117,194 @@ def gptq(
     settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, importance)
     channels = weight.shape[1]
     checks.matrix("hessian", hessian, (channels, channels))
+    require_finite("hessian", hessian)
+    stack = hessian.reshape(1, channels, channels)
+    damping, order = (percdamp, damping_tries), (act_order, static_groups)
+    return _solve(weight, stack, ["hessian"], settings, damping, shrinkage, order)[0]
+
+
+def gptq_batch(
+    weights: Any,
+    hessians: Any,
+    *,
+    bits: int,
+    group_size: int | None = 128,
+    symmetric: bool = False,
+    scale_dtype: DTypeLike = np.float16,
+    search: RangeSearch | None = None,
+    importance: Any = None,
+    percdamp: float = 0.01,
+    damping_tries: int = 5,
+    shrinkage: float = 0.0,
+    act_order: str = "none",
+    static_groups: bool = False,
+) -> list[tuple[QuantizedWeight, GptqReport]]:
+    """Quantize equal layers, such as a model's experts, each by its own Hessian, as `gptq` does.
+
+    On a GPU every step is one launch for many layers, which together keep it busy where one alone does
+    not; as many at a time as `BATCH_BYTES` hold.
+
+    Parameters
+    ----------
+    weights : array [E, M, K], float16, bfloat16, float32 or float64
+    hessians : array [E, K, K]
+    importance : array [E, K] or [E, M, K], optional
+    bits, group_size, symmetric, scale_dtype, search, percdamp, damping_tries, shrinkage, act_order, \
+static_groups
+        As in `gptq`.
+
+    Returns
+    -------
+    list of (QuantizedWeight, GptqReport)
+        Of each layer.
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.linalg.LinAlgError
+        As `gptq`.
+    """
+    weights, hessians, importance = arrays_of_one_device(
+        weights=weights, hessians=hessians, importance=importance
+    )
+    count, rows, channels = checks.stack("weights", weights, ("E", "M", "K"))
+    checks.stack("hessians", hessians, (count, channels, channels))
+    weight, hessian = stacked_rows(weights), stacked_rows(hessians)
+    require_finite("weights", weight.reshape(count, rows, channels))
+    require_finite("hessians", hessian.reshape(count, channels, channels))
+    if importance is not None:
+        importance = _importance_of_rows(importance, count, rows, channels)
+    damping, order = (percdamp, damping_tries), (act_order, static_groups)
+    grid = bits, group_size, symmetric, scale_dtype, search
+    size = max(1, BATCH_BYTES // (4 * channels * channels)) if is_cuda_array(weights) else 1
+    found = []
+    for first in range(0, count, size):
+        last = min(first + size, count)
+        run = slice(first * rows, last * rows)
+        own = None if importance is None else importance[run]
+        settings = grid_settings(weight[run], *grid, own)
+        stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
+        names = [f"hessians[{e}]" for e in range(first, last)]
+        found += _solve(weight[run], stack, names, settings, damping, shrinkage, order)
+    return found
+
+
+def _importance_of_rows(importance: Any, count: int, rows: int, channels: int) -> Any:
+    """Return weights [E, K] or [E, M, K] of errors as a matrix [E * M, K]."""
+    if importance.shape == (count, channels):
+        return take(importance, np.repeat(np.arange(count), rows), 0)
+    checks.stack("importance", importance, (count, rows, channels))
+    return stacked_rows(importance)
+
+
+def _solve(
+    weight: Any,
+    hessians: Any,
+    names: list[str],
+    settings: GridSettings,
+    damping: tuple[float, int],
+    shrinkage: float,
+    order: tuple[str, bool],
+) -> list[tuple[QuantizedWeight, GptqReport]]:
+    """Quantize E equal runs of rows [E * M, K] by their Hessians [E, K, K]; see `gptq`.
+
+    `names` are what errors call the Hessians.
+    """
     shrinkage = checks.finite_number("shrinkage", shrinkage)
     if not 0 <= shrinkage <= 1:
         raise ValueError(f"shrinkage: expected 0 to 1, got {shrinkage}")
-    dtype = checks.result_dtype(weight, hessian)
-    spread = to_host(diagonal(hessian)).astype(np.float64)
-    order = column_order(spread, act_order, settings.group_size)
-    if order is not None:
-        require_finite("hessian", hessian)  # while indices are those of the argument
-        hessian = take(take(hessian, order, 0), order, 1)
-    if shrinkage:
-        hessian = shrunk(hessian, shrinkage)
-    factor, percdamp, tries = _factor(hessian, percdamp, damping_tries, dtype)
-    quantized, loss = _sweep(weight, factor.upper, spread == 0, order, settings, static_groups)
+    act_order, static_groups = order
+    dtype = checks.result_dtype(weight, hessians)
+    entries = diagonals(hessians)
 
-    pivots = to_host(diagonal(factor.upper)).astype(np.float64) ** 2
-    pivots = pivots[spread[slice(None) if order is None else order] != 0]
-    smallest = float(pivots.min() / spread.mean()) if len(pivots) else 0.0
-    return quantized, GptqReport(loss, percdamp, factor.damping, tries, smallest, factor.dead_count)
+    @cache
+    def spread() -> NDArray[np.float64]:
+        """Diagonals of the Hessians; on a GPU not waited for before they are needed."""
+        return to_host(entries).astype(np.float64)
+
+    visits = None
+    if act_order != "none":
+        visits = column_orders(spread(), act_order, settings.group_size)
+        hessians = _reordered(hessians, visits)
+    if shrinkage:
+        hessians = shrunk(hessians, shrinkage)
+    factors, percdamps, tries = _factor(hessians, names, *damping, dtype)
+    if any(factors.dead_counts):
+        live = np.where(spread() == 0, -1, np.arange(weight.shape[1]))
+        weight = take(weight, live, 1)
+    pivots = diagonals(factors.upper)
+    weights, row_losses = _sweep(weight, factors.upper, visits, settings, static_groups)
+
+    losses = to_host(row_losses).reshape(len(hessians), -1).sum(axis=1)
+    visited = spread() if visits is None else np.take_along_axis(spread(), visits, 1)
+    squares = to_host(pivots).astype(np.float64) ** 2
+    least = np.where(visited == 0, np.inf, squares).min(axis=1)
+    smallest = np.where(np.isinf(least), 0, least / np.maximum(spread().mean(axis=1), TINY))
+    figures = losses.tolist(), percdamps, factors.dampings, tries, smallest.tolist()
+    reports = map(GptqReport, *figures, factors.dead_counts)
+    return list(zip(weights, reports, strict=True))
+
+
+def _reordered(hessians: Any, visits: NDArray[np.int64]) -> Any:
+    """Visit the channels of Hessians [E, K, K] in orders [E, K]."""
+    count, size, _ = hessians.shape
+    rows = visits + size * np.arange(count)[:, None]
+    moved = take(stacked_rows(hessians), rows.ravel(), 0)
+    return take(moved, visits, 1).reshape(count, size, size)
 
 
 def _factor(
-    hessian: Any, percdamp: float, damping_tries: int, dtype: np.dtype
-) -> tuple[HessianFactor, float, int]:
-    """Factor with as much damping as it takes; also return that damping and the tries."""
+    hessians: Any, names: list[str], percdamp: float, damping_tries: int, dtype: np.dtype
+) -> tuple[HessianFactors, list[float], list[int]]:
+    """Factor with as much damping as it takes; also return each one's damping and tries."""
     checks.integer("damping_tries", damping_tries, 1, 100)
-    tries = 1
+    percdamps, tries = [percdamp] * len(hessians), [1] * len(hessians)
     while True:
-        try:
-            return factor_hessian(hessian, percdamp=percdamp, dtype=dtype), percdamp, tries
-        except np.linalg.LinAlgError:
-            if tries == damping_tries:
-                raise
-        percdamp = max(DAMPING_GROWTH * percdamp, LEAST_GROWN_DAMPING)
-        tries += 1
+        factors = factor_hessians(hessians, percdamps, dtype=dtype)
+        failed = [e for e, minor in enumerate(factors.minors) if minor]
+        if not failed:
+            return factors, percdamps, tries
+        for e in failed:
+            if tries[e] == damping_tries:
+                raise factors.error(e, names[e], percdamps[e])
+            percdamps[e] = max(DAMPING_GROWTH * percdamps[e], LEAST_GROWN_DAMPING)
+            tries[e] += 1
 
 
 def _sweep(
     weight: Any,
     upper: Any,
-    dead: NDArray[np.bool_],
-    order: NDArray[np.int64] | None,
+    visits: NDArray[np.int64] | None,
     settings: GridSettings,
     static_groups: bool,
-) -> tuple[QuantizedWeight, float]:
-    """Visit the columns in the order of the factor, and put the codes back where they belong."""
-    groups = group_indices(weight.shape[1], settings.group_size)
-    if dead.any():
-        weight = take(weight, np.where(dead, -1, np.arange(len(dead))), 1)
-    visited = weight if order is None else take(weight, order, 1)
+) -> tuple[list[QuantizedWeight], Any]:
+    """Visit the columns in the order of the factors, and put the codes back where they belong.
+
+    Also returns the losses of the rows.
+    """
+    count, channels, _ = upper.shape
+    groups = np.tile(group_indices(channels, settings.group_size), (count, 1))
+    visited = weight if visits is None else take(weight, visits, 1)
     if static_groups:
         scales, zeros = settings.scales(weight)
-        group_of = groups if order is None else groups[order]
+        group_of = groups if visits is None else np.take_along_axis(groups, visits, 1)
         found = quantize_direct(visited, upper, settings.grid, group_of, scales, zeros)
     else:
         importance = settings.importance
-        if importance is not None and order is not None:
-            importance = take(importance, order, 1)
+        if importance is not None and visits is not None:
+            importance = take(importance, visits, 1)
         ranges = {"search": settings.search, "importance": importance}
         found = quantize_direct(visited, upper, settings.grid, groups, **ranges)
-    loss = float(to_host(found.losses).sum())
-    if order is None:
-        return settings.stored(found.codes, found.scales, found.zeros), loss
-    natural = np.argsort(order)
-    codes = take(found.codes, natural, 1)
-    if static_groups:
-        return settings.stored(codes, found.scales, found.zeros), loss
-    group_of = groups[natural]
-    first = group_of[:: settings.group_size]
-    if (group_of == first[groups]).all():  # the groups are still runs of channels
-        scales, zeros = (take(array, first, 1) for array in (found.scales, found.zeros))
-        return settings.stored(codes, scales, zeros), loss
-    return settings.stored(codes, found.scales, found.zeros, group_of), loss
+    codes, scales, zeros = found.codes, found.scales, found.zeros
+    g_idx: list[NDArray[np.int64] | None] = [None] * count
+    if visits is not None:
+        natural = np.argsort(visits, axis=1)
+        codes = take(codes, natural, 1)
+        if not static_groups:
+            group_of = np.take_along_axis(groups, natural, 1)
+            first = group_of[:, :: settings.group_size]
+            runs = (group_of == np.take_along_axis(first, groups, 1)).all(axis=1)
+            # where groups are still runs of channels, their scales go where the channels went
+            first = np.where(runs[:, None], first, np.arange(first.shape[1]))
+            scales, zeros = take(scales, first, 1), take(zeros, first, 1)
+            g_idx = [None if runs[e] else group_of[e] for e in range(count)]
+    return settings.stored_runs(codes, scales, zeros, g_idx), found.losses

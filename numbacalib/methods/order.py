@@ -8,13 +8,12 @@ from numpy.typing import NDArray
 ACT_ORDERS = ("none", "desc", "group_aware")
 
 
-def column_order(diagonal: NDArray, act_order: str, group_size: int) -> NDArray[np.int64] | None:
-    """Return the channels in the order in which they are to be visited, [K]; None is as they come.
+def column_orders(diagonals: NDArray, act_order: str, group_size: int) -> NDArray[np.int64]:
+    """Return the channels in the orders in which they are to be visited, [E, K].
 
     Channels that are quantized early have more others left to compensate them, so the ones with the
-    largest inputs, by the Hessian's diagonal [K], go first.
+    largest inputs, by the Hessians' diagonals [E, K], go first.
 
-    - ``"none"``: as they come.
     - ``"desc"``: falling diagonal (the `desc_act` of the code that came with Frantar et al., 2022).
     - ``"group_aware"``: groups by their largest entry, and channels within each group, both falling;
       each group stays a run (Gafni et al., "Dual Precision Quantization for Efficient and Accurate
@@ -22,13 +21,12 @@ def column_order(diagonal: NDArray, act_order: str, group_size: int) -> NDArray[
 
     Equal entries keep their order.
     """
-    if act_order == "none":
-        return None
     if act_order == "desc":
-        return np.argsort(-diagonal, kind="stable")
+        return np.argsort(-diagonals, axis=-1, kind="stable")
     if act_order == "group_aware":
-        groups = diagonal.reshape(-1, group_size)
-        within = np.argsort(-groups, axis=1, kind="stable")
-        between = np.argsort(-groups.max(axis=1), kind="stable")
-        return (within + group_size * np.arange(len(groups))[:, None])[between].ravel()
+        groups = diagonals.reshape(len(diagonals), -1, group_size)
+        within = np.argsort(-groups, axis=2, kind="stable")
+        between = np.argsort(-groups.max(axis=2), axis=1, kind="stable")
+        channels = within + group_size * np.arange(groups.shape[1])[:, None]
+        return np.take_along_axis(channels, between[:, :, None], 1).reshape(diagonals.shape)
     raise ValueError(f"act_order: expected {', '.join(ACT_ORDERS)}, got {act_order!r}")

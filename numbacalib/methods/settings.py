@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.ops.grid import grid_codes, grid_scales, group_indices, unsigned_zeros
-from numbacalib.ops.matrix import cast
+from numbacalib.ops.matrix import cast, split_rows
 from numbacalib.ops.range_search import search_scales
 from numbacalib.runtime import checks
 from numbacalib.runtime.finite import require_finite, require_non_negative
@@ -43,21 +43,26 @@ class GridSettings(NamedTuple):
         group_of = group_indices(weight.shape[1], self.group_size)
         return self.stored(grid_codes(weight, scales, zeros, group_of, self.grid), scales, zeros)
 
-    def stored(
-        self, codes: Any, scales: Any, zeros: Any, g_idx: NDArray[np.int64] | None = None
-    ) -> QuantizedWeight:
+    def stored(self, codes: Any, scales: Any, zeros: Any) -> QuantizedWeight:
         """Put what a method found into the dtypes in which it is stored."""
+        return self.stored_runs(codes, scales, zeros, [None])[0]
+
+    def stored_runs(
+        self, codes: Any, scales: Any, zeros: Any, g_idx: Sequence[NDArray[np.int64] | None]
+    ) -> list[QuantizedWeight]:
+        """Put what was found of equal runs of rows into the dtypes in which it is stored.
+
+        `g_idx` are, for each run, the groups of the channels where they are not runs of channels.
+        """
         narrow = cast(scales, self.scale_dtype)
         require_finite(f"scale_dtype: scales in {self.scale_dtype}", narrow)
-        return QuantizedWeight(
-            codes,
-            narrow,
-            unsigned_zeros(zeros, self.grid),
-            self.grid.bits,
-            self.group_size,
-            self.grid.symmetric,
-            g_idx,
-        )
+        arrays = codes, narrow, unsigned_zeros(zeros, self.grid)
+        grid = self.grid.bits, self.group_size, self.grid.symmetric
+        runs = (split_rows(array, len(g_idx)) for array in arrays)
+        return [
+            QuantizedWeight(codes, scales, zeros, *grid, own)
+            for codes, scales, zeros, own in zip(*runs, g_idx, strict=True)
+        ]
 
 
 def grid_settings(

@@ -36,24 +36,23 @@ def has_libraries() -> bool:
     return not SIMULATED and importlib.util.find_spec("cupy") is not None
 
 
-def cholesky_upper(matrix: Any) -> Any:
+def cholesky_upper(matrix: Any, info: Any) -> None:
     """Overwrite the upper triangle of a C-contiguous matrix by ``U``, ``A = U^T U``.
 
-    Returns, int32 [1] on the device, 0 or the order of the leading minor that is not positive. The
-    lower triangle keeps what it held.
+    `info`, int32 [1], becomes 0 or the order of the leading minor that is not positive. The lower
+    triangle keeps what it held.
     """
     if not has_libraries():
         lower = np.ascontiguousarray(read(matrix).T)
-        minor = blas.cholesky_lower(lower)
+        write(info, np.array([blas.cholesky_lower(lower)], np.int32))
         write(matrix, np.ascontiguousarray(lower.T))
-        return from_host(np.array([minor], np.int32))
+        return
     from cupy.cuda.device import get_cusolver_handle
     from cupy_backends.cuda.libs import cublas, cusolver
 
     single = matrix.dtype == np.float32
     query = cusolver.spotrf_bufferSize if single else cusolver.dpotrf_bufferSize
     potrf = cusolver.spotrf if single else cusolver.dpotrf
-    info = empty((1,), np.int32)
     with _current_stream():
         size = len(matrix)
         lower = cublas.CUBLAS_FILL_MODE_LOWER
@@ -61,7 +60,6 @@ def cholesky_upper(matrix: Any) -> Any:
         length = query(*where)
         work = empty((length,), matrix.dtype)
         potrf(*where, address(work), length, address(info))
-    return info
 
 
 def invert_upper(triangle: Any) -> Any:
@@ -97,31 +95,39 @@ def invert_upper(triangle: Any) -> Any:
     return inverse
 
 
-def add_product(left: Any, right: Any, out: Any) -> None:
-    """Add ``left [M, k] @ right [k, n]`` to `out` [M, n]; rows are contiguous, at any stride."""
+def add_products(
+    left: Any, right: Any, out: Any, *, factor: float = 1.0, transposed: bool = False
+) -> None:
+    """Add ``factor * left[e] @ right[e]`` to ``out[e]``, [E, M, k] by [E, k, N].
+
+    Rows are contiguous, at any stride, and so are the E matrices. With `transposed`, `right` is
+    [E, N, k] and stands for its transposes.
+    """
     from cupy.cuda.device import get_cublas_handle
     from cupy_backends.cuda.libs import cublas
 
-    rows, depth = left.shape
-    size = left.dtype.itemsize
-    one = np.ones(1, left.dtype)
-    gemm = cublas.sgemm if left.dtype == np.float32 else cublas.dgemm
+    count, rows, columns = out.shape
+    size = out.dtype.itemsize
+    gemm = cublas.sgemmStridedBatched if out.dtype == np.float32 else cublas.dgemmStridedBatched
+    one, scale = np.ones(1, out.dtype), np.full(1, factor, out.dtype)
+    operands = [
+        (address(array), array.strides[1] // size, array.strides[0] // size)
+        for array in (right, left, out)
+    ]
     with _current_stream():
         gemm(
             get_cublas_handle(),
+            cublas.CUBLAS_OP_T if transposed else cublas.CUBLAS_OP_N,
             cublas.CUBLAS_OP_N,
-            cublas.CUBLAS_OP_N,
-            right.shape[1],
+            columns,
             rows,
-            depth,
+            left.shape[2],
+            scale.ctypes.data,
+            *operands[0],
+            *operands[1],
             one.ctypes.data,
-            address(right),
-            right.strides[0] // size,
-            address(left),
-            left.strides[0] // size,
-            one.ctypes.data,
-            address(out),
-            out.strides[0] // size,
+            *operands[2],
+            count,
         )
 
 

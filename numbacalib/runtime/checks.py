@@ -21,17 +21,30 @@ def matrix(name: str, array: Any, shape: tuple[int | str, int | str]) -> tuple[i
 
     `shape` holds a number where the size is fixed and a letter where it is free.
     """
+    rows, columns = _shaped(name, array, shape)
+    return rows, columns
+
+
+def stack(
+    name: str, array: Any, shape: tuple[int | str, int | str, int | str]
+) -> tuple[int, int, int]:
+    """Check that `array` is a non-empty 3-D float array and return its shape; see `matrix`."""
+    count, rows, columns = _shaped(name, array, shape)
+    return count, rows, columns
+
+
+def _shaped(name: str, array: Any, shape: tuple[int | str, ...]) -> tuple[int, ...]:
     floats(name, array)
-    expected = f"[{shape[0]}, {shape[1]}]"
-    fits = len(array.shape) == 2 and all(
+    fits = len(array.shape) == len(shape) and all(
         isinstance(want, str) or want == size
         for want, size in zip(shape, array.shape, strict=False)
     )
     if not fits:
-        raise ValueError(f"{name}: expected shape {expected}, got {list(array.shape)}")
+        expected = ", ".join(map(str, shape))
+        raise ValueError(f"{name}: expected shape [{expected}], got {list(array.shape)}")
     if 0 in array.shape:
         raise ValueError(f"{name}: expected non-empty axes, got shape {list(array.shape)}")
-    return int(array.shape[0]), int(array.shape[1])
+    return tuple(int(size) for size in array.shape)
 
 
 def rows_of(array: Any) -> Any:

@@ -84,7 +84,7 @@ class Array:
         }
 
     def is_c_contiguous(self) -> bool:
-        return self.strides == _contiguous(self.shape, self.dtype.itemsize)
+        return _is_contiguous(self.shape, self.strides, self.dtype.itemsize)
 
     def view(self, dtype: DTypeLike) -> Array:
         """Return the same memory as another dtype of the same width."""
@@ -115,8 +115,8 @@ class Array:
         """What a kernel's type depends on, and the words that a kernel takes."""
         if self._form is None:
             size = self.dtype.itemsize
-            reverse = self.shape[::-1]
-            layouts = self.is_c_contiguous(), self.strides[::-1] == _contiguous(reverse, size)
+            by_columns = _is_contiguous(self.shape[::-1], self.strides[::-1], size)
+            layouts = self.is_c_contiguous(), by_columns
             kind = self.dtype.char, self.ndim, layouts, 0 in self.strides
             # meminfo, parent, elements, bytes of one, address, shape, strides
             words = 0, 0, self.size, size, self.address, *self.shape, *self.strides
@@ -135,6 +135,18 @@ def _contiguous(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> bool:
+    """Whether an array is C-contiguous; the stride of an axis of one element does not matter.
+
+    Numba sees it so, too, when it chooses the type of an array.
+    """
+    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if length > 1 and stride != size:
+            return False
+        size *= length
+    return True
+
+
 def device_array(array: Any, interface: Any) -> Any:
     """Return a CUDA array as an `Array` over the same memory; in the simulator, as it is.
 
@@ -148,6 +160,8 @@ def device_array(array: Any, interface: Any) -> Any:
     if producer is not None:
         _wait_for(producer)
     shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
+    if hasattr(array, "__cuda_ndarray__"):
+        dtype = array.dtype  # the interface has no name for bfloat16
     return Array(interface["data"][0], shape, dtype, array, interface.get("strides"))
 
 
@@ -157,7 +171,9 @@ def result(array: Any) -> Any:
         return array
     owner = array.owner
     if hasattr(owner, "__cuda_ndarray__") and owner.dtype == array.dtype:
-        return owner
+        where = owner.__cuda_array_interface__["data"][0], owner.shape, owner.strides
+        if where == (array.address, array.shape, array.strides):
+            return owner
     return numba_array(array)
 
 

@@ -7,19 +7,25 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from numbacalib.runtime.backend import is_cuda_array
+from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
+from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.half import infinity_bits, magnitude_bits
 from numbacalib.runtime.jit import kernel
 from numbacalib.runtime.strides import rows_view
 
 
-def require_finite(name: str, matrix: Any) -> None:
-    """Raise a ValueError that names the first NaN or infinity of a matrix, in row-major order."""
-    if is_cuda_array(matrix):
+def require_finite(name: str, array: Any) -> None:
+    """Raise a ValueError that names the first NaN or infinity of a matrix, or of a stack of them.
+
+    First is in row-major order. Leading axes whose strides do not allow one run of rows are copied.
+    """
+    if is_cuda_array(array):
         from numbacalib.runtime import finite_gpu
 
-        finite_gpu.require_finite(name, matrix)
+        (array,) = arrays_of_one_device(**{name: array})
+        finite_gpu.FiniteCheck(rows_of(array)).require(name, array.shape)
         return
+    matrix = rows_of(array)
     clean = np.empty(len(matrix), np.bool_)
     bits = magnitude_bits(matrix)
     mask = bits.dtype.type(np.iinfo(bits.dtype).max)
@@ -27,9 +33,13 @@ def require_finite(name: str, matrix: Any) -> None:
     if not clean.all():
         row = int(np.argmin(clean))
         column = int(np.argmin(np.isfinite(matrix[row])))
-        raise ValueError(
-            f"{name}: expected finite values, got {matrix[row, column]} at [{row}, {column}]"
-        )
+        raise not_finite(name, matrix[row, column], row * matrix.shape[1] + column, array.shape)
+
+
+def not_finite(name: str, value: Any, index: int, shape: tuple[int, ...]) -> ValueError:
+    """Return the error for the value at a row-major index of an array of some shape."""
+    where = ", ".join(str(int(i)) for i in np.unravel_index(index, shape))
+    return ValueError(f"{name}: expected finite values, got {value} at [{where}]")
 
 
 def require_non_negative(name: str, matrix: Any) -> None:
@@ -38,7 +48,7 @@ def require_non_negative(name: str, matrix: Any) -> None:
     if is_cuda_array(matrix):
         from numbacalib.runtime import finite_gpu
 
-        negative = finite_gpu.any_negative(matrix)
+        negative = finite_gpu.any_negative(*arrays_of_one_device(**{name: matrix}))
     else:
         negative = bool((matrix < 0).any())
     if negative:

@@ -8,6 +8,7 @@ import numpy as np
 
 from numbacalib.runtime import device
 from numbacalib.runtime.device import cuda
+from numbacalib.runtime.finite import not_finite
 from numbacalib.runtime.half import carrier, infinity_bits, magnitude_bits, widen
 from numbacalib.runtime.launch import launch
 
@@ -21,11 +22,6 @@ MOST_BLOCKS = 65535
 """Of a grid along y."""
 NONE = np.int64(0x7F7F7F7F7F7F7F7F)
 """In place of an index where all values are finite: above every index, and made by setting bytes."""
-
-
-def require_finite(name: str, matrix: Any) -> None:
-    """Raise a ValueError that names the first NaN or infinity of a matrix, in row-major order."""
-    FiniteCheck(matrix).require(name)
 
 
 def any_negative(matrix: Any) -> bool:
@@ -61,17 +57,18 @@ class FiniteCheck:
         launch(_first_non_finite, grid, THREADS, bits, mask, infinity, upper, self.first)
         self._word = None if device.SIMULATED else _Word.copy_of(self.first)
 
-    def require(self, name: str) -> None:
-        """Wait for the check alone; raise a ValueError that names the first bad value."""
+    def require(self, name: str, shape: tuple[int, ...] | None = None) -> None:
+        """Wait for the check alone; raise a ValueError that names the first bad value.
+
+        `shape` is that of the array whose rows the matrix has, where it is not the matrix's own.
+        """
         found = self._word.read() if self._word else int(device.read(self.first)[0])
         if found == NONE:
             return
         row, column = divmod(found, self._matrix.shape[1])
         value = device.empty((1,), np.float64)
         launch(_widen_one, 1, 1, carrier(self._matrix), row, column, value)
-        raise ValueError(
-            f"{name}: expected finite values, got {device.read(value)[0]} at [{row}, {column}]"
-        )
+        raise not_finite(name, device.read(value)[0], found, shape or self._matrix.shape)
 
 
 class _Word:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import numbacalib
-from numbacalib.linalg import factor_hessian
+from numbacalib.linalg import factor_hessians
 from numbacalib.ops.gptq_hessian_update import gpu as hessian_kernels
 from numbacalib.ops.gptq_quantize_column import quantize_direct
 from numbacalib.ops.grid import group_indices
@@ -88,7 +88,8 @@ def test_direct_form_gives_the_codes_of_the_inverse(form, channels, generator):
     x = normal((2 * channels, channels), torch.float64, generator)
     hessian, weight = x.T @ x, normal((33, channels), torch.float64, generator)
     groups = group_indices(channels, channels // 11 if channels == 341 else 64)
-    direct = quantize_direct(weight, factor_hessian(hessian).upper, Grid(4, False), groups)
+    upper = factor_hessians(hessian[None], [0.01]).upper
+    direct = quantize_direct(weight, upper, Grid(4, False), groups[None])
     inverse = numbacalib.gptq_inverse_hessian(hessian)
     size = channels // (int(groups[-1]) + 1)
     values, scales, _ = numbacalib.gptq_quantize_column(weight, inverse, 4, size, False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import numbacalib
-from numbacalib.linalg import factor_hessian
+from numbacalib.linalg import factor_hessians
 from numbacalib.ops.gptq_quantize_column import quantize_direct
 from numbacalib.ops.grid import group_indices
 from numbacalib.spec.grid import Grid
@@ -107,7 +107,8 @@ def test_gptq_loses_what_it_loses_in_float64(rows, channels, generator):
 
 
 def direct_loss(weight, hessian, groups):
-    found = quantize_direct(weight, factor_hessian(hessian).upper, Grid(4, False), groups)
+    upper = factor_hessians(hessian[None], [0.01]).upper
+    found = quantize_direct(weight, upper, Grid(4, False), groups[None])
     at = torch.from_numpy(groups).cuda()
     codes = tensor(found.codes).double() - tensor(found.zeros).double()[:, at]
     difference = weight.double() - codes * tensor(found.scales).double()[:, at]
@@ -117,8 +118,8 @@ def direct_loss(weight, hessian, groups):
 def test_gptq_of_a_weight_beyond_32_bit_indices(generator):
     """Rows are independent: the last ones come out as they do alone."""
     x = normal(8192, 4096, torch.float32, generator)
-    upper = factor_hessian(x.T @ x).upper
-    groups = group_indices(4096, 128)
+    upper = factor_hessians((x.T @ x)[None], [0.01]).upper
+    groups = group_indices(4096, 128)[None]
     weight = normal(LONG, 4096, torch.float16, generator)
     whole = quantize_direct(weight, upper, Grid(4, False), groups)
     alone = quantize_direct(weight[-1000:], upper, Grid(4, False), groups)

@@ -9,7 +9,8 @@ import numpy as np
 
 from numbacalib.runtime import device
 from numbacalib.runtime.device import cuda
-from numbacalib.runtime.finite_gpu import FiniteCheck, require_finite
+from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.finite_gpu import FiniteCheck
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.launch import launch
 

@@ -125,19 +125,19 @@ def quantize_direct(
 
     Parameters
     ----------
-    weight : array [M, K]
-        Columns of dead channels already zero.
-    upper : array [K, K]
+    weight : array [E * M, K]
+        Columns of dead channels already zero. Each M rows have a factor of their own.
+    upper : array [E, K, K]
         ``R``, upper triangular, of the accumulators' dtype, C-contiguous.
     grid : Grid
-    group_of : int64 array [K]
+    group_of : int64 array [E, K]
         Group of each column. Groups are runs of equal length, unless scales are given.
-    scales, zeros : arrays [M, G], optional
+    scales, zeros : arrays [E * M, G], optional
         Scales fixed before, already rounded for storage; else each group's are found at its first
         column from the weights as compensated so far.
     search : RangeSearch, optional
         How scales are found; by default they span each group's weights.
-    importance : array [1, K] or [M, K], optional
+    importance : array [1, K] or [E * M, K], optional
         Weights of the search's errors; see `search_scales`.
     """
     arrays = {
@@ -148,14 +148,5 @@ def quantize_direct(
         "importance": importance,
     }
     with call(__name__, **arrays) as (kernels, weight, upper, scales, zeros, importance):
-        return kernels.sweep(
-            weight,
-            upper,
-            grid,
-            group_of,
-            scales,
-            zeros,
-            inverse=False,
-            search=search,
-            importance=importance,
-        )
+        given = scales, zeros, search, importance
+        return kernels.sweep_runs(weight, upper, grid, group_of, *given)

@@ -60,6 +60,40 @@ def quantize_columns(
     return out
 
 
+def sweep_runs(
+    weight: NDArray,
+    factors: NDArray,
+    grid: Grid,
+    group_of: NDArray,
+    scales: NDArray | None,
+    zeros: NDArray | None,
+    search: RangeSearch | None,
+    importance: NDArray | None,
+) -> GroupedCodes:
+    """See `numbacalib.ops.gptq_quantize_column.quantize_direct`: one run of rows after the other."""
+    rows, count = len(weight), len(factors)
+    found = []
+    for e, factor in enumerate(factors):
+        run = slice(e * rows // count, (e + 1) * rows // count)
+        own = [None if array is None else array[run] for array in (scales, zeros)]
+        errors = importance if importance is None or len(importance) == 1 else importance[run]
+        found.append(
+            sweep(
+                weight[run],
+                factor,
+                grid,
+                group_of[e],
+                *own,
+                inverse=False,
+                search=search,
+                importance=errors,
+            )
+        )
+    if count == 1:
+        return found[0]
+    return GroupedCodes(*map(np.concatenate, zip(*found, strict=True)))
+
+
 def sweep(
     weight: NDArray,
     factor: NDArray,

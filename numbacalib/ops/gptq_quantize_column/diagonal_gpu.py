@@ -16,13 +16,13 @@ SMALL_TILE = 2 if SIMULATED else 16
 
 
 @cuda.jit
-def diagonal_blocks(factor, starts, inverse):
-    """Copy the blocks of the diagonal. Threads: one a column; blocks: the same."""
-    block = cuda.blockIdx.x
+def diagonal_blocks(factors, starts, inverses):
+    """Copy the blocks of the diagonal. Threads: one a column. Blocks: the same, factor."""
+    block, e = cuda.blockIdx.x, cuda.blockIdx.y
     begin, end = starts[block], starts[block + 1]
     for j in range(cuda.threadIdx.x, end - begin, THREADS):
         for i in range(j + 1):
-            inverse[block, i, j] = factor[begin + i, begin + j]
+            inverses[e, block, i, j] = factors[e, begin + i, begin + j]
 
 
 @functools.cache
@@ -30,17 +30,18 @@ def invert_blocks(real: type) -> Any:
     """Build the kernel that inverts the upper triangular blocks of the diagonal."""
 
     @cuda.jit
-    def invert(factor, starts, inverse):
+    def invert(factors, starts, inverses):
         """Solve ``R X = I`` for `SMALL_TILE` columns of X, a tile of rows at a time from the last up.
 
         ``X_ij = R_ii^-1 (I_ij - sum_{i < k <= j} R_ik X_kj)`` for tiles i of rows and j of columns.
-        Blocks: block, tile of columns. Threads: an element of the tile each.
+        Blocks: block, tile of columns, factor. Threads: an element of the tile each.
         """
         x = cuda.shared.array((BLOCK, SMALL_TILE), real)
         tile = cuda.shared.array((SMALL_TILE, SMALL_TILE), real)
         small = cuda.shared.array((SMALL_TILE, SMALL_TILE), real)
         right = cuda.shared.array((SMALL_TILE, SMALL_TILE), real)
-        block = cuda.blockIdx.x
+        block, e = cuda.blockIdx.x, at(cuda.blockIdx.z)
+        factor, inverse = factors[e], inverses[e]
         begin, end = starts[block], starts[block + 1]
         width = end - begin
         r, c = cuda.threadIdx.x // SMALL_TILE, cuda.threadIdx.x % SMALL_TILE
@@ -82,13 +83,13 @@ def invert_blocks(real: type) -> Any:
 
 
 @cuda.jit
-def arrange(inverse, starts, size, padded, factors):
+def arrange(inverses, starts, size, padded, factors):
     """Lay out each block's ``U_bb`` as `walk` reads it: step, position, position within the step.
 
     The diagonal holds reciprocals. `size` and `padded` are a group's positions in a block without and
-    with the empty ones. Blocks: block, step. Threads: one a position.
+    with the empty ones. Blocks: block, step, factor. Threads: one a position.
     """
-    block, step = cuda.blockIdx.x, cuda.blockIdx.y
+    block, step, e = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z
     width = starts[block + 1] - starts[block]
     for p in range(cuda.threadIdx.x, BLOCK, THREADS):
         j = p // padded * size + p % padded
@@ -99,10 +100,10 @@ def arrange(inverse, starts, size, padded, factors):
             element = factors.dtype.type(q == p)
             if exists and q % padded < size and i < width:
                 if q < p:
-                    element = inverse[block, i, j]
+                    element = inverses[e, block, i, j]
                 if q == p:
-                    element = 1 / inverse[block, i, j]
-            factors[block, step, p * STEP + k] = element
+                    element = 1 / inverses[e, block, i, j]
+            factors[e, block, step, p * STEP + k] = element
 
 
 @cuda.jit

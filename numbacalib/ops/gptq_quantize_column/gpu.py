@@ -33,6 +33,7 @@ from numbacalib.ops.gptq_quantize_column.tiles_gpu import (
     STEPS,
     THREADS,
     product_kernels,
+    tile_count,
     tile_rows,
 )
 from numbacalib.ops.grid import gpu as grid_kernels
@@ -56,8 +57,10 @@ def quantize_columns(
     require_finite("weight", weight)
     require_finite("h_inv", h_inv)
     factor = _upper_factor(h_inv, dtype)
+    factors = factor.reshape(1, *factor.shape)
     group_of = group_indices(weight.shape[1], group_size)
-    found = _sweep(weight, factor, grid, group_of, None, None, (None, None), inverse=True)
+    groups = group_of[None]
+    found = _sweep(weight, factors, grid, groups, None, None, (None, None), inverse=True)
     if out is None:
         out = device.empty(weight.shape, dtype), found.scales, found.zeros
     else:
@@ -67,27 +70,24 @@ def quantize_columns(
     return tuple(device.result(array) for array in out)
 
 
-def sweep(
+def sweep_runs(
     weight: Any,
-    factor: Any,
+    factors: Any,
     grid: Grid,
     group_of: np.ndarray,
     scales: Any,
     zeros: Any,
-    *,
-    inverse: bool,
-    search: RangeSearch | None = None,
-    importance: Any = None,
+    search: RangeSearch | None,
+    importance: Any,
 ) -> GroupedCodes:
-    """Walk the columns from left to right; see `cpu.sweep`."""
+    """See `numbacalib.ops.gptq_quantize_column.quantize_direct`."""
     ranges = search, importance
-    found = _sweep(weight, factor, grid, group_of, scales, zeros, ranges, inverse=inverse)
-    return GroupedCodes(*map(device.result, found))
+    return _sweep(weight, factors, grid, group_of, scales, zeros, ranges, inverse=False)
 
 
 def _sweep(
     weight: Any,
-    factor: Any,
+    factors: Any,
     grid: Grid,
     group_of: np.ndarray,
     scales: Any,
@@ -96,10 +96,11 @@ def _sweep(
     *,
     inverse: bool,
 ) -> GroupedCodes:
+    """Walk the columns from left to right, with a factor for each of equal runs of rows."""
     rows, channels = weight.shape
-    dtype = factor.dtype
+    dtype = factors.dtype
     found = scales is None
-    group_size = channels // (int(group_of[-1]) + 1) if found else BLOCK
+    group_size = channels // (int(group_of[0, -1]) + 1) if found else BLOCK
     # a group that the kernel cannot find the scale of is a panel of its own
     whole = found and (group_size > BLOCK or ranges[0] is not None)
     if found:
@@ -111,7 +112,7 @@ def _sweep(
     size = BLOCK if whole else group_size
     padded = -(-size // STEP) * STEP
     groups = (size, padded) if found and not whole else device.from_host(group_of)
-    coupling, factors = _coupling(factor, columns, (size, padded), inverse)
+    couplings, diagonals = _coupling(factors, columns, (size, padded), inverse)
     codes = device.empty((rows, channels), np.uint8)
     losses = device.empty((rows,), np.float64)
     history = device.empty((rows, channels), dtype)
@@ -119,54 +120,56 @@ def _sweep(
     across = -(-channels // THREADS), min(-(-rows // 16), 65535)
     launch(product_kernels(dtype.type).start, across, THREADS, source, history, losses)
     quantize = quantize_kernel(dtype.type, found and not whole, not inverse)
-    tiles = -(-rows // tile_rows(dtype.type))
+    tiles = tile_count(rows, len(factors), dtype.type)
     bounds = *grid.bounds(dtype), grid.symmetric, grid.storage
     results = scales, zeros, codes, history, losses
     for begin, end in _panels(channels, segment, whole):
         blocks = columns, *(int(block) for block in np.searchsorted(starts, (begin, end)))
         if begin:
-            _compensate(coupling, begin, end, history)
+            _compensate(couplings, begin, end, history)
         if whole:
             compensated = history
             if begin and not inverse and end - begin > BLOCK:
-                compensated = _look_ahead(source, coupling, blocks, history)
+                compensated = _look_ahead(source, couplings, blocks, history)
             group = slice(begin // group_size, begin // group_size + 1)
             target = scales[:, group], zeros[:, group]
             _find_scales(compensated[:, begin:end], grid, ranges, begin, *target)
-        operands = source, coupling, factors
+        operands = source, couplings, diagonals
         launch(quantize, tiles, THREADS, *operands, *blocks, groups, bounds, *results)
     return GroupedCodes(codes, scales, zeros, losses)
 
 
-def _coupling(factor: Any, starts: Any, group: tuple[int, int], inverse: bool) -> tuple[Any, Any]:
-    """Return C [K, K], of which only what is right of the diagonal's blocks counts, and the U_bb."""
-    channels, blocks = len(factor), len(starts) - 1
-    diagonal = device.empty((blocks, BLOCK, BLOCK), factor.dtype)
-    coupling = factor
+def _coupling(factors: Any, starts: Any, group: tuple[int, int], inverse: bool) -> tuple[Any, Any]:
+    """Return each C [K, K], of which only what is right of the diagonal's blocks counts, and the U_bb."""
+    count, channels, _ = factors.shape
+    real, blocks = factors.dtype.type, len(starts) - 1
+    diagonal = device.empty((count, blocks, BLOCK, BLOCK), factors.dtype)
+    couplings = factors
     if inverse:
-        launch(diagonal_blocks, blocks, THREADS, factor, starts, diagonal)
+        launch(diagonal_blocks, (blocks, count), THREADS, factors, starts, diagonal)
     else:
-        coupling = device.empty((channels, channels), factor.dtype)
-        kernel = invert_blocks(factor.dtype.type)
-        grid = blocks, BLOCK // SMALL_TILE
-        launch(kernel, grid, SMALL_TILE * SMALL_TILE, factor, starts, diagonal)
-        tiles = -(-channels // tile_rows(factor.dtype.type)), blocks
-        couple = product_kernels(factor.dtype.type).couple
-        launch(couple, tiles, THREADS, factor, diagonal, starts, coupling)
-    factors = device.empty((blocks, STEPS, BLOCK * STEP), factor.dtype)
-    launch(arrange, (blocks, STEPS), THREADS, diagonal, starts, *group, factors)
-    return coupling, factors
+        couplings = device.empty(factors.shape, factors.dtype)
+        grid = blocks, BLOCK // SMALL_TILE, count
+        launch(invert_blocks(real), grid, SMALL_TILE * SMALL_TILE, factors, starts, diagonal)
+        tiles = -(-channels // tile_rows(real)), blocks, count
+        couple = product_kernels(real).couple
+        launch(couple, tiles, THREADS, factors, diagonal, starts, couplings)
+    arranged = device.empty((count, blocks, STEPS, BLOCK * STEP), factors.dtype)
+    launch(arrange, (blocks, STEPS, count), THREADS, diagonal, starts, *group, arranged)
+    return couplings, arranged
 
 
-def _compensate(coupling: Any, begin: int, end: int, history: Any) -> None:
+def _compensate(couplings: Any, begin: int, end: int, history: Any) -> None:
     """Add ``S_{<p} C_{<p, p}`` to panel p, columns `begin` to `end` of the history."""
+    rows, channels = history.shape
     if blas_gpu.has_libraries():
-        panel = history[:, begin:end]
-        blas_gpu.add_product(history[:, :begin], coupling[:begin, begin:end], panel)
+        runs = history.reshape(len(couplings), -1, channels)
+        left, right = runs[:, :, :begin], couplings[:, :begin, begin:end]
+        blas_gpu.add_products(left, right, runs[:, :, begin:end])
         return
     real = history.dtype.type
-    tiles = -(-len(history) // tile_rows(real)), -(-(end - begin) // BLOCK)
-    launch(product_kernels(real).compensate, tiles, THREADS, coupling, begin, end, history)
+    tiles = tile_count(rows, len(couplings), real), -(-(end - begin) // BLOCK)
+    launch(product_kernels(real).compensate, tiles, THREADS, couplings, begin, end, history)
 
 
 def _find_scales(
@@ -187,14 +190,13 @@ def _find_scales(
     search_kernels.search_scales_into(group, grid, search, importance, scales, zeros)
 
 
-def _look_ahead(source: Any, coupling: Any, blocks: tuple, history: Any) -> Any:
+def _look_ahead(source: Any, couplings: Any, blocks: tuple, history: Any) -> Any:
     """Return the weights of a long group as compensated for all columns before the group."""
     real = history.dtype.type
     compensated = device.empty(history.shape, history.dtype)
-    arguments = source, coupling, *blocks, history, compensated
-    launch(
-        product_kernels(real).look_ahead, -(-len(history) // tile_rows(real)), THREADS, *arguments
-    )
+    tiles = tile_count(len(history), len(couplings), real)
+    arguments = source, couplings, *blocks, history, compensated
+    launch(product_kernels(real).look_ahead, tiles, THREADS, *arguments)
     return compensated
 
 
@@ -221,7 +223,9 @@ def _upper_factor(h_inv: Any, dtype: np.dtype) -> Any:
             "h_inv: expected an upper triangular or a symmetric matrix, got one whose "
             f"asymmetry is {difference / largest:.2g} of its largest diagonal entry"
         )
-    if minor := int(device.read(blas_gpu.cholesky_upper(factor))[0]):
+    info = device.empty((1,), np.int32)
+    blas_gpu.cholesky_upper(factor, info)
+    if minor := int(device.read(info)[0]):
         raise ValueError(
             "h_inv: expected a positive definite matrix, got one whose leading minor of order "
             f"{minor} is not positive"

@@ -27,6 +27,7 @@ from numbacalib.ops.gptq_quantize_column.tiles_gpu import (
     at,
     clear,
     product_adder,
+    row_tile,
     stored,
     tile_rows,
 )
@@ -50,12 +51,13 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
     tile_pitch = rows + 1
     fetched = STAGE // THREADS
     buffer = max(RIGHT, 2 * STAGE)
+    place = row_tile(real)
     add_history = product_adder(stored, real)
 
     @cuda.jit
     def quantize(
         weight,
-        coupling,
+        couplings,
         factors,
         starts,
         first,
@@ -71,7 +73,7 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
         """Quantize blocks `first` to `last`, a panel, from left to right. Blocks: row tile.
 
         `groups` is the size of a group, and the same up to a multiple of `STEP`, if scales are found
-        here; else the group of each column.
+        here; else the group of each column, for each of the factors.
         """
         a = cuda.shared.array((DEPTH, pitch), real, ALIGNMENT)
         stages = cuda.shared.array(buffer, real, ALIGNMENT)
@@ -80,14 +82,17 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
         code = cuda.shared.array((BLOCK, code_pitch), np.uint8)
         extremes = cuda.shared.array((2, share, rows), real)
         sums = cuda.local.array((own_rows, COLUMNS), real)
-        top = np.int64(cuda.blockIdx.x) * rows
+        e, top, height = place(history.shape[0], couplings.shape[0])
+        coupling, blocks = couplings[e], factors[e]
+        group_of = groups
+        if not find:
+            group_of = groups[e]
         down, across = cuda.threadIdx.x // ACROSS, cuda.threadIdx.x % ACROSS
-        height = history.shape[0]
         loss = 0.0
         for block in range(first, last):
             begin, end = starts[block], starts[block + 1]
             for p in range(cuda.threadIdx.x, BLOCK, THREADS):
-                columns[p] = column_at(p, begin, end, groups)
+                columns[p] = column_at(p, begin, end, group_of)
             cuda.syncthreads()
             clear(sums)
             add_history(
@@ -106,10 +111,11 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
                 code,
                 extremes,
                 stages,
-                factors[block],
+                blocks[block],
                 columns,
                 top,
-                groups,
+                height,
+                group_of,
                 grid,
                 scales,
                 zeros,
@@ -144,7 +150,9 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
         return begin + position if begin + position < end else EMPTY
 
     @cuda.jit(device=True)
-    def walk(tile, code, extremes, stages, factors, columns, top, groups, grid, scales, zeros):
+    def walk(
+        tile, code, extremes, stages, factors, columns, top, height, groups, grid, scales, zeros
+    ):
         """Quantize the tile's columns in order and return the loss of the thread's row.
 
         On return the tile holds values if `direct`, else ``(value - weight) / diag``.
@@ -175,7 +183,7 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
                     found, zero_found = find_scale(tile, extremes, r, s, position, padded, grid)
                     found_shift, found_reciprocal = divisor(found)
                     column = columns[position]
-                    if s == 0 and row < scales.shape[0] and column >= 0:
+                    if s == 0 and row < height and column >= 0:
                         scales[row, column // groups[0]] = found
                         zeros[row, column // groups[0]] = zero_found
             if t + 1 < STEPS:
@@ -188,7 +196,7 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
                 reciprocal[i] = found_reciprocal
                 if not find:
                     column = columns[position + i]
-                    if row < scales.shape[0] and column >= 0:
+                    if row < height and column >= 0:
                         scale[i] = scales[row, groups[column]]
                         zero[i] = zeros[row, groups[column]]
                     shift[i], reciprocal[i] = divisor(scale[i])

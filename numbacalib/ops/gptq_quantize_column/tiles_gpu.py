@@ -51,6 +51,27 @@ def tile_rows(real: type) -> int:
     return 32 if real == np.float32 else 16
 
 
+def tile_count(height: int, factors: int, real: type) -> int:
+    """Tiles of all rows, which are runs of equal length, one for each factor."""
+    return factors * -(-(height // factors) // tile_rows(real))
+
+
+@functools.cache
+def row_tile(real: type) -> Any:
+    """Build the device function that says where a block's tile of rows is."""
+    rows = tile_rows(real)
+
+    @cuda.jit(device=True)
+    def place(height, factors):
+        """Factor of the tile, its first row, and the row past the last of its run."""
+        run = height // factors
+        tiles = -(-run // rows)
+        e = np.int64(cuda.blockIdx.x) // tiles
+        return at(e), e * run + np.int64(cuda.blockIdx.x) % tiles * rows, (e + 1) * run
+
+    return place
+
+
 @cuda.jit(device=True)
 def clear(sums):
     """Set a thread's sums to zero."""
@@ -151,8 +172,9 @@ def product_kernels(real: type) -> SimpleNamespace:
     rows = tile_rows(real)
     own_rows = rows // DOWN
     pitch = rows + 4
+    place = row_tile(real)
     add_history = product_adder(stored, real)
-    adddifference = product_adder(difference, real)
+    add_difference = product_adder(difference, real)
 
     @cuda.jit
     def start(weight, history, losses):
@@ -165,14 +187,18 @@ def product_kernels(real: type) -> SimpleNamespace:
                 losses[i] = 0
 
     @cuda.jit
-    def couple(factor, inverse, starts, coupling):
-        """Set ``C = R blockdiag(R_bb)^-1`` above the blocks of the diagonal. Blocks: row tile, block."""
+    def couple(factors, inverses, starts, couplings):
+        """Set ``C = R blockdiag(R_bb)^-1`` above the blocks of the diagonal.
+
+        Blocks: row tile, block, factor.
+        """
         a = cuda.shared.array((DEPTH, pitch), real, ALIGNMENT)
         b = cuda.shared.array(RIGHT, real, ALIGNMENT)
         columns = cuda.shared.array(BLOCK, np.int64)
         sums = cuda.local.array((own_rows, COLUMNS), real)
         top = np.int64(cuda.blockIdx.x) * rows
-        block = cuda.blockIdx.y
+        block, e = cuda.blockIdx.y, at(cuda.blockIdx.z)
+        factor, inverse, coupling = factors[e], inverses[e, block], couplings[e]
         begin, end = starts[block], starts[block + 1]
         if top >= begin:
             return
@@ -180,7 +206,7 @@ def product_kernels(real: type) -> SimpleNamespace:
             columns[p] = p if p < end - begin else EMPTY
         cuda.syncthreads()
         clear(sums)
-        add_history(sums, factor, factor, top, begin, end, inverse[block], begin, columns, a, b)
+        add_history(sums, factor, factor, top, begin, end, inverse, begin, columns, a, b)
         down, across = cuda.threadIdx.x // ACROSS, cuda.threadIdx.x % ACROSS
         for i in range(own_rows):
             for j in range(COLUMNS):
@@ -189,13 +215,14 @@ def product_kernels(real: type) -> SimpleNamespace:
                     coupling[row, column] = sums[i, j]
 
     @cuda.jit
-    def compensate(coupling, begin, end, history):
+    def compensate(couplings, begin, end, history):
         """Add ``S_{<p} C_{<p, p}`` to the weights of panel p. Blocks: row tile, tile of columns."""
         a = cuda.shared.array((DEPTH, pitch), real, ALIGNMENT)
         b = cuda.shared.array(RIGHT, real, ALIGNMENT)
         columns = cuda.shared.array(BLOCK, np.int64)
         sums = cuda.local.array((own_rows, COLUMNS), real)
-        top = np.int64(cuda.blockIdx.x) * rows
+        e, top, height = place(history.shape[0], couplings.shape[0])
+        coupling = couplings[e]
         first = begin + np.int64(cuda.blockIdx.y) * BLOCK
         for p in range(cuda.threadIdx.x, BLOCK, THREADS):
             columns[p] = first + p if first + p < end else EMPTY
@@ -206,11 +233,11 @@ def product_kernels(real: type) -> SimpleNamespace:
         for i in range(own_rows):
             for j in range(COLUMNS):
                 row, column = top + down * own_rows + i, first + across * COLUMNS + j
-                if row < history.shape[0] and column < end:
+                if row < height and column < end:
                     history[row, column] += sums[i, j]
 
     @cuda.jit
-    def look_ahead(weight, coupling, starts, first, last, history, ahead):
+    def look_ahead(weight, couplings, starts, first, last, history, ahead):
         """Compensate a panel as if its own columns could be stored exactly, for the group's scale.
 
         Then their errors e are 0 and ``W - W'`` stands for ``W - Q``. Blocks: row tile.
@@ -219,7 +246,8 @@ def product_kernels(real: type) -> SimpleNamespace:
         b = cuda.shared.array(RIGHT, real, ALIGNMENT)
         columns = cuda.shared.array(BLOCK, np.int64)
         sums = cuda.local.array((own_rows, COLUMNS), real)
-        top = np.int64(cuda.blockIdx.x) * rows
+        e, top, height = place(history.shape[0], couplings.shape[0])
+        coupling = couplings[e]
         down, across = cuda.threadIdx.x // ACROSS, cuda.threadIdx.x % ACROSS
         for block in range(first, last):
             begin, end = starts[block], starts[block + 1]
@@ -227,13 +255,13 @@ def product_kernels(real: type) -> SimpleNamespace:
                 columns[p] = begin + p if begin + p < end else EMPTY
             cuda.syncthreads()
             clear(sums)
-            adddifference(
+            add_difference(
                 sums, weight, ahead, top, starts[first], begin, coupling, 0, columns, a, b
             )
             for i in range(own_rows):
                 for j in range(COLUMNS):
                     row, column = top + down * own_rows + i, begin + across * COLUMNS + j
-                    if row < history.shape[0] and column < end:
+                    if row < height and column < end:
                         ahead[row, column] = history[row, column] + sums[i, j]
             cuda.syncthreads()
 

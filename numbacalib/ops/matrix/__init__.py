@@ -39,14 +39,35 @@ def cast(array: Any, dtype: DTypeLike) -> Any:
         return kernels.cast(array, np.dtype(dtype))
 
 
+def diagonals(matrices: Any) -> Any:
+    """``matrices[e, j, j]``, [E, K] in the accumulators' dtype."""
+    with call(__name__, matrices=matrices) as (kernels, matrices):
+        return kernels.diagonals(matrices)
+
+
 def diagonal(matrix: Any) -> Any:
     """``matrix[j, j]``, [K] in the accumulators' dtype."""
     with call(__name__, matrix=matrix) as (kernels, matrix):
-        return kernels.diagonal(matrix)
+        return kernels.diagonals(matrix.reshape(1, *matrix.shape)).reshape(len(matrix))
+
+
+def stacked_rows(stack: Any) -> Any:
+    """[E, M, K] as [E * M, K]: the same memory where its strides allow, else a copy."""
+    with call(__name__, stack=stack) as (kernels, stack):
+        return kernels.stacked_rows(stack)
+
+
+def split_rows(matrix: Any, count: int) -> list[Any]:
+    """Return equal runs of the rows of a matrix, in its own memory, as callers get arrays."""
+    with call(__name__, matrix=matrix) as (kernels, matrix):
+        return kernels.split_rows(matrix, count)
 
 
 def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
-    """Rows (axis 0) or columns (axis 1) of a matrix of any dtype; zeros where an index is -1."""
+    """Rows (axis 0) or columns (axis 1) of a matrix of any dtype; zeros where an index is -1.
+
+    Indices of columns [E, L] are for each of E equal runs of rows.
+    """
     with call(__name__, matrix=matrix) as (kernels, matrix):
         return kernels.take(matrix, indices, axis)
 

@@ -29,14 +29,28 @@ def cast(array: NDArray, dtype: np.dtype) -> NDArray:
         return array.astype(dtype)
 
 
-def diagonal(matrix: NDArray) -> NDArray:
-    """See `numbacalib.ops.matrix.diagonal`."""
-    return np.diagonal(matrix).astype(checks.result_dtype(matrix))
+def diagonals(matrices: NDArray) -> NDArray:
+    """See `numbacalib.ops.matrix.diagonals`."""
+    return np.diagonal(matrices, axis1=1, axis2=2).astype(checks.result_dtype(matrices))
+
+
+def stacked_rows(stack: NDArray) -> NDArray:
+    """See `numbacalib.ops.matrix.stacked_rows`."""
+    return stack.reshape(-1, stack.shape[-1])
+
+
+def split_rows(matrix: NDArray, count: int) -> list[NDArray]:
+    """See `numbacalib.ops.matrix.split_rows`."""
+    return [matrix] if count == 1 else np.split(matrix, count)
 
 
 def take(matrix: NDArray, indices: NDArray[np.int64], axis: int) -> NDArray:
     """See `numbacalib.ops.matrix.take`."""
-    taken = matrix.take(indices, axis)
+    if indices.ndim == 2:
+        runs = np.split(matrix, len(indices))
+        parts = [take(run, own, axis) for run, own in zip(runs, indices, strict=True)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    taken: NDArray = matrix.take(indices, axis)
     if (indices < 0).any():
         taken[indices < 0 if axis == 0 else (slice(None), indices < 0)] = 0
     return taken

@@ -38,19 +38,39 @@ def cast(array: Any, dtype: np.dtype) -> Any:
     return device.result(_cast(array, dtype))
 
 
-def diagonal(matrix: Any) -> Any:
-    """See `numbacalib.ops.matrix.diagonal`."""
-    size = len(matrix)
-    found = device.empty((size,), checks.result_dtype(matrix))
-    launch(_diagonal, -(-size // THREADS), THREADS, carrier(matrix), found)
-    return device.result(found)
+def diagonals(matrices: Any) -> Any:
+    """See `numbacalib.ops.matrix.diagonals`."""
+    count, size, _ = matrices.shape
+    found = device.empty((count, size), checks.result_dtype(matrices))
+    launch(_diagonals, (-(-size // THREADS), count), THREADS, carrier(matrices), found)
+    return found
+
+
+def stacked_rows(stack: Any) -> Any:
+    """See `numbacalib.ops.matrix.stacked_rows`."""
+    count, rows, columns = stack.shape
+    try:
+        return stack.reshape(count * rows, columns)
+    except ValueError:
+        target = device.empty(stack.shape, stack.dtype)
+        for e in range(count):
+            copies = carrier(stack[e]), carrier(target[e])
+            launch(_copy, _tiles(copies[-1]), THREADS, *copies)
+        return target.reshape(count * rows, columns)
+
+
+def split_rows(matrix: Any, count: int) -> list[Any]:
+    """See `numbacalib.ops.matrix.split_rows`."""
+    rows = len(matrix) // count
+    return [device.result(matrix[e * rows : (e + 1) * rows]) for e in range(count)]
 
 
 def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
     """See `numbacalib.ops.matrix.take`."""
-    shape = (len(indices), matrix.shape[1]) if axis == 0 else (len(matrix), len(indices))
+    length = indices.shape[-1]
+    shape = (length, matrix.shape[1]) if axis == 0 else (len(matrix), length)
     taken = device.empty(shape, matrix.dtype)
-    where = device.from_host(np.ascontiguousarray(indices))
+    where = device.from_host(np.ascontiguousarray(indices.reshape(-1, length)))
     launch(_take, _tiles(taken), THREADS, carrier(matrix), where, axis, carrier(taken))
     return device.result(taken)
 
@@ -103,19 +123,20 @@ def _copy(source, target):
 
 
 @cuda.jit
-def _diagonal(matrix, found):
+def _diagonals(matrices, found):
     j = cuda.grid(1)
-    if j < found.shape[0]:
-        found[j] = widen(matrix[j, j])
+    if j < found.shape[1]:
+        found[cuda.blockIdx.y, j] = widen(matrices[cuda.blockIdx.y, j, j])
 
 
 @cuda.jit
 def _take(matrix, indices, axis, taken):
     j = cuda.grid(1)
+    run = taken.shape[0] // indices.shape[0]
     if j < taken.shape[1]:
         for i in range(np.int64(cuda.blockIdx.y), taken.shape[0], cuda.gridDim.y):
-            row = indices[i] if axis == 0 else i
-            column = indices[j] if axis == 1 else j
+            row = indices[0, i] if axis == 0 else i
+            column = indices[i // run, j] if axis == 1 else j
             if row < 0 or column < 0:
                 taken[i, j] = 0
             else:

@@ -7,10 +7,10 @@ from typing import Any
 from numbacalib.runtime.backend import call
 
 
-def shrunk(hessian: Any, share: float) -> Any:
-    """``(1 - share) * H + share * diag(H)``, [K, K] in the accumulators' dtype."""
-    with call(__name__, hessian=hessian) as (kernels, hessian):
-        return kernels.shrunk(hessian, share)
+def shrunk(hessians: Any, share: float) -> Any:
+    """``(1 - share) * H + share * diag(H)`` of each H, [E, K, K] in the accumulators' dtype."""
+    with call(__name__, hessians=hessians) as (kernels, hessians):
+        return kernels.shrunk(hessians, share)
 
 
 def correlation_sums(hessian: Any) -> tuple[float, float]:

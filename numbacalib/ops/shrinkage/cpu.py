@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 from numbacalib.runtime import checks
 
 
-def shrunk(hessian: NDArray, share: float) -> NDArray:
+def shrunk(hessians: NDArray, share: float) -> NDArray:
     """See `numbacalib.ops.shrinkage.shrunk`."""
-    dtype = checks.result_dtype(hessian)
-    result: NDArray = hessian * dtype.type(1 - share)
-    np.fill_diagonal(result, np.diagonal(hessian))
+    dtype = checks.result_dtype(hessians)
+    result: NDArray = hessians * dtype.type(1 - share)
+    for matrix, hessian in zip(result, hessians, strict=True):
+        np.fill_diagonal(matrix, np.diagonal(hessian))
     return result
 
 

@@ -16,13 +16,13 @@ MOST_ROWS = 65535
 """Blocks of a grid along y."""
 
 
-def shrunk(hessian: Any, share: float) -> Any:
+def shrunk(hessians: Any, share: float) -> Any:
     """See `numbacalib.ops.shrinkage.shrunk`."""
-    dtype = checks.result_dtype(hessian)
-    size = len(hessian)
-    result = device.empty(hessian.shape, dtype)
-    blocks = -(-size // THREADS), min(size, MOST_ROWS)
-    launch(_shrunk, blocks, THREADS, carrier(hessian), dtype.type(1 - share), result)
+    dtype = checks.result_dtype(hessians)
+    count, size, _ = hessians.shape
+    result = device.empty(hessians.shape, dtype)
+    blocks = -(-size // THREADS), min(size, MOST_ROWS), count
+    launch(_shrunk, blocks, THREADS, carrier(hessians), dtype.type(1 - share), result)
     return device.result(result)
 
 
@@ -36,13 +36,14 @@ def correlation_sums(hessian: Any) -> tuple[float, float]:
 
 
 @cuda.jit
-def _shrunk(hessian, factor, result):
-    """Threads: one a column, blocks stride over the rows."""
+def _shrunk(hessians, factor, result):
+    """Threads: one a column, blocks stride over the rows; z: matrix."""
+    e = cuda.blockIdx.z
     j = cuda.grid(1)
     if j < result.shape[1]:
-        for i in range(np.int64(cuda.blockIdx.y), result.shape[0], cuda.gridDim.y):
-            element = widen(hessian[i, j])
-            result[i, j] = element if i == j else factor * element
+        for i in range(np.int64(cuda.blockIdx.y), result.shape[1], cuda.gridDim.y):
+            element = widen(hessians[e, i, j])
+            result[e, i, j] = element if i == j else factor * element
 
 
 @cuda.jit

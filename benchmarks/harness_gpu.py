@@ -1,0 +1,85 @@
+"""What the benchmarks on a GPU share: a clock by device events, the read ceiling, the run itself."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from harness import LIMIT, RESULTS, Case, Goal, Row, describe_machine, measure, write_csv
+from report import markdown_table, shortfalls
+
+PACKAGES = ("numba", "numba-cuda", "numpy", "torch")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+READ = LIMIT + "read"
+LONG = 0.05
+"""Seconds of a call that is long enough to be timed alone."""
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """Name of a dtype as NumPy has it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def read(*tensors: torch.Tensor) -> None:
+    """Read every byte once, as fast as torch sums float32."""
+    for tensor in tensors:
+        tensor.view(torch.float32).sum()
+
+
+def read_goal(who: str) -> Goal:
+    """What a reduction must reach of the bandwidth at which its input can be read."""
+    return Goal(who, READ, ">=0.9")
+
+
+def device_clock(calls: int) -> Callable[[Callable[[], Any]], float]:
+    """Return a clock of device time: seconds of one call, from a run of `calls`.
+
+    The run is on the default stream, so it includes what the host cannot hide.
+    """
+
+    def run_of(run: Callable[[], Any], count: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(count):
+            run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / count
+
+    def clock(run: Callable[[], Any]) -> float:
+        single = run_of(run, 1)
+        return single if single > LONG else run_of(run, calls)
+
+    return clock
+
+
+def run(name: str, cases: Iterable[tuple[Callable[[], Case], int]]) -> int:
+    """Measure cases, each with how many calls make a run, one in memory at a time.
+
+    Writes ``results/<name>-gpu-<GPU>.csv``, prints the table, and returns 1 if a target is missed.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    machine = describe_machine(*PACKAGES, machine=torch.cuda.get_device_name(), driver=_driver())
+    rows: list[Row] = []
+    for make, calls in cases:
+        case = make()
+        rows += measure(case, clock=device_clock(calls))
+        for row in rows[-len(case.candidates) :]:
+            spread = f"{row.fastest * 1e3:.3f}..{row.slowest * 1e3:.3f}"
+            share = f"{row.share:.2f} of {row.against}, {row.target}" if row.target else ""
+            print(f"  {row.who:40} {row.seconds * 1e3:9.3f} ms ({spread}) {share} {row.note}")
+        del case
+        torch.cuda.empty_cache()
+        write_csv(f"{name}-gpu", machine, rows, RESULTS)
+    print(markdown_table(machine, rows))
+    missed = shortfalls(rows)
+    print("\n".join(missed) or "no target missed")
+    return 1 if missed else 0
+
+
+def _driver() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]

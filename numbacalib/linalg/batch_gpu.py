@@ -1,0 +1,119 @@
+"""Cholesky factors of many Hessians at once, from the last block of columns to the first.
+
+LAPACK's routine for one matrix leaves most of the device idle at the sizes of a model's experts; here
+each product is one call for all of them. With S_jp the part of H + damping in rows j and columns p that
+is left by the columns k after p, ``S_jp = H_jp - sum_k R_jk R_pk^T``, the factor is ``R_pp R_pp^T = S_pp``
+and ``R_jp = S_jp R_pp^-T``: no matrix is reversed.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from numbacalib.ops.gptq_quantize_column.diagonal_gpu import SMALL_TILE, invert_blocks
+from numbacalib.ops.gptq_quantize_column.tiles_gpu import BLOCK, at
+from numbacalib.runtime import blas_gpu, device
+from numbacalib.runtime.device import cuda
+from numbacalib.runtime.half import widen
+from numbacalib.runtime.launch import launch
+
+LEAST = 4
+"""Fewer matrices are factored sooner one after the other."""
+THREADS, ACROSS = 1024, 32
+DOWN = THREADS // ACROSS
+PITCH = BLOCK + 1
+
+
+def factor(hessians: Any, summary: Any, dead: Any, dtype: np.dtype) -> Any:
+    """Return ``R`` [E, K, K] of Hessians in carriers; `summary` has dampings, and gets the minors."""
+    count, size, _ = hessians.shape
+    real: Any = dtype.type
+    rest = device.empty(hessians.shape, dtype)
+    upper = device.zeros(hessians.shape, dtype)
+    inverse = device.empty((count, 1, BLOCK, BLOCK), dtype)
+    begins = range(0, size, BLOCK)
+    starts = device.from_host(np.array([*begins, size]))
+    blocks = -(-size // 256), min(size, 65535), count
+    launch(_damped, blocks, 256, hessians, summary, dead, rest)
+    factor_block, shared_bytes = _factor_block(real), PITCH * BLOCK * dtype.itemsize
+    for p in reversed(range(len(begins))):
+        begin = begins[p]
+        end = min(begin + BLOCK, size)
+        if end < size:
+            rows, columns = upper[:, :end, end:], upper[:, begin:end, end:]
+            target = rest[:, :end, begin:end]
+            blas_gpu.add_products(rows, columns, target, factor=-1.0, transposed=True)
+        launch(
+            factor_block,
+            count,
+            THREADS,
+            rest,
+            begin,
+            end,
+            upper,
+            summary,
+            shared_bytes=shared_bytes,
+        )
+        if begin:
+            threads = SMALL_TILE * SMALL_TILE
+            grid = 1, BLOCK // SMALL_TILE, count
+            launch(invert_blocks(real), grid, threads, upper, starts[p : p + 2], inverse)
+            solved = inverse[:, 0, : end - begin, : end - begin]
+            left, target = rest[:, :begin, begin:end], upper[:, :begin, begin:end]
+            blas_gpu.add_products(left, solved, target, transposed=True)
+    return upper
+
+
+@cuda.jit
+def _damped(hessians, summary, dead, rest):
+    """Copy Hessians, damped. Threads: one a column, blocks stride over the rows; z: matrix."""
+    e = cuda.blockIdx.z
+    j = cuda.grid(1)
+    if j < rest.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), rest.shape[1], cuda.gridDim.y):
+            rest[e, i, j] = widen(hessians[e, i, j])
+            if i == j:
+                damped = widen(hessians[e, i, i]) + summary[e, 0]
+                rest[e, i, i] = 1.0 if dead[e, i] else damped
+
+
+@functools.cache
+def _factor_block(real: type) -> Any:
+    @cuda.jit
+    def factor_block(rest, begin, end, upper, summary):
+        """Factor a block of the diagonal, ``S = R R^T``, column by column from the last.
+
+        Blocks: matrix. Threads: each every 32nd row and column of what is left to update.
+        """
+        s = cuda.shared.array(0, real)
+        e, thread = cuda.blockIdx.x, cuda.threadIdx.x
+        down, across = thread // ACROSS, thread % ACROSS
+        width = end - begin
+        for index in range(thread, width * width, THREADS):
+            i, j = index // width, index % width
+            s[at(i * PITCH + j)] = rest[e, begin + i, begin + j]
+        cuda.syncthreads()
+        for j in range(width - 1, -1, -1):
+            pivot = s[at(j * PITCH + j)]
+            scale = real(1) / math.sqrt(pivot)
+            if thread == 0 and not pivot > 0 and summary[e, 3] == 0:
+                summary[e, 3] = upper.shape[1] - begin - j
+            for i in range(down, j, DOWN):
+                left = s[at(i * PITCH + j)] * scale
+                for k in range(i + (across - i) % ACROSS, j, ACROSS):
+                    s[at(i * PITCH + k)] -= left * (s[at(k * PITCH + j)] * scale)
+            cuda.syncthreads()
+            # the column is scaled where nobody reads it any more
+            for i in range(thread, j + 1, THREADS):
+                s[at(i * PITCH + j)] *= scale
+        cuda.syncthreads()
+        for index in range(thread, width * width, THREADS):
+            i, j = index // width, index % width
+            if i <= j:
+                upper[e, begin + i, begin + j] = s[at(i * PITCH + j)]
+
+    return factor_block
