@@ -97,6 +97,7 @@ def awq_scales(
     settings = [grid_settings(w, bits, group_size, symmetric, scale_dtype) for w in weights]
     for weight in weights:
         checks.matrix("weights", weight, ("M", channels))
+        require_finite("weight", weight)
     _check_hessian(hessian, channels)
     points = checks.integer("points", points, 1, 1 << 20)
     (a,) = to_host(cast(non_negative("magnitude", magnitude, [(channels,)]), np.float64))
@@ -144,6 +145,7 @@ def awq_clip(
     """
     weight, hessian = arrays_of_one_device(weight=weight, hessian=hessian)
     settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype)
+    require_finite("weight", weight)
     _check_hessian(hessian, weight.shape[1])
     points = checks.integer("points", points, 1, 1 << 20)
     if not 0 <= checks.finite_number("least", least) < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from numbacalib.ops.matrix import diagonals, stacked_rows, take, to_host
 from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
-from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.finite import require_finite, start_finite_check
 from numbacalib.spec.range_search import RangeSearch
 
 DAMPING_GROWTH = 4.0
@@ -117,10 +118,10 @@ def gptq(
     settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, importance)
     channels = weight.shape[1]
     checks.matrix("hessian", hessian, (channels, channels))
-    require_finite("hessian", hessian)
+    finite = start_finite_check("weight", weight), start_finite_check("hessian", hessian)
     stack = hessian.reshape(1, channels, channels)
     damping, order = (percdamp, damping_tries), (act_order, static_groups)
-    return _solve(weight, stack, ["hessian"], settings, damping, shrinkage, order)[0]
+    return _solve(weight, stack, ["hessian"], finite, settings, damping, shrinkage, order)[0]
 
 
 def gptq_batch(
@@ -184,7 +185,7 @@ static_groups
         settings = grid_settings(weight[run], *grid, own)
         stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
         names = [f"hessians[{e}]" for e in range(first, last)]
-        found += _solve(weight[run], stack, names, settings, damping, shrinkage, order)
+        found += _solve(weight[run], stack, names, (), settings, damping, shrinkage, order)
     return found
 
 
@@ -200,6 +201,7 @@ def _solve(
     weight: Any,
     hessians: Any,
     names: list[str],
+    finite: Sequence[Callable[[], None]],
     settings: GridSettings,
     damping: tuple[float, int],
     shrinkage: float,
@@ -207,7 +209,7 @@ def _solve(
 ) -> list[tuple[QuantizedWeight, GptqReport]]:
     """Quantize E equal runs of rows [E * M, K] by their Hessians [E, K, K]; see `gptq`.
 
-    `names` are what errors call the Hessians.
+    `names` are what errors call the Hessians, `finite` are checks under way.
     """
     shrinkage = checks.finite_number("shrinkage", shrinkage)
     if not 0 <= shrinkage <= 1:
@@ -227,7 +229,7 @@ def _solve(
         hessians = _reordered(hessians, visits)
     if shrinkage:
         hessians = shrunk(hessians, shrinkage)
-    factors, percdamps, tries = _factor(hessians, names, *damping, dtype)
+    factors, percdamps, tries = _factor(hessians, names, finite, *damping, dtype)
     if any(factors.dead_counts):
         live = np.where(spread() == 0, -1, np.arange(weight.shape[1]))
         weight = take(weight, live, 1)
@@ -253,13 +255,21 @@ def _reordered(hessians: Any, visits: NDArray[np.int64]) -> Any:
 
 
 def _factor(
-    hessians: Any, names: list[str], percdamp: float, damping_tries: int, dtype: np.dtype
+    hessians: Any,
+    names: list[str],
+    finite: Sequence[Callable[[], None]],
+    percdamp: float,
+    damping_tries: int,
+    dtype: np.dtype,
 ) -> tuple[HessianFactors, list[float], list[int]]:
     """Factor with as much damping as it takes; also return each one's damping and tries."""
     checks.integer("damping_tries", damping_tries, 1, 100)
     percdamps, tries = [percdamp] * len(hessians), [1] * len(hessians)
     while True:
         factors = factor_hessians(hessians, percdamps, dtype=dtype)
+        for require in finite:
+            require()
+        finite = ()
         failed = [e for e, minor in enumerate(factors.minors) if minor]
         if not failed:
             return factors, percdamps, tries

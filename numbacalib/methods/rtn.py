@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.settings import grid_settings
 from numbacalib.runtime.backend import arrays_of_one_device
+from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.range_search import RangeSearch
 
 
@@ -51,4 +52,5 @@ def rtn(
     """
     weight, importance = arrays_of_one_device(weight=weight, importance=importance)
     settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, importance)
+    require_finite("weight", weight)
     return settings.rounded(weight)

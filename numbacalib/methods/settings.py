@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.ops.grid import grid_codes, grid_scales, group_indices, unsigned_zeros
-from numbacalib.ops.matrix import cast, split_rows
+from numbacalib.ops.grid import grid_codes, grid_scales, group_indices, stored_arrays
+from numbacalib.ops.matrix import split_rows
 from numbacalib.ops.range_search import search_scales
 from numbacalib.runtime import checks
-from numbacalib.runtime.finite import require_finite, require_non_negative
+from numbacalib.runtime.finite import require_non_negative
 from numbacalib.runtime.half import is_bfloat16
 from numbacalib.spec.grid import SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_FLOAT32, Grid
 from numbacalib.spec.range_search import RangeSearch
@@ -54,15 +54,16 @@ class GridSettings(NamedTuple):
 
         `g_idx` are, for each run, the groups of the channels where they are not runs of channels.
         """
-        narrow = cast(scales, self.scale_dtype)
-        require_finite(f"scale_dtype: scales in {self.scale_dtype}", narrow)
-        arrays = codes, narrow, unsigned_zeros(zeros, self.grid)
+        *stored, require_finite_scales = stored_arrays(scales, zeros, self.scale_dtype, self.grid)
+        arrays = codes, *stored
         grid = self.grid.bits, self.group_size, self.grid.symmetric
         runs = (split_rows(array, len(g_idx)) for array in arrays)
-        return [
+        weights = [
             QuantizedWeight(codes, scales, zeros, *grid, own)
             for codes, scales, zeros, own in zip(*runs, g_idx, strict=True)
         ]
+        require_finite_scales()
+        return weights
 
 
 def grid_settings(
@@ -74,12 +75,11 @@ def grid_settings(
     search: RangeSearch | None = None,
     importance: Any = None,
 ) -> GridSettings:
-    """Check a weight and what it is to become, or raise an error that names the argument.
+    """Check what a finite weight is to become, or raise an error that names the argument.
 
     Arrays are as `arrays_of_one_device` returns them.
     """
     rows, channels = checks.matrix("weight", weight, ("M", "K"))
-    require_finite("weight", weight)
     bits = checks.integer("bits", bits, 2, 8)
     size = channels if group_size is None else checks.integer("group_size", group_size, 1, channels)
     if channels % size:

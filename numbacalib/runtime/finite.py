@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,19 @@ def require_finite(name: str, array: Any) -> None:
 
     First is in row-major order. Leading axes whose strides do not allow one run of rows are copied.
     """
+    start_finite_check(name, array)()
+
+
+def start_finite_check(name: str, array: Any) -> Callable[[], None]:
+    """Start what `require_finite` does, and return what waits for it and raises.
+
+    On a GPU kernels may be launched in between; what they find must not be used before.
+    """
     if is_cuda_array(array):
         from numbacalib.runtime import finite_gpu
 
         (array,) = arrays_of_one_device(**{name: array})
-        finite_gpu.FiniteCheck(rows_of(array)).require(name, array.shape)
-        return
+        return finite_gpu.FiniteCheck(name, array).require
     matrix = rows_of(array)
     clean = np.empty(len(matrix), np.bool_)
     bits = magnitude_bits(matrix)
@@ -34,6 +42,11 @@ def require_finite(name: str, array: Any) -> None:
         row = int(np.argmin(clean))
         column = int(np.argmin(np.isfinite(matrix[row])))
         raise not_finite(name, matrix[row, column], row * matrix.shape[1] + column, array.shape)
+    return _nothing
+
+
+def _nothing() -> None:
+    """Wait for a check that has ended."""
 
 
 def not_finite(name: str, value: Any, index: int, shape: tuple[int, ...]) -> ValueError:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from numbacalib.runtime import device
+from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.finite import not_finite
 from numbacalib.runtime.half import carrier, infinity_bits, magnitude_bits, widen
@@ -33,11 +34,38 @@ def any_negative(matrix: Any) -> bool:
     return bool(device.read(found)[0])
 
 
-class FiniteCheck:
-    """The check of a matrix, under way on the current stream.
+class FirstIndex:
+    """Where kernels on the current stream find something first: an index, least of those found.
 
-    Kernels launched before `require` must do nothing where ``first[0] < NONE``. So the device has work
-    while the host waits for the check, and a bad matrix is reported before anything is written.
+    Attributes
+    ----------
+    array : device array [1], int64
+        Kernels lower it by ``cuda.atomic.min``; `NONE` before.
+    """
+
+    def __init__(self) -> None:
+        if device.SIMULATED:
+            self.array = device.from_host(np.array([NONE]))
+            return
+        self.array = device.empty((1,), np.int64)
+        stream = driver.CUstream(device.stream_handle())
+        device.check(driver.cuMemsetD8Async(self.array.address, NONE & 0xFF, 8, stream))
+
+    def copy(self) -> None:
+        """Start to bring what was found to the host; nothing that is launched later counts."""
+        self._word = None if device.SIMULATED else _Word.copy_of(self.array)
+
+    def read(self) -> int | None:
+        """Wait for the copy alone; return the index, or None."""
+        found = self._word.read() if self._word else int(device.read(self.array)[0])
+        return None if found == NONE else found
+
+
+class FiniteCheck:
+    """The check of a matrix, or a stack of them, under way on the current stream.
+
+    Kernels launched before `require` must do nothing where ``first[0] < NONE``, or their results must
+    not be used. So the device has work while the host waits for the check.
 
     Attributes
     ----------
@@ -45,30 +73,29 @@ class FiniteCheck:
         Row-major index of the first value that is not finite, or `NONE`.
     """
 
-    def __init__(self, matrix: Any, *, upper: bool = False) -> None:
+    def __init__(self, name: str, array: Any, *, upper: bool = False) -> None:
         """Start the check; with `upper`, of the elements on and above the diagonal."""
-        rows, columns = matrix.shape
-        bits = magnitude_bits(matrix)
+        self._name, self._shape = name, array.shape
+        self._matrix = rows_of(array)
+        rows, columns = self._matrix.shape
+        bits = magnitude_bits(self._matrix)
         mask = bits.dtype.type(np.iinfo(bits.dtype).max)
-        infinity = infinity_bits(matrix.dtype)
+        infinity = infinity_bits(array.dtype)
         grid = -(-columns // THREADS), min(-(-rows // ROWS), MOST_BLOCKS)
-        self._matrix = matrix
-        self.first = _unset()
+        self._found = FirstIndex()
+        self.first = self._found.array
         launch(_first_non_finite, grid, THREADS, bits, mask, infinity, upper, self.first)
-        self._word = None if device.SIMULATED else _Word.copy_of(self.first)
+        self._found.copy()
 
-    def require(self, name: str, shape: tuple[int, ...] | None = None) -> None:
-        """Wait for the check alone; raise a ValueError that names the first bad value.
-
-        `shape` is that of the array whose rows the matrix has, where it is not the matrix's own.
-        """
-        found = self._word.read() if self._word else int(device.read(self.first)[0])
-        if found == NONE:
+    def require(self) -> None:
+        """Wait for the check alone; raise a ValueError that names the first bad value."""
+        found = self._found.read()
+        if found is None:
             return
         row, column = divmod(found, self._matrix.shape[1])
         value = device.empty((1,), np.float64)
         launch(_widen_one, 1, 1, carrier(self._matrix), row, column, value)
-        raise not_finite(name, device.read(value)[0], found, shape or self._matrix.shape)
+        raise not_finite(self._name, device.read(value)[0], found, self._shape)
 
 
 class _Word:
@@ -97,16 +124,6 @@ class _Word:
         value = int(self.memory[0])
         self._spare.append(self)
         return value
-
-
-def _unset() -> Any:
-    """Return a device array that holds `NONE`."""
-    if device.SIMULATED:
-        return device.from_host(np.array([NONE]))
-    first = device.empty((1,), np.int64)
-    stream = driver.CUstream(device.stream_handle())
-    device.check(driver.cuMemsetD8Async(first.address, NONE & 0xFF, first.dtype.itemsize, stream))
-    return first
 
 
 @cuda.jit

@@ -34,9 +34,9 @@ def rank_update(
     if dtype == np.float32 and _has_tensor_cores() and _is_worth_them(x):
         from numbacalib.ops.gptq_hessian_update import hopper
 
-        check = FiniteCheck(hessian, upper=True)
+        check = FiniteCheck("hessian", hessian, upper=True)
         hopper.rank_update(before, x, alpha, beta, out, check.first)
-        check.require("hessian")
+        check.require()
     else:
         require_finite("hessian", hessian)
         tiles = -(-out.shape[0] // TILE)

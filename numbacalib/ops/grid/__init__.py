@@ -6,12 +6,16 @@ index for each input channel, int64 [K]; codes are stored unsigned, less the gri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from numbacalib.runtime.backend import call
 from numbacalib.spec.grid import Grid
+
+SCALES = "scale_dtype: scales in {}"
+"""What an error calls stored scales."""
 
 
 def group_indices(channels: int, group_size: int) -> np.ndarray:
@@ -32,10 +36,15 @@ def grid_codes(matrix: Any, scales: Any, zeros: Any, group_of: Any, grid: Grid) 
         return kernels.encode(matrix, scales, zeros, group_of, grid)
 
 
-def unsigned_zeros(zeros: Any, grid: Grid) -> Any:
-    """Zero points [M, G] less the grid's least code, uint8, as unsigned codes have them."""
-    with call(__name__, zeros=zeros) as (kernels, zeros):
-        return kernels.unsigned_zeros(zeros, grid)
+def stored_arrays(
+    scales: Any, zeros: Any, dtype: np.dtype, grid: Grid
+) -> tuple[Any, Any, Callable[[], None]]:
+    """Scales [M, G] in the dtype that stores them, and zeros as unsigned codes have them, uint8.
+
+    The function that comes with them raises a ValueError if `dtype` has a scale as infinite.
+    """
+    with call(__name__, scales=scales, zeros=zeros) as (kernels, scales, zeros):
+        return kernels.stored_arrays(scales, zeros, dtype, grid)
 
 
 def grid_values(codes: Any, scales: Any, zeros: Any, group_of: Any, bits: int) -> Any:

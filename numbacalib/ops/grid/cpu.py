@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
+from numbacalib.ops.grid import SCALES
 from numbacalib.runtime import checks
+from numbacalib.runtime.finite import start_finite_check
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel
 from numbacalib.runtime.strides import rows_view
@@ -35,9 +39,14 @@ def encode(
     return codes
 
 
-def unsigned_zeros(zeros: NDArray, grid: Grid) -> NDArray:
-    """See `numbacalib.ops.grid.unsigned_zeros`."""
-    return (zeros - grid.bounds(zeros.dtype)[0]).astype(np.uint8)
+def stored_arrays(
+    scales: NDArray, zeros: NDArray, dtype: np.dtype, grid: Grid
+) -> tuple[NDArray, NDArray, Callable[[], None]]:
+    """See `numbacalib.ops.grid.stored_arrays`."""
+    with np.errstate(over="ignore"):
+        narrow = scales.astype(dtype)
+    unsigned = (zeros - grid.bounds(zeros.dtype)[0]).astype(np.uint8)
+    return narrow, unsigned, start_finite_check(SCALES.format(dtype), narrow)
 
 
 def decode(

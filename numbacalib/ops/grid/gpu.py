@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from numbacalib.ops.grid import SCALES
 from numbacalib.runtime import checks, device
 from numbacalib.runtime.device import cuda
-from numbacalib.runtime.half import carrier, widen
+from numbacalib.runtime.finite import not_finite
+from numbacalib.runtime.finite_gpu import FirstIndex
+from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import launch
 from numbacalib.spec.grid import Grid, code_of, is_clipped, stored_grid, value_of
 
@@ -53,11 +58,24 @@ def encode(matrix: Any, scales: Any, zeros: Any, group_of: np.ndarray, grid: Gri
     return device.result(codes)
 
 
-def unsigned_zeros(zeros: Any, grid: Grid) -> Any:
-    """See `numbacalib.ops.grid.unsigned_zeros`."""
+def stored_arrays(
+    scales: Any, zeros: Any, dtype: np.dtype, grid: Grid
+) -> tuple[Any, Any, Callable[[], None]]:
+    """See `numbacalib.ops.grid.stored_arrays`."""
+    stored = device.empty(scales.shape, dtype)
     unsigned = device.empty(zeros.shape, np.uint8)
-    launch(_unsigned, _tiles(zeros), THREADS, zeros, grid.bounds(zeros.dtype)[0], unsigned)
-    return device.result(unsigned)
+    found = FirstIndex()
+    low = grid.bounds(zeros.dtype)[0]
+    arrays = scales, zeros, low, carrier(stored), unsigned, found.array
+    launch(_store, _tiles(stored), THREADS, *arrays)
+    found.copy()
+
+    def require() -> None:
+        index = found.read()
+        if index is not None:
+            raise not_finite(SCALES.format(dtype), np.inf, index, stored.shape)
+
+    return stored, unsigned, require
 
 
 def decode(
@@ -125,12 +143,16 @@ def _decode(codes, scales, zeros, group_of, low, out):
 
 
 @cuda.jit
-def _unsigned(zeros, low, unsigned):
+def _store(scales, zeros, low, narrow_scales, unsigned, first):
     """Threads: one a column, blocks stride over the rows."""
     j = cuda.grid(1)
-    if j < zeros.shape[1]:
-        for i in range(np.int64(cuda.blockIdx.y), zeros.shape[0], cuda.gridDim.y):
+    if j < scales.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), scales.shape[0], cuda.gridDim.y):
             unsigned[i, j] = np.uint8(zeros[i, j] - low)
+            stored = narrow(scales[i, j], narrow_scales[i, j])
+            narrow_scales[i, j] = stored
+            if not math.isfinite(widen(stored)):
+                cuda.atomic.min(first, 0, i * scales.shape[1] + j)
 
 
 @cuda.jit
