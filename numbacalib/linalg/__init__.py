@@ -8,31 +8,69 @@ factorisation and one triangular inverse replace the usual potrf, potri, potrf.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
+from numbacalib.ops.matrix import to_host
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import call
 from numbacalib.runtime.finite import require_finite
 
 
-class HessianFactors(NamedTuple):
-    """Cholesky factors of E damped Hessians."""
+class HessianFactors:
+    """Cholesky factors of E damped Hessians.
 
-    upper: Any
-    """``R`` [E, K, K], upper triangular, C-contiguous, ``H + damping = R R^T`` for each."""
-    dead: Any
-    """Channels that no input ever excited, ``H[j, j] == 0``, bool [E, K]."""
-    dead_counts: list[int]
-    dampings: list[float]
-    """What was added to the diagonals of the live channels."""
-    least: list[float]
-    """Smallest diagonal entries."""
-    minors: list[int]
-    """0, or the order of the leading minor of the reversed matrix that is not positive: the factor is
-    then of no use."""
+    On a GPU they are under way: its numbers are waited for when one is asked for.
+
+    Attributes
+    ----------
+    upper : array [E, K, K]
+        ``R``, upper triangular, C-contiguous, ``H + damping = R R^T`` for each.
+    dead : bool array [E, K]
+        Channels that no input ever excited, ``H[j, j] == 0``.
+    summary : float64 array [E, 4]
+        Damping, smallest diagonal entry, number of dead channels, and minor of each.
+    """
+
+    def __init__(self, upper: Any, dead: Any, summary: Any) -> None:
+        self.upper = upper
+        self.dead = dead
+        self.summary = summary
+
+    @property
+    def are_known(self) -> bool:
+        """Whether the numbers are there without waiting."""
+        return isinstance(self.summary, np.ndarray)
+
+    @cached_property
+    def _figures(self) -> NDArray[np.float64]:
+        return to_host(self.summary)
+
+    @property
+    def dampings(self) -> list[float]:
+        """What was added to the diagonals of the live channels."""
+        return self._figures[:, 0].tolist()
+
+    @property
+    def least(self) -> list[float]:
+        """Smallest diagonal entries."""
+        return self._figures[:, 1].tolist()
+
+    @property
+    def dead_counts(self) -> list[int]:
+        """Numbers of dead channels."""
+        return self._figures[:, 2].astype(int).tolist()
+
+    @property
+    def minors(self) -> list[int]:
+        """0, or the order of the leading minor of the reversed matrix that is not positive.
+
+        The factor is then of no use.
+        """
+        return self._figures[:, 3].astype(int).tolist()
 
     def error(self, index: int, name: str, percdamp: float) -> np.linalg.LinAlgError:
         """Return the error for a matrix, called `name`, that is not positive definite."""

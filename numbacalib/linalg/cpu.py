@@ -27,14 +27,8 @@ def factor(hessians: NDArray, percdamps: Sequence[float], dtype: np.dtype) -> He
         np.fill_diagonal(matrix, diagonal[::-1])
         minors.append(cholesky_lower(matrix))
         _reverse_lower(matrix)
-    return HessianFactors(
-        uppers,
-        dead,
-        dead.sum(axis=1).tolist(),
-        dampings.tolist(),
-        diagonals.min(axis=1).tolist(),
-        minors,
-    )
+    figures = dampings, diagonals.min(axis=1), dead.sum(axis=1), minors
+    return HessianFactors(uppers, dead, np.stack(figures, axis=1).astype(np.float64))
 
 
 def invert(upper: NDArray) -> NDArray:

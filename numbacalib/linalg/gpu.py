@@ -31,21 +31,15 @@ def factor(hessians: Any, percdamps: Sequence[float], dtype: np.dtype) -> Hessia
         upper = batch_gpu.factor(source, summary, dead, dtype)
     else:
         upper = _factor_one_by_one(source, summary, dead, dtype)
-    damping, least, dead_counts, minors = device.read(summary).T.tolist()
-    return HessianFactors(
-        upper,
-        dead,
-        [int(number) for number in dead_counts],
-        damping,
-        least,
-        [int(minor) for minor in minors],
-    )
+    return HessianFactors(upper, dead, summary)
 
 
 def _factor_one_by_one(source: Any, summary: Any, dead: Any, dtype: np.dtype) -> Any:
     """Factor each matrix by LAPACK's routine, as ``J U^T J``; minors go to `summary`."""
     count, size, _ = source.shape
-    matrix = device.empty(source.shape, dtype)
+    # without CuPy the host gets the whole matrix, of which only a triangle is written
+    make = device.empty if blas_gpu.has_libraries() else device.zeros
+    matrix = make(source.shape, dtype)
     upper = device.empty(source.shape, dtype)
     info = device.empty((count,), np.int32)
     tiles = -(-size // TILE), -(-size // TILE), count

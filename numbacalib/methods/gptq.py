@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from numbacalib.linalg import HessianFactors, factor_hessians
+from numbacalib.linalg import factor_hessians
 from numbacalib.methods.order import column_orders
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.settings import GridSettings, grid_settings
 from numbacalib.ops.gptq_quantize_column import quantize_direct
 from numbacalib.ops.grid import group_indices
-from numbacalib.ops.matrix import diagonals, stacked_rows, take, to_host
+from numbacalib.ops.matrix import diagonals, stacked_rows, take, to_host, without_columns
 from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
@@ -118,7 +118,7 @@ def gptq(
     settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, importance)
     channels = weight.shape[1]
     checks.matrix("hessian", hessian, (channels, channels))
-    finite = start_finite_check("weight", weight), start_finite_check("hessian", hessian)
+    finite = [start_finite_check("hessian", hessian), start_finite_check("weight", weight)]
     stack = hessian.reshape(1, channels, channels)
     damping, order = (percdamp, damping_tries), (act_order, static_groups)
     return _solve(weight, stack, ["hessian"], finite, settings, damping, shrinkage, order)[0]
@@ -185,7 +185,7 @@ static_groups
         settings = grid_settings(weight[run], *grid, own)
         stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
         names = [f"hessians[{e}]" for e in range(first, last)]
-        found += _solve(weight[run], stack, names, (), settings, damping, shrinkage, order)
+        found += _solve(weight[run], stack, names, [], settings, damping, shrinkage, order)
     return found
 
 
@@ -201,7 +201,7 @@ def _solve(
     weight: Any,
     hessians: Any,
     names: list[str],
-    finite: Sequence[Callable[[], None]],
+    finite: list[Callable[[], None]],
     settings: GridSettings,
     damping: tuple[float, int],
     shrinkage: float,
@@ -229,12 +229,29 @@ def _solve(
         hessians = _reordered(hessians, visits)
     if shrinkage:
         hessians = shrunk(hessians, shrinkage)
-    factors, percdamps, tries = _factor(hessians, names, finite, *damping, dtype)
-    if any(factors.dead_counts):
-        live = np.where(spread() == 0, -1, np.arange(weight.shape[1]))
-        weight = take(weight, live, 1)
-    pivots = diagonals(factors.upper)
-    weights, row_losses = _sweep(weight, factors.upper, visits, settings, static_groups)
+    weight = without_columns(weight, entries)
+    percdamp, damping_tries = damping
+    checks.integer("damping_tries", damping_tries, 1, 100)
+    percdamps, tries = [percdamp] * len(hessians), [1] * len(hessians)
+    while True:
+        factors = factor_hessians(hessians, percdamps, dtype=dtype)
+        # a GPU goes on as if all were well, rather than wait to be told
+        if not (factors.are_known and any(factors.minors)):
+            pivots = diagonals(factors.upper)
+            weights, row_losses, require_finite_scales = _sweep(
+                weight, factors.upper, visits, settings, static_groups
+            )
+        while finite:
+            finite.pop()()
+        if not any(factors.minors):
+            break
+        for e, minor in enumerate(factors.minors):
+            if minor and tries[e] == damping_tries:
+                raise factors.error(e, names[e], percdamps[e])
+            if minor:
+                percdamps[e] = max(DAMPING_GROWTH * percdamps[e], LEAST_GROWN_DAMPING)
+                tries[e] += 1
+    require_finite_scales()
 
     losses = to_host(row_losses).reshape(len(hessians), -1).sum(axis=1)
     visited = spread() if visits is None else np.take_along_axis(spread(), visits, 1)
@@ -254,42 +271,16 @@ def _reordered(hessians: Any, visits: NDArray[np.int64]) -> Any:
     return take(moved, visits, 1).reshape(count, size, size)
 
 
-def _factor(
-    hessians: Any,
-    names: list[str],
-    finite: Sequence[Callable[[], None]],
-    percdamp: float,
-    damping_tries: int,
-    dtype: np.dtype,
-) -> tuple[HessianFactors, list[float], list[int]]:
-    """Factor with as much damping as it takes; also return each one's damping and tries."""
-    checks.integer("damping_tries", damping_tries, 1, 100)
-    percdamps, tries = [percdamp] * len(hessians), [1] * len(hessians)
-    while True:
-        factors = factor_hessians(hessians, percdamps, dtype=dtype)
-        for require in finite:
-            require()
-        finite = ()
-        failed = [e for e, minor in enumerate(factors.minors) if minor]
-        if not failed:
-            return factors, percdamps, tries
-        for e in failed:
-            if tries[e] == damping_tries:
-                raise factors.error(e, names[e], percdamps[e])
-            percdamps[e] = max(DAMPING_GROWTH * percdamps[e], LEAST_GROWN_DAMPING)
-            tries[e] += 1
-
-
 def _sweep(
     weight: Any,
     upper: Any,
     visits: NDArray[np.int64] | None,
     settings: GridSettings,
     static_groups: bool,
-) -> tuple[list[QuantizedWeight], Any]:
+) -> tuple[list[QuantizedWeight], Any, Callable[[], None]]:
     """Visit the columns in the order of the factors, and put the codes back where they belong.
 
-    Also returns the losses of the rows.
+    Also returns the losses of the rows, and what raises if a scale is too large for its dtype.
     """
     count, channels, _ = upper.shape
     groups = np.tile(group_indices(channels, settings.group_size), (count, 1))
@@ -317,4 +308,5 @@ def _sweep(
             first = np.where(runs[:, None], first, np.arange(first.shape[1]))
             scales, zeros = take(scales, first, 1), take(zeros, first, 1)
             g_idx = [None if runs[e] else group_of[e] for e in range(count)]
-    return settings.stored_runs(codes, scales, zeros, g_idx), found.losses
+    weights, require_finite_scales = settings.stored_runs(codes, scales, zeros, g_idx)
+    return weights, found.losses, require_finite_scales

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,14 +45,17 @@ class GridSettings(NamedTuple):
 
     def stored(self, codes: Any, scales: Any, zeros: Any) -> QuantizedWeight:
         """Put what a method found into the dtypes in which it is stored."""
-        return self.stored_runs(codes, scales, zeros, [None])[0]
+        (weight,), require_finite_scales = self.stored_runs(codes, scales, zeros, [None])
+        require_finite_scales()
+        return weight
 
     def stored_runs(
         self, codes: Any, scales: Any, zeros: Any, g_idx: Sequence[NDArray[np.int64] | None]
-    ) -> list[QuantizedWeight]:
+    ) -> tuple[list[QuantizedWeight], Callable[[], None]]:
         """Put what was found of equal runs of rows into the dtypes in which it is stored.
 
-        `g_idx` are, for each run, the groups of the channels where they are not runs of channels.
+        `g_idx` are, for each run, the groups of the channels where they are not runs of channels. The
+        function that comes with the weights raises if a scale is too large for its dtype.
         """
         *stored, require_finite_scales = stored_arrays(scales, zeros, self.scale_dtype, self.grid)
         arrays = codes, *stored
@@ -62,8 +65,7 @@ class GridSettings(NamedTuple):
             QuantizedWeight(codes, scales, zeros, *grid, own)
             for codes, scales, zeros, own in zip(*runs, g_idx, strict=True)
         ]
-        require_finite_scales()
-        return weights
+        return weights, require_finite_scales
 
 
 def grid_settings(

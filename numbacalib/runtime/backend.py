@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any
 
@@ -70,6 +71,12 @@ def _taken(arrays: dict[str, Any], interfaces: dict[str, Any]) -> tuple:
     )
 
 
+@functools.cache
+def _kernels(op: str, form: str) -> Any:
+    """Import the module of an op's kernels."""
+    return importlib.import_module(f"{op}.{form}")
+
+
 class call:  # noqa: N801 - used like a function
     """Open a call of the package `op`: ``with call(...) as (kernels, *arrays)``.
 
@@ -96,13 +103,13 @@ class call:  # noqa: N801 - used like a function
             if self._stream is not None:
                 kind = type(self._stream).__name__
                 raise TypeError(f"stream: expected None with NumPy arrays, got {kind}")
-            return importlib.import_module(f"{self._op}.cpu"), *self._arrays.values()
+            return _kernels(self._op, "cpu"), *self._arrays.values()
         from numbacalib.runtime import device
 
         if self._stream is not None:
             self._token = device.enter_stream(self._stream)
         taken = _taken(self._arrays, interfaces)
-        return importlib.import_module(f"{self._op}.gpu"), *taken
+        return _kernels(self._op, "gpu"), *taken
 
     def __exit__(self, *_: object) -> None:
         if self._token is not None:

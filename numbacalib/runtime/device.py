@@ -115,9 +115,7 @@ class Array:
         """What a kernel's type depends on, and the words that a kernel takes."""
         if self._form is None:
             size = self.dtype.itemsize
-            by_columns = _is_contiguous(self.shape[::-1], self.strides[::-1], size)
-            layouts = self.is_c_contiguous(), by_columns
-            kind = self.dtype.char, self.ndim, layouts, 0 in self.strides
+            kind = _kind(self.dtype.char, size, self.shape, self.strides)
             # meminfo, parent, elements, bytes of one, address, shape, strides
             words = 0, 0, self.size, size, self.address, *self.shape, *self.strides
             self._form = kind, words
@@ -133,6 +131,14 @@ def _contiguous(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
         strides.append(size)
         size *= length
     return tuple(reversed(strides))
+
+
+@functools.lru_cache(maxsize=4096)
+def _kind(char: str, size: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple:
+    """What the type that Numba gives to an array depends on."""
+    by_rows = _is_contiguous(shape, strides, size)
+    by_columns = _is_contiguous(shape[::-1], strides[::-1], size)
+    return char, len(shape), by_rows, by_columns, 0 in strides
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> bool:

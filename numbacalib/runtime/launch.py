@@ -102,9 +102,8 @@ def launch(kernel: Any, grid: Any, threads: Any, *arguments: Any, shared_bytes: 
         cache[tuple(key)] = _Prepared(function, [_FORMATS[type(value)] for value in values])
         return
     prepared.layout.pack_into(prepared.parameters, 0, *values)
-    stream = driver.CUstream(stream_handle())
     sizes = *_three(grid), *_three(threads), shared_bytes
-    check(driver.cuLaunchKernel(prepared.function, *sizes, stream, prepared.pointers, 0))
+    check(driver.cuLaunchKernel(prepared.function, *sizes, stream_handle(), prepared.pointers, 0))
 
 
 def _first_launch(kernel: Any, grid: Any, threads: Any, arguments: tuple, shared_bytes: int) -> Any:

@@ -75,6 +75,13 @@ def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
     return device.result(taken)
 
 
+def without_columns(matrix: Any, entries: Any) -> Any:
+    """See `numbacalib.ops.matrix.without_columns`."""
+    kept = device.empty(matrix.shape, matrix.dtype)
+    launch(_without_columns, _tiles(kept), THREADS, carrier(matrix), entries, carrier(kept))
+    return kept
+
+
 def scaled(array: Any, columns: Any, rows: Any) -> Any:
     """See `numbacalib.ops.matrix.scaled`."""
     if rows is None:
@@ -141,6 +148,17 @@ def _take(matrix, indices, axis, taken):
                 taken[i, j] = 0
             else:
                 taken[i, j] = matrix[row, column]
+
+
+@cuda.jit
+def _without_columns(matrix, entries, kept):
+    j = cuda.grid(1)
+    run = kept.shape[0] // entries.shape[0]
+    if j < kept.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), kept.shape[0], cuda.gridDim.y):
+            kept[i, j] = 0
+            if entries[i // run, j] != 0:
+                kept[i, j] = matrix[i, j]
 
 
 @cuda.jit
