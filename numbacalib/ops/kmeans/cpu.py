@@ -80,8 +80,8 @@ def _ascending(values):
         starts[0, (key & ((1 << DIGIT) - 1)) + 1] += 1
         starts[1, (key >> DIGIT) + 1] += 1
     for digit in range(2):
-        for bucket in range(1 << DIGIT):
-            starts[digit, bucket + 1] += starts[digit, bucket]
+        for value in range(1 << DIGIT):
+            starts[digit, value + 1] += starts[digit, value]
         for word in words:
             bucket = (word >> (INDEX_BITS + digit * DIGIT)) & ((1 << DIGIT) - 1)
             sorted_words[starts[digit, bucket]] = word
