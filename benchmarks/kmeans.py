@@ -1,7 +1,11 @@
 """Codebooks of rows: the optimal ones against scikit-learn's k-means of each row, as SqueezeLLM has it.
 
+    python benchmarks/kmeans.py [--quick] [--readme]
+
 SqueezeLLM (Kim et al., 2023) fits `sklearn.cluster.KMeans` to each row with Fisher information as
 sample weights, rows shared out among processes. The note is the weighted squared error that is left.
+Writes ``results/kmeans-<machine>.csv``, and exits 1 if a target is missed. Needs the extra
+`benchmarks`.
 """
 
 from __future__ import annotations
@@ -10,19 +14,24 @@ import argparse
 import os
 import sys
 import tempfile
+from itertools import groupby
 from multiprocessing import get_context
 from multiprocessing.pool import Pool
 from pathlib import Path
 
 import numpy as np
-from harness import OURS, RESULTS, Case, Goal, describe_machine, measure, write_csv
+from harness import OURS, RESULTS, Case, Goal, Row, describe_machine, measure, write_csv
 from numpy.typing import NDArray
+from report import shortfalls, update_readme
 
 from numbacalib.methods import CodebookWeight, codebook
+from numbacalib.report import table
 
 PACKAGES = ("numba", "numpy", "scikit-learn")
 PEER = "scikit-learn"
+IN_PROCESSES = f"{PEER}, a process a core"
 ROWS = 16
+ERROR = "error "
 
 
 def sklearn_row(row: NDArray, importance: NDArray, bits: int) -> tuple[NDArray, NDArray]:
@@ -62,7 +71,7 @@ def kmeans_case(K: int, bits: int, pool: Pool) -> Case:
 
     def error(found: CodebookWeight) -> str:
         difference = found.dequantize(np.float64) - weight
-        return f"error {(importance * difference**2).sum():.5g}"
+        return f"{ERROR}{(importance * difference**2).sum():.5g}"
 
     return Case(
         "k-means of rows",
@@ -73,32 +82,70 @@ def kmeans_case(K: int, bits: int, pool: Pool) -> Case:
         {
             OURS: lambda: codebook(weight, bits=bits, importance=importance),
             PEER: lambda: sklearn_codebook(weight, importance, bits, None),
-            f"{PEER}, a process a core": lambda: sklearn_codebook(weight, importance, bits, pool),
+            IN_PROCESSES: lambda: sklearn_codebook(weight, importance, bits, pool),
         },
         (Goal(OURS, PEER, ">=10"),),
         note=error,
     )
 
 
+def markdown(machine: dict[str, str], rows: list[Row]) -> str:
+    """One line a shape: times of a row, how many times faster ours is, and what error is left."""
+    lines = []
+    for shape, case in groupby(rows, key=lambda row: row.shape):
+        found = {row.who: row for row in case}
+        ours = found[OURS]
+        excess = _error(found[PEER]) / _error(ours) - 1
+        lines.append(
+            [
+                shape,
+                *(f"{1e3 * row.seconds / ROWS:.3g} ms" for row in found.values()),
+                f"{ours.share:.0f}",
+                f"{100 * excess:.1f} %",
+            ]
+        )
+    header = [
+        "a row of",
+        OURS,
+        PEER,
+        IN_PROCESSES,
+        "times the faster",
+        f"error of {PEER} above ours",
+    ]
+    caption = (
+        f"{machine['machine']}, {machine['cores']} cores, {machine['date']}; {machine['versions']}."
+    )
+    return f"{caption}\n\n{table(header, lines)}"
+
+
+def _error(row: Row) -> float:
+    return float(row.note.removeprefix(ERROR))
+
+
 def main() -> int:
-    """Measure, write the CSV and print the rows; return 1 if a target is missed."""
+    """Measure, write the CSV and print the table; return 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--quick", action="store_true", help="one shape; results go to the temporary directory"
     )
-    quick = parser.parse_args().quick
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    options = parser.parse_args()
     rows = []
     # not forked: the threads of this process would not be there
     with get_context("spawn").Pool(len(os.sched_getaffinity(0)), one_thread) as pool:
-        for K in (576,) if quick else (576, 1536, 4096):
-            for bits in (4,) if quick else (3, 4):
-                rows += measure(kmeans_case(K, bits, pool), rounds=5)
-    folder = Path(tempfile.gettempdir()) if quick else RESULTS
-    print(write_csv("kmeans", describe_machine(*PACKAGES), rows, folder))
-    for row in rows:
-        share = f", {row.share:.0f} times {row.against}" if row.target else ""
-        print(f"{row.shape} {row.who}: {1e3 * row.seconds / ROWS:.3g} ms a row, {row.note}{share}")
-    return int(any(row.falls_short for row in rows))
+        for K in (576,) if options.quick else (576, 1536, 4096):
+            for bits in (4,) if options.quick else (3, 4):
+                rows += measure(kmeans_case(K, bits, pool), rounds=15)
+    folder = Path(tempfile.gettempdir()) if options.quick else RESULTS
+    machine = describe_machine(*PACKAGES)
+    print(write_csv("kmeans", machine, rows, folder))
+    text = markdown(machine, rows)
+    print(text)
+    if options.readme:
+        update_readme("kmeans", text)
+    missed = shortfalls(rows)
+    print("\n".join(missed))
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from numbacalib.formats.imatrix import write_imatrix
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.models import Decoder, DecoderBlock, ModelConfig, open_checkpoint
 from numbacalib.progress import Progress
@@ -19,6 +20,9 @@ BATCH_TOKENS = 4096
 """Tokens that go through a layer together: enough for full-speed products, bounded in memory."""
 HELD_ELEMENTS = 1 << 28
 """MLP activations that are held rather than computed twice: 1 GiB of float32."""
+
+IMATRIX = "imatrix.gguf"
+"""Name of the importance file beside the statistics."""
 
 Stage = tuple[str, ...]
 """Short names of the layers of a block that share an input."""
@@ -109,7 +113,8 @@ def collect(
     model : path
         A Hugging Face directory or a GGUF file.
     output : path
-        Absent, or an empty directory: one file a decoder block. It appears when it is complete.
+        Absent, or an empty directory: one file a decoder block, and `IMATRIX` for
+        ``llama-quantize --imatrix``. It appears when it is complete.
     text, samples, sequence_length
         As in `numbacalib.pipeline.quantize`.
     """
@@ -119,6 +124,7 @@ def collect(
     layers = decoder.config.num_layers
     with new_directory(output) as directory, Progress(layers) as progress:
         hidden = decoder.embed(tokens)
+        squares = {}
         for index in range(layers):
             progress.show(f"block {index + 1} of {layers}")
             found = {
@@ -127,7 +133,18 @@ def collect(
                 for kind in stage
             }
             save_statistics(directory / _file_name(index), found)
+            for name, inputs in found.items():
+                squares[name] = _Squares(inputs.tokens, inputs.mean_square)
             progress.step(f"block {index + 1} of {layers}")
+        datasets = [Path(file).name for file in text]
+        write_imatrix(directory / IMATRIX, squares, datasets=datasets, chunk_size=sequence_length)
+
+
+class _Squares(NamedTuple):
+    """What an importance file needs of a layer, once its Hessian is on disk."""
+
+    tokens: int
+    mean_square: NDArray[np.float32]
 
 
 def run_stages(

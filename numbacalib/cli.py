@@ -104,10 +104,27 @@ def _add_methods(quantize: argparse.ArgumentParser) -> None:
         "--channel-scales", choices=("none", "awq"), default="none", help="scale channels first"
     )
     quantize.add_argument(
+        "--awq-magnitude",
+        choices=("mean", "max"),
+        default="mean",
+        help="of a channel's absolute inputs, what awq's scales are powers of (default mean)",
+    )
+    quantize.add_argument(
+        "--awq-weight-term",
+        action="store_true",
+        help="let awq's scales also fall with the channel's weights",
+    )
+    quantize.add_argument(
         "--ranges",
         choices=("full", "mse", "weighted", "clip"),
         default="full",
         help="what each group's grid spans (default full)",
+    )
+    quantize.add_argument(
+        "--importance",
+        type=Path,
+        metavar="FILE",
+        help="imatrix (GGUF) or Fisher information for --ranges weighted (default: of the text)",
     )
     quantize.add_argument(
         "--act-order",
@@ -174,6 +191,8 @@ def _quantize(options: argparse.Namespace) -> None:
         group_size=None if options.group_size == -1 else options.group_size,
         symmetric=options.symmetric,
         channel_scales=options.channel_scales,
+        awq_magnitude=options.awq_magnitude,
+        awq_weight_term=options.awq_weight_term,
         ranges=options.ranges,
         act_order=options.act_order,
         static_groups=options.static_groups,
@@ -189,6 +208,7 @@ def _quantize(options: argparse.Namespace) -> None:
         options.output,
         text=options.text,
         statistics=options.statistics,
+        importance=options.importance,
         settings=settings,
     )
     print(report.layer_table(layers))

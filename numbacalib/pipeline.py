@@ -23,7 +23,14 @@ from numbacalib.calibration import (
 from numbacalib.formats.compressed_tensors import PackedLayout, is_compressed, weight_reader
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.formats.safetensors_writer import SafetensorsWriter
-from numbacalib.methods import LayerReport, LayerSettings, awq_scales, quantize_layer
+from numbacalib.importance import read_importance
+from numbacalib.methods import (
+    LayerReport,
+    LayerSettings,
+    QuantizedWeight,
+    awq_scales,
+    quantize_layer,
+)
 from numbacalib.models import (
     Checkpoint,
     Decoder,
@@ -38,6 +45,7 @@ from numbacalib.text import read_sequences
 log = logging.getLogger("numbacalib")
 
 CHANNEL_SCALES = ("none", "awq")
+MAGNITUDES = ("mean", "max")
 SWEEP_TOKENS = 65536
 """Tokens whose states an evaluation holds at a time."""
 
@@ -51,6 +59,10 @@ class Settings(LayerSettings):
     """With "desc", a model's perplexity is lower than with the order as it comes."""
     channel_scales: str = "none"
     """Scale input channels first, and fold that into what produces them: "none" or "awq"."""
+    awq_magnitude: str = "mean"
+    """What the scales are powers of: "mean" or "max" of a channel's absolute inputs."""
+    awq_weight_term: bool = False
+    """Whether the scales also fall with the channel's weights: see `awq_scales`."""
     samples: int = 64
     """Calibration sequences, evenly spaced over the text."""
     sequence_length: int = 512
@@ -78,6 +90,7 @@ def quantize(
     *,
     text: Sequence[str | Path] = (),
     statistics: str | Path | None = None,
+    importance: str | Path | None = None,
     settings: Settings,
 ) -> list[LayerReport]:
     """Quantize the linear layers of a model's decoder blocks and write a loadable checkpoint.
@@ -97,6 +110,9 @@ def quantize(
         Calibration text, UTF-8; round-to-nearest needs none.
     statistics : path, optional
         What `numbacalib.calibration.collect` left, instead of a text.
+    importance : path, optional
+        What `numbacalib.importance.read_importance` reads, for the ranges "weighted" instead of the
+        mean squares of the text.
     settings : Settings
 
     Returns
@@ -111,25 +127,32 @@ def quantize(
     numpy.linalg.LinAlgError
         If a layer's damped Hessian is not positive definite, or too many were not at first.
     """
-    _check(settings)
+    _check(settings, importance)
     checkpoint = open_checkpoint(model)
     if is_compressed(checkpoint.hf_config()):
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
     decoder = Decoder(checkpoint)
     layout = _layout(checkpoint, settings)
+    factors = None
+    if importance is not None:
+        factors = read_importance(importance)
+        if missing := [name for name in _layer_names(checkpoint) if name not in factors]:
+            raise ValueError(f"{importance}: expected the importance of {missing[0]}, got none")
     calibration: Calibration | None = None
     if statistics is not None:
         if text:
             raise ValueError("text: expected none where statistics are given")
         calibration = SavedCalibration(statistics)
-    elif settings.calibrated or settings.channel_scales != "none":
+    elif settings.calibrated(importance is not None) or settings.channel_scales != "none":
         tokens = read_sequences(
             checkpoint.tokenizer, text, settings.sequence_length, settings.samples
         )
         calibration = TextCalibration(decoder, tokens)
     with new_directory(output) as directory:
         with SafetensorsWriter(directory) as writer:
-            results = _quantize_blocks(checkpoint, decoder, calibration, settings, layout, writer)
+            results = _quantize_blocks(
+                checkpoint, decoder, calibration, factors, settings, layout, writer
+            )
             packed = {f"{result.name}.weight" for result in results}
             for name in checkpoint.names():
                 if name not in packed and name not in writer:
@@ -190,11 +213,9 @@ def scale_dtype(weight_dtype: np.dtype) -> np.dtype:
 
 def _layout(checkpoint: Checkpoint, settings: Settings) -> PackedLayout:
     """Say how the model's linear layers are to be stored, and in the log what deviates."""
-    channels = {}
-    for index in range(checkpoint.config.num_layers):
-        for kind in (kind for stage in DecoderBlock.stages for kind in stage):
-            name = f"model.layers.{index}.{kind}"
-            channels[name] = checkpoint.info(f"{name}.weight").shape[1]
+    channels = {
+        name: checkpoint.info(f"{name}.weight").shape[1] for name in _layer_names(checkpoint)
+    }
     layout = PackedLayout(
         channels,
         bits=settings.bits,
@@ -217,9 +238,21 @@ def _layout(checkpoint: Checkpoint, settings: Settings) -> PackedLayout:
     return layout
 
 
-def _check(settings: Settings) -> None:
+def _layer_names(checkpoint: Checkpoint) -> list[str]:
+    """Names of the linear layers that are quantized, without ``.weight``."""
+    return [
+        f"model.layers.{index}.{kind}"
+        for index in range(checkpoint.config.num_layers)
+        for stage in DecoderBlock.stages
+        for kind in stage
+    ]
+
+
+def _check(settings: Settings, importance: str | Path | None) -> None:
     """Check what does not depend on a layer, before anything is read."""
     settings.check()
+    if settings.method == "kmeans":
+        raise ValueError("method: expected gptq or rtn, since the file format has no codebooks")
     checks.integer("bits", settings.bits, 2, 8)
     if settings.group_size is not None:
         checks.integer("group_size", settings.group_size, 1, 1 << 31)
@@ -228,6 +261,16 @@ def _check(settings: Settings) -> None:
             f"channel_scales: expected {' or '.join(CHANNEL_SCALES)}, "
             f"got {settings.channel_scales!r}"
         )
+    if settings.awq_magnitude not in MAGNITUDES:
+        raise ValueError(
+            f"awq_magnitude: expected {' or '.join(MAGNITUDES)}, got {settings.awq_magnitude!r}"
+        )
+    if importance is not None and settings.channel_scales != "none":
+        raise ValueError(
+            "importance: expected none with channel scales, which change the weights it is of"
+        )
+    if importance is not None and settings.ranges != "weighted":
+        raise ValueError(f"importance: expected none with ranges {settings.ranges!r}")
     if settings.act_order == "desc" and not settings.static_groups:
         raise ValueError(
             "act_order: expected static_groups with 'desc', since the file format has no g_idx"
@@ -238,6 +281,7 @@ def _quantize_blocks(
     checkpoint: Checkpoint,
     decoder: Decoder,
     calibration: Calibration | None,
+    importance: Mapping[str, NDArray] | None,
     settings: Settings,
     layout: PackedLayout,
     writer: SafetensorsWriter,
@@ -269,7 +313,7 @@ def _quantize_blocks(
                     progress.show(f"{at}: scaling channels")
                     dtype = checkpoint.info(f"{prefix}.input_layernorm.weight").dtype
                     preview = calibration.preview(index, block)
-                    folded, vectors = _fold_scales(block, preview, layer_settings, dtype)
+                    folded, vectors = _fold_scales(block, preview, settings, layer_settings, dtype)
                     for name, vector in vectors.items():
                         writer.add(f"{prefix}.{name}", vector)
                 stages = calibration.stages(index, block, folded)
@@ -277,9 +321,11 @@ def _quantize_blocks(
                 for kind in stage:
                     progress.show(f"{at}: quantizing {kind}")
                     name = f"{prefix}.{kind}"
+                    factors = None if importance is None else importance[name]
                     quantized, report = quantize_layer(
-                        name, block.linears[kind], statistics, layer_settings[kind]
+                        name, block.linears[kind], statistics, layer_settings[kind], factors
                     )
+                    assert isinstance(quantized, QuantizedWeight)  # no codebooks: see _check
                     block.linears[kind] = quantized.dequantize()
                     tensors = layout.pack(quantized)
                     for part, tensor in tensors.items():
@@ -296,6 +342,7 @@ def _quantize_blocks(
 def _fold_scales(
     block: DecoderBlock,
     preview: Sequence[tuple[Stage, InputStatistics]],
+    settings: Settings,
     layer_settings: Mapping[str, LayerSettings],
     dtype: np.dtype,
 ) -> tuple[dict[Stage, NDArray], dict[str, NDArray]]:
@@ -311,7 +358,8 @@ def _fold_scales(
         found = awq_scales(
             [block.linears[kind] for kind in stage],
             statistics.hessian,
-            statistics.mean_abs,
+            statistics.mean_abs if settings.awq_magnitude == "mean" else statistics.max_abs,
+            weight_term=settings.awq_weight_term,
             bits=layer_settings[stage[0]].bits,
             group_size=layer_settings[stage[0]].group_size,
             symmetric=layer_settings[stage[0]].symmetric,

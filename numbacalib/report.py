@@ -41,7 +41,7 @@ def layer_table(reports: Sequence[LayerReport]) -> str:
                 _tokens(report),
                 _damping(report),
                 _number(report.smallest_pivot),
-                f"{100 * report.clipped:.2f}",
+                "-" if report.clipped is None else f"{100 * report.clipped:.2f}",
                 f"{report.seconds:.2f}",
             ]
         )

@@ -87,6 +87,24 @@ def test_the_two_references_agree(columns, clusters, seed):
     )
 
 
+@given(
+    near=st.integers(1, 200),
+    far=st.sampled_from([0.0, 1.0, 1e7, 1e30, 1e300]),
+    clusters=st.integers(1, 12),
+    seed=st.integers(0, 999),
+)
+def test_values_beside_far_ones_are_told_apart(near, far, clusters, seed):
+    """However a row is arranged: the sort meets them in one bucket, some of them equal."""
+    rng = np.random.default_rng(seed)
+    row = np.append(rng.integers(-30, 30, near) / 8, [far, -far])
+    ascending, descending, anyhow = np.sort(row), np.sort(row)[::-1], rng.permutation(row)
+    codes, centroids = kmeans_rows(np.stack([ascending, descending, anyhow]), clusters)
+    assert (np.diff(codes[0].astype(int)) >= 0).all()
+    np.testing.assert_array_equal(codes[1], codes[0, ::-1])
+    np.testing.assert_array_equal(codes[2, np.argsort(anyhow)], codes[0])
+    np.testing.assert_array_equal(centroids[1:], centroids[[0, 0]])
+
+
 def test_codes_name_the_nearest_centroid_the_lower_of_two():
     matrix = np.array([[0, 2, 1, 3, 10, 6, 5]], np.float32)
     importance = np.array([[1, 1, 0, 0, 1, 0, 0]], np.float32)

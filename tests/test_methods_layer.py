@@ -12,6 +12,7 @@ from numbacalib.methods import (
     RangeSearch,
     awq_clip,
     clipped_share,
+    codebook,
     gptq,
     proxy_loss,
     quantize_layer,
@@ -86,6 +87,53 @@ def test_settings_reach_their_method(layer, settings, expected):
     assert report.loss == pytest.approx(proxy_loss(weight, quantized, statistics.hessian))
     plain = proxy_loss(weight, rtn(weight, **PLAIN), statistics.hessian)
     assert report.rtn_loss == pytest.approx(plain)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "expected"),
+    [
+        (
+            {"method": "rtn"},
+            (6, 24),
+            lambda w, _, f: rtn(w, **PLAIN, search=RangeSearch(), importance=f),
+        ),
+        (
+            {},
+            (24,),
+            lambda w, s, f: gptq(w, s.hessian, **PLAIN, search=RangeSearch(), importance=f)[0],
+        ),
+    ],
+)
+def test_an_importance_weighs_the_ranges(layer, settings, shape, expected):
+    weight, statistics = layer
+    importance = np.random.default_rng(1).exponential(size=shape).astype(np.float32) ** 3
+    weighted = LayerSettings(**PLAIN, **settings, ranges="weighted")
+    quantized, _ = quantize_layer("q", weight, statistics, weighted, importance)
+    assert_same(quantized, expected(weight, statistics, importance))
+    other, _ = quantize_layer("q", weight, statistics, weighted)
+    assert (other.codes != quantized.codes).any()
+
+
+def test_codebooks_are_a_method_like_the_others(layer):
+    weight, statistics = layer
+    fisher = np.random.default_rng(1).exponential(size=weight.shape).astype(np.float32) ** 3
+    for ranges, given, importance in (
+        ("full", None, None),
+        ("weighted", None, statistics.mean_square),
+        ("weighted", fisher, fisher),
+    ):
+        settings = LayerSettings(method="kmeans", bits=3, ranges=ranges)
+        quantized, report = quantize_layer("q", weight, statistics, settings, given)
+        expected = codebook(weight, bits=3, importance=importance)
+        np.testing.assert_array_equal(quantized.codes, expected.codes)
+        np.testing.assert_array_equal(quantized.centroids, expected.centroids)
+        assert report.loss == pytest.approx(proxy_loss(weight, expected, statistics.hessian))
+        nearest = rtn(weight, bits=3, group_size=None)
+        assert report.rtn_loss == pytest.approx(proxy_loss(weight, nearest, statistics.hessian))
+        assert (report.group_size, report.clipped, report.tokens) == (24, None, 64)
+    without, report = quantize_layer("q", weight, None, settings, fisher)
+    np.testing.assert_array_equal(without.codes, quantized.codes)
+    assert report.loss is None
 
 
 def test_the_report_says_how_it_went(layer):
@@ -178,12 +226,21 @@ def test_layers_are_solved_again_from_disk(tmp_path):
             name = report.name
             expected, _ = quantize_layer(name, weights[name], statistics[name], settings)
             assert_same(quantized, expected)
+    settings = LayerSettings(method="kmeans", bits=2, ranges="weighted")
+    fisher = {name: np.abs(weight.astype(np.float32)) for name, weight in weights.items()}
+    for quantized, report in solve(load_weights(file), load_statistics(file), settings, fisher):
+        expected = codebook(weights[report.name], bits=2, importance=fisher[report.name])
+        np.testing.assert_array_equal(quantized.codes, expected.codes)
 
 
 def test_what_is_missing_is_named(layer):
     weight, statistics = layer
     with pytest.raises(ValueError, match="statistics: expected one for each weight, none for k"):
         next(solve({"q": weight, "k": weight}, {"q": statistics}, LayerSettings()))
+    with pytest.raises(ValueError, match="importance: expected one for each weight, none for q"):
+        next(solve({"q": weight}, {"q": statistics}, LayerSettings(), {}))
+    with pytest.raises(ValueError, match="q: importance: expected None with ranges 'mse'"):
+        quantize_layer("q", weight, statistics, LayerSettings(ranges="mse"), np.ones(24))
     for settings in ({}, {"method": "rtn", "ranges": "weighted"}):
         with pytest.raises(ValueError, match="q: statistics: expected the layer's inputs"):
             quantize_layer("q", weight, None, LayerSettings(**PLAIN, **settings))
@@ -197,7 +254,11 @@ def test_what_is_missing_is_named(layer):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "awq"}, "q: method: expected gptq or rtn, got 'awq'"),
+        ({"method": "awq"}, "q: method: expected gptq, rtn or kmeans, got 'awq'"),
+        (
+            {"method": "kmeans", "ranges": "mse"},
+            "q: ranges: expected full or weighted with kmeans, got 'mse'",
+        ),
         ({"ranges": "wide"}, "q: ranges: expected full, mse, weighted, clip, got 'wide'"),
         ({"ranges": "clip"}, "q: ranges: expected full, mse or weighted with gptq, got 'clip'"),
         ({"group_size": 7}, "q: group_size: expected a divisor of K = 24, got 7"),

@@ -7,7 +7,9 @@ import pytest
 from models.tiny import TEXT, write_tiny_checkpoint
 
 from numbacalib.cli import main
+from numbacalib.fisher import GradientStatistics, save_fisher
 from numbacalib.formats.compressed_tensors import PackedLayers
+from numbacalib.formats.imatrix import read_imatrix
 from numbacalib.methods import LayerReport
 from numbacalib.models import Decoder, open_checkpoint
 
@@ -124,6 +126,65 @@ def test_statistics_are_collected_once_and_quantized_from_again(tmp_path, text, 
     assert run("quantize", model, *GROUPS, "--statistics", saved, *options, "--output", other) == 0
     original = perplexity(capsys, model, "--text", text)
     assert perplexity(capsys, other, "--text", text) == pytest.approx(original, rel=0.02)
+
+
+def packed_codes(path):
+    layers = PackedLayers(open_checkpoint(path))
+    return {name: layers[name].codes for name in layers}
+
+
+def test_importance_comes_from_a_file(tmp_path, text, model, capsys):
+    saved = tmp_path / "statistics"
+    assert run("collect", model, "--text", text, *SHORT, "--output", saved) == 0
+    command = ["quantize", model, *GROUPS, "--bits", "3", "--method", "rtn", "--ranges", "weighted"]
+    imatrix = read_imatrix(saved / "imatrix.gguf")
+    assert len(imatrix) == 14
+    fisher = {}
+    for name, squares in imatrix.items():
+        weight = open_checkpoint(model).tensor(f"{name}.weight")
+        fisher[f"{name}.weight"] = GradientStatistics(weight.shape)
+        fisher[f"{name}.weight"].update(np.sqrt(np.broadcast_to(squares, weight.shape)))
+    save_fisher(tmp_path / "fisher.safetensors", fisher)
+    sources = {
+        "collected": ["--statistics", saved],
+        "imatrix": ["--importance", saved / "imatrix.gguf"],
+        "fisher": ["--importance", tmp_path / "fisher.safetensors"],
+    }
+    for name, options in sources.items():
+        assert run(*command, *options, "--output", tmp_path / name) == 0
+    expected = packed_codes(tmp_path / "collected")
+    for name, codes in packed_codes(tmp_path / "imatrix").items():
+        assert (codes != expected[name]).mean() < 0.01
+    for name, codes in packed_codes(tmp_path / "fisher").items():
+        assert (codes != expected[name]).mean() < 0.01
+
+
+def test_importance_that_does_not_fit_is_refused(tmp_path, text, model, capsys):
+    file, output = tmp_path / "importance", tmp_path / "out"
+    command = ["quantize", model, *GROUPS, "--method", "rtn", "--output", output]
+    weighted = [*command, "--ranges", "weighted", "--importance", file]
+    save_fisher(file, {"model.layers.0.self_attn.q_proj": GradientStatistics((64, 64))})
+    assert run(*weighted) == 2
+    assert "expected the importance of model.layers.0.self_attn.k_proj" in capsys.readouterr().err
+    file.write_bytes(b"anything")
+    assert run(*weighted) == 2
+    assert "importance: expected an imatrix file in GGUF form or Fisher" in capsys.readouterr().err
+    assert run(*command, "--importance", file) == 2
+    assert "importance: expected none with ranges 'full'" in capsys.readouterr().err
+    assert run(*weighted, "--text", text, "--channel-scales", "awq") == 2
+    assert "importance: expected none with channel scales" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_channel_scales_by_other_magnitudes(tmp_path, text, model):
+    command = ["quantize", model, "--text", text, *SHORT, *GROUPS, "--method", "rtn", "--bits", "3"]
+    norms = set()
+    for options in ([], ["--awq-magnitude", "max"], ["--awq-weight-term"]):
+        output = tmp_path / "-".join(["out", *options])
+        assert run(*command, "--channel-scales", "awq", *options, "--output", output) == 0
+        norm = open_checkpoint(output).tensor("model.layers.0.input_layernorm.weight")
+        norms.add(norm.tobytes())
+    assert len(norms) == 3
 
 
 def test_statistics_of_another_model_are_refused(tmp_path, text, model, capsys):

@@ -9,23 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.gguf_names import gguf_name, hf_name
+from numbacalib.ops.matrix import to_host
 from numbacalib.runtime import checks
-
-if TYPE_CHECKING:
-    from numbacalib.statistics import InputStatistics
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 
 
+class SquaredInputs(Protocol):
+    """What is written of a layer's inputs; `InputStatistics` has it."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen."""
+
+    @property
+    def mean_square(self) -> Any:
+        """Mean square of each input channel, [K]."""
+
+
 def write_imatrix(
     path: str | Path,
-    statistics: Mapping[str, InputStatistics],
+    statistics: Mapping[str, SquaredInputs],
     *,
     datasets: Sequence[str] = (),
     chunk_size: int = 512,
@@ -61,7 +71,7 @@ def write_imatrix(
     writer.add_uint32(gguf.Keys.IMatrix.CHUNK_SIZE, chunk_size)
     for name, layer in tensors.items():
         count = np.float32(layer.tokens)
-        writer.add_tensor(name + _SUMS, (count * layer.mean_square)[None])
+        writer.add_tensor(name + _SUMS, (count * to_host(layer.mean_square))[None])
         writer.add_tensor(name + _COUNTS, np.full((1, 1), count))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

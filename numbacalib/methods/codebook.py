@@ -24,6 +24,11 @@ class CodebookWeight:
     """[M, 2 ** bits], ascending in each row."""
     bits: int
 
+    @property
+    def group_size(self) -> int:
+        """Input channels that share a codebook: K."""
+        return self.codes.shape[1]
+
     def dequantize(self, dtype: DTypeLike = np.float32) -> NDArray:
         """Return the weights that the codes stand for, [M, K]."""
         return np.take_along_axis(self.centroids.astype(dtype, copy=False), self.codes, axis=1)

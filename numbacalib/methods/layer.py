@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from numbacalib.methods.awq import awq_clip
+from numbacalib.methods.codebook import CodebookWeight, codebook
 from numbacalib.methods.gptq import gptq
 from numbacalib.methods.loss import clipped_share, proxy_loss
 from numbacalib.methods.order import ACT_ORDERS
@@ -24,7 +25,7 @@ from numbacalib.statistics import InputStatistics
 
 log = logging.getLogger("numbacalib")
 
-METHODS = ("gptq", "rtn")
+METHODS = ("gptq", "rtn", "kmeans")
 RANGES = ("full", "mse", "weighted", "clip")
 
 
@@ -33,6 +34,8 @@ class LayerSettings:
     """How to quantize a linear layer; the names are those of `gptq` and `rtn`."""
 
     method: str = "gptq"
+    """"gptq", "rtn", or "kmeans" for `codebook`, whose codebooks are of whole rows: no group size,
+    grid or scales then."""
     bits: int = 4
     group_size: int | None = 128
     """Input channels that share a scale; None is one scale a row."""
@@ -40,8 +43,9 @@ class LayerSettings:
     scale_dtype: DTypeLike = np.float16
     ranges: str = "full"
     """What a group's grid spans: all its weights ("full"); the part with the least error ("mse"), or
-    the least error weighted by each channel's mean square input ("weighted"), by `RangeSearch`; for
-    round-to-nearest also the part with the least error of the group's output ("clip", `awq_clip`)."""
+    the least error weighted by each channel's mean square input or by an importance ("weighted"), by
+    `RangeSearch`; for round-to-nearest also the part with the least error of the group's output
+    ("clip", `awq_clip`). Codebooks weigh their errors with "weighted", and do not with "full"."""
     percdamp: float = 0.01
     damping_tries: int = 5
     shrinkage: float | None = 0.0
@@ -49,19 +53,21 @@ class LayerSettings:
     act_order: str = "none"
     static_groups: bool = False
 
-    @property
-    def calibrated(self) -> bool:
-        """Whether a layer needs statistics of its inputs."""
-        return self.method == "gptq" or self.ranges in ("weighted", "clip")
+    def calibrated(self, importance: bool = False) -> bool:
+        """Whether a layer needs statistics of its inputs, with or without an `importance` given."""
+        weighted = self.ranges == "weighted" and not importance
+        return self.method == "gptq" or weighted or self.ranges == "clip"
 
     def check(self) -> None:
         """Raise a ValueError for names that no method has, or that do not go together."""
         if self.method not in METHODS:
-            raise ValueError(f"method: expected {' or '.join(METHODS)}, got {self.method!r}")
+            raise ValueError(f"method: expected gptq, rtn or kmeans, got {self.method!r}")
         if self.ranges not in RANGES:
             raise ValueError(f"ranges: expected {', '.join(RANGES)}, got {self.ranges!r}")
         if self.method == "gptq" and self.ranges == "clip":
             raise ValueError("ranges: expected full, mse or weighted with gptq, got 'clip'")
+        if self.method == "kmeans" and self.ranges not in ("full", "weighted"):
+            raise ValueError(f"ranges: expected full or weighted with kmeans, got {self.ranges!r}")
         if self.act_order not in ACT_ORDERS:
             raise ValueError(f"act_order: expected {', '.join(ACT_ORDERS)}, got {self.act_order!r}")
 
@@ -77,7 +83,7 @@ class LayerReport:
     bits: int
     group_size: int
     seconds: float
-    clipped: float
+    clipped: float | None = None
     """Share of the weights that lie more than a step past the ends of their grid."""
     tokens: int | None = None
     full_rank: bool | None = None
@@ -103,8 +109,12 @@ class LayerReport:
 
 
 def quantize_layer(
-    name: str, weight: Any, statistics: InputStatistics | None, settings: LayerSettings
-) -> tuple[QuantizedWeight, LayerReport]:
+    name: str,
+    weight: Any,
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    importance: Any = None,
+) -> tuple[QuantizedWeight | CodebookWeight, LayerReport]:
     """Quantize one layer and measure it against round-to-nearest.
 
     Parameters
@@ -113,8 +123,11 @@ def quantize_layer(
         For the report, for errors and for the log.
     weight : array [M, K], float16, bfloat16, float32 or float64
     statistics : InputStatistics or None
-        Of the layer's inputs; None is for round-to-nearest on the full range or by "mse".
+        Of the layer's inputs. None is for methods that need none, which then measure no loss.
     settings : LayerSettings
+    importance : array [K] or [M, K], optional
+        Weights of the errors with the ranges "weighted", instead of the mean squares of the inputs:
+        Fisher information, or what an importance file has.
 
     Raises
     ------
@@ -123,8 +136,8 @@ def quantize_layer(
     """
     begin = time.perf_counter()
     try:
-        _check(statistics, settings)
-        quantized, measured = _quantize(name, weight, statistics, settings)
+        _check(statistics, settings, importance)
+        quantized, measured = _quantize(name, weight, statistics, settings, importance)
     except (ValueError, TypeError, np.linalg.LinAlgError) as error:
         raise type(error)(f"{name}: {error}") from error
     report = LayerReport(
@@ -133,7 +146,6 @@ def quantize_layer(
         shape=(weight.shape[0], weight.shape[1]),
         bits=quantized.bits,
         group_size=quantized.group_size,
-        clipped=clipped_share(weight, quantized),
         seconds=time.perf_counter() - begin,
         **measured,
     )
@@ -144,26 +156,32 @@ def solve(
     weights: Mapping[str, Any],
     statistics: Mapping[str, InputStatistics],
     settings: LayerSettings,
-) -> Iterator[tuple[QuantizedWeight, LayerReport]]:
+    importance: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
     """Quantize named layers from their weights and statistics alone, one after the other.
 
     With `load_weights` and `load_statistics` this needs neither the model nor the text again,
-    whatever the bits, groups and method.
+    whatever the bits, groups and method. `importance` is each layer's, for `quantize_layer`.
 
     Raises
     ------
     ValueError
-        If a layer has no statistics, before any work.
+        If a layer has no statistics, or no importance where others have, before any work.
     """
-    if missing := [name for name in weights if name not in statistics]:
-        raise ValueError(f"statistics: expected one for each weight, none for {missing[0]}")
+    given = {"statistics": statistics} | ({} if importance is None else {"importance": importance})
+    for argument, layers in given.items():
+        if missing := [name for name in weights if name not in layers]:
+            raise ValueError(f"{argument}: expected one for each weight, none for {missing[0]}")
     for name, weight in weights.items():
-        yield quantize_layer(name, weight, statistics[name], settings)
+        weights_of_errors = None if importance is None else importance[name]
+        yield quantize_layer(name, weight, statistics[name], settings, weights_of_errors)
 
 
-def _check(statistics: InputStatistics | None, settings: LayerSettings) -> None:
+def _check(statistics: InputStatistics | None, settings: LayerSettings, importance: Any) -> None:
     settings.check()
-    if settings.calibrated:
+    if importance is not None and settings.ranges != "weighted":
+        raise ValueError(f"importance: expected None with ranges {settings.ranges!r}")
+    if settings.calibrated(importance is not None):
         if statistics is None:
             raise ValueError("statistics: expected the layer's inputs to be calibrated, got None")
         if statistics.tokens == 0:
@@ -171,63 +189,84 @@ def _check(statistics: InputStatistics | None, settings: LayerSettings) -> None:
 
 
 def _quantize(
-    name: str, weight: Any, statistics: InputStatistics | None, settings: LayerSettings
-) -> tuple[QuantizedWeight, dict[str, Any]]:
+    name: str,
+    weight: Any,
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    importance: Any,
+) -> tuple[QuantizedWeight | CodebookWeight, dict[str, Any]]:
     """Quantize, and return what was measured by the report's names."""
     plain: dict[str, Any] = {
         "bits": settings.bits,
-        "group_size": settings.group_size,
+        "group_size": None if settings.method == "kmeans" else settings.group_size,
         "symmetric": settings.symmetric,
         "scale_dtype": settings.scale_dtype,
     }
     options = dict(plain)
     if settings.ranges in ("mse", "weighted"):
         options["search"] = RangeSearch()
-    if statistics is not None and settings.ranges == "weighted":
-        options["importance"] = statistics.mean_square
-    if statistics is None:
-        return rtn(weight, **options), {}
+    if settings.ranges == "weighted":
+        if importance is None and statistics is not None:
+            importance = statistics.mean_square
+        options["importance"] = importance
 
-    hessian = statistics.hessian
-    dead = int((to_host(diagonal(hessian)) == 0).sum())
-    live = len(hessian) - dead
-    measured: dict[str, Any] = {
-        "tokens": statistics.tokens,
-        "full_rank": statistics.tokens >= live,
-        "dead": dead,
-    }
-    if settings.ranges == "clip":
-        quantized = awq_clip(weight, hessian, **options)
-    elif settings.method == "rtn":
-        quantized = rtn(weight, **options)
+    quantized: QuantizedWeight | CodebookWeight
+    measured: dict[str, Any] = {}
+    if settings.method == "kmeans":
+        quantized = codebook(weight, bits=settings.bits, importance=importance)
+    elif statistics is not None and settings.method == "gptq":
+        quantized, measured = _gptq(name, weight, statistics, settings, options)
+    elif statistics is not None and settings.ranges == "clip":
+        quantized = awq_clip(weight, statistics.hessian, **options)
     else:
-        shrinkage = settings.shrinkage
-        if shrinkage is None:
-            shrinkage = shrinkage_for(hessian, statistics.tokens)
-        quantized, report = gptq(
-            weight,
-            hessian,
-            percdamp=settings.percdamp,
-            damping_tries=settings.damping_tries,
-            shrinkage=shrinkage,
-            act_order=settings.act_order,
-            static_groups=settings.static_groups,
-            **options,
-        )
-        if report.tries > 1:
-            log.warning(
-                "%s: the Hessian was not positive definite with percdamp %g; %g was enough",
-                name,
-                settings.percdamp,
-                report.percdamp,
-            )
+        quantized = rtn(weight, **options)
+    if isinstance(quantized, QuantizedWeight):
+        measured["clipped"] = clipped_share(weight, quantized)
+    if statistics is not None:
+        hessian = statistics.hessian
+        dead = int((to_host(diagonal(hessian)) == 0).sum())
         measured |= {
-            "shrinkage": shrinkage,
-            "percdamp": report.percdamp,
-            "damping": report.damping,
-            "tries": report.tries,
-            "smallest_pivot": report.smallest_pivot,
+            "tokens": statistics.tokens,
+            "full_rank": statistics.tokens >= len(hessian) - dead,
+            "dead": dead,
+            "loss": proxy_loss(weight, quantized, hessian),
+            "rtn_loss": proxy_loss(weight, rtn(weight, **plain), hessian),
         }
-    measured["loss"] = proxy_loss(weight, quantized, hessian)
-    measured["rtn_loss"] = proxy_loss(weight, rtn(weight, **plain), hessian)
     return quantized, measured
+
+
+def _gptq(
+    name: str,
+    weight: Any,
+    statistics: InputStatistics,
+    settings: LayerSettings,
+    options: Mapping[str, Any],
+) -> tuple[QuantizedWeight, dict[str, Any]]:
+    """Quantize by GPTQ; `options` are the grid's and the search's."""
+    shrinkage = settings.shrinkage
+    if shrinkage is None:
+        shrinkage = shrinkage_for(statistics.hessian, statistics.tokens)
+    quantized, report = gptq(
+        weight,
+        statistics.hessian,
+        percdamp=settings.percdamp,
+        damping_tries=settings.damping_tries,
+        shrinkage=shrinkage,
+        act_order=settings.act_order,
+        static_groups=settings.static_groups,
+        **options,
+    )
+    if report.tries > 1:
+        log.warning(
+            "%s: the Hessian was not positive definite with percdamp %g; %g was enough",
+            name,
+            settings.percdamp,
+            report.percdamp,
+        )
+    return quantized, {
+        "shrinkage": shrinkage,
+        "percdamp": report.percdamp,
+        "damping": report.damping,
+        "tries": report.tries,
+        "smallest_pivot": report.smallest_pivot,
+    }

@@ -24,6 +24,9 @@ from numbacalib.runtime.strides import rows_view
 
 DIGIT = 11
 """Bits that are sorted by at a time: their counts fit the first-level cache."""
+LARGEST_KEY = float(2 ** (2 * DIGIT) - 1)
+INDEX_BITS = 63 - 2 * DIGIT
+"""Bits of a sorted word that hold an index, below its key."""
 LONGEST = 64
 """Points whose clusters' begins are searched for together."""
 GUESSES = 4
@@ -60,28 +63,54 @@ def _cluster_rows(matrix, importance, codes, centroids):
 
 @scalar
 def _ascending(values):
-    """Return the indices that sort finite values: digit by digit of their bits, the least first."""
-    keys = values.view(np.int64).copy()
-    varied = np.int64(0)
-    for j in range(len(keys)):
-        # negative floats are ordered against their bits, and before the others
-        keys[j] ^= (keys[j] >> 63) | np.int64(-(2**63))
-        varied |= keys[j] ^ keys[0]
-    order, sorted_order = np.arange(len(keys)), np.empty(len(keys), np.int64)
-    for shift in range(0, 64, DIGIT):
-        if (varied >> shift) & ((1 << DIGIT) - 1) == 0:
-            continue
-        starts = np.zeros((1 << DIGIT) + 1, np.int64)
-        for key in keys:
-            starts[((key >> shift) & ((1 << DIGIT) - 1)) + 1] += 1
-        for digit in range(1 << DIGIT):
-            starts[digit + 1] += starts[digit]
-        for index in order:
-            bucket = (keys[index] >> shift) & ((1 << DIGIT) - 1)
-            sorted_order[starts[bucket]] = index
-            starts[bucket] += 1
-        order, sorted_order = sorted_order, order
+    """Return the indices that sort finite values.
+
+    By 22 bits of where each lies between the least and the largest, one digit after the other, then
+    what these bits do not tell apart by its values.
+    """
+    low = values.min()
+    span = values.max() - low
+    words, sorted_words = np.empty(len(values), np.int64), np.empty(len(values), np.int64)
+    starts = np.zeros((2, (1 << DIGIT) + 1), np.int64)
+    for j in range(len(values)):
+        share = (values[j] - low) / span * LARGEST_KEY
+        # whatever overflows, or is 0 / 0, is among the largest
+        key = np.int64(share) if share < LARGEST_KEY else np.int64(LARGEST_KEY)
+        words[j] = key << INDEX_BITS | j
+        starts[0, (key & ((1 << DIGIT) - 1)) + 1] += 1
+        starts[1, (key >> DIGIT) + 1] += 1
+    for digit in range(2):
+        for value in range(1 << DIGIT):
+            starts[digit, value + 1] += starts[digit, value]
+        for word in words:
+            bucket = (word >> (INDEX_BITS + digit * DIGIT)) & ((1 << DIGIT) - 1)
+            sorted_words[starts[digit, bucket]] = word
+            starts[digit, bucket] += 1
+        words, sorted_words = sorted_words, words
+    order = words & ((1 << INDEX_BITS) - 1)
+    begin = 0
+    for j in range(1, len(words) + 1):
+        if j == len(words) or words[j] >> INDEX_BITS != words[begin] >> INDEX_BITS:
+            if j - begin > 1:
+                _sort_run(values, order[begin:j])
+            begin = j
     return order
+
+
+@scalar
+def _sort_run(values, order):
+    """Sort indices by their values: insertion over gaps that shrink (Shell 1959)."""
+    gap = 1
+    while gap < len(order) // 3:
+        gap = 3 * gap + 1
+    while gap > 0:
+        for i in range(gap, len(order)):
+            index, j = order[i], i
+            while j >= gap and values[order[j - gap]] > values[index]:
+                order[j] = order[j - gap]
+                j -= gap
+            order[j] = index
+        gap //= 3
 
 
 @scalar
