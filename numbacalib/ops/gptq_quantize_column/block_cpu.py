@@ -131,8 +131,9 @@ def quantize_block(
     errors[start:stop] = error
     for r in range(count):
         losses[first + r] += loss[r]
+        row = codes[first + r, begin + start : begin + stop]
         for j in range(width):
-            codes[first + r, begin + start + j] = unsigned[j, r]
+            row[j] = unsigned[j, r]
 
 
 @scalar

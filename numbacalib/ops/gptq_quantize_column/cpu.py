@@ -34,7 +34,7 @@ from numbacalib.runtime.tasks import LEFT, LOWER, NORMAL, TRANSPOSED, call_fortr
 from numbacalib.spec.grid import Grid
 from numbacalib.spec.range_search import RangeSearch
 
-PANEL = 256
+PANEL = 384
 """Columns between two products over the whole history."""
 CHUNK = 512
 """Most rows of a chunk: enough for products at full speed, few enough for many threads."""
@@ -43,7 +43,7 @@ CHUNKS = 8
 STRIP = 256
 """Rows of the coupling that are prepared together."""
 LINE = 16
-"""Columns that are transposed together: a line of the cache of float32."""
+"""Rows that are transposed together: a line of the cache of float32."""
 
 
 def quantize_columns(
@@ -205,11 +205,14 @@ def _couple_strip(trsm, factor, begin, inverse, top, panel):
     one, width = panel.dtype.type(1), panel.shape[1]
     strip = panel[top : top + STRIP]
     for i in range(len(strip)):
-        for j in range(width):
-            if inverse or top + i < begin:
-                strip[i, j] = widen(factor[top + i, begin + j])
-            else:
-                strip[i, j] = one if top + i == begin + j else one - one
+        row = strip[i]
+        if inverse or top + i < begin:
+            right = factor[top + i, begin : begin + width]
+            for j in range(width):
+                row[j] = widen(right[j])
+        else:
+            row[:] = 0
+            row[top + i - begin] = one
     if not inverse:
         # Column-major BLAS sees the transposes: R_pp^T X^T = B^T, R_pp^T a lower triangle.
         call_fortran(
@@ -256,9 +259,9 @@ def _sweep(
     searching = len(shares) > 0
     within = 0 < group_size <= BLOCK and not searching  # groups lie within blocks
     for _ in prange(min(workers, -(-rows // chunk))):
-        history = np.empty((channels, chunk), scales.dtype)
-        panel = np.zeros((edges[1], chunk), scales.dtype)
-        errors = np.empty((edges[1], chunk), scales.dtype)
+        history = np.empty((channels, chunk + LINE), scales.dtype)
+        panel = np.zeros((edges[1], chunk + LINE), scales.dtype)
+        errors = np.empty((edges[1], chunk + LINE), scales.dtype)
         first = claim(counter) * chunk
         while first < rows:
             count = min(chunk, rows - first)
@@ -320,23 +323,33 @@ def _sweep(
 
 @scalar
 def _load(source, first, begin, original, panel):
-    """Transpose a panel's weights from row `first` and column `begin`, into two places."""
+    """Transpose a panel's weights from row `first` and column `begin`, into two places.
+
+    Through a buffer: rows that lie a power of two apart would evict each other from the cache.
+    """
     width, count = original.shape
-    for left in range(0, width, LINE):
-        for r in range(count):
-            for j in range(left, min(left + LINE, width)):
-                weight = widen(source[first + r, begin + j])
-                original[j, r] = weight
-                panel[j, r] = weight
+    rows = np.empty((LINE, width), panel.dtype)
+    for top in range(0, count, LINE):
+        lanes = min(LINE, count - top)
+        for r in range(lanes):
+            weights, row = source[first + top + r, begin : begin + width], rows[r]
+            for j in range(width):
+                row[j] = widen(weights[j])
+        for j in range(width):
+            column, copy = original[j, top : top + lanes], panel[j, top : top + lanes]
+            for r in range(lanes):
+                weight = rows[r, j]
+                column[r] = weight
+                copy[r] = weight
 
 
 @scalar
 def _keep(inverse, errors, panel, history):
     """Store ``-E``, or ``D = W - Q`` where `history` holds W, of a panel's columns."""
-    width, count = history.shape
-    for j in range(width):
-        for r in range(count):
-            history[j, r] = errors[j, r] if inverse else history[j, r] - panel[j, r]
+    for j in range(len(history)):
+        kept, value, error = history[j], panel[j], errors[j]
+        for r in range(len(kept)):
+            kept[r] = error[r] if inverse else kept[r] - value[r]
 
 
 @scalar
