@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -18,6 +18,9 @@ from numba.extending import get_cython_function_address
 from numpy.typing import NDArray
 
 from numbacalib.runtime.threads import launching, load_scipy
+
+SMALL = 1024
+"""Order up to which a matrix is factored on one thread."""
 
 
 @cache
@@ -51,6 +54,14 @@ def single_threaded() -> Iterator[None]:
             write(threads)
 
 
+def _threads_for(matrix: NDArray) -> AbstractContextManager[Any]:
+    """Run a factorisation on all threads, or on one where the matrix is small.
+
+    There a second thread saves less than what its wait for more work costs the kernels that follow.
+    """
+    return launching if len(matrix) > SMALL else single_threaded()
+
+
 @cache
 def _thread_switch() -> tuple[Any, Any] | None:
     """OpenBLAS's ``get_num_threads`` and ``set_num_threads``, by the names that builds give them."""
@@ -76,11 +87,12 @@ def syrk(matrix: NDArray, x: NDArray, alpha: float, beta: float) -> None:
     load_scipy()
     from scipy.linalg import blas
 
-    routine = blas.ssyrk if matrix.dtype == np.float32 else blas.dsyrk
-    if x.flags.c_contiguous:
-        routine(alpha, x.T, beta=beta, c=matrix.T, trans=0, lower=1, overwrite_c=1)
-    else:
-        routine(alpha, x, beta=beta, c=matrix.T, trans=1, lower=1, overwrite_c=1)
+    update = blas.ssyrk if matrix.dtype == np.float32 else blas.dsyrk
+    with launching:
+        if x.flags.c_contiguous:
+            update(alpha, x.T, beta=beta, c=matrix.T, trans=0, lower=1, overwrite_c=1)
+        else:
+            update(alpha, x, beta=beta, c=matrix.T, trans=1, lower=1, overwrite_c=1)
 
 
 def cholesky_lower(matrix: NDArray) -> int:
@@ -92,8 +104,9 @@ def cholesky_lower(matrix: NDArray) -> int:
     load_scipy()
     from scipy.linalg import lapack
 
-    routine = lapack.spotrf if matrix.dtype == np.float32 else lapack.dpotrf
-    _, info = routine(matrix.T, lower=0, overwrite_a=1, clean=0)
+    factor = lapack.spotrf if matrix.dtype == np.float32 else lapack.dpotrf
+    with _threads_for(matrix):
+        _, info = factor(matrix.T, lower=0, overwrite_a=1, clean=0)
     return info
 
 
@@ -102,7 +115,8 @@ def invert_triangle(matrix: NDArray, *, lower: bool) -> None:
     load_scipy()
     from scipy.linalg import lapack
 
-    routine = lapack.strtri if matrix.dtype == np.float32 else lapack.dtrtri
-    _, info = routine(matrix.T, lower=int(not lower), overwrite_c=1)
+    invert = lapack.strtri if matrix.dtype == np.float32 else lapack.dtrtri
+    with _threads_for(matrix):
+        _, info = invert(matrix.T, lower=int(not lower), overwrite_c=1)
     if info:
         raise np.linalg.LinAlgError(f"triangular factor is singular at index {info - 1}")
