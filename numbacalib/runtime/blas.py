@@ -30,7 +30,9 @@ def routine(name: str, dtype: np.dtype) -> int:
     For `numbacalib.runtime.tasks.call_fortran`: dimensions are 32-bit.
     """
     load_scipy()
-    return get_cython_function_address("scipy.linalg.cython_blas", dtype.char.replace("f", "s") + name)
+    return get_cython_function_address(
+        "scipy.linalg.cython_blas", dtype.char.replace("f", "s") + name
+    )
 
 
 @contextmanager

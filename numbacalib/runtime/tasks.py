@@ -55,5 +55,3 @@ def call_fortran(typing_context, address, arguments):
         return context.get_dummy_value()
 
     return types.void(address, arguments), generate
-
-

@@ -86,7 +86,7 @@ def quantize_block(
     codes,
     losses,
 ):
-    """Quantize columns `start` to `stop` of a panel that begins at column `begin`, `count` rows from `first`.
+    """Quantize columns `start` to `stop` of a panel from column `begin`, in `count` rows from `first`.
 
     `panel` [w, TILE] holds compensated weights and receives values; `errors` receives ``-e``. Columns go in
     steps: compensation reaches the rest of the step at once and the rest of the block step by step, `STEP`

@@ -158,7 +158,7 @@ def _upper_factor(h_inv: NDArray, dtype: np.dtype) -> NDArray:
     if not (diagonal > 0).all():
         j = int(np.argmin(diagonal > 0))
         raise ValueError(f"h_inv: expected a positive diagonal, got {diagonal[j]} at [{j}, {j}]")
-    if not np.tril(h_inv, -1).any():
+    if not any(_below_diagonal(h_inv, first).any() for first in range(0, len(h_inv), STRIP)):
         return h_inv
     asymmetry = np.abs(h_inv - h_inv.T).max() / diagonal.max()
     if asymmetry > np.sqrt(np.finfo(dtype).eps):
@@ -173,6 +173,11 @@ def _upper_factor(h_inv: NDArray, dtype: np.dtype) -> NDArray:
             f"{minor} is not positive"
         )
     return np.ascontiguousarray(np.tril(lower).T)
+
+
+def _below_diagonal(matrix: NDArray, first: int) -> NDArray:
+    """Return a strip of rows up to the diagonal, with zeros from there on."""
+    return np.tril(matrix[first : first + STRIP, : first + STRIP], first - 1)
 
 
 @kernel

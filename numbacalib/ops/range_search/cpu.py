@@ -89,9 +89,7 @@ def load_factors(importance, first, count, left, factors):
 
 
 @scalar
-def search_tile(
-    weights, factors, shares, norm, low, high, levels, symmetric, storage, scale, zero
-):
+def search_tile(weights, factors, shares, norm, low, high, levels, symmetric, storage, scale, zero):
     """Find scale and zero point of each row of a transposed tile [group_size, TILE]."""
     real = scale.dtype.type
     lo, hi = np.zeros(TILE, scale.dtype), np.zeros(TILE, scale.dtype)
