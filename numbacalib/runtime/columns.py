@@ -146,10 +146,13 @@ def _power_sums_of_columns(memory, leading, height, square, divisor, partial):
         segment, left = task // tiles, task % tiles * COLUMNS
         begin, end = segment * height // segments, (segment + 1) * height // segments
         whole, rest = (end - begin) // LANES, (end - begin) % LANES
-        lanes = np.empty(max(LANES if whole else rest, 1), partial.dtype)
+        lanes = np.empty(LANES, partial.dtype)
         for j in range(left, min(left + COLUMNS, width)):
-            lanes[:] = 0
             at = j * leading + begin
+            if not whole:
+                partial[segment, j] = _short_power_sum(memory, at, rest, square, partial.dtype.type(0)) / divisor
+                continue
+            lanes[:] = 0
             _add_powers(memory, at, LANES, whole, square, lanes)
             _add_powers(memory, at + whole * LANES, 0, 1, square, lanes[:rest])
             _fold_sums(lanes, 1)
@@ -220,6 +223,16 @@ def _add_powers_of_chunk(memory, at, leading, runs, square, chunk):
 
 
 @scalar
+def _short_power_sum(memory, at, count, square, total):
+    """Add ``|x|`` or ``x ** 2`` of a few elements to a number."""
+    run, real = memory[at : at + count], type(total)
+    for i in range(count):
+        x = abs(real(widen(run[i])))
+        total += x * x if square else x
+    return total
+
+
+@scalar
 def _fold_sums(total, width):
     """Add the rows of a flat matrix in halves, down to its first `width` elements."""
     rows = len(total) // width
@@ -272,10 +285,13 @@ def _magnitude_max_of_columns(memory, leading, height, partial):
         segment, left = task // tiles, task % tiles * COLUMNS
         begin, end = segment * height // segments, (segment + 1) * height // segments
         whole, rest = (end - begin) // LANES, (end - begin) % LANES
-        lanes = np.empty(max(LANES if whole else rest, 1), partial.dtype)
+        lanes = np.empty(LANES, partial.dtype)
         for j in range(left, min(left + COLUMNS, width)):
-            lanes[:] = 0
             at = j * leading + begin
+            if not whole:
+                partial[segment, j] = _short_magnitude_max(memory, at, rest)
+                continue
+            lanes[:] = 0
             _raise_to_magnitudes(memory, at, LANES, whole, lanes)
             _raise_to_magnitudes(memory, at + whole * LANES, 0, 1, lanes[:rest])
             _fold_magnitudes(lanes, 1)
@@ -298,6 +314,16 @@ def _raise_to_magnitudes(memory, at, leading, runs, largest):
         a = memory[at + run * leading : at + run * leading + width]
         for j in range(width):
             largest[j] = larger_magnitude(largest[j], a[j])
+
+
+@scalar
+def _short_magnitude_max(memory, at, count):
+    """Return the largest magnitude of a few elements."""
+    run = memory[at : at + count]
+    largest = memory.dtype.type(0)
+    for i in range(count):
+        largest = larger_magnitude(largest, run[i])
+    return largest
 
 
 @scalar
