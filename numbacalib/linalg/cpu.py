@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from numbacalib.linalg import HessianFactor, require_positive_definite
 from numbacalib.runtime.blas import cholesky_lower, invert_triangle
+from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.strides import rows_view
 
 
 def factor(hessian: NDArray, percdamp: float, dtype: np.dtype) -> HessianFactor:
@@ -16,7 +18,8 @@ def factor(hessian: NDArray, percdamp: float, dtype: np.dtype) -> HessianFactor:
     diagonal = np.diagonal(hessian).astype(np.float64)
     damping = percdamp * float(diagonal.mean())
     dead = diagonal == 0
-    matrix = np.array(hessian[::-1, ::-1], dtype=dtype, order="C")
+    matrix = np.empty(hessian.shape, dtype)
+    _load_reversed(rows_view(carrier(hessian)), matrix)
     np.fill_diagonal(matrix, np.where(dead, 1.0, diagonal + damping)[::-1])
     require_positive_definite(
         cholesky_lower(matrix), len(matrix), percdamp, damping, diagonal.min()
@@ -29,6 +32,16 @@ def invert(upper: NDArray) -> NDArray:
     """Overwrite ``R`` by its inverse and return it."""
     invert_triangle(upper, lower=False)
     return upper
+
+
+@kernel
+def _load_reversed(source, matrix):
+    """Reverse both axes of the upper triangle of `source` into a lower one. Split: one task a row."""
+    last = len(matrix) - 1
+    for i in prange(len(matrix)):
+        row, given = matrix[i, : i + 1], source[last - i, last - i :]
+        for j in range(i + 1):
+            row[j] = widen(given[i - j])
 
 
 @kernel

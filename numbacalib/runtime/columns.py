@@ -150,7 +150,9 @@ def _power_sums_of_columns(memory, leading, height, square, divisor, partial):
         for j in range(left, min(left + COLUMNS, width)):
             at = j * leading + begin
             if not whole:
-                partial[segment, j] = _short_power_sum(memory, at, rest, square, partial.dtype.type(0)) / divisor
+                partial[segment, j] = (
+                    _short_power_sum(memory, at, rest, square, partial.dtype.type(0)) / divisor
+                )
                 continue
             lanes[:] = 0
             _add_powers(memory, at, LANES, whole, square, lanes)
