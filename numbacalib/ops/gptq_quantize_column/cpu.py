@@ -219,12 +219,13 @@ def _couple_strip(trsm, factor, begin, inverse, top, panel):
             row[:] = 0
             row[top + i - begin] = one
     if not inverse:
+        left = max(top - begin, 0)  # a row of R_pp^-1 is 0 before its diagonal
         # Column-major BLAS sees the transposes: R_pp^T X^T = B^T, R_pp^T a lower triangle.
         call_fortran(
             trsm,
             (
-                LEFT, LOWER, NORMAL, NORMAL, width, len(strip), one,
-                factor[begin:, begin:], factor.shape[1], strip, width,
+                LEFT, LOWER, NORMAL, NORMAL, width - left, len(strip), one,
+                factor[begin + left :, begin + left :], factor.shape[1], strip[:, left:], width,
             ),
         )  # fmt: skip
 
