@@ -44,8 +44,7 @@ def find_scales(
     if not len(shares):
         scale, zero = np.empty(TILE, scales.dtype), np.empty(TILE, scales.dtype)
         _span(group, levels, symmetric, storage, scale, zero)
-        scales[first : first + count, index] = scale[:count]
-        zeros[first : first + count, index] = zero[:count]
+        _store(scale, zero, first, count, index, scales, zeros)
         return
     lanes = range_search.TILE
     scale, zero = np.ones(lanes, scales.dtype), np.zeros(lanes, scales.dtype)
@@ -53,15 +52,14 @@ def find_scales(
     weights = np.empty((len(group), lanes), scales.dtype)
     for lane in range(0, count, lanes):
         row, some = first + lane, min(lanes, count - lane)
-        weights[:] = group[:, lane : lane + lanes]
-        weights[:, some:] = 0
+        for j in range(len(group)):
+            for r in range(lanes):
+                weights[j, r] = group[j, lane + r]
         range_search.load_factors(importance, row, some, index * len(group), factors)
-        factors[:, some:] = 0
         range_search.search_tile(
             weights, factors, shares, norm, low, high, levels, symmetric, storage, scale, zero
         )
-        scales[row : row + some, index] = scale[:some]
-        zeros[row : row + some, index] = zero[:some]
+        _store(scale, zero, row, some, index, scales, zeros)
 
 
 @scalar
@@ -100,7 +98,7 @@ def quantize_block(
     scale = np.ones(TILE, panel.dtype)
     zero = np.zeros(TILE, panel.dtype)
     loss = np.zeros(TILE, panel.dtype)
-    block[:] = panel[start:stop]
+    _copy(panel[start:stop], block)
     step = 0
     while step < width:
         group = group_of[begin + start + step]
@@ -114,21 +112,20 @@ def quantize_block(
             while last < width and group_of[begin + start + last] == group:
                 last += 1
             _span(block[step:last], levels, symmetric, storage, scale, zero)
-            scales[first : first + count, group] = scale[:count]
-            zeros[first : first + count, group] = zero[:count]
+            _store(scale, zero, first, count, group, scales, zeros)
         for j in range(step, end):
             group = group_of[begin + start + j]
             if not find and (j == 0 or group != group_of[begin + start + j - 1]):
-                scale[:count] = scales[first : first + count, group]
-                zero[:count] = zeros[first : first + count, group]
+                for r in range(count):
+                    scale[r], zero[r] = scales[first + r, group], zeros[first + r, group]
             pivot = factor[start + j, start + j]
             _quantize_lanes(block[j], scale, zero, low, high, pivot, error[j], unsigned[j], loss)
             for k in range(j + 1, end):
                 _compensate(block[k], error[j], factor[start + j, start + k])
         _compensate_rest(block, error, factor, start, step, end)
         step = end
-    panel[start:stop] = block
-    errors[start:stop] = error
+    _copy(block, panel[start:stop])
+    _copy(error, errors[start:stop])
     for r in range(count):
         losses[first + r] += loss[r]
         row = codes[first + r, begin + start : begin + stop]
@@ -137,9 +134,25 @@ def quantize_block(
 
 
 @scalar
+def _copy(source, target):
+    """Copy rows of lanes. (An assignment of slices compiles to far more, for operands that overlap.)"""
+    for j in range(len(target)):
+        given, taken = source[j], target[j]
+        for r in range(TILE):
+            taken[r] = given[r]
+
+
+@scalar
+def _store(scale, zero, first, count, group, scales, zeros):
+    """Store the grids of one group of `count` rows."""
+    for r in range(count):
+        scales[first + r, group], zeros[first + r, group] = scale[r], zero[r]
+
+
+@scalar
 def _span(group, levels, symmetric, storage, scale, zero):
     """Find each row's scale and zero point from a group's columns of a transposed tile."""
-    lo, hi = np.zeros_like(scale), np.zeros_like(scale)
+    lo, hi = np.zeros(TILE, scale.dtype), np.zeros(TILE, scale.dtype)
     for j in range(len(group)):
         for r in range(TILE):
             lo[r] = min(lo[r], group[j, r])

@@ -271,7 +271,8 @@ def _sweep(
         first = claim(counter) * chunk
         while first < rows:
             count = min(chunk, rows - first)
-            losses[first : first + count] = 0
+            for i in range(first, first + count):
+                losses[i] = 0
             at = 0
             for p in range(len(edges) - 1):
                 begin, end = edges[p], edges[p + 1]
