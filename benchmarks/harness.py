@@ -148,20 +148,28 @@ def _row(case: Case, name: str, times: dict[str, list[float]], note: str) -> Row
     spread = min(seconds), max(seconds), len(seconds)
     rate = case.work / median / 1e9
     row = Row(*case[:3], name, median, *spread, rate, case.unit, note=note)
-    for goal in case.goals:
-        if goal.who == name and goal.seconds is not None:
-            row = row._replace(
-                share=median / goal.seconds, against=goal.against, target=goal.target
-            )
-        elif goal.who == name:
-            rivals = [other for other in times if other.startswith(goal.against) and other != name]
-            rival = min(rivals, key=lambda other: statistics.median(times[other]))
-            ratio = statistics.median(
-                ours / theirs for ours, theirs in zip(seconds, times[rival], strict=True)
-            )
-            share = 1 / ratio if goal.target.startswith(">=") else ratio
-            row = row._replace(share=share, against=rival, target=goal.target)
-    return row
+    goals = [_against(row, goal, times) for goal in case.goals if goal.who == name]
+    return min(goals, key=_margin) if goals else row
+
+
+def _against(row: Row, goal: Goal, times: dict[str, list[float]]) -> Row:
+    """Add what a goal asks for, and what the row reaches of it."""
+    if goal.seconds is not None:
+        share = row.seconds / goal.seconds
+        return row._replace(share=share, against=goal.against, target=goal.target)
+    rivals = [other for other in times if other.startswith(goal.against) and other != goal.who]
+    rival = min(rivals, key=lambda other: statistics.median(times[other]))
+    ratio = statistics.median(
+        ours / theirs for ours, theirs in zip(times[goal.who], times[rival], strict=True)
+    )
+    share = 1 / ratio if goal.target.startswith(">=") else ratio
+    return row._replace(share=share, against=rival, target=goal.target)
+
+
+def _margin(row: Row) -> float:
+    """By what factor a row exceeds its target; the goal with the least stands in the row."""
+    limit = float(row.target[2:])
+    return row.share / limit if row.target.startswith(">=") else limit / row.share
 
 
 def figure(

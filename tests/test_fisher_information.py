@@ -26,7 +26,7 @@ def test_agrees_with_the_definition(backend, data):
 
 
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (700, 3), (2, 4099), (65, 257)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (700, 3), (2, 4099), (65, 257), (1000, 70)])
 def test_sizes_around_the_tiles(backend, rows, columns, layout):
     if backend.name == "cudasim" and rows * columns > 2100:
         rows, columns = rows // 16 + 1, columns // 16 + 1

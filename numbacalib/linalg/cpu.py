@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from numbacalib.linalg import HessianFactors
 from numbacalib.runtime.blas import cholesky_lower, invert_triangle
+from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.strides import rows_view
 
 
 def factor(hessians: NDArray, percdamps: Sequence[float], dtype: np.dtype) -> HessianFactors:
@@ -23,7 +25,7 @@ def factor(hessians: NDArray, percdamps: Sequence[float], dtype: np.dtype) -> He
     for matrix, hessian, diagonal in zip(
         uppers, hessians, np.where(dead, 1.0, diagonals + dampings[:, None]), strict=True
     ):
-        matrix[:] = hessian[::-1, ::-1]
+        _load_reversed(rows_view(carrier(hessian)), matrix)
         np.fill_diagonal(matrix, diagonal[::-1])
         minors.append(cholesky_lower(matrix))
         _reverse_lower(matrix)
@@ -35,6 +37,16 @@ def invert(upper: NDArray) -> NDArray:
     """Overwrite ``R`` by its inverse and return it."""
     invert_triangle(upper, lower=False)
     return upper
+
+
+@kernel
+def _load_reversed(source, matrix):
+    """Reverse both axes of the upper triangle of `source` into a lower one. Split: one task a row."""
+    last = len(matrix) - 1
+    for i in prange(len(matrix)):
+        row, given = matrix[i, : i + 1], source[last - i, last - i :]
+        for j in range(i + 1):
+            row[j] = widen(given[i - j])
 
 
 @kernel

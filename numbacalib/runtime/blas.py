@@ -8,6 +8,8 @@ through SciPy's BLAS, since NumPy's is another pool of threads.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -15,47 +17,68 @@ import numpy as np
 from numba.extending import get_cython_function_address
 from numpy.typing import NDArray
 
-from numbacalib.runtime.threads import load_scipy
+from numbacalib.runtime.threads import launching, load_scipy
 
-
-def add_product(target: NDArray, left: NDArray, right: NDArray) -> None:
-    """Add ``left @ right``, [M, k] by [k, N], to `target` [M, N], all of one dtype.
-
-    Rows are contiguous and may lie any distance apart, so that slices of columns need no copy, which
-    SciPy's wrappers would make.
-    """
-    (rows, inner), columns = left.shape, right.shape[1]
-    if 0 in (rows, inner, columns):
-        return
-    routine, real = _gemm(target.dtype.char)
-    step = target.itemsize
-    by_reference = (
-        ctypes.byref(ctypes.c_int(size))
-        for size in (columns, rows, inner, *(a.strides[0] // step for a in (right, left, target)))
-    )
-    n, m, k, *leading = by_reference
-    one = ctypes.byref(real(1.0))
-    # Column-major BLAS sees the transposes: target^T += right^T left^T.
-    routine(
-        b"N", b"N", n, m, k, one, right.ctypes.data, leading[0], left.ctypes.data, leading[1], one,
-        target.ctypes.data, leading[2],
-    )  # fmt: skip
-
-
-def product(left: NDArray, right: NDArray) -> NDArray:
-    """Return ``left @ right``; see `add_product`."""
-    target = np.zeros((left.shape[0], right.shape[1]), left.dtype)
-    add_product(target, left, right)
-    return target
+SMALL = 1024
+"""Order up to which a matrix is factored on one thread."""
 
 
 @cache
-def _gemm(char: str) -> tuple[Any, type]:
-    """SciPy's ``sgemm`` or ``dgemm`` as a C function, and the C type of its scalars."""
+def routine(name: str, dtype: np.dtype) -> int:
+    """Address of a BLAS routine of SciPy's, such as ``gemm``, in single or double precision.
+
+    For `numbacalib.runtime.tasks.call_fortran`: dimensions are 32-bit.
+    """
     load_scipy()
-    name, real = {"f": ("sgemm", ctypes.c_float), "d": ("dgemm", ctypes.c_double)}[char]
-    address = get_cython_function_address("scipy.linalg.cython_blas", name)
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(address), real
+    return get_cython_function_address(
+        "scipy.linalg.cython_blas", dtype.char.replace("f", "s") + name
+    )
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Let kernels call BLAS on each of their own threads, and nothing else of ours run meanwhile.
+
+    OpenBLAS is told so. A BLAS without its switch either sees that it is called inside a parallel region
+    or lines its callers up: slower, with the same results.
+    """
+    switch = _thread_switch()
+    with launching:
+        if switch is None:
+            yield
+            return
+        read, write = switch
+        threads = read()
+        write(1)
+        try:
+            yield
+        finally:
+            write(threads)
+
+
+def _threads_for(matrix: NDArray) -> AbstractContextManager[Any]:
+    """Run a factorisation on all threads, or on one where the matrix is small.
+
+    There a second thread saves less than what its wait for more work costs the kernels that follow.
+    """
+    return launching if len(matrix) > SMALL else single_threaded()
+
+
+@cache
+def _thread_switch() -> tuple[Any, Any] | None:
+    """OpenBLAS's ``get_num_threads`` and ``set_num_threads``, by the names that builds give them."""
+    load_scipy()
+    from scipy.linalg import cython_blas
+
+    # A symbol is looked for in the libraries that the module stands on, too.
+    library = ctypes.CDLL(cython_blas.__file__)
+    for prefix in ("scipy_openblas", "openblas"):
+        for suffix in ("", "64_", "_64"):
+            names = (f"{prefix}_{verb}_num_threads{suffix}" for verb in ("get", "set"))
+            with suppress(AttributeError):
+                read, write = (getattr(library, name) for name in names)
+                return read, write
+    return None
 
 
 def syrk(matrix: NDArray, x: NDArray, alpha: float, beta: float) -> None:
@@ -66,11 +89,12 @@ def syrk(matrix: NDArray, x: NDArray, alpha: float, beta: float) -> None:
     load_scipy()
     from scipy.linalg import blas
 
-    routine = blas.ssyrk if matrix.dtype == np.float32 else blas.dsyrk
-    if x.flags.c_contiguous:
-        routine(alpha, x.T, beta=beta, c=matrix.T, trans=0, lower=1, overwrite_c=1)
-    else:
-        routine(alpha, x, beta=beta, c=matrix.T, trans=1, lower=1, overwrite_c=1)
+    update = blas.ssyrk if matrix.dtype == np.float32 else blas.dsyrk
+    with launching:
+        if x.flags.c_contiguous:
+            update(alpha, x.T, beta=beta, c=matrix.T, trans=0, lower=1, overwrite_c=1)
+        else:
+            update(alpha, x, beta=beta, c=matrix.T, trans=1, lower=1, overwrite_c=1)
 
 
 def cholesky_lower(matrix: NDArray) -> int:
@@ -82,8 +106,9 @@ def cholesky_lower(matrix: NDArray) -> int:
     load_scipy()
     from scipy.linalg import lapack
 
-    routine = lapack.spotrf if matrix.dtype == np.float32 else lapack.dpotrf
-    _, info = routine(matrix.T, lower=0, overwrite_a=1, clean=0)
+    factor = lapack.spotrf if matrix.dtype == np.float32 else lapack.dpotrf
+    with _threads_for(matrix):
+        _, info = factor(matrix.T, lower=0, overwrite_a=1, clean=0)
     return info
 
 
@@ -92,7 +117,8 @@ def invert_triangle(matrix: NDArray, *, lower: bool) -> None:
     load_scipy()
     from scipy.linalg import lapack
 
-    routine = lapack.strtri if matrix.dtype == np.float32 else lapack.dtrtri
-    _, info = routine(matrix.T, lower=int(not lower), overwrite_c=1)
+    invert = lapack.strtri if matrix.dtype == np.float32 else lapack.dtrtri
+    with _threads_for(matrix):
+        _, info = invert(matrix.T, lower=int(not lower), overwrite_c=1)
     if info:
         raise np.linalg.LinAlgError(f"triangular factor is singular at index {info - 1}")

@@ -2,11 +2,13 @@
 
 The rows are cut into segments and the columns into tiles, both by the matrix's shape alone; each
 task reduces one tile of one segment, and the segments are combined in order. So the result has the
-same bits at any number of threads. A tile's partial results stay in the first-level cache; sums are
-restarted every `CHUNK` rows, which bounds their rounding error by the chunk, not by the column.
+same bits at any number of threads. Memory is read fastest in long runs, so a tile is as wide as its
+partial results may be for the second-level cache, and rows that follow each other in memory are folded
+into one run of about that length. Sums are restarted every `CHUNK` runs, which bounds their rounding
+error by the chunk, not by the column.
 
 A contiguous column is reduced as a matrix of its own, `LANES` wide: the same inner loops run on
-both memory orders, along contiguous memory, and the lanes are combined in order at the end.
+both memory orders, along contiguous memory.
 """
 
 from __future__ import annotations
@@ -20,36 +22,54 @@ from numbacalib.runtime.half import carrier, magnitude_bits, widen
 from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.spec.scalars import larger_magnitude
 
-TILE = 4096
-"""Columns of a task: 16 KiB of float32 partial sums."""
+RUN = 32768
+"""Elements that rows are folded into: a long run, and many tasks of a small matrix."""
+TILE_BYTES = 1 << 19
+"""Partial results of a task where the rows are long: half of a second-level cache."""
 CHUNK = 256
-"""Rows after which a partial sum is added to its total."""
+"""Runs after which a partial sum is added to its total."""
+SEGMENT = 64
+"""Least runs of a segment: its partial results cost little beside them."""
 LANES = 64
 """Partial results along a contiguous column."""
-TASKS = 64
+TASKS = 32
 """Tasks that the segments aim at: enough to balance threads, few enough to combine."""
+COLUMNS = 256
+"""Contiguous columns of a task."""
 
 
-def column_power_sums(matrix: NDArray, power: int, dtype: np.dtype) -> NDArray:
-    """Return ``sum_n |matrix[n, j]| ** power`` for power 1 or 2, accumulated in `dtype`, ``[K]``."""
+def column_power_means(
+    matrix: NDArray, power: int, dtype: np.dtype, out: NDArray | None = None
+) -> NDArray:
+    """Return ``mean_n |matrix[n, j]| ** power`` for power 1 or 2, accumulated in `dtype`, ``[K]``."""
     height, width = matrix.shape
     memory, leading, by_columns = _contiguous_runs(carrier(matrix))
-    across = width if by_columns else -(-width // TILE)
-    partial = np.empty((_segments(height, across), width), dtype)
-    reduce = _power_sums_of_columns if by_columns else _power_sums_of_rows
-    reduce(memory, leading, height, power == 2, partial)
-    return partial.sum(axis=0, dtype=dtype) if len(partial) > 1 else partial[0]
+    fold, tile, segments = _split(matrix.shape, leading, by_columns, dtype.itemsize)
+    if out is None:
+        out = np.empty(width, dtype)
+    whole = segments == 1
+    partial = out[None] if whole else np.empty((segments, width), dtype)
+    divisor = dtype.type(height if whole else 1)
+    if by_columns:
+        _power_sums_of_columns(memory, leading, height, power == 2, divisor, partial)
+    else:
+        _power_sums_of_rows(memory, leading, height, fold, tile, power == 2, divisor, partial)
+    if not whole:
+        np.divide(partial.sum(axis=0, dtype=dtype), dtype.type(height), out=out)
+    return out
 
 
 def column_magnitude_max(matrix: NDArray) -> NDArray:
     """Return ``max_n |matrix[n, j]|`` in the matrix's own dtype, ``[K]``; NaN where one is NaN."""
-    height, width = matrix.shape
     memory, leading, by_columns = _contiguous_runs(magnitude_bits(matrix))
-    across = width if by_columns else -(-width // TILE)
-    partial = np.empty((_segments(height, across), width), memory.dtype)
-    reduce = _magnitude_max_of_columns if by_columns else _magnitude_max_of_rows
-    reduce(memory, leading, height, partial)
-    return partial.max(axis=0).view(matrix.dtype)
+    fold, tile, segments = _split(matrix.shape, leading, by_columns, matrix.itemsize)
+    partial = np.empty((segments, matrix.shape[1]), memory.dtype)
+    if by_columns:
+        _magnitude_max_of_columns(memory, leading, len(matrix), partial)
+    else:
+        _magnitude_max_of_rows(memory, leading, len(matrix), fold, tile, partial)
+    largest = partial.max(axis=0) if segments > 1 else partial[0]
+    return largest.view(matrix.dtype)
 
 
 def _contiguous_runs(matrix: NDArray) -> tuple[NDArray, int, bool]:
@@ -77,70 +97,153 @@ def _contiguous_runs(matrix: NDArray) -> tuple[NDArray, int, bool]:
     return as_strided(matrix, (size,), (step,), writeable=False), leading, by_columns
 
 
-def _segments(height: int, tasks_across: int) -> int:
-    """How many segments to cut the rows into, given how many tasks the columns make already."""
-    return max(1, min(-(-TASKS // tasks_across), height // CHUNK))
+def _split(
+    shape: tuple[int, int], leading: int, by_columns: bool, itemsize: int
+) -> tuple[int, int, int]:
+    """Return how many rows to fold into a run, how many columns a tile has, and the segments.
+
+    `itemsize` is that of the partial results.
+    """
+    height, width = shape
+    if by_columns:
+        fold, tile, runs = 1, COLUMNS, height // LANES
+    else:
+        fold = max(1, min(RUN // width, height)) if leading == width else 1
+        runs = height // fold
+        tile = min(TILE_BYTES // itemsize, max(RUN, -(-width // TASKS)))
+        tile = -(-width // -(-width // tile))
+    tiles = -(-width // tile)
+    return fold, tile, max(1, min(-(-TASKS // tiles), runs // SEGMENT))
 
 
 @kernel
-def _power_sums_of_rows(memory, leading, height, square, partial):
+def _power_sums_of_rows(memory, leading, height, fold, tile, square, divisor, partial):
     """Split: one task a (segment, column tile)."""
     segments, width = partial.shape
-    tiles = -(-width // TILE)
+    tiles = -(-width // tile)
+    runs = height // fold
     for task in prange(segments * tiles):
-        segment, left = task // tiles, task % tiles * TILE
-        begin, end = segment * height // segments, (segment + 1) * height // segments
-        count = min(TILE, width - left)
-        total = np.zeros(count, partial.dtype)
-        for first in range(begin, end, CHUNK):
-            runs = min(CHUNK, end - first)
-            _add_powers(memory, first * leading + left, leading, runs, square, total)
-        partial[segment, left : left + count] = total
+        segment, left = task // tiles, task % tiles * tile
+        begin, end = segment * runs // segments, (segment + 1) * runs // segments
+        count = min(tile, width - left)
+        total = np.zeros(fold * count, partial.dtype)
+        _add_powers(
+            memory, begin * fold * leading + left, fold * leading, end - begin, square, total
+        )
+        if segment == segments - 1:
+            rest = total[: (height - runs * fold) * count]
+            _add_powers(memory, runs * fold * leading + left, 0, 1, square, rest)
+        _fold_sums(total, count)
+        partial[segment, left : left + count] = total[:count] / divisor
 
 
 @kernel
-def _power_sums_of_columns(memory, leading, height, square, partial):
-    """Split: one task a (segment, column)."""
+def _power_sums_of_columns(memory, leading, height, square, divisor, partial):
+    """Split: one task a (segment, `COLUMNS` columns)."""
     segments, width = partial.shape
-    for task in prange(segments * width):
-        segment, j = task // width, task % width
+    tiles = -(-width // COLUMNS)
+    for task in prange(segments * tiles):
+        segment, left = task // tiles, task % tiles * COLUMNS
         begin, end = segment * height // segments, (segment + 1) * height // segments
-        lanes = np.zeros(LANES, partial.dtype)
-        for first in range(begin, end, LANES * CHUNK):
-            count = min(LANES * CHUNK, end - first)
-            at, whole = j * leading + first, count // LANES
+        whole, rest = (end - begin) // LANES, (end - begin) % LANES
+        lanes = np.empty(LANES, partial.dtype)
+        for j in range(left, min(left + COLUMNS, width)):
+            at = j * leading + begin
+            if not whole:
+                partial[segment, j] = (
+                    _short_power_sum(memory, at, rest, square, partial.dtype.type(0)) / divisor
+                )
+                continue
+            lanes[:] = 0
             _add_powers(memory, at, LANES, whole, square, lanes)
-            _add_powers(memory, at + whole * LANES, 0, 1, square, lanes[: count % LANES])
-        total = partial.dtype.type(0)
-        for lane in range(LANES):
-            total += lanes[lane]
-        partial[segment, j] = total
+            _add_powers(memory, at + whole * LANES, 0, 1, square, lanes[:rest])
+            _fold_sums(lanes, 1)
+            partial[segment, j] = lanes[0] / divisor
 
 
 @scalar
 def _add_powers(memory, at, leading, runs, square, total):
-    """Add ``|x|`` or ``x ** 2`` of `runs` runs of memory to `total`, by a partial sum of their own.
+    """Add ``|x|`` or ``x ** 2`` of `runs` runs of memory to `total`, by partial sums of their own."""
+    if runs <= CHUNK:
+        _add_powers_of_chunk(memory, at, leading, runs, square, total)
+        return
+    chunk = np.empty_like(total)
+    for first in range(0, runs, CHUNK):
+        chunk[:] = 0
+        count = min(CHUNK, runs - first)
+        _add_powers_of_chunk(memory, at + first * leading, leading, count, square, chunk)
+        for j in range(len(total)):
+            total[j] += chunk[j]
 
-    Four runs at a time, so that a partial sum is loaded and stored once for four elements.
-    """
-    width, real = len(total), total.dtype.type
-    chunk = np.zeros_like(total)
-    for run in range(0, runs - 3, 4):
+
+@scalar
+def _add_powers_of_chunk(memory, at, leading, runs, square, chunk):
+    """Add runs eight at a time, so that a partial sum is loaded and stored once for eight elements."""
+    width, real = len(chunk), chunk.dtype.type
+    for run in range(0, runs - 7, 8):
         a, b, c, d = _four_runs(memory, at + run * leading, leading, width)
-        for j in range(width):
-            w, x = abs(real(widen(a[j]))), abs(real(widen(b[j])))
-            y, z = abs(real(widen(c[j]))), abs(real(widen(d[j])))
-            if square:
-                chunk[j] += (w * w + x * x) + (y * y + z * z)
-            else:
-                chunk[j] += (w + x) + (y + z)
-    for run in range(runs - runs % 4, runs):
-        a = memory[at + run * leading :][:width]
+        e, f, g, h = _four_runs(memory, at + (run + 4) * leading, leading, width)
+        if square:
+            for j in range(width):
+                p, q, r, s = (
+                    real(widen(a[j])),
+                    real(widen(b[j])),
+                    real(widen(c[j])),
+                    real(widen(d[j])),
+                )
+                t, u, v, w = (
+                    real(widen(e[j])),
+                    real(widen(f[j])),
+                    real(widen(g[j])),
+                    real(widen(h[j])),
+                )
+                chunk[j] += ((p * p + q * q) + (r * r + s * s)) + (
+                    (t * t + u * u) + (v * v + w * w)
+                )
+        else:
+            for j in range(width):
+                p, q, r, s = (
+                    real(widen(a[j])),
+                    real(widen(b[j])),
+                    real(widen(c[j])),
+                    real(widen(d[j])),
+                )
+                t, u, v, w = (
+                    real(widen(e[j])),
+                    real(widen(f[j])),
+                    real(widen(g[j])),
+                    real(widen(h[j])),
+                )
+                chunk[j] += ((abs(p) + abs(q)) + (abs(r) + abs(s))) + (
+                    (abs(t) + abs(u)) + (abs(v) + abs(w))
+                )
+    for run in range(runs - runs % 8, runs):
+        a = memory[at + run * leading : at + run * leading + width]
         for j in range(width):
             x = abs(real(widen(a[j])))
             chunk[j] += x * x if square else x
-    for j in range(width):
-        total[j] += chunk[j]
+
+
+@scalar
+def _short_power_sum(memory, at, count, square, total):
+    """Add ``|x|`` or ``x ** 2`` of a few elements to a number."""
+    run, real = memory[at : at + count], type(total)
+    for i in range(count):
+        x = abs(real(widen(run[i])))
+        total += x * x if square else x
+    return total
+
+
+@scalar
+def _fold_sums(total, width):
+    """Add the rows of a flat matrix in halves, down to its first `width` elements."""
+    rows = len(total) // width
+    while rows > 1:
+        half = rows // 2
+        rows -= half
+        upper = total[rows * width : (rows + half) * width]
+        for j in range(len(upper)):
+            total[j] += upper[j]
 
 
 @scalar
@@ -155,47 +258,80 @@ def _four_runs(memory, at, leading, width):
 
 
 @kernel
-def _magnitude_max_of_rows(memory, leading, height, partial):
+def _magnitude_max_of_rows(memory, leading, height, fold, tile, partial):
     """Split: one task a (segment, column tile)."""
     segments, width = partial.shape
-    tiles = -(-width // TILE)
+    tiles = -(-width // tile)
+    runs = height // fold
     for task in prange(segments * tiles):
-        segment, left = task // tiles, task % tiles * TILE
-        begin, end = segment * height // segments, (segment + 1) * height // segments
-        count = min(TILE, width - left)
-        largest = np.zeros(count, partial.dtype)
-        _raise_to_magnitudes(memory, begin * leading + left, leading, end - begin, largest)
-        partial[segment, left : left + count] = largest
+        segment, left = task // tiles, task % tiles * tile
+        begin, end = segment * runs // segments, (segment + 1) * runs // segments
+        count = min(tile, width - left)
+        largest = np.zeros(fold * count, partial.dtype)
+        _raise_to_magnitudes(
+            memory, begin * fold * leading + left, fold * leading, end - begin, largest
+        )
+        if segment == segments - 1:
+            rest = largest[: (height - runs * fold) * count]
+            _raise_to_magnitudes(memory, runs * fold * leading + left, 0, 1, rest)
+        _fold_magnitudes(largest, count)
+        partial[segment, left : left + count] = largest[:count]
 
 
 @kernel
 def _magnitude_max_of_columns(memory, leading, height, partial):
-    """Split: one task a (segment, column)."""
+    """Split: one task a (segment, `COLUMNS` columns)."""
     segments, width = partial.shape
-    for task in prange(segments * width):
-        segment, j = task // width, task % width
+    tiles = -(-width // COLUMNS)
+    for task in prange(segments * tiles):
+        segment, left = task // tiles, task % tiles * COLUMNS
         begin, end = segment * height // segments, (segment + 1) * height // segments
-        lanes = np.zeros(LANES, partial.dtype)
-        at, whole = j * leading + begin, (end - begin) // LANES
-        _raise_to_magnitudes(memory, at, LANES, whole, lanes)
-        rest = (end - begin) % LANES
-        _raise_to_magnitudes(memory, at + whole * LANES, 0, 1, lanes[:rest])
-        largest = lanes[0]
-        for lane in range(1, LANES):
-            largest = larger_magnitude(largest, lanes[lane])
-        partial[segment, j] = largest
+        whole, rest = (end - begin) // LANES, (end - begin) % LANES
+        lanes = np.empty(LANES, partial.dtype)
+        for j in range(left, min(left + COLUMNS, width)):
+            at = j * leading + begin
+            if not whole:
+                partial[segment, j] = _short_magnitude_max(memory, at, rest)
+                continue
+            lanes[:] = 0
+            _raise_to_magnitudes(memory, at, LANES, whole, lanes)
+            _raise_to_magnitudes(memory, at + whole * LANES, 0, 1, lanes[:rest])
+            _fold_magnitudes(lanes, 1)
+            partial[segment, j] = lanes[0]
 
 
 @scalar
 def _raise_to_magnitudes(memory, at, leading, runs, largest):
-    """Raise `largest` to the magnitudes of `runs` runs of memory, four at a time."""
+    """Raise `largest` to the magnitudes of `runs` runs of memory, eight at a time."""
     width = len(largest)
-    for run in range(0, runs - 3, 4):
+    for run in range(0, runs - 7, 8):
         a, b, c, d = _four_runs(memory, at + run * leading, leading, width)
+        e, f, g, h = _four_runs(memory, at + (run + 4) * leading, leading, width)
         for j in range(width):
             most = larger_magnitude(larger_magnitude(largest[j], a[j]), b[j])
-            largest[j] = larger_magnitude(larger_magnitude(most, c[j]), d[j])
-    for run in range(runs - runs % 4, runs):
-        a = memory[at + run * leading :][:width]
+            most = larger_magnitude(larger_magnitude(most, c[j]), d[j])
+            most = larger_magnitude(larger_magnitude(most, e[j]), f[j])
+            largest[j] = larger_magnitude(larger_magnitude(most, g[j]), h[j])
+    for run in range(runs - runs % 8, runs):
+        a = memory[at + run * leading : at + run * leading + width]
         for j in range(width):
             largest[j] = larger_magnitude(largest[j], a[j])
+
+
+@scalar
+def _short_magnitude_max(memory, at, count):
+    """Return the largest magnitude of a few elements."""
+    run = memory[at : at + count]
+    largest = memory.dtype.type(0)
+    for i in range(count):
+        largest = larger_magnitude(largest, run[i])
+    return largest
+
+
+@scalar
+def _fold_magnitudes(largest, width):
+    """Raise the first `width` elements of a flat matrix to those below them."""
+    for row in range(1, len(largest) // width):
+        below = largest[row * width : (row + 1) * width]
+        for j in range(width):
+            largest[j] = larger_magnitude(largest[j], below[j])

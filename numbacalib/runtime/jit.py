@@ -6,6 +6,7 @@ No fastmath anywhere: the order of additions is the same at any vector width and
 
 from __future__ import annotations
 
+import multiprocessing  # noqa: F401  (Numba's first kernel would import it, while the caller waits)
 from collections.abc import Callable
 from functools import update_wrapper
 from typing import Any

@@ -5,12 +5,14 @@ processors busy with waiting after its work, to start the next piece sooner, and
 others, which on two cores can take longer than the work itself. This module, imported before NumPy by the
 package, lets idle threads sleep instead. The settings are read when a library is loaded, so they
 are given through the environment for that moment only; a variable that the user has set stays, and
-a library that was loaded before keeps its own.
+a library that was loaded before keeps its own. So what alternates between kernels and BLAS most does not
+change pools at all: the columns of GPTQ are one kernel, each of whose threads calls BLAS on itself
+(`numbacalib.runtime.blas.single_threaded`), and small factorisations stay on one thread.
 
 Limits: Numba follows NUMBA_NUM_THREADS, or OMP_NUM_THREADS where only that is set; OpenBLAS follows
-OPENBLAS_NUM_THREADS or OMP_NUM_THREADS. Several Python threads may call at once: `launching` lets one
-kernel run at a time, on all threads of the pool, whatever Numba's threading layer is (one of them
-aborts when it is entered twice). BLAS has such a lock of its own.
+OPENBLAS_NUM_THREADS or OMP_NUM_THREADS, and a kernel that calls it Numba's. Several Python threads may
+call at once: `launching` lets one kernel or one of our own calls of BLAS run at a time, on all threads of
+its pool, whatever Numba's threading layer is (one of them aborts when it is entered twice).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 launching = threading.RLock()
-"""Held while a kernel runs."""
+"""Held while a kernel runs, or BLAS does for us."""
 
 
 @contextmanager

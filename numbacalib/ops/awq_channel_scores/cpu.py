@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import prange
 from numpy.typing import NDArray
 
-from numbacalib.runtime.columns import column_magnitude_max, column_power_sums
+from numbacalib.runtime.columns import column_magnitude_max, column_power_means
+from numbacalib.runtime.half import carrier, widen
+from numbacalib.runtime.jit import kernel
+
+PART = 16384
+"""Channels of a task of the product."""
 
 
 def channel_scores(
     activations: NDArray, weights: NDArray, dtype: np.dtype, out: NDArray | None
 ) -> NDArray:
     """See `numbacalib.awq_channel_scores`; the split among threads is that of the reductions."""
-    scale = column_magnitude_max(activations).astype(dtype)
-    mean_weight = column_power_sums(weights, 1, dtype) / dtype.type(len(weights))
-    with np.errstate(invalid="ignore", over="ignore"):
-        scores = np.multiply(scale, mean_weight, out=out)
+    largest = column_magnitude_max(activations)
+    scores = column_power_means(weights, 1, dtype, out)
+    infinite = np.empty(-(-len(scores) // PART), np.bool_)
+    _scale(carrier(largest), scores, infinite)
+    if infinite.any():
         # An infinite activation times a zero weight is NaN, which the mean alone would not show.
-        for j in np.flatnonzero(np.isinf(scale)):
-            scores[j] = np.mean(scale[j] * np.abs(weights[:, j].astype(dtype)))
+        with np.errstate(invalid="ignore", over="ignore"):
+            for j in np.flatnonzero(np.isinf(largest)):
+                magnitudes = np.abs(weights[:, j].astype(dtype))
+                scores[j] = np.mean(largest[j].astype(dtype) * magnitudes)
     return scores
+
+
+@kernel
+def _scale(largest, scores, infinite):
+    """Multiply the scores, and find which parts have an infinite factor. Split: one task a part."""
+    for part in prange(len(infinite)):
+        found = False
+        for j in range(part * PART, min((part + 1) * PART, len(scores))):
+            factor = widen(largest[j])
+            scores[j] *= factor
+            found |= factor == np.inf
+        infinite[part] = found

@@ -63,11 +63,20 @@ def widen_rows(source, target):
 
 @kernel
 def mirror_upper(matrix):
-    """Copy the upper triangle to the lower one. Split: one task a block row of tiles."""
+    """Copy the upper triangle to the lower one. Split: one task a block row of tiles.
+
+    Through a buffer: rows that lie a power of two apart would evict each other from the cache.
+    """
     size = len(matrix)
     for block in prange(-(-size // MIRROR_TILE)):
         top, bottom = block * MIRROR_TILE, min((block + 1) * MIRROR_TILE, size)
+        tile = np.empty((MIRROR_TILE, MIRROR_TILE), matrix.dtype)
         for left in range(0, bottom, MIRROR_TILE):
+            for j in range(left, min(left + MIRROR_TILE, bottom)):
+                above = matrix[j, top:bottom]
+                for i in range(len(above)):
+                    tile[j - left, i] = above[i]
             for i in range(top, bottom):
-                for j in range(left, min(left + MIRROR_TILE, i)):
-                    matrix[i, j] = matrix[j, i]
+                below = matrix[i, left : min(left + MIRROR_TILE, i)]
+                for j in range(len(below)):
+                    below[j] = tile[j, i - top]

@@ -1,40 +1,49 @@
-"""CPU kernels of GPTQ: matrix products between panels of columns, a compiled recurrence inside.
+"""CPU form of GPTQ: each thread walks all columns of a chunk of rows, and waits for no other thread.
 
-A panel is compensated for every column before it by one BLAS product, block by block inside the
-panel by small ones, and column by column inside a block by the kernel. A group's scale is found
-where all columns before it have been compensated for: groups up to a block long lie within one, longer
-ones are a panel each.
+Rows depend on the factor alone. So what couples the panels of columns is prepared once, and a chunk
+goes from left to right with BLAS on its own thread: a panel is compensated for every column before it
+by one product, block by block inside the panel by small ones, and column by column inside a block by
+`quantize_block`. A group's scale is found where all columns before it have been compensated for:
+groups up to a block long lie within one, longer ones are a panel each.
+
+A chunk lies transposed, so that its rows are the lanes of vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
-from numba import prange
+from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from numbacalib.ops.gptq_quantize_column import GroupedCodes
+from numbacalib.ops.gptq_quantize_column.block_cpu import (
+    BLOCK,
+    TILE,
+    find_scales,
+    quantize_block,
+)
 from numbacalib.ops.grid import cpu as grid_kernels
 from numbacalib.ops.grid import group_indices
-from numbacalib.ops.range_search import cpu as search_kernels
 from numbacalib.runtime import checks
-from numbacalib.runtime.blas import add_product, cholesky_lower, invert_triangle, product
+from numbacalib.runtime.blas import cholesky_lower, routine, single_threaded
 from numbacalib.runtime.finite import require_finite
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
-from numbacalib.spec.grid import Grid, code_of, group_scale, group_zero, stored_scale, value_of
+from numbacalib.runtime.tasks import LEFT, LOWER, NORMAL, TRANSPOSED, call_fortran, claim
+from numbacalib.spec.grid import Grid
 from numbacalib.spec.range_search import RangeSearch
 
-PANEL = 256
+PANEL = 384
 """Columns between two products over the whole history."""
-BLOCK = 128
-"""Columns that the kernel walks with one tile of rows in the first-level cache."""
-TILE = 64
-"""Rows that the kernel walks together: several vectors of float32."""
-STEP = 8
-"""Columns whose errors reach the rest of a block in one pass; `_compensate_rest` has it unrolled."""
+CHUNK = 512
+"""Most rows of a chunk: enough for products at full speed, few enough for many threads."""
+CHUNKS = 8
+"""Chunks that fewer rows make."""
+STRIP = 256
+"""Rows of the coupling that are prepared together."""
+LINE = 16
+"""Rows that are transposed together: a line of the cache of float32."""
 
 
 def quantize_columns(
@@ -110,8 +119,7 @@ def sweep(
 
     With `inverse`, `factor` is ``U`` of the inverse Hessian and a panel p is compensated by
     ``E_{<p} U_{<p, p}``; else it is ``R`` of the Hessian and the panel is compensated by
-    ``D_{<p} (R_{<p, p} R_pp^-1)``. `history` holds E or D. The kernel finds scales of groups that
-    lie within a block, unless they are to be searched for.
+    ``D_{<p} (R_{<p, p} R_pp^-1)``.
     """
     rows, channels = weight.shape
     dtype = checks.result_dtype(weight, factor)
@@ -120,95 +128,62 @@ def sweep(
         scales = np.empty((rows, int(group_of[-1]) + 1), dtype)
         zeros = np.empty_like(scales)
     codes = np.empty(weight.shape, np.uint8)
-    losses = np.zeros(rows)
-    history = np.empty((rows, channels), dtype)
-    source = rows_view(carrier(weight))
+    losses = np.empty(rows)
     group_size = channels // scales.shape[1] if found else 1
-    low, high, levels = grid.bounds(dtype)
-    for begin, end in _panels(channels, group_size):
-        diagonal = np.array(factor[begin:end, begin:end], dtype, order="C")
-        coupling = _blas_operand(factor[:begin, begin:end], dtype)
-        if not inverse:
-            invert_triangle(diagonal, lower=False)
-            coupling = product(coupling, diagonal)
-        panel = np.empty((rows, end - begin), dtype)
-        _load_columns(source, begin, panel)
-        add_product(panel, history[:, :begin], coupling)
-        errors = np.empty_like(panel)
-        outside = found and (group_size > BLOCK or search is not None)
-        for start, stop in _blocks(end - begin, group_size, search is not None):
-            add_product(panel[:, start:stop], errors[:, :start], diagonal[:start, start:stop])
-            if outside and start % group_size == 0:
-                first = begin + start
-                g = slice(first // group_size, first // group_size + 1)
-                scales[:, g], zeros[:, g] = _group_scales(
-                    panel[:, start : start + group_size],
-                    grid,
-                    search,
-                    None if importance is None else importance[:, first : first + group_size],
-                )
-            _quantize_block(
-                panel,
-                diagonal,
-                start,
-                stop,
-                begin,
-                group_of,
-                found and not outside,
-                low,
-                high,
-                levels,
-                grid.symmetric,
-                grid.storage,
-                scales,
-                zeros,
-                codes,
-                errors,
-                losses,
-            )
-        if inverse:
-            history[:, begin:end] = errors
-        else:
-            _difference(source, begin, panel, history)
+    edges = _panel_edges(channels, group_size)
+    coupling = np.empty(int((edges[1:] * np.diff(edges)).sum()), dtype)
+    if importance is None:
+        importance = np.ones((1, channels), dtype)
+    with single_threaded():
+        _couple(
+            get_num_threads(),
+            routine("trsm", dtype),
+            rows_view(carrier(factor)),
+            edges,
+            inverse,
+            np.zeros(1, np.int64),
+            coupling,
+        )
+        _sweep(
+            get_num_threads(),
+            routine("gemm", dtype),
+            rows_view(carrier(weight)),
+            coupling,
+            edges,
+            inverse,
+            group_of,
+            group_size if found else 0,
+            _block_length(group_size, search is not None),
+            np.empty(0, dtype) if search is None else search.shares(dtype),
+            np.float32(0 if search is None else search.norm),
+            rows_view(carrier(importance)),
+            *grid.bounds(dtype),
+            grid.symmetric,
+            grid.storage,
+            min(CHUNK, -(-rows // (CHUNKS * TILE)) * TILE),
+            np.zeros(1, np.int64),
+            scales,
+            zeros,
+            codes,
+            losses,
+        )
     return GroupedCodes(codes, scales, zeros, losses)
 
 
-def _panels(channels: int, group_size: int) -> Iterator[tuple[int, int]]:
-    """Ranges of columns that hold whole groups: a long group each, or about `PANEL` columns."""
+def _panel_edges(channels: int, group_size: int) -> NDArray[np.int64]:
+    """Where panels begin, and the end: a long group each, or whole groups of about `PANEL` columns."""
     width = group_size if group_size > BLOCK else PANEL - PANEL % group_size
-    for begin in range(0, channels, width):
-        yield begin, min(begin + width, channels)
+    return np.append(np.arange(0, channels, width), channels)
 
 
-def _blocks(width: int, group_size: int, single: bool) -> Iterator[tuple[int, int]]:
-    """Ranges within a panel: whole groups if they fit into a block, else pieces of the one group.
+def _block_length(group_size: int, single: bool) -> int:
+    """Columns of a block: whole groups if they fit into one, else pieces of the one group.
 
     With `single`, no block has more than one group.
     """
-    length = BLOCK if group_size > BLOCK else BLOCK - BLOCK % group_size
-    if single:
-        length = min(group_size, BLOCK)
-    for start in range(0, width, length):
-        yield start, min(start + length, width)
-
-
-def _group_scales(
-    group: NDArray, grid: Grid, search: RangeSearch | None, importance: NDArray | None
-) -> tuple[NDArray, NDArray]:
-    """Scales and zero points of one group [M, group_size], each [M, 1]."""
-    if search is None:
-        return grid_kernels.find_scales(group, group.shape[1], grid)
-    return search_kernels.search_scales(group, group.shape[1], grid, search, importance)
-
-
-def _blas_operand(block: NDArray, dtype: np.dtype) -> NDArray:
-    """Return a block of the factor as BLAS takes it, copied only if its dtype or strides differ."""
-    between_rows, between_columns = block.strides
-    width = block.shape[1] * block.itemsize
-    fits = between_columns == block.itemsize and between_rows >= width
-    if block.dtype == dtype and fits and between_rows % block.itemsize == 0:
-        return block
-    return np.array(block, dtype, order="C")
+    if group_size > BLOCK:
+        return BLOCK
+    return group_size if single else BLOCK - BLOCK % group_size
 
 
 def _upper_factor(h_inv: NDArray, dtype: np.dtype) -> NDArray:
@@ -217,7 +192,7 @@ def _upper_factor(h_inv: NDArray, dtype: np.dtype) -> NDArray:
     if not (diagonal > 0).all():
         j = int(np.argmin(diagonal > 0))
         raise ValueError(f"h_inv: expected a positive diagonal, got {diagonal[j]} at [{j}, {j}]")
-    if not np.tril(h_inv, -1).any():
+    if not any(_below_diagonal(h_inv, first).any() for first in range(0, len(h_inv), STRIP)):
         return h_inv
     asymmetry = np.abs(h_inv - h_inv.T).max() / diagonal.max()
     if asymmetry > np.sqrt(np.finfo(dtype).eps):
@@ -234,150 +209,205 @@ def _upper_factor(h_inv: NDArray, dtype: np.dtype) -> NDArray:
     return np.ascontiguousarray(np.tril(lower).T)
 
 
-@kernel
-def _load_columns(source, begin, panel):
-    """Copy the panel's columns of the weight. Split: one task a row."""
-    for i in prange(len(panel)):
-        for j in range(panel.shape[1]):
-            panel[i, j] = widen(source[i, begin + j])
+def _below_diagonal(matrix: NDArray, first: int) -> NDArray:
+    """Return a strip of rows up to the diagonal, with zeros from there on."""
+    return np.tril(matrix[first : first + STRIP, : first + STRIP], first - 1)
 
 
 @kernel
-def _difference(source, begin, panel, history):
-    """Store ``D = W - Q`` of the panel's columns. Split: one task a row."""
-    for i in prange(len(panel)):
-        for j in range(panel.shape[1]):
-            history[i, begin + j] = widen(source[i, begin + j]) - panel[i, j]
+def _couple(workers, trsm, factor, edges, inverse, counter, coupling):
+    """Prepare what compensates each panel p, of width w: ``[end, w]``, one after the other.
+
+    The rows before the panel are ``U_{<p, p}`` or ``R_{<p, p} R_pp^-1``, its own ``U_pp`` or
+    ``R_pp^-1``. Split: workers claim strips of rows.
+    """
+    for _ in prange(workers):
+        strip = claim(counter)
+        at, before = 0, 0
+        for p in range(len(edges) - 1):
+            begin, end = edges[p], edges[p + 1]
+            panel = coupling[at : at + end * (end - begin)].reshape(end, end - begin)
+            at += panel.size
+            strips = -(-end // STRIP)
+            while strip < before + strips:
+                _couple_strip(trsm, factor, begin, inverse, (strip - before) * STRIP, panel)
+                strip = claim(counter)
+            before += strips
+
+
+@scalar
+def _couple_strip(trsm, factor, begin, inverse, top, panel):
+    """Fill a strip of rows, from `top`, of what compensates the panel from column `begin`.
+
+    ``R_{<p, p} R_pp^-1`` is the solution of ``X R_pp = R_{<p, p}``, and ``R_pp^-1`` that of ``X R_pp = 1``.
+    """
+    one, width = panel.dtype.type(1), panel.shape[1]
+    strip = panel[top : top + STRIP]
+    for i in range(len(strip)):
+        row = strip[i]
+        if inverse or top + i < begin:
+            right = factor[top + i, begin : begin + width]
+            for j in range(width):
+                row[j] = widen(right[j])
+        else:
+            row[:] = 0
+            row[top + i - begin] = one
+    if not inverse:
+        left = max(top - begin, 0)  # a row of R_pp^-1 is 0 before its diagonal
+        # Column-major BLAS sees the transposes: R_pp^T X^T = B^T, R_pp^T a lower triangle.
+        call_fortran(
+            trsm,
+            (
+                LEFT, LOWER, NORMAL, NORMAL, width - left, len(strip), one,
+                factor[begin + left :, begin + left :], factor.shape[1], strip[:, left:], width,
+            ),
+        )  # fmt: skip
 
 
 @kernel
-def _quantize_block(
-    panel,
-    factor,
-    start,
-    stop,
-    begin,
+def _sweep(
+    workers,
+    gemm,
+    source,
+    coupling,
+    edges,
+    inverse,
     group_of,
-    find,
+    group_size,
+    length,
+    shares,
+    norm,
+    importance,
     low,
     high,
     levels,
     symmetric,
     storage,
+    chunk,
+    counter,
     scales,
     zeros,
     codes,
-    errors,
     losses,
 ):
-    """Quantize columns `start` to `stop` of a panel that begins at column `begin` of the weight.
+    """Quantize chunks of rows. `group_size` is 0 where scales are given, `length` that of a block.
 
-    `panel` holds compensated weights and receives values; `errors` receives ``-e``. Columns go in
-    steps: compensation reaches the rest of the step at once and the rest of the block step by step,
-    `STEP` columns in one pass over it. With `find`, a step ends where a group does, so that a group's
-    scale is found from fully compensated weights. Split: one task a tile of rows, which lies transposed, so
-    that the rows are the lanes of a vector.
+    `history` holds ``E`` or ``D`` of the columns so far, `panel` compensated weights and then their
+    values, `errors` its ``-e``. Split: workers claim chunks.
     """
-    rows = len(panel)
-    width = stop - start
-    for tile in prange(-(-rows // TILE)):
-        first = tile * TILE
-        count = min(TILE, rows - first)
-        block = np.zeros((width, TILE), panel.dtype)
-        error = np.zeros((width, TILE), panel.dtype)
-        unsigned = np.zeros((width, TILE), np.uint8)
-        scale = np.ones(TILE, panel.dtype)
-        zero = np.zeros(TILE, panel.dtype)
-        loss = np.zeros(TILE, panel.dtype)
-        for r in range(count):
+    rows, channels = codes.shape
+    searching = len(shares) > 0
+    within = 0 < group_size <= BLOCK and not searching  # groups lie within blocks
+    for _ in prange(min(workers, -(-rows // chunk))):
+        history = np.empty((channels, chunk + LINE), scales.dtype)
+        panel = np.zeros((edges[1], chunk + LINE), scales.dtype)
+        errors = np.empty((edges[1], chunk + LINE), scales.dtype)
+        first = claim(counter) * chunk
+        while first < rows:
+            count = min(chunk, rows - first)
+            for i in range(first, first + count):
+                losses[i] = 0
+            at = 0
+            for p in range(len(edges) - 1):
+                begin, end = edges[p], edges[p + 1]
+                factor = coupling[at : at + end * (end - begin)].reshape(end, end - begin)
+                at += factor.size
+                _load(source, first, begin, history[begin:end, :count], panel)
+                _add_product(gemm, history, factor[:begin], count, panel)
+                for start in range(0, end - begin, length):
+                    stop = min(start + length, end - begin)
+                    block = factor[begin : begin + start, start:stop]
+                    _add_product(gemm, errors, block, count, panel[start:])
+                    for lane in range(0, count, TILE):
+                        row, lanes = first + lane, min(TILE, count - lane)
+                        if group_size and not within and start % group_size == 0:
+                            find_scales(
+                                panel[start : start + group_size, lane : lane + TILE],
+                                (begin + start) // group_size,
+                                row,
+                                lanes,
+                                shares,
+                                norm,
+                                importance,
+                                low,
+                                high,
+                                levels,
+                                symmetric,
+                                storage,
+                                scales,
+                                zeros,
+                            )
+                        quantize_block(
+                            panel[:, lane : lane + TILE],
+                            errors[:, lane : lane + TILE],
+                            factor[begin:],
+                            start,
+                            stop,
+                            begin,
+                            row,
+                            lanes,
+                            group_of,
+                            within,
+                            low,
+                            high,
+                            levels,
+                            symmetric,
+                            storage,
+                            scales,
+                            zeros,
+                            codes,
+                            losses,
+                        )
+                _keep(inverse, errors, panel, history[begin:end, :count])
+            first = claim(counter) * chunk
+
+
+@scalar
+def _load(source, first, begin, original, panel):
+    """Transpose a panel's weights from row `first` and column `begin`, into two places.
+
+    Through a buffer: rows that lie a power of two apart would evict each other from the cache.
+    """
+    width, count = original.shape
+    rows = np.empty((LINE, width), panel.dtype)
+    for top in range(0, count, LINE):
+        lanes = min(LINE, count - top)
+        for r in range(lanes):
+            weights, row = source[first + top + r, begin : begin + width], rows[r]
             for j in range(width):
-                block[j, r] = panel[first + r, start + j]
-        step = 0
-        while step < width:
-            group = group_of[begin + start + step]
-            end = step + 1
-            while end < min(step + STEP, width) and (
-                not find or group_of[begin + start + end] == group
-            ):
-                end += 1
-            if find and (step == 0 or group != group_of[begin + start + step - 1]):
-                last = end
-                while last < width and group_of[begin + start + last] == group:
-                    last += 1
-                _find_tile_scales(block[step:last], levels, symmetric, storage, scale, zero)
-                scales[first : first + count, group] = scale[:count]
-                zeros[first : first + count, group] = zero[:count]
-            for j in range(step, end):
-                group = group_of[begin + start + j]
-                if not find and (j == 0 or group != group_of[begin + start + j - 1]):
-                    scale[:count] = scales[first : first + count, group]
-                    zero[:count] = zeros[first : first + count, group]
-                pivot = factor[start + j, start + j]
-                _quantize_lanes(
-                    block[j], scale, zero, low, high, pivot, error[j], unsigned[j], loss
-                )
-                for k in range(j + 1, end):
-                    _compensate(block[k], error[j], factor[start + j, start + k])
-            _compensate_rest(block, error, factor, start, step, end)
-            step = end
-        for r in range(count):
-            losses[first + r] += loss[r]
-            for j in range(width):
-                panel[first + r, start + j] = block[j, r]
-                errors[first + r, start + j] = error[j, r]
-                codes[first + r, begin + start + j] = unsigned[j, r]
+                row[j] = widen(weights[j])
+        for j in range(width):
+            column, copy = original[j, top : top + lanes], panel[j, top : top + lanes]
+            for r in range(lanes):
+                weight = rows[r, j]
+                column[r] = weight
+                copy[r] = weight
 
 
 @scalar
-def _find_tile_scales(group, levels, symmetric, storage, scale, zero):
-    """Find each row's scale and zero point from a group's columns of a transposed tile."""
-    lo, hi = np.zeros_like(scale), np.zeros_like(scale)
-    for j in range(len(group)):
-        for r in range(TILE):
-            lo[r] = min(lo[r], group[j, r])
-            hi[r] = max(hi[r], group[j, r])
-    for r in range(TILE):
-        scale[r] = stored_scale(group_scale(lo[r], hi[r], levels, symmetric), storage)
-        zero[r] = group_zero(lo[r], scale[r], levels, symmetric)
+def _keep(inverse, errors, panel, history):
+    """Store ``-E``, or ``D = W - Q`` where `history` holds W, of a panel's columns."""
+    for j in range(len(history)):
+        kept, value, error = history[j], panel[j], errors[j]
+        for r in range(len(kept)):
+            kept[r] = error[r] if inverse else kept[r] - value[r]
 
 
 @scalar
-def _quantize_lanes(weights, scale, zero, low, high, pivot, error, unsigned, loss):
-    """Replace a column of a tile by its values; store its codes and errors, add to the losses."""
-    for r in range(TILE):
-        code = code_of(weights[r], scale[r], zero[r], low, high)
-        value = value_of(code, scale[r], zero[r])
-        e = (value - weights[r]) / pivot
-        weights[r] = value
-        error[r] = e
-        loss[r] += e * e
-        unsigned[r] = np.uint8(code - low)
+def _add_product(gemm, left, right, count, target):
+    """Add ``right^T left`` to the first columns of `target`, of all of which `count` rows are in use.
 
-
-@scalar
-def _compensate(weights, error, u):
-    """Add one column's error, weighted, to another column of a tile."""
-    for r in range(TILE):
-        weights[r] += error[r] * u
-
-
-@scalar
-def _compensate_rest(block, error, factor, start, step, end):
-    """Add the errors of columns `step` to `end` to all columns after them, one pass for a full step."""
-    if end - step < STEP:
-        for k in range(end, len(block)):
-            for j in range(step, end):
-                _compensate(block[k], error[j], factor[start + j, start + k])
-        return
-    e0, e1, e2, e3 = error[step], error[step + 1], error[step + 2], error[step + 3]
-    e4, e5, e6, e7 = error[step + 4], error[step + 5], error[step + 6], error[step + 7]
-    for k in range(end, len(block)):
-        weights = block[k]
-        u0, u1 = factor[start + step, start + k], factor[start + step + 1, start + k]
-        u2, u3 = factor[start + step + 2, start + k], factor[start + step + 3, start + k]
-        u4, u5 = factor[start + step + 4, start + k], factor[start + step + 5, start + k]
-        u6, u7 = factor[start + step + 6, start + k], factor[start + step + 7, start + k]
-        for r in range(TILE):
-            weights[r] += ((e0[r] * u0 + e1[r] * u1) + (e2[r] * u2 + e3[r] * u3)) + (
-                (e4[r] * u4 + e5[r] * u5) + (e6[r] * u6 + e7[r] * u7)
-            )
+    With ``left`` [k, rows], `right` [k, w] and `target` [w, rows]. Column-major BLAS sees the transposes of
+    left and target.
+    """
+    inner, width = right.shape
+    if inner:
+        one = target.dtype.type(1)
+        call_fortran(
+            gemm,
+            (
+                NORMAL, TRANSPOSED, count, width, inner, one, left, left.strides[0] // left.itemsize,
+                right, right.strides[0] // right.itemsize, one, target,
+                target.strides[0] // target.itemsize,
+            ),
+        )  # fmt: skip

@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.runtime import checks
-from numbacalib.runtime.columns import column_magnitude_max, column_power_sums
+from numbacalib.runtime.columns import column_magnitude_max, column_power_means
 
 FLOAT32 = np.dtype(np.float32)
 
 
 def channel_magnitudes(inputs: NDArray) -> tuple[NDArray, NDArray]:
     """See `numbacalib.ops.magnitudes.channel_magnitudes`."""
-    mean = column_power_sums(inputs, 1, FLOAT32) / np.float32(len(inputs))
+    mean = column_power_means(inputs, 1, FLOAT32)
     return mean, column_magnitude_max(inputs).astype(np.float32)
 
 

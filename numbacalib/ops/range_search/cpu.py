@@ -67,35 +67,50 @@ def _search(
         factors = np.zeros((group_size, TILE), scales.dtype)
         scale = np.ones(TILE, scales.dtype)
         zero = np.zeros(TILE, scales.dtype)
-        best = np.empty(TILE, scales.dtype)
-        error = np.empty(TILE, scales.dtype)
-        lo = np.empty(TILE, scales.dtype)
-        hi = np.empty(TILE, scales.dtype)
         for g in range(groups):
-            lo[:] = 0
-            hi[:] = 0
-            best[:] = 0  # rows past the end never win
-            best[:count] = np.inf
             for r in range(count):
                 for j in range(group_size):
-                    column = g * group_size + j
-                    weight = widen(matrix[first + r, column])
-                    weights[j, r] = weight
-                    factors[j, r] = widen(importance[min(first + r, len(importance) - 1), column])
-                    lo[r] = min(lo[r], weight)
-                    hi[r] = max(hi[r], weight)
-            for share in shares:
-                for r in range(TILE):
-                    scale[r], zero[r] = stored_grid(
-                        share * lo[r], share * hi[r], levels, symmetric, storage
-                    )
-                _errors(weights, factors, scale, zero, low, high, norm, best, error)
-                for r in range(count):
-                    # the full range stays where every error is beyond the type
-                    if error[r] < best[r] or share == shares[0]:
-                        best[r] = error[r]
-                        scales[first + r, g] = scale[r]
-                        zeros[first + r, g] = zero[r]
+                    weights[j, r] = widen(matrix[first + r, g * group_size + j])
+            load_factors(importance, first, count, g * group_size, factors)
+            search_tile(
+                weights, factors, shares, norm, low, high, levels, symmetric, storage, scale, zero
+            )
+            scales[first : first + count, g] = scale[:count]
+            zeros[first : first + count, g] = zero[:count]
+
+
+@scalar
+def load_factors(importance, first, count, left, factors):
+    """Transpose importance [1, K] or [M, K] of `count` rows, from column `left`, into a tile."""
+    for r in range(count):
+        row = min(first + r, len(importance) - 1)
+        for j in range(len(factors)):
+            factors[j, r] = widen(importance[row, left + j])
+
+
+@scalar
+def search_tile(weights, factors, shares, norm, low, high, levels, symmetric, storage, scale, zero):
+    """Find scale and zero point of each row of a transposed tile [group_size, TILE]."""
+    real = scale.dtype.type
+    lo, hi = np.zeros(TILE, scale.dtype), np.zeros(TILE, scale.dtype)
+    tried, offset = np.empty(TILE, scale.dtype), np.empty(TILE, scale.dtype)
+    best, error = np.full(TILE, real(np.inf)), np.empty(TILE, scale.dtype)
+    for j in range(len(weights)):
+        for r in range(TILE):
+            lo[r] = min(lo[r], weights[j, r])
+            hi[r] = max(hi[r], weights[j, r])
+    for share in shares:
+        for r in range(TILE):
+            tried[r], offset[r] = stored_grid(
+                share * lo[r], share * hi[r], levels, symmetric, storage
+            )
+        _errors(weights, factors, tried, offset, low, high, norm, best, error)
+        for r in range(TILE):
+            # the full range stays where every error is beyond the type
+            if error[r] < best[r] or share == shares[0]:
+                best[r] = error[r]
+                scale[r] = tried[r]
+                zero[r] = offset[r]
 
 
 @scalar

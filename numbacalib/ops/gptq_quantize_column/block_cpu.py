@@ -1,0 +1,203 @@
+"""GPTQ's recurrence inside a block of columns, on a tile of rows whose block lies in the first-level cache.
+
+Everything here lies transposed, ``[columns, TILE]``, so that the rows are the lanes of vectors. Lanes past
+the last row hold zeros or what came before: no row ever reads another's lane.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numbacalib.ops.range_search import cpu as range_search
+from numbacalib.runtime.jit import scalar
+from numbacalib.spec.grid import code_of, stored_grid, value_of
+
+BLOCK = 128
+"""Columns that are walked with one tile of rows in the first-level cache."""
+TILE = 64
+"""Rows that are walked together: several vectors of float32."""
+STEP = 8
+"""Columns whose errors reach the rest of a block in one pass; `_compensate_rest` has it unrolled."""
+
+
+@scalar
+def find_scales(
+    group,
+    index,
+    first,
+    count,
+    shares,
+    norm,
+    importance,
+    low,
+    high,
+    levels,
+    symmetric,
+    storage,
+    scales,
+    zeros,
+):
+    """Find the grids of a whole group, `index`, of `count` rows from `first`, and store them.
+
+    They span the group, or are searched for where there are `shares`.
+    """
+    if not len(shares):
+        scale, zero = np.empty(TILE, scales.dtype), np.empty(TILE, scales.dtype)
+        _span(group, levels, symmetric, storage, scale, zero)
+        _store(scale, zero, first, count, index, scales, zeros)
+        return
+    lanes = range_search.TILE
+    scale, zero = np.ones(lanes, scales.dtype), np.zeros(lanes, scales.dtype)
+    factors = np.zeros((len(group), lanes), scales.dtype)
+    weights = np.empty((len(group), lanes), scales.dtype)
+    for lane in range(0, count, lanes):
+        row, some = first + lane, min(lanes, count - lane)
+        for j in range(len(group)):
+            for r in range(lanes):
+                weights[j, r] = group[j, lane + r]
+        range_search.load_factors(importance, row, some, index * len(group), factors)
+        range_search.search_tile(
+            weights, factors, shares, norm, low, high, levels, symmetric, storage, scale, zero
+        )
+        _store(scale, zero, row, some, index, scales, zeros)
+
+
+@scalar
+def quantize_block(
+    panel,
+    errors,
+    factor,
+    start,
+    stop,
+    begin,
+    first,
+    count,
+    group_of,
+    find,
+    low,
+    high,
+    levels,
+    symmetric,
+    storage,
+    scales,
+    zeros,
+    codes,
+    losses,
+):
+    """Quantize columns `start` to `stop` of a panel from column `begin`, in `count` rows from `first`.
+
+    `panel` [w, TILE] holds compensated weights and receives values; `errors` receives ``-e``. Columns go in
+    steps: compensation reaches the rest of the step at once and the rest of the block step by step, `STEP`
+    columns in one pass over it. With `find`, a step ends where a group does, so that a group's scale is
+    found from fully compensated weights.
+    """
+    width = stop - start
+    block = np.empty((width, TILE), panel.dtype)
+    error = np.empty((width, TILE), panel.dtype)
+    unsigned = np.empty((width, TILE), np.uint8)
+    scale = np.ones(TILE, panel.dtype)
+    zero = np.zeros(TILE, panel.dtype)
+    loss = np.zeros(TILE, panel.dtype)
+    _copy(panel[start:stop], block)
+    step = 0
+    while step < width:
+        group = group_of[begin + start + step]
+        end = step + 1
+        while end < min(step + STEP, width) and (
+            not find or group_of[begin + start + end] == group
+        ):
+            end += 1
+        if find and (step == 0 or group != group_of[begin + start + step - 1]):
+            last = end
+            while last < width and group_of[begin + start + last] == group:
+                last += 1
+            _span(block[step:last], levels, symmetric, storage, scale, zero)
+            _store(scale, zero, first, count, group, scales, zeros)
+        for j in range(step, end):
+            group = group_of[begin + start + j]
+            if not find and (j == 0 or group != group_of[begin + start + j - 1]):
+                for r in range(count):
+                    scale[r], zero[r] = scales[first + r, group], zeros[first + r, group]
+            pivot = factor[start + j, start + j]
+            _quantize_lanes(block[j], scale, zero, low, high, pivot, error[j], unsigned[j], loss)
+            for k in range(j + 1, end):
+                _compensate(block[k], error[j], factor[start + j, start + k])
+        _compensate_rest(block, error, factor, start, step, end)
+        step = end
+    _copy(block, panel[start:stop])
+    _copy(error, errors[start:stop])
+    for r in range(count):
+        losses[first + r] += loss[r]
+        row = codes[first + r, begin + start : begin + stop]
+        for j in range(width):
+            row[j] = unsigned[j, r]
+
+
+@scalar
+def _copy(source, target):
+    """Copy rows of lanes. (An assignment of slices compiles to far more, for operands that overlap.)"""
+    for j in range(len(target)):
+        given, taken = source[j], target[j]
+        for r in range(TILE):
+            taken[r] = given[r]
+
+
+@scalar
+def _store(scale, zero, first, count, group, scales, zeros):
+    """Store the grids of one group of `count` rows."""
+    for r in range(count):
+        scales[first + r, group], zeros[first + r, group] = scale[r], zero[r]
+
+
+@scalar
+def _span(group, levels, symmetric, storage, scale, zero):
+    """Find each row's scale and zero point from a group's columns of a transposed tile."""
+    lo, hi = np.zeros(TILE, scale.dtype), np.zeros(TILE, scale.dtype)
+    for j in range(len(group)):
+        for r in range(TILE):
+            lo[r] = min(lo[r], group[j, r])
+            hi[r] = max(hi[r], group[j, r])
+    for r in range(TILE):
+        scale[r], zero[r] = stored_grid(lo[r], hi[r], levels, symmetric, storage)
+
+
+@scalar
+def _quantize_lanes(weights, scale, zero, low, high, pivot, error, unsigned, loss):
+    """Replace a column of a tile by its values; store its codes and errors, add to the losses."""
+    for r in range(TILE):
+        code = code_of(weights[r], scale[r], zero[r], low, high)
+        value = value_of(code, scale[r], zero[r])
+        e = (value - weights[r]) / pivot
+        weights[r] = value
+        error[r] = e
+        loss[r] += e * e
+        unsigned[r] = np.uint8(code - low)
+
+
+@scalar
+def _compensate(weights, error, u):
+    """Add one column's error, weighted, to another column of a tile."""
+    for r in range(TILE):
+        weights[r] += error[r] * u
+
+
+@scalar
+def _compensate_rest(block, error, factor, start, step, end):
+    """Add the errors of columns `step` to `end` to all columns after them, one pass for a full step."""
+    if end - step < STEP:
+        for k in range(end, len(block)):
+            for j in range(step, end):
+                _compensate(block[k], error[j], factor[start + j, start + k])
+        return
+    e0, e1, e2, e3 = error[step], error[step + 1], error[step + 2], error[step + 3]
+    e4, e5, e6, e7 = error[step + 4], error[step + 5], error[step + 6], error[step + 7]
+    for k in range(end, len(block)):
+        weights = block[k]
+        u0, u1 = factor[start + step, start + k], factor[start + step + 1, start + k]
+        u2, u3 = factor[start + step + 2, start + k], factor[start + step + 3, start + k]
+        u4, u5 = factor[start + step + 4, start + k], factor[start + step + 5, start + k]
+        u6, u7 = factor[start + step + 6, start + k], factor[start + step + 7, start + k]
+        for r in range(TILE):
+            weights[r] += ((e0[r] * u0 + e1[r] * u1) + (e2[r] * u2 + e3[r] * u3)) + (
+                (e4[r] * u4 + e5[r] * u5) + (e6[r] * u6 + e7[r] * u7)
+            )
