@@ -54,9 +54,10 @@ def markdown_table(machine: dict[str, str], rows: list[Row]) -> str:
 
 
 def _figure(row: Row) -> str:
-    if math.isnan(row.seconds):
-        return f"{row.rate:.3g} {row.unit}"
-    return _seconds(row.seconds) + (f", {row.rate:.3g} {row.unit}" if row.unit != "s" else "")
+    parts = [] if math.isnan(row.seconds) else [_seconds(row.seconds)]
+    if row.unit != "s":
+        parts.append(f"{row.rate:.3g} {row.unit}")
+    return ", ".join([*parts, row.note] if row.note else parts)
 
 
 def _share(row: Row) -> str:

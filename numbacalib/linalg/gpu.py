@@ -37,9 +37,7 @@ def factor(hessians: Any, percdamps: Sequence[float], dtype: np.dtype) -> Hessia
 def _factor_one_by_one(source: Any, summary: Any, dead: Any, dtype: np.dtype) -> Any:
     """Factor each matrix by LAPACK's routine, as ``J U^T J``; minors go to `summary`."""
     count, size, _ = source.shape
-    # without CuPy the host gets the whole matrix, of which only a triangle is written
-    make = device.empty if blas_gpu.has_libraries() else device.zeros
-    matrix = make(source.shape, dtype)
+    matrix = device.empty(source.shape, dtype)
     upper = device.empty(source.shape, dtype)
     info = device.empty((count,), np.int32)
     tiles = -(-size // TILE), -(-size // TILE), count
@@ -86,7 +84,7 @@ def _damping(hessians, percdamps, summary, dead):
 
 @cuda.jit
 def _reverse_damped(hessians, summary, dead, matrices):
-    """Write the upper triangles of ``J (H + damping) J``.
+    """Write the upper triangles of ``J (H + damping) J``, and zeros below, which libraries load too.
 
     Threads: x along a row, y along a column. Blocks: tile, tile, matrix.
     """
@@ -95,6 +93,8 @@ def _reverse_damped(hessians, summary, dead, matrices):
     j = np.int64(cuda.blockIdx.x) * TILE + cuda.threadIdx.x
     top = np.int64(cuda.blockIdx.y) * TILE
     for i in range(top + cuda.threadIdx.y, min(top + TILE, size), TILE_ROWS):
+        if j < size:
+            matrices[e, i, j] = 0
         if i < j and j < size:
             matrices[e, i, j] = widen(hessians[e, size - 1 - i, size - 1 - j])
         if i == j:

@@ -49,8 +49,8 @@ def _shaped(name: str, array: Any, shape: tuple[int | str, ...]) -> tuple[int, .
 
 def rows_of(array: Any) -> Any:
     """Present an array of any number of axes as a matrix whose columns are the last."""
-    *_, width = array.shape  # shapes in the simulator take no index from the end
-    return array.reshape(-1, width)
+    *leading, width = array.shape  # shapes in the simulator take no index from the end
+    return array if len(leading) == 1 else array.reshape(-1, width)
 
 
 def floats(name: str, array: Any) -> None:
