@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numba.extending import get_cython_function_address
 from numpy.typing import NDArray
+from scipy.linalg import blas, cython_blas, lapack
 
-from numbacalib.runtime.threads import launching, load_scipy
+from numbacalib.runtime.threads import launching
 
 SMALL = 1024
 """Order up to which a matrix is factored on one thread."""
@@ -29,7 +30,6 @@ def routine(name: str, dtype: np.dtype) -> int:
 
     For `numbacalib.runtime.tasks.call_fortran`: dimensions are 32-bit.
     """
-    load_scipy()
     return get_cython_function_address(
         "scipy.linalg.cython_blas", dtype.char.replace("f", "s") + name
     )
@@ -67,9 +67,6 @@ def _threads_for(matrix: NDArray) -> AbstractContextManager[Any]:
 @cache
 def _thread_switch() -> tuple[Any, Any] | None:
     """OpenBLAS's ``get_num_threads`` and ``set_num_threads``, by the names that builds give them."""
-    load_scipy()
-    from scipy.linalg import cython_blas
-
     # A symbol is looked for in the libraries that the module stands on, too.
     library = ctypes.CDLL(cython_blas.__file__)
     for prefix in ("scipy_openblas", "openblas"):
@@ -86,9 +83,6 @@ def syrk(matrix: NDArray, x: NDArray, alpha: float, beta: float) -> None:
 
     `matrix` is C-contiguous, `x` C- or F-contiguous, both of one dtype. Nothing is copied.
     """
-    load_scipy()
-    from scipy.linalg import blas
-
     update = blas.ssyrk if matrix.dtype == np.float32 else blas.dsyrk
     with launching:
         if x.flags.c_contiguous:
@@ -103,9 +97,6 @@ def cholesky_lower(matrix: NDArray) -> int:
     Returns 0, or the order of the leading minor that is not positive definite. The upper triangle
     keeps what it held.
     """
-    load_scipy()
-    from scipy.linalg import lapack
-
     factor = lapack.spotrf if matrix.dtype == np.float32 else lapack.dpotrf
     with _threads_for(matrix):
         _, info = factor(matrix.T, lower=0, overwrite_a=1, clean=0)
@@ -114,9 +105,6 @@ def cholesky_lower(matrix: NDArray) -> int:
 
 def invert_triangle(matrix: NDArray, *, lower: bool) -> None:
     """Overwrite one triangle of a C-contiguous matrix by the inverse of that triangle."""
-    load_scipy()
-    from scipy.linalg import lapack
-
     invert = lapack.strtri if matrix.dtype == np.float32 else lapack.dtrtri
     with _threads_for(matrix):
         _, info = invert(matrix.T, lower=int(not lower), overwrite_c=1)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import update_wrapper
 from typing import Any
 
-from numbacalib.runtime.threads import launching, load_scipy  # before Numba
+from numbacalib.runtime.threads import launching  # before Numba
 
 from numba import njit  # isort: skip
 
@@ -30,5 +30,4 @@ class kernel:  # noqa: N801  (a decorator)
 
     def __call__(self, *arguments: Any) -> Any:
         with launching:
-            load_scipy()
             return self._compiled(*arguments)

@@ -46,16 +46,10 @@ def _limit_numba() -> None:
         os.environ.setdefault("NUMBA_NUM_THREADS", limit)
 
 
-def load_scipy() -> None:
-    """Import SciPy's linear algebra, which takes a quarter of a second, where it is needed first.
-
-    Numba imports it on its own when it loads its first kernel.
-    """
-    with _sleeping_when_idle():
-        import scipy.linalg  # noqa: F401
-
-
 _limit_numba()
-with _sleeping_when_idle(), suppress(ImportError):
+with _sleeping_when_idle():
     import numpy  # noqa: F401
-    from numba.np.ufunc import omppool  # noqa: F401  (absent where Numba has no OpenMP)
+    import scipy.linalg  # noqa: F401  (Numba's first kernel would import it, while the caller waits)
+
+    with suppress(ImportError):
+        from numba.np.ufunc import omppool  # noqa: F401  (absent where Numba has no OpenMP)
