@@ -255,12 +255,17 @@ def _solve(
 
     losses = to_host(row_losses).reshape(len(hessians), -1).sum(axis=1)
     visited = spread() if visits is None else np.take_along_axis(spread(), visits, 1)
-    squares = to_host(pivots).astype(np.float64) ** 2
-    least = np.where(visited == 0, np.inf, squares).min(axis=1)
-    smallest = np.where(np.isinf(least), 0, least / np.maximum(spread().mean(axis=1), TINY))
-    figures = losses.tolist(), percdamps, factors.dampings, tries, smallest.tolist()
+    smallest = _smallest_pivots(to_host(pivots), visited)
+    figures = losses.tolist(), percdamps, factors.dampings, tries, smallest
     reports = map(GptqReport, *figures, factors.dead_counts)
     return list(zip(weights, reports, strict=True))
+
+
+def _smallest_pivots(roots: NDArray, diagonals: NDArray[np.float64]) -> list[float]:
+    """Least pivots of live channels over the mean diagonals, from the pivots' roots, both [E, K]."""
+    pivots = np.where(diagonals == 0, np.inf, roots.astype(np.float64) ** 2).min(axis=1)
+    shares = pivots / np.maximum(diagonals.mean(axis=1), TINY)
+    return np.where(np.isinf(pivots), 0, shares).tolist()
 
 
 def _reordered(hessians: Any, visits: NDArray[np.int64]) -> Any:
