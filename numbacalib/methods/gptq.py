@@ -27,8 +27,9 @@ DAMPING_GROWTH = 4.0
 LEAST_GROWN_DAMPING = 0.01
 """What it grows to from less, 0 included."""
 BATCH_BYTES = 4 << 30
-"""Of float32 Hessians that go together through a GPU, which takes about five times as much."""
+"""Of float32 Hessians that go together through a GPU, beside factors and couplings of the same size."""
 TINY = np.finfo(np.float64).tiny
+"""In place of the mean of a diagonal that is 0 throughout."""
 
 
 class GptqReport(NamedTuple):
