@@ -119,10 +119,10 @@ def gptq(
     settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, importance)
     channels = weight.shape[1]
     checks.matrix("hessian", hessian, (channels, channels))
-    finite = [start_finite_check("hessian", hessian), start_finite_check("weight", weight)]
+    unchecked = {"hessian": hessian, "weight": weight}
     stack = hessian.reshape(1, channels, channels)
     damping, order = (percdamp, damping_tries), (act_order, static_groups)
-    return _solve(weight, stack, ["hessian"], finite, settings, damping, shrinkage, order)[0]
+    return _solve(weight, stack, ["hessian"], unchecked, settings, damping, shrinkage, order)[0]
 
 
 def gptq_batch(
@@ -186,7 +186,7 @@ static_groups
         settings = grid_settings(weight[run], *grid, own)
         stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
         names = [f"hessians[{e}]" for e in range(first, last)]
-        found += _solve(weight[run], stack, names, [], settings, damping, shrinkage, order)
+        found += _solve(weight[run], stack, names, {}, settings, damping, shrinkage, order)
     return found
 
 
@@ -202,7 +202,7 @@ def _solve(
     weight: Any,
     hessians: Any,
     names: list[str],
-    finite: list[Callable[[], None]],
+    unchecked: dict[str, Any],
     settings: GridSettings,
     damping: tuple[float, int],
     shrinkage: float,
@@ -210,7 +210,7 @@ def _solve(
 ) -> list[tuple[QuantizedWeight, GptqReport]]:
     """Quantize E equal runs of rows [E * M, K] by their Hessians [E, K, K]; see `gptq`.
 
-    `names` are what errors call the Hessians, `finite` are checks under way.
+    `names` are what errors call the Hessians, `unchecked` are arrays that may not be finite.
     """
     shrinkage = checks.finite_number("shrinkage", shrinkage)
     if not 0 <= shrinkage <= 1:
@@ -230,20 +230,21 @@ def _solve(
         hessians = _reordered(hessians, visits)
     if shrinkage:
         hessians = shrunk(hessians, shrinkage)
-    weight = without_columns(weight, entries)
     percdamp, damping_tries = damping
     checks.integer("damping_tries", damping_tries, 1, 100)
     percdamps, tries = [percdamp] * len(hessians), [1] * len(hessians)
     while True:
         factors = factor_hessians(hessians, percdamps, dtype=dtype)
-        # a GPU goes on as if all were well, rather than wait to be told
+        # a GPU factors meanwhile, and goes on as if all were well, rather than wait to be told
+        finite = [start_finite_check(*item) for item in unchecked.items()]
         if not (factors.are_known and any(factors.minors)):
             pivots = diagonals(factors.upper)
             weights, row_losses, require_finite_scales = _sweep(
-                weight, factors.upper, visits, settings, static_groups
+                without_columns(weight, entries), factors.upper, visits, settings, static_groups
             )
-        while finite:
-            finite.pop()()
+        for require_finite_values in finite:
+            require_finite_values()
+        unchecked = {}
         if not any(factors.minors):
             break
         for e, minor in enumerate(factors.minors):

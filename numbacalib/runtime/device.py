@@ -22,6 +22,8 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 
 KEPT_BYTES = 8 << 30
 """What the pool keeps of freed memory, so that the next call need not wait for the driver."""
+LARGEST_SPARE, SPARES = 4 << 20, 8
+"""Bytes of a block, and blocks of a size, that are kept beside the pool: it takes 8 us a block."""
 
 if not SIMULATED:
     from cuda.bindings import driver
@@ -260,18 +262,38 @@ def _pool(device: int) -> Any:
     return pool
 
 
-class _Memory:
-    """Memory of the pool, which goes back there in the order of its stream."""
+_spares: dict[tuple[int, int], list[Any]] = {}
+"""Blocks that the default stream has freed, by device and size."""
 
-    __slots__ = ("pointer", "stream")
+
+class _Memory:
+    """Memory of the pool, which goes back there in the order of its stream.
+
+    Blocks of the default stream that are not large wait for the next call instead.
+    """
+
+    __slots__ = ("pointer", "spares", "stream")
 
     def __init__(self, size: int) -> None:
-        self.stream = driver.CUstream(stream_handle())
-        pool = _pool(current_device())
-        self.pointer = check(driver.cuMemAllocFromPoolAsync(size, pool, self.stream))
+        handle, number = stream_handle(), current_device()
+        self.stream = driver.CUstream(handle)
+        self.spares: list[Any] | None = None
+        if size <= LARGEST_SPARE and not handle and not config.CUDA_PER_THREAD_DEFAULT_STREAM:
+            size = 1 << (size - 1).bit_length()
+            self.spares = _spares.setdefault((number, size), [])
+            try:
+                self.pointer = self.spares.pop()
+            except IndexError:  # also where another thread was faster
+                pass
+            else:
+                return
+        self.pointer = check(driver.cuMemAllocFromPoolAsync(size, _pool(number), self.stream))
 
     def __del__(self) -> None:
-        driver.cuMemFreeAsync(self.pointer, self.stream)
+        if self.spares is not None and len(self.spares) < SPARES:
+            self.spares.append(self.pointer)
+        else:
+            driver.cuMemFreeAsync(self.pointer, self.stream)
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Any:

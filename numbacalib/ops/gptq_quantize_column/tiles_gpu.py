@@ -115,7 +115,7 @@ def product_adder(load: Any, real: type) -> Any:
     def fetch_right(right, row, row_end, columns, ahead):
         """Load the next rows of the thread's columns; they are not needed yet."""
         for q in range(right_columns):
-            column = max(columns[q], 0)
+            column = columns[q]
             if row + DEPTH <= row_end:
                 for n in range(DEPTH):
                     ahead[n, q] = right[at(row + n), at(column)]
@@ -139,7 +139,8 @@ def product_adder(load: Any, real: type) -> Any:
         thread = cuda.threadIdx.x
         down, across = thread // ACROSS, thread % ACROSS
         for q in range(right_columns):
-            own_columns[q] = columns[at(thread + q * THREADS)]
+            # the first column stands in for empty ones: right of the diagonal, it is set
+            own_columns[q] = max(columns[at(thread + q * THREADS)], columns[0])
         fetch_left(weight, left, top, k, k_end, left_ahead)
         fetch_right(right, k - first, k_end - first, own_columns, right_ahead)
         while k < k_end:
