@@ -3,7 +3,8 @@
     python benchmarks/kmeans.py [--quick] [--readme]
 
 SqueezeLLM (Kim et al., 2023) fits `sklearn.cluster.KMeans` to each row with Fisher information as
-sample weights, rows shared out among processes. The note is the weighted squared error that is left.
+sample weights, rows shared out among processes. Ours takes a layer of rows, scikit-learn the first of
+them; times are a row's. The note is the weighted squared error that is left in those.
 Writes ``results/kmeans-<machine>.csv``, and exits 1 if a target is missed. Needs the extra
 `benchmarks`.
 """
@@ -30,7 +31,8 @@ from numbacalib.report import table
 PACKAGES = ("numba", "numpy", "scikit-learn")
 PEER = "scikit-learn"
 IN_PROCESSES = f"{PEER}, a process a core"
-ROWS = 16
+LAYER, ROWS = 4096, 64
+"""Rows of a layer, and those of them that scikit-learn takes."""
 ERROR = "error "
 
 
@@ -64,27 +66,29 @@ def sklearn_codebook(
 
 
 def kmeans_case(K: int, bits: int, pool: Pool) -> Case:
-    """Rows of K normal weights, importances as unequal as squared gradients are."""
+    """A row of K normal weights, importances as unequal as squared gradients are."""
     rng = np.random.default_rng(K)
-    weight = rng.normal(size=(ROWS, K)).astype(np.float32) * np.float32(0.02)
-    importance = (rng.normal(size=(ROWS, K)) ** 2).astype(np.float32)
+    weight = rng.normal(size=(LAYER, K)).astype(np.float32) * np.float32(0.02)
+    importance = (rng.normal(size=(LAYER, K)) ** 2).astype(np.float32)
+    few = weight[:ROWS], importance[:ROWS]
 
     def error(found: CodebookWeight) -> str:
-        difference = found.dequantize(np.float64) - weight
-        return f"{ERROR}{(importance * difference**2).sum():.5g}"
+        difference = found.dequantize(np.float64)[:ROWS] - few[0]
+        return f"{ERROR}{(few[1] * difference**2).sum():.5g}"
 
     return Case(
-        "k-means of rows",
-        f"M={ROWS} K={K} bits={bits}",
+        "k-means of a row",
+        f"K={K} bits={bits}",
         "float32",
-        weight.size,
+        K,
         "Gvalue/s",
         {
             OURS: lambda: codebook(weight, bits=bits, importance=importance),
-            PEER: lambda: sklearn_codebook(weight, importance, bits, None),
-            IN_PROCESSES: lambda: sklearn_codebook(weight, importance, bits, pool),
+            PEER: lambda: sklearn_codebook(*few, bits, None),
+            IN_PROCESSES: lambda: sklearn_codebook(*few, bits, pool),
         },
-        (Goal(OURS, PEER, ">=10"),),
+        (Goal(OURS, PEER, ">=32"),),  # nearer to two orders of magnitude than to one
+        works={OURS: weight.size, PEER: few[0].size, IN_PROCESSES: few[0].size},
         note=error,
     )
 
@@ -99,8 +103,9 @@ def markdown(machine: dict[str, str], rows: list[Row]) -> str:
         lines.append(
             [
                 shape,
-                *(f"{1e3 * row.seconds / ROWS:.3g} ms" for row in found.values()),
-                f"{ours.share:.0f}",
+                *(f"{1e6 * row.seconds:.3g} us" for row in found.values()),
+                f"{found[PEER].seconds / ours.seconds:.0f}",
+                f"{found[IN_PROCESSES].seconds / ours.seconds:.0f}",
                 f"{100 * excess:.1f} %",
             ]
         )
@@ -109,7 +114,8 @@ def markdown(machine: dict[str, str], rows: list[Row]) -> str:
         OURS,
         PEER,
         IN_PROCESSES,
-        "times the faster",
+        "times the faster row by row",
+        "than processes",
         f"error of {PEER} above ours",
     ]
     caption = (
@@ -135,7 +141,7 @@ def main() -> int:
     with get_context("spawn").Pool(len(os.sched_getaffinity(0)), one_thread) as pool:
         for K in (576,) if options.quick else (576, 1536, 4096):
             for bits in (4,) if options.quick else (3, 4):
-                rows += measure(kmeans_case(K, bits, pool), rounds=15)
+                rows += measure(kmeans_case(K, bits, pool), rounds=7)
     folder = Path(tempfile.gettempdir()) if options.quick else RESULTS
     machine = describe_machine(*PACKAGES)
     print(write_csv("kmeans", machine, rows, folder))

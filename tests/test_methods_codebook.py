@@ -63,6 +63,24 @@ def test_long_rows_are_as_good_as_the_plain_recurrence(clusters, layout, dtype, 
         assert errors[i] <= least * (1 + 1e-5) + 1e-10
 
 
+@pytest.mark.parametrize("clusters", [3, 12])
+@pytest.mark.parametrize("kind", ["normal", "heavy tails", "clumps", "one-sided"])
+def test_rows_of_several_blocks_are_as_good_as_the_plain_recurrence(kind, clusters):
+    """Long enough for the search between runs of points, and for clusters longer than a block."""
+    rng = np.random.default_rng(clusters)
+    row = {
+        "normal": lambda: rng.normal(size=400),
+        "heavy tails": lambda: rng.standard_t(1.5, size=400),
+        "clumps": lambda: rng.integers(-4, 4, 400) + 1e-3 * rng.normal(size=400),
+        "one-sided": lambda: rng.exponential(size=400) ** 3,
+    }[kind]()
+    importance = rng.exponential(size=400) ** 3
+    codes, centroids = kmeans_rows(row[None], clusters, importance[None])
+    error = row_errors(row[None], importance[None], codes, centroids)[0]
+    least = naive_methods.kmeans_error_recurrence(row.tolist(), importance.tolist(), clusters)
+    assert error == pytest.approx(least, rel=1e-9)
+
+
 @given(
     columns=st.integers(2, 60),
     clusters=st.integers(1, 59),
@@ -89,7 +107,7 @@ def test_the_two_references_agree(columns, clusters, seed):
 
 @given(
     near=st.integers(1, 200),
-    far=st.sampled_from([0.0, 1.0, 1e7, 1e30, 1e300]),
+    far=st.sampled_from([0.0, 1.0, 1e7, 1e30, 1e300, 1.7e308]),
     clusters=st.integers(1, 12),
     seed=st.integers(0, 999),
 )

@@ -1,0 +1,221 @@
+"""The cuts of sorted values into clusters with the least error.
+
+The sorted points 0 to n are cut into clusters; the error of the cluster from point i to j is
+``(Q_j - Q_i) - (S_j - S_i)^2 / (W_j - W_i)`` of the sums of ``w``, ``w x`` and ``w x^2`` of the points
+before i and j. This error is Monge: two clusters that cross lose no more than two that nest. So
+(Aggarwal, Schieber and Tokuyama 1994):
+
+- The least error falls ever more slowly as clusters are added. So cuts that are best when each cluster
+  costs a `penalty` are the best into as many clusters as they have, and the penalty rules that number.
+- Of two cuts that are both best at one penalty, with fewer and with more clusters than wanted, the
+  beginning of one and the end of the other are best, too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numbacalib.runtime.jit import scalar
+from numbacalib.runtime.lanes import LANES, least_quotient, least_quotients
+
+LONGEST = 64
+"""Points whose clusters' begins are searched for together."""
+GUESSES = 4
+"""Penalties that are guessed before the two cuts that enclose the number of clusters tell the next."""
+COARSE = 16
+"""Runs of points a cluster, between which the first penalty is looked for."""
+
+
+@scalar
+def best_cuts(sums, clusters, memory):
+    """Where the clusters with the least error begin, and the last one ends: [clusters + 1].
+
+    `sums` [3, n + 1] are ``W``, ``S`` and ``Q`` of the module's text, followed by `LANES` more elements;
+    there are more points than clusters.
+    """
+    count = sums.shape[1] - 1
+    if clusters == 1:
+        return np.array([0, count])
+    penalty = _first_penalty(sums, clusters)
+    runs = COARSE * clusters
+    if count > 2 * runs:
+        # cuts between runs of points have nearly the penalty, at next to no cost
+        coarse = np.empty((3, runs + 1 + LANES))[:, : runs + 1]
+        for run in range(runs + 1):
+            coarse[:, run] = sums[:, run * count // runs]
+        _, penalty = _cuts_from(coarse, penalty, clusters, memory)
+    cuts, _ = _cuts_from(sums, penalty, clusters, memory)
+    return cuts
+
+
+@scalar
+def _first_penalty(sums, clusters):
+    """Guess the penalty that leads to `clusters`.
+
+    Many clusters of a density rho leave ``(integral of rho^(1/3))^3 / 12 / clusters^2`` (Panter and
+    Dite 1951); the penalty is what one cluster more saves. The density is that of runs of points.
+    """
+    mass, moment = sums[0], sums[1]
+    last = len(mass) - 2
+    runs = min(last, 64)
+    integral, begin, offset = 0.0, 0, moment[1] / mass[1]
+    for run in range(runs):
+        end = (run + 1) * last // runs
+        offset_there = (moment[end + 1] - moment[end]) / (mass[end + 1] - mass[end])
+        width = offset_there - offset
+        integral += ((mass[end] - mass[begin]) * width * width) ** (1 / 3)
+        begin, offset = end, offset_there
+    return (integral / clusters) ** 3 / 6
+
+
+@scalar
+def _cuts_from(sums, guess, clusters, memory):
+    """Return the best cuts into `clusters`, and a penalty that leads to them; `guess` is where to begin.
+
+    `few` and `many` are best cuts into fewer and into more clusters than wanted. The penalty at which
+    both lose alike leads between them, or to no better cuts: then both are best at it. Until there
+    are two such cuts, penalties are guessed: one cluster more saves about the third power of one
+    cluster's share.
+    """
+    count = sums.shape[1] - 1
+    few, many = np.array([0, count]), np.arange(count + 1)
+    guesses = 0
+    while True:
+        enclosed = guesses == GUESSES or (len(few) > 2 and len(many) <= count)
+        if enclosed:
+            saved = _error(sums, few) - _error(sums, many)
+            penalty = saved / (len(many) - len(few))
+        else:
+            penalty = guess
+            guesses += 1
+        begins = _penalized(sums, penalty, memory)
+        cuts = _path(begins)
+        found = len(cuts) - 1
+        if found == clusters:
+            return cuts, penalty
+        if len(few) < len(cuts) < len(many):
+            if found < clusters:
+                few = cuts
+            else:
+                many = cuts
+        elif enclosed:
+            return _spliced(few, many, clusters), penalty
+        # a penalty that misses by one cluster misses by half of one
+        missed = found + 0.5 if found < clusters else found - 0.5
+        guess *= (missed / clusters) ** 3
+
+
+@scalar
+def _penalized(sums, penalty, memory):
+    """Cut the points best when each cluster costs `penalty`.
+
+    Returns where the last cluster of the first j points begins, [n + 1]. That never falls, nor does
+    `least`, the error and penalties of these cuts. So points are solved in blocks, the last one first,
+    then those in steps that halve: begins found before enclose the begins to try. A block must not
+    reach so far that a cluster could begin within it. `rest` is ``least - Q``.
+    """
+    mass, moment, energy = sums[0], sums[1], sums[2]
+    count = len(mass) - 1
+    least, rest = memory.least, memory.rest
+    begins = memory.begins
+    least[0], rest[0], begins[0] = 0, 0, 0
+    solved, length = 0, 1
+    while solved < count:
+        last = min(solved + length, count)
+        stop = _find_begin(mass, moment, energy, least, begins, rest, solved, last)
+        if stop > solved and last > solved + 1:
+            length //= 2
+            continue
+        _find_begins(mass, moment, energy, least, begins, rest, solved, last)
+        for j in range(solved + 1, last + 1):
+            rest[j] = least[j] + penalty
+            least[j] = rest[j] + energy[j]
+        solved = last
+        length = min(LONGEST, max(1, solved - stop))
+    return begins[: count + 1]
+
+
+@scalar
+def _find_begin(mass, moment, energy, least, begins, rest, solved, last):
+    """Find the begin, up to `solved`, of the last cluster of the first `last` points.
+
+    Of equals it is the first. Returns where the search ended: from there on, all that comes before
+    the cluster loses more.
+    """
+    best, lowest = 0, np.inf
+    i = begins[solved]
+    while i <= solved and least[i] < lowest + energy[last]:
+        total, at = least_quotient(rest, mass, moment, i, solved, mass[last], moment[last])
+        if total < lowest:
+            best, lowest = at, total
+        i += LANES
+    begins[last] = best
+    i = min(i, solved + 1)
+    while i > best + 1 and least[i - 1] >= lowest + energy[last]:
+        i -= 1
+    return i
+
+
+@scalar
+def _find_begins(mass, moment, energy, least, begins, rest, solved, last):
+    """Find the begins of the points between `solved` and `last`.
+
+    First those `LANES` apart, in steps that halve; then all that lie between two of them.
+    """
+    step = LANES
+    while 2 * step < last - solved:
+        step *= 2
+    while step >= LANES:
+        for j in range(solved + step, last, 2 * step):
+            i, high = begins[j - step], begins[min(j + step, last)]
+            best, lowest = i, np.inf
+            while i <= high:
+                total, at = least_quotient(rest, mass, moment, i, high, mass[j], moment[j])
+                best = at if total < lowest else best
+                lowest = min(total, lowest)
+                i += LANES
+            begins[j] = best
+        step //= 2
+    for j in range(solved, last, LANES):
+        low, high = begins[j], begins[min(j + LANES, last)]
+        least_quotients(rest, mass, moment, low, high, j + 1, least, begins)
+
+
+@scalar
+def _path(begins):
+    """Cuts [clusters + 1] of all the points, from where the last cluster of the first j begins."""
+    count = len(begins) - 1
+    clusters, end = 0, count
+    while end > 0:
+        end = begins[end]
+        clusters += 1
+    cuts = np.empty(clusters + 1, np.int64)
+    end = count
+    for c in range(clusters, -1, -1):
+        cuts[c] = end
+        end = begins[end]
+    return cuts
+
+
+@scalar
+def _error(sums, cuts):
+    """Error of cuts, less what all cuts share: it serves for differences."""
+    total = 0.0
+    for c in range(len(cuts) - 1):
+        part = sums[1, cuts[c + 1]] - sums[1, cuts[c]]
+        total -= part * part / (sums[0, cuts[c + 1]] - sums[0, cuts[c]])
+    return total
+
+
+@scalar
+def _spliced(few, many, clusters):
+    """The beginning of `many` and the end of `few`, so that there are `clusters`.
+
+    They are joined where a cluster of `few` contains that of `many` which is `ahead` of it: the
+    clusters of the two joints cross where these nest, and so lose no more.
+    """
+    ahead = clusters - (len(few) - 1)
+    t = 0
+    while many[t + 1 + ahead] > few[t + 1]:
+        t += 1
+    return np.concatenate((many[: t + ahead + 1], few[t + 1 :]))
