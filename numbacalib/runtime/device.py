@@ -23,7 +23,7 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 KEPT_BYTES = 8 << 30
 """What the pool keeps of freed memory, so that the next call need not wait for the driver."""
 LARGEST_SPARE, SPARES = 4 << 20, 8
-"""Bytes of a block, and blocks of a size, that are kept beside the pool: it takes 8 us a block."""
+"""Bytes of a block, and blocks of a size, that are kept beside the pool: asking it takes longer."""
 
 if not SIMULATED:
     from cuda.bindings import driver
