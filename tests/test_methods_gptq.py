@@ -243,6 +243,19 @@ def test_errors_name_the_argument():
         gptq(weight, hessian, bits=4, group_size=8, act_order="asc")
 
 
+@pytest.mark.parametrize("options", [{}, {"act_order": "desc"}, {"shrinkage": 0.1}])
+@pytest.mark.parametrize("name", ["weight", "hessian"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_named_however_columns_go(name, value, options):
+    """Arrays are checked while the factor is found, so it and the order meet such values first."""
+    arrays = {"weight": np.ones((4, 64)), "hessian": np.eye(64) + 0.1}
+    arrays[name][3, 3] = value
+    with pytest.raises(
+        ValueError, match=rf"{name}: expected finite values, got {value} at \[.*3\]"
+    ):
+        gptq(**arrays, bits=4, group_size=32, **options)
+
+
 @pytest.mark.parametrize("wide", ["weight", "hessian"])
 def test_one_argument_of_float64_makes_everything_so(backend, wide):
     weight, hessian = layer(1)

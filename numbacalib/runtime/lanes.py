@@ -34,15 +34,12 @@ def least_quotient(typing_context, base, divisors, roots, first, last, divisor, 
             _load(builder, context.make_array(kind)(context, builder, value).data, first)
             for kind, value in zip(signature.args[:3], arguments[:3], strict=True)
         )
-        difference = builder.fsub(_spread(builder, root, _REALS), roots)
-        quotient = builder.fdiv(
-            builder.fmul(difference, difference),
-            builder.fsub(_spread(builder, divisor, _REALS), divisors),
-        )
+        divisor, root = _spread(builder, divisor, _REALS), _spread(builder, root, _REALS)
+        differences = _differences(builder, bases, divisors, roots, divisor, root)
         left = _spread(builder, builder.sub(last, first), _INTEGERS)
         counts = builder.icmp_signed("<=", ir.Constant(_INTEGERS, list(range(LANES))), left)
         infinity = ir.Constant(_REALS, [float("inf")] * LANES)
-        found = builder.select(counts, builder.fsub(bases, quotient), infinity)
+        found = builder.select(counts, differences, infinity)
         least = _least(builder, found)
         equal = builder.fcmp_ordered("==", found, _spread(builder, least, _REALS))
         word = builder.zext(builder.bitcast(equal, ir.IntType(LANES)), _INTEGER)
@@ -58,8 +55,8 @@ def least_quotient(typing_context, base, divisors, roots, first, last, divisor, 
 def least_quotients(typing_context, base, divisors, roots, first, last, at, least, places):
     """Find what `least_quotient` does for `LANES` divisors and roots in a row, from index `at` on.
 
-    It goes into ``least[at:at + LANES]``, and each i into ``places[at:at + LANES]``, int64; where i
-    is from `first` to `last`, which need not be near. Lanes that have no i write nothing useful.
+    They go into ``least[at:at + LANES]``, and each i into ``places[at:at + LANES]``, int64. `last` may be
+    any number of lanes from `first`. What a divisor that is not above all others gives means nothing.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -82,9 +79,7 @@ def least_quotients(typing_context, base, divisors, roots, first, last, at, leas
                 _spread(builder, builder.load(builder.gep(pointer, [i])), _REALS)
                 for pointer in (base, divisors, roots)
             )
-            difference = builder.fsub(root, rooted)
-            square = builder.fmul(difference, difference)
-            found = builder.fsub(number, builder.fdiv(square, builder.fsub(divisor, divided)))
+            found = _differences(builder, number, divided, rooted, divisor, root)
             so_far = builder.load(lowest)
             less = builder.fcmp_ordered("<", found, so_far)
             builder.store(builder.select(less, found, so_far), lowest)
@@ -98,6 +93,15 @@ def least_quotients(typing_context, base, divisors, roots, first, last, at, leas
 
     signature = types.void(base, divisors, roots, first, last, at, least, places)
     return signature, generate
+
+
+def _differences(
+    builder: Any, bases: Any, divisors: Any, roots: Any, divisor: Any, root: Any
+) -> Any:
+    """Compute ``base - (root - roots)^2 / (divisor - divisors)`` in every lane."""
+    distance = builder.fsub(root, roots)
+    square = builder.fmul(distance, distance)
+    return builder.fsub(bases, builder.fdiv(square, builder.fsub(divisor, divisors)))
 
 
 def _load(builder: Any, pointer: Any, first: Any) -> Any:
