@@ -32,29 +32,29 @@ def assert_close(result, expected, terms, scale):
     assert error <= cases.tolerance(np.float32, terms), f"{tuple(expected.shape)}, {terms} terms"
 
 
+@pytest.mark.parametrize("rows", [1, 5, 31, 63, 64, 65, 129, 300])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_hessian(form, dtype, generator):
+def test_hessian(form, dtype, rows, generator):
     for channels in EDGES:
-        for rows in (1, 5, 31, 63, 64, 65, 129, 300):
-            x = normal((rows, channels), dtype, generator)
-            hessian = torch.zeros(channels, channels, device="cuda")
-            updated = numbacalib.gptq_hessian_update(hessian, x)
-            expected = 2 / rows * x.double().T @ x.double()
-            assert torch.equal(tensor(updated), tensor(updated).T)
-            assert_close(updated, expected, rows, expected.abs().max())
+        x = normal((rows, channels), dtype, generator)
+        hessian = torch.zeros(channels, channels, device="cuda")
+        updated = numbacalib.gptq_hessian_update(hessian, x)
+        expected = 2 / rows * x.double().T @ x.double()
+        assert torch.equal(tensor(updated), tensor(updated).T)
+        assert_close(updated, expected, rows, expected.abs().max())
 
 
+@pytest.mark.parametrize("rows", [1, 8, 63, 64, 65, 257, 2049])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_columns(form, dtype, generator):
+def test_columns(form, dtype, rows, generator):
     for columns in (*EDGES, 1023, 1025, 4096, 14336):
-        for rows in (1, 8, 63, 64, 65, 257, 2049):
-            x = normal((rows, columns), dtype, generator)
-            # on the host: what torch sums across blocks reads memory that initcheck calls unset
-            squares = x.cpu().double().square().mean(0)
-            assert_close(numbacalib.fisher_information(x), squares, rows, squares.max())
-            weights = normal((65, columns), dtype, generator)
-            scores = x.cpu().double().abs().amax(0) * weights.cpu().double().abs().mean(0)
-            assert_close(numbacalib.awq_channel_scores(x, weights), scores, 65, scores.max())
+        x = normal((rows, columns), dtype, generator)
+        # on the host: what torch sums across blocks reads memory that initcheck calls unset
+        squares = x.cpu().double().square().mean(0)
+        assert_close(numbacalib.fisher_information(x), squares, rows, squares.max())
+        weights = normal((65, columns), dtype, generator)
+        scores = x.cpu().double().abs().amax(0) * weights.cpu().double().abs().mean(0)
+        assert_close(numbacalib.awq_channel_scores(x, weights), scores, 65, scores.max())
 
 
 def test_forms_agree(monkeypatch, generator):
