@@ -19,6 +19,9 @@ from numbacalib.runtime import checks
 from numbacalib.runtime.backend import call
 from numbacalib.runtime.finite import require_finite
 
+TINY = np.finfo(np.float64).tiny
+"""In place of the mean of a diagonal that is 0 throughout."""
+
 
 class HessianFactors:
     """Cholesky factors of E damped Hessians.
@@ -31,8 +34,8 @@ class HessianFactors:
         ``R``, upper triangular, C-contiguous, ``H + damping = R R^T`` for each.
     dead : bool array [E, K]
         Channels that no input ever excited, ``H[j, j] == 0``.
-    summary : float64 array [E, 4]
-        Damping, smallest diagonal entry, number of dead channels, and minor of each.
+    summary : float64 array [E, 5]
+        Damping, smallest diagonal entry, number of dead channels, minor, and smallest pivot of each.
     """
 
     def __init__(self, upper: Any, dead: Any, summary: Any) -> None:
@@ -71,6 +74,11 @@ class HessianFactors:
         The factor is then of no use.
         """
         return self._figures[:, 3].astype(int).tolist()
+
+    @property
+    def smallest_pivots(self) -> list[float]:
+        """Least pivots of live channels, as fractions of the mean diagonals; 0 if none is alive."""
+        return self._figures[:, 4].tolist()
 
     def error(self, index: int, name: str, percdamp: float) -> np.linalg.LinAlgError:
         """Return the error for a matrix, called `name`, that is not positive definite."""

@@ -8,7 +8,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from numbacalib.linalg import HessianFactors
+from numbacalib.linalg import TINY, HessianFactors
 from numbacalib.runtime.blas import cholesky_lower, invert_triangle
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel
@@ -18,7 +18,8 @@ from numbacalib.runtime.strides import rows_view
 def factor(hessians: NDArray, percdamps: Sequence[float], dtype: np.dtype) -> HessianFactors:
     """See `numbacalib.linalg.factor_hessians`."""
     diagonals = np.diagonal(hessians, axis1=1, axis2=2).astype(np.float64)
-    dampings = np.array(percdamps) * diagonals.mean(axis=1)
+    means = diagonals.mean(axis=1)
+    dampings = np.array(percdamps) * means
     dead = diagonals == 0
     uppers = np.empty(hessians.shape, dtype)
     minors = []
@@ -29,7 +30,11 @@ def factor(hessians: NDArray, percdamps: Sequence[float], dtype: np.dtype) -> He
         np.fill_diagonal(matrix, diagonal[::-1])
         minors.append(cholesky_lower(matrix))
         _reverse_lower(matrix)
-    figures = dampings, diagonals.min(axis=1), dead.sum(axis=1), minors
+    roots = np.diagonal(uppers, axis1=1, axis2=2).astype(np.float64)
+    with np.errstate(all="ignore"):  # values that are not finite are named later
+        pivots = np.where(dead, np.inf, roots**2).min(axis=1) / np.maximum(means, TINY)
+    pivots[dead.all(axis=1)] = 0
+    figures = dampings, diagonals.min(axis=1), dead.sum(axis=1), minors, pivots
     return HessianFactors(uppers, dead, np.stack(figures, axis=1).astype(np.float64))
 
 

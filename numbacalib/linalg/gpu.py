@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from numbacalib.linalg import HessianFactors, batch_gpu
+from numbacalib.linalg import TINY, HessianFactors, batch_gpu
 from numbacalib.runtime import blas_gpu, device
 from numbacalib.runtime.device import SIMULATED, cuda
 from numbacalib.runtime.half import carrier, widen
@@ -24,13 +24,14 @@ def factor(hessians: Any, percdamps: Sequence[float], dtype: np.dtype) -> Hessia
     count, size, _ = hessians.shape
     source = carrier(hessians)
     dead = device.empty((count, size), np.bool_)
-    summary = device.empty((count, 4), np.float64)
+    summary = device.empty((count, 5), np.float64)
     shares = device.from_host(np.array(percdamps, np.float64))
     launch(_damping, count, THREADS, source, shares, summary, dead)
     if count >= batch_gpu.LEAST and blas_gpu.has_libraries():
         upper = batch_gpu.factor(source, summary, dead, dtype)
     else:
         upper = _factor_one_by_one(source, summary, dead, dtype)
+    launch(_smallest_pivots, count, THREADS, upper, dead, summary)
     return HessianFactors(upper, dead, summary)
 
 
@@ -76,10 +77,12 @@ def _damping(hessians, percdamps, summary, dead):
             total += sums[other]
             low = min(low, least[other])
             count += counts[other]
-        summary[e, 0] = percdamps[e] * (total / hessians.shape[1])
+        mean = total / hessians.shape[1]
+        summary[e, 0] = percdamps[e] * mean
         summary[e, 1] = low
         summary[e, 2] = count
         summary[e, 3] = 0
+        summary[e, 4] = mean
 
 
 @cuda.jit
@@ -126,3 +129,24 @@ def _reverse_transposed(factors, infos, uppers, summary):
             uppers[e, i, j] = tile[x, k]
         if i == 0 and j == 0:
             summary[e, 3] = infos[e]
+
+
+@cuda.jit
+def _smallest_pivots(uppers, dead, summary):
+    """Least pivot of live channels, over the mean diagonal, which `summary` has in its place.
+
+    Blocks: matrix; threads stride over a diagonal.
+    """
+    least = cuda.shared.array(THREADS, np.float64)
+    e, thread = cuda.blockIdx.x, cuda.threadIdx.x
+    low = np.inf
+    for j in range(thread, uppers.shape[1], THREADS):
+        root = float(uppers[e, j, j])
+        if not dead[e, j]:
+            low = min(low, root * root)
+    least[thread] = low
+    cuda.syncthreads()
+    if thread == 0:
+        for other in range(1, THREADS):
+            low = min(low, least[other])
+        summary[e, 4] = low / max(summary[e, 4], TINY) if low < np.inf else 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,8 +27,6 @@ LEAST_GROWN_DAMPING = 0.01
 """What it grows to from less, 0 included."""
 BATCH_BYTES = 4 << 30
 """Of float32 Hessians that go together through a GPU, beside factors and couplings of the same size."""
-TINY = np.finfo(np.float64).tiny
-"""In place of the mean of a diagonal that is 0 throughout."""
 
 
 class GptqReport(NamedTuple):
@@ -217,16 +214,10 @@ def _solve(
         raise ValueError(f"shrinkage: expected 0 to 1, got {shrinkage}")
     act_order, static_groups = order
     dtype = checks.result_dtype(weight, hessians)
-    entries = diagonals(hessians)
-
-    @cache
-    def spread() -> NDArray[np.float64]:
-        """Diagonals of the Hessians; on a GPU not waited for before they are needed."""
-        return to_host(entries).astype(np.float64)
-
     visits = None
     if act_order != "none":
-        visits = column_orders(spread(), act_order, settings.group_size)
+        spread = to_host(diagonals(hessians)).astype(np.float64)
+        visits = column_orders(spread, act_order, settings.group_size)
         hessians = _reordered(hessians, visits)
     if shrinkage:
         hessians = shrunk(hessians, shrinkage)
@@ -238,9 +229,11 @@ def _solve(
         # a GPU factors meanwhile, and goes on as if all were well, rather than wait to be told
         finite = [start_finite_check(*item) for item in unchecked.items()]
         if not (factors.are_known and any(factors.minors)):
-            pivots = diagonals(factors.upper)
+            dead = factors.dead
+            if visits is not None:
+                dead = take(dead, np.argsort(visits, axis=1), 1)
             weights, row_losses, require_finite_scales = _sweep(
-                without_columns(weight, entries), factors.upper, visits, settings, static_groups
+                without_columns(weight, dead), factors.upper, visits, settings, static_groups
             )
         for require_finite_values in finite:
             require_finite_values()
@@ -256,18 +249,9 @@ def _solve(
     require_finite_scales()
 
     losses = to_host(row_losses).reshape(len(hessians), -1).sum(axis=1)
-    visited = spread() if visits is None else np.take_along_axis(spread(), visits, 1)
-    smallest = _smallest_pivots(to_host(pivots), visited)
-    figures = losses.tolist(), percdamps, factors.dampings, tries, smallest
-    reports = map(GptqReport, *figures, factors.dead_counts)
+    damped = percdamps, factors.dampings, tries, factors.smallest_pivots
+    reports = map(GptqReport, losses.tolist(), *damped, factors.dead_counts)
     return list(zip(weights, reports, strict=True))
-
-
-def _smallest_pivots(roots: NDArray, diagonals: NDArray[np.float64]) -> list[float]:
-    """Least pivots of live channels over the mean diagonals, from the pivots' roots, both [E, K]."""
-    pivots = np.where(diagonals == 0, np.inf, roots.astype(np.float64) ** 2).min(axis=1)
-    shares = pivots / np.maximum(diagonals.mean(axis=1), TINY)
-    return np.where(np.isinf(pivots), 0, shares).tolist()
 
 
 def _reordered(hessians: Any, visits: NDArray[np.int64]) -> Any:

@@ -72,10 +72,10 @@ def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
         return kernels.take(matrix, indices, axis)
 
 
-def without_columns(matrix: Any, entries: Any) -> Any:
-    """A matrix whose columns are 0 where `entries` are, [E, K] for E equal runs of rows."""
-    with call(__name__, matrix=matrix, entries=entries) as (kernels, matrix, entries):
-        return kernels.without_columns(matrix, entries)
+def without_columns(matrix: Any, dead: Any) -> Any:
+    """A matrix whose `dead` columns, bool [E, K] for E equal runs of rows, are 0."""
+    with call(__name__, matrix=matrix, dead=dead) as (kernels, matrix, dead):
+        return kernels.without_columns(matrix, dead)
 
 
 def scaled(array: Any, columns: Any, rows: Any = None) -> Any:

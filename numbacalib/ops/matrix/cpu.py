@@ -56,11 +56,11 @@ def take(matrix: NDArray, indices: NDArray[np.int64], axis: int) -> NDArray:
     return taken
 
 
-def without_columns(matrix: NDArray, entries: NDArray) -> NDArray:
+def without_columns(matrix: NDArray, dead: NDArray) -> NDArray:
     """See `numbacalib.ops.matrix.without_columns`; the same memory where there is nothing to do."""
-    if entries.all():
+    if not dead.any():
         return matrix
-    return take(matrix, np.where(entries == 0, -1, np.arange(matrix.shape[1])), 1)
+    return take(matrix, np.where(dead, -1, np.arange(matrix.shape[1])), 1)
 
 
 def scaled(array: NDArray, columns: NDArray, rows: NDArray | None) -> NDArray:

@@ -61,6 +61,8 @@ def stacked_rows(stack: Any) -> Any:
 
 def split_rows(matrix: Any, count: int) -> list[Any]:
     """See `numbacalib.ops.matrix.split_rows`."""
+    if count == 1:
+        return [device.result(matrix)]
     rows = len(matrix) // count
     return [device.result(matrix[e * rows : (e + 1) * rows]) for e in range(count)]
 
@@ -75,10 +77,10 @@ def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
     return device.result(taken)
 
 
-def without_columns(matrix: Any, entries: Any) -> Any:
+def without_columns(matrix: Any, dead: Any) -> Any:
     """See `numbacalib.ops.matrix.without_columns`."""
     kept = device.empty(matrix.shape, matrix.dtype)
-    launch(_without_columns, _tiles(kept), THREADS, carrier(matrix), entries, carrier(kept))
+    launch(_without_columns, _tiles(kept), THREADS, carrier(matrix), dead, carrier(kept))
     return kept
 
 
@@ -151,13 +153,13 @@ def _take(matrix, indices, axis, taken):
 
 
 @cuda.jit
-def _without_columns(matrix, entries, kept):
+def _without_columns(matrix, dead, kept):
     j = cuda.grid(1)
-    run = kept.shape[0] // entries.shape[0]
+    run = kept.shape[0] // dead.shape[0]
     if j < kept.shape[1]:
         for i in range(np.int64(cuda.blockIdx.y), kept.shape[0], cuda.gridDim.y):
             kept[i, j] = 0
-            if entries[i // run, j] != 0:
+            if not dead[i // run, j]:
                 kept[i, j] = matrix[i, j]
 
 
