@@ -35,9 +35,11 @@ def channel_scores(
 def _scale(largest, scores, infinite):
     """Multiply the scores, and find which parts have an infinite factor. Split: one task a part."""
     for part in prange(len(infinite)):
-        found = False
-        for j in range(part * PART, min((part + 1) * PART, len(scores))):
-            factor = widen(largest[j])
-            scores[j] *= factor
-            found |= factor == np.inf
-        infinite[part] = found
+        # slices: an index that is a sum would be checked for being negative, one by one
+        factors, own = largest[part * PART :][:PART], scores[part * PART :][:PART]
+        found = 0
+        for j in range(len(own)):
+            factor = widen(factors[j])
+            own[j] *= factor
+            found += factor == np.inf
+        infinite[part] = found > 0
