@@ -14,94 +14,154 @@ from numba.core import cgutils
 from numba.core.extending import intrinsic
 
 LANES = 8
-"""Numbers of a vector. Arrays must hold as many beyond the last element that counts."""
+"""Numbers of a vector."""
 
 _REAL, _INTEGER, _POSITION = ir.DoubleType(), ir.IntType(64), ir.IntType(32)
 _REALS, _INTEGERS = ir.VectorType(_REAL, LANES), ir.VectorType(_INTEGER, LANES)
+_ONE = ir.Constant(_INTEGER, 1)
 
 
 @intrinsic
 def least_quotient(typing_context, base, divisors, roots, first, last, divisor, root):
-    """Return the least of ``base[i] - (root - roots[i])^2 / (divisor - divisors[i])``, and its i.
+    """Return where ``base[i] - (root - roots[i])^2 / (divisor - divisors[i])`` is least.
 
-    For i from `first` to `last`, or to ``first + LANES - 1`` if that is before; the first of equals.
-    Arrays are contiguous float64. The divisors must not be 0.
+    For i from `first` to `last`, which is not before it; the first of equals. Arrays are contiguous
+    float64, and hold two vectors more beyond `last`. The divisor is above those up to there.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        *_, first, last, divisor, root = arguments
-        bases, divisors, roots = (
-            _load(builder, context.make_array(kind)(context, builder, value).data, first)
-            for kind, value in zip(signature.args[:3], arguments[:3], strict=True)
-        )
-        divisor, root = _spread(builder, divisor, _REALS), _spread(builder, root, _REALS)
-        differences = _differences(builder, bases, divisors, roots, divisor, root)
-        left = _spread(builder, builder.sub(last, first), _INTEGERS)
-        counts = builder.icmp_signed("<=", ir.Constant(_INTEGERS, list(range(LANES))), left)
-        infinity = ir.Constant(_REALS, [float("inf")] * LANES)
-        found = builder.select(counts, differences, infinity)
-        least = _least(builder, found)
-        equal = builder.fcmp_ordered("==", found, _spread(builder, least, _REALS))
-        word = builder.zext(builder.bitcast(equal, ir.IntType(LANES)), _INTEGER)
-        word = builder.or_(word, ir.Constant(_INTEGER, 1 << (LANES - 1)))  # NaN equals nothing
-        lane = builder.cttz(word, ir.Constant(ir.IntType(1), 1))
-        return context.make_tuple(builder, signature.return_type, (least, builder.add(first, lane)))
+        values = _unwrapped(context, builder, signature, arguments)
+        pointers, (first, last) = values[:3], values[3:5]
+        end, divisor, root = (_spread(builder, value) for value in values[4:])
+        lanes = ir.Constant(_INTEGERS, list(range(LANES)))
+        searches = _Search(builder), _Search(builder)
+        step = ir.Constant(_INTEGER, LANES * len(searches))
+        after = builder.add(last, _ONE)
+        with cgutils.for_range_slice(builder, first, after, step, _INTEGER, inc=True) as (i, _):
+            for search in searches:
+                numbers = [_load(builder, pointer, i) for pointer in pointers]
+                places = builder.add(_spread(builder, i), lanes)
+                search.offer(numbers, divisor, root, places, builder.icmp_signed("<=", places, end))
+                i = builder.add(i, ir.Constant(_INTEGER, LANES))
+        searches[0].join(searches[1])
+        return searches[0].first_of_least()
 
-    pair = types.Tuple((types.float64, types.int64))
-    return pair(base, divisors, roots, first, last, divisor, root), generate
+    return types.int64(base, divisors, roots, first, last, divisor, root), generate
 
 
 @intrinsic
-def least_quotients(typing_context, base, divisors, roots, first, last, at, least, places):
-    """Find what `least_quotient` does for `LANES` divisors and roots in a row, from index `at` on.
+def least_quotients(
+    typing_context, base, divisors, roots, first, last, at, stride, more, least, places
+):
+    """Find what `least_quotient` does for `LANES` divisors and roots, `stride` apart from `at` on.
 
-    They go into ``least[at:at + LANES]``, and each i into ``places[at:at + LANES]``, int64. `last` may be
-    any number of lanes from `first`. What a divisor that is not above all others gives means nothing.
+    The least, with `more` added, go into ``least[at::stride]``, and each i into ``places[at::stride]``,
+    int64. What a divisor that is not above all others gives means nothing.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointers = [
-            context.make_array(kind)(context, builder, value).data
-            for kind, value in zip(signature.args, arguments, strict=True)
-            if isinstance(kind, types.Array)
-        ]
-        base, divisors, roots, *targets = pointers
-        first, last, at = arguments[3:6]
-        divisor, root = _load(builder, divisors, at), _load(builder, roots, at)
-        infinity = ir.Constant(_REALS, [float("inf")] * LANES)
-        lowest = cgutils.alloca_once_value(builder, infinity)
-        place = cgutils.alloca_once_value(builder, ir.Constant(_INTEGERS, [0] * LANES))
-        one = ir.Constant(_INTEGER, 1)
-        count = builder.add(builder.sub(last, first), one)
-        with cgutils.for_range(builder, count, intp=_INTEGER) as loop:
+        values = _unwrapped(context, builder, signature, arguments)
+        pointers, (first, last, at, stride, more), targets = values[:3], values[3:8], values[8:]
+        points = [at]
+        while len(points) < LANES:
+            points.append(builder.add(points[-1], stride))
+        divisor, root = (_gather(builder, pointer, points) for pointer in pointers[1:])
+        searches = _Search(builder), _Search(builder)
+        # each takes half of the range; one in the middle is tried by both
+        width = builder.sub(last, first)
+        half = builder.lshr(builder.add(width, ir.Constant(_INTEGER, 2)), _ONE)
+        ahead = builder.add(builder.sub(width, half), _ONE)
+        with cgutils.for_range(builder, half, intp=_INTEGER) as loop:
             i = builder.add(first, loop.index)
-            number, divided, rooted = (
-                _spread(builder, builder.load(builder.gep(pointer, [i])), _REALS)
-                for pointer in (base, divisors, roots)
-            )
-            found = _differences(builder, number, divided, rooted, divisor, root)
-            so_far = builder.load(lowest)
-            less = builder.fcmp_ordered("<", found, so_far)
-            builder.store(builder.select(less, found, so_far), lowest)
-            here = _spread(builder, i, _INTEGERS)
-            builder.store(builder.select(less, here, builder.load(place)), place)
-        for target, result in zip(targets, (lowest, place), strict=True):
-            value = builder.load(result)
-            address = builder.gep(target, [at])
-            builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=8)
+            for search in searches:
+                numbers = [
+                    _spread(builder, builder.load(builder.gep(pointer, [i])))
+                    for pointer in pointers
+                ]
+                search.offer(numbers, divisor, root, _spread(builder, i))
+                i = builder.add(i, ahead)
+        searches[0].join(searches[1])
+        lowest, places = searches[0].found()
+        _scatter(builder, builder.fadd(lowest, _spread(builder, more)), targets[0], points)
+        _scatter(builder, places, targets[1], points)
         return context.get_dummy_value()
 
-    signature = types.void(base, divisors, roots, first, last, at, least, places)
+    signature = types.void(base, divisors, roots, first, last, at, stride, more, least, places)
     return signature, generate
 
 
-def _differences(
-    builder: Any, bases: Any, divisors: Any, roots: Any, divisor: Any, root: Any
-) -> Any:
-    """Compute ``base - (root - roots)^2 / (divisor - divisors)`` in every lane."""
-    distance = builder.fsub(root, roots)
-    square = builder.fmul(distance, distance)
-    return builder.fsub(bases, builder.fdiv(square, builder.fsub(divisor, divisors)))
+class _Search:
+    """The least ``base - square / divisor`` so far, and its place, in every lane.
+
+    As a fraction: two products compare it in less time than a division takes. Each comparison waits for
+    the one before it, so that two searches of half a range are faster than one of all.
+    """
+
+    def __init__(self, builder: Any) -> None:
+        starts = [
+            ir.Constant(vector, [start] * LANES)
+            for vector, start in ((_REALS, float("inf")), (_REALS, 1.0), (_INTEGERS, 0))
+        ]
+        self._builder = builder
+        self._variables = [cgutils.alloca_once_value(builder, start) for start in starts]
+
+    def offer(self, numbers: Any, divisor: Any, root: Any, places: Any, counts: Any = None) -> None:
+        """Try ``base - (root - roots)^2 / (divisor - divisors)``, in the lanes that count."""
+        builder = self._builder
+        bases, divisors, roots = numbers
+        distance = builder.fsub(root, roots)
+        below = builder.fsub(divisor, divisors)
+        above = builder.fsub(builder.fmul(bases, below), builder.fmul(distance, distance))
+        self._take([above, below, places], counts)
+
+    def join(self, other: _Search) -> None:
+        """Go on with the lesser of both in every lane; of equals, this one's."""
+        self._take(other._values())
+
+    def found(self) -> tuple[Any, Any]:
+        """Return the least of every lane, and their places."""
+        above, below, places = self._values()
+        return self._builder.fdiv(above, below), places
+
+    def first_of_least(self) -> Any:
+        """Place of the least of all lanes: the upper half against the lower one, and again."""
+        builder = self._builder
+        found = self.found()
+        half = LANES // 2
+        while half:
+            lowest, places = (_part(builder, vector, 0, half) for vector in found)
+            others, their_places = (_part(builder, vector, half, half) for vector in found)
+            before = builder.icmp_signed("<", their_places, places)
+            equal = builder.and_(builder.fcmp_ordered("==", others, lowest), before)
+            less = builder.or_(builder.fcmp_ordered("<", others, lowest), equal)
+            found = (
+                builder.select(less, others, lowest),
+                builder.select(less, their_places, places),
+            )
+            half //= 2
+        return builder.extract_element(found[1], ir.Constant(_POSITION, 0))
+
+    def _take(self, values: list, counts: Any = None) -> None:
+        builder, known = self._builder, self._values()
+        products = builder.fmul(values[0], known[1]), builder.fmul(known[0], values[1])
+        less = builder.fcmp_ordered("<", *products)
+        if counts is not None:
+            less = builder.and_(less, counts)
+        for variable, value, so_far in zip(self._variables, values, known, strict=True):
+            builder.store(builder.select(less, value, so_far), variable)
+
+    def _values(self) -> list:
+        return [self._builder.load(variable) for variable in self._variables]
+
+
+def _unwrapped(context: Any, builder: Any, signature: Any, arguments: Any) -> list:
+    """Arguments, arrays among them as pointers to their elements."""
+    return [
+        context.make_array(kind)(context, builder, value).data
+        if isinstance(kind, types.Array)
+        else value
+        for kind, value in zip(signature.args, arguments, strict=True)
+    ]
 
 
 def _load(builder: Any, pointer: Any, first: Any) -> Any:
@@ -110,22 +170,32 @@ def _load(builder: Any, pointer: Any, first: Any) -> Any:
     return builder.load(address, align=8)
 
 
-def _spread(builder: Any, value: Any, vector: Any) -> Any:
+def _gather(builder: Any, pointer: Any, places: list) -> Any:
+    """Load elements into lanes. If they are neighbours, LLVM makes one load of it."""
+    vector = ir.Constant(_REALS, ir.Undefined)
+    for lane, place in enumerate(places):
+        element = builder.load(builder.gep(pointer, [place]))
+        vector = builder.insert_element(vector, element, ir.Constant(_POSITION, lane))
+    return vector
+
+
+def _scatter(builder: Any, vector: Any, pointer: Any, places: list) -> None:
+    """Store what `_gather` loads."""
+    for lane, place in enumerate(places):
+        element = builder.extract_element(vector, ir.Constant(_POSITION, lane))
+        builder.store(element, builder.gep(pointer, [place]))
+
+
+def _spread(builder: Any, value: Any) -> Any:
     """Put a number into every lane."""
-    nothing = ir.Constant(vector, ir.Undefined)
+    nothing = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
     lanes = builder.insert_element(nothing, value, ir.Constant(_POSITION, 0))
     zeros = ir.Constant(ir.VectorType(_POSITION, LANES), [0] * LANES)
     return builder.shuffle_vector(lanes, nothing, zeros)
 
 
-def _least(builder: Any, vector: Any) -> Any:
-    """Least number of a vector: the upper half against the lower one, and again."""
-    nothing = ir.Constant(_REALS, ir.Undefined)
-    half = LANES // 2
-    while half:
-        upper = [(lane + half) % LANES for lane in range(LANES)]
-        positions = ir.Constant(ir.VectorType(_POSITION, LANES), upper)
-        other = builder.shuffle_vector(vector, nothing, positions)
-        vector = builder.select(builder.fcmp_ordered("<", other, vector), other, vector)
-        half //= 2
-    return builder.extract_element(vector, ir.Constant(_POSITION, 0))
+def _part(builder: Any, vector: Any, first: int, count: int) -> Any:
+    """Some neighbouring lanes of a vector."""
+    lanes = list(range(first, first + count))
+    positions = ir.Constant(ir.VectorType(_POSITION, count), lanes)
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), positions)

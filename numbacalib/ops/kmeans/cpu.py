@@ -8,19 +8,22 @@ import numpy as np
 from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
-from numbacalib.ops.kmeans.cuts import best_cuts
+from numbacalib.ops.kmeans.cuts import PADDING, Sums, best_cuts
 from numbacalib.runtime import checks
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel, scalar
-from numbacalib.runtime.lanes import LANES
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import claim
 
 DIGIT = 11
 """Bits that are sorted by at a time: their counts fit the first-level cache."""
 LARGEST_KEY = float(2 ** (2 * DIGIT) - 1)
-INDEX_BITS = 63 - 2 * DIGIT
+ONE = np.uint64(1)
+"""Unsigned indices cannot count from the end, and need no test of whether they do."""
+LARGEST_DIGIT = np.uint64((1 << DIGIT) - 1)
+INDEX_BITS = np.uint64(63 - 2 * DIGIT)
 """Bits of a sorted word that hold an index, below its key."""
+LARGEST_INDEX = np.uint64((1 << int(INDEX_BITS)) - 1)
 
 
 class Memory(NamedTuple):
@@ -29,13 +32,14 @@ class Memory(NamedTuple):
     values: Any
     weights: Any
     words: Any
-    """int64 [2, n]."""
+    """uint64 [2, n]."""
     starts: Any
-    points: Any
-    shares: Any
-    sums: Any
-    """[3, n + 1]."""
-    least: Any
+    offsets: Any
+    firsts: Any
+    masses: Any
+    """This and what follows [n + 1], and `PADDING`."""
+    moments: Any
+    energies: Any
     rest: Any
     begins: Any
 
@@ -69,17 +73,19 @@ def _cluster_rows(matrix, importance, codes, centroids, counter, workers):
 
 @scalar
 def _memory(columns):
+    padded = columns + 1 + PADDING
     return Memory(
         np.empty(columns),
         np.empty(columns),
-        np.empty((2, columns), np.int64),
-        np.empty((2, 1 << DIGIT), np.int64),
+        np.empty((2, columns), np.uint64),
+        np.empty((2, 1 << DIGIT), np.uint64),
         np.empty(columns),
-        np.empty(columns),
-        np.empty((3, columns + 1 + LANES)),
-        np.empty(columns + 1 + LANES),
-        np.empty(columns + 1 + LANES),
-        np.empty(columns + 1 + LANES, np.int64),
+        np.empty(columns + 1, np.int64),
+        np.empty(padded),
+        np.empty(padded),
+        np.empty(padded),
+        np.empty(padded),
+        np.empty(padded, np.int64),
     )
 
 
@@ -95,8 +101,8 @@ def _cluster_row(row, importance, codes, centroids, memory):
         weights[j] = weights[j] / largest if largest > 0 else 1.0
     order = _ascending(values, low, high - low, memory)
     scale = 1.0 if high - low < np.inf else 0.5  # differences must not overflow
-    points, shares, sums = _distinct(values, weights, order, scale, memory)
-    _find_centroids(points, shares, sums, centroids, memory)
+    firsts, sums = _distinct(values, weights, order, scale, memory)
+    _find_centroids(values, weights, order, scale, firsts, sums, centroids, memory)
     _assign(values, order, centroids, codes)
 
 
@@ -107,36 +113,47 @@ def _ascending(values, low, span, memory):
     By 22 bits of where each lies between the least and the largest, one digit after the other, then
     what these bits do not tell apart by its values.
     """
-    words, sorted_words, starts = memory.words[0], memory.words[1], memory.starts
-    starts[:] = 0
+    words, others, starts = memory.words[0], memory.words[1], memory.starts
     scale = LARGEST_KEY / span
     for j in range(len(values)):
         share = (values[j] - low) * scale
         # whatever overflows, or is 0 times infinity, is among the largest
-        key = np.int64(share) if share < LARGEST_KEY else np.int64(LARGEST_KEY)
-        words[j] = key << INDEX_BITS | j
-        starts[0, key & ((1 << DIGIT) - 1)] += 1
-        starts[1, key >> DIGIT] += 1
+        key = np.int32(share if share < LARGEST_KEY else LARGEST_KEY)
+        words[j] = np.uint64(key) << INDEX_BITS | np.uint64(j)
+    _count(words, starts)
     for digit in range(2):
-        start = 0
-        for value in range(1 << DIGIT):
-            count = starts[digit, value]
-            starts[digit, value] = start
-            start += count
+        begins, shift = starts[digit], INDEX_BITS + np.uint64(digit * DIGIT)
         for word in words:
-            bucket = (word >> (INDEX_BITS + digit * DIGIT)) & ((1 << DIGIT) - 1)
-            sorted_words[starts[digit, bucket]] = word
-            starts[digit, bucket] += 1
-        words, sorted_words = sorted_words, words
-    order = sorted_words
-    order[:] = words & ((1 << INDEX_BITS) - 1)
-    begin = 0
-    for j in range(1, len(words) + 1):
-        if j == len(words) or words[j] >> INDEX_BITS != words[begin] >> INDEX_BITS:
-            if j - begin > 1:
-                _sort_run(values, order[begin:j])
-            begin = j
+            bucket = (word >> shift) & LARGEST_DIGIT
+            others[begins[bucket]] = word
+            begins[bucket] += ONE
+        words, others = others, words
+    order = others
+    for j in range(len(words)):
+        order[j] = words[j] & LARGEST_INDEX
+    end = 0
+    for j in range(1, len(words)):
+        if (words[j] ^ words[j - 1]) <= LARGEST_INDEX and j >= end:
+            end = j + 1
+            while end < len(words) and (words[end] ^ words[j]) <= LARGEST_INDEX:
+                end += 1
+            _sort_run(values, order[j - 1 : end])
     return order
+
+
+@scalar
+def _count(words, starts):
+    """Where the words of each value of a digit begin, once they are sorted by it."""
+    starts[:] = 0
+    for word in words:
+        starts[0, (word >> INDEX_BITS) & LARGEST_DIGIT] += ONE
+        starts[1, word >> (INDEX_BITS + np.uint64(DIGIT))] += ONE
+    low, high = np.uint64(0), np.uint64(0)
+    for value in range(1 << DIGIT):
+        count_low, count_high = starts[0, value], starts[1, value]
+        starts[0, value], starts[1, value] = low, high
+        low += count_low
+        high += count_high
 
 
 @scalar
@@ -157,50 +174,54 @@ def _sort_run(values, order):
 
 @scalar
 def _distinct(values, weights, order, scale, memory):
-    """Distinct values that weigh something, their weights, and the sums of `cuts` up to each.
+    """Where in `order` distinct values that weigh something begin, [n + 1], and the sums up to each.
 
     A weight that is lost in float64 beside those before it counts as 0: sums rise strictly. They are
     of distances from the middle value, where they cancel least, as fractions of the widest distance;
     `scale` keeps these from overflowing.
     """
-    points, shares, sums = memory.points, memory.shares, memory.sums
+    firsts, offsets = memory.firsts, memory.offsets
+    masses, moments, energies = memory.masses, memory.moments, memory.energies
     middle = scale * values[order[len(order) // 2]]
     widest = scale * values[order[-1]] - scale * values[order[0]]
-    count, total, moment, energy, share, last = 0, 0.0, 0.0, 0.0, 0.0, -np.inf
-    sums[:, 0] = 0
-    for j in order:
-        value, weight = values[j], weights[j]
-        if total + weight > total:
-            offset = (scale * value - middle) / widest
-            total += weight
+    for j in range(len(values)):
+        offsets[j] = (scale * values[j] - middle) / widest
+    count, mass, moment, energy, last = np.uint64(0), 0.0, 0.0, 0.0, -np.inf
+    masses[0], moments[0], energies[0] = 0, 0, 0
+    for place in range(len(order)):
+        j = order[place]
+        value, weight, offset = values[j], weights[j], offsets[j]
+        if mass + weight > mass:
+            mass += weight
             moment += weight * offset
             energy += weight * offset * offset
             if value > last:
-                last, share = value, 0.0
-                points[count] = value
-                count += 1
-            share += weight
-            shares[count - 1] = share
-            sums[0, count], sums[1, count], sums[2, count] = total, moment, energy
-    return points[:count], shares[:count], sums[:, : count + 1]
+                last = value
+                firsts[count] = place
+                count += ONE
+            masses[count], moments[count], energies[count] = mass, moment, energy
+    firsts[count] = len(order)
+    end = np.int64(count) + 1
+    return firsts[:end], Sums(masses[:end], moments[:end], energies[:end])
 
 
 @scalar
-def _find_centroids(points, shares, sums, centroids, memory):
-    """Means of the points of each cluster; some stand twice if there are more clusters than points."""
-    count, clusters = len(points), len(centroids)
+def _find_centroids(values, weights, order, scale, firsts, sums, centroids, memory):
+    """Means of each cluster's values; some stand twice if there are more clusters than points."""
+    count, clusters = len(firsts) - 1, len(centroids)
     if count <= clusters:
         for c in range(clusters):
-            centroids[c] = points[min(c, count - 1)]
+            centroids[c] = values[order[firsts[min(c, count - 1)]]]
         return
     cuts = best_cuts(sums, clusters, memory)
     for c in range(clusters):
-        first = points[cuts[c]]
-        moment, total = 0.0, 0.0
-        for j in range(cuts[c], cuts[c + 1]):
-            moment += shares[j] * (points[j] - first)
-            total += shares[j]
-        centroids[c] = first + moment / total
+        members = order[firsts[cuts[c]] : firsts[cuts[c + 1]]]
+        first = scale * values[members[0]]
+        moment, mass = 0.0, 0.0
+        for j in members:
+            moment += weights[j] * (scale * values[j] - first)
+            mass += weights[j]
+        centroids[c] = (first + moment / mass) / scale
 
 
 @scalar

@@ -13,39 +13,61 @@ before i and j. This error is Monge: two clusters that cross lose no more than t
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from numbacalib.runtime.jit import scalar
 from numbacalib.runtime.lanes import LANES, least_quotient, least_quotients
 
-LONGEST = 64
-"""Points whose clusters' begins are searched for together."""
+LONGEST = LANES * LANES
+"""Points whose clusters' begins are searched for together: in lanes, then as many between two lanes."""
+PADDING = LONGEST
+"""Elements of an array beyond the last that counts: lanes may stand there."""
 GUESSES = 4
 """Penalties that are guessed before the two cuts that enclose the number of clusters tell the next."""
 COARSE = 16
 """Runs of points a cluster, between which the first penalty is looked for."""
 
 
+class Sums(NamedTuple):
+    """``W``, ``S`` and ``Q`` of the module's text, [n + 1], followed by `PADDING`."""
+
+    mass: Any
+    moment: Any
+    energy: Any
+
+
 @scalar
 def best_cuts(sums, clusters, memory):
     """Where the clusters with the least error begin, and the last one ends: [clusters + 1].
 
-    `sums` [3, n + 1] are ``W``, ``S`` and ``Q`` of the module's text, followed by `LANES` more elements;
-    there are more points than clusters.
+    There are more points than clusters.
     """
-    count = sums.shape[1] - 1
+    count = len(sums.mass) - 1
     if clusters == 1:
         return np.array([0, count])
     penalty = _first_penalty(sums, clusters)
     runs = COARSE * clusters
     if count > 2 * runs:
         # cuts between runs of points have nearly the penalty, at next to no cost
-        coarse = np.empty((3, runs + 1 + LANES))[:, : runs + 1]
-        for run in range(runs + 1):
-            coarse[:, run] = sums[:, run * count // runs]
+        coarse = Sums(*_thinned(sums, runs))
         _, penalty = _cuts_from(coarse, penalty, clusters, memory)
     cuts, _ = _cuts_from(sums, penalty, clusters, memory)
     return cuts
+
+
+@scalar
+def _thinned(sums, runs):
+    """Sums up to each of some runs of points."""
+    count = len(sums.mass) - 1
+    thinned = np.empty((3, runs + 1 + PADDING))
+    for run in range(runs + 1):
+        at = run * count // runs
+        thinned[0, run], thinned[1, run] = sums.mass[at], sums.moment[at]
+        thinned[2, run] = sums.energy[at]
+    end = runs + 1
+    return thinned[0, :end], thinned[1, :end], thinned[2, :end]
 
 
 @scalar
@@ -55,7 +77,7 @@ def _first_penalty(sums, clusters):
     Many clusters of a density rho leave ``(integral of rho^(1/3))^3 / 12 / clusters^2`` (Panter and
     Dite 1951); the penalty is what one cluster more saves. The density is that of runs of points.
     """
-    mass, moment = sums[0], sums[1]
+    mass, moment, _ = sums
     last = len(mass) - 2
     runs = min(last, 64)
     integral, begin, offset = 0.0, 0, moment[1] / mass[1]
@@ -77,7 +99,7 @@ def _cuts_from(sums, guess, clusters, memory):
     are two such cuts, penalties are guessed: one cluster more saves about the third power of one
     cluster's share.
     """
-    count = sums.shape[1] - 1
+    count = len(sums.mass) - 1
     few, many = np.array([0, count]), np.arange(count + 1)
     guesses = 0
     while True:
@@ -110,75 +132,65 @@ def _penalized(sums, penalty, memory):
     """Cut the points best when each cluster costs `penalty`.
 
     Returns where the last cluster of the first j points begins, [n + 1]. That never falls, nor does
-    `least`, the error and penalties of these cuts. So points are solved in blocks, the last one first,
-    then those in steps that halve: begins found before enclose the begins to try. A block must not
-    reach so far that a cluster could begin within it. `rest` is ``least - Q``.
+    the error and penalties of these cuts, `rest` and ``Q``. So points are solved in blocks, the last
+    one first: begins found before enclose the begins to try. A block must not reach so far that a
+    cluster could begin within it.
     """
-    mass, moment, energy = sums[0], sums[1], sums[2]
+    mass, moment, _ = sums
     count = len(mass) - 1
-    least, rest = memory.least, memory.rest
-    begins = memory.begins
-    least[0], rest[0], begins[0] = 0, 0, 0
-    solved, length = 0, 1
+    rest, begins = memory.rest, memory.begins
+    rest[0], begins[0] = 0, 0
+    solved, length, stop = 0, 1, 0
     while solved < count:
         last = min(solved + length, count)
-        stop = _find_begin(mass, moment, energy, least, begins, rest, solved, last)
-        if stop > solved and last > solved + 1:
+        reached = _stop(sums, rest, begins[solved], stop, solved, last)
+        if reached > solved and last > solved + 1:
             length //= 2
             continue
-        _find_begins(mass, moment, energy, least, begins, rest, solved, last)
-        for j in range(solved + 1, last + 1):
-            rest[j] = least[j] + penalty
-            least[j] = rest[j] + energy[j]
+        stop = reached
+        first, end = begins[solved], min(stop, solved)
+        begins[last] = least_quotient(rest, mass, moment, first, end, mass[last], moment[last])
+        _solve_between(mass, moment, penalty, rest, begins, solved, last)
         solved = last
         length = min(LONGEST, max(1, solved - stop))
     return begins[: count + 1]
 
 
 @scalar
-def _find_begin(mass, moment, energy, least, begins, rest, solved, last):
-    """Find the begin, up to `solved`, of the last cluster of the first `last` points.
+def _solve_between(mass, moment, penalty, rest, begins, solved, last):
+    """Solve the points of a block, whose last one's begin is known.
 
-    Of equals it is the first. Returns where the search ended: from there on, all that comes before
-    the cluster loses more.
+    First those `LANES` apart, then all that lie between two of them; in a short block all at once.
     """
-    best, lowest = 0, np.inf
-    i = begins[solved]
-    while i <= solved and least[i] < lowest + energy[last]:
-        total, at = least_quotient(rest, mass, moment, i, solved, mass[last], moment[last])
-        if total < lowest:
-            best, lowest = at, total
-        i += LANES
-    begins[last] = best
-    i = min(i, solved + 1)
-    while i > best + 1 and least[i - 1] >= lowest + energy[last]:
-        i -= 1
-    return i
+    low, high = begins[solved], begins[last]
+    apart = last - solved > 2 * LANES
+    if apart:
+        at = solved + LANES
+        least_quotients(rest, mass, moment, low, high, at, LANES, penalty, rest, begins)
+    for j in range(solved, last, LANES):
+        if apart:  # read before it is written again: the next search need not wait for this one
+            high = max(low, begins[min(j + LANES, last)])  # rounding may have it fall
+        least_quotients(rest, mass, moment, low, high, j + 1, 1, penalty, rest, begins)
+        if apart:
+            low = high
 
 
 @scalar
-def _find_begins(mass, moment, energy, least, begins, rest, solved, last):
-    """Find the begins of the points between `solved` and `last`.
+def _stop(sums, rest, begin, stop, solved, last):
+    """Where to end the search for the begin of the last cluster of the first `last` points.
 
-    First those `LANES` apart, in steps that halve; then all that lie between two of them.
+    From there on, all that comes before the cluster loses more than cuts whose last cluster begins
+    as far ahead of `begin`, that of the `solved` points, as there are points more. `stop` is where the
+    search for fewer points ended.
     """
-    step = LANES
-    while 2 * step < last - solved:
-        step *= 2
-    while step >= LANES:
-        for j in range(solved + step, last, 2 * step):
-            i, high = begins[j - step], begins[min(j + step, last)]
-            best, lowest = i, np.inf
-            while i <= high:
-                total, at = least_quotient(rest, mass, moment, i, high, mass[j], moment[j])
-                best = at if total < lowest else best
-                lowest = min(total, lowest)
-                i += LANES
-            begins[j] = best
-        step //= 2
-    for j in range(solved, last, LANES):
-        low, high = begins[j], begins[min(j + LANES, last)]
-        least_quotients(rest, mass, moment, low, high, j + 1, least, begins)
+    mass, moment, energy = sums
+    near = min(begin + last - solved, solved)
+    distance = moment[last] - moment[near]
+    bound = energy[last] + rest[near] - distance * distance / (mass[last] - mass[near])
+    stop = max(stop, near)
+    while stop <= solved and rest[stop] + energy[stop] < bound:
+        stop += 1
+    return stop
 
 
 @scalar
@@ -202,8 +214,9 @@ def _error(sums, cuts):
     """Error of cuts, less what all cuts share: it serves for differences."""
     total = 0.0
     for c in range(len(cuts) - 1):
-        part = sums[1, cuts[c + 1]] - sums[1, cuts[c]]
-        total -= part * part / (sums[0, cuts[c + 1]] - sums[0, cuts[c]])
+        begin, end = cuts[c], cuts[c + 1]
+        part = sums.moment[end] - sums.moment[begin]
+        total -= part * part / (sums.mass[end] - sums.mass[begin])
     return total
 
 
