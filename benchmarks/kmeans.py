@@ -104,7 +104,7 @@ def markdown(machine: dict[str, str], rows: list[Row]) -> str:
             [
                 shape,
                 *(f"{1e6 * row.seconds:.3g} us" for row in found.values()),
-                f"{ours.share:.0f}",
+                f"{ours.share:.0f}{' (short)' if ours.falls_short else ''}",
                 f"{found[IN_PROCESSES].seconds / ours.seconds:.0f}",
                 f"{100 * excess:.1f} %",
             ]

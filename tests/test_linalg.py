@@ -93,3 +93,6 @@ def test_factors_of_many_hessians(backend):
             damped[4, 4] = 1
         np.testing.assert_array_equal(uppers[e], np.triu(uppers[e]))
         np.testing.assert_allclose(uppers[e] @ uppers[e].T, damped, atol=1e-12 * damped.max())
+        pivots = np.delete(np.diagonal(uppers[e]), 4 if e == 3 else []) ** 2
+        mean = np.diagonal(hessians[e]).mean()
+        assert found.smallest_pivots[e] == pytest.approx(pivots.min() / mean)

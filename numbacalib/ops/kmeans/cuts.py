@@ -51,8 +51,7 @@ def best_cuts(sums, clusters, memory):
     runs = COARSE * clusters
     if count > 2 * runs:
         # cuts between runs of points have nearly the penalty, at next to no cost
-        coarse = Sums(*_thinned(sums, runs))
-        _, penalty = _cuts_from(coarse, penalty, clusters, memory)
+        _, penalty = _cuts_from(_thinned(sums, runs), penalty, clusters, memory)
     cuts, _ = _cuts_from(sums, penalty, clusters, memory)
     return cuts
 
@@ -67,7 +66,7 @@ def _thinned(sums, runs):
         thinned[0, run], thinned[1, run] = sums.mass[at], sums.moment[at]
         thinned[2, run] = sums.energy[at]
     end = runs + 1
-    return thinned[0, :end], thinned[1, :end], thinned[2, :end]
+    return Sums(thinned[0, :end], thinned[1, :end], thinned[2, :end])
 
 
 @scalar
