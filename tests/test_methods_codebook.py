@@ -147,6 +147,28 @@ def test_a_row_without_weight_counts_every_value():
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_long_row_that_repeats_values_is_clustered_as_they_are(dtype):
+    """Longer than the 4096 values whose indices fit beside a sorting key of 32 bits."""
+    rng = np.random.default_rng(2)
+    row, importance = rng.normal(size=2500).astype(dtype), rng.exponential(size=2500).astype(dtype)
+    expected, means = kmeans_rows(row[None], 8, importance[None])
+    places = rng.permutation(5000)
+    longer, weights = np.tile(row, 2)[places], np.tile(importance / 2, 2)[places]
+    codes, centroids = kmeans_rows(longer[None], 8, weights[None])
+    np.testing.assert_array_equal(codes[0], np.tile(expected[0], 2)[places])
+    np.testing.assert_allclose(centroids, means, rtol=1e-6 if dtype == np.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("span", [1e-320, 1e-300, 1e308])
+def test_values_of_any_magnitude(span):
+    """Inverses of such spans, or the spans themselves, are not finite."""
+    row = np.array([[-1.0, -0.75, 0.0, 0.25, 0.5, 1.0]]) * span
+    codes, centroids = kmeans_rows(row, 3, None)
+    np.testing.assert_array_equal(codes, [[0, 0, 1, 1, 1, 2]])
+    np.testing.assert_allclose(centroids / span, [[-0.875, 0.25, 1]], rtol=1e-3)
+
+
 def test_weights_of_any_magnitude():
     matrix = cases.random_matrix(1, (2, 60))
     importance = np.random.default_rng(1).exponential(size=(1, 60))

@@ -15,26 +15,30 @@ from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import claim
 
-DIGIT = 11
+DIGIT = 10
 """Bits that are sorted by at a time: their counts fit the first-level cache."""
 LARGEST_KEY = float(2 ** (2 * DIGIT) - 1)
 ONE = np.uint64(1)
 """Unsigned indices cannot count from the end, and need no test of whether they do."""
 LARGEST_DIGIT = np.uint64((1 << DIGIT) - 1)
-INDEX_BITS = np.uint64(63 - 2 * DIGIT)
-"""Bits of a sorted word that hold an index, below its key."""
-LARGEST_INDEX = np.uint64((1 << int(INDEX_BITS)) - 1)
+SHORT = 1 << (32 - 2 * DIGIT)
+"""Values of a row whose sorted words fit 32 bits."""
+TINY = 2.0**-960
+"""Below it, an inverse may not be finite."""
+STRIP = 32
+"""Values that are compared with as many at once."""
 
 
 class Memory(NamedTuple):
     """What a worker needs for a row of n values, kept for the next: memory given back is slow to get."""
 
     values: Any
+    """This and `weights` of the dtype of centroids."""
     weights: Any
+    extremes: Any
     words: Any
-    """uint64 [2, n]."""
+    """uint32 or uint64 [2, n]: a key of two digits, and an index below it."""
     starts: Any
-    offsets: Any
     firsts: Any
     masses: Any
     """This and what follows [n + 1], and `PADDING`."""
@@ -53,17 +57,18 @@ def kmeans_rows(
         importance = np.ones((1, matrix.shape[1]), dtype)
     codes = np.empty(matrix.shape, np.uint8)
     centroids = np.empty((len(matrix), clusters), dtype)
+    word = np.dtype(np.uint32 if matrix.shape[1] <= SHORT else np.uint64)
     arrays = rows_view(carrier(matrix)), rows_view(importance), codes, centroids
-    _cluster_rows(*arrays, np.zeros(1, np.int64), min(len(matrix), get_num_threads()))
+    _cluster_rows(*arrays, word, np.zeros(1, np.int64), min(len(matrix), get_num_threads()))
     return codes, centroids
 
 
 @kernel
-def _cluster_rows(matrix, importance, codes, centroids, counter, workers):
+def _cluster_rows(matrix, importance, codes, centroids, word, counter, workers):
     """Split: workers, each of which claims rows from the counter."""
     rows, columns = codes.shape
     for _ in prange(workers):
-        memory = _memory(columns)
+        memory = _memory(columns, centroids.dtype, word)
         i = claim(counter)
         while i < rows:
             factors = importance[min(i, len(importance) - 1)]
@@ -72,14 +77,14 @@ def _cluster_rows(matrix, importance, codes, centroids, counter, workers):
 
 
 @scalar
-def _memory(columns):
+def _memory(columns, real, word):
     padded = columns + 1 + PADDING
     return Memory(
-        np.empty(columns),
-        np.empty(columns),
-        np.empty((2, columns), np.uint64),
-        np.empty((2, 1 << DIGIT), np.uint64),
-        np.empty(columns),
+        np.empty(columns, real),
+        np.empty(columns, real),
+        np.empty((2, STRIP), real),
+        np.empty((2, columns), word),
+        np.empty((2, 1 << DIGIT), np.uint32),
         np.empty(columns + 1, np.int64),
         np.empty(padded),
         np.empty(padded),
@@ -92,68 +97,120 @@ def _memory(columns):
 @scalar
 def _cluster_row(row, importance, codes, centroids, memory):
     values, weights = memory.values, memory.weights
-    low, high, largest = np.inf, -np.inf, 0.0
     for j in range(len(codes)):
-        value, weight = float(widen(row[j])), float(importance[j])
-        low, high, largest = min(low, value), max(high, value), max(largest, weight)
-        values[j], weights[j] = value, weight
-    for j in range(len(codes)):
-        weights[j] = weights[j] / largest if largest > 0 else 1.0
+        values[j], weights[j] = widen(row[j]), importance[j]
+    low, high = _extremes(values, memory.extremes)
+    _, largest = _extremes(weights, memory.extremes)
+    if largest == 0:
+        weights[:] = 1
     order = _ascending(values, low, high - low, memory)
-    scale = 1.0 if high - low < np.inf else 0.5  # differences must not overflow
-    firsts, sums = _distinct(values, weights, order, scale, memory)
-    _find_centroids(values, weights, order, scale, firsts, sums, centroids, memory)
+    scale = _scale(high - low)
+    share = 1 / max(largest, TINY) if largest > 0 else 1.0
+    firsts, sums = _distinct(values, weights, order, scale, share, memory)
+    _find_centroids(values, weights, order, scale, share, firsts, sums, centroids, memory)
     _assign(values, order, centroids, codes)
+
+
+@scalar
+def _scale(span):
+    """What to multiply values by, so that their differences and the inverse of these are finite."""
+    if span == np.inf:
+        return 0.5
+    return 1.0 if span > TINY else 1 / TINY
+
+
+@scalar
+def _extremes(values, strips):
+    """Least and largest value. A strip is compared with the next, which vectorizes."""
+    lows, highs = strips
+    lows[:] = values[0]
+    highs[:] = values[0]
+    whole = len(values) // STRIP * STRIP
+    for begin in range(0, whole, STRIP):
+        for lane in range(STRIP):
+            value = values[begin + lane]
+            lows[lane] = value if value < lows[lane] else lows[lane]
+            highs[lane] = value if value > highs[lane] else highs[lane]
+    for j in range(whole, len(values)):
+        lows[0], highs[0] = min(lows[0], values[j]), max(highs[0], values[j])
+    low, high = lows[0], highs[0]
+    for lane in range(1, STRIP):
+        low, high = min(low, lows[lane]), max(high, highs[lane])
+    return float(low), float(high)
 
 
 @scalar
 def _ascending(values, low, span, memory):
     """Return the indices that sort finite values from `low` to ``low + span``.
 
-    By 22 bits of where each lies between the least and the largest, one digit after the other, then
+    By 20 bits of where each lies between the least and the largest, one digit after the other, then
     what these bits do not tell apart by its values.
     """
     words, others, starts = memory.words[0], memory.words[1], memory.starts
+    index_bits = np.uint64(8 * words.itemsize - 2 * DIGIT)
+    largest_index = (ONE << index_bits) - ONE
     scale = LARGEST_KEY / span
     for j in range(len(values)):
-        share = (values[j] - low) * scale
+        share = (float(values[j]) - low) * scale
         # whatever overflows, or is 0 times infinity, is among the largest
         key = np.int32(share if share < LARGEST_KEY else LARGEST_KEY)
-        words[j] = np.uint64(key) << INDEX_BITS | np.uint64(j)
-    _count(words, starts)
+        words[j] = np.uint64(key) << index_bits | np.uint64(j)
+    _count(words, index_bits, starts)
     for digit in range(2):
-        begins, shift = starts[digit], INDEX_BITS + np.uint64(digit * DIGIT)
+        begins, shift = starts[digit], index_bits + np.uint64(digit * DIGIT)
         for word in words:
             bucket = (word >> shift) & LARGEST_DIGIT
-            others[begins[bucket]] = word
-            begins[bucket] += ONE
+            place = begins[bucket]
+            others[place] = word
+            begins[bucket] = place + ONE
         words, others = others, words
     order = others
     for j in range(len(words)):
-        order[j] = words[j] & LARGEST_INDEX
-    end = 0
-    for j in range(1, len(words)):
-        if (words[j] ^ words[j - 1]) <= LARGEST_INDEX and j >= end:
-            end = j + 1
-            while end < len(words) and (words[end] ^ words[j]) <= LARGEST_INDEX:
-                end += 1
-            _sort_run(values, order[j - 1 : end])
+        order[j] = words[j] & largest_index
+    _sort_strips(words, largest_index, values, order)
     return order
 
 
 @scalar
-def _count(words, starts):
+def _count(words, index_bits, starts):
     """Where the words of each value of a digit begin, once they are sorted by it."""
     starts[:] = 0
     for word in words:
-        starts[0, (word >> INDEX_BITS) & LARGEST_DIGIT] += ONE
-        starts[1, word >> (INDEX_BITS + np.uint64(DIGIT))] += ONE
-    low, high = np.uint64(0), np.uint64(0)
+        key = word >> index_bits
+        starts[0, key & LARGEST_DIGIT] += ONE
+        starts[1, key >> np.uint64(DIGIT)] += ONE
+    low, high = np.uint32(0), np.uint32(0)
     for value in range(1 << DIGIT):
         count_low, count_high = starts[0, value], starts[1, value]
         starts[0, value], starts[1, value] = low, high
         low += count_low
         high += count_high
+
+
+@scalar
+def _sort_strips(words, largest_index, values, order):
+    """Sort by values what the keys of sorted words do not tell apart: few strips have any."""
+    end = 0
+    for begin in range(1, len(words), STRIP):
+        stop, ties = min(begin + STRIP, len(words)), 0
+        strip, before = words[begin:stop], words[begin - 1 : stop - 1]
+        for j in range(len(strip)):
+            ties += (strip[j] ^ before[j]) <= largest_index
+        if ties > 0:
+            end = _sort_ties(words, largest_index, values, order, max(begin, end), stop)
+
+
+@scalar
+def _sort_ties(words, largest_index, values, order, begin, stop):
+    """Sort runs of equal keys, where the second of a run is in the range; return where the last ends."""
+    end = begin
+    for j in range(begin, stop):
+        if (words[j] ^ words[j - 1]) <= largest_index and j >= end:
+            end = j + 1
+            while end < len(words) and (words[end] ^ words[j]) <= largest_index:
+                end += 1
+            _sort_run(values, order[j - 1 : end])
+    return end
 
 
 @scalar
@@ -173,24 +230,23 @@ def _sort_run(values, order):
 
 
 @scalar
-def _distinct(values, weights, order, scale, memory):
+def _distinct(values, weights, order, scale, share, memory):
     """Where in `order` distinct values that weigh something begin, [n + 1], and the sums up to each.
 
     A weight that is lost in float64 beside those before it counts as 0: sums rise strictly. They are
     of distances from the middle value, where they cancel least, as fractions of the widest distance;
     `scale` keeps these from overflowing.
     """
-    firsts, offsets = memory.firsts, memory.offsets
-    masses, moments, energies = memory.masses, memory.moments, memory.energies
+    firsts, masses = memory.firsts, memory.masses
+    moments, energies = memory.moments, memory.energies
     middle = scale * values[order[len(order) // 2]]
-    widest = scale * values[order[-1]] - scale * values[order[0]]
-    for j in range(len(values)):
-        offsets[j] = (scale * values[j] - middle) / widest
+    inverse = 1 / (scale * values[order[-1]] - scale * values[order[0]])
     count, mass, moment, energy, last = np.uint64(0), 0.0, 0.0, 0.0, -np.inf
     masses[0], moments[0], energies[0] = 0, 0, 0
     for place in range(len(order)):
         j = order[place]
-        value, weight, offset = values[j], weights[j], offsets[j]
+        value, weight = values[j], share * weights[j]
+        offset = (scale * value - middle) * inverse
         if mass + weight > mass:
             mass += weight
             moment += weight * offset
@@ -206,7 +262,7 @@ def _distinct(values, weights, order, scale, memory):
 
 
 @scalar
-def _find_centroids(values, weights, order, scale, firsts, sums, centroids, memory):
+def _find_centroids(values, weights, order, scale, share, firsts, sums, centroids, memory):
     """Means of each cluster's values; some stand twice if there are more clusters than points."""
     count, clusters = len(firsts) - 1, len(centroids)
     if count <= clusters:
@@ -219,8 +275,9 @@ def _find_centroids(values, weights, order, scale, firsts, sums, centroids, memo
         first = scale * values[members[0]]
         moment, mass = 0.0, 0.0
         for j in members:
-            moment += weights[j] * (scale * values[j] - first)
-            mass += weights[j]
+            weight = share * weights[j]
+            moment += weight * (scale * values[j] - first)
+            mass += weight
         centroids[c] = (first + moment / mass) / scale
 
 
@@ -234,11 +291,11 @@ def _assign(values, order, centroids, codes):
             low = begin
             while low < end:
                 middle = (low + end) // 2
-                value = values[order[middle]]
+                value = float(values[order[middle]])
                 if abs(value - centroids[code + 1]) < abs(value - centroids[code]):
                     end = middle
                 else:
                     low = middle + 1
-        for j in range(begin, end):
-            codes[order[j]] = code
+        for j in order[begin:end]:
+            codes[j] = code
         begin = end

@@ -26,8 +26,10 @@ PADDING = LONGEST
 """Elements of an array beyond the last that counts: lanes may stand there."""
 GUESSES = 4
 """Penalties that are guessed before the two cuts that enclose the number of clusters tell the next."""
-COARSE = 16
+COARSE = 12
 """Runs of points a cluster, between which the first penalty is looked for."""
+SHORT = 2 * LANES
+"""Points of a block from which on it saves time to enclose their begins."""
 
 
 class Sums(NamedTuple):
@@ -84,7 +86,7 @@ def _first_penalty(sums, clusters):
         end = (run + 1) * last // runs
         offset_there = (moment[end + 1] - moment[end]) / (mass[end + 1] - mass[end])
         width = offset_there - offset
-        integral += ((mass[end] - mass[begin]) * width * width) ** (1 / 3)
+        integral += np.cbrt((mass[end] - mass[begin]) * width * width)
         begin, offset = end, offset_there
     return (integral / clusters) ** 3 / 6
 
@@ -131,46 +133,52 @@ def _penalized(sums, penalty, memory):
     """Cut the points best when each cluster costs `penalty`.
 
     Returns where the last cluster of the first j points begins, [n + 1]. That never falls, nor does
-    the error and penalties of these cuts, `rest` and ``Q``. So points are solved in blocks, the last
-    one first: begins found before enclose the begins to try. A block must not reach so far that a
-    cluster could begin within it.
+    what these cuts cost, errors and penalties, which is `rest` and ``Q``. So points are solved in
+    blocks, as if no cluster began within one. This is true of those that cost no more than the first
+    and a penalty: a cluster that begins behind the first costs as much. The others are solved again.
     """
-    mass, moment, _ = sums
-    count = len(mass) - 1
-    rest, begins = memory.rest, memory.begins
+    energy, rest, begins = sums.energy, memory.rest, memory.begins
+    count = len(energy) - 1
     rest[0], begins[0] = 0, 0
-    solved, length, stop = 0, 1, 0
+    solved, length, stop = 0, LANES, 0
     while solved < count:
-        last = min(solved + length, count)
-        reached = _stop(sums, rest, begins[solved], stop, solved, last)
-        if reached > solved and last > solved + 1:
-            length //= 2
-            continue
-        stop = reached
-        first, end = begins[solved], min(stop, solved)
-        begins[last] = least_quotient(rest, mass, moment, first, end, mass[last], moment[last])
-        _solve_between(mass, moment, penalty, rest, begins, solved, last)
+        last, end = min(solved + length, count), solved
+        if solved - begins[solved] > LONGEST:
+            stop = _stop(sums, rest, begins[solved], stop, solved, last)
+            end = min(stop, solved)
+        _solve_block(sums, penalty, rest, begins, solved, last, end)
+        first = rest[solved + 1] + energy[solved + 1]
+        more = rest[last] + energy[last] - first
+        if 2 * more < penalty:
+            length = min(2 * length, LONGEST)
+        elif more > penalty:
+            while rest[last] + energy[last] - first > penalty:
+                last -= 1
+            length = max(LANES, (last - solved) // LANES * LANES)
         solved = last
-        length = min(LONGEST, max(1, solved - stop))
     return begins[: count + 1]
 
 
 @scalar
-def _solve_between(mass, moment, penalty, rest, begins, solved, last):
-    """Solve the points of a block, whose last one's begin is known.
+def _solve_block(sums, penalty, rest, begins, solved, last, end):
+    """Solve the points of a block, whose last clusters begin no later than `end`.
 
-    First those `LANES` apart, then all that lie between two of them; in a short block all at once.
+    A short block at once. In a long one first its last point, then those `LANES` apart, then all that
+    lie between two of these: begins found before enclose the begins to try.
     """
-    low, high = begins[solved], begins[last]
-    apart = last - solved > 2 * LANES
-    if apart:
+    mass, moment, _ = sums
+    low, high = begins[solved], end
+    long = last - solved > SHORT
+    if long:
+        high = least_quotient(rest, mass, moment, low, end, mass[last], moment[last])
+        begins[last] = high
         at = solved + LANES
         least_quotients(rest, mass, moment, low, high, at, LANES, penalty, rest, begins)
     for j in range(solved, last, LANES):
-        if apart:  # read before it is written again: the next search need not wait for this one
+        if long:  # read before it is written again: the next search need not wait for this one
             high = max(low, begins[min(j + LANES, last)])  # rounding may have it fall
         least_quotients(rest, mass, moment, low, high, j + 1, 1, penalty, rest, begins)
-        if apart:
+        if long:
             low = high
 
 
@@ -178,7 +186,7 @@ def _solve_between(mass, moment, penalty, rest, begins, solved, last):
 def _stop(sums, rest, begin, stop, solved, last):
     """Where to end the search for the begin of the last cluster of the first `last` points.
 
-    From there on, all that comes before the cluster loses more than cuts whose last cluster begins
+    From there on, all that comes before the cluster costs more than cuts whose last cluster begins
     as far ahead of `begin`, that of the `solved` points, as there are points more. `stop` is where the
     search for fewer points ended.
     """
