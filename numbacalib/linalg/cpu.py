@@ -5,14 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import prange
+from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from numbacalib.linalg import TINY, HessianFactors
-from numbacalib.runtime.blas import cholesky_lower, invert_triangle
-from numbacalib.runtime.half import carrier, widen
+from numbacalib.runtime.blas import (
+    cholesky_lower,
+    invert_triangle,
+    routine,
+    single_threaded,
+)
+from numbacalib.runtime.half import carrier
 from numbacalib.runtime.jit import kernel
 from numbacalib.runtime.strides import rows_view
+from numbacalib.runtime.tasks import (
+    LEFT,
+    LOWER,
+    NORMAL,
+    TRANSPOSED,
+    call_fortran,
+    claim,
+    invert_upper,
+    widen_rows,
+)
+
+PANEL = 256
+"""Columns that are factored together."""
+STRIP = 256
+"""Rows of a panel that are a task."""
 
 
 def factor(hessians: NDArray, percdamps: Sequence[float], dtype: np.dtype) -> HessianFactors:
@@ -21,15 +41,9 @@ def factor(hessians: NDArray, percdamps: Sequence[float], dtype: np.dtype) -> He
     means = diagonals.mean(axis=1)
     dampings = np.array(percdamps) * means
     dead = diagonals == 0
-    uppers = np.empty(hessians.shape, dtype)
-    minors = []
-    for matrix, hessian, diagonal in zip(
-        uppers, hessians, np.where(dead, 1.0, diagonals + dampings[:, None]), strict=True
-    ):
-        _load_reversed(rows_view(carrier(hessian)), matrix)
-        np.fill_diagonal(matrix, diagonal[::-1])
-        minors.append(cholesky_lower(matrix))
-        _reverse_lower(matrix)
+    damped = np.where(dead, 1.0, diagonals + dampings[:, None]).astype(dtype)
+    uppers = np.zeros(hessians.shape, dtype)
+    minors = [_factor(*arrays) for arrays in zip(hessians, damped, uppers, strict=True)]
     roots = np.diagonal(uppers, axis1=1, axis2=2).astype(np.float64)
     with np.errstate(all="ignore"):  # values that are not finite are named later
         pivots = np.where(dead, np.inf, roots**2).min(axis=1) / np.maximum(means, TINY)
@@ -44,28 +58,77 @@ def invert(upper: NDArray) -> NDArray:
     return upper
 
 
-@kernel
-def _load_reversed(source, matrix):
-    """Reverse both axes of the upper triangle of `source` into a lower one. Split: one task a row."""
-    last = len(matrix) - 1
-    for i in prange(len(matrix)):
-        row, given = matrix[i, : i + 1], source[last - i, last - i :]
-        for j in range(i + 1):
-            row[j] = widen(given[i - j])
+def _factor(hessian: NDArray, diagonal: NDArray, upper: NDArray) -> int:
+    """Set the upper triangle to ``R``, ``H = R R^T``, of a Hessian with another diagonal.
 
-
-@kernel
-def _reverse_lower(matrix):
-    """Reverse both axes of a lower triangular matrix in place and clear the other triangle.
-
-    Row i becomes row K-1-i read from right to left: rows trade places in pairs. Split: one task a
-    pair.
+    Returns 0, or the order of the minor, counted from the end, that is not positive definite. From the
+    last panel of columns to the first, each is compensated for all behind it, and its rows above are
+    multiplied by an inverse: all by products. LAPACK solves triangular systems, at a third of their
+    speed, and would need both axes reversed.
     """
-    size = len(matrix)
-    for i in prange((size + 1) // 2):
-        k = size - 1 - i
-        row, other = matrix[i, : i + 1].copy(), matrix[k, : k + 1].copy()
-        matrix[i, :i] = 0
-        matrix[i, i:] = other[::-1]
-        matrix[k, :k] = 0
-        matrix[k, k:] = row[::-1]
+    size, source, workers = len(upper), rows_view(carrier(hessian)), get_num_threads()
+    gemm, trmm, trtri = (routine(name, upper.dtype) for name in ("gemm", "trmm", "trtri"))
+    with single_threaded():
+        for end in range(size, 0, -PANEL):
+            begin = max(end - PANEL, 0)
+            counters = np.zeros((2, 1), np.int64)
+            _compensate(workers, gemm, source, diagonal, begin, end, counters[0], upper)
+            own = upper[begin:end, begin:end]
+            reverse = own[::-1, ::-1].copy()
+            if minor := cholesky_lower(reverse):
+                return size - end + minor
+            own[:] = np.tril(reverse)[::-1, ::-1]
+            if begin:
+                _solve(workers, trtri, trmm, begin, end, counters[1], upper)
+    return 0
+
+
+@kernel
+def _compensate(workers, gemm, source, diagonal, begin, end, counter, upper):
+    """Set panel p down to its last row to ``H_p - R_{>p} R_{p, >p}^T``.
+
+    Split: workers claim strips of rows.
+    """
+    strips = -(-end // (STRIP * workers)) * workers  # as many for each
+    for _ in prange(workers):
+        task = claim(counter)
+        while task < strips:
+            top, stop = task * end // strips, (task + 1) * end // strips
+            strip = upper[top:stop, begin:end]
+            widen_rows(source, top, begin, strip)
+            for j in range(max(top, begin), stop):
+                strip[j - top, j - begin] = diagonal[j]
+            inner, step = len(upper) - end, len(upper)
+            if inner:
+                one = upper.dtype.type(1)
+                # Column-major BLAS sees the transposes.
+                call_fortran(
+                    gemm,
+                    (
+                        TRANSPOSED, NORMAL, end - begin, len(strip), inner, -one, upper[begin:, end:],
+                        step, upper[top:, end:], step, one, strip, step,
+                    ),
+                )  # fmt: skip
+            task = claim(counter)
+
+
+@kernel
+def _solve(workers, trtri, trmm, begin, end, counter, upper):
+    """Multiply the rows before a panel's own by ``R_pp^-T``, which each worker finds for itself.
+
+    Split: workers claim strips of rows.
+    """
+    for _ in prange(workers):
+        inverse = upper[begin:end, begin:end].copy()
+        invert_upper(trtri, trmm, inverse)
+        top = claim(counter) * STRIP
+        while top < begin:
+            strip = upper[top : min(top + STRIP, begin), begin:end]
+            call_fortran(
+                trmm,
+                (
+                    LEFT, LOWER, TRANSPOSED, NORMAL, end - begin, len(strip), upper.dtype.type(1),
+                    inverse, end - begin, strip, len(upper),
+                ),
+            )  # fmt: skip
+            top = claim(counter) * STRIP

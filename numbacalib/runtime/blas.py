@@ -26,12 +26,13 @@ SMALL = 1024
 
 @cache
 def routine(name: str, dtype: np.dtype) -> int:
-    """Address of a BLAS routine of SciPy's, such as ``gemm``, in single or double precision.
+    """Address of a routine of SciPy's BLAS or LAPACK, such as ``gemm``, in single or double precision.
 
     For `numbacalib.runtime.tasks.call_fortran`: dimensions are 32-bit.
     """
+    library = "blas" if hasattr(blas, f"s{name}") else "lapack"
     return get_cython_function_address(
-        "scipy.linalg.cython_blas", dtype.char.replace("f", "s") + name
+        f"scipy.linalg.cython_{library}", dtype.char.replace("f", "s") + name
     )
 
 

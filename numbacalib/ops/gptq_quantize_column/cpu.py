@@ -22,15 +22,16 @@ from numbacalib.ops.gptq_quantize_column.block_cpu import (
     find_scales,
     quantize_block,
 )
+from numbacalib.ops.gptq_quantize_column.coupling_cpu import couple_panels, panel_coupling
 from numbacalib.ops.grid import cpu as grid_kernels
 from numbacalib.ops.grid import group_indices
 from numbacalib.runtime import checks
 from numbacalib.runtime.blas import cholesky_lower, routine, single_threaded
 from numbacalib.runtime.finite import require_finite
-from numbacalib.runtime.half import carrier, widen
+from numbacalib.runtime.half import carrier
 from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
-from numbacalib.runtime.tasks import LEFT, LOWER, NORMAL, TRANSPOSED, call_fortran, claim
+from numbacalib.runtime.tasks import NORMAL, TRANSPOSED, call_fortran, claim, widen_rows
 from numbacalib.spec.grid import Grid
 from numbacalib.spec.range_search import RangeSearch
 
@@ -41,7 +42,7 @@ CHUNK = 512
 CHUNKS = 8
 """Chunks that fewer rows make."""
 STRIP = 256
-"""Rows of the coupling that are prepared together."""
+"""Rows that are looked at together for whether they are 0 below the diagonal."""
 LINE = 16
 """Rows that are transposed together: a line of the cache of float32."""
 
@@ -131,19 +132,10 @@ def sweep(
     losses = np.empty(rows)
     group_size = channels // scales.shape[1] if found else 1
     edges = _panel_edges(channels, group_size)
-    coupling = np.empty(int((edges[1:] * np.diff(edges)).sum()), dtype)
     if importance is None:
         importance = np.ones((1, channels), dtype)
     with single_threaded():
-        _couple(
-            get_num_threads(),
-            routine("trsm", dtype),
-            rows_view(carrier(factor)),
-            edges,
-            inverse,
-            np.zeros(1, np.int64),
-            coupling,
-        )
+        coupling = couple_panels(factor, edges, dtype, inverse=inverse)
         _sweep(
             get_num_threads(),
             routine("gemm", dtype),
@@ -215,56 +207,6 @@ def _below_diagonal(matrix: NDArray, first: int) -> NDArray:
 
 
 @kernel
-def _couple(workers, trsm, factor, edges, inverse, counter, coupling):
-    """Prepare what compensates each panel p, of width w: ``[end, w]``, one after the other.
-
-    The rows before the panel are ``U_{<p, p}`` or ``R_{<p, p} R_pp^-1``, its own ``U_pp`` or
-    ``R_pp^-1``. Split: workers claim strips of rows.
-    """
-    for _ in prange(workers):
-        strip = claim(counter)
-        at, before = 0, 0
-        for p in range(len(edges) - 1):
-            begin, end = edges[p], edges[p + 1]
-            panel = coupling[at : at + end * (end - begin)].reshape(end, end - begin)
-            at += panel.size
-            strips = -(-end // STRIP)
-            while strip < before + strips:
-                _couple_strip(trsm, factor, begin, inverse, (strip - before) * STRIP, panel)
-                strip = claim(counter)
-            before += strips
-
-
-@scalar
-def _couple_strip(trsm, factor, begin, inverse, top, panel):
-    """Fill a strip of rows, from `top`, of what compensates the panel from column `begin`.
-
-    ``R_{<p, p} R_pp^-1`` is the solution of ``X R_pp = R_{<p, p}``, and ``R_pp^-1`` that of ``X R_pp = 1``.
-    """
-    one, width = panel.dtype.type(1), panel.shape[1]
-    strip = panel[top : top + STRIP]
-    for i in range(len(strip)):
-        row = strip[i]
-        if inverse or top + i < begin:
-            right = factor[top + i, begin : begin + width]
-            for j in range(width):
-                row[j] = widen(right[j])
-        else:
-            row[:] = 0
-            row[top + i - begin] = one
-    if not inverse:
-        left = max(top - begin, 0)  # a row of R_pp^-1 is 0 before its diagonal
-        # Column-major BLAS sees the transposes: R_pp^T X^T = B^T, R_pp^T a lower triangle.
-        call_fortran(
-            trsm,
-            (
-                LEFT, LOWER, NORMAL, NORMAL, width - left, len(strip), one,
-                factor[begin + left :, begin + left :], factor.shape[1], strip[:, left:], width,
-            ),
-        )  # fmt: skip
-
-
-@kernel
 def _sweep(
     workers,
     gemm,
@@ -307,11 +249,9 @@ def _sweep(
             count = min(chunk, rows - first)
             for i in range(first, first + count):
                 losses[i] = 0
-            at = 0
             for p in range(len(edges) - 1):
                 begin, end = edges[p], edges[p + 1]
-                factor = coupling[at : at + end * (end - begin)].reshape(end, end - begin)
-                at += factor.size
+                factor = panel_coupling(coupling, edges, p)
                 _load(source, first, begin, history[begin:end, :count], panel)
                 _add_product(gemm, history, factor[:begin], count, panel)
                 for start in range(0, end - begin, length):
@@ -366,22 +306,21 @@ def _sweep(
 def _load(source, first, begin, original, panel):
     """Transpose a panel's weights from row `first` and column `begin`, into two places.
 
-    Through a buffer: rows that lie a power of two apart would evict each other from the cache.
+    Through a buffer: rows that lie a power of two apart would evict each other from the cache. It is
+    transposed whole, where fewer rows are left too: vectors take a number of lanes that does not vary.
     """
     width, count = original.shape
-    rows = np.empty((LINE, width), panel.dtype)
+    rows = np.zeros((LINE, width), panel.dtype)
     for top in range(0, count, LINE):
-        lanes = min(LINE, count - top)
-        for r in range(lanes):
-            weights, row = source[first + top + r, begin : begin + width], rows[r]
-            for j in range(width):
-                row[j] = widen(weights[j])
+        widen_rows(source, first + top, begin, rows[: min(LINE, count - top)])
         for j in range(width):
-            column, copy = original[j, top : top + lanes], panel[j, top : top + lanes]
-            for r in range(lanes):
-                weight = rows[r, j]
-                column[r] = weight
-                copy[r] = weight
+            column = panel[j, top : top + LINE]
+            for r in range(LINE):
+                column[r] = rows[r, j]
+    for j in range(width):
+        column, copy = panel[j], original[j]
+        for r in range(count):
+            copy[r] = column[r]
 
 
 @scalar
