@@ -5,9 +5,8 @@
 SqueezeLLM (Kim et al., 2023) fits `sklearn.cluster.KMeans` to each row with Fisher information as
 sample weights, rows shared out among processes. Ours takes a layer of rows, scikit-learn the first of
 them; times are a row's. The note is the weighted squared error that is left in those.
-The goal is two orders of magnitude: a hundred times the speed of scikit-learn row by row in the
-geometric mean over the shapes, and nearer a hundred than ten times in each. Writes
-``results/kmeans-<machine>.csv``, and exits 1 if that is missed. Needs the extra `benchmarks`.
+The goal is a hundred times the speed of scikit-learn row by row, in each shape. Writes
+``results/kmeans-<machine>.csv``, and exits 1 if it is missed. Needs the extra `benchmarks`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from multiprocessing.pool import Pool
 from pathlib import Path
 
 import numpy as np
-from harness import OURS, RESULTS, Case, Goal, Row, describe_machine, figure, measure, write_csv
+from harness import OURS, RESULTS, Case, Goal, Row, describe_machine, measure, write_csv
 from numpy.typing import NDArray
 from report import shortfalls, update_readme
 
@@ -89,20 +88,13 @@ def kmeans_case(K: int, bits: int, pool: Pool) -> Case:
             PEER: lambda: sklearn_codebook(*few, bits, None),
             IN_PROCESSES: lambda: sklearn_codebook(*few, bits, pool),
         },
-        (Goal(OURS, PEER, f">={10**1.5:.0f}"),),
+        (Goal(OURS, PEER, ">=100"),),
         works={OURS: weight.size, PEER: few[0].size, IN_PROCESSES: few[0].size},
         note=error,
     )
 
 
-def mean_row(rows: list[Row]) -> Row:
-    """How many times faster ours is, in the geometric mean over the shapes."""
-    times = statistics.geometric_mean([row.share for row in rows if row.who == OURS])
-    row = figure("k-means of a row", "geometric mean", times, "times")
-    return row._replace(share=times, against=PEER, target=">=100")
-
-
-def markdown(machine: dict[str, str], rows: list[Row], mean: Row) -> str:
+def markdown(machine: dict[str, str], rows: list[Row]) -> str:
     """One line a shape: times of a row, how many times faster ours is, and what error is left."""
     lines = []
     for shape, case in groupby(rows, key=lambda row: row.shape):
@@ -118,6 +110,7 @@ def markdown(machine: dict[str, str], rows: list[Row], mean: Row) -> str:
                 f"{100 * excess:.1f} %",
             ]
         )
+    mean = statistics.geometric_mean([row.share for row in rows if row.who == OURS])
     header = [
         "a row of",
         OURS,
@@ -129,7 +122,7 @@ def markdown(machine: dict[str, str], rows: list[Row], mean: Row) -> str:
     ]
     caption = (
         f"{machine['machine']}, {machine['cores']} cores, {machine['date']}; {machine['versions']}. "
-        f"Geometric mean of times faster: {mean.share:.0f}."
+        f"Times faster row by row in the geometric mean: {mean:.0f}."
     )
     return f"{caption}\n\n{table(header, lines)}"
 
@@ -153,14 +146,13 @@ def main() -> int:
             for bits in (4,) if options.quick else (3, 4):
                 rows += measure(kmeans_case(K, bits, pool), rounds=7)
     folder = Path(tempfile.gettempdir()) if options.quick else RESULTS
-    mean = mean_row(rows)
     machine = describe_machine(*PACKAGES)
-    print(write_csv("kmeans", machine, [*rows, mean], folder))
-    text = markdown(machine, rows, mean)
+    print(write_csv("kmeans", machine, rows, folder))
+    text = markdown(machine, rows)
     print(text)
     if options.readme:
         update_readme("kmeans", text)
-    missed = shortfalls([*rows, mean])
+    missed = shortfalls(rows)
     print("\n".join(missed))
     return 1 if missed else 0
 
