@@ -15,7 +15,7 @@ from numbacalib.runtime.blas import (
     routine,
     single_threaded,
 )
-from numbacalib.runtime.half import carrier
+from numbacalib.runtime.half import carrier, widen_block
 from numbacalib.runtime.jit import kernel
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import (
@@ -25,8 +25,6 @@ from numbacalib.runtime.tasks import (
     TRANSPOSED,
     call_fortran,
     claim,
-    invert_upper,
-    widen_rows,
 )
 
 PANEL = 256
@@ -63,8 +61,8 @@ def _factor(hessian: NDArray, diagonal: NDArray, upper: NDArray) -> int:
 
     Returns 0, or the order of the minor, counted from the end, that is not positive definite. From the
     last panel of columns to the first, each is compensated for all behind it, and its rows above are
-    multiplied by an inverse: all by products. LAPACK solves triangular systems, at a third of their
-    speed, and would need both axes reversed.
+    multiplied by an inverse: all by products. LAPACK solves triangular systems, which is slower, and
+    would need both axes reversed.
     """
     size, source, workers = len(upper), rows_view(carrier(hessian)), get_num_threads()
     gemm, trmm, trtri = (routine(name, upper.dtype) for name in ("gemm", "trmm", "trtri"))
@@ -95,7 +93,7 @@ def _compensate(workers, gemm, source, diagonal, begin, end, counter, upper):
         while task < strips:
             top, stop = task * end // strips, (task + 1) * end // strips
             strip = upper[top:stop, begin:end]
-            widen_rows(source, top, begin, strip)
+            widen_block(source, top, begin, strip)
             for j in range(max(top, begin), stop):
                 strip[j - top, j - begin] = diagonal[j]
             inner, step = len(upper) - end, len(upper)
@@ -119,8 +117,9 @@ def _solve(workers, trtri, trmm, begin, end, counter, upper):
     Split: workers claim strips of rows.
     """
     for _ in prange(workers):
-        inverse = upper[begin:end, begin:end].copy()
-        invert_upper(trtri, trmm, inverse)
+        inverse, info = upper[begin:end, begin:end].copy(), np.empty(1, np.int32)
+        # Column-major LAPACK sees the transpose, a lower triangle, and its inverse.
+        call_fortran(trtri, (LOWER, NORMAL, end - begin, inverse, end - begin, info))
         top = claim(counter) * STRIP
         while top < begin:
             strip = upper[top : min(top + STRIP, begin), begin:end]

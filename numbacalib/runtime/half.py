@@ -2,7 +2,8 @@
 
 Numba has no arithmetic on float16 and no bfloat16 on the CPU, so 16-bit floats travel into kernels
 as integers of their own width: float16 as uint16, bfloat16 as int16. `widen` decodes one element,
-`narrow` encodes one, and `carrier` makes the integer view. No array is ever copied to a wider type.
+`widen_block` some rows, `narrow` encodes one element, and `carrier` makes the integer view. No whole
+array is ever copied to a wider type.
 """
 
 from __future__ import annotations
@@ -60,6 +61,16 @@ def widen(x):
     if x.dtype == np.int16:
         return (np.uint32(x.view(np.uint16)) << BFLOAT16_BITS).view(np.float32)
     return x
+
+
+@register_jitable
+def widen_block(source, top, left, target):
+    """Fill `target` from a carrier matrix, from a row and a column on."""
+    rows, width = target.shape
+    for i in range(rows):
+        row, given = target[i], source[top + i, left : left + width]
+        for j in range(width):
+            row[j] = widen(given[j])
 
 
 def narrow(x, element):

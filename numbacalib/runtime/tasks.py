@@ -13,14 +13,8 @@ from numba import types
 from numba.core import cgutils
 from numba.core.extending import intrinsic
 
-from numbacalib.runtime.half import widen
-from numbacalib.runtime.jit import scalar
-
 LEFT, LOWER = np.uint8(ord("L")), np.uint8(ord("L"))
-RIGHT = np.uint8(ord("R"))
 NORMAL, TRANSPOSED = np.uint8(ord("N")), np.uint8(ord("T"))
-BLOCK = 128
-"""Order of triangles that LAPACK inverts: larger ones at a quarter of the speed of products."""
 
 
 @intrinsic
@@ -61,37 +55,3 @@ def call_fortran(typing_context, address, arguments):
         return context.get_dummy_value()
 
     return types.void(address, arguments), generate
-
-
-@scalar
-def widen_rows(source, top, left, target):
-    """Copy rows of a matrix of any dtype, from a row and a column on."""
-    rows, width = target.shape
-    for i in range(rows):
-        row, given = target[i], source[top + i, left : left + width]
-        for j in range(width):
-            row[j] = widen(given[j])
-
-
-@scalar
-def invert_upper(trtri, trmm, matrix):
-    """Overwrite the upper triangle of a C-contiguous matrix by its inverse, with LAPACK and BLAS.
-
-    Block column j of the inverse is ``-T_{<j, <j} R_{<j, j} T_jj``, T the inverse so far. Column-major BLAS
-    sees the transposes: lower triangles.
-    """
-    size, one = len(matrix), matrix.dtype.type(1)
-    info = np.empty(1, np.int32)
-    for begin in range(0, size, BLOCK):
-        end = min(begin + BLOCK, size)
-        own, above = matrix[begin:, begin:], matrix[:, begin:]
-        call_fortran(trtri, (LOWER, NORMAL, end - begin, own, size, info))
-        if begin:
-            call_fortran(
-                trmm,
-                (LEFT, LOWER, NORMAL, NORMAL, end - begin, begin, -one, own, size, above, size),
-            )
-            call_fortran(
-                trmm,
-                (RIGHT, LOWER, NORMAL, NORMAL, end - begin, begin, one, matrix, size, above, size),
-            )

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from numbacalib.runtime.blas import syrk
 from numbacalib.runtime.finite import require_finite
-from numbacalib.runtime.half import carrier, widen
+from numbacalib.runtime.half import carrier, widen_block
 from numbacalib.runtime.jit import kernel
 from numbacalib.runtime.strides import rows_view
 
@@ -57,8 +57,7 @@ def _converted_chunks(x_block: NDArray, dtype: np.dtype):
 def widen_rows(source, target):
     """Split: one task a row. `target` has the wider type and the width that counts."""
     for n in prange(len(target)):
-        for j in range(target.shape[1]):
-            target[n, j] = widen(source[n, j])
+        widen_block(source, n, 0, target[n : n + 1])
 
 
 @kernel

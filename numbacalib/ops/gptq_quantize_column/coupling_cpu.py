@@ -7,7 +7,7 @@ from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from numbacalib.runtime.blas import routine
-from numbacalib.runtime.half import carrier
+from numbacalib.runtime.half import carrier, widen_block
 from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import (
@@ -16,7 +16,6 @@ from numbacalib.runtime.tasks import (
     NORMAL,
     call_fortran,
     claim,
-    widen_rows,
 )
 
 STRIP = 256
@@ -63,7 +62,7 @@ def _invert_blocks(trtri, factor, edges, first, inverses):
         for begin in range(edges[p], edges[p + 1], BLOCK):
             size = min(BLOCK, edges[p + 1] - begin)
             inverse = inverses[first[p] + (begin - edges[p]) // BLOCK]
-            widen_rows(factor, begin, begin, inverse[:size, :size])
+            widen_block(factor, begin, begin, inverse[:size, :size])
             # Column-major LAPACK sees the transpose, a lower triangle, and its inverse.
             call_fortran(trtri, (LOWER, NORMAL, size, inverse, BLOCK, info))
 
@@ -85,7 +84,7 @@ def _couple(workers, gemm, trmm, factor, edges, first, inverses, counter, coupli
                 top = (task - before) * STRIP
                 strip = panel[top : top + STRIP]
                 if len(inverses) == 0:
-                    widen_rows(factor, top, begin, strip)
+                    widen_block(factor, top, begin, strip)
                 else:
                     _begin_strip(factor, top, begin, strip)
                     own = inverses[first[p] : first[p + 1]]
@@ -98,7 +97,7 @@ def _couple(workers, gemm, trmm, factor, edges, first, inverses, counter, coupli
 def _begin_strip(factor, top, begin, strip):
     """Set rows to ``R_{<p, p}``, those of the panel's own columns to 1 on the diagonal."""
     above = min(max(begin - top, 0), len(strip))
-    widen_rows(factor, top, begin, strip[:above])
+    widen_block(factor, top, begin, strip[:above])
     for i in range(above, len(strip)):
         strip[i] = 0
         strip[i, top + i - begin] = 1
@@ -108,8 +107,8 @@ def _begin_strip(factor, top, begin, strip):
 def _solve_strip(gemm, trmm, factor, begin, zeros, inverses, strip):
     """Solve ``X R_pp = B`` in place, block by block: ``X_j = (B_j - X_{<j} R_{<j, j}) R_jj^-1``.
 
-    The first `zeros` columns are 0. Column-major BLAS sees the transposes. Its own solutions run at a
-    third of the speed of products.
+    The first `zeros` columns are 0. Column-major BLAS sees the transposes. Its own solutions are far
+    slower than products.
     """
     rows, width = strip.shape
     one, step = strip.dtype.type(1), factor.shape[1]

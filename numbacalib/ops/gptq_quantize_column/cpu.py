@@ -28,10 +28,10 @@ from numbacalib.ops.grid import group_indices
 from numbacalib.runtime import checks
 from numbacalib.runtime.blas import cholesky_lower, routine, single_threaded
 from numbacalib.runtime.finite import require_finite
-from numbacalib.runtime.half import carrier
+from numbacalib.runtime.half import carrier, widen_block
 from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
-from numbacalib.runtime.tasks import NORMAL, TRANSPOSED, call_fortran, claim, widen_rows
+from numbacalib.runtime.tasks import NORMAL, TRANSPOSED, call_fortran, claim
 from numbacalib.spec.grid import Grid
 from numbacalib.spec.range_search import RangeSearch
 
@@ -312,7 +312,7 @@ def _load(source, first, begin, original, panel):
     width, count = original.shape
     rows = np.zeros((LINE, width), panel.dtype)
     for top in range(0, count, LINE):
-        widen_rows(source, first + top, begin, rows[: min(LINE, count - top)])
+        widen_block(source, first + top, begin, rows[: min(LINE, count - top)])
         for j in range(width):
             column = panel[j, top : top + LINE]
             for r in range(LINE):
