@@ -48,12 +48,15 @@ def pytest_collection_modifyitems(config, items):
 def _separate_kernel_cache(config):
     """Cache compiled kernels by the sources that are compiled into them.
 
-    Numba looks only at the file that a kernel stands in, so that a change in spec/ would leave stale
-    kernels in use.
+    Numba looks only at the file that a kernel stands in, so that a change of what it calls would leave
+    stale kernels in use.
     """
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent / "numbacalib"
-    for source in sorted([*package.glob("spec/*.py"), *package.glob("runtime/*.py")]):
+    sources = (
+        source for part in ("spec", "runtime", "ops") for source in package.glob(f"{part}/**/*.py")
+    )
+    for source in sorted(sources):
         digest.update(source.read_bytes())
     directory = config.cache.mkdir(f"kernels-{digest.hexdigest()[:12]}")
     os.environ.setdefault("NUMBA_CACHE_DIR", str(directory))

@@ -30,9 +30,9 @@ def least_quotient(typing_context, base, divisors, roots, first, last, divisor, 
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        values = _unwrapped(context, builder, signature, arguments)
+        values = unwrapped(context, builder, signature, arguments)
         pointers, (first, last) = values[:3], values[3:5]
-        end, divisor, root = (_spread(builder, value) for value in values[4:])
+        end, divisor, root = (spread(builder, value, LANES) for value in values[4:])
         lanes = ir.Constant(_INTEGERS, list(range(LANES)))
         searches = _Search(builder), _Search(builder)
         step = ir.Constant(_INTEGER, LANES * len(searches))
@@ -40,7 +40,7 @@ def least_quotient(typing_context, base, divisors, roots, first, last, divisor, 
         with cgutils.for_range_slice(builder, first, after, step, _INTEGER, inc=True) as (i, _):
             for search in searches:
                 numbers = [_load(builder, pointer, i) for pointer in pointers]
-                places = builder.add(_spread(builder, i), lanes)
+                places = builder.add(spread(builder, i, LANES), lanes)
                 search.offer(numbers, divisor, root, places, builder.icmp_signed("<=", places, end))
                 i = builder.add(i, ir.Constant(_INTEGER, LANES))
         searches[0].join(searches[1])
@@ -60,7 +60,7 @@ def least_quotients(
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        values = _unwrapped(context, builder, signature, arguments)
+        values = unwrapped(context, builder, signature, arguments)
         pointers, (first, last, at, stride, more), targets = values[:3], values[3:8], values[8:]
         points = [at]
         while len(points) < LANES:
@@ -75,14 +75,14 @@ def least_quotients(
             i = builder.add(first, loop.index)
             for search in searches:
                 numbers = [
-                    _spread(builder, builder.load(builder.gep(pointer, [i])))
+                    spread(builder, builder.load(builder.gep(pointer, [i])), LANES)
                     for pointer in pointers
                 ]
-                search.offer(numbers, divisor, root, _spread(builder, i))
+                search.offer(numbers, divisor, root, spread(builder, i, LANES))
                 i = builder.add(i, ahead)
         searches[0].join(searches[1])
         lowest, places = searches[0].found()
-        _scatter(builder, builder.fadd(lowest, _spread(builder, more)), targets[0], points)
+        _scatter(builder, builder.fadd(lowest, spread(builder, more, LANES)), targets[0], points)
         _scatter(builder, places, targets[1], points)
         return context.get_dummy_value()
 
@@ -154,7 +154,7 @@ class _Search:
         return [self._builder.load(variable) for variable in self._variables]
 
 
-def _unwrapped(context: Any, builder: Any, signature: Any, arguments: Any) -> list:
+def unwrapped(context: Any, builder: Any, signature: Any, arguments: Any) -> list:
     """Arguments, arrays among them as pointers to their elements."""
     return [
         context.make_array(kind)(context, builder, value).data
@@ -186,12 +186,12 @@ def _scatter(builder: Any, vector: Any, pointer: Any, places: list) -> None:
         builder.store(element, builder.gep(pointer, [place]))
 
 
-def _spread(builder: Any, value: Any) -> Any:
-    """Put a number into every lane."""
-    nothing = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
-    lanes = builder.insert_element(nothing, value, ir.Constant(_POSITION, 0))
-    zeros = ir.Constant(ir.VectorType(_POSITION, LANES), [0] * LANES)
-    return builder.shuffle_vector(lanes, nothing, zeros)
+def spread(builder: Any, value: Any, lanes: int) -> Any:
+    """Put a number into every lane of a vector."""
+    nothing = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    vector = builder.insert_element(nothing, value, ir.Constant(_POSITION, 0))
+    zeros = ir.Constant(ir.VectorType(_POSITION, lanes), [0] * lanes)
+    return builder.shuffle_vector(vector, nothing, zeros)
 
 
 def _part(builder: Any, vector: Any, first: int, count: int) -> Any:

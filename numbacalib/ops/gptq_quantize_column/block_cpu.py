@@ -1,7 +1,8 @@
 """GPTQ's recurrence inside a block of columns, on a tile of rows whose block lies in the first-level cache.
 
-Everything here lies transposed, ``[columns, TILE]``, so that the rows are the lanes of vectors. Lanes past
-the last row hold zeros or what came before: no row ever reads another's lane.
+Everything here lies transposed, ``[columns, TILE]``, so that the rows are the lanes of vectors; it comes
+and goes as tiles of `LANES` rows, as products read them. Lanes past the last row hold zeros or what came
+before: no row ever reads another's lane.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import numpy as np
 
 from numbacalib.ops.range_search import cpu as range_search
 from numbacalib.runtime.jit import scalar
+from numbacalib.runtime.tile_product import LANES
 from numbacalib.spec.grid import code_of, stored_grid, value_of
 
 BLOCK = 128
@@ -22,7 +24,7 @@ STEP = 8
 
 @scalar
 def find_scales(
-    group,
+    tiles,
     index,
     first,
     count,
@@ -39,8 +41,10 @@ def find_scales(
 ):
     """Find the grids of a whole group, `index`, of `count` rows from `first`, and store them.
 
-    They span the group, or are searched for where there are `shares`.
+    They span the group, `tiles` [TILE // LANES, n, LANES], or are searched for where there are `shares`.
     """
+    group = np.empty((tiles.shape[1], TILE), scales.dtype)
+    _gather(tiles, group)
     if not len(shares):
         scale, zero = np.empty(TILE, scales.dtype), np.empty(TILE, scales.dtype)
         _span(group, levels, symmetric, storage, scale, zero)
@@ -66,7 +70,7 @@ def find_scales(
 def quantize_block(
     panel,
     errors,
-    factor,
+    corner,
     start,
     stop,
     begin,
@@ -86,7 +90,8 @@ def quantize_block(
 ):
     """Quantize columns `start` to `stop` of a panel from column `begin`, in `count` rows from `first`.
 
-    `panel` [w, TILE] holds compensated weights and receives values; `errors` receives ``-e``. Columns go in
+    `panel` [TILE // LANES, w, LANES] holds compensated weights and receives values; `errors` receives
+    ``-e``; `corner` couples the block's columns. Columns go in
     steps: compensation reaches the rest of the step at once and the rest of the block step by step, `STEP`
     columns in one pass over it. With `find`, a step ends where a group does, so that a group's scale is
     found from fully compensated weights.
@@ -98,7 +103,7 @@ def quantize_block(
     scale = np.ones(TILE, panel.dtype)
     zero = np.zeros(TILE, panel.dtype)
     loss = np.zeros(TILE, panel.dtype)
-    _copy(panel[start:stop], block)
+    _gather(panel[:, start:stop], block)
     step = 0
     while step < width:
         group = group_of[begin + start + step]
@@ -118,14 +123,14 @@ def quantize_block(
             if not find and (j == 0 or group != group_of[begin + start + j - 1]):
                 for r in range(count):
                     scale[r], zero[r] = scales[first + r, group], zeros[first + r, group]
-            pivot = factor[start + j, start + j]
+            pivot = corner[j, j]
             _quantize_lanes(block[j], scale, zero, low, high, pivot, error[j], unsigned[j], loss)
             for k in range(j + 1, end):
-                _compensate(block[k], error[j], factor[start + j, start + k])
-        _compensate_rest(block, error, factor, start, step, end)
+                _compensate(block[k], error[j], corner[j, k])
+        _compensate_rest(block, error, corner, step, end)
         step = end
-    _copy(block, panel[start:stop])
-    _copy(error, errors[start:stop])
+    _distribute(block, panel[:, start:stop])
+    _distribute(error, errors[:, start:stop])
     for r in range(count):
         losses[first + r] += loss[r]
         row = codes[first + r, begin + start : begin + stop]
@@ -134,12 +139,23 @@ def quantize_block(
 
 
 @scalar
-def _copy(source, target):
-    """Copy rows of lanes. (An assignment of slices compiles to far more, for operands that overlap.)"""
-    for j in range(len(target)):
-        given, taken = source[j], target[j]
-        for r in range(TILE):
-            taken[r] = given[r]
+def _gather(tiles, block):
+    """Bring tiles [TILE // LANES, n, LANES] side by side, to [n, TILE]."""
+    for t in range(TILE // LANES):
+        for j in range(len(block)):
+            given, taken = tiles[t, j], block[j, t * LANES : (t + 1) * LANES]
+            for r in range(LANES):
+                taken[r] = given[r]
+
+
+@scalar
+def _distribute(block, tiles):
+    """Undo `_gather`."""
+    for t in range(TILE // LANES):
+        for j in range(len(block)):
+            given, taken = block[j, t * LANES : (t + 1) * LANES], tiles[t, j]
+            for r in range(LANES):
+                taken[r] = given[r]
 
 
 @scalar
@@ -182,21 +198,21 @@ def _compensate(weights, error, u):
 
 
 @scalar
-def _compensate_rest(block, error, factor, start, step, end):
+def _compensate_rest(block, error, corner, step, end):
     """Add the errors of columns `step` to `end` to all columns after them, one pass for a full step."""
     if end - step < STEP:
         for k in range(end, len(block)):
             for j in range(step, end):
-                _compensate(block[k], error[j], factor[start + j, start + k])
+                _compensate(block[k], error[j], corner[j, k])
         return
     e0, e1, e2, e3 = error[step], error[step + 1], error[step + 2], error[step + 3]
     e4, e5, e6, e7 = error[step + 4], error[step + 5], error[step + 6], error[step + 7]
     for k in range(end, len(block)):
         weights = block[k]
-        u0, u1 = factor[start + step, start + k], factor[start + step + 1, start + k]
-        u2, u3 = factor[start + step + 2, start + k], factor[start + step + 3, start + k]
-        u4, u5 = factor[start + step + 4, start + k], factor[start + step + 5, start + k]
-        u6, u7 = factor[start + step + 6, start + k], factor[start + step + 7, start + k]
+        u0, u1 = corner[step, k], corner[step + 1, k]
+        u2, u3 = corner[step + 2, k], corner[step + 3, k]
+        u4, u5 = corner[step + 4, k], corner[step + 5, k]
+        u6, u7 = corner[step + 6, k], corner[step + 7, k]
         for r in range(TILE):
             weights[r] += ((e0[r] * u0 + e1[r] * u1) + (e2[r] * u2 + e3[r] * u3)) + (
                 (e4[r] * u4 + e5[r] * u5) + (e6[r] * u6 + e7[r] * u7)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import get_num_threads, prange
+from numba.extending import register_jitable
 from numpy.typing import NDArray
 
-from numbacalib.runtime.blas import routine
+from numbacalib.runtime.blas import routine, single_threaded
 from numbacalib.runtime.half import carrier, widen_block
 from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
@@ -17,41 +20,69 @@ from numbacalib.runtime.tasks import (
     call_fortran,
     claim,
 )
+from numbacalib.runtime.tile_product import COLUMNS
 
-STRIP = 256
+ROWS = 256
 """Rows that are a task."""
 BLOCK = 128
 """Order of triangles that are inverted."""
 
 
+class Coupling(NamedTuple):
+    """What compensates panels, in the order in which products read it; see `panel_strips`."""
+
+    strips: Any
+    """Flat memory."""
+    starts: Any
+    """Where those of each panel begin in it, and the end."""
+    corners: Any
+    """What couples the columns of each block: [blocks, length, length]."""
+
+
 def couple_panels(
-    factor: NDArray, edges: NDArray[np.int64], dtype: np.dtype, *, inverse: bool
-) -> NDArray:
-    """Return for each panel p, of width w, ``[end, w]``, one after the other in flat memory.
+    factor: NDArray, edges: NDArray[np.int64], length: int, dtype: np.dtype, *, inverse: bool
+) -> Coupling:
+    """Couple each panel p, of width w, to all columns up to its end: ``[end, w]``.
 
     The rows before the panel are ``U_{<p, p}`` with `inverse`, else ``R_{<p, p} R_pp^-1``; its own are
-    ``U_pp`` or ``R_pp^-1``. To be called where BLAS is single-threaded.
+    ``U_pp`` or ``R_pp^-1``. `length` is that of the panels' blocks.
     """
     gemm, trmm, trtri = (routine(name, dtype) for name in ("gemm", "trmm", "trtri"))
-    source = rows_view(carrier(factor))
-    first = np.append(0, np.cumsum(-(-np.diff(edges) // BLOCK)))
+    source, workers = rows_view(carrier(factor)), get_num_threads()
+    widths = np.diff(edges)
+    first = np.append(0, np.cumsum(-(-widths // BLOCK)))
     inverses = np.empty((0 if inverse else first[-1], BLOCK, BLOCK), dtype)
-    if not inverse:
-        _invert_blocks(trtri, source, edges, first, inverses)
-    coupling = np.empty(int((edges[1:] * np.diff(edges)).sum()), dtype)
-    counter = np.zeros(1, np.int64)
-    _couple(get_num_threads(), gemm, trmm, source, edges, first, inverses, counter, coupling)
+    strips = widths // length * block_strips(length) + block_strips(widths % length)
+    starts = np.append(0, np.cumsum(COLUMNS * strips * edges[1:]))
+    blocks = int((-(-widths // length)).sum())
+    corners = np.empty((blocks, length, length), dtype)
+    coupling = Coupling(np.empty(starts[-1], dtype), starts, corners)
+    with single_threaded():
+        if not inverse:
+            _invert_blocks(trtri, source, edges, first, inverses)
+        counter = np.zeros(1, np.int64)
+        _couple(workers, gemm, trmm, source, edges, length, first, inverses, counter, coupling)
     return coupling
 
 
-@scalar
-def panel_coupling(coupling, edges, p):
-    """View what couples panel p, of width w, to the columns up to its end: ``[end, w]``."""
-    at = 0
-    for q in range(p):
-        at += edges[q + 1] * (edges[q + 1] - edges[q])
-    begin, end = edges[p], edges[p + 1]
-    return coupling[at : at + end * (end - begin)].reshape(end, end - begin)
+@register_jitable
+def block_strips(length):
+    """Strips of `COLUMNS` that a block makes: the last is filled up with zeros."""
+    return -(-length // COLUMNS)
+
+
+@register_jitable
+def panel_strips(coupling, edges, p):
+    """View what couples panel p: ``[strips, end, COLUMNS]``, its blocks' strips one after the other."""
+    flat = coupling.strips[coupling.starts[p] : coupling.starts[p + 1]]
+    return flat.reshape(-1, edges[p + 1], COLUMNS)
+
+
+@register_jitable
+def panel_corners(coupling, edges, p):
+    """View what couples the columns of each block of panel p: [blocks, length, length]."""
+    count = -(-edges[1] // coupling.corners.shape[1])
+    return coupling.corners[p * count : (p + 1) * count]
 
 
 @kernel
@@ -68,66 +99,94 @@ def _invert_blocks(trtri, factor, edges, first, inverses):
 
 
 @kernel
-def _couple(workers, gemm, trmm, factor, edges, first, inverses, counter, coupling):
-    """Fill in the panels, and solve them where there are inverses.
+def _couple(workers, gemm, trmm, factor, edges, length, first, inverses, counter, coupling):
+    """Fill in the panels, solved where there are inverses.
 
     Split: workers claim strips of rows.
     """
     for _ in prange(workers):
+        memory = np.empty((ROWS, edges[1]), coupling.strips.dtype)
         task = claim(counter)
         before = 0
         for p in range(len(edges) - 1):
             begin, end = edges[p], edges[p + 1]
-            panel = panel_coupling(coupling, edges, p)
-            strips = -(-end // STRIP)
-            while task < before + strips:
-                top = (task - before) * STRIP
-                strip = panel[top : top + STRIP]
+            panel = panel_strips(coupling, edges, p)
+            while task < before - (-end // ROWS):
+                top = (task - before) * ROWS
+                rows = memory.ravel()[: min(ROWS, end - top) * (end - begin)]
+                rows = rows.reshape(-1, end - begin)
                 if len(inverses) == 0:
-                    widen_block(factor, top, begin, strip)
+                    widen_block(factor, top, begin, rows)
                 else:
-                    _begin_strip(factor, top, begin, strip)
+                    _begin_rows(factor, top, begin, rows)
                     own = inverses[first[p] : first[p + 1]]
-                    _solve_strip(gemm, trmm, factor, begin, max(top - begin, 0), own, strip)
+                    _solve_rows(gemm, trmm, factor, begin, max(top - begin, 0), own, rows)
+                _keep_corners(rows, top, begin, panel_corners(coupling, edges, p))
+                _lay_out(rows, length, top, panel)
                 task = claim(counter)
-            before += strips
+            before -= -end // ROWS
 
 
 @scalar
-def _begin_strip(factor, top, begin, strip):
+def _begin_rows(factor, top, begin, rows):
     """Set rows to ``R_{<p, p}``, those of the panel's own columns to 1 on the diagonal."""
-    above = min(max(begin - top, 0), len(strip))
-    widen_block(factor, top, begin, strip[:above])
-    for i in range(above, len(strip)):
-        strip[i] = 0
-        strip[i, top + i - begin] = 1
+    above = min(max(begin - top, 0), len(rows))
+    widen_block(factor, top, begin, rows[:above])
+    for i in range(above, len(rows)):
+        rows[i] = 0
+        rows[i, top + i - begin] = 1
 
 
 @scalar
-def _solve_strip(gemm, trmm, factor, begin, zeros, inverses, strip):
+def _solve_rows(gemm, trmm, factor, begin, zeros, inverses, rows):
     """Solve ``X R_pp = B`` in place, block by block: ``X_j = (B_j - X_{<j} R_{<j, j}) R_jj^-1``.
 
     The first `zeros` columns are 0. Column-major BLAS sees the transposes. Its own solutions are far
     slower than products.
     """
-    rows, width = strip.shape
-    one, step = strip.dtype.type(1), factor.shape[1]
+    count, width = rows.shape
+    one, step = rows.dtype.type(1), factor.shape[1]
     start = zeros // BLOCK
     left = start * BLOCK
     for block in range(start, len(inverses)):
         at = block * BLOCK
-        here, size = strip[:, at:], min(BLOCK, width - at)
+        here, size = rows[:, at:], min(BLOCK, width - at)
         if at > left:
             call_fortran(
                 gemm,
                 (
-                    NORMAL, NORMAL, size, rows, at - left, -one, factor[begin + left :, begin + at :],
-                    step, strip[:, left:], width, one, here, width,
+                    NORMAL, NORMAL, size, count, at - left, -one, factor[begin + left :, begin + at :],
+                    step, rows[:, left:], width, one, here, width,
                 ),
             )  # fmt: skip
         call_fortran(
             trmm,
             (
-                LEFT, LOWER, NORMAL, NORMAL, size, rows, one, inverses[block], BLOCK, here, width,
+                LEFT, LOWER, NORMAL, NORMAL, size, count, one, inverses[block], BLOCK, here, width,
             ),
         )  # fmt: skip
+
+
+@scalar
+def _keep_corners(rows, top, begin, corners):
+    """Copy what rows [n, w] from `top` on have of the blocks of a panel from `begin` on."""
+    length = corners.shape[1]
+    for i in range(max(begin - top, 0), len(rows)):
+        block, j = divmod(top + i - begin, length)
+        given = rows[i, block * length : (block + 1) * length]
+        corners[block, j, : len(given)] = given
+
+
+@scalar
+def _lay_out(rows, length, top, panel):
+    """Distribute rows [n, w] to the strips of a panel, from its row `top` on."""
+    width, per_block = rows.shape[1], block_strips(length)
+    for s in range(len(panel)):
+        block = s // per_block * length
+        first = block + s % per_block * COLUMNS
+        count = min(COLUMNS, block + length - first, width - first)
+        for i in range(len(rows)):
+            given, taken = rows[i, first : first + count], panel[s, top + i]
+            taken[:] = 0
+            for c in range(count):
+                taken[c] = given[c]

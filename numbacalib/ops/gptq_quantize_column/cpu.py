@@ -1,12 +1,13 @@
 """CPU form of GPTQ: each thread walks all columns of a chunk of rows, and waits for no other thread.
 
 Rows depend on the factor alone. So what couples the panels of columns is prepared once, and a chunk
-goes from left to right with BLAS on its own thread: a panel is compensated for every column before it
-by one product, block by block inside the panel by small ones, and column by column inside a block by
-`quantize_block`. A group's scale is found where all columns before it have been compensated for:
-groups up to a block long lie within one, longer ones are a panel each.
+goes from left to right on its own: a panel is compensated for every column before it by one product,
+block by block inside the panel by small ones, and column by column inside a block by `quantize_block`.
+A group's scale is found where all columns before it have been compensated for: groups up to a block
+long lie within one, longer ones are a panel each.
 
-A chunk lies transposed, so that its rows are the lanes of vectors.
+A chunk lies transposed, so that its rows are the lanes of vectors, and in tiles, as
+`numbacalib.runtime.tile_product` reads them.
 """
 
 from __future__ import annotations
@@ -22,29 +23,33 @@ from numbacalib.ops.gptq_quantize_column.block_cpu import (
     find_scales,
     quantize_block,
 )
-from numbacalib.ops.gptq_quantize_column.coupling_cpu import couple_panels, panel_coupling
+from numbacalib.ops.gptq_quantize_column.coupling_cpu import (
+    block_strips,
+    couple_panels,
+    panel_corners,
+    panel_strips,
+)
 from numbacalib.ops.grid import cpu as grid_kernels
 from numbacalib.ops.grid import group_indices
 from numbacalib.runtime import checks
-from numbacalib.runtime.blas import cholesky_lower, routine, single_threaded
+from numbacalib.runtime.blas import cholesky_lower
 from numbacalib.runtime.finite import require_finite
 from numbacalib.runtime.half import carrier, widen_block
 from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
-from numbacalib.runtime.tasks import NORMAL, TRANSPOSED, call_fortran, claim
+from numbacalib.runtime.tasks import claim
+from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product
 from numbacalib.spec.grid import Grid
 from numbacalib.spec.range_search import RangeSearch
 
 PANEL = 384
 """Columns between two products over the whole history."""
-CHUNK = 512
-"""Most rows of a chunk: enough for products at full speed, few enough for many threads."""
+CHUNK = 256
+"""Most rows of a chunk: as many as read a strip of the coupling while it lies in the first-level cache."""
 CHUNKS = 8
 """Chunks that fewer rows make."""
 STRIP = 256
 """Rows that are looked at together for whether they are 0 below the diagonal."""
-LINE = 16
-"""Rows that are transposed together: a line of the cache of float32."""
 
 
 def quantize_columns(
@@ -134,31 +139,30 @@ def sweep(
     edges = _panel_edges(channels, group_size)
     if importance is None:
         importance = np.ones((1, channels), dtype)
-    with single_threaded():
-        coupling = couple_panels(factor, edges, dtype, inverse=inverse)
-        _sweep(
-            get_num_threads(),
-            routine("gemm", dtype),
-            rows_view(carrier(weight)),
-            coupling,
-            edges,
-            inverse,
-            group_of,
-            group_size if found else 0,
-            _block_length(group_size, search is not None),
-            np.empty(0, dtype) if search is None else search.shares(dtype),
-            np.float32(0 if search is None else search.norm),
-            rows_view(carrier(importance)),
-            *grid.bounds(dtype),
-            grid.symmetric,
-            grid.storage,
-            min(CHUNK, -(-rows // (CHUNKS * TILE)) * TILE),
-            np.zeros(1, np.int64),
-            scales,
-            zeros,
-            codes,
-            losses,
-        )
+    length = _block_length(group_size, search is not None)
+    coupling = couple_panels(factor, edges, length, dtype, inverse=inverse)
+    _sweep(
+        get_num_threads(),
+        rows_view(carrier(weight)),
+        coupling,
+        edges,
+        inverse,
+        group_of,
+        group_size if found else 0,
+        length,
+        np.empty(0, dtype) if search is None else search.shares(dtype),
+        np.float32(0 if search is None else search.norm),
+        rows_view(carrier(importance)),
+        *grid.bounds(dtype),
+        grid.symmetric,
+        grid.storage,
+        min(CHUNK, -(-rows // (CHUNKS * TILE)) * TILE),
+        np.zeros(1, np.int64),
+        scales,
+        zeros,
+        codes,
+        losses,
+    )
     return GroupedCodes(codes, scales, zeros, losses)
 
 
@@ -209,7 +213,6 @@ def _below_diagonal(matrix: NDArray, first: int) -> NDArray:
 @kernel
 def _sweep(
     workers,
-    gemm,
     source,
     coupling,
     edges,
@@ -234,35 +237,44 @@ def _sweep(
 ):
     """Quantize chunks of rows. `group_size` is 0 where scales are given, `length` that of a block.
 
-    `history` holds ``E`` or ``D`` of the columns so far, `panel` compensated weights and then their
-    values, `errors` its ``-e``. Split: workers claim chunks.
+    `history` holds ``-E`` or ``D`` of the columns so far, `panel` compensated weights and then their
+    values, `errors` its ``-e``: [tiles, columns, LANES] all three. Split: workers claim chunks.
     """
     rows, channels = codes.shape
+    per_block = block_strips(length)
     searching = len(shares) > 0
     within = 0 < group_size <= BLOCK and not searching  # groups lie within blocks
     for _ in prange(min(workers, -(-rows // chunk))):
-        history = np.empty((channels, chunk + LINE), scales.dtype)
-        panel = np.zeros((edges[1], chunk + LINE), scales.dtype)
-        errors = np.empty((edges[1], chunk + LINE), scales.dtype)
+        history = np.empty((chunk // LANES, channels, LANES), scales.dtype)
+        # a strip's last columns may lie behind the panel
+        panel = np.zeros((chunk // LANES, edges[1] + COLUMNS, LANES), scales.dtype)
+        errors = np.empty((chunk // LANES, edges[1], LANES), scales.dtype)
         first = claim(counter) * chunk
         while first < rows:
             count = min(chunk, rows - first)
+            tiles = -(-count // LANES)
             for i in range(first, first + count):
                 losses[i] = 0
             for p in range(len(edges) - 1):
                 begin, end = edges[p], edges[p + 1]
-                factor = panel_coupling(coupling, edges, p)
-                _load(source, first, begin, history[begin:end, :count], panel)
-                _add_product(gemm, history, factor[:begin], count, panel)
+                strips = panel_strips(coupling, edges, p)
+                corners = panel_corners(coupling, edges, p)
+                _load(source, first, begin, end, count, history, panel)
+                for start in range(0, end - begin, length):
+                    at = start // length * per_block
+                    block, target = strips[at : at + per_block], panel[:, start:]
+                    add_product(history, begin, block, 0, target, tiles)
                 for start in range(0, end - begin, length):
                     stop = min(start + length, end - begin)
-                    block = factor[begin : begin + start, start:stop]
-                    _add_product(gemm, errors, block, count, panel[start:])
+                    at = start // length * per_block
+                    block, target = strips[at : at + per_block], panel[:, start:]
+                    add_product(errors, start, block, begin, target, tiles)
                     for lane in range(0, count, TILE):
                         row, lanes = first + lane, min(TILE, count - lane)
+                        own = slice(lane // LANES, (lane + TILE) // LANES)
                         if group_size and not within and start % group_size == 0:
                             find_scales(
-                                panel[start : start + group_size, lane : lane + TILE],
+                                panel[own, start : start + group_size],
                                 (begin + start) // group_size,
                                 row,
                                 lanes,
@@ -278,9 +290,9 @@ def _sweep(
                                 zeros,
                             )
                         quantize_block(
-                            panel[:, lane : lane + TILE],
-                            errors[:, lane : lane + TILE],
-                            factor[begin:],
+                            panel[own],
+                            errors[own],
+                            corners[start // length],
                             start,
                             stop,
                             begin,
@@ -298,55 +310,36 @@ def _sweep(
                             codes,
                             losses,
                         )
-                _keep(inverse, errors, panel, history[begin:end, :count])
+                _keep(inverse, errors, panel, history[:, begin:end], tiles)
             first = claim(counter) * chunk
 
 
 @scalar
-def _load(source, first, begin, original, panel):
-    """Transpose a panel's weights from row `first` and column `begin`, into two places.
+def _load(source, first, begin, end, count, original, panel):
+    """Transpose a panel's weights from row `first` on, into two places.
 
     Through a buffer: rows that lie a power of two apart would evict each other from the cache. It is
     transposed whole, where fewer rows are left too: vectors take a number of lanes that does not vary.
     """
-    width, count = original.shape
-    rows = np.zeros((LINE, width), panel.dtype)
-    for top in range(0, count, LINE):
-        widen_block(source, first + top, begin, rows[: min(LINE, count - top)])
-        for j in range(width):
-            column = panel[j, top : top + LINE]
-            for r in range(LINE):
+    rows = np.zeros((LANES, end - begin), panel.dtype)
+    for top in range(0, count, LANES):
+        widen_block(source, first + top, begin, rows[: min(LANES, count - top)])
+        tile = top // LANES
+        for j in range(end - begin):
+            column = panel[tile, j]
+            for r in range(LANES):
                 column[r] = rows[r, j]
-    for j in range(width):
-        column, copy = panel[j], original[j]
-        for r in range(count):
-            copy[r] = column[r]
+        for j in range(end - begin):
+            column, copy = panel[tile, j], original[tile, begin + j]
+            for r in range(LANES):
+                copy[r] = column[r]
 
 
 @scalar
-def _keep(inverse, errors, panel, history):
+def _keep(inverse, errors, panel, history, tiles):
     """Store ``-E``, or ``D = W - Q`` where `history` holds W, of a panel's columns."""
-    for j in range(len(history)):
-        kept, value, error = history[j], panel[j], errors[j]
-        for r in range(len(kept)):
-            kept[r] = error[r] if inverse else kept[r] - value[r]
-
-
-@scalar
-def _add_product(gemm, left, right, count, target):
-    """Add ``right^T left`` to the first columns of `target`, of all of which `count` rows are in use.
-
-    With ``left`` [k, rows], `right` [k, w] and `target` [w, rows]. Column-major BLAS sees the transposes of
-    left and target.
-    """
-    inner, width = right.shape
-    if inner:
-        one = target.dtype.type(1)
-        call_fortran(
-            gemm,
-            (
-                NORMAL, TRANSPOSED, count, width, inner, one, left, left.strides[0] // left.itemsize,
-                right, right.strides[0] // right.itemsize, one, target,
-                target.strides[0] // target.itemsize,
-            ),
-        )  # fmt: skip
+    for tile in range(tiles):
+        for j in range(history.shape[1]):
+            kept, value, error = history[tile, j], panel[tile, j], errors[tile, j]
+            for r in range(LANES):
+                kept[r] = error[r] if inverse else kept[r] - value[r]
