@@ -16,7 +16,7 @@ from numba.core.codegen import get_host_cpu_features
 from numba.core.extending import intrinsic
 
 from numbacalib.runtime.jit import scalar
-from numbacalib.runtime.lanes import spread, unwrapped
+from numbacalib.runtime.lanes import spread
 
 _FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
 _WIDE = "+avx512f" in _FEATURES
@@ -42,80 +42,100 @@ def add_product(left, depth, right, top, target, tiles):
     """
     for begin in range(0, depth, DEPTH):
         count = min(DEPTH, depth - begin)
-        for strip in range(len(right)):
-            for tile in range(tiles):
-                _add_tile(
-                    left[tile, begin:],
-                    right[strip, top + begin :],
-                    count,
-                    target[tile, strip * COLUMNS :],
-                )
+        for s in range(len(right)):
+            strip, first = right[s], s * COLUMNS
+            for t in range(tiles):
+                add_tile(left[t], (begin, 0), strip, (top + begin, 0), count, target[t], (first, 0))
 
 
 @intrinsic
-def _add_tile(typing_context, left, right, depth, target):
+def add_tile(typing_context, left, left_at, right, right_at, depth, target, target_at):
     """Add the product of [depth, LANES], transposed, and [depth, COLUMNS] to [COLUMNS, LANES].
 
-    Arrays are contiguous, of one float type; they may go on.
+    They begin in matrices of one float type, whose rows are contiguous, at a row and a column each.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        real = context.get_value_type(signature.args[0].dtype)
-        size = context.get_abi_sizeof(real)
-        tile = _Tile(builder, real, size)
-        left, right, depth, target = unwrapped(context, builder, signature, arguments)
-        for first in range(0, LANES * size, _BYTES):
-            tile.add(left, right, depth, target, first // size)
+        kinds = signature.args
+        matrices = [
+            _Matrix(context, builder, kinds[i], arguments[i], arguments[i + 1]) for i in (0, 2, 5)
+        ]
+        tile = _Tile(builder, *matrices)
+        for first in range(0, LANES, tile.lanes):
+            tile.add(arguments[4], first)
         return context.get_dummy_value()
 
-    return types.void(left, right, depth, target), generate
+    signature = types.void(left, left_at, right, right_at, depth, target, target_at)
+    return signature, generate
+
+
+class _Matrix:
+    """Where elements lie, counted from a place (row, column)."""
+
+    def __init__(self, context: Any, builder: Any, kind: Any, value: Any, at: Any) -> None:
+        array = context.make_array(kind)(context, builder, value)
+        self._builder = builder
+        self._step = cgutils.unpack_tuple(builder, array.strides)[0]
+        row, column = cgutils.unpack_tuple(builder, at)
+        self.element = array.data.type
+        self.size = context.get_abi_sizeof(self.element.pointee)
+        self._first = array.data
+        self._first = builder.gep(self.address(row), [column])
+
+    def address(self, row: Any, column: int = 0) -> Any:
+        builder = self._builder
+        data = builder.bitcast(self._first, ir.IntType(8).as_pointer())
+        start = builder.bitcast(builder.gep(data, [builder.mul(row, self._step)]), self.element)
+        return builder.gep(start, [_number(column)])
 
 
 class _Tile:
     """Code for the sums of one tile."""
 
-    def __init__(self, builder: Any, real: Any, size: int) -> None:
-        self._builder, self._size = builder, size
-        self._width = _VECTOR // size
-        self._vector = ir.VectorType(real, self._width)
-        self._zero = ir.Constant(self._vector, [0.0] * self._width)
+    def __init__(self, builder: Any, left: _Matrix, right: _Matrix, target: _Matrix) -> None:
+        self._builder, self._size = builder, left.size
+        self._left, self._right, self._target = left, right, target
+        self._width = _VECTOR // left.size
+        self._vector = ir.VectorType(left.element.pointee, self._width)
         self._multiply_add = cgutils.get_or_insert_function(
             builder.module,
             ir.FunctionType(self._vector, [self._vector] * 3),
-            f"llvm.fmuladd.v{self._width}f{8 * size}",
+            f"llvm.fmuladd.v{self._width}f{8 * left.size}",
         )
+        self.lanes = _BYTES // left.size
+        """Lanes whose sums fit registers."""
 
-    def add(self, left: Any, right: Any, depth: Any, target: Any, first: int) -> None:
-        """Add the product's lanes from `first` on, as many as registers hold."""
+    def add(self, depth: Any, first: int) -> None:
+        """Add the product's lanes from `first` on."""
         builder = self._builder
-        offsets = range(first, first + _BYTES // self._size, self._width)
-        places = [(column, offset) for column in range(COLUMNS) for offset in offsets]
-        sums = {place: cgutils.alloca_once_value(builder, self._zero) for place in places}
+        offsets = range(first, first + self.lanes, self._width)
+        zero = ir.Constant(self._vector, [0.0] * self._width)
+        sums = {
+            (column, offset): cgutils.alloca_once_value(builder, zero)
+            for column in range(COLUMNS)
+            for offset in offsets
+        }
         with cgutils.for_range(builder, depth) as loop:
-            row = builder.mul(loop.index, self._number(LANES))
-            vectors = {offset: self._load(self._address(left, row, offset)) for offset in offsets}
-            row = builder.mul(loop.index, self._number(COLUMNS))
+            vectors = {offset: self._load(self._left, loop.index, offset) for offset in offsets}
             for column in range(COLUMNS):
-                place = builder.add(row, self._number(column))
-                factor = spread(builder, builder.load(builder.gep(right, [place])), self._width)
+                factor = builder.load(self._right.address(loop.index, column))
+                factor = spread(builder, factor, self._width)
                 for offset, vector in vectors.items():
                     variable = sums[column, offset]
                     terms = vector, factor, builder.load(variable)
                     builder.store(builder.call(self._multiply_add, terms), variable)
         for (column, offset), variable in sums.items():
-            address = self._address(target, self._number(column * LANES), offset)
-            total = builder.fadd(self._load(address), builder.load(variable))
+            given = self._load(self._target, _number(column), offset)
+            total = builder.fadd(given, builder.load(variable))
+            address = self._address(self._target, _number(column), offset)
             builder.store(total, address, align=self._size)
 
-    def _address(self, pointer: Any, row: Any, offset: int) -> Any:
-        """Address of a vector in a row."""
-        builder = self._builder
-        address = builder.gep(pointer, [builder.add(row, self._number(offset))])
-        return builder.bitcast(address, self._vector.as_pointer())
+    def _address(self, matrix: _Matrix, row: Any, column: int) -> Any:
+        return self._builder.bitcast(matrix.address(row, column), self._vector.as_pointer())
 
-    def _load(self, address: Any) -> Any:
-        return self._builder.load(address, align=self._size)
+    def _load(self, matrix: _Matrix, row: Any, column: int) -> Any:
+        return self._builder.load(self._address(matrix, row, column), align=self._size)
 
-    @staticmethod
-    def _number(value: int) -> Any:
-        return ir.Constant(ir.IntType(64), value)
+
+def _number(value: int) -> Any:
+    return ir.Constant(ir.IntType(64), value)

@@ -11,7 +11,7 @@ import numpy as np
 
 from numbacalib.ops.range_search import cpu as range_search
 from numbacalib.runtime.jit import scalar
-from numbacalib.runtime.tile_product import LANES
+from numbacalib.runtime.tile_product import COLUMNS, LANES, add_tile
 from numbacalib.spec.grid import code_of, stored_grid, value_of
 
 BLOCK = 128
@@ -19,7 +19,7 @@ BLOCK = 128
 TILE = 64
 """Rows that are walked together: several vectors of float32."""
 STEP = 8
-"""Columns whose errors reach the rest of a block in one pass; `_compensate_rest` has it unrolled."""
+"""Columns whose errors reach the rest of a block in one pass."""
 
 
 @scalar
@@ -97,13 +97,13 @@ def quantize_block(
     found from fully compensated weights.
     """
     width = stop - start
-    block = np.empty((width, TILE), panel.dtype)
+    block = np.zeros((width + COLUMNS, TILE), panel.dtype)  # products may reach behind it
     error = np.empty((width, TILE), panel.dtype)
     unsigned = np.empty((width, TILE), np.uint8)
     scale = np.ones(TILE, panel.dtype)
     zero = np.zeros(TILE, panel.dtype)
     loss = np.zeros(TILE, panel.dtype)
-    _gather(panel[:, start:stop], block)
+    _gather(panel[:, start:stop], block[:width])
     step = 0
     while step < width:
         group = group_of[begin + start + step]
@@ -127,9 +127,9 @@ def quantize_block(
             _quantize_lanes(block[j], scale, zero, low, high, pivot, error[j], unsigned[j], loss)
             for k in range(j + 1, end):
                 _compensate(block[k], error[j], corner[j, k])
-        _compensate_rest(block, error, corner, step, end)
+        _compensate_rest(block, error, corner, step, end, width)
         step = end
-    _distribute(block, panel[:, start:stop])
+    _distribute(block[:width], panel[:, start:stop])
     _distribute(error, errors[:, start:stop])
     for r in range(count):
         losses[first + r] += loss[r]
@@ -198,22 +198,8 @@ def _compensate(weights, error, u):
 
 
 @scalar
-def _compensate_rest(block, error, corner, step, end):
-    """Add the errors of columns `step` to `end` to all columns after them, one pass for a full step."""
-    if end - step < STEP:
-        for k in range(end, len(block)):
-            for j in range(step, end):
-                _compensate(block[k], error[j], corner[j, k])
-        return
-    e0, e1, e2, e3 = error[step], error[step + 1], error[step + 2], error[step + 3]
-    e4, e5, e6, e7 = error[step + 4], error[step + 5], error[step + 6], error[step + 7]
-    for k in range(end, len(block)):
-        weights = block[k]
-        u0, u1 = corner[step, k], corner[step + 1, k]
-        u2, u3 = corner[step + 2, k], corner[step + 3, k]
-        u4, u5 = corner[step + 4, k], corner[step + 5, k]
-        u6, u7 = corner[step + 6, k], corner[step + 7, k]
-        for r in range(TILE):
-            weights[r] += ((e0[r] * u0 + e1[r] * u1) + (e2[r] * u2 + e3[r] * u3)) + (
-                (e4[r] * u4 + e5[r] * u5) + (e6[r] * u6 + e7[r] * u7)
-            )
+def _compensate_rest(block, error, corner, step, end, width):
+    """Add the errors of columns `step` to `end` to all columns after them."""
+    for k in range(end, width, COLUMNS):
+        for lane in range(0, TILE, LANES):
+            add_tile(error, (step, lane), corner, (step, k), end - step, block, (k, lane))

@@ -36,7 +36,7 @@ class Coupling(NamedTuple):
     starts: Any
     """Where those of each panel begin in it, and the end."""
     corners: Any
-    """What couples the columns of each block: [blocks, length, length]."""
+    """What couples the columns of each block, and zeros: [blocks, length, length + COLUMNS]."""
 
 
 def couple_panels(
@@ -55,7 +55,7 @@ def couple_panels(
     strips = widths // length * block_strips(length) + block_strips(widths % length)
     starts = np.append(0, np.cumsum(COLUMNS * strips * edges[1:]))
     blocks = int((-(-widths // length)).sum())
-    corners = np.empty((blocks, length, length), dtype)
+    corners = np.zeros((blocks, length, length + COLUMNS), dtype)
     coupling = Coupling(np.empty(starts[-1], dtype), starts, corners)
     with single_threaded():
         if not inverse:
@@ -80,7 +80,7 @@ def panel_strips(coupling, edges, p):
 
 @register_jitable
 def panel_corners(coupling, edges, p):
-    """View what couples the columns of each block of panel p: [blocks, length, length]."""
+    """View what couples the columns of each block of panel p: [blocks, length, ...]."""
     count = -(-edges[1] // coupling.corners.shape[1])
     return coupling.corners[p * count : (p + 1) * count]
 

@@ -42,8 +42,8 @@ from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product
 from numbacalib.spec.grid import Grid
 from numbacalib.spec.range_search import RangeSearch
 
-PANEL = 384
-"""Columns between two products over the whole history."""
+PANEL = 128
+"""Columns between two products over the whole history, at most: longer groups are a panel each."""
 CHUNK = 256
 """Most rows of a chunk: as many as read a strip of the coupling while it lies in the first-level cache."""
 CHUNKS = 8
