@@ -258,7 +258,8 @@ def test_a_value_that_is_not_finite_is_named_however_columns_go(name, value, opt
 
 @pytest.mark.parametrize("wide", ["weight", "hessian"])
 def test_one_argument_of_float64_makes_everything_so(backend, wide):
-    weight, hessian = layer(1)
+    """Wider than a panel, so that products of panels are among everything."""
+    weight, hessian = layer(1, 4, 320)
     group_size = 8
     if backend.name == "cudasim":
         group_size = 4

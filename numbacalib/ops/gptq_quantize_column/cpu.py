@@ -43,7 +43,7 @@ from numbacalib.spec.grid import Grid
 from numbacalib.spec.range_search import RangeSearch
 
 PANEL = 128
-"""Columns between two products over the whole history, at most: longer groups are a panel each."""
+"""Columns between two products over the whole history, of groups that are not longer."""
 CHUNK = 256
 """Most rows of a chunk: as many as read a strip of the coupling while it lies in the first-level cache."""
 CHUNKS = 8
@@ -133,6 +133,7 @@ def sweep(
     if scales is None or zeros is None:
         scales = np.empty((rows, int(group_of[-1]) + 1), dtype)
         zeros = np.empty_like(scales)
+    scales, zeros = scales.astype(dtype, copy=False), zeros.astype(dtype, copy=False)
     codes = np.empty(weight.shape, np.uint8)
     losses = np.empty(rows)
     group_size = channels // scales.shape[1] if found else 1
