@@ -30,7 +30,7 @@ def least_quotient(typing_context, base, divisors, roots, first, last, divisor, 
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        values = unwrapped(context, builder, signature, arguments)
+        values = _unwrapped(context, builder, signature, arguments)
         pointers, (first, last) = values[:3], values[3:5]
         end, divisor, root = (spread(builder, value, LANES) for value in values[4:])
         lanes = ir.Constant(_INTEGERS, list(range(LANES)))
@@ -60,7 +60,7 @@ def least_quotients(
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        values = unwrapped(context, builder, signature, arguments)
+        values = _unwrapped(context, builder, signature, arguments)
         pointers, (first, last, at, stride, more), targets = values[:3], values[3:8], values[8:]
         points = [at]
         while len(points) < LANES:
@@ -154,7 +154,7 @@ class _Search:
         return [self._builder.load(variable) for variable in self._variables]
 
 
-def unwrapped(context: Any, builder: Any, signature: Any, arguments: Any) -> list:
+def _unwrapped(context: Any, builder: Any, signature: Any, arguments: Any) -> list:
     """Arguments, arrays among them as pointers to their elements."""
     return [
         context.make_array(kind)(context, builder, value).data

@@ -1,8 +1,8 @@
 """A product whose result stays in registers, of operands that lie as they are read.
 
-BLAS copies both operands of a product into this order first, which the fewer columns a product has the
-less of it repays. Where they are kept in it, only the loop in the middle is left (the microkernel of Goto
-and van de Geijn 2008, https://doi.org/10.1145/1356052.1356053).
+BLAS first copies both operands of a product into this order, a cost that a product of few columns hardly
+repays. Where they are kept in it, only the loop in the middle is left (the microkernel of Goto and van de
+Geijn 2008, https://doi.org/10.1145/1356052.1356053).
 """
 
 from __future__ import annotations

@@ -91,8 +91,8 @@ def quantize_block(
     """Quantize columns `start` to `stop` of a panel from column `begin`, in `count` rows from `first`.
 
     `panel` [TILE // LANES, w, LANES] holds compensated weights and receives values; `errors` receives
-    ``-e``; `corner` couples the block's columns. Columns go in
-    steps: compensation reaches the rest of the step at once and the rest of the block step by step, `STEP`
+    ``-e``; `corner` couples the block's columns, and has zeros behind them. Columns go in steps:
+    compensation reaches the rest of the step at once and the rest of the block step by step, `STEP`
     columns in one pass over it. With `find`, a step ends where a group does, so that a group's scale is
     found from fully compensated weights.
     """

@@ -111,7 +111,8 @@ def _couple(workers, gemm, trmm, factor, edges, length, first, inverses, counter
         for p in range(len(edges) - 1):
             begin, end = edges[p], edges[p + 1]
             panel = panel_strips(coupling, edges, p)
-            while task < before - (-end // ROWS):
+            tasks = -(-end // ROWS)
+            while task < before + tasks:
                 top = (task - before) * ROWS
                 rows = memory.ravel()[: min(ROWS, end - top) * (end - begin)]
                 rows = rows.reshape(-1, end - begin)
@@ -124,7 +125,7 @@ def _couple(workers, gemm, trmm, factor, edges, length, first, inverses, counter
                 _keep_corners(rows, top, begin, panel_corners(coupling, edges, p))
                 _lay_out(rows, length, top, panel)
                 task = claim(counter)
-            before -= -end // ROWS
+            before += tasks
 
 
 @scalar

@@ -42,8 +42,6 @@ from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product
 from numbacalib.spec.grid import Grid
 from numbacalib.spec.range_search import RangeSearch
 
-PANEL = 128
-"""Columns between two products over the whole history, of groups that are not longer."""
 CHUNK = 256
 """Most rows of a chunk: as many as read a strip of the coupling while it lies in the first-level cache."""
 CHUNKS = 8
@@ -133,7 +131,8 @@ def sweep(
     if scales is None or zeros is None:
         scales = np.empty((rows, int(group_of[-1]) + 1), dtype)
         zeros = np.empty_like(scales)
-    scales, zeros = scales.astype(dtype, copy=False), zeros.astype(dtype, copy=False)
+    else:
+        scales, zeros = scales.astype(dtype, copy=False), zeros.astype(dtype, copy=False)
     codes = np.empty(weight.shape, np.uint8)
     losses = np.empty(rows)
     group_size = channels // scales.shape[1] if found else 1
@@ -168,8 +167,8 @@ def sweep(
 
 
 def _panel_edges(channels: int, group_size: int) -> NDArray[np.int64]:
-    """Where panels begin, and the end: a long group each, or whole groups of about `PANEL` columns."""
-    width = group_size if group_size > BLOCK else PANEL - PANEL % group_size
+    """Where panels begin, and the end: a long group each, or whole groups of about `BLOCK` columns."""
+    width = group_size if group_size > BLOCK else BLOCK - BLOCK % group_size
     return np.append(np.arange(0, channels, width), channels)
 
 
@@ -242,7 +241,6 @@ def _sweep(
     values, `errors` its ``-e``: [tiles, columns, LANES] all three. Split: workers claim chunks.
     """
     rows, channels = codes.shape
-    per_block = block_strips(length)
     searching = len(shares) > 0
     within = 0 < group_size <= BLOCK and not searching  # groups lie within blocks
     for _ in prange(min(workers, -(-rows // chunk))):
@@ -262,14 +260,10 @@ def _sweep(
                 corners = panel_corners(coupling, edges, p)
                 _load(source, first, begin, end, count, history, panel)
                 for start in range(0, end - begin, length):
-                    at = start // length * per_block
-                    block, target = strips[at : at + per_block], panel[:, start:]
-                    add_product(history, begin, block, 0, target, tiles)
+                    _compensate(history, begin, strips, 0, start, length, panel, tiles)
                 for start in range(0, end - begin, length):
                     stop = min(start + length, end - begin)
-                    at = start // length * per_block
-                    block, target = strips[at : at + per_block], panel[:, start:]
-                    add_product(errors, start, block, begin, target, tiles)
+                    _compensate(errors, start, strips, begin, start, length, panel, tiles)
                     for lane in range(0, count, TILE):
                         row, lanes = first + lane, min(TILE, count - lane)
                         own = slice(lane // LANES, (lane + TILE) // LANES)
@@ -334,6 +328,14 @@ def _load(source, first, begin, end, count, original, panel):
             column, copy = panel[tile, j], original[tile, begin + j]
             for r in range(LANES):
                 copy[r] = column[r]
+
+
+@scalar
+def _compensate(left, depth, strips, top, start, length, panel, tiles):
+    """Compensate the block from column `start` of a panel for `depth` columns, strips' rows from `top`."""
+    count = block_strips(length)
+    at = start // length * count
+    add_product(left, depth, strips[at : at + count], top, panel[:, start:], tiles)
 
 
 @scalar
