@@ -66,6 +66,8 @@ print(json.dumps(level("VmHWM") - before))
 def run(code: str, cache: str) -> object:
     """Run `code` in a fresh Python with a kernel cache of its own; return what it prints as JSON."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+    # Bytecode is kept, as pip writes it when it installs a package.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     # Freed arrays go back to the system at once, so that a peak counts only what is in use.
     environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
     root = str(Path(__file__).parent.parent)

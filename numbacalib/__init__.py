@@ -1,12 +1,15 @@
 """Calibration for weight quantization without torch: four operations on NumPy and CUDA arrays."""
 
-import numbacalib.runtime.threads  # noqa: F401  (before NumPy and Numba)  # isort: skip
+from numbacalib.runtime.garbage import collections_paused
 
-from numbacalib.linalg import gptq_inverse_hessian
-from numbacalib.ops.awq_channel_scores import awq_channel_scores
-from numbacalib.ops.fisher_information import fisher_information
-from numbacalib.ops.gptq_hessian_update import gptq_hessian_update
-from numbacalib.ops.gptq_quantize_column import gptq_quantize_column
+with collections_paused():
+    import numbacalib.runtime.threads  # noqa: F401  (before NumPy and Numba)  # isort: skip
+
+    from numbacalib.linalg import gptq_inverse_hessian
+    from numbacalib.ops.awq_channel_scores import awq_channel_scores
+    from numbacalib.ops.fisher_information import fisher_information
+    from numbacalib.ops.gptq_hessian_update import gptq_hessian_update
+    from numbacalib.ops.gptq_quantize_column import gptq_quantize_column
 
 __all__ = [
     "awq_channel_scores",

@@ -6,19 +6,41 @@ No fastmath anywhere: the order of additions is the same at any vector width and
 
 from __future__ import annotations
 
-import multiprocessing  # noqa: F401  (Numba's first kernel would import it, while the caller waits)
 from collections.abc import Callable
-from functools import update_wrapper
+from contextlib import suppress
+from functools import cache, update_wrapper
+from importlib import import_module
 from typing import Any
 
+from numbacalib.runtime.garbage import collections_paused
 from numbacalib.runtime.threads import launching  # before Numba
 
 from numba import njit  # isort: skip
+from numba.core.registry import cpu_target  # isort: skip
+
+LATE_IMPORTS = (
+    "multiprocessing",
+    "numba.core.inline_closurecall",
+    "numba.cpython.charseq",
+    "numba.np.arraymath",
+)
+"""Modules that Numba imports at its first kernel, while the caller waits."""
+
+for _module in LATE_IMPORTS:
+    with suppress(ImportError):  # other versions of Numba may have others
+        import_module(_module)
 
 scalar = njit(error_model="numpy")
 """For spec functions: compiled into their callers; numba-cuda compiles the same source again."""
 
 _compile = njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+
+
+@cache
+def _prepare_numba() -> None:
+    """Have Numba register its functions, as it does before any first kernel; they all stay."""
+    with collections_paused():
+        cpu_target.target_context.refresh()
 
 
 class kernel:  # noqa: N801  (a decorator)
@@ -30,4 +52,5 @@ class kernel:  # noqa: N801  (a decorator)
 
     def __call__(self, *arguments: Any) -> Any:
         with launching:
+            _prepare_numba()
             return self._compiled(*arguments)
