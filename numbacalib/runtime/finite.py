@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numba import prange
+from numpy.typing import NDArray
 
 from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
 from numbacalib.runtime.checks import rows_of
@@ -34,15 +35,20 @@ def start_finite_check(name: str, array: Any) -> Callable[[], None]:
         (array,) = arrays_of_one_device(**{name: array})
         return finite_gpu.FiniteCheck(name, array).require
     matrix = rows_of(array)
-    clean = np.empty(len(matrix), np.bool_)
     bits = magnitude_bits(matrix)
-    mask = bits.dtype.type(np.iinfo(bits.dtype).max)
-    _finite_rows(rows_view(bits), matrix.shape[1], mask, infinity_bits(matrix.dtype), clean)
+    clean = _rows_below(infinity_bits(matrix.dtype), bits, np.iinfo(bits.dtype).max)
     if not clean.all():
         row = int(np.argmin(clean))
         column = int(np.argmin(np.isfinite(matrix[row])))
         raise not_finite(name, matrix[row, column], row * matrix.shape[1] + column, array.shape)
     return _nothing
+
+
+def _rows_below(limit: np.integer, bits: NDArray, mask: int) -> NDArray:
+    """Whether all integers of each row, masked, are below a limit."""
+    clean = np.empty(len(bits), np.bool_)
+    _find_rows_below(limit, rows_view(bits), bits.shape[1], bits.dtype.type(mask), clean)
+    return clean
 
 
 def _nothing() -> None:
@@ -57,22 +63,28 @@ def not_finite(name: str, value: Any, index: int, shape: tuple[int, ...]) -> Val
 
 def require_non_negative(name: str, matrix: Any) -> None:
     """Raise a ValueError if a matrix holds a value that is not finite, or one below 0."""
-    require_finite(name, matrix)
     if is_cuda_array(matrix):
         from numbacalib.runtime import finite_gpu
 
+        require_finite(name, matrix)
         negative = finite_gpu.any_negative(*arrays_of_one_device(**{name: matrix}))
     else:
+        # as unsigned integers, what has its sign bit set is above infinity: -0, too
+        unsigned = np.dtype(f"u{matrix.itemsize}")
+        limit, bits = infinity_bits(matrix.dtype).view(unsigned), matrix.view(unsigned)
+        if _rows_below(limit, bits, np.iinfo(unsigned).max).all():
+            return
+        require_finite(name, matrix)
         negative = bool((matrix < 0).any())
     if negative:
         raise ValueError(f"{name}: expected finite values not below 0")
 
 
 @kernel
-def _finite_rows(bits, width, mask, infinity, clean):
+def _find_rows_below(limit, bits, columns, mask, clean):
     """Split: one task a row."""
     for i in prange(len(bits)):
         largest = mask & ~mask
-        for j in range(width):
+        for j in range(columns):
             largest = max(largest, bits[i, j] & mask)
-        clean[i] = largest < infinity
+        clean[i] = largest < limit

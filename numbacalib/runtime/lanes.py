@@ -25,8 +25,9 @@ _ONE = ir.Constant(_INTEGER, 1)
 def least_quotient(typing_context, base, divisors, roots, first, last, divisor, root):
     """Return where ``base[i] - (root - roots[i])^2 / (divisor - divisors[i])`` is least.
 
-    For i from `first` to `last`, which is not before it; the first of equals. Arrays are contiguous
-    float64, and hold two vectors more beyond `last`. The divisor is above those up to there.
+    For i from `first` to `last`, which is not before it; of equals, and of what rounding may hold for
+    equal, any. Arrays are contiguous float64, and hold two vectors more beyond `last`. The divisor is
+    above those up to there.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -34,17 +35,23 @@ def least_quotient(typing_context, base, divisors, roots, first, last, divisor, 
         pointers, (first, last) = values[:3], values[3:5]
         end, divisor, root = (spread(builder, value, LANES) for value in values[4:])
         lanes = ir.Constant(_INTEGERS, list(range(LANES)))
-        searches = _Search(builder), _Search(builder)
-        step = ir.Constant(_INTEGER, LANES * len(searches))
-        after = builder.add(last, _ONE)
-        with cgutils.for_range_slice(builder, first, after, step, _INTEGER, inc=True) as (i, _):
-            for search in searches:
-                numbers = [_load(builder, pointer, i) for pointer in pointers]
-                places = builder.add(spread(builder, i, LANES), lanes)
-                search.offer(numbers, divisor, root, places, builder.icmp_signed("<=", places, end))
-                i = builder.add(i, ir.Constant(_INTEGER, LANES))
-        searches[0].join(searches[1])
-        return searches[0].first_of_least()
+        search = _Search(builder, divisor, root)
+        width = ir.Constant(_INTEGER, LANES)
+        step = builder.add(width, width)
+
+        def offer(i: Any, end: Any = None) -> None:
+            pair = []
+            for begin in (i, builder.add(i, width)):
+                numbers = [_load(builder, pointer, begin) for pointer in pointers]
+                places = builder.add(spread(builder, begin, LANES), lanes)
+                pair.append(search.candidate(numbers, places))
+            search.offer(pair, end)
+
+        tail = builder.add(first, builder.mul(builder.sdiv(builder.sub(last, first), step), step))
+        with cgutils.for_range_slice(builder, first, tail, step, _INTEGER, inc=True) as (i, _):
+            offer(i)
+        offer(tail, end)
+        return search.place_of_least()
 
     return types.int64(base, divisors, roots, first, last, divisor, root), generate
 
@@ -66,22 +73,22 @@ def least_quotients(
         while len(points) < LANES:
             points.append(builder.add(points[-1], stride))
         divisor, root = (_gather(builder, pointer, points) for pointer in pointers[1:])
-        searches = _Search(builder), _Search(builder)
-        # each takes half of the range; one in the middle is tried by both
+        search = _Search(builder, divisor, root)
+        # one of each half of the range at a time; one in the middle is tried twice
         width = builder.sub(last, first)
         half = builder.lshr(builder.add(width, ir.Constant(_INTEGER, 2)), _ONE)
         ahead = builder.add(builder.sub(width, half), _ONE)
         with cgutils.for_range(builder, half, intp=_INTEGER) as loop:
             i = builder.add(first, loop.index)
-            for search in searches:
+            pair = []
+            for place in (i, builder.add(i, ahead)):
                 numbers = [
-                    spread(builder, builder.load(builder.gep(pointer, [i])), LANES)
+                    spread(builder, builder.load(builder.gep(pointer, [place])), LANES)
                     for pointer in pointers
                 ]
-                search.offer(numbers, divisor, root, spread(builder, i, LANES))
-                i = builder.add(i, ahead)
-        searches[0].join(searches[1])
-        lowest, places = searches[0].found()
+                pair.append(search.candidate(numbers, spread(builder, place, LANES)))
+            search.offer(pair)
+        lowest, places = search.found()
         _scatter(builder, builder.fadd(lowest, spread(builder, more, LANES)), targets[0], points)
         _scatter(builder, places, targets[1], points)
         return context.get_dummy_value()
@@ -93,64 +100,65 @@ def least_quotients(
 class _Search:
     """The least ``base - square / divisor`` so far, and its place, in every lane.
 
-    As a fraction: two products compare it in less time than a division takes. Each comparison waits for
-    the one before it, so that two searches of half a range are faster than one of all.
+    As a fraction: two products compare it in less time than a division takes. Each comparison with the
+    least waits for the one before it, so that two candidates are compared with each other first.
     """
 
-    def __init__(self, builder: Any) -> None:
+    def __init__(self, builder: Any, divisor: Any, root: Any) -> None:
         starts = [
             ir.Constant(vector, [start] * LANES)
             for vector, start in ((_REALS, float("inf")), (_REALS, 1.0), (_INTEGERS, 0))
         ]
-        self._builder = builder
+        self._builder, self._divisor, self._root = builder, divisor, root
         self._variables = [cgutils.alloca_once_value(builder, start) for start in starts]
 
-    def offer(self, numbers: Any, divisor: Any, root: Any, places: Any, counts: Any = None) -> None:
-        """Try ``base - (root - roots)^2 / (divisor - divisors)``, in the lanes that count."""
+    def candidate(self, numbers: list, places: Any) -> list:
+        """``base - (root - roots)^2 / (divisor - divisors)`` as a fraction, and its place."""
         builder = self._builder
         bases, divisors, roots = numbers
-        distance = builder.fsub(root, roots)
-        below = builder.fsub(divisor, divisors)
-        above = builder.fsub(builder.fmul(bases, below), builder.fmul(distance, distance))
-        self._take([above, below, places], counts)
+        distance = builder.fsub(self._root, roots)
+        below = builder.fsub(self._divisor, divisors)
+        square = builder.fmul(distance, distance)
+        return [_multiply_add(builder, bases, below, builder.fneg(square)), below, places]
 
-    def join(self, other: _Search) -> None:
-        """Go on with the lesser of both in every lane; of equals, this one's."""
-        self._take(other._values())
+    def offer(self, pair: list, end: Any = None) -> None:
+        """Try two candidates, in the lanes whose places are not beyond the end."""
+        first, second = pair
+        lesser = self._lesser(self._least(), self._lesser(first, second, end), end)
+        for variable, value in zip(self._variables, lesser, strict=True):
+            self._builder.store(value, variable)
 
     def found(self) -> tuple[Any, Any]:
         """Return the least of every lane, and their places."""
-        above, below, places = self._values()
+        above, below, places = self._least()
         return self._builder.fdiv(above, below), places
 
-    def first_of_least(self) -> Any:
+    def place_of_least(self) -> Any:
         """Place of the least of all lanes: the upper half against the lower one, and again."""
         builder = self._builder
-        found = self.found()
+        lowest, places = self.found()
         half = LANES // 2
         while half:
-            lowest, places = (_part(builder, vector, 0, half) for vector in found)
-            others, their_places = (_part(builder, vector, half, half) for vector in found)
-            before = builder.icmp_signed("<", their_places, places)
-            equal = builder.and_(builder.fcmp_ordered("==", others, lowest), before)
-            less = builder.or_(builder.fcmp_ordered("<", others, lowest), equal)
-            found = (
-                builder.select(less, others, lowest),
-                builder.select(less, their_places, places),
-            )
+            lower, upper = (_part(builder, lowest, first, half) for first in (0, half))
+            less = builder.fcmp_ordered("<", upper, lower)
+            lowest = builder.select(less, upper, lower)
+            lower, upper = (_part(builder, places, first, half) for first in (0, half))
+            places = builder.select(less, upper, lower)
             half //= 2
-        return builder.extract_element(found[1], ir.Constant(_POSITION, 0))
+        return builder.extract_element(places, ir.Constant(_POSITION, 0))
 
-    def _take(self, values: list, counts: Any = None) -> None:
-        builder, known = self._builder, self._values()
-        products = builder.fmul(values[0], known[1]), builder.fmul(known[0], values[1])
-        less = builder.fcmp_ordered("<", *products)
-        if counts is not None:
-            less = builder.and_(less, counts)
-        for variable, value, so_far in zip(self._variables, values, known, strict=True):
-            builder.store(builder.select(less, value, so_far), variable)
+    def _lesser(self, least: list, other: list, end: Any) -> list:
+        builder = self._builder
+        product = builder.fneg(builder.fmul(least[0], other[1]))
+        difference = _multiply_add(builder, other[0], least[1], product)
+        # its sign bit is all that a blend of vectors looks at, so that no comparison is needed
+        zeros = ir.Constant(_INTEGERS, [0] * LANES)
+        less = builder.icmp_signed("<", builder.bitcast(difference, _INTEGERS), zeros)
+        if end is not None:
+            less = builder.and_(less, builder.icmp_signed("<=", other[2], end))
+        return [builder.select(less, *pair) for pair in zip(other, least, strict=True)]
 
-    def _values(self) -> list:
+    def _least(self) -> list:
         return [self._builder.load(variable) for variable in self._variables]
 
 
@@ -162,6 +170,14 @@ def _unwrapped(context: Any, builder: Any, signature: Any, arguments: Any) -> li
         else value
         for kind, value in zip(signature.args, arguments, strict=True)
     ]
+
+
+def _multiply_add(builder: Any, left: Any, right: Any, addend: Any) -> Any:
+    """``left * right + addend``, in one instruction where the processor has it."""
+    kind = ir.FunctionType(_REALS, [_REALS] * 3)
+    name = f"llvm.fmuladd.v{LANES}f64"
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(function, [left, right, addend])
 
 
 def _load(builder: Any, pointer: Any, first: Any) -> Any:

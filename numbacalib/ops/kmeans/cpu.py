@@ -17,16 +17,18 @@ from numbacalib.runtime.tasks import claim
 
 DIGIT = 10
 """Bits that are sorted by at a time: their counts fit the first-level cache."""
-LARGEST_KEY = float(2 ** (2 * DIGIT) - 1)
 ONE = np.uint64(1)
 """Unsigned indices cannot count from the end, and need no test of whether they do."""
 LARGEST_DIGIT = np.uint64((1 << DIGIT) - 1)
+KEY_BITS = np.uint64(2 * DIGIT)
+KEY = np.uint64((1 << 2 * DIGIT) - 1)
+LARGEST_KEY = float(KEY)
 SHORT = 1 << (32 - 2 * DIGIT)
 """Values of a row whose sorted words fit 32 bits."""
 TINY = 2.0**-960
 """Below it, an inverse may not be finite."""
 STRIP = 32
-"""Values that are compared with as many at once."""
+"""Words that are compared with as many at once."""
 
 
 class Memory(NamedTuple):
@@ -35,9 +37,8 @@ class Memory(NamedTuple):
     values: Any
     """This and `weights` of the dtype of centroids."""
     weights: Any
-    extremes: Any
     words: Any
-    """uint32 or uint64 [2, n]: a key of two digits, and an index below it."""
+    """uint32 or uint64 [2, n]: an index, and a key of two digits below it."""
     starts: Any
     firsts: Any
     masses: Any
@@ -57,14 +58,16 @@ def kmeans_rows(
         importance = np.ones((1, matrix.shape[1]), dtype)
     codes = np.empty(matrix.shape, np.uint8)
     centroids = np.empty((len(matrix), clusters), dtype)
+    integer = np.dtype(f"i{dtype.itemsize}")
     word = np.dtype(np.uint32 if matrix.shape[1] <= SHORT else np.uint64)
     arrays = rows_view(carrier(matrix)), rows_view(importance), codes, centroids
-    _cluster_rows(*arrays, word, np.zeros(1, np.int64), min(len(matrix), get_num_threads()))
+    counter, workers = np.zeros(1, np.int64), min(len(matrix), get_num_threads())
+    _cluster_rows(*arrays, integer, word, counter, workers)
     return codes, centroids
 
 
 @kernel
-def _cluster_rows(matrix, importance, codes, centroids, word, counter, workers):
+def _cluster_rows(matrix, importance, codes, centroids, integer, word, counter, workers):
     """Split: workers, each of which claims rows from the counter."""
     rows, columns = codes.shape
     for _ in prange(workers):
@@ -72,7 +75,7 @@ def _cluster_rows(matrix, importance, codes, centroids, word, counter, workers):
         i = claim(counter)
         while i < rows:
             factors = importance[min(i, len(importance) - 1)]
-            _cluster_row(matrix[i], factors, codes[i], centroids[i], memory)
+            _cluster_row(matrix[i], factors, codes[i], centroids[i], integer, memory)
             i = claim(counter)
 
 
@@ -82,7 +85,6 @@ def _memory(columns, real, word):
     return Memory(
         np.empty(columns, real),
         np.empty(columns, real),
-        np.empty((2, STRIP), real),
         np.empty((2, columns), word),
         np.empty((2, 1 << DIGIT), np.uint32),
         np.empty(columns + 1, np.int64),
@@ -95,12 +97,12 @@ def _memory(columns, real, word):
 
 
 @scalar
-def _cluster_row(row, importance, codes, centroids, memory):
+def _cluster_row(row, importance, codes, centroids, integer, memory):
     values, weights = memory.values, memory.weights
     for j in range(len(codes)):
         values[j], weights[j] = widen(row[j]), importance[j]
-    low, high = _extremes(values, memory.extremes)
-    _, largest = _extremes(weights, memory.extremes)
+    low, high = _extremes(values, integer)
+    _, largest = _extremes(weights, integer)
     if largest == 0:
         weights[:] = 1
     order = _ascending(values, low, high - low, memory)
@@ -120,23 +122,23 @@ def _scale(span):
 
 
 @scalar
-def _extremes(values, strips):
-    """Least and largest value. A strip is compared with the next, which vectorizes."""
-    lows, highs = strips
-    lows[:] = values[0]
-    highs[:] = values[0]
-    whole = len(values) // STRIP * STRIP
-    for begin in range(0, whole, STRIP):
-        for lane in range(STRIP):
-            value = values[begin + lane]
-            lows[lane] = value if value < lows[lane] else lows[lane]
-            highs[lane] = value if value > highs[lane] else highs[lane]
-    for j in range(whole, len(values)):
-        lows[0], highs[0] = min(lows[0], values[j]), max(highs[0], values[j])
-    low, high = lows[0], highs[0]
-    for lane in range(1, STRIP):
-        low, high = min(low, lows[lane]), max(high, highs[lane])
-    return float(low), float(high)
+def _extremes(values, integer):
+    """Least and largest of finite values, found as integers of their width: this vectorizes."""
+    bits = values.view(integer)
+    low = high = _turned(bits[0], bits)
+    for j in range(len(bits)):
+        turned = _turned(bits[j], bits)
+        low, high = min(low, turned), max(high, turned)
+    found = np.empty(2, values.dtype)
+    found.view(integer)[:] = _turned(low, bits), _turned(high, bits)
+    return float(found[0]), float(found[1])
+
+
+@scalar
+def _turned(bits, array):
+    """Turn over all bits but the sign of what is below 0: integers are ordered as floats are then."""
+    sign = 8 * array.itemsize - 1
+    return bits ^ ((bits >> sign) & ((1 << sign) - 1))
 
 
 @scalar
@@ -147,17 +149,15 @@ def _ascending(values, low, span, memory):
     what these bits do not tell apart by its values.
     """
     words, others, starts = memory.words[0], memory.words[1], memory.starts
-    index_bits = np.uint64(8 * words.itemsize - 2 * DIGIT)
-    largest_index = (ONE << index_bits) - ONE
     scale = LARGEST_KEY / span
     for j in range(len(values)):
         share = (float(values[j]) - low) * scale
         # whatever overflows, or is 0 times infinity, is among the largest
         key = np.int32(share if share < LARGEST_KEY else LARGEST_KEY)
-        words[j] = np.uint64(key) << index_bits | np.uint64(j)
-    _count(words, index_bits, starts)
+        words[j] = np.uint64(j) << KEY_BITS | np.uint64(key)
+    _count(words, starts)
     for digit in range(2):
-        begins, shift = starts[digit], index_bits + np.uint64(digit * DIGIT)
+        begins, shift = starts[digit], np.uint64(digit * DIGIT)
         for word in words:
             bucket = (word >> shift) & LARGEST_DIGIT
             place = begins[bucket]
@@ -166,19 +166,18 @@ def _ascending(values, low, span, memory):
         words, others = others, words
     order = others
     for j in range(len(words)):
-        order[j] = words[j] & largest_index
-    _sort_strips(words, largest_index, values, order)
+        order[j] = words[j] >> KEY_BITS
+    _sort_strips(words, values, order)
     return order
 
 
 @scalar
-def _count(words, index_bits, starts):
+def _count(words, starts):
     """Where the words of each value of a digit begin, once they are sorted by it."""
     starts[:] = 0
     for word in words:
-        key = word >> index_bits
-        starts[0, key & LARGEST_DIGIT] += ONE
-        starts[1, key >> np.uint64(DIGIT)] += ONE
+        starts[0, word & LARGEST_DIGIT] += ONE
+        starts[1, (word >> np.uint64(DIGIT)) & LARGEST_DIGIT] += ONE
     low, high = np.uint32(0), np.uint32(0)
     for value in range(1 << DIGIT):
         count_low, count_high = starts[0, value], starts[1, value]
@@ -188,26 +187,32 @@ def _count(words, index_bits, starts):
 
 
 @scalar
-def _sort_strips(words, largest_index, values, order):
+def _tied(word, other):
+    """Whether the keys of two words are equal."""
+    return ((word ^ other) & KEY) == 0
+
+
+@scalar
+def _sort_strips(words, values, order):
     """Sort by values what the keys of sorted words do not tell apart: few strips have any."""
     end = 0
     for begin in range(1, len(words), STRIP):
         stop, ties = min(begin + STRIP, len(words)), 0
         strip, before = words[begin:stop], words[begin - 1 : stop - 1]
         for j in range(len(strip)):
-            ties += (strip[j] ^ before[j]) <= largest_index
+            ties += _tied(strip[j], before[j])
         if ties > 0:
-            end = _sort_ties(words, largest_index, values, order, max(begin, end), stop)
+            end = _sort_ties(words, values, order, max(begin, end), stop)
 
 
 @scalar
-def _sort_ties(words, largest_index, values, order, begin, stop):
+def _sort_ties(words, values, order, begin, stop):
     """Sort runs of equal keys, where the second of a run is in the range; return where the last ends."""
     end = begin
     for j in range(begin, stop):
-        if (words[j] ^ words[j - 1]) <= largest_index and j >= end:
+        if _tied(words[j], words[j - 1]) and j >= end:
             end = j + 1
-            while end < len(words) and (words[end] ^ words[j]) <= largest_index:
+            while end < len(words) and _tied(words[end], words[j]):
                 end += 1
             _sort_run(values, order[j - 1 : end])
     return end
