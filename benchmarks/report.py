@@ -29,7 +29,10 @@ def shortfalls(rows: list[Row]) -> list[str]:
 
 
 def markdown_table(machine: dict[str, str], rows: list[Row]) -> str:
-    """Return one line a case: our figure, its share of the limit or the peer, and the peers' times."""
+    """Return one line a case: our figure, its share of the limit or the peer, and the peers' times.
+
+    A case that is not ours has the times alone.
+    """
     lines = [
         f"{machine['machine']}, {machine['cores']} cores, {machine['date']}; {machine['versions']}.",
         "",
@@ -39,7 +42,11 @@ def markdown_table(machine: dict[str, str], rows: list[Row]) -> str:
     for (op, shape, dtype), case in groupby(rows, key=lambda row: row[:3]):
         candidates = list(case)
         others = [row for row in candidates if not row.who.startswith((OURS, LIMIT))]
-        for row in (row for row in candidates if row.who.startswith(OURS)):
+        ours = [row for row in candidates if row.who.startswith(OURS)]
+        times = ", ".join(f"{other.who} {_seconds(other.seconds)}" for other in others)
+        if others and not ours:
+            lines.append(f"| {op} | {shape} | {dtype} |  |  | {times} |")
+        for row in ours:
             variant = row.who.removeprefix(OURS)
             cells = (
                 f"{op}{variant}",
@@ -47,7 +54,7 @@ def markdown_table(machine: dict[str, str], rows: list[Row]) -> str:
                 dtype,
                 _figure(row),
                 _share(row),
-                ", ".join(f"{other.who} {_seconds(other.seconds)}" for other in others),
+                times,
             )
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
