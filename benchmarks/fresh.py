@@ -109,7 +109,7 @@ def run(code: str, cache: str) -> object:
 def startup_rows(repeats: int) -> list[Row]:
     """Import time, and each call's first time with a cold cache (compiling) and with a warm one.
 
-    Beside them the same of Numba alone, of which ours are made.
+    Then the same of a kernel that is not ours: the least that any of Numba's takes.
     """
     rows, imports = [], []
     for name, call in CALLS.items():

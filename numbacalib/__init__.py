@@ -1,8 +1,8 @@
 """Calibration for weight quantization without torch: four operations on NumPy and CUDA arrays."""
 
-from numbacalib.runtime.garbage import collections_paused
+from numbacalib.runtime.garbage import collector_paused
 
-with collections_paused():
+with collector_paused():
     import numbacalib.runtime.threads  # noqa: F401  (before NumPy and Numba)  # isort: skip
 
     from numbacalib.linalg import gptq_inverse_hessian

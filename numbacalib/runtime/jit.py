@@ -12,10 +12,11 @@ from functools import cache, update_wrapper
 from importlib import import_module
 from typing import Any
 
-from numbacalib.runtime.garbage import collections_paused
+from numbacalib.runtime.garbage import collector_paused
 from numbacalib.runtime.threads import launching  # before Numba
 
 from numba import njit  # isort: skip
+from numba.core.compiler_lock import global_compiler_lock  # isort: skip
 from numba.core.registry import cpu_target  # isort: skip
 
 LATE_IMPORTS = (
@@ -27,7 +28,7 @@ LATE_IMPORTS = (
 """Modules that Numba imports at its first kernel, while the caller waits."""
 
 for _module in LATE_IMPORTS:
-    with suppress(ImportError):  # other versions of Numba may have others
+    with suppress(ModuleNotFoundError):  # other versions of Numba may have others
         import_module(_module)
 
 scalar = njit(error_model="numpy")
@@ -39,7 +40,7 @@ _compile = njit(parallel=True, cache=True, nogil=True, error_model="numpy")
 @cache
 def _prepare_numba() -> None:
     """Have Numba register its functions, as it does before any first kernel; they all stay."""
-    with collections_paused():
+    with global_compiler_lock, collector_paused():  # other threads may compile kernels of their own
         cpu_target.target_context.refresh()
 
 

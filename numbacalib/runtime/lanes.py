@@ -119,7 +119,7 @@ class _Search:
         distance = builder.fsub(self._root, roots)
         below = builder.fsub(self._divisor, divisors)
         square = builder.fmul(distance, distance)
-        return [_multiply_add(builder, bases, below, builder.fneg(square)), below, places]
+        return [multiply_add(builder, bases, below, builder.fneg(square)), below, places]
 
     def offer(self, pair: list, end: Any = None) -> None:
         """Try two candidates, in the lanes whose places are not beyond the end."""
@@ -148,9 +148,10 @@ class _Search:
         return builder.extract_element(places, ir.Constant(_POSITION, 0))
 
     def _lesser(self, least: list, other: list, end: Any) -> list:
+        """The other candidate in the lanes where it is less."""
         builder = self._builder
         product = builder.fneg(builder.fmul(least[0], other[1]))
-        difference = _multiply_add(builder, other[0], least[1], product)
+        difference = multiply_add(builder, other[0], least[1], product)
         # its sign bit is all that a blend of vectors looks at, so that no comparison is needed
         zeros = ir.Constant(_INTEGERS, [0] * LANES)
         less = builder.icmp_signed("<", builder.bitcast(difference, _INTEGERS), zeros)
@@ -170,14 +171,6 @@ def _unwrapped(context: Any, builder: Any, signature: Any, arguments: Any) -> li
         else value
         for kind, value in zip(signature.args, arguments, strict=True)
     ]
-
-
-def _multiply_add(builder: Any, left: Any, right: Any, addend: Any) -> Any:
-    """``left * right + addend``, in one instruction where the processor has it."""
-    kind = ir.FunctionType(_REALS, [_REALS] * 3)
-    name = f"llvm.fmuladd.v{LANES}f64"
-    function = cgutils.get_or_insert_function(builder.module, kind, name)
-    return builder.call(function, [left, right, addend])
 
 
 def _load(builder: Any, pointer: Any, first: Any) -> Any:
@@ -200,6 +193,16 @@ def _scatter(builder: Any, vector: Any, pointer: Any, places: list) -> None:
     for lane, place in enumerate(places):
         element = builder.extract_element(vector, ir.Constant(_POSITION, lane))
         builder.store(element, builder.gep(pointer, [place]))
+
+
+def multiply_add(builder: Any, left: Any, right: Any, addend: Any) -> Any:
+    """``left * right + addend`` of vectors, in one instruction where the processor has it."""
+    vector = left.type
+    bits = 64 if vector.element == _REAL else 32
+    kind = ir.FunctionType(vector, [vector] * 3)
+    name = f"llvm.fmuladd.v{vector.count}f{bits}"
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(function, [left, right, addend])
 
 
 def spread(builder: Any, value: Any, lanes: int) -> Any:

@@ -16,7 +16,7 @@ from numba.core.codegen import get_host_cpu_features
 from numba.core.extending import intrinsic
 
 from numbacalib.runtime.jit import scalar
-from numbacalib.runtime.lanes import spread
+from numbacalib.runtime.lanes import multiply_add, spread
 
 _FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
 _WIDE = "+avx512f" in _FEATURES
@@ -97,11 +97,6 @@ class _Tile:
         self._left, self._right, self._target = left, right, target
         self._width = _VECTOR // left.size
         self._vector = ir.VectorType(left.element.pointee, self._width)
-        self._multiply_add = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(self._vector, [self._vector] * 3),
-            f"llvm.fmuladd.v{self._width}f{8 * left.size}",
-        )
         self.lanes = _BYTES // left.size
         """Lanes whose sums fit registers."""
 
@@ -122,8 +117,8 @@ class _Tile:
                 factor = spread(builder, factor, self._width)
                 for offset, vector in vectors.items():
                     variable = sums[column, offset]
-                    terms = vector, factor, builder.load(variable)
-                    builder.store(builder.call(self._multiply_add, terms), variable)
+                    total = multiply_add(builder, vector, factor, builder.load(variable))
+                    builder.store(total, variable)
         for (column, offset), variable in sums.items():
             given = self._load(self._target, _number(column), offset)
             total = builder.fadd(given, builder.load(variable))

@@ -21,6 +21,7 @@ ONE = np.uint64(1)
 """Unsigned indices cannot count from the end, and need no test of whether they do."""
 LARGEST_DIGIT = np.uint64((1 << DIGIT) - 1)
 KEY_BITS = np.uint64(2 * DIGIT)
+"""A word's lowest bits, which are its key; the index is above them."""
 KEY = np.uint64((1 << 2 * DIGIT) - 1)
 LARGEST_KEY = float(KEY)
 SHORT = 1 << (32 - 2 * DIGIT)
