@@ -9,28 +9,23 @@ from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from numbacalib.linalg import TINY, HessianFactors
-from numbacalib.runtime.blas import (
-    cholesky_lower,
-    invert_triangle,
-    routine,
-    single_threaded,
-)
-from numbacalib.runtime.half import carrier, widen_block
-from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.blas import cholesky_lower, invert_triangle
+from numbacalib.runtime.half import carrier
+from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
-from numbacalib.runtime.tasks import (
-    LEFT,
-    LOWER,
-    NORMAL,
-    TRANSPOSED,
-    call_fortran,
-    claim,
-)
+from numbacalib.runtime.tasks import claim
+from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product, add_tile, load_tile
 
-PANEL = 256
-"""Columns that are factored together."""
-STRIP = 256
-"""Rows of a panel that are a task."""
+PANEL = 192
+"""Columns that are factored together: whole tiles and whole strips."""
+GROUP = 8
+"""Most tiles of a task: they share what they read of the strips."""
+SHARE = 8
+"""Tasks of a worker, where there are tiles enough."""
+SLICE = 128
+"""Columns of the strips that are a task."""
+TURN = 3 * LANES
+"""Rows that are whole tiles and whole strips."""
 
 
 def factor(hessians: NDArray, percdamps: Sequence[float], dtype: np.dtype) -> HessianFactors:
@@ -61,73 +56,115 @@ def _factor(hessian: NDArray, diagonal: NDArray, upper: NDArray) -> int:
 
     Returns 0, or the order of the minor, counted from the end, that is not positive definite. From the
     last panel of columns to the first, each is compensated for all behind it, and its rows above are
-    multiplied by an inverse: all by products. LAPACK solves triangular systems, which is slower, and
-    would need both axes reversed.
+    multiplied by an inverse: all by products, of operands that lie as `add_product` reads them. LAPACK
+    would need both axes reversed, solves triangular systems, which is slower, and copies what it
+    multiplies into such an order at each product.
     """
     size, source, workers = len(upper), rows_view(carrier(hessian)), get_num_threads()
-    gemm, trmm, trtri = (routine(name, upper.dtype) for name in ("gemm", "trmm", "trtri"))
-    with single_threaded():
-        for end in range(size, 0, -PANEL):
-            begin = max(end - PANEL, 0)
-            counters = np.zeros((2, 1), np.int64)
-            _compensate(workers, gemm, source, diagonal, begin, end, counters[0], upper)
-            own = upper[begin:end, begin:end]
-            reverse = own[::-1, ::-1].copy()
-            if minor := cholesky_lower(reverse):
-                return size - end + minor
-            own[:] = np.tril(reverse)[::-1, ::-1]
-            if begin:
-                _solve(workers, trtri, trmm, begin, end, counters[1], upper)
+    tiles = np.empty((-(-size // LANES), size + COLUMNS, LANES), upper.dtype)
+    memory = np.empty(PANEL * size, upper.dtype)
+    for begin in range((size - 1) // PANEL * PANEL, -1, -PANEL):
+        end = min(begin + PANEL, size)
+        behind = size - end
+        strips = memory[: behind * PANEL].reshape(PANEL // COLUMNS, behind, COLUMNS)
+        own = np.empty((end - begin, end - begin), upper.dtype)
+        counters = np.zeros((3, 1), np.int64)
+        _begin_panel(workers, source, diagonal, begin, strips, tiles, counters, own)
+        if minor := cholesky_lower(own):
+            return behind + minor
+        block = upper[begin:end, begin:end]
+        block[:] = np.tril(own)[::-1, ::-1]
+        if begin:
+            inverse = block.copy()
+            invert_triangle(inverse, lower=False)
+            group = min(GROUP, max(1, begin // (LANES * workers * SHARE)))
+            _finish_panel(workers, source, inverse, group, strips, tiles, counters[2], upper)
     return 0
 
 
 @kernel
-def _compensate(workers, gemm, source, diagonal, begin, end, counter, upper):
-    """Set panel p down to its last row to ``H_p - R_{>p} R_{p, >p}^T``.
+def _begin_panel(workers, source, diagonal, begin, strips, tiles, counters, own):
+    """Lay out a panel's own rows as strips, and compensate the block on its diagonal.
 
-    Split: workers claim strips of rows.
+    Sets the lower triangle of `own` to the block, with both axes reversed. Split: workers claim columns
+    of the strips, then tiles.
     """
-    strips = -(-end // (STRIP * workers)) * workers  # as many for each
+    width, behind = len(own), strips.shape[1]
+    end = begin + width
     for _ in prange(workers):
-        task = claim(counter)
-        while task < strips:
-            top, stop = task * end // strips, (task + 1) * end // strips
-            strip = upper[top:stop, begin:end]
-            widen_block(source, top, begin, strip)
-            for j in range(max(top, begin), stop):
-                strip[j - top, j - begin] = diagonal[j]
-            inner, step = len(upper) - end, len(upper)
-            if inner:
-                one = upper.dtype.type(1)
-                # Column-major BLAS sees the transposes.
-                call_fortran(
-                    gemm,
-                    (
-                        TRANSPOSED, NORMAL, end - begin, len(strip), inner, -one, upper[begin:, end:],
-                        step, upper[top:, end:], step, one, strip, step,
-                    ),
-                )  # fmt: skip
-            task = claim(counter)
+        first = claim(counters[0]) * SLICE
+        while first < behind:
+            _lay_out(tiles[begin // LANES :, end:], first, min(first + SLICE, behind), strips)
+            first = claim(counters[0]) * SLICE
+    for _ in prange(workers):
+        rows = np.zeros((LANES, width), own.dtype)
+        top = claim(counters[1]) * LANES
+        while top < width:
+            count, t = min(LANES, width - top), (begin + top) // LANES
+            tile = tiles[t : t + 1]
+            load_tile(source, begin + top, count, begin, rows, tile[0, begin:])
+            for r in range(count):
+                tile[0, begin + top + r, r] = diagonal[begin + top + r]
+            if behind:
+                skip = top // COLUMNS
+                left = begin + skip * COLUMNS
+                add_product(tile[:, end:], behind, strips[skip:], 0, tile[:, left:], 1)
+            for r in range(count):
+                row = own[width - 1 - top - r]
+                for j in range(top + r, width):
+                    row[width - 1 - j] = tile[0, begin + j, r]
+            top = claim(counters[1]) * LANES
 
 
 @kernel
-def _solve(workers, trtri, trmm, begin, end, counter, upper):
-    """Multiply the rows before a panel's own by ``R_pp^-T``, which each worker finds for itself.
+def _finish_panel(workers, source, inverse, group, strips, tiles, counter, upper):
+    """Compensate the rows before a panel's own, and multiply them by ``R_pp^-T``.
 
-    Split: workers claim strips of rows.
+    `inverse` is ``R_pp^-1``. Split: workers claim groups of tiles.
     """
+    width, behind = len(inverse), strips.shape[1]
+    end = len(upper) - behind
+    begin = end - width
+    factors = np.zeros((-(-width // COLUMNS), width, COLUMNS), upper.dtype)
+    for i in range(width):
+        for j in range(i, width):
+            factors[i // COLUMNS, j, i % COLUMNS] = inverse[i, j]
     for _ in prange(workers):
-        inverse, info = upper[begin:end, begin:end].copy(), np.empty(1, np.int32)
-        # Column-major LAPACK sees the transpose, a lower triangle, and its inverse.
-        call_fortran(trtri, (LOWER, NORMAL, end - begin, inverse, end - begin, info))
-        top = claim(counter) * STRIP
-        while top < begin:
-            strip = upper[top : min(top + STRIP, begin), begin:end]
-            call_fortran(
-                trmm,
-                (
-                    LEFT, LOWER, TRANSPOSED, NORMAL, end - begin, len(strip), upper.dtype.type(1),
-                    inverse, end - begin, strip, len(upper),
-                ),
-            )  # fmt: skip
-            top = claim(counter) * STRIP
+        rows, given = np.zeros((LANES, width), upper.dtype), np.empty((width, LANES), upper.dtype)
+        first = claim(counter) * group
+        while first * LANES < begin:
+            last = min(first + group, begin // LANES)
+            for t in range(first, last):
+                load_tile(source, t * LANES, LANES, begin, rows, tiles[t, begin:])
+            if behind:
+                left = tiles[first:last, end:]
+                add_product(left, behind, strips, 0, tiles[first:, begin:], last - first)
+            for t in range(first, last):
+                tile = tiles[t]
+                given[:] = tile[begin:end]
+                tile[begin:end] = 0
+                for s in range(len(factors)):
+                    at = s * COLUMNS
+                    add_tile(given, (at, 0), factors[s], (at, 0), width - at, tile, (begin + at, 0))
+                for r in range(LANES):
+                    row = upper[t * LANES + r, begin:end]
+                    for j in range(width):
+                        row[j] = tile[begin + j, r]
+            first = claim(counter) * group
+
+
+@scalar
+def _lay_out(tiles, first, last, strips):
+    """Negate rows into strips, columns `first` to `last`: `TURN` rows at a time."""
+    rows = np.empty(TURN, strips.dtype)
+    for turn in range(len(strips) * COLUMNS // TURN):
+        tile, strip = turn * (TURN // LANES), turn * (TURN // COLUMNS)
+        for k in range(first, last):
+            for t in range(TURN // LANES):
+                given = tiles[tile + t, k]
+                for r in range(LANES):
+                    rows[t * LANES + r] = -given[r]
+            for s in range(TURN // COLUMNS):
+                taken = strips[strip + s, k]
+                for c in range(COLUMNS):
+                    taken[c] = rows[s * COLUMNS + c]

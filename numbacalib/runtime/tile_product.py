@@ -15,6 +15,7 @@ from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
 from numba.core.extending import intrinsic
 
+from numbacalib.runtime.half import widen_block
 from numbacalib.runtime.jit import scalar
 from numbacalib.runtime.lanes import multiply_add, spread
 
@@ -29,8 +30,10 @@ _BYTES = 4 * LANES
 """Bytes of the lanes that are added up at once: all of float32, half of float64."""
 _VECTOR = 64
 """Bytes of a vector, which LLVM makes several of where registers are smaller."""
-DEPTH = 256
-"""Columns of the left operand that meet all of the right one before the next: so they stay in a cache."""
+DEPTH = 16384 // _BYTES
+"""Columns of a tile that meet all strips before the next ones: half of a first-level cache in float32."""
+CACHE_LINE = 64
+"""Bytes that are loaded at once."""
 
 
 @scalar
@@ -38,14 +41,33 @@ def add_product(left, depth, right, top, target, tiles):
     """Add ``left^T right`` to `target`, of the first `depth` columns of `left` and rows from `top` on.
 
     `left` is [tiles, >= depth, LANES], `right` [strips, >= top + depth, COLUMNS] and `target`
-    [tiles, >= strips * COLUMNS, LANES], of which the first `tiles` are meant.
+    [tiles, >= strips * COLUMNS, LANES], of which the first `tiles` are meant. A slice of a tile stays in
+    the first-level cache while all strips pass by, and the slice that follows is sent for meanwhile.
     """
+    share = -(-DEPTH // max(len(right), 1))
     for begin in range(0, depth, DEPTH):
         count = min(DEPTH, depth - begin)
-        for s in range(len(right)):
-            strip, first = right[s], s * COLUMNS
-            for t in range(tiles):
-                add_tile(left[t], (begin, 0), strip, (top + begin, 0), count, target[t], (first, 0))
+        for t in range(tiles):
+            following, first = (left[t + 1], begin) if t + 1 < tiles else (left[0], begin + count)
+            for s in range(len(right)):
+                send_for(following, (first + s * share, 0), share)
+                at = s * COLUMNS, 0
+                add_tile(left[t], (begin, 0), right[s], (top + begin, 0), count, target[t], at)
+
+
+@scalar
+def load_tile(source, top, count, left, rows, tile):
+    """Transpose `count` rows of a carrier matrix, from row `top` and column `left` on, into a tile.
+
+    `tile` is [w, LANES]. They go through `rows` [LANES, w], zeros below `count`: rows that lie a power of
+    two apart would evict each other from the cache. All of it is transposed, since vectors take a number
+    of lanes that does not vary.
+    """
+    widen_block(source, top, left, rows[:count])
+    for j in range(rows.shape[1]):
+        column = tile[j]
+        for r in range(LANES):
+            column[r] = rows[r, j]
 
 
 @intrinsic
@@ -67,6 +89,25 @@ def add_tile(typing_context, left, left_at, right, right_at, depth, target, targ
 
     signature = types.void(left, left_at, right, right_at, depth, target, target_at)
     return signature, generate
+
+
+@intrinsic
+def send_for(typing_context, matrix, at, count):
+    """Have the cache load `count` rows of a tile; those that do not exist are no error."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        rows = _Matrix(context, builder, signature.args[0], *arguments[:2])
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        hints = [ir.Constant(number, hint) for hint in (0, 2, 1)]  # to read, to the second level, data
+        with cgutils.for_range(builder, arguments[2]) as loop:
+            for lane in range(0, LANES, CACHE_LINE // rows.size):
+                address = builder.bitcast(rows.address(loop.index, lane), byte)
+                builder.call(prefetch, [address, *hints])
+        return context.get_dummy_value()
+
+    return types.void(matrix, at, count), generate
 
 
 class _Matrix:

@@ -70,6 +70,8 @@ def find_scales(
 def quantize_block(
     panel,
     errors,
+    history,
+    inverse,
     corner,
     start,
     stop,
@@ -90,14 +92,16 @@ def quantize_block(
 ):
     """Quantize columns `start` to `stop` of a panel from column `begin`, in `count` rows from `first`.
 
-    `panel` [TILE // LANES, w, LANES] holds compensated weights and receives values; `errors` receives
-    ``-e``; `corner` couples the block's columns, and has zeros behind them. Columns go in steps:
-    compensation reaches the rest of the step at once and the rest of the block step by step, `STEP`
+    `panel` [TILE // LANES, w, LANES] holds compensated weights, `errors` receives ``-e``; `history`,
+    [TILE // LANES, K, LANES], holds weights as they came and receives ``-e`` with `inverse`, else what
+    rounding took from them. `corner` couples the block's columns, and has zeros behind them. Columns go in
+    steps: compensation reaches the rest of the step at once and the rest of the block step by step, `STEP`
     columns in one pass over it. With `find`, a step ends where a group does, so that a group's scale is
     found from fully compensated weights.
     """
     width = stop - start
-    block = np.zeros((width + COLUMNS, TILE), panel.dtype)  # products may reach behind it
+    block = np.empty((width + COLUMNS, TILE), panel.dtype)
+    block[width:] = 0  # products may reach behind the block
     error = np.empty((width, TILE), panel.dtype)
     unsigned = np.empty((width, TILE), np.uint8)
     scale = np.ones(TILE, panel.dtype)
@@ -129,8 +133,13 @@ def quantize_block(
                 _compensate(block[k], error[j], corner[j, k])
         _compensate_rest(block, error, corner, step, end, width)
         step = end
-    _distribute(block[:width], panel[:, start:stop])
-    _distribute(error, errors[:, start:stop])
+    kept = history[:, begin + start : begin + stop]
+    if inverse:
+        _distribute(error, kept)
+    else:
+        _take_away(block, kept)
+    if stop < errors.shape[1]:
+        _distribute(error, errors[:, start:stop])
     for r in range(count):
         losses[first + r] += loss[r]
         row = codes[first + r, begin + start : begin + stop]
@@ -159,6 +168,16 @@ def _distribute(block, tiles):
 
 
 @scalar
+def _take_away(block, tiles):
+    """Subtract what `_distribute` would store."""
+    for t in range(TILE // LANES):
+        for j in range(tiles.shape[1]):
+            taken, left = block[j, t * LANES : (t + 1) * LANES], tiles[t, j]
+            for r in range(LANES):
+                left[r] -= taken[r]
+
+
+@scalar
 def _store(scale, zero, first, count, group, scales, zeros):
     """Store the grids of one group of `count` rows."""
     for r in range(count):
@@ -169,10 +188,14 @@ def _store(scale, zero, first, count, group, scales, zeros):
 def _span(group, levels, symmetric, storage, scale, zero):
     """Find each row's scale and zero point from a group's columns of a transposed tile."""
     lo, hi = np.zeros(TILE, scale.dtype), np.zeros(TILE, scale.dtype)
-    for j in range(len(group)):
+    last = len(group) - 1
+    for j in range(0, last + 1, 4):  # at a time: each pass over the ends waits for the one before it
+        a, b = group[j], group[min(j + 1, last)]
+        c, d = group[min(j + 2, last)], group[min(j + 3, last)]
         for r in range(TILE):
-            lo[r] = min(lo[r], group[j, r])
-            hi[r] = max(hi[r], group[j, r])
+            lo[r] = min(lo[r], min(min(a[r], b[r]), min(c[r], d[r])))
+        for r in range(TILE):
+            hi[r] = max(hi[r], max(max(a[r], b[r]), max(c[r], d[r])))
     for r in range(TILE):
         scale[r], zero[r] = stored_grid(lo[r], hi[r], levels, symmetric, storage)
 

@@ -34,11 +34,11 @@ from numbacalib.ops.grid import group_indices
 from numbacalib.runtime import checks
 from numbacalib.runtime.blas import cholesky_lower
 from numbacalib.runtime.finite import require_finite
-from numbacalib.runtime.half import carrier, widen_block
+from numbacalib.runtime.half import carrier
 from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import claim
-from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product
+from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product, load_tile
 from numbacalib.spec.grid import Grid
 from numbacalib.spec.range_search import RangeSearch
 
@@ -237,8 +237,8 @@ def _sweep(
 ):
     """Quantize chunks of rows. `group_size` is 0 where scales are given, `length` that of a block.
 
-    `history` holds ``-E`` or ``D`` of the columns so far, `panel` compensated weights and then their
-    values, `errors` its ``-e``: [tiles, columns, LANES] all three. Split: workers claim chunks.
+    `history` holds ``-E`` or ``D`` of the columns so far and the weights of those to come, `panel`
+    compensated weights, `errors` its ``-e``: [tiles, columns, LANES] all three. Split: workers claim chunks.
     """
     rows, channels = codes.shape
     searching = len(shares) > 0
@@ -287,6 +287,8 @@ def _sweep(
                         quantize_block(
                             panel[own],
                             errors[own],
+                            history[own],
+                            inverse,
                             corners[start // length],
                             start,
                             stop,
@@ -305,25 +307,16 @@ def _sweep(
                             codes,
                             losses,
                         )
-                _keep(inverse, errors, panel, history[:, begin:end], tiles)
             first = claim(counter) * chunk
 
 
 @scalar
 def _load(source, first, begin, end, count, original, panel):
-    """Transpose a panel's weights from row `first` on, into two places.
-
-    Through a buffer: rows that lie a power of two apart would evict each other from the cache. It is
-    transposed whole, where fewer rows are left too: vectors take a number of lanes that does not vary.
-    """
+    """Transpose a panel's weights from row `first` on, into two places."""
     rows = np.zeros((LANES, end - begin), panel.dtype)
     for top in range(0, count, LANES):
-        widen_block(source, first + top, begin, rows[: min(LANES, count - top)])
         tile = top // LANES
-        for j in range(end - begin):
-            column = panel[tile, j]
-            for r in range(LANES):
-                column[r] = rows[r, j]
+        load_tile(source, first + top, min(LANES, count - top), begin, rows, panel[tile])
         for j in range(end - begin):
             column, copy = panel[tile, j], original[tile, begin + j]
             for r in range(LANES):
@@ -336,13 +329,3 @@ def _compensate(left, depth, strips, top, start, length, panel, tiles):
     count = block_strips(length)
     at = start // length * count
     add_product(left, depth, strips[at : at + count], top, panel[:, start:], tiles)
-
-
-@scalar
-def _keep(inverse, errors, panel, history, tiles):
-    """Store ``-E``, or ``D = W - Q`` where `history` holds W, of a panel's columns."""
-    for tile in range(tiles):
-        for j in range(history.shape[1]):
-            kept, value, error = history[tile, j], panel[tile, j], errors[tile, j]
-            for r in range(LANES):
-                kept[r] = error[r] if inverse else kept[r] - value[r]
