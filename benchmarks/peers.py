@@ -93,31 +93,36 @@ def numpy_inverse_factor(hessian: NDArray) -> NDArray:
 
 def column_loop(
     weight: torch.Tensor, upper: torch.Tensor, group: int, bits: int = 4
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize as the GPTQ paper's algorithm 1 runs in eager torch: column by column, asymmetric.
 
-    The columns to the right of a block are updated once a block. Groups start at block edges, where
-    every column before them has been compensated for.
+    Returns the values and the loss, which the original finds of each weight and adds up for its log, as
+    llm-compressor and ours do. The columns to the right of a block are updated once a block. Groups start
+    at block edges, where every column before them has been compensated for.
     """
     weight = weight.clone()
-    values = torch.empty_like(weight)
+    values, losses = torch.zeros_like(weight), torch.zeros_like(weight)
     largest = 2**bits - 1
     width = max(1, BLOCK // group) * group
     for start in range(0, weight.shape[1], width):
         stop = min(start + width, weight.shape[1])
         block = weight[:, start:stop].clone()
-        errors = torch.empty_like(block)
+        found, errors, lost = (torch.zeros_like(block) for _ in range(3))
         factor = upper[start:stop, start:stop]
         for j in range(stop - start):
             if (start + j) % group == 0:
                 scale, zero = _group_grid(block[:, j : j + group], largest)
-            column = block[:, j]
+            column, pivot = block[:, j], factor[j, j]
             value = ((column / scale).round() + zero).clamp(0, largest).sub(zero).mul(scale)
-            errors[:, j] = (column - value) / factor[j, j]
-            block[:, j:] -= errors[:, j].unsqueeze(1) @ factor[j, j:].unsqueeze(0)
-            values[:, start + j] = value
+            found[:, j] = value
+            lost[:, j] = (column - value) ** 2 / pivot**2
+            error = (column - value) / pivot
+            block[:, j:] -= error.unsqueeze(1) @ factor[j, j:].unsqueeze(0)
+            errors[:, j] = error
+        values[:, start:stop] = found
+        losses[:, start:stop] = lost
         weight[:, stop:] -= errors @ upper[start:stop, stop:]
-    return values
+    return values, losses.sum()
 
 
 def _group_grid(weights: torch.Tensor, largest: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,7 +141,8 @@ def original_gptq(
     With `act_order` columns with the largest inputs go first, and groups are runs in that order.
     """
     if not act_order:
-        return column_loop(weight, torch_inverse_factor(hessian), group, bits)
+        values, _ = column_loop(weight, torch_inverse_factor(hessian), group, bits)
+        return values
     order = hessian.diagonal().argsort(descending=True)
     values = original_gptq(weight[:, order], hessian[order][:, order], group, bits)
     return values[:, order.argsort()]
