@@ -100,7 +100,7 @@ def send_for(typing_context, matrix, at, count):
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
         prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        hints = [ir.Constant(number, hint) for hint in (0, 2, 1)]  # to read, to the second level, data
+        hints = [ir.Constant(number, hint) for hint in (0, 2, 1)]  # read data, second level
         with cgutils.for_range(builder, arguments[2]) as loop:
             for lane in range(0, LANES, CACHE_LINE // rows.size):
                 address = builder.bitcast(rows.address(loop.index, lane), byte)

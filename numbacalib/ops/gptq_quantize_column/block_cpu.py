@@ -186,10 +186,13 @@ def _store(scale, zero, first, count, group, scales, zeros):
 
 @scalar
 def _span(group, levels, symmetric, storage, scale, zero):
-    """Find each row's scale and zero point from a group's columns of a transposed tile."""
+    """Find each row's scale and zero point from a group's columns of a transposed tile.
+
+    Four columns at a time: each pass over the ends waits for the one before it.
+    """
     lo, hi = np.zeros(TILE, scale.dtype), np.zeros(TILE, scale.dtype)
     last = len(group) - 1
-    for j in range(0, last + 1, 4):  # at a time: each pass over the ends waits for the one before it
+    for j in range(0, last + 1, 4):
         a, b = group[j], group[min(j + 1, last)]
         c, d = group[min(j + 2, last)], group[min(j + 3, last)]
         for r in range(TILE):

@@ -238,7 +238,8 @@ def _sweep(
     """Quantize chunks of rows. `group_size` is 0 where scales are given, `length` that of a block.
 
     `history` holds ``-E`` or ``D`` of the columns so far and the weights of those to come, `panel`
-    compensated weights, `errors` its ``-e``: [tiles, columns, LANES] all three. Split: workers claim chunks.
+    compensated weights, `errors` its ``-e``: [tiles, columns, LANES] all three. Split: workers claim
+    chunks.
     """
     rows, channels = codes.shape
     searching = len(shares) > 0
