@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.core.extending import intrinsic
 
 LEFT, LOWER = np.uint8(ord("L")), np.uint8(ord("L"))
-NORMAL, TRANSPOSED = np.uint8(ord("N")), np.uint8(ord("T"))
+NORMAL = np.uint8(ord("N"))
 
 
 @intrinsic
