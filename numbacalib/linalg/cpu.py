@@ -23,7 +23,7 @@ GROUP = 8
 SHARE = 8
 """Tasks of a worker, where there are tiles enough."""
 SLICE = 128
-"""Columns of the strips that are a task."""
+"""Columns that are brought into another order at a time."""
 TURN = 3 * LANES
 """Rows that are whole tiles and whole strips."""
 
@@ -35,8 +35,14 @@ def factor(hessians: NDArray, percdamps: Sequence[float], dtype: np.dtype) -> He
     dampings = np.array(percdamps) * means
     dead = diagonals == 0
     damped = np.where(dead, 1.0, diagonals + dampings[:, None]).astype(dtype)
-    uppers = np.zeros(hessians.shape, dtype)
-    minors = [_factor(*arrays) for arrays in zip(hessians, damped, uppers, strict=True)]
+    size = hessians.shape[1]
+    # the last rows of a matrix make a whole tile, which may end behind them
+    memory = np.empty(hessians.size + LANES * size, dtype)
+    uppers = memory[: hessians.size].reshape(hessians.shape)
+    minors = [
+        _factor(hessian, damped[e], memory[e * size * size :], uppers[e])
+        for e, hessian in enumerate(hessians)
+    ]
     roots = np.diagonal(uppers, axis1=1, axis2=2).astype(np.float64)
     with np.errstate(all="ignore"):  # values that are not finite are named later
         pivots = np.where(dead, np.inf, roots**2).min(axis=1) / np.maximum(means, TINY)
@@ -51,34 +57,35 @@ def invert(upper: NDArray) -> NDArray:
     return upper
 
 
-def _factor(hessian: NDArray, diagonal: NDArray, upper: NDArray) -> int:
-    """Set the upper triangle to ``R``, ``H = R R^T``, of a Hessian with another diagonal.
+def _factor(hessian: NDArray, diagonal: NDArray, memory: NDArray, upper: NDArray) -> int:
+    """Set `upper` to ``R``, ``H = R R^T``, of a Hessian with another diagonal.
 
     Returns 0, or the order of the minor, counted from the end, that is not positive definite. From the
     last panel of columns to the first, each is compensated for all behind it, and its rows above are
     multiplied by an inverse: all by products, of operands that lie as `add_product` reads them. LAPACK
     would need both axes reversed, solves triangular systems, which is slower, and copies what it
-    multiplies into such an order at each product.
+    multiplies into such an order at each product. Tiles lie in `memory`, where `upper` begins, too.
     """
     size, source, workers = len(upper), rows_view(carrier(hessian)), get_num_threads()
-    tiles = np.empty((-(-size // LANES), size + COLUMNS, LANES), upper.dtype)
-    memory = np.empty(PANEL * size, upper.dtype)
+    count = -(-size // LANES)
+    tiles = memory[: count * LANES * size].reshape(count, size, LANES)
+    flat = np.empty(PANEL * size, upper.dtype)
     for begin in range((size - 1) // PANEL * PANEL, -1, -PANEL):
         end = min(begin + PANEL, size)
         behind = size - end
-        strips = memory[: behind * PANEL].reshape(PANEL // COLUMNS, behind, COLUMNS)
+        strips = flat[: behind * PANEL].reshape(PANEL // COLUMNS, behind, COLUMNS)
         own = np.empty((end - begin, end - begin), upper.dtype)
         counters = np.zeros((3, 1), np.int64)
         _begin_panel(workers, source, diagonal, begin, strips, tiles, counters, own)
         if minor := cholesky_lower(own):
+            upper[:] = 0
             return behind + minor
-        block = upper[begin:end, begin:end]
-        block[:] = np.tril(own)[::-1, ::-1]
-        if begin:
-            inverse = block.copy()
-            invert_triangle(inverse, lower=False)
-            group = min(GROUP, max(1, begin // (LANES * workers * SHARE)))
-            _finish_panel(workers, source, inverse, group, strips, tiles, counters[2], upper)
+        own = np.tril(own)[::-1, ::-1].copy()
+        inverse = own.copy()
+        invert_triangle(inverse, lower=False)
+        group = min(GROUP, max(1, begin // (LANES * workers * SHARE)))
+        _finish_panel(workers, source, own, inverse, group, strips, tiles, counters[2])
+    _store_rows(workers, tiles, np.zeros(1, np.int64), upper)
     return 0
 
 
@@ -117,20 +124,24 @@ def _begin_panel(workers, source, diagonal, begin, strips, tiles, counters, own)
 
 
 @kernel
-def _finish_panel(workers, source, inverse, group, strips, tiles, counter, upper):
+def _finish_panel(workers, source, own, inverse, group, strips, tiles, counter):
     """Compensate the rows before a panel's own, and multiply them by ``R_pp^-T``.
 
-    `inverse` is ``R_pp^-1``. Split: workers claim groups of tiles.
+    `own` is ``R_pp``, which is stored, and `inverse` its inverse. A strip's last columns may lie behind the
+    matrix: what is added there is 0, to columns of the next tile that lie below the diagonal. Split:
+    workers claim groups of tiles.
     """
-    width, behind = len(inverse), strips.shape[1]
-    end = len(upper) - behind
+    width, behind = len(own), strips.shape[1]
+    end = tiles.shape[1] - behind
     begin = end - width
-    factors = np.zeros((-(-width // COLUMNS), width, COLUMNS), upper.dtype)
+    factors = np.zeros((-(-width // COLUMNS), width, COLUMNS), own.dtype)
     for i in range(width):
+        tile, lane = tiles[(begin + i) // LANES], i % LANES
         for j in range(i, width):
+            tile[begin + j, lane] = own[i, j]
             factors[i // COLUMNS, j, i % COLUMNS] = inverse[i, j]
     for _ in prange(workers):
-        rows, given = np.zeros((LANES, width), upper.dtype), np.empty((width, LANES), upper.dtype)
+        rows, given = np.zeros((LANES, width), own.dtype), np.empty((width, LANES), own.dtype)
         first = claim(counter) * group
         while first * LANES < begin:
             last = min(first + group, begin // LANES)
@@ -146,11 +157,30 @@ def _finish_panel(workers, source, inverse, group, strips, tiles, counter, upper
                 for s in range(len(factors)):
                     at = s * COLUMNS
                     add_tile(given, (at, 0), factors[s], (at, 0), width - at, tile, (begin + at, 0))
-                for r in range(LANES):
-                    row = upper[t * LANES + r, begin:end]
-                    for j in range(width):
-                        row[j] = tile[begin + j, r]
             first = claim(counter) * group
+
+
+@kernel
+def _store_rows(workers, tiles, counter, upper):
+    """Turn tiles into the rows whose memory they fill, with 0 below the diagonal.
+
+    Split: workers claim tiles.
+    """
+    size = len(upper)
+    for _ in prange(workers):
+        copy = np.empty((size, LANES), upper.dtype)
+        t = claim(counter)
+        while t < len(tiles):
+            top = t * LANES
+            copy[top:] = tiles[t, top:]
+            rows = upper[top : top + LANES]
+            rows[:, :top] = 0
+            for left in range(top, size, SLICE):
+                for r in range(len(rows)):
+                    row = rows[r]
+                    for j in range(left, min(left + SLICE, size)):
+                        row[j] = copy[j, r] if j >= top + r else 0
+            t = claim(counter)
 
 
 @scalar
