@@ -186,8 +186,11 @@ def _lay_out(rows, length, top, panel):
         block = s // per_block * length
         first = block + s % per_block * COLUMNS
         count = min(COLUMNS, block + length - first, width - first)
-        for i in range(len(rows)):
-            given, taken = rows[i, first : first + count], panel[s, top + i]
-            taken[:] = 0
-            for c in range(count):
-                taken[c] = given[c]
+        if count == COLUMNS:
+            for i in range(len(rows)):
+                given, taken = rows[i, first : first + COLUMNS], panel[s, top + i]
+                for c in range(COLUMNS):
+                    taken[c] = given[c]
+        else:
+            panel[s, top : top + len(rows), :count] = rows[:, first : first + count]
+            panel[s, top : top + len(rows), count:] = 0
