@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ SHARE = 8
 """Tasks of a worker, where there are tiles enough."""
 SLICE = 128
 """Columns that are brought into another order at a time."""
-TURN = 3 * LANES
+TURN = math.lcm(LANES, COLUMNS)
 """Rows that are whole tiles and whole strips."""
 
 
@@ -185,7 +186,7 @@ def _store_rows(workers, tiles, counter, upper):
 
 @scalar
 def _lay_out(tiles, first, last, strips):
-    """Negate rows into strips, columns `first` to `last`: `TURN` rows at a time."""
+    """Negate a panel's own rows into strips, columns `first` to `last`: `TURN` rows at a time."""
     rows = np.empty(TURN, strips.dtype)
     for turn in range(len(strips) * COLUMNS // TURN):
         tile, strip = turn * (TURN // LANES), turn * (TURN // COLUMNS)

@@ -16,7 +16,7 @@ from numbacalib.spec.grid import code_of, stored_grid, value_of
 
 BLOCK = 128
 """Columns that are walked with one tile of rows in the first-level cache."""
-TILE = 64
+TILE = 2 * LANES
 """Rows that are walked together: several vectors of float32."""
 STEP = 8
 """Columns whose errors reach the rest of a block in one pass."""

@@ -43,9 +43,9 @@ from numbacalib.spec.grid import Grid
 from numbacalib.spec.range_search import RangeSearch
 
 CHUNK = 256
-"""Most rows of a chunk: as many as read a strip of the coupling while it lies in the first-level cache."""
+"""About the rows of a chunk: what reads a panel's coupling while it lies in the second-level cache."""
 CHUNKS = 8
-"""Chunks that fewer rows make."""
+"""Least chunks, of at least a `TILE`: fewer would leave threads waiting for the last."""
 STRIP = 256
 """Rows that are looked at together for whether they are 0 below the diagonal."""
 
@@ -141,8 +141,10 @@ def sweep(
         importance = np.ones((1, channels), dtype)
     length = _block_length(group_size, search is not None)
     coupling = couple_panels(factor, edges, length, dtype, inverse=inverse)
+    workers = get_num_threads()
+    chunks = -(-max(CHUNKS, rows // CHUNK) // workers) * workers  # as many for each
     _sweep(
-        get_num_threads(),
+        workers,
         rows_view(carrier(weight)),
         coupling,
         edges,
@@ -156,7 +158,7 @@ def sweep(
         *grid.bounds(dtype),
         grid.symmetric,
         grid.storage,
-        min(CHUNK, -(-rows // (CHUNKS * TILE)) * TILE),
+        min(chunks, -(-rows // TILE)),
         np.zeros(1, np.int64),
         scales,
         zeros,
@@ -228,7 +230,7 @@ def _sweep(
     levels,
     symmetric,
     storage,
-    chunk,
+    chunks,
     counter,
     scales,
     zeros,
@@ -244,14 +246,17 @@ def _sweep(
     rows, channels = codes.shape
     searching = len(shares) > 0
     within = 0 < group_size <= BLOCK and not searching  # groups lie within blocks
-    for _ in prange(min(workers, -(-rows // chunk))):
-        history = np.empty((chunk // LANES, channels, LANES), scales.dtype)
+    units = -(-rows // TILE)
+    most = -(-units // chunks) * (TILE // LANES)
+    for _ in prange(min(workers, chunks)):
+        history = np.empty((most, channels, LANES), scales.dtype)
         # a strip's last columns may lie behind the panel
-        panel = np.zeros((chunk // LANES, edges[1] + COLUMNS, LANES), scales.dtype)
-        errors = np.empty((chunk // LANES, edges[1], LANES), scales.dtype)
-        first = claim(counter) * chunk
-        while first < rows:
-            count = min(chunk, rows - first)
+        panel = np.zeros((most, edges[1] + COLUMNS, LANES), scales.dtype)
+        errors = np.empty((most, edges[1], LANES), scales.dtype)
+        task = claim(counter)
+        while task < chunks:
+            first = task * units // chunks * TILE
+            count = min((task + 1) * units // chunks * TILE, rows) - first
             tiles = -(-count // LANES)
             for i in range(first, first + count):
                 losses[i] = 0
@@ -308,7 +313,7 @@ def _sweep(
                             codes,
                             losses,
                         )
-            first = claim(counter) * chunk
+            task = claim(counter)
 
 
 @scalar
