@@ -31,7 +31,7 @@ def test_inverse_factor_agrees_with_the_definition(size, seed, dtype, layout, pe
     assert np.abs(factor - expected).max() <= limit * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("size", [129, 300])
+@pytest.mark.parametrize("size", [129, 192, 193, 300, 577])
 def test_factor_of_the_hessian(size):
     hessian = cases.random_hessian(1, size)
     factors = factor_hessians(hessian[None], [0.02])

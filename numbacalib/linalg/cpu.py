@@ -1,4 +1,4 @@
-"""Factors on the host: SciPy's LAPACK."""
+"""Factors on the host: products of our own, and SciPy's LAPACK for the blocks on the diagonal."""
 
 from __future__ import annotations
 

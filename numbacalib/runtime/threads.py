@@ -6,9 +6,9 @@ others, which on two cores can take longer than the work itself. This module, im
 package, lets idle threads sleep instead. The settings are read when a library is loaded, so they
 are given through the environment for that moment only; a variable that the user has set stays, and
 a library that was loaded before keeps its own. So what alternates between kernels and BLAS most does not
-change pools at all: a factor and what couples columns are found by kernels whose threads each call BLAS
-on themselves (`numbacalib.runtime.blas.single_threaded`), the columns of GPTQ are a kernel that needs no
-BLAS (`numbacalib.runtime.tile_product`), and small factorisations stay on one thread.
+change pools at all: factors and the columns of GPTQ are kernels with products of their own
+(`numbacalib.runtime.tile_product`), what couples columns is found by a kernel whose threads each call BLAS
+on themselves (`numbacalib.runtime.blas.single_threaded`), and small factorisations stay on one thread.
 
 Limits: Numba follows NUMBA_NUM_THREADS, or OMP_NUM_THREADS where only that is set; OpenBLAS follows
 OPENBLAS_NUM_THREADS or OMP_NUM_THREADS, and a kernel that calls it Numba's. Several Python threads may
