@@ -83,7 +83,8 @@ def _factor(hessian: NDArray, diagonal: NDArray, memory: NDArray, upper: NDArray
             return behind + minor
         own = np.tril(own)[::-1, ::-1].copy()
         inverse = own.copy()
-        invert_triangle(inverse, lower=False)
+        if begin:  # else no rows wait for it
+            invert_triangle(inverse, lower=False)
         group = min(GROUP, max(1, begin // (LANES * workers * SHARE)))
         _finish_panel(workers, source, own, inverse, group, strips, tiles, counters[2])
     _store_rows(workers, tiles, np.zeros(1, np.int64), upper)

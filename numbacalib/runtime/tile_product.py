@@ -26,7 +26,7 @@ LANES = 32 if _WIDE else 24
 """Rows of a tile."""
 COLUMNS = 12 if _WIDE else 4
 """Columns of a tile: its float32 take three quarters of the registers. 8 would divide groups, as 4 does,
-but 48 rows of 8 columns were 5 to 10 % slower with wide registers.
+but 48 rows of 8 columns were slower with wide registers.
 """
 _BYTES = 4 * LANES
 """Bytes of the lanes that are added up at once: all of float32, half of float64."""
@@ -61,9 +61,9 @@ def add_product(left, depth, right, top, target, tiles):
 def load_tile(source, top, count, left, rows, tile):
     """Transpose `count` rows of a carrier matrix, from row `top` and column `left` on, into a tile.
 
-    `tile` is [w, LANES]. They go through `rows` [LANES, w], zeros below `count`: rows that lie a power of
-    two apart would evict each other from the cache. All of it is transposed, since vectors take a number
-    of lanes that does not vary.
+    `tile` is [w, LANES]. They go through `rows` [LANES, w]: rows that lie a power of two apart would
+    evict each other from the cache. All of it is transposed, since vectors take a number of lanes that
+    does not vary; what it holds below `count` goes to lanes that nobody reads.
     """
     widen_block(source, top, left, rows[:count])
     for j in range(rows.shape[1]):
