@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from numbacalib.linalg import TINY, HessianFactors
 from numbacalib.runtime.blas import cholesky_lower, invert_triangle
-from numbacalib.runtime.half import carrier
+from numbacalib.runtime.half import carrier, widen_block
 from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import claim
@@ -154,7 +154,7 @@ def _finish_panel(workers, source, own, inverse, group, strips, tiles, counter):
                 add_product(left, behind, strips, 0, tiles[first:, begin:], last - first)
             for t in range(first, last):
                 tile = tiles[t]
-                given[:] = tile[begin:end]
+                widen_block(tile, begin, 0, given)
                 tile[begin:end] = 0
                 for s in range(len(factors)):
                     at = s * COLUMNS
@@ -174,7 +174,7 @@ def _store_rows(workers, tiles, counter, upper):
         t = claim(counter)
         while t < len(tiles):
             top = t * LANES
-            copy[top:] = tiles[t, top:]
+            widen_block(tiles[t], top, 0, copy[top:])
             rows = upper[top : top + LANES]
             rows[:, :top] = 0
             for left in range(top, size, SLICE):

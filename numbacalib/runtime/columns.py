@@ -134,7 +134,8 @@ def _power_sums_of_rows(memory, leading, height, fold, tile, square, divisor, pa
             rest = total[: (height - runs * fold) * count]
             _add_powers(memory, runs * fold * leading + left, 0, 1, square, rest)
         _fold_sums(total, count)
-        partial[segment, left : left + count] = total[:count] / divisor
+        for j in range(count):
+            partial[segment, left + j] = total[j] / divisor
 
 
 @kernel
@@ -275,7 +276,8 @@ def _magnitude_max_of_rows(memory, leading, height, fold, tile, partial):
             rest = largest[: (height - runs * fold) * count]
             _raise_to_magnitudes(memory, runs * fold * leading + left, 0, 1, rest)
         _fold_magnitudes(largest, count)
-        partial[segment, left : left + count] = largest[:count]
+        for j in range(count):
+            partial[segment, left + j] = largest[j]
 
 
 @kernel

@@ -174,8 +174,9 @@ def _keep_corners(rows, top, begin, corners):
     length = corners.shape[1]
     for i in range(max(begin - top, 0), len(rows)):
         block, j = divmod(top + i - begin, length)
-        given = rows[i, block * length : (block + 1) * length]
-        corners[block, j, : len(given)] = given
+        given, taken = rows[i, block * length : (block + 1) * length], corners[block, j]
+        for k in range(len(given)):
+            taken[k] = given[k]
 
 
 @scalar
@@ -186,11 +187,11 @@ def _lay_out(rows, length, top, panel):
         block = s // per_block * length
         first = block + s % per_block * COLUMNS
         count = min(COLUMNS, block + length - first, width - first)
-        if count == COLUMNS:
-            for i in range(len(rows)):
-                given, taken = rows[i, first : first + COLUMNS], panel[s, top + i]
+        for i in range(len(rows)):
+            given, taken = rows[i, first : first + count], panel[s, top + i]
+            if count == COLUMNS:
                 for c in range(COLUMNS):
                     taken[c] = given[c]
-        else:
-            panel[s, top : top + len(rows), :count] = rows[:, first : first + count]
-            panel[s, top : top + len(rows), count:] = 0
+            else:
+                for c in range(COLUMNS):
+                    taken[c] = given[c] if c < count else 0

@@ -75,8 +75,8 @@ def _search(
             search_tile(
                 weights, factors, shares, norm, low, high, levels, symmetric, storage, scale, zero
             )
-            scales[first : first + count, g] = scale[:count]
-            zeros[first : first + count, g] = zero[:count]
+            for r in range(count):
+                scales[first + r, g], zeros[first + r, g] = scale[r], zero[r]
 
 
 @scalar
