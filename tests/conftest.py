@@ -5,7 +5,6 @@ simulate. A backend that was asked for and is missing fails every test that need
 """
 
 import dataclasses
-import hashlib
 import os
 from pathlib import Path
 
@@ -22,7 +21,6 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    _separate_kernel_cache(config)
     backend = config.getoption("--backend")
     settings.load_profile("cudasim" if backend == "cudasim" else "numbacalib")
     if backend == "cudasim":
@@ -43,23 +41,6 @@ def pytest_collection_modifyitems(config, items):
         others = [item for item in items if "backend" not in item.fixturenames]
         items[:] = [item for item in items if "backend" in item.fixturenames]
         config.hook.pytest_deselected(items=others)
-
-
-def _separate_kernel_cache(config):
-    """Cache compiled kernels by the sources that are compiled into them.
-
-    Numba looks only at the file that a kernel stands in, so that a change of what it calls would leave
-    stale kernels in use.
-    """
-    digest = hashlib.sha256()
-    package = Path(__file__).parent.parent / "numbacalib"
-    sources = (
-        source for part in ("spec", "runtime", "ops") for source in package.glob(f"{part}/**/*.py")
-    )
-    for source in sorted(sources):
-        digest.update(source.read_bytes())
-    directory = config.cache.mkdir(f"kernels-{digest.hexdigest()[:12]}")
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(directory))
 
 
 class ForeignArray:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -41,15 +42,25 @@ numbacalib.awq_channel_scores(x, w)
 numbacalib.gptq_quantize_column(w, numbacalib.gptq_inverse_hessian(h), 4, 50, False)
 gptq(w, h, bits=4, group_size=50)
 """
+DECODE = """
+import json
+import numpy as np
+from numbacalib.ops.grid.cpu import decode
+from numbacalib.spec.grid import Grid
+codes, one = np.array([[5, 7]], np.uint8), np.ones((1, 1), np.float32)
+values = decode(codes, one, 2 * one.astype(np.uint8), np.zeros(2, np.int64), Grid(4, False))
+print(json.dumps(values.tolist()))
+"""
 THREADS = "print(json.dumps(len(os.listdir('/proc/self/task'))))"
 
 
-def start(code, **environment):
-    """Start a fresh Python that sees the package; a variable that is None is unset."""
+def start(code, folder=None, **environment):
+    """Start a fresh Python that sees the package, in a folder; a variable that is None is unset."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.Popen(
         [sys.executable, "-c", code],
         env={name: value for name, value in variables.items() if value is not None},
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -123,6 +134,21 @@ def test_two_processes_start_on_a_cold_cache(tmp_path):
     assert kernels
     assert result_of(start(code, NUMBA_CACHE_DIR=str(tmp_path))) == first
     assert {file.name for file in tmp_path.rglob("*.nbc")} == kernels, "compiled again"
+
+
+def test_a_cached_kernel_follows_the_sources_of_other_files(tmp_path):
+    package = tmp_path / "numbacalib"
+    shutil.copytree(ROOT / "numbacalib", package, ignore=shutil.ignore_patterns("__pycache__"))
+    formula = package / "spec" / "grid.py"
+    settings = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    assert result_of(start(DECODE, tmp_path, **settings)) == [[3.0, 5.0]]
+    assert result_of(start(DECODE, tmp_path, **settings)) == [[3.0, 5.0]]
+    (kernel,) = (tmp_path / "cache").rglob("*.nbc")
+    formula.write_text(
+        formula.read_text().replace("(code - zero) * scale", "(code + zero) * scale")
+    )
+    assert result_of(start(DECODE, tmp_path, **settings)) == [[7.0, 9.0]]
+    assert list((tmp_path / "cache").rglob("*.nbc")) == [kernel], "stale kernels pile up"
 
 
 def test_reductions_have_the_same_bits_at_any_number_of_threads():

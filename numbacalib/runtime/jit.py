@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, update_wrapper
+from hashlib import sha256
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from numbacalib.runtime.garbage import collector_paused
 from numbacalib.runtime.threads import launching  # before Numba
 
 from numba import njit  # isort: skip
+from numba.core.caching import FunctionCache  # isort: skip
 from numba.core.compiler_lock import global_compiler_lock  # isort: skip
+from numba.core.dispatcher import Dispatcher  # isort: skip
 from numba.core.registry import cpu_target  # isort: skip
 
 LATE_IMPORTS = (
@@ -34,7 +38,27 @@ for _module in LATE_IMPORTS:
 scalar = njit(error_model="numpy")
 """For spec functions: compiled into their callers; numba-cuda compiles the same source again."""
 
-_compile = njit(parallel=True, cache=True, nogil=True, error_model="numpy")
+_compile = njit(parallel=True, nogil=True, error_model="numpy")
+
+
+@cache
+def _compiled_sources() -> bytes:
+    """Digest of the files whose functions and constants kernels of other files are compiled from."""
+    package = Path(__file__).parent.parent
+    digest = sha256()
+    for folder in ("linalg", "ops", "runtime", "spec"):
+        for source in sorted((package / folder).rglob("*.py")):
+            digest.update(source.read_bytes())
+    return digest.digest()
+
+
+class _KernelCache(FunctionCache):
+    """Numba's cache on disk, whose own rule is that a kernel is stale when its own file has changed."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        file = self._cache_file
+        file._source_stamp = file._source_stamp, _compiled_sources()
 
 
 @cache
@@ -49,6 +73,8 @@ class kernel:  # noqa: N801  (a decorator)
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._compiled = _compile(function)
+        if isinstance(self._compiled, Dispatcher):  # not where NUMBA_DISABLE_JIT is set
+            self._compiled._cache = _KernelCache(function)
         update_wrapper(self, function)
 
     def __call__(self, *arguments: Any) -> Any:
