@@ -151,6 +151,17 @@ def test_a_cached_kernel_follows_the_sources_of_other_files(tmp_path):
     assert list((tmp_path / "cache").rglob("*.nbc")) == [kernel], "stale kernels pile up"
 
 
+def test_scipy_is_whole_for_who_imports_it_later():
+    code = "import json, sys, numpy as np, numba, numbacalib\n"
+    code += "numbacalib.gptq_inverse_hessian(np.eye(3)), numbacalib.fisher_information(np.ones((2, 3)))\n"
+    code += "alone = 'scipy.linalg' not in sys.modules\n"
+    code += "solved = numba.njit(lambda a: np.linalg.inv(a) @ a)(np.diag([2.0, 4.0])).tolist()\n"
+    code += "import scipy.linalg\n"
+    code += "pointer = 'dgemm' in scipy.linalg.cython_blas.__pyx_capi__\n"
+    code += "print(json.dumps([alone, solved, pointer, scipy.linalg.det(np.eye(2))]))"
+    assert result_of(start(code)) == [True, [[1.0, 0.0], [0.0, 1.0]], True, 1.0]
+
+
 def test_reductions_have_the_same_bits_at_any_number_of_threads():
     one, two = (result_of(start(INPUTS + REDUCTIONS, NUMBA_NUM_THREADS=n)) for n in "12")
     assert one == two

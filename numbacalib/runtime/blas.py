@@ -14,26 +14,38 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba.extending import get_cython_function_address
 from numpy.typing import NDArray
-from scipy.linalg import blas, cython_blas, lapack
 
+from numbacalib.runtime.scipy_routines import ADDRESSES, FILE
 from numbacalib.runtime.threads import launching
 
 SMALL = 1024
 """Order up to which a matrix is factored on one thread."""
 
 
-@cache
 def routine(name: str, dtype: np.dtype) -> int:
     """Address of a routine of SciPy's BLAS or LAPACK, such as ``gemm``, in single or double precision.
 
     For `numbacalib.runtime.tasks.call_fortran`: dimensions are 32-bit.
     """
-    library = "blas" if hasattr(blas, f"s{name}") else "lapack"
-    return get_cython_function_address(
-        f"scipy.linalg.cython_{library}", dtype.char.replace("f", "s") + name
-    )
+    return ADDRESSES[dtype.char.replace("f", "s") + name]
+
+
+def _call(name: str, dtype: np.dtype, *arguments: str | int | float | NDArray) -> None:
+    """Call a routine: letters as characters, ints as C ints, floats as `dtype`, arrays where they begin."""
+    real = ctypes.c_float if dtype == np.float32 else ctypes.c_double
+    references: list[Any] = []
+    for argument in arguments:
+        match argument:
+            case str():
+                references.append(ctypes.byref(ctypes.c_char(argument.encode())))
+            case int():
+                references.append(ctypes.byref(ctypes.c_int(argument)))
+            case float():
+                references.append(ctypes.byref(real(argument)))
+            case _:
+                references.append(ctypes.c_void_p(argument.ctypes.data))
+    ctypes.CFUNCTYPE(None)(routine(name, dtype))(*references)
 
 
 @contextmanager
@@ -69,7 +81,7 @@ def _threads_for(matrix: NDArray) -> AbstractContextManager[Any]:
 def _thread_switch() -> tuple[Any, Any] | None:
     """OpenBLAS's ``get_num_threads`` and ``set_num_threads``, by the names that builds give them."""
     # A symbol is looked for in the libraries that the module stands on, too.
-    library = ctypes.CDLL(cython_blas.__file__)
+    library = ctypes.CDLL(FILE)
     for prefix in ("scipy_openblas", "openblas"):
         for suffix in ("", "64_", "_64"):
             names = (f"{prefix}_{verb}_num_threads{suffix}" for verb in ("get", "set"))
@@ -84,12 +96,12 @@ def syrk(matrix: NDArray, x: NDArray, alpha: float, beta: float) -> None:
 
     `matrix` is C-contiguous, `x` C- or F-contiguous, both of one dtype. Nothing is copied.
     """
-    update = blas.ssyrk if matrix.dtype == np.float32 else blas.dsyrk
+    count, size = x.shape
+    transposed, step = ("N", size) if x.flags.c_contiguous else ("T", max(count, 1))
     with launching:
-        if x.flags.c_contiguous:
-            update(alpha, x.T, beta=beta, c=matrix.T, trans=0, lower=1, overwrite_c=1)
-        else:
-            update(alpha, x, beta=beta, c=matrix.T, trans=1, lower=1, overwrite_c=1)
+        _call(
+            "syrk", x.dtype, "L", transposed, size, count, float(alpha), x, step, float(beta), matrix, size
+        )  # fmt: skip
 
 
 def cholesky_lower(matrix: NDArray) -> int:
@@ -98,16 +110,17 @@ def cholesky_lower(matrix: NDArray) -> int:
     Returns 0, or the order of the leading minor that is not positive definite. The upper triangle
     keeps what it held.
     """
-    factor = lapack.spotrf if matrix.dtype == np.float32 else lapack.dpotrf
+    info = np.zeros(1, np.intc)
     with _threads_for(matrix):
-        _, info = factor(matrix.T, lower=0, overwrite_a=1, clean=0)
-    return info
+        _call("potrf", matrix.dtype, "U", len(matrix), matrix, len(matrix), info)
+    return int(info[0])
 
 
 def invert_triangle(matrix: NDArray, *, lower: bool) -> None:
     """Overwrite one triangle of a C-contiguous matrix by the inverse of that triangle."""
-    invert = lapack.strtri if matrix.dtype == np.float32 else lapack.dtrtri
+    info = np.zeros(1, np.intc)
     with _threads_for(matrix):
-        _, info = invert(matrix.T, lower=int(not lower), overwrite_c=1)
-    if info:
-        raise np.linalg.LinAlgError(f"triangular factor is singular at index {info - 1}")
+        triangle = "U" if lower else "L"
+        _call("trtri", matrix.dtype, triangle, "N", len(matrix), matrix, len(matrix), info)
+    if info[0]:
+        raise np.linalg.LinAlgError(f"triangular factor is singular at index {info[0] - 1}")

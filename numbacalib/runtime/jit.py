@@ -22,18 +22,25 @@ from numba.core.caching import FunctionCache  # isort: skip
 from numba.core.compiler_lock import global_compiler_lock  # isort: skip
 from numba.core.dispatcher import Dispatcher  # isort: skip
 from numba.core.registry import cpu_target  # isort: skip
+from numba.core.runtime import rtsys  # isort: skip
 
 LATE_IMPORTS = (
     "multiprocessing",
     "numba.core.inline_closurecall",
     "numba.cpython.charseq",
-    "numba.np.arraymath",
+    "numba.cpython.setobj",
+    "numba.np.npyimpl",
+    "numba.np.random.generator_methods",
+    "numba.np.random.legacy",
+    "numba.typed",
+    "numpy.ma",
 )
 """Modules that Numba imports at its first kernel, while the caller waits."""
 
 for _module in LATE_IMPORTS:
     with suppress(ModuleNotFoundError):  # other versions of Numba may have others
         import_module(_module)
+rtsys.initialize(cpu_target.target_context)  # compiled then, too
 
 scalar = njit(error_model="numpy")
 """For spec functions: compiled into their callers; numba-cuda compiles the same source again."""

@@ -50,7 +50,8 @@ def _limit_numba() -> None:
 _limit_numba()
 with _sleeping_when_idle():
     import numpy  # noqa: F401
-    import scipy.linalg  # noqa: F401  (Numba's first kernel would import it, while the caller waits)
+
+    import numbacalib.runtime.scipy_routines  # noqa: F401
 
     with suppress(ImportError):
         from numba.np.ufunc import omppool  # noqa: F401  (absent where Numba has no OpenMP)
