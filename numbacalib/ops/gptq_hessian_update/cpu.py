@@ -62,20 +62,22 @@ def widen_rows(source, target):
 
 @kernel
 def mirror_upper(matrix):
-    """Copy the upper triangle to the lower one. Split: one task a block row of tiles.
+    """Copy the upper triangle to the lower one. Split: one task two block rows of tiles, as long together.
 
     Through a buffer: rows that lie a power of two apart would evict each other from the cache.
     """
     size = len(matrix)
-    for block in prange(-(-size // MIRROR_TILE)):
-        top, bottom = block * MIRROR_TILE, min((block + 1) * MIRROR_TILE, size)
+    blocks = -(-size // MIRROR_TILE)
+    for task in prange(-(-blocks // 2)):
         tile = np.empty((MIRROR_TILE, MIRROR_TILE), matrix.dtype)
-        for left in range(0, bottom, MIRROR_TILE):
-            for j in range(left, min(left + MIRROR_TILE, bottom)):
-                above = matrix[j, top:bottom]
-                for i in range(len(above)):
-                    tile[j - left, i] = above[i]
-            for i in range(top, bottom):
-                below = matrix[i, left : min(left + MIRROR_TILE, i)]
-                for j in range(len(below)):
-                    below[j] = tile[j, i - top]
+        for block in (np.int64(task), blocks - 1 - task):
+            top, bottom = block * MIRROR_TILE, min((block + 1) * MIRROR_TILE, size)
+            for left in range(0, bottom, MIRROR_TILE):
+                for j in range(left, min(left + MIRROR_TILE, bottom)):
+                    above = matrix[j, top:bottom]
+                    for i in range(len(above)):
+                        tile[j - left, i] = above[i]
+                for i in range(top, bottom):
+                    below = matrix[i, left : min(left + MIRROR_TILE, i)]
+                    for j in range(len(below)):
+                        below[j] = tile[j, i - top]
