@@ -18,29 +18,27 @@ from types import ModuleType
 
 import scipy
 
-LIBRARIES = {
-    "scipy.linalg.cython_blas": ("gemm", "syrk", "trmm"),
-    "scipy.linalg.cython_lapack": ("potrf", "trtri"),
-}
-"""The modules, and the routines that are used of each, in single and double precision."""
+PACKAGE = "scipy.linalg"
+LIBRARIES = {"cython_blas": ("gemm", "syrk", "trmm"), "cython_lapack": ("potrf", "trtri")}
+"""Its modules, and the routines that are used of each, in single and double precision."""
 
 
 @contextmanager
-def _loaded_alone() -> Iterator[dict[str, ModuleType]]:
-    """Load the modules; those that were not there before are registered only meanwhile."""
-    absent = [name for name in LIBRARIES if name not in sys.modules]
+def _libraries_alone() -> Iterator[dict[str, ModuleType]]:
+    """Load the modules; where their package was not there before, they are registered only meanwhile."""
     try:
-        yield {name: _load(name) for name in LIBRARIES}
+        yield {library: _load(f"{PACKAGE}.{library}") for library in LIBRARIES}
     finally:
-        if "scipy.linalg" not in sys.modules:  # else they are its own
-            for name in absent:
-                sys.modules.pop(name, None)
+        if PACKAGE not in sys.modules:
+            for library in LIBRARIES:
+                sys.modules.pop(f"{PACKAGE}.{library}", None)
 
 
 def _load(name: str) -> ModuleType:
-    """Load a compiled module alone; a SciPy that is laid out in another way is imported as usual."""
-    spec = PathFinder.find_spec(name, [str(Path(scipy.__file__).parent / "linalg")])
-    if name in sys.modules or spec is None or spec.loader is None:
+    """Load a compiled module alone; with its package where that is there, or is laid out in another way."""
+    folder = Path(scipy.__file__).parent / "linalg"
+    spec = None if PACKAGE in sys.modules else PathFinder.find_spec(name, [str(folder)])
+    if spec is None or spec.loader is None:
         return import_module(name)
     module = module_from_spec(spec)
     sys.modules[name] = module
@@ -48,16 +46,16 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-with _loaded_alone() as _modules:
+with _libraries_alone() as _modules:
     import numba.np.arraymath  # noqa: F401  (looks for BLAS)
     from numba.extending import get_cython_function_address
 
     ADDRESSES = {
-        kind + routine: get_cython_function_address(name, kind + routine)
-        for name, routines in LIBRARIES.items()
+        kind + routine: get_cython_function_address(f"{PACKAGE}.{library}", kind + routine)
+        for library, routines in LIBRARIES.items()
         for routine in routines
         for kind in "sd"
     }
     """Address of each routine, such as ``sgemm``: all arguments by reference, dimensions as C ints."""
-    FILE = _modules["scipy.linalg.cython_blas"].__file__
+    FILE = _modules["cython_blas"].__file__
     """A file that stands on SciPy's BLAS."""
