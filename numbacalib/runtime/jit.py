@@ -40,7 +40,7 @@ LATE_IMPORTS = (
 for _module in LATE_IMPORTS:
     with suppress(ModuleNotFoundError):  # other versions of Numba may have others
         import_module(_module)
-rtsys.initialize(cpu_target.target_context)  # compiled then, too
+rtsys.initialize(cpu_target.target_context)  # else compiled at its first kernel
 
 scalar = njit(error_model="numpy")
 """For spec functions: compiled into their callers; numba-cuda compiles the same source again."""

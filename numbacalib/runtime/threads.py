@@ -51,7 +51,7 @@ _limit_numba()
 with _sleeping_when_idle():
     import numpy  # noqa: F401
 
-    import numbacalib.runtime.scipy_routines  # noqa: F401
+    import numbacalib.runtime.scipy_routines  # noqa: F401  (loads SciPy's BLAS)
 
     with suppress(ImportError):
         from numba.np.ufunc import omppool  # noqa: F401  (absent where Numba has no OpenMP)

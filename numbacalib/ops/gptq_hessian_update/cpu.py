@@ -70,7 +70,7 @@ def mirror_upper(matrix):
     blocks = -(-size // MIRROR_TILE)
     for task in prange(-(-blocks // 2)):
         tile = np.empty((MIRROR_TILE, MIRROR_TILE), matrix.dtype)
-        for block in (np.int64(task), blocks - 1 - task):
+        for block in (np.int64(task), blocks - 1 - task):  # prange counts in another type
             top, bottom = block * MIRROR_TILE, min((block + 1) * MIRROR_TILE, size)
             for left in range(0, bottom, MIRROR_TILE):
                 for j in range(left, min(left + MIRROR_TILE, bottom)):
