@@ -1,8 +1,8 @@
 """Where the routines of SciPy's BLAS and LAPACK are, without the package around them.
 
-`import scipy.linalg` takes long, mostly for what its other functions need, and we call routines that two of
-its compiled modules hold. So these are loaded alone. They are registered only while Numba looks whether there is
-BLAS, so that whoever imports `scipy.linalg` later finds all of it.
+`import scipy.linalg` takes long, mostly for what its other functions need, and we call routines that two
+of its compiled modules hold. So these are loaded alone. They are registered only while Numba looks whether
+there is BLAS, so that whoever imports `scipy.linalg` later finds all of it.
 """
 
 from __future__ import annotations
