@@ -28,9 +28,13 @@ RESULTS = Path(__file__).parent / "results"
 OURS = "numbacalib"
 LIMIT = "limit: "
 """Candidates whose names begin so are ceilings of the machine, not peers."""
-REST = 0.05
-"""Seconds of sleep before each timed call: thread pools spin for up to 30 ms after their work, and
-would take the cores from the next candidate's pool."""
+REST = 0.02
+"""Seconds in which no thread works before a call is timed: pools of threads keep processors busy after
+their work, OpenBLAS's for 0.11 s at 2.4 GHz, and would take them from the next candidate's pool."""
+IDLE = 0.1
+"""Share of one processor that counts as no work."""
+LONGEST_REST = 1.0
+"""Seconds after which a call is timed all the same."""
 
 
 class Row(NamedTuple):
@@ -117,11 +121,20 @@ def measure(
         if turn >= 3 and time.perf_counter() - began > budget:
             break
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            time.sleep(REST)
+            _wait_for_idle_threads()
             times[name].append(clock(case.candidates[name]))
     for name, work in case.works.items():
         times[name] = [seconds * case.work / work for seconds in times[name]]
     return [_row(case, name, times, notes.get(name, "")) for name in names]
+
+
+def _wait_for_idle_threads() -> None:
+    """Sleep until the threads of this process have slept for `REST`, or for `LONGEST_REST`."""
+    for _ in range(round(LONGEST_REST / REST)):
+        worked = time.process_time()
+        time.sleep(REST)
+        if time.process_time() - worked < IDLE * REST:
+            return
 
 
 def _warm_up(case: Case) -> dict[str, str]:
