@@ -284,7 +284,7 @@ def measurements(quick: bool) -> list[Row]:
     sizes = (256, 512) if quick else (512, 1024, 2048, 4096, 8192)
     for size in sizes:
         rivals = llm_compressor if size <= K else None
-        rows += measure(layer_case(size, size, rivals, goal=size == K), rounds=5)
+        rows += measure(layer_case(size, size, rivals, goal=size == K))
     if not quick:
         rows += measure(layer_case(14336, K, llm_compressor, goal=False), rounds=3)
     rows += growth_rows(rows)
