@@ -70,9 +70,23 @@ class _KernelCache(FunctionCache):
 
 @cache
 def _prepare_numba() -> None:
-    """Have Numba register its functions, as it does before any first kernel; they all stay."""
+    """Have Numba register its functions, as it does before any first kernel; they all stay.
+
+    Many of them have all registered again before they are themselves. That finds nothing which is not
+    on its way already, and takes long: it is spared.
+    """
+    context = cpu_target.target_context
+    register = context.refresh
     with global_compiler_lock, collector_paused():  # other threads may compile kernels of their own
-        cpu_target.target_context.refresh()
+        context.refresh = _nothing
+        try:
+            register()
+        finally:
+            del context.refresh
+
+
+def _nothing() -> None:
+    """What registers all functions again while they are being registered."""
 
 
 class kernel:  # noqa: N801  (a decorator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numba import prange
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from numbacalib.ops.grid import SCALES
 from numbacalib.runtime import checks
-from numbacalib.runtime.finite import start_finite_check
+from numbacalib.runtime.finite import not_finite
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel
 from numbacalib.runtime.strides import rows_view
@@ -46,7 +47,15 @@ def stored_arrays(
     with np.errstate(over="ignore"):
         narrow = scales.astype(dtype)
     unsigned = (zeros - grid.bounds(zeros.dtype)[0]).astype(np.uint8)
-    return narrow, unsigned, start_finite_check(SCALES.format(dtype), narrow)
+    return narrow, unsigned, partial(_require_finite_scales, narrow)
+
+
+def _require_finite_scales(scales: NDArray) -> None:
+    """Raise a ValueError that names the first infinity. They are few: no kernel is loaded for them."""
+    finite = np.isfinite(scales)
+    if not finite.all():
+        index = int(np.argmin(finite))
+        raise not_finite(SCALES.format(scales.dtype), scales.flat[index], index, scales.shape)
 
 
 def decode(
