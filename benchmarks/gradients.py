@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from small_models import Subject
 
-from numbacalib.fisher import GradientStatistics
 from numbacalib.models import Checkpoint
+from numbacalib.statistics import GradientStatistics
 
 AGREEMENT = 1e-4
 """Relative difference allowed between torch's loss and ours, each summed in an order of its own."""

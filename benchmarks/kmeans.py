@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from report import shortfalls, update_readme
 
 from numbacalib.methods import CodebookWeight, codebook
-from numbacalib.report import table
+from numbacalib.quantizer.report import table
 
 PACKAGES = ("numba", "numpy", "scikit-learn")
 PEER = "scikit-learn, row by row"

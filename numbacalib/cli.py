@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_methods(quantize: argparse.ArgumentParser) -> None:
-    """Options of the methods: names and defaults are those of `pipeline.Settings`."""
+    """Options of the methods: names and defaults are those of `quantizer.Settings`."""
     quantize.add_argument(
         "--channel-scales", choices=("none", "awq"), default="none", help="scale channels first"
     )
@@ -183,9 +183,9 @@ def _add_length(parser: argparse.ArgumentParser) -> None:
 
 
 def _quantize(options: argparse.Namespace) -> None:
-    from numbacalib import pipeline, report
+    from numbacalib.quantizer import Settings, quantize, report
 
-    settings = pipeline.Settings(
+    settings = Settings(
         method=options.method,
         bits=options.bits,
         group_size=None if options.group_size == -1 else options.group_size,
@@ -203,7 +203,7 @@ def _quantize(options: argparse.Namespace) -> None:
         samples=options.samples,
         sequence_length=options.sequence_length,
     )
-    layers = pipeline.quantize(
+    layers = quantize(
         options.model,
         options.output,
         text=options.text,
@@ -218,9 +218,9 @@ def _quantize(options: argparse.Namespace) -> None:
 
 
 def _collect(options: argparse.Namespace) -> None:
-    from numbacalib import calibration
+    from numbacalib.quantizer import collect
 
-    calibration.collect(
+    collect(
         options.model,
         options.output,
         text=options.text,
@@ -231,9 +231,9 @@ def _collect(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from numbacalib import pipeline
+    from numbacalib.quantizer import evaluate
 
-    result = pipeline.evaluate(
+    result = evaluate(
         options.model,
         options.text,
         sequence_length=options.sequence_length,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numbacalib.fisher import GradientStatistics, load_fisher, save_fisher
+from numbacalib.statistics import GradientStatistics, load_fisher, save_fisher
 
 SHAPE = (3, 5)
 

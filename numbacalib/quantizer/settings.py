@@ -1,0 +1,61 @@
+"""What a run is asked to do, checked before anything is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from numbacalib.methods import LayerSettings
+from numbacalib.runtime import checks
+
+CHANNEL_SCALES = ("none", "awq")
+MAGNITUDES = ("mean", "max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(LayerSettings):
+    """How to quantize the linear layers of a model; each layer's `scale_dtype` is the model's own."""
+
+    act_order: str = "desc"
+    static_groups: bool = True
+    """With "desc", a model's perplexity is lower than with the order as it comes."""
+    channel_scales: str = "none"
+    """Scale input channels first, and fold that into what produces them: "none" or "awq"."""
+    awq_magnitude: str = "mean"
+    """What the scales are powers of: "mean" or "max" of a channel's absolute inputs."""
+    awq_weight_term: bool = False
+    """Whether the scales also fall with the channel's weights: see `awq_scales`."""
+    samples: int = 64
+    """Calibration sequences, evenly spaced over the text."""
+    sequence_length: int = 512
+    max_fallbacks: float = 0.1
+    """Share of the layers that may need more damping than was asked for before the run fails."""
+
+
+def check(settings: Settings, importance: str | Path | None) -> None:
+    """Check what does not depend on a layer, before anything is read."""
+    settings.check()
+    if settings.method == "kmeans":
+        raise ValueError("method: expected gptq or rtn, since the file format has no codebooks")
+    checks.integer("bits", settings.bits, 2, 8)
+    if settings.group_size is not None:
+        checks.integer("group_size", settings.group_size, 1, 1 << 31)
+    if settings.channel_scales not in CHANNEL_SCALES:
+        raise ValueError(
+            f"channel_scales: expected {' or '.join(CHANNEL_SCALES)}, "
+            f"got {settings.channel_scales!r}"
+        )
+    if settings.awq_magnitude not in MAGNITUDES:
+        raise ValueError(
+            f"awq_magnitude: expected {' or '.join(MAGNITUDES)}, got {settings.awq_magnitude!r}"
+        )
+    if importance is not None and settings.channel_scales != "none":
+        raise ValueError(
+            "importance: expected none with channel scales, which change the weights it is of"
+        )
+    if importance is not None and settings.ranges != "weighted":
+        raise ValueError(f"importance: expected none with ranges {settings.ranges!r}")
+    if settings.act_order == "desc" and not settings.static_groups:
+        raise ValueError(
+            "act_order: expected static_groups with 'desc', since the file format has no g_idx"
+        )

@@ -1,0 +1,19 @@
+"""What calibration collects: streaming, mergeable, savable."""
+
+from numbacalib.statistics.gradients import GradientStatistics, load_fisher, save_fisher
+from numbacalib.statistics.inputs import (
+    InputStatistics,
+    load_statistics,
+    load_weights,
+    save_statistics,
+)
+
+__all__ = [
+    "GradientStatistics",
+    "InputStatistics",
+    "load_fisher",
+    "load_statistics",
+    "load_weights",
+    "save_fisher",
+    "save_statistics",
+]
