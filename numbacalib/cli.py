@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "demo", help="fetch SmolLM2-135M, quantize it to 4 and 3 bits, compare perplexities"
     )
     demo.set_defaults(run=_demo)
+    _add_device(demo)
     demo.add_argument("--output", type=Path, default=Path("smollm2-135m-gptq"), metavar="DIR")
     return parser
 
@@ -174,6 +175,16 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="Hugging Face directory or GGUF file")
+    _add_device(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:N, or auto: a GPU where there is one (default auto)",
+    )
 
 
 def _add_length(parser: argparse.ArgumentParser) -> None:
@@ -210,6 +221,7 @@ def _quantize(options: argparse.Namespace) -> None:
         statistics=options.statistics,
         importance=options.importance,
         settings=settings,
+        device=options.device,
     )
     print(report.layer_table(layers))
     if options.report:
@@ -226,6 +238,7 @@ def _collect(options: argparse.Namespace) -> None:
         text=options.text,
         samples=options.samples,
         sequence_length=options.sequence_length,
+        device=options.device,
     )
     print(f"written to {options.output}")
 
@@ -238,6 +251,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.text,
         sequence_length=options.sequence_length,
         samples=options.samples,
+        device=options.device,
     )
     print(f"perplexity {result.perplexity:.4f} over {result.tokens} tokens")
 
@@ -245,7 +259,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _demo(options: argparse.Namespace) -> None:
     from numbacalib import demo
 
-    demo.run(options.output)
+    demo.run(options.output, options.device)
 
 
 if __name__ == "__main__":

@@ -32,13 +32,15 @@ EVALUATION_SEQUENCES = 16
 GROUP_SIZE = 64
 
 
-def run(output: Path) -> None:
+def run(output: Path, device: str = "auto") -> None:
     """Quantize to 4 and 3 bits by RTN and GPTQ, print a table, leave the 4-bit GPTQ model.
 
     Parameters
     ----------
     output : Path
         Where the 4-bit GPTQ checkpoint goes; absent or empty.
+    device : str, default "auto"
+        As in `numbacalib.quantizer.quantize`.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output}: expected a new or empty directory")
@@ -48,7 +50,11 @@ def run(output: Path) -> None:
 
     def perplexity(checkpoint: Path) -> str:
         result = evaluate(
-            checkpoint, evaluation, sequence_length=SEQUENCE_LENGTH, samples=EVALUATION_SEQUENCES
+            checkpoint,
+            evaluation,
+            sequence_length=SEQUENCE_LENGTH,
+            samples=EVALUATION_SEQUENCES,
+            device=device,
         )
         return f"{result.perplexity:.3f}"
 
@@ -68,7 +74,7 @@ def run(output: Path) -> None:
                     samples=CALIBRATION_SEQUENCES,
                     sequence_length=SEQUENCE_LENGTH,
                 )
-                layers = quantize(model, target, text=calibration, settings=settings)
+                layers = quantize(model, target, text=calibration, settings=settings, device=device)
                 rows.append([name, perplexity(target), *_size(layers)])
     print(table(["SmolLM2-135M-Instruct", "perplexity", "bits a weight", "MB of layers"], rows))
     print(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.ops.grid import grid_values, group_indices
-from numbacalib.ops.matrix import cast
+from numbacalib.ops.matrix import cast, to_host
 
 
 class StoredWeight(Protocol):
@@ -47,6 +47,11 @@ class QuantizedWeight:
         if self.g_idx is not None:
             return self.g_idx
         return group_indices(self.codes.shape[1], self.group_size)
+
+    def to_host(self) -> QuantizedWeight:
+        """Return the same with NumPy arrays."""
+        codes, scales, zeros = map(to_host, (self.codes, self.scales, self.zeros))
+        return replace(self, codes=codes, scales=scales, zeros=zeros)
 
     def dequantize(self, dtype: DTypeLike = np.float32) -> Any:
         """Return the weights that the codes stand for, [M, K], computed in float32."""

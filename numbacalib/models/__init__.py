@@ -1,18 +1,22 @@
 """Checkpoint readers and a torch-free forward pass of the Llama family.
 
-`open_checkpoint` reads a Hugging Face directory or a GGUF file; `Decoder` runs it in NumPy, one
-block in memory at a time.
+`open_checkpoint` reads a Hugging Face directory or a GGUF file; `Decoder` runs it on the host or on a
+CUDA device (`open_place`), one block in memory at a time.
 """
 
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from numbacalib.models.config import ModelConfig
 from numbacalib.models.llama import Decoder, DecoderBlock
+from numbacalib.models.place import HOST, Place, open_place
 
 __all__ = [
+    "HOST",
     "Checkpoint",
     "Decoder",
     "DecoderBlock",
     "ModelConfig",
+    "Place",
     "TensorInfo",
     "open_checkpoint",
+    "open_place",
 ]

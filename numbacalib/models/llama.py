@@ -1,28 +1,32 @@
-"""Forward pass of the Llama family in NumPy, float32, one decoder block in memory at a time."""
+"""Forward pass of the Llama family on either device, one decoder block in memory at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from numbacalib.models.attention import causal_attention
 from numbacalib.models.checkpoint import Checkpoint
 from numbacalib.models.config import ModelConfig
+from numbacalib.models.place import HOST, Place
 from numbacalib.models.rope import RotaryEmbedding
+from numbacalib.ops.attention import attention
+from numbacalib.ops.gated_silu import gated_silu
+from numbacalib.ops.linear import linear
+from numbacalib.ops.matrix import cast, from_host, scaled, take, to_host
+from numbacalib.ops.rms_norm import rms_norm
+from numbacalib.ops.rotary import rotate
+from numbacalib.ops.token_loss import LOWEST, add_scores, losses
 
 __all__ = ["Decoder", "DecoderBlock"]
 
-Array = NDArray[np.float32]
+Array = Any
+"""An array of the place that a model runs on: NumPy's, or on a CUDA device."""
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _EMBEDDINGS = "model.embed_tokens.weight"
-# Rows of an elementwise step at a time, so that its operands stay in the cache.
-_ROWS = 256
-# Tokens that go through a block at a time in `Decoder.forward`, which bounds what it holds.
-_TOKENS = 4096
 # Head rows (vocabulary entries) at a time: neither the logits nor the head are ever whole.
 _VOCABULARY = 8192
 
@@ -31,14 +35,17 @@ class DecoderBlock:
     """One decoder block: attention and MLP, each normalized before and added to the residual.
 
     The forward pass is cut where a linear layer's input appears, so that a quantizer sees it and
-    replaces ``linears[name]`` before the next stage runs. All activations are float32, ``[T, ...]``
-    for one sequence or ``[S, T, ...]`` for several of equal length, at positions ``0 .. T - 1``.
+    replaces ``linears[name]`` before the next stage runs. Activations are ``[T, ...]`` for one sequence
+    or ``[S, T, ...]`` for several of equal length, at positions ``0 .. T - 1``. The residual stream is
+    float32; inputs of linear layers are of `dtype`, and sums float32.
 
     Attributes
     ----------
-    linears : dict of str to float32 ``[M, K]``
+    linears : dict of str to array ``[M, K]``
         Weights of the seven linear layers by short name, such as ``"mlp.down_proj"``; assign to
         replace one.
+    dtype : dtype
+        In what products are computed: that in which the weights came.
     stages : tuple of tuple of str
         The linear layers in the order they run, grouped by the input they share.
     """
@@ -59,6 +66,7 @@ class DecoderBlock:
         vectors: dict[str, Array],
     ) -> None:
         self.linears = linears
+        self.dtype = np.dtype(linears["self_attn.q_proj"].dtype)
         self._vectors = vectors
         self._config = config
         self._rope = rope
@@ -98,21 +106,25 @@ class DecoderBlock:
             Norms and biases that changed, by short name with ``.weight`` or ``.bias``.
         """
         producer = self.producer(stage)
-        vectors = {
-            name: (vector / scales).astype(dtype)
+        factors = to_host(scales)
+        before = {
+            name: to_host(vector)
             for name, vector in self._vectors.items()
             if name.rpartition(".")[0] == producer
         }
+        vectors = {name: (vector / factors).astype(dtype) for name, vector in before.items()}
         if producer in self.linears:
-            self.linears[producer] = self.linears[producer] / scales[:, None]
+            weight = self.linears[producer]
+            self.linears[producer] = scaled(weight, 1.0, from_host(1 / factors, weight))
         else:
-            before, after = self._vectors[f"{producer}.weight"], vectors[f"{producer}.weight"]
-            kept = after.astype(np.float32)
-            scales = np.divide(before, kept, out=np.ones_like(before), where=kept != 0)
+            weight, kept = before[f"{producer}.weight"], vectors[f"{producer}.weight"]
+            kept = kept.astype(np.float32)
+            factors = np.divide(weight, kept, out=np.ones_like(weight), where=kept != 0)
         for name, vector in vectors.items():
-            self._vectors[name] = vector.astype(np.float32)
+            self._vectors[name] = from_host(vector.astype(np.float32), scales)
+        scales = from_host(factors, scales)
         for name in stage:
-            self.linears[name] = self.linears[name] * scales
+            self.linears[name] = scaled(self.linears[name], scales)
         return scales, vectors
 
     def attention_input(self, hidden: Array) -> Array:
@@ -122,31 +134,26 @@ class DecoderBlock:
     def attention(self, x: Array) -> Array:
         """Attend: ``[..., T, hidden_size]`` to o_proj's ``[..., T, num_heads * head_dim]``."""
         config = self._config
-        length = x.shape[-2]
-        queries = self._project("self_attn.q_proj", x).reshape(
-            -1, length, config.num_heads, config.head_dim
-        )
-        keys, values = (
-            self._project(name, x).reshape(-1, length, config.num_kv_heads, config.head_dim)
-            for name in ("self_attn.k_proj", "self_attn.v_proj")
-        )
+        *_, length, _ = x.shape
+
+        def heads_of(name: str, count: int) -> Array:
+            return self._project(name, x).reshape(-1, length, count, config.head_dim)
+
+        queries = heads_of("self_attn.q_proj", config.num_heads)
+        keys = heads_of("self_attn.k_proj", config.num_kv_heads)
+        values = heads_of("self_attn.v_proj", config.num_kv_heads)
         if config.qk_norm:
             queries = self._norm("self_attn.q_norm", queries)
             keys = self._norm("self_attn.k_norm", keys)
-        for sequence in range(len(queries)):
-            self._rope.rotate(queries[sequence])
-            self._rope.rotate(keys[sequence])
-            # In place: no tile reads queries that an earlier one has replaced.
-            queries[sequence] = causal_attention(
-                queries[sequence], keys[sequence], values[sequence], self._window
-            )
-        return queries.reshape(*x.shape[:-1], -1)
+        cos, sin = self._rope.tables(length)
+        for heads in (queries, keys):
+            rotate(heads, cos, sin)
+        context = attention(queries, keys, values, self._window)
+        return context.reshape(*x.shape[:-1], config.num_heads * config.head_dim)
 
     def attention_output(self, hidden: Array, context: Array) -> Array:
-        """Project ``context`` and add the residual: ``[..., T, hidden_size]``."""
-        result = self._project("self_attn.o_proj", context)
-        result += hidden
-        return result
+        """Project ``context``, add it to ``hidden`` ``[..., T, hidden_size]`` in place, return that."""
+        return self._project("self_attn.o_proj", context, add_to=hidden)
 
     def mlp_input(self, hidden: Array) -> Array:
         """Normalized ``hidden`` ``[..., T, hidden_size]``: the input of gate and up."""
@@ -154,32 +161,25 @@ class DecoderBlock:
 
     def mlp(self, x: Array) -> Array:
         """``silu(gate) * up``, ``[..., T, intermediate_size]``: the input of down_proj."""
-        gate, up = self._project("mlp.gate_proj", x), self._project("mlp.up_proj", x)
-        _silu_multiply(gate.reshape(-1, gate.shape[-1]), up.reshape(-1, up.shape[-1]))
-        return gate
+        return gated_silu(self._project("mlp.gate_proj", x), self._project("mlp.up_proj", x))
 
     def mlp_output(self, hidden: Array, activation: Array) -> Array:
-        """Project ``activation`` and add the residual: ``[..., T, hidden_size]``."""
-        result = self._project("mlp.down_proj", activation)
-        result += hidden
-        return result
+        """Project ``activation``, add it to ``hidden`` in place, return that."""
+        return self._project("mlp.down_proj", activation, add_to=hidden)
 
     def forward(self, hidden: Array) -> Array:
-        """All stages: ``[..., T, hidden_size]`` to the same shape; ``hidden`` is left as it is."""
-        hidden = self.attention_output(hidden, self.attention(self.attention_input(hidden)))
+        """Run all stages on ``hidden`` ``[..., T, hidden_size]``, in place, and return it."""
+        self.attention_output(hidden, self.attention(self.attention_input(hidden)))
         return self.mlp_output(hidden, self.mlp(self.mlp_input(hidden)))
 
-    def _project(self, name: str, x: Array) -> Array:
+    def _project(self, name: str, x: Array, add_to: Array | None = None) -> Array:
         """``x W^T + b`` as one product over all tokens of all sequences."""
-        weight = self.linears[name]
-        result = x.reshape(-1, x.shape[-1]) @ weight.T
-        bias = self._vectors.get(f"{name}.bias")
-        if bias is not None:
-            result += bias
-        return result.reshape(*x.shape[:-1], weight.shape[0])
+        weight = cast(self.linears[name], self.dtype)
+        return linear(x, weight, self._vectors.get(f"{name}.bias"), add_to=add_to)
 
     def _norm(self, name: str, x: Array) -> Array:
-        return _rms_norm(x, self._vectors[f"{name}.weight"], self._config.rms_norm_eps)
+        eps = self._config.rms_norm_eps
+        return rms_norm(x, self._vectors[f"{name}.weight"], eps, self.dtype)
 
 
 class Decoder:
@@ -192,6 +192,8 @@ class Decoder:
         Full tensor name to float weight ``[M, K]``, for the blocks' linear layers; where the
         checkpoint stores them in another form (packed codes), this is who unpacks them. By default
         they are read as stored. Embeddings, norms, biases and head always are.
+    place : Place, default the host
+        Where it runs.
 
     Raises
     ------
@@ -201,12 +203,16 @@ class Decoder:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, weight: Callable[[str], NDArray[Any]] | None = None
+        self,
+        checkpoint: Checkpoint,
+        weight: Callable[[str], NDArray[Any]] | None = None,
+        place: Place = HOST,
     ) -> None:
         self.config = checkpoint.config
+        self.place = place
         self._checkpoint = checkpoint
         self._weight = weight or checkpoint.tensor
-        self._rope = RotaryEmbedding(self.config)
+        self._rope = RotaryEmbedding(self.config, place)
         self._head = _EMBEDDINGS if self.config.tie_word_embeddings else "lm_head.weight"
         table = (self.config.vocab_size, self.config.hidden_size)
         shapes = {_EMBEDDINGS: table, "model.norm.weight": table[1:], self._head: table}
@@ -225,19 +231,20 @@ class Decoder:
             For a token outside the vocabulary.
         """
         tokens = self._tokens(tokens)
-        return self._checkpoint.tensor(_EMBEDDINGS)[tokens].astype(np.float32)
+        table = self.place.put(self._checkpoint.tensor(_EMBEDDINGS))
+        return cast(take(table, tokens.ravel(), 0), np.float32).reshape(*tokens.shape, -1)
 
     def block(self, index: int) -> DecoderBlock:
         """Read block ``index``, ``0 .. num_layers - 1``; nothing of it is kept here."""
         linears = {}
         for name, shape in _linear_shapes(self.config).items():
             full_name = _full_name(index, name)
-            weight = np.array(self._weight(full_name), dtype=np.float32)
+            weight = self._weight(full_name)
             if weight.shape != shape:
                 raise ValueError(f"{full_name}: expected shape {shape}, got {weight.shape}")
-            linears[name.removesuffix(".weight")] = weight
+            linears[name.removesuffix(".weight")] = self.place.put(weight, self._dtype)
         vectors = {
-            name: self._checkpoint.tensor(_full_name(index, name)).astype(np.float32)
+            name: self.place.put(self._checkpoint.tensor(_full_name(index, name)), np.float32)
             for name in _vector_shapes(self.config)
         }
         return DecoderBlock(self.config, index, self._rope, linears, vectors)
@@ -245,23 +252,27 @@ class Decoder:
     def forward(self, tokens: ArrayLike) -> Array:
         """Hidden states after the last block, float32 ``[..., T, hidden_size]``."""
         hidden = self.embed(tokens)
-        sequences = hidden.reshape(-1, *hidden.shape[-2:])
-        step = max(1, _TOKENS // hidden.shape[-2])
+        *_, length, size = hidden.shape
+        sequences = hidden.reshape(-1, length, size)
         for index in range(self.config.num_layers):
             block = self.block(index)
-            for start in range(0, len(sequences), step):
-                part = sequences[start : start + step]
-                part[...] = block.forward(part)
+            for part in self.batches(sequences):
+                block.forward(part)
         return hidden
+
+    def batches(self, hidden: Array) -> Iterator[Array]:
+        """Runs of whole sequences of ``[S, T, hidden_size]``, about `Place.batch_tokens` tokens each."""
+        step = max(1, self.place.batch_tokens // hidden.shape[1])
+        for start in range(0, len(hidden), step):
+            yield hidden[start : start + step]
 
     def logits(self, hidden: Array) -> Array:
         """Final norm and output head: ``[..., hidden_size]`` to float32 ``[..., vocab_size]``.
 
         The result is large; `token_losses` never holds more than a tile of it.
         """
-        x = self._final_norm(hidden)
-        head = self._checkpoint.tensor(self._head).astype(np.float32)
-        return (x.reshape(-1, x.shape[-1]) @ head.T).reshape(*x.shape[:-1], -1)
+        head = self.place.put(self._checkpoint.tensor(self._head), self._dtype)
+        return linear(self._final_norm(hidden), head, dtype=np.float32)
 
     def token_losses(self, hidden: Array, tokens: ArrayLike) -> Array:
         """Negative log likelihood, in nats, of each token after the first of its sequence.
@@ -282,20 +293,47 @@ class Decoder:
         ValueError
             For a token outside the vocabulary, or ``T`` below 2.
         """
-        targets = self._tokens(tokens)[..., 1:]
-        if targets.size == 0:
+        tokens = self._tokens(tokens)
+        length = tokens.shape[-1]
+        if length < 2:
             raise ValueError("tokens: expected sequences of at least 2, got 1")
-        x = self._final_norm(hidden[..., :-1, :]).reshape(-1, hidden.shape[-1])
-        losses = _cross_entropy(x, self._checkpoint.tensor(self._head), targets.ravel())
-        return losses.reshape(targets.shape)
+        # the last token of a sequence predicts none
+        targets = np.roll(tokens, -1, axis=-1)
+        targets[..., -1] = -1
+        found = self._cross_entropy(self._final_norm(hidden), targets.ravel())
+        return found.reshape(tokens.shape)[..., : length - 1]
 
     def loss(self, tokens: ArrayLike) -> float:
         """Mean of `token_losses` over ``tokens`` ``[..., T]``; perplexity is its exponential."""
         return float(self.token_losses(self.forward(tokens), tokens).mean(dtype=np.float64))
 
+    @property
+    def _dtype(self) -> np.dtype:
+        """What products are computed in."""
+        return self.place.product_dtype(self._checkpoint.info(_EMBEDDINGS).dtype)
+
     def _final_norm(self, hidden: Array) -> Array:
-        weight = self._checkpoint.tensor("model.norm.weight").astype(np.float32)
-        return _rms_norm(hidden, weight, self.config.rms_norm_eps)
+        weight = self.place.put(self._checkpoint.tensor("model.norm.weight"), np.float32)
+        return rms_norm(hidden, weight, self.config.rms_norm_eps, self._dtype)
+
+    def _cross_entropy(self, x: Array, targets: NDArray[np.int64]) -> NDArray[np.float32]:
+        """``logsumexp(x head^T) - (x head^T)[target]`` for each vector, in parts of the vocabulary."""
+        *_, size = x.shape
+        x = x.reshape(-1, size)
+        head = self._checkpoint.tensor(self._head)
+        starts = range(0, len(targets), self.place.score_rows)
+        tiles = []
+        for start in starts:
+            wanted = targets[start : start + self.place.score_rows]
+            state = np.zeros((3, len(wanted)), np.float32)
+            state[0] = LOWEST
+            tiles.append((from_host(wanted, x), from_host(state, x)))
+        for first in range(0, len(head), _VOCABULARY):
+            weight = self.place.put(head[first : first + _VOCABULARY], self._dtype)
+            for start, (wanted, state) in zip(starts, tiles, strict=True):
+                rows = x[start : start + self.place.score_rows]
+                add_scores(linear(rows, weight, dtype=np.float32), first, wanted, state)
+        return np.concatenate([to_host(losses(state)) for _, state in tiles])
 
     def _tokens(self, tokens: ArrayLike) -> NDArray[np.int64]:
         array = np.asarray(tokens)
@@ -360,47 +398,3 @@ def _vector_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         if biased:
             shapes[name.replace(".weight", ".bias")] = shape[:1]
     return shapes
-
-
-def _rms_norm(x: Array, weight: Array, eps: float) -> Array:
-    """``x / sqrt(mean(x**2) + eps) * weight`` over the last axis (Zhang, Sennrich 2019)."""
-    mean_square = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
-    result: Array = x / np.sqrt(mean_square + np.float32(eps))
-    result *= weight
-    return result
-
-
-def _silu_multiply(gate: Array, up: Array) -> None:
-    """Replace ``gate`` ``[N, M]`` by ``gate / (1 + exp(-gate)) * up`` (Shazeer 2020, SwiGLU)."""
-    buffer = np.empty_like(gate[:_ROWS])
-    with np.errstate(over="ignore"):  # exp(-gate) = inf gives the right limit, zero
-        for start in range(0, len(gate), _ROWS):
-            rows = gate[start : start + _ROWS]
-            denominator = np.negative(rows, out=buffer[: len(rows)])
-            np.exp(denominator, out=denominator)
-            denominator += 1
-            rows /= denominator
-            rows *= up[start : start + _ROWS]
-
-
-def _cross_entropy(x: Array, head: NDArray[Any], targets: NDArray[np.int64]) -> Array:
-    """``logsumexp(x head^T) - (x head^T)[target]`` for each row, in tiles of the vocabulary.
-
-    The running maximum and sum are those of online softmax (Milakov, Gimelshein 2018).
-    """
-    maxima = np.full(len(x), -np.inf, dtype=np.float32)
-    sums = np.zeros(len(x), dtype=np.float32)
-    picked = np.empty(len(x), dtype=np.float32)
-    for first in range(0, len(head), _VOCABULARY):
-        weight = head[first : first + _VOCABULARY].astype(np.float32)
-        for start in range(0, len(x), _ROWS):
-            rows = slice(start, start + _ROWS)
-            logits = x[rows] @ weight.T
-            here = np.flatnonzero((targets[rows] >= first) & (targets[rows] < first + len(weight)))
-            picked[start + here] = logits[here, targets[start + here] - first]
-            maximum = np.maximum(maxima[rows], logits.max(axis=1))
-            logits -= maximum[:, None]
-            sums[rows] *= np.exp(maxima[rows] - maximum)
-            sums[rows] += np.exp(logits, out=logits).sum(axis=1)
-            maxima[rows] = maximum
-    return np.asarray(maxima + np.log(sums) - picked)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.config import ModelConfig
+from numbacalib.models.place import HOST, Place
 
 __all__ = ["ROPE_TYPES", "RotaryEmbedding", "inverse_frequencies"]
 
@@ -140,20 +141,23 @@ def inverse_frequencies(config: ModelConfig, length: int) -> Frequencies:
 
 
 class RotaryEmbedding:
-    """Rotates queries and keys by their position.
+    """Cosines and sines by which queries and keys are turned.
 
     Parameters
     ----------
     config : ModelConfig
+    place : Place
+        Where the tables are.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, place: Place = HOST) -> None:
         inverse_frequencies(config, 1)  # an unknown variant is an error now, not at the first block
         self._config = config
+        self._place = place
         self._length = 0
-        self._tables: tuple[NDArray[np.float32], NDArray[np.float32]]
+        self._tables: tuple[Any, Any]
 
-    def tables(self, length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def tables(self, length: int) -> tuple[Any, Any]:
         """Cosine and sine at positions ``0 .. length - 1``, float32 ``[length, head_dim / 2]``.
 
         The last length's tables are kept: all blocks ask for the same.
@@ -162,22 +166,8 @@ class RotaryEmbedding:
             frequencies, scaling = inverse_frequencies(self._config, length)
             angles = np.arange(length)[:, None] * frequencies
             self._tables = (
-                (np.cos(angles) * scaling).astype(np.float32),
-                (np.sin(angles) * scaling).astype(np.float32),
+                self._place.put((np.cos(angles) * scaling).astype(np.float32)),
+                self._place.put((np.sin(angles) * scaling).astype(np.float32)),
             )
             self._length = length
         return self._tables
-
-    def rotate(self, heads: NDArray[np.float32]) -> None:
-        """Rotate float32 ``[..., T, num_heads, head_dim]`` in place.
-
-        Dimension ``i`` pairs with ``i + head_dim / 2``, as Hugging Face checkpoints order them.
-        """
-        cos, sin = (table[:, None, :] for table in self.tables(heads.shape[-3]))
-        half = heads.shape[-1] // 2
-        first, second = heads[..., :half], heads[..., half:]
-        first_sin = first * sin
-        first *= cos
-        first -= second * sin
-        second *= cos
-        second += first_sin

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.formats.imatrix import write_imatrix
 from numbacalib.formats.output_directory import new_directory
-from numbacalib.models import Decoder, DecoderBlock, ModelConfig, open_checkpoint
+from numbacalib.models import Decoder, DecoderBlock, open_checkpoint, open_place
+from numbacalib.ops.matrix import copied, to_host
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import read_sequences
 from numbacalib.statistics import InputStatistics, load_statistics, save_statistics
-
-BATCH_TOKENS = 4096
-"""Tokens that go through a layer together: enough for full-speed products, bounded in memory."""
-HELD_ELEMENTS = 1 << 28
-"""MLP activations that are held rather than computed twice: 1 GiB of float32."""
 
 IMATRIX = "imatrix.gguf"
 """Name of the importance file beside the statistics."""
@@ -55,20 +51,20 @@ class TextCalibration:
     """
 
     def __init__(self, decoder: Decoder, tokens: NDArray[np.int64]) -> None:
-        self._config = decoder.config
+        self._decoder = decoder
         self._hidden = decoder.embed(tokens)
 
     def preview(self, index: int, block: DecoderBlock) -> list[tuple[Stage, InputStatistics]]:
         """See `Calibration`."""
         del index
-        return list(run_stages(block, self._config, self._hidden.copy()))
+        return list(run_stages(block, self._decoder, copied(self._hidden)))
 
     def stages(
         self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
     ) -> Iterator[tuple[Stage, InputStatistics]]:
         """See `Calibration`; what was folded shows in the inputs themselves."""
         del index, folded
-        return run_stages(block, self._config, self._hidden)
+        return run_stages(block, self._decoder, self._hidden)
 
 
 class SavedCalibration:
@@ -88,7 +84,8 @@ class SavedCalibration:
             channels = block.linears[stage[0]].shape[1]
             if name not in saved or len(saved[name].hessian) != channels:
                 raise ValueError(f"{file}: expected statistics of {name} over {channels} channels")
-        return [(stage, saved[name]) for stage, name in names.items()]
+        like = block.linears[block.stages[0][0]]
+        return [(stage, saved[name].moved(like)) for stage, name in names.items()]
 
     def stages(
         self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
@@ -105,6 +102,7 @@ def collect(
     text: Sequence[str | Path],
     samples: int = 64,
     sequence_length: int = 512,
+    device: str = "auto",
 ) -> None:
     """Run a text through a model and save the statistics of all its linear layers' inputs.
 
@@ -115,11 +113,11 @@ def collect(
     output : path
         Absent, or an empty directory: one file a decoder block, and `IMATRIX` for
         ``llama-quantize --imatrix``. It appears when it is complete.
-    text, samples, sequence_length
+    text, samples, sequence_length, device
         As in `numbacalib.quantizer.quantize`.
     """
     checkpoint = open_checkpoint(model)
-    decoder = Decoder(checkpoint)
+    decoder = Decoder(checkpoint, place=open_place(device))
     tokens = read_sequences(checkpoint.tokenizer, text, sequence_length, samples)
     layers = decoder.config.num_layers
     with new_directory(output) as directory, Progress(layers) as progress:
@@ -129,12 +127,12 @@ def collect(
             progress.show(f"block {index + 1} of {layers}")
             found = {
                 f"model.layers.{index}.{kind}": statistics
-                for stage, statistics in run_stages(decoder.block(index), decoder.config, hidden)
+                for stage, statistics in run_stages(decoder.block(index), decoder, hidden)
                 for kind in stage
             }
             save_statistics(directory / _file_name(index), found)
             for name, inputs in found.items():
-                squares[name] = _Squares(inputs.tokens, inputs.mean_square)
+                squares[name] = _Squares(inputs.tokens, to_host(inputs.mean_square))
             progress.step(f"block {index + 1} of {layers}")
         datasets = [Path(file).name for file in text]
         write_imatrix(directory / IMATRIX, squares, datasets=datasets, chunk_size=sequence_length)
@@ -148,7 +146,7 @@ class _Squares(NamedTuple):
 
 
 def run_stages(
-    block: DecoderBlock, config: ModelConfig, hidden: NDArray[np.float32]
+    block: DecoderBlock, decoder: Decoder, hidden: Any
 ) -> Iterator[tuple[Stage, InputStatistics]]:
     """Pass all sequences through a block, in place, stopping where a stage's inputs are known.
 
@@ -157,46 +155,43 @@ def run_stages(
     residual stream and the attention's result are held for all tokens; the MLP's wide activations
     only where they are small, else they are computed twice.
     """
+    config, place = decoder.config, decoder.place
     attention, projection, expansion, contraction = block.stages
 
     statistics = InputStatistics(config.hidden_size)
-    for part in batches(hidden):
+    for part in decoder.batches(hidden):
         statistics.update(block.attention_input(part))
     yield attention, statistics
 
     statistics = InputStatistics(config.num_heads * config.head_dim)
     contexts = []
-    for part in batches(hidden):
+    for part in decoder.batches(hidden):
         contexts.append(block.attention(block.attention_input(part)))
         statistics.update(contexts[-1])
     yield projection, statistics
 
     statistics = InputStatistics(config.hidden_size)
-    for part, context in zip(batches(hidden), contexts, strict=True):
-        part[...] = block.attention_output(part, context)
+    for part, context in zip(decoder.batches(hidden), contexts, strict=True):
+        block.attention_output(part, context)
         statistics.update(block.mlp_input(part))
+    del contexts
     yield expansion, statistics
 
     statistics = InputStatistics(config.intermediate_size)
-    hold = hidden[..., 0].size * config.intermediate_size <= HELD_ELEMENTS
+    sequences, length, _ = hidden.shape
+    size = sequences * length * config.intermediate_size * block.dtype.itemsize
+    hold = size <= place.held_bytes
     held = []
-    for part in batches(hidden):
+    for part in decoder.batches(hidden):
         activation = block.mlp(block.mlp_input(part))
         statistics.update(activation)
         if hold:
             held.append(activation)
     yield contraction, statistics
 
-    for index, part in enumerate(batches(hidden)):
+    for index, part in enumerate(decoder.batches(hidden)):
         activation = held[index] if hold else block.mlp(block.mlp_input(part))
-        part[...] = block.mlp_output(part, activation)
-
-
-def batches(hidden: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """Runs of whole sequences of [S, T, hidden], about `BATCH_TOKENS` tokens each."""
-    step = max(1, BATCH_TOKENS // hidden.shape[1])
-    for start in range(0, len(hidden), step):
-        yield hidden[start : start + step]
+        block.mlp_output(part, activation)
 
 
 def _file_name(index: int) -> str:

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numbacalib.formats.compressed_tensors import is_compressed, weight_reader
-from numbacalib.models import Decoder, open_checkpoint
-from numbacalib.quantizer.calibration import batches
+from numbacalib.models import Decoder, open_checkpoint, open_place
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import read_sequences
 
@@ -39,6 +38,7 @@ def evaluate(
     *,
     sequence_length: int = 512,
     samples: int | None = None,
+    device: str = "auto",
 ) -> Evaluation:
     """Perplexity of a model, quantized or not, on a text cut into sequences of one length.
 
@@ -53,10 +53,13 @@ def evaluate(
     sequence_length : int, default 512
     samples : int, optional
         Sequences to take, evenly spaced over the text; all by default.
+    device : str, default "auto"
+        Where the model runs: see `numbacalib.models.open_place`.
     """
     checkpoint = open_checkpoint(model)
     compressed = is_compressed(checkpoint.hf_config())
-    decoder = Decoder(checkpoint, weight_reader(checkpoint) if compressed else None)
+    reader = weight_reader(checkpoint) if compressed else None
+    decoder = Decoder(checkpoint, reader, open_place(device))
     tokens = read_sequences(checkpoint.tokenizer, text, sequence_length, samples)
     sweeps = np.array_split(tokens, -(-tokens.size // SWEEP_TOKENS))
     total = 0.0
@@ -66,8 +69,8 @@ def evaluate(
             for index in range(decoder.config.num_layers):
                 progress.show(f"evaluating block {index + 1} of {decoder.config.num_layers}")
                 block = decoder.block(index)
-                for part in batches(hidden):
-                    part[...] = block.forward(part)
+                for part in decoder.batches(hidden):
+                    block.forward(part)
                 progress.step()
             total += float(decoder.token_losses(hidden, sweep).sum(dtype=np.float64))
     predicted = tokens.size - len(tokens)

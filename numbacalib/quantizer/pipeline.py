@@ -26,6 +26,7 @@ from numbacalib.models import (
     Decoder,
     DecoderBlock,
     open_checkpoint,
+    open_place,
 )
 from numbacalib.quantizer.calibration import (
     Calibration,
@@ -50,6 +51,7 @@ def quantize(
     statistics: str | Path | None = None,
     importance: str | Path | None = None,
     settings: Settings,
+    device: str = "auto",
 ) -> list[LayerReport]:
     """Quantize the linear layers of a model's decoder blocks and write a loadable checkpoint.
 
@@ -72,6 +74,8 @@ def quantize(
         What `numbacalib.quantizer.read_importance` reads, for the ranges "weighted" instead of the
         mean squares of the text.
     settings : Settings
+    device : str, default "auto"
+        Where the model runs and its layers are quantized: see `numbacalib.models.open_place`.
 
     Returns
     -------
@@ -89,7 +93,7 @@ def quantize(
     checkpoint = open_checkpoint(model)
     if is_compressed(checkpoint.hf_config()):
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
-    decoder = Decoder(checkpoint)
+    decoder = Decoder(checkpoint, place=open_place(device))
     layout = _layout(checkpoint, settings)
     factors = None
     if importance is not None:
@@ -209,13 +213,15 @@ def _quantize_blocks(
                 for kind in stage:
                     progress.show(f"{at}: quantizing {kind}")
                     name = f"{prefix}.{kind}"
-                    factors = None if importance is None else importance[name]
+                    factors = None
+                    if importance is not None:
+                        factors = decoder.place.put(importance[name])
                     quantized, report = quantize_layer(
                         name, block.linears[kind], statistics, layer_settings[kind], factors
                     )
                     assert isinstance(quantized, QuantizedWeight)  # no codebooks: see _check
-                    block.linears[kind] = quantized.dequantize()
-                    tensors = layout.pack(quantized)
+                    block.linears[kind] = quantized.dequantize(block.dtype)
+                    tensors = layout.pack(quantized.to_host())
                     for part, tensor in tensors.items():
                         writer.add(f"{name}.{part}", tensor)
                     stored = sum(tensor.nbytes for tensor in tensors.values())

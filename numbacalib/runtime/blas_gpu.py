@@ -25,6 +25,7 @@ from numbacalib.runtime.device import (
     stream_handle,
     write,
 )
+from numbacalib.runtime.half import is_bfloat16
 from numbacalib.runtime.launch import launch
 
 THREADS = 256
@@ -129,6 +130,55 @@ def add_products(
             *operands[2],
             count,
         )
+
+
+_KINDS = {np.dtype(np.float32): 0, np.dtype(np.float64): 1, np.dtype(np.float16): 2}
+"""cudaDataType of elements; bfloat16 is 14. https://docs.nvidia.com/cuda/cublas/#cudadatatype-t"""
+_COMPUTE_32F, _DEFAULT_ALGORITHM = 68, -1
+"""cublasComputeType_t and cublasGemmAlgo_t: sums in float32, whatever the operands are."""
+
+
+def add_linear(x: Any, weight: Any, out: Any, *, keep: bool) -> None:
+    """Set `out` [N, M] to ``x weight^T``, or add that to it with `keep`; x [N, K], weight [M, K].
+
+    All are C-contiguous; `x` and `weight` of one dtype of float16, bfloat16 and float32, `out` of that or
+    float32. Sums are float32.
+    """
+    if not has_libraries():
+        product = read(x).astype(np.float32) @ read(weight).astype(np.float32).T
+        if keep:
+            product += read(out)
+        write(out, product.astype(out.dtype))
+        return
+    from cupy.cuda.device import get_cublas_handle
+    from cupy_backends.cuda.libs import cublas
+
+    (rows, depth), columns = x.shape, weight.shape[0]
+    one, beta = np.ones(1, np.float32), np.full(1, keep, np.float32)
+    operands = [(address(array), _kind(array.dtype)) for array in (weight, x, out)]
+    with _current_stream():
+        cublas.gemmEx(
+            get_cublas_handle(),
+            cublas.CUBLAS_OP_T,
+            cublas.CUBLAS_OP_N,
+            columns,
+            rows,
+            depth,
+            one.ctypes.data,
+            *operands[0],
+            depth,
+            *operands[1],
+            depth,
+            beta.ctypes.data,
+            *operands[2],
+            columns,
+            _COMPUTE_32F,
+            _DEFAULT_ALGORITHM,
+        )
+
+
+def _kind(dtype: np.dtype) -> int:
+    return 14 if is_bfloat16(dtype) else _KINDS[dtype]
 
 
 @contextmanager

@@ -95,6 +95,14 @@ class InputStatistics:
         merged.max_abs = larger(left.max_abs, right.max_abs)
         return merged
 
+    def moved(self, like: Any) -> InputStatistics:
+        """Return the same statistics, which are NumPy arrays, on the device that `like` is on."""
+        result = InputStatistics(len(self.hessian))
+        result.tokens = self.tokens
+        for name in _ARRAYS:
+            setattr(result, name, from_host(getattr(self, name), like))
+        return result
+
     def divided(self, scales: Any) -> InputStatistics:
         """Return the statistics of the same inputs divided by channel scales [K], all positive."""
         factors = from_host(1 / to_host(scales), like=self.hessian)

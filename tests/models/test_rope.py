@@ -11,6 +11,7 @@ from models.tiny import tiny_config
 
 from numbacalib.models import ModelConfig
 from numbacalib.models.rope import RotaryEmbedding, inverse_frequencies
+from numbacalib.ops.rotary import rotate
 
 PLAIN = 10000.0 ** (-np.arange(0, 16, 2) / 16)
 
@@ -85,10 +86,10 @@ def test_longrope_changes_factors_beyond_the_original_length() -> None:
 
 def test_scores_depend_on_the_distance_only() -> None:
     rope = RotaryEmbedding(ModelConfig.from_hf(tiny_config()))
-    heads = np.tile(np.random.default_rng(0).standard_normal((2, 16)), (40, 1, 1))
+    heads = np.tile(np.random.default_rng(0).standard_normal((2, 16)), (1, 40, 1, 1))
     heads = heads.astype(np.float32)
-    rope.rotate(heads)
-    query, key = heads[:, 0], heads[:, 1]
+    rotate(heads, *rope.tables(40))
+    query, key = heads[0, :, 0], heads[0, :, 1]
     scores = query @ key.T
     for distance in range(5):
         diagonal = np.diagonal(scores, -distance)

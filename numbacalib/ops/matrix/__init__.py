@@ -31,6 +31,12 @@ def zeros(shape: tuple[int, ...], like: Any) -> Any:
         return kernels.zeros(shape)
 
 
+def copied(array: Any) -> Any:
+    """Return a copy of a C-contiguous array."""
+    with call(__name__, array=array) as (kernels, array):
+        return kernels.copied(array)
+
+
 def cast(array: Any, dtype: DTypeLike) -> Any:
     """Round floats [..., K] to the nearest of another float dtype; no copy if it is theirs."""
     if array.dtype == dtype:

@@ -23,6 +23,11 @@ def zeros(shape: tuple[int, ...]) -> NDArray:
     return np.zeros(shape, np.float32)
 
 
+def copied(array: NDArray) -> NDArray:
+    """See `numbacalib.ops.matrix.copied`."""
+    return array.copy()
+
+
 def cast(array: NDArray, dtype: np.dtype) -> NDArray:
     """See `numbacalib.ops.matrix.cast`."""
     with np.errstate(over="ignore"):

@@ -33,6 +33,13 @@ def zeros(shape: tuple[int, ...]) -> Any:
     return device.result(device.zeros(shape, np.float32))
 
 
+def copied(array: Any) -> Any:
+    """See `numbacalib.ops.matrix.copied`."""
+    target = device.empty(array.shape, array.dtype)
+    device.copy(array, target)
+    return device.result(target)
+
+
 def cast(array: Any, dtype: np.dtype) -> Any:
     """See `numbacalib.ops.matrix.cast`."""
     return device.result(_cast(array, dtype))

@@ -1,0 +1,127 @@
+"""Where a model's arrays are: on the host, or on a CUDA device."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.ops.matrix import cast
+
+log = logging.getLogger("numbacalib")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Arrays of a model are put here, and the model runs here.
+
+    Attributes
+    ----------
+    name : str
+        ``"cpu"``, or ``"cuda:N"``.
+    batch_tokens : int
+        Tokens that go through a layer together: enough for full-speed products, bounded in memory.
+    score_rows : int
+        Tokens whose scores over a part of the vocabulary are held together.
+    held_bytes : int
+        Activations of a layer's inputs that are held rather than computed twice.
+    """
+
+    name: str
+    batch_tokens: int
+    score_rows: int
+    held_bytes: int
+
+    def put(self, array: NDArray[Any], dtype: Any = None) -> Any:
+        """Copy a host array here, C-contiguous, rounded to another float dtype where one is given.
+
+        On the host what needs no change comes back as it is.
+        """
+        if self.name == "cpu":
+            return np.ascontiguousarray(array, dtype)
+        from numbacalib.runtime import device
+
+        there = device.from_host(np.ascontiguousarray(array))
+        return there if dtype is None else cast(there, dtype)
+
+    def zeros(self, shape: tuple[int, ...]) -> Any:
+        """Return float32 zeros."""
+        if self.name == "cpu":
+            return np.zeros(shape, np.float32)
+        from numbacalib.runtime import device
+
+        return device.zeros(shape, np.float32)
+
+    def product_dtype(self, stored: np.dtype) -> np.dtype:
+        """Tell in what products of a weight stored so are computed; their sums are float32.
+
+        The host's BLAS has no 16-bit floats; a device's tensor cores take them as they are.
+        """
+        if self.name == "cpu" or stored == np.float64:
+            return np.dtype(np.float32)
+        return stored
+
+
+HOST = Place("cpu", batch_tokens=4096, score_rows=256, held_bytes=1 << 30)
+
+
+def open_place(device: str = "auto") -> Place:
+    """Return the place that a name stands for, and make it the current device.
+
+    Parameters
+    ----------
+    device : str, default "auto"
+        ``"cpu"``, ``"cuda"`` (the first device), ``"cuda:N"``, or ``"auto"``: the first CUDA device
+        where there is one and the extra `cuda` is installed, else the host.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these, or there is no such device.
+    ModuleNotFoundError
+        If the extra `cuda` is not installed.
+    """
+    if device == "cpu":
+        return HOST
+    if device == "auto":
+        if _missing_packages() or not _device_count():
+            return HOST
+        log.warning("running on the first CUDA device (--device cpu for the host)")
+        return _cuda(0)
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number.isdecimal() or device == "cuda"):
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
+    if missing := _missing_packages():
+        raise ModuleNotFoundError(
+            f"device: {device} needs {missing[0]}: pip install 'numbacalib[cuda]'", name=missing[0]
+        )
+    count = _device_count()
+    if int(number or 0) >= count:
+        raise ValueError(f"device: expected one of the {count} CUDA devices, got {device}")
+    return _cuda(int(number or 0))
+
+
+def _missing_packages() -> list[str]:
+    from numba.core import config
+
+    needed = ["numba_cuda"] if config.ENABLE_CUDASIM else ["numba_cuda", "cupy"]
+    return [name for name in needed if find_spec(name) is None]
+
+
+def _device_count() -> int:
+    """CUDA devices that the driver has; none without a driver that can be used."""
+    from numbacalib.runtime.device import cuda
+
+    return len(cuda.gpus) if cuda.is_available() else 0
+
+
+def _cuda(number: int) -> Place:
+    from numbacalib.runtime.device import SIMULATED, cuda
+
+    cuda.select_device(number)
+    memory = 1 << 20 if SIMULATED else cuda.current_context().get_memory_info().total
+    return Place(f"cuda:{number}", batch_tokens=32768, score_rows=8192, held_bytes=memory // 4)

@@ -1,0 +1,159 @@
+"""CPU kernel of attention: BLAS for the products of a tile, one task on each thread.
+
+Tiles of scores are transposed, [keys, queries], so that the sums and maxima of a softmax, over keys, are
+vector operations over queries.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import get_num_threads, prange
+from numpy.typing import NDArray
+
+from numbacalib.runtime.blas import routine, single_threaded
+from numbacalib.runtime.jit import kernel, scalar
+from numbacalib.runtime.tasks import NORMAL, call_fortran, claim
+from numbacalib.spec.decoder import first_key, weight_of
+
+TILE = 64
+"""Positions whose queries are a task, with those of the heads that share their keys."""
+KEYS = 256
+"""Keys that are met together: their scores stay in the second-level cache."""
+LOWEST = np.float32(-3e38)
+"""Below any score; a difference of two of it is a number, which one of infinities is not."""
+TRANSPOSED = np.uint8(ord("T"))
+
+
+def attention(queries: NDArray, keys: NDArray, values: NDArray, window: int) -> NDArray:
+    """See `numbacalib.ops.attention.attention`; a window of 0 is none."""
+    context = np.empty_like(queries)
+    scale = np.float32(1 / math.sqrt(queries.shape[3]))
+    gemm, workers = routine("gemm", queries.dtype), get_num_threads()
+    with single_threaded():
+        counter = np.zeros(1, np.int64)
+        _attend(workers, gemm, queries, keys, values, window, scale, counter, context)
+    return context
+
+
+@kernel
+def _attend(workers, gemm, queries, keys, values, window, scale, counter, context):
+    """Split: workers claim tiles of positions of a sequence and a key head, the longest first."""
+    sequences, length, heads, size = queries.shape
+    pairs = sequences * keys.shape[2]
+    group = heads // keys.shape[2]
+    tiles = -(-length // TILE)
+    for _ in prange(workers):
+        scores_memory = np.empty(KEYS * TILE * group, np.float32)
+        sums_memory = np.empty(size * TILE * group, np.float32)
+        state_memory = np.empty((3, TILE * group), np.float32)
+        tile_memory = np.empty((TILE * group, size), np.float32)
+        task = claim(counter)
+        while task < tiles * pairs:
+            start = (tiles - 1 - task // pairs) * TILE
+            stop = min(start + TILE, length)
+            s, head = divmod(task % pairs, keys.shape[2])
+            count = (stop - start) * group
+            tile, state = tile_memory[:count], state_memory[:, :count]
+            sums = sums_memory[: size * count].reshape(size, count)
+            _take_queries(queries[s], start, head, group, scale, tile)
+            state[0], state[1], sums[...] = LOWEST, np.float32(0), np.float32(0)
+            for first in range(first_key(start, window), stop, KEYS):
+                last = min(first + KEYS, stop)
+                scores = scores_memory[: (last - first) * count].reshape(last - first, count)
+                here, there = keys[s, first:, head], values[s, first:, head]
+                _multiply(gemm, tile, here, keys.shape[2] * size, scores)
+                _weigh(scores, first, start, group, window, state, sums)
+                _add_values(gemm, scores, there, keys.shape[2] * size, sums)
+            _give(sums, state[1], start, head, group, context[s])
+            task = claim(counter)
+
+
+@scalar
+def _take_queries(queries, start, head, group, scale, tile):
+    """Copy the queries of a tile, scaled: position by position, the heads of the group."""
+    for c in range(len(tile)):
+        given = queries[start + c // group, head * group + c % group]
+        for d in range(len(given)):
+            tile[c, d] = given[d] * scale
+
+
+@scalar
+def _multiply(gemm, tile, keys, step, scores):
+    """``scores = keys tile^T``. Column-major BLAS sees the transposes."""
+    count, size = tile.shape
+    one, zero = np.float32(1), np.float32(0)
+    call_fortran(
+        gemm,
+        (
+            TRANSPOSED, NORMAL, count, len(scores), size, one, tile, size, keys, step, zero, scores,
+            count,
+        ),
+    )  # fmt: skip
+
+
+@scalar
+def _add_values(gemm, scores, values, step, sums):
+    """``sums += values^T scores``. Column-major BLAS sees the transposes."""
+    size, count = sums.shape
+    one = np.float32(1)
+    call_fortran(
+        gemm,
+        (
+            NORMAL, TRANSPOSED, count, size, len(scores), one, scores, count, values, step, one, sums,
+            count,
+        ),
+    )  # fmt: skip
+
+
+@scalar
+def _weigh(scores, first, start, group, window, state, sums):
+    """Make weights of scores, and bring what was summed so far to the same largest scores.
+
+    Key ``first + i`` is seen by a run of the tile's queries.
+    """
+    largest, totals, factors = state[0], state[1], state[2]
+    count = len(largest)
+    for c in range(count):
+        factors[c] = largest[c]
+    for i in range(len(scores)):
+        row = scores[i]
+        low, high = _seen(first + i, start, group, window, count)
+        for c in range(low, high):
+            largest[c] = max(largest[c], row[c])
+    for c in range(count):
+        factors[c] = weight_of(factors[c], largest[c])
+        totals[c] *= factors[c]
+    for d in range(len(sums)):
+        row = sums[d]
+        for c in range(count):
+            row[c] *= factors[c]
+    for i in range(len(scores)):
+        row = scores[i]
+        low, high = _seen(first + i, start, group, window, count)
+        for c in range(low):
+            row[c] = np.float32(0)
+        for c in range(high, count):
+            row[c] = np.float32(0)
+        for c in range(low, high):
+            row[c] = weight_of(row[c], largest[c])
+            totals[c] += row[c]
+
+
+@scalar
+def _seen(key, start, group, window, count):
+    """The run of a tile's queries that see a key: from its own position on, to the window's end."""
+    low = max(key - start, 0) * group
+    high = min((key + window - start) * group, count) if window > 0 else count
+    return min(low, high), high
+
+
+@scalar
+def _give(sums, totals, start, head, group, context):
+    """Write what a tile's queries attend to."""
+    for c in range(len(totals)):
+        taken = context[start + c // group, head * group + c % group]
+        inverse = np.float32(1) / totals[c]
+        for d in range(len(taken)):
+            taken[d] = sums[d, c] * inverse

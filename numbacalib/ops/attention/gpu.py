@@ -1,0 +1,140 @@
+"""GPU kernel of attention, the portable form: tiles in shared memory, products without tensor cores."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from numbacalib.runtime import device
+from numbacalib.runtime.device import cuda
+from numbacalib.runtime.half import carrier, narrow, widen
+from numbacalib.runtime.launch import launch
+from numbacalib.spec.decoder import first_key, weight_of
+
+EDGE = 2 if device.SIMULATED else 8
+"""A block is EDGE x EDGE threads."""
+SHARED_BYTES = 48 << 10
+"""What a block may use."""
+LOWEST = np.float32(-3e38)
+"""Below any score; a difference of two of it is a number, which one of infinities is not."""
+
+
+def attention(queries: Any, keys: Any, values: Any, window: int) -> Any:
+    """See `numbacalib.ops.attention.attention`; a window of 0 is none."""
+    context = device.empty(queries.shape, queries.dtype)
+    sequences, length, heads, size = queries.shape
+    share = _rows_of_a_thread(size)
+    grid = -(-length // (EDGE * share)), heads, sequences
+    scale = np.float32(1 / math.sqrt(size))
+    arrays = (carrier(array) for array in (queries, keys, values, context))
+    launch(_kernel(size, share), grid, (EDGE, EDGE), *arrays, window, scale)
+    return context
+
+
+def _rows_of_a_thread(size: int) -> int:
+    """How many queries, and keys of a tile, each row of threads takes: as shared memory allows."""
+    for share in (4, 2):
+        rows = EDGE * share
+        if 4 * (2 * rows * (size + 1) + rows * (rows + 3)) <= SHARED_BYTES:
+            return share
+    return 1
+
+
+@functools.cache
+def _kernel(size: int, share: int) -> Any:
+    rows = EDGE * share
+    columns = -(-size // EDGE)
+    padded = size + 1
+
+    @cuda.jit
+    def attend(queries, keys, values, context, window, scale):
+        """One block a tile of queries of a head; a thread every EDGE-th row and column of it."""
+        mine = cuda.shared.array((rows, padded), np.float32)
+        theirs = cuda.shared.array((rows, padded), np.float32)
+        weights = cuda.shared.array((rows, rows), np.float32)
+        largest = cuda.shared.array(rows, np.float32)
+        totals = cuda.shared.array(rows, np.float32)
+        factors = cuda.shared.array(rows, np.float32)
+        sums = cuda.local.array((share, columns), np.float32)
+        scores = cuda.local.array((share, share), np.float32)
+        tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
+        thread = ty * EDGE + tx
+        length = queries.shape[1]
+        start, head, s = cuda.blockIdx.x * rows, cuda.blockIdx.y, cuda.blockIdx.z
+        source = head // (queries.shape[2] // keys.shape[2])
+        for index in range(thread, rows * size, EDGE * EDGE):
+            r, d = index // size, index % size
+            value = np.float32(0)
+            if start + r < length:
+                value = np.float32(widen(queries[s, start + r, head, d])) * scale
+            mine[r, d] = value
+        for r in range(thread, rows, EDGE * EDGE):
+            largest[r], totals[r] = LOWEST, np.float32(0)
+        for i in range(share):
+            for c in range(columns):
+                sums[i, c] = np.float32(0)
+        stop = min(start + rows, length)
+        for first in range(first_key(start, window), stop, rows):
+            cuda.syncthreads()
+            for index in range(thread, rows * size, EDGE * EDGE):
+                r, d = index // size, index % size
+                value = np.float32(0)
+                if first + r < stop:
+                    value = np.float32(widen(keys[s, first + r, source, d]))
+                theirs[r, d] = value
+            cuda.syncthreads()
+            for i in range(share):
+                for j in range(share):
+                    scores[i, j] = np.float32(0)
+            for d in range(size):
+                for i in range(share):
+                    for j in range(share):
+                        scores[i, j] += mine[ty + EDGE * i, d] * theirs[tx + EDGE * j, d]
+            for i in range(share):
+                for j in range(share):
+                    weights[ty + EDGE * i, tx + EDGE * j] = scores[i, j]
+            cuda.syncthreads()
+            for r in range(thread, rows, EDGE * EDGE):
+                query = start + r
+                low = max(first_key(query, window) - first, 0)
+                high = min(query + 1, stop) - first
+                peak = largest[r]
+                for j in range(low, min(high, rows)):
+                    peak = max(peak, weights[r, j])
+                factors[r] = weight_of(largest[r], peak)
+                total = totals[r] * factors[r]
+                for j in range(rows):
+                    weight = np.float32(0)
+                    if low <= j and j < high:
+                        weight = weight_of(weights[r, j], peak)
+                    weights[r, j] = weight
+                    total += weight
+                largest[r], totals[r] = peak, total
+            for index in range(thread, rows * size, EDGE * EDGE):
+                r, d = index // size, index % size
+                value = np.float32(0)
+                if first + r < stop:
+                    value = np.float32(widen(values[s, first + r, source, d]))
+                theirs[r, d] = value
+            cuda.syncthreads()
+            for i in range(share):
+                for c in range(columns):
+                    sums[i, c] *= factors[ty + EDGE * i]
+            for j in range(rows):
+                for i in range(share):
+                    for c in range(columns):
+                        d = min(tx + EDGE * c, size - 1)
+                        sums[i, c] += weights[ty + EDGE * i, j] * theirs[j, d]
+        for i in range(share):
+            query = start + ty + EDGE * i
+            if query < length:
+                for c in range(columns):
+                    d = tx + EDGE * c
+                    if d < size:
+                        value = sums[i, c] / totals[ty + EDGE * i]
+                        context[s, query, head, d] = narrow(value, context[s, query, head, d])
+
+    return attend

@@ -1,0 +1,19 @@
+"""A linear layer's product on the CPU: NumPy's BLAS."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def product(x: NDArray, weight: NDArray, bias: NDArray | None, dtype: np.dtype) -> NDArray:
+    """See `numbacalib.ops.linear.linear`."""
+    result = x @ weight.T
+    if bias is not None:
+        result += bias
+    return result.astype(dtype, copy=False)
+
+
+def add_product(x: NDArray, weight: NDArray, bias: NDArray | None, target: NDArray) -> None:
+    """Add the product to `target` [N, M]."""
+    target += product(x, weight, bias, target.dtype)

@@ -1,0 +1,44 @@
+"""CPU kernel of RMSNorm."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from numbacalib.runtime.half import carrier, narrow, widen
+from numbacalib.runtime.jit import kernel
+from numbacalib.spec.decoder import inverse_rms
+
+LANES = 16
+"""Partial sums, each of every so many elements: vector registers add them, in one order everywhere."""
+
+
+def rms_norm(x: NDArray, weight: NDArray, eps: np.float32, dtype: np.dtype) -> NDArray:
+    """See `numbacalib.ops.rms_norm.rms_norm`."""
+    result = np.empty(x.shape, dtype)
+    _normalize(carrier(x), weight, eps, carrier(result))
+    return result
+
+
+@kernel
+def _normalize(x, weight, eps, result):
+    """Split: one task a row."""
+    rows, columns = x.shape
+    for i in prange(rows):
+        parts = np.zeros(LANES, np.float32)
+        whole = columns // LANES * LANES
+        for begin in range(0, whole, LANES):
+            for lane in range(LANES):
+                value = np.float32(widen(x[i, begin + lane]))
+                parts[lane] += value * value
+        for j in range(whole, columns):
+            value = np.float32(widen(x[i, j]))
+            parts[j - whole] += value * value
+        squares = np.float32(0)
+        for lane in range(LANES):
+            squares += parts[lane]
+        inverse = inverse_rms(squares, columns, eps)
+        for j in range(columns):
+            value = np.float32(widen(x[i, j])) * inverse * weight[j]
+            result[i, j] = narrow(value, result[i, j])

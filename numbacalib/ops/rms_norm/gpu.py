@@ -1,0 +1,47 @@
+"""GPU kernel of RMSNorm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from numbacalib.runtime import device
+from numbacalib.runtime.device import cuda
+from numbacalib.runtime.half import carrier, narrow, widen
+from numbacalib.runtime.launch import launch
+from numbacalib.spec.decoder import inverse_rms
+
+THREADS = 4 if device.SIMULATED else 256
+"""A power of two, for the sum of the threads' parts."""
+
+
+def rms_norm(x: Any, weight: Any, eps: np.float32, dtype: np.dtype) -> Any:
+    """See `numbacalib.ops.rms_norm.rms_norm`."""
+    result = device.empty(x.shape, dtype)
+    launch(_normalize, x.shape[0], THREADS, carrier(x), weight, eps, carrier(result))
+    return result
+
+
+@cuda.jit
+def _normalize(x, weight, eps, result):
+    """One block a row, its threads every `THREADS`-th column."""
+    parts = cuda.shared.array(THREADS, np.float32)
+    i, thread = np.int64(cuda.blockIdx.x), cuda.threadIdx.x
+    columns = x.shape[1]
+    squares = np.float32(0)
+    for j in range(thread, columns, THREADS):
+        value = np.float32(widen(x[i, j]))
+        squares += value * value
+    parts[thread] = squares
+    cuda.syncthreads()
+    half = THREADS // 2
+    while half > 0:
+        if thread < half:
+            parts[thread] += parts[thread + half]
+        cuda.syncthreads()
+        half //= 2
+    inverse = inverse_rms(parts[0], columns, eps)
+    for j in range(thread, columns, THREADS):
+        value = np.float32(widen(x[i, j])) * inverse * weight[j]
+        result[i, j] = narrow(value, result[i, j])

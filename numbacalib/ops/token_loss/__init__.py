@@ -1,0 +1,33 @@
+"""Cross-entropy over a vocabulary that comes in parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numbacalib.runtime.backend import call
+
+
+def add_scores(scores: Any, first: int, targets: Any, state: Any) -> None:
+    """Take a part of the vocabulary into the softmax of each row, by its running maximum and sum.
+
+    Parameters
+    ----------
+    scores : float32 array [N, V'], C-contiguous
+        Logits of the entries from `first` on.
+    first : int
+    targets : int64 array [N]
+    state : float32 array [3, N]
+        Largest score, sum of weights, score of the target; before the first part `LOWEST`, 0 and 0.
+    """
+    with call(__name__, scores=scores, targets=targets, state=state) as (kernels, *arrays):
+        kernels.add_scores(arrays[0], first, *arrays[1:])
+
+
+def losses(state: Any) -> Any:
+    """Negative log likelihoods of the targets, float32 [N], once all parts were added."""
+    with call(__name__, state=state) as (kernels, state):
+        return kernels.losses(state)
+
+
+LOWEST = -3e38
+"""Below any score; a difference of two of it is a number, which one of infinities is not."""

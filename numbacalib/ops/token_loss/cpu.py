@@ -1,0 +1,62 @@
+"""CPU kernels of the cross-entropy."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from numbacalib.runtime.jit import kernel
+from numbacalib.spec.decoder import negative_log_likelihood, weight_of
+
+LANES = 16
+"""Partial maxima and sums, each of every so many entries: see `numbacalib.ops.rms_norm.cpu`."""
+
+
+def add_scores(scores: NDArray, first: int, targets: NDArray, state: NDArray) -> None:
+    """See `numbacalib.ops.token_loss.add_scores`."""
+    _add(scores, first, targets, state)
+
+
+def losses(state: NDArray) -> NDArray:
+    """See `numbacalib.ops.token_loss.losses`."""
+    found = np.empty(state.shape[1], np.float32)
+    _finish(state, found)
+    return found
+
+
+@kernel
+def _add(scores, first, targets, state):
+    """Split: one task a row."""
+    rows, columns = scores.shape
+    whole = columns // LANES * LANES
+    for i in prange(rows):
+        row = scores[i]
+        parts = np.full(LANES, state[0, i], np.float32)
+        for begin in range(0, whole, LANES):
+            for lane in range(LANES):
+                parts[lane] = max(parts[lane], row[begin + lane])
+        for j in range(whole, columns):
+            parts[j - whole] = max(parts[j - whole], row[j])
+        largest = parts[0]
+        for lane in range(1, LANES):
+            largest = max(largest, parts[lane])
+        sums = np.zeros(LANES, np.float32)
+        for begin in range(0, whole, LANES):
+            for lane in range(LANES):
+                sums[lane] += weight_of(row[begin + lane], largest)
+        for j in range(whole, columns):
+            sums[j - whole] += weight_of(row[j], largest)
+        total = state[1, i] * weight_of(state[0, i], largest)
+        for lane in range(LANES):
+            total += sums[lane]
+        state[0, i], state[1, i] = largest, total
+        if first <= targets[i] and targets[i] < first + columns:
+            state[2, i] = row[targets[i] - first]
+
+
+@kernel
+def _finish(state, found):
+    """Split: rows."""
+    for i in prange(len(found)):
+        found[i] = negative_log_likelihood(state[2, i], state[0, i], state[1, i])

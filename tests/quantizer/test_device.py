@@ -1,0 +1,80 @@
+"""The whole model on every device: the same pipeline, the same files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from models.tiny import TEXT, write_tiny_checkpoint
+
+from numbacalib.formats.compressed_tensors import PackedLayers
+from numbacalib.models import HOST, Decoder, open_checkpoint, open_place
+from numbacalib.quantizer import Settings, collect, evaluate, quantize
+
+DEVICES = {"numpy": "cpu", "cudasim": "cuda", "cuda": "cuda"}
+
+
+@pytest.fixture
+def device(backend):
+    return DEVICES[backend.name]
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    return [tmp_path / "text.txt"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_model_is_quantized_as_on_the_host(tmp_path, device, text, dtype):
+    model = write_tiny_checkpoint(tmp_path / "model", dtype=dtype)
+    settings = Settings(bits=4, group_size=32, samples=2, sequence_length=16)
+    reports = {}
+    for place in ("cpu", device):
+        output = tmp_path / f"on-{place}"
+        if not output.exists():
+            reports[place] = quantize(model, output, text=text, settings=settings, device=place)
+    ours, theirs = (PackedLayers(open_checkpoint(tmp_path / f"on-{p}")) for p in ("cpu", device))
+    assert set(ours) == set(theirs)
+    for expected, actual in zip(reports["cpu"], reports[device], strict=True):
+        assert actual.name == expected.name
+        assert actual.loss == pytest.approx(expected.loss, rel=1e-3 if dtype == "float32" else 2e-2)
+    first = next(iter(ours))
+    assert (ours[first].codes != theirs[first].codes).mean() < (
+        0.002 if dtype == "float32" else 0.03
+    )
+    losses = [
+        evaluate(tmp_path / f"on-{p}", text, sequence_length=16, device=p).loss
+        for p in ("cpu", device)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4 if dtype == "float32" else 5e-3)
+
+
+def test_statistics_are_collected_and_quantized_from(tmp_path, device, text):
+    model = write_tiny_checkpoint(tmp_path / "model", "qwen3")
+    collect(model, tmp_path / "statistics", text=text, samples=2, sequence_length=16, device=device)
+    settings = Settings(bits=4, group_size=32, channel_scales="awq")
+    for place in {"cpu", device}:
+        reports = quantize(
+            model,
+            tmp_path / f"on-{place}",
+            statistics=tmp_path / "statistics",
+            settings=settings,
+            device=place,
+        )
+        assert all(report.loss < report.rtn_loss for report in reports)
+
+
+def test_names_of_devices():
+    assert open_place("cpu") is HOST
+    for name in ("gpu", "cuda:", "cuda:x", "cuda:-1", ""):
+        with pytest.raises(ValueError, match="^device: expected auto, cpu, cuda or cuda:N, got"):
+            open_place(name)
+
+
+def test_embedding_and_losses(tmp_path, device):
+    decoder = Decoder(
+        open_checkpoint(write_tiny_checkpoint(tmp_path, "qwen2")), place=open_place(device)
+    )
+    on_host = Decoder(open_checkpoint(tmp_path))
+    tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (2, 9))
+    assert decoder.loss(tokens) == pytest.approx(on_host.loss(tokens), rel=1e-5)

@@ -1,0 +1,151 @@
+"""What a decoder computes beside products, on every backend, against float64 definitions."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from models import naive_llama
+
+from numbacalib.ops.attention import attention
+from numbacalib.ops.gated_silu import gated_silu
+from numbacalib.ops.linear import linear
+from numbacalib.ops.matrix import from_host
+from numbacalib.ops.rms_norm import rms_norm
+from numbacalib.ops.rotary import rotate
+from numbacalib.ops.token_loss import LOWEST, add_scores, losses
+from numbacalib.spec.exponential import exp
+
+RTOL = {np.float32: 2e-5, np.float16: 2e-3, ml_dtypes.bfloat16: 1.6e-2}
+"""Of the largest number of a result: a few roundings of its dtype."""
+
+
+def normal(seed, *shape, dtype=np.float32):
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32).astype(dtype)
+
+
+def assert_near(actual, expected, dtype=np.float32):
+    actual = np.asarray(actual, np.float64)
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=RTOL[dtype] * abs(expected).max())
+
+
+@pytest.fixture(params=[np.float32, np.float16, ml_dtypes.bfloat16], ids=["f32", "f16", "bf16"])
+def dtype(request):
+    return request.param
+
+
+def test_exponentials_are_within_two_ulp():
+    x = np.concatenate([np.linspace(-87.3, 88, 200001), np.linspace(-1e-3, 1e-3, 1001)])
+    x = x.astype(np.float32)
+    actual = np.array([exp(value) for value in x], np.float64)
+    exact = np.exp(x.astype(np.float64))
+    assert (abs(actual - exact) / np.spacing(exact.astype(np.float32))).max() < 2
+
+
+def test_exponentials_at_the_ends():
+    given = np.array([-np.inf, -1e30, -88, 0, 1e30, np.inf, np.nan], np.float32)
+    expected = [0, 0, 0, 1, np.inf, np.inf, np.nan]
+    np.testing.assert_array_equal([exp(value) for value in given], expected)
+
+
+@pytest.mark.parametrize("columns", [1, 15, 16, 65])
+def test_rms_norm(backend, dtype, columns):
+    x, weight = normal(0, 3, 2, columns, dtype=dtype), normal(1, columns)
+    actual = backend.call(rms_norm, x, weight, 1e-5, dtype=dtype)
+    assert actual.dtype == dtype
+    wide = x.astype(np.float64).reshape(-1, columns)
+    expected = naive_llama.rms_norm(wide, weight.astype(np.float64), 1e-5)
+    assert_near(actual, expected.reshape(x.shape), dtype)
+
+
+def test_rotary_embedding(backend, dtype):
+    heads = normal(0, 2, 5, 3, 8, dtype=dtype)
+    angles = np.arange(5)[:, None] * 10000.0 ** (-np.arange(4) / 4)
+    moved = backend.array(heads.copy())
+    backend.call(rotate, moved, np.cos(angles).astype("f4"), np.sin(angles).astype("f4"))
+    expected = np.array(
+        [
+            [[naive_llama.rotate(h.astype(np.float64), t, 10000.0) for h in token]
+             for t, token in enumerate(sequence)]
+            for sequence in heads
+        ]
+    )  # fmt: skip
+    assert_near(backend.numpy(moved), expected, dtype)
+
+
+def test_gated_silu(backend, dtype):
+    gate, up = normal(0, 3, 37, dtype=dtype) * dtype(4), normal(1, 3, 37, dtype=dtype)
+    gate[0, :4] = [-100, 100, -88.5, 0]
+    wide = gate.astype(np.float64)
+    expected = wide / (1 + np.exp(-wide)) * up.astype(np.float64)
+    moved = backend.array(gate.copy())
+    backend.call(gated_silu, moved, up)
+    assert_near(backend.numpy(moved), expected, dtype)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("add", [False, True])
+def test_linear(backend, bias, add):
+    x, weight = normal(0, 2, 3, 16), normal(1, 5, 16)
+    b, target = normal(2, 5) if bias else None, normal(3, 2, 3, 5)
+    expected = x.astype(np.float64) @ weight.astype(np.float64).T
+    expected = expected + (b if bias else 0) + (target if add else 0)
+    actual = backend.call(linear, x, weight, b, **({"add_to": target.copy()} if add else {}))
+    assert_near(actual, expected)
+
+
+LENGTHS = {"numpy": (1, 63, 64, 65, 300), "cudasim": (1, 3, 4, 9), "cuda": (1, 31, 64, 200)}
+
+
+@pytest.mark.parametrize("case", range(5))
+@pytest.mark.parametrize("window", [None, 1, 3, 130])
+@pytest.mark.parametrize(("heads", "size"), [((6, 2), 8), ((3, 3), 12), ((2, 1), 64)])
+def test_attention(backend, case, window, heads, size):
+    lengths = LENGTHS[backend.name]
+    length = lengths[case % len(lengths)]
+    queries = normal(length, 2, length, heads[0], size)
+    keys, values = normal(window or 0, 2, 2, length, heads[1], size)
+    actual = backend.call(attention, queries, keys, values, window)
+    wide = [array.astype(np.float64) for array in (queries, keys, values)]
+    expected = [naive_llama.attention(*(w[s] for w in wide), window) for s in range(2)]
+    assert_near(actual, np.array(expected))
+
+
+def test_attention_stands_large_scores(backend):
+    queries = np.full((1, 3, 1, 4), 1e4, dtype=np.float32)
+    keys = np.array([1e4, -1e4, 1e4], dtype=np.float32)[None, :, None, None] * np.ones(4, "f4")
+    values = np.arange(12, dtype=np.float32).reshape(1, 3, 1, 4)
+    expected = np.stack([values[0, 0], values[0, 0], (values[0, 0] + values[0, 2]) / 2])
+    actual = backend.call(attention, queries, keys, values)
+    np.testing.assert_array_equal(actual[0], expected)
+
+
+def test_attention_passes_on_what_is_not_finite(backend):
+    queries, keys, values = (normal(i, 1, 4, 1, 8) for i in range(3))
+    keys[0, 2] = np.nan
+    actual = backend.call(attention, queries, keys, values)
+    assert np.isfinite(actual[0, :2]).all()
+    assert np.isnan(actual[0, 2:]).all()
+
+
+@pytest.mark.parametrize("parts", [(7,), (1, 6), (3, 2, 2)])
+def test_token_losses(backend, parts):
+    scores, targets = normal(0, 9, 7) * 10, np.arange(9) % 7
+    state = np.zeros((3, 9), np.float32)
+    state[0] = LOWEST
+    state, first = backend.array(state), 0
+    for width in parts:
+        part = np.ascontiguousarray(scores[:, first : first + width])
+        backend.call(add_scores, part, first, targets, state)
+        first += width
+    wide = scores.astype(np.float64)
+    expected = np.array(
+        [-np.log(naive_llama.softmax(row)[t]) for row, t in zip(wide, targets, strict=True)]
+    )
+    assert_near(backend.call(losses, state), expected)
+
+
+def test_a_copy_of_the_place(backend):
+    like = backend.array(normal(0, 2, 2))
+    assert_near(backend.numpy(from_host(normal(1, 3), like)), normal(1, 3).astype(np.float64))
