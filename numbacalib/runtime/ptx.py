@@ -160,6 +160,59 @@ def store_if(address, value, wanted):
     """`st.global.f32`: store `value` at `address`, or nothing."""
 
 
+@_instruction(
+    """{
+    .reg .pred wanted;
+    setp.ne.u32 wanted, $2, 0;
+    mov.u32 $0, 0;
+    @wanted ld.global.u32 $0, [$1];
+    }""",
+    types.uint32,
+    types.uint64,
+    types.uint32,
+)
+def load_word_if(address, wanted):
+    """`ld.global.u32`: the word at `address`, or 0 and no access."""
+
+
+@_instruction(
+    """{
+    .reg .pred wanted;
+    setp.ne.u32 wanted, $2, 0;
+    @wanted st.global.u32 [$0], $1;
+    }""",
+    types.void,
+    types.uint64,
+    types.uint32,
+    types.uint32,
+)
+def store_word_if(address, value, wanted):
+    """`st.global.u32`: store `value` at `address`, or nothing."""
+
+
+# Arithmetic
+
+
+@_instruction("ex2.approx.ftz.f32 $0, $1;", types.float32, types.float32, pure=True)
+def exp2(x):
+    """`ex2.approx`: ``2**x``, within 2 ulp."""
+
+
+@_instruction(
+    """{
+    .reg .f32 other;
+    shfl.sync.bfly.b32 other, $1, 1, 31, -1;
+    add.f32 $0, $1, other;
+    shfl.sync.bfly.b32 other, $0, 2, 31, -1;
+    add.f32 $0, $0, other;
+    }""",
+    types.float32,
+    types.float32,
+)
+def sum_of_four(x):
+    """`shfl.sync.bfly`: sum over the four threads whose numbers differ in the last two bits."""
+
+
 # Conversions
 
 

@@ -24,14 +24,25 @@ LOWEST = np.float32(-3e38)
 
 def attention(queries: Any, keys: Any, values: Any, window: int) -> Any:
     """See `numbacalib.ops.attention.attention`; a window of 0 is none."""
-    context = device.empty(queries.shape, queries.dtype)
     sequences, length, heads, size = queries.shape
+    if _suits_tensor_cores(queries.dtype, size):
+        from numbacalib.ops.attention import tensor_cores
+
+        return tensor_cores.attention(queries, keys, values, window)
+    context = device.empty(queries.shape, queries.dtype)
     share = _rows_of_a_thread(size)
     grid = -(-length // (EDGE * share)), heads, sequences
     scale = np.float32(1 / math.sqrt(size))
     arrays = (carrier(array) for array in (queries, keys, values, context))
     launch(_kernel(size, share), grid, (EDGE, EDGE), *arrays, window, scale)
     return context
+
+
+def _suits_tensor_cores(dtype: np.dtype, size: int) -> bool:
+    """Whether `tensor_cores` takes heads of these: 16-bit floats whose rows begin at 16 bytes."""
+    if device.SIMULATED or dtype.itemsize != 2 or size % 8 or size > 128:
+        return False
+    return cuda.get_current_device().compute_capability >= (8, 0)
 
 
 def _rows_of_a_thread(size: int) -> int:
