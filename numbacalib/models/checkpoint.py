@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.config import ModelConfig
+from numbacalib.models.input_files import InputFiles
+from numbacalib.models.layer_tensors import check_names
+from numbacalib.models.safetensors_file import StoredTensor
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,6 +41,23 @@ class Checkpoint(abc.ABC):
     """
 
     path: Path
+
+    @cached_property
+    def files(self) -> InputFiles:
+        """The files that it is read from."""
+        return InputFiles()
+
+    def check_unchanged(self) -> None:
+        """Compare every file that it was opened from, tokenizer included, with what it was then.
+
+        Cheap enough for every block: sizes and times of modification, no contents.
+
+        Raises
+        ------
+        ValueError
+            One line that names the file, if one was deleted, cut, overwritten or replaced.
+        """
+        self.files.check_unchanged()
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -68,6 +88,16 @@ class Checkpoint(abc.ABC):
             If the checkpoint has no tensor of that name.
         """
 
+    def stored(self, name: str) -> StoredTensor:
+        """One tensor as it is to be copied, byte for byte where the file is a safetensors file.
+
+        Raises
+        ------
+        ValueError
+            As `tensor`.
+        """
+        return StoredTensor.of(self.tensor(name))
+
     @abc.abstractmethod
     def hf_config(self) -> dict[str, Any]:
         """The contents of a Hugging Face ``config.json`` for this model; a fresh copy."""
@@ -97,7 +127,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Parameters
     ----------
     path : str or Path
-        A directory with ``config.json`` and ``*.safetensors``, or a ``.gguf`` file.
+        A directory with ``config.json`` and ``model.safetensors`` or its index, or a ``.gguf``
+        file.
 
     Returns
     -------
@@ -118,15 +149,17 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")
-    checkpoint: Checkpoint
     if path.is_dir():
-        checkpoint = HuggingFaceCheckpoint(path)
-    elif path.suffix == ".gguf":
-        checkpoint = GGUFCheckpoint(path)
-    else:
+        return HuggingFaceCheckpoint(path)
+    if path.suffix != ".gguf":
         raise ValueError(f"{path}: expected a directory with config.json, or a .gguf file")
+    files = InputFiles()
+    files.watch(path)
+    checkpoint = GGUFCheckpoint(path)
+    checkpoint.files = files
     try:
-        checkpoint.config  # noqa: B018  (an unsupported architecture is an error now, not later)
+        # An unsupported architecture is an error now, not later.
+        check_names(checkpoint.config, checkpoint.names())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return checkpoint

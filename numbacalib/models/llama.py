@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from numbacalib.models.attention import causal_attention
 from numbacalib.models.checkpoint import Checkpoint
 from numbacalib.models.config import ModelConfig
+from numbacalib.models.layer_tensors import EMBEDDINGS, HEAD, linear_shapes, vector_shapes
 from numbacalib.models.rope import RotaryEmbedding
 
 __all__ = ["Decoder", "DecoderBlock"]
@@ -18,7 +19,6 @@ __all__ = ["Decoder", "DecoderBlock"]
 Array = NDArray[np.float32]
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-_EMBEDDINGS = "model.embed_tokens.weight"
 # Rows of an elementwise step at a time, so that its operands stay in the cache.
 _ROWS = 256
 # Tokens that go through a block at a time in `Decoder.forward`, which bounds what it holds.
@@ -207,12 +207,12 @@ class Decoder:
         self._checkpoint = checkpoint
         self._weight = weight or checkpoint.tensor
         self._rope = RotaryEmbedding(self.config)
-        self._head = _EMBEDDINGS if self.config.tie_word_embeddings else "lm_head.weight"
+        self._head = EMBEDDINGS if self.config.tie_word_embeddings else HEAD
         table = (self.config.vocab_size, self.config.hidden_size)
-        shapes = {_EMBEDDINGS: table, "model.norm.weight": table[1:], self._head: table}
+        shapes = {EMBEDDINGS: table, "model.norm.weight": table[1:], self._head: table}
         for index in range(self.config.num_layers):
-            linears = _linear_shapes(self.config) if weight is None else {}
-            for name, shape in (linears | _vector_shapes(self.config)).items():
+            linears = linear_shapes(self.config) if weight is None else {}
+            for name, shape in (linears | vector_shapes(self.config)).items():
                 shapes[_full_name(index, name)] = shape
         self._check(shapes)
 
@@ -225,12 +225,12 @@ class Decoder:
             For a token outside the vocabulary.
         """
         tokens = self._tokens(tokens)
-        return self._checkpoint.tensor(_EMBEDDINGS)[tokens].astype(np.float32)
+        return self._checkpoint.tensor(EMBEDDINGS)[tokens].astype(np.float32)
 
     def block(self, index: int) -> DecoderBlock:
         """Read block ``index``, ``0 .. num_layers - 1``; nothing of it is kept here."""
         linears = {}
-        for name, shape in _linear_shapes(self.config).items():
+        for name, shape in linear_shapes(self.config).items():
             full_name = _full_name(index, name)
             weight = np.array(self._weight(full_name), dtype=np.float32)
             if weight.shape != shape:
@@ -238,7 +238,7 @@ class Decoder:
             linears[name.removesuffix(".weight")] = weight
         vectors = {
             name: self._checkpoint.tensor(_full_name(index, name)).astype(np.float32)
-            for name in _vector_shapes(self.config)
+            for name in vector_shapes(self.config)
         }
         return DecoderBlock(self.config, index, self._rope, linears, vectors)
 
@@ -327,39 +327,6 @@ class Decoder:
 
 def _full_name(index: int, name: str) -> str:
     return f"model.layers.{index}.{name}"
-
-
-def _linear_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    return {
-        "self_attn.q_proj.weight": (queries, hidden),
-        "self_attn.k_proj.weight": (keys, hidden),
-        "self_attn.v_proj.weight": (keys, hidden),
-        "self_attn.o_proj.weight": (hidden, queries),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
-    }
-
-
-def _vector_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Norms, and the biases that this architecture has."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (config.hidden_size,),
-        "post_attention_layernorm.weight": (config.hidden_size,),
-    }
-    if config.qk_norm:
-        shapes["self_attn.q_norm.weight"] = shapes["self_attn.k_norm.weight"] = (config.head_dim,)
-    for name, shape in _linear_shapes(config).items():
-        biased = config.attention_bias
-        if name.startswith("mlp."):
-            biased = config.mlp_bias
-        elif name.startswith("self_attn.o_proj"):
-            biased = config.output_bias
-        if biased:
-            shapes[name.replace(".weight", ".bias")] = shape[:1]
-    return shapes
 
 
 def _rms_norm(x: Array, weight: Array, eps: float) -> Array:

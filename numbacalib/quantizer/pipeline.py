@@ -114,7 +114,7 @@ def quantize(
             packed = {f"{result.name}.weight" for result in results}
             for name in checkpoint.names():
                 if name not in packed and name not in writer:
-                    writer.add(name, checkpoint.tensor(name))
+                    writer.add_stored(name, checkpoint.stored(name))
         _write_description(directory, checkpoint, layout)
     return results
 
@@ -289,4 +289,5 @@ def _write_description(directory: Path, checkpoint: Checkpoint, layout: PackedLa
     text = json.dumps(config, indent=2) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")
     for name, content in checkpoint.tokenizer_files().items():
+        (directory / name).parent.mkdir(exist_ok=True)  # of additional chat templates
         (directory / name).write_bytes(content)

@@ -279,19 +279,28 @@ WEIGHTS = packed_config()["config_groups"]["group_0"]
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "quant_method 'compressed-tensors', got 'gptq'"),
-        (packed_config(format="nvfp4-pack-quantized"), "expected format 'pack-quantized'"),
-        (packed_config(kv_cache_scheme={"num_bits": 8}), "expected kv_cache_scheme None"),
-        (packed_config(transform_config={"groups": 1}), "expected transform_config None"),
-        (packed_config(config_groups={"W4A16": ["Linear"]}), "expected W4A16 spelled out"),
+        (
+            {"quant_method": "gptq", "bits": 4},
+            "quant_method: expected compressed-tensors, got 'gptq'",
+        ),
+        (packed_config(format="nvfp4-pack-quantized"), "format: expected pack-quantized"),
+        (packed_config(kv_cache_scheme={"num_bits": 8}), "kv_cache_scheme: expected null"),
+        (packed_config(transform_config={"groups": 1}), "transform_config: expected null"),
+        (
+            packed_config(config_groups={"W4A16": ["Linear"]}),
+            "config_groups.W4A16: expected an object",
+        ),
         (
             packed_config(config_groups={"g": WEIGHTS | {"input_activations": {"num_bits": 8}}}),
-            "expected input_activations None",
+            "g.input_activations: expected null",
         ),
-        (packed_config(config_groups=config_groups(Linear=1)), "expected num_bits 2 or 3 or"),
+        (
+            packed_config(config_groups=config_groups(Linear=1)),
+            "num_bits: expected an integer from 2 to 8, got 1",
+        ),
         (
             packed_config(config_groups={"g": WEIGHTS | {"format": "int-quantized"}}),
-            "expected format 'pack-quantized', got 'int-quantized'",
+            "g.format: expected pack-quantized, got 'int-quantized'",
         ),
     ],
 )

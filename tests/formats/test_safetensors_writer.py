@@ -82,9 +82,12 @@ def test_a_name_twice(tmp_path):
             writer.add("a", np.ones(3))
 
 
-@pytest.mark.parametrize("dtype", [complex, object, ">f4", ml_dtypes.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [complex, object, ">f4", ml_dtypes.int4])
 def test_a_dtype_without_a_name(tmp_path, dtype):
-    with SafetensorsWriter(tmp_path) as writer, pytest.raises(TypeError, match=r"^x: expected int"):
+    with (
+        SafetensorsWriter(tmp_path) as writer,
+        pytest.raises(TypeError, match=r"^x: expected a dtype of F64, "),
+    ):
         writer.add("x", np.zeros(3, dtype))
 
 
