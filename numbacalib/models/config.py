@@ -33,8 +33,8 @@ attn_implementation attention_dropout hidden_dropout hidden_dropout_prob resid_p
 attn_pdrop mlp_dropout classifier_dropout dropout attention_probs_dropout_prob
 bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id
 tokenizer_class prefix model_max_length tokenizer_model_max_length max_sequence_length
-seq_length max_length min_length do_sample early_stopping num_beams num_beam_groups
-diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
+max_seq_len max_seq_length seq_length max_length min_length do_sample early_stopping num_beams
+num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
 no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
 output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id
 remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
@@ -194,7 +194,10 @@ def _sliding_windows(fields: Fields, model_type: str, num_layers: int) -> tuple[
     if len(kinds) != num_layers:
         raise ValueError(f"layer_types: expected {num_layers} entries, got {len(kinds)}")
     known = _LAYER_TYPES if window is not None else _LAYER_TYPES[:1]
-    if unknown := next((kind for kind in kinds if kind not in known), None):
+    unknown = [kind for kind in kinds if kind not in known]
+    if unknown:
         expected = " or ".join(known)
-        raise ValueError(f"layer_types: expected {expected} in every entry, got {unknown[:80]!r}")
+        raise ValueError(
+            f"layer_types: expected {expected} in every entry, got {unknown[0][:80]!r}"
+        )
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 __all__ = ["LARGEST", "Fields"]
@@ -12,6 +12,7 @@ LARGEST = 2**31 - 1
 """Upper bound of sizes and counts that have no tighter one."""
 
 _REQUIRED: Any = object()
+_SHOWN = 200
 
 
 class Fields:
@@ -36,15 +37,16 @@ class Fields:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
     def __bool__(self) -> bool:
         return bool(self._values)
 
     def label(self, key: str) -> str:
-        """The key with the object's name before it."""
-        return f"{self._name}.{key}" if self._name else key
+        """The key with the object's name before it, fit for one line."""
+        shown = key if key.isprintable() and len(key) <= _SHOWN else repr(key[:_SHOWN])
+        return f"{self._name}.{shown}" if self._name else shown
 
     def integer(self, key: str, low: int, high: int = LARGEST, default: Any = _REQUIRED) -> Any:
         """An integer from ``low`` to ``high``; neither a float nor a boolean."""

@@ -150,10 +150,14 @@ def read_header(files: InputFiles, file: Path) -> dict[str, TensorEntry]:
 
 
 def _entry(file: Path, start: int, header: Fields, name: str) -> TensorEntry:
-    if len(name) > _NAME_LENGTH:
-        raise ValueError(f"expected names of at most {_NAME_LENGTH} characters, got {name[:40]!r}")
+    if len(name) > _NAME_LENGTH or not name.isprintable():
+        raise ValueError(
+            f"expected printable names of at most {_NAME_LENGTH} characters, got {name[:40]!r}"
+        )
     fields = header.object(name)
-    dtype_name = fields.choice("dtype", tuple(STORED_TYPES))
+    dtype_name = fields.text("dtype")
+    if dtype_name not in STORED_TYPES:
+        raise fields.error("dtype", f"one of {', '.join(STORED_TYPES)}")
     shape = tuple(fields.integers("shape", 0))
     begin, end = fields.integers("data_offsets", 0, length=2)
     fields.refuse_unread()

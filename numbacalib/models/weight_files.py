@@ -69,7 +69,8 @@ def weight_headers(files: InputFiles, path: Path) -> list[dict[str, TensorEntry]
 def _check_inside(name: str) -> None:
     """Refuse a file name that is absolute or climbs out, on any system."""
     path = PureWindowsPath(name)
-    if path.anchor or ".." in path.parts or "\0" in name or not name.endswith(".safetensors"):
+    outside = path.anchor or ".." in path.parts
+    if outside or not name.isprintable() or not name.endswith(".safetensors"):
         raise ValueError(
             f"weight_map: expected the names of safetensors files in its directory, got {name[:200]!r}"
         )

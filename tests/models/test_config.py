@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from models.tiny import tiny_config
 
 from numbacalib.models import ModelConfig
@@ -162,6 +164,13 @@ def test_what_is_not_understood_is_refused_by_name(overrides: dict[str, Any]) ->
         ModelConfig.from_hf(tiny_config(**overrides))
 
 
+def test_a_key_of_several_lines_is_one_line() -> None:
+    with pytest.raises(
+        ValueError, match=r"^'a\\nb': expected no key of this name in a llama[^\n]*$"
+    ):
+        ModelConfig.from_hf(tiny_config(**{"a\nb": 1}))
+
+
 def test_what_says_nothing_about_the_computation_is_taken() -> None:
     harmless = {
         "_name_or_path": "x",
@@ -193,6 +202,7 @@ def test_mlx_is_called_by_its_name() -> None:
         ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2}, "full_attention in"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "expected full_attention in"),
         ({"layer_types": ["chunked_attention"] * 2}, "got 'chunked_attention'"),
+        ({"layer_types": ["full_attention", ""]}, "expected full_attention in .* got ''"),
         ({"layer_types": ["full_attention"]}, "layer_types: expected 2 entries, got 1"),
         ({"layer_types": "full_attention"}, "layer_types: expected a list of strings"),
         ({"model_type": "mistral", "sliding_window": 0}, "sliding_window: expected an integer"),
@@ -301,3 +311,30 @@ def test_key_value_heads_that_are_left_out(overrides: dict[str, Any], expected: 
     if "num_key_value_heads" not in overrides:
         del config["num_key_value_heads"]
     assert ModelConfig.from_hf(config).num_kv_heads == expected
+
+
+SCALARS = st.sampled_from(
+    [None, True, False, -1, 0, 1, 2, 2.5, NAN, INF, 10**30, 10**400, "", "yarn", "a\nb"]
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=2),
+        st.dictionaries(st.sampled_from(["rope_type", "factor", "targets", "weights"]), inner),
+    ),
+    max_leaves=4,
+)
+KEYS = st.sampled_from(
+    [*tiny_config(), "rope_scaling", "rope_parameters", "quantization_config", "layer_types"]
+    + ["sliding_window", "use_sliding_window", "max_window_layers", "attention_bias", "mlp_bias"]
+)
+
+
+@given(st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]), st.dictionaries(KEYS, VALUES))
+def test_any_configuration_is_read_or_refused_in_one_line(
+    model_type: str, changes: dict[str, Any]
+) -> None:
+    try:
+        ModelConfig.from_hf(tiny_config(model_type) | changes)
+    except ValueError as error:
+        assert str(error).isprintable()
