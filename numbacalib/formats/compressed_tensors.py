@@ -211,12 +211,17 @@ class PackedLayers(Mapping[str, QuantizedWeight]):
             raise ValueError(f"{checkpoint.path}: expected a quantization_config, found none")
         self._checkpoint = checkpoint
         self._names = set(checkpoint.names())
-        suffix = ".weight_packed"
-        self._layers = {
-            layer: schemes.of(layer)
-            for layer in (name.removesuffix(suffix) for name in checkpoint.names())
-            if layer + suffix in self._names
-        }
+        self._layers = {}
+        for name in checkpoint.names():
+            layer = name.removesuffix(".weight_packed")
+            if layer == name:
+                continue
+            if f"{layer}.weight" in self._names:
+                raise ValueError(f"{checkpoint.path}: {name}: expected no {layer}.weight beside it")
+            try:
+                self._layers[layer] = schemes.of(layer)
+            except ValueError as error:
+                raise ValueError(f"{checkpoint.path}: {error}") from None
 
     def __getitem__(self, layer: str) -> QuantizedWeight:
         scheme = self._layers[layer]
