@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -87,6 +88,18 @@ class Checkpoint(abc.ABC):
         ValueError
             If the checkpoint has no tensor of that name.
         """
+
+    def tiles(self, name: str, rows: int) -> Iterator[NDArray[Any]]:
+        """What `tensor` returns, ``rows`` rows at a time, and no more of it in memory if possible.
+
+        Raises
+        ------
+        ValueError
+            As `tensor`.
+        """
+        tensor = self.tensor(name)
+        for first in range(0, len(tensor), rows):
+            yield tensor[first : first + rows]
 
     def stored(self, name: str) -> StoredTensor:
         """One tensor as it is to be copied, byte for byte where the file is a safetensors file.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from functools import cached_property
@@ -110,10 +111,14 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     def tensor(self, name: str) -> NDArray[Any]:
         entry = self._entry(name)
-        dtype = self._dtype(name, entry)
-        tensor = self.stored(name).data.view(dtype).reshape(entry.shape)
-        tensor.flags.writeable = False
-        return tensor
+        return self._read(name, entry, entry.begin, entry.shape)
+
+    def tiles(self, name: str, rows: int) -> Iterator[NDArray[Any]]:
+        entry = self._entry(name)
+        length, *rest = entry.shape
+        for first in range(0, length, rows):
+            begin = entry.begin + first * (entry.length // length)
+            yield self._read(name, entry, begin, (min(rows, length - first), *rest))
 
     def stored(self, name: str) -> StoredTensor:
         entry = self._entry(name)
@@ -139,6 +144,15 @@ class HuggingFaceCheckpoint(Checkpoint):
             return Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises bare Exception for a damaged file
             raise ValueError(f"{file}: not a tokenizer ({error})") from None
+
+    def _read(
+        self, name: str, entry: TensorEntry, begin: int, shape: tuple[int, ...]
+    ) -> NDArray[Any]:
+        dtype = self._dtype(name, entry)
+        data = self.files.read(entry.file, begin, math.prod(shape) * dtype.itemsize)
+        tensor = data.view(dtype).reshape(shape)
+        tensor.flags.writeable = False
+        return tensor
 
     def _add(self, name: str, entry: TensorEntry) -> None:
         if is_buffer(name):

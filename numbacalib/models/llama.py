@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _ROWS = 256
 # Tokens that go through a block at a time in `Decoder.forward`, which bounds what it holds.
 _TOKENS = 4096
-# Head rows (vocabulary entries) at a time: neither the logits nor the head are ever whole.
+# Vocabulary entries at a time: neither the embeddings, nor the head, nor the logits are ever whole.
 _VOCABULARY = 8192
 
 
@@ -225,7 +225,11 @@ class Decoder:
             For a token outside the vocabulary.
         """
         tokens = self._tokens(tokens)
-        return self._checkpoint.tensor(EMBEDDINGS)[tokens].astype(np.float32)
+        hidden = np.empty((*tokens.shape, self.config.hidden_size), dtype=np.float32)
+        for index, rows in enumerate(self._checkpoint.tiles(EMBEDDINGS, _VOCABULARY)):
+            here = tokens // _VOCABULARY == index
+            hidden[here] = rows[tokens[here] % _VOCABULARY]
+        return hidden
 
     def block(self, index: int) -> DecoderBlock:
         """Read block ``index``, ``0 .. num_layers - 1``; nothing of it is kept here."""
@@ -286,7 +290,8 @@ class Decoder:
         if targets.size == 0:
             raise ValueError("tokens: expected sequences of at least 2, got 1")
         x = self._final_norm(hidden[..., :-1, :]).reshape(-1, hidden.shape[-1])
-        losses = _cross_entropy(x, self._checkpoint.tensor(self._head), targets.ravel())
+        head = self._checkpoint.tiles(self._head, _VOCABULARY)
+        losses = _cross_entropy(x, head, targets.ravel())
         return losses.reshape(targets.shape)
 
     def loss(self, tokens: ArrayLike) -> float:
@@ -350,16 +355,16 @@ def _silu_multiply(gate: Array, up: Array) -> None:
             rows *= up[start : start + _ROWS]
 
 
-def _cross_entropy(x: Array, head: NDArray[Any], targets: NDArray[np.int64]) -> Array:
-    """``logsumexp(x head^T) - (x head^T)[target]`` for each row, in tiles of the vocabulary.
+def _cross_entropy(x: Array, head: Iterable[NDArray[Any]], targets: NDArray[np.int64]) -> Array:
+    """``logsumexp(x head^T) - (x head^T)[target]`` for each row, the head in tiles of `_VOCABULARY` rows.
 
     The running maximum and sum are those of online softmax (Milakov, Gimelshein 2018).
     """
     maxima = np.full(len(x), -np.inf, dtype=np.float32)
     sums = np.zeros(len(x), dtype=np.float32)
     picked = np.empty(len(x), dtype=np.float32)
-    for first in range(0, len(head), _VOCABULARY):
-        weight = head[first : first + _VOCABULARY].astype(np.float32)
+    for index, tile in enumerate(head):
+        first, weight = index * _VOCABULARY, tile.astype(np.float32)
         for start in range(0, len(x), _ROWS):
             rows = slice(start, start + _ROWS)
             logits = x[rows] @ weight.T

@@ -32,6 +32,27 @@ def test_tensors_config_and_tokenizer_come_back(tmp_path: Path, shards: int) -> 
     assert files["tokenizer.json"] == (tmp_path / "tokenizer.json").read_bytes()
 
 
+@pytest.mark.parametrize("rows", [1, 7, 320, 1000])
+def test_tiles_are_the_rows_of_a_tensor(tmp_path: Path, rows: int) -> None:
+    checkpoint = open_checkpoint(write_tiny_checkpoint(tmp_path, dtype="bfloat16"))
+    tensor = checkpoint.tensor("lm_head.weight")
+    tiles = list(checkpoint.tiles("lm_head.weight", rows))
+    assert {len(tile) for tile in tiles[:-1]} <= {rows}
+    np.testing.assert_array_equal(np.concatenate(tiles), tensor, strict=True)
+
+
+def test_a_vocabulary_of_several_tiles(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_tiny_checkpoint(tmp_path, vocab_size=20_000))
+    decoder = Decoder(checkpoint)
+    tokens = np.array([[0, 8191, 8192, 16383, 16384, 19_999, 5, 8192]])
+    hidden = decoder.embed(tokens)
+    table = checkpoint.tensor("model.embed_tokens.weight")
+    np.testing.assert_array_equal(hidden, table[tokens], strict=True)
+    logits = decoder.logits(hidden)[0, :-1].astype(np.float64)
+    expected = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(7), tokens[0, 1:]]
+    np.testing.assert_allclose(decoder.token_losses(hidden, tokens)[0], expected, rtol=1e-5)
+
+
 def test_hf_config_is_a_copy(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_tiny_checkpoint(tmp_path))
     checkpoint.hf_config()["architectures"].append("other")
