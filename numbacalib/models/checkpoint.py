@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.config import ModelConfig
+from numbacalib.runtime.extras import extra
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -112,8 +113,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         supported. The message is one line that names the file.
     """
     # Imported here because both readers derive from Checkpoint.
-    from numbacalib.models.gguf import GGUFCheckpoint
-    from numbacalib.models.huggingface import HuggingFaceCheckpoint
+    with extra("models"):
+        from numbacalib.models.gguf import GGUFCheckpoint
+        from numbacalib.models.huggingface import HuggingFaceCheckpoint
 
     path = Path(path)
     if not path.exists():

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo
+from numbacalib.runtime.extras import extra
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -96,7 +97,8 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        from tokenizers import Tokenizer
+        with extra("models"):
+            from tokenizers import Tokenizer
 
         file = self.path / "tokenizer.json"
         if not file.is_file():

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from numbacalib.formats.imatrix import write_imatrix
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.models import Decoder, DecoderBlock, ModelConfig, open_checkpoint
+from numbacalib.quantizer.preflight import require_space, statistics_bytes
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import read_sequences
+from numbacalib.runtime.extras import extra
 from numbacalib.statistics import InputStatistics, load_statistics, save_statistics
 
 BATCH_TOKENS = 4096
@@ -74,10 +76,13 @@ class TextCalibration:
 class SavedCalibration:
     """Statistics that `collect` left in a directory: no text, and no pass through the model."""
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, blocks: int) -> None:
         self._directory = Path(directory)
         if not self._directory.is_dir():
             raise FileNotFoundError(f"{directory}: no such directory")
+        for file in (self._directory / _file_name(index) for index in range(blocks)):
+            if not file.is_file():
+                raise FileNotFoundError(f"{file}: no such file, one a decoder block was expected")
 
     def preview(self, index: int, block: DecoderBlock) -> list[tuple[Stage, InputStatistics]]:
         """See `Calibration`."""
@@ -105,6 +110,7 @@ def collect(
     text: Sequence[str | Path],
     samples: int = 64,
     sequence_length: int = 512,
+    clean: bool = False,
 ) -> None:
     """Run a text through a model and save the statistics of all its linear layers' inputs.
 
@@ -115,16 +121,38 @@ def collect(
     output : path
         Absent, or an empty directory: one file a decoder block, and `IMATRIX` for
         ``llama-quantize --imatrix``. It appears when it is complete.
-    text, samples, sequence_length
+    text, samples, sequence_length, clean
         As in `numbacalib.quantizer.quantize`.
+
+    Raises
+    ------
+    ValueError, TypeError, OSError
+        If an input does not fit, or there is no room for the output; nothing has been written then.
+    ModuleNotFoundError
+        If a package of the extra `models` is missing.
     """
-    checkpoint = open_checkpoint(model)
-    decoder = Decoder(checkpoint)
-    tokens = read_sequences(checkpoint.tokenizer, text, sequence_length, samples)
+    with extra("models"):  # what is missing is missed now, not after the last block
+        import gguf  # noqa: F401
+        import safetensors  # noqa: F401
+
+    with new_directory(output, clean=clean) as directory:
+        checkpoint = open_checkpoint(model)
+        decoder = Decoder(checkpoint)
+        require_space(directory, statistics_bytes(checkpoint))
+        tokens = read_sequences(checkpoint.tokenizer, text, sequence_length, samples)
+        squares = _save_blocks(directory, decoder, tokens)
+        datasets = [Path(file).name for file in text]
+        write_imatrix(directory / IMATRIX, squares, datasets=datasets, chunk_size=sequence_length)
+
+
+def _save_blocks(
+    directory: Path, decoder: Decoder, tokens: NDArray[np.int64]
+) -> dict[str, _Squares]:
+    """Save the statistics of block after block; return what an importance file needs of them."""
     layers = decoder.config.num_layers
-    with new_directory(output) as directory, Progress(layers) as progress:
-        hidden = decoder.embed(tokens)
-        squares = {}
+    hidden = decoder.embed(tokens)
+    squares = {}
+    with Progress(layers) as progress:
         for index in range(layers):
             progress.show(f"block {index + 1} of {layers}")
             found = {
@@ -136,8 +164,7 @@ def collect(
             for name, inputs in found.items():
                 squares[name] = _Squares(inputs.tokens, inputs.mean_square)
             progress.step(f"block {index + 1} of {layers}")
-        datasets = [Path(file).name for file in text]
-        write_imatrix(directory / IMATRIX, squares, datasets=datasets, chunk_size=sequence_length)
+    return squares
 
 
 class _Squares(NamedTuple):
