@@ -14,6 +14,10 @@ import numpy as np
 from numbacalib.terminal import ending_signals, guarded_streams
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+EXITS = (
+    "Exit status: 0 done, 1 failed on the way, 2 an input does not fit, 130 interrupted, "
+    "143 ended by SIGTERM, 129 terminal closed."
+)
 INPUT_ERRORS = (
     ValueError,
     TypeError,
@@ -68,7 +72,7 @@ def _fail(status: int, error: object) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="numbacalib", description="Calibrate and quantize LLMs without torch."
+        prog="numbacalib", description="Calibrate and quantize LLMs without torch.", epilog=EXITS
     )
     parser.set_defaults(prints_result=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

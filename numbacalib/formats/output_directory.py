@@ -181,7 +181,7 @@ def _publish(partial: Path, path: Path) -> None:
 
 def _kept(partial: Path, path: Path) -> Path:
     """Where the finished files are, under a name that no later run takes for a leftover."""
-    if not partial.exists():
+    if not partial.exists() or not any(partial.iterdir()):
         return path
     kept = partial.with_name(f"{path.name}.finished-{partial.name[-8:]}")
     try:

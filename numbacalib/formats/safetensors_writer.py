@@ -58,7 +58,7 @@ class SafetensorsWriter:
         """
         if name in self._names:
             raise ValueError(f"name: expected one not written before, got {name!r}")
-        dtype_name(name, tensor.dtype)
+        _dtype_name(name, tensor.dtype)
         if self._pending and self._pending_bytes + tensor.nbytes > self._shard_bytes:
             self._flush()
         self._names.add(name)
@@ -117,7 +117,7 @@ def _write_file(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
         tensor = tensors[name]
         begin, end = end, end + tensor.nbytes
         header[name] = {
-            "dtype": dtype_name(name, tensor.dtype),
+            "dtype": _dtype_name(name, tensor.dtype),
             "shape": tensor.shape,
             "data_offsets": [begin, end],
         }
@@ -130,8 +130,7 @@ def _write_file(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
             file.write(tensors[name].ravel().view(np.uint8).data)
 
 
-def dtype_name(name: str, dtype: np.dtype) -> str:
-    """Return the format's name of a dtype; a TypeError that names the tensor if it has none."""
+def _dtype_name(name: str, dtype: np.dtype) -> str:
     if is_bfloat16(dtype):
         return "BF16"
     if dtype.kind in "fiu" and dtype.isnative and dtype.itemsize <= 8:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -58,6 +59,17 @@ class Checkpoint(abc.ABC):
         ValueError
             If the checkpoint has no tensor of that name.
         """
+
+    def stored_bytes(self, name: str) -> int:
+        """Bytes of what `tensor` returns, without reading it.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint has no tensor of that name.
+        """
+        shape, dtype = self.info(name)
+        return math.prod(shape) * dtype.itemsize
 
     @abc.abstractmethod
     def tensor(self, name: str) -> NDArray[Any]:

@@ -76,13 +76,10 @@ class TextCalibration:
 class SavedCalibration:
     """Statistics that `collect` left in a directory: no text, and no pass through the model."""
 
-    def __init__(self, directory: str | Path, blocks: int) -> None:
+    def __init__(self, directory: str | Path) -> None:
         self._directory = Path(directory)
         if not self._directory.is_dir():
             raise FileNotFoundError(f"{directory}: no such directory")
-        for file in (self._directory / _file_name(index) for index in range(blocks)):
-            if not file.is_file():
-                raise FileNotFoundError(f"{file}: no such file, one a decoder block was expected")
 
     def preview(self, index: int, block: DecoderBlock) -> list[tuple[Stage, InputStatistics]]:
         """See `Calibration`."""
@@ -136,23 +133,25 @@ def collect(
         import safetensors  # noqa: F401
 
     with new_directory(output, clean=clean) as directory:
-        checkpoint = open_checkpoint(model)
-        decoder = Decoder(checkpoint)
-        require_space(directory, statistics_bytes(checkpoint))
-        tokens = read_sequences(checkpoint.tokenizer, text, sequence_length, samples)
-        squares = _save_blocks(directory, decoder, tokens)
-        datasets = [Path(file).name for file in text]
-        write_imatrix(directory / IMATRIX, squares, datasets=datasets, chunk_size=sequence_length)
+        _write_statistics(directory, model, text, samples, sequence_length)
 
 
-def _save_blocks(
-    directory: Path, decoder: Decoder, tokens: NDArray[np.int64]
-) -> dict[str, _Squares]:
-    """Save the statistics of block after block; return what an importance file needs of them."""
+def _write_statistics(
+    directory: Path,
+    model: str | Path,
+    text: Sequence[str | Path],
+    samples: int,
+    sequence_length: int,
+) -> None:
+    """Do what `collect` does, into a directory."""
+    checkpoint = open_checkpoint(model)
+    decoder = Decoder(checkpoint)
+    require_space(directory, statistics_bytes(checkpoint))
+    tokens = read_sequences(checkpoint.tokenizer, text, sequence_length, samples)
     layers = decoder.config.num_layers
-    hidden = decoder.embed(tokens)
-    squares = {}
     with Progress(layers) as progress:
+        hidden = decoder.embed(tokens)
+        squares = {}
         for index in range(layers):
             progress.show(f"block {index + 1} of {layers}")
             found = {
@@ -164,7 +163,8 @@ def _save_blocks(
             for name, inputs in found.items():
                 squares[name] = _Squares(inputs.tokens, inputs.mean_square)
             progress.step(f"block {index + 1} of {layers}")
-    return squares
+        datasets = [Path(file).name for file in text]
+        write_imatrix(directory / IMATRIX, squares, datasets=datasets, chunk_size=sequence_length)
 
 
 class _Squares(NamedTuple):

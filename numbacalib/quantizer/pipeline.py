@@ -34,7 +34,7 @@ from numbacalib.quantizer.calibration import (
     TextCalibration,
 )
 from numbacalib.quantizer.importance import read_importance
-from numbacalib.quantizer.preflight import copied_tensors, require_space, tensor_bytes
+from numbacalib.quantizer.preflight import require_space
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.settings import Settings, check
 from numbacalib.quantizer.text import read_sequences
@@ -119,14 +119,17 @@ def _write_checkpoint(
     if statistics is not None:
         if text:
             raise ValueError("text: expected none where statistics are given")
-        calibration = SavedCalibration(statistics, decoder.config.num_layers)
+        calibration = SavedCalibration(statistics)
     elif settings.calibrated(importance is not None) or settings.channel_scales != "none":
         tokens = read_sequences(
             checkpoint.tokenizer, text, settings.sequence_length, settings.samples
         )
         calibration = TextCalibration(decoder, tokens)
-    copied = copied_tensors(checkpoint, {f"{name}.weight" for name in _layer_names(checkpoint)})
-    planned = _packed_bytes(checkpoint, layout, settings) + tensor_bytes(checkpoint, copied)
+    packed = {f"{name}.weight" for name in _layer_names(checkpoint)}
+    copied = [name for name in checkpoint.names() if name not in packed]
+    planned = _packed_bytes(checkpoint, layout, settings) + sum(
+        map(checkpoint.stored_bytes, copied)
+    )
     require_space(directory, planned)
     _write_description(directory, checkpoint, layout)
     with SafetensorsWriter(directory) as writer:

@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from numbacalib.formats.safetensors_writer import dtype_name
 from numbacalib.models import Checkpoint, DecoderBlock
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
-
-
-def copied_tensors(checkpoint: Checkpoint, replaced: Collection[str]) -> list[str]:
-    """Names of the tensors that are copied: all but those that are `replaced`.
-
-    Raises
-    ------
-    TypeError
-        If the output's format has no name for the type of one of them.
-    """
-    names = [name for name in checkpoint.names() if name not in replaced]
-    for name in names:
-        dtype_name(name, checkpoint.info(name).dtype)
-    return names
-
-
-def tensor_bytes(checkpoint: Checkpoint, names: Iterable[str]) -> int:
-    """Bytes of the data of stored tensors."""
-    total = 0
-    for name in names:
-        shape, dtype = checkpoint.info(name)
-        total += math.prod(shape) * dtype.itemsize
-    return total
 
 
 def statistics_bytes(checkpoint: Checkpoint) -> int:

@@ -62,12 +62,12 @@ def require_writable(path: str | Path, output: str | Path) -> None:
         If it may not be written.
     """
     path = Path(path)
+    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(output)):
+        raise ValueError(f"{path}: expected a report outside of the output {output}")
     if path.is_dir():
         raise ValueError(f"{path}: expected a file for the report, found a directory")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: expected a report in a directory that exists")
-    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(output)):
-        raise ValueError(f"{path}: expected a report outside of the output {output}")
     new = not path.exists()
     if new or path.is_file():  # devices and pipes are not opened twice
         path.open("a").close()
