@@ -19,6 +19,9 @@ log = logging.getLogger("numbacalib")
 LAST = "config.json"
 """The file without which no loader takes a checkpoint: where files move one by one, it is the last."""
 
+_INSIDE = (
+    "numbacalib"  # what is hidden in the output itself goes by no name, as volumes have several
+)
 _LOST_FOUND = "lost+found"  # a new file system has one: a volume that is mounted is no less empty
 _NO_RENAME = {errno.EBUSY, errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
@@ -28,13 +31,12 @@ _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 def new_directory(path: str | Path, *, clean: bool = False) -> Iterator[Path]:
     """Make a directory whose contents appear at `path` only once all of them are on the disk.
 
-    The body of the ``with`` statement writes into the directory that it gets, hidden and named
-    ``.<name>.partial-<random>``. An exception in the body removes it; a killed process leaves it
-    behind, and nothing at `path`. At the end its files are synced, and then
+    The body of the ``with`` statement writes into a hidden directory. An exception in the body removes
+    it; a killed process leaves it behind. At the end its files are synced, and then
 
-    - where nothing was at `path`, the directory, a sibling, is renamed to it;
+    - where nothing was at `path`, the directory, a sibling ``.<name>.partial-<random>``, is renamed;
     - where an empty directory was, which may be a mount point and keeps its mode and owner, the
-      directory stands in it, and its entries are moved up one by one, `LAST` as the last.
+      directory, ``.numbacalib.partial-<random>`` in it, is emptied into it, `LAST` as the last.
 
     If that fails the work is done, and not removed: the error names where it is.
 
@@ -60,12 +62,12 @@ def new_directory(path: str | Path, *, clean: bool = False) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     require_new_directory(path)
-    room = path if path.is_dir() else path.parent
-    with _existing(room), locked(room / f".{path.name}.lock", path) as alone:
+    room, name = (path, _INSIDE) if path.is_dir() else (path.parent, path.name)
+    with _existing(room), locked(room / f".{name}.lock", path) as alone:
         require_new_directory(path)  # the run that held the lock a moment ago may have finished
         if alone:
-            _look_for_leftovers(room, path.name, clean)
-        partial = room / f".{path.name}.partial-{secrets.token_hex(4)}"
+            _look_for_leftovers(room, name, clean)
+        partial = room / f".{name}.partial-{secrets.token_hex(4)}"
         partial.mkdir()
         try:
             yield partial
@@ -88,7 +90,7 @@ def require_new_directory(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: expected a new or empty directory, found a file")
     if path.is_dir():
-        mine = re.compile(rf"{_partial_pattern(path.name)}|\.{re.escape(path.name)}\.lock")
+        mine = re.compile(rf"{_partial_pattern(_INSIDE)}|\.{_INSIDE}\.lock")
         others = [
             entry.name
             for entry in path.iterdir()

@@ -71,6 +71,13 @@ def test_an_existing_directory_is_never_renamed_onto_and_gets_config_json_last(
     assert seen == ["a-tokenizer.json", "model.safetensors", "config.json"]
 
 
+def test_the_current_directory_is_an_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(".")
+    assert_whole(tmp_path)
+    assert_whole(Path())  # and still the current directory
+
+
 def kept_of(error, tmp_path):
     """The directory that an error's one line names."""
     text = str(error.value)
@@ -182,7 +189,8 @@ def test_leftovers_are_of_killed_runs_only(tmp_path, caplog, exists):
         killed.kill()
         killed.wait()
         room = out if exists else tmp_path
-        (stale,) = room.glob(".out.partial-" + "[0-9a-f]" * 8)
+        name = "numbacalib" if exists else "out"
+        (stale,) = room.glob(f".{name}.partial-" + "[0-9a-f]" * 8)
 
         def fail():
             with new_directory(out):

@@ -239,6 +239,54 @@ def test_signals_end_a_run_cleanly(tmp_path, model, number, status):
     assert not list(tmp_path.glob("*out*"))
 
 
+WITH_A_TERMINAL = """
+    import fcntl, os, signal, sys, termios, time
+    from numbacalib.cli import main
+    from numbacalib.quantizer import pipeline
+
+    fcntl.ioctl(2, termios.TIOCSCTTY, 0)  # standard error is the terminal that controls this process
+    real = pipeline.quantize_layer
+
+    def after_a_while(*arguments):
+        print("inside", file=sys.stderr, flush=True)
+        time.sleep(seconds)
+        return real(*arguments)
+
+    seconds = float(sys.argv[1])
+    if sys.argv[2] == "nohup":
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    pipeline.quantize_layer = after_a_while
+    sys.exit(main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize(("seconds", "how"), [(60, "plain"), (0.05, "nohup")])
+def test_a_terminal_that_is_closed_ends_a_run_unless_it_was_told_not_to(
+    tmp_path, model, seconds, how
+):
+    output = tmp_path / "out"
+    ours, theirs = os.openpty()
+    arguments = [seconds, how, "quantize", model, *RTN, "--output", output]
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WITH_A_TERMINAL), *map(str, arguments)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    seen = b""
+    while b"inside" not in seen:
+        seen += os.read(ours, 1000)
+    os.close(ours)
+    if how == "nohup":
+        assert process.wait(timeout=60) == 0
+        assert_whole(output)
+    else:
+        assert process.wait(timeout=60) == 129
+        assert not list(tmp_path.glob("*out*"))
+
+
 def test_a_second_interrupt_while_cleaning_up_leaves_no_output(tmp_path, model):
     arguments = ["quantize", model, *RTN, "--output", tmp_path / "out"]
     found, error = interrupted(signal.SIGTERM, "again", arguments)
