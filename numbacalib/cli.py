@@ -52,9 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except (OSError, MemoryError) as error:
                 return _fail(FAILED, error)
             except RecursionError:
-                return _fail(
-                    BAD_INPUT, "expected inputs of less depth, got one that is nested without end"
-                )
+                return _fail(BAD_INPUT, "expected flat inputs, got one that is nested too deeply")
             except KeyboardInterrupt as error:
                 ignore_signals()
                 return _fail(getattr(error, "status", INTERRUPTED), str(error) or "interrupted")

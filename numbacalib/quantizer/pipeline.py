@@ -86,6 +86,8 @@ def quantize(
     ------
     ValueError, TypeError, OSError
         If an input does not fit, or there is no room for the output; nothing has been written then.
+    OSError
+        If the disk refuses later. Where the checkpoint was complete, it is kept, and the message names it.
     ModuleNotFoundError
         If a package of the extra `models` is missing.
     numpy.linalg.LinAlgError
@@ -110,6 +112,11 @@ def _write_checkpoint(
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
     decoder = Decoder(checkpoint)
     layout = _layout(checkpoint, settings)
+    packed = {f"{name}.weight" for name in _layer_names(checkpoint)}
+    copied = [name for name in checkpoint.names() if name not in packed]
+    copied_bytes = sum(map(checkpoint.stored_bytes, copied))
+    require_space(directory, copied_bytes + _packed_bytes(checkpoint, layout, settings))
+    _write_description(directory, checkpoint, layout)
     factors = None
     if importance is not None:
         factors = read_importance(importance)
@@ -125,13 +132,6 @@ def _write_checkpoint(
             checkpoint.tokenizer, text, settings.sequence_length, settings.samples
         )
         calibration = TextCalibration(decoder, tokens)
-    packed = {f"{name}.weight" for name in _layer_names(checkpoint)}
-    copied = [name for name in checkpoint.names() if name not in packed]
-    planned = _packed_bytes(checkpoint, layout, settings) + sum(
-        map(checkpoint.stored_bytes, copied)
-    )
-    require_space(directory, planned)
-    _write_description(directory, checkpoint, layout)
     with SafetensorsWriter(directory) as writer:
         results = _quantize_blocks(
             checkpoint, decoder, calibration, factors, settings, layout, writer
