@@ -142,6 +142,23 @@ def pack(quantized: QuantizedWeight) -> dict[str, NDArray[Any]]:
     return tensors
 
 
+def packed_bytes(
+    shape: tuple[int, int],
+    group_size: int | None,
+    *,
+    bits: int,
+    symmetric: bool,
+    scale_dtype: np.dtype,
+) -> int:
+    """Bytes of the tensors that `pack` returns for a layer of `shape` M, K."""
+    rows, channels = shape
+    groups = channels // (group_size or channels)
+    words = rows * word_count(channels, bits)
+    if not symmetric:
+        words += word_count(rows, bits) * groups
+    return 4 * words + rows * groups * scale_dtype.itemsize + 16
+
+
 def unpack(tensors: Mapping[str, NDArray[Any]], *, bits: int, symmetric: bool) -> QuantizedWeight:
     """Read back what `pack` returns; a ``weight_g_idx`` [K] is read too.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from numbacalib.models.config import ModelConfig
 from numbacalib.models.input_files import InputFiles
 from numbacalib.models.layer_tensors import check_names
 from numbacalib.models.safetensors_file import StoredTensor
+from numbacalib.runtime.extras import extra
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -78,6 +80,17 @@ class Checkpoint(abc.ABC):
         ValueError
             If the checkpoint has no tensor of that name.
         """
+
+    def stored_bytes(self, name: str) -> int:
+        """Bytes of what `tensor` returns, without reading it.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint has no tensor of that name.
+        """
+        shape, dtype = self.info(name)
+        return math.prod(shape) * dtype.itemsize
 
     @abc.abstractmethod
     def tensor(self, name: str) -> NDArray[Any]:
@@ -156,8 +169,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         supported. The message is one line that names the file.
     """
     # Imported here because both readers derive from Checkpoint.
-    from numbacalib.models.gguf import GGUFCheckpoint
-    from numbacalib.models.huggingface import HuggingFaceCheckpoint
+    with extra("models"):
+        from numbacalib.models.gguf import GGUFCheckpoint
+        from numbacalib.models.huggingface import HuggingFaceCheckpoint
 
     path = Path(path)
     if not path.exists():

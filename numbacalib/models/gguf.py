@@ -24,6 +24,7 @@ from numbacalib.models.config import MODEL_TYPES, ModelConfig
 from numbacalib.models.gguf_names import hf_name
 from numbacalib.models.gguf_tokenizer import build_tokenizer, tokenizer_config
 from numbacalib.models.rope import inverse_frequencies
+from numbacalib.runtime.extras import extra
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -130,6 +131,8 @@ class GGUFCheckpoint(Checkpoint):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        with extra("models"):  # a missing package is no fault of the file
+            import tokenizers  # noqa: F401
         try:
             return build_tokenizer(self._metadata)
         except Exception as error:  # tokenizers raises bare Exception for what does not fit

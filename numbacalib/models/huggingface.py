@@ -26,6 +26,7 @@ from numbacalib.models.safetensors_file import (
     TensorEntry,
 )
 from numbacalib.models.weight_files import weight_headers
+from numbacalib.runtime.extras import extra
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,6 +110,9 @@ class HuggingFaceCheckpoint(Checkpoint):
         entry = self._entry(name)
         return TensorInfo(entry.shape, self._dtype(name, entry))
 
+    def stored_bytes(self, name: str) -> int:
+        return self._entry(name).length
+
     def tensor(self, name: str) -> NDArray[Any]:
         entry = self._entry(name)
         return self._read(name, entry, entry.begin, entry.shape)
@@ -135,7 +139,8 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        from tokenizers import Tokenizer
+        with extra("models"):
+            from tokenizers import Tokenizer
 
         file = self.path / "tokenizer.json"
         if not file.is_file():

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.formats.compressed_tensors import PackedLayout, is_compressed
+from numbacalib.formats.compressed_tensors import PackedLayout, is_compressed, packed_bytes
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.formats.safetensors_writer import SafetensorsWriter
 from numbacalib.methods import (
@@ -34,6 +34,7 @@ from numbacalib.quantizer.calibration import (
     TextCalibration,
 )
 from numbacalib.quantizer.importance import read_importance
+from numbacalib.quantizer.preflight import require_space
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.settings import Settings, check
 from numbacalib.quantizer.text import read_sequences
@@ -50,6 +51,7 @@ def quantize(
     statistics: str | Path | None = None,
     importance: str | Path | None = None,
     settings: Settings,
+    clean: bool = False,
 ) -> list[LayerReport]:
     """Quantize the linear layers of a model's decoder blocks and write a loadable checkpoint.
 
@@ -72,6 +74,8 @@ def quantize(
         What `numbacalib.quantizer.read_importance` reads, for the ranges "weighted" instead of the
         mean squares of the text.
     settings : Settings
+    clean : bool, default False
+        Remove what killed runs to the same output left beside it.
 
     Returns
     -------
@@ -81,16 +85,38 @@ def quantize(
     Raises
     ------
     ValueError, TypeError, OSError
-        If an input does not fit; nothing has been written then.
+        If an input does not fit, or there is no room for the output; nothing has been written then.
+    OSError
+        If the disk refuses later. Where the checkpoint was complete, it is kept, and the message names it.
+    ModuleNotFoundError
+        If a package of the extra `models` is missing.
     numpy.linalg.LinAlgError
         If a layer's damped Hessian is not positive definite, or too many were not at first.
     """
     check(settings, importance)
+    with new_directory(output, clean=clean) as directory:
+        return _write_checkpoint(directory, model, text, statistics, importance, settings)
+
+
+def _write_checkpoint(
+    directory: Path,
+    model: str | Path,
+    text: Sequence[str | Path],
+    statistics: str | Path | None,
+    importance: str | Path | None,
+    settings: Settings,
+) -> list[LayerReport]:
+    """Do what `quantize` does, into a directory; what is small is written before the first block."""
     checkpoint = open_checkpoint(model)
     if is_compressed(checkpoint.hf_config()):
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
     decoder = Decoder(checkpoint)
     layout = _layout(checkpoint, settings)
+    packed = {f"{name}.weight" for name in _layer_names(checkpoint)}
+    copied = [name for name in checkpoint.names() if name not in packed]
+    copied_bytes = sum(map(checkpoint.stored_bytes, copied))
+    require_space(directory, copied_bytes + _packed_bytes(checkpoint, layout, settings))
+    _write_description(directory, checkpoint, layout)
     factors = None
     if importance is not None:
         factors = read_importance(importance)
@@ -106,17 +132,30 @@ def quantize(
             checkpoint.tokenizer, text, settings.sequence_length, settings.samples
         )
         calibration = TextCalibration(decoder, tokens)
-    with new_directory(output) as directory:
-        with SafetensorsWriter(directory) as writer:
-            results = _quantize_blocks(
-                checkpoint, decoder, calibration, factors, settings, layout, writer
-            )
-            packed = {f"{result.name}.weight" for result in results}
-            for name in checkpoint.names():
-                if name not in packed and name not in writer:
-                    writer.add_stored(name, checkpoint.stored(name))
-        _write_description(directory, checkpoint, layout)
+    with SafetensorsWriter(directory) as writer:
+        results = _quantize_blocks(
+            checkpoint, decoder, calibration, factors, settings, layout, writer
+        )
+        for name in copied:
+            if name not in writer:  # a norm that took up channel scales
+                writer.add_stored(name, checkpoint.stored(name))
     return results
+
+
+def _packed_bytes(checkpoint: Checkpoint, layout: PackedLayout, settings: Settings) -> int:
+    """Bytes of all layers that are quantized, as they will be stored."""
+    total = 0
+    for name in _layer_names(checkpoint):
+        (rows, channels), dtype = checkpoint.info(f"{name}.weight")
+        whole_row = settings.symmetric and name in layout.whole_row
+        total += packed_bytes(
+            (rows, channels),
+            None if whole_row else layout.stored_group_size,
+            bits=settings.bits,
+            symmetric=settings.symmetric,
+            scale_dtype=scale_dtype(dtype),
+        )
+    return total
 
 
 def scale_dtype(weight_dtype: np.dtype) -> np.dtype:
