@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo
+from numbacalib.models.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -96,15 +97,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        from tokenizers import Tokenizer
-
-        file = self.path / "tokenizer.json"
-        if not file.is_file():
-            raise ValueError(f"{self.path}: expected a tokenizer.json, found none")
-        try:
-            return Tokenizer.from_file(str(file))
-        except Exception as error:  # tokenizers raises bare Exception for a damaged file
-            raise ValueError(f"{file}: not a tokenizer ({error})") from None
+        return read_tokenizer(self.path)
 
     def _entry(self, name: str) -> _Entry:
         try:

@@ -51,10 +51,10 @@ class TextCalibration:
     Parameters
     ----------
     decoder : Decoder
-    tokens : int64 array [S, T]
+    tokens : integer array [S, T]
     """
 
-    def __init__(self, decoder: Decoder, tokens: NDArray[np.int64]) -> None:
+    def __init__(self, decoder: Decoder, tokens: NDArray[np.integer]) -> None:
         self._config = decoder.config
         self._hidden = decoder.embed(tokens)
 
@@ -120,7 +120,7 @@ def collect(
     """
     checkpoint = open_checkpoint(model)
     decoder = Decoder(checkpoint)
-    tokens = read_sequences(checkpoint.tokenizer, text, sequence_length, samples)
+    tokens = read_sequences(checkpoint, text, sequence_length, samples)
     layers = decoder.config.num_layers
     with new_directory(output) as directory, Progress(layers) as progress:
         hidden = decoder.embed(tokens)

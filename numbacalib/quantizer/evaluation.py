@@ -57,7 +57,7 @@ def evaluate(
     checkpoint = open_checkpoint(model)
     compressed = is_compressed(checkpoint.hf_config())
     decoder = Decoder(checkpoint, weight_reader(checkpoint) if compressed else None)
-    tokens = read_sequences(checkpoint.tokenizer, text, sequence_length, samples)
+    tokens = read_sequences(checkpoint, text, sequence_length, samples)
     sweeps = np.array_split(tokens, -(-tokens.size // SWEEP_TOKENS))
     total = 0.0
     with Progress(len(sweeps) * decoder.config.num_layers) as progress:

@@ -102,9 +102,7 @@ def quantize(
             raise ValueError("text: expected none where statistics are given")
         calibration = SavedCalibration(statistics)
     elif settings.calibrated(importance is not None) or settings.channel_scales != "none":
-        tokens = read_sequences(
-            checkpoint.tokenizer, text, settings.sequence_length, settings.samples
-        )
+        tokens = read_sequences(checkpoint, text, settings.sequence_length, settings.samples)
         calibration = TextCalibration(decoder, tokens)
     with new_directory(output) as directory:
         with SafetensorsWriter(directory) as writer:
