@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
     0 is success, 2 an input that does not fit (argparse's own status), 1 a failure on the way (a full
-    disk, a Hessian that cannot be factored), 130 an interrupt. Each prints one line.
+    disk, a Hessian that cannot be factored, a NaN), 130 an interrupt. Each prints one line.
     """
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="numbacalib: %(message)s", stream=sys.stderr)
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(BAD_INPUT, error)
     except ModuleNotFoundError as error:
         return _fail(BAD_INPUT, f"{error.name} is not installed: pip install 'numbacalib[models]'")
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, FloatingPointError) as error:
         return _fail(FAILED, error)
     except KeyboardInterrupt:
         return _fail(INTERRUPTED, "interrupted; nothing was written")
@@ -239,6 +240,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         sequence_length=options.sequence_length,
         samples=options.samples,
     )
+    if math.isinf(result.perplexity):
+        raise FloatingPointError(
+            f"{options.model}: a perplexity beyond float64, the loss is {result.loss:.4g} nats a token"
+        )
     print(f"perplexity {result.perplexity:.4f} over {result.tokens} tokens")
 
 

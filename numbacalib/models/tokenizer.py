@@ -71,13 +71,6 @@ def leading_tokens(tokenizer: Tokenizer, encoding: Encoding) -> list[int]:
     tokenizer : tokenizers.Tokenizer
     encoding : tokenizers.Encoding
         Of any text that has tokens, without special tokens.
-
-    Raises
-    ------
-    ValueError
-        If the template has no place for the text.
     """
     framed = tokenizer.post_process(encoding)
-    if 0 not in framed.sequence_ids:
-        raise ValueError("the template has no place for a text")
     return list(framed.ids[: framed.sequence_ids.index(0)])

@@ -62,7 +62,8 @@ def read_sequences(
     positions = checkpoint.config.max_position_embeddings
     if length > positions:
         log.warning(
-            "sequence_length %d is longer than max_position_embeddings, %d, of %s",
+            "sequence_length %d is longer than max_position_embeddings, %d, of %s: the model was not "
+            "made for such positions",
             length,
             positions,
             checkpoint.path,
