@@ -131,7 +131,7 @@ class GGUFCheckpoint(Checkpoint):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        with named_errors(self.path, "its tokenizer cannot be built"):
+        with named_errors(self.path):
             return build_tokenizer(self._metadata)
 
     def _entry(self, name: str) -> _Entry:

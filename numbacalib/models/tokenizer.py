@@ -48,7 +48,7 @@ def read_tokenizer(directory: Path) -> Tokenizer:
 
 
 @contextmanager
-def named_errors(file: Path, what: str) -> Iterator[None]:
+def named_errors(file: Path, what: str = "") -> Iterator[None]:
     """Turn any error of the package tokenizers into one ValueError that names a file.
 
     The package raises bare Exception; where its Rust code panics, PyO3 raises a class that derives
@@ -60,7 +60,7 @@ def named_errors(file: Path, what: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         text = " ".join(str(error).split())
-        raise ValueError(f"{file}: {what} ({text})") from None
+        raise ValueError(f"{file}: {what} ({text})" if what else f"{file}: {text}") from None
 
 
 def leading_tokens(tokenizer: Tokenizer, encoding: Encoding) -> list[int]:
