@@ -56,6 +56,8 @@ def named_errors(file: Path, what: str = "") -> Iterator[None]:
     """
     try:
         yield
+    except (ImportError, MemoryError):
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

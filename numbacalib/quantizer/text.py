@@ -50,9 +50,13 @@ def read_sequences(
     ValueError
         If a file is not a regular file of UTF-8 text, the tokenizer refuses it or gives tokens that
         the model lacks, or the text is shorter than one sequence, or than `samples` of them.
+    TypeError
+        If `files` is one path.
     OSError
         If a file cannot be read.
     """
+    if isinstance(files, (str, Path)):
+        raise TypeError("text: expected a sequence of paths, got one path")
     if length < 2:
         raise ValueError(f"sequence_length: expected at least 2, got {length}")
     if samples is not None and samples < 1:

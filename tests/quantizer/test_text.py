@@ -367,6 +367,8 @@ def test_what_has_no_end_is_refused(tmp_path: Path) -> None:
         read(tiny_tokenizer(), tmp_path / "absent", 2)
     with pytest.raises(ValueError, match="text: expected at least 2 tokens .* got 0"):
         read_sequences(checkpoint_of(tiny_tokenizer()), [], 2)
+    with pytest.raises(TypeError, match="text: expected a sequence of paths, got one path"):
+        read_sequences(checkpoint_of(tiny_tokenizer()), "text.txt", 2)
 
 
 def test_tokens_that_the_model_lacks_are_refused(tmp_path: Path) -> None:
@@ -431,8 +433,9 @@ def test_a_tokenizer_that_fails_on_the_text_is_one_error(
 
 
 def test_an_interrupt_is_no_error_of_the_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), named_errors(tmp_path, "not a tokenizer"):
-        raise KeyboardInterrupt
+    for kind in (KeyboardInterrupt, MemoryError, ModuleNotFoundError):
+        with pytest.raises(kind), named_errors(tmp_path, "not a tokenizer"):
+            raise kind
 
 
 def test_a_tokenizer_of_another_kind_is_called_what_it_is(tmp_path: Path) -> None:
