@@ -57,8 +57,12 @@ def text_rows(megabytes: int) -> list[Row]:
                 flush=True,
             )
             rows += [
-                figure("tokenize, processor time", shape, seconds, "s")._replace(who=who),
-                figure("tokenize, peak memory", shape, peak, "MiB")._replace(who=who),
+                figure("tokenize, processor time", shape, seconds, "s", dtype="int32")._replace(
+                    who=who
+                ),
+                figure("tokenize, peak memory", shape, peak, "MiB", dtype="int32")._replace(
+                    who=who
+                ),
             ]
     return rows
 
