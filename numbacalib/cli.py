@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
     0 is success, 2 an input that does not fit (argparse's own status), 1 a failure on the way (a full
-    disk, a Hessian that cannot be factored), 130 an interrupt, 143 SIGTERM and 129 a terminal that was
-    closed. Each prints one line. A closed or full standard output or error ends no run; it is a
-    failure only where what it was to show is all that the command does.
+    disk, a Hessian that cannot be factored, a NaN), 130 an interrupt, 143 SIGTERM and 129 a terminal
+    that was closed. Each prints one line. A closed or full standard output or error ends no run; it is
+    a failure only where what it was to show is all that the command does.
     """
     with guarded_streams() as output:
         options = _parser().parse_args(arguments)
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _fail(FAILED, error)
             except INPUT_ERRORS as error:
                 return _fail(BAD_INPUT, error)
-            except (OSError, MemoryError) as error:
+            except (OSError, MemoryError, FloatingPointError) as error:
                 return _fail(FAILED, error)
             except RecursionError:
                 return _fail(BAD_INPUT, "expected flat inputs, got one that is nested too deeply")
@@ -280,6 +281,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         sequence_length=options.sequence_length,
         samples=options.samples,
     )
+    if math.isinf(result.perplexity):
+        raise FloatingPointError(
+            f"{options.model}: a perplexity beyond float64, the loss is {result.loss:.4g} nats a token"
+        )
     print(f"perplexity {result.perplexity:.4f} over {result.tokens} tokens")
 
 

@@ -24,6 +24,7 @@ from numbacalib.models.config import MODEL_TYPES, ModelConfig
 from numbacalib.models.gguf_names import hf_name
 from numbacalib.models.gguf_tokenizer import build_tokenizer, tokenizer_config
 from numbacalib.models.rope import inverse_frequencies
+from numbacalib.models.tokenizer import named_errors
 from numbacalib.runtime.extras import extra
 
 if TYPE_CHECKING:
@@ -131,12 +132,8 @@ class GGUFCheckpoint(Checkpoint):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        with extra("models"):  # a missing package is no fault of the file
-            import tokenizers  # noqa: F401
-        try:
+        with extra("models"), named_errors(self.path):
             return build_tokenizer(self._metadata)
-        except Exception as error:  # tokenizers raises bare Exception for what does not fit
-            raise ValueError(f"{self.path}: {error}") from None
 
     def _entry(self, name: str) -> _Entry:
         try:

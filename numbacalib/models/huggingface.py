@@ -25,8 +25,8 @@ from numbacalib.models.safetensors_file import (
     StoredTensor,
     TensorEntry,
 )
+from numbacalib.models.tokenizer import read_tokenizer
 from numbacalib.models.weight_files import weight_headers
-from numbacalib.runtime.extras import extra
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,16 +139,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        with extra("models"):
-            from tokenizers import Tokenizer
-
-        file = self.path / "tokenizer.json"
-        if not file.is_file():
-            raise ValueError(f"{self.path}: expected a tokenizer.json, found none")
-        try:
-            return Tokenizer.from_file(str(file))
-        except Exception as error:  # tokenizers raises bare Exception for a damaged file
-            raise ValueError(f"{file}: not a tokenizer ({error})") from None
+        return read_tokenizer(self.path)
 
     def _read(
         self, name: str, entry: TensorEntry, begin: int, shape: tuple[int, ...]

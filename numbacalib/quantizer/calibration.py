@@ -53,10 +53,10 @@ class TextCalibration:
     Parameters
     ----------
     decoder : Decoder
-    tokens : int64 array [S, T]
+    tokens : integer array [S, T]
     """
 
-    def __init__(self, decoder: Decoder, tokens: NDArray[np.int64]) -> None:
+    def __init__(self, decoder: Decoder, tokens: NDArray[np.integer]) -> None:
         self._config = decoder.config
         self._hidden = decoder.embed(tokens)
 
@@ -147,7 +147,7 @@ def _write_statistics(
     checkpoint = open_checkpoint(model)
     decoder = Decoder(checkpoint)
     require_space(directory, statistics_bytes(checkpoint))
-    tokens = read_sequences(checkpoint.tokenizer, text, sequence_length, samples)
+    tokens = read_sequences(checkpoint, text, sequence_length, samples)
     layers = decoder.config.num_layers
     with Progress(layers) as progress:
         hidden = decoder.embed(tokens)

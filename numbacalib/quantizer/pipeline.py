@@ -128,9 +128,7 @@ def _write_checkpoint(
             raise ValueError("text: expected none where statistics are given")
         calibration = SavedCalibration(statistics)
     elif settings.calibrated(importance is not None) or settings.channel_scales != "none":
-        tokens = read_sequences(
-            checkpoint.tokenizer, text, settings.sequence_length, settings.samples
-        )
+        tokens = read_sequences(checkpoint, text, settings.sequence_length, settings.samples)
         calibration = TextCalibration(decoder, tokens)
     with SafetensorsWriter(directory) as writer:
         results = _quantize_blocks(
