@@ -57,16 +57,16 @@ class Subject:
         self._scratch = tempfile.TemporaryDirectory(prefix="numbacalib-")
 
     @cached_property
-    def calibration_tokens(self) -> NDArray[np.int64]:
+    def calibration_tokens(self) -> NDArray[np.int32]:
         """[S, length]."""
         files = demo.speeches(demo.CALIBRATION_YEARS)
-        return read_sequences(self.checkpoint.tokenizer, files, self._length, self._samples[0])
+        return read_sequences(self.checkpoint, files, self._length, self._samples[0])
 
     @cached_property
-    def evaluation_tokens(self) -> NDArray[np.int64]:
+    def evaluation_tokens(self) -> NDArray[np.int32]:
         """[S, length], of other years."""
         files = demo.speeches(demo.EVALUATION_YEARS)
-        return read_sequences(self.checkpoint.tokenizer, files, self._length, self._samples[1])
+        return read_sequences(self.checkpoint, files, self._length, self._samples[1])
 
     @cached_property
     def calibration(self) -> SavedCalibration:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from numbacalib.terminal import ending_signals, guarded_streams
+
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+EXITS = (
+    "Exit status: 0 done, 1 failed on the way, 2 an input does not fit, 130 interrupted, "
+    "143 ended by SIGTERM, 129 terminal closed."
+)
+INPUT_ERRORS = (
+    ValueError,
+    TypeError,
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    ModuleNotFoundError,
+)
 TEXT: dict[str, Any] = {"metavar": "FILE", "help": "calibration text"}
 
 
@@ -19,22 +36,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
     0 is success, 2 an input that does not fit (argparse's own status), 1 a failure on the way (a full
-    disk, a Hessian that cannot be factored), 130 an interrupt. Each prints one line.
+    disk, a Hessian that cannot be factored, a NaN), 130 an interrupt, 143 SIGTERM and 129 a terminal
+    that was closed. Each prints one line. A closed or full standard output or error ends no run; it is
+    a failure only where what it was to show is all that the command does.
     """
-    options = _parser().parse_args(arguments)
-    logging.basicConfig(format="numbacalib: %(message)s", stream=sys.stderr)
-    try:
-        options.run(options)
-    except np.linalg.LinAlgError as error:  # a ValueError to Python
-        return _fail(FAILED, error)
-    except (ValueError, TypeError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        return _fail(BAD_INPUT, error)
-    except ModuleNotFoundError as error:
-        return _fail(BAD_INPUT, f"{error.name} is not installed: pip install 'numbacalib[models]'")
-    except (OSError, MemoryError) as error:
-        return _fail(FAILED, error)
-    except KeyboardInterrupt:
-        return _fail(INTERRUPTED, "interrupted; nothing was written")
+    with guarded_streams() as output:
+        options = _parser().parse_args(arguments)
+        logging.basicConfig(format="numbacalib: %(message)s", stream=sys.stderr)
+        with ending_signals() as ignore_signals:
+            try:
+                options.run(options)
+            except np.linalg.LinAlgError as error:  # a ValueError to Python
+                return _fail(FAILED, error)
+            except INPUT_ERRORS as error:
+                return _fail(BAD_INPUT, error)
+            except (OSError, MemoryError, FloatingPointError) as error:
+                return _fail(FAILED, error)
+            except RecursionError:
+                return _fail(BAD_INPUT, "expected flat inputs, got one that is nested too deeply")
+            except KeyboardInterrupt as error:
+                ignore_signals()
+                return _fail(getattr(error, "status", INTERRUPTED), str(error) or "interrupted")
+        output.flush()
+        if options.prints_result and output.lost:
+            return _fail(FAILED, f"the result cannot be printed: standard output: {output.lost}")
     return 0
 
 
@@ -46,8 +71,9 @@ def _fail(status: int, error: object) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="numbacalib", description="Calibrate and quantize LLMs without torch."
+        prog="numbacalib", description="Calibrate and quantize LLMs without torch.", epilog=EXITS
     )
+    parser.set_defaults(prints_result=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     quantize = commands.add_parser("quantize", help="quantize a model and write a checkpoint")
@@ -71,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--asymmetric", action="store_false", dest="symmetric", help="(default)")
     _add_methods(quantize)
     _add_samples(quantize)
-    quantize.add_argument("--output", type=Path, required=True, metavar="DIR")
+    _add_output(quantize)
     quantize.add_argument("--report", type=Path, metavar="FILE", help="how the layers went, JSON")
 
     collect = commands.add_parser(
@@ -81,10 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(collect)
     collect.add_argument("--text", nargs="+", type=Path, required=True, **TEXT)
     _add_samples(collect)
-    collect.add_argument("--output", type=Path, required=True, metavar="DIR")
+    _add_output(collect)
 
     evaluate = commands.add_parser("evaluate", help="print a model's perplexity on a text")
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.set_defaults(run=_evaluate, prints_result=True)
     _add_model(evaluate)
     evaluate.add_argument("--text", nargs="+", type=Path, required=True, metavar="FILE")
     evaluate.add_argument("--samples", type=int, help="sequences (default: the whole text)")
@@ -173,6 +199,15 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
     _add_length(parser)
 
 
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="new, or an empty directory"
+    )
+    parser.add_argument(
+        "--clean", action="store_true", help="remove what killed runs to the same output left"
+    )
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="Hugging Face directory or GGUF file")
     _add_device(parser)
@@ -214,6 +249,8 @@ def _quantize(options: argparse.Namespace) -> None:
         samples=options.samples,
         sequence_length=options.sequence_length,
     )
+    if options.report:
+        report.require_writable(options.report, options.output)
     layers = quantize(
         options.model,
         options.output,
@@ -222,11 +259,15 @@ def _quantize(options: argparse.Namespace) -> None:
         importance=options.importance,
         settings=settings,
         device=options.device,
+        clean=options.clean,
     )
     print(report.layer_table(layers))
-    if options.report:
-        report.save_layers(options.report, layers)
     print(f"written to {options.output}")
+    if options.report:
+        try:
+            report.save_layers(options.report, layers)
+        except OSError as error:
+            raise OSError(f"{error}; the checkpoint in {options.output} is whole") from error
 
 
 def _collect(options: argparse.Namespace) -> None:
@@ -239,6 +280,7 @@ def _collect(options: argparse.Namespace) -> None:
         samples=options.samples,
         sequence_length=options.sequence_length,
         device=options.device,
+        clean=options.clean,
     )
     print(f"written to {options.output}")
 
@@ -253,6 +295,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         samples=options.samples,
         device=options.device,
     )
+    if math.isinf(result.perplexity):
+        raise FloatingPointError(
+            f"{options.model}: a perplexity beyond float64, the loss is {result.loss:.4g} nats a token"
+        )
     print(f"perplexity {result.perplexity:.4f} over {result.tokens} tokens")
 
 

@@ -83,7 +83,9 @@ class Backend:
         return ForeignArray(array)
 
     def numpy(self, result):
-        return result if isinstance(result, np.ndarray) else result.copy_to_host()
+        from numbacalib.ops.matrix import to_host  # not before the backend is chosen
+
+        return to_host(result)
 
     def call(self, function, *arguments, **options):
         """Call a function with its arrays on this backend, and bring its results back."""
@@ -100,7 +102,7 @@ class Backend:
         return value
 
     def _returned(self, value):
-        if hasattr(value, "copy_to_host"):
+        if hasattr(value, "copy_to_host") or hasattr(value, "__cuda_array_interface__"):
             return self.numpy(value)
         if dataclasses.is_dataclass(value) and hasattr(value, "codes"):
             assert isinstance(value.codes, np.ndarray) == (self.name == "numpy")

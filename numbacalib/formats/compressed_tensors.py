@@ -18,22 +18,20 @@ zero points of a layer with several groups and at most 8 rows (one word of them 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits, word_count
 from numbacalib.methods.quantized_weight import QuantizedWeight
+from numbacalib.models.fields import Fields
+from numbacalib.models.packed_schemes import FORMAT, METHOD, PackedSchemes, read_schemes
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
-
-METHOD = "compressed-tensors"
-FORMAT = "pack-quantized"
 
 
 class PackedLayout:
@@ -144,6 +142,23 @@ def pack(quantized: QuantizedWeight) -> dict[str, NDArray[Any]]:
     return tensors
 
 
+def packed_bytes(
+    shape: tuple[int, int],
+    group_size: int | None,
+    *,
+    bits: int,
+    symmetric: bool,
+    scale_dtype: np.dtype,
+) -> int:
+    """Bytes of the tensors that `pack` returns for a layer of `shape` M, K."""
+    rows, channels = shape
+    groups = channels // (group_size or channels)
+    words = rows * word_count(channels, bits)
+    if not symmetric:
+        words += word_count(rows, bits) * groups
+    return 4 * words + rows * groups * scale_dtype.itemsize + 16
+
+
 def unpack(tensors: Mapping[str, NDArray[Any]], *, bits: int, symmetric: bool) -> QuantizedWeight:
     """Read back what `pack` returns; a ``weight_g_idx`` [K] is read too.
 
@@ -192,11 +207,7 @@ def is_compressed(hf_config: Mapping[str, Any]) -> bool:
     ValueError
         If they are quantized in any other way, or their activations are.
     """
-    config = hf_config.get("quantization_config")
-    if config is None:
-        return False
-    _schemes(config)
-    return True
+    return _read(hf_config) is not None
 
 
 class PackedLayers(Mapping[str, QuantizedWeight]):
@@ -212,15 +223,22 @@ class PackedLayers(Mapping[str, QuantizedWeight]):
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        schemes = _schemes(checkpoint.hf_config().get("quantization_config", {}))
+        schemes = _read(checkpoint.hf_config())
+        if schemes is None:
+            raise ValueError(f"{checkpoint.path}: expected a quantization_config, found none")
         self._checkpoint = checkpoint
         self._names = set(checkpoint.names())
-        suffix = ".weight_packed"
-        self._layers = {
-            layer: _scheme_of(layer, schemes)
-            for layer in (name.removesuffix(suffix) for name in checkpoint.names())
-            if layer + suffix in self._names
-        }
+        self._layers = {}
+        for name in checkpoint.names():
+            layer = name.removesuffix(".weight_packed")
+            if layer == name:
+                continue
+            if f"{layer}.weight" in self._names:
+                raise ValueError(f"{checkpoint.path}: {name}: expected no {layer}.weight beside it")
+            try:
+                self._layers[layer] = schemes.of(layer)
+            except ValueError as error:
+                raise ValueError(f"{checkpoint.path}: {error}") from None
 
     def __getitem__(self, layer: str) -> QuantizedWeight:
         scheme = self._layers[layer]
@@ -230,9 +248,16 @@ class PackedLayers(Mapping[str, QuantizedWeight]):
             if f"{layer}.{kind}" in self._names
         }
         try:
-            return unpack(tensors, bits=scheme.bits, symmetric=scheme.symmetric)
+            weight = unpack(tensors, bits=scheme.bits, symmetric=scheme.symmetric)
         except ValueError as error:
             raise ValueError(f"{self._checkpoint.path}: {layer}.{error}") from None
+        expected = scheme.group_size or weight.codes.shape[1]
+        if weight.group_size != expected:
+            raise ValueError(
+                f"{self._checkpoint.path}: {layer}.weight_scale: expected groups of {expected} as "
+                f"quantization_config has it, got groups of {weight.group_size}"
+            )
+        return weight
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layers)
@@ -266,57 +291,9 @@ def weight_reader(checkpoint: Checkpoint) -> Callable[[str], NDArray[np.float32]
 _TENSORS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
 
 
-class _Scheme(NamedTuple):
-    """How the layers that one of the targets matches are quantized."""
-
-    targets: tuple[str, ...]
-    bits: int
-    symmetric: bool
-
-
-def _schemes(config: Mapping[str, Any]) -> list[_Scheme]:
-    """Read the config groups, refusing whatever changes the meaning of a packed weight."""
-    _expect(config, "quant_method", METHOD)
-    _expect(config, "format", FORMAT)
-    for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
-        _expect(config, key, None)
-    schemes = []
-    for name, group in (config.get("config_groups") or {}).items():
-        if not isinstance(group, dict):
-            raise ValueError(f"quantization_config: expected {name} spelled out, got {group!r}")
-        if group.get("format") is not None:
-            _expect(group, "format", FORMAT)
-        for key in ("input_activations", "output_activations"):
-            _expect(group, key, None)
-        weights = group.get("weights") or {}
-        _expect(weights, "type", "int")
-        _expect(weights, "num_bits", *range(2, 9))
-        _expect(weights, "strategy", "group", "channel")
-        symmetric = bool(weights.get("symmetric", True))
-        schemes.append(_Scheme(tuple(group.get("targets", ())), weights["num_bits"], symmetric))
-    return schemes
-
-
-def _expect(config: Mapping[str, Any], key: str, *values: Any) -> None:
-    # An empty dictionary is how some writers say that there is none.
-    value = config.get(key) or None
-    if value not in values:
-        expected = " or ".join(map(repr, values))
-        raise ValueError(f"quantization_config: expected {key} {expected}, got {value!r}")
-
-
-def _scheme_of(layer: str, schemes: Sequence[_Scheme]) -> _Scheme:
-    """The scheme of a layer: by its name, else by an expression, else by its class."""
-    matches: tuple[Callable[[str], Any], ...] = (
-        lambda target: target == layer,
-        lambda target: target.startswith("re:") and re.match(target[3:], layer),
-        lambda target: target == "Linear",
-    )
-    for match in matches:
-        for scheme in schemes:
-            if any(map(match, scheme.targets)):
-                return scheme
-    raise ValueError(f"quantization_config: expected a config group for {layer}, found none")
+def _read(hf_config: Mapping[str, Any]) -> PackedSchemes | None:
+    config = Fields(hf_config).object("quantization_config", None)
+    return None if config is None else read_schemes(config)
 
 
 def _tensor(

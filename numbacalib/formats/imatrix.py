@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from numbacalib.models.gguf_names import gguf_name, hf_name
 from numbacalib.ops.matrix import to_host
 from numbacalib.runtime import checks
+from numbacalib.runtime.extras import extra
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 
@@ -56,7 +57,8 @@ def write_imatrix(
     ValueError
         If a layer has no name in GGUF, or has seen no tokens.
     """
-    import gguf
+    with extra("models"):
+        import gguf
 
     chunk_size = checks.integer("chunk_size", chunk_size, 1, 1 << 31)
     for name, layer in statistics.items():
@@ -90,7 +92,8 @@ def read_imatrix(path: str | Path) -> dict[str, NDArray[np.float32]]:
         If the file is another kind of GGUF file or damaged, or has a layer of no architecture that is
         supported; mixtures of experts are none.
     """
-    import gguf
+    with extra("models"):
+        import gguf
 
     reader = gguf.GGUFReader(path)
     kind = reader.get_field(gguf.Keys.General.TYPE)

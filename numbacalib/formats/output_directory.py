@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from numbacalib.formats.output_lock import locked
+
+log = logging.getLogger("numbacalib")
+
+LAST = "config.json"
+"""The file without which no loader takes a checkpoint: where files move one by one, it is the last."""
+
+_INSIDE = (
+    "numbacalib"  # what is hidden in the output itself goes by no name, as volumes have several
+)
+_LOST_FOUND = "lost+found"  # a new file system has one: a volume that is mounted is no less empty
+_NO_RENAME = {errno.EBUSY, errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 
 
 @contextmanager
-def new_directory(path: str | Path) -> Iterator[Path]:
+def new_directory(path: str | Path, *, clean: bool = False) -> Iterator[Path]:
     """Make a directory whose contents appear at `path` only once all of them are on the disk.
 
-    The body of the ``with`` statement writes into the directory that it gets, a hidden sibling
-    ``.<name>.partial-<random>``. At the end its files are synced and it is renamed to `path`. An
-    exception removes it; a killed process leaves it behind, and nothing at `path`.
+    The body of the ``with`` statement writes into a hidden directory. An exception in the body removes
+    it; a killed process leaves it behind. At the end its files are synced, and then
+
+    - where nothing was at `path`, the directory, a sibling ``.<name>.partial-<random>``, is renamed;
+    - where an empty directory was, which may be a mount point and keeps its mode and owner, the
+      directory, ``.numbacalib.partial-<random>`` in it, is emptied into it, `LAST` as the last.
+
+    If that fails the work is done, and not removed: the error names where it is.
 
     Parameters
     ----------
     path : str or Path
         Absent or an empty directory. Missing parents are made.
+    clean : bool, default False
+        Remove what killed runs to the same `path` left, which is said in the log otherwise.
 
     Yields
     ------
@@ -31,34 +55,154 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     Raises
     ------
     ValueError
-        If `path` is a file or a directory with something in it; nothing is touched.
+        If `path` is a file or a directory with something in it, or if another process is writing
+        to it; nothing is touched.
     OSError
-        If the disk refuses, in the body or while syncing.
+        If the disk refuses: before the body, in it, or while finishing.
     """
-    path = Path(path).resolve()
+    path = Path(os.path.realpath(path))
+    require_new_directory(path)
+    room, name = (path, _INSIDE) if path.is_dir() else (path.parent, path.name)
+    with _existing(room), locked(room / f".{name}.lock", path) as alone:
+        require_new_directory(path)  # the run that held the lock a moment ago may have finished
+        if alone:
+            _look_for_leftovers(room, name, clean)
+        partial = room / f".{name}.partial-{secrets.token_hex(4)}"
+        partial.mkdir()
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _finish(partial, path)
+
+
+def require_new_directory(path: Path) -> None:
+    """Check that `path` is absent or a directory with nothing in it.
+
+    What killed runs left does not count, nor does the ``lost+found`` of a new file system.
+
+    Raises
+    ------
+    ValueError
+        If there is anything else.
+    """
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: expected a new or empty directory, found a file")
-    if path.is_dir() and any(path.iterdir()):
-        raise ValueError(f"{path}: expected a new or empty directory, found one with files in it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-    partial.mkdir()
+    if path.is_dir():
+        mine = re.compile(rf"{_partial_pattern(_INSIDE)}|\.{_INSIDE}\.lock")
+        others = [
+            entry.name
+            for entry in path.iterdir()
+            if entry.name != _LOST_FOUND and not mine.fullmatch(entry.name)
+        ]
+        if others:
+            raise ValueError(
+                f"{path}: expected a new or empty directory, found one with files in it, "
+                f"such as {min(others)}"
+            )
+
+
+def _partial_pattern(name: str) -> str:
+    return rf"\.{re.escape(name)}\.partial-[0-9a-f]{{8}}"
+
+
+@contextmanager
+def _existing(directory: Path) -> Iterator[None]:
+    """Make a directory and its parents; those that are still empty go again after an exception."""
+    missing = [each for each in (directory, *directory.parents) if not each.exists()]
+    nearest = missing[-1].parent if missing else directory
+    if not nearest.is_dir():
+        raise ValueError(f"{nearest}: expected a directory, found a file")
     try:
-        yield partial
-        for entry in partial.rglob("*"):
-            _sync(entry)
-        _sync(partial)
-        partial.replace(path)
+        directory.mkdir(parents=True, exist_ok=True)
+        yield
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # one that is not empty, or not there yet
+            for each in missing:
+                each.rmdir()
         raise
-    _sync(path.parent)
+
+
+def _look_for_leftovers(room: Path, name: str, clean: bool) -> None:
+    """Report or remove partial directories; the caller has the lock, so no process writes to them."""
+    pattern = re.compile(_partial_pattern(name))
+    found = sorted(entry for entry in room.iterdir() if pattern.fullmatch(entry.name))
+    if not found:
+        return
+    names = ", ".join(entry.name for entry in found)
+    if clean:
+        for entry in found:
+            shutil.rmtree(entry)
+        log.warning("removed what killed runs left in %s: %s", room, names)
+    else:
+        log.warning("killed runs left in %s: %s (--clean removes them)", room, names)
+
+
+def _finish(partial: Path, path: Path) -> None:
+    """Sync what was written and bring it to `path`; whatever happens, the files are kept."""
+    try:
+        for entry in (*partial.rglob("*"), partial):
+            _sync(entry)
+        _publish(partial, path)
+        for directory in (path, path.parent):
+            _sync(directory)
+    except BaseException as error:
+        text = (
+            f"{path}: {str(error) or 'interrupted'}; all files are kept in {_kept(partial, path)}"
+        )
+        if isinstance(error, (OSError, ValueError)):
+            raise OSError(text) from error
+        error.args = (text,)
+        raise
+
+
+def _publish(partial: Path, path: Path) -> None:
+    """Rename `partial` to `path`, or move its entries where that cannot be."""
+    if partial.parent != path:
+        try:
+            partial.replace(path)
+        except OSError as error:
+            if error.errno not in _NO_RENAME:
+                raise
+            path.mkdir(exist_ok=True)
+        else:
+            return
+    require_new_directory(path)  # nothing that came meanwhile is overwritten
+    entries = sorted(partial.iterdir(), key=lambda entry: (entry.name == LAST, entry.name))
+    try:
+        for entry in entries:
+            entry.replace(path / entry.name)
+    except BaseException:
+        for entry in reversed(entries):  # the last first: `path` never looks complete
+            if not entry.exists():
+                (path / entry.name).replace(entry)
+        raise
+    partial.rmdir()
+
+
+def _kept(partial: Path, path: Path) -> Path:
+    """Where the finished files are, under a name that no later run takes for a leftover."""
+    if not partial.exists() or not any(partial.iterdir()):
+        return path
+    kept = partial.with_name(f"{path.name}.finished-{partial.name[-8:]}")
+    try:
+        return partial.rename(kept)
+    except OSError:
+        return partial
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file's contents, or a directory's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file's contents, or a directory's entries, are on the disk.
+
+    File systems that cannot say so for directories, and directories that may not be read, are let pass.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise

@@ -11,10 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.runtime.half import is_bfloat16
+from numbacalib.models.safetensors_file import STORED_TYPES, StoredTensor
 
 SHARD_BYTES = 1 << 30
 """Data of a shard, and so the most that a writer holds: 1 GiB."""
@@ -37,7 +36,7 @@ class SafetensorsWriter:
     def __init__(self, directory: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
         self._directory = directory
         self._shard_bytes = shard_bytes
-        self._pending: dict[str, NDArray[Any]] = {}
+        self._pending: dict[str, StoredTensor] = {}
         self._pending_bytes = 0
         self._shards: list[list[str]] = []
         self._names: set[str] = set()
@@ -56,15 +55,31 @@ class SafetensorsWriter:
         OSError
             If the disk refuses.
         """
+        try:
+            stored = StoredTensor.of(tensor)
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from None
+        self.add_stored(name, stored)
+
+    def add_stored(self, name: str, tensor: StoredTensor) -> None:
+        """Write a tensor of any of the format's types as its bytes are; kept as in `add`.
+
+        Raises
+        ------
+        ValueError
+            If the name was used before.
+        OSError
+            If the disk refuses.
+        """
         if name in self._names:
             raise ValueError(f"name: expected one not written before, got {name!r}")
-        _dtype_name(name, tensor.dtype)
-        if self._pending and self._pending_bytes + tensor.nbytes > self._shard_bytes:
+        length = len(tensor.data)
+        if self._pending and self._pending_bytes + length > self._shard_bytes:
             self._flush()
         self._names.add(name)
         self._pending[name] = tensor
-        self._pending_bytes += tensor.nbytes
-        self.total_bytes += tensor.nbytes
+        self._pending_bytes += length
+        self.total_bytes += length
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
@@ -107,17 +122,17 @@ class SafetensorsWriter:
         return self._directory / f"shard-{number:05d}.partial"
 
 
-def _write_file(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
+def _write_file(path: Path, tensors: dict[str, StoredTensor]) -> None:
     # Wide elements first: every tensor then starts at a multiple of its element's size.
-    order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
+    order = sorted(tensors, key=lambda name: -STORED_TYPES[tensors[name].dtype_name].bits)
     # transformers asks for the format and refuses a file without it.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in order:
         tensor = tensors[name]
-        begin, end = end, end + tensor.nbytes
+        begin, end = end, end + len(tensor.data)
         header[name] = {
-            "dtype": _dtype_name(name, tensor.dtype),
+            "dtype": tensor.dtype_name,
             "shape": tensor.shape,
             "data_offsets": [begin, end],
         }
@@ -127,12 +142,4 @@ def _write_file(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in order:
-            file.write(tensors[name].ravel().view(np.uint8).data)
-
-
-def _dtype_name(name: str, dtype: np.dtype) -> str:
-    if is_bfloat16(dtype):
-        return "BF16"
-    if dtype.kind in "fiu" and dtype.isnative and dtype.itemsize <= 8:
-        return f"{dtype.kind.upper()}{8 * dtype.itemsize}"
-    raise TypeError(f"{name}: expected integers, floats or bfloat16, got {dtype}")
+            file.write(tensors[name].data.data)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import math
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.config import ModelConfig
+from numbacalib.models.input_files import InputFiles
+from numbacalib.models.layer_tensors import check_names
+from numbacalib.models.safetensors_file import StoredTensor
+from numbacalib.runtime.extras import extra
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -40,6 +46,23 @@ class Checkpoint(abc.ABC):
     path: Path
 
     @cached_property
+    def files(self) -> InputFiles:
+        """The files that it is read from."""
+        return InputFiles()
+
+    def check_unchanged(self) -> None:
+        """Compare every file that it was opened from, tokenizer included, with what it was then.
+
+        Cheap enough for every block: sizes and times of modification, no contents.
+
+        Raises
+        ------
+        ValueError
+            One line that names the file, if one was deleted, cut, overwritten or replaced.
+        """
+        self.files.check_unchanged()
+
+    @cached_property
     def config(self) -> ModelConfig:
         """Shape and options of the decoder."""
         return ModelConfig.from_hf(self.hf_config())
@@ -58,6 +81,17 @@ class Checkpoint(abc.ABC):
             If the checkpoint has no tensor of that name.
         """
 
+    def stored_bytes(self, name: str) -> int:
+        """Bytes of what `tensor` returns, without reading it.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint has no tensor of that name.
+        """
+        shape, dtype = self.info(name)
+        return math.prod(shape) * dtype.itemsize
+
     @abc.abstractmethod
     def tensor(self, name: str) -> NDArray[Any]:
         """One tensor in its stored dtype, not writable; quantized GGUF tensors come as float32.
@@ -67,6 +101,28 @@ class Checkpoint(abc.ABC):
         ValueError
             If the checkpoint has no tensor of that name.
         """
+
+    def tiles(self, name: str, rows: int) -> Iterator[NDArray[Any]]:
+        """What `tensor` returns, ``rows`` rows at a time, and no more of it in memory if possible.
+
+        Raises
+        ------
+        ValueError
+            As `tensor`.
+        """
+        tensor = self.tensor(name)
+        for first in range(0, len(tensor), rows):
+            yield tensor[first : first + rows]
+
+    def stored(self, name: str) -> StoredTensor:
+        """One tensor as it is to be copied, byte for byte where the file is a safetensors file.
+
+        Raises
+        ------
+        ValueError
+            As `tensor`.
+        """
+        return StoredTensor.of(self.tensor(name))
 
     @abc.abstractmethod
     def hf_config(self) -> dict[str, Any]:
@@ -97,7 +153,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Parameters
     ----------
     path : str or Path
-        A directory with ``config.json`` and ``*.safetensors``, or a ``.gguf`` file.
+        A directory with ``config.json`` and ``model.safetensors`` or its index, or a ``.gguf``
+        file.
 
     Returns
     -------
@@ -112,21 +169,24 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         supported. The message is one line that names the file.
     """
     # Imported here because both readers derive from Checkpoint.
-    from numbacalib.models.gguf import GGUFCheckpoint
-    from numbacalib.models.huggingface import HuggingFaceCheckpoint
+    with extra("models"):
+        from numbacalib.models.gguf import GGUFCheckpoint
+        from numbacalib.models.huggingface import HuggingFaceCheckpoint
 
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")
-    checkpoint: Checkpoint
     if path.is_dir():
-        checkpoint = HuggingFaceCheckpoint(path)
-    elif path.suffix == ".gguf":
-        checkpoint = GGUFCheckpoint(path)
-    else:
+        return HuggingFaceCheckpoint(path)
+    if path.suffix != ".gguf":
         raise ValueError(f"{path}: expected a directory with config.json, or a .gguf file")
+    files = InputFiles()
+    files.watch(path)
+    checkpoint = GGUFCheckpoint(path)
+    checkpoint.files = files
     try:
-        checkpoint.config  # noqa: B018  (an unsupported architecture is an error now, not later)
+        # An unsupported architecture is an error now, not later.
+        check_names(checkpoint.config, checkpoint.names())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return checkpoint

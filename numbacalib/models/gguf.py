@@ -24,6 +24,8 @@ from numbacalib.models.config import MODEL_TYPES, ModelConfig
 from numbacalib.models.gguf_names import hf_name
 from numbacalib.models.gguf_tokenizer import build_tokenizer, tokenizer_config
 from numbacalib.models.rope import inverse_frequencies
+from numbacalib.models.tokenizer import named_errors
+from numbacalib.runtime.extras import extra
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -130,10 +132,8 @@ class GGUFCheckpoint(Checkpoint):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        try:
+        with extra("models"), named_errors(self.path):
             return build_tokenizer(self._metadata)
-        except Exception as error:  # tokenizers raises bare Exception for what does not fit
-            raise ValueError(f"{self.path}: {error}") from None
 
     def _entry(self, name: str) -> _Entry:
         try:

@@ -1,40 +1,40 @@
-"""Hugging Face checkpoint directories: ``config.json``, ``*.safetensors``, ``tokenizer.json``."""
+"""Hugging Face checkpoint directories: ``config.json``, safetensors files, ``tokenizer.json``."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
-import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo
+from numbacalib.models.layer_tensors import (
+    EMBEDDINGS,
+    HEAD,
+    canonical_name,
+    check_names,
+    is_buffer,
+)
+from numbacalib.models.safetensors_file import (
+    STORED_TYPES,
+    StoredTensor,
+    TensorEntry,
+)
+from numbacalib.models.tokenizer import read_tokenizer
+from numbacalib.models.weight_files import weight_headers
 
 if TYPE_CHECKING:
+    import numpy as np
     from tokenizers import Tokenizer
 
 __all__ = ["HuggingFaceCheckpoint"]
 
-_DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
-
-_TOKENIZER_FILES = (
+_COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -42,22 +42,23 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
-    "chat_template.jinja",
+    "tekken.json",
     "generation_config.json",
 )
+_COPIED_BEGINNINGS = ("CHAT_TEMPLATE.", "LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
+_TEMPLATES = "additional_chat_templates"
+_COPIED_BYTES = 1 << 28
 
-
-class _Entry(NamedTuple):
-    """Where a tensor lies: its file's bytes, and the span within them."""
-
-    data: NDArray[np.uint8]
-    begin: int
-    end: int
-    info: TensorInfo
+# Bytes of two tensors that are compared at a time.
+_COMPARED = 1 << 26
 
 
 class HuggingFaceCheckpoint(Checkpoint):
-    """A directory as ``save_pretrained`` writes it, memory-mapped.
+    """A directory as ``save_pretrained`` writes it.
+
+    The weights are those that transformers reads: ``model.safetensors``, else the shards of
+    ``model.safetensors.index.json``. Buffers of older versions are left out, and so is a head that
+    repeats the embeddings it is tied to.
 
     Parameters
     ----------
@@ -67,115 +68,153 @@ class HuggingFaceCheckpoint(Checkpoint):
     Raises
     ------
     ValueError
-        If a file is missing, damaged or shorter than its header says.
+        One line that names the file (and its key or tensor): if a file is missing, damaged or
+        shorter than its header says, if the configuration is not understood, or if there are
+        tensors that it denies.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._hf_config = _read_json(path / "config.json")
-        self._entries: dict[str, _Entry] = {}
-        for file in _weight_files(path):
-            self._entries.update(_read_safetensors(file))
+        config_file = path / "config.json"
+        self._hf_config = self.files.read_json(config_file)
+        try:
+            config = self.config
+        except ValueError as error:
+            raise ValueError(f"{config_file}: {error}") from None
+        if os.path.lexists(path / "adapter_config.json"):
+            # transformers would add the adapter to the weights beside it.
+            raise ValueError(
+                f"{path / 'adapter_config.json'}: expected a model without an adapter; merge it "
+                "into the weights, or remove it"
+            )
+        self._copied = {file.relative_to(path).as_posix(): file for file in _copied_files(path)}
+        for file in self._copied.values():
+            self.files.watch(file, _COPIED_BYTES)
+        self._entries: dict[str, TensorEntry] = {}
+        for header in weight_headers(self.files, path):
+            for name, entry in header.items():
+                self._add(canonical_name(name), entry)
+        self._refuse_mlx()
+        packed = self._hf_config.get("quantization_config") is not None
+        try:
+            check_names(config, self._entries, packed=packed)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        if config.tie_word_embeddings:
+            self._drop_tied_head()
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._entries)
 
     def info(self, name: str) -> TensorInfo:
-        return self._entry(name).info
+        entry = self._entry(name)
+        return TensorInfo(entry.shape, self._dtype(name, entry))
+
+    def stored_bytes(self, name: str) -> int:
+        return self._entry(name).length
 
     def tensor(self, name: str) -> NDArray[Any]:
         entry = self._entry(name)
-        return entry.data[entry.begin : entry.end].view(entry.info.dtype).reshape(entry.info.shape)
+        return self._read(name, entry, entry.begin, entry.shape)
+
+    def tiles(self, name: str, rows: int) -> Iterator[NDArray[Any]]:
+        entry = self._entry(name)
+        length, *rest = entry.shape
+        for first in range(0, length, rows):
+            begin = entry.begin + first * (entry.length // length)
+            yield self._read(name, entry, begin, (min(rows, length - first), *rest))
+
+    def stored(self, name: str) -> StoredTensor:
+        entry = self._entry(name)
+        data = self.files.read(entry.file, entry.begin, entry.length)
+        return StoredTensor(entry.dtype_name, entry.shape, data)
 
     def hf_config(self) -> dict[str, Any]:
         return dict(json.loads(json.dumps(self._hf_config)))
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        files = (self.path / name for name in _TOKENIZER_FILES)
-        return {file.name: file.read_bytes() for file in files if file.is_file()}
+        return {
+            name: self.files.read_bytes(file, _COPIED_BYTES) for name, file in self._copied.items()
+        }
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        from tokenizers import Tokenizer
+        return read_tokenizer(self.path)
 
-        file = self.path / "tokenizer.json"
-        if not file.is_file():
-            raise ValueError(f"{self.path}: expected a tokenizer.json, found none")
-        try:
-            return Tokenizer.from_file(str(file))
-        except Exception as error:  # tokenizers raises bare Exception for a damaged file
-            raise ValueError(f"{file}: not a tokenizer ({error})") from None
+    def _read(
+        self, name: str, entry: TensorEntry, begin: int, shape: tuple[int, ...]
+    ) -> NDArray[Any]:
+        dtype = self._dtype(name, entry)
+        data = self.files.read(entry.file, begin, math.prod(shape) * dtype.itemsize)
+        tensor = data.view(dtype).reshape(shape)
+        tensor.flags.writeable = False
+        return tensor
 
-    def _entry(self, name: str) -> _Entry:
+    def _add(self, name: str, entry: TensorEntry) -> None:
+        if is_buffer(name):
+            return
+        if name in self._entries:
+            raise ValueError(
+                f"{entry.file}: expected {name} once, it is in {self._entries[name].file.name} too"
+            )
+        self._entries[name] = entry
+
+    def _refuse_mlx(self) -> None:
+        for name, entry in self._entries.items():
+            layer = name.removesuffix(".weight")
+            if entry.dtype_name == "U32" and f"{layer}.scales" in self._entries:
+                raise ValueError(
+                    f"{entry.file}: {name}: expected the weights that MLX packed into these (U32 "
+                    "with scales), which are not read"
+                )
+
+    def _drop_tied_head(self) -> None:
+        """Leave out a stored head that equals the embeddings.
+
+        Of one that differs, transformers 5 computes with the head, transformers 4 and vLLM with the
+        embeddings.
+        """
+        head, table = self._entries.get(HEAD), self._entries.get(EMBEDDINGS)
+        if head is None or table is None:
+            return
+        if head[1:3] != table[1:3] or not self._same_bytes(head, table):
+            raise ValueError(
+                f"{head.file}: {HEAD}: expected what {EMBEDDINGS} holds, as config.json ties them, "
+                "found something else; set tie_word_embeddings to false to use it"
+            )
+        del self._entries[HEAD]
+
+    def _same_bytes(self, one: TensorEntry, other: TensorEntry) -> bool:
+        for start in range(0, one.length, _COMPARED):
+            length = min(_COMPARED, one.length - start)
+            first, second = (
+                self.files.read(entry.file, entry.begin + start, length) for entry in (one, other)
+            )
+            if not (first == second).all():
+                return False
+        return True
+
+    def _dtype(self, name: str, entry: TensorEntry) -> np.dtype[Any]:
+        dtype = STORED_TYPES[entry.dtype_name].dtype
+        if dtype is None:
+            raise ValueError(
+                f"{entry.file}: {name}: expected elements of whole bytes, got {entry.dtype_name}"
+            )
+        return dtype
+
+    def _entry(self, name: str) -> TensorEntry:
         try:
             return self._entries[name]
         except KeyError:
             raise self._unknown(name) from None
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError(f"{file.parent}: expected a {file.name}, found none")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a JSON object, got {type(content).__name__}")
-    return content
-
-
-def _weight_files(path: Path) -> list[Path]:
-    """The shards that the index names, or every safetensors file where there is no index."""
-    index = path / "model.safetensors.index.json"
-    if not index.is_file():
-        files = sorted(path.glob("*.safetensors"))
-        if not files:
-            raise ValueError(f"{path}: expected *.safetensors files, found none")
-        return files
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise ValueError(f"{index}: expected a weight_map object, found none")
-    files = [path / name for name in sorted(set(weight_map.values()))]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise ValueError(f"{index}: names files that are missing: {', '.join(missing)}")
-    return files
-
-
-def _read_safetensors(file: Path) -> dict[str, _Entry]:
-    """Map one file and check every span against its length.
-
-    The layout is 8 bytes with the header's length, the header (JSON), the data; offsets count from
-    the data's start. https://huggingface.co/docs/safetensors/index#format
-    """
-    if file.stat().st_size < 8:
-        raise ValueError(f"{file}: truncated, {file.stat().st_size} bytes are no safetensors file")
-    data = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray)
-    start = 8 + int(data[:8].view("<u8")[0])
-    if start > data.size:
-        raise ValueError(
-            f"{file}: truncated or not safetensors, the header ends at byte {start} of {data.size}"
-        )
-    try:
-        header = dict(json.loads(data[8:start].tobytes()))
-        header.pop("__metadata__", None)
-        spans = {name: _entry(data, start, **fields) for name, fields in header.items()}
-    except (ValueError, TypeError) as error:  # not JSON, or not of this layout
-        raise ValueError(f"{file}: damaged header ({error})") from None
-    end = max((entry.end for entry in spans.values()), default=start)
-    if end > data.size:
-        raise ValueError(f"{file}: truncated, its header names {end} bytes, it has {data.size}")
-    return spans
-
-
-def _entry(
-    data: NDArray[np.uint8], start: int, dtype: str, shape: list[int], data_offsets: list[int]
-) -> _Entry:
-    if dtype not in _DTYPES:
-        raise ValueError(f"expected a dtype of {', '.join(_DTYPES)}, got {dtype}")
-    info = TensorInfo(tuple(shape), _DTYPES[dtype])
-    begin, end = (start + offset for offset in data_offsets)
-    if not start <= begin <= end or end - begin != math.prod(shape) * info.dtype.itemsize:
-        raise ValueError(f"{dtype} {shape} does not take bytes {begin} to {end}")
-    return _Entry(data, begin, end, info)
+def _copied_files(path: Path) -> Iterator[Path]:
+    """What an output directory needs besides config and weights; directories of the name are not."""
+    for file in sorted(path.iterdir()):
+        copied = file.name in _COPIED or file.name.upper().startswith(_COPIED_BEGINNINGS)
+        if copied and not file.is_dir():
+            yield file
+    templates = path / _TEMPLATES
+    if templates.is_dir():
+        yield from (file for file in sorted(templates.iterdir()) if not file.is_dir())

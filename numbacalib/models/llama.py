@@ -10,12 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from numbacalib.models.checkpoint import Checkpoint
 from numbacalib.models.config import ModelConfig
+from numbacalib.models.layer_tensors import EMBEDDINGS, HEAD, linear_shapes, vector_shapes
 from numbacalib.models.place import HOST, Place
 from numbacalib.models.rope import RotaryEmbedding
 from numbacalib.ops.attention import attention
 from numbacalib.ops.gated_silu import gated_silu
 from numbacalib.ops.linear import linear
-from numbacalib.ops.matrix import cast, from_host, scaled, take, to_host
+from numbacalib.ops.matrix import cast, from_host, put_rows, scaled, take, to_host
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
 from numbacalib.ops.token_loss import LOWEST, add_scores, losses
@@ -26,8 +27,7 @@ Array = Any
 """An array of the place that a model runs on: NumPy's, or on a CUDA device."""
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-_EMBEDDINGS = "model.embed_tokens.weight"
-# Head rows (vocabulary entries) at a time: neither the logits nor the head are ever whole.
+# Vocabulary entries at a time: neither the embeddings, nor the head, nor the logits are ever whole.
 _VOCABULARY = 8192
 
 
@@ -213,12 +213,12 @@ class Decoder:
         self._checkpoint = checkpoint
         self._weight = weight or checkpoint.tensor
         self._rope = RotaryEmbedding(self.config, place)
-        self._head = _EMBEDDINGS if self.config.tie_word_embeddings else "lm_head.weight"
+        self._head = EMBEDDINGS if self.config.tie_word_embeddings else HEAD
         table = (self.config.vocab_size, self.config.hidden_size)
-        shapes = {_EMBEDDINGS: table, "model.norm.weight": table[1:], self._head: table}
+        shapes = {EMBEDDINGS: table, "model.norm.weight": table[1:], self._head: table}
         for index in range(self.config.num_layers):
-            linears = _linear_shapes(self.config) if weight is None else {}
-            for name, shape in (linears | _vector_shapes(self.config)).items():
+            linears = linear_shapes(self.config) if weight is None else {}
+            for name, shape in (linears | vector_shapes(self.config)).items():
                 shapes[_full_name(index, name)] = shape
         self._check(shapes)
 
@@ -231,13 +231,19 @@ class Decoder:
             For a token outside the vocabulary.
         """
         tokens = self._tokens(tokens)
-        table = self.place.put(self._checkpoint.tensor(_EMBEDDINGS))
-        return cast(take(table, tokens.ravel(), 0), np.float32).reshape(*tokens.shape, -1)
+        flat = tokens.ravel()
+        hidden = self.place.zeros((len(flat), self.config.hidden_size))
+        for index, rows in enumerate(self._checkpoint.tiles(EMBEDDINGS, _VOCABULARY)):
+            here = np.flatnonzero(flat // _VOCABULARY == index)
+            if len(here):
+                found = take(self.place.put(rows), flat[here] % _VOCABULARY, 0)
+                put_rows(hidden, here, cast(found, np.float32))
+        return hidden.reshape(*tokens.shape, self.config.hidden_size)
 
     def block(self, index: int) -> DecoderBlock:
         """Read block ``index``, ``0 .. num_layers - 1``; nothing of it is kept here."""
         linears = {}
-        for name, shape in _linear_shapes(self.config).items():
+        for name, shape in linear_shapes(self.config).items():
             full_name = _full_name(index, name)
             weight = self._weight(full_name)
             if weight.shape != shape:
@@ -245,7 +251,7 @@ class Decoder:
             linears[name.removesuffix(".weight")] = self.place.put(weight, self._dtype)
         vectors = {
             name: self.place.put(self._checkpoint.tensor(_full_name(index, name)), np.float32)
-            for name in _vector_shapes(self.config)
+            for name in vector_shapes(self.config)
         }
         return DecoderBlock(self.config, index, self._rope, linears, vectors)
 
@@ -310,7 +316,7 @@ class Decoder:
     @property
     def _dtype(self) -> np.dtype:
         """What products are computed in."""
-        return self.place.product_dtype(self._checkpoint.info(_EMBEDDINGS).dtype)
+        return self.place.product_dtype(self._checkpoint.info(EMBEDDINGS).dtype)
 
     def _final_norm(self, hidden: Array) -> Array:
         weight = self.place.put(self._checkpoint.tensor("model.norm.weight"), np.float32)
@@ -320,7 +326,6 @@ class Decoder:
         """``logsumexp(x head^T) - (x head^T)[target]`` for each vector, in parts of the vocabulary."""
         *_, size = x.shape
         x = x.reshape(-1, size)
-        head = self._checkpoint.tensor(self._head)
         starts = range(0, len(targets), self.place.score_rows)
         tiles = []
         for start in starts:
@@ -328,8 +333,8 @@ class Decoder:
             state = np.zeros((3, len(wanted)), np.float32)
             state[0] = LOWEST
             tiles.append((from_host(wanted, x), from_host(state, x)))
-        for first in range(0, len(head), _VOCABULARY):
-            weight = self.place.put(head[first : first + _VOCABULARY], self._dtype)
+        for index, entries in enumerate(self._checkpoint.tiles(self._head, _VOCABULARY)):
+            first, weight = index * _VOCABULARY, self.place.put(entries, self._dtype)
             for start, (wanted, state) in zip(starts, tiles, strict=True):
                 rows = x[start : start + self.place.score_rows]
                 add_scores(linear(rows, weight, dtype=np.float32), first, wanted, state)
@@ -365,36 +370,3 @@ class Decoder:
 
 def _full_name(index: int, name: str) -> str:
     return f"model.layers.{index}.{name}"
-
-
-def _linear_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    return {
-        "self_attn.q_proj.weight": (queries, hidden),
-        "self_attn.k_proj.weight": (keys, hidden),
-        "self_attn.v_proj.weight": (keys, hidden),
-        "self_attn.o_proj.weight": (hidden, queries),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
-    }
-
-
-def _vector_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Norms, and the biases that this architecture has."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (config.hidden_size,),
-        "post_attention_layernorm.weight": (config.hidden_size,),
-    }
-    if config.qk_norm:
-        shapes["self_attn.q_norm.weight"] = shapes["self_attn.k_norm.weight"] = (config.head_dim,)
-    for name, shape in _linear_shapes(config).items():
-        biased = config.attention_bias
-        if name.startswith("mlp."):
-            biased = config.mlp_bias
-        elif name.startswith("self_attn.o_proj"):
-            biased = config.output_bias
-        if biased:
-            shapes[name.replace(".weight", ".bias")] = shape[:1]
-    return shapes

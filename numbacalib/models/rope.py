@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from numbacalib.models.config import ModelConfig
 from numbacalib.models.place import HOST, Place
 
-__all__ = ["ROPE_TYPES", "RotaryEmbedding", "inverse_frequencies"]
+__all__ = ["RotaryEmbedding", "inverse_frequencies"]
 
 Frequencies = tuple[NDArray[np.float64], float]
 
@@ -27,13 +27,13 @@ def _default(config: ModelConfig, _length: int) -> Frequencies:
 
 def _linear(config: ModelConfig, _length: int) -> Frequencies:
     """Position interpolation (Chen et al. 2023, arXiv:2306.15595)."""
-    factor = _parameter(config, "factor")
+    factor = config.rope_scaling["factor"]
     return _powers(config.head_dim, config.rope_theta) / factor, 1.0
 
 
 def _dynamic(config: ModelConfig, length: int) -> Frequencies:
     """NTK-aware base that grows with the sequence (Peng et al. 2023, arXiv:2309.00071, app. A)."""
-    dim, factor = config.head_dim, _parameter(config, "factor")
+    dim, factor = config.head_dim, config.rope_scaling["factor"]
     stretch = max(length, config.max_position_embeddings) / config.max_position_embeddings
     theta = config.rope_theta * (factor * stretch - (factor - 1)) ** (dim / (dim - 2))
     return _powers(dim, theta), 1.0
@@ -42,8 +42,8 @@ def _dynamic(config: ModelConfig, length: int) -> Frequencies:
 def _yarn(config: ModelConfig, _length: int) -> Frequencies:
     """YaRN (Peng et al. 2023, arXiv:2309.00071, section 3): interpolate slow dimensions only."""
     given, dim = config.rope_scaling, config.head_dim
-    factor = _parameter(config, "factor")
-    original = _parameter(config, "original_max_position_embeddings")
+    factor = given["factor"]
+    original = given["original_max_position_embeddings"]
 
     def dimension_of(rotations: float) -> float:
         """The pair that turns so many times within the original context."""
@@ -76,9 +76,9 @@ def _yarn_attention(config: ModelConfig, factor: float) -> float:
 
 def _llama3(config: ModelConfig, _length: int) -> Frequencies:
     """Llama 3.1: long wavelengths are interpolated, short ones kept, a smooth step between."""
-    factor = _parameter(config, "factor")
-    original = _parameter(config, "original_max_position_embeddings")
-    low, high = _parameter(config, "low_freq_factor"), _parameter(config, "high_freq_factor")
+    factor = config.rope_scaling["factor"]
+    original = config.rope_scaling["original_max_position_embeddings"]
+    low, high = config.rope_scaling["low_freq_factor"], config.rope_scaling["high_freq_factor"]
     powers = _powers(config.head_dim, config.rope_theta)
     turns = original * powers / (2 * math.pi)
     kept = np.clip((turns - low) / (high - low), 0, 1)
@@ -88,13 +88,9 @@ def _llama3(config: ModelConfig, _length: int) -> Frequencies:
 def _longrope(config: ModelConfig, length: int) -> Frequencies:
     """LongRoPE (Ding et al. 2024, arXiv:2402.13753): a factor for each dimension."""
     given = config.rope_scaling
-    original = _parameter(config, "original_max_position_embeddings")
+    original = given["original_max_position_embeddings"]
     key = "long_factor" if length > original else "short_factor"
-    factors = np.asarray(given.get(key, ()), dtype=np.float64)
-    if factors.shape != (config.head_dim // 2,):
-        raise ValueError(
-            f"rope_scaling: {key} needs {config.head_dim // 2} numbers, got {factors.size}"
-        )
+    factors = np.asarray(given[key], dtype=np.float64)
     scaling = given.get("attention_factor")
     if scaling is None:
         factor = given.get("factor") or config.max_position_embeddings / original
@@ -102,7 +98,7 @@ def _longrope(config: ModelConfig, length: int) -> Frequencies:
     return _powers(config.head_dim, config.rope_theta) / factors, float(scaling)
 
 
-ROPE_TYPES: dict[str, Callable[[ModelConfig, int], Frequencies]] = {
+_FREQUENCIES: dict[str, Callable[[ModelConfig, int], Frequencies]] = {
     "default": _default,
     "linear": _linear,
     "dynamic": _dynamic,
@@ -110,14 +106,6 @@ ROPE_TYPES: dict[str, Callable[[ModelConfig, int], Frequencies]] = {
     "llama3": _llama3,
     "longrope": _longrope,
 }
-"""Scaling variants by the name that configuration files give them."""
-
-
-def _parameter(config: ModelConfig, name: str) -> float:
-    value: Any = config.rope_scaling.get(name)
-    if value is None:
-        raise ValueError(f"rope_scaling: {config.rope_scaling['rope_type']} needs {name}")
-    return float(value)
 
 
 def inverse_frequencies(config: ModelConfig, length: int) -> Frequencies:
@@ -128,16 +116,8 @@ def inverse_frequencies(config: ModelConfig, length: int) -> Frequencies:
     frequencies : float64 ``[head_dim / 2]``, radians per position
     attention_scaling : float
         By which cosine and sine are multiplied.
-
-    Raises
-    ------
-    ValueError
-        For a scaling type that is not in `ROPE_TYPES`, or one of its parameters missing.
     """
-    kind = config.rope_scaling["rope_type"]
-    if kind not in ROPE_TYPES:
-        raise ValueError(f"rope_type: expected one of {', '.join(ROPE_TYPES)}, got {kind!r}")
-    return ROPE_TYPES[kind](config, length)
+    return _FREQUENCIES[config.rope_scaling["rope_type"]](config, length)
 
 
 class RotaryEmbedding:
@@ -151,7 +131,6 @@ class RotaryEmbedding:
     """
 
     def __init__(self, config: ModelConfig, place: Place = HOST) -> None:
-        inverse_frequencies(config, 1)  # an unknown variant is an error now, not at the first block
         self._config = config
         self._place = place
         self._length = 0

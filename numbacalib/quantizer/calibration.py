@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.imatrix import write_imatrix
 from numbacalib.formats.output_directory import new_directory
-from numbacalib.models import Decoder, DecoderBlock, open_checkpoint, open_place
+from numbacalib.models import Decoder, DecoderBlock, Place, open_checkpoint, open_place
 from numbacalib.ops.matrix import copied, to_host
+from numbacalib.quantizer.preflight import require_space, statistics_bytes
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import read_sequences
+from numbacalib.runtime.extras import extra
 from numbacalib.statistics import InputStatistics, load_statistics, save_statistics
 
 IMATRIX = "imatrix.gguf"
@@ -47,10 +49,10 @@ class TextCalibration:
     Parameters
     ----------
     decoder : Decoder
-    tokens : int64 array [S, T]
+    tokens : integer array [S, T]
     """
 
-    def __init__(self, decoder: Decoder, tokens: NDArray[np.int64]) -> None:
+    def __init__(self, decoder: Decoder, tokens: NDArray[np.integer]) -> None:
         self._decoder = decoder
         self._hidden = decoder.embed(tokens)
 
@@ -103,6 +105,7 @@ def collect(
     samples: int = 64,
     sequence_length: int = 512,
     device: str = "auto",
+    clean: bool = False,
 ) -> None:
     """Run a text through a model and save the statistics of all its linear layers' inputs.
 
@@ -113,14 +116,40 @@ def collect(
     output : path
         Absent, or an empty directory: one file a decoder block, and `IMATRIX` for
         ``llama-quantize --imatrix``. It appears when it is complete.
-    text, samples, sequence_length, device
+    text, samples, sequence_length, device, clean
         As in `numbacalib.quantizer.quantize`.
+
+    Raises
+    ------
+    ValueError, TypeError, OSError
+        If an input does not fit, or there is no room for the output; nothing has been written then.
+    ModuleNotFoundError
+        If a package of the extra `models` is missing.
     """
+    with extra("models"):  # what is missing is missed now, not after the last block
+        import gguf  # noqa: F401
+        import safetensors  # noqa: F401
+
+    place = open_place(device)
+    with new_directory(output, clean=clean) as directory:
+        _write_statistics(directory, model, text, samples, sequence_length, place)
+
+
+def _write_statistics(
+    directory: Path,
+    model: str | Path,
+    text: Sequence[str | Path],
+    samples: int,
+    sequence_length: int,
+    place: Place,
+) -> None:
+    """Do what `collect` does, into a directory."""
     checkpoint = open_checkpoint(model)
-    decoder = Decoder(checkpoint, place=open_place(device))
-    tokens = read_sequences(checkpoint.tokenizer, text, sequence_length, samples)
+    decoder = Decoder(checkpoint, place=place)
+    require_space(directory, statistics_bytes(checkpoint))
+    tokens = read_sequences(checkpoint, text, sequence_length, samples)
     layers = decoder.config.num_layers
-    with new_directory(output) as directory, Progress(layers) as progress:
+    with Progress(layers) as progress:
         hidden = decoder.embed(tokens)
         squares = {}
         for index in range(layers):

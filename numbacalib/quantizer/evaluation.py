@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from numbacalib.formats.compressed_tensors import is_compressed, weight_reader
 from numbacalib.models import Decoder, open_checkpoint, open_place
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import read_sequences
+from numbacalib.runtime.finite import require_finite
 
 SWEEP_TOKENS = 65536
 """Tokens whose states an evaluation holds at a time."""
+
+_LARGEST = math.log(np.finfo(np.float64).max)
 
 
 class Evaluation(NamedTuple):
@@ -28,8 +32,8 @@ class Evaluation(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """``exp(loss)``."""
-        return math.exp(self.loss)
+        """``exp(loss)``; infinity where that is beyond float64."""
+        return math.exp(self.loss) if self.loss < _LARGEST else math.inf
 
 
 def evaluate(
@@ -55,23 +59,49 @@ def evaluate(
         Sequences to take, evenly spaced over the text; all by default.
     device : str, default "auto"
         Where the model runs: see `numbacalib.models.open_place`.
+
+    Raises
+    ------
+    ValueError, TypeError, OSError
+        If an input does not fit.
+    FloatingPointError
+        If the embeddings, a block or the head give a NaN or an infinity: the first that does so.
     """
     checkpoint = open_checkpoint(model)
     compressed = is_compressed(checkpoint.hf_config())
     reader = weight_reader(checkpoint) if compressed else None
     decoder = Decoder(checkpoint, reader, open_place(device))
-    tokens = read_sequences(checkpoint.tokenizer, text, sequence_length, samples)
+    tokens = read_sequences(checkpoint, text, sequence_length, samples)
     sweeps = np.array_split(tokens, -(-tokens.size // SWEEP_TOKENS))
     total = 0.0
-    with Progress(len(sweeps) * decoder.config.num_layers) as progress:
+    # What overflows is reported, by name and once.
+    with Progress(len(sweeps) * decoder.config.num_layers) as progress, np.errstate(all="ignore"):
         for sweep in sweeps:
-            hidden = decoder.embed(sweep)
-            for index in range(decoder.config.num_layers):
-                progress.show(f"evaluating block {index + 1} of {decoder.config.num_layers}")
-                block = decoder.block(index)
-                for part in decoder.batches(hidden):
-                    block.forward(part)
-                progress.step()
-            total += float(decoder.token_losses(hidden, sweep).sum(dtype=np.float64))
+            total += _sweep(model, decoder, sweep, progress)
     predicted = tokens.size - len(tokens)
     return Evaluation(total / predicted, predicted)
+
+
+def _sweep(
+    model: str | Path, decoder: Decoder, tokens: NDArray[np.integer], progress: Progress
+) -> float:
+    """Sum of the losses over sequences that fit into memory together."""
+    hidden = decoder.embed(tokens)
+    _require_finite(model, "the embeddings", hidden)
+    for index in range(decoder.config.num_layers):
+        progress.show(f"evaluating block {index + 1} of {decoder.config.num_layers}")
+        block = decoder.block(index)
+        for part in decoder.batches(hidden):
+            block.forward(part)
+            _require_finite(model, f"model.layers.{index}", part)
+        progress.step()
+    losses = decoder.token_losses(hidden, tokens)
+    _require_finite(model, "the final norm and head", losses)
+    return float(losses.sum(dtype=np.float64))
+
+
+def _require_finite(model: str | Path, where: str, values: Any) -> None:
+    try:
+        require_finite(f"{model}: {where}", values)
+    except ValueError as error:
+        raise FloatingPointError(str(error)) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 from numpy.typing import NDArray
 
 from numbacalib.formats.imatrix import read_imatrix
+from numbacalib.runtime.extras import extra
 from numbacalib.statistics import load_fisher
 
 GGUF_MAGIC = b"GGUF"
@@ -28,7 +29,8 @@ def read_importance(path: str | Path) -> dict[str, NDArray]:
     ValueError
         If the file is of neither kind.
     """
-    from safetensors import SafetensorError
+    with extra("models"):
+        from safetensors import SafetensorError
 
     with Path(path).open("rb") as file:
         magic = file.read(len(GGUF_MAGIC))

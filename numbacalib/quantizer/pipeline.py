@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.formats.compressed_tensors import PackedLayout, is_compressed
+from numbacalib.formats.compressed_tensors import PackedLayout, is_compressed, packed_bytes
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.formats.safetensors_writer import SafetensorsWriter
 from numbacalib.methods import (
@@ -25,6 +25,7 @@ from numbacalib.models import (
     Checkpoint,
     Decoder,
     DecoderBlock,
+    Place,
     open_checkpoint,
     open_place,
 )
@@ -35,6 +36,7 @@ from numbacalib.quantizer.calibration import (
     TextCalibration,
 )
 from numbacalib.quantizer.importance import read_importance
+from numbacalib.quantizer.preflight import require_space
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.settings import Settings, check
 from numbacalib.quantizer.text import read_sequences
@@ -52,6 +54,7 @@ def quantize(
     importance: str | Path | None = None,
     settings: Settings,
     device: str = "auto",
+    clean: bool = False,
 ) -> list[LayerReport]:
     """Quantize the linear layers of a model's decoder blocks and write a loadable checkpoint.
 
@@ -76,6 +79,8 @@ def quantize(
     settings : Settings
     device : str, default "auto"
         Where the model runs and its layers are quantized: see `numbacalib.models.open_place`.
+    clean : bool, default False
+        Remove what killed runs to the same output left beside it.
 
     Returns
     -------
@@ -85,16 +90,40 @@ def quantize(
     Raises
     ------
     ValueError, TypeError, OSError
-        If an input does not fit; nothing has been written then.
+        If an input does not fit, or there is no room for the output; nothing has been written then.
+    OSError
+        If the disk refuses later. Where the checkpoint was complete, it is kept, and the message names it.
+    ModuleNotFoundError
+        If a package of the extra `models` is missing.
     numpy.linalg.LinAlgError
         If a layer's damped Hessian is not positive definite, or too many were not at first.
     """
     check(settings, importance)
+    place = open_place(device)
+    with new_directory(output, clean=clean) as directory:
+        return _write_checkpoint(directory, model, text, statistics, importance, settings, place)
+
+
+def _write_checkpoint(
+    directory: Path,
+    model: str | Path,
+    text: Sequence[str | Path],
+    statistics: str | Path | None,
+    importance: str | Path | None,
+    settings: Settings,
+    place: Place,
+) -> list[LayerReport]:
+    """Do what `quantize` does, into a directory; what is small is written before the first block."""
     checkpoint = open_checkpoint(model)
     if is_compressed(checkpoint.hf_config()):
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
-    decoder = Decoder(checkpoint, place=open_place(device))
+    decoder = Decoder(checkpoint, place=place)
     layout = _layout(checkpoint, settings)
+    packed = {f"{name}.weight" for name in _layer_names(checkpoint)}
+    copied = [name for name in checkpoint.names() if name not in packed]
+    copied_bytes = sum(map(checkpoint.stored_bytes, copied))
+    require_space(directory, copied_bytes + _packed_bytes(checkpoint, layout, settings))
+    _write_description(directory, checkpoint, layout)
     factors = None
     if importance is not None:
         factors = read_importance(importance)
@@ -106,21 +135,32 @@ def quantize(
             raise ValueError("text: expected none where statistics are given")
         calibration = SavedCalibration(statistics)
     elif settings.calibrated(importance is not None) or settings.channel_scales != "none":
-        tokens = read_sequences(
-            checkpoint.tokenizer, text, settings.sequence_length, settings.samples
-        )
+        tokens = read_sequences(checkpoint, text, settings.sequence_length, settings.samples)
         calibration = TextCalibration(decoder, tokens)
-    with new_directory(output) as directory:
-        with SafetensorsWriter(directory) as writer:
-            results = _quantize_blocks(
-                checkpoint, decoder, calibration, factors, settings, layout, writer
-            )
-            packed = {f"{result.name}.weight" for result in results}
-            for name in checkpoint.names():
-                if name not in packed and name not in writer:
-                    writer.add(name, checkpoint.tensor(name))
-        _write_description(directory, checkpoint, layout)
+    with SafetensorsWriter(directory) as writer:
+        results = _quantize_blocks(
+            checkpoint, decoder, calibration, factors, settings, layout, writer
+        )
+        for name in copied:
+            if name not in writer:  # a norm that took up channel scales
+                writer.add_stored(name, checkpoint.stored(name))
     return results
+
+
+def _packed_bytes(checkpoint: Checkpoint, layout: PackedLayout, settings: Settings) -> int:
+    """Bytes of all layers that are quantized, as they will be stored."""
+    total = 0
+    for name in _layer_names(checkpoint):
+        (rows, channels), dtype = checkpoint.info(f"{name}.weight")
+        whole_row = settings.symmetric and name in layout.whole_row
+        total += packed_bytes(
+            (rows, channels),
+            None if whole_row else layout.stored_group_size,
+            bits=settings.bits,
+            symmetric=settings.symmetric,
+            scale_dtype=scale_dtype(dtype),
+        )
+    return total
 
 
 def scale_dtype(weight_dtype: np.dtype) -> np.dtype:
@@ -295,4 +335,5 @@ def _write_description(directory: Path, checkpoint: Checkpoint, layout: PackedLa
     text = json.dumps(config, indent=2) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")
     for name, content in checkpoint.tokenizer_files().items():
+        (directory / name).parent.mkdir(exist_ok=True)  # of additional chat templates
         (directory / name).write_bytes(content)

@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import TextIO
 
+from numbacalib.terminal import GuardedStream
+
 WIDTH = 24
 """Characters of the bar."""
 
@@ -22,12 +24,12 @@ class Progress:
     steps : int
         Steps in all.
     stream : text stream, optional
-        Standard error by default.
+        Standard error by default. One that is closed, full or gone loses the bar, not the work.
     """
 
     def __init__(self, steps: int, stream: TextIO | None = None) -> None:
         self._steps = steps
-        self._stream = stream or sys.stderr
+        self._stream = GuardedStream(stream or sys.stderr)
         self._redraw = self._stream.isatty()
         self._done = 0
         self._begin = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -47,6 +48,31 @@ def layer_table(reports: Sequence[LayerReport]) -> str:
         )
     header = ["layer", "M x K", "group", "loss", "RTN loss", "ratio", "tokens", "percdamp"]
     return table([*header, "least pivot", "clipped %", "seconds"], rows)
+
+
+def require_writable(path: str | Path, output: str | Path) -> None:
+    """Check that a report can be written, before the run that it is to be about.
+
+    Raises
+    ------
+    ValueError
+        If `path` is a directory, in a directory that does not exist, or in `output`, which is to be
+        new or empty.
+    OSError
+        If it may not be written.
+    """
+    path = Path(path)
+    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(output)):
+        raise ValueError(f"{path}: expected a report outside of the output {output}")
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file for the report, found a directory")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: expected a report in a directory that exists")
+    new = not path.exists()
+    if new or path.is_file():  # devices and pipes are not opened twice
+        path.open("a").close()
+    if new:
+        path.unlink()
 
 
 def save_layers(path: str | Path, reports: Sequence[LayerReport]) -> None:

@@ -17,6 +17,8 @@ from numba.core import config
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import DTypeLike, NDArray
 
+from numbacalib.runtime.extras import extra
+
 SIMULATED = bool(config.ENABLE_CUDASIM)
 """Whether kernels run in Numba's CUDA simulator, as Python."""
 
@@ -26,7 +28,8 @@ LARGEST_SPARE, SPARES = 4 << 20, 8
 """Bytes of a block, and blocks of a size, that are kept beside the pool: asking it takes longer."""
 
 if not SIMULATED:
-    from cuda.bindings import driver
+    with extra("cuda"):
+        from cuda.bindings import driver
 
 _STREAM: ContextVar[Any] = ContextVar("stream", default=0)
 

@@ -14,7 +14,9 @@ from numbacalib.ops.fisher_information import fisher_information
 from numbacalib.ops.matrix import blended, cast, scaled, take, to_host, zeros
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import arrays_of_one_device
+from numbacalib.runtime.extras import extra
 from numbacalib.runtime.finite import require_finite
+from numbacalib.statistics.files import save_tensors
 
 
 class GradientStatistics:
@@ -116,13 +118,11 @@ def _checked_mask(mask: Any, samples: int) -> NDArray[np.bool_]:
 
 def save_fisher(path: str | Path, statistics: Mapping[str, GradientStatistics]) -> None:
     """Write the statistics of named parameters to one safetensors file (extra `models`)."""
-    from safetensors.numpy import save_file
-
     tensors: dict[str, NDArray] = {}
     for name, parameter in statistics.items():
         tensors[f"{name}.fisher"] = to_host(parameter.fisher)
         tensors[f"{name}.samples"] = np.array(parameter.samples, np.int64)
-    save_file(tensors, path)
+    save_tensors(path, tensors)
 
 
 def load_fisher(path: str | Path) -> dict[str, GradientStatistics]:
@@ -133,7 +133,8 @@ def load_fisher(path: str | Path) -> dict[str, GradientStatistics]:
     ValueError
         If the file is another kind of safetensors file.
     """
-    from safetensors import safe_open
+    with extra("models"):
+        from safetensors import safe_open
 
     statistics: dict[str, GradientStatistics] = {}
     with safe_open(path, framework="numpy") as file:

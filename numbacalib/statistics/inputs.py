@@ -15,7 +15,9 @@ from numbacalib.ops.magnitudes import channel_magnitudes
 from numbacalib.ops.matrix import blended, cast, diagonal, from_host, larger, scaled, to_host, zeros
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import arrays_of_one_device
+from numbacalib.runtime.extras import extra
 from numbacalib.runtime.finite import require_finite
+from numbacalib.statistics.files import save_tensors
 
 
 class InputStatistics:
@@ -129,8 +131,6 @@ def save_statistics(
     Layers that share one `InputStatistics` object, since they share an input, are stored once. With
     their weights beside them, the layers can be quantized again without the model.
     """
-    from safetensors.numpy import save_file
-
     tensors: dict[str, NDArray] = {}
     stored_as: dict[str, str] = {}
     first_name: dict[int, str] = {}
@@ -141,7 +141,7 @@ def save_statistics(
             tensors[f"{name}.tokens"] = np.array(layer.tokens, np.int64)
     for name, weight in (weights or {}).items():
         tensors[f"{name}.weight"] = to_host(weight)
-    save_file(tensors, path, metadata={_SHARED: json.dumps(stored_as)})
+    save_tensors(path, tensors, metadata={_SHARED: json.dumps(stored_as)})
 
 
 def load_statistics(path: str | Path) -> dict[str, InputStatistics]:
@@ -152,7 +152,8 @@ def load_statistics(path: str | Path) -> dict[str, InputStatistics]:
     ValueError
         If the file is another kind of safetensors file.
     """
-    from safetensors import safe_open
+    with extra("models"):
+        from safetensors import safe_open
 
     layers: dict[str, InputStatistics] = {}
     with safe_open(path, framework="numpy") as file:
@@ -169,7 +170,8 @@ def load_statistics(path: str | Path) -> dict[str, InputStatistics]:
 
 def load_weights(path: str | Path) -> dict[str, NDArray]:
     """Read the weights that `save_statistics` wrote beside the statistics, by layer."""
-    from safetensors import safe_open
+    with extra("models"):
+        from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
         names, keys = _stored_as(path, file.metadata()), set(file.keys())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import subprocess
@@ -51,20 +50,48 @@ def test_what_is_there_stays(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()], ids=repr)
-def test_an_exception_leaves_nothing(tmp_path, error):
+@pytest.mark.parametrize("name", ["out", "no/such/parents/out"])
+def test_an_exception_leaves_nothing(tmp_path, error, name):
     with pytest.raises(type(error)):
-        fail(tmp_path / "out", error)
+        fail(tmp_path / name, error)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_is_full_when_synced_leaves_nothing(tmp_path, monkeypatch):
-    def full(_descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def test_an_exception_leaves_an_empty_directory_empty(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="no"):
+        fail(tmp_path / "out", ValueError("no"))
+    assert not list((tmp_path / "out").iterdir())
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"), new_directory(tmp_path / "out") as partial:
+
+def test_a_parent_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"/file: expected a directory, found a file"):
+        fail(tmp_path / "file" / "sub" / "out", AssertionError)
+
+
+def test_an_empty_directory_keeps_its_mode_and_may_have_lost_and_found(tmp_path):
+    """A volume that is mounted is a directory with a mode, an owner and sometimes lost+found."""
+    out = tmp_path / "out"
+    (out / "lost+found").mkdir(parents=True)
+    out.chmod(0o2771)
+    before = out.stat()
+    with new_directory(out) as partial:
         (partial / "file").touch()
-    assert not list(tmp_path.iterdir())
+    after = out.stat()
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+    assert sorted(path.name for path in out.iterdir()) == ["file", "lost+found"]
+
+
+def test_files_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with new_directory(tmp_path / "out") as partial:
+            (partial / "file").touch()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
+    assert (tmp_path / "out" / "file").stat().st_mode & 0o777 == 0o640
 
 
 WRITE_MODEL = """
@@ -121,8 +148,8 @@ def test_a_kill_leaves_nothing_at_the_path_and_the_next_run_works(tmp_path):
         assert process.stdout.readline() == b"inside\n"
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    (stale,) = tmp_path.iterdir()
-    assert stale.name.startswith(".out.partial-")
+    (stale,) = tmp_path.glob(".out.partial-*")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", stale.name]
     with new_directory(tmp_path / "out") as partial:
         (partial / "file").touch()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]

@@ -257,8 +257,26 @@ def test_a_layer_is_matched_by_name_then_expression_then_class():
 def test_a_layer_without_a_config_group():
     tensors = {f"a.q.{kind}": t for kind, t in pack(small_layer(symmetric=True)).items()}
     config = packed_config(config_groups=config_groups(**{"a.k": 3}))
-    with pytest.raises(ValueError, match=r"expected a config group for a\.q, found none"):
+    with pytest.raises(
+        ValueError, match=r"^somewhere: quantization_config: expected a config group for a\.q"
+    ):
         PackedLayers(FakeCheckpoint(config, tensors))
+
+
+def test_a_layer_is_stored_in_one_way():
+    tensors = {f"a.q.{kind}": t for kind, t in pack(small_layer(symmetric=True)).items()}
+    tensors["a.q.weight"] = np.zeros((5, 48), np.float32)
+    with pytest.raises(ValueError, match=r"^somewhere: a\.q\.weight_packed: expected no a\.q\.w"):
+        PackedLayers(FakeCheckpoint(packed_config(), tensors))
+
+
+def test_groups_are_as_long_as_the_configuration_says():
+    tensors = {f"a.q.{kind}": t for kind, t in pack(small_layer(symmetric=True)).items()}
+    config = packed_config(config_groups=config_groups(Linear=3))
+    config["config_groups"]["group_0"]["weights"]["group_size"] = 48
+    packed = PackedLayers(FakeCheckpoint(config, tensors))
+    with pytest.raises(ValueError, match=r"a\.q\.weight_scale: expected groups of 48 .* of 16"):
+        packed["a.q"]
 
 
 def test_a_damaged_layer_is_named():
@@ -279,19 +297,34 @@ WEIGHTS = packed_config()["config_groups"]["group_0"]
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "quant_method 'compressed-tensors', got 'gptq'"),
-        (packed_config(format="nvfp4-pack-quantized"), "expected format 'pack-quantized'"),
-        (packed_config(kv_cache_scheme={"num_bits": 8}), "expected kv_cache_scheme None"),
-        (packed_config(transform_config={"groups": 1}), "expected transform_config None"),
-        (packed_config(config_groups={"W4A16": ["Linear"]}), "expected W4A16 spelled out"),
+        (
+            {"quant_method": "gptq", "bits": 4},
+            "quant_method: expected compressed-tensors, got 'gptq'",
+        ),
+        (packed_config(format="nvfp4-pack-quantized"), "format: expected pack-quantized"),
+        (packed_config(kv_cache_scheme={"num_bits": 8}), "kv_cache_scheme: expected null"),
+        (packed_config(transform_config={"groups": 1}), "transform_config: expected null"),
+        (
+            packed_config(config_groups={"W4A16": ["Linear"]}),
+            "config_groups.W4A16: expected an object",
+        ),
         (
             packed_config(config_groups={"g": WEIGHTS | {"input_activations": {"num_bits": 8}}}),
-            "expected input_activations None",
+            "g.input_activations: expected null",
         ),
-        (packed_config(config_groups=config_groups(Linear=1)), "expected num_bits 2 or 3 or"),
+        (packed_config(quant_type="fp8"), "quantization_config.quant_type: expected no key"),
+        (packed_config(config_groups=[1]), "config_groups: expected an object"),
+        (packed_config(config_groups={"g": WEIGHTS | {"targets": [1]}}), "g.targets: expected a"),
+        (packed_config(config_groups={"g": WEIGHTS | {"weights": None}}), "g.weights: expected an"),
+        (packed_config(config_groups={"g": WEIGHTS | {"targets": ["re:(a{9})+"]}}), "targets: exp"),
+        (packed_config(config_groups=config_groups(Linear=True)), "num_bits: expected an integer"),
+        (
+            packed_config(config_groups=config_groups(Linear=1)),
+            "num_bits: expected an integer from 2 to 8, got 1",
+        ),
         (
             packed_config(config_groups={"g": WEIGHTS | {"format": "int-quantized"}}),
-            "expected format 'pack-quantized', got 'int-quantized'",
+            "g.format: expected pack-quantized, got 'int-quantized'",
         ),
     ],
 )

@@ -100,8 +100,8 @@ def test_scores_depend_on_the_distance_only() -> None:
     ("scaling", "message"),
     [
         ({"rope_type": "mrope"}, "rope_type: expected one of default, linear, .*got 'mrope'"),
-        ({"rope_type": "linear"}, "rope_scaling: linear needs factor"),
-        ({"rope_type": "longrope", "short_factor": [1.0]}, "short_factor needs 8 numbers, got 1"),
+        ({"rope_type": "linear"}, "rope_scaling.factor: expected a number from 1 to 1e.06, found"),
+        ({"rope_type": "longrope", "short_factor": [1.0]}, "short_factor: expected 8 numbers"),
     ],
 )
 def test_what_is_not_supported_says_so(scaling: dict[str, Any], message: str) -> None:

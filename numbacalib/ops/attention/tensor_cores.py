@@ -22,10 +22,6 @@ from numbacalib.spec.decoder import first_key
 WARPS = 8
 THREADS = 32 * WARPS
 QUERIES = 16 * WARPS
-KEYS = 64
-"""Keys of a tile."""
-BLOCKS = 1
-"""Blocks that share a multiprocessor, which bounds the registers of a thread."""
 LOWEST = np.float32(-3e38)
 """Below any score; a difference of two of it is a number, which one of infinities is not."""
 
@@ -48,19 +44,28 @@ def attention(queries: Array, keys: Array, values: Array, window: int) -> Array:
         *sizes,
         window,
         scale,
-        shared_bytes=4 * KEYS * padded * 2,
+        shared_bytes=8
+        * _keys(padded)
+        * padded,  # two tiles of keys and two of values, 16 bits each
     )
     return context
 
 
+def _keys(padded: int) -> int:
+    """Keys of a tile: with short heads fewer, so that two blocks share a multiprocessor (measured)."""
+    return 64 if padded == 64 else 128
+
+
 @functools.cache
 def _kernel(element: str, padded: int) -> Any:
-    parts = mma.fragments(element, padded, KEYS)
+    keys_of_tile = _keys(padded)
+    blocks = 2 if padded == 64 else 1
+    parts = mma.fragments(element, padded, keys_of_tile)
     nothing, scores_of, largest, weigh = parts.nothing, parts.scores, parts.largest, parts.weigh
     scaled, add_values, packed = parts.scaled, parts.add_values, parts.packed
     row_bytes = 2 * padded
     chunks = padded // 8
-    tile_bytes = KEYS * row_bytes
+    tile_bytes = keys_of_tile * row_bytes
     steps = padded // 16
     query_words = mma.words(4 * steps)
     offset_words = mma.words(steps)
@@ -99,7 +104,7 @@ def _kernel(element: str, padded: int) -> Any:
     @cuda.jit(device=True, forceinline=True)
     def start_copy(target, source, pitch, first, length, size, thread):
         """Start copying a tile of keys or values, zeros where there is none."""
-        for index in range(thread, KEYS * chunks, THREADS):
+        for index in range(thread, keys_of_tile * chunks, THREADS):
             row, chunk = index // chunks, index % chunks
             inside = first + row < length and chunk * 8 < size
             where = min(first + row, length - 1) * pitch + min(chunk * 16, 2 * size - 16)
@@ -107,7 +112,7 @@ def _kernel(element: str, padded: int) -> Any:
             count = types.uint32(16) if inside else types.uint32(0)
             mma.copy_chunk(types.uint32(place), source + types.uint64(where), count)
 
-    @cuda.jit(launch_bounds=(THREADS, BLOCKS))
+    @cuda.jit(launch_bounds=(THREADS, blocks))
     def attend(queries, keys, values, context, length, heads, sources, size, window, scale):
         """One block a tile of queries of a head, a warp 16 of them; the longest rows first."""
         shared = cuda.shared.array(0, types.float32)
@@ -134,7 +139,7 @@ def _kernel(element: str, padded: int) -> Any:
         low = (types.int32(first_key(row, window)), types.int32(first_key(below, window)))
         high = (types.int32(row + 1), types.int32(below + 1))
         stop = min(start + QUERIES, length)
-        first = first_key(start, window) // KEYS * KEYS
+        first = first_key(start, window) // keys_of_tile * keys_of_tile
         stage = types.int64(0)
         start_copy(base, keys, source_pitch, first, length, size, thread)
         start_copy(base + tile_bytes, values, source_pitch, first, length, size, thread)
@@ -144,7 +149,7 @@ def _kernel(element: str, padded: int) -> Any:
             cuda.syncthreads()
             here = base + stage * 2 * tile_bytes
             stage = 1 - stage
-            ahead = first + KEYS
+            ahead = first + keys_of_tile
             if ahead < stop:
                 there = base + stage * 2 * tile_bytes
                 start_copy(there, keys, source_pitch, ahead, length, size, thread)

@@ -78,6 +78,12 @@ def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
         return kernels.take(matrix, indices, axis)
 
 
+def put_rows(target: Any, indices: NDArray[np.int64], rows: Any) -> None:
+    """Set ``target[indices]`` to rows of the same dtype, in place."""
+    with call(__name__, target=target, rows=rows) as (kernels, target, rows):
+        kernels.put_rows(target, indices, rows)
+
+
 def without_columns(matrix: Any, dead: Any) -> Any:
     """A matrix whose `dead` columns, bool [E, K] for E equal runs of rows, are 0."""
     with call(__name__, matrix=matrix, dead=dead) as (kernels, matrix, dead):

@@ -61,6 +61,11 @@ def take(matrix: NDArray, indices: NDArray[np.int64], axis: int) -> NDArray:
     return taken
 
 
+def put_rows(target: NDArray, indices: NDArray[np.int64], rows: NDArray) -> None:
+    """See `numbacalib.ops.matrix.put_rows`."""
+    target[indices] = rows
+
+
 def without_columns(matrix: NDArray, dead: NDArray) -> NDArray:
     """See `numbacalib.ops.matrix.without_columns`; the same memory where there is nothing to do."""
     if not dead.any():

@@ -84,6 +84,12 @@ def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
     return device.result(taken)
 
 
+def put_rows(target: Any, indices: NDArray[np.int64], rows: Any) -> None:
+    """See `numbacalib.ops.matrix.put_rows`."""
+    where = device.from_host(np.ascontiguousarray(indices))
+    launch(_put_rows, _tiles(rows), THREADS, carrier(rows), where, carrier(target))
+
+
 def without_columns(matrix: Any, dead: Any) -> Any:
     """See `numbacalib.ops.matrix.without_columns`."""
     kept = device.empty(matrix.shape, matrix.dtype)
@@ -157,6 +163,14 @@ def _take(matrix, indices, axis, taken):
                 taken[i, j] = 0
             else:
                 taken[i, j] = matrix[row, column]
+
+
+@cuda.jit
+def _put_rows(rows, indices, target):
+    j = cuda.grid(1)
+    if j < rows.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), rows.shape[0], cuda.gridDim.y):
+            target[indices[i], j] = rows[i, j]
 
 
 @cuda.jit

@@ -1,0 +1,154 @@
+"""Typed access to the JSON objects of model files: one place for their types and ranges."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+__all__ = ["LARGEST", "Fields"]
+
+LARGEST = 2**31 - 1
+"""Upper bound of sizes and counts that have no tighter one."""
+
+_REQUIRED: Any = object()
+_SHOWN = 200
+
+
+class Fields:
+    """Reads the keys of one JSON object, and knows which were never asked for.
+
+    Every method takes a key and raises a ValueError of one line that names it, what was expected
+    and what came. A key that is absent gives ``default``; null does so only where that is None.
+
+    Parameters
+    ----------
+    values : Mapping
+    name : str, optional
+        Of the object itself, which goes before its keys: ``"rope_scaling"`` for
+        ``rope_scaling.factor``.
+    """
+
+    def __init__(self, values: Mapping[str, Any], name: str = "") -> None:
+        self._values = values
+        self._name = name
+        self._read: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+    def label(self, key: str) -> str:
+        """The key with the object's name before it, fit for one line."""
+        shown = key if key.isprintable() and len(key) <= _SHOWN else repr(key[:_SHOWN])
+        return f"{self._name}.{shown}" if self._name else shown
+
+    def integer(self, key: str, low: int, high: int = LARGEST, default: Any = _REQUIRED) -> Any:
+        """An integer from ``low`` to ``high``; neither a float nor a boolean."""
+
+        def fits(value: Any) -> bool:
+            return type(value) is int and low <= value <= high
+
+        return self._value(key, fits, f"an integer from {low} to {high}", default)
+
+    def number(self, key: str, low: float, high: float, default: Any = _REQUIRED) -> Any:
+        """A finite number from ``low`` to ``high``, as float."""
+
+        def fits(value: Any) -> bool:
+            return type(value) in (int, float) and low <= value <= high  # false for NaN
+
+        value = self._value(key, fits, f"a number from {low:g} to {high:g}", default)
+        return None if value is None else float(value)
+
+    def integers(self, key: str, low: int, length: int | None = None) -> list[int]:
+        """A list of integers not below ``low``, any number of them or ``length``."""
+
+        def fits(value: Any) -> bool:
+            return _is_list(value, length) and all(
+                type(item) is int and item >= low for item in value
+            )
+
+        count = "" if length is None else f"{length} "
+        return list(self._value(key, fits, f"a list of {count}integers, {low} or more", _REQUIRED))
+
+    def text(self, key: str) -> str:
+        """A string."""
+        return str(self._value(key, lambda value: isinstance(value, str), "a string", _REQUIRED))
+
+    def numbers(self, key: str, length: int, low: float, high: float) -> list[float]:
+        """A list of ``length`` finite numbers from ``low`` to ``high``."""
+
+        def fits(value: Any) -> bool:
+            return _is_list(value, length) and all(
+                type(item) in (int, float) and low <= item <= high for item in value
+            )
+
+        expected = f"{length} numbers from {low:g} to {high:g}"
+        return [float(item) for item in self._value(key, fits, expected, _REQUIRED)]
+
+    def flag(self, key: str, default: Any = _REQUIRED) -> Any:
+        """``true`` or ``false``; no number and no string stands for them."""
+        return self._value(key, lambda value: type(value) is bool, "true or false", default)
+
+    def choice(self, key: str, values: Sequence[Any], default: Any = _REQUIRED) -> Any:
+        """One of ``values``, of the same type."""
+
+        def fits(value: Any) -> bool:
+            return any(type(value) is type(item) and value == item for item in values)
+
+        names = [str(item) for item in dict.fromkeys(values)]  # 1 and 1.0 are named once
+        expected = f"one of {', '.join(names)}" if names[1:] else names[0]
+        return self._value(key, fits, expected, default)
+
+    def texts(self, key: str, default: Any = _REQUIRED) -> Any:
+        """A list of strings."""
+
+        def fits(value: Any) -> bool:
+            return _is_list(value) and all(isinstance(item, str) for item in value)
+
+        return self._value(key, fits, "a list of strings", default)
+
+    def object(self, key: str, default: Any = _REQUIRED) -> Any:
+        """Another object, as `Fields`."""
+        value = self._value(key, lambda value: isinstance(value, Mapping), "an object", default)
+        return value if value is None else Fields(value, self.label(key))
+
+    def nothing(self, *keys: str) -> None:
+        """Refuse keys that are there and say anything: other than null, false or empty."""
+        for key in keys:
+            self._value(key, _says_nothing, "null, or no such key", None)
+
+    def refuse_unread(self, harmless: Collection[str] = (), owner: str = "") -> None:
+        """Refuse keys that nothing has asked for, unless they are ``harmless`` or say nothing."""
+        for key, value in self._values.items():
+            if key not in self._read and key not in harmless and not _says_nothing(value):
+                raise ValueError(
+                    f"{self.label(key)}: expected no key of this name{owner}, it is not understood; "
+                    f"got {reprlib.repr(value)}"
+                )
+
+    def error(self, key: str, expected: str) -> ValueError:
+        """Describe what is wrong with the value of a key."""
+        found = f"got {reprlib.repr(self._values[key])}" if key in self._values else "found none"
+        return ValueError(f"{self.label(key)}: expected {expected}, {found}")
+
+    def _value(self, key: str, fits: Callable[[Any], bool], expected: str, default: Any) -> Any:
+        self._read.add(key)
+        value = self._values.get(key, default)
+        if value is _REQUIRED or not (value is default or fits(value)):
+            raise self.error(key, expected)
+        return value
+
+
+def _is_list(value: Any, length: int | None = None) -> bool:
+    return isinstance(value, list | tuple) and length in (None, len(value))
+
+
+def _says_nothing(value: Any) -> bool:
+    """Null, false and empty, which is how writers spell out an option that is not used."""
+    return value is None or value is False or (isinstance(value, str | list | dict) and not value)

@@ -1,0 +1,174 @@
+"""The files that a model is read from: regular files only, bounded, and noticed when they change."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["InputFiles", "parse_object"]
+
+JSON_BYTES = 16 << 20
+"""Longest JSON file that is read: 16 MiB, a hundred times what a large model's config.json takes."""
+
+_DEPTH = 32
+
+
+class _Stamp(NamedTuple):
+    size: int
+    mtime_ns: int
+
+
+class InputFiles:
+    """Reads files that must stay as they are while a model is worked on.
+
+    Nothing is memory-mapped: a mapped file that is cut short kills the process (SIGBUS) instead of
+    raising. Every read compares the open file with what it was when it was first seen.
+    """
+
+    def __init__(self) -> None:
+        self._stamps: dict[Path, _Stamp] = {}
+
+    def watch(self, path: Path, limit: int | None = None) -> int:
+        """Remember a file's size and time of modification, and return its size in bytes.
+
+        Raises
+        ------
+        ValueError
+            If there is no file, it is no regular file (a pipe, a device, a directory), it has
+            changed since it was first watched, or it is longer than ``limit`` bytes.
+        """
+        self._compare(path, _status(path))
+        size = self._stamps[path].size
+        if limit is not None and size > limit:
+            raise ValueError(f"{path}: expected at most {limit} bytes, got {size}")
+        return size
+
+    def read(self, path: Path, offset: int = 0, length: int | None = None) -> NDArray[np.uint8]:
+        """Read ``length`` bytes from ``offset`` on, or all the rest, as uint8 ``[length]``.
+
+        Raises
+        ------
+        ValueError
+            As `watch`, and if the file ends before, or has no room in memory.
+        """
+        size = self.watch(path)
+        length = max(0, size - offset) if length is None else length
+        try:
+            data = np.empty(length, dtype=np.uint8)
+        except MemoryError:
+            raise ValueError(f"{path}: {length} bytes of it do not fit into memory") from None
+        done = 0
+        try:
+            with path.open("rb", buffering=0) as file:
+                self._compare(path, os.fstat(file.fileno()))
+                file.seek(offset)
+                while done < length:
+                    count = file.readinto(data[done:].data)
+                    if not count:
+                        raise ValueError(f"{path}: truncated, it ends at byte {offset + done}")
+                    done += count
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        return data
+
+    def read_bytes(self, path: Path, limit: int) -> bytes:
+        """Read a whole file of at most ``limit`` bytes.
+
+        Raises
+        ------
+        ValueError
+            As `watch` and `read`.
+        """
+        self.watch(path, limit)
+        return self.read(path).tobytes()
+
+    def read_json(self, path: Path, limit: int = JSON_BYTES) -> dict[str, Any]:
+        """Read a file that holds one JSON object, nested at most 32 deep.
+
+        Raises
+        ------
+        ValueError
+            As `read_bytes`, and as `parse_object`.
+        """
+        content = parse_object(self.read_bytes(path, limit), str(path))
+        level: list[Any] = [content]
+        for _ in range(_DEPTH):
+            level = [item for value in level for item in _items(value)]
+        if level:
+            raise ValueError(f"{path}: expected JSON nested at most {_DEPTH} deep")
+        return content
+
+    def check_unchanged(self) -> None:
+        """Compare every file seen so far with what it was then, by size and time.
+
+        Raises
+        ------
+        ValueError
+            If one was deleted, cut, overwritten or replaced.
+        """
+        for path in self._stamps:
+            self.watch(path)
+
+    def _compare(self, path: Path, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path}: expected a regular file")
+        now = _Stamp(status.st_size, status.st_mtime_ns)
+        before = self._stamps.setdefault(path, now)
+        if now != before:
+            how = (
+                f"{before.size} bytes then, {now.size} now"
+                if now.size != before.size
+                else "in time"
+            )
+            raise ValueError(f"{path}: the file has changed since it was opened ({how})")
+
+
+def parse_object(data: bytes, where: str) -> dict[str, Any]:
+    """Parse one JSON object in UTF-8, in which no key comes twice.
+
+    Raises
+    ------
+    ValueError
+        One line that begins with ``where``, for whatever is wrong with it.
+    """
+    try:
+        content = json.loads(str(data, "utf-8"), object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError(f"{where}: not JSON that can be read, it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice[:100]!r} comes twice")
+    return result
+
+
+def _items(value: Any) -> list[Any]:
+    """What a JSON value holds; nothing for a scalar."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        found = "a link to a file that is gone" if path.is_symlink() else "none"
+        raise ValueError(f"{path}: expected a file, found {found}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None

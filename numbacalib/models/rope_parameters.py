@@ -1,0 +1,128 @@
+"""The rotary embedding's parameters, read from a configuration and checked.
+
+transformers 5 keeps them in ``rope_parameters``; before that there were ``rope_theta`` and
+``rope_scaling``. Which one counts, and which parameters a type has, is as in transformers 5.24
+(``modeling_rope_utils.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from numbacalib.models.fields import Fields
+
+__all__ = ["ROPE_TYPES", "read_rope"]
+
+_DEFAULT_THETA = 10000.0
+_THETA = (1.0001, 1e15)
+
+
+class _Type(NamedTuple):
+    """The parameters of one type of scaling."""
+
+    required: Sequence[str] = ()
+    optional: Sequence[str] = ()
+    original: bool = False
+    """Whether it counts from the context length before the scaling."""
+
+
+ROPE_TYPES = {
+    "default": _Type(),
+    "linear": _Type(("factor",)),
+    "dynamic": _Type(("factor",)),
+    "yarn": _Type(
+        ("factor",),
+        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+        original=True,
+    ),
+    "llama3": _Type(("factor", "low_freq_factor", "high_freq_factor"), original=True),
+    "longrope": _Type((), ("factor", "attention_factor"), original=True),
+}
+"""Scaling variants by the name that configuration files give them."""
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "factor": (1, 1e6),
+    "attention_factor": (1e-3, 1e3),
+    "beta_fast": (1e-3, 1e6),
+    "beta_slow": (1e-3, 1e6),
+    "mscale": (0, 1e3),
+    "mscale_all_dim": (0, 1e3),
+    "low_freq_factor": (1e-3, 1e6),
+    "high_freq_factor": (1e-3, 1e6),
+}
+
+
+def read_rope(config: Fields, *, head_dim: int, max_positions: int) -> tuple[float, dict[str, Any]]:
+    """Base of the rotary frequencies, and the scaling's parameters with ``rope_type``.
+
+    ``rope_scaling`` counts before ``rope_parameters``; a ``rope_theta`` in what counts before one
+    beside it; ``original_max_position_embeddings`` beside before one within.
+
+    Parameters
+    ----------
+    config : Fields
+        The whole configuration.
+    head_dim, max_positions : int
+        Dimensions of a head, and the longest sequence.
+
+    Raises
+    ------
+    ValueError
+        For a type that is not in `ROPE_TYPES`, and for a parameter that is missing, of the wrong
+        type, out of its range, or not one of its type's; sets of parameters for each type of layer
+        are not.
+    """
+    scaling, parameters = (
+        config.object(key, None) or Fields({}, key) for key in ("rope_scaling", "rope_parameters")
+    )
+    rope = scaling or parameters
+    for fields in (config, rope):
+        fields.choice("partial_rotary_factor", (1, 1.0), None)
+    theta = _theta(config, rope, parameters)
+    # Files of 2023 say "type"; some say both, and then it does not count.
+    kind = rope.choice("rope_type" if "rope_type" in rope else "type", tuple(ROPE_TYPES), "default")
+    result: dict[str, Any] = {"rope_type": kind}
+    for name in ROPE_TYPES[kind].required:
+        result[name] = rope.number(name, *_RANGES[name])
+    for name in ROPE_TYPES[kind].optional:
+        result[name] = rope.number(name, *_RANGES[name], None)
+    original = _original(config, rope, max_positions)
+    if ROPE_TYPES[kind].original:
+        result["original_max_position_embeddings"] = original
+    _check_type(kind, rope, result, head_dim)
+    rope.refuse_unread(harmless=("type", "finetuned"), owner=f" in a rope of type {kind}")
+    return theta, {key: value for key, value in result.items() if value is not None}
+
+
+def _theta(config: Fields, rope: Fields, parameters: Fields) -> float:
+    beside = config.number("rope_theta", *_THETA) if "rope_theta" in config else None
+    if "rope_theta" in rope:
+        return float(rope.number("rope_theta", *_THETA))
+    if beside is None and "rope_theta" in parameters:
+        # transformers would take its default here, which cannot be what was meant.
+        raise rope.error("rope_theta", "it here or beside, as rope_parameters does not count then")
+    return _DEFAULT_THETA if beside is None else float(beside)
+
+
+def _original(config: Fields, rope: Fields, max_positions: int) -> int:
+    key = "original_max_position_embeddings"
+    within = rope.integer(key, 2, default=None)
+    beside = config.integer(key, 2, default=None)
+    return int(beside or within or max_positions)
+
+
+def _check_type(kind: str, rope: Fields, result: dict[str, Any], head_dim: int) -> None:
+    """Read and check what only one type has."""
+    if kind == "yarn":
+        if "truncate" in rope:
+            result["truncate"] = rope.flag("truncate")
+    elif kind == "dynamic" and head_dim < 4:
+        raise rope.error("rope_type", "another one where head_dim is 2")
+    elif kind == "llama3" and not result["low_freq_factor"] < result["high_freq_factor"]:
+        raise rope.error(
+            "high_freq_factor", f"more than low_freq_factor {result['low_freq_factor']:g}"
+        )
+    elif kind == "longrope":
+        for name in ("short_factor", "long_factor"):
+            result[name] = rope.numbers(name, head_dim // 2, 1e-3, 1e6)

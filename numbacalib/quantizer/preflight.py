@@ -1,0 +1,44 @@
+"""What can be known of the end of a run is checked before its first block."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from numbacalib.models import Checkpoint, DecoderBlock
+
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def statistics_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of what `collect` writes of a model: a Hessian and two vectors an input, and sums a layer."""
+    total = 0
+    for index in range(checkpoint.config.num_layers):
+        for stage in DecoderBlock.stages:
+            channels = checkpoint.info(f"model.layers.{index}.{stage[0]}.weight").shape[1]
+            total += 4 * channels * (channels + 2 + len(stage))
+    return total
+
+
+def require_space(directory: Path, planned: int) -> None:
+    """Check that the file system of `directory` has room for what is to be written there.
+
+    Raises
+    ------
+    OSError
+        If it has less; one line with both numbers.
+    """
+    usage = shutil.disk_usage(directory)
+    if usage.total and usage.free < planned:  # some network file systems do not know their size
+        raise OSError(
+            f"{directory.parent}: expected room for {_size(planned)}, found {_size(usage.free)} free"
+        )
+
+
+def _size(number: float) -> str:
+    """A number of bytes in the unit in which it has one to three digits before the point."""
+    unit = 0
+    while number >= 1000 and unit + 1 < len(_UNITS):
+        number /= 1000
+        unit += 1
+    return f"{number:.3g} {_UNITS[unit]}"

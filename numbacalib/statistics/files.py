@@ -1,0 +1,39 @@
+"""How statistics are written."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from numpy.typing import NDArray
+
+from numbacalib.runtime.extras import extra
+
+
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, NDArray], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file (extra `models`) that those may read whom the umask lets.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses; nothing new is at `path` then.
+    """
+    with extra("models"):
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+
+    path = Path(path)
+    new = not path.exists()
+    # safetensors 0.8 puts a file in its place that only its owner may read
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    try:
+        save_file(dict(tensors), path, metadata)
+    except SafetensorError as error:
+        if new:
+            path.unlink()
+        raise OSError(f"{path}: {error}") from None
+    path.chmod(mode)

@@ -1,0 +1,152 @@
+"""What a run has to do with its terminal: streams that may be gone, signals that ask it to end."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from types import FrameType
+from typing import TextIO
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, what `kill` and service managers send, and a terminal that was closed."""
+
+
+class GuardedStream(io.TextIOBase):
+    """A text stream that never raises: what can no longer be written is dropped.
+
+    A pipe whose reader has gone, a full disk or a closed terminal must not end hours of work.
+
+    Parameters
+    ----------
+    stream : text stream or None
+        None is how Python shows a standard stream that was closed before it started.
+
+    Attributes
+    ----------
+    lost : str or None
+        Why text did not get through, if so.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self.lost: str | None = None
+
+    def write(self, text: str) -> int:
+        """Write, or drop; characters that the stream's encoding lacks are written as escapes."""
+        try:
+            self._do(lambda stream: stream.write(text))
+        except UnicodeEncodeError as error:
+            plain = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
+            self._do(lambda stream: stream.write(plain))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or find out that what was written is lost."""
+        self._do(lambda stream: stream.flush())
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal that is still there."""
+        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+
+    def fileno(self) -> int:
+        """The stream's descriptor, as for any stream."""
+        return io.TextIOBase.fileno(self) if self._stream is None else self._stream.fileno()
+
+    def _do(self, action: Callable[[TextIO], object]) -> None:
+        if self._stream is None or self._stream.closed:
+            self.lost = "it is closed"
+        elif self.lost is None:
+            try:
+                action(self._stream)
+            except OSError as error:
+                self.lost = error.strerror or str(error)
+
+
+@contextmanager
+def guarded_streams() -> Iterator[GuardedStream]:
+    """Guard standard output, which is yielded, and standard error inside the ``with`` statement."""
+    _occupy_descriptors()
+    output, errors = GuardedStream(sys.stdout), GuardedStream(sys.stderr)
+    try:
+        with redirect_stdout(output), redirect_stderr(errors):
+            yield output
+    finally:
+        for guard in (output, errors):
+            guard.flush()
+            if guard.lost:
+                _silence(guard)
+
+
+def _occupy_descriptors() -> None:
+    """Open what is closed of descriptors 0 to 2: no file that is written may take their numbers.
+
+    Libraries print warnings to them.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
+def _silence(stream: GuardedStream) -> None:
+    """Let Python drop what it still holds for a stream, or it fails again on its way out."""
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError):  # none, closed, or of no file
+        return
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, number)
+    os.close(descriptor)
+
+
+class Ended(KeyboardInterrupt):
+    """A signal asked the run to end: to clean up and leave, as after Ctrl-C.
+
+    Attributes
+    ----------
+    status : int
+        Exit status by the shells' rule, 128 and the signal's number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.status = 128 + number
+
+
+@contextmanager
+def ending_signals() -> Iterator[Callable[[], None]]:
+    """Raise `Ended` inside the ``with`` statement at any of `SIGNALS`.
+
+    Signals that are ignored, as under ``nohup``, stay ignored, and handlers of others in place; outside
+    the main thread, which alone may, nothing is installed.
+
+    Yields
+    ------
+    callable
+        Call it to ignore these signals for the rest of the statement.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise Ended(number)
+
+    mine = []
+    if threading.current_thread() is threading.main_thread():
+        mine = [number for number in SIGNALS if signal.getsignal(number) in _DEFAULTS]
+    before = {number: signal.signal(number, end) for number in mine}
+
+    def ignore() -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+
+    try:
+        yield ignore
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)

@@ -1,0 +1,409 @@
+"""How runs end: what is found out first, what signals and lost streams do, what is kept."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from models.tiny import TEXT, tiny_config, write_tiny_checkpoint
+from models.tiny_gguf import tokenizer_metadata, write_gguf
+
+from numbacalib.cli import main
+from numbacalib.formats.compressed_tensors import PackedLayers
+from numbacalib.models import open_checkpoint
+from numbacalib.quantizer import calibration, pipeline
+from numbacalib.quantizer.preflight import require_space
+
+RTN = ["--method", "rtn", "--group-size", "32"]
+SHORT = ["--samples", "4", "--sequence-length", "32"]
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT * 20, encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_tiny_checkpoint(tmp_path / "model")
+
+
+@pytest.fixture
+def no_block(monkeypatch):
+    """Fail where a block is reached."""
+
+    def reached(*_, **__):
+        pytest.fail("a block was reached")
+
+    monkeypatch.setattr(pipeline, "quantize_layer", reached)
+    monkeypatch.setattr(calibration, "run_stages", reached)
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def assert_one_line(error, message):
+    lines = [line for line in error.splitlines() if line.startswith("numbacalib: error: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "Traceback" not in error
+
+
+def assert_whole(output):
+    assert len(PackedLayers(open_checkpoint(output))) == 14
+    assert (output / "tokenizer.json").is_file()
+
+
+# What is found out before the first block
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ("absent/report.json", "absent/report.json: expected a report in a directory that exists"),
+        ("model", "model: expected a file for the report, found a directory"),
+        ("out/report.json", "report.json: expected a report outside of the output"),
+        ("out", "out: expected a report outside of the output"),
+    ],
+)
+@pytest.mark.usefixtures("no_block")
+def test_a_report_that_cannot_be_written(tmp_path, model, capsys, report, message):
+    command = ["quantize", model, *RTN, "--output", tmp_path / "out"]
+    assert run(*command, "--report", tmp_path / report) == 2
+    assert_one_line(capsys.readouterr().err, message)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_failed_run_leaves_no_report_and_an_older_one_as_it_was(tmp_path, model, capsys):
+    command = ["quantize", model, "--output", tmp_path / "out"]  # without a text
+    assert run(*command, "--report", tmp_path / "new.json") == 2
+    (tmp_path / "old.json").write_text("old")
+    assert run(*command, "--report", tmp_path / "old.json") == 2
+    assert not (tmp_path / "new.json").exists()
+    assert (tmp_path / "old.json").read_text() == "old"
+
+
+def test_a_report_that_fails_at_the_end_says_that_the_checkpoint_is_whole(tmp_path, model, capsys):
+    output = tmp_path / "out"
+    assert run("quantize", model, *RTN, "--output", output, "--report", "/dev/full") == 1
+    assert_one_line(capsys.readouterr().err, f"the checkpoint in {output} is whole")
+    assert_whole(output)
+
+
+@pytest.mark.parametrize("command", ["quantize", "collect"])
+@pytest.mark.usefixtures("no_block")
+def test_too_little_space_names_both_numbers(tmp_path, model, text, capsys, monkeypatch, command):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1234)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    output = tmp_path / "out"
+    assert run(command, model, "--text", text, *SHORT, "--output", output) == 1
+    error = capsys.readouterr().err
+    assert_one_line(error, f"{tmp_path}: expected room for ")
+    assert "kB, found 1.23 kB free" in error
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("options", [RTN, [*RTN, "--symmetric"], [*RTN, "--bits", "3"]], ids=str)
+def test_the_planned_size_is_the_size(tmp_path, monkeypatch, options):
+    model = write_tiny_checkpoint(tmp_path / "model", dtype="bfloat16")
+    planned = []
+    monkeypatch.setattr(pipeline, "require_space", lambda _, size: planned.append(size))
+    assert run("quantize", model, *options, "--output", tmp_path / "out") == 0
+    checkpoint = open_checkpoint(tmp_path / "out")
+    assert planned == [sum(checkpoint.tensor(name).nbytes for name in checkpoint.names())]
+
+
+def test_the_planned_size_of_statistics_is_their_size(tmp_path, model, text, monkeypatch):
+    from safetensors.numpy import load_file
+
+    planned = []
+    monkeypatch.setattr(calibration, "require_space", lambda _, size: planned.append(size))
+    assert run("collect", model, "--text", text, *SHORT, "--output", tmp_path / "out") == 0
+    files = [load_file(file) for file in (tmp_path / "out").glob("block-*.safetensors")]
+    stored = sum(
+        tensor.nbytes for file in files for name, tensor in file.items() if "tokens" not in name
+    )
+    sums = 4 * 2 * (6 * 64 + 96)  # of seven layers' channels in each of two blocks
+    assert planned == [stored + sums]
+
+
+def test_a_file_system_that_does_not_know_its_size_is_let_pass(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(total=0, free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    require_space(tmp_path, 1 << 40)
+
+
+@pytest.mark.usefixtures("no_block")
+def test_an_unknown_tokenizer_is_found_first(tmp_path, capsys):
+    file = tmp_path / "model.gguf"
+    write_gguf(file, tiny_config(), extra=tokenizer_metadata("of-another-world"))
+    assert run("quantize", file, *RTN, "--output", tmp_path / "out") == 2
+    assert_one_line(capsys.readouterr().err, "of-another-world")
+    assert not list(tmp_path.glob("*out*"))
+
+
+# Files
+
+
+@pytest.mark.parametrize("command", ["quantize", "collect"])
+def test_files_follow_the_umask(tmp_path, model, text, command):
+    before = os.umask(0o027)
+    try:
+        options = [] if command == "collect" else ["--group-size", 32]
+        output = tmp_path / "out"
+        assert run(command, model, "--text", text, *SHORT, *options, "--output", output) == 0
+    finally:
+        os.umask(before)
+    assert output.stat().st_mode & 0o777 == 0o750
+    assert {file.stat().st_mode & 0o777 for file in output.iterdir()} == {0o640}
+
+
+IN_A_NAMESPACE = """
+    mount -t tmpfs -o size=4m,mode=2751 tmpfs "$1" || exit 9
+    "$2" -m numbacalib.cli quantize "$3" --method rtn --group-size 32 --output "$1" || exit 8
+    [ "$(stat -c %a "$1")" = 2751 ] || exit 7
+    cp -r "$1" "$4"
+"""
+
+
+def test_a_mount_point_is_an_output(tmp_path, model):
+    """In a mount namespace of its own; where none can be had, other tests let the renames fail."""
+    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("no user namespaces here")
+    (tmp_path / "volume").mkdir()
+    script = [*unshare, "sh", "-c", textwrap.dedent(IN_A_NAMESPACE), "sh", tmp_path / "volume"]
+    result = subprocess.run(
+        [*map(str, script), sys.executable, str(model), str(tmp_path / "copy")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert not list((tmp_path / "copy").glob(".*"))
+    assert_whole(tmp_path / "copy")
+
+
+# Signals
+
+WAIT_IN_A_LAYER = """
+    import os, shutil, signal, sys, time
+    from numbacalib.cli import main
+    from numbacalib.quantizer import pipeline
+
+    def wait(*_):
+        print("inside", file=sys.stderr, flush=True)
+        time.sleep(60)
+
+    def interrupted_removal(path, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    again, *arguments = sys.argv[1:]
+    pipeline.quantize_layer = wait
+    if again == "again":
+        shutil.rmtree = interrupted_removal
+    sys.exit(main(arguments))
+"""
+
+
+def interrupted(number, again, arguments, before=None):
+    """Run until a layer is reached and send a signal; the status and what came on standard error."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WAIT_IN_A_LAYER), again, *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=before,
+    )
+    with process:
+        while (line := process.stderr.readline()) and "inside" not in line:
+            pass
+        process.send_signal(number)
+        error = process.stderr.read()
+    return process.returncode, error
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_signals_end_a_run_cleanly(tmp_path, model, number, status):
+    arguments = ["quantize", model, *RTN, "--output", tmp_path / "out"]
+    found, error = interrupted(number, "once", arguments)
+    assert found == status
+    assert_one_line(error, f"interrupted by {number.name}")
+    assert not list(tmp_path.glob("*out*"))
+
+
+WITH_A_TERMINAL = """
+    import fcntl, os, signal, sys, termios, time
+    from numbacalib.cli import main
+    from numbacalib.quantizer import pipeline
+
+    fcntl.ioctl(2, termios.TIOCSCTTY, 0)  # standard error is the terminal that controls this process
+    real = pipeline.quantize_layer
+
+    def after_a_while(*arguments):
+        print("inside", file=sys.stderr, flush=True)
+        time.sleep(seconds)
+        return real(*arguments)
+
+    seconds = float(sys.argv[1])
+    if sys.argv[2] == "nohup":
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    pipeline.quantize_layer = after_a_while
+    sys.exit(main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize(("seconds", "how"), [(60, "plain"), (0.05, "nohup")])
+def test_a_terminal_that_is_closed_ends_a_run_unless_it_was_told_not_to(
+    tmp_path, model, seconds, how
+):
+    output = tmp_path / "out"
+    ours, theirs = os.openpty()
+    arguments = [seconds, how, "quantize", model, *RTN, "--output", output]
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WITH_A_TERMINAL), *map(str, arguments)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    seen = b""
+    while b"inside" not in seen:
+        seen += os.read(ours, 1000)
+    os.close(ours)
+    if how == "nohup":
+        assert process.wait(timeout=60) == 0
+        assert_whole(output)
+    else:
+        assert process.wait(timeout=60) == 129
+        assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_second_interrupt_while_cleaning_up_leaves_no_output(tmp_path, model):
+    arguments = ["quantize", model, *RTN, "--output", tmp_path / "out"]
+    found, error = interrupted(signal.SIGTERM, "again", arguments)
+    assert found == 130
+    assert_one_line(error, "interrupted by SIGINT")
+    assert not (tmp_path / "out").exists()
+    (left,) = tmp_path.glob(".out*")
+    assert run("quantize", model, *RTN, "--output", tmp_path / "out", "--clean") == 0
+    assert not left.exists()
+    assert_whole(tmp_path / "out")
+
+
+def test_signals_that_are_ignored_stay_ignored():
+    """As ``nohup`` has it of SIGHUP."""
+    from numbacalib.terminal import ending_signals
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ending_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# Streams that are closed, full or gone
+
+
+def shell(redirections, *arguments):
+    """Run the command line with redirections of the shell's; its status."""
+    command = [sys.executable, "-m", "numbacalib.cli", *map(str, arguments)]
+    script = f'exec "$@" {redirections}'
+    return subprocess.run(["sh", "-c", script, "sh", *command], check=False, timeout=120).returncode
+
+
+def open_broken_pipe():
+    read, written = os.pipe()
+    os.close(read)
+    return written
+
+
+@pytest.mark.parametrize("redirections", [">&- 2>&-", ">/dev/full 2>/dev/full", "broken pipe"])
+def test_lost_streams_end_no_run(tmp_path, model, redirections):
+    output = tmp_path / "out"
+    arguments = ["quantize", model, *RTN, "--output", output]
+    if redirections == "broken pipe":
+        pipe = open_broken_pipe()
+        command = [sys.executable, "-m", "numbacalib.cli", *map(str, arguments)]
+        status = subprocess.run(command, stdout=pipe, stderr=pipe, check=False).returncode
+        os.close(pipe)
+    else:
+        status = shell(redirections, *arguments)
+    assert status == 0
+    assert_whole(output)
+    assert run("quantize", model, *RTN, "--output", tmp_path / "again") == 0
+    for file in output.iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("redirections", [">&-", ">/dev/full"])
+def test_a_result_that_cannot_be_printed_is_a_failure(model, text, redirections):
+    arguments = ["evaluate", model, "--text", text, "--sequence-length", "32", "--samples", "2"]
+    assert shell(f"{redirections} 2>/dev/null", *arguments) == 1
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, model, monkeypatch):
+    with (tmp_path / "ascii.txt").open("w", encoding="ascii") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert run("quantize", model, *RTN, "--output", tmp_path / "größer") == 0
+    assert "gr\\xf6\\xdfer" in (tmp_path / "ascii.txt").read_text(encoding="ascii")
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (OSError(30, "Read-only file system"), 1),
+        (OSError(122, "Disk quota exceeded"), 1),
+        (MemoryError(), 1),
+        (BrokenPipeError(32, "Broken pipe"), 1),
+        (PermissionError(13, "Permission denied"), 2),
+        (NotADirectoryError(20, "Not a directory"), 2),
+        (RecursionError("maximum recursion depth exceeded"), 2),
+        (ModuleNotFoundError("gguf is not installed: pip install 'numbacalib[models]'"), 2),
+    ],
+    ids=repr,
+)
+def test_errors_are_one_line(tmp_path, model, capsys, monkeypatch, error, status):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(pipeline, "quantize_layer", fail)
+    assert run("quantize", model, *RTN, "--output", tmp_path / "out") == status
+    assert_one_line(capsys.readouterr().err, "")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_full_disk_while_collecting_is_one_line(tmp_path, model, text):
+    """A limit on file sizes stands for a full disk."""
+    script = """
+        import resource, signal, sys
+        from numbacalib.cli import main
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        sys.exit(main(sys.argv[1:]))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), "collect", model, "--text", text]
+    result = subprocess.run(
+        [*map(str, command), *SHORT, "--output", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"NUMBA_DISABLE_JIT": "1"},  # the limit is for our files, not caches
+        check=False,
+    )
+    assert result.returncode == 1, result.stderr
+    assert_one_line(result.stderr, "block-0000.safetensors")
+    assert not list(tmp_path.glob("*out*"))
