@@ -46,10 +46,17 @@ class KernelCache(NullCache):
     Parameters
     ----------
     function : callable
-        A function of a module: what is compiled depends on no variable of a function around it.
+        A function of a module.
+
+    Raises
+    ------
+    TypeError
+        If the function refers to variables of a function around it, of which its file tells nothing.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
+        if function.__closure__:
+            raise TypeError(f"{function.__qualname__}: expected a kernel without a closure")
         self._name = f"{function.__module__}.{function.__qualname__}"
         self._source = Path(function.__code__.co_filename)
         self._serializer = _Serializer()

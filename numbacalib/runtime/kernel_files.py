@@ -49,7 +49,7 @@ def store(name: str, identity: bytes, payload: bytes) -> None:
     private = _private_folder(create=True)
     kept = private is not None and _written(private, name, contents)
     _warn_once(
-        f"no compiled kernel can be written to {' or '.join(map(str, usual))}: "
+        f"compiled kernels cannot be written to {' or '.join(map(str, usual))}: "
         + (f"they are kept in {private}" if kept else "every process compiles its own")
         + "; NUMBA_CACHE_DIR may name a better folder"
     )
@@ -94,7 +94,7 @@ def _user_folder() -> Path | None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     except RuntimeError:
         return None
-    return folder if folder.is_absolute() else None
+    return folder if folder.is_absolute() and folder.parent.is_dir() else None
 
 
 def _private_folder(*, create: bool) -> Path | None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from numbacalib.runtime import kernel_files
+from numbacalib.runtime.jit import kernel
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = """
@@ -181,10 +182,11 @@ def test_a_private_folder_that_others_could_have_written_to_is_not_read(folder, 
     assert kernel_files._private_folder(create=True) is None
 
 
-def test_without_a_home_nothing_is_kept_in_the_current_folder(monkeypatch):
+@pytest.mark.parametrize("home", ["~/.cache", "/nonexistent/.cache"])
+def test_a_home_that_is_not_there_is_not_made(monkeypatch, home):
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # a user whom nobody knows
+    monkeypatch.setattr(os.path, "expanduser", lambda path: home)
     assert list(kernel_files._usual_folders()) == [kernel_files.PACKAGE / "__pycache__"]
 
 
@@ -195,12 +197,14 @@ def test_a_start_where_nothing_can_be_written(tmp_path):
     (package / "__pycache__").write_text("in the way")
     unwritable = {"HOME": "/dev/null", "XDG_CACHE_HOME": None, "NUMBA_CACHE_DIR": None}
     errors = call_in_a_process(tmp_path, package.parent, PYTHONDONTWRITEBYTECODE="1", **unwritable)
-    (warning,) = [line for line in errors.splitlines() if "no compiled kernel" in line]
+    (warning,) = [
+        line for line in errors.splitlines() if "compiled kernels cannot be written" in line
+    ]
     (private,) = tmp_path.glob("numbacalib-*")
     assert str(private) in warning
     assert str(package) in warning
     again = call_in_a_process(tmp_path, package.parent, PYTHONDONTWRITEBYTECODE="1", **unwritable)
-    assert "no compiled kernel" not in again
+    assert "compiled kernels cannot be written" not in again
 
 
 def test_a_full_disk_costs_only_time(tmp_path):
@@ -212,7 +216,9 @@ def test_a_full_disk_costs_only_time(tmp_path):
         NUMBA_CACHE_DIR=str(tmp_path / "kernels"),
         PYTHONDONTWRITEBYTECODE="1",
     )
-    (warning,) = [line for line in errors.splitlines() if "no compiled kernel" in line]
+    (warning,) = [
+        line for line in errors.splitlines() if "compiled kernels cannot be written" in line
+    ]
     assert "every process compiles its own" in warning
     assert not [file for file in tmp_path.rglob("*.nbc*") if file.is_file()]
 
@@ -221,6 +227,17 @@ def test_a_numba_with_other_names_keeps_kernels_itself(tmp_path):
     before = "import numba.core.caching; del numba.core.caching.CompileResultCacheImpl\n"
     call_in_a_process(tmp_path, before=before, NUMBA_CACHE_DIR=str(tmp_path / "kernels"))
     assert list((tmp_path / "kernels").rglob("*.nbi"))
+
+
+def test_a_kernel_that_its_source_does_not_tell_is_refused():
+    constant = 3
+
+    @kernel
+    def closure(x):
+        x[0] = constant
+
+    with pytest.raises(TypeError, match=r"closure: expected a kernel without a closure"):
+        closure(np.zeros(1))
 
 
 def test_a_user_is_told_once_that_kernels_compile(tmp_path):
