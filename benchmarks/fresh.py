@@ -117,7 +117,7 @@ def startup_rows(repeats: int) -> list[Row]:
         with tempfile.TemporaryDirectory() as cache:
             cold, warm = _first_calls(FIRST_CALL.format(call=call), cache, repeats)
         imports += [seconds for seconds, _ in warm]
-        rows += _call_rows(name, cold, [seconds for _, seconds in warm], limit=0.3)
+        rows += _call_rows(name, cold, [seconds for _, seconds in warm], limit=0.5)
     print(f"first call: {ALONE}", flush=True)
     with tempfile.TemporaryDirectory() as cache:
         Path(cache, "alone.py").write_text(ALONE_MODULE)

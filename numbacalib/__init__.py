@@ -1,15 +1,56 @@
-"""Calibration for weight quantization without torch: four operations on NumPy and CUDA arrays."""
+"""Calibration for weight quantization without torch, on NumPy arrays and CUDA arrays of any library.
 
-from numbacalib.runtime.garbage import collector_paused
+Quantizing a layer well takes some of its inputs. From these come statistics, and with them the codes are
+chosen whose errors matter least in the layer's output:
 
-with collector_paused():
-    import numbacalib.runtime.threads  # noqa: F401  (before NumPy and Numba)  # isort: skip
+>>> import numpy as np
+>>> import numbacalib
+>>> rng = np.random.default_rng(0)
+>>> weight = rng.standard_normal((64, 128), np.float32)  # [outputs, inputs]
+>>> inputs = rng.standard_normal((512, 128), np.float32).cumsum(axis=1)  # channels that go together
 
-    from numbacalib.linalg import gptq_inverse_hessian
-    from numbacalib.ops.awq_channel_scores import awq_channel_scores
-    from numbacalib.ops.fisher_information import fisher_information
-    from numbacalib.ops.gptq_hessian_update import gptq_hessian_update
-    from numbacalib.ops.gptq_quantize_column import gptq_quantize_column
+`InputStatistics` gathers GPTQ's Hessian batch by batch, and `gptq` quantizes the weight:
+
+>>> statistics = numbacalib.statistics.InputStatistics(128)
+>>> for batch in np.split(inputs, 4):
+...     statistics.update(batch)
+>>> quantized, report = numbacalib.methods.gptq(weight, statistics.hessian, bits=4, group_size=32)
+>>> quantized.codes.shape, quantized.scales.shape
+((64, 128), (64, 4))
+
+Rounding to nearest, which knows no inputs, loses more than ten times as much:
+
+>>> nearest = numbacalib.methods.rtn(weight, bits=4, group_size=32)
+>>> loss = numbacalib.methods.proxy_loss
+>>> bool(loss(weight, quantized, statistics.hessian) < 0.1 * loss(weight, nearest, statistics.hessian))
+True
+
+The same from the operations that it consists of, all of which take float16, bfloat16, float32 and float64:
+
+>>> hessian = numbacalib.gptq_hessian_update(np.zeros((128, 128), np.float32), inputs)
+>>> factor = numbacalib.gptq_inverse_hessian(hessian)
+>>> values, scales, zeros = numbacalib.gptq_quantize_column(weight, factor, 4, 32, False)
+
+`awq_channel_scores` and `fisher_information` are the other two statistics of calibration. Beyond layers,
+`numbacalib.quantizer`, and the command ``numbacalib``, quantize whole models from Hugging Face directories
+and GGUF files. `numbacalib.methods`, `numbacalib.statistics` and `numbacalib.quantizer` are imported when
+they are first used; the last needs ``numbacalib[models]``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import numbacalib.runtime.threads  # noqa: F401  (before NumPy and Numba)  # isort: skip
+
+from numbacalib.linalg import gptq_inverse_hessian
+from numbacalib.ops.awq_channel_scores import awq_channel_scores
+from numbacalib.ops.fisher_information import fisher_information
+from numbacalib.ops.gptq_hessian_update import gptq_hessian_update
+from numbacalib.ops.gptq_quantize_column import gptq_quantize_column
+
+__version__ = "0.1.0"
 
 __all__ = [
     "awq_channel_scores",
@@ -18,3 +59,16 @@ __all__ = [
     "gptq_inverse_hessian",
     "gptq_quantize_column",
 ]
+
+_ROOMS = ("methods", "quantizer", "statistics")
+"""Modules that are imported when they are first used."""
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})

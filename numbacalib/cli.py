@@ -1,4 +1,4 @@
-"""The command line: ``numbacalib quantize``, ``collect``, ``evaluate`` and ``demo``."""
+"""The command line: ``numbacalib quantize``, ``collect``, ``evaluate``, ``demo`` and ``warm-up``."""
 
 from __future__ import annotations
 
@@ -122,6 +122,17 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     _add_device(demo)
     demo.add_argument("--output", type=Path, default=Path("smollm2-135m-gptq"), metavar="DIR")
+
+    warm_up = commands.add_parser(
+        "warm-up", help="compile the CPU's kernels ahead, which are then kept on disk"
+    )
+    warm_up.set_defaults(run=_warm_up)
+    warm_up.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=("float16", "bfloat16", "float32", "float64"),
+        help="of inputs and weights (default: all but float64)",
+    )
     return parser
 
 
@@ -306,6 +317,12 @@ def _demo(options: argparse.Namespace) -> None:
     from numbacalib import demo
 
     demo.run(options.output, options.device)
+
+
+def _warm_up(options: argparse.Namespace) -> None:
+    from numbacalib.warm_up import warm_up
+
+    warm_up(options.dtypes)
 
 
 if __name__ == "__main__":

@@ -151,22 +151,6 @@ def test_a_cached_kernel_follows_the_sources_of_other_files(tmp_path):
     assert list((tmp_path / "cache").rglob("*.nbc")) == [kernel], "stale kernels pile up"
 
 
-def test_numba_registers_as_much_for_us_as_by_itself():
-    code = "import json, numba, numpy as np, numbacalib\n"
-    code += "from numba.core.registry import cpu_target\n"
-    code += "from numbacalib.runtime.jit import _prepare_numba as prepare\n"
-    code += "context = cpu_target.target_context\n"
-    code += "{}()\n"
-    code += "functions = context.typing_context._functions.values()\n"
-    code += "templates = sum(len(function) for function in functions)\n"
-    code += "known = len(context.typing_context._globals), len(functions), templates\n"
-    code += "added = numba.njit(lambda x: {{len(x), 3}} | set(range(2)))(np.ones(4))\n"
-    code += "print(json.dumps([*known, sorted(added), 'refresh' in vars(context)]))"
-    prepared, alone = (result_of(start(code.format(by))) for by in ("prepare", "context.refresh"))
-    assert prepared == alone
-    assert prepared[3:] == [[0, 1, 3, 4], False]
-
-
 def test_scipy_is_whole_for_who_imports_it_later():
     code = "import json, sys, numpy as np, numba, numbacalib\n"
     code += "numbacalib.gptq_inverse_hessian(np.eye(3)), numbacalib.fisher_information(np.ones((2, 3)))\n"

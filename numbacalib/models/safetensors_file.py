@@ -14,12 +14,15 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.fields import Fields
 from numbacalib.models.input_files import InputFiles, parse_object
+from numbacalib.runtime.extras import extra
+
+with extra("models"):
+    import ml_dtypes
 
 __all__ = ["STORED_TYPES", "StoredTensor", "TensorEntry", "read_header"]
 

@@ -6,99 +6,99 @@ No fastmath anywhere: the order of additions is the same at any vector width and
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable
-from contextlib import suppress
-from functools import cache, update_wrapper
-from hashlib import sha256
-from importlib import import_module
+from functools import cached_property, update_wrapper
 from pathlib import Path
 from typing import Any
 
-from numbacalib.runtime.garbage import collector_paused
 from numbacalib.runtime.threads import launching  # before Numba
 
-from numba import njit  # isort: skip
-from numba.core.caching import FunctionCache  # isort: skip
-from numba.core.compiler_lock import global_compiler_lock  # isort: skip
-from numba.core.dispatcher import Dispatcher  # isort: skip
-from numba.core.registry import cpu_target  # isort: skip
-from numba.core.runtime import rtsys  # isort: skip
+from numba import config, njit  # isort: skip
+from numba.core.event import Event, Listener, register  # isort: skip
 
-LATE_IMPORTS = (
-    "multiprocessing",
-    "numba.core.inline_closurecall",
-    "numba.cpython.charseq",
-    "numba.cpython.setobj",
-    "numba.np.npyimpl",
-    "numba.np.random.generator_methods",
-    "numba.np.random.legacy",
-    "numba.typed",
-    "numpy.ma",
-)
-"""Modules that Numba imports at its first kernel, while the caller waits."""
+from numbacalib.runtime import kernel_files  # isort: skip
 
-for _module in LATE_IMPORTS:
-    with suppress(ModuleNotFoundError):  # other versions of Numba may have others
-        import_module(_module)
-rtsys.initialize(cpu_target.target_context)  # else compiled at its first kernel
+try:
+    from numbacalib.runtime.kernel_cache import KernelCache
+except ImportError:  # a Numba whose parts have other names
+    KernelCache = None  # type: ignore[assignment, misc]
+
+PATIENCE = 1.0
+"""Seconds that a kernel may compile before the user is told."""
 
 scalar = njit(error_model="numpy")
 """For spec functions: compiled into their callers; numba-cuda compiles the same source again."""
 
 _compile = njit(parallel=True, nogil=True, error_model="numpy")
 
-
-@cache
-def _compiled_sources() -> bytes:
-    """Digest of the files whose functions and constants kernels of other files are compiled from."""
-    package = Path(__file__).parent.parent
-    digest = sha256()
-    for folder in ("linalg", "ops", "runtime", "spec"):
-        for source in sorted((package / folder).rglob("*.py")):
-            digest.update(source.read_bytes())
-    return digest.digest()
-
-
-class _KernelCache(FunctionCache):
-    """Numba's cache on disk, whose own rule is that a kernel is stale when its own file has changed."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)
-        file = self._cache_file
-        file._source_stamp = file._source_stamp, _compiled_sources()
-
-
-@cache
-def _prepare_numba() -> None:
-    """Have Numba register its functions, as it does before any first kernel; they all stay.
-
-    Many of them have all registered again before they are themselves. That finds nothing which is not
-    on its way already, and takes long: it is spared.
-    """
-    context = cpu_target.target_context
-    register = context.refresh
-    with global_compiler_lock, collector_paused():  # other threads may compile kernels of their own
-        context.refresh = _nothing
-        try:
-            register()
-        finally:
-            del context.refresh
-
-
-def _nothing() -> None:
-    """What registers all functions again while they are being registered."""
+log = logging.getLogger("numbacalib")
 
 
 class kernel:  # noqa: N801  (a decorator)
     """Decorator for CPU kernels: parallel, cached on disk, callable from several Python threads."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._compiled = _compile(function)
-        if isinstance(self._compiled, Dispatcher):  # not where NUMBA_DISABLE_JIT is set
-            self._compiled._cache = _KernelCache(function)
         update_wrapper(self, function)
 
     def __call__(self, *arguments: Any) -> Any:
         with launching:
-            _prepare_numba()
             return self._compiled(*arguments)
+
+    @cached_property
+    def _compiled(self) -> Any:
+        """The kernel as Numba compiles it; the function itself where NUMBA_DISABLE_JIT is set."""
+        compiled = _compile(self.__wrapped__)  # type: ignore[attr-defined]
+        if config.DISABLE_JIT:
+            return compiled
+        if KernelCache is not None and hasattr(compiled, "_cache"):
+            compiled._cache = KernelCache(self.__wrapped__)  # type: ignore[attr-defined]
+        else:
+            _enable_caching_of_numba(compiled)
+        _announcement.kernels.add(compiled)
+        return compiled
+
+
+def _enable_caching_of_numba(compiled: Any) -> None:
+    """Let Numba keep a kernel, in a folder for these sources: it looks at the kernel's own file alone."""
+    folder = kernel_files.first_writable()
+    if folder is None:
+        return
+    sources = kernel_files.sources(Path(compiled.py_func.__code__.co_filename)).hex()[:16]
+    given = config.CACHE_DIR
+    config.CACHE_DIR = str(folder / sources)
+    try:
+        compiled.enable_caching()
+    finally:
+        config.CACHE_DIR = given
+
+
+class _Announcement(Listener):
+    """Tells the user once that kernels compile, when one has for longer than `PATIENCE`."""
+
+    def __init__(self) -> None:
+        self.kernels: set[Any] = set()
+        self._timer: threading.Timer | None = None
+        self._told = False
+
+    def on_start(self, event: Event) -> None:
+        if event.data["dispatcher"] in self.kernels and not self._told:
+            self._timer = threading.Timer(PATIENCE, self._tell)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def on_end(self, event: Event) -> None:
+        if event.data["dispatcher"] in self.kernels and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tell(self) -> None:
+        self._told = True
+        log.warning(
+            "compiling kernels, once for this machine and each dtype (`numbacalib warm-up` does so ahead)"
+        )
+
+
+_announcement = _Announcement()
+register("numba:compile", _announcement)

@@ -2,7 +2,8 @@
 
 Numba compiles a kernel and prepares its first launch for each combination of argument types. Later
 launches pack the arguments themselves, in the layout that Numba's kernels expect, and go straight to
-the driver: about 5 us instead of 30 to 60.
+the driver: about 5 us instead of 30 to 60. That layout is numba-cuda's own affair: a version that was
+not tested with this makes every launch itself.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ from numbacalib.runtime.device import (
 if not SIMULATED:
     from cuda.bindings import driver
     from numba.cuda.core.errors import NumbaPerformanceWarning
+    from numba_cuda import __version__ as numba_cuda_version
+
+TESTED = ("0.30",)
+"""Series of numba-cuda whose layout of parameters is that of `_FORMATS` and `Array.parameters`."""
+
+PACKED = not SIMULATED and numba_cuda_version.rsplit(".", 1)[0] in TESTED
+"""Whether later launches pack the arguments themselves."""
 
 _FORMATS = {
     bool: "?7x",
@@ -82,6 +90,9 @@ def launch(kernel: Any, grid: Any, threads: Any, *arguments: Any, shared_bytes: 
     if SIMULATED:
         kernel[grid, threads](*arguments)
         return
+    if not PACKED:
+        _launch_by_numba(kernel, grid, threads, arguments, shared_bytes)
+        return
     key: list[Any] = [kernel, current_device()]
     values: list[Any] = []
     for argument in arguments:
@@ -98,7 +109,8 @@ def launch(kernel: Any, grid: Any, threads: Any, *arguments: Any, shared_bytes: 
     cache = _thread.prepared
     prepared = cache.get(tuple(key))
     if prepared is None:
-        function = _first_launch(kernel, grid, threads, arguments, shared_bytes)
+        _launch_by_numba(kernel, grid, threads, arguments, shared_bytes)
+        function = _compiled(kernel, arguments)
         cache[tuple(key)] = _Prepared(function, [_FORMATS[type(value)] for value in values])
         return
     prepared.layout.pack_into(prepared.parameters, 0, *values)
@@ -106,20 +118,29 @@ def launch(kernel: Any, grid: Any, threads: Any, *arguments: Any, shared_bytes: 
     check(driver.cuLaunchKernel(prepared.function, *sizes, stream_handle(), prepared.pointers, 0))
 
 
-def _first_launch(kernel: Any, grid: Any, threads: Any, arguments: tuple, shared_bytes: int) -> Any:
-    """Launch through Numba, which compiles, and return the driver's handle of the kernel."""
-    arguments = tuple(numba_array(a) if isinstance(a, Array) else a for a in arguments)
-    types = tuple(kernel.typeof_pyval(argument) for argument in arguments)
-    kernel.compile(types)
-    function = kernel.overloads[types].library.get_cufunc().handle
+def _launch_by_numba(
+    kernel: Any, grid: Any, threads: Any, arguments: tuple, shared_bytes: int
+) -> None:
+    """Launch through Numba, which compiles what is not compiled yet."""
     if shared_bytes:
         # a block gets more than 48 KiB only where the function allows it
         limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        function = _compiled(kernel, arguments)
         check(driver.cuKernelSetAttribute(limit, shared_bytes, function, current_device()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NumbaPerformanceWarning)  # small grids are deliberate
-        kernel[grid, threads, current_stream(), shared_bytes](*arguments)
-    return driver.CUfunction(int(function))
+        kernel[grid, threads, current_stream(), shared_bytes](*_for_numba(arguments))
+
+
+def _compiled(kernel: Any, arguments: tuple) -> Any:
+    """Return the driver's handle of a kernel as it is compiled for these arguments."""
+    types = tuple(map(kernel.typeof_pyval, _for_numba(arguments)))
+    kernel.compile(types)
+    return driver.CUfunction(int(kernel.overloads[types].library.get_cufunc().handle))
+
+
+def _for_numba(arguments: tuple) -> tuple:
+    return tuple(numba_array(a) if isinstance(a, Array) else a for a in arguments)
 
 
 def _three(sizes: Any) -> tuple[int, ...]:

@@ -14,16 +14,56 @@ Limits: Numba follows NUMBA_NUM_THREADS, or OMP_NUM_THREADS where only that is s
 OPENBLAS_NUM_THREADS or OMP_NUM_THREADS, and a kernel that calls it Numba's. Several Python threads may
 call at once: `launching` lets one kernel or one of our own calls of BLAS run at a time, on all threads of
 its pool, whatever Numba's threading layer is (one of them aborts when it is entered twice).
+
+Processes: GNU OpenMP, which is Numba's usual layer on Linux, ends a forked process that enters it again.
+So that `multiprocessing` does not wait for such workers for ever, ours raise an error instead. Numba's
+workqueue would survive, and is left to the user to choose: it ends every program that runs kernels of
+its own in two threads, and takes up to twice as long for small layers.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-launching = threading.RLock()
+
+class _Turns:
+    """A lock that its holder may take again, and that is free in a forked process.
+
+    A fork waits until it is free, so that nothing of ours is under way in what is copied.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._lost = False
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(
+                before=self._lock.acquire,
+                after_in_parent=self._lock.release,
+                after_in_child=self._begin_child,
+            )
+
+    def _begin_child(self) -> None:
+        self._lock.release()
+        self._lost = _uses_gnu_openmp()
+
+    def __enter__(self) -> None:
+        if self._lost:
+            raise RuntimeError(
+                "this process was forked from one that had run parallel kernels, and GNU OpenMP does not "
+                "survive that: start workers by multiprocessing's spawn or forkserver, or before the first "
+                "call, or set NUMBA_THREADING_LAYER=workqueue"
+            )
+        self._lock.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+
+launching = _Turns()
 """Held while a kernel runs, or BLAS does for us."""
 
 
@@ -47,6 +87,14 @@ def _limit_numba() -> None:
         os.environ.setdefault("NUMBA_NUM_THREADS", limit)
 
 
+def _uses_gnu_openmp() -> bool:
+    """Whether Numba has started its threads, by us or by others, as GNU OpenMP's."""
+    try:
+        return sys.platform == "linux" and threading_layer() == "omp"
+    except ValueError:  # not yet
+        return False
+
+
 _limit_numba()
 with _sleeping_when_idle():
     import numpy  # noqa: F401
@@ -55,3 +103,5 @@ with _sleeping_when_idle():
 
     with suppress(ImportError):
         from numba.np.ufunc import omppool  # noqa: F401  (absent where Numba has no OpenMP)
+
+from numba import threading_layer  # noqa: E402  (after it was told how to wait)

@@ -1,0 +1,149 @@
+"""Files of compiled kernels: where they are, when they are valid, how they are replaced.
+
+A file is a digest, then what was compiled. The digest covers the contents and all that they depend on, so
+a file that is damaged, cut or stale is one that does not match: it counts as absent and is replaced as a
+whole. No folder is tested beforehand: one that cannot be read has no kernels, and one that cannot be
+written, or is full, leaves the next to try. A folder that is only readable serves too, as in a container
+whose kernels were compiled when its image was built.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from numba import config
+
+PACKAGE = Path(__file__).parent.parent
+DIGEST_BYTES = sha256().digest_size
+
+log = logging.getLogger("numbacalib")
+
+
+def load(name: str, identity: bytes) -> bytes | None:
+    """Return what `store` kept by this name for the same identity, or None."""
+    for folder in folders():
+        with suppress(OSError):
+            contents = (folder / name).read_bytes()
+            digest, payload = contents[:DIGEST_BYTES], contents[DIGEST_BYTES:]
+            if digest == sha256(identity + payload).digest():
+                return payload
+    return None
+
+
+def store(name: str, identity: bytes, payload: bytes) -> None:
+    """Keep a payload in the first folder that takes it; if none does, the user is told so, once."""
+    contents = sha256(identity + payload).digest() + payload
+    usual = list(_usual_folders())
+    for folder in usual:
+        if _written(folder, name, contents):
+            return
+    private = _private_folder(create=True)
+    kept = private is not None and _written(private, name, contents)
+    _warn_once(
+        f"compiled kernels cannot be written to {' or '.join(map(str, usual))}: "
+        + (f"they are kept in {private}" if kept else "every process compiles its own")
+        + "; NUMBA_CACHE_DIR may name a better folder"
+    )
+
+
+def folders() -> Iterator[Path]:
+    """Yield where kernels are looked for, in this order."""
+    yield from _usual_folders()
+    private = _private_folder(create=False)
+    if private is not None:
+        yield private
+
+
+def first_writable() -> Path | None:
+    """Return the first folder that can be written to, made if it was absent."""
+    for folder in folders():
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    return None
+
+
+def _usual_folders() -> Iterator[Path]:
+    """Yield ``NUMBA_CACHE_DIR`` where it is set; else the package's own folder, then the user's.
+
+    What a folder of several installations holds is kept apart, so that they do not replace each other's.
+    """
+    installation = f"numbacalib-{sha256(str(PACKAGE).encode()).hexdigest()[:16]}"
+    if config.CACHE_DIR:
+        yield Path(config.CACHE_DIR, installation)
+        return
+    yield PACKAGE / "__pycache__"
+    user = _user_folder()
+    if user is not None:
+        yield user / installation
+
+
+def _user_folder() -> Path | None:
+    """Return the user's folder for caches, or None where the user has no home."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:
+        return None
+    return folder if folder.is_absolute() and folder.parent.is_dir() else None
+
+
+def _private_folder(*, create: bool) -> Path | None:
+    """Return a temporary folder that none but this user can have written to, or None.
+
+    Its name is the same in every process, so that they share what they compile. Since anybody may have
+    made a folder of that name, it must be the user's own and closed to others: kernels are run.
+    """
+    if not hasattr(os, "getuid"):  # on Windows, where users have homes
+        return None
+    with suppress(OSError):
+        folder = Path(tempfile.gettempdir(), f"numbacalib-{os.getuid()}")
+        if create:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        closed = stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077
+        if closed and status.st_uid == os.getuid():
+            return folder
+    return None
+
+
+def _written(folder: Path, name: str, contents: bytes) -> bool:
+    """Replace a file as a whole, or leave it as it was: other processes read and write it meanwhile."""
+    partial = folder / f"{name}.{uuid.uuid4().hex}"
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(contents)
+            partial.replace(folder / name)
+        finally:
+            partial.unlink(missing_ok=True)
+        return True
+    return False
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
+
+
+@cache
+def sources(kernel: Path) -> bytes:
+    """Digest of a kernel's file, and of those whose functions and constants kernels are compiled from."""
+    files = [kernel]
+    for folder in ("linalg", "ops", "runtime", "spec"):
+        files += sorted((PACKAGE / folder).rglob("*.py"))
+    return sha256(b"".join(map(_file_digest, files))).digest()
+
+
+@cache
+def _file_digest(file: Path) -> bytes:
+    return sha256(file.read_bytes()).digest()

@@ -1,0 +1,93 @@
+"""Compiling ahead what a machine will need: for images of containers, and before many processes start."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import numbacalib
+from numbacalib import methods
+from numbacalib.formats.bit_packing import pack_bits, unpack_bits
+from numbacalib.statistics import InputStatistics
+
+DTYPES = ("float32", "float16", "bfloat16")
+"""What models are stored in; of bfloat16 only where ml_dtypes is installed."""
+
+METHODS = (
+    ("rtn", "full"),
+    ("rtn", "mse"),
+    ("rtn", "clip"),
+    ("gptq", "full"),
+    ("gptq", "weighted"),
+    ("kmeans", "full"),
+)
+"""Of layers, with the ranges that have kernels of their own."""
+
+TOKENS, ROWS, CHANNELS, GROUP = 96, 48, 64, 32
+"""Sizes of the arrays: kernels do not depend on them."""
+
+
+def warm_up(dtypes: Sequence[str] | None = None) -> None:
+    """Call every operation and method on small arrays, so that the CPU's kernels are compiled and kept.
+
+    What is kept already takes no time. Each call is reported on standard error. Arrays are
+    C-contiguous: others have kernels of their own, which are compiled when they are met.
+
+    Parameters
+    ----------
+    dtypes : sequence of str, optional
+        Of inputs and weights: float16, bfloat16, float32 or float64; by default `DTYPES`.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If bfloat16 is asked for and ml_dtypes is not installed.
+    """
+    if dtypes is None:
+        known = importlib.util.find_spec("ml_dtypes") is not None
+        dtypes = [name for name in DTYPES if known or name != "bfloat16"]
+    if "bfloat16" in dtypes:
+        importlib.import_module("ml_dtypes")  # gives NumPy the name
+    calls = [(f"{name}, {dtype}", call) for dtype in dtypes for name, call in _calls(dtype)]
+    for done, (name, call) in enumerate(calls, 1):
+        begin = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - begin
+        print(f"[{done}/{len(calls)}] {name}: {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+def _calls(dtype: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield names and calls for inputs and weights of one dtype."""
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((TOKENS, CHANNELS)).astype(dtype)
+    weight = rng.standard_normal((ROWS, CHANNELS)).astype(dtype)
+    hessian = np.eye(CHANNELS, dtype=np.float64 if dtype == "float64" else np.float32)
+    statistics = InputStatistics(CHANNELS)
+    yield "statistics of inputs", lambda: statistics.update(inputs)
+    yield "awq_channel_scores", lambda: numbacalib.awq_channel_scores(inputs, weight)
+    yield "fisher_information", lambda: numbacalib.fisher_information(inputs)
+    yield "gptq_hessian_update", lambda: numbacalib.gptq_hessian_update(hessian, inputs)
+    yield "gptq_inverse_hessian", lambda: numbacalib.gptq_inverse_hessian(hessian)
+    yield (
+        "gptq_quantize_column",
+        lambda: numbacalib.gptq_quantize_column(weight, hessian, 4, GROUP, False),
+    )
+    for method, ranges in METHODS:
+        settings = methods.LayerSettings(
+            method=method, group_size=GROUP, ranges=ranges, scale_dtype=dtype
+        )
+        quantize = partial(methods.quantize_layer, "layer", weight, statistics, settings)
+        yield f"{method}, ranges {ranges}", quantize
+    yield "packing", _pack
+
+
+def _pack() -> None:
+    codes = np.zeros((ROWS, CHANNELS), np.uint8)
+    unpack_bits(pack_bits(codes, 4), 4, CHANNELS)
