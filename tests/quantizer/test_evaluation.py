@@ -45,9 +45,7 @@ def test_the_first_that_is_not_finite_is_named(
     tensors = load_file(model / "model.safetensors")
     tensors[name][...] = value
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        FloatingPointError, match=f"^{model}: {where}: expected finite values, got"
-    ):
+    with pytest.raises(FloatingPointError, match=f"^{model}: {where}: expected finite values, got"):
         evaluate(model, [text], sequence_length=32)
     assert main(["evaluate", str(model), "--text", str(text), "--sequence-length", "32"]) == 1
     printed = capsys.readouterr()

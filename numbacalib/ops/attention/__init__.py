@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from numbacalib.ops.attention import cpu
 from numbacalib.runtime.backend import call
+
+
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.attention import gpu
+
+    return gpu
 
 
 def attention(queries: Any, keys: Any, values: Any, window: int | None = None) -> Any:
@@ -26,5 +34,5 @@ def attention(queries: Any, keys: Any, values: Any, window: int | None = None) -
     -------
     array [S, T, H, D], of the same dtype
     """
-    with call(__name__, queries=queries, keys=keys, values=values) as (kernels, q, k, v):
+    with call(cpu, _gpu, queries=queries, keys=keys, values=values) as (kernels, q, k, v):
         return kernels.attention(q, k, v, window or 0)

@@ -7,8 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from numbacalib.ops.linear import cpu
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import call
+
+
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.linear import gpu
+
+    return gpu
 
 
 def linear(
@@ -26,7 +34,7 @@ def linear(
     add_to : float32 array [..., M], C-contiguous, optional
         What the result is added to, in place, and returned: a residual stream.
     """
-    with call(__name__, x=x, weight=weight, bias=bias, add_to=add_to) as (
+    with call(cpu, _gpu, x=x, weight=weight, bias=bias, add_to=add_to) as (
         kernels, x, weight, bias, target,
     ):  # fmt: skip
         rows = checks.rows_of(x)

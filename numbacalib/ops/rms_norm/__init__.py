@@ -7,8 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from numbacalib.ops.rms_norm import cpu
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import call
+
+
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.rms_norm import gpu
+
+    return gpu
 
 
 def rms_norm(x: Any, weight: Any, eps: float, dtype: DTypeLike = np.float32) -> Any:
@@ -22,7 +30,7 @@ def rms_norm(x: Any, weight: Any, eps: float, dtype: DTypeLike = np.float32) -> 
     dtype : dtype, default float32
         Of the result [..., K].
     """
-    with call(__name__, x=x, weight=weight) as (kernels, x, weight):
+    with call(cpu, _gpu, x=x, weight=weight) as (kernels, x, weight):
         rows = checks.rows_of(x)
         result = kernels.rms_norm(rows, weight, np.float32(eps), np.dtype(dtype))
         return result.reshape(*x.shape)

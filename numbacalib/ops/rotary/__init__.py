@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from numbacalib.ops.rotary import cpu
 from numbacalib.runtime.backend import call
+
+
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.rotary import gpu
+
+    return gpu
 
 
 def rotate(heads: Any, cos: Any, sin: Any) -> None:
@@ -16,6 +24,6 @@ def rotate(heads: Any, cos: Any, sin: Any) -> None:
     cos, sin : float32 arrays [T, D / 2]
         Cosines and sines at each position.
     """
-    with call(__name__, heads=heads, cos=cos, sin=sin) as (kernels, heads, cos, sin):
+    with call(cpu, _gpu, heads=heads, cos=cos, sin=sin) as (kernels, heads, cos, sin):
         sequences, length, count, size = heads.shape
         kernels.rotate(heads.reshape(sequences * length, count * size), cos, sin)

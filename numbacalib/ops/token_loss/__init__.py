@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from numbacalib.ops.token_loss import cpu
 from numbacalib.runtime.backend import call
+
+
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.token_loss import gpu
+
+    return gpu
 
 
 def add_scores(scores: Any, first: int, targets: Any, state: Any) -> None:
@@ -19,13 +27,13 @@ def add_scores(scores: Any, first: int, targets: Any, state: Any) -> None:
     state : float32 array [3, N]
         Largest score, sum of weights, score of the target; before the first part `LOWEST`, 0 and 0.
     """
-    with call(__name__, scores=scores, targets=targets, state=state) as (kernels, *arrays):
+    with call(cpu, _gpu, scores=scores, targets=targets, state=state) as (kernels, *arrays):
         kernels.add_scores(arrays[0], first, *arrays[1:])
 
 
 def losses(state: Any) -> Any:
     """Negative log likelihoods of the targets, float32 [N], once all parts were added."""
-    with call(__name__, state=state) as (kernels, state):
+    with call(cpu, _gpu, state=state) as (kernels, state):
         return kernels.losses(state)
 
 
