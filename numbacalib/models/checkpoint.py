@@ -97,7 +97,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Parameters
     ----------
     path : str or Path
-        A directory with ``config.json`` and ``*.safetensors``, or a ``.gguf`` file.
+        A directory with ``config.json`` and ``*.safetensors``, or a GGUF file of any name.
 
     Returns
     -------
@@ -113,6 +113,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     # Imported here because both readers derive from Checkpoint.
     from numbacalib.models.gguf import GGUFCheckpoint
+    from numbacalib.models.gguf_file import is_gguf
     from numbacalib.models.huggingface import HuggingFaceCheckpoint
 
     path = Path(path)
@@ -121,10 +122,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     checkpoint: Checkpoint
     if path.is_dir():
         checkpoint = HuggingFaceCheckpoint(path)
-    elif path.suffix == ".gguf":
+    elif is_gguf(path):
         checkpoint = GGUFCheckpoint(path)
     else:
-        raise ValueError(f"{path}: expected a directory with config.json, or a .gguf file")
+        raise ValueError(f"{path}: expected a directory with config.json, or a GGUF file")
     try:
         checkpoint.config  # noqa: B018  (an unsupported architecture is an error now, not later)
     except ValueError as error:
