@@ -125,7 +125,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     elif is_gguf(path):
         checkpoint = GGUFCheckpoint(path)
     else:
-        raise ValueError(f"{path}: expected a directory with config.json, or a GGUF file")
+        raise ValueError(f"{path}: expected a directory with config.json, or a .gguf file")
     try:
         checkpoint.config  # noqa: B018  (an unsupported architecture is an error now, not later)
     except ValueError as error:

@@ -200,7 +200,7 @@ def _block_count(options: Metadata, names: Collection[str]) -> int:
     blocks = {match[1] for name in names if (match := re.match(r"model\.layers\.(\d+)\.", name))}
     last = max(map(int, blocks), default=-1)
     if not count == len(blocks) == last + 1:
-        raise options.error("block_count", f"the {len(blocks)} blocks of the tensors, 0 to {last}")
+        raise options.error("block_count", f"the tensors' {len(blocks)} blocks up to number {last}")
     return count
 
 
