@@ -64,16 +64,11 @@ class GGUFCheckpoint(Checkpoint):
             self._hf_config = hf_config(
                 self._file.metadata,
                 self._architecture,
-                self._names,
-                self.info(_EMBEDDINGS).shape[0],
+                {name: self._entry(name).shape for name in self._names},
                 divisors,
             )
             self._hf_config["torch_dtype"] = self._dtype()
             refuse_unused(self.config, self._names)
-
-    def files(self) -> tuple[Path, ...]:
-        """The files that the checkpoint is read from."""
-        return (self.path,)
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._names)

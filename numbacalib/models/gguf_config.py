@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -102,8 +102,7 @@ def architecture_of(metadata: Metadata) -> str:
 def hf_config(
     metadata: Metadata,
     architecture: str,
-    names: Collection[str],
-    vocabulary: int,
+    shapes: Mapping[str, tuple[int, ...]],
     divisors: NDArray[Any] | None,
 ) -> dict[str, Any]:
     """The ``config.json`` that the model was converted from, as far as it matters.
@@ -113,10 +112,8 @@ def hf_config(
     metadata : Metadata
     architecture : str
         What `architecture_of` gave.
-    names : collection of str
+    shapes : mapping of str to tuple of int
         The tensors, as Hugging Face names them.
-    vocabulary : int
-        Rows of the embeddings.
     divisors : array [head_dim / 2], optional
         The tensor `ROPE_DIVISORS`, where the file has it.
 
@@ -130,6 +127,12 @@ def hf_config(
     hidden = options.required("embedding_length")
     # llama.cpp's default; transformers has another for qwen3
     head_dim = options.integer("attention.key_length", hidden // max(heads, 1))
+    queries = shapes.get("model.layers.0.self_attn.q_proj.weight", (heads * head_dim,))[0]
+    if heads * head_dim != queries:  # before anything is made of a size that is absurd
+        raise ValueError(
+            f"{architecture}.attention.head_count: expected heads that make up the {queries} rows of "
+            f"blk.0.attn_q.weight, got {heads} of {head_dim}"
+        )
     for key in ("attention.value_length", "rope.dimension_count"):
         if options.integer(key, head_dim) != head_dim:
             raise options.error(key, f"the whole head, {head_dim}")
@@ -143,10 +146,10 @@ def hf_config(
     config: dict[str, Any] = {
         "architectures": [_ARCHITECTURES[model_type]],
         "model_type": model_type,
-        "vocab_size": vocabulary,
+        "vocab_size": shapes["model.embed_tokens.weight"][0],
         "hidden_size": hidden,
         "intermediate_size": options.required("feed_forward_length"),
-        "num_hidden_layers": _block_count(options, names),
+        "num_hidden_layers": _block_count(options, shapes),
         "num_attention_heads": heads,
         "num_key_value_heads": options.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -154,9 +157,9 @@ def hf_config(
         "max_position_embeddings": options.required("context_length"),
         "rms_norm_eps": epsilon,
         "rope_theta": options.number("rope.freq_base", 10000.0),
-        "tie_word_embeddings": "lm_head.weight" not in names,
-        "attention_bias": "model.layers.0.self_attn.q_proj.bias" in names,
-        "mlp_bias": "model.layers.0.mlp.gate_proj.bias" in names,
+        "tie_word_embeddings": "lm_head.weight" not in shapes,
+        "attention_bias": "model.layers.0.self_attn.q_proj.bias" in shapes,
+        "mlp_bias": "model.layers.0.mlp.gate_proj.bias" in shapes,
         "use_sliding_window": bool(window),
     }
     if window:

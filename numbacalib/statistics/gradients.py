@@ -15,7 +15,7 @@ from numbacalib.ops.matrix import blended, cast, scaled, take, to_host, zeros
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
-from numbacalib.statistics.files import opened
+from numbacalib.statistics.reader import opened
 
 
 class GradientStatistics:

@@ -16,7 +16,7 @@ from numbacalib.ops.matrix import blended, cast, diagonal, from_host, larger, sc
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
-from numbacalib.statistics.files import StatisticsFile, opened
+from numbacalib.statistics.reader import StatisticsFile, opened
 
 
 class InputStatistics:

@@ -251,14 +251,21 @@ def test_frequency_divisors_of_another_shape_are_refused(
         open_checkpoint(file)
 
 
-def test_a_head_that_does_not_fit_says_so(tmp_path: Path) -> None:
+def test_heads_that_do_not_fit_say_so(tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
-    file.write_bytes(gguf_bytes.model({"llama.attention.key_length": 6}))
+    for size in (6, 1 << 30):  # the second would take 4 GiB for the rotary frequencies
+        values, extra = {"llama.attention.key_length": size}, {"rope_freqs.weight": (1,)}
+        file.write_bytes(gguf_bytes.model(values, extra))
+        with pytest.raises(
+            ValueError, match=rf"expected heads that make up the 4 rows .* 2 of {size}"
+        ):
+            open_checkpoint(file)
+    file.write_bytes(gguf_bytes.model({"llama.attention.head_count_kv": 1}))
     checkpoint = open_checkpoint(file)
     with pytest.raises(
-        ValueError, match=r"q_proj.weight: expected 2 heads of 6, got shape \(4, 4\)"
+        ValueError, match=r"k_proj.weight: expected 1 heads of 2, got shape \(4, 4\)"
     ):
-        checkpoint.tensor("model.layers.0.self_attn.q_proj.weight")
+        checkpoint.tensor("model.layers.0.self_attn.k_proj.weight")
 
 
 def test_the_file_is_known_by_its_first_bytes(tmp_path: Path) -> None:

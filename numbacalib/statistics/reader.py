@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 __all__ = ["StatisticsFile", "opened"]
 
+_MOST_DIMENSIONS = 64
+"""Of NumPy's arrays."""
+
 
 class StatisticsFile:
     """An open file of statistics; what it gives has been checked.
@@ -65,7 +68,7 @@ class StatisticsFile:
             If the tensor is not there or not so. The message names the file and the tensor.
         """
         found = self.shape(name)
-        expected = (None,) * len(found) if shape is None else shape
+        expected = (None,) * min(len(found), _MOST_DIMENSIONS) if shape is None else shape
         fits = len(found) == len(expected) and all(
             size == wanted if wanted is not None else size > 0
             for size, wanted in zip(found, expected, strict=True)
