@@ -103,6 +103,7 @@ def opened(path: str | Path, writer: str) -> Iterator[StatisticsFile]:
     ValueError
         If it is damaged or no safetensors file. The message is one line that names the file.
     """
+    import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16, which safetensors asks it for by name)
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)

@@ -17,9 +17,6 @@ from pathlib import Path
 
 from fuzz.targets import TARGETS, Target
 
-import numbacalib.formats
-import numbacalib.quantizer.importance  # noqa: F401  (imports are not what is limited)
-
 SPARE_MEMORY = 512 << 20
 SECONDS = 10
 """For one example, of which all take milliseconds."""
@@ -44,7 +41,7 @@ def main(name: str, seed: int, count: int, directory: Path) -> int:
 
 
 def _read_seeds(target: Target, directory: Path) -> None:
-    """Read the files before any damage, which must succeed; what is imported late is imported then."""
+    """Read the files before any damage, which must succeed; what is imported is not what is limited."""
     for form in range(target.forms):
         target.read(target.seed(_fresh(directory / "files"), form))
 
