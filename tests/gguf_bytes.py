@@ -110,10 +110,10 @@ TOKENIZER = {
 
 SENTENCEPIECE = {
     "tokenizer.ggml.model": "llama",
-    "tokenizer.ggml.tokens": ["<unk>", "<s>", "▁", "a", "▁a"],
-    "tokenizer.ggml.scores": [0.0, 0.0, -1.0, -2.0, -3.0],
-    "tokenizer.ggml.token_type": [2, 3, 1, 1, 1],
-    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.tokens": ["<s>", "▁", "a", "▁a"],
+    "tokenizer.ggml.scores": [0.0, -1.0, -2.0, -3.0],
+    "tokenizer.ggml.token_type": [3, 1, 1, 1],
+    "tokenizer.ggml.bos_token_id": 0,
     "tokenizer.ggml.unknown_token_id": 0,
 }
 

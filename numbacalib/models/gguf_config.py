@@ -24,6 +24,7 @@ __all__ = ["ROPE_DIVISORS", "architecture_of", "hf_config", "refuse_unused"]
 ROPE_DIVISORS = "rope_freqs.weight"
 """Divisors of the rotary frequencies: how a file says that Llama 3's scaling applies."""
 
+_TOKENS = "tokenizer.ggml.tokens"
 _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -133,6 +134,9 @@ def hf_config(
             f"{architecture}.attention.head_count: expected heads that make up the {queries} rows of "
             f"blk.0.attn_q.weight, got {heads} of {head_dim}"
         )
+    vocabulary = shapes["model.embed_tokens.weight"][0]
+    if _TOKENS in metadata and len(metadata.strings(_TOKENS)) > vocabulary:
+        raise metadata.error(_TOKENS, f"at most the {vocabulary} of token_embd.weight")
     for key in ("attention.value_length", "rope.dimension_count"):
         if options.integer(key, head_dim) != head_dim:
             raise options.error(key, f"the whole head, {head_dim}")
@@ -146,7 +150,7 @@ def hf_config(
     config: dict[str, Any] = {
         "architectures": [_ARCHITECTURES[model_type]],
         "model_type": model_type,
-        "vocab_size": shapes["model.embed_tokens.weight"][0],
+        "vocab_size": vocabulary,
         "hidden_size": hidden,
         "intermediate_size": options.required("feed_forward_length"),
         "num_hidden_layers": _block_count(options, shapes),

@@ -183,6 +183,10 @@ def test_frequency_divisors_are_recognised_as_llama3(tmp_path: Path) -> None:
             "embedding_length: expected an integer, got an array of 2",
         ),
         ({"llama.attention.head_count": True}, "head_count: expected an integer, got True"),
+        (
+            {"tokenizer.ggml.tokens": ["a"] * 5},
+            "tokens: expected at most the 4 of token_embd.weight, got",
+        ),
         ({"tokenizer.ggml.bos_token_id": "x"}, "bos_token_id: expected an integer, got 'x'"),
     ],
 )
