@@ -111,6 +111,28 @@ def test_rope_scaling_is_what_llama_cpp_makes_of_it(
     assert checkpoint.config.rope_scaling == (expected or {"rope_type": "default"})
 
 
+def test_yarn_turns_as_ggml_does(tmp_path: Path) -> None:
+    """The formulas of ``rope_yarn`` in ggml/src/ggml-cpu/ops.cpp, https://github.com/ggml-org/ggml."""
+    dim, base, factor, original, fast, slow, attention = 16, 10000.0, 8.0, 32, 4.0, 0.5, 0.75
+    keys = {"type": "yarn", "factor": factor, "original_context_length": original}
+    keys |= {"yarn_beta_fast": fast, "yarn_beta_slow": slow, "attn_factor": attention}
+    extra = {f"llama.rope.scaling.{key}": value for key, value in keys.items()}
+    write_gguf(tmp_path / "tiny.gguf", tiny_config(), extra=extra)
+    actual, scaling = inverse_frequencies(open_checkpoint(tmp_path / "tiny.gguf").config, 1)
+
+    def corrected(turns: float) -> float:
+        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    start = max(0, math.floor(corrected(fast)))
+    end = min(dim - 1, math.ceil(corrected(slow)))
+    for pair, frequency in enumerate(actual):
+        extrapolated = base ** (-2 * pair / dim)
+        ramp = 1 - min(1, max(0, (pair - start) / max(0.001, end - start)))
+        mixed = extrapolated / factor * (1 - ramp) + extrapolated * ramp
+        assert frequency == pytest.approx(mixed, rel=1e-12)
+    assert scaling == pytest.approx(attention * (1 + 0.1 * math.log(factor)), rel=1e-12)
+
+
 def test_frequency_divisors_are_recognised_as_llama3(tmp_path: Path) -> None:
     file, config = tmp_path / "tiny.gguf", tiny_config(rope_theta=500000.0)
     scaling = {
