@@ -97,7 +97,7 @@ def _read_tokenizer(path: Path) -> None:
     from numbacalib.models import open_checkpoint
 
     checkpoint = open_checkpoint(path)
-    checkpoint.tokenizer.to_str()
+    _ = checkpoint.tokenizer
     checkpoint.tokenizer_files()
 
 
