@@ -7,6 +7,7 @@ every count in the file: 45 bytes make it allocate without end.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import stat
@@ -86,13 +87,10 @@ class GGUFFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        with named(self.path):
-            if not stat.S_ISREG(self.path.stat().st_mode):  # opening a pipe would wait for a writer
-                raise ValueError("expected a GGUF file, got a directory, a pipe or a device")
-            with self.path.open("rb") as file:
-                self._state = _state(file)
-                size = self._state[0]
-                self.metadata, self.tensors = _read_header(_Cursor(file, size), size)
+        with named(self.path), _open(self.path, io.DEFAULT_BUFFER_SIZE) as file:
+            self._state = _state(file)
+            size = self._state[0]
+            self.metadata, self.tensors = _read_header(_Cursor(file, size), size)
 
     def read(self, name: str) -> NDArray[Any]:
         """Read the tensor: plain types in their own dtype, quantized ones as float32.
@@ -102,17 +100,20 @@ class GGUFFile:
         KeyError
             If there is no tensor of that name.
         ValueError
-            If the file has changed since it was opened, or the tensor's type cannot be dequantized.
+            If the file has changed since it was opened, the tensor's type cannot be dequantized, or its
+            values do not fit into memory.
         """
         entry = self.tensors[name]
-        with named(self.path), self.path.open("rb", buffering=0) as file:
+        count = math.prod(entry.shape)
+        with named(self.path), _open(self.path, 0) as file:
             if _state(file) != self._state:
                 raise ValueError("the file has changed since it was opened")
             file.seek(entry.begin)
-            with named(name):
-                values = read_values(
-                    entry.kind, math.prod(entry.shape), lambda piece: _fill(file, piece)
-                )
+            try:
+                with named(name):
+                    values = read_values(entry.kind, count, lambda piece: _fill(file, piece))
+            except MemoryError:
+                raise ValueError(f"{name}: its {count} values do not fit into memory") from None
         return values.reshape(entry.shape)
 
     def require_readable(self) -> None:
@@ -141,6 +142,13 @@ def is_gguf(path: str | Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
+
+
+def _open(path: Path, buffering: int) -> Any:
+    """Open a regular file; opening a pipe would wait for a writer."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("expected a GGUF file, got a directory, a pipe or a device")
+    return path.open("rb", buffering=buffering)
 
 
 def _state(file: Any) -> tuple[int, int]:

@@ -274,6 +274,21 @@ def test_a_file_that_changes_under_a_run_is_an_error(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(FileNotFoundError):
         checkpoint.tensor("model.norm.weight")
+    os.mkfifo(file)
+    with pytest.raises(
+        ValueError, match=r"tiny.gguf: expected a GGUF file, got a directory, a pipe"
+    ):
+        checkpoint.tensor("model.norm.weight")
+
+
+def test_values_that_no_memory_holds_say_so(tmp_path: Path) -> None:
+    """128 TiB of float32, beyond the address space of a process, from a sparse file of 7 TiB."""
+    file, rows = tmp_path / "large.gguf", 1 << 37
+    header = gguf_bytes.file([], [tensor("t", (256, rows), 34)])  # TQ1_0: 54 bytes for 256 values
+    file.write_bytes(header)
+    os.truncate(file, len(header) + 54 * rows)
+    with pytest.raises(ValueError, match=r"large.gguf: t: its 35184372088832 values do not fit"):
+        GGUFFile(file).read("t")
 
 
 def test_a_file_of_16_gib_opens_without_being_read(tmp_path: Path) -> None:
