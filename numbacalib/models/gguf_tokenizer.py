@@ -103,9 +103,11 @@ def build_tokenizer(metadata: Metadata) -> Tokenizer:
         tokenizer, adds_bos = build(metadata, vocabulary)
         _add_special_tokens(tokenizer, vocabulary)
         _frame(tokenizer, metadata, vocabulary, adds_bos)
-    except ValueError:
-        raise
-    except Exception as error:  # tokenizers raises bare Exception for what does not fit together
+    except Exception as error:
+        if (
+            type(error) is not Exception
+        ):  # what tokenizers raises for parts that do not fit together
+            raise
         raise ValueError(f"tokenizer.ggml: expected parts that fit together: {error}") from None
     return tokenizer
 
