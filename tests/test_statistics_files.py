@@ -173,6 +173,16 @@ def test_damaged_statistics(tmp_path, change, message):
     refused(load_statistics, file, message)
 
 
+def test_names_of_several_lines_make_one(tmp_path):
+    file = tmp_path / "some.safetensors"
+    file.write_bytes(
+        st.file({"a\nb.fisher": ("F64", [1], bytes(8)), "a\nb.samples": ("I64", [], integer(1))})
+    )
+    refused(load_fisher, file, "a b.fisher: expected F32")
+    file.write_bytes(st.file({}, {"numbacalib.statistics": json.dumps({"a\nb": "a\nb"})}))
+    refused(load_statistics, file, "a b.hessian: expected such a tensor, got none")
+
+
 @pytest.mark.parametrize(
     ("item", "message"),
     [

@@ -198,6 +198,13 @@ class _Cursor:
     def number(self) -> int:
         return int(_INTEGER.unpack(self.take(4))[0])
 
+    def name(self, longest: int) -> str:
+        """A key or a tensor's name, which errors of one line may show."""
+        name = self.string(longest)
+        if not name.isprintable():
+            raise ValueError(f"damaged header: expected a printable name, got {name[:60]!r}")
+        return name
+
     def string(self, longest: int = _LONGEST_HEADER) -> str:
         (length,) = _LENGTH.unpack(self.take(8))
         if length > longest:
@@ -224,7 +231,7 @@ def _read_header(cursor: _Cursor, size: int) -> tuple[Metadata, dict[str, Tensor
     value_count = cursor.count(8 + 4 + 1, "number of metadata")
     values: dict[str, Any] = {}
     for _ in range(value_count):
-        key = cursor.string(_LONGEST_KEY)
+        key = cursor.name(_LONGEST_KEY)
         if key in values:
             raise ValueError(f"{key}: expected each key once, got it again")
         with named(key):
@@ -240,7 +247,7 @@ def _read_header(cursor: _Cursor, size: int) -> tuple[Metadata, dict[str, Tensor
         raise ValueError(f"{_ALIGNMENT}: expected a power of two, got {alignment}")
     tensors: dict[str, TensorEntry] = {}
     for _ in range(tensor_count):
-        name = cursor.string(_LONGEST_NAME)
+        name = cursor.name(_LONGEST_NAME)
         if name in tensors:
             raise ValueError(f"{name}: expected each tensor once, got it again")
         with named(name):

@@ -108,7 +108,8 @@ def build_tokenizer(metadata: Metadata) -> Tokenizer:
             type(error) is not Exception
         ):  # what tokenizers raises for parts that do not fit together
             raise
-        raise ValueError(f"tokenizer.ggml: expected parts that fit together: {error}") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"tokenizer.ggml: expected parts that fit together: {reason}") from None
     return tokenizer
 
 

@@ -34,7 +34,7 @@ class StatisticsFile:
 
     def error(self, message: str) -> ValueError:
         """What to raise, with the file's name."""
-        return ValueError(f"{self._path}: {message}")
+        return ValueError(f"{self._path}: {_printable(message)}")
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, which must be there, without reading it."""
@@ -116,5 +116,11 @@ def opened(path: str | Path, writer: str) -> Iterator[StatisticsFile]:
             yield StatisticsFile(path, file)
     except SafetensorError as error:
         raise ValueError(
-            f"{path}: expected what {writer} wrote, got a damaged file or another kind: {error}"
+            f"{path}: expected what {writer} wrote, got a damaged file or another kind: "
+            f"{_printable(str(error))}"
         ) from None
+
+
+def _printable(message: str) -> str:
+    """One line, whatever the names in the file are."""
+    return "".join(letter if letter.isprintable() else " " for letter in message)

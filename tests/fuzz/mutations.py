@@ -45,6 +45,7 @@ _ANYTHING: tuple[Any, ...] = (
     "x",
     "../x",
     "\0",
+    "a\nb",
     "re:(a+)+$",
     "default",
     [],
@@ -66,7 +67,7 @@ def damaged_bytes(random_: random.Random, data: bytes, others: bytes = b"") -> b
         if kind == 0 and at < len(result):
             result[at] ^= 1 << random_.randrange(8)
         elif kind == 1 and at < len(result):
-            result[at] = random_.choice((0, 1, 9, 32, 34, 45, 91, 93, 123, 127, 128, 255))
+            result[at] = random_.choice((0, 1, 9, 10, 32, 34, 45, 91, 93, 123, 127, 128, 255))
         elif kind == 2:
             size = random_.choice((4, 8))
             number = random_.choice(_NUMBERS) & ((1 << 8 * size) - 1)
@@ -104,7 +105,7 @@ def damaged_value(random_: random.Random, value: Any) -> Any:
         elif isinstance(parent, list):
             parent.extend(copy.deepcopy(parent[key : key + 1]) * random_.choice((1, 100)))
         else:
-            parent[f"{key}x" if isinstance(key, str) else key] = copy.deepcopy(parent[key])
+            parent[str(key) + random_.choice("x\n")] = copy.deepcopy(parent[key])
     return result
 
 

@@ -71,6 +71,8 @@ def array(kind: int, count: int, items: bytes = b"") -> bytes:
             gguf_bytes.file([pair("k", struct.pack("<I", STRING) + gguf_bytes.string(b"\xff"))]),
             "k: exp",
         ),
+        (gguf_bytes.file([pair("a\nb", 1)]), r"expected a printable name, got 'a\\nb'"),
+        (gguf_bytes.file([], [tensor("a\nb", (1,))]), r"expected a printable name, got 'a\\nb'"),
         (gguf_bytes.file([SOME, SOME]), "general.name: expected each key once, got it again"),
         (
             gguf_bytes.file([pair("general.alignment", 0)]),
