@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from numbacalib.models.gguf_file import GGUFFile, named
 from numbacalib.models.gguf_names import gguf_name, hf_name
 from numbacalib.ops.matrix import to_host
 from numbacalib.runtime import checks
@@ -88,23 +89,49 @@ def read_imatrix(path: str | Path) -> dict[str, NDArray[np.float32]]:
 
     Raises
     ------
+    OSError
+        If the file cannot be opened.
     ValueError
         If the file is another kind of GGUF file or damaged, or has a layer of no architecture that is
-        supported; mixtures of experts are none.
+        supported; mixtures of experts are none. The message is one line that names the file.
     """
-    with extra("models"):
-        import gguf
-
-    reader = gguf.GGUFReader(path)
-    kind = reader.get_field(gguf.Keys.General.TYPE)
-    if kind is None or kind.contents() != gguf.GGUFType.IMATRIX:
-        raise ValueError(f"{path}: expected an imatrix file, got another kind of GGUF file")
-    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    file = GGUFFile(path)
+    with named(file.path):
+        kind = file.metadata.string("general.type")
+        if kind != "imatrix":
+            raise ValueError("expected an imatrix file, got another kind of GGUF file")
     means: dict[str, NDArray[np.float32]] = {}
-    for name in (key.removesuffix(_SUMS) for key in tensors if key.endswith(_SUMS)):
-        sums, counts = tensors[name + _SUMS], tensors.get(name + _COUNTS)
-        if counts is None or counts.size != 1 or not counts.item() > 0:
-            raise ValueError(f"{path}: expected a count above 0 for {name}")
-        mean = np.divide(sums.ravel(), counts.item(), dtype=np.float32)
-        means[hf_name(name).removesuffix(".weight")] = mean
+    for name in file.tensors:
+        layer, dot, part = name.rpartition(".")
+        other = _SUMS if dot + part == _COUNTS else _COUNTS
+        if dot + part not in (_SUMS, _COUNTS):
+            continue
+        if layer + other not in file.tensors:
+            raise ValueError(f"{file.path}: {name}: expected {layer}{other} beside it, got none")
+        if other == _COUNTS:
+            with named(file.path):
+                key = hf_name(layer).removesuffix(".weight")
+            means[key] = _mean_square(file, layer)
+    if not means:
+        raise ValueError(f"{file.path}: expected sums of squares (*{_SUMS}), found none")
     return means
+
+
+def _mean_square(file: GGUFFile, layer: str) -> NDArray[np.float32]:
+    sums, counts = file.read(layer + _SUMS), file.read(layer + _COUNTS)
+    with named(file.path):
+        # A row and a count an expert, where there are several.
+        if counts.size != 1 or not 0 < counts.item() < np.inf:
+            raise ValueError(
+                f"{layer}{_COUNTS}: expected one count above 0, got {counts.ravel()[:3]}"
+            )
+        if sums.size != sums.shape[-1]:
+            raise ValueError(f"{layer}{_SUMS}: expected one row of sums, got shape {sums.shape}")
+        with np.errstate(over="ignore"):
+            mean = (sums.ravel() / np.float64(counts.item())).astype(np.float32)
+        # NaN is the smallest, too, and fails both
+        if not (mean.min() >= 0 and mean.max() < np.inf):
+            raise ValueError(
+                f"{layer}{_SUMS}: expected finite sums of squares, got {sums.min()} to {sums.max()}"
+            )
+    return mean

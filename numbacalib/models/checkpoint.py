@@ -153,8 +153,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Parameters
     ----------
     path : str or Path
-        A directory with ``config.json`` and ``model.safetensors`` or its index, or a ``.gguf``
-        file.
+        A directory with ``config.json`` and ``model.safetensors`` or its index, or a GGUF file of any
+        name.
 
     Returns
     -------
@@ -171,6 +171,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     # Imported here because both readers derive from Checkpoint.
     with extra("models"):
         from numbacalib.models.gguf import GGUFCheckpoint
+        from numbacalib.models.gguf_file import is_gguf
         from numbacalib.models.huggingface import HuggingFaceCheckpoint
 
     path = Path(path)
@@ -178,10 +179,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise FileNotFoundError(f"{path}: no such file or directory")
     if path.is_dir():
         return HuggingFaceCheckpoint(path)
-    if path.suffix != ".gguf":
-        raise ValueError(f"{path}: expected a directory with config.json, or a .gguf file")
     files = InputFiles()
     files.watch(path)
+    if not is_gguf(path):
+        raise ValueError(f"{path}: expected a directory with config.json, or a .gguf file")
     checkpoint = GGUFCheckpoint(path)
     checkpoint.files = files
     try:

@@ -20,6 +20,8 @@ _HUGGING_FACE = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# a block's number has one spelling; no model has a million of them
+_NUMBER = "0|[1-9][0-9]{0,5}"
 _GGUF = {theirs: ours for ours, theirs in _HUGGING_FACE.items()}
 
 
@@ -31,7 +33,7 @@ def hf_name(name: str) -> str:
     ValueError
         If no architecture that is supported has the tensor.
     """
-    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+    match = re.fullmatch(rf"(?:blk\.({_NUMBER})\.)?(\w+)\.(weight|bias)", name)
     if match is None or match[2] not in _HUGGING_FACE:
         raise ValueError(f"a tensor of no architecture that is supported: {name}")
     layer = "" if match[1] is None else f"model.layers.{match[1]}."
@@ -40,7 +42,7 @@ def hf_name(name: str) -> str:
 
 def gguf_name(name: str) -> str:
     """Inverse of `hf_name`."""
-    match = re.fullmatch(r"(?:model\.layers\.(\d+)\.)?([\w.]+)\.(weight|bias)", name)
+    match = re.fullmatch(rf"(?:model\.layers\.({_NUMBER})\.)?([\w.]+)\.(weight|bias)", name)
     if match is None or match[2] not in _GGUF:
         raise ValueError(f"a tensor of no architecture that is supported: {name}")
     block = "" if match[1] is None else f"blk.{match[1]}."

@@ -1,122 +1,225 @@
 """The tokenizer inside a GGUF file, rebuilt with the ``tokenizers`` library.
 
 Two kinds: "gpt2" is byte-level BPE with merges and a named way of splitting text beforehand (the
-names and patterns: llama.cpp, ``src/llama-vocab.cpp``); "llama" is SentencePiece BPE, where the
-merge of two pieces ranks by the score of the piece that it makes.
+names and patterns: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp); "llama" is
+SentencePiece BPE, where the merge of two pieces ranks by the score of the piece that it makes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from numbacalib.models.gguf_metadata import Metadata
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = ["build_tokenizer", "tokenizer_config"]
 
-# Token types of the metadata.
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+# Token types of the metadata: 0 undefined, 2 unknown and 6 byte are the others.
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _LAST_TYPE = 1, 3, 4, 5, 6
 
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_SPLIT = (
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*"
+_LONGEST_PIECE = 512
+"""Characters of a SentencePiece token, each cut of which is looked up; trainers stop at 16 by default."""
+
+_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-_GPT2 = ("gpt-2", "default")
-_SMOLLM = ("smollm",)
-_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
-_QWEN2 = ("qwen2",)
-_PRETOKENIZERS = _GPT2 + _SMOLLM + _LLAMA3 + _QWEN2
+
+class _PreTokenizer(NamedTuple):
+    """How text is taken apart before the merges: by each pattern in turn, matches and what is between.
+
+    Where `whole_words` is set, a word that is in the vocabulary is taken whole, even where merges would
+    not reach it.
+    """
+
+    patterns: tuple[str, ...]
+    composes: bool = False
+    whole_words: bool = False
+    adds_bos: bool = False
 
 
-def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
+_LLAMA3 = _PreTokenizer((_WORDS.replace("DIGITS", "{1,3}"),), whole_words=True, adds_bos=True)
+_PRETOKENIZERS = {
+    "default": _PreTokenizer(
+        (r"[\p{P}\$\+<=>\^~\|]+", _GPT2_PATTERN, r"\p{N}+", "[0-9][0-9][0-9]")
+    ),
+    "gpt-2": _PreTokenizer((_GPT2_PATTERN,)),
+    "llama-bpe": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "llama3": _LLAMA3,
+    "qwen2": _PreTokenizer((_WORDS.replace("DIGITS", ""),), composes=True),
+    "smollm": _PreTokenizer((r"\p{N}", _GPT2_PATTERN)),
+}
+
+_UNDERSTOOD = {
+    "add_bos_token",
+    "add_eos_token",
+    "add_space_prefix",
+    "merges",
+    "model",
+    "pre",
+    "scores",
+    "token_type",
+    "token_type_count",  # of BERT's segments
+    "tokens",
+}
+
+
+class _Vocabulary(NamedTuple):
+    tokens: list[str]
+    types: list[int]
+
+    @property
+    def used(self) -> dict[str, int]:
+        """Number of each token that text can become."""
+        return {
+            token: number
+            for number, (token, type_) in enumerate(zip(*self, strict=True))
+            if type_ != _UNUSED
+        }
+
+
+def build_tokenizer(metadata: Metadata) -> Tokenizer:
     """Build the tokenizer that ``tokenizer.ggml.*`` metadata describe.
 
     Raises
     ------
     ValueError
-        If there is none, or its kind or pre-tokenizer is not supported.
+        If there is none, its kind or pre-tokenizer is not supported, or a part of it is damaged.
     """
-    kind = metadata.get("tokenizer.ggml.model")
+    metadata = metadata.under("tokenizer.ggml.")
+    kind = metadata.string("model")
     if kind not in ("gpt2", "llama"):
-        raise ValueError(f"tokenizer.ggml.model: expected gpt2 or llama, got {kind!r}")
-    tokens = metadata.get("tokenizer.ggml.tokens") or []
-    types = metadata.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
-    if not tokens or len(types) != len(tokens):
-        raise ValueError(f"tokenizer: expected a type for each of {len(tokens)} tokens")
-    vocabulary = {
-        token: number
-        for number, (token, type_) in enumerate(zip(tokens, types, strict=True))
-        if type_ != _UNUSED
-    }
+        raise metadata.error("model", "gpt2 or llama")
+    _refuse_unknown(metadata)
+    vocabulary = _vocabulary(metadata)
     build = _byte_level if kind == "gpt2" else _sentencepiece
-    tokenizer, adds_bos = build(metadata, vocabulary)
-    _add_special_tokens(tokenizer, tokens, types)
-    _frame(tokenizer, metadata, adds_bos)
+    try:
+        tokenizer, adds_bos = build(metadata, vocabulary)
+        _add_special_tokens(tokenizer, vocabulary)
+        _frame(tokenizer, metadata, vocabulary, adds_bos)
+    except Exception as error:
+        if (
+            type(error) is not Exception
+        ):  # what tokenizers raises for parts that do not fit together
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"tokenizer.ggml: expected parts that fit together: {reason}") from None
     return tokenizer
 
 
-def tokenizer_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """``tokenizer_config.json`` for the same tokenizer, as transformers reads it."""
+def tokenizer_config(metadata: Metadata) -> dict[str, Any]:
+    """``tokenizer_config.json`` for the same tokenizer, as transformers reads it.
+
+    Raises
+    ------
+    ValueError
+        If a value is of another type.
+    """
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
     }
-    architecture = metadata.get("general.architecture")
-    length = metadata.get(f"{architecture}.context_length")
+    architecture = metadata.string("general.architecture")
+    length = metadata.integer(f"{architecture}.context_length")
     if length is not None:
         config["model_max_length"] = length
+    ggml = metadata.under("tokenizer.ggml.")
+    tokens = ggml.strings("tokens")
     names = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
     for name, short in names.items():
-        number = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        number = _token_id(ggml, name, len(tokens))
         if number is not None:
-            config[f"{short}_token"] = metadata["tokenizer.ggml.tokens"][number]
-    template = metadata.get("tokenizer.chat_template")
+            config[f"{short}_token"] = tokens[number]
+    template = metadata.string("tokenizer.chat_template")
     if template is not None:
         config["chat_template"] = template
     return config
 
 
-def _byte_level(metadata: Mapping[str, Any], vocabulary: dict[str, int]) -> tuple[Tokenizer, bool]:
+def _refuse_unknown(metadata: Metadata) -> None:
+    """Refuse what could change the tokens of a text and is not understood."""
+    for key in ("add_sep_token", "remove_extra_whitespaces"):
+        if metadata.boolean(key, False):
+            raise metadata.error(key, "false, its other value is not supported")
+    if "precompiled_charsmap" in metadata:
+        raise metadata.error(
+            "precompiled_charsmap", "no normalization table, which is not supported"
+        )
+    known = _UNDERSTOOD | {"add_sep_token", "remove_extra_whitespaces"}
+    for key in metadata:
+        if key not in known and not key.endswith(("_token_id", "_token_ids")):
+            raise metadata.error(key, "none, an option that is not supported")
+
+
+def _vocabulary(metadata: Metadata) -> _Vocabulary:
+    tokens = metadata.strings("tokens")
+    types = [_NORMAL] * len(tokens)
+    if "token_type" in metadata:
+        types = metadata.integers("token_type").tolist()
+    if not tokens or len(types) != len(tokens) or not 0 <= min(types) <= max(types) <= _LAST_TYPE:
+        raise metadata.error("token_type", f"0 to {_LAST_TYPE} for each of {len(tokens)} tokens")
+    vocabulary = _Vocabulary(tokens, types)
+    used = [token for token, type_ in zip(tokens, types, strict=True) if type_ != _UNUSED]
+    if len(vocabulary.used) != len(used):
+        ((token, count),) = Counter(used).most_common(1)
+        raise ValueError(
+            f"tokenizer.ggml.tokens: expected each once, got {count} times {token[:60]!r}"
+        )
+    return vocabulary
+
+
+def _token_id(metadata: Metadata, name: str, tokens: int) -> int | None:
+    number = metadata.integer(f"{name}_token_id")
+    if number is not None and not 0 <= number < tokens:
+        raise metadata.error(f"{name}_token_id", f"a number below {tokens}")
+    return number
+
+
+def _byte_level(metadata: Metadata, vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    name = metadata.get("tokenizer.ggml.pre")
-    if name not in _PRETOKENIZERS:
-        raise ValueError(
-            f"tokenizer.ggml.pre: expected one of {', '.join(_PRETOKENIZERS)}, got {name!r}"
-        )
-    merges = [tuple(merge.split(" ")) for merge in metadata.get("tokenizer.ggml.merges", ())]
-    is_llama3 = name in _LLAMA3
-    # Llama 3 takes a word that is in the vocabulary whole, even where merges would not reach it.
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=is_llama3))
-    by_gpt2 = name in _GPT2 + _SMOLLM
-    steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=by_gpt2)]
-    if name in _SMOLLM:
-        steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
-    if not by_gpt2:
-        pattern = Regex(_SPLIT.replace("DIGITS", "{1,3}" if is_llama3 else ""))
-        steps.insert(0, pre_tokenizers.Split(pattern, "isolated"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    kind = _PRETOKENIZERS.get(metadata.string("pre", ""))
+    if kind is None:
+        raise metadata.error("pre", f"one of {', '.join(_PRETOKENIZERS)}")
+    merges = []
+    for merge in metadata.strings("merges"):
+        left, _, right = merge.partition(" ")
+        if not left or not right or " " in right:
+            raise ValueError(f"tokenizer.ggml.merges: expected pairs of tokens, got {merge[:60]!r}")
+        merges.append((left, right))
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary.used, merges=merges, ignore_merges=kind.whole_words)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in kind.patterns),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    if name in _QWEN2:
+    if kind.composes:
         tokenizer.normalizer = normalizers.NFC()
-    return tokenizer, is_llama3
+    return tokenizer, kind.adds_bos
 
 
-def _sentencepiece(
-    metadata: Mapping[str, Any], vocabulary: dict[str, int]
-) -> tuple[Tokenizer, bool]:
+def _sentencepiece(metadata: Metadata, vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    scores = metadata.get("tokenizer.ggml.scores") or []
-    if len(scores) != len(metadata["tokenizer.ggml.tokens"]):
-        raise ValueError("tokenizer.ggml.scores: expected a score for each token")
-    if metadata.get("tokenizer.ggml.precompiled_charsmap"):
-        raise ValueError("tokenizer: SentencePiece with a normalization table is not supported")
-    types = metadata["tokenizer.ggml.token_type"]
-    pieces = {piece: number for piece, number in vocabulary.items() if types[number] == _NORMAL}
+    tokens, types = vocabulary
+    scores = metadata.floats("scores")
+    if len(scores) != len(tokens):
+        raise metadata.error("scores", f"a score for each of {len(tokens)} tokens")
+    pieces = {
+        token: number for token, number in vocabulary.used.items() if types[number] == _NORMAL
+    }
+    if any(len(piece) > _LONGEST_PIECE for piece in pieces):
+        raise metadata.error("tokens", f"tokens of at most {_LONGEST_PIECE} characters")
     ranked = sorted(pieces, key=lambda piece: -scores[pieces[piece]])
     merges = [
         (piece[:cut], piece[cut:])
@@ -124,16 +227,19 @@ def _sentencepiece(
         for cut in range(1, len(piece))
         if piece[:cut] in pieces and piece[cut:] in pieces
     ]
-    unknown = metadata["tokenizer.ggml.tokens"][metadata.get("tokenizer.ggml.unknown_token_id", 0)]
+    unknown = tokens[_token_id(metadata, "unknown", len(tokens)) or 0]
     tokenizer = Tokenizer(
         models.BPE(
-            vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True
+            vocab=vocabulary.used,
+            merges=merges,
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=True,
         )
     )
-    has_prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
     spaces: list[Any] = [normalizers.Replace(" ", "▁")]
     unspaces: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    if has_prefix:
+    if metadata.boolean("add_space_prefix", True):
         spaces.insert(0, normalizers.Prepend("▁"))
         unspaces.append(decoders.Strip(" ", 1, 0))
     tokenizer.normalizer = normalizers.Sequence(spaces)
@@ -141,31 +247,40 @@ def _sentencepiece(
     return tokenizer, True
 
 
-def _add_special_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
+def _add_special_tokens(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
     """Tokens that text matches whole, before any splitting."""
     from tokenizers import AddedToken
 
     tokenizer.add_tokens(
         [
             AddedToken(token, special=type_ == _CONTROL, normalized=False)
-            for token, type_ in zip(tokens, types, strict=True)
+            for token, type_ in zip(*vocabulary, strict=True)
             if type_ in (_CONTROL, _USER_DEFINED)
         ]
     )
 
 
-def _frame(tokenizer: Tokenizer, metadata: Mapping[str, Any], adds_bos: bool) -> None:
+def _frame(
+    tokenizer: Tokenizer, metadata: Metadata, vocabulary: _Vocabulary, adds_bos: bool
+) -> None:
     """Put the begin and end tokens around a text, where the model was trained so."""
     from tokenizers import processors
 
-    special_tokens, template = [], "$A"
-    for name, adds in (("bos", adds_bos), ("eos", False)):
-        number = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if number is None or not metadata.get(f"tokenizer.ggml.add_{name}_token", adds):
+    template: list[str] = ["$A"]
+    special_tokens: list[tuple[str, int]] = []
+    for name, default in (("bos", adds_bos), ("eos", False)):
+        if not metadata.boolean(f"add_{name}_token", default):
             continue
-        token = metadata["tokenizer.ggml.tokens"][number]
+        number = _token_id(metadata, name, len(vocabulary.tokens))
+        if number is None:
+            raise metadata.error(f"{name}_token_id", f"a token, since add_{name}_token is true")
+        token = vocabulary.tokens[number]
+        if ":" in token or token.startswith("$"):  # they mean something in a template
+            raise ValueError(
+                f"tokenizer.ggml.{name}_token_id: expected no : or $ in it, got {token!r}"
+            )
         special_tokens.append((token, number))
-        template = f"{token} {template}" if name == "bos" else f"{template} {token}"
+        template.insert(0 if name == "bos" else len(template), token)
     if special_tokens:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=template, special_tokens=special_tokens

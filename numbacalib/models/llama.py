@@ -247,7 +247,9 @@ class Decoder:
             full_name = _full_name(index, name)
             weight = self._weight(full_name)
             if weight.shape != shape:
-                raise ValueError(f"{full_name}: expected shape {shape}, got {weight.shape}")
+                raise ValueError(
+                    f"{self._checkpoint.path}: {full_name}: expected shape {shape}, got {weight.shape}"
+                )
             linears[name.removesuffix(".weight")] = self.place.put(weight, self._dtype)
         vectors = {
             name: self.place.put(self._checkpoint.tensor(_full_name(index, name)), np.float32)

@@ -7,10 +7,8 @@ from pathlib import Path
 from numpy.typing import NDArray
 
 from numbacalib.formats.imatrix import read_imatrix
-from numbacalib.runtime.extras import extra
+from numbacalib.models.gguf_file import is_gguf
 from numbacalib.statistics import load_fisher
-
-GGUF_MAGIC = b"GGUF"
 
 
 def read_importance(path: str | Path) -> dict[str, NDArray]:
@@ -26,20 +24,18 @@ def read_importance(path: str | Path) -> dict[str, NDArray]:
 
     Raises
     ------
+    OSError
+        If the file cannot be opened.
     ValueError
-        If the file is of neither kind.
+        If the file is of neither kind, or damaged. The message is one line that names the file.
     """
-    with extra("models"):
-        from safetensors import SafetensorError
-
-    with Path(path).open("rb") as file:
-        magic = file.read(len(GGUF_MAGIC))
-    if magic == GGUF_MAGIC:
+    if is_gguf(path):
         return read_imatrix(path)
     try:
         found = load_fisher(path)
-    except SafetensorError as error:
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path}: ")
         raise ValueError(
-            f"{path}: expected an imatrix file in GGUF form or Fisher information: {error}"
-        ) from error
+            f"{path}: expected an imatrix file in GGUF form or Fisher information: {reason}"
+        ) from None
     return {name.removesuffix(".weight"): layer.fisher for name, layer in found.items()}

@@ -14,9 +14,9 @@ from numbacalib.ops.fisher_information import fisher_information
 from numbacalib.ops.matrix import blended, cast, scaled, take, to_host, zeros
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import arrays_of_one_device
-from numbacalib.runtime.extras import extra
 from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics.files import save_tensors
+from numbacalib.statistics.reader import opened
 
 
 class GradientStatistics:
@@ -116,6 +116,9 @@ def _checked_mask(mask: Any, samples: int) -> NDArray[np.bool_]:
     return to_host(mask)
 
 
+_PARTS = ("fisher", "samples")
+
+
 def save_fisher(path: str | Path, statistics: Mapping[str, GradientStatistics]) -> None:
     """Write the statistics of named parameters to one safetensors file (extra `models`)."""
     tensors: dict[str, NDArray] = {}
@@ -130,21 +133,20 @@ def load_fisher(path: str | Path) -> dict[str, GradientStatistics]:
 
     Raises
     ------
+    OSError
+        If the file cannot be opened.
     ValueError
-        If the file is another kind of safetensors file.
+        If the file is damaged or of another kind. The message is one line that names the file.
     """
-    with extra("models"):
-        from safetensors import safe_open
-
     statistics: dict[str, GradientStatistics] = {}
-    with safe_open(path, framework="numpy") as file:
-        keys = set(file.keys())
-        names = sorted(key.removesuffix(".samples") for key in keys if key.endswith(".samples"))
-        if keys != {f"{name}.{kind}" for name in names for kind in ("fisher", "samples")}:
-            raise ValueError(f"{path}: expected statistics that save_fisher wrote")
+    with opened(path, "save_fisher") as file:
+        names = sorted(
+            name.removesuffix(".samples") for name in file.names if name.endswith(".samples")
+        )
+        if not names or file.names != {f"{name}.{part}" for name in names for part in _PARTS}:
+            raise file.error("expected statistics that save_fisher wrote, got other tensors")
         for name in names:
-            fisher = file.get_tensor(f"{name}.fisher")
-            parameter = statistics[name] = GradientStatistics(fisher.shape)
-            parameter.fisher = fisher
-            parameter.samples = int(file.get_tensor(f"{name}.samples"))
+            parameter = statistics[name] = GradientStatistics(())
+            parameter.fisher = file.array(f"{name}.fisher")
+            parameter.samples = file.count(f"{name}.samples")
     return statistics

@@ -15,9 +15,9 @@ from numbacalib.ops.magnitudes import channel_magnitudes
 from numbacalib.ops.matrix import blended, cast, diagonal, from_host, larger, scaled, to_host, zeros
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import arrays_of_one_device
-from numbacalib.runtime.extras import extra
 from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics.files import save_tensors
+from numbacalib.statistics.reader import StatisticsFile, opened
 
 
 class InputStatistics:
@@ -149,39 +149,66 @@ def load_statistics(path: str | Path) -> dict[str, InputStatistics]:
 
     Raises
     ------
+    OSError
+        If the file cannot be opened.
     ValueError
-        If the file is another kind of safetensors file.
+        If the file is damaged or of another kind. The message is one line that names the file.
     """
-    with extra("models"):
-        from safetensors import safe_open
-
     layers: dict[str, InputStatistics] = {}
-    with safe_open(path, framework="numpy") as file:
-        stored_as = _stored_as(path, file.metadata())
+    with opened(path, "save_statistics") as file:
+        stored_as = _stored_as(file)
         for name in dict.fromkeys(stored_as.values()):
-            hessian = file.get_tensor(f"{name}.hessian")
-            layer = layers[name] = InputStatistics(len(hessian))
+            channels = _channels(file, name)
+            hessian = file.array(f"{name}.hessian", negative=True)
+            if hessian.diagonal().min() < 0:
+                raise file.error(f"{name}.hessian: expected a diagonal of 0 and more")
+            layer = layers[name] = InputStatistics(1)
             layer.hessian = hessian
-            layer.mean_abs = file.get_tensor(f"{name}.mean_abs")
-            layer.max_abs = file.get_tensor(f"{name}.max_abs")
-            layer.tokens = int(file.get_tensor(f"{name}.tokens"))
+            layer.mean_abs = file.array(f"{name}.mean_abs", (channels,))
+            layer.max_abs = file.array(f"{name}.max_abs", (channels,))
+            layer.tokens = file.count(f"{name}.tokens")
     return {name: layers[source] for name, source in stored_as.items()}
 
 
 def load_weights(path: str | Path) -> dict[str, NDArray]:
-    """Read the weights that `save_statistics` wrote beside the statistics, by layer."""
-    with extra("models"):
-        from safetensors import safe_open
+    """Read the weights that `save_statistics` wrote beside the statistics, by layer.
 
-    with safe_open(path, framework="numpy") as file:
-        names, keys = _stored_as(path, file.metadata()), set(file.keys())
+    Raises
+    ------
+    OSError
+        If the file cannot be opened.
+    ValueError
+        If the file is damaged or of another kind. The message is one line that names the file.
+    """
+    floats = ("F16", "BF16", "F32", "F64")
+    with opened(path, "save_statistics") as file:
         return {
-            name: file.get_tensor(f"{name}.weight") for name in names if f"{name}.weight" in keys
+            name: file.array(
+                f"{name}.weight", (None, _channels(file, source)), dtypes=floats, negative=True
+            )
+            for name, source in _stored_as(file).items()
+            if f"{name}.weight" in file.names
         }
 
 
-def _stored_as(path: str | Path, metadata: dict[str, str] | None) -> dict[str, str]:
-    if not metadata or _SHARED not in metadata:
-        raise ValueError(f"{path}: expected statistics that save_statistics wrote")
-    stored_as: dict[str, str] = json.loads(metadata[_SHARED])
+def _channels(file: StatisticsFile, name: str) -> int:
+    """K of the layer's Hessian [K, K]."""
+    shape = file.shape(f"{name}.hessian")
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
+        raise file.error(f"{name}.hessian: expected a square matrix, got shape {list(shape)}")
+    return shape[0]
+
+
+def _stored_as(file: StatisticsFile) -> dict[str, str]:
+    """The name under which each layer's statistics stand; the layers that give it have it themselves."""
+    if _SHARED not in file.metadata:
+        raise file.error("expected statistics that save_statistics wrote, got other tensors")
+    try:
+        stored_as = json.loads(file.metadata[_SHARED])
+    except (ValueError, RecursionError):
+        stored_as = None
+    if not isinstance(stored_as, dict) or not all(
+        isinstance(source, str) and stored_as.get(source) == source for source in stored_as.values()
+    ):
+        raise file.error(f"{_SHARED}: expected a JSON object of layers and where they stand")
     return stored_as

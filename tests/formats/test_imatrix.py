@@ -1,5 +1,7 @@
 """Importance files against the `gguf` package, which llama.cpp's own scripts stand on."""
 
+import re
+
 import cases
 import gguf
 import numpy as np
@@ -93,11 +95,41 @@ def test_files_of_other_writers(tmp_path):
     ("tensors", "kind", "message"),
     [
         ({"a": [1]}, "model", "expected an imatrix file, got another kind"),
-        ({"output.weight.in_sum2": [1]}, "imatrix", "expected a count above 0 for output.weight"),
+        (
+            {"output.weight.in_sum2": [1]},
+            "imatrix",
+            r"output.weight.in_sum2: expected output.weight.counts beside it, got none",
+        ),
+        (
+            {"output.weight.counts": [1]},
+            "imatrix",
+            r"output.weight.counts: expected output.weight.in_sum2 beside it, got none",
+        ),
+        (
+            {"output.weight.in_sum2": [[1, 2], [1, 2]], "output.weight.counts": [1]},
+            "imatrix",
+            r"output.weight.in_sum2: expected one row of sums, got shape \(2, 2\)",
+        ),
+        (
+            {"output.weight.in_sum2": [[1], [1]], "output.weight.counts": [[1], [1]]},
+            "imatrix",
+            r"output.weight.counts: expected one count above 0, got \[1. 1.\]",
+        ),
+        (
+            {"output.weight.in_sum2": [1, np.nan], "output.weight.counts": [1]},
+            "imatrix",
+            "output.weight.in_sum2: expected finite sums of squares, got nan to nan",
+        ),
+        (
+            {"output.weight.in_sum2": [1, -1], "output.weight.counts": [1]},
+            "imatrix",
+            "output.weight.in_sum2: expected finite sums of squares, got -1.0 to 1.0",
+        ),
+        ({"other": [1]}, "imatrix", r"expected sums of squares \(\*.in_sum2\), found none"),
         (
             {"output.weight.in_sum2": [1], "output.weight.counts": [0]},
             "imatrix",
-            "expected a count above 0 for output.weight",
+            r"output.weight.counts: expected one count above 0, got \[0.\]",
         ),
         (
             {"blk.0.ssm_in.weight.in_sum2": [1], "blk.0.ssm_in.weight.counts": [1]},
@@ -109,8 +141,26 @@ def test_files_of_other_writers(tmp_path):
 def test_other_files_are_refused(tmp_path, tensors, kind, message):
     file = tmp_path / "imatrix.gguf"
     foreign_file(file, tensors, kind)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(file))}: .*{message}"):
         read_imatrix(file)
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "F64", "Q8_0"])
+def test_sums_of_another_type_are_read_as_that(tmp_path, kind):
+    file = tmp_path / "imatrix.gguf"
+    sums = np.arange(64, dtype=np.float32)[None] * 127  # exact in each type
+    writer = gguf.GGUFWriter(file, arch="")
+    writer.add_type("imatrix")
+    kind = gguf.GGMLQuantizationType[kind]
+    stored = sums.astype(np.float64) if kind.name == "F64" else gguf.quantize(sums, kind)
+    writer.add_tensor("output.weight.in_sum2", stored, raw_dtype=kind)
+    writer.add_tensor("output.weight.counts", np.float32([[4]]))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    expected = stored if kind.name == "F64" else gguf.dequantize(stored, kind)
+    np.testing.assert_array_equal(read_imatrix(file)["lm_head"], expected[0] / 4)
 
 
 def test_errors_leave_no_file(tmp_path):

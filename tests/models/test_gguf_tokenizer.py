@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from models.tiny import TEXT, tiny_config, tiny_tokenizer
-from models.tiny_gguf import tokenizer_metadata, write_gguf
+from models.tiny_gguf import metadata_of, tokenizer_metadata, write_gguf
 from tokenizers import Tokenizer
 
 from numbacalib.models import open_checkpoint
@@ -24,6 +24,11 @@ TEXTS = (
     "x=12345;\r\n#!",
     "don't DON'T",
 )
+
+
+def built(metadata: dict[str, Any]) -> Tokenizer:
+    present = {key: value for key, value in metadata.items() if value is not None}
+    return build_tokenizer(metadata_of(present))
 
 
 def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
@@ -49,7 +54,7 @@ def test_a_file_gives_back_the_tokenizer_it_was_made_from(tmp_path: Path) -> Non
 def test_a_file_without_a_tokenizer_says_so_when_asked(tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf", tiny_config())
     checkpoint = open_checkpoint(tmp_path / "tiny.gguf")
-    with pytest.raises(ValueError, match=r"tiny.gguf: tokenizer.ggml.model: .*got None"):
+    with pytest.raises(ValueError, match=r"tiny.gguf: tokenizer.ggml.model: .*got none"):
         checkpoint.tokenizer  # noqa: B018
 
 
@@ -57,13 +62,17 @@ def test_a_file_without_a_tokenizer_says_so_when_asked(tmp_path: Path) -> None:
     ("pre", "expected"),
     [
         ("gpt-2", ["Don", "'t", "Ġsay", "ĠDON", "'", "T", "Ġ1234", "ĠĠ", "Ġx", "Ċ", "!"]),
+        (
+            "default",
+            ["Don", "'", "t", "Ġsay", "ĠDON", "'", "T", "Ġ", "123", "4", "ĠĠ", "Ġx", "Ċ", "!"],
+        ),
         ("smollm", ["Don", "'t", "Ġsay", "ĠDON", "'", "T", "Ġ", *"1234", "ĠĠ", "Ġx", "Ċ", "!"]),
         ("llama-bpe", ["Don", "'t", "Ġsay", "ĠDON", "'T", "Ġ", "123", "4", "ĠĠ", "Ġx", "Ċ", "!"]),
         ("qwen2", ["Don", "'t", "Ġsay", "ĠDON", "'T", "Ġ", *"1234", "ĠĠ", "Ġx", "Ċ", "!"]),
     ],
 )
 def test_each_pre_tokenizer_splits_its_own_way(pre: str, expected: list[str]) -> None:
-    tokenizer = build_tokenizer(tokenizer_metadata(pre))
+    tokenizer = built(tokenizer_metadata(pre))
     assert pieces(tokenizer, "Don't say DON'T 1234   x\n!") == expected
 
 
@@ -71,14 +80,14 @@ def test_llama3_begins_with_bos_and_takes_known_words_whole() -> None:
     metadata = tokenizer_metadata("llama-bpe")
     metadata["tokenizer.ggml.tokens"].append("zqzqz")
     metadata["tokenizer.ggml.token_type"].append(1)
-    assert build_tokenizer(metadata).encode("zqzqz").tokens == ["<|endoftext|>", "zqzqz"]
+    assert built(metadata).encode("zqzqz").tokens == ["<|endoftext|>", "zqzqz"]
     metadata["tokenizer.ggml.add_bos_token"] = False
     metadata["tokenizer.ggml.add_eos_token"] = True
-    assert build_tokenizer(metadata).encode("zqzqz").tokens == ["zqzqz", "<|endoftext|>"]
+    assert built(metadata).encode("zqzqz").tokens == ["zqzqz", "<|endoftext|>"]
 
 
 def test_qwen2_composes_characters_first() -> None:
-    tokenizer = build_tokenizer(tokenizer_metadata("qwen2"))
+    tokenizer = built(tokenizer_metadata("qwen2"))
     assert tokenizer.encode("cafe\u0301").ids == tokenizer.encode("caf\u00e9").ids
 
 
@@ -129,7 +138,7 @@ def naive_sentencepiece(metadata: dict[str, Any], text: str) -> list[str]:
 )
 def test_sentencepiece_merges_by_score(text: str) -> None:
     metadata = sentencepiece_metadata()
-    tokenizer = build_tokenizer(metadata)
+    tokenizer = built(metadata)
     encoded = tokenizer.encode(text)
     assert encoded.tokens == naive_sentencepiece(metadata, text)
     assert tokenizer.decode(encoded.ids) == text
@@ -140,16 +149,57 @@ def test_sentencepiece_merges_by_score(text: str) -> None:
     [
         ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model: .*got 'bert'"),
         ({"tokenizer.ggml.pre": "tekken"}, "tokenizer.ggml.pre: .*got 'tekken'"),
-        ({"tokenizer.ggml.token_type": [1]}, "expected a type for each of 320 tokens"),
-        ({"tokenizer.ggml.model": "llama"}, "expected a score for each token"),
+        (
+            {"tokenizer.ggml.token_type": [1]},
+            "token_type: expected 0 to 6 for each of 320 tokens, got an array of 1",
+        ),
+        (
+            {"tokenizer.ggml.model": "llama"},
+            "tokenizer.ggml.scores: expected an array of finite numbers, got none",
+        ),
     ],
 )
 def test_what_is_not_supported_says_so(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_tokenizer(tokenizer_metadata() | change)
+        built(tokenizer_metadata() | change)
 
 
 def test_a_normalization_table_is_not_supported() -> None:
     metadata = sentencepiece_metadata() | {"tokenizer.ggml.precompiled_charsmap": [1, 2]}
-    with pytest.raises(ValueError, match="normalization table is not supported"):
-        build_tokenizer(metadata)
+    with pytest.raises(ValueError, match="precompiled_charsmap: expected no normalization table"):
+        built(metadata)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer.ggml.scores": [0.0]}, "scores: expected a score for each of 271 tokens"),
+        (
+            {"tokenizer.ggml.scores": [float("nan")] * 271},
+            "scores: expected an array of finite numbers",
+        ),
+        ({"tokenizer.ggml.unknown_token_id": 271}, "unknown_token_id: expected a number below 271"),
+        (
+            {"tokenizer.ggml.bos_token_id": None},
+            "bos_token_id: expected a token, since add_bos_token",
+        ),
+    ],
+)
+def test_damaged_sentencepiece_says_so(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^tokenizer.ggml.{message}"):
+        built(sentencepiece_metadata() | change)
+
+
+def test_a_token_without_end_is_refused() -> None:
+    """Each of its cuts would be looked up."""
+    metadata = sentencepiece_metadata()
+    metadata["tokenizer.ggml.tokens"][-1] = "a" * 100_000
+    with pytest.raises(ValueError, match="tokens: expected tokens of at most 512 characters"):
+        built(metadata)
+
+
+def test_the_default_splits_as_llama_cpp_does() -> None:
+    """Punctuation first, then GPT-2's pattern, numbers, and three digits from the left."""
+    tokenizer = built(tokenizer_metadata("default"))
+    assert pieces(tokenizer, "a+b==12345 x") == ["a", "+", "b", "==", "123", "45", "Ġx"]
+    assert pieces(tokenizer, "we've  don't") == ["we", "'", "ve", "Ġ", "Ġdon", "'", "t"]

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 from models.tiny import tiny_tensors, tiny_tokenizer
 from numpy.typing import NDArray
+
+from numbacalib.models.gguf_metadata import Metadata
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -85,6 +88,16 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return expected
+
+
+def metadata_of(values: dict[str, Any]) -> Metadata:
+    """Values as they come from a file: arrays of numbers are NumPy's."""
+    numbers = {
+        key: np.array(value)
+        for key, value in values.items()
+        if isinstance(value, list) and value and not isinstance(value[0], str)
+    }
+    return Metadata(values | numbers)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
