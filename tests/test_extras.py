@@ -9,7 +9,7 @@ from models.tiny import tiny_config, write_tiny_checkpoint
 from models.tiny_gguf import tokenizer_metadata, write_gguf
 
 from numbacalib.cli import main
-from numbacalib.formats.imatrix import read_imatrix, write_imatrix
+from numbacalib.formats.imatrix import write_imatrix
 from numbacalib.models import open_checkpoint
 from numbacalib.quantizer import collect, read_importance
 from numbacalib.runtime.extras import extra
@@ -39,7 +39,6 @@ CALLS = {
     "load_fisher": ("safetensors", load_fisher),
     "read_importance": ("safetensors", read_importance),
     "write_imatrix": ("gguf", lambda file: write_imatrix(file, {})),
-    "read_imatrix": ("gguf", read_imatrix),
     "collect": ("gguf", lambda file: collect(file.parent / "absent", file, text=[])),
 }
 
