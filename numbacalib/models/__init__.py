@@ -6,9 +6,10 @@ block in memory at a time.
 
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from numbacalib.models.config import ModelConfig
-from numbacalib.models.llama import Decoder, DecoderBlock
+from numbacalib.models.llama import EMBEDDINGS, Decoder, DecoderBlock
 
 __all__ = [
+    "EMBEDDINGS",
     "Checkpoint",
     "Decoder",
     "DecoderBlock",

@@ -38,6 +38,19 @@ class Checkpoint(abc.ABC):
     """
 
     path: Path
+    _opened: dict[Path, tuple[int, int]]
+
+    def check_unchanged(self) -> None:
+        """Check that no file has been replaced, cut or written since it was opened.
+
+        Raises
+        ------
+        ValueError
+            Naming the file.
+        """
+        for file, stamp in self._opened.items():
+            if _stamp(file) != stamp:
+                raise ValueError(f"{file}: was changed while it was read")
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -91,6 +104,15 @@ class Checkpoint(abc.ABC):
         return ValueError(f"{self.path}: there is no tensor {name!r} in it")
 
 
+def _stamp(file: Path) -> tuple[int, int]:
+    """Size and time of modification in nanoseconds; -1 for a file that is gone."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a Hugging Face directory or a GGUF file.
 
@@ -125,6 +147,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         checkpoint = GGUFCheckpoint(path)
     else:
         raise ValueError(f"{path}: expected a directory with config.json, or a .gguf file")
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    checkpoint._opened = {file: _stamp(file) for file in files}
     try:
         checkpoint.config  # noqa: B018  (an unsupported architecture is an error now, not later)
     except ValueError as error:

@@ -12,13 +12,15 @@ from numbacalib.models.attention import causal_attention
 from numbacalib.models.checkpoint import Checkpoint
 from numbacalib.models.config import ModelConfig
 from numbacalib.models.rope import RotaryEmbedding
+from numbacalib.runtime.finite import not_finite, require_finite
 
-__all__ = ["Decoder", "DecoderBlock"]
+__all__ = ["EMBEDDINGS", "Decoder", "DecoderBlock"]
 
 Array = NDArray[np.float32]
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-_EMBEDDINGS = "model.embed_tokens.weight"
+EMBEDDINGS = "model.embed_tokens.weight"
+"""Name of the embedding table."""
 # Rows of an elementwise step at a time, so that its operands stay in the cache.
 _ROWS = 256
 # Tokens that go through a block at a time in `Decoder.forward`, which bounds what it holds.
@@ -36,6 +38,8 @@ class DecoderBlock:
 
     Attributes
     ----------
+    name : str
+        What its tensors' names begin with, such as ``"model.layers.0"``.
     linears : dict of str to float32 ``[M, K]``
         Weights of the seven linear layers by short name, such as ``"mlp.down_proj"``; assign to
         replace one.
@@ -58,6 +62,7 @@ class DecoderBlock:
         linears: dict[str, Array],
         vectors: dict[str, Array],
     ) -> None:
+        self.name = _full_name(index)
         self.linears = linears
         self._vectors = vectors
         self._config = config
@@ -207,9 +212,9 @@ class Decoder:
         self._checkpoint = checkpoint
         self._weight = weight or checkpoint.tensor
         self._rope = RotaryEmbedding(self.config)
-        self._head = _EMBEDDINGS if self.config.tie_word_embeddings else "lm_head.weight"
+        self._head = EMBEDDINGS if self.config.tie_word_embeddings else "lm_head.weight"
         table = (self.config.vocab_size, self.config.hidden_size)
-        shapes = {_EMBEDDINGS: table, "model.norm.weight": table[1:], self._head: table}
+        shapes = {EMBEDDINGS: table, "model.norm.weight": table[1:], self._head: table}
         for index in range(self.config.num_layers):
             linears = _linear_shapes(self.config) if weight is None else {}
             for name, shape in (linears | _vector_shapes(self.config)).items():
@@ -222,25 +227,45 @@ class Decoder:
         Raises
         ------
         ValueError
-            For a token outside the vocabulary.
+            For a token outside the vocabulary, or one whose embedding is not finite.
         """
         tokens = self._tokens(tokens)
-        return self._checkpoint.tensor(_EMBEDDINGS)[tokens].astype(np.float32)
+        table = self._checkpoint.tensor(EMBEDDINGS)
+        hidden = table[tokens].astype(np.float32)
+        finite = np.isfinite(hidden).all(axis=-1)
+        if not finite.all():
+            row = int(tokens[~finite][0])
+            column = int(np.argmin(np.isfinite(table[row].astype(np.float32))))
+            place = row * table.shape[1] + column
+            name = f"{self._checkpoint.path}: {EMBEDDINGS}"
+            raise not_finite(name, table[row, column], place, table.shape)
+        return hidden
 
     def block(self, index: int) -> DecoderBlock:
-        """Read block ``index``, ``0 .. num_layers - 1``; nothing of it is kept here."""
+        """Read block ``index``, ``0 .. num_layers - 1``; nothing of it is kept here.
+
+        Raises
+        ------
+        ValueError
+            If a value is not finite: names the file, the tensor and the place.
+        """
         linears = {}
         for name, shape in _linear_shapes(self.config).items():
             full_name = _full_name(index, name)
             weight = np.array(self._weight(full_name), dtype=np.float32)
             if weight.shape != shape:
                 raise ValueError(f"{full_name}: expected shape {shape}, got {weight.shape}")
+            require_finite(f"{self._checkpoint.path}: {full_name}", weight)
             linears[name.removesuffix(".weight")] = weight
         vectors = {
-            name: self._checkpoint.tensor(_full_name(index, name)).astype(np.float32)
-            for name in _vector_shapes(self.config)
+            name: self._vector(_full_name(index, name)) for name in _vector_shapes(self.config)
         }
         return DecoderBlock(self.config, index, self._rope, linears, vectors)
+
+    def block_tensors(self, index: int) -> list[str]:
+        """Names of the tensors that `block` reads."""
+        shapes = _linear_shapes(self.config) | _vector_shapes(self.config)
+        return [_full_name(index, name) for name in shapes]
 
     def forward(self, tokens: ArrayLike) -> Array:
         """Hidden states after the last block, float32 ``[..., T, hidden_size]``."""
@@ -294,8 +319,13 @@ class Decoder:
         return float(self.token_losses(self.forward(tokens), tokens).mean(dtype=np.float64))
 
     def _final_norm(self, hidden: Array) -> Array:
-        weight = self._checkpoint.tensor("model.norm.weight").astype(np.float32)
-        return _rms_norm(hidden, weight, self.config.rms_norm_eps)
+        return _rms_norm(hidden, self._vector("model.norm.weight"), self.config.rms_norm_eps)
+
+    def _vector(self, name: str) -> Array:
+        """A norm or a bias, all of it finite."""
+        vector = self._checkpoint.tensor(name).astype(np.float32)
+        require_finite(f"{self._checkpoint.path}: {name}", vector)
+        return vector
 
     def _tokens(self, tokens: ArrayLike) -> NDArray[np.int64]:
         array = np.asarray(tokens)
@@ -325,8 +355,8 @@ class Decoder:
                 )
 
 
-def _full_name(index: int, name: str) -> str:
-    return f"model.layers.{index}.{name}"
+def _full_name(index: int, *name: str) -> str:
+    return ".".join(["model.layers", str(index), *name])
 
 
 def _linear_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

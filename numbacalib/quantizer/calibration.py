@@ -4,22 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.formats.imatrix import write_imatrix
 from numbacalib.formats.output_directory import new_directory
-from numbacalib.models import Decoder, DecoderBlock, ModelConfig, open_checkpoint
+from numbacalib.models import (
+    EMBEDDINGS,
+    Checkpoint,
+    Decoder,
+    DecoderBlock,
+    ModelConfig,
+    open_checkpoint,
+)
+from numbacalib.quantizer.fingerprint import hash_tensors, require_same_model, write_fingerprint
 from numbacalib.quantizer.progress import Progress
+from numbacalib.quantizer.settings import check_sequences
 from numbacalib.quantizer.text import read_sequences
-from numbacalib.statistics import InputStatistics, load_statistics, save_statistics
+from numbacalib.runtime.finite import require_finite
+from numbacalib.statistics import (
+    InputStatistics,
+    load_statistics,
+    save_statistics,
+    stored_channels,
+)
 
 BATCH_TOKENS = 4096
 """Tokens that go through a layer together: enough for full-speed products, bounded in memory."""
 HELD_ELEMENTS = 1 << 28
 """MLP activations that are held rather than computed twice: 1 GiB of float32."""
+
+SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
+"""For `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy too."""
 
 IMATRIX = "imatrix.gguf"
 """Name of the importance file beside the statistics."""
@@ -72,23 +90,41 @@ class TextCalibration:
 
 
 class SavedCalibration:
-    """Statistics that `collect` left in a directory: no text, and no pass through the model."""
+    """Statistics that `collect` left in a directory: no text, and no pass through the model.
 
-    def __init__(self, directory: str | Path) -> None:
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        On construction, before any work: if they are of another model, or a block's are missing,
+        damaged or of other widths.
+    """
+
+    def __init__(self, directory: str | Path, checkpoint: Checkpoint, decoder: Decoder) -> None:
         self._directory = Path(directory)
         if not self._directory.is_dir():
             raise FileNotFoundError(f"{directory}: no such directory")
+        require_same_model(self._directory, checkpoint, decoder)
+        for index in range(decoder.config.num_layers):
+            file = self._file(index)
+            if not file.is_file():
+                raise FileNotFoundError(f"{file}: no such file")
+            stored = stored_channels(file)
+            for stage in DecoderBlock.stages:
+                name = f"model.layers.{index}.{stage[0]}"
+                channels = checkpoint.info(f"{name}.weight").shape[1]
+                if stored.get(name) != channels:
+                    raise ValueError(
+                        f"{file}: expected statistics of {name} over {channels} channels, "
+                        f"got {stored.get(name, 'none')}"
+                    )
 
     def preview(self, index: int, block: DecoderBlock) -> list[tuple[Stage, InputStatistics]]:
         """See `Calibration`."""
-        file = self._directory / _file_name(index)
-        saved = load_statistics(file)
-        names = {stage: f"model.layers.{index}.{stage[0]}" for stage in block.stages}
-        for stage, name in names.items():
-            channels = block.linears[stage[0]].shape[1]
-            if name not in saved or len(saved[name].hessian) != channels:
-                raise ValueError(f"{file}: expected statistics of {name} over {channels} channels")
-        return [(stage, saved[name]) for stage, name in names.items()]
+        saved = load_statistics(self._file(index))
+        return [(stage, saved[f"{block.name}.{stage[0]}"]) for stage in block.stages]
+
+    def _file(self, index: int) -> Path:
+        return self._directory / _file_name(index)
 
     def stages(
         self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
@@ -113,23 +149,28 @@ def collect(
     model : path
         A Hugging Face directory or a GGUF file.
     output : path
-        Absent, or an empty directory: one file a decoder block, and `IMATRIX` for
-        ``llama-quantize --imatrix``. It appears when it is complete.
+        Absent, or an empty directory: one file a decoder block, `IMATRIX` for
+        ``llama-quantize --imatrix``, and a fingerprint of the model. It appears when it is complete.
     text, samples, sequence_length
         As in `numbacalib.quantizer.quantize`.
     """
+    check_sequences(samples, sequence_length)
     checkpoint = open_checkpoint(model)
     decoder = Decoder(checkpoint)
     tokens = read_sequences(checkpoint.tokenizer, text, sequence_length, samples)
     layers = decoder.config.num_layers
-    with new_directory(output) as directory, Progress(layers) as progress:
+    with new_directory(output) as directory, Progress(layers) as progress, np.errstate(**SILENT):
         hidden = decoder.embed(tokens)
+        hashes = hash_tensors(checkpoint, [EMBEDDINGS])
         squares = {}
         for index in range(layers):
             progress.show(f"block {index + 1} of {layers}")
+            block = decoder.block(index)
+            hashes |= hash_tensors(checkpoint, decoder.block_tensors(index))
+            checkpoint.check_unchanged()
             found = {
-                f"model.layers.{index}.{kind}": statistics
-                for stage, statistics in run_stages(decoder.block(index), decoder.config, hidden)
+                f"{block.name}.{kind}": statistics
+                for stage, statistics in run_stages(block, decoder.config, hidden)
                 for kind in stage
             }
             save_statistics(directory / _file_name(index), found)
@@ -138,6 +179,7 @@ def collect(
             progress.step(f"block {index + 1} of {layers}")
         datasets = [Path(file).name for file in text]
         write_imatrix(directory / IMATRIX, squares, datasets=datasets, chunk_size=sequence_length)
+        write_fingerprint(directory, checkpoint, hashes)
 
 
 class _Squares(NamedTuple):
@@ -159,37 +201,61 @@ def run_stages(
     """
     attention, projection, expansion, contraction = block.stages
 
-    statistics = InputStatistics(config.hidden_size)
+    inputs = _StageInputs(block, attention, config.hidden_size)
     for part in batches(hidden):
-        statistics.update(block.attention_input(part))
-    yield attention, statistics
+        inputs.update(block.attention_input(part))
+    yield inputs.finished()
 
-    statistics = InputStatistics(config.num_heads * config.head_dim)
+    inputs = _StageInputs(block, projection, config.num_heads * config.head_dim)
     contexts = []
     for part in batches(hidden):
         contexts.append(block.attention(block.attention_input(part)))
-        statistics.update(contexts[-1])
-    yield projection, statistics
+        inputs.update(contexts[-1])
+    yield inputs.finished()
 
-    statistics = InputStatistics(config.hidden_size)
+    inputs = _StageInputs(block, expansion, config.hidden_size)
     for part, context in zip(batches(hidden), contexts, strict=True):
         part[...] = block.attention_output(part, context)
-        statistics.update(block.mlp_input(part))
-    yield expansion, statistics
+        inputs.update(block.mlp_input(part))
+    yield inputs.finished()
 
-    statistics = InputStatistics(config.intermediate_size)
+    inputs = _StageInputs(block, contraction, config.intermediate_size)
     hold = hidden[..., 0].size * config.intermediate_size <= HELD_ELEMENTS
     held = []
     for part in batches(hidden):
         activation = block.mlp(block.mlp_input(part))
-        statistics.update(activation)
+        inputs.update(activation)
         if hold:
             held.append(activation)
-    yield contraction, statistics
+    yield inputs.finished()
 
     for index, part in enumerate(batches(hidden)):
         activation = held[index] if hold else block.mlp(block.mlp_input(part))
         part[...] = block.mlp_output(part, activation)
+
+
+class _StageInputs:
+    """Statistics of a stage's inputs under way; what is not finite is named by its layer.
+
+    Weights and embeddings are known to be finite, so that it is activations that left float32.
+    """
+
+    def __init__(self, block: DecoderBlock, stage: Stage, channels: int) -> None:
+        self._name = f"{block.name}.{stage[0]}"
+        self._stage = stage
+        self._statistics = InputStatistics(channels)
+
+    def update(self, inputs: NDArray[np.float32]) -> None:
+        """See `InputStatistics.update`."""
+        try:
+            self._statistics.update(inputs)
+        except ValueError as error:
+            raise ValueError(f"{self._name}: {error}: activations overflow float32") from None
+
+    def finished(self) -> tuple[Stage, InputStatistics]:
+        """The stage with the statistics of all its inputs."""
+        require_finite(f"{self._name}: mean of squared inputs", self._statistics.hessian)
+        return self._stage, self._statistics
 
 
 def batches(hidden: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +143,11 @@ def load_statistics(path: str | Path) -> dict[str, InputStatistics]:
     Raises
     ------
     ValueError
-        If the file is another kind of safetensors file.
+        If the file is another kind of safetensors file, or damaged.
     """
-    from safetensors import safe_open
-
     layers: dict[str, InputStatistics] = {}
-    with safe_open(path, framework="numpy") as file:
-        stored_as = _stored_as(path, file.metadata())
+    with _opened(path) as (file, stored_as):
+        _channels(path, file, stored_as)
         for name in dict.fromkeys(stored_as.values()):
             hessian = file.get_tensor(f"{name}.hessian")
             layer = layers[name] = InputStatistics(len(hessian))
@@ -159,19 +158,71 @@ def load_statistics(path: str | Path) -> dict[str, InputStatistics]:
     return {name: layers[source] for name, source in stored_as.items()}
 
 
+def stored_channels(path: str | Path) -> dict[str, int]:
+    """Return K of the layers whose statistics a file holds, by name, from its header alone.
+
+    Raises
+    ------
+    ValueError
+        As `load_statistics`.
+    """
+    with _opened(path) as (file, stored_as):
+        return _channels(path, file, stored_as)
+
+
 def load_weights(path: str | Path) -> dict[str, NDArray]:
     """Read the weights that `save_statistics` wrote beside the statistics, by layer."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="numpy") as file:
-        names, keys = _stored_as(path, file.metadata()), set(file.keys())
+    with _opened(path) as (file, stored_as):
+        keys = set(file.keys())
         return {
-            name: file.get_tensor(f"{name}.weight") for name in names if f"{name}.weight" in keys
+            name: file.get_tensor(f"{name}.weight")
+            for name in stored_as
+            if f"{name}.weight" in keys
         }
 
 
-def _stored_as(path: str | Path, metadata: dict[str, str] | None) -> dict[str, str]:
-    if not metadata or _SHARED not in metadata:
-        raise ValueError(f"{path}: expected statistics that save_statistics wrote")
-    stored_as: dict[str, str] = json.loads(metadata[_SHARED])
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Open a file of statistics, and say under which layer's name each layer's stand."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata()
+            if not metadata or _SHARED not in metadata:
+                raise ValueError(f"{path}: expected statistics that save_statistics wrote")
+            yield file, _stored_as(path, metadata[_SHARED])
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected a whole safetensors file ({error})") from None
+
+
+def _stored_as(path: str | Path, text: str) -> dict[str, str]:
+    try:
+        stored_as = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {_SHARED}: not JSON ({error})") from None
+    if not isinstance(stored_as, dict) or not all(
+        isinstance(name, str) for name in stored_as.values()
+    ):
+        raise ValueError(f"{path}: {_SHARED}: expected names of layers by names of layers")
     return stored_as
+
+
+def _channels(path: str | Path, file: Any, stored_as: Mapping[str, str]) -> dict[str, int]:
+    """K of each layer, once all its arrays are known to be there and of that length."""
+    keys = set(file.keys())
+    channels = {}
+    for name in dict.fromkeys(stored_as.values()):
+        if f"{name}.hessian" not in keys:
+            raise ValueError(f"{path}: {name}.hessian: expected a tensor of this name, found none")
+        K = (file.get_slice(f"{name}.hessian").get_shape() or [0])[0]
+        expected = {"hessian": ("F32", [K, K]), "mean_abs": ("F32", [K]), "max_abs": ("F32", [K])}
+        for kind, form in (expected | {"tokens": ("I64", [])}).items():
+            found: tuple[str, list[int]] | None = None
+            if f"{name}.{kind}" in keys:
+                part = file.get_slice(f"{name}.{kind}")
+                found = part.get_dtype(), part.get_shape()
+            if found != form:
+                raise ValueError(f"{path}: {name}.{kind}: expected {form}, got {found}")
+        channels[name] = K
+    return {name: channels[source] for name, source in stored_as.items()}
