@@ -27,6 +27,8 @@ LEAST_GROWN_DAMPING = 0.01
 """What it grows to from less, 0 included."""
 LARGEST_DAMPING = 1e6
 """What it may be and grow to: with more, float32 sees nothing of the Hessian beside it."""
+ROUNDING = 1e-6
+"""Share of the mean diagonal that float32 products of Hessians leave open."""
 BATCH_BYTES = 4 << 30
 """Of float32 Hessians that go together through a GPU, beside factors and couplings of the same size."""
 
@@ -266,10 +268,10 @@ def _solve(
 def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
     """How many independent channels would vary as much as the K of a Hessian do together.
 
-    ``K log det(I + H / floor) / sum_j log(1 + H[j, j] / floor)`` over live channels, with a `floor` of
-    0.01 of the mean diagonal: K where no channel says anything of another (Hadamard's inequality), and
-    about the rank where the rest is below the floor. It costs nothing beside the factor, whose pivots
-    have the determinant; with another damping than the floor the figure is near.
+    ``K log det(I + H / damping) / sum_j log(1 + H[j, j] / damping)`` over live channels: K where no
+    channel says anything of another (Hadamard's inequality), and about the rank where all else is below
+    the damping. It costs nothing beside the factor, whose pivots have the determinant. Without damping,
+    `ROUNDING` of the mean diagonal is in its place.
 
     Parameters
     ----------
@@ -281,10 +283,10 @@ def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
         What was added to the diagonal.
     """
     live = diagonal > 0
-    spread = diagonal[live].astype(np.float64)
-    floor = LEAST_GROWN_DAMPING * diagonal.mean(dtype=np.float64)
     if not live.any():
         return 0.0
+    spread = diagonal[live].astype(np.float64)
+    floor = max(damping, ROUNDING * diagonal.mean(dtype=np.float64))
     left = np.clip(roots[live].astype(np.float64) ** 2 - damping, 0, spread)  # up to rounding
     return float(len(spread) * np.log1p(left / floor).sum() / np.log1p(spread / floor).sum())
 
