@@ -12,6 +12,7 @@ from numbacalib.models.attention import causal_attention
 from numbacalib.models.checkpoint import Checkpoint
 from numbacalib.models.config import ModelConfig
 from numbacalib.models.rope import RotaryEmbedding
+from numbacalib.runtime.blas_tiles import multiply
 from numbacalib.runtime.finite import not_finite, require_finite
 
 __all__ = ["EMBEDDINGS", "Decoder", "DecoderBlock"]
@@ -176,8 +177,10 @@ class DecoderBlock:
 
     def _project(self, name: str, x: Array) -> Array:
         """``x W^T + b`` as one product over all tokens of all sequences."""
-        weight = self.linears[name]
-        result = x.reshape(-1, x.shape[-1]) @ weight.T
+        weight = np.ascontiguousarray(self.linears[name])
+        rows = np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
+        result = np.empty((len(rows), len(weight)), np.float32)
+        multiply(rows, weight, result)
         bias = self._vectors.get(f"{name}.bias")
         if bias is not None:
             result += bias
