@@ -34,6 +34,14 @@ def test_it_is_the_determinant_against_independent_channels(act_order, percdamp)
     assert reported(inputs, percdamp=percdamp, **options) == pytest.approx(expected, rel=1e-3)
 
 
+def test_every_backend_reports_it(backend):
+    inputs = inputs_of(5)
+    hessian = (2 / len(inputs) * inputs.T @ inputs).astype(np.float32)
+    weight = np.random.default_rng(9).normal(size=(8, CHANNELS)).astype(np.float32)
+    _, report = backend.call(gptq, weight, hessian, bits=4, group_size=16)
+    assert report.effective_rank == pytest.approx(reported(inputs), rel=1e-3)
+
+
 def test_repeating_tokens_adds_nothing():
     varied = np.random.default_rng(1).normal(size=(4096, CHANNELS)).astype(np.float32)
     assert reported(varied) > 0.98 * CHANNELS
