@@ -19,10 +19,13 @@ from numbacalib.models import (
     ModelConfig,
     open_checkpoint,
 )
+from numbacalib.ops.magnitudes import channel_magnitudes
+from numbacalib.ops.matrix import to_host
 from numbacalib.quantizer.fingerprint import hash_tensors, require_same_model, write_fingerprint
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.settings import check_sequences
 from numbacalib.quantizer.text import read_sequences
+from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics import (
     InputStatistics,
@@ -35,6 +38,9 @@ BATCH_TOKENS = 4096
 """Tokens that go through a layer together: enough for full-speed products, bounded in memory."""
 HELD_ELEMENTS = 1 << 28
 """MLP activations that are held rather than computed twice: 1 GiB of float32."""
+
+LARGEST_HIDDEN = 1e17
+"""Of a norm's inputs: the squares of 30,000 of them stay within float32."""
 
 SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
 """For `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy too."""
@@ -216,6 +222,7 @@ def run_stages(
     inputs = _StageInputs(block, expansion, config.hidden_size)
     for part, context in zip(batches(hidden), contexts, strict=True):
         part[...] = block.attention_output(part, context)
+        _require_range(f"{block.name}.{projection[0]}", part)
         inputs.update(block.mlp_input(part))
     yield inputs.finished()
 
@@ -232,6 +239,18 @@ def run_stages(
     for index, part in enumerate(batches(hidden)):
         activation = held[index] if hold else block.mlp(block.mlp_input(part))
         part[...] = block.mlp_output(part, activation)
+        _require_range(f"{block.name}.{contraction[0]}", part)
+
+
+def _require_range(layer: str, hidden: NDArray[np.float32]) -> None:
+    """Check that hidden states [..., hidden] can be normalized, once a layer has added to them."""
+    _, largest = channel_magnitudes(rows_of(hidden))
+    reached = float(to_host(largest).max())
+    if not reached <= LARGEST_HIDDEN:
+        raise ValueError(
+            f"{layer}: hidden states reach {reached:g} after it, beyond the {LARGEST_HIDDEN:g} whose "
+            "squares float32 can sum"
+        )
 
 
 class _StageInputs:

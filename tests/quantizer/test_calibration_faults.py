@@ -176,14 +176,27 @@ def test_an_embedding_that_is_not_finite_is_named(tmp_path, text, model, capsys)
     assert_refused(capsys, tmp_path, message, *command)
 
 
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        (
+            {"mlp.up_proj": 1e20, "mlp.gate_proj": 1e20},
+            "mlp.down_proj: inputs: expected finite values, got ",
+        ),
+        ({"mlp.up_proj": 1e25}, "mlp.down_proj: "),  # finite, its squares are not
+        ({"self_attn.o_proj": 1e25}, "self_attn.o_proj: hidden states reach "),
+        ({"mlp.down_proj": 1e25}, "mlp.down_proj: hidden states reach "),
+    ],
+)
 @pytest.mark.parametrize("command", ["quantize", "collect"])
-def test_an_overflow_names_the_layer_whose_inputs_it_reaches(tmp_path, text, capsys, command):
+def test_an_overflow_names_its_layer(tmp_path, text, capsys, command, factors, message):
     model = write_tiny_checkpoint(tmp_path / "model")
-    for name in ("up_proj", "gate_proj"):
-        change(model, f"model.layers.0.mlp.{name}.weight", lambda w: np.multiply(w, 1e20, out=w))
-    message = "model.layers.0.mlp.down_proj: inputs: expected finite values, got "
-    groups = GROUPS if command == "quantize" else []
-    assert_refused(capsys, tmp_path, message, command, model, "--text", text, *SHORT, *groups)
+    for name, factor in factors.items():
+        scale = np.float32(factor)
+        change(model, f"model.layers.0.{name}.weight", lambda w, s=scale: np.multiply(w, s, out=w))
+    message = f"error: model.layers.0.{message}"
+    command = [command, model, "--text", text, *SHORT, *(GROUPS if command == "quantize" else [])]
+    assert_refused(capsys, tmp_path, message, *command)
 
 
 def bad_fisher(shape, value=1.0):
