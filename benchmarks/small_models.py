@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from numbacalib import demo
 from numbacalib.demo.wheels import fetch_wheel, unpack_files
+from numbacalib.formats.group_lengths import group_lengths
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.models import Checkpoint, Decoder, open_checkpoint
 from numbacalib.quantizer.calibration import SavedCalibration, collect
@@ -79,11 +80,13 @@ class Subject:
             samples=self._samples[0],
             sequence_length=self._length,
         )
-        return SavedCalibration(statistics)
+        return SavedCalibration(statistics, self.checkpoint, self.decoder)
 
     def group_size(self, channels: int) -> int:
-        """Group size for a layer with so many input channels: the largest divisor that is allowed."""
-        return max(size for size in range(1, self._group_size + 1) if channels % size == 0)
+        """Group size for a layer with so many input channels, where each has its own."""
+        size = group_lengths({"layer": channels}, self._group_size, uniform=False)["layer"]
+        assert size is not None
+        return size
 
     @property
     def _samples(self) -> tuple[int, int]:

@@ -12,20 +12,21 @@ The layout is that of compressed-tensors 0.20 (https://github.com/vllm-project/c
 pull requests 715 and 732), which packs 3, 5, 6 and 7 bits without gaps. Releases before those left
 gaps or refused; 2, 4 and 8 bits are the same in all. Groups are runs of channels: its maintainers
 have removed ``weight_g_idx``, so that it is read here but not written. Release 0.20 fails on 4-bit
-zero points of a layer with several groups and at most 8 rows (one word of them along the column).
+zero points of a layer with several groups and at most 8 rows (one word of them along the column), so
+that such a layer is not written either.
 """
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits, word_count
+from numbacalib.formats.group_lengths import group_lengths
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.models.fields import Fields
 from numbacalib.models.packed_schemes import FORMAT, METHOD, PackedSchemes, read_schemes
@@ -37,50 +38,69 @@ if TYPE_CHECKING:
 class PackedLayout:
     """How the linear layers of one model are stored.
 
-    Symmetric layers that take the whole row as their group get a config group of their own. For
-    asymmetric models transformers 5.23 with compressed-tensors 0.20 reads no second config group
-    (``get_dense_scheme`` takes the first one for all layers), so that all layers are stored in
-    groups of one size that divides every K, a scale repeated in each group that it covers.
+    A symmetric model has a config group for each length of groups. Of an asymmetric one transformers
+    5.24 with compressed-tensors 0.20 reads the first config group alone (``get_dense_scheme`` takes it
+    for all layers), so that all its layers have groups of one length.
 
     Parameters
     ----------
-    channels : mapping of str to int
-        K of each linear layer that is quantized, by the layer's name, such as
+    shapes : mapping of str to (int, int)
+        M and K of each linear layer that is quantized, by the layer's name, such as
         ``"model.layers.0.mlp.down_proj"``.
     bits : int
         2 to 8.
     group_size : int or None
-        Input channels that share a scale; None is one scale a row.
+        Input channels that share a scale; None is one scale a row. Where it does not divide K,
+        `group_lengths` says what is taken.
     symmetric : bool
 
     Attributes
     ----------
-    whole_row : tuple of str
-        Layers whose K `group_size` does not divide: they are quantized with one scale a row.
-    stored_group_size : int or None
-        Input channels of a group in the files; None is one group a row.
+    group_sizes : dict of str to int or None
+        Input channels that share a scale, of each layer.
+
+    Raises
+    ------
+    ValueError
+        If no length of groups fits, or the zero points of a layer cannot be read back.
     """
 
     def __init__(
-        self, channels: Mapping[str, int], *, bits: int, group_size: int | None, symmetric: bool
+        self,
+        shapes: Mapping[str, tuple[int, int]],
+        *,
+        bits: int,
+        group_size: int | None,
+        symmetric: bool,
     ) -> None:
         self._bits, self._symmetric = bits, symmetric
-        self.whole_row = tuple(
-            layer for layer, length in channels.items() if group_size and length % group_size
-        )
-        self.stored_group_size = group_size
-        if group_size and not symmetric:
-            self.stored_group_size = math.gcd(group_size, *channels.values())
+        self._asked = group_size
+        channels = {layer: shape[1] for layer, shape in shapes.items()}
+        self.group_sizes = group_lengths(channels, group_size, uniform=not symmetric)
+        for layer, (rows, length) in shapes.items():
+            groups = length // (self.group_sizes[layer] or length)
+            if bits == 4 and not symmetric and word_count(rows, bits) == 1 and groups > 1:
+                raise ValueError(
+                    f"{layer}: compressed-tensors 0.20 cannot read 4-bit zero points of {rows} rows "
+                    f"in {groups} groups: use the symmetric grid, other bits, or one scale a row"
+                )
 
     def quantization_config(self, ignore: Sequence[str] = ("lm_head",)) -> dict[str, Any]:
         """Return the ``quantization_config`` of the model's ``config.json``.
 
         `ignore` names the linear layers that are not quantized.
         """
-        groups = [self._config_group(["Linear"], self.stored_group_size)]
-        if self._symmetric and self.whole_row:
-            # A layer's name goes before its class in any order; in this one nothing warns.
-            groups.insert(0, self._config_group(list(self.whole_row), None))
+        counts = Counter(self.group_sizes.values())
+        most = max(counts, key=lambda size: counts[size], default=self._asked)
+        # A layer's name goes before its class in any order; in this one nothing warns.
+        groups = [
+            self._config_group(
+                [name for name, own in self.group_sizes.items() if own == size], size
+            )
+            for size in counts
+            if size != most
+        ]
+        groups.append(self._config_group(["Linear"], most))
         config: dict[str, Any] = {
             "quant_method": METHOD,
             "format": FORMAT,
@@ -105,20 +125,6 @@ class PackedLayout:
             "dynamic": False,
         }
         return {"targets": targets, "weights": weights, "format": FORMAT}
-
-    def pack(self, quantized: QuantizedWeight) -> dict[str, NDArray[Any]]:
-        """Return the tensors of one of the layers, as `pack`."""
-        if self._symmetric or self.stored_group_size is None:
-            return pack(quantized)
-        repeats = quantized.group_size // self.stored_group_size
-        return pack(
-            replace(
-                quantized,
-                scales=np.repeat(quantized.scales, repeats, axis=1),
-                zeros=np.repeat(quantized.zeros, repeats, axis=1),
-                group_size=self.stored_group_size,
-            )
-        )
 
 
 def pack(quantized: QuantizedWeight) -> dict[str, NDArray[Any]]:

@@ -25,6 +25,10 @@ DAMPING_GROWTH = 4.0
 """By how much damping grows after a factorisation that failed."""
 LEAST_GROWN_DAMPING = 0.01
 """What it grows to from less, 0 included."""
+LARGEST_DAMPING = 1e6
+"""What it may be and grow to: with more, float32 sees nothing of the Hessian beside it."""
+ROUNDING = 1e-6
+"""Share of the mean diagonal that float32 products of Hessians leave open."""
 BATCH_BYTES = 4 << 30
 """Of float32 Hessians that go together through a GPU, beside factors and couplings of the same size."""
 
@@ -45,6 +49,8 @@ class GptqReport(NamedTuple):
     near `percdamp` is a direction that no input took, held up by damping alone."""
     dead: int
     """Input channels that no token excited; their weights became 0."""
+    effective_rank: float
+    """In how many independent channels the inputs vary as much as they do: see `effective_rank`."""
 
 
 def gptq(
@@ -84,7 +90,7 @@ def gptq(
     importance : array [K] or [M, K], optional
         Weights of the search's errors, such as ``np.diagonal(hessian)``.
     percdamp : float, default 0.01
-        Damping, as a fraction of the mean of the Hessian's diagonal.
+        Damping, as a fraction of the mean of the Hessian's diagonal, 0 to 1e6.
     damping_tries : int, default 5
         Factorisations to try: after one that fails, damping grows fourfold. 1 is to fail at once.
     shrinkage : float, default 0
@@ -222,6 +228,8 @@ def _solve(
     if shrinkage:
         hessians = shrunk(hessians, shrinkage)
     percdamp, damping_tries = damping
+    if not 0 <= checks.finite_number("percdamp", percdamp) <= LARGEST_DAMPING:
+        raise ValueError(f"percdamp: expected 0 to {LARGEST_DAMPING:g}, got {percdamp}")
     checks.integer("damping_tries", damping_tries, 1, 100)
     percdamps, tries = [percdamp] * len(hessians), [1] * len(hessians)
     while True:
@@ -241,17 +249,46 @@ def _solve(
         if not any(factors.minors):
             break
         for e, minor in enumerate(factors.minors):
-            if minor and tries[e] == damping_tries:
+            grown = max(DAMPING_GROWTH * percdamps[e], LEAST_GROWN_DAMPING)
+            if minor and (tries[e] == damping_tries or grown > LARGEST_DAMPING):
                 raise factors.error(e, names[e], percdamps[e])
             if minor:
-                percdamps[e] = max(DAMPING_GROWTH * percdamps[e], LEAST_GROWN_DAMPING)
+                percdamps[e] = grown
                 tries[e] += 1
     require_finite_scales()
 
     losses = to_host(row_losses).reshape(len(hessians), -1).sum(axis=1)
     damped = percdamps, factors.dampings, tries, factors.smallest_pivots
-    reports = map(GptqReport, losses.tolist(), *damped, factors.dead_counts)
+    spectra = to_host(diagonals(hessians)), to_host(diagonals(factors.upper)), factors.dampings
+    ranks = map(effective_rank, *spectra)
+    reports = map(GptqReport, losses.tolist(), *damped, factors.dead_counts, ranks)
     return list(zip(weights, reports, strict=True))
+
+
+def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
+    """How many independent channels would vary as much as the K of a Hessian do together.
+
+    ``K log det(I + H / damping) / sum_j log(1 + H[j, j] / damping)`` over live channels: K where no
+    channel says anything of another (Hadamard's inequality), and about the rank where all else is below
+    the damping. It costs nothing beside the factor, whose pivots have the determinant. Without damping,
+    `ROUNDING` of the mean diagonal is in its place.
+
+    Parameters
+    ----------
+    diagonal : array [K]
+        Of the Hessian before damping.
+    roots : array [K]
+        Diagonal of the Cholesky factor of the damped Hessian.
+    damping : float
+        What was added to the diagonal.
+    """
+    live = diagonal > 0
+    if not live.any():
+        return 0.0
+    spread = diagonal[live].astype(np.float64)
+    floor = max(damping, ROUNDING * diagonal.mean(dtype=np.float64))
+    left = np.clip(roots[live].astype(np.float64) ** 2 - damping, 0, spread)  # up to rounding
+    return float(len(spread) * np.log1p(left / floor).sum() / np.log1p(spread / floor).sum())
 
 
 def _reordered(hessians: Any, visits: NDArray[np.int64]) -> Any:

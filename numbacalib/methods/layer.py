@@ -13,17 +13,23 @@ from numpy.typing import DTypeLike
 
 from numbacalib.methods.awq import awq_clip
 from numbacalib.methods.codebook import CodebookWeight, codebook
-from numbacalib.methods.gptq import gptq
+from numbacalib.methods.gptq import LARGEST_DAMPING, gptq
 from numbacalib.methods.loss import clipped_share, proxy_loss
 from numbacalib.methods.order import ACT_ORDERS
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rtn import rtn
 from numbacalib.methods.shrinkage import shrinkage_for
 from numbacalib.ops.matrix import diagonal, to_host
+from numbacalib.runtime import checks
 from numbacalib.spec.range_search import RangeSearch
 from numbacalib.statistics import InputStatistics
 
 log = logging.getLogger("numbacalib")
+
+LEAST_RANK = 0.25
+"""Effective rank, as a share of the live channels, below which inputs are said to be too few. Real
+text through a language model has 0.6 to 0.9, its first attention output 0.36; a few dozen words
+repeated have 0.1 in the first block."""
 
 METHODS = ("gptq", "rtn", "kmeans")
 RANGES = ("full", "mse", "weighted", "clip")
@@ -59,7 +65,13 @@ class LayerSettings:
         return self.method == "gptq" or weighted or self.ranges == "clip"
 
     def check(self) -> None:
-        """Raise a ValueError for names that no method has, or that do not go together."""
+        """Check every setting for type and range, and that they go together.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Naming the setting.
+        """
         if self.method not in METHODS:
             raise ValueError(f"method: expected gptq, rtn or kmeans, got {self.method!r}")
         if self.ranges not in RANGES:
@@ -70,6 +82,28 @@ class LayerSettings:
             raise ValueError(f"ranges: expected full or weighted with kmeans, got {self.ranges!r}")
         if self.act_order not in ACT_ORDERS:
             raise ValueError(f"act_order: expected {', '.join(ACT_ORDERS)}, got {self.act_order!r}")
+        checks.integer("bits", self.bits, 2, 8)
+        if self.group_size is not None:
+            checks.integer("group_size", self.group_size, 1, 1 << 31)
+        if not 0 <= checks.finite_number("percdamp", self.percdamp) <= LARGEST_DAMPING:
+            raise ValueError(f"percdamp: expected 0 to {LARGEST_DAMPING:g}, got {self.percdamp}")
+        checks.integer("damping_tries", self.damping_tries, 1, 100)
+        if self.shrinkage is not None:
+            share("shrinkage", self.shrinkage)
+        flag("symmetric", self.symmetric)
+        flag("static_groups", self.static_groups)
+
+
+def share(name: str, value: Any) -> None:
+    """Check that a setting is a number from 0 to 1."""
+    if not 0 <= checks.finite_number(name, value) <= 1:
+        raise ValueError(f"{name}: expected 0 to 1, got {value}")
+
+
+def flag(name: str, value: Any) -> None:
+    """Check that a setting is True or False; any other object would count as one of them."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +124,8 @@ class LayerReport:
     """Whether there were at least as many tokens as live channels."""
     dead: int | None = None
     """Channels that no token excited."""
+    effective_rank: float | None = None
+    """In how many independent channels the inputs vary as much as they do, at most K; by GPTQ alone."""
     loss: float | None = None
     """``trace(D H D^T)``, the squared error of the layer's outputs."""
     rtn_loss: float | None = None
@@ -106,6 +142,12 @@ class LayerReport:
     def fell_back(self) -> bool:
         """Whether the layer took more damping than was asked for."""
         return self.tries is not None and self.tries > 1
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether the inputs vary in too few directions for what the layer has, however many tokens."""
+        live = self.shape[1] - (self.dead or 0)
+        return self.effective_rank is not None and self.effective_rank < LEAST_RANK * live
 
 
 def quantize_layer(
@@ -269,4 +311,5 @@ def _gptq(
         "damping": report.damping,
         "tries": report.tries,
         "smallest_pivot": report.smallest_pivot,
+        "effective_rank": report.effective_rank,
     }

@@ -6,10 +6,12 @@ CUDA device (`open_place`), one block in memory at a time.
 
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from numbacalib.models.config import ModelConfig
+from numbacalib.models.layer_tensors import EMBEDDINGS
 from numbacalib.models.llama import Decoder, DecoderBlock
 from numbacalib.models.place import HOST, Place, open_place
 
 __all__ = [
+    "EMBEDDINGS",
     "HOST",
     "Checkpoint",
     "Decoder",

@@ -20,6 +20,7 @@ from numbacalib.ops.matrix import cast, from_host, put_rows, scaled, take, to_ho
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
 from numbacalib.ops.token_loss import LOWEST, add_scores, losses
+from numbacalib.runtime.finite import not_finite, require_finite
 
 __all__ = ["Decoder", "DecoderBlock"]
 
@@ -41,6 +42,8 @@ class DecoderBlock:
 
     Attributes
     ----------
+    name : str
+        What its tensors' names begin with, such as ``"model.layers.0"``.
     linears : dict of str to array ``[M, K]``
         Weights of the seven linear layers by short name, such as ``"mlp.down_proj"``; assign to
         replace one.
@@ -65,6 +68,7 @@ class DecoderBlock:
         linears: dict[str, Array],
         vectors: dict[str, Array],
     ) -> None:
+        self.name = _full_name(index)
         self.linears = linears
         self.dtype = np.dtype(linears["self_attn.q_proj"].dtype)
         self._vectors = vectors
@@ -228,7 +232,7 @@ class Decoder:
         Raises
         ------
         ValueError
-            For a token outside the vocabulary.
+            For a token outside the vocabulary, or one whose embedding is not finite.
         """
         tokens = self._tokens(tokens)
         flat = tokens.ravel()
@@ -237,11 +241,18 @@ class Decoder:
             here = np.flatnonzero(flat // _VOCABULARY == index)
             if len(here):
                 found = take(self.place.put(rows), flat[here] % _VOCABULARY, 0)
+                self._require_finite_rows(found, flat[here])
                 put_rows(hidden, here, cast(found, np.float32))
         return hidden.reshape(*tokens.shape, self.config.hidden_size)
 
     def block(self, index: int) -> DecoderBlock:
-        """Read block ``index``, ``0 .. num_layers - 1``; nothing of it is kept here."""
+        """Read block ``index``, ``0 .. num_layers - 1``; nothing of it is kept here.
+
+        Raises
+        ------
+        ValueError
+            If a value is not finite: names the file, the tensor and the place.
+        """
         linears = {}
         for name, shape in linear_shapes(self.config).items():
             full_name = _full_name(index, name)
@@ -250,12 +261,18 @@ class Decoder:
                 raise ValueError(
                     f"{self._checkpoint.path}: {full_name}: expected shape {shape}, got {weight.shape}"
                 )
-            linears[name.removesuffix(".weight")] = self.place.put(weight, self._dtype)
+            there = self.place.put(weight, self._dtype)
+            require_finite(f"{self._checkpoint.path}: {full_name}", there)
+            linears[name.removesuffix(".weight")] = there
         vectors = {
-            name: self.place.put(self._checkpoint.tensor(_full_name(index, name)), np.float32)
-            for name in vector_shapes(self.config)
+            name: self._vector(_full_name(index, name)) for name in vector_shapes(self.config)
         }
         return DecoderBlock(self.config, index, self._rope, linears, vectors)
+
+    def block_tensors(self, index: int) -> list[str]:
+        """Names of the tensors that `block` reads."""
+        shapes = linear_shapes(self.config) | vector_shapes(self.config)
+        return [_full_name(index, name) for name in shapes]
 
     def forward(self, tokens: ArrayLike) -> Array:
         """Hidden states after the last block, float32 ``[..., T, hidden_size]``."""
@@ -321,7 +338,7 @@ class Decoder:
         return self.place.product_dtype(self._checkpoint.info(EMBEDDINGS).dtype)
 
     def _final_norm(self, hidden: Array) -> Array:
-        weight = self.place.put(self._checkpoint.tensor("model.norm.weight"), np.float32)
+        weight = self._vector("model.norm.weight")
         return rms_norm(hidden, weight, self.config.rms_norm_eps, self._dtype)
 
     def _cross_entropy(self, x: Array, targets: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -341,6 +358,24 @@ class Decoder:
                 rows = x[start : start + self.place.score_rows]
                 add_scores(linear(rows, weight, dtype=np.float32), first, wanted, state)
         return np.concatenate([to_host(losses(state)) for _, state in tiles])
+
+    def _vector(self, name: str) -> Array:
+        """A norm or a bias, float32, all of it finite."""
+        vector = self.place.put(self._checkpoint.tensor(name), np.float32)
+        require_finite(f"{self._checkpoint.path}: {name}", vector)
+        return vector
+
+    def _require_finite_rows(self, rows: Array, tokens: NDArray[np.int64]) -> None:
+        """Check the embeddings of tokens; an error says where in the table a value is not finite."""
+        name = f"{self._checkpoint.path}: {EMBEDDINGS}"
+        try:
+            require_finite(name, rows)
+        except ValueError:
+            values = to_host(cast(rows, np.float32))
+            row, column = np.argwhere(~np.isfinite(values))[0]
+            shape = (self.config.vocab_size, self.config.hidden_size)
+            where = int(tokens[row]) * shape[1] + int(column)
+            raise not_finite(name, values[row, column], where, shape) from None
 
     def _tokens(self, tokens: ArrayLike) -> NDArray[np.int64]:
         array = np.asarray(tokens)
@@ -370,5 +405,5 @@ class Decoder:
                 )
 
 
-def _full_name(index: int, name: str) -> str:
-    return f"model.layers.{index}.{name}"
+def _full_name(index: int, *name: str) -> str:
+    return ".".join(["model.layers", str(index), *name])

@@ -11,13 +11,37 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.imatrix import write_imatrix
 from numbacalib.formats.output_directory import new_directory
-from numbacalib.models import Decoder, DecoderBlock, Place, open_checkpoint, open_place
+from numbacalib.models import (
+    EMBEDDINGS,
+    Checkpoint,
+    Decoder,
+    DecoderBlock,
+    Place,
+    open_checkpoint,
+    open_place,
+)
+from numbacalib.ops.magnitudes import channel_magnitudes
 from numbacalib.ops.matrix import copied, to_host
+from numbacalib.quantizer.fingerprint import hash_tensors, require_same_model, write_fingerprint
 from numbacalib.quantizer.preflight import require_space, statistics_bytes
 from numbacalib.quantizer.progress import Progress
+from numbacalib.quantizer.settings import check_sequences
 from numbacalib.quantizer.text import read_sequences
+from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.extras import extra
-from numbacalib.statistics import InputStatistics, load_statistics, save_statistics
+from numbacalib.runtime.finite import require_finite
+from numbacalib.statistics import (
+    InputStatistics,
+    load_statistics,
+    save_statistics,
+    stored_channels,
+)
+
+LARGEST_HIDDEN = 1e17
+"""Of a norm's inputs: the squares of 30,000 of them stay within float32."""
+
+SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
+"""For `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy too."""
 
 IMATRIX = "imatrix.gguf"
 """Name of the importance file beside the statistics."""
@@ -70,24 +94,42 @@ class TextCalibration:
 
 
 class SavedCalibration:
-    """Statistics that `collect` left in a directory: no text, and no pass through the model."""
+    """Statistics that `collect` left in a directory: no text, and no pass through the model.
 
-    def __init__(self, directory: str | Path) -> None:
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        On construction, before any work: if they are of another model, or a block's are missing,
+        damaged or of other widths.
+    """
+
+    def __init__(self, directory: str | Path, checkpoint: Checkpoint, decoder: Decoder) -> None:
         self._directory = Path(directory)
         if not self._directory.is_dir():
             raise FileNotFoundError(f"{directory}: no such directory")
+        require_same_model(self._directory, checkpoint, decoder)
+        for index in range(decoder.config.num_layers):
+            file = self._file(index)
+            if not file.is_file():
+                raise FileNotFoundError(f"{file}: no such file")
+            stored = stored_channels(file)
+            for stage in DecoderBlock.stages:
+                name = f"model.layers.{index}.{stage[0]}"
+                channels = checkpoint.info(f"{name}.weight").shape[1]
+                if stored.get(name) != channels:
+                    raise ValueError(
+                        f"{file}: expected statistics of {name} over {channels} channels, "
+                        f"got {stored.get(name, 'none')}"
+                    )
 
     def preview(self, index: int, block: DecoderBlock) -> list[tuple[Stage, InputStatistics]]:
         """See `Calibration`."""
-        file = self._directory / _file_name(index)
-        saved = load_statistics(file)
-        names = {stage: f"model.layers.{index}.{stage[0]}" for stage in block.stages}
-        for stage, name in names.items():
-            channels = block.linears[stage[0]].shape[1]
-            if name not in saved or len(saved[name].hessian) != channels:
-                raise ValueError(f"{file}: expected statistics of {name} over {channels} channels")
+        saved = load_statistics(self._file(index))
         like = block.linears[block.stages[0][0]]
-        return [(stage, saved[name].moved(like)) for stage, name in names.items()]
+        return [(stage, saved[f"{block.name}.{stage[0]}"].moved(like)) for stage in block.stages]
+
+    def _file(self, index: int) -> Path:
+        return self._directory / _file_name(index)
 
     def stages(
         self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
@@ -114,8 +156,8 @@ def collect(
     model : path
         A Hugging Face directory or a GGUF file.
     output : path
-        Absent, or an empty directory: one file a decoder block, and `IMATRIX` for
-        ``llama-quantize --imatrix``. It appears when it is complete.
+        Absent, or an empty directory: one file a decoder block, `IMATRIX` for
+        ``llama-quantize --imatrix``, and a fingerprint of the model. It appears when it is complete.
     text, samples, sequence_length, device, clean
         As in `numbacalib.quantizer.quantize`.
 
@@ -130,6 +172,7 @@ def collect(
         import gguf  # noqa: F401
         import safetensors  # noqa: F401
 
+    check_sequences(samples, sequence_length)
     place = open_place(device)
     with new_directory(output, clean=clean) as directory:
         _write_statistics(directory, model, text, samples, sequence_length, place)
@@ -149,14 +192,18 @@ def _write_statistics(
     require_space(directory, statistics_bytes(checkpoint))
     tokens = read_sequences(checkpoint, text, sequence_length, samples)
     layers = decoder.config.num_layers
-    with Progress(layers) as progress:
+    with Progress(layers) as progress, np.errstate(**SILENT):
         hidden = decoder.embed(tokens)
+        hashes = hash_tensors(checkpoint, [EMBEDDINGS])
         squares = {}
         for index in range(layers):
             progress.show(f"block {index + 1} of {layers}")
+            block = decoder.block(index)
+            hashes |= hash_tensors(checkpoint, decoder.block_tensors(index))
+            checkpoint.check_unchanged()
             found = {
-                f"model.layers.{index}.{kind}": statistics
-                for stage, statistics in run_stages(decoder.block(index), decoder, hidden)
+                f"{block.name}.{kind}": statistics
+                for stage, statistics in run_stages(block, decoder, hidden)
                 for kind in stage
             }
             save_statistics(directory / _file_name(index), found)
@@ -165,6 +212,7 @@ def _write_statistics(
             progress.step(f"block {index + 1} of {layers}")
         datasets = [Path(file).name for file in text]
         write_imatrix(directory / IMATRIX, squares, datasets=datasets, chunk_size=sequence_length)
+        write_fingerprint(directory, checkpoint, hashes)
 
 
 class _Squares(NamedTuple):
@@ -187,40 +235,77 @@ def run_stages(
     config, place = decoder.config, decoder.place
     attention, projection, expansion, contraction = block.stages
 
-    statistics = InputStatistics(config.hidden_size)
+    inputs = _StageInputs(block, attention, config.hidden_size)
     for part in decoder.batches(hidden):
-        statistics.update(block.attention_input(part))
-    yield attention, statistics
+        inputs.update(block.attention_input(part))
+    yield inputs.finished()
 
-    statistics = InputStatistics(config.num_heads * config.head_dim)
+    inputs = _StageInputs(block, projection, config.num_heads * config.head_dim)
     contexts = []
     for part in decoder.batches(hidden):
         contexts.append(block.attention(block.attention_input(part)))
-        statistics.update(contexts[-1])
-    yield projection, statistics
+        inputs.update(contexts[-1])
+    yield inputs.finished()
 
-    statistics = InputStatistics(config.hidden_size)
+    inputs = _StageInputs(block, expansion, config.hidden_size)
     for part, context in zip(decoder.batches(hidden), contexts, strict=True):
         block.attention_output(part, context)
-        statistics.update(block.mlp_input(part))
+        _require_range(f"{block.name}.{projection[0]}", part)
+        inputs.update(block.mlp_input(part))
     del contexts
-    yield expansion, statistics
+    yield inputs.finished()
 
-    statistics = InputStatistics(config.intermediate_size)
+    inputs = _StageInputs(block, contraction, config.intermediate_size)
     sequences, length, _ = hidden.shape
     size = sequences * length * config.intermediate_size * block.dtype.itemsize
     hold = size <= place.held_bytes
     held = []
     for part in decoder.batches(hidden):
         activation = block.mlp(block.mlp_input(part))
-        statistics.update(activation)
+        inputs.update(activation)
         if hold:
             held.append(activation)
-    yield contraction, statistics
+    yield inputs.finished()
 
     for index, part in enumerate(decoder.batches(hidden)):
         activation = held[index] if hold else block.mlp(block.mlp_input(part))
         block.mlp_output(part, activation)
+        _require_range(f"{block.name}.{contraction[0]}", part)
+
+
+def _require_range(layer: str, hidden: NDArray[np.float32]) -> None:
+    """Check that hidden states [..., hidden] can be normalized, once a layer has added to them."""
+    _, largest = channel_magnitudes(rows_of(hidden))
+    reached = float(to_host(largest).max())
+    if not reached <= LARGEST_HIDDEN:
+        raise ValueError(
+            f"{layer}: hidden states reach {reached:g} after it, beyond the {LARGEST_HIDDEN:g} whose "
+            "squares float32 can sum"
+        )
+
+
+class _StageInputs:
+    """Statistics of a stage's inputs under way; what is not finite is named by its layer.
+
+    Weights and embeddings are known to be finite, so that it is activations that left float32.
+    """
+
+    def __init__(self, block: DecoderBlock, stage: Stage, channels: int) -> None:
+        self._name = f"{block.name}.{stage[0]}"
+        self._stage = stage
+        self._statistics = InputStatistics(channels)
+
+    def update(self, inputs: NDArray[np.float32]) -> None:
+        """See `InputStatistics.update`."""
+        try:
+            self._statistics.update(inputs)
+        except ValueError as error:
+            raise ValueError(f"{self._name}: {error}: activations overflow float32") from None
+
+    def finished(self) -> tuple[Stage, InputStatistics]:
+        """The stage with the statistics of all its inputs."""
+        require_finite(f"{self._name}: mean of squared inputs", self._statistics.hessian)
+        return self._stage, self._statistics
 
 
 def _file_name(index: int) -> str:

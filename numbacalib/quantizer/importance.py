@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from numpy.typing import NDArray
 
 from numbacalib.formats.imatrix import read_imatrix
+from numbacalib.methods.settings import non_negative
 from numbacalib.models.gguf_file import is_gguf
 from numbacalib.statistics import load_fisher
 
 
-def read_importance(path: str | Path) -> dict[str, NDArray]:
+def read_importance(
+    path: str | Path, shapes: Mapping[str, tuple[int, int]] | None = None
+) -> dict[str, NDArray]:
     """Read the importance of layers' weights (extra `models`), by names without ``.weight``.
 
     Each can be the `importance` of `numbacalib.methods.quantize_layer`.
@@ -21,21 +25,31 @@ def read_importance(path: str | Path) -> dict[str, NDArray]:
     path : str or Path
         An importance file of llama.cpp in GGUF form: mean squares [K] of the input channels. Or what
         `numbacalib.statistics.save_fisher` wrote: Fisher information [M, K].
+    shapes : mapping of str to (int, int), optional
+        M and K of the layers that must be there, with an importance [K] or [M, K] that fits.
 
     Raises
     ------
     OSError
         If the file cannot be opened.
     ValueError
-        If the file is of neither kind, or damaged. The message is one line that names the file.
+        If the file is of neither kind or damaged, a layer is not there, or its importance has another
+        shape. The message is one line that names the file.
     """
+    found: dict[str, NDArray]
     if is_gguf(path):
-        return read_imatrix(path)
-    try:
-        found = load_fisher(path)
-    except ValueError as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        raise ValueError(
-            f"{path}: expected an imatrix file in GGUF form or Fisher information: {reason}"
-        ) from None
-    return {name.removesuffix(".weight"): layer.fisher for name, layer in found.items()}
+        found = dict(read_imatrix(path))
+    else:
+        try:
+            layers = load_fisher(path)
+        except ValueError as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            raise ValueError(
+                f"{path}: expected an imatrix file in GGUF form or Fisher information: {reason}"
+            ) from None
+        found = {name.removesuffix(".weight"): layer.fisher for name, layer in layers.items()}
+    for name, (rows, channels) in (shapes or {}).items():
+        if name not in found:
+            raise ValueError(f"{path}: expected the importance of {name}, got none")
+        non_negative(f"{path}: {name}", found[name], [(channels,), (rows, channels)])
+    return found

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.formats.compressed_tensors import PackedLayout, is_compressed, packed_bytes
+from numbacalib.formats.compressed_tensors import PackedLayout, is_compressed, pack, packed_bytes
+from numbacalib.formats.group_lengths import listed
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.formats.safetensors_writer import SafetensorsWriter
 from numbacalib.methods import (
@@ -30,6 +31,7 @@ from numbacalib.models import (
     open_place,
 )
 from numbacalib.quantizer.calibration import (
+    SILENT,
     Calibration,
     SavedCalibration,
     Stage,
@@ -119,21 +121,19 @@ def _write_checkpoint(
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
     decoder = Decoder(checkpoint, place=place)
     layout = _layout(checkpoint, settings)
-    packed = {f"{name}.weight" for name in _layer_names(checkpoint)}
+    packed = {f"{name}.weight" for name in layout.group_sizes}
     copied = [name for name in checkpoint.names() if name not in packed]
     copied_bytes = sum(map(checkpoint.stored_bytes, copied))
     require_space(directory, copied_bytes + _packed_bytes(checkpoint, layout, settings))
     _write_description(directory, checkpoint, layout)
     factors = None
     if importance is not None:
-        factors = read_importance(importance)
-        if missing := [name for name in _layer_names(checkpoint) if name not in factors]:
-            raise ValueError(f"{importance}: expected the importance of {missing[0]}, got none")
+        factors = read_importance(importance, _layer_shapes(checkpoint))
     calibration: Calibration | None = None
     if statistics is not None:
         if text:
             raise ValueError("text: expected none where statistics are given")
-        calibration = SavedCalibration(statistics)
+        calibration = SavedCalibration(statistics, checkpoint, decoder)
     elif settings.calibrated(importance is not None) or settings.channel_scales != "none":
         tokens = read_sequences(checkpoint, text, settings.sequence_length, settings.samples)
         calibration = TextCalibration(decoder, tokens)
@@ -150,12 +150,11 @@ def _write_checkpoint(
 def _packed_bytes(checkpoint: Checkpoint, layout: PackedLayout, settings: Settings) -> int:
     """Bytes of all layers that are quantized, as they will be stored."""
     total = 0
-    for name in _layer_names(checkpoint):
-        (rows, channels), dtype = checkpoint.info(f"{name}.weight")
-        whole_row = settings.symmetric and name in layout.whole_row
+    for name, group_size in layout.group_sizes.items():
+        shape, dtype = checkpoint.info(f"{name}.weight")
         total += packed_bytes(
-            (rows, channels),
-            None if whole_row else layout.stored_group_size,
+            (shape[0], shape[1]),
+            group_size,
             bits=settings.bits,
             symmetric=settings.symmetric,
             scale_dtype=scale_dtype(dtype),
@@ -174,39 +173,30 @@ def scale_dtype(weight_dtype: np.dtype) -> np.dtype:
 
 def _layout(checkpoint: Checkpoint, settings: Settings) -> PackedLayout:
     """Say how the model's linear layers are to be stored, and in the log what deviates."""
-    channels = {
-        name: checkpoint.info(f"{name}.weight").shape[1] for name in _layer_names(checkpoint)
-    }
-    layout = PackedLayout(
-        channels,
-        bits=settings.bits,
-        group_size=settings.group_size,
-        symmetric=settings.symmetric,
-    )
-    for length in sorted({channels[name] for name in layout.whole_row}):
-        kinds = {name.split(".", 3)[3] for name in layout.whole_row if channels[name] == length}
-        log.warning(
-            "group_size %s does not divide K = %d: one scale a row for %s",
-            settings.group_size,
-            length,
-            ", ".join(sorted(kinds)),
+    shapes = _layer_shapes(checkpoint)
+    asked, symmetric = settings.group_size, settings.symmetric
+    layout = PackedLayout(shapes, bits=settings.bits, group_size=asked, symmetric=symmetric)
+    others: dict[int | None, set[int]] = {}
+    for name, size in layout.group_sizes.items():
+        if size != asked:
+            others.setdefault(size, set()).add(shapes[name][1])
+    if others:
+        taken = ", ".join(f"{size} for K = {listed(K)}" for size, K in others.items())
+        why = (
+            f"does not divide {'K' if symmetric else 'every K, and the file format has one length'}"
         )
-    if layout.stored_group_size != settings.group_size:
-        log.warning(
-            "the file format has one group size a model: scales are repeated to groups of %d",
-            layout.stored_group_size,
-        )
+        log.warning("group_size %s %s: groups of %s", asked, why, taken)
     return layout
 
 
-def _layer_names(checkpoint: Checkpoint) -> list[str]:
-    """Names of the linear layers that are quantized, without ``.weight``."""
-    return [
-        f"model.layers.{index}.{kind}"
-        for index in range(checkpoint.config.num_layers)
-        for stage in DecoderBlock.stages
-        for kind in stage
-    ]
+def _layer_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
+    """M and K of the linear layers that are quantized, by name without ``.weight``."""
+    shapes = {}
+    for index in range(checkpoint.config.num_layers):
+        for kind in (kind for stage in DecoderBlock.stages for kind in stage):
+            rows, channels = checkpoint.info(f"model.layers.{index}.{kind}.weight").shape
+            shapes[f"model.layers.{index}.{kind}"] = rows, channels
+    return shapes
 
 
 def _quantize_blocks(
@@ -220,22 +210,14 @@ def _quantize_blocks(
 ) -> list[LayerReport]:
     """Quantize block after block; `calibration` None is a method that needs no activations."""
     layers = decoder.config.num_layers
-    whole_row = frozenset(layout.whole_row)
     reports: list[LayerReport] = []
-    with Progress(layers * len(DecoderBlock.stages)) as progress:
+    with Progress(layers * len(DecoderBlock.stages)) as progress, np.errstate(**SILENT):
         for index in range(layers):
             at = f"block {index + 1} of {layers}"
-            prefix = f"model.layers.{index}"
             progress.show(f"{at}: reading")
             block = decoder.block(index)
-            layer_settings = {
-                kind: replace(
-                    settings,
-                    group_size=None if f"{prefix}.{kind}" in whole_row else settings.group_size,
-                    scale_dtype=scale_dtype(checkpoint.info(f"{prefix}.{kind}.weight").dtype),
-                )
-                for kind in block.linears
-            }
+            checkpoint.check_unchanged()
+            layer_settings = _layer_settings(checkpoint, block, settings, layout)
             stages: Iterable[tuple[Stage, InputStatistics | None]]
             if calibration is None:
                 stages = [(stage, None) for stage in block.stages]
@@ -243,25 +225,26 @@ def _quantize_blocks(
                 folded: dict[Stage, NDArray] = {}
                 if settings.channel_scales == "awq":
                     progress.show(f"{at}: scaling channels")
-                    dtype = checkpoint.info(f"{prefix}.input_layernorm.weight").dtype
+                    dtype = checkpoint.info(f"{block.name}.input_layernorm.weight").dtype
                     preview = calibration.preview(index, block)
                     folded, vectors = _fold_scales(block, preview, settings, layer_settings, dtype)
                     for name, vector in vectors.items():
-                        writer.add(f"{prefix}.{name}", vector)
+                        writer.add(f"{block.name}.{name}", vector)
                 stages = calibration.stages(index, block, folded)
             for stage, statistics in stages:
                 for kind in stage:
                     progress.show(f"{at}: quantizing {kind}")
-                    name = f"{prefix}.{kind}"
+                    name = f"{block.name}.{kind}"
                     factors = None
                     if importance is not None:
                         factors = decoder.place.put(importance[name])
                     quantized, report = quantize_layer(
                         name, block.linears[kind], statistics, layer_settings[kind], factors
                     )
-                    assert isinstance(quantized, QuantizedWeight)  # no codebooks: see _check
+                    # no codebooks: see settings.check
+                    assert isinstance(quantized, QuantizedWeight)
                     block.linears[kind] = quantized.dequantize(block.dtype)
-                    tensors = layout.pack(quantized.to_host())
+                    tensors = pack(quantized.to_host())
                     for part, tensor in tensors.items():
                         writer.add(f"{name}.{part}", tensor)
                     stored = sum(tensor.nbytes for tensor in tensors.values())
@@ -269,8 +252,22 @@ def _quantize_blocks(
                 _check_fallbacks(reports, len(block.linears) * layers, settings)
                 progress.step(at if stage == block.stages[-1] else "")
                 progress.show(f"{at}: running the text through it")
-    _warn_of_rank(reports)
+    _warn_of_calibration(reports)
     return reports
+
+
+def _layer_settings(
+    checkpoint: Checkpoint, block: DecoderBlock, settings: Settings, layout: PackedLayout
+) -> dict[str, LayerSettings]:
+    """Settings of each of a block's linear layers, by short name: groups and scales as stored."""
+    return {
+        kind: replace(
+            settings,
+            group_size=layout.group_sizes[f"{block.name}.{kind}"],
+            scale_dtype=scale_dtype(checkpoint.info(f"{block.name}.{kind}.weight").dtype),
+        )
+        for kind in block.linears
+    }
 
 
 def _fold_scales(
@@ -314,18 +311,38 @@ def _check_fallbacks(reports: Sequence[LayerReport], layers: int, settings: Sett
         )
 
 
-def _warn_of_rank(reports: Sequence[LayerReport]) -> None:
-    """Say how many layers had fewer tokens than channels."""
-    poor = [report for report in reports if report.full_rank is False]
-    if poor:
+def _warn_of_calibration(reports: Sequence[LayerReport]) -> None:
+    """Say where the text was too little, or only looked like enough, or did not reach a layer."""
+    remedy = "calibrate on more text, or shrink the Hessian toward its diagonal"
+    if poor := [report for report in reports if report.full_rank is False]:
         log.warning(
-            "%d of %d layers had fewer tokens than channels (%d for %d, %s): calibrate on more text, "
-            "or shrink the Hessian toward its diagonal",
+            "%d of %d layers had fewer tokens than channels (%d for %d, %s): %s",
             len(poor),
             len(reports),
             poor[0].tokens,
             poor[0].shape[1],
             poor[0].name,
+            remedy,
+        )
+    if low := [report for report in reports if report.low_rank]:
+        worst = min(low, key=lambda report: (report.effective_rank or 0) / report.shape[1])
+        log.warning(
+            "the inputs of %d of %d layers vary in few directions (%s: effective rank %.3g of %d, from "
+            "%d tokens that are much alike): %s",
+            len(low),
+            len(reports),
+            worst.name,
+            worst.effective_rank,
+            worst.shape[1],
+            worst.tokens,
+            remedy.replace("more text", "more varied text"),
+        )
+    if dead := [report for report in reports if report.dead == report.shape[1]]:
+        log.warning(
+            "%d of %d layers had inputs of zeros alone (%s): gptq makes their weights 0",
+            len(dead),
+            len(reports),
+            dead[0].name,
         )
 
 

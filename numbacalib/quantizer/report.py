@@ -40,14 +40,15 @@ def layer_table(reports: Sequence[LayerReport]) -> str:
                 _number(report.rtn_loss),
                 _ratio(report.loss, report.rtn_loss),
                 _tokens(report),
+                _number(report.effective_rank),
                 _damping(report),
                 _number(report.smallest_pivot),
                 "-" if report.clipped is None else f"{100 * report.clipped:.2f}",
                 f"{report.seconds:.2f}",
             ]
         )
-    header = ["layer", "M x K", "group", "loss", "RTN loss", "ratio", "tokens", "percdamp"]
-    return table([*header, "least pivot", "clipped %", "seconds"], rows)
+    header = ["layer", "M x K", "group", "loss", "RTN loss", "ratio", "tokens", "rank"]
+    return table([*header, "percdamp", "least pivot", "clipped %", "seconds"], rows)
 
 
 def require_writable(path: str | Path, output: str | Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from numbacalib.methods import LayerSettings
+from numbacalib.methods.layer import flag, share
 from numbacalib.runtime import checks
 
 CHANNEL_SCALES = ("none", "awq")
@@ -37,9 +38,9 @@ def check(settings: Settings, importance: str | Path | None) -> None:
     settings.check()
     if settings.method == "kmeans":
         raise ValueError("method: expected gptq or rtn, since the file format has no codebooks")
-    checks.integer("bits", settings.bits, 2, 8)
-    if settings.group_size is not None:
-        checks.integer("group_size", settings.group_size, 1, 1 << 31)
+    check_sequences(settings.samples, settings.sequence_length)
+    share("max_fallbacks", settings.max_fallbacks)
+    flag("awq_weight_term", settings.awq_weight_term)
     if settings.channel_scales not in CHANNEL_SCALES:
         raise ValueError(
             f"channel_scales: expected {' or '.join(CHANNEL_SCALES)}, "
@@ -59,3 +60,9 @@ def check(settings: Settings, importance: str | Path | None) -> None:
         raise ValueError(
             "act_order: expected static_groups with 'desc', since the file format has no g_idx"
         )
+
+
+def check_sequences(samples: int, sequence_length: int) -> None:
+    """Check how many sequences of a text are taken, and of how many tokens."""
+    checks.integer("samples", samples, 1, 1 << 31)
+    checks.integer("sequence_length", sequence_length, 2, 1 << 31)

@@ -91,19 +91,6 @@ def _thread_switch() -> tuple[Any, Any] | None:
     return None
 
 
-def syrk(matrix: NDArray, x: NDArray, alpha: float, beta: float) -> None:
-    """Set the upper triangle of `matrix` [K, K] to ``beta * matrix + alpha * x^T x``, x [B, K].
-
-    `matrix` is C-contiguous, `x` C- or F-contiguous, both of one dtype. Nothing is copied.
-    """
-    count, size = x.shape
-    transposed, step = ("N", size) if x.flags.c_contiguous else ("T", max(count, 1))
-    with launching:
-        _call(
-            "syrk", x.dtype, "L", transposed, size, count, float(alpha), x, step, float(beta), matrix, size
-        )  # fmt: skip
-
-
 def cholesky_lower(matrix: NDArray) -> int:
     """Overwrite the lower triangle of a C-contiguous matrix by its Cholesky factor L, ``A = L L^T``.
 

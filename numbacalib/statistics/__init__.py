@@ -6,6 +6,7 @@ from numbacalib.statistics.inputs import (
     load_statistics,
     load_weights,
     save_statistics,
+    stored_channels,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "load_weights",
     "save_fisher",
     "save_statistics",
+    "stored_channels",
 ]

@@ -170,6 +170,22 @@ def load_statistics(path: str | Path) -> dict[str, InputStatistics]:
     return {name: layers[source] for name, source in stored_as.items()}
 
 
+def stored_channels(path: str | Path) -> dict[str, int]:
+    """Return K of the layers whose statistics a file holds, by name, from its header alone.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened.
+    ValueError
+        If the file is damaged or of another kind. The message is one line that names the file.
+    """
+    with opened(path, "save_statistics") as file:
+        stored_as = _stored_as(file)
+        channels = {source: _channels(file, source) for source in set(stored_as.values())}
+    return {name: channels[source] for name, source in stored_as.items()}
+
+
 def load_weights(path: str | Path) -> dict[str, NDArray]:
     """Read the weights that `save_statistics` wrote beside the statistics, by layer.
 

@@ -121,50 +121,48 @@ def test_damaged_layer(name, damage, message):
         unpack(tensors, bits=3, symmetric=False)
 
 
-CHANNELS = {"a.q_proj": 96, "a.down_proj": 80}
+SHAPES = {"a.q_proj": (24, 96), "a.k_proj": (24, 96), "a.down_proj": (24, 80)}
 
 
-def test_symmetric_layout_gives_whole_rows_a_config_group():
-    layout = PackedLayout(CHANNELS, bits=4, group_size=32, symmetric=True)
+def test_symmetric_layout_has_a_config_group_for_each_length():
+    layout = PackedLayout(SHAPES, bits=4, group_size=32, symmetric=True)
+    assert layout.group_sizes == {"a.q_proj": 32, "a.k_proj": 32, "a.down_proj": 20}
     config = layout.quantization_config()
-    assert layout.whole_row == ("a.down_proj",)
-    assert layout.stored_group_size == 32
     assert "dequantize" not in config
     first, second = config["config_groups"].values()
     assert first["targets"] == ["a.down_proj"]
-    assert (first["weights"]["strategy"], first["weights"]["group_size"]) == ("channel", None)
+    assert (first["weights"]["strategy"], first["weights"]["group_size"]) == ("group", 20)
     assert second["targets"] == ["Linear"]
     assert (second["weights"]["strategy"], second["weights"]["group_size"]) == ("group", 32)
 
 
-def test_asymmetric_layout_has_groups_of_one_size():
-    layout = PackedLayout(CHANNELS, bits=4, group_size=32, symmetric=False)
-    assert layout.whole_row == ("a.down_proj",)
-    assert layout.stored_group_size == 16
+def test_asymmetric_layout_has_groups_of_one_length():
+    layout = PackedLayout(SHAPES, bits=4, group_size=32, symmetric=False)
+    assert set(layout.group_sizes.values()) == {16}
     (group,) = layout.quantization_config()["config_groups"].values()
     assert (group["targets"], group["weights"]["group_size"]) == (["Linear"], 16)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize(("channels", "size"), [(96, 32), (80, None)])
-def test_layout_stores_the_same_weights(channels, size, symmetric):
-    layout = PackedLayout(CHANNELS, bits=3, group_size=32, symmetric=symmetric)
-    weight = np.random.default_rng(2).standard_normal((7, channels)).astype(np.float32)
-    quantized = rtn(weight, bits=3, group_size=size, symmetric=symmetric)
-    read = unpack(layout.pack(quantized), bits=3, symmetric=symmetric)
-    np.testing.assert_array_equal(read.dequantize(), quantized.dequantize(), strict=True)
-
-
-@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("group_size", [32, None])
-def test_layout_without_whole_rows_stores_groups_as_they_are(group_size, symmetric):
-    layout = PackedLayout({"q": 96, "k": 64}, bits=4, group_size=group_size, symmetric=symmetric)
+def test_layout_of_groups_that_divide(group_size, symmetric):
+    layout = PackedLayout(
+        {"q": (24, 96), "k": (24, 64)}, bits=4, group_size=group_size, symmetric=symmetric
+    )
+    assert layout.group_sizes == {"q": group_size, "k": group_size}
     (group,) = layout.quantization_config()["config_groups"].values()
     strategy = "channel" if group_size is None else "group"
     assert (group["weights"]["strategy"], group["weights"]["group_size"]) == (strategy, group_size)
-    weight = np.random.default_rng(3).standard_normal((7, 96)).astype(np.float32)
-    quantized = rtn(weight, bits=4, group_size=group_size, symmetric=symmetric)
-    assert_same(unpack(layout.pack(quantized), bits=4, symmetric=symmetric), quantized)
+
+
+def test_zero_points_that_no_client_reads_are_refused():
+    """One word of 4-bit zero points a group; tests/interop shows that all others are read."""
+    small = {"a.k_proj": (8, 64)}
+    with pytest.raises(ValueError, match=r"a\.k_proj: .* 4-bit zero points of 8 rows in 2 groups"):
+        PackedLayout(small, bits=4, group_size=32, symmetric=False)
+    for bits, size, symmetric in ((4, 32, True), (4, None, False), (4, 64, False), (5, 32, False)):
+        PackedLayout(small, bits=bits, group_size=size, symmetric=symmetric)
+    PackedLayout({"a.k_proj": (9, 64)}, bits=4, group_size=32, symmetric=False)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -178,11 +176,12 @@ def test_checkpoint_round_trip(tmp_path, symmetric):
         if name.endswith("_proj.weight")
     }
     layout = PackedLayout(
-        {name: weight.shape[1] for name, weight in layers.items()},
+        {name: weight.shape for name, weight in layers.items()},
         bits=3,
         group_size=32,
         symmetric=symmetric,
     )
+    assert set(layout.group_sizes.values()) == ({32, 20} if symmetric else {16})
     expected = {}
     with SafetensorsWriter(tmp_path) as writer:
         for name, tensor in tensors.items():
@@ -191,9 +190,9 @@ def test_checkpoint_round_trip(tmp_path, symmetric):
                 writer.add(name, tensor.astype(ml_dtypes.bfloat16))
                 expected[name] = tensor.astype(ml_dtypes.bfloat16).astype(np.float32)
                 continue
-            size = None if layer in layout.whole_row else 32
+            size = layout.group_sizes[layer]
             quantized = rtn(tensor, bits=3, group_size=size, symmetric=symmetric)
-            for kind, part in layout.pack(quantized).items():
+            for kind, part in pack(quantized).items():
                 writer.add(f"{layer}.{kind}", part)
             expected[name] = quantized.dequantize()
     config["quantization_config"] = layout.quantization_config()
@@ -202,7 +201,6 @@ def test_checkpoint_round_trip(tmp_path, symmetric):
     checkpoint = open_checkpoint(tmp_path)
     assert is_compressed(checkpoint.hf_config())
     assert set(PackedLayers(checkpoint)) == set(layers)
-    assert len(layout.whole_row) == config["num_hidden_layers"]
     read = weight_reader(checkpoint)
     for name, values in expected.items():
         np.testing.assert_array_equal(read(name), values, strict=True)

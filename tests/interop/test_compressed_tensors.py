@@ -14,10 +14,12 @@ from compressed_tensors.compressors import PackedQuantizationCompressor
 from compressed_tensors.compressors.pack_quantized import pack_to_int32, unpack_from_int32
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
 from models.tiny import tiny_config, tiny_tensors
+from safetensors.numpy import save
+from safetensors.torch import load
 from transformers import AutoModelForCausalLM
 
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits
-from numbacalib.formats.compressed_tensors import PackedLayout, weight_reader
+from numbacalib.formats.compressed_tensors import PackedLayout, pack, weight_reader
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.formats.safetensors_writer import SafetensorsWriter
 from numbacalib.methods import QuantizedWeight, rtn
@@ -47,26 +49,60 @@ def test_packing_is_that_of_compressed_tensors(bits, axis):
         assert torch.equal(unpack_from_int32(packed, bits, codes.shape, packed_dim=axis), signed)
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("group_size", [32, None])
-def test_compressed_tensors_decompresses_to_our_weights(bits, symmetric, group_size):
-    weight = np.random.default_rng(bits).standard_normal((37, 96)).astype(np.float32)
-    layout = PackedLayout({"q": 96}, bits=bits, group_size=group_size, symmetric=symmetric)
-    quantized = rtn(
-        weight, bits=bits, group_size=group_size, symmetric=symmetric, scale_dtype=np.float32
-    )
-    tensors = {name: torch.from_numpy(t) for name, t in layout.pack(quantized).items()}
+def decompressed(rows: int, channels: int, **settings) -> tuple[np.ndarray, np.ndarray]:
+    """A layer's weight, and what compressed-tensors makes of it as it comes from a file."""
+    weight = np.random.default_rng(rows).standard_normal((rows, channels)).astype(np.float32)
+    layout = PackedLayout({"q": weight.shape}, **settings)
+    settings["group_size"] = layout.group_sizes["q"]
+    quantized = rtn(weight, **settings, scale_dtype=np.float32)
+    tensors = load(save(pack(quantized)))
     (group,) = layout.quantization_config()["config_groups"].values()
     theirs = PackedQuantizationCompressor.decompress(
         tensors, QuantizationScheme.model_validate(group)
     )
-    np.testing.assert_array_equal(theirs["weight"].numpy(), quantized.dequantize(), strict=True)
+    return quantized.dequantize(), theirs["weight"].numpy()
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("group_size", [32, 48, 128, None])
+def test_compressed_tensors_decompresses_to_our_weights(bits, symmetric, group_size):
+    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    ours, theirs = decompressed(37, 96, **settings)
+    np.testing.assert_array_equal(theirs, ours, strict=True)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("group_size", [32, None])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_every_number_of_rows_is_read_or_refused(bits, group_size, symmetric):
+    """Zero points are packed along the rows: whatever we write is read, and only 4 bits refused."""
+    settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    for rows in range(1, 36):
+        if bits == 4 and not symmetric and group_size and rows <= 8:
+            with pytest.raises(ValueError, match=f"4-bit zero points of {rows} rows in 3 groups"):
+                decompressed(rows, 96, **settings)
+        else:
+            ours, theirs = decompressed(rows, 96, **settings)
+            np.testing.assert_array_equal(theirs, ours, strict=True)
+
+
+def test_what_is_refused_cannot_be_read():
+    """If this fails, compressed-tensors reads one word of 4-bit zero points: write them then."""
+    weight = np.random.default_rng(0).standard_normal((8, 96)).astype(np.float32)
+    quantized = rtn(weight, bits=4, group_size=32, symmetric=False, scale_dtype=np.float32)
+    layout = PackedLayout({"q": (9, 96)}, bits=4, group_size=32, symmetric=False)
+    (group,) = layout.quantization_config()["config_groups"].values()
+    scheme = QuantizationScheme.model_validate(group)
+    with pytest.raises(RuntimeError, match="must be 1 to view Int as Byte"):
+        PackedQuantizationCompressor.decompress(load(save(pack(quantized))), scheme)
 
 
 def test_config_is_understood_in_full():
     for symmetric in (False, True):
-        layout = PackedLayout({"q": 96, "k": 80}, bits=3, group_size=32, symmetric=symmetric)
+        layout = PackedLayout(
+            {"q": (9, 96), "k": (9, 80)}, bits=3, group_size=32, symmetric=symmetric
+        )
         config = layout.quantization_config()
         config.pop("dequantize", None)
         parsed = json.loads(QuantizationConfig.model_validate(config).model_dump_json())
@@ -81,8 +117,9 @@ def test_config_is_understood_in_full():
 def write_quantized(
     directory: Path, model_type: str, dtype: str, bits: int, symmetric: bool, group_size: int | None
 ) -> dict[str, QuantizedWeight]:
-    """Write a tiny random model, whose down projections have a K of 80, and return its layers."""
-    config = tiny_config(model_type, intermediate_size=80, dtype=dtype)
+    """Write a tiny random model, K = 192 in its down projections and else 96; return its layers."""
+    sizes = {"hidden_size": 96, "head_dim": 24, "intermediate_size": 192}
+    config = tiny_config(model_type, **sizes, dtype=dtype)
     tensors = tiny_tensors(config)
     weights = {
         name.removesuffix(".weight"): tensor
@@ -90,7 +127,7 @@ def write_quantized(
         if name.endswith("_proj.weight")
     }
     layout = PackedLayout(
-        {layer: weight.shape[1] for layer, weight in weights.items()},
+        {layer: weight.shape for layer, weight in weights.items()},
         bits=bits,
         group_size=group_size,
         symmetric=symmetric,
@@ -99,7 +136,7 @@ def write_quantized(
         layer: rtn(
             weight,
             bits=bits,
-            group_size=None if layer in layout.whole_row else group_size,
+            group_size=layout.group_sizes[layer],
             symmetric=symmetric,
             scale_dtype=DTYPES[dtype],
         )
@@ -110,7 +147,7 @@ def write_quantized(
         (partial / "config.json").write_text(json.dumps(config))
         with SafetensorsWriter(partial) as writer:
             for layer, weight in quantized.items():
-                for kind, tensor in layout.pack(weight).items():
+                for kind, tensor in pack(weight).items():
                     writer.add(f"{layer}.{kind}", tensor)
             for name, tensor in tensors.items():
                 if name.removesuffix(".weight") not in quantized:
@@ -120,7 +157,14 @@ def write_quantized(
 
 @pytest.mark.parametrize(
     ("dtype", "group_size"),
-    [("float32", 32), ("float32", 16), ("float32", None), ("float16", 32), ("bfloat16", 32)],
+    [
+        ("float32", 32),
+        ("float32", 128),
+        ("float32", 64),
+        ("float32", None),
+        ("float16", 128),
+        ("bfloat16", 64),
+    ],
 )
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bits", [3, 4])
@@ -128,8 +172,8 @@ def write_quantized(
 def test_transformers_loads_what_we_write(tmp_path, model_type, bits, symmetric, group_size, dtype):
     """As it is, and to the bit: float32 weights are ours, narrow ones are ours rounded once.
 
-    Groups of 32 divide a K of 64 but not of 80, 16 divides both, None is the whole row everywhere.
-    qwen2 has biases.
+    Groups of 32 divide every K; of 128 asked for, 96 are taken everywhere; of 64, symmetric models have
+    48 and 64, asymmetric ones 48; None is the whole row. qwen2 has biases.
     """
     quantized = write_quantized(tmp_path / "q", model_type, dtype, bits, symmetric, group_size)
     model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "q", output_loading_info=True)

@@ -92,15 +92,66 @@ def test_rtn_needs_no_text(tmp_path, model):
     assert len(PackedLayers(open_checkpoint(output))) == 14
 
 
-def test_layers_that_the_group_does_not_divide_take_the_whole_row(tmp_path, text, caplog, model):
+def group_sizes(output):
+    return {name: layer.group_size for name, layer in PackedLayers(open_checkpoint(output)).items()}
+
+
+@pytest.mark.parametrize(
+    ("grid", "sizes", "message"),
+    [
+        ("--symmetric", {64, 48}, "group_size 64 does not divide K: groups of 48 for K = 96"),
+        (
+            "--asymmetric",
+            {32},
+            "group_size 64 does not divide every K, and the file format has one length: "
+            "groups of 32 for K = 64, 96",
+        ),
+    ],
+)
+def test_groups_that_do_not_divide_take_the_longest_that_do(
+    tmp_path, text, caplog, capsys, model, grid, sizes, message
+):
     output = tmp_path / "out"
-    command = ["quantize", model, "--text", text, *SHORT[:4], "--symmetric"]
-    assert run(*command, "--group-size", 64, "--output", output) == 0
-    assert "group_size 64 does not divide K = 96: one scale a row for mlp.down_proj" in caplog.text
-    layers = PackedLayers(open_checkpoint(output))
-    assert layers["model.layers.0.mlp.down_proj"].scales.shape == (64, 1)
-    assert layers["model.layers.0.mlp.up_proj"].scales.shape == (96, 1)
-    assert layers["model.layers.0.self_attn.o_proj"].group_size == 64
+    command = ["quantize", model, "--text", text, *SHORT[:4], grid]
+    assert run(*command, "--group-size", 64, "--bits", 8, "--output", output) == 0
+    assert caplog.text.count("group_size") == 1
+    assert message in caplog.text
+    assert set(group_sizes(output).values()) == sizes
+    original = perplexity(capsys, model, "--text", text)
+    assert perplexity(capsys, output, "--text", text) == pytest.approx(original, rel=0.02)
+
+
+def test_whole_rows_are_for_who_asks(tmp_path, text, caplog, model):
+    output = tmp_path / "out"
+    command = ["quantize", model, "--text", text, *SHORT[:4], "--group-size", -1]
+    assert run(*command, "--output", output) == 0
+    assert "group_size" not in caplog.text
+    assert set(group_sizes(output).values()) == {64, 96}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "message"),
+    [
+        (
+            {"intermediate_size": 94},
+            [],
+            "group_size: 64 does not divide K = 64, 94, and 2, the longest below it that does, is "
+            "under 16: use -1 (one scale a row) or the symmetric grid",
+        ),
+        (
+            {"head_dim": 4, "hidden_size": 64, "num_key_value_heads": 2},
+            ["--method", "rtn"],
+            "model.layers.0.self_attn.k_proj: compressed-tensors 0.20 cannot read 4-bit zero points "
+            "of 8 rows in 4 groups",
+        ),
+    ],
+)
+def test_layers_that_cannot_be_stored_are_refused(tmp_path, capsys, overrides, options, message):
+    model, output = write_tiny_checkpoint(tmp_path / "narrow", **overrides), tmp_path / "out"
+    command = ["quantize", model, "--group-size", 64, *options, "--output", output]
+    assert run(*command) == 2
+    assert_one_line(capsys, message)
+    assert not output.exists()
 
 
 def test_no_torch_is_imported(tmp_path, text, model):
@@ -144,7 +195,7 @@ def spoil_weight(model):
         (lambda model: (model / "tokenizer.json").unlink(), "tokenizer.json"),
         (lambda model: (model / "config.json").write_text("{"), "config.json"),
         (lambda model: (model / "model.safetensors").unlink(), "safetensors"),
-        (spoil_weight, r"model.layers.1.mlp.up_proj"),
+        (spoil_weight, "model: model.layers.1.mlp.up_proj.weight: expected finite values, got inf"),
     ],
 )
 def test_bad_models_give_one_line_and_no_output(tmp_path, text, capsys, model, damage, message):
@@ -172,7 +223,18 @@ def assert_one_line(capsys, message):
         (["--samples", "100000", "--sequence-length", "32", "--group-size", "32"], "got"),
         ([*SHORT, "--bits", "9"], "bits: expected 2 to 8, got 9"),
         ([*SHORT[:4], "--group-size", "0"], "group_size: expected"),
-        ([*SHORT, "--sequence-length", "1"], "sequence_length: expected at least 2, got 1"),
+        ([*SHORT, "--sequence-length", "1"], "sequence_length: expected 2 to 2147483648, got 1"),
+        ([*SHORT, "--samples", "0"], "samples: expected 1 to 2147483648, got 0"),
+        ([*SHORT, "--max-fallbacks", "nan"], "max_fallbacks: expected a finite number, got nan"),
+        ([*SHORT, "--max-fallbacks", "-1"], "max_fallbacks: expected 0 to 1, got -1"),
+        ([*SHORT, "--max-fallbacks", "inf"], "max_fallbacks: expected a finite number, got inf"),
+        ([*SHORT, "--percdamp", "nan"], "percdamp: expected a finite number, got nan"),
+        ([*SHORT, "--percdamp", "-0.1"], "percdamp: expected 0 to 1e+06, got -0.1"),
+        ([*SHORT, "--percdamp", "1e300"], "percdamp: expected 0 to 1e+06, got 1e+300"),
+        ([*SHORT, "--damping-tries", "0"], "damping_tries: expected 1 to 100, got 0"),
+        ([*SHORT, "--shrinkage", "nan"], "shrinkage: expected a finite number, got nan"),
+        ([*SHORT, "--shrinkage", "1.5"], "shrinkage: expected 0 to 1, got 1.5"),
+        (["--method", "rtn", "--percdamp", "nan"], "percdamp: expected a finite number, got nan"),
     ],
 )
 def test_bad_settings_give_one_line_and_no_output(tmp_path, text, capsys, model, options, message):

@@ -1,4 +1,4 @@
-"""CPU form of the Hessian update: BLAS syrk on one triangle, then a mirror of our own."""
+"""CPU form of the Hessian update: BLAS on tiles of one triangle, then a mirror of our own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from numbacalib.runtime.blas import syrk
+from numbacalib.runtime.blas_tiles import add_square
 from numbacalib.runtime.finite import require_finite
 from numbacalib.runtime.half import carrier, widen_block
 from numbacalib.runtime.jit import kernel
@@ -32,10 +32,10 @@ def rank_update(
     if out is not hessian:
         np.copyto(out, hessian)
     if x_block.dtype == dtype and (x_block.flags.c_contiguous or x_block.flags.f_contiguous):
-        syrk(out, x_block, alpha, beta)
+        add_square(out, x_block, alpha, beta)
     else:
         for part in _converted_chunks(x_block, dtype):
-            syrk(out, part, alpha, beta)
+            add_square(out, part, alpha, beta)
             beta = 1.0
     mirror_upper(out)
     return out
