@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numbacalib.formats.compressed_tensors import is_compressed, weight_reader
 from numbacalib.models import Decoder, open_checkpoint, open_place
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import read_sequences
-from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.finite import NotFiniteError, require_finite
 
 SWEEP_TOKENS = 65536
 """Tokens whose states an evaluation holds at a time."""
@@ -77,7 +77,11 @@ def evaluate(
     # What overflows is reported, by name and once.
     with Progress(len(sweeps) * decoder.config.num_layers) as progress, np.errstate(all="ignore"):
         for sweep in sweeps:
-            total += _sweep(model, decoder, sweep, progress)
+            try:
+                total += _sweep(model, decoder, sweep, progress)
+                checkpoint.check_unchanged()
+            except NotFiniteError as error:  # of the tensors read, too
+                raise FloatingPointError(str(error)) from None
     predicted = tokens.size - len(tokens)
     return Evaluation(total / predicted, predicted)
 
@@ -87,21 +91,14 @@ def _sweep(
 ) -> float:
     """Sum of the losses over sequences that fit into memory together."""
     hidden = decoder.embed(tokens)
-    _require_finite(model, "the embeddings", hidden)
+    require_finite(f"{model}: the embeddings", hidden)
     for index in range(decoder.config.num_layers):
         progress.show(f"evaluating block {index + 1} of {decoder.config.num_layers}")
         block = decoder.block(index)
         for part in decoder.batches(hidden):
             block.forward(part)
-            _require_finite(model, f"model.layers.{index}", part)
+            require_finite(f"{model}: {block.name}", part)
         progress.step()
     losses = decoder.token_losses(hidden, tokens)
-    _require_finite(model, "the final norm and head", losses)
+    require_finite(f"{model}: the final norm and head", losses)
     return float(losses.sum(dtype=np.float64))
-
-
-def _require_finite(model: str | Path, where: str, values: Any) -> None:
-    try:
-        require_finite(f"{model}: {where}", values)
-    except ValueError as error:
-        raise FloatingPointError(str(error)) from None

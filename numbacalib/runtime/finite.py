@@ -16,6 +16,10 @@ from numbacalib.runtime.jit import kernel
 from numbacalib.runtime.strides import rows_view
 
 
+class NotFiniteError(ValueError):
+    """A value that is not finite, where finite ones were expected."""
+
+
 def require_finite(name: str, array: Any) -> None:
     """Raise a ValueError that names the first NaN or infinity of a matrix, or of a stack of them.
 
@@ -55,10 +59,10 @@ def _nothing() -> None:
     """Wait for a check that has ended."""
 
 
-def not_finite(name: str, value: Any, index: int, shape: tuple[int, ...]) -> ValueError:
+def not_finite(name: str, value: Any, index: int, shape: tuple[int, ...]) -> NotFiniteError:
     """Return the error for the value at a row-major index of an array of some shape."""
     where = ", ".join(str(int(i)) for i in np.unravel_index(index, shape))
-    return ValueError(f"{name}: expected finite values, got {value} at [{where}]")
+    return NotFiniteError(f"{name}: expected finite values, got {value} at [{where}]")
 
 
 def require_non_negative(name: str, matrix: Any) -> None:

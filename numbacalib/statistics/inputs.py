@@ -208,10 +208,13 @@ def load_weights(path: str | Path) -> dict[str, NDArray]:
 
 
 def _channels(file: StatisticsFile, name: str) -> int:
-    """K of the layer's Hessian [K, K]."""
+    """K of a layer's statistics, all of whose parts are there and of that length."""
     shape = file.shape(f"{name}.hessian")
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
         raise file.error(f"{name}.hessian: expected a square matrix, got shape {list(shape)}")
+    for part, expected in (("mean_abs", shape[:1]), ("max_abs", shape[:1]), ("tokens", ())):
+        if (found := file.shape(f"{name}.{part}")) != expected:
+            raise file.error(f"{name}.{part}: expected shape {list(expected)}, got {list(found)}")
     return shape[0]
 
 

@@ -25,11 +25,15 @@ def text(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "value", "where"),
     [
-        ("model.embed_tokens.weight", np.nan, "the embeddings"),
-        ("model.layers.0.self_attn.q_proj.weight", np.inf, "model.layers.0"),
-        ("model.layers.1.mlp.down_proj.weight", np.nan, "model.layers.1"),
+        ("model.embed_tokens.weight", np.nan, "model.embed_tokens.weight"),
+        (
+            "model.layers.0.self_attn.q_proj.weight",
+            np.inf,
+            "model.layers.0.self_attn.q_proj.weight",
+        ),
+        ("model.layers.1.mlp.down_proj.weight", np.nan, "model.layers.1.mlp.down_proj.weight"),
         ("model.layers.1.mlp.up_proj.weight", 1e38, "model.layers.1"),
-        ("model.norm.weight", np.nan, "the final norm and head"),
+        ("model.norm.weight", np.nan, "model.norm.weight"),
         ("lm_head.weight", 1e38, "the final norm and head"),
     ],
 )
