@@ -41,8 +41,7 @@ import numbacalib
 from numbacalib.linalg import factor_hessians
 from numbacalib.methods import gptq, rtn
 from numbacalib.ops.gptq_quantize_column import quantize_direct
-from numbacalib.ops.grid import group_indices
-from numbacalib.spec.grid import Grid
+from numbacalib.spec.grid import Grid, group_indices
 
 from scipy.linalg import blas  # isort: skip  (after numbacalib, which lets its idle threads sleep)
 

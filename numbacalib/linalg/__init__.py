@@ -8,86 +8,23 @@ factorisation and one triangular inverse replace the usual potrf, potri, potrf.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-from numbacalib.ops.matrix import to_host
+from numbacalib.linalg import cpu
+from numbacalib.linalg.factors import HessianFactors
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import call
 from numbacalib.runtime.finite import require_finite
 
-TINY = np.finfo(np.float64).tiny
-"""In place of the mean of a diagonal that is 0 throughout."""
 
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.linalg import gpu
 
-class HessianFactors:
-    """Cholesky factors of E damped Hessians.
-
-    On a GPU they are under way: its numbers are waited for when one is asked for.
-
-    Attributes
-    ----------
-    upper : array [E, K, K]
-        ``R``, upper triangular, C-contiguous, ``H + damping = R R^T`` for each.
-    dead : bool array [E, K]
-        Channels that no input ever excited, ``H[j, j] == 0``.
-    summary : float64 array [E, 5]
-        Damping, smallest diagonal entry, number of dead channels, minor, and smallest pivot of each.
-    """
-
-    def __init__(self, upper: Any, dead: Any, summary: Any) -> None:
-        self.upper = upper
-        self.dead = dead
-        self.summary = summary
-
-    @property
-    def are_known(self) -> bool:
-        """Whether the numbers are there without waiting."""
-        return isinstance(self.summary, np.ndarray)
-
-    @cached_property
-    def _figures(self) -> NDArray[np.float64]:
-        return to_host(self.summary)
-
-    @property
-    def dampings(self) -> list[float]:
-        """What was added to the diagonals of the live channels."""
-        return self._figures[:, 0].tolist()
-
-    @property
-    def least(self) -> list[float]:
-        """Smallest diagonal entries."""
-        return self._figures[:, 1].tolist()
-
-    @property
-    def dead_counts(self) -> list[int]:
-        """Numbers of dead channels."""
-        return self._figures[:, 2].astype(int).tolist()
-
-    @property
-    def minors(self) -> list[int]:
-        """0, or the order of the leading minor of the reversed matrix that is not positive.
-
-        The factor is then of no use.
-        """
-        return self._figures[:, 3].astype(int).tolist()
-
-    @property
-    def smallest_pivots(self) -> list[float]:
-        """Least pivots of live channels, as fractions of the mean diagonals; 0 if none is alive."""
-        return self._figures[:, 4].tolist()
-
-    def error(self, index: int, name: str, percdamp: float) -> np.linalg.LinAlgError:
-        """Return the error for a matrix, called `name`, that is not positive definite."""
-        channel = self.upper.shape[1] - self.minors[index]
-        return np.linalg.LinAlgError(
-            f"{name}: not positive definite at channel {channel} with damping "
-            f"{self.dampings[index]:.3g} (percdamp {percdamp:g}), smallest diagonal entry "
-            f"{self.least[index]:.3g}: raise percdamp, or calibrate on more tokens than channels"
-        )
+    return gpu
 
 
 def gptq_inverse_hessian(hessian: Any, *, percdamp: float = 0.01, stream: Any = None) -> Any:
@@ -118,7 +55,7 @@ def gptq_inverse_hessian(hessian: Any, *, percdamp: float = 0.01, stream: Any = 
     ValueError
         If the matrix is not square, empty or not finite, or `percdamp` is negative.
     """
-    with call(__name__, stream, hessian=hessian) as (kernels, hessian):
+    with call(cpu, _gpu, stream, hessian=hessian) as (kernels, hessian):
         size, _ = checks.matrix("hessian", hessian, ("K", "K"))
         checks.matrix("hessian", hessian, (size, size))
         require_finite("hessian", hessian)
@@ -136,7 +73,7 @@ def factor_hessians(
     A matrix that is not positive definite shows in `HessianFactors.minors`. `dtype` is float32 or
     float64, by default float64 for float64 Hessians alone.
     """
-    with call(__name__, hessian=hessians) as (kernels, hessians):
+    with call(cpu, _gpu, hessian=hessians) as (kernels, hessians):
         for percdamp in percdamps:
             if checks.finite_number("percdamp", percdamp) < 0:
                 raise ValueError(f"percdamp: expected a number not below 0, got {percdamp}")

@@ -9,7 +9,7 @@ import numpy as np
 from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
-from numbacalib.linalg import TINY, HessianFactors
+from numbacalib.linalg.factors import TINY, HessianFactors
 from numbacalib.runtime.blas import cholesky_lower, invert_triangle
 from numbacalib.runtime.half import carrier, widen_block
 from numbacalib.runtime.jit import kernel, scalar

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from numbacalib.linalg import TINY, HessianFactors, batch_gpu
+from numbacalib.linalg import batch_gpu
+from numbacalib.linalg.factors import TINY, HessianFactors
 from numbacalib.runtime import blas_gpu, device
 from numbacalib.runtime.device import SIMULATED, cuda
 from numbacalib.runtime.half import carrier, widen

@@ -13,12 +13,12 @@ from numbacalib.methods.order import column_orders
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.settings import GridSettings, grid_settings
 from numbacalib.ops.gptq_quantize_column import quantize_direct
-from numbacalib.ops.grid import group_indices
 from numbacalib.ops.matrix import diagonals, stacked_rows, take, to_host, without_columns
 from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
 from numbacalib.runtime.finite import require_finite, start_finite_check
+from numbacalib.spec.grid import group_indices
 from numbacalib.spec.range_search import RangeSearch
 
 DAMPING_GROWTH = 4.0

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from numbacalib.ops.grid import grid_values, group_indices
+from numbacalib.ops.grid import grid_values
 from numbacalib.ops.matrix import cast
+from numbacalib.spec.grid import group_indices
 
 
 class StoredWeight(Protocol):

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.ops.grid import grid_codes, grid_scales, group_indices, stored_arrays
+from numbacalib.ops.grid import grid_codes, grid_scales, stored_arrays
 from numbacalib.ops.matrix import split_rows
 from numbacalib.ops.range_search import search_scales
 from numbacalib.runtime import checks
 from numbacalib.runtime.finite import require_non_negative
 from numbacalib.runtime.half import is_bfloat16
-from numbacalib.spec.grid import SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_FLOAT32, Grid
+from numbacalib.spec.grid import SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_FLOAT32, Grid, group_indices
 from numbacalib.spec.range_search import RangeSearch
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -71,45 +70,58 @@ def _taken(arrays: dict[str, Any], interfaces: dict[str, Any]) -> tuple:
     )
 
 
-@functools.cache
-def _kernels(op: str, form: str) -> Any:
-    """Import the module of an op's kernels."""
-    return importlib.import_module(f"{op}.{form}")
+Kernels = TypeVar("Kernels")
+"""A module: type checkers and editors follow its names."""
 
 
-class call:  # noqa: N801 - used like a function
-    """Open a call of the package `op`: ``with call(...) as (kernels, *arrays)``.
+class call(Generic[Kernels]):  # noqa: N801 - used like a function
+    """Open a call of an op: ``with call(cpu, gpu, ...) as (kernels, *arrays)``.
 
-    What comes are the module of the op's kernels and the arrays in their order: CUDA arrays of any
-    library as our kernels take them. What is launched inside goes to `stream`. None stands for
+    What comes are the twin of the op that its arrays take, and the arrays in their order: CUDA arrays
+    of any library as our kernels take them. What is launched inside goes to `stream`. None stands for
     absent arrays, and for the stream of the enclosing call or the default stream.
+
+    Parameters
+    ----------
+    cpu : module
+        Kernels for NumPy arrays.
+    gpu : function that returns a module, or None
+        Kernels for CUDA arrays, imported where one was seen; None where an op has none.
+    stream : CUDA stream, optional
+    **arrays
+        By the names that errors use.
 
     Raises
     ------
     TypeError
-        If an argument is no array, if the arrays are on different devices, or if a stream is given
-        for NumPy arrays.
+        If an argument is no array, if the arrays are on different devices or on one that the op has
+        no kernels for, or if a stream is given for NumPy arrays.
     """
 
-    def __init__(self, op: str, stream: Any = None, **arrays: Any) -> None:
-        self._op = op
+    def __init__(
+        self, cpu: Kernels, gpu: Callable[[], Any] | None, stream: Any = None, **arrays: Any
+    ) -> None:
+        self._cpu = cpu
+        self._gpu = gpu
         self._stream = stream
         self._arrays = arrays
         self._token: Any = None
 
-    def __enter__(self) -> tuple:
+    def __enter__(self) -> tuple[Kernels, *tuple[Any, ...]]:
         interfaces = _interfaces(self._arrays)
         if interfaces is None:
             if self._stream is not None:
                 kind = type(self._stream).__name__
                 raise TypeError(f"stream: expected None with NumPy arrays, got {kind}")
-            return _kernels(self._op, "cpu"), *self._arrays.values()
+            return self._cpu, *self._arrays.values()
+        if self._gpu is None:
+            raise TypeError(f"{next(iter(interfaces))}: expected a NumPy array, got a CUDA array")
         from numbacalib.runtime import device
 
         if self._stream is not None:
             self._token = device.enter_stream(self._stream)
         taken = _taken(self._arrays, interfaces)
-        return _kernels(self._op, "gpu"), *taken
+        return self._gpu(), *taken
 
     def __exit__(self, *_: object) -> None:
         if self._token is not None:

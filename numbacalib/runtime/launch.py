@@ -89,7 +89,7 @@ def launch(kernel: Any, grid: Any, threads: Any, *arguments: Any, shared_bytes: 
             kind, words = argument.parameters()
             key.append(kind)
             values += words
-        elif type(argument) is tuple:
+        elif isinstance(argument, tuple):
             key += map(type, argument)
             values += argument
         else:

@@ -109,6 +109,11 @@ def is_clipped(weight, scale, zero, levels):
     return position < -1 or position > levels + 1
 
 
+def group_indices(channels: int, group_size: int) -> np.ndarray:
+    """Group of each input channel when groups are runs of `group_size` channels, int64 [K]."""
+    return np.arange(channels, dtype=np.int64) // group_size
+
+
 class Grid(NamedTuple):
     """A grid's settings; the bounds are formed in the type of the weights that meet it."""
 

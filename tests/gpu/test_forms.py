@@ -10,9 +10,8 @@ import numbacalib
 from numbacalib.linalg import factor_hessians
 from numbacalib.ops.gptq_hessian_update import gpu as hessian_kernels
 from numbacalib.ops.gptq_quantize_column import quantize_direct
-from numbacalib.ops.grid import group_indices
 from numbacalib.runtime import columns_gpu
-from numbacalib.spec.grid import Grid
+from numbacalib.spec.grid import Grid, group_indices
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 EDGES = (1, 2, 7, 9, 31, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 341, 511, 513, 576)

@@ -8,8 +8,7 @@ import torch
 import numbacalib
 from numbacalib.linalg import factor_hessians
 from numbacalib.ops.gptq_quantize_column import quantize_direct
-from numbacalib.ops.grid import group_indices
-from numbacalib.spec.grid import Grid
+from numbacalib.spec.grid import Grid, group_indices
 
 LONG = 2**31 // 4096 + 50000
 """Rows of 4096 elements with more than 2**31 of them."""

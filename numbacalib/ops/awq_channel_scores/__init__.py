@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from numbacalib.ops.awq_channel_scores import cpu
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import call
+
+
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.awq_channel_scores import gpu
+
+    return gpu
 
 
 def awq_channel_scores(
@@ -44,7 +52,7 @@ def awq_channel_scores(
     for LLM Compression and Acceleration" (2023), section 3.
     """
     arrays = {"activations": activations, "weights": weights, "out": out}
-    with call(__name__, stream, **arrays) as (kernels, activations, weights, out):
+    with call(cpu, _gpu, stream, **arrays) as (kernels, activations, weights, out):
         _, channels = checks.matrix("activations", activations, ("N", "K"))
         checks.matrix("weights", weights, ("M", channels))
         dtype = checks.result_dtype(activations, weights)

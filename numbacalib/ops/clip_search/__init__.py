@@ -6,8 +6,16 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from numbacalib.ops.clip_search import cpu
 from numbacalib.runtime.backend import call
 from numbacalib.spec.grid import Grid
+
+
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.clip_search import gpu
+
+    return gpu
 
 
 def clip_scales(
@@ -26,5 +34,5 @@ def clip_scales(
     shares : array of the accumulators' dtype
         Shares of a group's largest magnitude to which it is clipped, the first to keep first.
     """
-    with call(__name__, matrix=matrix, hessian=hessian) as (kernels, matrix, hessian):
+    with call(cpu, _gpu, matrix=matrix, hessian=hessian) as (kernels, matrix, hessian):
         return kernels.clip_scales(matrix, hessian, group_size, grid, shares)

@@ -7,10 +7,9 @@ from numba import prange
 from numpy.typing import NDArray
 
 from numbacalib.ops.grid import cpu as grid_kernels
-from numbacalib.ops.grid import group_indices
 from numbacalib.runtime import checks
 from numbacalib.runtime.jit import kernel
-from numbacalib.spec.grid import Grid, clipped_grid
+from numbacalib.spec.grid import Grid, clipped_grid, group_indices
 
 
 def clip_scales(

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from numbacalib.ops.fisher_information import cpu
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import call
+
+
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.fisher_information import gpu
+
+    return gpu
 
 
 def fisher_information(gradients: Any, *, out: Any = None, stream: Any = None) -> Any:
@@ -37,7 +45,7 @@ def fisher_information(gradients: Any, *, out: Any = None, stream: Any = None) -
     The diagonal of the empirical Fisher information matrix, as SqueezeLLM uses it for sensitivity:
     Kim et al., "SqueezeLLM: Dense-and-Sparse Quantization" (2023), section 4.1.
     """
-    with call(__name__, stream, gradients=gradients, out=out) as (kernels, gradients, out):
+    with call(cpu, _gpu, stream, gradients=gradients, out=out) as (kernels, gradients, out):
         _, parameters = checks.matrix("gradients", gradients, ("N", "P"))
         dtype = checks.result_dtype(gradients)
         if out is not None:

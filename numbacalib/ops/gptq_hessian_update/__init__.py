@@ -6,8 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from numbacalib.ops.gptq_hessian_update import cpu
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import call
+
+
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.gptq_hessian_update import gpu
+
+    return gpu
 
 
 def gptq_hessian_update(
@@ -57,7 +65,7 @@ def gptq_hessian_update(
     """
     arrays = {"hessian": hessian, "x_block": x_block, "out": out}
     in_place = out is hessian
-    with call(__name__, stream, **arrays) as (kernels, hessian, x_block, out):
+    with call(cpu, _gpu, stream, **arrays) as (kernels, hessian, x_block, out):
         rows, channels = checks.matrix("x_block", x_block, ("B", "K"))
         checks.matrix("hessian", hessian, (channels, channels))
         alpha = 2.0 / rows if alpha is None else checks.finite_number("alpha", alpha)

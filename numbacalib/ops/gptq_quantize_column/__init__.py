@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from numbacalib.ops.gptq_quantize_column import cpu
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import call
+from numbacalib.spec.gptq import GroupedCodes
 from numbacalib.spec.grid import Grid
 from numbacalib.spec.range_search import RangeSearch
 
 
-class GroupedCodes(NamedTuple):
-    """What the column loop finds, before it is stored in any format."""
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.gptq_quantize_column import gpu
 
-    codes: Any
-    """uint8 [M, K], less the grid's least code."""
-    scales: Any
-    """[M, G], in the accumulators' type, already rounded to the storage type."""
-    zeros: Any
-    """[M, G], integers in the accumulators' type."""
-    losses: Any
-    """``sum_j e[i, j] ** 2`` of each row, float64 [M]: the row's share of ``trace(D H D^T)``."""
+    return gpu
 
 
 def gptq_quantize_column(
@@ -85,7 +81,7 @@ def gptq_quantize_column(
         raise TypeError(f"out: expected a tuple of three arrays, got {type(out).__name__}")
     names = "out[0]", "out[1]", "out[2]"
     named = {"weight": weight, "h_inv": h_inv, **dict(zip(names, arrays, strict=True))}
-    with call(__name__, stream, **named) as (kernels, weight, h_inv, *arrays):
+    with call(cpu, _gpu, stream, **named) as (kernels, weight, h_inv, *arrays):
         rows, channels = checks.matrix("weight", weight, ("M", "K"))
         checks.matrix("h_inv", h_inv, (channels, channels))
         bits = checks.integer("num_bits", num_bits, 2, 8)
@@ -147,6 +143,6 @@ def quantize_direct(
         "zeros": zeros,
         "importance": importance,
     }
-    with call(__name__, **arrays) as (kernels, weight, upper, scales, zeros, importance):
+    with call(cpu, _gpu, **arrays) as (kernels, weight, upper, scales, zeros, importance):
         given = scales, zeros, search, importance
         return kernels.sweep_runs(weight, upper, grid, group_of, *given)

@@ -16,7 +16,6 @@ import numpy as np
 from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
-from numbacalib.ops.gptq_quantize_column import GroupedCodes
 from numbacalib.ops.gptq_quantize_column.block_cpu import (
     BLOCK,
     TILE,
@@ -30,7 +29,6 @@ from numbacalib.ops.gptq_quantize_column.coupling_cpu import (
     panel_strips,
 )
 from numbacalib.ops.grid import cpu as grid_kernels
-from numbacalib.ops.grid import group_indices
 from numbacalib.runtime import checks
 from numbacalib.runtime.blas import cholesky_lower
 from numbacalib.runtime.finite import require_finite
@@ -39,7 +37,8 @@ from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import claim
 from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product, load_tile
-from numbacalib.spec.grid import Grid
+from numbacalib.spec.gptq import GroupedCodes
+from numbacalib.spec.grid import Grid, group_indices
 from numbacalib.spec.range_search import RangeSearch
 
 CHUNK = 256

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from numbacalib.ops.gptq_quantize_column import GroupedCodes
 from numbacalib.ops.gptq_quantize_column.diagonal_gpu import (
     SMALL_TILE,
     arrange,
@@ -37,13 +36,13 @@ from numbacalib.ops.gptq_quantize_column.tiles_gpu import (
     tile_rows,
 )
 from numbacalib.ops.grid import gpu as grid_kernels
-from numbacalib.ops.grid import group_indices
 from numbacalib.ops.range_search import gpu as search_kernels
 from numbacalib.runtime import blas_gpu, device
 from numbacalib.runtime.finite import require_finite
 from numbacalib.runtime.half import carrier
 from numbacalib.runtime.launch import launch
-from numbacalib.spec.grid import Grid
+from numbacalib.spec.gptq import GroupedCodes
+from numbacalib.spec.grid import Grid, group_indices
 from numbacalib.spec.range_search import RangeSearch
 
 PANEL = 3 * BLOCK if device.SIMULATED else 4 * BLOCK

@@ -11,28 +11,28 @@ from typing import Any
 
 import numpy as np
 
+from numbacalib.ops.grid import cpu
 from numbacalib.runtime.backend import call
 from numbacalib.spec.grid import Grid
 
-SCALES = "scale_dtype: scales in {}"
-"""What an error calls stored scales."""
 
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.grid import gpu
 
-def group_indices(channels: int, group_size: int) -> np.ndarray:
-    """Group of each input channel when groups are runs of `group_size` channels, int64 [K]."""
-    return np.arange(channels, dtype=np.int64) // group_size
+    return gpu
 
 
 def grid_scales(matrix: Any, group_size: int, grid: Grid) -> tuple[Any, Any]:
     """Scales and zero points of the groups of a matrix [M, K], each [M, G], in its accumulator type."""
-    with call(__name__, matrix=matrix) as (kernels, matrix):
+    with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):
         return kernels.find_scales(matrix, group_size, grid)
 
 
 def grid_codes(matrix: Any, scales: Any, zeros: Any, group_of: Any, grid: Grid) -> Any:
     """Unsigned codes of a matrix [M, K] on a grid whose scales and zeros are known, uint8 [M, K]."""
     arrays = {"matrix": matrix, "scales": scales, "zeros": zeros}
-    with call(__name__, **arrays) as (kernels, matrix, scales, zeros):
+    with call(cpu, _gpu, **arrays) as (kernels, matrix, scales, zeros):
         return kernels.encode(matrix, scales, zeros, group_of, grid)
 
 
@@ -43,18 +43,18 @@ def stored_arrays(
 
     The function that comes with them raises a ValueError if `dtype` has a scale as infinite.
     """
-    with call(__name__, scales=scales, zeros=zeros) as (kernels, scales, zeros):
-        return kernels.stored_arrays(scales, zeros, dtype, grid)
+    with call(cpu, _gpu, scales=scales, zeros=zeros) as (kernels, scales, zeros):
+        return kernels.stored_arrays(scales, zeros, dtype, grid, f"scale_dtype: scales in {dtype}")
 
 
 def grid_values(codes: Any, scales: Any, zeros: Any, group_of: Any, bits: int) -> Any:
     """Weights that unsigned codes and zeros stand for, [M, K] in the dtype of the scales."""
-    with call(__name__, codes=codes, scales=scales, zeros=zeros) as (kernels, *arrays):
+    with call(cpu, _gpu, codes=codes, scales=scales, zeros=zeros) as (kernels, *arrays):
         return kernels.decode(*arrays, group_of, Grid(bits, symmetric=False))
 
 
 def count_clipped(matrix: Any, scales: Any, zeros: Any, group_of: Any, bits: int) -> int:
     """How many elements of a matrix lie more than a step past the ends of their unsigned grid."""
     arrays = {"matrix": matrix, "scales": scales, "zeros": zeros}
-    with call(__name__, **arrays) as (kernels, *taken):
+    with call(cpu, _gpu, **arrays) as (kernels, *taken):
         return kernels.count_clipped(*taken, group_of, Grid(bits, symmetric=False))

@@ -9,7 +9,6 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from numbacalib.ops.grid import SCALES
 from numbacalib.runtime import checks
 from numbacalib.runtime.finite import not_finite
 from numbacalib.runtime.half import carrier, widen
@@ -41,21 +40,21 @@ def encode(
 
 
 def stored_arrays(
-    scales: NDArray, zeros: NDArray, dtype: np.dtype, grid: Grid
+    scales: NDArray, zeros: NDArray, dtype: np.dtype, grid: Grid, name: str
 ) -> tuple[NDArray, NDArray, Callable[[], None]]:
-    """See `numbacalib.ops.grid.stored_arrays`."""
+    """See `numbacalib.ops.grid.stored_arrays`; `name` is what an error calls the scales."""
     with np.errstate(over="ignore"):
         narrow = scales.astype(dtype)
     unsigned = (zeros - grid.bounds(zeros.dtype)[0]).astype(np.uint8)
-    return narrow, unsigned, partial(_require_finite_scales, narrow)
+    return narrow, unsigned, partial(_require_finite, name, narrow)
 
 
-def _require_finite_scales(scales: NDArray) -> None:
+def _require_finite(name: str, scales: NDArray) -> None:
     """Raise a ValueError that names the first infinity. They are few: no kernel is loaded for them."""
     finite = np.isfinite(scales)
     if not finite.all():
         index = int(np.argmin(finite))
-        raise not_finite(SCALES.format(scales.dtype), scales.flat[index], index, scales.shape)
+        raise not_finite(name, scales.flat[index], index, scales.shape)
 
 
 def decode(

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from numbacalib.ops.grid import SCALES
 from numbacalib.runtime import checks, device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.finite import not_finite
@@ -59,9 +58,9 @@ def encode(matrix: Any, scales: Any, zeros: Any, group_of: np.ndarray, grid: Gri
 
 
 def stored_arrays(
-    scales: Any, zeros: Any, dtype: np.dtype, grid: Grid
+    scales: Any, zeros: Any, dtype: np.dtype, grid: Grid, name: str
 ) -> tuple[Any, Any, Callable[[], None]]:
-    """See `numbacalib.ops.grid.stored_arrays`."""
+    """See `numbacalib.ops.grid.stored_arrays`; `name` is what an error calls the scales."""
     stored = device.empty(scales.shape, dtype)
     unsigned = device.empty(zeros.shape, np.uint8)
     found = FirstIndex()
@@ -73,7 +72,7 @@ def stored_arrays(
     def require() -> None:
         index = found.read()
         if index is not None:
-            raise not_finite(SCALES.format(dtype), np.inf, index, stored.shape)
+            raise not_finite(name, np.inf, index, stored.shape)
 
     return stored, unsigned, require
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from numbacalib.ops.kmeans import cpu
 from numbacalib.runtime.backend import call
 
 
@@ -40,5 +41,5 @@ def kmeans_rows(matrix: Any, clusters: int, importance: Any = None) -> tuple[Any
     (2017). O(K log K) time a penalty, of which two to five are tried as a rule, whatever the number
     of clusters. Sums are float64, so that "least" is up to their rounding.
     """
-    with call(__name__, matrix=matrix, importance=importance) as (kernels, matrix, importance):
+    with call(cpu, None, matrix=matrix, importance=importance) as (kernels, matrix, importance):
         return kernels.kmeans_rows(matrix, clusters, importance)

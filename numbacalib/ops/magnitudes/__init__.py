@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from numbacalib.ops.magnitudes import cpu
 from numbacalib.runtime.backend import call
+
+
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.magnitudes import gpu
+
+    return gpu
 
 
 def channel_magnitudes(inputs: Any) -> tuple[Any, Any]:
@@ -12,7 +20,7 @@ def channel_magnitudes(inputs: Any) -> tuple[Any, Any]:
 
     Any of the four dtypes. A NaN or infinity in a channel shows in that channel's results.
     """
-    with call(__name__, inputs=inputs) as (kernels, inputs):
+    with call(cpu, _gpu, inputs=inputs) as (kernels, inputs):
         return kernels.channel_magnitudes(inputs)
 
 
@@ -21,5 +29,5 @@ def relative_magnitudes(weight: Any, group_size: int) -> Any:
 
     A group of zeros adds zeros. Groups are runs of `group_size` channels.
     """
-    with call(__name__, weight=weight) as (kernels, weight):
+    with call(cpu, _gpu, weight=weight) as (kernels, weight):
         return kernels.relative_magnitudes(weight, group_size)

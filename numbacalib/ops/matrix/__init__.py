@@ -10,24 +10,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from numbacalib.ops.matrix import cpu
 from numbacalib.runtime.backend import call
+
+
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.matrix import gpu
+
+    return gpu
 
 
 def to_host(array: Any) -> NDArray:
     """Copy a CUDA array to the host; a NumPy array comes back as it is."""
-    with call(__name__, array=array) as (kernels, array):
+    with call(cpu, _gpu, array=array) as (kernels, array):
         return kernels.to_host(array)
 
 
 def from_host(array: NDArray, like: Any) -> Any:
     """Return a NumPy array as one on the device that `like` is on."""
-    with call(__name__, like=like) as (kernels, _):
+    with call(cpu, _gpu, like=like) as (kernels, _):
         return kernels.from_host(array)
 
 
 def zeros(shape: tuple[int, ...], like: Any) -> Any:
     """Return float32 zeros on the device that `like` is on."""
-    with call(__name__, like=like) as (kernels, _):
+    with call(cpu, _gpu, like=like) as (kernels, _):
         return kernels.zeros(shape)
 
 
@@ -35,31 +43,31 @@ def cast(array: Any, dtype: DTypeLike) -> Any:
     """Round floats [..., K] to the nearest of another float dtype; no copy if it is theirs."""
     if array.dtype == dtype:
         return array
-    with call(__name__, array=array) as (kernels, array):
+    with call(cpu, _gpu, array=array) as (kernels, array):
         return kernels.cast(array, np.dtype(dtype))
 
 
 def diagonals(matrices: Any) -> Any:
     """``matrices[e, j, j]``, [E, K] in the accumulators' dtype."""
-    with call(__name__, matrices=matrices) as (kernels, matrices):
+    with call(cpu, _gpu, matrices=matrices) as (kernels, matrices):
         return kernels.diagonals(matrices)
 
 
 def diagonal(matrix: Any) -> Any:
     """``matrix[j, j]``, [K] in the accumulators' dtype."""
-    with call(__name__, matrix=matrix) as (kernels, matrix):
+    with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):
         return kernels.diagonals(matrix.reshape(1, *matrix.shape)).reshape(len(matrix))
 
 
 def stacked_rows(stack: Any) -> Any:
     """[E, M, K] as [E * M, K]: the same memory where its strides allow, else a copy."""
-    with call(__name__, stack=stack) as (kernels, stack):
+    with call(cpu, _gpu, stack=stack) as (kernels, stack):
         return kernels.stacked_rows(stack)
 
 
 def split_rows(matrix: Any, count: int) -> list[Any]:
     """Return equal runs of the rows of a matrix, in its own memory, as callers get arrays."""
-    with call(__name__, matrix=matrix) as (kernels, matrix):
+    with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):
         return kernels.split_rows(matrix, count)
 
 
@@ -68,13 +76,13 @@ def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
 
     Indices of columns [E, L] are for each of E equal runs of rows.
     """
-    with call(__name__, matrix=matrix) as (kernels, matrix):
+    with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):
         return kernels.take(matrix, indices, axis)
 
 
 def without_columns(matrix: Any, dead: Any) -> Any:
     """A matrix whose `dead` columns, bool [E, K] for E equal runs of rows, are 0."""
-    with call(__name__, matrix=matrix, dead=dead) as (kernels, matrix, dead):
+    with call(cpu, _gpu, matrix=matrix, dead=dead) as (kernels, matrix, dead):
         return kernels.without_columns(matrix, dead)
 
 
@@ -85,17 +93,22 @@ def scaled(array: Any, columns: Any, rows: Any = None) -> Any:
     """
     if isinstance(columns, float):
         columns = from_host(np.array([columns]), array)
-    with call(__name__, array=array, columns=columns, rows=rows) as (kernels, array, columns, rows):
+    with call(cpu, _gpu, array=array, columns=columns, rows=rows) as (
+        kernels,
+        array,
+        columns,
+        rows,
+    ):
         return kernels.scaled(array, columns, rows)
 
 
 def blended(left: Any, right: Any, share: float) -> Any:
     """``share * left + (1 - share) * right``, float32 [..., K]."""
-    with call(__name__, left=left, right=right) as (kernels, left, right):
+    with call(cpu, _gpu, left=left, right=right) as (kernels, left, right):
         return kernels.blended(left, right, share)
 
 
 def larger(left: Any, right: Any) -> Any:
     """The larger of each two elements, float32 [..., K]."""
-    with call(__name__, left=left, right=right) as (kernels, left, right):
+    with call(cpu, _gpu, left=left, right=right) as (kernels, left, right):
         return kernels.larger(left, right)

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from numbacalib.ops.range_search import cpu
 from numbacalib.runtime.backend import call
 from numbacalib.spec.grid import Grid
 from numbacalib.spec.range_search import RangeSearch
+
+
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.range_search import gpu
+
+    return gpu
 
 
 def search_scales(
@@ -24,5 +32,5 @@ def search_scales(
     importance : array [1, K] or [M, K], any of the same dtypes, optional
         Weights of the errors, not negative; all 1 by default.
     """
-    with call(__name__, matrix=matrix, importance=importance) as (kernels, matrix, importance):
+    with call(cpu, _gpu, matrix=matrix, importance=importance) as (kernels, matrix, importance):
         return kernels.search_scales(matrix, group_size, grid, search, importance)

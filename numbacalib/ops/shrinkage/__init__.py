@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from numbacalib.ops.shrinkage import cpu
 from numbacalib.runtime.backend import call
+
+
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.shrinkage import gpu
+
+    return gpu
 
 
 def shrunk(hessians: Any, share: float) -> Any:
     """``(1 - share) * H + share * diag(H)`` of each H, [E, K, K] in the accumulators' dtype."""
-    with call(__name__, hessians=hessians) as (kernels, hessians):
+    with call(cpu, _gpu, hessians=hessians) as (kernels, hessians):
         return kernels.shrunk(hessians, share)
 
 
 def correlation_sums(hessian: Any) -> tuple[float, float]:
     """``sum (1 - r**2)**2`` and ``sum r**2`` over the correlations r of different live channels."""
-    with call(__name__, hessian=hessian) as (kernels, hessian):
+    with call(cpu, _gpu, hessian=hessian) as (kernels, hessian):
         return kernels.correlation_sums(hessian)

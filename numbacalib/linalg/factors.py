@@ -1,0 +1,81 @@
+"""What a factorisation of Hessians finds."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.ops.matrix import to_host
+
+TINY = np.finfo(np.float64).tiny
+"""In place of the mean of a diagonal that is 0 throughout."""
+
+
+class HessianFactors:
+    """Cholesky factors of E damped Hessians.
+
+    On a GPU they are under way: its numbers are waited for when one is asked for.
+
+    Attributes
+    ----------
+    upper : array [E, K, K]
+        ``R``, upper triangular, C-contiguous, ``H + damping = R R^T`` for each.
+    dead : bool array [E, K]
+        Channels that no input ever excited, ``H[j, j] == 0``.
+    summary : float64 array [E, 5]
+        Damping, smallest diagonal entry, number of dead channels, minor, and smallest pivot of each.
+    """
+
+    def __init__(self, upper: Any, dead: Any, summary: Any) -> None:
+        self.upper = upper
+        self.dead = dead
+        self.summary = summary
+
+    @property
+    def are_known(self) -> bool:
+        """Whether the numbers are there without waiting."""
+        return isinstance(self.summary, np.ndarray)
+
+    @cached_property
+    def _figures(self) -> NDArray[np.float64]:
+        return to_host(self.summary)
+
+    @property
+    def dampings(self) -> list[float]:
+        """What was added to the diagonals of the live channels."""
+        return self._figures[:, 0].tolist()
+
+    @property
+    def least(self) -> list[float]:
+        """Smallest diagonal entries."""
+        return self._figures[:, 1].tolist()
+
+    @property
+    def dead_counts(self) -> list[int]:
+        """Numbers of dead channels."""
+        return self._figures[:, 2].astype(int).tolist()
+
+    @property
+    def minors(self) -> list[int]:
+        """0, or the order of the leading minor of the reversed matrix that is not positive.
+
+        The factor is then of no use.
+        """
+        return self._figures[:, 3].astype(int).tolist()
+
+    @property
+    def smallest_pivots(self) -> list[float]:
+        """Least pivots of live channels, as fractions of the mean diagonals; 0 if none is alive."""
+        return self._figures[:, 4].tolist()
+
+    def error(self, index: int, name: str, percdamp: float) -> np.linalg.LinAlgError:
+        """Return the error for a matrix, called `name`, that is not positive definite."""
+        channel = self.upper.shape[1] - self.minors[index]
+        return np.linalg.LinAlgError(
+            f"{name}: not positive definite at channel {channel} with damping "
+            f"{self.dampings[index]:.3g} (percdamp {percdamp:g}), smallest diagonal entry "
+            f"{self.least[index]:.3g}: raise percdamp, or calibrate on more tokens than channels"
+        )
