@@ -40,7 +40,7 @@ def gptq_inverse_hessian(hessian: Any, *, percdamp: float = 0.01, stream: Any = 
     percdamp : float, default 0.01
         Damping as a fraction of the mean of the diagonal, not negative.
     stream : CUDA stream, optional
-        Where to launch; the default stream if None. CUDA arrays only.
+        Where to launch; by default on the stream that the matrix is made on. CUDA arrays only.
 
     Returns
     -------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numbacalib.runtime import device
 from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.finite import not_finite
-from numbacalib.runtime.half import carrier, infinity_bits, magnitude_bits, widen
+from numbacalib.runtime.half import carrier, limit_bits, magnitude_bits, widen
 from numbacalib.runtime.launch import launch
 
 if not device.SIMULATED:
@@ -73,18 +74,23 @@ class FiniteCheck:
         Row-major index of the first value that is not finite, or `NONE`.
     """
 
-    def __init__(self, name: str, array: Any, *, upper: bool = False) -> None:
-        """Start the check; with `upper`, of the elements on and above the diagonal."""
-        self._name, self._shape = name, array.shape
+    def __init__(
+        self, name: str, array: Any, *, upper: bool = False, limit: float = math.inf
+    ) -> None:
+        """Start the check; with `upper`, of the elements on and above the diagonal.
+
+        Values that reach the `limit` are bad, too.
+        """
+        self._name, self._shape, self._limit = name, array.shape, limit
         self._matrix = rows_of(array)
         rows, columns = self._matrix.shape
         bits = magnitude_bits(self._matrix)
         mask = bits.dtype.type(np.iinfo(bits.dtype).max)
-        infinity = infinity_bits(array.dtype)
+        least_bad = limit_bits(limit, array.dtype)
         grid = -(-columns // THREADS), min(-(-rows // ROWS), MOST_BLOCKS)
         self._found = FirstIndex()
         self.first = self._found.array
-        launch(_first_non_finite, grid, THREADS, bits, mask, infinity, upper, self.first)
+        launch(_first_non_finite, grid, THREADS, bits, mask, least_bad, upper, self.first)
         self._found.copy()
 
     def require(self) -> None:
@@ -95,7 +101,7 @@ class FiniteCheck:
         row, column = divmod(found, self._matrix.shape[1])
         value = device.empty((1,), np.float64)
         launch(_widen_one, 1, 1, carrier(self._matrix), row, column, value)
-        raise not_finite(self._name, device.read(value)[0], found, self._shape)
+        raise not_finite(self._name, device.read(value)[0], found, self._shape, self._limit)
 
 
 class _Word:
@@ -127,7 +133,7 @@ class _Word:
 
 
 @cuda.jit
-def _first_non_finite(bits, mask, infinity, upper, first):
+def _first_non_finite(bits, mask, least_bad, upper, first):
     """Threads: one a column, blocks stride over runs of `ROWS` rows.
 
     An integer minimum has one result in any order.
@@ -140,9 +146,9 @@ def _first_non_finite(bits, mask, infinity, upper, first):
             largest = mask & ~mask
             for i in range(top, end):
                 largest = max(largest, bits[i, j] & mask)
-            if largest >= infinity:
+            if largest >= least_bad:
                 for i in range(top, end):
-                    if bits[i, j] & mask >= infinity:
+                    if bits[i, j] & mask >= least_bad:
                         cuda.atomic.min(first, 0, i * bits.shape[1] + j)
 
 
