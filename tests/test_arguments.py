@@ -189,7 +189,7 @@ def test_none_is_a_type_error_that_names_the_argument(name, argument):
 def test_other_shapes_are_a_value_error_that_names_an_argument(name, argument, shape):
     array = FUNCTIONS[name].arrays[argument]()
     other = {
-        "no axes": array.ravel()[0].reshape(()),
+        "no axes": np.array(1, array.dtype),
         "empty": array[..., :0],
         "more axes": array[(None,) * 4],
         "wider": np.concatenate([array, array], axis=-1),
@@ -223,12 +223,12 @@ def values(result):
     return [np.asarray(result)] if isinstance(result, (int, float)) else []
 
 
-def assert_same(found, expected):
+def assert_same(found, expected, rtol=0.0):
     found, expected = values(found), values(expected)
     assert len(found) == len(expected) > 0
     for ours, theirs in zip(found, expected, strict=True):
         assert type(ours) is np.ndarray
-        np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_allclose(ours, theirs, rtol=rtol)
 
 
 class Subclass(np.ndarray):
@@ -254,9 +254,10 @@ SAME_VALUES = {
 @pytest.mark.parametrize("form", SAME_VALUES)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_only_values_matter(name, form):
-    """Of whatever class and layout; results are plain arrays."""
+    """Of whatever class and layout, but for the order of sums; results are plain arrays."""
+    rtol = 1e-6 if form == "of columns" else 0
     arrays = {k: SAME_VALUES[form](make()) for k, make in FUNCTIONS[name].arrays.items()}
-    assert_same(called(name, **arrays), called(name))
+    assert_same(called(name, **arrays), called(name), rtol)
 
 
 def test_a_matrix_of_numpy_is_read_as_an_array():

@@ -26,6 +26,13 @@ def matrix(name: str, array: Any, shape: tuple[int | str, int | str]) -> tuple[i
     return rows, columns
 
 
+def square(name: str, array: Any) -> int:
+    """Check that `array` is a non-empty square float matrix and return its size."""
+    size, _ = matrix(name, array, ("K", "K"))
+    matrix(name, array, (size, size))
+    return size
+
+
 def stack(
     name: str, array: Any, shape: tuple[int | str, int | str, int | str]
 ) -> tuple[int, int, int]:

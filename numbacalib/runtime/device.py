@@ -16,8 +16,10 @@ from numba import cuda
 from numba.core import config
 from numpy.typing import DTypeLike, NDArray
 
+from numbacalib.runtime import streams
 from numbacalib.runtime.array import Array
 from numbacalib.runtime.half import bfloat16, is_bfloat16
+from numbacalib.runtime.streams import check
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 """Whether kernels run in Numba's CUDA simulator, as Python."""
@@ -27,9 +29,7 @@ if not SIMULATED:
     from numba.cuda.cudadrv.devicearray import DeviceNDArray
     from numba.cuda.cudadrv.driver import MemoryPointer
 
-    from numbacalib.runtime import streams
     from numbacalib.runtime.pool import Memory
-    from numbacalib.runtime.streams import check
 
 _NumbaArray: Any = object if SIMULATED else DeviceNDArray
 
@@ -52,8 +52,9 @@ class Result(_NumbaArray):
         """Return a capsule, once the consumer's stream waits for the array's; needs CuPy."""
         from cupy.cuda import Stream
 
-        with Stream.from_external(self.stream or cuda.default_stream()):
-            return self._cupy().__dlpack__(**options)
+        array = self._cupy()
+        with array.device, Stream.from_external(self.stream or cuda.default_stream()):
+            return array.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         kind, number = self._cupy().__dlpack_device__()
@@ -87,40 +88,25 @@ class open_call:  # noqa: N801 - used like a function
 
     def __init__(self, stream: Any, arrays: dict[str, Any], interfaces: dict[str, Any]) -> None:
         self.arrays = tuple(arrays.values())
-        self._stack = ExitStack()
-        if SIMULATED:
-            return
-        given = {name: array for name, array in arrays.items() if array is not None}
-        foreign = {
-            name: (array, interfaces[name])
-            for name, array in given.items()
-            if type(array) is not Array
-        }
+        self._stack: ExitStack | None = None
+        if SIMULATED or (stream is None and streams.is_open() and all(map(_is_here, self.arrays))):
+            return  # as most calls that ops make of others
+        given = {n: (array, interfaces[n]) for n, array in arrays.items() if array is not None}
         with ExitStack() as stack:  # left at once if something is wrong
-            if foreign and device_count() > 1:
-                stack.enter_context(_device_of(foreign))
+            if device_count() > 1:
+                stack.enter_context(_device_of(given))
             current_device()  # a thread's first call has no context yet
-            made_on = {
-                name: streams.producer(*foreign[name]) if name in foreign else _last_use(array)
-                for name, array in given.items()
-            }
-            order = streams.Order(stream, filter(None, made_on.values()))
+            made_on = [stream for found in given.values() for stream in _streams_of(*found)]
+            order = streams.Order(stream, filter(None, made_on))
             stack.callback(order.leave)
-            for name, found in foreign.items():
-                if made_on[name] is None:
-                    streams.wait_for_unnamed(*found)
-            self.arrays = tuple(
-                _taken(name, *foreign[name]) if name in foreign else array
-                for name, array in arrays.items()
-            )
-            for array in given.values():
-                if memory := _memory(array):
-                    memory.move(streams.current())
+            taken = {name: _taken(name, *found) for name, found in given.items()}
+            self.arrays = tuple(map(taken.get, arrays))
             self._stack = stack.pop_all()
 
     def close(self) -> None:
         """End the call."""
-        self._stack.close()
+        if self._stack:
+            self._stack.close()
 
 
 def _memory(array: Any) -> Memory | None:
@@ -131,10 +117,19 @@ def _memory(array: Any) -> Memory | None:
     return owner if isinstance(owner, Memory) else None
 
 
-def _last_use(array: Array) -> Any:
-    """Return the stream on which an array of ours that nobody has got yet was last used."""
+def _is_here(array: Any) -> bool:
+    """Whether an array, or None, is ours and in order on the current stream."""
+    if array is None or type(array) is not Array:
+        return array is None
     memory = _memory(array)
-    return memory.stream if memory else None
+    return memory is None or memory.stream.handle == stream_handle()
+
+
+def _streams_of(array: Any, interface: Any) -> list[Any]:
+    """Return the streams on which an array was made and last used, as far as they are known."""
+    found = [] if type(array) is Array else [streams.producer(array, interface)]
+    memory = _memory(array)
+    return [*found, memory.stream] if memory else found
 
 
 def _device_of(arrays: dict[str, tuple[Any, Any]]) -> Any:
@@ -161,10 +156,16 @@ def _address(array: Any, interface: Any = None) -> int:
 
 def _taken(name: str, array: Any, interface: Any) -> Array:
     """Return a CUDA array as an `Array` over the same memory, ordered on the current stream."""
+    if memory := _memory(array):
+        memory.move(streams.current())
+    if type(array) is Array:
+        return array
     if hasattr(array, "__cuda_ndarray__"):
         return Array(_address(array), array.shape, array.dtype, array, array.strides)
     if interface.get("mask") is not None:
         raise TypeError(f"{name}: expected a CUDA array without a mask")
+    if streams.producer(array, interface) is None:
+        streams.wait_for_unnamed(array, interface)
     dtype = np.dtype(interface["typestr"])
     if dtype.kind == "V" and str(getattr(array, "dtype", None)).endswith("bfloat16"):
         dtype = bfloat16()  # the interface has no name for it
@@ -210,8 +211,12 @@ def current_device() -> int:
 
 def current_stream() -> Any:
     """Return the Numba stream on which to launch, 0 for the default one."""
-    handle = stream_handle()
-    return cuda.external_stream(handle) if handle else 0
+    handle, owner = streams.current()
+    if not handle:
+        return 0
+    stream = cuda.external_stream(handle)
+    stream.owner = owner  # results name the stream, and so keep it
+    return stream
 
 
 def stream_handle() -> int:

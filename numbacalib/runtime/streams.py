@@ -13,8 +13,10 @@ from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from cuda.bindings import driver
 from numba.core import config
+
+if not config.ENABLE_CUDASIM:
+    from cuda.bindings import driver
 
 LEGACY, PER_THREAD = 1, 2
 """Handles that the array interface and DLPack have for the two default streams."""
@@ -26,7 +28,8 @@ class Stream(NamedTuple):
     handle: int
     """As the driver takes it: 0 is the legacy default stream."""
     owner: Any = None
-    """What keeps the handle valid."""
+    """What keeps the handle valid, as memory that goes back in the stream's order needs it. A handle
+    that a caller gives as a number is the caller's to keep."""
 
 
 DEFAULT = Stream(PER_THREAD if config.CUDA_PER_THREAD_DEFAULT_STREAM else 0)
@@ -48,6 +51,11 @@ def current() -> Stream:
     return _CURRENT.get() or DEFAULT
 
 
+def is_open() -> bool:
+    """Whether a call is open, whose stream its own calls run on."""
+    return _CURRENT.get() is not None
+
+
 def stream_of(argument: Any) -> Stream:
     """Return what a caller gave as ``stream=``: a handle, or an object with ``__cuda_stream__``."""
     handle = argument
@@ -55,7 +63,7 @@ def stream_of(argument: Any) -> Stream:
         handle = int(argument.__cuda_stream__()[1])
     if isinstance(handle, bool) or not isinstance(handle, int):
         raise TypeError(f"stream: expected a CUDA stream, got {type(argument).__name__}")
-    return _named(handle, argument)
+    return _named(handle, getattr(argument, "owner", argument))
 
 
 def _named(handle: int, owner: Any) -> Stream:
