@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -88,25 +87,33 @@ class open_call:  # noqa: N801 - used like a function
 
     def __init__(self, stream: Any, arrays: dict[str, Any], interfaces: dict[str, Any]) -> None:
         self.arrays = tuple(arrays.values())
-        self._stack: ExitStack | None = None
+        self._order: streams.Order | None = None
+        self._device: Any = None
         if SIMULATED or (stream is None and streams.is_open() and all(map(_is_here, self.arrays))):
             return  # as most calls that ops make of others
         given = {n: (array, interfaces[n]) for n, array in arrays.items() if array is not None}
-        with ExitStack() as stack:  # left at once if something is wrong
-            if device_count() > 1:
-                stack.enter_context(_device_of(given))
+        if device_count() > 1:
+            of_arrays = _device_of(given)
+            of_arrays.__enter__()
+            self._device = of_arrays
+        try:
             current_device()  # a thread's first call has no context yet
-            made_on = [stream for found in given.values() for stream in _streams_of(*found)]
-            order = streams.Order(stream, filter(None, made_on))
-            stack.callback(order.leave)
+            made_on: list[Any] = []
+            for found in given.values():
+                made_on += _streams_of(*found)
+            self._order = streams.Order(stream, made_on)
             taken = {name: _taken(name, *found) for name, found in given.items()}
-            self.arrays = tuple(map(taken.get, arrays))
-            self._stack = stack.pop_all()
+            self.arrays = tuple([taken.get(name) for name in arrays])
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the call."""
-        if self._stack:
-            self._stack.close()
+        if self._order:
+            self._order.leave()
+        if self._device:
+            self._device.__exit__(None, None, None)
 
 
 def _memory(array: Any) -> Memory | None:
@@ -134,17 +141,26 @@ def _streams_of(array: Any, interface: Any) -> list[Any]:
 
 def _device_of(arrays: dict[str, tuple[Any, Any]]) -> Any:
     """Return what makes the GPU of arrays, each with its interface, the current one."""
-    ordinal = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-    starts = {name: _address(*found) for name, found in arrays.items()}
-    numbers = {
-        name: int(check(driver.cuPointerGetAttribute(ordinal, start)))
-        for name, start in starts.items()
-        if start  # an empty array has no memory
-    }
+    numbers = {name: _number_of_device(*found) for name, found in arrays.items()}
     if len(set(numbers.values())) > 1:
         found = ", ".join(f"{name} on GPU {number}" for name, number in numbers.items())
         raise TypeError(f"expected all arrays of one call on one device, got {found}")
     return cuda.gpus[next(iter(numbers.values()), current_device())]
+
+
+def _number_of_device(array: Any, interface: Any) -> int:
+    """Return the number of the GPU that an array is on: as its library says, else by its address."""
+    if memory := _memory(array):
+        return memory.device
+    if type(array) is Array and hasattr(array.owner, "__dlpack_device__"):
+        array = array.owner
+    if hasattr(array, "__dlpack_device__") and not isinstance(array, Result):
+        return int(array.__dlpack_device__()[1])
+    start = _address(array, interface)
+    if not start:  # an empty array has no memory
+        return current_device()
+    ordinal = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return int(check(driver.cuPointerGetAttribute(ordinal, start)))
 
 
 def _address(array: Any, interface: Any = None) -> int:
@@ -200,7 +216,7 @@ def numba_array(array: Array) -> Any:
 @functools.cache
 def device_count() -> int:
     """Return the number of GPUs that this process sees."""
-    return len(cuda.gpus)
+    return int(check(driver.cuDeviceGetCount()))
 
 
 def current_device() -> int:

@@ -107,9 +107,10 @@ class FiniteCheck:
 class _Word:
     """A number on its way to the host, in memory to which the device copies while the host goes on."""
 
-    _spare: list[_Word] = []  # noqa: RUF012 -- shared: making one takes longer than a check
+    _spare: dict[int, list[_Word]] = {}  # noqa: RUF012 -- shared: making one takes longer than a check
 
     def __init__(self) -> None:
+        self.device = device.current_device()
         self.memory = cuda.pinned_array(1, np.int64)
         self.address = self.memory.ctypes.data
         self.copied = cuda.event(timing=False)
@@ -117,8 +118,8 @@ class _Word:
     @classmethod
     def copy_of(cls, array: Any) -> _Word:
         try:
-            word = cls._spare.pop()
-        except IndexError:
+            word = cls._spare[device.current_device()].pop()
+        except (KeyError, IndexError):
             word = cls()
         stream = driver.CUstream(device.stream_handle())
         device.check(driver.cuMemcpyDtoHAsync(word.address, array.address, 8, stream))
@@ -128,7 +129,7 @@ class _Word:
     def read(self) -> int:
         self.copied.synchronize()
         value = int(self.memory[0])
-        self._spare.append(self)
+        self._spare.setdefault(self.device, []).append(self)
         return value
 
 

@@ -29,14 +29,16 @@ class Memory:
     Attributes
     ----------
     pointer : CUdeviceptr
+    device : int
     stream : Stream
         Where it was last used.
     """
 
-    __slots__ = ("_context", "_spares", "pointer", "stream")
+    __slots__ = ("_context", "_spares", "device", "pointer", "stream")
 
     def __init__(self, size: int, device: int, stream: Stream) -> None:
         self.pointer: Any = None
+        self.device = device
         self.stream = stream
         self._context: Any = None
         self._spares: list[Any] | None = None

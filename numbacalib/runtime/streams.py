@@ -111,19 +111,22 @@ class Order:
     ----------
     argument : CUDA stream or None
         What the caller gave as ``stream=``.
-    producers : iterable of Stream
-        Of the call's arrays. Without an argument, the call runs on the stream of the enclosing call,
-        or else on one of these.
+    producers : iterable of Stream or None
+        Of the call's arrays, as far as they are known. Without an argument, the call runs on the stream
+        of the enclosing call, or else on one of these.
     """
 
-    def __init__(self, argument: Any, producers: Iterable[Stream]) -> None:
-        named = {stream.handle: stream for stream in producers}
+    def __init__(self, argument: Any, producers: Iterable[Stream | None]) -> None:
+        named = {stream.handle: stream for stream in producers if stream is not None}
         stream = _CURRENT.get()
         if argument is not None:
             stream = stream_of(argument)
         elif stream is None:
-            others = (other for other in named.values() if other.handle != DEFAULT.handle)
-            stream = next(others, DEFAULT)
+            stream = DEFAULT
+            for handle, other in named.items():
+                if handle != DEFAULT.handle:
+                    stream = other
+                    break
         named.pop(stream.handle, None)
         for handle in named:
             wait(stream.handle, handle)
