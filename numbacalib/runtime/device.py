@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.runtime import streams
 from numbacalib.runtime.array import Array
+from numbacalib.runtime.backend import CUDA_DLPACK
 from numbacalib.runtime.half import bfloat16, is_bfloat16
 from numbacalib.runtime.streams import check
 
@@ -49,24 +50,17 @@ class Result(_NumbaArray):
 
     def __dlpack__(self, **options: Any) -> Any:
         """Return a capsule, once the consumer's stream waits for the array's; needs CuPy."""
-        from cupy.cuda import Stream
+        from cupy import ndarray
+        from cupy.cuda import Device, MemoryPointer, Stream, UnownedMemory
 
-        array = self._cupy()
-        with array.device, Stream.from_external(self.stream or cuda.default_stream()):
+        number = _number_of_device(self)
+        memory = UnownedMemory(_address(self), self.alloc_size, self, number)
+        with Device(number), Stream.from_external(self.stream or cuda.default_stream()):
+            array = ndarray(self.shape, self.dtype, MemoryPointer(memory, 0), self.strides)
             return array.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        kind, number = self._cupy().__dlpack_device__()
-        return int(kind), int(number)
-
-    def _cupy(self) -> Any:
-        """Return CuPy's array over the same memory."""
-        import cupy
-
-        address = self.device_ctypes_pointer.value or 0
-        memory = cupy.cuda.UnownedMemory(address, self.alloc_size, self)
-        pointer = cupy.cuda.MemoryPointer(memory, 0)
-        return cupy.ndarray(self.shape, self.dtype, pointer, strides=self.strides)
+        return CUDA_DLPACK, _number_of_device(self)
 
 
 class open_call:  # noqa: N801 - used like a function
@@ -148,7 +142,7 @@ def _device_of(arrays: dict[str, tuple[Any, Any]]) -> Any:
     return cuda.gpus[next(iter(numbers.values()), current_device())]
 
 
-def _number_of_device(array: Any, interface: Any) -> int:
+def _number_of_device(array: Any, interface: Any = None) -> int:
     """Return the number of the GPU that an array is on: as its library says, else by its address."""
     if memory := _memory(array):
         return memory.device
