@@ -53,6 +53,7 @@ class ForeignArray:
         while isinstance(whole.base, np.ndarray):
             whole = whole.base
         self._memory = cuda.to_device(whole.ravel(order="K").view(np.uint8))
+        self.dtype = array.dtype  # the interface has no name for bfloat16
         start = self._memory.__cuda_array_interface__["data"][0]
         self.__cuda_array_interface__ = {
             "shape": array.shape,

@@ -1,6 +1,7 @@
 """The methods as float64 loops, written from their definitions. Imports nothing of the package."""
 
 import itertools
+from fractions import Fraction
 
 import naive
 import numpy as np
@@ -164,6 +165,26 @@ def kmeans_error(row, weights, clusters):
         parts = [pairs[a:b] for a, b in itertools.pairwise(ends) if a < b]
         least = min(least, sum(cluster_error(*zip(*part, strict=True)) for part in parts))
     return least
+
+
+def kmeans_error_exact(row, weights, clusters):
+    """Least error of cuts of the sorted row, and the error of any run of it, as fractions: not rounded."""
+    pairs = sorted((Fraction(x), Fraction(w)) for x, w in zip(row, weights, strict=True) if w > 0)
+    sums = [(Fraction(0),) * 3]
+    for x, w in pairs:
+        sums.append(tuple(map(sum, zip(sums[-1], (w, w * x, w * x * x), strict=True))))
+
+    def error(a, b):
+        mass, moment, energy = (high - low for low, high in zip(sums[a], sums[b], strict=True))
+        return energy - moment * moment / mass
+
+    n = len(pairs)
+    least = [Fraction(0)] + [error(0, b) for b in range(1, n + 1)]
+    for _ in range(clusters - 1):
+        least = [Fraction(0)] + [
+            min(least[a] + error(a, b) for a in range(b)) for b in range(1, n + 1)
+        ]
+    return least[n]
 
 
 def kmeans_error_recurrence(row, weights, clusters):

@@ -93,11 +93,11 @@ def test_bad_input_loses_nothing():
     statistics = collected(gradients)
     bad = random_gradients(2, 2)
     bad[1, 2, 3] = np.inf
-    with pytest.raises(
-        ValueError, match=r"gradients: expected finite values, got inf at \[0, 13\]"
-    ):
+    expected = r"^gradients: expected finite values, got inf at \[1, 2, 3\]"
+    with pytest.raises(ValueError, match=expected):
         statistics.update(bad)
-    with pytest.raises(ValueError, match="gradients: expected finite values, got inf"):
+    expected = r"^gradients: expected magnitudes below 1.3e\+19, got 1e\+30 at \[0, 0\]"
+    with pytest.raises(ValueError, match=expected):
         statistics.update(np.full(SHAPE, 1e30))
     with pytest.raises(ValueError, match=r"gradients: expected shape \[N, 3, 5\] or \[3, 5\], got"):
         statistics.update(np.ones((2, 5, 3)))

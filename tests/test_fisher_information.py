@@ -50,6 +50,16 @@ def test_non_finite_values_show_in_their_own_column(backend):
     np.testing.assert_array_equal(np.isinf(information), [False, False, True, False])
 
 
+@pytest.mark.parametrize("rows", [1, 3, 700])
+def test_squares_up_to_the_limit_have_a_finite_mean(backend, rows):
+    limit = (np.finfo(np.float32).max / rows) ** 0.5
+    gradients = np.full((rows, 3), 0.9999 * limit, np.float32)
+    check(backend, gradients)
+    gradients[:, 1] *= 1.001
+    information = backend.numpy(numbacalib.fisher_information(backend.array(gradients)))
+    np.testing.assert_array_equal(np.isinf(information), [False, True, False])
+
+
 def test_errors_name_the_argument():
     with pytest.raises(ValueError, match=r"gradients: expected shape \[N, P\], got \[2, 3, 4\]"):
         numbacalib.fisher_information(np.zeros((2, 3, 4)))

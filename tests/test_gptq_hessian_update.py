@@ -115,3 +115,16 @@ def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="out: .*shared with hessian"):
         whole = np.zeros((6, 3), np.float32)
         numbacalib.gptq_hessian_update(whole[:3], x, out=whole[1:4])
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_squares_up_to_the_limit_have_finite_sums(backend, rows):
+    limit = (np.finfo(np.float32).max / (2 * rows)) ** 0.5
+    x = np.full((rows, 3), 0.9999 * limit, np.float32)
+    zeros = backend.array(np.zeros((3, 3), np.float32))
+    hessian = backend.numpy(numbacalib.gptq_hessian_update(zeros, backend.array(x)))
+    np.testing.assert_allclose(hessian, 2 * (0.9999 * limit) ** 2, rtol=1e-4)
+    x[:, 0], x[:, 2] = 1, 1e21
+    hessian = backend.numpy(numbacalib.gptq_hessian_update(zeros, backend.array(x)))
+    assert np.isinf(hessian[2, 2])
+    assert np.isfinite(hessian[:2, :2]).all()

@@ -30,6 +30,44 @@ def assert_equals_naive(quantized, expected, bits, symmetric):
     np.testing.assert_allclose(quantized.dequantize(), values, rtol=1e-6, atol=1e-30)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32])
+@pytest.mark.parametrize("method", [rtn, gptq], ids=["rtn", "gptq"])
+def test_scales_up_to_the_largest_of_their_dtype(backend, method, dtype, symmetric):
+    """Weights of any magnitude have the codes of weights around 1, as all is multiplied by powers of 2."""
+    weight = cases.random_matrix(1, (4, 16), np.float32)
+    settings = {"bits": 4, "group_size": 8, "symmetric": symmetric, "scale_dtype": dtype}
+    arguments = [np.eye(16, dtype=np.float32)] if method is gptq else []
+
+    def quantized(power):
+        found = backend.call(method, np.ldexp(weight, power), *arguments, **settings)
+        return found[0] if method is gptq else found
+
+    expected = quantized(0)
+    for power in (-60, 60, 111, 112, 120, 124):
+        found = quantized(power)
+        np.testing.assert_array_equal(found.codes, expected.codes)
+        np.testing.assert_array_equal(
+            found.scales.astype(np.float32), np.ldexp(expected.scales.astype(np.float32), power)
+        )
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        np.array([[3.4e38, -3.4e38]], np.float32),  # the span is beyond float32
+        np.array([[3 * 3.398e38, 0]]),  # the nearest bfloat16 of a third is 2**128
+    ],
+    ids=["span", "rounded"],
+)
+def test_scales_beyond_their_dtype_are_named(backend, weight):
+    settings = {"bits": 2, "group_size": 2, "scale_dtype": ml_dtypes.bfloat16}
+    expected = r"scale_dtype: scales in bfloat16: expected finite values, got inf at \[0, 0\]"
+    with pytest.raises(ValueError, match=expected):
+        backend.call(rtn, weight, **settings)
+    assert np.isfinite(backend.call(rtn, weight / 2.1, **settings).scales.astype(float)).all()
+
+
 @given(
     rows=st.integers(1, 5),
     groups=st.integers(1, 4),

@@ -174,7 +174,7 @@ def test_errors_name_the_argument():
         awq_scales(weights, hessian, -np.ones(16), bits=4, group_size=8)
     with pytest.raises(ValueError, match=r"hessian: expected shape \[16, 16\], got \[2, 2\]"):
         awq_scales(weights, np.eye(2), np.ones(16), bits=4, group_size=8)
-    with pytest.raises(ValueError, match=r"weights: expected shape \[M, 16\], got \[3, 8\]"):
+    with pytest.raises(ValueError, match=r"weights\[1\]: expected shape \[M, 16\], got \[3, 8\]"):
         awq_scales([weights[0], np.ones((3, 8))], hessian, np.ones(16), bits=4, group_size=8)
     with pytest.raises(ValueError, match=r"least: expected 0 to below 1, got 1\.5"):
         awq_clip(weights[0], hessian, bits=4, group_size=8, least=1.5)

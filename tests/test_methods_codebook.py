@@ -96,6 +96,81 @@ def test_evenly_spaced_values_have_many_best_clusterings(columns, clusters, patt
     assert error == pytest.approx(least, rel=1e-9, abs=1e-9)
 
 
+ROWS = {
+    "an outlier": lambda rng, row, weights: (np.append(row[1:], 1e8), weights),
+    "outliers on both sides": lambda rng, row, weights: (
+        np.concatenate([row[2:], [-1e12, 1e8]]),
+        weights,
+    ),
+    "all magnitudes": lambda rng, row, weights: (row * 10.0 ** rng.integers(-30, 30, 40), weights),
+    "an importance above all": lambda rng, row, weights: (row, _raised(rng, weights, 1e15)),
+    "one that drowns the others": lambda rng, row, weights: (row, _raised(rng, weights, 1e25)),
+    "importances of all magnitudes": lambda rng, row, weights: (
+        row,
+        weights * 10.0 ** rng.integers(-15, 15, 40),
+    ),
+    "both": lambda rng, row, weights: (
+        row * 10.0 ** rng.integers(-12, 12, 40),
+        weights * 10.0 ** rng.integers(-12, 12, 40),
+    ),
+    "far from 0": lambda rng, row, weights: (row + 1e12, weights),
+    "nearly equal": lambda rng, row, weights: (np.append(1 + 1e-9 * row[1:], 0), weights),
+}
+
+
+def _raised(rng, weights, factor):
+    weights[rng.integers(len(weights))] *= factor
+    return weights
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", ROWS)
+def test_the_least_error_of_rows_that_sums_cannot_tell_apart(kind, dtype):
+    """Against fractions, which round nothing; centroids are not, either."""
+    for seed, clusters in itertools.product(range(4), (2, 5, 16)):
+        rng = np.random.default_rng(seed)
+        row, weights = ROWS[kind](rng, rng.normal(size=40), rng.exponential(size=40) ** 3)
+        row, weights = row.astype(dtype), weights.astype(dtype)
+        codes, _ = kmeans_rows(row[None].astype(np.float64), clusters, weights[None].astype(float))
+        least = naive_methods.kmeans_error_exact(row.tolist(), weights.tolist(), clusters)
+        error = sum(
+            naive_methods.kmeans_error_exact(row[own].tolist(), weights[own].tolist(), 1)
+            for own in (codes[0] == code for code in range(clusters))
+            if (weights[own] > 0).any()
+        )
+        assert error <= least * (1 + 1e-5), f"{kind}, seed {seed}: {float(error / least) - 1}"
+
+
+def test_outliers_and_importances_of_float32_rows():
+    """A row with one outlier loses no more than the row without it, with a cluster less."""
+    rng = np.random.default_rng(1)
+    row = rng.normal(size=500).astype(np.float32)
+    codes, centroids = kmeans_rows(np.append(row, np.float32(1e8))[None], 9)
+    error = row_errors(row[None], 1, codes[:, :-1], centroids)[0]
+    _, alone = kmeans_rows(row[None], 8)
+    codes, _ = kmeans_rows(row[None], 8)
+    assert codes.max() == 7
+    assert error == pytest.approx(row_errors(row[None], 1, codes, alone)[0], rel=1e-5)
+
+
+def test_importances_beyond_float32_are_as_good_as_their_ratios():
+    weight = cases.random_matrix(5, (2, 50), np.float32)
+    importance = np.random.default_rng(5).exponential(size=(2, 50))
+    expected = codebook(weight, bits=3, importance=importance)
+    for factor in (1e300, 1e-300):
+        found = codebook(weight, bits=3, importance=importance * [[1], [factor]])
+        np.testing.assert_array_equal(found.codes, expected.codes)
+
+
+def test_weights_beyond_float32_are_named():
+    weight = np.ones((2, 8))
+    weight[1, 3] = -1e39
+    with pytest.raises(
+        ValueError, match=r"weight: expected magnitudes below 3.4e\+38, got .* at \[1, 3\]"
+    ):
+        codebook(weight, bits=2)
+
+
 @given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 999))
 def test_the_two_references_agree(columns, clusters, seed):
     rng = np.random.default_rng(seed)

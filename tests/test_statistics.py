@@ -1,4 +1,5 @@
 import cases
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -108,6 +109,20 @@ def test_other_files_are_refused(tmp_path):
             load(file)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 300])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_inputs_up_to_the_limit_have_finite_statistics(backend, rows, dtype):
+    limit = (np.finfo(np.float32).max / (2 * rows)) ** 0.5
+    statistics = InputStatistics(3)
+    for _ in range(3):
+        statistics.update(backend.array(np.full((rows, 3), -0.9999 * limit, dtype)))
+    hessian = backend.numpy(statistics.hessian)
+    np.testing.assert_allclose(hessian, 2 * (0.9999 * limit) ** 2, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"inputs: expected magnitudes below .* at \[0, 0\]"):
+        statistics.update(backend.array(np.full((rows, 3), 1.0001 * limit, dtype)))
+    assert statistics.tokens == 3 * rows
+
+
 def test_bad_input_loses_nothing():
     statistics = collected(cases.random_matrix(1, (9, 5), np.float32))
     kept = statistics.hessian.copy()
@@ -115,6 +130,12 @@ def test_bad_input_loses_nothing():
     bad[2, 1] = np.nan
     with pytest.raises(ValueError, match=r"inputs: expected finite values, got nan at \[2, 1\]"):
         statistics.update(bad)
+    for dtype, large in ((np.float32, -1e19), (np.float64, 1e39), (ml_dtypes.bfloat16, 3e38)):
+        bad = np.ones((3, 5), dtype)
+        bad[1, 4] = large
+        expected = r"inputs: expected magnitudes below 7.53e\+18, got .* at \[1, 4\]"
+        with pytest.raises(ValueError, match=expected):
+            statistics.update(bad)
     with pytest.raises(ValueError, match=r"inputs: expected shape \[N, 5\], got \[3, 4\]"):
         statistics.update(np.ones((3, 4), np.float32))
     assert statistics.tokens == 9

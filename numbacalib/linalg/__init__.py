@@ -40,7 +40,7 @@ def gptq_inverse_hessian(hessian: Any, *, percdamp: float = 0.01, stream: Any = 
     percdamp : float, default 0.01
         Damping as a fraction of the mean of the diagonal, not negative.
     stream : CUDA stream, optional
-        Where to launch; the default stream if None. CUDA arrays only.
+        Where to launch; by default on the stream that the matrix is made on. CUDA arrays only.
 
     Returns
     -------
@@ -56,8 +56,7 @@ def gptq_inverse_hessian(hessian: Any, *, percdamp: float = 0.01, stream: Any = 
         If the matrix is not square, empty or not finite, or `percdamp` is negative.
     """
     with call(cpu, _gpu, stream, hessian=hessian) as (kernels, hessian):
-        size, _ = checks.matrix("hessian", hessian, ("K", "K"))
-        checks.matrix("hessian", hessian, (size, size))
+        size = checks.square("hessian", hessian)
         require_finite("hessian", hessian)
         factors = factor_hessians(hessian.reshape(1, size, size), [percdamp])
         if factors.minors[0]:

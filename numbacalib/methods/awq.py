@@ -87,32 +87,34 @@ def awq_scales(
     ValueError, TypeError
         If an argument does not fit, or a value is not finite (the first index is named).
     """
+    if not isinstance(weights, Sequence):
+        raise TypeError(f"weights: expected a sequence of arrays, got {type(weights).__name__}")
     if not weights:
         raise ValueError("weights: expected at least one")
-    named = {f"weights[{i}]": weight for i, weight in enumerate(weights)}
-    hessian, magnitude, *weights = arrays_of_one_device(
-        hessian=hessian, magnitude=magnitude, **named
-    )
-    *_, channels = weights[0].shape
-    settings = [grid_settings(w, bits, group_size, symmetric, scale_dtype) for w in weights]
-    for weight in weights:
-        checks.matrix("weights", weight, ("M", channels))
-        require_finite("weight", weight)
-    _check_hessian(hessian, channels)
+    weight_term = checks.boolean("weight_term", weight_term)
     points = checks.integer("points", points, 1, 1 << 20)
-    (a,) = to_host(cast(non_negative("magnitude", magnitude, [(channels,)]), np.float64))
+    named = {f"weights[{i}]": weight for i, weight in enumerate(weights)}
+    arrays = {"hessian": hessian, "magnitude": magnitude, **named}
+    with arrays_of_one_device(**arrays) as (hessian, magnitude, *weights):
+        _, channels = checks.matrix("weights[0]", weights[0], ("M", "K"))
+        for name, weight in zip(named, weights, strict=True):
+            checks.matrix(name, weight, ("M", channels))
+            require_finite(name, weight)
+        settings = [grid_settings(w, bits, group_size, symmetric, scale_dtype) for w in weights]
+        _check_hessian(hessian, channels)
+        (a,) = to_host(cast(non_negative("magnitude", magnitude, [(channels,)]), np.float64))
 
-    w = _relative_magnitude(weights, settings[0].group_size) if weight_term else None
-    identity = from_host(np.ones(channels, np.float32), hessian)
-    identity_loss = _loss(weights, settings, hessian, identity)
-    best = ChannelScales(identity, None, identity_loss, identity_loss)
-    # without the weight term r = 0 is the identity
-    for r in np.arange(0 if weight_term else 1, points) / points:
-        scales = from_host(_candidate(a, w, float(r)), hessian)
-        loss = _loss(weights, settings, hessian, scales)
-        if loss < best.loss:
-            best = ChannelScales(scales, float(r), loss, identity_loss)
-    return best
+        w = _relative_magnitude(weights, settings[0].group_size) if weight_term else None
+        identity = from_host(np.ones(channels, np.float32), hessian)
+        identity_loss = _loss(weights, settings, hessian, identity)
+        best = ChannelScales(identity, None, identity_loss, identity_loss)
+        # without the weight term r = 0 is the identity
+        for r in np.arange(0 if weight_term else 1, points) / points:
+            scales = from_host(_candidate(a, w, float(r)), hessian)
+            loss = _loss(weights, settings, hessian, scales)
+            if loss < best.loss:
+                best = ChannelScales(scales, float(r), loss, identity_loss)
+        return best
 
 
 def awq_clip(
@@ -143,16 +145,16 @@ def awq_clip(
     points : int, default 20
     least : float, default 0.5
     """
-    weight, hessian = arrays_of_one_device(weight=weight, hessian=hessian)
-    settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype)
-    require_finite("weight", weight)
-    _check_hessian(hessian, weight.shape[1])
-    points = checks.integer("points", points, 1, 1 << 20)
-    if not 0 <= checks.finite_number("least", least) < 1:
-        raise ValueError(f"least: expected 0 to below 1, got {least}")
-    shares = RangeSearch(points, least).shares(checks.result_dtype(weight))
-    found = clip_scales(weight, hessian, settings.group_size, settings.grid, shares)
-    return settings.rounded(weight, *found)
+    with arrays_of_one_device(weight=weight, hessian=hessian) as (weight, hessian):
+        settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype)
+        require_finite("weight", weight)
+        _check_hessian(hessian, weight.shape[1])
+        points = checks.integer("points", points, 1, 1 << 20)
+        if not 0 <= checks.finite_number("least", least) < 1:
+            raise ValueError(f"least: expected 0 to below 1, got {least}")
+        shares = RangeSearch(points, least).shares(checks.result_dtype(weight))
+        found = clip_scales(weight, hessian, settings.group_size, settings.grid, shares)
+        return settings.rounded(weight, *found)
 
 
 def _check_hessian(hessian: Any, channels: int) -> None:

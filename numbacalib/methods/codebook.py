@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 from numbacalib.methods.settings import non_negative
 from numbacalib.ops.kmeans import kmeans_rows
 from numbacalib.runtime import checks
-from numbacalib.runtime.backend import is_cuda_array
+from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
 from numbacalib.runtime.finite import require_finite
 
 
@@ -31,7 +31,8 @@ class CodebookWeight:
 
     def dequantize(self, dtype: DTypeLike = np.float32) -> NDArray:
         """Return the weights that the codes stand for, [M, K]."""
-        return np.take_along_axis(self.centroids.astype(dtype, copy=False), self.codes, axis=1)
+        centroids = self.centroids.astype(checks.float_dtype("dtype", dtype), copy=False)
+        return np.take_along_axis(centroids, self.codes, axis=1)
 
 
 def codebook(weight: NDArray, *, bits: int, importance: NDArray | None = None) -> CodebookWeight:
@@ -51,7 +52,7 @@ def codebook(weight: NDArray, *, bits: int, importance: NDArray | None = None) -
     Raises
     ------
     ValueError, TypeError
-        If a setting does not fit, or a weight is not finite (the first index is named).
+        If a setting does not fit, or a weight is beyond float32 (the first index is named).
 
     Notes
     -----
@@ -61,11 +62,22 @@ def codebook(weight: NDArray, *, bits: int, importance: NDArray | None = None) -
     for name, array in (("weight", weight), ("importance", importance)):
         if is_cuda_array(array):
             raise TypeError(f"{name}: expected a NumPy array, since codebooks are found on the CPU")
-    rows, channels = checks.matrix("weight", weight, ("M", "K"))
-    require_finite("weight", weight)
-    bits = checks.integer("bits", bits, 2, 8)
-    if importance is not None:
-        importance = non_negative("importance", importance, [(channels,), (rows, channels)])
-        importance = importance.astype(checks.result_dtype(weight), copy=False)
-    codes, centroids = kmeans_rows(weight, 2**bits, importance)
-    return CodebookWeight(codes, centroids.astype(np.float32, copy=False), bits)
+    with arrays_of_one_device(weight=weight, importance=importance) as (weight, importance):
+        rows, channels = checks.matrix("weight", weight, ("M", "K"))
+        require_finite("weight", weight, float(np.finfo(np.float32).max))
+        bits = checks.integer("bits", bits, 2, 8)
+        if importance is not None:
+            importance = non_negative("importance", importance, [(channels,), (rows, channels)])
+            importance = _narrowed(importance, checks.result_dtype(weight))
+        codes, centroids = kmeans_rows(weight, 2**bits, importance)
+        return CodebookWeight(codes, centroids.astype(np.float32, copy=False), bits)
+
+
+def _narrowed(importance: NDArray, dtype: np.dtype) -> NDArray:
+    """Return importances in a dtype, of which float64's may be beyond: only ratios in a row matter."""
+    if importance.dtype == np.float64 and dtype == np.float32:
+        largest = importance.max(axis=1, keepdims=True)
+        importance = np.divide(
+            importance, largest, where=largest > 0, out=np.zeros_like(importance)
+        )
+    return importance.astype(dtype, copy=False)

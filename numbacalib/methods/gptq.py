@@ -71,7 +71,8 @@ def gptq(
 ) -> tuple[QuantizedWeight, GptqReport]:
     """Quantize a weight by GPTQ, without inverting the Hessian.
 
-    NumPy arrays give NumPy arrays, CUDA arrays of any library give Numba device arrays.
+    NumPy arrays give NumPy arrays, CUDA arrays of any library give Numba device arrays, on the stream
+    that they are made on.
 
     Parameters
     ----------
@@ -116,16 +117,17 @@ def gptq(
     Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
     Transformers" (2022); `quantize_direct` has the form without an inverse.
     """
-    weight, hessian, importance = arrays_of_one_device(
-        weight=weight, hessian=hessian, importance=importance
-    )
-    settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, importance)
-    channels = weight.shape[1]
-    checks.matrix("hessian", hessian, (channels, channels))
-    unchecked = {"hessian": hessian, "weight": weight}
-    stack = hessian.reshape(1, channels, channels)
-    damping, order = (percdamp, damping_tries), (act_order, static_groups)
-    return _solve(weight, stack, ["hessian"], unchecked, settings, damping, shrinkage, order)[0]
+    arrays = {"weight": weight, "hessian": hessian, "importance": importance}
+    with arrays_of_one_device(**arrays) as (weight, hessian, importance):
+        settings = grid_settings(
+            weight, bits, group_size, symmetric, scale_dtype, search, importance
+        )
+        channels = weight.shape[1]
+        checks.matrix("hessian", hessian, (channels, channels))
+        unchecked = {"hessian": hessian, "weight": weight}
+        stack = hessian.reshape(1, channels, channels)
+        damping, order = (percdamp, damping_tries), (act_order, static_groups)
+        return _solve(weight, stack, ["hessian"], unchecked, settings, damping, shrinkage, order)[0]
 
 
 def gptq_batch(
@@ -168,29 +170,28 @@ static_groups
     ValueError, TypeError, numpy.linalg.LinAlgError
         As `gptq`.
     """
-    weights, hessians, importance = arrays_of_one_device(
-        weights=weights, hessians=hessians, importance=importance
-    )
-    count, rows, channels = checks.stack("weights", weights, ("E", "M", "K"))
-    checks.stack("hessians", hessians, (count, channels, channels))
-    weight, hessian = stacked_rows(weights), stacked_rows(hessians)
-    require_finite("weights", weight.reshape(count, rows, channels))
-    require_finite("hessians", hessian.reshape(count, channels, channels))
-    if importance is not None:
-        importance = _importance_of_rows(importance, count, rows, channels)
-    damping, order = (percdamp, damping_tries), (act_order, static_groups)
-    grid = bits, group_size, symmetric, scale_dtype, search
-    size = max(1, BATCH_BYTES // (4 * channels * channels)) if is_cuda_array(weights) else 1
-    found = []
-    for first in range(0, count, size):
-        last = min(first + size, count)
-        run = slice(first * rows, last * rows)
-        own = None if importance is None else importance[run]
-        settings = grid_settings(weight[run], *grid, own)
-        stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
-        names = [f"hessians[{e}]" for e in range(first, last)]
-        found += _solve(weight[run], stack, names, {}, settings, damping, shrinkage, order)
-    return found
+    arrays = {"weights": weights, "hessians": hessians, "importance": importance}
+    with arrays_of_one_device(**arrays) as (weights, hessians, importance):
+        count, rows, channels = checks.stack("weights", weights, ("E", "M", "K"))
+        checks.stack("hessians", hessians, (count, channels, channels))
+        weight, hessian = stacked_rows(weights), stacked_rows(hessians)
+        require_finite("weights", weight.reshape(count, rows, channels))
+        require_finite("hessians", hessian.reshape(count, channels, channels))
+        if importance is not None:
+            importance = _importance_of_rows(importance, count, rows, channels)
+        damping, order = (percdamp, damping_tries), (act_order, static_groups)
+        grid = bits, group_size, symmetric, scale_dtype, search
+        size = max(1, BATCH_BYTES // (4 * channels * channels)) if is_cuda_array(weights) else 1
+        found = []
+        for first in range(0, count, size):
+            last = min(first + size, count)
+            run = slice(first * rows, last * rows)
+            own = None if importance is None else importance[run]
+            settings = grid_settings(weight[run], *grid, own)
+            stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
+            names = [f"hessians[{e}]" for e in range(first, last)]
+            found += _solve(weight[run], stack, names, {}, settings, damping, shrinkage, order)
+        return found
 
 
 def _importance_of_rows(importance: Any, count: int, rows: int, channels: int) -> Any:
@@ -219,6 +220,7 @@ def _solve(
     if not 0 <= shrinkage <= 1:
         raise ValueError(f"shrinkage: expected 0 to 1, got {shrinkage}")
     act_order, static_groups = order
+    static_groups = checks.boolean("static_groups", static_groups)
     dtype = checks.result_dtype(weight, hessians)
     visits = None
     if act_order != "none":

@@ -11,6 +11,8 @@ from numbacalib.methods.quantized_weight import QuantizedWeight, StoredWeight
 from numbacalib.ops.grid import count_clipped
 from numbacalib.ops.matrix import cast
 from numbacalib.ops.proxy_loss import trace_of_errors
+from numbacalib.runtime import checks
+from numbacalib.runtime.backend import arrays_of_one_device
 
 
 def proxy_loss(
@@ -23,18 +25,42 @@ def proxy_loss(
 
     Parameters
     ----------
-    weight : array [M, K]
+    weight : array [M, K], float16, bfloat16, float32 or float64
+        Magnitudes of the errors that float32 holds.
     quantized : QuantizedWeight or CodebookWeight
     hessian : array [K, K]
     channel_scales : array [K], optional
         What `weight` was multiplied by, channel by channel, where the layer's inputs are divided by
         it and the Hessian is that of the inputs before: ``D = (W - Q) / s``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a shape or dtype does not fit, or the arrays are on different devices.
     """
-    return trace_of_errors(weight, quantized.dequantize(), hessian, channel_scales)
+    arrays = {"weight": weight, "hessian": hessian, "channel_scales": channel_scales}
+    with arrays_of_one_device(**arrays) as (weight, hessian, channel_scales):
+        _, channels = checks.matrix("weight", weight, ("M", "K"))
+        checks.matrix("hessian", hessian, (channels, channels))
+        if channel_scales is not None:
+            checks.vector("channel_scales", channel_scales, channels)
+        _check_shape(weight, quantized)
+        return trace_of_errors(weight, quantized.dequantize(), hessian, channel_scales)
 
 
 def clipped_share(weight: Any, quantized: QuantizedWeight) -> float:
     """Share of the weights [M, K] that lie more than one step past the ends of their grid."""
-    scales = cast(quantized.scales, np.float32)
-    grid = scales, quantized.zeros, quantized.group_of, quantized.bits
-    return count_clipped(weight, *grid) / math.prod(weight.shape)
+    with arrays_of_one_device(weight=weight) as (weight,):
+        checks.matrix("weight", weight, ("M", "K"))
+        _check_shape(weight, quantized)
+        scales = cast(quantized.scales, np.float32)
+        grid = scales, quantized.zeros, quantized.group_of, quantized.bits
+        return count_clipped(weight, *grid) / math.prod(weight.shape)
+
+
+def _check_shape(weight: Any, quantized: Any) -> None:
+    """Raise a ValueError if a quantized weight is of another shape than what it was made from."""
+    if tuple(quantized.codes.shape) != tuple(weight.shape):
+        raise ValueError(
+            f"quantized: expected shape {list(weight.shape)}, got {list(quantized.codes.shape)}"
+        )

@@ -10,6 +10,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.ops.grid import grid_values
 from numbacalib.ops.matrix import cast, to_host
+from numbacalib.runtime import checks
+from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.spec.grid import group_indices
 
 
@@ -55,7 +57,12 @@ class QuantizedWeight:
         return replace(self, codes=codes, scales=scales, zeros=zeros)
 
     def dequantize(self, dtype: DTypeLike = np.float32) -> Any:
-        """Return the weights that the codes stand for, [M, K], computed in float32."""
-        scales = cast(self.scales, np.float32)
-        values = grid_values(self.codes, scales, self.zeros, self.group_of, self.bits)
-        return cast(values, dtype)
+        """Return the weights that the codes stand for, [M, K], computed in float32.
+
+        `dtype` is one of the four that weights come in, as NumPy, ml_dtypes or torch have it, or its name.
+        """
+        target = checks.float_dtype("dtype", dtype)
+        with arrays_of_one_device(codes=self.codes, scales=self.scales, zeros=self.zeros) as arrays:
+            codes, scales, zeros = arrays
+            scales = cast(scales, np.float32)
+            return cast(grid_values(codes, scales, zeros, self.group_of, self.bits), target)

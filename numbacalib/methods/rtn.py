@@ -26,7 +26,8 @@ def rtn(
 ) -> QuantizedWeight:
     """Quantize a weight by rounding to nearest.
 
-    NumPy arrays give NumPy arrays, CUDA arrays of any library give Numba device arrays.
+    NumPy arrays give NumPy arrays, CUDA arrays of any library give Numba device arrays, on the stream
+    that they are made on.
 
     Parameters
     ----------
@@ -50,7 +51,9 @@ def rtn(
         If a setting does not fit, a weight is not finite (the first index is named), or the arrays are
         on different devices.
     """
-    weight, importance = arrays_of_one_device(weight=weight, importance=importance)
-    settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, importance)
-    require_finite("weight", weight)
-    return settings.rounded(weight)
+    with arrays_of_one_device(weight=weight, importance=importance) as (weight, importance):
+        settings = grid_settings(
+            weight, bits, group_size, symmetric, scale_dtype, search, importance
+        )
+        require_finite("weight", weight)
+        return settings.rounded(weight)

@@ -14,9 +14,11 @@ from numbacalib.ops.matrix import split_rows
 from numbacalib.ops.range_search import search_scales
 from numbacalib.runtime import checks
 from numbacalib.runtime.finite import require_non_negative
-from numbacalib.runtime.half import is_bfloat16
 from numbacalib.spec.grid import SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_FLOAT32, Grid, group_indices
 from numbacalib.spec.range_search import RangeSearch
+
+STORAGE = {"float16": SCALE_FLOAT16, "bfloat16": SCALE_BFLOAT16, "float32": SCALE_FLOAT32}
+"""How the grid rounds scales, by the name of the dtype that stores them."""
 
 
 class GridSettings(NamedTuple):
@@ -86,9 +88,11 @@ def grid_settings(
     size = channels if group_size is None else checks.integer("group_size", group_size, 1, channels)
     if channels % size:
         raise ValueError(f"group_size: expected a divisor of K = {channels}, got {size}")
-    dtype = np.dtype(scale_dtype)
-    grid = Grid(bits, bool(symmetric), _storage(dtype))
+    dtype = checks.float_dtype("scale_dtype", scale_dtype, tuple(STORAGE))
+    grid = Grid(bits, checks.boolean("symmetric", symmetric), STORAGE[dtype.name])
     if search is not None:
+        if not isinstance(search, RangeSearch):
+            raise TypeError(f"search: expected a RangeSearch, got {type(search).__name__}")
         checks.integer("search.points", search.points, 1, 1 << 20)
         if not 0 <= checks.finite_number("search.least", search.least) < 1:
             raise ValueError(f"search.least: expected 0 to below 1, got {search.least}")
@@ -113,14 +117,3 @@ def non_negative(name: str, array: Any, shapes: Sequence[tuple[int, ...]]) -> An
     matrix = checks.rows_of(array)
     require_non_negative(name, matrix)
     return matrix
-
-
-def _storage(scale_dtype: np.dtype) -> int:
-    """How the grid rounds scales that are stored in `scale_dtype`."""
-    if scale_dtype == np.float16:
-        return SCALE_FLOAT16
-    if is_bfloat16(scale_dtype):
-        return SCALE_BFLOAT16
-    if scale_dtype == np.float32:
-        return SCALE_FLOAT32
-    raise TypeError(f"scale_dtype: expected float16, bfloat16 or float32, got {scale_dtype}")

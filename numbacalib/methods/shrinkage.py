@@ -6,6 +6,7 @@ from typing import Any
 
 from numbacalib.ops.shrinkage import correlation_sums
 from numbacalib.runtime import checks
+from numbacalib.runtime.backend import arrays_of_one_device
 
 
 def shrinkage_for(hessian: Any, tokens: int) -> float:
@@ -21,6 +22,11 @@ def shrinkage_for(hessian: Any, tokens: int) -> float:
     tokens : int
         At least 1.
 
+    Raises
+    ------
+    ValueError, TypeError
+        If a shape, a dtype or the number of tokens does not fit.
+
     Notes
     -----
     Schäfer and Strimmer, "A Shrinkage Approach to Large-Scale Covariance Matrix Estimation and
@@ -28,5 +34,7 @@ def shrinkage_for(hessian: Any, tokens: int) -> float:
     ``(1 - r**2)**2 / n`` of a normal distribution's correlation.
     """
     tokens = checks.integer("tokens", tokens, 1, 1 << 62)
-    noise, signal = correlation_sums(hessian)
+    with arrays_of_one_device(hessian=hessian) as (hessian,):
+        checks.square("hessian", hessian)
+        noise, signal = correlation_sums(hessian)
     return min(1.0, noise / tokens / signal) if signal > 0 else 0.0

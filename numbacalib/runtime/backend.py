@@ -7,6 +7,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+CUDA_DLPACK = 2
+"""DLPack's name for memory of a CUDA device."""
+
 
 def is_cuda_array(array: Any) -> bool:
     """Whether `array` lives on a CUDA device (Numba's simulated device arrays included)."""
@@ -14,72 +17,75 @@ def is_cuda_array(array: Any) -> bool:
 
 
 def _interface(array: Any) -> Any:
-    """The CUDA array interface of `array`; None if it has none."""
-    interface = getattr(array, "__cuda_array_interface__", None)
-    if interface is None and hasattr(array, "__cuda_ndarray__"):
-        return array  # the simulator's arrays have no interface
-    return interface
+    """The CUDA array interface of `array`, or one of Numba's arrays as it is; None if it is neither."""
+    if hasattr(array, "__cuda_ndarray__"):
+        return array  # no interface in the simulator, a slow one without it
+    return getattr(array, "__cuda_array_interface__", None)
 
 
-def arrays_of_one_device(**arrays: Any) -> tuple:
-    """Return arrays as kernels take them, in their order; None stands for absent ones.
+class _Call:
+    """A call on the arrays of one device, open from `_open` to the end of the ``with``."""
 
-    For what calls several ops on the same arrays: shapes and dtypes are then NumPy's, whatever library
-    the arrays are of.
+    def __init__(self, stream: Any, in_place: str | None, arrays: dict[str, Any]) -> None:
+        self._stream = stream
+        self._in_place = in_place
+        self._arrays = arrays
+        self._on_gpu: Any = None
+
+    def _open(self) -> tuple:
+        interfaces = _interfaces(self._arrays)
+        if interfaces:
+            from numbacalib.runtime import device
+
+            self._on_gpu = device.open_call(self._stream, self._arrays, interfaces)
+            taken = self._on_gpu.arrays
+        elif self._stream is not None:
+            kind = type(self._stream).__name__
+            raise TypeError(f"stream: expected None with NumPy arrays, got {kind}")
+        else:
+            taken = tuple(map(_plain, self._arrays.values()))
+        try:
+            _require_own_memory(dict(zip(self._arrays, taken, strict=True)), self._in_place)
+        except ValueError:
+            self.__exit__()
+            raise
+        return taken
+
+    def __exit__(self, *_: object) -> None:
+        if self._on_gpu is not None:
+            self._on_gpu.close()
+
+
+class arrays_of_one_device(_Call):  # noqa: N801 - used like a function
+    """Open a call of what calls several ops: ``with arrays_of_one_device(...) as (a, b)``.
+
+    What comes are the arrays in their order, as kernels take them: NumPy's as plain ones of the same
+    memory, CUDA arrays of any library with the shapes and dtypes of NumPy. None stands for absent ones.
+    All that is launched inside goes to one stream, in the order of those that the arrays are made on;
+    see `numbacalib.runtime.streams`.
 
     Raises
     ------
     TypeError
-        If an argument is no array, or the arrays are on different devices.
+        If an argument is no array, if it is a masked one, or if the arrays are on different devices.
     """
-    interfaces = _interfaces(arrays)
-    return tuple(arrays.values()) if interfaces is None else _taken(arrays, interfaces)
 
+    def __init__(self, **arrays: Any) -> None:
+        super().__init__(None, None, arrays)
 
-def _interfaces(arrays: dict[str, Any]) -> dict[str, Any] | None:
-    """CUDA array interfaces by name; None for NumPy arrays. A TypeError for anything else."""
-    interfaces = {}
-    on_gpu = on_cpu = False
-    for name, array in arrays.items():
-        if isinstance(array, np.ndarray):
-            on_cpu = True
-        elif array is not None:
-            interfaces[name] = _interface(array)
-            on_gpu = True
-            if interfaces[name] is None:
-                raise TypeError(
-                    f"{name}: expected a NumPy or CUDA array, got "
-                    f"{type(array).__module__}.{type(array).__qualname__}"
-                )
-    if on_cpu and on_gpu:
-        where = ", ".join(
-            f"{name} on the {'GPU' if name in interfaces else 'CPU'}"
-            for name, array in arrays.items()
-            if array is not None
-        )
-        raise TypeError(f"expected all arrays of one call on one device, got {where}")
-    return interfaces if on_gpu else None
-
-
-def _taken(arrays: dict[str, Any], interfaces: dict[str, Any]) -> tuple:
-    from numbacalib.runtime import device
-
-    return tuple(
-        None if array is None else device.device_array(array, interfaces[name])
-        for name, array in arrays.items()
-    )
+    def __enter__(self) -> tuple:
+        return self._open()
 
 
 Kernels = TypeVar("Kernels")
 """A module: type checkers and editors follow its names."""
 
 
-class call(Generic[Kernels]):  # noqa: N801 - used like a function
+class call(_Call, Generic[Kernels]):  # noqa: N801 - used like a function
     """Open a call of an op: ``with call(cpu, gpu, ...) as (kernels, *arrays)``.
 
-    What comes are the twin of the op that its arrays take, and the arrays in their order: CUDA arrays
-    of any library as our kernels take them. What is launched inside goes to `stream`. None stands for
-    absent arrays, and for the stream of the enclosing call or the default stream.
+    What comes are the twin of the op that its arrays take, and the arrays as `arrays_of_one_device` has
+    them.
 
     Parameters
     ----------
@@ -88,46 +94,103 @@ class call(Generic[Kernels]):  # noqa: N801 - used like a function
     gpu : function that returns a module, or None
         Kernels for CUDA arrays, imported where one was seen; None where an op has none.
     stream : CUDA stream, optional
+        Where to launch; by default on the stream of the enclosing call, or of the arrays.
+    in_place : str, optional
+        Name of the array that a result may lie on.
     **arrays
-        By the names that errors use.
+        By the names that errors use. Those called "out", or "out[0]" and so on, are results: they share
+        no memory with the others.
 
     Raises
     ------
     TypeError
-        If an argument is no array, if the arrays are on different devices or on one that the op has
-        no kernels for, or if a stream is given for NumPy arrays.
+        If an argument is no array, if it is a masked one, if the arrays are on different devices or on
+        one that the op has no kernels for, or if a stream is given for NumPy arrays.
+    ValueError
+        If a result shares memory with another array.
     """
 
     def __init__(
-        self, cpu: Kernels, gpu: Callable[[], Any] | None, stream: Any = None, **arrays: Any
+        self,
+        cpu: Kernels,
+        gpu: Callable[[], Any] | None,
+        stream: Any = None,
+        in_place: str | None = None,
+        **arrays: Any,
     ) -> None:
+        super().__init__(stream, in_place, arrays)
         self._cpu = cpu
         self._gpu = gpu
-        self._stream = stream
-        self._arrays = arrays
-        self._token: Any = None
 
     def __enter__(self) -> tuple[Kernels, *tuple[Any, ...]]:
-        interfaces = _interfaces(self._arrays)
-        if interfaces is None:
-            if self._stream is not None:
-                kind = type(self._stream).__name__
-                raise TypeError(f"stream: expected None with NumPy arrays, got {kind}")
-            return self._cpu, *self._arrays.values()
         if self._gpu is None:
-            raise TypeError(f"{next(iter(interfaces))}: expected a NumPy array, got a CUDA array")
-        from numbacalib.runtime import device
-
-        if self._stream is not None:
-            self._token = device.enter_stream(self._stream)
-        taken = _taken(self._arrays, interfaces)
+            for name, array in self._arrays.items():
+                if is_cuda_array(array):
+                    raise TypeError(f"{name}: expected a NumPy array, got a CUDA array")
+        taken = self._open()
+        if self._on_gpu is None or self._gpu is None:
+            return self._cpu, *taken
         return self._gpu(), *taken
 
-    def __exit__(self, *_: object) -> None:
-        if self._token is not None:
-            from numbacalib.runtime import device
 
-            device.leave_stream(self._token)
+def _plain(array: Any) -> Any:
+    """Return a NumPy array without the ways of its subclass; None for None."""
+    return array if array is None or type(array) is np.ndarray else array.view(np.ndarray)
+
+
+def _require_own_memory(arrays: dict[str, Any], in_place: str | None) -> None:
+    """Raise a ValueError if a result shares memory with another array of the call."""
+    for name, out in arrays.items():
+        if out is None or name.partition("[")[0] != "out":
+            continue
+        for other, array in arrays.items():
+            if array is None or other in (name, in_place) or not may_share_memory(out, array):
+                continue
+            raise ValueError(f"{name}: expected memory of its own, got memory shared with {other}")
+
+
+def _interfaces(arrays: dict[str, Any]) -> dict[str, Any]:
+    """CUDA array interfaces by name; none for NumPy arrays. A TypeError for anything else.
+
+    What only speaks DLPack is replaced by CuPy's array of it.
+    """
+    interfaces = {}
+    on_cpu = []
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        if type(array) is np.ndarray or (
+            isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray)
+        ):
+            on_cpu.append(name)
+            continue
+        interface = _interface(array)
+        if interface is None and hasattr(array, "__dlpack_device__"):
+            arrays[name] = _by_dlpack(array)
+            interface = _interface(arrays[name])
+        if interface is None:
+            raise TypeError(
+                f"{name}: expected a NumPy or CUDA array, got "
+                f"{type(array).__module__}.{type(array).__qualname__}"
+            )
+        interfaces[name] = interface
+    if on_cpu and interfaces:
+        where = ", ".join(
+            f"{name} on the {'GPU' if name in interfaces else 'CPU'}"
+            for name, array in arrays.items()
+            if array is not None
+        )
+        raise TypeError(f"expected all arrays of one call on one device, got {where}")
+    return interfaces
+
+
+def _by_dlpack(array: Any) -> Any:
+    """Return CuPy's array of one on a CUDA device, ordered on CuPy's stream; None for others."""
+    if array.__dlpack_device__()[0] != CUDA_DLPACK:
+        return None
+    import cupy
+
+    return cupy.from_dlpack(array)
 
 
 def may_share_memory(left: Any, right: Any) -> bool:

@@ -6,12 +6,13 @@ They look only at shape and dtype attributes, so they serve NumPy and CUDA array
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from numbacalib.runtime.backend import is_cuda_array, may_share_memory
-from numbacalib.runtime.half import is_bfloat16
+from numbacalib.runtime.half import bfloat16
 
 FLOAT_NAMES = ("float16", "bfloat16", "float32", "float64")
 
@@ -25,12 +26,24 @@ def matrix(name: str, array: Any, shape: tuple[int | str, int | str]) -> tuple[i
     return rows, columns
 
 
+def square(name: str, array: Any) -> int:
+    """Check that `array` is a non-empty square float matrix and return its size."""
+    size, _ = matrix(name, array, ("K", "K"))
+    matrix(name, array, (size, size))
+    return size
+
+
 def stack(
     name: str, array: Any, shape: tuple[int | str, int | str, int | str]
 ) -> tuple[int, int, int]:
     """Check that `array` is a non-empty 3-D float array and return its shape; see `matrix`."""
     count, rows, columns = _shaped(name, array, shape)
     return count, rows, columns
+
+
+def vector(name: str, array: Any, size: int) -> None:
+    """Check that `array` is a 1-D float array of some length."""
+    _shaped(name, array, (size,))
 
 
 def _shaped(name: str, array: Any, shape: tuple[int | str, ...]) -> tuple[int, ...]:
@@ -53,8 +66,33 @@ def rows_of(array: Any) -> Any:
     return array if len(leading) == 1 else array.reshape(-1, width)
 
 
+def tokens(name: str, array: Any, channels: int) -> Any:
+    """Check that `array` holds rows of so many channels, on any number of axes; return it as a matrix."""
+    floats(name, array)
+    shape = tuple(array.shape)
+    if not shape or shape[-1] != channels:
+        raise ValueError(f"{name}: expected shape [N, {channels}], got {list(shape)}")
+    if 0 in shape:
+        raise ValueError(f"{name}: expected non-empty axes, got shape {list(shape)}")
+    return viewed(name, array, channels)
+
+
+def viewed(name: str, array: Any, width: int) -> Any:
+    """Return an array as a matrix of rows of some width; copied where a NumPy array's strides need it."""
+    try:
+        return array.reshape(-1, width)
+    except ValueError:
+        strides = list(array.strides)
+        raise ValueError(
+            f"{name}: expected strides that make rows of {width}, got {strides} bytes of shape "
+            f"{list(array.shape)}: make it contiguous"
+        ) from None
+
+
 def floats(name: str, array: Any) -> None:
     """Check that `array` has one of the four dtypes, in the machine's byte order."""
+    if array is None:
+        raise TypeError(f"{name}: expected an array, got None")
     dtype = np.dtype(array.dtype)
     if not _is_float(dtype):
         raise TypeError(
@@ -65,7 +103,23 @@ def floats(name: str, array: Any) -> None:
 
 @functools.cache
 def _is_float(dtype: np.dtype) -> bool:
-    return (dtype.name in FLOAT_NAMES or is_bfloat16(dtype)) and dtype.isnative
+    return dtype.name in FLOAT_NAMES and dtype.isnative
+
+
+def float_dtype(name: str, value: Any, names: Sequence[str] = FLOAT_NAMES) -> np.dtype:
+    """Return one of some float dtypes, given as NumPy, ml_dtypes or torch call it, or by name."""
+    word = str(value).removeprefix("torch.")
+    dtype = None
+    if word == "bfloat16":
+        dtype = bfloat16()
+    elif word in names:
+        dtype = np.dtype(word)
+    elif isinstance(value, (np.dtype, type, str)):
+        with suppress(TypeError):  # NumPy does not know it
+            dtype = np.dtype(value)
+    if dtype is None or dtype.name not in names or not dtype.isnative:
+        raise TypeError(f"{name}: expected {', '.join(names[:-1])} or {names[-1]}, got {value}")
+    return dtype
 
 
 def result_dtype(*arrays: Any) -> np.dtype:
@@ -75,15 +129,28 @@ def result_dtype(*arrays: Any) -> np.dtype:
 
 
 def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Check a preallocated result: exact shape and dtype, C-contiguous, writable."""
+    """Check a preallocated result: exact shape and dtype, C-contiguous, writable.
+
+    That it has memory of its own is checked where it is taken; see `arrays_of_one_device`.
+    """
     if tuple(out.shape) != shape or np.dtype(out.dtype) != dtype:
         raise ValueError(
             f"{name}: expected shape {list(shape)} and dtype {dtype}, "
             f"got {list(out.shape)} and {out.dtype}"
         )
-    contiguous = out.is_c_contiguous() if is_cuda_array(out) else out.flags.c_contiguous
-    if not contiguous or (isinstance(out, np.ndarray) and not out.flags.writeable):
+    if isinstance(out, np.ndarray):
+        fits = out.flags.c_contiguous and out.flags.writeable
+    else:
+        fits = out.is_c_contiguous() and getattr(out, "writable", True)
+    if not fits:
         raise ValueError(f"{name}: expected a writable C-contiguous array")
+
+
+def boolean(name: str, value: Any) -> bool:
+    """Check that `value` is True or False, not what only counts as such, and return it as bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+    return bool(value)
 
 
 def integer(name: str, value: Any, low: int, high: int) -> int:
@@ -102,10 +169,3 @@ def finite_number(name: str, value: Any) -> float:
     if not np.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value}")
     return float(value)
-
-
-def disjoint(out: Any, **inputs: Any) -> None:
-    """Check that a preallocated result shares no memory with the inputs it is made from."""
-    for name, array in inputs.items():
-        if out is not None and may_share_memory(out, array):
-            raise ValueError(f"out: expected memory of its own, got memory shared with {name}")

@@ -1,4 +1,4 @@
-"""CUDA arrays of any library, streams and memory.
+"""CUDA arrays of any library, and their memory.
 
 The one module through which `numba.cuda` comes: kernel modules take `cuda` from here, and it is
 imported only once a CUDA array was seen.
@@ -8,172 +8,182 @@ from __future__ import annotations
 
 import functools
 import math
-from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 from numba import cuda
 from numba.core import config
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import DTypeLike, NDArray
 
+from numbacalib.runtime import streams
+from numbacalib.runtime.array import Array
+from numbacalib.runtime.backend import CUDA_DLPACK
 from numbacalib.runtime.extras import extra
+from numbacalib.runtime.half import bfloat16, is_bfloat16
+from numbacalib.runtime.streams import check
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 """Whether kernels run in Numba's CUDA simulator, as Python."""
 
-KEPT_BYTES = 8 << 30
-"""What the pool keeps of freed memory, so that the next call need not wait for the driver."""
-LARGEST_SPARE, SPARES = 4 << 20, 8
-"""Bytes of a block, and blocks of a size, that are kept beside the pool: asking it takes longer."""
-
 if not SIMULATED:
     with extra("cuda"):
         from cuda.bindings import driver
+    from numba.cuda.cudadrv.devicearray import DeviceNDArray
+    from numba.cuda.cudadrv.driver import MemoryPointer
 
-_STREAM: ContextVar[Any] = ContextVar("stream", default=0)
+    from numbacalib.runtime.pool import Memory
+
+_NumbaArray: Any = object if SIMULATED else DeviceNDArray
 
 
-class Array:
-    """Device memory as kernels take it: what a Numba device array holds, at a tenth of its cost.
+class Result(_NumbaArray):
+    """A device array as callers get it: Numba's, which other libraries take by DLPack, too.
 
-    A Numba device array takes longer to make than a launch, and a call makes several.
-
-    Attributes
-    ----------
-    address : int
-    shape, strides : tuple of int
-        Strides are in bytes.
-    dtype : numpy.dtype
-        bfloat16 is ``V2``, its name in the CUDA array interface.
-    owner : object
-        What keeps the memory.
+    Its `stream` is where its values come to be. The CUDA array interface has no name for bfloat16, which
+    libraries read by DLPack alone.
     """
-
-    __slots__ = ("_form", "address", "dtype", "owner", "shape", "strides")
-
-    def __init__(
-        self,
-        address: int,
-        shape: tuple[int, ...],
-        dtype: np.dtype,
-        owner: Any,
-        strides: tuple[int, ...] | None = None,
-    ) -> None:
-        self.address = address
-        self.shape = shape
-        self.dtype = dtype
-        self.owner = owner
-        self.strides = strides or _contiguous(shape, dtype.itemsize)
-        self._form: tuple[tuple, tuple] | None = None
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {
-            "shape": self.shape,
-            "strides": self.strides,
-            "typestr": self.dtype.str,
-            "data": (self.address, False),
-            "version": 3,
-        }
+        if is_bfloat16(self.dtype):
+            raise AttributeError("the CUDA array interface has no bfloat16: use DLPack")
+        interface: dict[str, Any] = super().__cuda_array_interface__
+        return interface
 
-    def is_c_contiguous(self) -> bool:
-        return _is_contiguous(self.shape, self.strides, self.dtype.itemsize)
+    def __dlpack__(self, **options: Any) -> Any:
+        """Return a capsule, once the consumer's stream waits for the array's; needs CuPy."""
+        from cupy import ndarray
+        from cupy.cuda import Device, MemoryPointer, Stream, UnownedMemory
 
-    def view(self, dtype: DTypeLike) -> Array:
-        """Return the same memory as another dtype of the same width."""
-        return Array(self.address, self.shape, np.dtype(dtype), self.owner, self.strides)
+        number = _number_of_device(self)
+        memory = UnownedMemory(_address(self), self.alloc_size, self, number)
+        with Device(number), Stream.from_external(self.stream or cuda.default_stream()):
+            array = ndarray(self.shape, self.dtype, MemoryPointer(memory, 0), self.strides)
+            return array.__dlpack__(**options)
 
-    def reshape(self, *shape: int) -> Array:
-        """Return the same memory in another shape; a ValueError where that takes a copy."""
-        layout = as_strided(np.empty(1, self.dtype), self.shape, self.strides)
-        layout = layout.reshape(shape, copy=False)
-        return Array(self.address, layout.shape, self.dtype, self.owner, layout.strides)
-
-    def __getitem__(self, key: Any) -> Array:
-        """Return a row, or the block that slices of step 1 select."""
-        key = key if isinstance(key, tuple) else (key,)
-        address, shape, strides = self.address, [], []
-        for axis, (length, stride) in enumerate(zip(self.shape, self.strides, strict=True)):
-            part = key[axis] if axis < len(key) else slice(None)
-            if isinstance(part, slice):
-                start, stop, _ = part.indices(length)
-                shape.append(stop - start)
-                strides.append(stride)
-            else:
-                start = part
-            address += start * stride
-        return Array(address, tuple(shape), self.dtype, self.owner, tuple(strides))
-
-    def parameters(self) -> tuple[tuple, tuple]:
-        """What a kernel's type depends on, and the words that a kernel takes."""
-        if self._form is None:
-            size = self.dtype.itemsize
-            kind = _kind(self.dtype.char, size, self.shape, self.strides)
-            # meminfo, parent, elements, bytes of one, address, shape, strides
-            words = 0, 0, self.size, size, self.address, *self.shape, *self.strides
-            self._form = kind, words
-        return self._form
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return CUDA_DLPACK, _number_of_device(self)
 
 
-def _contiguous(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """Byte strides of a C-contiguous array."""
-    if len(shape) == 2:
-        return shape[1] * size, size
-    strides = []
-    for length in reversed(shape):
-        strides.append(size)
-        size *= length
-    return tuple(reversed(strides))
+class open_call:  # noqa: N801 - used like a function
+    """Take the CUDA arrays of a call, by name, and order it among streams until `close`.
 
+    `interfaces` are their CUDA array interfaces, which some libraries take long to make.
 
-@functools.lru_cache(maxsize=4096)
-def _kind(char: str, size: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple:
-    """What the type that Numba gives to an array depends on."""
-    by_rows = _is_contiguous(shape, strides, size)
-    by_columns = _is_contiguous(shape[::-1], strides[::-1], size)
-    return char, len(shape), by_rows, by_columns, 0 in strides
+    Attributes
+    ----------
+    arrays : tuple
+        As kernels take them; in the simulator as they are. None stands for None.
 
-
-def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> bool:
-    """Whether an array is C-contiguous; the stride of an axis of one element does not matter.
-
-    Numba sees it so, too, when it chooses the type of an array.
+    Raises
+    ------
+    TypeError
+        If they are on several GPUs, or one is of no kind that we know.
     """
-    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if length > 1 and stride != size:
-            return False
-        size *= length
-    return True
+
+    def __init__(self, stream: Any, arrays: dict[str, Any], interfaces: dict[str, Any]) -> None:
+        self.arrays = tuple(arrays.values())
+        self._order: streams.Order | None = None
+        self._device: Any = None
+        if SIMULATED or (stream is None and streams.is_open() and all(map(_is_here, self.arrays))):
+            return  # as most calls that ops make of others
+        given = {n: (array, interfaces[n]) for n, array in arrays.items() if array is not None}
+        if device_count() > 1:
+            of_arrays = _device_of(given)
+            of_arrays.__enter__()
+            self._device = of_arrays
+        try:
+            current_device()  # a thread's first call has no context yet
+            made_on: list[Any] = []
+            for found in given.values():
+                made_on += _streams_of(*found)
+            self._order = streams.Order(stream, made_on)
+            taken = {name: _taken(name, *found) for name, found in given.items()}
+            self.arrays = tuple([taken.get(name) for name in arrays])
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the call."""
+        if self._order:
+            self._order.leave()
+        if self._device:
+            self._device.__exit__(None, None, None)
 
 
-def device_array(array: Any, interface: Any) -> Any:
-    """Return a CUDA array as an `Array` over the same memory; in the simulator, as it is.
+def _memory(array: Any) -> Memory | None:
+    """Return the memory of ours that an array lies in, if it is one of ours."""
+    owner = array.owner if type(array) is Array else None
+    if isinstance(array, Result):
+        owner = array.gpu_data.owner
+    return owner if isinstance(owner, Memory) else None
 
-    `interface` is its CUDA array interface, which some libraries take long to make.
-    """
-    if SIMULATED or isinstance(array, Array):
-        return array
-    if interface.get("mask") is not None:
-        raise TypeError("expected a CUDA array without a mask")
-    producer = interface.get("stream")
-    if producer is not None:
-        _wait_for(producer)
-    shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
+
+def _is_here(array: Any) -> bool:
+    """Whether an array, or None, is ours and in order on the current stream."""
+    if array is None or type(array) is not Array:
+        return array is None
+    memory = _memory(array)
+    return memory is None or memory.stream.handle == stream_handle()
+
+
+def _streams_of(array: Any, interface: Any) -> list[Any]:
+    """Return the streams on which an array was made and last used, as far as they are known."""
+    found = [] if type(array) is Array else [streams.producer(array, interface)]
+    memory = _memory(array)
+    return [*found, memory.stream] if memory else found
+
+
+def _device_of(arrays: dict[str, tuple[Any, Any]]) -> Any:
+    """Return what makes the GPU of arrays, each with its interface, the current one."""
+    numbers = {name: _number_of_device(*found) for name, found in arrays.items()}
+    if len(set(numbers.values())) > 1:
+        found = ", ".join(f"{name} on GPU {number}" for name, number in numbers.items())
+        raise TypeError(f"expected all arrays of one call on one device, got {found}")
+    return cuda.gpus[next(iter(numbers.values()), current_device())]
+
+
+def _number_of_device(array: Any, interface: Any = None) -> int:
+    """Return the number of the GPU that an array is on: as its library says, else by its address."""
+    if memory := _memory(array):
+        return memory.device
+    if type(array) is Array and hasattr(array.owner, "__dlpack_device__"):
+        array = array.owner
+    if hasattr(array, "__dlpack_device__") and not isinstance(array, Result):
+        return int(array.__dlpack_device__()[1])
+    start = _address(array, interface)
+    if not start:  # an empty array has no memory
+        return current_device()
+    ordinal = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return int(check(driver.cuPointerGetAttribute(ordinal, start)))
+
+
+def _address(array: Any, interface: Any = None) -> int:
+    """Address of the first element of another library's array, or of Numba's."""
     if hasattr(array, "__cuda_ndarray__"):
-        dtype = array.dtype  # the interface has no name for bfloat16
-    return Array(interface["data"][0], shape, dtype, array, interface.get("strides"))
+        return array.device_ctypes_pointer.value or 0
+    return interface["data"][0] or 0
+
+
+def _taken(name: str, array: Any, interface: Any) -> Array:
+    """Return a CUDA array as an `Array` over the same memory, ordered on the current stream."""
+    if memory := _memory(array):
+        memory.move(streams.current())
+    if type(array) is Array:
+        return array
+    if hasattr(array, "__cuda_ndarray__"):
+        return Array(_address(array), array.shape, array.dtype, array, array.strides)
+    if interface.get("mask") is not None:
+        raise TypeError(f"{name}: expected a CUDA array without a mask")
+    if streams.producer(array, interface) is None:
+        streams.wait_for_unnamed(array, interface)
+    dtype = np.dtype(interface["typestr"])
+    if dtype.kind == "V" and str(getattr(array, "dtype", None)).endswith("bfloat16"):
+        dtype = bfloat16()  # the interface has no name for it
+    shape, strides = tuple(interface["shape"]), interface.get("strides")
+    address, read_only = interface["data"]
+    return Array(address or 0, shape, dtype, array, strides, writable=not read_only)
 
 
 def result(array: Any) -> Any:
@@ -182,50 +192,27 @@ def result(array: Any) -> Any:
         return array
     owner = array.owner
     if hasattr(owner, "__cuda_ndarray__") and owner.dtype == array.dtype:
-        where = owner.__cuda_array_interface__["data"][0], owner.shape, owner.strides
+        where = _address(owner), owner.shape, owner.strides
         if where == (array.address, array.shape, array.strides):
+            if isinstance(owner, Result):
+                owner.stream = current_stream()
             return owner
     return numba_array(array)
 
 
 def numba_array(array: Array) -> Any:
     """Return a Numba device array over the same memory."""
-    from numba.cuda.cudadrv.devicearray import DeviceNDArray
-    from numba.cuda.cudadrv.driver import MemoryPointer
-
     pointer = driver.CUdeviceptr(array.address)
     size = array.size * array.dtype.itemsize
     memory = MemoryPointer(cuda.current_context(), pointer, size, owner=array.owner)
-    return DeviceNDArray(array.shape, array.strides, array.dtype, gpu_data=memory)
+    stream = current_stream()
+    return Result(array.shape, array.strides, array.dtype, stream=stream, gpu_data=memory)
 
 
-def _wait_for(producer: int) -> None:
-    """Order the current stream after what another stream has been given so far, without waiting."""
-    stream = _STREAM.get() or cuda.default_stream()
-    # 1 is the legacy default stream, which is Numba's own unless CUDA_PER_THREAD_DEFAULT_STREAM is set
-    if producer not in (int(stream.handle) or 1, int(stream.handle)):
-        event = cuda.event(timing=False)
-        event.record(cuda.external_stream(producer))
-        event.wait(stream)
-
-
-def enter_stream(stream: Any) -> Any:
-    """Launch on `stream` until `leave_stream` gets what this returns.
-
-    `stream` is a handle, a Numba stream or an object with ``__cuda_stream__``.
-    """
-    if hasattr(stream, "__cuda_stream__"):
-        stream = int(stream.__cuda_stream__()[1])
-    if SIMULATED:
-        stream = 0
-    if not isinstance(stream, int):
-        raise TypeError(f"stream: expected a CUDA stream, got {type(stream).__name__}")
-    return _STREAM.set(cuda.external_stream(stream) if stream else 0)
-
-
-def leave_stream(token: Any) -> None:
-    """Launch on the stream of before."""
-    _STREAM.reset(token)
+@functools.cache
+def device_count() -> int:
+    """Return the number of GPUs that this process sees."""
+    return int(check(driver.cuDeviceGetCount()))
 
 
 def current_device() -> int:
@@ -236,67 +223,17 @@ def current_device() -> int:
 
 def current_stream() -> Any:
     """Return the Numba stream on which to launch, 0 for the default one."""
-    return _STREAM.get()
+    handle, owner = streams.current()
+    if not handle:
+        return 0
+    stream = cuda.external_stream(handle)
+    stream.owner = owner  # results name the stream, and so keep it
+    return stream
 
 
 def stream_handle() -> int:
-    """Return the handle of the current stream, 0 for the default one."""
-    stream = _STREAM.get()
-    return int(stream.handle) if stream else 0
-
-
-def check(result: tuple) -> Any:
-    """Return the value of a driver call, or raise what it failed with."""
-    error, *values = result
-    if error:
-        raise RuntimeError(f"CUDA driver: {error.name}")
-    return values[0] if values else None
-
-
-@functools.cache
-def _pool(device: int) -> Any:
-    properties = driver.CUmemPoolProps()
-    properties.allocType = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
-    properties.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
-    properties.location.id = device
-    pool = check(driver.cuMemPoolCreate(properties))
-    threshold = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
-    check(driver.cuMemPoolSetAttribute(pool, threshold, driver.cuuint64_t(KEPT_BYTES)))
-    return pool
-
-
-_spares: dict[tuple[int, int], list[Any]] = {}
-"""Blocks that the default stream has freed, by device and size."""
-
-
-class _Memory:
-    """Memory of the pool, which goes back there in the order of its stream.
-
-    Blocks of the default stream that are not large wait for the next call instead.
-    """
-
-    __slots__ = ("pointer", "spares", "stream")
-
-    def __init__(self, size: int) -> None:
-        handle, number = stream_handle(), current_device()
-        self.stream = driver.CUstream(handle)
-        self.spares: list[Any] | None = None
-        if size <= LARGEST_SPARE and not handle and not config.CUDA_PER_THREAD_DEFAULT_STREAM:
-            size = 1 << (size - 1).bit_length()
-            self.spares = _spares.setdefault((number, size), [])
-            try:
-                self.pointer = self.spares.pop()
-            except IndexError:  # also where another thread was faster
-                pass
-            else:
-                return
-        self.pointer = check(driver.cuMemAllocFromPoolAsync(size, _pool(number), self.stream))
-
-    def __del__(self) -> None:
-        if self.spares is not None and len(self.spares) < SPARES:
-            self.spares.append(self.pointer)
-        else:
-            driver.cuMemFreeAsync(self.pointer, self.stream)
+    """Return the handle of the stream on which to launch, 0 for the legacy default one."""
+    return streams.current().handle
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
@@ -308,7 +245,8 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
     if SIMULATED:
         return cuda.device_array(shape, dtype)
     dtype = np.dtype(dtype)
-    memory = _Memory(max(1, math.prod(shape) * dtype.itemsize))
+    size = max(1, math.prod(shape) * dtype.itemsize)
+    memory = Memory(size, current_device(), streams.current())
     return Array(int(memory.pointer), shape, dtype, memory)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
 from numbacalib.runtime.checks import rows_of
-from numbacalib.runtime.half import infinity_bits, magnitude_bits
+from numbacalib.runtime.half import infinity_bits, limit_bits, magnitude_bits
 from numbacalib.runtime.jit import kernel
 from numbacalib.runtime.strides import rows_view
 
@@ -20,15 +21,16 @@ class NotFiniteError(ValueError):
     """A value that is not finite, where finite ones were expected."""
 
 
-def require_finite(name: str, array: Any) -> None:
+def require_finite(name: str, array: Any, limit: float = math.inf) -> None:
     """Raise a ValueError that names the first NaN or infinity of a matrix, or of a stack of them.
 
-    First is in row-major order. Leading axes whose strides do not allow one run of rows are copied.
+    First is in row-major order. Leading axes whose strides do not allow one run of rows are copied. With
+    a `limit`, see `square_limit`, finite values that reach it are named, too.
     """
-    start_finite_check(name, array)()
+    start_finite_check(name, array, limit)()
 
 
-def start_finite_check(name: str, array: Any) -> Callable[[], None]:
+def start_finite_check(name: str, array: Any, limit: float = math.inf) -> Callable[[], None]:
     """Start what `require_finite` does, and return what waits for it and raises.
 
     On a GPU kernels may be launched in between; what they find must not be used before.
@@ -36,16 +38,24 @@ def start_finite_check(name: str, array: Any) -> Callable[[], None]:
     if is_cuda_array(array):
         from numbacalib.runtime import finite_gpu
 
-        (array,) = arrays_of_one_device(**{name: array})
-        return finite_gpu.FiniteCheck(name, array).require
+        with arrays_of_one_device(array=array) as (array,):
+            return finite_gpu.FiniteCheck(name, array, limit=limit).require
     matrix = rows_of(array)
     bits = magnitude_bits(matrix)
-    clean = _rows_below(infinity_bits(matrix.dtype), bits, np.iinfo(bits.dtype).max)
+    least_bad = limit_bits(limit, matrix.dtype)
+    clean = _rows_below(least_bad, bits, np.iinfo(bits.dtype).max)
     if not clean.all():
         row = int(np.argmin(clean))
-        column = int(np.argmin(np.isfinite(matrix[row])))
-        raise not_finite(name, matrix[row, column], row * matrix.shape[1] + column, array.shape)
+        magnitudes = bits[row] & np.iinfo(bits.dtype).max
+        column = int(np.argmax(magnitudes >= least_bad))
+        index = row * matrix.shape[1] + column
+        raise not_finite(name, matrix[row, column], index, array.shape, limit)
     return _nothing
+
+
+def square_limit(count: int) -> float:
+    """Magnitude below which float32 holds twice the sum of the squares of `count` values."""
+    return math.sqrt(float(np.finfo(np.float32).max) / (2 * count))
 
 
 def _rows_below(limit: np.integer, bits: NDArray, mask: int) -> NDArray:
@@ -59,10 +69,15 @@ def _nothing() -> None:
     """Wait for a check that has ended."""
 
 
-def not_finite(name: str, value: Any, index: int, shape: tuple[int, ...]) -> NotFiniteError:
+def not_finite(
+    name: str, value: Any, index: int, shape: tuple[int, ...], limit: float = math.inf
+) -> NotFiniteError:
     """Return the error for the value at a row-major index of an array of some shape."""
     where = ", ".join(str(int(i)) for i in np.unravel_index(index, shape))
-    return NotFiniteError(f"{name}: expected finite values, got {value} at [{where}]")
+    expected = "finite values"
+    if math.isfinite(value):
+        expected = f"magnitudes below {limit:.3g}"
+    return NotFiniteError(f"{name}: expected {expected}, got {value} at [{where}]")
 
 
 def require_non_negative(name: str, matrix: Any) -> None:
@@ -70,8 +85,9 @@ def require_non_negative(name: str, matrix: Any) -> None:
     if is_cuda_array(matrix):
         from numbacalib.runtime import finite_gpu
 
-        require_finite(name, matrix)
-        negative = finite_gpu.any_negative(*arrays_of_one_device(**{name: matrix}))
+        with arrays_of_one_device(matrix=matrix) as (matrix,):
+            require_finite(name, matrix)
+            negative = finite_gpu.any_negative(matrix)
     else:
         # as unsigned integers, what has its sign bit set is above infinity: -0, too
         unsigned = np.dtype(f"u{matrix.itemsize}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numbacalib.runtime import device
 from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.finite import not_finite
-from numbacalib.runtime.half import carrier, infinity_bits, magnitude_bits, widen
+from numbacalib.runtime.half import carrier, limit_bits, magnitude_bits, widen
 from numbacalib.runtime.launch import launch
 
 if not device.SIMULATED:
@@ -73,18 +74,23 @@ class FiniteCheck:
         Row-major index of the first value that is not finite, or `NONE`.
     """
 
-    def __init__(self, name: str, array: Any, *, upper: bool = False) -> None:
-        """Start the check; with `upper`, of the elements on and above the diagonal."""
-        self._name, self._shape = name, array.shape
+    def __init__(
+        self, name: str, array: Any, *, upper: bool = False, limit: float = math.inf
+    ) -> None:
+        """Start the check; with `upper`, of the elements on and above the diagonal.
+
+        Values that reach the `limit` are bad, too.
+        """
+        self._name, self._shape, self._limit = name, array.shape, limit
         self._matrix = rows_of(array)
         rows, columns = self._matrix.shape
         bits = magnitude_bits(self._matrix)
         mask = bits.dtype.type(np.iinfo(bits.dtype).max)
-        infinity = infinity_bits(array.dtype)
+        least_bad = limit_bits(limit, array.dtype)
         grid = -(-columns // THREADS), min(-(-rows // ROWS), MOST_BLOCKS)
         self._found = FirstIndex()
         self.first = self._found.array
-        launch(_first_non_finite, grid, THREADS, bits, mask, infinity, upper, self.first)
+        launch(_first_non_finite, grid, THREADS, bits, mask, least_bad, upper, self.first)
         self._found.copy()
 
     def require(self) -> None:
@@ -95,15 +101,16 @@ class FiniteCheck:
         row, column = divmod(found, self._matrix.shape[1])
         value = device.empty((1,), np.float64)
         launch(_widen_one, 1, 1, carrier(self._matrix), row, column, value)
-        raise not_finite(self._name, device.read(value)[0], found, self._shape)
+        raise not_finite(self._name, device.read(value)[0], found, self._shape, self._limit)
 
 
 class _Word:
     """A number on its way to the host, in memory to which the device copies while the host goes on."""
 
-    _spare: list[_Word] = []  # noqa: RUF012 -- shared: making one takes longer than a check
+    _spare: dict[int, list[_Word]] = {}  # noqa: RUF012 -- shared: making one takes longer than a check
 
     def __init__(self) -> None:
+        self.device = device.current_device()
         self.memory = cuda.pinned_array(1, np.int64)
         self.address = self.memory.ctypes.data
         self.copied = cuda.event(timing=False)
@@ -111,8 +118,8 @@ class _Word:
     @classmethod
     def copy_of(cls, array: Any) -> _Word:
         try:
-            word = cls._spare.pop()
-        except IndexError:
+            word = cls._spare[device.current_device()].pop()
+        except (KeyError, IndexError):
             word = cls()
         stream = driver.CUstream(device.stream_handle())
         device.check(driver.cuMemcpyDtoHAsync(word.address, array.address, 8, stream))
@@ -122,12 +129,12 @@ class _Word:
     def read(self) -> int:
         self.copied.synchronize()
         value = int(self.memory[0])
-        self._spare.append(self)
+        self._spare.setdefault(self.device, []).append(self)
         return value
 
 
 @cuda.jit
-def _first_non_finite(bits, mask, infinity, upper, first):
+def _first_non_finite(bits, mask, least_bad, upper, first):
     """Threads: one a column, blocks stride over runs of `ROWS` rows.
 
     An integer minimum has one result in any order.
@@ -140,9 +147,9 @@ def _first_non_finite(bits, mask, infinity, upper, first):
             largest = mask & ~mask
             for i in range(top, end):
                 largest = max(largest, bits[i, j] & mask)
-            if largest >= infinity:
+            if largest >= least_bad:
                 for i in range(top, end):
-                    if bits[i, j] & mask >= infinity:
+                    if bits[i, j] & mask >= least_bad:
                         cuda.atomic.min(first, 0, i * bits.shape[1] + j)
 
 

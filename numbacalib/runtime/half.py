@@ -9,6 +9,7 @@ array is ever copied to a wider type.
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 from llvmlite import ir
@@ -22,11 +23,16 @@ BFLOAT16_BITS = np.uint32(16)
 
 @functools.cache  # a dtype takes long to tell its name
 def is_bfloat16(dtype: np.dtype) -> bool:
-    """Whether `dtype` is bfloat16, told by name so that ml_dtypes stays optional.
+    """Whether `dtype` is bfloat16, told by name so that ml_dtypes stays optional."""
+    return dtype.name == "bfloat16"
 
-    Without ml_dtypes bfloat16 is ``V2``: in the CUDA array interface, and in files of NumPy's.
-    """
-    return dtype.name in ("bfloat16", "void16")
+
+@functools.cache
+def bfloat16() -> np.dtype:
+    """Return bfloat16's dtype, which is of the package ml_dtypes."""
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 def carrier(array: NDArray) -> NDArray:
@@ -49,9 +55,13 @@ def magnitude_bits(array: NDArray) -> NDArray:
 
 def infinity_bits(dtype: np.dtype) -> np.integer:
     """Bits of +inf in `dtype`: a value is finite if and only if its magnitude bits are below."""
-    if is_bfloat16(dtype):
-        return np.int16(0x7F80)
-    return magnitude_bits(np.array([np.inf], dtype))[0]
+    return limit_bits(math.inf, dtype)
+
+
+def limit_bits(limit: float, dtype: np.dtype) -> np.integer:
+    """Bits of a positive limit in `dtype`, infinity's where it is beyond all that `dtype` holds."""
+    with np.errstate(over="ignore"):
+        return magnitude_bits(np.array([limit]).astype(dtype))[0]
 
 
 def widen(x):

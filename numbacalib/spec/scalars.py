@@ -36,8 +36,8 @@ def round_mantissa(x, bits, tiniest):
     """Round positive `x` half to even to `bits` explicit mantissa bits, in x's own type.
 
     `tiniest` is the least positive number of the target format, which is also the spacing of its
-    subnormals; the result is never below it. The shift of `rint`, scaled to the last bit that stays,
-    does the rounding.
+    subnormals; the result is never below it. Multiples of the last bit that stays are rounded, which is
+    a power of two, so that nothing else rounds and only what is beyond x's own type is infinite.
     """
     real = type(x)
     power = np.ldexp(real(1), np.frexp(x)[1] - 1)
@@ -48,18 +48,19 @@ def round_mantissa(x, bits, tiniest):
 @overload(round_mantissa)
 def _round_mantissa(x, bits, tiniest):
     real: type[np.floating]
-    shift: np.floating
     if x == types.float32:
-        real, shift = np.float32, np.float32(1.5 * 2.0**23)
+        real, explicit = np.float32, 23
     elif x == types.float64:
-        real, shift = np.float64, np.float64(1.5 * 2.0**52)
+        real, explicit = np.float64, 52
     else:
         return None
+    infinity = real(np.inf)
 
     def rounded(x, bits, tiniest):
+        if bits >= explicit or x == infinity:
+            return x
         spacing = max(_power_of_two_below(x) / real(1 << bits), real(tiniest))
-        large = spacing * shift
-        return max((x + large) - large, real(tiniest))
+        return max(rint(x / spacing) * spacing, real(tiniest))
 
     return rounded
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numbacalib.ops.fisher_information import fisher_information
 from numbacalib.ops.matrix import blended, cast, scaled, take, to_host, zeros
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import arrays_of_one_device
-from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.finite import require_finite, square_limit
 from numbacalib.statistics.files import save_tensors
 from numbacalib.statistics.reader import opened
 
@@ -44,6 +44,8 @@ class GradientStatistics:
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
+        if not isinstance(shape, Sequence) or not shape:
+            raise TypeError(f"shape: expected a tuple of at least one size, got {shape!r}")
         sizes = [checks.integer("shape", size, 1, 1 << 62) for size in shape]
         self.samples = 0
         self.fisher: Any = np.zeros(sizes, np.float32)
@@ -66,30 +68,39 @@ class GradientStatistics:
         Raises
         ------
         ValueError, TypeError
-            If a shape differs, a gradient that counts is not finite or its square is beyond float32, or
-            the gradients are on another device than those before; what was collected stays as it was.
+            If a shape differs, a gradient that counts is not finite or too large for float32 to hold the
+            sum of squares (the first index among those that count is named), or the gradients are on
+            another device than those before; what was collected stays as it was.
         """
-        (gradients,) = arrays_of_one_device(gradients=gradients)
-        shape = self.fisher.shape
+        with arrays_of_one_device(gradients=gradients) as (gradients,):
+            flat = self._as_rows(gradients)
+            if mask is not None:
+                counted = np.flatnonzero(_checked_mask(mask, len(flat)))
+                if len(counted) == 0:
+                    return
+                gradients = flat = take(flat, counted, 0)
+            found = cast(fisher_information(flat), np.float32)
+            try:
+                require_finite("gradients", found.reshape(1, -1))
+            except ValueError:  # rare: look for what made it so, which is what the caller knows
+                require_finite("gradients", gradients, square_limit(len(flat)))
+                raise
+            shape = self.fisher.shape
+            before = self.fisher if self.samples else zeros(shape, like=found)
+            samples = self.samples + len(flat)
+            self.fisher = blended(before, found.reshape(*shape), self.samples / samples)
+            self.samples = samples
+
+    def _as_rows(self, gradients: Any) -> Any:
+        """Check gradients, one or several, and return them as a matrix of one row a sample."""
         checks.floats("gradients", gradients)
-        one = gradients.shape == shape
-        if not one and (gradients.shape[1:] != shape or len(gradients) == 0):
+        shape, given = self.fisher.shape, tuple(gradients.shape)
+        if given != shape and (given[1:] != shape or given[0] == 0):
             sizes = ", ".join(map(str, shape))
             raise ValueError(
-                f"gradients: expected shape [N, {sizes}] or [{sizes}], got {list(gradients.shape)}"
+                f"gradients: expected shape [N, {sizes}] or [{sizes}], got {list(given)}"
             )
-        flat = gradients.reshape(-1, math.prod(shape))
-        if mask is not None:
-            counted = np.flatnonzero(_checked_mask(mask, len(flat)))
-            if len(counted) == 0:
-                return
-            flat = take(flat, counted, 0)
-        found = cast(fisher_information(flat), np.float32)
-        require_finite("mean square of gradients", found.reshape(1, -1))
-        before = self.fisher if self.samples else zeros(shape, like=found)
-        samples = self.samples + len(flat)
-        self.fisher = blended(before, found.reshape(*shape), self.samples / samples)
-        self.samples = samples
+        return checks.viewed("gradients", gradients, math.prod(shape))
 
     def merge(self, other: GradientStatistics) -> GradientStatistics:
         """Return the statistics of both sets of samples together."""
@@ -108,12 +119,12 @@ class GradientStatistics:
 
 def _checked_mask(mask: Any, samples: int) -> NDArray[np.bool_]:
     """Check a mask and return it on the host."""
-    (mask,) = arrays_of_one_device(mask=mask)
-    if mask.dtype != np.bool_:
-        raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
-    if mask.shape != (samples,):
-        raise ValueError(f"mask: expected shape [{samples}], got {list(mask.shape)}")
-    return to_host(mask)
+    with arrays_of_one_device(mask=mask) as (mask,):
+        if mask.dtype != np.bool_:
+            raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
+        if tuple(mask.shape) != (samples,):
+            raise ValueError(f"mask: expected shape [{samples}], got {list(mask.shape)}")
+        return to_host(mask)
 
 
 _PARTS = ("fisher", "samples")

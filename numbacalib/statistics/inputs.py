@@ -15,7 +15,7 @@ from numbacalib.ops.magnitudes import channel_magnitudes
 from numbacalib.ops.matrix import blended, cast, diagonal, from_host, larger, scaled, to_host, zeros
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import arrays_of_one_device
-from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.finite import require_finite, square_limit
 from numbacalib.statistics.files import save_tensors
 from numbacalib.statistics.reader import StatisticsFile, opened
 
@@ -55,31 +55,32 @@ class InputStatistics:
     def update(self, inputs: Any) -> None:
         """Add tokens: inputs [N, K] of any length, or of more axes with the channels last.
 
-        Any of the four dtypes; sums are float32.
+        Any of the four dtypes. Sums are float32, which holds those of squares of magnitudes below
+        ``1.3e19 / sqrt(N)``.
 
         Raises
         ------
         ValueError, TypeError
-            If the width differs, a value is not finite, or the inputs are on another device than those
-            before; what was collected stays as it was.
+            If the width differs, a value is not finite or too large for that (the first index is
+            named), or the inputs are on another device than those before; what was collected stays as
+            it was.
         """
-        (inputs,) = arrays_of_one_device(inputs=inputs)
-        channels = len(self.hessian)
-        rows = checks.rows_of(inputs)
-        checks.matrix("inputs", rows, ("N", channels))
-        require_finite("inputs", rows)
-        if rows.dtype == np.float64:
-            rows = cast(rows, np.float32)
-        if self.tokens == 0:
-            self.hessian = zeros((channels, channels), like=rows)
-            self.mean_abs, self.max_abs = zeros((channels,), rows), zeros((channels,), rows)
-        tokens = self.tokens + len(rows)
-        share = self.tokens / tokens
-        gptq_hessian_update(self.hessian, rows, alpha=2 / tokens, beta=share, out=self.hessian)
-        mean_abs, max_abs = channel_magnitudes(rows)
-        self.mean_abs = blended(self.mean_abs, mean_abs, share)
-        self.max_abs = larger(self.max_abs, max_abs)
-        self.tokens = tokens
+        with arrays_of_one_device(inputs=inputs) as (inputs,):
+            channels = len(self.hessian)
+            rows = checks.tokens("inputs", inputs, channels)
+            require_finite("inputs", inputs, square_limit(len(rows)))
+            if rows.dtype == np.float64:
+                rows = cast(rows, np.float32)
+            if self.tokens == 0:
+                self.hessian = zeros((channels, channels), like=rows)
+                self.mean_abs, self.max_abs = zeros((channels,), rows), zeros((channels,), rows)
+            tokens = self.tokens + len(rows)
+            share = self.tokens / tokens
+            gptq_hessian_update(self.hessian, rows, alpha=2 / tokens, beta=share, out=self.hessian)
+            mean_abs, max_abs = channel_magnitudes(rows)
+            self.mean_abs = blended(self.mean_abs, mean_abs, share)
+            self.max_abs = larger(self.max_abs, max_abs)
+            self.tokens = tokens
 
     def merge(self, other: InputStatistics) -> InputStatistics:
         """Return the statistics of both sets of tokens together."""

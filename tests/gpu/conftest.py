@@ -10,6 +10,8 @@ import torch
 from numbacalib.ops.gptq_hessian_update import gpu as hessian_kernels
 from numbacalib.runtime import blas_gpu, columns_gpu
 
+collect_ignore = [] if torch.cuda.device_count() > 1 else ["test_two_gpus.py"]
+
 
 @pytest.fixture(params=["chosen", "portable"])
 def form(request, monkeypatch):

@@ -30,14 +30,15 @@ def awq_channel_scores(
     weights : array [M, K], any of the same dtypes
         Weight of the layer, one row an output feature.
     out : array [K], optional
-        Preallocated C-contiguous result.
+        Preallocated C-contiguous result, which shares no memory with the inputs.
     stream : CUDA stream, optional
-        Where to launch; the default stream if None. CUDA arrays only.
+        Where to launch; by default on the stream that the arrays are made on. CUDA arrays only.
 
     Returns
     -------
     array [K], float32 (float64 if an input is float64)
-        A NaN or infinity in a channel shows in that channel's score.
+        A NaN or infinity in a channel shows in that channel's score, and so does a product or a sum of
+        magnitudes that is beyond the type, as an infinity.
 
     Raises
     ------

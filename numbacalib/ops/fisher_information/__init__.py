@@ -22,16 +22,18 @@ def fisher_information(gradients: Any, *, out: Any = None, stream: Any = None) -
     Parameters
     ----------
     gradients : array [N, P], float16, bfloat16, float32 or float64
-        One row a sample: the gradient of its log-likelihood for P parameters.
+        One row a sample: the gradient of its log-likelihood for P parameters. Float32 holds the sums of
+        squares for magnitudes below ``1.8e19 / sqrt(N)``.
     out : array [P], optional
-        Preallocated C-contiguous result.
+        Preallocated C-contiguous result, which shares no memory with the gradients.
     stream : CUDA stream, optional
-        Where to launch; the default stream if None. CUDA arrays only.
+        Where to launch; by default on the stream that the arrays are made on. CUDA arrays only.
 
     Returns
     -------
     array [P], float32 (float64 for float64 gradients)
-        A NaN or infinity in a column shows in that column's result.
+        A NaN or infinity in a column shows in that column's result, and so does a sum of squares that
+        is beyond the type, as an infinity.
 
     Raises
     ------

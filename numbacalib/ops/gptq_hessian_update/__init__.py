@@ -34,7 +34,9 @@ def gptq_hessian_update(
     hessian : array [K, K]
         Symmetric matrix so far; only one triangle of it is read.
     x_block : array [B, K], float16, bfloat16, float32 or float64
-        Inputs of the layer, one row a token.
+        Inputs of the layer, one row a token. Float32 holds the sums for magnitudes below
+        ``1.3e19 / sqrt(B)``; beyond, as for a NaN or infinity, that channel's row and column hold
+        what is not finite.
     alpha : float, optional
         Weight of the block, ``2 / B`` by default: with it the result is the Hessian of the squared
         error of a linear layer, averaged over the block.
@@ -42,9 +44,10 @@ def gptq_hessian_update(
         Weight of the matrix so far. A running mean over blocks of different length is one call a
         block: with n rows seen and B new ones, ``beta = n / (n + B)``, ``alpha = 2 / (n + B)``.
     out : array [K, K], optional
-        Preallocated C-contiguous result; ``out=hessian`` updates in place.
+        Preallocated C-contiguous result; ``out=hessian`` updates in place, else it shares no memory
+        with the inputs.
     stream : CUDA stream, optional
-        Where to launch; the default stream if None. CUDA arrays only.
+        Where to launch; by default on the stream that the arrays are made on. CUDA arrays only.
 
     Returns
     -------
@@ -53,8 +56,9 @@ def gptq_hessian_update(
     Raises
     ------
     ValueError
-        If a shape does not fit, an axis is empty, a factor is not finite, or the Hessian holds a
-        value that is not finite (the first index is named; nothing has been written).
+        If a shape does not fit, an axis is empty, a factor is not finite, `out` shares memory with an
+        input, or the Hessian holds a value that is not finite (the first index is named; nothing has
+        been written).
     TypeError
         If a dtype is none of the four, or the arrays are on different devices.
 
@@ -64,8 +68,8 @@ def gptq_hessian_update(
     Transformers" (2022), section 3: ``H = 2 X X^T`` for inputs in columns.
     """
     arrays = {"hessian": hessian, "x_block": x_block, "out": out}
-    in_place = out is hessian
-    with call(cpu, _gpu, stream, **arrays) as (kernels, hessian, x_block, out):
+    in_place = "hessian" if out is hessian else None
+    with call(cpu, _gpu, stream, in_place, **arrays) as (kernels, hessian, x_block, out):
         rows, channels = checks.matrix("x_block", x_block, ("B", "K"))
         checks.matrix("hessian", hessian, (channels, channels))
         alpha = 2.0 / rows if alpha is None else checks.finite_number("alpha", alpha)
@@ -73,7 +77,4 @@ def gptq_hessian_update(
         dtype = checks.result_dtype(hessian, x_block)
         if out is not None:
             checks.output("out", out, (channels, channels), dtype)
-            if not in_place:
-                checks.disjoint(out, hessian=hessian)
-            checks.disjoint(out, x_block=x_block)
         return kernels.rank_update(hessian, x_block, alpha, beta, np.dtype(dtype), out)

@@ -52,9 +52,10 @@ def gptq_quantize_column(
     symmetric : bool
         Grid: see `numbacalib.spec.grid`.
     out : tuple of arrays, optional
-        Preallocated C-contiguous results ``([M, K], [M, G], [M, G])``.
+        Preallocated C-contiguous results ``([M, K], [M, G], [M, G])``, which share no memory with each
+        other and the inputs.
     stream : CUDA stream, optional
-        Where to launch; the default stream if None. CUDA arrays only.
+        Where to launch; by default on the stream that the arrays are made on. CUDA arrays only.
 
     Returns
     -------
@@ -88,17 +89,15 @@ def gptq_quantize_column(
         group_size = checks.integer("group_size", group_size, 1, channels)
         if channels % group_size:
             raise ValueError(f"group_size: expected a divisor of K = {channels}, got {group_size}")
-        if not isinstance(symmetric, (bool, np.bool_)):
-            raise TypeError(f"symmetric: expected a bool, got {type(symmetric).__name__}")
+        symmetric = checks.boolean("symmetric", symmetric)
         dtype = checks.result_dtype(weight, h_inv)
         if out is not None:
             groups = channels // group_size
             shapes = (rows, channels), (rows, groups), (rows, groups)
             for name, array, shape in zip(names, arrays, shapes, strict=True):
                 checks.output(name, array, shape, dtype)
-                checks.disjoint(array, weight=weight, h_inv=h_inv)
             out = tuple(arrays)
-        grid = Grid(bits, bool(symmetric))
+        grid = Grid(bits, symmetric)
         return kernels.quantize_columns(weight, h_inv, grid, group_size, dtype, out)
 
 

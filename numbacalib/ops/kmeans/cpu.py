@@ -8,7 +8,8 @@ import numpy as np
 from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
-from numbacalib.ops.kmeans.cuts import PADDING, Sums, best_cuts
+from numbacalib.ops.kmeans.cuts import PADDING, Sums, are_precise, best_cuts
+from numbacalib.ops.kmeans.exact import exact_cuts
 from numbacalib.runtime import checks
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel, scalar
@@ -109,8 +110,8 @@ def _cluster_row(row, importance, codes, centroids, integer, memory):
     order = _ascending(values, low, high - low, memory)
     scale = _scale(high - low)
     share = 1 / max(largest, TINY) if largest > 0 else 1.0
-    firsts, sums = _distinct(values, weights, order, scale, share, memory)
-    _find_centroids(values, weights, order, scale, share, firsts, sums, centroids, memory)
+    firsts, cuts = _clusters(values, weights, order, scale, share, len(centroids), memory)
+    _find_centroids(values, weights, order, scale, share, firsts, cuts, centroids)
     _assign(values, order, centroids, codes)
 
 
@@ -236,11 +237,48 @@ def _sort_run(values, order):
 
 
 @scalar
+def _clusters(values, weights, order, scale, share, clusters, memory):
+    """Where in `order` distinct values that weigh something begin, [n + 1], and which begin a cluster.
+
+    By sums of the row if they are precise enough, which they nearly always are.
+    """
+    firsts, sums, lost = _distinct(values, weights, order, scale, share, memory)
+    count = len(firsts) - 1
+    if not lost:
+        if count <= clusters:
+            return firsts, np.arange(count + 1)
+        cuts = best_cuts(sums, clusters, memory)
+        if are_precise(sums, cuts):
+            return firsts, cuts
+    inverse = 1 / (scale * values[order[-1]] - scale * values[order[0]])
+    firsts, places, masses = _points(values, weights, order, scale, share, memory.firsts)
+    if len(places) <= clusters:
+        return firsts, np.arange(len(places) + 1)
+    return firsts, exact_cuts(places, inverse, masses, clusters)
+
+
+@scalar
+def _points(values, weights, order, scale, share, firsts):
+    """Where distinct values that weigh something begin, [n + 1], the values, and their weights."""
+    places, masses = np.empty(len(order)), np.empty(len(order))
+    count = np.uint64(0)
+    for place in range(len(order)):
+        value, weight = scale * values[order[place]], share * weights[order[place]]
+        if weight > 0:
+            if count == 0 or value > places[count - ONE]:
+                firsts[count], places[count], masses[count] = place, value, 0
+                count += ONE
+            masses[count - ONE] += weight
+    firsts[count] = len(order)
+    return firsts[: np.int64(count) + 1], places[:count], masses[:count]
+
+
+@scalar
 def _distinct(values, weights, order, scale, share, memory):
     """Where in `order` distinct values that weigh something begin, [n + 1], and the sums up to each.
 
-    A weight that is lost in float64 beside those before it counts as 0: sums rise strictly. They are
-    of distances from the middle value, where they cancel least, as fractions of the widest distance;
+    Also whether a weight is lost in float64 beside those before it: sums rise strictly. They are of
+    distances from the middle value, where they cancel least, as fractions of the widest distance;
     `scale` keeps these from overflowing.
     """
     firsts, masses = memory.firsts, memory.masses
@@ -249,6 +287,7 @@ def _distinct(values, weights, order, scale, share, memory):
     inverse = 1 / (scale * values[order[-1]] - scale * values[order[0]])
     count, mass, moment, energy, last = np.uint64(0), 0.0, 0.0, 0.0, -np.inf
     masses[0], moments[0], energies[0] = 0, 0, 0
+    lost = False
     for place in range(len(order)):
         j = order[place]
         value, weight = values[j], share * weights[j]
@@ -262,20 +301,21 @@ def _distinct(values, weights, order, scale, share, memory):
                 firsts[count] = place
                 count += ONE
             masses[count], moments[count], energies[count] = mass, moment, energy
+        elif weight > 0:
+            lost = True
     firsts[count] = len(order)
     end = np.int64(count) + 1
-    return firsts[:end], Sums(masses[:end], moments[:end], energies[:end])
+    return firsts[:end], Sums(masses[:end], moments[:end], energies[:end]), lost
 
 
 @scalar
-def _find_centroids(values, weights, order, scale, share, firsts, sums, centroids, memory):
+def _find_centroids(values, weights, order, scale, share, firsts, cuts, centroids):
     """Means of each cluster's values; some stand twice if there are more clusters than points."""
     count, clusters = len(firsts) - 1, len(centroids)
     if count <= clusters:
         for c in range(clusters):
             centroids[c] = values[order[firsts[min(c, count - 1)]]]
         return
-    cuts = best_cuts(sums, clusters, memory)
     for c in range(clusters):
         members = order[firsts[cuts[c]] : firsts[cuts[c + 1]]]
         first = scale * values[members[0]]

@@ -28,6 +28,9 @@ GUESSES = 4
 """Penalties that are guessed before the two cuts that enclose the number of clusters tell the next."""
 COARSE = 12
 """Runs of points a cluster, between which the first penalty is looked for."""
+TOLERANCE = 1e-5
+"""Share of the error by which cuts may miss the least."""
+EPSILON = 2.0**-52
 SHORT = 2 * LANES
 """Points of a block from which on it saves time to enclose their begins."""
 
@@ -56,6 +59,17 @@ def best_cuts(sums, clusters, memory):
         _, penalty = _cuts_from(_thinned(sums, runs), penalty, clusters, memory)
     cuts, _ = _cuts_from(sums, penalty, clusters, memory)
     return cuts
+
+
+@scalar
+def are_precise(sums, cuts):
+    """Whether rounding of the sums is at most about `TOLERANCE` of the error that cuts leave.
+
+    Differences of sums are off by what rounds the whole, whose distances are up to 1.
+    """
+    count = len(sums.mass) - 1
+    left = sums.energy[count] + _error(sums, cuts)
+    return TOLERANCE * left > np.sqrt(count) * EPSILON * sums.mass[count]
 
 
 @scalar
