@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
 import time
@@ -15,6 +14,12 @@ import numpy as np
 import numbacalib
 from numbacalib import methods
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits
+from numbacalib.ops.attention import attention
+from numbacalib.ops.gated_silu import gated_silu
+from numbacalib.ops.linear import linear
+from numbacalib.ops.rms_norm import rms_norm
+from numbacalib.ops.rotary import rotate
+from numbacalib.ops.token_loss import add_scores, losses
 from numbacalib.statistics import InputStatistics
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -54,7 +59,7 @@ def warm_up(dtypes: Sequence[str] | None = None) -> None:
         known = importlib.util.find_spec("ml_dtypes") is not None
         dtypes = [name for name in DTYPES if known or name != "bfloat16"]
     if "bfloat16" in dtypes:
-        importlib.import_module("ml_dtypes")  # gives NumPy the name
+        import ml_dtypes  # noqa: F401  (gives NumPy the name)
     calls = [(f"{name}, {dtype}", call) for dtype in dtypes for name, call in _calls(dtype)]
     for done, (name, call) in enumerate(calls, 1):
         begin = time.perf_counter()
@@ -86,8 +91,21 @@ def _calls(dtype: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         quantize = partial(methods.quantize_layer, "layer", weight, statistics, settings)
         yield f"{method}, ranges {ranges}", quantize
     yield "packing", _pack
+    yield "a decoder block", _decode
 
 
 def _pack() -> None:
     codes = np.zeros((ROWS, CHANNELS), np.uint8)
     unpack_bits(pack_bits(codes, 4), 4, CHANNELS)
+
+
+def _decode() -> None:
+    """What a model computes; on the CPU it is float32 whatever its weights are."""
+    x, weight = np.ones((TOKENS, CHANNELS), np.float32), np.ones((CHANNELS, CHANNELS), np.float32)
+    heads = linear(rms_norm(x, x[0], 1e-6), weight).reshape(1, TOKENS, 1, CHANNELS)
+    angles = np.zeros((TOKENS, CHANNELS // 2), np.float32)
+    rotate(heads, angles, angles)
+    gated_silu(attention(heads, heads, heads).reshape(TOKENS, CHANNELS), x)
+    state = np.zeros((3, TOKENS), np.float32)
+    add_scores(x, 0, np.zeros(TOKENS, np.int64), state)
+    losses(state)

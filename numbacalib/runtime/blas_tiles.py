@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from numbacalib.runtime.blas import routine, single_threaded
 from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import LOWER, NORMAL, call_fortran, claim
 
 TILE = 256
@@ -24,7 +25,8 @@ def multiply(x: NDArray, weight: NDArray, out: NDArray) -> None:
     """Set `out` [N, M] to ``x weight^T``, x [N, K], weight [M, K]: C-contiguous and of one dtype."""
     with single_threaded():
         counter = np.zeros(1, np.int64)
-        _multiply(get_num_threads(), routine("gemm", x.dtype), x, weight, counter, out)
+        gemm = routine("gemm", x.dtype)
+        _multiply(get_num_threads(), gemm, rows_view(x), rows_view(weight), counter, out)
 
 
 def add_square(matrix: NDArray, x: NDArray, alpha: float, beta: float) -> None:
