@@ -57,6 +57,14 @@ def test_links_resolve(document):
         assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_files_that_are_named_exist(document):
+    text = FENCED.sub("", document.read_text(encoding="utf-8"))
+    for path in re.findall(r"`([\w.*-]+/[\w./*-]+)`", text):
+        found = [*ROOT.glob(path), *(ROOT / "numbacalib").glob(path)]
+        assert found or path.startswith("smollm2"), path
+
+
 def test_links_of_the_readme_lead_to_every_document():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     linked = {(ROOT / path).resolve() for path, _ in LINK.findall(text) if path}
