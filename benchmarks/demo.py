@@ -1,4 +1,4 @@
-"""What ``numbacalib demo`` prints, kept as a CSV.
+"""What ``numbacalib demo`` prints on the CPU, kept as a CSV.
 
     python benchmarks/demo.py [--docs]
 
@@ -25,7 +25,8 @@ FACTS = re.compile(
 def run_demo() -> str:
     """Return what the demo prints, which appears as it comes too."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "numbacalib.cli", "demo", "--output", f"{folder}/model"]
+        command = [sys.executable, "-m", "numbacalib.cli", "demo", "--device", "cpu"]
+        command += ["--output", f"{folder}/model"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             lines = []
             for line in process.stdout or ():

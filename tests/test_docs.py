@@ -119,6 +119,16 @@ def test_a_changed_figure_is_found(monkeypatch):
     assert report.made_again(changed) == text != changed
 
 
+def test_the_table_of_the_demo_is_read_back(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    demo, tables = importlib.import_module("demo"), importlib.import_module("tables")
+    (file,) = (ROOT / "benchmarks" / "results").glob("demo-*.csv")
+    table = tables.markdown(file).split("\n\n")[1]
+    rows = demo.rows_of(f"original: model.gguf\n{table}\nthe checkpoint is in model\n")
+    assert tables.demo_body(rows) == table
+    assert len(rows) == 5
+
+
 def help_of(*arguments):
     """What the command line prints about itself."""
     with redirect_stdout(StringIO()) as printed, pytest.raises(SystemExit):
