@@ -1,6 +1,6 @@
 """Every operation, and GPTQ of whole layers, on the CPU against what a user would pick instead.
 
-    python benchmarks/cpu.py [--quick] [--readme]
+    python benchmarks/cpu.py [--quick] [--docs]
 
 Writes ``results/cpu-<machine>.csv`` and the plot beside it, prints the table and what falls short of
 the targets, and exits 1 then. `--quick` runs small shapes, to check the script itself, and writes to
@@ -10,7 +10,6 @@ extra `benchmarks`.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -35,7 +34,7 @@ from harness import (
     write_csv,
 )
 from peers import tensor
-from report import PLOTTED, report
+from report import PLOTTED, parser, report
 
 import numbacalib
 from numbacalib.linalg import factor_hessians
@@ -298,20 +297,19 @@ def measurements(quick: bool) -> list[Row]:
 
 def main() -> int:
     """Measure, write the CSV and report; return 1 if a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
+    options = parser(__doc__)
+    options.add_argument(
         "--quick",
         action="store_true",
         help="small shapes, to check the script; results go to the temporary directory",
     )
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
-    arguments = parser.parse_args()
+    arguments = options.parse_args()
     if "OPENBLAS_CORETYPE" in os.environ:
         print("warning: OPENBLAS_CORETYPE is set, so BLAS does not choose its own kernels")
     rows = measurements(arguments.quick)
     folder = Path(tempfile.gettempdir()) if arguments.quick else RESULTS
     file = write_csv("cpu", describe_machine(*PACKAGES), rows, folder)
-    return report(file, readme=arguments.readme)
+    return report(file, docs=arguments.docs)
 
 
 if __name__ == "__main__":

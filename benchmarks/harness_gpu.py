@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from harness import LIMIT, RESULTS, Case, Goal, Row, describe_machine, measure, write_csv
-from report import markdown_table, shortfalls
+from report import report
 
 PACKAGES = ("numba", "numba-cuda", "numpy", "torch")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -76,11 +76,8 @@ def run(name: str, cases: Iterable[tuple[Callable[[], Case], int]]) -> int:
             print(f"  {row.who:40} {row.seconds * 1e3:9.3f} ms ({spread}) {share} {row.note}")
         del case
         torch.cuda.empty_cache()
-        write_csv(f"{name}-gpu", machine, rows, RESULTS)
-    print(markdown_table(machine, rows))
-    missed = shortfalls(rows)
-    print("\n".join(missed) or "no target missed")
-    return 1 if missed else 0
+        file = write_csv(f"{name}-gpu", machine, rows, RESULTS)
+    return report(file, docs=False)
 
 
 def _driver() -> str:

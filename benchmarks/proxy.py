@@ -1,6 +1,6 @@
 """GPTQ's own measure of a layer, trace(D H D^T), by this package and by what a user would pick instead.
 
-    python benchmarks/proxy.py [--model NAME] [--readme]
+    python benchmarks/proxy.py [--model NAME] [--docs]
 
 The same weights, Hessians and settings for all: asymmetric grids, groups of the model's size, float32
 scales, damping 0.01, bits 4, 3 and 2. The original algorithm is the column loop of Frantar et al. (2022),
@@ -12,10 +12,8 @@ errors over the layers. Needs the extra `benchmarks`.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,11 +21,11 @@ import torch
 from harness import describe_machine, write_csv
 from numpy.typing import NDArray
 from peers import LlmCompressor, original_gptq, tensor
-from report import update_readme
+from report import parser, report
 from small_models import SUBJECTS, TOKENS, Subject
+from tables import ProxyRow
 
 from numbacalib.methods import gptq, rtn
-from numbacalib.quantizer.report import table
 
 PACKAGES = ("numba", "numpy", "scipy", "torch", "compressed-tensors")
 BITS = (4, 3, 2)
@@ -52,31 +50,6 @@ SETTINGS = {
         LLM_COMPRESSOR, {"act_order": "desc", "static_groups": True}, True
     ),
 }
-
-
-class ProxyRow(NamedTuple):
-    """Losses of all layers of a model by one setting, as they stand in the CSV."""
-
-    model: str
-    bits: int
-    setting: str
-    peer: str
-    layers: int
-    ours: float
-    """Mean over the layers of loss / loss of RTN."""
-    theirs: float
-    ratio: float
-    """Geometric mean over the layers of our loss / theirs."""
-    ratio_error: float
-    """Its standard error."""
-    least: float
-    """Ratio of the layer where ours is best, and of the one where it is worst."""
-    largest: float
-
-    @property
-    def worse(self) -> bool:
-        """Whether ours is worse beyond noise."""
-        return self.ratio - 1 > 3 * self.ratio_error
 
 
 def layers(subject: Subject) -> Iterator[tuple[NDArray, NDArray]]:
@@ -132,45 +105,18 @@ def measure(subject: Subject, peers: dict[str, Peer]) -> Iterator[ProxyRow]:
         )
 
 
-def tables(machine: dict[str, str], rows: list[ProxyRow]) -> str:
-    """One table a model: losses over RTN's, and our loss over the peer's."""
-    parts = [
-        f"{machine['machine']}, {machine['cores']} cores, {machine['date']}; "
-        f"{machine['calibration']} tokens of calibration; {machine['versions']}."
-    ]
-    for model, group in groupby(rows, key=lambda row: row.model):
-        header = [model, "bits", "numbacalib", "peer", "ratio", "layer by layer"]
-        lines = [
-            [
-                f"{row.setting}, {row.peer}",
-                str(row.bits),
-                f"{row.ours:.4f}",
-                f"{row.theirs:.4f}",
-                f"{row.ratio:.4f} ± {row.ratio_error:.4f}",
-                f"{row.least:.3f} to {row.largest:.3f}",
-            ]
-            for row in sorted(group, key=lambda row: (list(SETTINGS).index(row.setting), -row.bits))
-        ]
-        parts.append(table(header, lines))
-    return "\n\n".join(parts)
-
-
 def main() -> int:
     """Measure, write the CSV and print the tables; return 1 if ours is worse somewhere."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=SUBJECTS, help=f"this one only, of {list(SUBJECTS)}")
-    parser.add_argument("--readme", action="store_true", help="put the tables into README.md")
-    options = parser.parse_args()
-    machine = describe_machine(*PACKAGES, calibration=f"{TOKENS[0]}")
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", choices=SUBJECTS, help=f"this one only, of {list(SUBJECTS)}")
+    options = arguments.parse_args()
+    machine = describe_machine(*PACKAGES, calibration=f"{TOKENS[0]} tokens of calibration")
     peers: dict[str, Peer] = {ORIGINAL: original_gptq, LLM_COMPRESSOR: LlmCompressor()}
     rows: list[ProxyRow] = []
     for model in [options.model] if options.model else SUBJECTS:
         rows += measure(SUBJECTS[model](), peers)
-        print(write_csv("proxy", machine, rows))
-    text = tables(machine, rows)
-    print(text)
-    if options.readme:
-        update_readme("proxy", text)
+        file = write_csv("proxy", machine, rows)
+    report(file, docs=options.docs)
     worse = [row for row in rows if row.worse]
     print(f"\n{len(worse)} of {len(rows)} settings worse than the peer beyond noise")
     print("\n".join(map(str, worse)))

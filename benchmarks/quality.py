@@ -1,6 +1,6 @@
 """What each method leaves of a model: KL to the original and perplexity at 4, 3 and 2 bits.
 
-    python benchmarks/quality.py [--model NAME] [--resume] [--readme]
+    python benchmarks/quality.py [--model NAME] [--resume] [--docs]
 
 Each model's layers are quantized by every method from the same statistics, which one pass over the
 calibration text collects, and the model runs on the evaluation text. Only the rows "block by block" run
@@ -14,20 +14,19 @@ there, of the other model too, and measures the others. Needs the extra `benchma
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 from harness import csv_file, describe_machine, read_csv, write_csv
 from numba import njit, prange
 from numpy.typing import NDArray
-from report import update_readme
+from report import parser, report
 from small_models import SUBJECTS, TOKENS, Subject
+from tables import ORIGINAL, QualityRow
 
 from numbacalib.methods import (
     CodebookWeight,
@@ -39,7 +38,6 @@ from numbacalib.methods import (
 )
 from numbacalib.models import Decoder, DecoderBlock
 from numbacalib.quantizer.calibration import Stage, TextCalibration
-from numbacalib.quantizer.report import table
 from numbacalib.statistics import InputStatistics
 
 PACKAGES = ("numba", "numpy", "scipy", "torch", "transformers")
@@ -60,26 +58,6 @@ class Method(NamedTuple):
     """Whether input channels are scaled first."""
     block_by_block: bool = False
     """Whether statistics are of inputs that the quantized layers before produce."""
-
-
-class QualityRow(NamedTuple):
-    """One model by one method, as it stands in the CSV."""
-
-    model: str
-    bits: int
-    method: str
-    stored_bits: float
-    """Bits a weight of the quantized layers, scales, zero points and codebooks included."""
-    kl: float
-    """Mean over the predicted tokens of KL(original || quantized), nats."""
-    kl_error: float
-    """Standard error of `kl`, from the means of the sequences."""
-    perplexity: float
-    output_error: float
-    """Mean over the layers of trace(D H D^T) / trace(W H W^T)."""
-    cpu_seconds: float
-    """CPU time of quantizing, of all threads; the first of a kind includes what it compiles, the pass
-    over the calibration text and gradients."""
 
 
 def uniform(**settings: Any) -> Solver:
@@ -138,7 +116,6 @@ METHODS = {
     "k-means, imatrix": Method(clustered(mean_square)),
     "k-means, Fisher": Method(clustered(fisher)),
 }
-ORIGINAL = "original"
 
 
 class Outcome(NamedTuple):
@@ -267,53 +244,19 @@ def measure(subject: Subject, name: str, bits: int) -> QualityRow:
 
 def machine_facts() -> dict[str, str]:
     """The machine, and what of the experiment the table's caption says."""
-    return describe_machine(*PACKAGES, calibration=f"{TOKENS[0]}", evaluation=f"{TOKENS[1]}")
-
-
-def tables(machine: dict[str, str], rows: Iterable[QualityRow]) -> str:
-    """One table a model, the least of each column in bold, with what was measured above."""
-    parts = [
-        f"{machine['machine']}, {machine['cores']} cores, {machine['date']}; "
-        f"{machine['calibration']} tokens of calibration, {machine['evaluation']} of evaluation."
-    ]
-    for model, group in groupby(rows, key=lambda row: row.model):
-        found = {(row.method, row.bits): row for row in group}
-        first = next(row for row in found.values() if row.method == ORIGINAL)
-        header = [f"{model}, perplexity {first.perplexity:.2f}", "bits a weight"]
-        header += [f"{kind}, {bits} bits" for bits in BITS for kind in ("KL", "perplexity")]
-        lines = []
-        for method in METHODS:
-            of_method = [found[method, bits] for bits in BITS if (method, bits) in found]
-            if not of_method:
-                continue
-            cells = [" / ".join(f"{row.stored_bits:.2f}" for row in of_method)]
-            for row in of_method:
-                rivals = [other for other in found.values() if other.bits == row.bits]
-                cells += [
-                    _cell(row.kl, min(r.kl for r in rivals if r.method != ORIGINAL), 4),
-                    _cell(
-                        row.perplexity,
-                        min(r.perplexity for r in rivals if r.method != ORIGINAL),
-                        2,
-                    ),
-                ]
-            lines.append([method, *cells])
-        parts.append(table(header, lines))
-    return "\n\n".join(parts)
-
-
-def _cell(value: float, least: float, digits: int) -> str:
-    text = f"{value:.{digits}f}" if value < 1000 else f"{value:.0f}"
-    return f"**{text}**" if value == least else text
+    return describe_machine(
+        *PACKAGES,
+        calibration=f"{TOKENS[0]} tokens of calibration",
+        evaluation=f"{TOKENS[1]} tokens of evaluation",
+    )
 
 
 def main() -> int:
     """Measure what is missing, write the CSV and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=SUBJECTS, help="this one only")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
-    parser.add_argument("--readme", action="store_true", help="put the tables into README.md")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", choices=SUBJECTS, help="this one only")
+    arguments.add_argument("--resume", action="store_true", help="keep the rows that are there")
+    options = arguments.parse_args()
     machine = machine_facts()
     file = csv_file("quality", machine)
     rows: list[QualityRow] = []
@@ -336,11 +279,7 @@ def main() -> int:
                     flush=True,
                 )
     rows.sort(key=lambda row: list(SUBJECTS).index(row.model))
-    text = tables(machine, rows)
-    print(text)
-    if options.readme:
-        update_readme("quality", text)
-    return 0
+    return report(write_csv("quality", machine, rows), docs=options.docs)
 
 
 if __name__ == "__main__":

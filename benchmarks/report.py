@@ -1,21 +1,77 @@
-"""Tables, plot and verdict from a benchmark's CSV: ``python benchmarks/report.py FILE.csv``.
+"""Puts the benchmarks' tables into the documents, and checks that they are still the results.
 
-Replaces the region ``<!-- table: NAME -->`` to ``<!-- end -->`` of README.md, where NAME is the first
-word of the file's name, draws the plot beside the CSV, prints what falls short and exits 1 then.
+    python benchmarks/report.py FILE.csv ...    tables, plot and verdict of files
+    python benchmarks/report.py --check         exits 1 if a table differs from its CSV
+
+A document says which table goes where: the region from ``<!-- table: FILE.csv -->`` to ``<!-- end -->`` is
+made from that file of ``results``. ``<!-- table: FILE.csv; BEGINNING; ... -->`` takes only the rows whose
+operation, shape and type begin so.
 """
 
 from __future__ import annotations
 
-import math
+import argparse
 import re
 import sys
-from itertools import groupby
 from pathlib import Path
 
-from harness import LIMIT, OURS, Row, read_csv
+from harness import LIMIT, OURS, RESULTS, Row, read_csv
+from tables import TABLES, markdown, subject
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 PLOTTED = "GPTQ of a layer"
+REGION = re.compile(
+    r"(?P<marker><!-- table: (?P<file>[^;\s]+\.csv)(?P<beginnings>(?:; [^;\n]+)*) -->\n)"
+    r"(?P<body>.*?)(?P<end><!-- end -->)",
+    re.DOTALL,
+)
+
+
+def documents() -> list[Path]:
+    """Return every Markdown file that may hold tables."""
+    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def made_again(text: str, only: Path | None = None) -> str:
+    """Return a document with its tables made from their files, or with those of one file."""
+
+    def made(region: re.Match[str]) -> str:
+        file = RESULTS / region["file"]
+        if only is not None and file.name != only.name:
+            return region[0]
+        beginnings = region["beginnings"].split("; ")[1:]
+        return f"{region['marker']}\n{markdown(file, beginnings)}\n\n{region['end']}"
+
+    return REGION.sub(made, text)
+
+
+def check() -> int:
+    """Name the documents whose tables differ from the results; return 1 if there are any."""
+    texts = {file: file.read_text(encoding="utf-8") for file in documents()}
+    stale = [file for file, text in texts.items() if made_again(text) != text]
+    for file in stale:
+        name = file.relative_to(ROOT)
+        print(
+            f"{name}: a table differs from benchmarks/results; run benchmarks/report.py with its file"
+        )
+    return 1 if stale else 0
+
+
+def update_documents(file: Path) -> None:
+    """Make the tables of one result file again, wherever they stand.
+
+    Raises
+    ------
+    ValueError
+        If no document has a region for the file.
+    """
+    found = False
+    for document in documents():
+        text = document.read_text(encoding="utf-8")
+        found |= any(region["file"] == file.name for region in REGION.finditer(text))
+        document.write_text(made_again(text, file), encoding="utf-8")
+    if not found:
+        raise ValueError(f"{file.name}: expected a region <!-- table: {file.name} -->, found none")
 
 
 def shortfalls(rows: list[Row]) -> list[str]:
@@ -28,79 +84,8 @@ def shortfalls(rows: list[Row]) -> list[str]:
     ]
 
 
-def markdown_table(machine: dict[str, str], rows: list[Row]) -> str:
-    """Return one line a case: our figure, its share of the limit or the peer, and the peers' times.
-
-    A case that is not ours has the times alone.
-    """
-    lines = [
-        f"{machine['machine']}, {machine['cores']} cores, {machine['date']}; {machine['versions']}.",
-        "",
-        "| work | shape | type | numbacalib | share, target | others |",
-        "|---|---|---|---|---|---|",
-    ]
-    for (op, shape, dtype), case in groupby(rows, key=lambda row: row[:3]):
-        candidates = list(case)
-        others = [row for row in candidates if not row.who.startswith((OURS, LIMIT))]
-        ours = [row for row in candidates if row.who.startswith(OURS)]
-        times = ", ".join(f"{other.who} {_seconds(other.seconds)}" for other in others)
-        if others and not ours:
-            lines.append(f"| {op} | {shape} | {dtype} |  |  | {times} |")
-        for row in ours:
-            variant = row.who.removeprefix(OURS)
-            cells = (
-                f"{op}{variant}",
-                shape,
-                dtype,
-                _figure(row),
-                _share(row),
-                times,
-            )
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _figure(row: Row) -> str:
-    parts = [] if math.isnan(row.seconds) else [_seconds(row.seconds)]
-    if row.unit != "s":
-        parts.append(f"{row.rate:.3g} {row.unit}")
-    return ", ".join([*parts, row.note] if row.note else parts)
-
-
-def _share(row: Row) -> str:
-    if not row.target:
-        return ""
-    verdict = " (short)" if row.falls_short else ""
-    sign = {">=": "≥", "<=": "≤"}[row.target[:2]]
-    return f"{row.share:.2f} of {row.against.removeprefix(LIMIT)}, {sign} {row.target[2:]}{verdict}"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
-
-
-def update_readme(name: str, table: str) -> None:
-    """Put `table` between README's markers of that name.
-
-    Raises
-    ------
-    ValueError
-        If the markers are not there.
-    """
-    marked = re.compile(rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    text, count = marked.subn(lambda m: f"{m[1]}\n{table}\n\n{m[2]}", README.read_text())
-    if count != 1:
-        raise ValueError(f"README.md: expected one region <!-- table: {name} -->, found {count}")
-    README.write_text(text)
-
-
 def plot(file: Path, rows: list[Row]) -> Path | None:
     """Draw time against K of square layers, a line for each candidate, dashed for a limit."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         square = re.fullmatch(r"(\d+) x \1", row.shape)
@@ -108,6 +93,11 @@ def plot(file: Path, rows: list[Row]) -> Path | None:
             lines.setdefault(row.who, []).append((int(square[1]), row.seconds))
     if not lines:
         return None
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for who, points in lines.items():
         style = "k--" if who.startswith(LIMIT) else "o-"
@@ -126,19 +116,43 @@ def plot(file: Path, rows: list[Row]) -> Path | None:
     return image
 
 
-def report(file: Path, *, readme: bool) -> int:
-    """Print the table and what falls short, draw the plot, update README; return the exit status."""
-    machine, rows = read_csv(file)
-    table = markdown_table(machine, rows)
-    print(table)
+def report(file: Path, *, docs: bool) -> int:
+    """Print a file's table and what falls short, draw the plot, update the documents.
+
+    Returns 1 if a target is missed.
+    """
+    print(markdown(file))
+    if docs:
+        update_documents(file)
+    kind = TABLES[subject(file)].kind
+    if kind is not Row:
+        return 0
+    _, rows = read_csv(file, kind)
     plot(file, rows)
-    if readme:
-        update_readme(file.name.split("-")[0], table)
     missed = shortfalls(rows)
     print(f"\n{len(missed)} of {sum(bool(row.target) for row in rows)} targets missed")
     print("\n".join(missed))
     return 1 if missed else 0
 
 
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return a script's argument parser, with the option `--docs` that all of them have."""
+    made = argparse.ArgumentParser(description=description.splitlines()[0])
+    made.add_argument("--docs", action="store_true", help="put the tables into the documents")
+    return made
+
+
+def main() -> int:
+    """Report on files, or check the documents."""
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    which = arguments.add_mutually_exclusive_group(required=True)
+    which.add_argument("files", nargs="*", type=Path, default=[], metavar="FILE.csv")
+    which.add_argument("--check", action="store_true", help="only compare")
+    options = arguments.parse_args()
+    if options.check:
+        return check()
+    return max(report(file, docs=True) for file in options.files)
+
+
 if __name__ == "__main__":
-    sys.exit(report(Path(sys.argv[1]), readme=True))
+    sys.exit(main())

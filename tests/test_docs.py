@@ -1,0 +1,195 @@
+"""The documents: links resolve, code runs, tables are what their CSVs say, options and names exist."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from numbacalib import cli
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+OPTION = re.compile(r"--[a-z][a-z-]+")
+LINK = re.compile(r"\]\((?!https?://)([^)\s#]*)(?:#([^)\s]+))?\)")
+PUBLIC = (
+    "numbacalib",
+    "numbacalib.methods",
+    "numbacalib.models",
+    "numbacalib.quantizer",
+    "numbacalib.statistics",
+)
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def code_blocks(document, language):
+    text = document.read_text(encoding="utf-8")
+    return [code for kind, code in FENCED.findall(text) if kind == language]
+
+
+def anchors(document):
+    """Anchors of a document's headings, as GitHub and GitLab make them."""
+    text = FENCED.sub("", document.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_links_resolve(document):
+    text = FENCED.sub("", document.read_text(encoding="utf-8"))
+    for path, anchor in LINK.findall(text):
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_files_that_are_named_exist(document):
+    text = FENCED.sub("", document.read_text(encoding="utf-8"))
+    for path in re.findall(r"`([\w.*-]+/[\w./*-]+)`", text):
+        found = [*ROOT.glob(path), *(ROOT / "numbacalib").glob(path)]
+        assert found or path.startswith("smollm2"), path
+
+
+def test_links_of_the_readme_lead_to_every_document():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    linked = {(ROOT / path).resolve() for path, _ in LINK.findall(text) if path}
+    assert {document for document in DOCUMENTS if document.name != "README.md"} <= linked
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_python_of_documents_runs(document):
+    scope: dict = {}
+    for code in code_blocks(document, "python"):
+        exec(compile(code, name_of(document), "exec"), scope)
+
+
+@pytest.mark.parametrize("name", ["demo", "tests"])
+def test_commands_of_the_readme_are_one_line(name):
+    """Each sets up all that it needs, so that it can be pasted alone."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(rf"<!-- command: {name} -->\n```sh\n(.*?)```", text, re.DOTALL)
+    assert len(command.splitlines()) == 1
+    assert command.startswith("python3 -m venv ")
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=name_of)
+def test_examples_run(example, tmp_path):
+    assert len(example.read_text(encoding="utf-8").splitlines()) <= 40
+    process = subprocess.run(
+        [sys.executable, "-W", "error", str(example)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout
+
+
+def test_tables_are_what_their_results_say(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    report = importlib.import_module("report")
+    assert report.check() == 0, capsys.readouterr().out
+    tables = [region for file in DOCUMENTS for region in report.REGION.finditer(file.read_text())]
+    assert {region["file"].split("-")[0] for region in tables} == set(report.TABLES)
+
+
+def test_a_changed_figure_is_found(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    report = importlib.import_module("report")
+    text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    region = next(report.REGION.finditer(text))
+    figure = re.findall(r"\d+\.\d+", region["body"])[-1]
+    changed = text.replace(figure, figure + "1")
+    assert report.made_again(changed) == text != changed
+
+
+def test_the_table_of_the_demo_is_read_back(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    demo, tables = importlib.import_module("demo"), importlib.import_module("tables")
+    (file,) = (ROOT / "benchmarks" / "results").glob("demo-*.csv")
+    table = tables.markdown(file).split("\n\n")[1]
+    rows = demo.rows_of(f"original: model.gguf\n{table}\nthe checkpoint is in model\n")
+    assert tables.demo_body(rows) == table
+    assert len(rows) == 5
+
+
+def help_of(*arguments):
+    """What the command line prints about itself."""
+    with redirect_stdout(StringIO()) as printed, pytest.raises(SystemExit):
+        cli.main([*arguments, "--help"])
+    return printed.getvalue()
+
+
+@cache
+def commands():
+    return re.findall(r"^    ([a-z][a-z-]*) ", help_of(), re.MULTILINE)
+
+
+@cache
+def options():
+    """Every long option of the command line."""
+    return {option for command in commands() for option in OPTION.findall(help_of(command))} - {
+        "--help"
+    }
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_options_in_documents_exist(document):
+    text = document.read_text(encoding="utf-8")
+    lines = re.findall(r"^numbacalib .*$|\.venv/bin/numbacalib .*$", text, re.MULTILINE)
+    if document.name == "methods.md":
+        lines += re.findall(r"^\| (.*?) \|", text, re.MULTILINE)
+    assert set(OPTION.findall(" ".join(lines))) <= options()
+
+
+def test_every_option_is_in_the_table():
+    assert options() <= set(OPTION.findall(METHODS))
+
+
+def test_every_command_is_in_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert commands()
+    assert not [command for command in commands() if f"| `numbacalib {command}` |" not in text]
+
+
+@pytest.mark.parametrize("module", [name for name in PUBLIC if name != "numbacalib.models"])
+def test_public_names_are_documented(module):
+    """Operations in the README, what calibrates and quantizes in the tables of methods."""
+    where = METHODS + (ROOT / "README.md").read_text(encoding="utf-8")
+    names = importlib.import_module(module).__all__
+    assert not [name for name in names if not re.search(rf"\b{name}\b", where)]
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_examples_of_docstrings_run(module):
+    """Those of the module, and of every public name with its members."""
+    room = importlib.import_module(module)
+    finder = doctest.DocTestFinder(recurse=False)
+    objects = {module: room}
+    for name in room.__all__:
+        thing = getattr(room, name)
+        objects[name] = thing
+        if isinstance(thing, type):
+            members = {key: value for key, value in vars(thing).items() if not key.startswith("_")}
+            objects |= {f"{name}.{key}": value for key, value in members.items()}
+    runner = doctest.DocTestRunner()
+    for name, thing in objects.items():
+        for example in finder.find(thing, name, module=False):
+            runner.run(example)
+    assert runner.summarize(verbose=False).failed == 0
