@@ -42,10 +42,15 @@ for _module in LATE_IMPORTS:
         import_module(_module)
 rtsys.initialize(cpu_target.target_context)  # else compiled at its first kernel
 
-scalar = njit(error_model="numpy")
-"""For spec functions: compiled into their callers; numba-cuda compiles the same source again."""
+scalar = njit(error_model="numpy", no_cfunc_wrapper=True)
+"""For spec functions and parts of kernels: compiled into their callers, and not for C; numba-cuda compiles
+the same source again."""
 
-_compile = njit(parallel=True, nogil=True, error_model="numpy")
+inlined = njit(error_model="numpy", no_cfunc_wrapper=True, inline="always")
+"""For the shortest of them, and for parts with one caller: put into its code before types are found, which
+spares a unit of compilation."""
+
+_compile = njit(parallel=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
 
 
 @cache

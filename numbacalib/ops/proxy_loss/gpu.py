@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from numbacalib.runtime import checks, columns_gpu, device
+from numbacalib.ops.columns import gpu as columns
+from numbacalib.runtime import checks, device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.launch import launch
@@ -32,7 +33,7 @@ def trace_of_errors(weight: Any, values: Any, hessian: Any, channel_scales: Any)
     source = carrier(weight)
     launch(_errors, blocks, THREADS, source, values, carrier(channel_scales), errors)
     losses = group_losses(errors, hessian, channels)
-    totals = columns_gpu.column_sums(losses, columns_gpu.VALUES, np.float64(1))
+    totals = columns.column_sums(losses, columns.VALUES, np.float64(1))
     return float(device.read(totals).sum())
 
 
