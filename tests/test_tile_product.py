@@ -23,7 +23,7 @@ def test_tiles_are_added_to(dtype, depth):
     )
     for tile in range(tiles):
         expected[tile, : strips * COLUMNS] += flat.T @ left[tile, :depth].astype(np.float64)
-    add_product(left, depth, right, top, target, tiles)
+    add_product(left[:tiles, :depth], right, top, target)
     tolerance = 4 * np.finfo(dtype).eps * max(depth, 1)
     np.testing.assert_allclose(target, expected, rtol=tolerance, atol=tolerance)
     assert np.array_equal(target[tiles:], expected[tiles:].astype(dtype))

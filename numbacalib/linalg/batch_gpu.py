@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from numbacalib.ops.gptq_quantize_column.diagonal_gpu import SMALL_TILE, invert_blocks
-from numbacalib.ops.gptq_quantize_column.tiles_gpu import BLOCK, at
 from numbacalib.runtime import blas_gpu, device
-from numbacalib.runtime.device import cuda
+from numbacalib.runtime.device import SIMULATED, cuda
 from numbacalib.runtime.half import widen
 from numbacalib.runtime.launch import launch
+from numbacalib.runtime.triangles_gpu import SMALL_TILE, at, invert_blocks
+from numbacalib.spec.damping import damped
 
+BLOCK = 12 if SIMULATED else 128
+"""Columns that are factored together."""
 LEAST = 4
 """Fewer matrices are factored sooner one after the other."""
 THREADS, ACROSS = 1024, 32
@@ -28,7 +30,7 @@ DOWN = THREADS // ACROSS
 PITCH = BLOCK + 1
 
 
-def factor(hessians: Any, summary: Any, dead: Any, dtype: np.dtype) -> Any:
+def factor(hessians: Any, summary: Any, dtype: np.dtype) -> Any:
     """Return ``R`` [E, K, K] of Hessians in carriers; `summary` has dampings, and gets the minors."""
     count, size, _ = hessians.shape
     real: Any = dtype.type
@@ -38,7 +40,7 @@ def factor(hessians: Any, summary: Any, dead: Any, dtype: np.dtype) -> Any:
     begins = range(0, size, BLOCK)
     starts = device.from_host(np.array([*begins, size]))
     blocks = -(-size // 256), min(size, 65535), count
-    launch(_damped, blocks, 256, hessians, summary, dead, rest)
+    launch(_damped, blocks, 256, hessians, summary, rest)
     factor_block, shared_bytes = _factor_block(real), PITCH * BLOCK * dtype.itemsize
     for p in reversed(range(len(begins))):
         begin = begins[p]
@@ -61,7 +63,7 @@ def factor(hessians: Any, summary: Any, dead: Any, dtype: np.dtype) -> Any:
         if begin:
             threads = SMALL_TILE * SMALL_TILE
             grid = 1, BLOCK // SMALL_TILE, count
-            launch(invert_blocks(real), grid, threads, upper, starts[p : p + 2], inverse)
+            launch(invert_blocks(real, BLOCK), grid, threads, upper, starts[p : p + 2], inverse)
             solved = inverse[:, 0, : end - begin, : end - begin]
             left, target = rest[:, :begin, begin:end], upper[:, :begin, begin:end]
             blas_gpu.add_products(left, solved, target, transposed=True)
@@ -69,7 +71,7 @@ def factor(hessians: Any, summary: Any, dead: Any, dtype: np.dtype) -> Any:
 
 
 @cuda.jit
-def _damped(hessians, summary, dead, rest):
+def _damped(hessians, summary, rest):
     """Copy Hessians, damped. Threads: one a column, blocks stride over the rows; z: matrix."""
     e = cuda.blockIdx.z
     j = cuda.grid(1)
@@ -77,8 +79,7 @@ def _damped(hessians, summary, dead, rest):
         for i in range(np.int64(cuda.blockIdx.y), rest.shape[1], cuda.gridDim.y):
             rest[e, i, j] = widen(hessians[e, i, j])
             if i == j:
-                damped = widen(hessians[e, i, i]) + summary[e, 0]
-                rest[e, i, i] = 1.0 if dead[e, i] else damped
+                rest[e, i, i] = damped(float(widen(hessians[e, i, i])), summary[e, 0])
 
 
 @functools.cache

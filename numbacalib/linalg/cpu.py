@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from numbacalib.linalg.factors import TINY, HessianFactors
 from numbacalib.runtime.blas import cholesky_lower, invert_triangle
-from numbacalib.runtime.half import carrier, widen_block
-from numbacalib.runtime.jit import kernel, scalar
+from numbacalib.runtime.half import carrier, widen, widen_block
+from numbacalib.runtime.jit import inlined, kernel, scalar
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import claim
 from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product, add_tile, load_tile
+from numbacalib.spec.damping import damped
 
 PANEL = 192
 """Columns that are factored together: whole tiles and whole strips."""
@@ -35,13 +36,12 @@ def factor(hessians: NDArray, percdamps: Sequence[float], dtype: np.dtype) -> He
     means = diagonals.mean(axis=1)
     dampings = np.array(percdamps) * means
     dead = diagonals == 0
-    damped = np.where(dead, 1.0, diagonals + dampings[:, None]).astype(dtype)
     size = hessians.shape[1]
     # the last rows of a matrix make a whole tile, which may end behind them
     memory = np.empty(hessians.size + LANES * size, dtype)
     uppers = memory[: hessians.size].reshape(hessians.shape)
     minors = [
-        _factor(hessian, damped[e], memory[e * size * size :], uppers[e])
+        _factor(hessian, dampings[e], memory[e * size * size :], uppers[e])
         for e, hessian in enumerate(hessians)
     ]
     roots = np.diagonal(uppers, axis1=1, axis2=2).astype(np.float64)
@@ -58,8 +58,8 @@ def invert(upper: NDArray) -> NDArray:
     return upper
 
 
-def _factor(hessian: NDArray, diagonal: NDArray, memory: NDArray, upper: NDArray) -> int:
-    """Set `upper` to ``R``, ``H = R R^T``, of a Hessian with another diagonal.
+def _factor(hessian: NDArray, damping: float, memory: NDArray, upper: NDArray) -> int:
+    """Set `upper` to ``R``, ``H + damping = R R^T``.
 
     Returns 0, or the order of the minor, counted from the end, that is not positive definite. From the
     last panel of columns to the first, each is compensated for all behind it, and its rows above are
@@ -77,7 +77,7 @@ def _factor(hessian: NDArray, diagonal: NDArray, memory: NDArray, upper: NDArray
         strips = flat[: behind * PANEL].reshape(PANEL // COLUMNS, behind, COLUMNS)
         own = np.empty((end - begin, end - begin), upper.dtype)
         counters = np.zeros((3, 1), np.int64)
-        _begin_panel(workers, source, diagonal, begin, strips, tiles, counters, own)
+        _begin_panel(workers, source, damping, begin, strips, tiles, counters, own)
         if minor := cholesky_lower(own):
             upper[:] = 0
             return behind + minor
@@ -92,49 +92,69 @@ def _factor(hessian: NDArray, diagonal: NDArray, memory: NDArray, upper: NDArray
 
 
 @kernel
-def _begin_panel(workers, source, diagonal, begin, strips, tiles, counters, own):
+def _begin_panel(workers, source, damping, begin, strips, tiles, counters, own):
     """Lay out a panel's own rows as strips, and compensate the block on its diagonal.
 
     Sets the lower triangle of `own` to the block, with both axes reversed. Split: workers claim columns
     of the strips, then tiles.
     """
+    for _ in prange(workers):
+        _lay_out_columns(tiles, begin, len(own), counters[0], strips)
+    for _ in prange(workers):
+        _begin_tiles(source, damping, begin, strips, tiles, counters[1], own)
+
+
+@scalar
+def _lay_out_columns(tiles, begin, width, counter, strips):
+    """Claim columns of a panel's own rows, and lay them out."""
+    behind = strips.shape[1]
+    rows = tiles[begin // LANES :, begin + width :]
+    first = claim(counter) * SLICE
+    while first < behind:
+        _lay_out(rows, first, min(first + SLICE, behind), strips)
+        first = claim(counter) * SLICE
+
+
+@scalar
+def _begin_tiles(source, damping, begin, strips, tiles, counter, own):
+    """Claim tiles of the block on the diagonal, damp and compensate them."""
     width, behind = len(own), strips.shape[1]
     end = begin + width
-    for _ in prange(workers):
-        first = claim(counters[0]) * SLICE
-        while first < behind:
-            _lay_out(tiles[begin // LANES :, end:], first, min(first + SLICE, behind), strips)
-            first = claim(counters[0]) * SLICE
-    for _ in prange(workers):
-        rows = np.zeros((LANES, width), own.dtype)
-        top = claim(counters[1]) * LANES
-        while top < width:
-            count, t = min(LANES, width - top), (begin + top) // LANES
-            tile = tiles[t : t + 1]
-            load_tile(source, begin + top, count, begin, rows, tile[0, begin:])
-            for r in range(count):
-                tile[0, begin + top + r, r] = diagonal[begin + top + r]
-            if behind:
-                skip = top // COLUMNS
-                left = begin + skip * COLUMNS
-                add_product(tile[:, end:], behind, strips[skip:], 0, tile[:, left:], 1)
-            for r in range(count):
-                row = own[width - 1 - top - r]
-                for j in range(top + r, width):
-                    row[width - 1 - j] = tile[0, begin + j, r]
-            top = claim(counters[1]) * LANES
+    rows = np.zeros((LANES, width), own.dtype)
+    top = claim(counter) * LANES
+    while top < width:
+        count, t = min(LANES, width - top), (begin + top) // LANES
+        tile = tiles[t : t + 1]
+        load_tile(source, begin + top, count, begin, rows, tile[0, begin:])
+        for r in range(count):
+            i = begin + top + r
+            tile[0, i, r] = damped(np.float64(widen(source[i, i])), damping)
+        if behind:
+            skip = top // COLUMNS
+            left = begin + skip * COLUMNS
+            add_product(tile[:, end:], strips[skip:], np.int64(0), tile[:, left:])
+        for r in range(count):
+            row = own[width - 1 - top - r]
+            for j in range(top + r, width):
+                row[width - 1 - j] = tile[0, begin + j, r]
+        top = claim(counter) * LANES
 
 
 @kernel
 def _finish_panel(workers, source, own, inverse, group, strips, tiles, counter):
     """Compensate the rows before a panel's own, and multiply them by ``R_pp^-T``.
 
-    `own` is ``R_pp``, which is stored, and `inverse` its inverse. A strip's last columns may lie behind the
-    matrix: what is added there is 0, to columns of the next tile that lie below the diagonal. Split:
-    workers claim groups of tiles.
+    `own` is ``R_pp``, which is stored, and `inverse` its inverse. Split: workers claim groups of tiles.
     """
-    width, behind = len(own), strips.shape[1]
-    end = tiles.shape[1] - behind
+    factors = _store_block(own, inverse, tiles, tiles.shape[1] - strips.shape[1])
+    for _ in prange(workers):
+        _finish_tiles(source, factors, group, strips, tiles, counter)
+
+
+@inlined
+def _store_block(own, inverse, tiles, end):
+    """Store ``R_pp``, whose columns end at `end`, and return its inverse's transpose as strips."""
+    width = len(own)
     begin = end - width
     factors = np.zeros((-(-width // COLUMNS), width, COLUMNS), own.dtype)
     for i in range(width):
@@ -142,24 +162,35 @@ def _finish_panel(workers, source, own, inverse, group, strips, tiles, counter):
         for j in range(i, width):
             tile[begin + j, lane] = own[i, j]
             factors[i // COLUMNS, j, i % COLUMNS] = inverse[i, j]
-    for _ in prange(workers):
-        rows, given = np.zeros((LANES, width), own.dtype), np.empty((width, LANES), own.dtype)
+    return factors
+
+
+@scalar
+def _finish_tiles(source, factors, group, strips, tiles, counter):
+    """Claim groups of tiles before a panel's own rows, compensate and multiply them.
+
+    A strip's last columns may lie behind the matrix: what is added there is 0, to columns of the next
+    tile that lie below the diagonal.
+    """
+    width, behind = factors.shape[1], strips.shape[1]
+    end = tiles.shape[1] - behind
+    begin = end - width
+    rows, given = np.zeros((LANES, width), tiles.dtype), np.empty((width, LANES), tiles.dtype)
+    first = claim(counter) * group
+    while first * LANES < begin:
+        last = min(first + group, begin // LANES)
+        for t in range(first, last):
+            load_tile(source, t * LANES, np.int64(LANES), begin, rows, tiles[t, begin:])
+        if behind:
+            add_product(tiles[first:last, end:], strips, np.int64(0), tiles[first:, begin:])
+        for t in range(first, last):
+            tile = tiles[t]
+            widen_block(tile, begin, 0, given)
+            tile[begin:end] = 0
+            for s in range(len(factors)):
+                at = s * COLUMNS
+                add_tile(given, (at, 0), factors[s], (at, 0), width - at, tile, (begin + at, 0))
         first = claim(counter) * group
-        while first * LANES < begin:
-            last = min(first + group, begin // LANES)
-            for t in range(first, last):
-                load_tile(source, t * LANES, LANES, begin, rows, tiles[t, begin:])
-            if behind:
-                left = tiles[first:last, end:]
-                add_product(left, behind, strips, 0, tiles[first:, begin:], last - first)
-            for t in range(first, last):
-                tile = tiles[t]
-                widen_block(tile, begin, 0, given)
-                tile[begin:end] = 0
-                for s in range(len(factors)):
-                    at = s * COLUMNS
-                    add_tile(given, (at, 0), factors[s], (at, 0), width - at, tile, (begin + at, 0))
-            first = claim(counter) * group
 
 
 @kernel
@@ -168,21 +199,28 @@ def _store_rows(workers, tiles, counter, upper):
 
     Split: workers claim tiles.
     """
-    size = len(upper)
     for _ in prange(workers):
-        copy = np.empty((size, LANES), upper.dtype)
+        _store_tiles(tiles, counter, upper)
+
+
+@scalar
+def _store_tiles(tiles, counter, upper):
+    """Claim tiles and turn them."""
+    size = len(upper)
+    copy = np.empty((size, LANES), upper.dtype)
+    t = claim(counter)
+    while t < len(tiles):
+        top = t * LANES
+        widen_block(tiles[t], top, 0, copy[top:])
+        rows = upper[top : top + LANES]
+        for r in range(len(rows)):
+            rows[r, :top] = 0
+        for left in range(top, size, SLICE):
+            for r in range(len(rows)):
+                row = rows[r]
+                for j in range(left, min(left + SLICE, size)):
+                    row[j] = copy[j, r] if j >= top + r else 0
         t = claim(counter)
-        while t < len(tiles):
-            top = t * LANES
-            widen_block(tiles[t], top, 0, copy[top:])
-            rows = upper[top : top + LANES]
-            rows[:, :top] = 0
-            for left in range(top, size, SLICE):
-                for r in range(len(rows)):
-                    row = rows[r]
-                    for j in range(left, min(left + SLICE, size)):
-                        row[j] = copy[j, r] if j >= top + r else 0
-            t = claim(counter)
 
 
 @scalar

@@ -13,6 +13,7 @@ from numbacalib.runtime import blas_gpu, device
 from numbacalib.runtime.device import SIMULATED, cuda
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.launch import launch
+from numbacalib.spec.damping import damped, is_dead
 
 THREADS = 4 if SIMULATED else 256
 TILE, TILE_ROWS = (4, 2) if SIMULATED else (32, 8)
@@ -29,21 +30,21 @@ def factor(hessians: Any, percdamps: Sequence[float], dtype: np.dtype) -> Hessia
     shares = device.from_host(np.array(percdamps, np.float64))
     launch(_damping, count, THREADS, source, shares, summary, dead)
     if count >= batch_gpu.LEAST and blas_gpu.has_libraries():
-        upper = batch_gpu.factor(source, summary, dead, dtype)
+        upper = batch_gpu.factor(source, summary, dtype)
     else:
-        upper = _factor_one_by_one(source, summary, dead, dtype)
+        upper = _factor_one_by_one(source, summary, dtype)
     launch(_smallest_pivots, count, THREADS, upper, dead, summary)
     return HessianFactors(upper, dead, summary)
 
 
-def _factor_one_by_one(source: Any, summary: Any, dead: Any, dtype: np.dtype) -> Any:
+def _factor_one_by_one(source: Any, summary: Any, dtype: np.dtype) -> Any:
     """Factor each matrix by LAPACK's routine, as ``J U^T J``; minors go to `summary`."""
     count, size, _ = source.shape
     matrix = device.empty(source.shape, dtype)
     upper = device.empty(source.shape, dtype)
     info = device.empty((count,), np.int32)
     tiles = -(-size // TILE), -(-size // TILE), count
-    launch(_reverse_damped, tiles, (TILE, TILE_ROWS), source, summary, dead, matrix)
+    launch(_reverse_damped, tiles, (TILE, TILE_ROWS), source, summary, matrix)
     for e in range(count):
         blas_gpu.cholesky_upper(matrix[e], info[e : e + 1])
     launch(_reverse_transposed, tiles, (TILE, TILE_ROWS), matrix, info, upper, summary)
@@ -67,10 +68,10 @@ def _damping(hessians, percdamps, summary, dead):
     count = 0
     for j in range(thread, hessians.shape[1], THREADS):
         entry = float(widen(hessians[e, j, j]))
-        dead[e, j] = entry == 0
+        dead[e, j] = is_dead(entry)
         total += entry
         low = min(low, entry)
-        count += entry == 0
+        count += is_dead(entry)
     sums[thread], least[thread], counts[thread] = total, low, count
     cuda.syncthreads()
     if thread == 0:
@@ -87,7 +88,7 @@ def _damping(hessians, percdamps, summary, dead):
 
 
 @cuda.jit
-def _reverse_damped(hessians, summary, dead, matrices):
+def _reverse_damped(hessians, summary, matrices):
     """Write the upper triangles of ``J (H + damping) J``, and zeros below, which libraries load too.
 
     Threads: x along a row, y along a column. Blocks: tile, tile, matrix.
@@ -102,8 +103,8 @@ def _reverse_damped(hessians, summary, dead, matrices):
         if i < j and j < size:
             matrices[e, i, j] = widen(hessians[e, size - 1 - i, size - 1 - j])
         if i == j:
-            diagonal = widen(hessians[e, size - 1 - i, size - 1 - i]) + summary[e, 0]
-            matrices[e, i, i] = 1.0 if dead[e, size - 1 - i] else diagonal
+            entry = float(widen(hessians[e, size - 1 - i, size - 1 - i]))
+            matrices[e, i, i] = damped(entry, summary[e, 0])
 
 
 @cuda.jit

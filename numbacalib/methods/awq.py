@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.methods.loss import proxy_loss
 from numbacalib.methods.quantized_weight import QuantizedWeight
+from numbacalib.methods.rounding import rounded
 from numbacalib.methods.settings import GridSettings, grid_settings, non_negative
 from numbacalib.ops.clip_search import clip_scales
 from numbacalib.ops.magnitudes import relative_magnitudes
@@ -154,7 +155,7 @@ def awq_clip(
             raise ValueError(f"least: expected 0 to below 1, got {least}")
         shares = RangeSearch(points, least).shares(checks.result_dtype(weight))
         found = clip_scales(weight, hessian, settings.group_size, settings.grid, shares)
-        return settings.rounded(weight, *found)
+        return rounded(weight, settings, *found)
 
 
 def _check_hessian(hessian: Any, channels: int) -> None:
@@ -169,7 +170,7 @@ def _loss(
     total = 0.0
     for weight, setting in zip(weights, settings, strict=True):
         multiplied = scaled(weight, scales)
-        total += proxy_loss(multiplied, setting.rounded(multiplied), hessian, scales)
+        total += proxy_loss(multiplied, rounded(multiplied, setting), hessian, scales)
     return total
 
 

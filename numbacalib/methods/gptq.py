@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.linalg import factor_hessians
-from numbacalib.methods.order import column_orders
+from numbacalib.methods.order import ACT_ORDERS, column_orders
 from numbacalib.methods.quantized_weight import QuantizedWeight
+from numbacalib.methods.rounding import find_scales, stored_runs
 from numbacalib.methods.settings import GridSettings, grid_settings
 from numbacalib.ops.gptq_quantize_column import quantize_direct
 from numbacalib.ops.matrix import diagonals, stacked_rows, take, to_host, without_columns
@@ -51,6 +53,28 @@ class GptqReport(NamedTuple):
     """Input channels that no token excited; their weights became 0."""
     effective_rank: float
     """In how many independent channels the inputs vary as much as they do: see `effective_rank`."""
+
+
+@dataclass(frozen=True)
+class _Solver:
+    """How the Hessians are prepared and in which order the columns are visited; see `gptq`."""
+
+    percdamp: float
+    damping_tries: int
+    shrinkage: float
+    act_order: str
+    static_groups: bool
+
+    def __post_init__(self) -> None:
+        """Check each setting, before any work."""
+        if not 0 <= checks.finite_number("percdamp", self.percdamp) <= LARGEST_DAMPING:
+            raise ValueError(f"percdamp: expected 0 to {LARGEST_DAMPING:g}, got {self.percdamp}")
+        checks.boolean("static_groups", self.static_groups)
+        checks.integer("damping_tries", self.damping_tries, 1, 100)
+        if not 0 <= checks.finite_number("shrinkage", self.shrinkage) <= 1:
+            raise ValueError(f"shrinkage: expected 0 to 1, got {self.shrinkage}")
+        if self.act_order not in ACT_ORDERS:
+            raise ValueError(f"act_order: expected {', '.join(ACT_ORDERS)}, got {self.act_order!r}")
 
 
 def gptq(
@@ -117,6 +141,7 @@ def gptq(
     Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
     Transformers" (2022); `quantize_direct` has the form without an inverse.
     """
+    solver = _Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
     arrays = {"weight": weight, "hessian": hessian, "importance": importance}
     with arrays_of_one_device(**arrays) as (weight, hessian, importance):
         settings = grid_settings(
@@ -126,8 +151,7 @@ def gptq(
         checks.matrix("hessian", hessian, (channels, channels))
         unchecked = {"hessian": hessian, "weight": weight}
         stack = hessian.reshape(1, channels, channels)
-        damping, order = (percdamp, damping_tries), (act_order, static_groups)
-        return _solve(weight, stack, ["hessian"], unchecked, settings, damping, shrinkage, order)[0]
+        return _solve(weight, stack, ["hessian"], unchecked, settings, solver)[0]
 
 
 def gptq_batch(
@@ -170,6 +194,7 @@ static_groups
     ValueError, TypeError, numpy.linalg.LinAlgError
         As `gptq`.
     """
+    solver = _Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
     arrays = {"weights": weights, "hessians": hessians, "importance": importance}
     with arrays_of_one_device(**arrays) as (weights, hessians, importance):
         count, rows, channels = checks.stack("weights", weights, ("E", "M", "K"))
@@ -179,7 +204,6 @@ static_groups
         require_finite("hessians", hessian.reshape(count, channels, channels))
         if importance is not None:
             importance = _importance_of_rows(importance, count, rows, channels)
-        damping, order = (percdamp, damping_tries), (act_order, static_groups)
         grid = bits, group_size, symmetric, scale_dtype, search
         size = max(1, BATCH_BYTES // (4 * channels * channels)) if is_cuda_array(weights) else 1
         found = []
@@ -190,7 +214,7 @@ static_groups
             settings = grid_settings(weight[run], *grid, own)
             stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
             names = [f"hessians[{e}]" for e in range(first, last)]
-            found += _solve(weight[run], stack, names, {}, settings, damping, shrinkage, order)
+            found += _solve(weight[run], stack, names, {}, settings, solver)
         return found
 
 
@@ -208,32 +232,21 @@ def _solve(
     names: list[str],
     unchecked: dict[str, Any],
     settings: GridSettings,
-    damping: tuple[float, int],
-    shrinkage: float,
-    order: tuple[str, bool],
+    solver: _Solver,
 ) -> list[tuple[QuantizedWeight, GptqReport]]:
     """Quantize E equal runs of rows [E * M, K] by their Hessians [E, K, K]; see `gptq`.
 
     `names` are what errors call the Hessians, `unchecked` are arrays that may not be finite.
     """
-    shrinkage = checks.finite_number("shrinkage", shrinkage)
-    if not 0 <= shrinkage <= 1:
-        raise ValueError(f"shrinkage: expected 0 to 1, got {shrinkage}")
-    act_order, static_groups = order
-    static_groups = checks.boolean("static_groups", static_groups)
     dtype = checks.result_dtype(weight, hessians)
     visits = None
-    if act_order != "none":
+    if solver.act_order != "none":
         spread = to_host(diagonals(hessians)).astype(np.float64)
-        visits = column_orders(spread, act_order, settings.group_size)
+        visits = column_orders(spread, solver.act_order, settings.group_size)
         hessians = _reordered(hessians, visits)
-    if shrinkage:
-        hessians = shrunk(hessians, shrinkage)
-    percdamp, damping_tries = damping
-    if not 0 <= checks.finite_number("percdamp", percdamp) <= LARGEST_DAMPING:
-        raise ValueError(f"percdamp: expected 0 to {LARGEST_DAMPING:g}, got {percdamp}")
-    checks.integer("damping_tries", damping_tries, 1, 100)
-    percdamps, tries = [percdamp] * len(hessians), [1] * len(hessians)
+    if solver.shrinkage:
+        hessians = shrunk(hessians, solver.shrinkage)
+    percdamps, tries = [solver.percdamp] * len(hessians), [1] * len(hessians)
     while True:
         factors = factor_hessians(hessians, percdamps, dtype=dtype)
         # a GPU factors meanwhile, and goes on as if all were well, rather than wait to be told
@@ -243,7 +256,7 @@ def _solve(
             if visits is not None:
                 dead = take(dead, np.argsort(visits, axis=1), 1)
             weights, row_losses, require_finite_scales = _sweep(
-                without_columns(weight, dead), factors.upper, visits, settings, static_groups
+                without_columns(weight, dead), factors.upper, visits, settings, solver.static_groups
             )
         for require_finite_values in finite:
             require_finite_values()
@@ -252,7 +265,7 @@ def _solve(
             break
         for e, minor in enumerate(factors.minors):
             grown = max(DAMPING_GROWTH * percdamps[e], LEAST_GROWN_DAMPING)
-            if minor and (tries[e] == damping_tries or grown > LARGEST_DAMPING):
+            if minor and (tries[e] == solver.damping_tries or grown > LARGEST_DAMPING):
                 raise factors.error(e, names[e], percdamps[e])
             if minor:
                 percdamps[e] = grown
@@ -316,7 +329,7 @@ def _sweep(
     groups = np.tile(group_indices(channels, settings.group_size), (count, 1))
     visited = weight if visits is None else take(weight, visits, 1)
     if static_groups:
-        scales, zeros = settings.scales(weight)
+        scales, zeros = find_scales(weight, settings)
         group_of = groups if visits is None else np.take_along_axis(groups, visits, 1)
         found = quantize_direct(visited, upper, settings.grid, group_of, scales, zeros)
     else:
@@ -338,5 +351,5 @@ def _sweep(
             first = np.where(runs[:, None], first, np.arange(first.shape[1]))
             scales, zeros = take(scales, first, 1), take(zeros, first, 1)
             g_idx = [None if runs[e] else group_of[e] for e in range(count)]
-    weights, require_finite_scales = settings.stored_runs(codes, scales, zeros, g_idx)
+    weights, require_finite_scales = stored_runs(codes, scales, zeros, g_idx, settings)
     return weights, found.losses, require_finite_scales

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from numbacalib.methods.quantized_weight import QuantizedWeight
+from numbacalib.methods.rounding import rounded
 from numbacalib.methods.settings import grid_settings
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
@@ -56,4 +57,4 @@ def rtn(
             weight, bits, group_size, symmetric, scale_dtype, search, importance
         )
         require_finite("weight", weight)
-        return settings.rounded(weight)
+        return rounded(weight, settings)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.ops.grid import grid_codes, grid_scales, stored_arrays
-from numbacalib.ops.matrix import split_rows
-from numbacalib.ops.range_search import search_scales
 from numbacalib.runtime import checks
 from numbacalib.runtime.finite import require_non_negative
-from numbacalib.spec.grid import SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_FLOAT32, Grid, group_indices
+from numbacalib.spec.grid import SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_FLOAT32, Grid
 from numbacalib.spec.range_search import RangeSearch
 
 STORAGE = {"float16": SCALE_FLOAT16, "bfloat16": SCALE_BFLOAT16, "float32": SCALE_FLOAT32}
@@ -31,43 +27,6 @@ class GridSettings(NamedTuple):
     search: RangeSearch | None
     importance: Any
     """Weights of the search's errors, [1, K] or [M, K]; or None."""
-
-    def scales(self, weight: Any) -> tuple[Any, Any]:
-        """Scales and zero points of groups that are runs of channels, each [M, G]."""
-        if self.search is None:
-            return grid_scales(weight, self.group_size, self.grid)
-        return search_scales(weight, self.group_size, self.grid, self.search, self.importance)
-
-    def rounded(self, weight: Any, scales: Any = None, zeros: Any = None) -> QuantizedWeight:
-        """Round each weight to the nearest point of its group's grid, given or found."""
-        if scales is None:
-            scales, zeros = self.scales(weight)
-        group_of = group_indices(weight.shape[1], self.group_size)
-        return self.stored(grid_codes(weight, scales, zeros, group_of, self.grid), scales, zeros)
-
-    def stored(self, codes: Any, scales: Any, zeros: Any) -> QuantizedWeight:
-        """Put what a method found into the dtypes in which it is stored."""
-        (weight,), require_finite_scales = self.stored_runs(codes, scales, zeros, [None])
-        require_finite_scales()
-        return weight
-
-    def stored_runs(
-        self, codes: Any, scales: Any, zeros: Any, g_idx: Sequence[NDArray[np.int64] | None]
-    ) -> tuple[list[QuantizedWeight], Callable[[], None]]:
-        """Put what was found of equal runs of rows into the dtypes in which it is stored.
-
-        `g_idx` are, for each run, the groups of the channels where they are not runs of channels. The
-        function that comes with the weights raises if a scale is too large for its dtype.
-        """
-        *stored, require_finite_scales = stored_arrays(scales, zeros, self.scale_dtype, self.grid)
-        arrays = codes, *stored
-        grid = self.grid.bits, self.group_size, self.grid.symmetric
-        runs = (split_rows(array, len(g_idx)) for array in arrays)
-        weights = [
-            QuantizedWeight(codes, scales, zeros, *grid, own)
-            for codes, scales, zeros, own in zip(*runs, g_idx, strict=True)
-        ]
-        return weights, require_finite_scales
 
 
 def grid_settings(

@@ -28,10 +28,15 @@ except ImportError:  # a Numba whose parts have other names
 PATIENCE = 1.0
 """Seconds that a kernel may compile before the user is told."""
 
-scalar = njit(error_model="numpy")
-"""For spec functions: compiled into their callers; numba-cuda compiles the same source again."""
+scalar = njit(error_model="numpy", no_cfunc_wrapper=True)
+"""For spec functions and parts of kernels: compiled into their callers, and not for C; numba-cuda compiles
+the same source again."""
 
-_compile = njit(parallel=True, nogil=True, error_model="numpy")
+inlined = njit(error_model="numpy", no_cfunc_wrapper=True, inline="always")
+"""For the shortest of them, and for parts with one caller: put into its code before types are found, which
+spares a unit of compilation."""
+
+_compile = njit(parallel=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
 
 log = logging.getLogger("numbacalib")
 

@@ -39,13 +39,14 @@ CACHE_LINE = 64
 
 
 @scalar
-def add_product(left, depth, right, top, target, tiles):
-    """Add ``left^T right`` to `target`, of the first `depth` columns of `left` and rows from `top` on.
+def add_product(left, right, top, target):
+    """Add ``left^T right`` to `target`, of the rows of `right` from `top` on.
 
-    `left` is [tiles, >= depth, LANES], `right` [strips, >= top + depth, COLUMNS] and `target`
-    [tiles, >= strips * COLUMNS, LANES], of which the first `tiles` are meant. A slice of a tile stays in
-    the first-level cache while all strips pass by, and the slice that follows is sent for meanwhile.
+    `left` is [tiles, depth, LANES], `right` [strips, >= top + depth, COLUMNS] and `target`
+    [>= tiles, >= strips * COLUMNS, LANES]. A slice of a tile stays in the first-level cache while all
+    strips pass by, and the slice that follows is sent for meanwhile.
     """
+    tiles, depth = left.shape[:2]
     share = -(-DEPTH // max(len(right), 1))
     for begin in range(0, depth, DEPTH):
         count = min(DEPTH, depth - begin)

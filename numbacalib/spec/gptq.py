@@ -1,8 +1,38 @@
-"""GPTQ: what its column loop finds."""
+"""GPTQ: columns are quantized one by one, each one's error compensated in those after it.
+
+With ``U`` the upper Cholesky factor of the inverse Hessian, ``H^-1 = U^T U``, column by column::
+
+    q_j = grid(w_j);  e = (w_j - q_j) / U[j, j];  w[j+1:] -= e * U[j, j+1:]
+
+Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2022),
+algorithm 1. Kernels keep ``-e``, which is added. All rows of a column are divided by one pivot: its
+reciprocal, rounded once, is multiplied by. So ``e`` is within one and a half units in the last place of
+the quotient, and the same on both targets.
+"""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
+
+from numbacalib.runtime.jit import inlined
+
+
+@inlined
+def reciprocal(pivot):
+    """``1 / U[j, j]`` in the pivot's own type."""
+    return (pivot / pivot) / pivot
+
+
+@inlined
+def column_error(weight, value, pivot_reciprocal):
+    """``-e`` of a weight that became a value of the grid."""
+    return (value - weight) * pivot_reciprocal
+
+
+@inlined
+def compensated(weight, error, coupling):
+    """Weight of a later column after ``-e`` of an earlier one; `coupling` is their entry of ``U``."""
+    return weight + error * coupling
 
 
 class GroupedCodes(NamedTuple):
@@ -16,3 +46,16 @@ class GroupedCodes(NamedTuple):
     """[M, G], integers in the accumulators' type."""
     losses: Any
     """``sum_j e[i, j] ** 2`` of each row, float64 [M]: the row's share of ``trace(D H D^T)``."""
+
+
+class FactorLook(NamedTuple):
+    """What a look at a factor, or at a symmetric matrix in its place, finds."""
+
+    matrix: Any
+    """As kernels go on with it."""
+    bad: int | None
+    """First diagonal entry that is not positive; subnormal numbers, without reciprocals, count so."""
+    entry: Any
+    """That entry."""
+    triangular: bool
+    """Whether nothing is below the diagonal."""

@@ -16,11 +16,11 @@ device compiler may contract ``a * b + c`` and move the tie.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from numbacalib.runtime.jit import scalar
+from numbacalib.runtime.jit import inlined, scalar
 from numbacalib.spec.scalars import rint, round_mantissa
 
 SCALE_EXACT = 0
@@ -39,12 +39,26 @@ def code_range(bits: int, symmetric: bool) -> tuple[int, int]:
     return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if symmetric else (0, (1 << bits) - 1)
 
 
+class Bounds(NamedTuple):
+    """A grid as kernels take it, in the type of the weights that meet it."""
+
+    low: Any
+    """Least code."""
+    high: Any
+    """Greatest code."""
+    levels: Any
+    """Steps from one to the other."""
+    symmetric: bool
+    storage: int
+    """How scales are rounded: `SCALE_EXACT` or another."""
+
+
 @scalar
-def group_scale(lo, hi, levels, symmetric):
+def group_scale(lo, hi, bounds):
     """Scale of a group whose weights span ``[lo, hi]``, ``lo <= 0 <= hi``, in their own type."""
-    span = max(-lo, hi) + max(-lo, hi) if symmetric else hi - lo
-    scale = span / levels
-    return scale if scale > 0 else levels / levels
+    span = max(-lo, hi) + max(-lo, hi) if bounds.symmetric else hi - lo
+    scale = span / bounds.levels
+    return scale if scale > 0 else bounds.levels / bounds.levels
 
 
 @scalar
@@ -59,54 +73,62 @@ def stored_scale(scale, storage):
     return scale
 
 
-@scalar
-def group_zero(lo, scale, levels, symmetric):
+@inlined
+def group_zero(lo, scale, bounds):
     """Zero point of a group, an integer in the weights' type; 0 on the symmetric grid."""
-    return levels - levels if symmetric else rint(min(-lo / scale, levels))
+    levels = bounds.levels
+    return levels - levels if bounds.symmetric else rint(min(-lo / scale, levels))
 
 
 @scalar
-def stored_grid(lo, hi, levels, symmetric, storage):
+def stored_grid(lo, hi, bounds):
     """Scale, as it is stored, and zero point of a group whose weights span ``[lo, hi]``."""
-    scale = stored_scale(group_scale(lo, hi, levels, symmetric), storage)
-    return scale, group_zero(lo, scale, levels, symmetric)
+    scale = stored_scale(group_scale(lo, hi, bounds), bounds.storage)
+    return scale, group_zero(lo, scale, bounds)
 
 
 @scalar
-def clipped_grid(lo, hi, share, levels, symmetric, storage):
+def clipped_grid(lo, hi, share, bounds):
     """`stored_grid` of a group that is clipped to a share of its largest magnitude."""
     limit = share * max(-lo, hi)
-    return stored_grid(max(lo, -limit), min(hi, limit), levels, symmetric, storage)
+    return stored_grid(max(lo, -limit), min(hi, limit), bounds)
 
 
-@scalar
-def code_of(weight, scale, zero, low, high):
+@inlined
+def code_of(weight, scale, zero, bounds):
     """Code of one weight: the nearest point of the grid, ties to even, clipped to its ends."""
-    return code_at(weight / scale, zero, low, high)
+    return code_at(weight / scale, zero, bounds)
 
 
-@scalar
-def code_at(quotient, zero, low, high):
-    """Code of a weight that is `quotient` scales.
+@inlined
+def code_at(quotient, zero, bounds):
+    """Code of a weight that is `quotient` scales, in its type.
 
-    `low` and `high` come in the weight's type. The quotient is clipped before it is rounded, past
-    anything that could reach the grid, so that `rint` stays in its domain.
+    The quotient is clipped before it is rounded, past anything that could reach the grid, so that
+    `rint` stays in its domain.
     """
-    reach = (high - low) + (high - low)
-    return min(max(rint(min(max(quotient, -reach), reach)) + zero, low), high)
+    reach = (bounds.high - bounds.low) + (bounds.high - bounds.low)
+    code = rint(min(max(quotient, -reach), reach)) + zero
+    return min(max(code, bounds.low), bounds.high)
 
 
-@scalar
+@inlined
+def unsigned(code, bounds):
+    """Code as it is stored, less the grid's least code."""
+    return np.uint8(code - bounds.low)
+
+
+@inlined
 def value_of(code, scale, zero):
     """Weight that a code stands for."""
     return (code - zero) * scale
 
 
-@scalar
-def is_clipped(weight, scale, zero, levels):
+@inlined
+def is_clipped(weight, scale, zero, bounds):
     """Whether a weight lies more than one step past the ends of a grid with unsigned codes."""
     position = weight / scale + zero
-    return position < -1 or position > levels + 1
+    return position < -1 or position > bounds.levels + 1
 
 
 def group_indices(channels: int, group_size: int) -> np.ndarray:
@@ -121,7 +143,8 @@ class Grid(NamedTuple):
     symmetric: bool
     storage: int = SCALE_EXACT
 
-    def bounds(self, dtype: np.dtype) -> tuple[np.floating, np.floating, np.floating]:
-        """Return ``(low, high, levels)`` as scalars of `dtype`: least and greatest code, and steps."""
+    def bounds(self, dtype: np.dtype) -> Bounds:
+        """Return the grid in the type of the weights that meet it."""
         low, high = code_range(self.bits, self.symmetric)
-        return dtype.type(low), dtype.type(high), dtype.type(high - low)
+        ends = dtype.type(low), dtype.type(high), dtype.type(high - low)
+        return Bounds(*ends, self.symmetric, self.storage)

@@ -62,3 +62,11 @@ def power(x, exponent):
     series = series * f + np.float32(6.9314718e-1)
     series = series * f + np.float32(1)
     return series * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@scalar
+def weighted_cost(error, norm, importance):
+    """What the error of one weight adds to a candidate's sum, in the error's type."""
+    if norm == 2:
+        return importance * (error * error)
+    return importance * power(abs(error), norm)

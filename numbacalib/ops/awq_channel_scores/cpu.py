@@ -6,9 +6,9 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from numbacalib.runtime.columns import column_magnitude_max, column_power_means
-from numbacalib.runtime.half import carrier, widen
+from numbacalib.ops.columns.cpu import magnitude_max, power_means
 from numbacalib.runtime.jit import kernel
+from numbacalib.spec.awq import channel_score
 
 PART = 16384
 """Channels of a task of the product."""
@@ -18,16 +18,16 @@ def channel_scores(
     activations: NDArray, weights: NDArray, dtype: np.dtype, out: NDArray | None
 ) -> NDArray:
     """See `numbacalib.awq_channel_scores`; the split among threads is that of the reductions."""
-    largest = column_magnitude_max(activations)
-    scores = column_power_means(weights, 1, dtype, out)
+    largest = magnitude_max(activations, dtype)
+    scores = power_means(weights, 1, dtype, out)
     infinite = np.empty(-(-len(scores) // PART), np.bool_)
-    _scale(carrier(largest), scores, infinite)
+    _scale(largest, scores, infinite)
     if infinite.any():
         # An infinite activation times a zero weight is NaN, which the mean alone would not show.
         with np.errstate(invalid="ignore", over="ignore"):
             for j in np.flatnonzero(np.isinf(largest)):
                 magnitudes = np.abs(weights[:, j].astype(dtype))
-                scores[j] = np.mean(largest[j].astype(dtype) * magnitudes)
+                scores[j] = np.mean(largest[j] * magnitudes)
     return scores
 
 
@@ -39,7 +39,6 @@ def _scale(largest, scores, infinite):
         factors, own = largest[part * PART :][:PART], scores[part * PART :][:PART]
         found = 0
         for j in range(len(own)):
-            factor = widen(factors[j])
-            own[j] *= factor
-            found += factor == np.inf
+            own[j] = channel_score(factors[j], own[j])
+            found += factors[j] == np.inf
         infinite[part] = found > 0

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from numbacalib.runtime import columns_gpu, device
-from numbacalib.runtime.columns_gpu import Plan
+from numbacalib.ops.columns import gpu as columns
+from numbacalib.ops.columns.gpu import Plan
+from numbacalib.runtime import device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, magnitude_bits, widen
 from numbacalib.runtime.launch import launch
+from numbacalib.spec.awq import channel_score, magnitude
 
-SHARED = columns_gpu.TALL[::-1]
+SHARED = columns.TALL[::-1]
 
 
 def channel_scores(activations: Any, weights: Any, dtype: np.dtype, out: Any) -> Any:
@@ -23,17 +25,17 @@ def channel_scores(activations: Any, weights: Any, dtype: np.dtype, out: Any) ->
     out = device.empty((channels,), dtype) if out is None else out
     bits, source = magnitude_bits(activations), carrier(weights)
     integer = np.int64 if bits.dtype.itemsize == 8 else np.int32
-    plans = columns_gpu.plan(bits), columns_gpu.plan(source)
+    plans = columns.plan(bits), columns.plan(source)
     peaks = device.empty((plans[0].grid[1], channels), integer)
     sums = device.empty((plans[1].grid[1], channels), dtype)
     _reduce(bits, source, plans, peaks, sums)
-    peaks = columns_gpu.shortened(peaks, columns_gpu.larger)
-    sums = columns_gpu.shortened(sums, columns_gpu.add)
+    peaks = columns.shortened(peaks, columns.larger)
+    sums = columns.shortened(sums, columns.add)
     element: Any = carrier(activations).dtype.type
     real: Any = dtype.type
     kernel = _scores(element, real)
-    blocks = -(-channels // columns_gpu.TALL[0])
-    launch(kernel, blocks, columns_gpu.TALL, peaks, sums, source, out)
+    blocks = -(-channels // columns.TALL[0])
+    launch(kernel, blocks, columns.TALL, peaks, sums, source, out)
     return device.result(out)
 
 
@@ -43,11 +45,11 @@ def _reduce(bits: Any, source: Any, plans: tuple[Plan, Plan], peaks: Any, sums: 
     One launch for both where their blocks have one shape: no multiprocessor waits in between.
     """
     first, second = plans
-    kinds = columns_gpu.peaks(bits.dtype), columns_gpu.MAGNITUDES
+    kinds = columns.peaks(bits.dtype), columns.MAGNITUDES
     ones = peaks.dtype.type(1), sums.dtype.type(1)
     if first.threads != second.threads or first.grid[0] != second.grid[0]:
-        columns_gpu.reduce_rows(bits, first, kinds[0], ones[0], peaks)
-        columns_gpu.reduce_rows(source, second, kinds[1], ones[1], sums)
+        columns.reduce_rows(bits, first, kinds[0], ones[0], peaks)
+        columns.reduce_rows(source, second, kinds[1], ones[1], sums)
         return
     reducers = tuple(
         (*how[:4], kind, partial.dtype.type)
@@ -60,12 +62,10 @@ def _reduce(bits: Any, source: Any, plans: tuple[Plan, Plan], peaks: Any, sums: 
 
 @functools.cache
 def _both(first: tuple, second: tuple) -> Any:
-    reduce_peaks = columns_gpu.segment_reducer(*first)
-    reduce_sums = columns_gpu.segment_reducer(*second)
+    reduce_peaks = columns.segment_reducer(*first)
+    reduce_sums = columns.segment_reducer(*second)
     integer, real = first[-1], second[-1]
-    shapes = tuple(
-        columns_gpu.shared_shape(threads, width) for threads, width, *_ in (first, second)
-    )
+    shapes = tuple(columns.shared_shape(threads, width) for threads, width, *_ in (first, second))
     peak_shape, sum_shape = shapes
 
     @cuda.jit
@@ -85,14 +85,14 @@ def _both(first: tuple, second: tuple) -> Any:
 
 @functools.cache
 def _scores(element: type, real: type) -> Any:
-    value = columns_gpu.float_of(element)
+    value = columns.float_of(element)
     integer = np.int64 if element == np.float64 else np.int32
-    largest = columns_gpu.merger(columns_gpu.larger)
-    summed = columns_gpu.merger(columns_gpu.add)
+    largest = columns.merger(columns.larger)
+    summed = columns.merger(columns.add)
 
     @cuda.jit
     def scores(peaks, sums, weights, out):
-        """Merge the segments of each channel and multiply. Threads: see `columns_gpu.merger`."""
+        """Merge the segments of each channel and multiply. Threads: see `columns.merger`."""
         shared_peaks = cuda.shared.array(SHARED, integer)
         shared_sums = cuda.shared.array(SHARED, real)
         j = cuda.grid(2)[0]
@@ -105,8 +105,8 @@ def _scores(element: type, real: type) -> Any:
             # An infinite activation times a zero weight is NaN, which the mean alone would not show.
             total = real(0)
             for i in range(len(weights)):
-                total += scale * abs(real(widen(weights[i, j])))
+                total += channel_score(scale, magnitude(real(widen(weights[i, j]))))
             scale = real(1)
-        out[j] = scale * (total / real(len(weights)))
+        out[j] = channel_score(scale, total / real(len(weights)))
 
     return scores

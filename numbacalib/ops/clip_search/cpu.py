@@ -24,13 +24,13 @@ def clip_scales(
     corner = group_size * np.arange(groups)[:, None] + np.arange(group_size)
     blocks = hessian[corner[:, :, None], corner[:, None, :]].astype(dtype, copy=False)
     group_of = group_indices(channels, group_size)
-    levels = grid.bounds(dtype)[2]
+    bounds = grid.bounds(dtype)
 
     scales, zeros = np.empty((2, rows, groups), dtype)
     found = np.empty_like(scales), np.empty_like(zeros)
     least = np.full((rows, groups), np.inf)
     for share in shares:
-        _clipped_grids(lo, hi, share, levels, grid.symmetric, grid.storage, *found)
+        _clipped_grids(lo, hi, share, bounds, *found)
         codes = grid_kernels.encode(matrix, *found, group_of, grid)
         values = grid_kernels.decode(codes, *found, group_of, grid)
         errors = (values.reshape(grouped.shape) - grouped).swapaxes(0, 1)
@@ -42,10 +42,8 @@ def clip_scales(
 
 
 @kernel
-def _clipped_grids(lo, hi, share, levels, symmetric, storage, scales, zeros):
+def _clipped_grids(lo, hi, share, bounds, scales, zeros):
     """Split: one task a row."""
     for i in prange(len(scales)):
         for g in range(scales.shape[1]):
-            scales[i, g], zeros[i, g] = clipped_grid(
-                lo[i, g], hi[i, g], share, levels, symmetric, storage
-            )
+            scales[i, g], zeros[i, g] = clipped_grid(lo[i, g], hi[i, g], share, bounds)

@@ -28,15 +28,15 @@ def clip_scales(
     lo, hi, scales, zeros = (device.empty((rows, channels // group_size), dtype) for _ in range(4))
     least = device.empty(scales.shape, np.float64)
     errors = device.empty(matrix.shape, dtype)
-    settings = *grid.bounds(dtype), grid.symmetric, grid.storage
+    bounds = grid.bounds(dtype)
     source = carrier(matrix)
     each_group = -(-scales.size // THREADS), THREADS
     each_weight = (-(-channels // THREADS), min(rows, MOST_ROWS)), THREADS
     launch(_ranges, *each_group, source, lo, hi, least)
     for share in shares:
-        launch(_errors, *each_weight, source, lo, hi, share, settings, errors)
+        launch(_errors, *each_weight, source, lo, hi, share, bounds, errors)
         losses = group_losses(errors, hessian, group_size)
-        launch(_keep, *each_group, losses, lo, hi, share, settings, least, scales, zeros)
+        launch(_keep, *each_group, losses, lo, hi, share, bounds, least, scales, zeros)
     return device.result(scales), device.result(zeros)
 
 
@@ -57,22 +57,20 @@ def _ranges(matrix, lo, hi, least):
 
 
 @cuda.jit
-def _errors(matrix, lo, hi, share, settings, errors):
+def _errors(matrix, lo, hi, share, bounds, errors):
     """Errors on the grid of one share. Threads: one a column, blocks stride over the rows."""
-    low, high, levels, symmetric, storage = settings
     j = cuda.grid(1)
     if j < errors.shape[1]:
         g = j // (errors.shape[1] // lo.shape[1])
         for i in range(np.int64(cuda.blockIdx.y), errors.shape[0], cuda.gridDim.y):
-            scale, zero = clipped_grid(lo[i, g], hi[i, g], share, levels, symmetric, storage)
+            scale, zero = clipped_grid(lo[i, g], hi[i, g], share, bounds)
             weight = widen(matrix[i, j])
-            errors[i, j] = value_of(code_of(weight, scale, zero, low, high), scale, zero) - weight
+            errors[i, j] = value_of(code_of(weight, scale, zero, bounds), scale, zero) - weight
 
 
 @cuda.jit
-def _keep(losses, lo, hi, share, settings, least, scales, zeros):
+def _keep(losses, lo, hi, share, bounds, least, scales, zeros):
     """Keep the grids that lose less. Threads: one a group."""
-    _, _, levels, symmetric, storage = settings
     index = cuda.grid(1)
     if index < scales.size:
         i, g = index // scales.shape[1], index % scales.shape[1]
@@ -82,6 +80,4 @@ def _keep(losses, lo, hi, share, settings, least, scales, zeros):
             loss += losses[i, strip]
         if loss < least[i, g]:
             least[i, g] = loss
-            scales[i, g], zeros[i, g] = clipped_grid(
-                lo[i, g], hi[i, g], share, levels, symmetric, storage
-            )
+            scales[i, g], zeros[i, g] = clipped_grid(lo[i, g], hi[i, g], share, bounds)

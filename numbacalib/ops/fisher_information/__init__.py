@@ -1,17 +1,17 @@
-"""Empirical diagonal Fisher information of parameters, from per-sample gradients."""
+"""Empirical diagonal Fisher information of parameters, from per-sample gradients: a column reduction."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from numbacalib.ops.fisher_information import cpu
+from numbacalib.ops.columns import cpu
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import call
 
 
 def _gpu() -> Any:
     """The twin that stands on CUDA."""
-    from numbacalib.ops.fisher_information import gpu
+    from numbacalib.ops.columns import gpu
 
     return gpu
 
@@ -52,4 +52,4 @@ def fisher_information(gradients: Any, *, out: Any = None, stream: Any = None) -
         dtype = checks.result_dtype(gradients)
         if out is not None:
             checks.output("out", out, (parameters,), dtype)
-        return kernels.mean_squares(gradients, dtype, out)
+        return kernels.power_means(gradients, 2, dtype, out)

@@ -9,6 +9,7 @@ import numpy as np
 from numbacalib.ops.gptq_hessian_update import cpu
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import call
+from numbacalib.spec.hessian import block_weight
 
 
 def _gpu() -> Any:
@@ -72,7 +73,7 @@ def gptq_hessian_update(
     with call(cpu, _gpu, stream, in_place, **arrays) as (kernels, hessian, x_block, out):
         rows, channels = checks.matrix("x_block", x_block, ("B", "K"))
         checks.matrix("hessian", hessian, (channels, channels))
-        alpha = 2.0 / rows if alpha is None else checks.finite_number("alpha", alpha)
+        alpha = block_weight(rows) if alpha is None else checks.finite_number("alpha", alpha)
         beta = checks.finite_number("beta", beta)
         dtype = checks.result_dtype(hessian, x_block)
         if out is not None:

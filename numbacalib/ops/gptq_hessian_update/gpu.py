@@ -13,6 +13,7 @@ from numbacalib.runtime.finite import require_finite
 from numbacalib.runtime.finite_gpu import FiniteCheck
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.launch import launch
+from numbacalib.spec.hessian import updated
 
 EDGE = 4 if device.SIMULATED else 8
 """A block is EDGE x EDGE threads, a thread EDGE x EDGE elements of its tile."""
@@ -99,7 +100,7 @@ def _tile_kernel(dtype: np.dtype) -> Any:
             for j in range(EDGE):
                 r, c = row + ty + EDGE * i, column + tx + EDGE * j
                 if r <= c and c < size:
-                    value = alpha * sums[i, j] + beta * widen(hessian[r, c])
+                    value = updated(widen(hessian[r, c]), sums[i, j], alpha, beta)
                     out[r, c] = value
                     out[c, r] = value
 

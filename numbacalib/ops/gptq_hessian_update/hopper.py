@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 from numba.cuda import types
 
-from numbacalib.runtime import device, operands, product, ptx
+from numbacalib.ops.gptq_hessian_update import operands
+from numbacalib.runtime import device, product, ptx
 from numbacalib.runtime.device import Array, cuda
 from numbacalib.runtime.finite_gpu import NONE
 from numbacalib.runtime.half import widen
@@ -31,6 +32,7 @@ from numbacalib.runtime.product import (
     TILE_ROWS,
     WARPS,
 )
+from numbacalib.spec.hessian import updated
 
 BAND = 8
 """Tiles in a column of a band: what runs at the same time shares its columns of x in the L2 cache."""
@@ -194,7 +196,7 @@ def _kernels(element: str, columns: int, split: bool) -> SimpleNamespace:
             # twice, since the square may not be representable
             total = total * scale * scale
         old = ptx.load_if((before + 4 * r * size) + 4 * c, r <= c and c < size)
-        return alpha * total + beta * old
+        return updated(old, total, alpha, beta)
 
     @cuda.jit(device=True, forceinline=True)
     def write_slab(shared, slab, row, column, after, size):

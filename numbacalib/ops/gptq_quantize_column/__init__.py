@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from numbacalib.ops.gptq_quantize_column import cpu
+from numbacalib.ops.gptq_quantize_column.factor import upper_factor
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import call
+from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.gptq import GroupedCodes
 from numbacalib.spec.grid import Grid
 from numbacalib.spec.range_search import RangeSearch
@@ -97,8 +99,11 @@ def gptq_quantize_column(
             for name, array, shape in zip(names, arrays, shapes, strict=True):
                 checks.output(name, array, shape, dtype)
             out = tuple(arrays)
+        require_finite("weight", weight)
+        require_finite("h_inv", h_inv)
+        factor = upper_factor(kernels, h_inv, dtype)
         grid = Grid(bits, symmetric)
-        return kernels.quantize_columns(weight, h_inv, grid, group_size, dtype, out)
+        return kernels.quantize_columns(weight, factor, grid, group_size, dtype, out)
 
 
 def quantize_direct(

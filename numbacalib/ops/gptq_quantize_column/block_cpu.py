@@ -7,12 +7,16 @@ before: no row ever reads another's lane.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
+from numpy.typing import NDArray
 
 from numbacalib.ops.range_search import cpu as range_search
-from numbacalib.runtime.jit import scalar
+from numbacalib.runtime.jit import inlined, scalar
 from numbacalib.runtime.tile_product import COLUMNS, LANES, add_tile
-from numbacalib.spec.grid import code_of, stored_grid, value_of
+from numbacalib.spec.gptq import column_error, compensated, reciprocal
+from numbacalib.spec.grid import code_of, stored_grid, unsigned, value_of
 
 BLOCK = 128
 """Columns that are walked with one tile of rows in the first-level cache."""
@@ -22,129 +26,115 @@ STEP = 8
 """Columns whose errors reach the rest of a block in one pass."""
 
 
-@scalar
-def find_scales(
-    tiles,
-    index,
-    first,
-    count,
-    shares,
-    norm,
-    importance,
-    low,
-    high,
-    levels,
-    symmetric,
-    storage,
-    scales,
-    zeros,
-):
-    """Find the grids of a whole group, `index`, of `count` rows from `first`, and store them.
+class Columns(NamedTuple):
+    """How the columns are cut."""
 
-    They span the group, `tiles` [TILE // LANES, n, LANES], or are searched for where there are `shares`.
+    edges: NDArray[np.int64]
+    """Where panels begin, and the end."""
+    length: int
+    """Columns of a block."""
+    group_of: NDArray[np.int64]
+    """Group of each column."""
+    group_size: int
+    """0 where scales are given."""
+    within: bool
+    """Whether scales are found of groups that lie within blocks; else a whole group is looked at."""
+    inverse: bool
+    """Whether the factor is that of the inverse Hessian."""
+
+
+class Rows(NamedTuple):
+    """What a chunk of rows, or a tile of it, works on: ``[tiles, columns, LANES]`` each."""
+
+    history: Any
+    """Of all columns: ``-E`` or ``D`` of those so far, the weights of those to come."""
+    panel: Any
+    """Compensated weights."""
+    errors: Any
+    """``-e`` of the panel's columns."""
+
+
+@scalar
+def find_scales(tiles, rows, index, search, bounds, found):
+    """Find the grids of a whole group, `index`, of `rows` (first, count), and store them.
+
+    They span the group, `tiles` [TILE // LANES, n, LANES], or are searched for where there is a `search`.
     """
-    group = np.empty((tiles.shape[1], TILE), scales.dtype)
+    first, count = rows
+    group = np.empty((tiles.shape[1], TILE), tiles.dtype)
     _gather(tiles, group)
-    if not len(shares):
-        scale, zero = np.empty(TILE, scales.dtype), np.empty(TILE, scales.dtype)
-        _span(group, levels, symmetric, storage, scale, zero)
-        _store(scale, zero, first, count, index, scales, zeros)
-        return
-    lanes = range_search.TILE
-    scale, zero = np.ones(lanes, scales.dtype), np.zeros(lanes, scales.dtype)
-    factors = np.zeros((len(group), lanes), scales.dtype)
-    weights = np.empty((len(group), lanes), scales.dtype)
-    for lane in range(0, count, lanes):
-        row, some = first + lane, min(lanes, count - lane)
-        for j in range(len(group)):
-            for r in range(lanes):
-                weights[j, r] = group[j, lane + r]
-        range_search.load_factors(importance, row, some, index * len(group), factors)
-        range_search.search_tile(
-            weights, factors, shares, norm, low, high, levels, symmetric, storage, scale, zero
-        )
-        _store(scale, zero, row, some, index, scales, zeros)
+    if search is None:
+        scale, zero = np.empty(TILE, tiles.dtype), np.empty(TILE, tiles.dtype)
+        _span(group, bounds, scale, zero)
+        _store(scale, zero, rows, index, found)
+    else:
+        lanes = range_search.TILE
+        scale, zero = np.ones(lanes, tiles.dtype), np.zeros(lanes, tiles.dtype)
+        factors = np.zeros((len(group), lanes), tiles.dtype)
+        weights = np.empty((len(group), lanes), tiles.dtype)
+        for lane in range(0, count, lanes):
+            row, some = first + lane, min(lanes, count - lane)
+            for j in range(len(group)):
+                for r in range(lanes):
+                    weights[j, r] = group[j, lane + r]
+            range_search.load_factors(search.importance, row, some, index * len(group), factors)
+            range_search.search_tile(weights, factors, search, bounds, scale, zero)
+            _store(scale, zero, (row, some), index, found)
 
 
 @scalar
-def quantize_block(
-    panel,
-    errors,
-    history,
-    inverse,
-    corner,
-    start,
-    stop,
-    begin,
-    first,
-    count,
-    group_of,
-    find,
-    low,
-    high,
-    levels,
-    symmetric,
-    storage,
-    scales,
-    zeros,
-    codes,
-    losses,
-):
-    """Quantize columns `start` to `stop` of a panel from column `begin`, in `count` rows from `first`.
+def quantize_block(tile, corner, begin, start, stop, rows, columns, bounds, found):
+    """Quantize columns `start` to `stop` of the panel from column `begin`, in `rows` (first, count).
 
-    `panel` [TILE // LANES, w, LANES] holds compensated weights, `errors` receives ``-e``; `history`,
-    [TILE // LANES, K, LANES], holds weights as they came and receives ``-e`` with `inverse`, else what
-    rounding took from them. `corner` couples the block's columns, and has zeros behind them. Columns go in
-    steps: compensation reaches the rest of the step at once and the rest of the block step by step, `STEP`
-    columns in one pass over it. With `find`, a step ends where a group does, so that a group's scale is
-    found from fully compensated weights.
+    `tile` is `Rows`: the panel holds compensated weights, the errors receive ``-e``; the history receives
+    ``-e`` with the inverse's factor, else what rounding took from the weights. `corner` couples the
+    block's columns, and has zeros behind them. Columns go in steps: compensation reaches the rest of the
+    step at once and the rest of the block step by step, `STEP` columns in one pass over it. A step ends
+    where a group within the block does, so that its scale is found from fully compensated weights.
     """
-    width = stop - start
-    block = np.empty((width + COLUMNS, TILE), panel.dtype)
+    real, width = tile.panel.dtype, stop - start
+    block = np.empty((width + COLUMNS, TILE), real)
     block[width:] = 0  # products may reach behind the block
-    error = np.empty((width, TILE), panel.dtype)
-    unsigned = np.empty((width, TILE), np.uint8)
-    scale = np.ones(TILE, panel.dtype)
-    zero = np.zeros(TILE, panel.dtype)
-    loss = np.zeros(TILE, panel.dtype)
-    _gather(panel[:, start:stop], block[:width])
-    step = 0
+    error = np.empty((width, TILE), real)
+    code = np.empty((width, TILE), np.uint8)
+    scale, zero = np.ones(TILE, real), np.zeros(TILE, real)
+    loss = np.zeros(TILE, real)
+    group_of = columns.group_of[begin + start : begin + stop]
+    _gather(tile.panel[:, start:stop], block[:width])
+    step = np.int64(0)  # a literal would be compiled for itself
     while step < width:
-        group = group_of[begin + start + step]
-        end = step + 1
-        while end < min(step + STEP, width) and (
-            not find or group_of[begin + start + end] == group
-        ):
-            end += 1
-        if find and (step == 0 or group != group_of[begin + start + step - 1]):
-            last = end
-            while last < width and group_of[begin + start + last] == group:
-                last += 1
-            _span(block[step:last], levels, symmetric, storage, scale, zero)
-            _store(scale, zero, first, count, group, scales, zeros)
+        end = min(step + STEP, width)
+        if columns.within:
+            end = min(end, _group_end(group_of, step))
+            if step == 0 or group_of[step] != group_of[step - 1]:
+                _span(block[step : _group_end(group_of, step)], bounds, scale, zero)
+                _store(scale, zero, rows, group_of[step], found)
         for j in range(step, end):
-            group = group_of[begin + start + j]
-            if not find and (j == 0 or group != group_of[begin + start + j - 1]):
-                for r in range(count):
-                    scale[r], zero[r] = scales[first + r, group], zeros[first + r, group]
-            pivot = corner[j, j]
-            _quantize_lanes(block[j], scale, zero, low, high, pivot, error[j], unsigned[j], loss)
+            if not columns.within and (j == 0 or group_of[j] != group_of[j - 1]):
+                _recall(scale, zero, rows, group_of[j], found)
+            factor = reciprocal(corner[j, j])
+            _quantize_lanes(block[j], scale, zero, bounds, factor, error[j], code[j], loss)
             for k in range(j + 1, end):
                 _compensate(block[k], error[j], corner[j, k])
         _compensate_rest(block, error, corner, step, end, width)
         step = end
-    kept = history[:, begin + start : begin + stop]
-    if inverse:
+    kept = tile.history[:, begin + start : begin + stop]
+    if columns.inverse:
         _distribute(error, kept)
     else:
         _take_away(block, kept)
-    if stop < errors.shape[1]:
-        _distribute(error, errors[:, start:stop])
-    for r in range(count):
-        losses[first + r] += loss[r]
-        row = codes[first + r, begin + start : begin + stop]
-        for j in range(width):
-            row[j] = unsigned[j, r]
+    if stop < tile.errors.shape[1]:
+        _distribute(error, tile.errors[:, start:stop])
+    _keep_codes(code, loss, rows, begin + start, found)
+
+
+@scalar
+def _group_end(group_of, first):
+    """Column of a block at which the group of column `first` ends."""
+    last = first + 1
+    while last < len(group_of) and group_of[last] == group_of[first]:
+        last += 1
+    return last
 
 
 @scalar
@@ -178,14 +168,34 @@ def _take_away(block, tiles):
 
 
 @scalar
-def _store(scale, zero, first, count, group, scales, zeros):
-    """Store the grids of one group of `count` rows."""
+def _store(scale, zero, rows, group, found):
+    """Store the grids of one group of `rows`."""
+    first, count = rows
     for r in range(count):
-        scales[first + r, group], zeros[first + r, group] = scale[r], zero[r]
+        found.scales[first + r, group], found.zeros[first + r, group] = scale[r], zero[r]
+
+
+@inlined
+def _recall(scale, zero, rows, group, found):
+    """Undo `_store`."""
+    first, count = rows
+    for r in range(count):
+        scale[r], zero[r] = found.scales[first + r, group], found.zeros[first + r, group]
+
+
+@inlined
+def _keep_codes(code, loss, rows, left, found):
+    """Store the codes of a block [w, TILE] from column `left` on, and add to the losses of `rows`."""
+    first, count = rows
+    for r in range(count):
+        found.losses[first + r] += loss[r]
+        row = found.codes[first + r, left : left + len(code)]
+        for j in range(len(code)):
+            row[j] = code[j, r]
 
 
 @scalar
-def _span(group, levels, symmetric, storage, scale, zero):
+def _span(group, bounds, scale, zero):
     """Find each row's scale and zero point from a group's columns of a transposed tile.
 
     Four columns at a time: each pass over the ends waits for the one before it.
@@ -200,27 +210,27 @@ def _span(group, levels, symmetric, storage, scale, zero):
         for r in range(TILE):
             hi[r] = max(hi[r], max(max(a[r], b[r]), max(c[r], d[r])))
     for r in range(TILE):
-        scale[r], zero[r] = stored_grid(lo[r], hi[r], levels, symmetric, storage)
+        scale[r], zero[r] = stored_grid(lo[r], hi[r], bounds)
 
 
 @scalar
-def _quantize_lanes(weights, scale, zero, low, high, pivot, error, unsigned, loss):
+def _quantize_lanes(weights, scale, zero, bounds, factor, error, code, loss):
     """Replace a column of a tile by its values; store its codes and errors, add to the losses."""
     for r in range(TILE):
-        code = code_of(weights[r], scale[r], zero[r], low, high)
-        value = value_of(code, scale[r], zero[r])
-        e = (value - weights[r]) / pivot
+        chosen = code_of(weights[r], scale[r], zero[r], bounds)
+        value = value_of(chosen, scale[r], zero[r])
+        e = column_error(weights[r], value, factor)
         weights[r] = value
         error[r] = e
         loss[r] += e * e
-        unsigned[r] = np.uint8(code - low)
+        code[r] = unsigned(chosen, bounds)
 
 
-@scalar
-def _compensate(weights, error, u):
-    """Add one column's error, weighted, to another column of a tile."""
+@inlined
+def _compensate(weights, error, coupling):
+    """Compensate a column of a tile for another's errors."""
     for r in range(TILE):
-        weights[r] += error[r] * u
+        weights[r] = compensated(weights[r], error[r], coupling)
 
 
 @scalar

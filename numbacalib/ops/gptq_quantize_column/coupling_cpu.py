@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from numbacalib.runtime.blas import routine, single_threaded
 from numbacalib.runtime.half import carrier, widen_block
-from numbacalib.runtime.jit import kernel, scalar
+from numbacalib.runtime.jit import inlined, kernel, scalar
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import (
     LEFT,
@@ -79,6 +79,13 @@ def panel_strips(coupling, edges, p):
 
 
 @register_jitable
+def block_of(strips, start, length):
+    """View the strips of the block of a panel that starts at its column `start`."""
+    count = block_strips(length)
+    return strips[start // length * count : (start // length + 1) * count]
+
+
+@register_jitable
 def panel_corners(coupling, edges, p):
     """View what couples the columns of each block of panel p: [blocks, length, ...]."""
     count = -(-edges[1] // coupling.corners.shape[1])
@@ -89,13 +96,19 @@ def panel_corners(coupling, edges, p):
 def _invert_blocks(trtri, factor, edges, first, inverses):
     """Invert the triangles on the diagonal of each ``R_pp``. Split: one task a panel."""
     for p in prange(len(edges) - 1):
-        info = np.empty(1, np.int32)
-        for begin in range(edges[p], edges[p + 1], BLOCK):
-            size = min(BLOCK, edges[p + 1] - begin)
-            inverse = inverses[first[p] + (begin - edges[p]) // BLOCK]
-            widen_block(factor, begin, begin, inverse[:size, :size])
-            # Column-major LAPACK sees the transpose, a lower triangle, and its inverse.
-            call_fortran(trtri, (LOWER, NORMAL, size, inverse, BLOCK, info))
+        _invert_panel(trtri, factor, edges[p], edges[p + 1], inverses[first[p] : first[p + 1]])
+
+
+@scalar
+def _invert_panel(trtri, factor, begin, end, inverses):
+    """Invert the triangles of a panel's columns."""
+    info = np.empty(1, np.int32)
+    for block in range(len(inverses)):
+        first = begin + block * BLOCK
+        size, inverse = min(BLOCK, end - first), inverses[block]
+        widen_block(factor, first, first, inverse[:size, :size])
+        # Column-major LAPACK sees the transpose, a lower triangle, and its inverse.
+        call_fortran(trtri, (LOWER, NORMAL, size, inverse, BLOCK, info))
 
 
 @kernel
@@ -105,30 +118,35 @@ def _couple(workers, gemm, trmm, factor, edges, length, first, inverses, counter
     Split: workers claim strips of rows.
     """
     for _ in prange(workers):
-        memory = np.empty((ROWS, edges[1]), coupling.strips.dtype)
-        task = claim(counter)
-        before = 0
-        for p in range(len(edges) - 1):
-            begin, end = edges[p], edges[p + 1]
-            panel = panel_strips(coupling, edges, p)
-            tasks = -(-end // ROWS)
-            while task < before + tasks:
-                top = (task - before) * ROWS
-                rows = memory.ravel()[: min(ROWS, end - top) * (end - begin)]
-                rows = rows.reshape(-1, end - begin)
-                if len(inverses) == 0:
-                    widen_block(factor, top, begin, rows)
-                else:
-                    _begin_rows(factor, top, begin, rows)
-                    own = inverses[first[p] : first[p + 1]]
-                    _solve_rows(gemm, trmm, factor, begin, max(top - begin, 0), own, rows)
-                _keep_corners(rows, top, begin, panel_corners(coupling, edges, p))
-                _lay_out(rows, length, top, panel)
-                task = claim(counter)
-            before += tasks
+        _couple_rows(gemm, trmm, factor, edges, length, first, inverses, counter, coupling)
 
 
 @scalar
+def _couple_rows(gemm, trmm, factor, edges, length, first, inverses, counter, coupling):
+    """Claim strips of rows of the panels until there are no more."""
+    memory = np.empty(ROWS * edges[1], coupling.strips.dtype)
+    task = claim(counter)
+    before = 0
+    for p in range(len(edges) - 1):
+        begin, end = edges[p], edges[p + 1]
+        panel = panel_strips(coupling, edges, p)
+        tasks = -(-end // ROWS)
+        while task < before + tasks:
+            top = (task - before) * ROWS
+            rows = memory[: min(ROWS, end - top) * (end - begin)].reshape(-1, end - begin)
+            if len(inverses) == 0:
+                widen_block(factor, top, begin, rows)
+            else:
+                _begin_rows(factor, top, begin, rows)
+                own = inverses[first[p] : first[p + 1]]
+                _solve_rows(gemm, trmm, factor, begin, max(top - begin, 0), own, rows)
+            _keep_corners(rows, top, begin, panel_corners(coupling, edges, p))
+            _lay_out(rows, length, top, panel)
+            task = claim(counter)
+        before += tasks
+
+
+@inlined
 def _begin_rows(factor, top, begin, rows):
     """Set rows to ``R_{<p, p}``, those of the panel's own columns to 1 on the diagonal."""
     above = min(max(begin - top, 0), len(rows))

@@ -19,25 +19,27 @@ from numpy.typing import NDArray
 from numbacalib.ops.gptq_quantize_column.block_cpu import (
     BLOCK,
     TILE,
+    Columns,
+    Rows,
     find_scales,
     quantize_block,
 )
 from numbacalib.ops.gptq_quantize_column.coupling_cpu import (
-    block_strips,
+    block_of,
     couple_panels,
     panel_corners,
     panel_strips,
 )
 from numbacalib.ops.grid import cpu as grid_kernels
+from numbacalib.ops.range_search.cpu import Search
 from numbacalib.runtime import checks
 from numbacalib.runtime.blas import cholesky_lower
-from numbacalib.runtime.finite import require_finite
 from numbacalib.runtime.half import carrier
-from numbacalib.runtime.jit import kernel, scalar
+from numbacalib.runtime.jit import inlined, kernel, scalar
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import claim
 from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product, load_tile
-from numbacalib.spec.gptq import GroupedCodes
+from numbacalib.spec.gptq import FactorLook, GroupedCodes
 from numbacalib.spec.grid import Grid, group_indices
 from numbacalib.spec.range_search import RangeSearch
 
@@ -51,16 +53,13 @@ STRIP = 256
 
 def quantize_columns(
     weight: NDArray,
-    h_inv: NDArray,
+    factor: NDArray,
     grid: Grid,
     group_size: int,
     dtype: np.dtype,
     out: tuple[NDArray, NDArray, NDArray] | None,
 ) -> tuple[NDArray, NDArray, NDArray]:
-    """See `numbacalib.gptq_quantize_column`."""
-    require_finite("weight", weight)
-    require_finite("h_inv", h_inv)
-    factor = _upper_factor(h_inv, dtype)
+    """See `numbacalib.gptq_quantize_column`; `factor` is ``U``, finite as the weight is."""
     group_of = group_indices(weight.shape[1], group_size)
     found = sweep(weight, factor, grid, group_of, None, None, inverse=True)
     if out is None:
@@ -70,6 +69,35 @@ def quantize_columns(
         np.copyto(out[2], found.zeros)
     grid_kernels.decode(found.codes, found.scales, found.zeros, group_of, grid, out[0])
     return out
+
+
+def inspect_factor(matrix: NDArray, dtype: np.dtype) -> FactorLook:
+    """See `numbacalib.ops.gptq_quantize_column.factor.upper_factor`."""
+    diagonal = np.diagonal(matrix).astype(dtype)
+    good = diagonal >= np.finfo(dtype).tiny
+    bad = None if good.all() else int(np.argmin(good))
+    entry = None if bad is None else diagonal[bad]
+    strips = range(0, len(matrix), STRIP)
+    triangular = bad is None and not any(_below_diagonal(matrix, i).any() for i in strips)
+    return FactorLook(matrix, bad, entry, triangular)
+
+
+def asymmetry(look: FactorLook) -> float:
+    """See `numbacalib.ops.gptq_quantize_column.factor.upper_factor`."""
+    matrix = look.matrix
+    return float(np.abs(matrix - matrix.T).max()) / float(np.diagonal(matrix).max())
+
+
+def cholesky(look: FactorLook, dtype: np.dtype) -> tuple[NDArray, int]:
+    """See `numbacalib.ops.gptq_quantize_column.factor.upper_factor`."""
+    lower = np.array(look.matrix, dtype, order="C")
+    minor = cholesky_lower(lower)
+    return np.ascontiguousarray(np.tril(lower).T), minor
+
+
+def _below_diagonal(matrix: NDArray, first: int) -> NDArray:
+    """Return a strip of rows up to the diagonal, with zeros from there on."""
+    return np.tril(matrix[first : first + STRIP, : first + STRIP], first - 1)
 
 
 def sweep_runs(
@@ -126,45 +154,40 @@ def sweep(
     """
     rows, channels = weight.shape
     dtype = checks.result_dtype(weight, factor)
-    found = scales is None
+    given = scales is not None
     if scales is None or zeros is None:
         scales = np.empty((rows, int(group_of[-1]) + 1), dtype)
         zeros = np.empty_like(scales)
     else:
         scales, zeros = scales.astype(dtype, copy=False), zeros.astype(dtype, copy=False)
-    codes = np.empty(weight.shape, np.uint8)
-    losses = np.empty(rows)
-    group_size = channels // scales.shape[1] if found else 1
-    edges = _panel_edges(channels, group_size)
-    if importance is None:
-        importance = np.ones((1, channels), dtype)
-    length = _block_length(group_size, search is not None)
-    coupling = couple_panels(factor, edges, length, dtype, inverse=inverse)
+    found = GroupedCodes(np.empty(weight.shape, np.uint8), scales, zeros, np.empty(rows))
+    columns = _cut(channels, group_of, 0 if given else channels // scales.shape[1], search, inverse)
+    coupling = couple_panels(factor, columns.edges, columns.length, dtype, inverse=inverse)
     workers = get_num_threads()
     chunks = -(-max(CHUNKS, rows // CHUNK) // workers) * workers  # as many for each
-    _sweep(
-        workers,
-        rows_view(carrier(weight)),
-        coupling,
-        edges,
-        inverse,
-        group_of,
-        group_size if found else 0,
-        length,
-        np.empty(0, dtype) if search is None else search.shares(dtype),
-        np.float32(0 if search is None else search.norm),
-        rows_view(carrier(importance)),
-        *grid.bounds(dtype),
-        grid.symmetric,
-        grid.storage,
-        min(chunks, -(-rows // TILE)),
-        np.zeros(1, np.int64),
-        scales,
-        zeros,
-        codes,
-        losses,
-    )
-    return GroupedCodes(codes, scales, zeros, losses)
+    chunks = min(chunks, -(-rows // TILE))
+    split = min(workers, chunks), chunks, np.zeros(1, np.int64)
+    operands = rows_view(carrier(weight)), coupling, columns
+    if search is None:
+        _sweep(*split, *operands, grid.bounds(dtype), found)
+    else:
+        settings = Search.of(search, importance, channels, dtype)
+        _sweep_searching(*split, *operands, settings, grid.bounds(dtype), found)
+    return found
+
+
+def _cut(
+    channels: int,
+    group_of: NDArray[np.int64],
+    group_size: int,
+    search: RangeSearch | None,
+    inverse: bool,
+) -> Columns:
+    """Cut the columns into panels and blocks; `group_size` is 0 where scales are given."""
+    size, single = max(group_size, 1), search is not None
+    edges, length = _panel_edges(channels, size), _block_length(size, single)
+    within = 0 < group_size <= BLOCK and not single
+    return Columns(edges, length, group_of, group_size, within, inverse)
 
 
 def _panel_edges(channels: int, group_size: int) -> NDArray[np.int64]:
@@ -183,139 +206,71 @@ def _block_length(group_size: int, single: bool) -> int:
     return group_size if single else BLOCK - BLOCK % group_size
 
 
-def _upper_factor(h_inv: NDArray, dtype: np.dtype) -> NDArray:
-    """Return ``U``: the argument if it is upper triangular, its factor if it is symmetric."""
-    diagonal = np.diagonal(h_inv).astype(dtype)
-    if not (diagonal > 0).all():
-        j = int(np.argmin(diagonal > 0))
-        raise ValueError(f"h_inv: expected a positive diagonal, got {diagonal[j]} at [{j}, {j}]")
-    if not any(_below_diagonal(h_inv, first).any() for first in range(0, len(h_inv), STRIP)):
-        return h_inv
-    asymmetry = np.abs(h_inv - h_inv.T).max() / diagonal.max()
-    if asymmetry > np.sqrt(np.finfo(dtype).eps):
-        raise ValueError(
-            "h_inv: expected an upper triangular or a symmetric matrix, got one whose "
-            f"asymmetry is {asymmetry:.2g} of its largest diagonal entry"
-        )
-    lower = np.array(h_inv, dtype, order="C")
-    if minor := cholesky_lower(lower):
-        raise ValueError(
-            "h_inv: expected a positive definite matrix, got one whose leading minor of order "
-            f"{minor} is not positive"
-        )
-    return np.ascontiguousarray(np.tril(lower).T)
-
-
-def _below_diagonal(matrix: NDArray, first: int) -> NDArray:
-    """Return a strip of rows up to the diagonal, with zeros from there on."""
-    return np.tril(matrix[first : first + STRIP, : first + STRIP], first - 1)
+@kernel
+def _sweep(workers, chunks, counter, source, coupling, columns, bounds, found):
+    """Quantize chunks of rows. Split: workers claim chunks."""
+    for _ in prange(workers):
+        _sweep_chunks(chunks, counter, source, coupling, columns, None, bounds, found)
 
 
 @kernel
-def _sweep(
-    workers,
-    source,
-    coupling,
-    edges,
-    inverse,
-    group_of,
-    group_size,
-    length,
-    shares,
-    norm,
-    importance,
-    low,
-    high,
-    levels,
-    symmetric,
-    storage,
-    chunks,
-    counter,
-    scales,
-    zeros,
-    codes,
-    losses,
-):
-    """Quantize chunks of rows. `group_size` is 0 where scales are given, `length` that of a block.
-
-    `history` holds ``-E`` or ``D`` of the columns so far and the weights of those to come, `panel`
-    compensated weights, `errors` its ``-e``: [tiles, columns, LANES] all three. Split: workers claim
-    chunks.
-    """
-    rows, channels = codes.shape
-    searching = len(shares) > 0
-    within = 0 < group_size <= BLOCK and not searching  # groups lie within blocks
-    units = -(-rows // TILE)
-    most = -(-units // chunks) * (TILE // LANES)
-    for _ in prange(min(workers, chunks)):
-        history = np.empty((most, channels, LANES), scales.dtype)
-        # a strip's last columns may lie behind the panel
-        panel = np.zeros((most, edges[1] + COLUMNS, LANES), scales.dtype)
-        errors = np.empty((most, edges[1], LANES), scales.dtype)
-        task = claim(counter)
-        while task < chunks:
-            first = task * units // chunks * TILE
-            count = min((task + 1) * units // chunks * TILE, rows) - first
-            tiles = -(-count // LANES)
-            for i in range(first, first + count):
-                losses[i] = 0
-            for p in range(len(edges) - 1):
-                begin, end = edges[p], edges[p + 1]
-                strips = panel_strips(coupling, edges, p)
-                corners = panel_corners(coupling, edges, p)
-                _load(source, first, begin, end, count, history, panel)
-                for start in range(0, end - begin, length):
-                    _compensate(history, begin, strips, 0, start, length, panel, tiles)
-                for start in range(0, end - begin, length):
-                    stop = min(start + length, end - begin)
-                    _compensate(errors, start, strips, begin, start, length, panel, tiles)
-                    for lane in range(0, count, TILE):
-                        row, lanes = first + lane, min(TILE, count - lane)
-                        own = slice(lane // LANES, (lane + TILE) // LANES)
-                        if group_size and not within and start % group_size == 0:
-                            find_scales(
-                                panel[own, start : start + group_size],
-                                (begin + start) // group_size,
-                                row,
-                                lanes,
-                                shares,
-                                norm,
-                                importance,
-                                low,
-                                high,
-                                levels,
-                                symmetric,
-                                storage,
-                                scales,
-                                zeros,
-                            )
-                        quantize_block(
-                            panel[own],
-                            errors[own],
-                            history[own],
-                            inverse,
-                            corners[start // length],
-                            start,
-                            stop,
-                            begin,
-                            row,
-                            lanes,
-                            group_of,
-                            within,
-                            low,
-                            high,
-                            levels,
-                            symmetric,
-                            storage,
-                            scales,
-                            zeros,
-                            codes,
-                            losses,
-                        )
-            task = claim(counter)
+def _sweep_searching(workers, chunks, counter, source, coupling, columns, search, bounds, found):
+    """Quantize chunks of rows whose groups' ranges are searched for. Split: workers claim chunks."""
+    for _ in prange(workers):
+        _sweep_chunks(chunks, counter, source, coupling, columns, search, bounds, found)
 
 
 @scalar
+def _sweep_chunks(chunks, counter, source, coupling, columns, search, bounds, found):
+    """Claim chunks of rows until there are no more."""
+    height, width = found.codes.shape
+    units = -(-height // TILE)
+    most = -(-units // chunks) * (TILE // LANES)
+    real, wide = found.scales.dtype, columns.edges[1]
+    # a strip's last columns may lie behind the panel
+    panel = np.zeros((most, wide + COLUMNS, LANES), real)
+    chunk = Rows(np.empty((most, width, LANES), real), panel, np.empty((most, wide, LANES), real))
+    task = claim(counter)
+    while task < chunks:
+        first = task * units // chunks * TILE
+        count = min((task + 1) * units // chunks * TILE, height) - first
+        for i in range(first, first + count):
+            found.losses[i] = 0
+        for p in range(len(columns.edges) - 1):
+            _sweep_panel(p, first, count, source, coupling, columns, search, bounds, chunk, found)
+        task = claim(counter)
+
+
+@inlined
+def _sweep_panel(p, first, count, source, coupling, columns, search, bounds, chunk, found):
+    """Quantize panel p of `count` rows from `first`, for which the panels before it are done."""
+    begin, end, length = columns.edges[p], columns.edges[p + 1], columns.length
+    strips, top = panel_strips(coupling, columns.edges, p), np.int64(0)
+    corners = panel_corners(coupling, columns.edges, p)
+    tiles = -(-count // LANES)
+    _load(source, first, begin, end, count, chunk.history, chunk.panel)
+    before = chunk.history[:tiles, :begin]
+    for start in range(0, end - begin, length):
+        own = block_of(strips, start, length)
+        add_product(before, own, top, chunk.panel[:, start:])
+    for start in range(0, end - begin, length):
+        stop = min(start + length, end - begin)
+        own = block_of(strips, start, length)
+        add_product(chunk.errors[:tiles, :start], own, begin, chunk.panel[:, start:])
+        size = columns.group_size
+        opens = size > 0 and not columns.within and start % size == 0
+        for lane in range(0, count, TILE):
+            rows = first + lane, min(TILE, count - lane)
+            one, other = lane // LANES, (lane + TILE) // LANES
+            tile = Rows(chunk.history[one:other], chunk.panel[one:other], chunk.errors[one:other])
+            if opens:
+                group = tile.panel[:, start : start + size]
+                find_scales(group, rows, (begin + start) // size, search, bounds, found)
+            corner = corners[start // length]
+            quantize_block(tile, corner, begin, start, stop, rows, columns, bounds, found)
+
+
+@inlined
 def _load(source, first, begin, end, count, original, panel):
     """Transpose a panel's weights from row `first` on, into two places."""
     rows = np.zeros((LANES, end - begin), panel.dtype)
@@ -326,11 +281,3 @@ def _load(source, first, begin, end, count, original, panel):
             column, copy = panel[tile, j], original[tile, begin + j]
             for r in range(LANES):
                 copy[r] = column[r]
-
-
-@scalar
-def _compensate(left, depth, strips, top, start, length, panel, tiles):
-    """Compensate the block from column `start` of a panel for `depth` columns, strips' rows from `top`."""
-    count = block_strips(length)
-    at = start // length * count
-    add_product(left, depth, strips[at : at + count], top, panel[:, start:], tiles)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import numpy as np
 
-from numbacalib.ops.gptq_quantize_column.tiles_gpu import BLOCK, STEP, THREADS, at
-from numbacalib.runtime.device import SIMULATED, cuda
+from numbacalib.ops.gptq_quantize_column.tiles_gpu import BLOCK, STEP, THREADS
+from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import widen
-
-SMALL_TILE = 2 if SIMULATED else 16
-"""Edge of the tiles in which blocks of the diagonal are inverted, an element a thread."""
+from numbacalib.spec.gptq import reciprocal
 
 
 @cuda.jit
@@ -23,63 +18,6 @@ def diagonal_blocks(factors, starts, inverses):
     for j in range(cuda.threadIdx.x, end - begin, THREADS):
         for i in range(j + 1):
             inverses[e, block, i, j] = factors[e, begin + i, begin + j]
-
-
-@functools.cache
-def invert_blocks(real: type) -> Any:
-    """Build the kernel that inverts the upper triangular blocks of the diagonal."""
-
-    @cuda.jit
-    def invert(factors, starts, inverses):
-        """Solve ``R X = I`` for `SMALL_TILE` columns of X, a tile of rows at a time from the last up.
-
-        ``X_ij = R_ii^-1 (I_ij - sum_{i < k <= j} R_ik X_kj)`` for tiles i of rows and j of columns.
-        Blocks: block, tile of columns, factor. Threads: an element of the tile each.
-        """
-        x = cuda.shared.array((BLOCK, SMALL_TILE), real)
-        tile = cuda.shared.array((SMALL_TILE, SMALL_TILE), real)
-        small = cuda.shared.array((SMALL_TILE, SMALL_TILE), real)
-        right = cuda.shared.array((SMALL_TILE, SMALL_TILE), real)
-        block, e = cuda.blockIdx.x, at(cuda.blockIdx.z)
-        factor, inverse = factors[e], inverses[e]
-        begin, end = starts[block], starts[block + 1]
-        width = end - begin
-        r, c = cuda.threadIdx.x // SMALL_TILE, cuda.threadIdx.x % SMALL_TILE
-        left = np.int64(cuda.blockIdx.y) * SMALL_TILE
-        for i in range(left + SMALL_TILE, BLOCK, SMALL_TILE):
-            x[at(i + r), at(c)] = real(0)
-        for i in range(left, -1, -SMALL_TILE):
-            total = real(i + r == left + c)
-            row = begin + min(i + r, width - 1)
-            for m in range(i + SMALL_TILE, min(left + SMALL_TILE, width)):
-                total -= factor[at(row), at(begin + m)] * x[at(m), at(c)]
-            right[at(r), at(c)] = total
-            inside = i + r < width and i + c < width
-            row, column = begin + min(i + r, width - 1), begin + min(i + c, width - 1)
-            element = factor[at(row), at(column)]
-            tile[at(r), at(c)] = element if inside else real(r == c)
-            cuda.syncthreads()
-            if r == 0:
-                invert_tile(tile, small, c)
-            cuda.syncthreads()
-            total = real(0)
-            for m in range(SMALL_TILE):
-                total += small[at(r), at(m)] * right[at(m), at(c)]
-            x[at(i + r), at(c)] = total
-            cuda.syncthreads()
-        for i in range(r, BLOCK, SMALL_TILE):
-            inverse[block, at(i), at(left + c)] = x[at(i), at(c)]
-
-    @cuda.jit(device=True)
-    def invert_tile(tile, small, c):
-        """Find column c of the inverse of an upper triangular tile, from the last row up."""
-        for i in range(SMALL_TILE - 1, -1, -1):
-            total = real(i == c)
-            for m in range(i + 1, SMALL_TILE):
-                total -= tile[at(i), at(m)] * small[at(m), at(c)]
-            small[at(i), at(c)] = total / tile[at(i), at(i)]
-
-    return invert
 
 
 @cuda.jit
@@ -102,13 +40,13 @@ def arrange(inverses, starts, size, padded, factors):
                 if q < p:
                     element = inverses[e, block, i, j]
                 if q == p:
-                    element = 1 / inverses[e, block, i, j]
+                    element = reciprocal(inverses[e, block, i, j])
             factors[e, block, step, p * STEP + k] = element
 
 
 @cuda.jit
-def inspect_factor(source, factor, findings):
-    """Copy a factor and look at it: first diagonal entry not positive, anything below the diagonal.
+def inspect(source, least, factor, findings):
+    """Copy a factor and look at it: first diagonal entry below the least, anything below the diagonal.
 
     Threads: one a column, blocks stride over the rows. Integer extrema have one result in any order.
     """
@@ -118,18 +56,20 @@ def inspect_factor(source, factor, findings):
             factor[i, j] = widen(source[i, j])
             if i > j and factor[i, j] != 0:
                 findings[1] = 1
-            if i == j:
-                if factor[i, j] > 0:
-                    cuda.atomic.max(findings, 2, np.float64(factor[i, j]).view(np.int64))
-                else:
-                    cuda.atomic.min(findings, 0, j)
+            if i == j and not factor[i, j] >= least:
+                cuda.atomic.min(findings, 0, j)
 
 
 @cuda.jit
 def measure_asymmetry(factor, findings):
-    """Bits of the largest ``|A[i, j] - A[j, i]|``. Threads: one a column, blocks stride over rows."""
+    """Bits of the largest diagonal entry and of the largest ``|A[i, j] - A[j, i]|``.
+
+    Threads: one a column, blocks stride over the rows.
+    """
     j = cuda.grid(1)
     if j < factor.shape[1]:
-        for i in range(np.int64(cuda.blockIdx.y), j, cuda.gridDim.y):
+        for i in range(np.int64(cuda.blockIdx.y), j + 1, cuda.gridDim.y):
             difference = abs(np.float64(factor[i, j]) - np.float64(factor[j, i]))
-            cuda.atomic.max(findings, 3, difference.view(np.int64))
+            cuda.atomic.max(findings, 1, difference.view(np.int64))
+            if i == j:
+                cuda.atomic.max(findings, 0, np.float64(factor[j, j]).view(np.int64))

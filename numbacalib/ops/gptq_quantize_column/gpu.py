@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 
 from numbacalib.ops.gptq_quantize_column.diagonal_gpu import (
-    SMALL_TILE,
     arrange,
     diagonal_blocks,
-    inspect_factor,
-    invert_blocks,
+    inspect,
     measure_asymmetry,
 )
 from numbacalib.ops.gptq_quantize_column.sweep_gpu import quantize_kernel
@@ -38,10 +36,10 @@ from numbacalib.ops.gptq_quantize_column.tiles_gpu import (
 from numbacalib.ops.grid import gpu as grid_kernels
 from numbacalib.ops.range_search import gpu as search_kernels
 from numbacalib.runtime import blas_gpu, device
-from numbacalib.runtime.finite import require_finite
 from numbacalib.runtime.half import carrier
 from numbacalib.runtime.launch import launch
-from numbacalib.spec.gptq import GroupedCodes
+from numbacalib.runtime.triangles_gpu import SMALL_TILE, invert_blocks
+from numbacalib.spec.gptq import FactorLook, GroupedCodes
 from numbacalib.spec.grid import Grid, group_indices
 from numbacalib.spec.range_search import RangeSearch
 
@@ -50,12 +48,9 @@ PANEL = 3 * BLOCK if device.SIMULATED else 4 * BLOCK
 
 
 def quantize_columns(
-    weight: Any, h_inv: Any, grid: Grid, group_size: int, dtype: np.dtype, out: Any
+    weight: Any, factor: Any, grid: Grid, group_size: int, dtype: np.dtype, out: Any
 ) -> tuple[Any, Any, Any]:
-    """See `numbacalib.gptq_quantize_column`."""
-    require_finite("weight", weight)
-    require_finite("h_inv", h_inv)
-    factor = _upper_factor(h_inv, dtype)
+    """See `numbacalib.gptq_quantize_column`; `factor` is ``U``, finite as the weight is."""
     factors = factor.reshape(1, *factor.shape)
     group_of = group_indices(weight.shape[1], group_size)
     groups = group_of[None]
@@ -67,6 +62,39 @@ def quantize_columns(
         device.copy(found.zeros, out[2])
     grid_kernels.decode(found.codes, found.scales, found.zeros, group_of, grid, out[0])
     return tuple(device.result(array) for array in out)
+
+
+def inspect_factor(matrix: Any, dtype: np.dtype) -> FactorLook:
+    """See `numbacalib.ops.gptq_quantize_column.factor.upper_factor`."""
+    size = len(matrix)
+    factor = device.empty((size, size), dtype)
+    findings = device.from_host(np.array([size, 0], np.int64))
+    least = np.finfo(dtype).tiny
+    launch(inspect, _by_columns(size), THREADS, carrier(matrix), least, factor, findings)
+    bad, below = device.read(findings).tolist()
+    if bad == size:
+        return FactorLook(factor, None, None, not below)
+    return FactorLook(factor, bad, device.read(factor[bad])[bad], False)
+
+
+def asymmetry(look: FactorLook) -> float:
+    """See `numbacalib.ops.gptq_quantize_column.factor.upper_factor`."""
+    findings = device.zeros((2,), np.int64)
+    launch(measure_asymmetry, _by_columns(len(look.matrix)), THREADS, look.matrix, findings)
+    largest, difference = device.read(findings).view(np.float64)
+    return float(difference / largest)
+
+
+def cholesky(look: FactorLook, dtype: np.dtype) -> tuple[Any, int]:
+    """See `numbacalib.ops.gptq_quantize_column.factor.upper_factor`."""
+    info = device.empty((1,), np.int32)
+    blas_gpu.cholesky_upper(look.matrix, info)
+    return look.matrix, int(device.read(info)[0])
+
+
+def _by_columns(size: int) -> tuple[int, int]:
+    """Blocks along the columns and along the rows of a square matrix."""
+    return -(-size // THREADS), min(size, 65535)
 
 
 def sweep_runs(
@@ -120,7 +148,7 @@ def _sweep(
     launch(product_kernels(dtype.type).start, across, THREADS, source, history, losses)
     quantize = quantize_kernel(dtype.type, found and not whole, not inverse)
     tiles = tile_count(rows, len(factors), dtype.type)
-    bounds = *grid.bounds(dtype), grid.symmetric, grid.storage
+    bounds = grid.bounds(dtype)
     results = scales, zeros, codes, history, losses
     for begin, end in _panels(channels, segment, whole):
         blocks = columns, *(int(block) for block in np.searchsorted(starts, (begin, end)))
@@ -149,7 +177,7 @@ def _coupling(factors: Any, starts: Any, group: tuple[int, int], inverse: bool) 
     else:
         couplings = device.empty(factors.shape, factors.dtype)
         grid = blocks, BLOCK // SMALL_TILE, count
-        launch(invert_blocks(real), grid, SMALL_TILE * SMALL_TILE, factors, starts, diagonal)
+        launch(invert_blocks(real, BLOCK), grid, SMALL_TILE * SMALL_TILE, factors, starts, diagonal)
         tiles = -(-channels // tile_rows(real)), blocks, count
         couple = product_kernels(real).couple
         launch(couple, tiles, THREADS, factors, diagonal, starts, couplings)
@@ -197,39 +225,6 @@ def _look_ahead(source: Any, couplings: Any, blocks: tuple, history: Any) -> Any
     arguments = source, couplings, *blocks, history, compensated
     launch(product_kernels(real).look_ahead, tiles, THREADS, *arguments)
     return compensated
-
-
-def _upper_factor(h_inv: Any, dtype: np.dtype) -> Any:
-    """Return ``U`` in `dtype`: the argument if upper triangular, its factor if it is symmetric.
-
-    Only the upper triangle of the result counts.
-    """
-    size = len(h_inv)
-    factor = device.empty((size, size), dtype)
-    findings = device.from_host(np.array([size, 0, 0, 0], np.int64))
-    blocks = -(-size // THREADS), min(size, 65535)
-    launch(inspect_factor, blocks, THREADS, carrier(h_inv), factor, findings)
-    bad, below, *_ = device.read(findings).tolist()
-    if bad < size:
-        entry = device.read(factor[bad])[bad]
-        raise ValueError(f"h_inv: expected a positive diagonal, got {entry} at [{bad}, {bad}]")
-    if not below:
-        return factor
-    launch(measure_asymmetry, blocks, THREADS, factor, findings)
-    largest, difference = device.read(findings)[2:].view(np.float64)
-    if difference / largest > np.sqrt(np.finfo(dtype).eps):
-        raise ValueError(
-            "h_inv: expected an upper triangular or a symmetric matrix, got one whose "
-            f"asymmetry is {difference / largest:.2g} of its largest diagonal entry"
-        )
-    info = device.empty((1,), np.int32)
-    blas_gpu.cholesky_upper(factor, info)
-    if minor := int(device.read(info)[0]):
-        raise ValueError(
-            "h_inv: expected a positive definite matrix, got one whose leading minor of order "
-            f"{minor} is not positive"
-        )
-    return factor
 
 
 def _segment(group_size: int) -> int:

@@ -24,7 +24,6 @@ from numbacalib.ops.gptq_quantize_column.tiles_gpu import (
     STEP,
     STEPS,
     THREADS,
-    at,
     clear,
     product_adder,
     row_tile,
@@ -33,7 +32,9 @@ from numbacalib.ops.gptq_quantize_column.tiles_gpu import (
 )
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import widen
-from numbacalib.spec.grid import code_at, group_scale, group_zero, stored_scale, value_of
+from numbacalib.runtime.triangles_gpu import at
+from numbacalib.spec.gptq import column_error, compensated
+from numbacalib.spec.grid import code_at, stored_grid, unsigned, value_of
 
 STAGE = BLOCK * STEP
 """Factors that a step needs: of each position with each of the step's."""
@@ -63,7 +64,7 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
         first,
         last,
         groups,
-        grid,
+        bounds,
         scales,
         zeros,
         codes,
@@ -116,7 +117,7 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
                 top,
                 height,
                 group_of,
-                grid,
+                bounds,
                 scales,
                 zeros,
             )
@@ -151,13 +152,12 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
 
     @cuda.jit(device=True)
     def walk(
-        tile, code, extremes, stages, factors, columns, top, height, groups, grid, scales, zeros
+        tile, code, extremes, stages, factors, columns, top, height, groups, bounds, scales, zeros
     ):
         """Quantize the tile's columns in order and return the loss of the thread's row.
 
         On return the tile holds values if `direct`, else ``(value - weight) / diag``.
         """
-        low, high, _, _, _ = grid
         r, s = cuda.threadIdx.x % rows, cuda.threadIdx.x // rows
         row = top + r
         w = cuda.local.array(STEP, real)
@@ -180,7 +180,7 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
             if find:
                 padded = groups[1]
                 if position % padded == 0 and position + padded <= BLOCK:
-                    found, zero_found = find_scale(tile, extremes, r, s, position, padded, grid)
+                    found, zero_found = find_scale(tile, extremes, r, s, position, padded, bounds)
                     found_shift, found_reciprocal = divisor(found)
                     column = columns[position]
                     if s == 0 and row < height and column >= 0:
@@ -203,15 +203,17 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
             squares = real(0)
             for i in range(STEP):
                 quotient = divide(w[i] * shift[i], scale[i] * shift[i], reciprocal[i])
-                chosen = code_at(quotient, zero[i], low, high)
+                chosen = code_at(quotient, zero[i], bounds)
                 value = value_of(chosen, scale[i], zero[i])
-                errors[i] = (value - w[i]) * stages[at(stage + (position + i) * STEP + i)]
+                factor = stages[at(stage + (position + i) * STEP + i)]
+                errors[i] = column_error(w[i], value, factor)
                 w[i] = value
                 squares += errors[i] * errors[i]
                 for k in range(i + 1, STEP):
-                    w[k] += errors[i] * stages[at(stage + (position + k) * STEP + i)]
+                    coupling = stages[at(stage + (position + k) * STEP + i)]
+                    w[k] = compensated(w[k], errors[i], coupling)
                 if i // own == s:
-                    code[at(position + i), at(r)] = np.uint8(chosen - low)
+                    code[at(position + i), at(r)] = unsigned(chosen, bounds)
             loss += squares
             cuda.syncthreads()
             for i in range(STEP):
@@ -253,14 +255,14 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
             totals[k] = tile[at(position + k), at(r)]
         for i in range(STEP):
             for k in range(own):
-                totals[k] += errors[i] * stages[at(stage + k * STEP + i)]
+                coupling = stages[at(stage + k * STEP + i)]
+                totals[k] = compensated(totals[k], errors[i], coupling)
         for k in range(own):
             tile[at(position + k), at(r)] = totals[k]
 
     @cuda.jit(device=True)
-    def find_scale(tile, extremes, r, s, position, padded, grid):
+    def find_scale(tile, extremes, r, s, position, padded, bounds):
         """Scale and zero point of a row's group, which starts at `position`."""
-        _, _, levels, symmetric, storage = grid
         lo = real(0)
         hi = real(0)
         for p in range(position + s, position + padded, share):
@@ -272,8 +274,7 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
         for other in range(share):
             lo = min(lo, extremes[0, other, r])
             hi = max(hi, extremes[1, other, r])
-        scale = stored_scale(group_scale(lo, hi, levels, symmetric), storage)
-        return scale, group_zero(lo, scale, levels, symmetric)
+        return stored_grid(lo, hi, bounds)
 
     @cuda.jit(device=True)
     def fetch(factors, ahead):

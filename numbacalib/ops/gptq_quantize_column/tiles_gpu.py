@@ -17,7 +17,7 @@ import numpy as np
 
 from numbacalib.runtime.device import SIMULATED, cuda
 from numbacalib.runtime.half import widen
-from numbacalib.runtime.jit import scalar
+from numbacalib.runtime.triangles_gpu import at
 
 BLOCK = 12 if SIMULATED else 128
 """Positions of a block: the recurrence stays in shared memory."""
@@ -35,12 +35,6 @@ ALIGNMENT = None if SIMULATED else 16
 """Of shared arrays that are read 16 bytes at a time."""
 EMPTY = np.int64(-1)
 """Column of an empty position."""
-
-
-@scalar
-def at(index):
-    """An index that is never negative: Numba wraps signed ones around, several instructions a load."""
-    return np.uint64(index)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from numbacalib.runtime.finite import not_finite
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel
 from numbacalib.runtime.strides import rows_view
-from numbacalib.spec.grid import Grid, code_of, is_clipped, stored_grid, value_of
+from numbacalib.spec.grid import Grid, code_of, is_clipped, stored_grid, unsigned, value_of
 
 
 def find_scales(matrix: NDArray, group_size: int, grid: Grid) -> tuple[NDArray, NDArray]:
@@ -22,10 +22,8 @@ def find_scales(matrix: NDArray, group_size: int, grid: Grid) -> tuple[NDArray, 
     dtype = checks.result_dtype(matrix)
     scales = np.empty((len(matrix), matrix.shape[1] // group_size), dtype)
     zeros = np.empty_like(scales)
-    levels = grid.bounds(dtype)[2]
-    _find_scales(
-        rows_view(carrier(matrix)), group_size, levels, grid.symmetric, grid.storage, scales, zeros
-    )
+    source = rows_view(carrier(matrix))
+    _find_scales(source, group_size, grid.bounds(dtype), scales, zeros)
     return scales, zeros
 
 
@@ -34,8 +32,8 @@ def encode(
 ) -> NDArray:
     """See `numbacalib.ops.grid.grid_codes`."""
     codes = np.empty(matrix.shape, np.uint8)
-    low, high, _ = grid.bounds(scales.dtype)
-    _encode(rows_view(carrier(matrix)), scales, zeros, group_of, low, high, codes)
+    source = rows_view(carrier(matrix))
+    _encode(source, scales, zeros, group_of, grid.bounds(scales.dtype), codes)
     return codes
 
 
@@ -45,7 +43,7 @@ def stored_arrays(
     """See `numbacalib.ops.grid.stored_arrays`; `name` is what an error calls the scales."""
     with np.errstate(over="ignore"):
         narrow = scales.astype(dtype)
-    unsigned = (zeros - grid.bounds(zeros.dtype)[0]).astype(np.uint8)
+    unsigned = (zeros - grid.bounds(zeros.dtype).low).astype(np.uint8)
     return narrow, unsigned, partial(_require_finite, name, narrow)
 
 
@@ -68,7 +66,7 @@ def decode(
     """See `numbacalib.ops.grid.grid_values`; codes are unsigned, zeros are the grid's own."""
     if out is None:
         out = np.empty(codes.shape, scales.dtype)
-    _decode(codes, scales, zeros, group_of, grid.bounds(scales.dtype)[0], out)
+    _decode(codes, scales, zeros, group_of, grid.bounds(scales.dtype).low, out)
     return out
 
 
@@ -78,32 +76,32 @@ def count_clipped(
     """See `numbacalib.ops.grid.count_clipped`."""
     counts = np.empty(len(matrix), np.int64)
     source = rows_view(carrier(matrix))
-    _count_clipped(source, scales, zeros, group_of, grid.bounds(scales.dtype)[2], counts)
+    _count_clipped(source, scales, zeros, group_of, grid.bounds(scales.dtype), counts)
     return int(counts.sum())
 
 
 @kernel
-def _find_scales(matrix, group_size, levels, symmetric, storage, scales, zeros):
+def _find_scales(matrix, group_size, bounds, scales, zeros):
     """Split: one task a row."""
     for i in prange(len(scales)):
         for g in range(scales.shape[1]):
-            lo = levels - levels
-            hi = levels - levels
+            lo = bounds.levels - bounds.levels
+            hi = bounds.levels - bounds.levels
             for j in range(g * group_size, (g + 1) * group_size):
                 weight = widen(matrix[i, j])
                 lo = min(lo, weight)
                 hi = max(hi, weight)
-            scales[i, g], zeros[i, g] = stored_grid(lo, hi, levels, symmetric, storage)
+            scales[i, g], zeros[i, g] = stored_grid(lo, hi, bounds)
 
 
 @kernel
-def _encode(matrix, scales, zeros, group_of, low, high, codes):
+def _encode(matrix, scales, zeros, group_of, bounds, codes):
     """Split: one task a row."""
     for i in prange(len(codes)):
         for j in range(codes.shape[1]):
             g = group_of[j]
-            code = code_of(widen(matrix[i, j]), scales[i, g], zeros[i, g], low, high)
-            codes[i, j] = np.uint8(code - low)
+            code = code_of(widen(matrix[i, j]), scales[i, g], zeros[i, g], bounds)
+            codes[i, j] = unsigned(code, bounds)
 
 
 @kernel
@@ -117,7 +115,7 @@ def _decode(codes, scales, zeros, group_of, low, out):
 
 
 @kernel
-def _count_clipped(matrix, scales, zeros, group_of, levels, counts):
+def _count_clipped(matrix, scales, zeros, group_of, bounds, counts):
     """Split: one task a row."""
     for i in prange(len(matrix)):
         count = 0
@@ -125,5 +123,5 @@ def _count_clipped(matrix, scales, zeros, group_of, levels, counts):
             g = group_of[j]
             zero = scales.dtype.type(zeros[i, g])
             weight = scales.dtype.type(widen(matrix[i, j]))
-            count += is_clipped(weight, scales[i, g], zero, levels)
+            count += is_clipped(weight, scales[i, g], zero, bounds)
         counts[i] = count

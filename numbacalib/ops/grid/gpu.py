@@ -14,7 +14,7 @@ from numbacalib.runtime.finite import not_finite
 from numbacalib.runtime.finite_gpu import FirstIndex
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import launch
-from numbacalib.spec.grid import Grid, code_of, is_clipped, stored_grid, value_of
+from numbacalib.spec.grid import Grid, code_of, is_clipped, stored_grid, unsigned, value_of
 
 THREADS = 4 if device.SIMULATED else 128
 
@@ -32,27 +32,15 @@ def find_scales(matrix: Any, group_size: int, grid: Grid) -> tuple[Any, Any]:
 def find_scales_into(matrix: Any, grid: Grid, scales: Any, zeros: Any) -> None:
     """Write the scales and zero points of equal runs of columns into two arrays [M, G]."""
     rows, groups = scales.shape
-    levels = grid.bounds(scales.dtype)[2]
-    blocks = -(-rows * groups // THREADS)
-    launch(
-        _find_scales,
-        blocks,
-        THREADS,
-        carrier(matrix),
-        levels,
-        grid.symmetric,
-        grid.storage,
-        scales,
-        zeros,
-    )
+    arguments = carrier(matrix), grid.bounds(scales.dtype), scales, zeros
+    launch(_find_scales, -(-rows * groups // THREADS), THREADS, *arguments)
 
 
 def encode(matrix: Any, scales: Any, zeros: Any, group_of: np.ndarray, grid: Grid) -> Any:
     """See `numbacalib.ops.grid.grid_codes`."""
     codes = device.empty(matrix.shape, np.uint8)
-    low, high, _ = grid.bounds(scales.dtype)
     group = device.from_host(group_of)
-    arguments = carrier(matrix), scales, zeros, group, low, high, codes
+    arguments = carrier(matrix), scales, zeros, group, grid.bounds(scales.dtype), codes
     launch(_encode, _tiles(codes), THREADS, *arguments)
     return device.result(codes)
 
@@ -64,7 +52,7 @@ def stored_arrays(
     stored = device.empty(scales.shape, dtype)
     unsigned = device.empty(zeros.shape, np.uint8)
     found = FirstIndex()
-    low = grid.bounds(zeros.dtype)[0]
+    low = grid.bounds(zeros.dtype).low
     arrays = scales, zeros, low, carrier(stored), unsigned, found.array
     launch(_store, _tiles(stored), THREADS, *arrays)
     found.copy()
@@ -82,7 +70,7 @@ def decode(
 ) -> Any:
     """See `numbacalib.ops.grid.grid_values`; codes are unsigned, zeros are the grid's own."""
     out = device.empty(codes.shape, scales.dtype) if out is None else out
-    low = grid.bounds(scales.dtype)[0]
+    low = grid.bounds(scales.dtype).low
     group = device.from_host(group_of)
     launch(_decode, _tiles(codes), THREADS, codes, scales, zeros, group, low, out)
     return device.result(out)
@@ -92,7 +80,7 @@ def count_clipped(matrix: Any, scales: Any, zeros: Any, group_of: np.ndarray, gr
     """See `numbacalib.ops.grid.count_clipped`."""
     count = device.zeros((1,), np.int64)
     group = device.from_host(group_of)
-    arguments = carrier(matrix), scales, zeros, group, grid.bounds(scales.dtype)[2], count
+    arguments = carrier(matrix), scales, zeros, group, grid.bounds(scales.dtype), count
     launch(_count_clipped, _tiles(matrix), THREADS, *arguments)
     return int(device.read(count)[0])
 
@@ -103,31 +91,31 @@ def _tiles(matrix: Any) -> tuple[int, int]:
 
 
 @cuda.jit
-def _find_scales(matrix, levels, symmetric, storage, scales, zeros):
+def _find_scales(matrix, bounds, scales, zeros):
     """Threads: one a group."""
     index = cuda.grid(1)
     if index >= scales.size:
         return
     i, g = index // scales.shape[1], index % scales.shape[1]
     group_size = matrix.shape[1] // scales.shape[1]
-    lo = levels - levels
-    hi = levels - levels
+    lo = bounds.levels - bounds.levels
+    hi = bounds.levels - bounds.levels
     for j in range(g * group_size, (g + 1) * group_size):
         weight = widen(matrix[i, j])
         lo = min(lo, weight)
         hi = max(hi, weight)
-    scales[i, g], zeros[i, g] = stored_grid(lo, hi, levels, symmetric, storage)
+    scales[i, g], zeros[i, g] = stored_grid(lo, hi, bounds)
 
 
 @cuda.jit
-def _encode(matrix, scales, zeros, group_of, low, high, codes):
+def _encode(matrix, scales, zeros, group_of, bounds, codes):
     """Threads: one a column, blocks stride over the rows."""
     j = cuda.grid(1)
     if j < codes.shape[1]:
         g = group_of[j]
         for i in range(np.int64(cuda.blockIdx.y), codes.shape[0], cuda.gridDim.y):
-            code = code_of(widen(matrix[i, j]), scales[i, g], zeros[i, g], low, high)
-            codes[i, j] = np.uint8(code - low)
+            code = code_of(widen(matrix[i, j]), scales[i, g], zeros[i, g], bounds)
+            codes[i, j] = unsigned(code, bounds)
 
 
 @cuda.jit
@@ -155,7 +143,7 @@ def _store(scales, zeros, low, narrow_scales, unsigned, first):
 
 
 @cuda.jit
-def _count_clipped(matrix, scales, zeros, group_of, levels, count):
+def _count_clipped(matrix, scales, zeros, group_of, bounds, count):
     """Threads: one a column, blocks stride over the rows. Integers add up to one sum in any order."""
     j = cuda.grid(1)
     if j < matrix.shape[1]:
@@ -164,6 +152,6 @@ def _count_clipped(matrix, scales, zeros, group_of, levels, count):
         for i in range(np.int64(cuda.blockIdx.y), matrix.shape[0], cuda.gridDim.y):
             zero = scales.dtype.type(zeros[i, g])
             weight = scales.dtype.type(widen(matrix[i, j]))
-            own += is_clipped(weight, scales[i, g], zero, levels)
+            own += is_clipped(weight, scales[i, g], zero, bounds)
         if own > 0:
             cuda.atomic.add(count, 0, own)

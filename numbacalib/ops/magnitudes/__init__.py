@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from numbacalib.ops.columns import magnitude_max, power_means
 from numbacalib.ops.magnitudes import cpu
 from numbacalib.runtime.backend import call
+
+FLOAT32 = np.dtype(np.float32)
 
 
 def _gpu() -> Any:
@@ -20,8 +25,7 @@ def channel_magnitudes(inputs: Any) -> tuple[Any, Any]:
 
     Any of the four dtypes. A NaN or infinity in a channel shows in that channel's results.
     """
-    with call(cpu, _gpu, inputs=inputs) as (kernels, inputs):
-        return kernels.channel_magnitudes(inputs)
+    return power_means(inputs, 1, FLOAT32), magnitude_max(inputs, FLOAT32)
 
 
 def relative_magnitudes(weight: Any, group_size: int) -> Any:

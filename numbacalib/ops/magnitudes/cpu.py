@@ -1,4 +1,4 @@
-"""Magnitudes of channels on the CPU: the column reductions, and NumPy."""
+"""Magnitudes of weights in their groups on the CPU, by NumPy."""
 
 from __future__ import annotations
 
@@ -6,15 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.runtime import checks
-from numbacalib.runtime.columns import column_magnitude_max, column_power_means
-
-FLOAT32 = np.dtype(np.float32)
-
-
-def channel_magnitudes(inputs: NDArray) -> tuple[NDArray, NDArray]:
-    """See `numbacalib.ops.magnitudes.channel_magnitudes`."""
-    mean = column_power_means(inputs, 1, FLOAT32)
-    return mean, column_magnitude_max(inputs).astype(np.float32)
 
 
 def relative_magnitudes(weight: NDArray, group_size: int) -> NDArray:

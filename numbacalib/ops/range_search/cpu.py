@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import prange
 from numpy.typing import NDArray
@@ -11,7 +13,7 @@ from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
 from numbacalib.spec.grid import Grid, code_of, stored_grid, value_of
-from numbacalib.spec.range_search import RangeSearch, power
+from numbacalib.spec.range_search import RangeSearch, weighted_cost
 
 TILE = 16
 """Rows that are searched together: one or two vector registers."""
@@ -19,64 +21,60 @@ STRIP = 32
 """Columns after which a candidate that is worse in every row is given up."""
 
 
+class Search(NamedTuple):
+    """A search as kernels take it."""
+
+    shares: NDArray
+    """Of the full range, to try."""
+    norm: np.float32
+    importance: NDArray
+    """The carrier of [1, K] or [M, K]."""
+
+    @classmethod
+    def of(cls, search: RangeSearch, importance: NDArray | None, width: int, dtype: np.dtype):
+        """Return a search of groups of a matrix with `width` columns."""
+        if importance is None:
+            importance = np.ones((1, width), dtype)
+        shares, norm = search.shares(dtype), np.float32(search.norm)
+        return cls(shares, norm, rows_view(carrier(importance)))
+
+
 def search_scales(
     matrix: NDArray, group_size: int, grid: Grid, search: RangeSearch, importance: NDArray | None
 ) -> tuple[NDArray, NDArray]:
     """See `numbacalib.ops.range_search.search_scales`."""
+    rows, channels = matrix.shape
     dtype = checks.result_dtype(matrix)
-    if importance is None:
-        importance = np.ones((1, matrix.shape[1]), dtype)
-    scales = np.empty((len(matrix), matrix.shape[1] // group_size), dtype)
+    scales = np.empty((rows, channels // group_size), dtype)
     zeros = np.empty_like(scales)
-    _search(
-        rows_view(carrier(matrix)),
-        rows_view(carrier(importance)),
-        group_size,
-        search.shares(dtype),
-        np.float32(search.norm),
-        *grid.bounds(dtype),
-        grid.symmetric,
-        grid.storage,
-        scales,
-        zeros,
-    )
+    settings = Search.of(search, importance, channels, dtype)
+    source = rows_view(carrier(matrix))
+    _search(source, group_size, settings, grid.bounds(dtype), scales, zeros)
     return scales, zeros
 
 
 @kernel
-def _search(
-    matrix,
-    importance,
-    group_size,
-    shares,
-    norm,
-    low,
-    high,
-    levels,
-    symmetric,
-    storage,
-    scales,
-    zeros,
-):
+def _search(matrix, group_size, search, bounds, scales, zeros):
     """Split: one task a tile of rows."""
-    rows, groups = scales.shape
-    for tile in prange(-(-rows // TILE)):
-        first = tile * TILE
-        count = min(TILE, rows - first)
-        weights = np.zeros((group_size, TILE), scales.dtype)
-        factors = np.zeros((group_size, TILE), scales.dtype)
-        scale = np.ones(TILE, scales.dtype)
-        zero = np.zeros(TILE, scales.dtype)
-        for g in range(groups):
-            for r in range(count):
-                for j in range(group_size):
-                    weights[j, r] = widen(matrix[first + r, g * group_size + j])
-            load_factors(importance, first, count, g * group_size, factors)
-            search_tile(
-                weights, factors, shares, norm, low, high, levels, symmetric, storage, scale, zero
-            )
-            for r in range(count):
-                scales[first + r, g], zeros[first + r, g] = scale[r], zero[r]
+    for tile in prange(-(-len(scales) // TILE)):
+        _search_rows(matrix, np.int64(tile) * TILE, group_size, search, bounds, scales, zeros)
+
+
+@scalar
+def _search_rows(matrix, first, group_size, search, bounds, scales, zeros):
+    """Find the grids of all groups of a tile of rows."""
+    count = min(TILE, len(scales) - first)
+    weights = np.zeros((group_size, TILE), scales.dtype)
+    factors = np.zeros((group_size, TILE), scales.dtype)
+    scale, zero = np.ones(TILE, scales.dtype), np.zeros(TILE, scales.dtype)
+    for g in range(scales.shape[1]):
+        for r in range(count):
+            for j in range(group_size):
+                weights[j, r] = widen(matrix[first + r, g * group_size + j])
+        load_factors(search.importance, first, count, g * group_size, factors)
+        search_tile(weights, factors, search, bounds, scale, zero)
+        for r in range(count):
+            scales[first + r, g], zeros[first + r, g] = scale[r], zero[r]
 
 
 @scalar
@@ -89,7 +87,7 @@ def load_factors(importance, first, count, left, factors):
 
 
 @scalar
-def search_tile(weights, factors, shares, norm, low, high, levels, symmetric, storage, scale, zero):
+def search_tile(weights, factors, search, bounds, scale, zero):
     """Find scale and zero point of each row of a transposed tile [group_size, TILE]."""
     real = scale.dtype.type
     lo, hi = np.zeros(TILE, scale.dtype), np.zeros(TILE, scale.dtype)
@@ -99,38 +97,28 @@ def search_tile(weights, factors, shares, norm, low, high, levels, symmetric, st
         for r in range(TILE):
             lo[r] = min(lo[r], weights[j, r])
             hi[r] = max(hi[r], weights[j, r])
-    for share in shares:
+    for share in search.shares:
         for r in range(TILE):
-            tried[r], offset[r] = stored_grid(
-                share * lo[r], share * hi[r], levels, symmetric, storage
-            )
-        _errors(weights, factors, tried, offset, low, high, norm, best, error)
+            tried[r], offset[r] = stored_grid(share * lo[r], share * hi[r], bounds)
+        _errors(weights, factors, tried, offset, bounds, search.norm, best, error)
         for r in range(TILE):
             # the full range stays where every error is beyond the type
-            if error[r] < best[r] or share == shares[0]:
+            if error[r] < best[r] or share == search.shares[0]:
                 best[r] = error[r]
                 scale[r] = tried[r]
                 zero[r] = offset[r]
 
 
 @scalar
-def _errors(weights, factors, scale, zero, low, high, norm, best, error):
+def _errors(weights, factors, scale, zero, bounds, norm, best, error):
     """Sum each row's errors into `error`; stop early where all rows are past their best."""
     error[:] = 0
     for begin in range(0, len(weights), STRIP):
-        end = min(begin + STRIP, len(weights))
-        if norm == 2:
-            for j in range(begin, end):
-                for r in range(TILE):
-                    code = code_of(weights[j, r], scale[r], zero[r], low, high)
-                    e = value_of(code, scale[r], zero[r]) - weights[j, r]
-                    error[r] += factors[j, r] * (e * e)
-        else:
-            for j in range(begin, end):
-                for r in range(TILE):
-                    code = code_of(weights[j, r], scale[r], zero[r], low, high)
-                    e = value_of(code, scale[r], zero[r]) - weights[j, r]
-                    error[r] += factors[j, r] * power(abs(e), norm)
+        for j in range(begin, min(begin + STRIP, len(weights))):
+            for r in range(TILE):
+                code = code_of(weights[j, r], scale[r], zero[r], bounds)
+                e = value_of(code, scale[r], zero[r]) - weights[j, r]
+                error[r] += weighted_cost(e, norm, factors[j, r])
         hopeful = False
         for r in range(TILE):
             hopeful |= error[r] < best[r]

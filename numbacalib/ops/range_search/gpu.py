@@ -12,7 +12,7 @@ from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.launch import launch
 from numbacalib.spec.grid import Grid, code_of, stored_grid, value_of
-from numbacalib.spec.range_search import RangeSearch, power
+from numbacalib.spec.range_search import RangeSearch, weighted_cost
 
 THREADS = 4 if device.SIMULATED else 128
 MOST_GROUPS = 65535
@@ -41,21 +41,20 @@ def search_scales_into(
         importance = device.from_host(np.ones((1, matrix.shape[1]), dtype))
     shares = device.from_host(search.shares(dtype))
     norm = np.float32(search.norm)
-    settings = *grid.bounds(dtype), grid.symmetric, grid.storage
-    arguments = carrier(matrix), carrier(importance), shares, norm, settings, scales, zeros
+    bounds = grid.bounds(dtype)
+    arguments = carrier(matrix), carrier(importance), shares, norm, bounds, scales, zeros
     launch(_search(dtype.type), (rows, min(groups, MOST_GROUPS)), THREADS, *arguments)
 
 
 @functools.cache
 def _search(real: type) -> Any:
     @cuda.jit
-    def search(matrix, importance, shares, norm, settings, scales, zeros):
+    def search(matrix, importance, shares, norm, bounds, scales, zeros):
         """Blocks: row, groups that stride. Threads: columns for the range, then candidates."""
         least = cuda.shared.array(THREADS, real)
         most = cuda.shared.array(THREADS, real)
         errors = cuda.shared.array(THREADS, real)
         found = cuda.shared.array(THREADS, np.int32)
-        low, high, levels, symmetric, storage = settings
         size = matrix.shape[1] // scales.shape[1]
         i, thread = np.int64(cuda.blockIdx.x), cuda.threadIdx.x
         row = min(i, importance.shape[0] - 1)
@@ -75,13 +74,12 @@ def _search(real: type) -> Any:
             index = np.int32(len(shares))
             for candidate in range(thread, len(shares), THREADS):
                 share = shares[candidate]
-                scale, zero = stored_grid(share * lo, share * hi, levels, symmetric, storage)
+                scale, zero = stored_grid(share * lo, share * hi, bounds)
                 error = real(0)
                 for j in range(begin, end):
                     weight = widen(matrix[i, j])
-                    e = value_of(code_of(weight, scale, zero, low, high), scale, zero) - weight
-                    cost = e * e if norm == 2 else real(power(abs(e), norm))
-                    error += real(widen(importance[row, j])) * cost
+                    e = value_of(code_of(weight, scale, zero, bounds), scale, zero) - weight
+                    error += weighted_cost(e, norm, real(widen(importance[row, j])))
                 if error < best:
                     best = error
                     index = np.int32(candidate)
@@ -95,7 +93,7 @@ def _search(real: type) -> Any:
                         best, index = errors[other], found[other]
                 # the full range where every error is beyond the type
                 share = shares[index if index < len(shares) else 0]
-                scale, zero = stored_grid(share * lo, share * hi, levels, symmetric, storage)
+                scale, zero = stored_grid(share * lo, share * hi, bounds)
                 scales[i, g] = scale
                 zeros[i, g] = zero
             cuda.syncthreads()

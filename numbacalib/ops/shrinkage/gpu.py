@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from numbacalib.runtime import checks, columns_gpu, device
+from numbacalib.ops.columns import gpu as columns
+from numbacalib.runtime import checks, device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.launch import launch
@@ -30,7 +31,7 @@ def correlation_sums(hessian: Any) -> tuple[float, float]:
     """See `numbacalib.ops.shrinkage.correlation_sums`."""
     sums = device.empty((len(hessian), 2), np.float64)
     launch(_row_sums, len(hessian), THREADS, carrier(hessian), sums)
-    totals = columns_gpu.column_sums(sums, columns_gpu.VALUES, np.float64(1))
+    totals = columns.column_sums(sums, columns.VALUES, np.float64(1))
     noise, signal = device.read(totals).tolist()
     return noise, signal
 

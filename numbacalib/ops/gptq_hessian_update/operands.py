@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numba.cuda import types
 
-from numbacalib.runtime import columns_gpu, device, ptx
+from numbacalib.ops.columns import gpu as columns
+from numbacalib.runtime import device, ptx
 from numbacalib.runtime.device import Array, cuda
-from numbacalib.runtime.half import magnitude_bits, widen
+from numbacalib.runtime.half import widen
 from numbacalib.runtime.launch import launch
 
 INFINITY = np.int32(0x7F800000)
@@ -22,7 +23,7 @@ INFINITY = np.int32(0x7F800000)
 THREADS = 128
 SPLIT_ROWS, BATCH = 32, 8
 """Rows of a thread that splits, and those it reads together."""
-SHARED = columns_gpu.TALL[::-1]
+SHARED = columns.TALL[::-1]
 
 
 def split(x: Any) -> tuple[Array, Array, Array]:
@@ -31,19 +32,15 @@ def split(x: Any) -> tuple[Array, Array, Array]:
     ``(high + low) * scales**2`` is the matrix. A column with a value that is not finite becomes zero
     and has scale 0; what it adds to a product is the caller's to find.
     """
-    rows, columns = x.shape
-    pairs = -(-columns // 8) * 4
-    bits: Any = magnitude_bits(x)
-    how = columns_gpu.plan(bits)
-    peaks = device.empty((how.grid[1], columns), np.int32)
-    columns_gpu.reduce_rows(bits, how, columns_gpu.peaks(bits.dtype), np.int32(1), peaks)
-    peaks = columns_gpu.shortened(peaks, columns_gpu.larger)
-    scales = device.empty((columns,), np.float32)
-    launch(_scales, -(-columns // columns_gpu.TALL[0]), columns_gpu.TALL, peaks, scales)
+    rows, width = x.shape
+    pairs = -(-width // 8) * 4
+    peaks = columns.magnitude_peaks(x)
+    scales = device.empty((width,), np.float32)
+    launch(_scales, -(-width // columns.TALL[0]), columns.TALL, peaks, scales)
     halves = device.empty((2 * rows, pairs), np.uint32)
     grid = -(-pairs // THREADS), -(-rows // SPLIT_ROWS)
     launch(_split, grid, THREADS, x, scales, halves)
-    high = Array(halves.address, (rows, columns), np.dtype(np.uint16), halves, (4 * pairs, 2))
+    high = Array(halves.address, (rows, width), np.dtype(np.uint16), halves, (4 * pairs, 2))
     low = Array(high.address + 4 * pairs * rows, high.shape, high.dtype, halves, high.strides)
     return high, low, scales
 
@@ -62,14 +59,14 @@ def aligned(x: Array) -> Array:
     return copy[:, :columns]
 
 
-_largest = columns_gpu.merger(columns_gpu.larger)
+_largest = columns.merger(columns.larger)
 
 
 @cuda.jit
 def _scales(peaks, scales):
     """Find s: the column times ``s**-2`` has its peak between 2**13 and 2**15.
 
-    Threads: see `columns_gpu.merger`.
+    Threads: see `columns.merger`.
     """
     shared = cuda.shared.array(SHARED, types.int32)
     column = cuda.grid(2)[0]

@@ -1,4 +1,4 @@
-"""Reductions along the rows of a matrix on the device, one result a column, in a fixed order.
+"""GPU kernels of the column reductions.
 
 The rows are cut into segments, by the matrix's shape and type alone, so that the result has the same bits
 on every device. A block reduces one segment of a strip of columns: each thread owns 16 bytes of
@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numbacalib.runtime.device import SIMULATED, address, cuda, empty
-from numbacalib.runtime.half import widen
+from numbacalib.runtime.device import SIMULATED, address, cuda, empty, result
+from numbacalib.runtime.half import carrier, magnitude_bits, widen
 from numbacalib.runtime.launch import launch
+from numbacalib.spec.awq import magnitude
+from numbacalib.spec.fisher import squared
 
 WIDE, TALL = ((4, 1), (3, 2)) if SIMULATED else ((256, 1), (32, 8))
 """Threads of a block along the columns and along the rows, for few rows and for many. The simulator
@@ -31,6 +33,32 @@ MOST_SEGMENTS = 65535
 """Blocks of a grid along y; beyond, segments are longer."""
 FEW_SEGMENTS = 3 if SIMULATED else 512
 """Segments that a last kernel merges in less time than a launch takes."""
+
+
+def power_means(matrix: Any, power: int, dtype: np.dtype, out: Any = None) -> Any:
+    """See `numbacalib.ops.columns.power_means`."""
+    reduction, count = SQUARES if power == 2 else MAGNITUDES, dtype.type(len(matrix))
+    return result(column_sums(carrier(matrix), reduction, count, out))
+
+
+def magnitude_max(matrix: Any, dtype: np.dtype) -> Any:
+    """See `numbacalib.ops.columns.magnitude_max`."""
+    found = magnitude_peaks(matrix)
+    largest = empty((matrix.shape[1],), dtype)
+    element: Any = carrier(matrix).dtype.type
+    kernel = _largest(element, found.dtype.type)
+    launch(kernel, -(-matrix.shape[1] // TALL[0]), TALL, found, largest)
+    return result(largest)
+
+
+def magnitude_peaks(matrix: Any) -> Any:
+    """Bits of the largest magnitudes of a few segments, as integers [S, K], for `larger` to merge."""
+    bits = magnitude_bits(matrix)
+    how = plan(bits)
+    integer = np.int64 if bits.dtype.itemsize == 8 else np.int32
+    found = empty((how.grid[1], matrix.shape[1]), integer)
+    reduce_rows(bits, how, peaks(bits.dtype), integer(1), found)
+    return shortened(found, larger)
 
 
 class Reduction(NamedTuple):
@@ -159,6 +187,24 @@ def _kernel(
         reduce_segment(matrix, np.int64(cuda.blockIdx.y), segment_rows, divisor, partial, shared)
 
     return reduce_all
+
+
+@functools.cache
+def _largest(element: type, integer: type) -> Any:
+    merged = merger(larger)
+    value = float_of(element)
+    shape = TALL[::-1]
+
+    @cuda.jit
+    def finish(peaks, largest):
+        """Merge the segments of each channel. Threads: see `merger`."""
+        shared = cuda.shared.array(shape, integer)
+        j = cuda.grid(2)[0]
+        peak = merged(peaks, j, shared)
+        if cuda.threadIdx.y == 0 and j < len(largest):
+            largest[j] = value(peak)
+
+    return finish
 
 
 def shared_shape(threads: tuple[int, int], width: int) -> tuple[int, int, int]:
@@ -301,12 +347,12 @@ def _widened(x):
 
 @cuda.jit(device=True)
 def _add_square(total, x):
-    return total + x * x
+    return total + squared(x)
 
 
 @cuda.jit(device=True)
 def _add_magnitude(total, x):
-    return total + abs(x)
+    return total + magnitude(x)
 
 
 @cuda.jit(device=True)

@@ -1,4 +1,4 @@
-"""Reductions along the rows of a matrix, one result a column, in a fixed order.
+"""CPU kernels of the column reductions.
 
 The rows are cut into segments and the columns into tiles, both by the matrix's shape alone; each
 task reduces one tile of one segment, and the segments are combined in order. So the result has the
@@ -19,7 +19,9 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from numbacalib.runtime.half import carrier, magnitude_bits, widen
-from numbacalib.runtime.jit import kernel, scalar
+from numbacalib.runtime.jit import inlined, kernel, scalar
+from numbacalib.spec.awq import magnitude
+from numbacalib.spec.fisher import squared
 from numbacalib.spec.scalars import larger_magnitude
 
 RUN = 32768
@@ -38,10 +40,10 @@ COLUMNS = 256
 """Contiguous columns of a task."""
 
 
-def column_power_means(
+def power_means(
     matrix: NDArray, power: int, dtype: np.dtype, out: NDArray | None = None
 ) -> NDArray:
-    """Return ``mean_n |matrix[n, j]| ** power`` for power 1 or 2, accumulated in `dtype`, ``[K]``."""
+    """See `numbacalib.ops.columns.power_means`."""
     height, width = matrix.shape
     memory, leading, by_columns = _contiguous_runs(carrier(matrix))
     fold, tile, segments = _split(matrix.shape, leading, by_columns, dtype.itemsize)
@@ -59,8 +61,8 @@ def column_power_means(
     return out
 
 
-def column_magnitude_max(matrix: NDArray) -> NDArray:
-    """Return ``max_n |matrix[n, j]|`` in the matrix's own dtype, ``[K]``; NaN where one is NaN."""
+def magnitude_max(matrix: NDArray, dtype: np.dtype) -> NDArray:
+    """See `numbacalib.ops.columns.magnitude_max`."""
     memory, leading, by_columns = _contiguous_runs(magnitude_bits(matrix))
     fold, tile, segments = _split(matrix.shape, leading, by_columns, matrix.itemsize)
     partial = np.empty((segments, matrix.shape[1]), memory.dtype)
@@ -69,7 +71,7 @@ def column_magnitude_max(matrix: NDArray) -> NDArray:
     else:
         _magnitude_max_of_rows(memory, leading, len(matrix), fold, tile, partial)
     largest = partial.max(axis=0) if segments > 1 else partial[0]
-    return largest.view(matrix.dtype)
+    return largest.view(matrix.dtype).astype(dtype, copy=False)
 
 
 def _contiguous_runs(matrix: NDArray) -> tuple[NDArray, int, bool]:
@@ -120,46 +122,63 @@ def _split(
 def _power_sums_of_rows(memory, leading, height, fold, tile, square, divisor, partial):
     """Split: one task a (segment, column tile)."""
     segments, width = partial.shape
+    for task in prange(segments * -(-width // tile)):
+        _sum_tile(np.int64(task), memory, leading, height, fold, tile, square, divisor, partial)
+
+
+@scalar
+def _sum_tile(task, memory, leading, height, fold, tile, square, divisor, partial):
+    """Sum the rows of one segment of a tile of columns."""
+    segments, width = partial.shape
     tiles = -(-width // tile)
-    runs = height // fold
-    for task in prange(segments * tiles):
-        segment, left = task // tiles, task % tiles * tile
-        begin, end = segment * runs // segments, (segment + 1) * runs // segments
-        count = min(tile, width - left)
-        total = np.zeros(fold * count, partial.dtype)
-        _add_powers(
-            memory, begin * fold * leading + left, fold * leading, end - begin, square, total
-        )
-        if segment == segments - 1:
-            rest = total[: (height - runs * fold) * count]
-            _add_powers(memory, runs * fold * leading + left, 0, 1, square, rest)
-        _fold_sums(total, count)
-        for j in range(count):
-            partial[segment, left + j] = total[j] / divisor
+    segment, left = task // tiles, task % tiles * tile
+    runs, count = height // fold, min(tile, width - left)
+    begin, end = segment * runs // segments, (segment + 1) * runs // segments
+    total = np.zeros(fold * count, partial.dtype)
+    step = fold * leading
+    _add_powers(memory, begin * step + left, step, end - begin, square, total)
+    if segment == segments - 1:
+        rest = total[: (height - runs * fold) * count]
+        _add_powers(memory, runs * step + left, 0, 1, square, rest)
+    _fold_sums(total, count)
+    for j in range(count):
+        partial[segment, left + j] = total[j] / divisor
 
 
 @kernel
 def _power_sums_of_columns(memory, leading, height, square, divisor, partial):
     """Split: one task a (segment, `COLUMNS` columns)."""
     segments, width = partial.shape
+    for task in prange(segments * -(-width // COLUMNS)):
+        _sum_columns(np.int64(task), memory, leading, height, square, divisor, partial)
+
+
+@scalar
+def _sum_columns(task, memory, leading, height, square, divisor, partial):
+    """Sum one segment of a few contiguous columns."""
+    segments, width = partial.shape
     tiles = -(-width // COLUMNS)
-    for task in prange(segments * tiles):
-        segment, left = task // tiles, task % tiles * COLUMNS
-        begin, end = segment * height // segments, (segment + 1) * height // segments
-        whole, rest = (end - begin) // LANES, (end - begin) % LANES
-        lanes = np.empty(LANES, partial.dtype)
-        for j in range(left, min(left + COLUMNS, width)):
-            at = j * leading + begin
-            if not whole:
-                partial[segment, j] = (
-                    _short_power_sum(memory, at, rest, square, partial.dtype.type(0)) / divisor
-                )
-                continue
-            lanes[:] = 0
-            _add_powers(memory, at, LANES, whole, square, lanes)
-            _add_powers(memory, at + whole * LANES, 0, 1, square, lanes[:rest])
-            _fold_sums(lanes, 1)
-            partial[segment, j] = lanes[0] / divisor
+    segment, left = task // tiles, task % tiles * COLUMNS
+    begin, end = segment * height // segments, (segment + 1) * height // segments
+    whole, rest = (end - begin) // LANES, (end - begin) % LANES
+    lanes = np.empty(LANES, partial.dtype)
+    for j in range(left, min(left + COLUMNS, width)):
+        at = j * leading + begin
+        if not whole:
+            total = _short_power_sum(memory, at, rest, square, partial.dtype.type(0))
+            partial[segment, j] = total / divisor
+            continue
+        lanes[:] = 0
+        _add_powers(memory, at, LANES, whole, square, lanes)
+        _add_powers(memory, at + whole * LANES, 0, 1, square, lanes[:rest])
+        _fold_sums(lanes, 1)
+        partial[segment, j] = lanes[0] / divisor
+
+
+@inlined
+def _term(x, square):
+    """What an element adds: ``x ** 2``, or ``|x|``."""
+    return squared(x) if square else magnitude(x)
 
 
 @scalar
@@ -184,45 +203,16 @@ def _add_powers_of_chunk(memory, at, leading, runs, square, chunk):
     for run in range(0, runs - 7, 8):
         a, b, c, d = _four_runs(memory, at + run * leading, leading, width)
         e, f, g, h = _four_runs(memory, at + (run + 4) * leading, leading, width)
-        if square:
-            for j in range(width):
-                p, q, r, s = (
-                    real(widen(a[j])),
-                    real(widen(b[j])),
-                    real(widen(c[j])),
-                    real(widen(d[j])),
-                )
-                t, u, v, w = (
-                    real(widen(e[j])),
-                    real(widen(f[j])),
-                    real(widen(g[j])),
-                    real(widen(h[j])),
-                )
-                chunk[j] += ((p * p + q * q) + (r * r + s * s)) + (
-                    (t * t + u * u) + (v * v + w * w)
-                )
-        else:
-            for j in range(width):
-                p, q, r, s = (
-                    real(widen(a[j])),
-                    real(widen(b[j])),
-                    real(widen(c[j])),
-                    real(widen(d[j])),
-                )
-                t, u, v, w = (
-                    real(widen(e[j])),
-                    real(widen(f[j])),
-                    real(widen(g[j])),
-                    real(widen(h[j])),
-                )
-                chunk[j] += ((abs(p) + abs(q)) + (abs(r) + abs(s))) + (
-                    (abs(t) + abs(u)) + (abs(v) + abs(w))
-                )
+        for j in range(width):
+            p, q = _term(real(widen(a[j])), square), _term(real(widen(b[j])), square)
+            r, s = _term(real(widen(c[j])), square), _term(real(widen(d[j])), square)
+            t, u = _term(real(widen(e[j])), square), _term(real(widen(f[j])), square)
+            v, w = _term(real(widen(g[j])), square), _term(real(widen(h[j])), square)
+            chunk[j] += ((p + q) + (r + s)) + ((t + u) + (v + w))
     for run in range(runs - runs % 8, runs):
         a = memory[at + run * leading : at + run * leading + width]
         for j in range(width):
-            x = abs(real(widen(a[j])))
-            chunk[j] += x * x if square else x
+            chunk[j] += _term(real(widen(a[j])), square)
 
 
 @scalar
@@ -230,8 +220,7 @@ def _short_power_sum(memory, at, count, square, total):
     """Add ``|x|`` or ``x ** 2`` of a few elements to a number."""
     run, real = memory[at : at + count], type(total)
     for i in range(count):
-        x = abs(real(widen(run[i])))
-        total += x * x if square else x
+        total += _term(real(widen(run[i])), square)
     return total
 
 
@@ -262,44 +251,56 @@ def _four_runs(memory, at, leading, width):
 def _magnitude_max_of_rows(memory, leading, height, fold, tile, partial):
     """Split: one task a (segment, column tile)."""
     segments, width = partial.shape
+    for task in prange(segments * -(-width // tile)):
+        _largest_of_tile(np.int64(task), memory, leading, height, fold, tile, partial)
+
+
+@scalar
+def _largest_of_tile(task, memory, leading, height, fold, tile, partial):
+    """Find the largest magnitudes of one segment of a tile of columns."""
+    segments, width = partial.shape
     tiles = -(-width // tile)
-    runs = height // fold
-    for task in prange(segments * tiles):
-        segment, left = task // tiles, task % tiles * tile
-        begin, end = segment * runs // segments, (segment + 1) * runs // segments
-        count = min(tile, width - left)
-        largest = np.zeros(fold * count, partial.dtype)
-        _raise_to_magnitudes(
-            memory, begin * fold * leading + left, fold * leading, end - begin, largest
-        )
-        if segment == segments - 1:
-            rest = largest[: (height - runs * fold) * count]
-            _raise_to_magnitudes(memory, runs * fold * leading + left, 0, 1, rest)
-        _fold_magnitudes(largest, count)
-        for j in range(count):
-            partial[segment, left + j] = largest[j]
+    segment, left = task // tiles, task % tiles * tile
+    runs, count = height // fold, min(tile, width - left)
+    begin, end = segment * runs // segments, (segment + 1) * runs // segments
+    largest = np.zeros(fold * count, partial.dtype)
+    step = fold * leading
+    _raise_to_magnitudes(memory, begin * step + left, step, end - begin, largest)
+    if segment == segments - 1:
+        rest = largest[: (height - runs * fold) * count]
+        _raise_to_magnitudes(memory, runs * step + left, 0, 1, rest)
+    _fold_magnitudes(largest, count)
+    for j in range(count):
+        partial[segment, left + j] = largest[j]
 
 
 @kernel
 def _magnitude_max_of_columns(memory, leading, height, partial):
     """Split: one task a (segment, `COLUMNS` columns)."""
     segments, width = partial.shape
+    for task in prange(segments * -(-width // COLUMNS)):
+        _largest_of_columns(np.int64(task), memory, leading, height, partial)
+
+
+@scalar
+def _largest_of_columns(task, memory, leading, height, partial):
+    """Find the largest magnitudes of one segment of a few contiguous columns."""
+    segments, width = partial.shape
     tiles = -(-width // COLUMNS)
-    for task in prange(segments * tiles):
-        segment, left = task // tiles, task % tiles * COLUMNS
-        begin, end = segment * height // segments, (segment + 1) * height // segments
-        whole, rest = (end - begin) // LANES, (end - begin) % LANES
-        lanes = np.empty(LANES, partial.dtype)
-        for j in range(left, min(left + COLUMNS, width)):
-            at = j * leading + begin
-            if not whole:
-                partial[segment, j] = _short_magnitude_max(memory, at, rest)
-                continue
-            lanes[:] = 0
-            _raise_to_magnitudes(memory, at, LANES, whole, lanes)
-            _raise_to_magnitudes(memory, at + whole * LANES, 0, 1, lanes[:rest])
-            _fold_magnitudes(lanes, 1)
-            partial[segment, j] = lanes[0]
+    segment, left = task // tiles, task % tiles * COLUMNS
+    begin, end = segment * height // segments, (segment + 1) * height // segments
+    whole, rest = (end - begin) // LANES, (end - begin) % LANES
+    lanes = np.empty(LANES, partial.dtype)
+    for j in range(left, min(left + COLUMNS, width)):
+        at = j * leading + begin
+        if not whole:
+            partial[segment, j] = _short_magnitude_max(memory, at, rest)
+            continue
+        lanes[:] = 0
+        _raise_to_magnitudes(memory, at, LANES, whole, lanes)
+        _raise_to_magnitudes(memory, at + whole * LANES, 0, 1, lanes[:rest])
+        _fold_magnitudes(lanes, 1)
+        partial[segment, j] = lanes[0]
 
 
 @scalar
