@@ -17,19 +17,14 @@ from numba.core import config
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import DTypeLike, NDArray
 
-from numbacalib.runtime.extras import extra
+from numbacalib.runtime import memory
+from numbacalib.runtime.memory import check
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 """Whether kernels run in Numba's CUDA simulator, as Python."""
 
-KEPT_BYTES = 8 << 30
-"""What the pool keeps of freed memory, so that the next call need not wait for the driver."""
-LARGEST_SPARE, SPARES = 4 << 20, 8
-"""Bytes of a block, and blocks of a size, that are kept beside the pool: asking it takes longer."""
-
 if not SIMULATED:
-    with extra("cuda"):
-        from cuda.bindings import driver
+    from cuda.bindings import driver
 
 _STREAM: ContextVar[Any] = ContextVar("stream", default=0)
 
@@ -195,8 +190,8 @@ def numba_array(array: Array) -> Any:
 
     pointer = driver.CUdeviceptr(array.address)
     size = array.size * array.dtype.itemsize
-    memory = MemoryPointer(cuda.current_context(), pointer, size, owner=array.owner)
-    return DeviceNDArray(array.shape, array.strides, array.dtype, gpu_data=memory)
+    data = MemoryPointer(cuda.current_context(), pointer, size, owner=array.owner)
+    return DeviceNDArray(array.shape, array.strides, array.dtype, gpu_data=data)
 
 
 def _wait_for(producer: int) -> None:
@@ -245,71 +240,24 @@ def stream_handle() -> int:
     return int(stream.handle) if stream else 0
 
 
-def check(result: tuple) -> Any:
-    """Return the value of a driver call, or raise what it failed with."""
-    error, *values = result
-    if error:
-        raise RuntimeError(f"CUDA driver: {error.name}")
-    return values[0] if values else None
-
-
-@functools.cache
-def _pool(device: int) -> Any:
-    properties = driver.CUmemPoolProps()
-    properties.allocType = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
-    properties.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
-    properties.location.id = device
-    pool = check(driver.cuMemPoolCreate(properties))
-    threshold = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
-    check(driver.cuMemPoolSetAttribute(pool, threshold, driver.cuuint64_t(KEPT_BYTES)))
-    return pool
-
-
-_spares: dict[tuple[int, int], list[Any]] = {}
-"""Blocks that the default stream has freed, by device and size."""
-
-
-class _Memory:
-    """Memory of the pool, which goes back there in the order of its stream.
-
-    Blocks of the default stream that are not large wait for the next call instead.
-    """
-
-    __slots__ = ("pointer", "spares", "stream")
-
-    def __init__(self, size: int) -> None:
-        handle, number = stream_handle(), current_device()
-        self.stream = driver.CUstream(handle)
-        self.spares: list[Any] | None = None
-        if size <= LARGEST_SPARE and not handle and not config.CUDA_PER_THREAD_DEFAULT_STREAM:
-            size = 1 << (size - 1).bit_length()
-            self.spares = _spares.setdefault((number, size), [])
-            try:
-                self.pointer = self.spares.pop()
-            except IndexError:  # also where another thread was faster
-                pass
-            else:
-                return
-        self.pointer = check(driver.cuMemAllocFromPoolAsync(size, _pool(number), self.stream))
-
-    def __del__(self) -> None:
-        if self.spares is not None and len(self.spares) < SPARES:
-            self.spares.append(self.pointer)
-        else:
-            driver.cuMemFreeAsync(self.pointer, self.stream)
-
-
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
     """Return an uninitialised C-contiguous device array.
 
-    Its memory comes from a pool and goes back there, both in the order of the current stream, once
-    nothing refers to it any more: neither waits for the device.
+    Its memory is for work of the current stream, and free once nothing refers to it any more: neither
+    waits for the device.
+
+    Raises
+    ------
+    MemoryError
+        If so much memory is not free. It says how much is.
     """
     if SIMULATED:
         return cuda.device_array(shape, dtype)
     dtype = np.dtype(dtype)
-    memory = _Memory(max(1, math.prod(shape) * dtype.itemsize))
-    return Array(int(memory.pointer), shape, dtype, memory)
+    size = max(1, math.prod(shape) * dtype.itemsize)
+    current_device()  # a thread's first call has no context yet
+    owner = memory.allocate(size, stream_handle())
+    return Array(owner.ptr, shape, dtype, owner)
 
 
 def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
