@@ -6,10 +6,6 @@ runs on the current stream. Without CuPy, factors are found on the host.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +15,7 @@ from numbacalib.runtime.device import (
     SIMULATED,
     address,
     cuda,
+    current_device,
     empty,
     from_host,
     read,
@@ -27,14 +24,14 @@ from numbacalib.runtime.device import (
 )
 from numbacalib.runtime.half import is_bfloat16
 from numbacalib.runtime.launch import launch
+from numbacalib.runtime.memory import cupy_stream, has_cupy
 
 THREADS = 256
 
 
-@functools.cache
 def has_libraries() -> bool:
     """Whether CuPy is there."""
-    return not SIMULATED and importlib.util.find_spec("cupy") is not None
+    return not SIMULATED and has_cupy()
 
 
 def cholesky_upper(matrix: Any, info: Any) -> None:
@@ -181,20 +178,9 @@ def _kind(dtype: np.dtype) -> int:
     return 14 if is_bfloat16(dtype) else _KINDS[dtype]
 
 
-@contextmanager
-def _current_stream() -> Iterator[None]:
-    """Make CuPy, and so its libraries' handles, use the current stream."""
-    from cupy.cuda import Stream
-
-    with Stream.from_external(_Stream()):
-        yield
-
-
-class _Stream:
-    """The current stream as other libraries take it."""
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, stream_handle()
+def _current_stream() -> Any:
+    """Return what makes CuPy, and so its libraries' handles, use the current stream."""
+    return cupy_stream(stream_handle(), current_device())
 
 
 @cuda.jit

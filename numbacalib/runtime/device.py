@@ -31,7 +31,7 @@ if not SIMULATED:
     from numba.cuda.cudadrv.devicearray import DeviceNDArray
     from numba.cuda.cudadrv.driver import MemoryPointer
 
-    from numbacalib.runtime.pool import Memory
+    from numbacalib.runtime.memory import Memory
 
 _NumbaArray: Any = object if SIMULATED else DeviceNDArray
 
@@ -239,15 +239,20 @@ def stream_handle() -> int:
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
     """Return an uninitialised C-contiguous device array.
 
-    Its memory comes from a pool and goes back there, both in the order of the current stream, once
-    nothing refers to it any more: neither waits for the device.
+    Its memory is for work of the current stream, and free once nothing refers to it any more: neither
+    waits for the device.
+
+    Raises
+    ------
+    MemoryError
+        If so much memory is not free. It says how much is.
     """
     if SIMULATED:
         return cuda.device_array(shape, dtype)
     dtype = np.dtype(dtype)
     size = max(1, math.prod(shape) * dtype.itemsize)
     memory = Memory(size, current_device(), streams.current())
-    return Array(int(memory.pointer), shape, dtype, memory)
+    return Array(memory.pointer, shape, dtype, memory)
 
 
 def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> Any:

@@ -13,8 +13,9 @@ import logging
 import os
 import stat
 import tempfile
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
@@ -26,6 +27,8 @@ PACKAGE = Path(__file__).parent.parent
 DIGEST_BYTES = sha256().digest_size
 
 log = logging.getLogger("numbacalib")
+
+_making = threading.Lock()
 
 
 def load(name: str, identity: bytes) -> bytes | None:
@@ -53,6 +56,21 @@ def store(name: str, identity: bytes, payload: bytes) -> None:
         + (f"they are kept in {private}" if kept else "every process compiles its own")
         + "; NUMBA_CACHE_DIR may name a better folder"
     )
+
+
+def kept(name: str, identity: bytes, make: Callable[[], bytes]) -> bytes:
+    """Return what was kept by this name for the same identity, made and kept if it was not.
+
+    One thread makes at a time, so that two that need the same do not make it twice.
+    """
+    payload = load(name, identity)
+    if payload is None:
+        with _making:
+            payload = load(name, identity)
+            if payload is None:
+                payload = make()
+                store(name, identity, payload)
+    return payload
 
 
 def folders() -> Iterator[Path]:

@@ -1,9 +1,8 @@
 """Launching kernels with little work on the host.
 
-Numba compiles a kernel and prepares its first launch for each combination of argument types. Later
-launches pack the arguments themselves, in the layout that Numba's kernels expect, and go straight to
-the driver: about 5 us instead of 30 to 60. That layout is numba-cuda's own affair: a version that was
-not tested with this makes every launch itself.
+Launches pack the arguments themselves, in the layout that Numba's kernels expect, and go straight to
+the driver: about 5 us instead of 30 to 60. Numba only compiles, what no earlier process has. That layout
+is numba-cuda's own affair: a version that was not tested with this makes every launch itself.
 """
 
 from __future__ import annotations
@@ -34,7 +33,10 @@ TESTED = ("0.30",)
 """Series of numba-cuda whose layout of parameters is that of `_FORMATS` and `Array.parameters`."""
 
 PACKED = not SIMULATED and numba_cuda_version.rsplit(".", 1)[0] in TESTED
-"""Whether later launches pack the arguments themselves."""
+"""Whether launches pack the arguments themselves."""
+
+if PACKED:
+    from numbacalib.runtime import cubins
 
 _FORMATS = {
     bool: "?7x",
@@ -65,13 +67,15 @@ class _Prepared:
 
 
 class _Thread(threading.local):
-    """Each thread's `_Prepared` by kernel and types: a launch writes into its memory."""
+    """Each thread's `_Prepared` by kernel, device and kinds of arguments: it holds those of a launch."""
 
     def __init__(self) -> None:
         self.prepared: dict[tuple, _Prepared] = {}
 
 
 _thread = _Thread()
+_functions: dict[tuple, Any] = {}
+"""Kernels that this process has loaded, by the same."""
 
 
 def launch(kernel: Any, grid: Any, threads: Any, *arguments: Any, shared_bytes: int = 0) -> None:
@@ -101,42 +105,54 @@ def launch(kernel: Any, grid: Any, threads: Any, *arguments: Any, shared_bytes: 
             key.append(kind)
             values += words
         elif isinstance(argument, tuple):
-            key += map(type, argument)
+            key.append(tuple(map(type, argument)))
             values += argument
         else:
             key.append(type(argument))
             values.append(argument)
-    cache = _thread.prepared
-    prepared = cache.get(tuple(key))
+    prepared = _thread.prepared.get(tuple(key))
     if prepared is None:
-        _launch_by_numba(kernel, grid, threads, arguments, shared_bytes)
-        function = _compiled(kernel, arguments)
-        cache[tuple(key)] = _Prepared(function, [_FORMATS[type(value)] for value in values])
-        return
+        function = _function(tuple(key), arguments, shared_bytes)
+        prepared = _Prepared(function, [_FORMATS[type(value)] for value in values])
+        _thread.prepared[tuple(key)] = prepared
     prepared.layout.pack_into(prepared.parameters, 0, *values)
     sizes = *_three(grid), *_three(threads), shared_bytes
     check(driver.cuLaunchKernel(prepared.function, *sizes, stream_handle(), prepared.pointers, 0))
+
+
+def _function(key: tuple, arguments: tuple, shared_bytes: int) -> Any:
+    """Return the driver's handle of a kernel on a device for arguments of some kinds."""
+    if key not in _functions:
+        kernel, device, *kinds = key
+        handle = cubins.function(kernel, tuple(kinds), lambda: _types(kernel, arguments))
+        _allow_shared(handle, shared_bytes, device)
+        _functions[key] = driver.CUfunction(int(handle))
+    return _functions[key]
+
+
+def _allow_shared(function: Any, shared_bytes: int, device: int) -> None:
+    """Let blocks have this much dynamic shared memory, of which they get 48 KiB by themselves."""
+    if shared_bytes:
+        limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        check(driver.cuKernelSetAttribute(limit, shared_bytes, function, device))
+
+
+def _types(kernel: Any, arguments: tuple) -> tuple:
+    """Return the types that Numba gives to a kernel's arguments."""
+    return tuple(map(kernel.typeof_pyval, _for_numba(arguments)))
 
 
 def _launch_by_numba(
     kernel: Any, grid: Any, threads: Any, arguments: tuple, shared_bytes: int
 ) -> None:
     """Launch through Numba, which compiles what is not compiled yet."""
-    if shared_bytes:
-        # a block gets more than 48 KiB only where the function allows it
-        limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        function = _compiled(kernel, arguments)
-        check(driver.cuKernelSetAttribute(limit, shared_bytes, function, current_device()))
+    types = _types(kernel, arguments)
+    kernel.compile(types)
+    handle = kernel.overloads[types].library.get_cufunc().handle
+    _allow_shared(handle, shared_bytes, current_device())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NumbaPerformanceWarning)  # small grids are deliberate
         kernel[grid, threads, current_stream(), shared_bytes](*_for_numba(arguments))
-
-
-def _compiled(kernel: Any, arguments: tuple) -> Any:
-    """Return the driver's handle of a kernel as it is compiled for these arguments."""
-    types = tuple(map(kernel.typeof_pyval, _for_numba(arguments)))
-    kernel.compile(types)
-    return driver.CUfunction(int(kernel.overloads[types].library.get_cufunc().handle))
 
 
 def _for_numba(arguments: tuple) -> tuple:

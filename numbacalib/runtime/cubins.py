@@ -1,0 +1,113 @@
+"""Compiled GPU kernels kept on disk, so that a machine compiles each of them once.
+
+numba-cuda's own cache tells kernels apart by their source alone, so it takes none that holds variables of
+a function around it, as ours do; and what it keeps is for Numba to load, while ours are launched
+without Numba.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import platform
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import numba_cuda
+import numpy as np
+from cuda.bindings import driver, nvjitlink, nvvm
+from cuda.core import Linker, LinkerOptions, ObjectCode
+from numba import cuda
+
+from numbacalib.runtime import kernel_files
+from numbacalib.runtime.identity import describe
+from numbacalib.runtime.streams import check
+
+log = logging.getLogger("numbacalib")
+
+
+def function(kernel: Any, kinds: tuple, types: Callable[[], tuple]) -> Any:
+    """Return the driver's handle of a kernel for arguments of some kinds, compiled unless a file holds it.
+
+    Parameters
+    ----------
+    kernel : `@cuda.jit` function
+    kinds : tuple
+        What its arguments' types depend on, as `repr` tells it.
+    types : callable
+        Returns Numba's types of the arguments; called where the kernel is compiled.
+
+    Raises
+    ------
+    TypeError
+        If the kernel refers to a value that `describe` cannot tell from others.
+    """
+    capability = tuple(cuda.get_current_device().compute_capability)
+    name, identity = identify(kernel, kinds, capability)
+
+    def make() -> bytes:
+        _announce()
+        return compiled(kernel, types(), capability)
+
+    return _loaded(kernel_files.kept(name, identity, make))
+
+
+def _loaded(code: bytes) -> Any:
+    """Load machine code for as long as the process lives, and return the handle of its one kernel."""
+    library = check(driver.cuLibraryLoadData(code, None, None, 0, None, None, 0))
+    (kernel,) = check(driver.cuLibraryEnumerateKernels(1, library))
+    return kernel
+
+
+@functools.cache
+def _announce() -> None:
+    log.warning("compiling GPU kernels, once for this machine and each dtype")
+
+
+def identify(kernel: Any, kinds: tuple, capability: tuple[int, ...]) -> tuple[str, bytes]:
+    """Return the file name of a kernel's form, and all that its contents depend on.
+
+    A newer source or version changes the contents alone, so that what is stale is replaced.
+    """
+    lines: list[int] = []
+    form = repr((describe(kernel, lines), kinds, capability)).encode()
+    function = kernel.py_func
+    sources = kernel_files.sources(Path(function.__code__.co_filename))
+    stem = f"{function.__module__}.{function.__qualname__.replace('.<locals>', '')}"
+    name = f"{stem}-{sha256(form).hexdigest()[:16]}.cubin"
+    return name, form + repr((lines, versions())).encode() + sources
+
+
+@functools.cache
+def versions() -> tuple:
+    """What compiles kernels in this process, and what runs them."""
+    packages = numba_cuda.__version__, numba.__version__, llvmlite.__version__, np.__version__
+    libraries = nvvm.version(), nvjitlink.version(), check(driver.cuDriverGetVersion())
+    return platform.python_version(), *packages, *libraries
+
+
+def compiled(kernel: Any, types: tuple, capability: tuple[int, ...]) -> bytes:
+    """Return a kernel's machine code for arguments of Numba's `types`."""
+    # from 9.0 on with the instructions that no other architecture has
+    architecture = (*capability, "a") if capability >= (9, 0) else capability
+    options = kernel.targetoptions
+    lto = options["lto"]
+    code, _ = cuda.compile(
+        kernel.py_func,
+        types,
+        device=False,
+        abi="numba",
+        cc=architecture,
+        output="ltoir" if lto else "ptx",
+        launch_bounds=options["launch_bounds"],
+    )
+    unlinked = ObjectCode.from_ltoir(code) if lto else ObjectCode.from_ptx(code.encode())
+    target = "sm_" + "".join(map(str, architecture))
+    linker = Linker(
+        unlinked, options=LinkerOptions(arch=target, link_time_optimization=lto or None)
+    )
+    return bytes(linker.link("cubin").code)

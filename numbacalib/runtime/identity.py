@@ -1,0 +1,74 @@
+"""What a kernel is compiled from, beside the sources: the values that its functions refer to."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+
+LIBRARIES = ("llvmlite", "numba", "numba_cuda", "numpy")
+"""Packages of whose functions and types the names say enough, with the packages' versions."""
+
+
+def describe(value: Any, lines: list[int], inside: tuple[Any, ...] = ()) -> Any:
+    """Return what tells a value from others: strings, numbers and tuples of them, the same in any process.
+
+    Functions are told by their names and by the variables that they use, of functions around them and of
+    their modules, and Numba's by their options, too.
+
+    Parameters
+    ----------
+    value : object
+    lines : list of int
+        Gets the functions' lines: one of the same name may stand elsewhere in a file.
+    inside : tuple of functions
+        Those that are being described.
+
+    Raises
+    ------
+    TypeError
+        If a value is neither a constant nor a type, a module or a function.
+    """
+    if isinstance(value, (bool, int, float, str, bytes, type(None))):
+        return type(value).__name__, value
+    if isinstance(value, (np.generic, np.ndarray)):
+        return str(value.dtype), value.shape, value.tobytes()
+    if isinstance(value, Mapping):
+        value = sorted(value.items())
+    if isinstance(value, (tuple, list)):
+        return tuple([describe(item, lines, inside) for item in value])
+    if isinstance(value, ModuleType):
+        return value.__name__
+    if isinstance(value, (type, BuiltinFunctionType)):
+        return value.__module__, value.__qualname__
+    function = _function(value)
+    if function is not None:
+        return _describe_function(function, getattr(value, "targetoptions", {}), lines, inside)
+    if _package(type(value)) in LIBRARIES:  # an instance: types of arrays and numbers
+        return type(value).__name__, repr(value)
+    raise TypeError(f"expected a constant, type or function in a kernel, got {value!r}")
+
+
+def _function(value: Any) -> FunctionType | None:
+    """Return Python's function of a value: of a kernel, a function of Numba's or an intrinsic."""
+    function = getattr(value, "py_func", None) or getattr(value, "__wrapped__", value)
+    return function if isinstance(function, FunctionType) else None
+
+
+def _describe_function(
+    function: FunctionType, options: Any, lines: list[int], inside: tuple[Any, ...]
+) -> Any:
+    name = function.__module__, function.__qualname__
+    if function in inside or _package(function) in LIBRARIES:
+        return name
+    lines.append(function.__code__.co_firstlineno)
+    used = inspect.getclosurevars(function)
+    variables = {**used.globals, **used.nonlocals}
+    return name, describe((options, variables), lines, (*inside, function))
+
+
+def _package(value: Any) -> str:
+    return value.__module__.partition(".")[0]

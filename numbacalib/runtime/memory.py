@@ -1,0 +1,172 @@
+"""Device memory: from CuPy's pool where CuPy is installed, so that all that use it share one pool.
+
+What is freed can be taken again at once on the stream that it was taken on, since work there is in order:
+nothing waits for the device. A limit of CuPy's pool holds for our arrays, too, and `free_all_blocks` gives
+back what they no longer use.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+from numba.core import config
+
+from numbacalib.runtime.extras import extra
+from numbacalib.runtime.streams import Stream, check
+
+if not config.ENABLE_CUDASIM:
+    with extra("cuda"):
+        from cuda.bindings import driver
+
+KEPT_BYTES = 8 << 30
+"""What the driver's pool keeps of freed memory, so that the next call need not wait for the driver."""
+
+
+@functools.cache
+def has_cupy() -> bool:
+    """Whether CuPy is installed."""
+    return find_spec("cupy") is not None
+
+
+class Memory:
+    """Bytes of the current device, for work of a stream, and free once nothing refers to this.
+
+    Attributes
+    ----------
+    pointer : int
+    device : int
+    stream : Stream
+        Where they were last used.
+
+    Raises
+    ------
+    MemoryError
+        If so much is not free. It says how much is.
+    """
+
+    __slots__ = ("_context", "_home", "_owner", "device", "pointer", "stream")
+
+    def __init__(self, size: int, device: int, stream: Stream) -> None:
+        self._owner: Any = None
+        self.device = device
+        self.stream = self._home = stream
+        self._context = check(driver.cuCtxGetCurrent())
+        self._owner = _allocate(size, stream.handle)
+        self.pointer = int(self._owner.ptr)
+
+    def move(self, stream: Stream) -> None:
+        """Use the memory on a stream that has waited for the one of before."""
+        self.stream = stream
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self._owner is None or self.stream.handle == self._home.handle or finalizing():
+            return
+        # the pool gives it to the stream that it came from, which must not be ahead of its last use;
+        # the collector runs in any thread, and on any device
+        driver.cuCtxPushCurrent(self._context)
+        _, event = driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        driver.cuEventRecord(event, driver.CUstream(self.stream.handle))
+        driver.cuStreamWaitEvent(driver.CUstream(self._home.handle), event, 0)
+        driver.cuEventDestroy(event)
+        self._owner = None
+        driver.cuCtxPopCurrent()
+
+
+def _allocate(size: int, stream: int) -> Any:
+    """Return the owner of `size` bytes of the current device, whose address is its `ptr`.
+
+    They are for work of `stream`, a handle, and free once nothing refers to the owner.
+
+    Raises
+    ------
+    MemoryError
+        If so much is not free. It says how much is.
+    """
+    try:
+        if not has_cupy():
+            return _Block(size, stream)
+        cuda = _cupy_cuda()
+        if cuda.get_current_stream().ptr == stream:
+            return cuda.alloc(size)
+        with cupy_stream(stream, _device()):
+            return cuda.alloc(size)
+    except MemoryError as error:
+        needed = f"GPU {_device()}: {size:,} bytes are needed"
+        raise MemoryError(f"{needed}, {_available()}") from error
+
+
+@functools.cache
+def _cupy_cuda() -> Any:
+    import cupy
+
+    return cupy.cuda
+
+
+def _device() -> int:
+    return int(check(driver.cuCtxGetDevice()))
+
+
+@functools.lru_cache(maxsize=64)
+def cupy_stream(handle: int, device: int) -> Any:
+    """Return a stream as CuPy has it: in a with statement, CuPy and its libraries use it."""
+    return _cupy_cuda().Stream.from_external(_Stream(handle))
+
+
+class _Stream:
+    """A stream as other libraries take it."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._handle
+
+
+def _available() -> str:
+    """Say how much memory the current device has for us."""
+    _, free, total = driver.cuMemGetInfo()
+    limit = 0
+    if has_cupy():
+        from cupy import get_default_memory_pool
+
+        pool = get_default_memory_pool()
+        free += pool.free_bytes()
+        limit = pool.get_limit()
+        if limit:
+            free = min(free, limit - pool.used_bytes())
+    bound = f"that CuPy's pool is limited to ({limit:,})" if limit else f"it has ({total:,})"
+    return f"{free:,} are free of what {bound}"
+
+
+class _Block:
+    """Memory of a pool of the driver's, where CuPy is not installed."""
+
+    __slots__ = ("_stream", "ptr")
+
+    def __init__(self, size: int, stream: int) -> None:
+        self.ptr = 0
+        self._stream = driver.CUstream(stream)
+        error, pointer = driver.cuMemAllocFromPoolAsync(size, _pool(_device()), self._stream)
+        if error:
+            raise MemoryError(error.name)
+        self.ptr = int(pointer)
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self.ptr and not finalizing():  # the driver frees what a process leaves
+            driver.cuMemFreeAsync(self.ptr, self._stream)
+
+
+@functools.cache
+def _pool(device: int) -> Any:
+    properties = driver.CUmemPoolProps()
+    properties.allocType = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+    properties.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+    properties.location.id = device
+    pool = check(driver.cuMemPoolCreate(properties))
+    threshold = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+    check(driver.cuMemPoolSetAttribute(pool, threshold, driver.cuuint64_t(KEPT_BYTES)))
+    return pool

@@ -1,0 +1,103 @@
+"""Device memory: one pool with CuPy, in the order of streams, with one clear error where it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import cupy
+import numpy as np
+import pytest
+import torch
+
+import numbacalib
+from numbacalib.runtime import device, memory
+
+
+@pytest.fixture(params=["CuPy's", "the driver's"])
+def pool(request, monkeypatch):
+    """Memory as CuPy gives it, and as it comes where CuPy is not installed."""
+    if request.param == "the driver's":
+        monkeypatch.setattr(memory, "has_cupy", lambda: False)
+    return request.param
+
+
+def test_arrays_lie_in_the_pool_of_cupy():
+    pool = cupy.get_default_memory_pool()
+    before = pool.used_bytes()
+    array = device.empty((1 << 20,), np.float32)
+    assert pool.used_bytes() == before + (4 << 20)
+    del array
+    assert pool.used_bytes() == before
+    pool.free_all_blocks()
+    total = pool.total_bytes()
+    array = device.empty((3 << 20,), np.float32)
+    assert pool.total_bytes() == total + (12 << 20)
+    del array
+    pool.free_all_blocks()
+    assert pool.total_bytes() == total
+
+
+def test_a_limit_of_cupys_pool_holds():
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    used = pool.used_bytes()
+    pool.set_limit(size=used + (64 << 20))
+    try:
+        kept = device.empty((32 << 20,), np.uint8)
+        needed, free = f"{48 << 20:,}", f"{32 << 20:,}"
+        with pytest.raises(MemoryError, match=f"GPU 0: {needed} bytes are needed, {free} are free"):
+            device.empty((48 << 20,), np.uint8)
+        del kept
+        device.empty((48 << 20,), np.uint8)
+    finally:
+        pool.set_limit(size=0)
+
+
+def test_more_than_there_is_is_one_error(pool):
+    with pytest.raises(MemoryError, match=r"GPU 0: 1,099,511,627,776 bytes are needed, [\d,]+ are"):
+        device.empty((1 << 40,), np.uint8)
+    x = torch.ones(4, 4, device="cuda")
+    assert torch.as_tensor(numbacalib.fisher_information(x), device="cuda").tolist() == [1] * 4
+
+
+def test_what_is_freed_is_taken_in_the_order_of_a_stream(pool):
+    """A stream that is late reads its array after another stream has taken memory of that size."""
+    late, other = torch.cuda.Stream(), torch.cuda.Stream()
+    for _ in range(3):
+        token = device.enter_stream(late)
+        source = device.zeros((1 << 22,), np.float32)
+        torch.cuda._sleep(200_000_000)
+        result = device.empty((1 << 22,), np.float32)
+        device.copy(source, result)
+        del source
+        device.leave_stream(token)
+        token = device.enter_stream(other)
+        device.write(device.empty((1 << 22,), np.float32), np.ones(1 << 22, np.float32))
+        device.leave_stream(token)
+        torch.cuda.synchronize()
+        assert not device.read(result).any()
+
+
+def test_results_that_live_until_the_end_end_silently(tmp_path):
+    program = (
+        "import sys, torch, numbacalib\n"
+        "from numbacalib.runtime import memory\n"
+        "if sys.argv[1]: memory.has_cupy = lambda: False\n"
+        "kept = numbacalib.fisher_information(torch.ones(4, 4, device='cuda'))\n"
+        "sys.kept = [kept]; sys.kept.append(sys.kept)\n"
+    )
+    for without in ("", "without CuPy"):
+        done = subprocess.run(
+            [sys.executable, "-c", program, without],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0
+        assert "Traceback" not in done.stderr
+        assert "Exception ignored" not in done.stderr
