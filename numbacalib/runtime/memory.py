@@ -145,10 +145,11 @@ def _available() -> str:
 class _Block:
     """Memory of a pool of the driver's, where CuPy is not installed."""
 
-    __slots__ = ("_stream", "ptr")
+    __slots__ = ("_context", "_stream", "ptr")
 
     def __init__(self, size: int, stream: int) -> None:
         self.ptr = 0
+        self._context = check(driver.cuCtxGetCurrent())
         self._stream = driver.CUstream(stream)
         error, pointer = driver.cuMemAllocFromPoolAsync(size, _pool(_device()), self._stream)
         if error:
@@ -157,7 +158,9 @@ class _Block:
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if self.ptr and not finalizing():  # the driver frees what a process leaves
+            driver.cuCtxPushCurrent(self._context)  # the collector runs on any device
             driver.cuMemFreeAsync(self.ptr, self._stream)
+            driver.cuCtxPopCurrent()
 
 
 @functools.cache
