@@ -6,7 +6,9 @@ No fastmath anywhere: the order of additions is the same at any vector width and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import cache, update_wrapper
 from hashlib import sha256
@@ -17,7 +19,7 @@ from typing import Any
 from numbacalib.runtime.garbage import collector_paused
 from numbacalib.runtime.threads import launching  # before Numba
 
-from numba import njit  # isort: skip
+from numba import config, njit  # isort: skip
 from numba.core.caching import FunctionCache  # isort: skip
 from numba.core.compiler_lock import global_compiler_lock  # isort: skip
 from numba.core.dispatcher import Dispatcher  # isort: skip
@@ -49,8 +51,6 @@ the same source again."""
 inlined = njit(error_model="numpy", no_cfunc_wrapper=True, inline="always")
 """For the shortest of them, and for parts with one caller: put into its code before types are found, which
 spares a unit of compilation."""
-
-_compile = njit(parallel=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
 
 
 @cache
@@ -97,8 +97,12 @@ def _nothing() -> None:
 class kernel:  # noqa: N801  (a decorator)
     """Decorator for CPU kernels: parallel, cached on disk, callable from several Python threads."""
 
+    _compile = staticmethod(
+        njit(parallel=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
+    )
+
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._compiled = _compile(function)
+        self._compiled = self._compile(function)
         if isinstance(self._compiled, Dispatcher):  # not where NUMBA_DISABLE_JIT is set
             self._compiled._cache = _KernelCache(function)
         update_wrapper(self, function)
@@ -107,3 +111,36 @@ class kernel:  # noqa: N801  (a decorator)
         with launching:
             _prepare_numba()
             return self._compiled(*arguments)
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Threads of Python's beside the caller's; they sleep between tasks."""
+    return ThreadPoolExecutor(max(config.NUMBA_NUM_THREADS - 1, 1))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked child has none of them
+
+
+class task_kernel(kernel):  # noqa: N801
+    """Decorator for CPU kernels whose callers claim tasks from a counter, each in a thread of Python's.
+
+    The body of a parallel loop goes through the compiler five times, once for each layer that Numba puts
+    around it; what is called by itself goes through it once.
+    """
+
+    _compile = staticmethod(njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True))
+
+    def __call__(self, workers: int, *arguments: Any) -> None:
+        """Run the kernel `workers` times at once, and raise what one of them raised."""
+        with launching:
+            _prepare_numba()
+            submit = _threads().submit
+            others = [submit(self._compiled, *arguments) for _ in range(workers - 1)]
+            try:
+                self._compiled(*arguments)
+            finally:
+                wait(others)
+            for other in others:
+                other.result()
