@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from numbacalib.linalg.factors import TINY, HessianFactors
 from numbacalib.runtime.blas import cholesky_lower, invert_triangle
 from numbacalib.runtime.half import carrier, widen, widen_block
-from numbacalib.runtime.jit import inlined, kernel, scalar
+from numbacalib.runtime.jit import inlined, kernel, scalar, task_kernel
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import claim
 from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product, add_tile, load_tile
@@ -193,19 +193,12 @@ def _finish_tiles(source, factors, group, strips, tiles, counter):
         first = claim(counter) * group
 
 
-@kernel
-def _store_rows(workers, tiles, counter, upper):
+@task_kernel
+def _store_rows(tiles, counter, upper):
     """Turn tiles into the rows whose memory they fill, with 0 below the diagonal.
 
     Split: workers claim tiles.
     """
-    for _ in prange(workers):
-        _store_tiles(tiles, counter, upper)
-
-
-@scalar
-def _store_tiles(tiles, counter, upper):
-    """Claim tiles and turn them."""
     size = len(upper)
     copy = np.empty((size, LANES), upper.dtype)
     t = claim(counter)

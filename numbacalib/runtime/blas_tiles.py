@@ -8,11 +8,11 @@ each tile is a product that one thread does by itself.
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import get_num_threads
 from numpy.typing import NDArray
 
 from numbacalib.runtime.blas import routine, single_threaded
-from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.jit import task_kernel
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import LOWER, NORMAL, call_fortran, claim
 
@@ -50,31 +50,30 @@ def add_square(matrix: NDArray, x: NDArray, alpha: float, beta: float) -> None:
         )
 
 
-@kernel
-def _multiply(workers, gemm, x, weight, counter, out):
+@task_kernel
+def _multiply(gemm, x, weight, counter, out):
     """Split: workers claim tiles, those of the same rows of `weight` one after the other."""
     count, size = x.shape
     width = len(weight)
     one, zero = out.dtype.type(1), out.dtype.type(0)
     across = -(-count // TILE)
     tasks = across * -(-width // TILE)
-    for _ in prange(workers):
+    task = claim(counter)
+    while task < tasks:
+        left, top = task // across * TILE, task % across * TILE
+        columns, rows = min(TILE, width - left), min(TILE, count - top)
+        call_fortran(
+            gemm,
+            (
+                TRANSPOSED, NORMAL, columns, rows, size, one, weight[left:], size, x[top:], size,
+                zero, out[top:, left:], width,
+            ),
+        )  # fmt: skip
         task = claim(counter)
-        while task < tasks:
-            left, top = task // across * TILE, task % across * TILE
-            columns, rows = min(TILE, width - left), min(TILE, count - top)
-            call_fortran(
-                gemm,
-                (
-                    TRANSPOSED, NORMAL, columns, rows, size, one, weight[left:], size, x[top:], size,
-                    zero, out[top:, left:], width,
-                ),
-            )  # fmt: skip
-            task = claim(counter)
 
 
-@kernel
-def _add_square(workers, routines, x, count, strides, letters, factors, counter, matrix):
+@task_kernel
+def _add_square(routines, x, count, strides, letters, factors, counter, matrix):
     """Split: workers claim tiles of the upper triangle, column by column of tiles."""
     gemm, syrk = routines
     column, step = strides
@@ -82,29 +81,28 @@ def _add_square(workers, routines, x, count, strides, letters, factors, counter,
     alpha, beta = factors
     size = len(matrix)
     across = -(-size // TILE)
-    for _ in prange(workers):
-        task = claim(counter)
-        before = np.int64(0)
-        for block in range(across):
-            left = block * TILE
-            columns = min(TILE, size - left)
-            while task <= before + block:
-                top = (task - before) * TILE
-                target, right = matrix[top:, left:], x[left * column :]
-                if top == left:
-                    call_fortran(
-                        syrk,
-                        (
-                            LOWER, first, columns, count, alpha, right, step, beta, target, size,
-                        ),
-                    )  # fmt: skip
-                else:
-                    call_fortran(
-                        gemm,
-                        (
-                            first, second, columns, TILE, count, alpha, right, step,
-                            x[top * column :], step, beta, target, size,
-                        ),
-                    )  # fmt: skip
-                task = claim(counter)
-            before += block + 1
+    task = claim(counter)
+    before = np.int64(0)
+    for block in range(across):
+        left = block * TILE
+        columns = min(TILE, size - left)
+        while task <= before + block:
+            top = (task - before) * TILE
+            target, right = matrix[top:, left:], x[left * column :]
+            if top == left:
+                call_fortran(
+                    syrk,
+                    (
+                        LOWER, first, columns, count, alpha, right, step, beta, target, size,
+                    ),
+                )  # fmt: skip
+            else:
+                call_fortran(
+                    gemm,
+                    (
+                        first, second, columns, TILE, count, alpha, right, step,
+                        x[top * column :], step, beta, target, size,
+                    ),
+                )  # fmt: skip
+            task = claim(counter)
+        before += block + 1

@@ -7,9 +7,11 @@ No fastmath anywhere: the order of additions is the same at any vector width and
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
-from functools import cached_property, update_wrapper
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache, cached_property, update_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +38,15 @@ inlined = njit(error_model="numpy", no_cfunc_wrapper=True, inline="always")
 """For the shortest of them, and for parts with one caller: put into its code before types are found, which
 spares a unit of compilation."""
 
-_compile = njit(parallel=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
-
 log = logging.getLogger("numbacalib")
 
 
 class kernel:  # noqa: N801  (a decorator)
     """Decorator for CPU kernels: parallel, cached on disk, callable from several Python threads."""
+
+    _compile = staticmethod(
+        njit(parallel=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
+    )
 
     def __init__(self, function: Callable[..., Any]) -> None:
         update_wrapper(self, function)
@@ -54,7 +58,7 @@ class kernel:  # noqa: N801  (a decorator)
     @cached_property
     def _compiled(self) -> Any:
         """The kernel as Numba compiles it; the function itself where NUMBA_DISABLE_JIT is set."""
-        compiled = _compile(self.__wrapped__)  # type: ignore[attr-defined]
+        compiled = self._compile(self.__wrapped__)  # type: ignore[attr-defined]
         if config.DISABLE_JIT:
             return compiled
         if KernelCache is not None and hasattr(compiled, "_cache"):
@@ -63,6 +67,38 @@ class kernel:  # noqa: N801  (a decorator)
             _enable_caching_of_numba(compiled)
         _announcement.kernels.add(compiled)
         return compiled
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Threads of Python's beside the caller's; they sleep between tasks."""
+    return ThreadPoolExecutor(max(config.NUMBA_NUM_THREADS - 1, 1))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked child has none of them
+
+
+class task_kernel(kernel):  # noqa: N801
+    """Decorator for CPU kernels whose callers claim tasks from a counter, each in a thread of Python's.
+
+    The body of a parallel loop goes through the compiler five times, once for each layer that Numba puts
+    around it; what is called by itself goes through it once.
+    """
+
+    _compile = staticmethod(njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True))
+
+    def __call__(self, workers: int, *arguments: Any) -> None:
+        """Run the kernel `workers` times at once, and raise what one of them raised."""
+        with launching:
+            compiled, submit = self._compiled, _threads().submit
+            others = [submit(compiled, *arguments) for _ in range(workers - 1)]
+            try:
+                compiled(*arguments)
+            finally:
+                wait(others)
+            for other in others:
+                other.result()
 
 
 def _enable_caching_of_numba(compiled: Any) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import get_num_threads
 from numpy.typing import NDArray
 
 from numbacalib.runtime.blas import routine, single_threaded
-from numbacalib.runtime.jit import kernel, scalar
+from numbacalib.runtime.jit import scalar, task_kernel
 from numbacalib.runtime.tasks import NORMAL, call_fortran, claim
 from numbacalib.spec.decoder import first_key, weight_of
 
@@ -37,37 +37,36 @@ def attention(queries: NDArray, keys: NDArray, values: NDArray, window: int) -> 
     return context
 
 
-@kernel
-def _attend(workers, gemm, queries, keys, values, window, scale, counter, context):
+@task_kernel
+def _attend(gemm, queries, keys, values, window, scale, counter, context):
     """Split: workers claim tiles of positions of a sequence and a key head, the longest first."""
     sequences, length, heads, size = queries.shape
     pairs = sequences * keys.shape[2]
     group = heads // keys.shape[2]
     tiles = -(-length // TILE)
-    for _ in prange(workers):
-        scores_memory = np.empty(KEYS * TILE * group, np.float32)
-        sums_memory = np.empty(size * TILE * group, np.float32)
-        state_memory = np.empty((3, TILE * group), np.float32)
-        tile_memory = np.empty((TILE * group, size), np.float32)
+    scores_memory = np.empty(KEYS * TILE * group, np.float32)
+    sums_memory = np.empty(size * TILE * group, np.float32)
+    state_memory = np.empty((3, TILE * group), np.float32)
+    tile_memory = np.empty((TILE * group, size), np.float32)
+    task = claim(counter)
+    while task < tiles * pairs:
+        start = (tiles - 1 - task // pairs) * TILE
+        stop = min(start + TILE, length)
+        s, head = divmod(task % pairs, keys.shape[2])
+        count = (stop - start) * group
+        tile, state = tile_memory[:count], state_memory[:, :count]
+        sums = sums_memory[: size * count].reshape(size, count)
+        _take_queries(queries[s], start, head, group, scale, tile)
+        state[0], state[1], sums[...] = LOWEST, np.float32(0), np.float32(0)
+        for first in range(first_key(start, window), stop, KEYS):
+            last = min(first + KEYS, stop)
+            scores = scores_memory[: (last - first) * count].reshape(last - first, count)
+            here, there = keys[s, first:, head], values[s, first:, head]
+            _multiply(gemm, tile, here, keys.shape[2] * size, scores)
+            _weigh(scores, first, start, group, window, state, sums)
+            _add_values(gemm, scores, there, keys.shape[2] * size, sums)
+        _give(sums, state[1], start, head, group, context[s])
         task = claim(counter)
-        while task < tiles * pairs:
-            start = (tiles - 1 - task // pairs) * TILE
-            stop = min(start + TILE, length)
-            s, head = divmod(task % pairs, keys.shape[2])
-            count = (stop - start) * group
-            tile, state = tile_memory[:count], state_memory[:, :count]
-            sums = sums_memory[: size * count].reshape(size, count)
-            _take_queries(queries[s], start, head, group, scale, tile)
-            state[0], state[1], sums[...] = LOWEST, np.float32(0), np.float32(0)
-            for first in range(first_key(start, window), stop, KEYS):
-                last = min(first + KEYS, stop)
-                scores = scores_memory[: (last - first) * count].reshape(last - first, count)
-                here, there = keys[s, first:, head], values[s, first:, head]
-                _multiply(gemm, tile, here, keys.shape[2] * size, scores)
-                _weigh(scores, first, start, group, window, state, sums)
-                _add_values(gemm, scores, there, keys.shape[2] * size, sums)
-            _give(sums, state[1], start, head, group, context[s])
-            task = claim(counter)
 
 
 @scalar

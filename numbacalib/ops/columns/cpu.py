@@ -175,7 +175,7 @@ def _sum_columns(task, memory, leading, height, square, divisor, partial):
         partial[segment, j] = lanes[0] / divisor
 
 
-@inlined
+@scalar
 def _term(x, square):
     """What an element adds: ``x ** 2``, or ``|x|``."""
     return squared(x) if square else magnitude(x)
@@ -199,20 +199,33 @@ def _add_powers(memory, at, leading, runs, square, total):
 @scalar
 def _add_powers_of_chunk(memory, at, leading, runs, square, chunk):
     """Add runs eight at a time, so that a partial sum is loaded and stored once for eight elements."""
-    width, real = len(chunk), chunk.dtype.type
+    width = len(chunk)
     for run in range(0, runs - 7, 8):
-        a, b, c, d = _four_runs(memory, at + run * leading, leading, width)
-        e, f, g, h = _four_runs(memory, at + (run + 4) * leading, leading, width)
-        for j in range(width):
-            p, q = _term(real(widen(a[j])), square), _term(real(widen(b[j])), square)
-            r, s = _term(real(widen(c[j])), square), _term(real(widen(d[j])), square)
-            t, u = _term(real(widen(e[j])), square), _term(real(widen(f[j])), square)
-            v, w = _term(real(widen(g[j])), square), _term(real(widen(h[j])), square)
-            chunk[j] += ((p + q) + (r + s)) + ((t + u) + (v + w))
+        first = _four_runs(memory, at + run * leading, leading, width)
+        second = _four_runs(memory, at + (run + 4) * leading, leading, width)
+        if square:  # the loops decide nothing
+            _add_eight(first, second, True, chunk)
+        else:
+            _add_eight(first, second, False, chunk)
+    real = chunk.dtype.type
     for run in range(runs - runs % 8, runs):
         a = memory[at + run * leading : at + run * leading + width]
         for j in range(width):
             chunk[j] += _term(real(widen(a[j])), square)
+
+
+@inlined
+def _add_eight(first, second, square, chunk):
+    """Add twice four runs to partial sums."""
+    real = chunk.dtype.type
+    a, b, c, d = first
+    e, f, g, h = second
+    for j in range(len(chunk)):
+        p, q = _term(real(widen(a[j])), square), _term(real(widen(b[j])), square)
+        r, s = _term(real(widen(c[j])), square), _term(real(widen(d[j])), square)
+        t, u = _term(real(widen(e[j])), square), _term(real(widen(f[j])), square)
+        v, w = _term(real(widen(g[j])), square), _term(real(widen(h[j])), square)
+        chunk[j] += ((p + q) + (r + s)) + ((t + u) + (v + w))
 
 
 @scalar

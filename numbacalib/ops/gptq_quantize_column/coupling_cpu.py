@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import get_num_threads
 from numba.extending import register_jitable
 from numpy.typing import NDArray
 
 from numbacalib.runtime.blas import routine, single_threaded
 from numbacalib.runtime.half import carrier, widen_block
-from numbacalib.runtime.jit import inlined, kernel, scalar
+from numbacalib.runtime.jit import inlined, scalar, task_kernel
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import (
     LEFT,
@@ -57,11 +57,13 @@ def couple_panels(
     blocks = int((-(-widths // length)).sum())
     corners = np.zeros((blocks, length, length + COLUMNS), dtype)
     coupling = Coupling(np.empty(starts[-1], dtype), starts, corners)
+    counters = np.zeros((2, 1), np.int64)
     with single_threaded():
         if not inverse:
-            _invert_blocks(trtri, source, edges, first, inverses)
-        counter = np.zeros(1, np.int64)
-        _couple(workers, gemm, trmm, source, edges, length, first, inverses, counter, coupling)
+            panels = min(workers, len(edges) - 1)
+            _invert_blocks(panels, trtri, source, edges, first, counters[0], inverses)
+        operands = source, edges, length, first, inverses
+        _couple(workers, gemm, trmm, *operands, counters[1], coupling)
     return coupling
 
 
@@ -92,38 +94,27 @@ def panel_corners(coupling, edges, p):
     return coupling.corners[p * count : (p + 1) * count]
 
 
-@kernel
-def _invert_blocks(trtri, factor, edges, first, inverses):
-    """Invert the triangles on the diagonal of each ``R_pp``. Split: one task a panel."""
-    for p in prange(len(edges) - 1):
-        _invert_panel(trtri, factor, edges[p], edges[p + 1], inverses[first[p] : first[p + 1]])
-
-
-@scalar
-def _invert_panel(trtri, factor, begin, end, inverses):
-    """Invert the triangles of a panel's columns."""
+@task_kernel
+def _invert_blocks(trtri, factor, edges, first, counter, inverses):
+    """Invert the triangles on the diagonal of each ``R_pp``. Split: workers claim panels."""
     info = np.empty(1, np.int32)
-    for block in range(len(inverses)):
-        first = begin + block * BLOCK
-        size, inverse = min(BLOCK, end - first), inverses[block]
-        widen_block(factor, first, first, inverse[:size, :size])
-        # Column-major LAPACK sees the transpose, a lower triangle, and its inverse.
-        call_fortran(trtri, (LOWER, NORMAL, size, inverse, BLOCK, info))
+    p = claim(counter)
+    while p < len(edges) - 1:
+        for block in range(first[p], first[p + 1]):
+            at = edges[p] + (block - first[p]) * BLOCK
+            size, inverse = min(BLOCK, edges[p + 1] - at), inverses[block]
+            widen_block(factor, at, at, inverse[:size, :size])
+            # Column-major LAPACK sees the transpose, a lower triangle, and its inverse.
+            call_fortran(trtri, (LOWER, NORMAL, size, inverse, BLOCK, info))
+        p = claim(counter)
 
 
-@kernel
-def _couple(workers, gemm, trmm, factor, edges, length, first, inverses, counter, coupling):
+@task_kernel
+def _couple(gemm, trmm, factor, edges, length, first, inverses, counter, coupling):
     """Fill in the panels, solved where there are inverses.
 
     Split: workers claim strips of rows.
     """
-    for _ in prange(workers):
-        _couple_rows(gemm, trmm, factor, edges, length, first, inverses, counter, coupling)
-
-
-@scalar
-def _couple_rows(gemm, trmm, factor, edges, length, first, inverses, counter, coupling):
-    """Claim strips of rows of the panels until there are no more."""
     memory = np.empty(ROWS * edges[1], coupling.strips.dtype)
     task = claim(counter)
     before = 0

@@ -13,7 +13,7 @@ A chunk lies transposed, so that its rows are the lanes of vectors, and in tiles
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import get_num_threads
 from numpy.typing import NDArray
 
 from numbacalib.ops.gptq_quantize_column.block_cpu import (
@@ -35,7 +35,7 @@ from numbacalib.ops.range_search.cpu import Search
 from numbacalib.runtime import checks
 from numbacalib.runtime.blas import cholesky_lower
 from numbacalib.runtime.half import carrier
-from numbacalib.runtime.jit import inlined, kernel, scalar
+from numbacalib.runtime.jit import inlined, task_kernel
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import claim
 from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product, load_tile
@@ -167,12 +167,9 @@ def sweep(
     chunks = -(-max(CHUNKS, rows // CHUNK) // workers) * workers  # as many for each
     chunks = min(chunks, -(-rows // TILE))
     split = min(workers, chunks), chunks, np.zeros(1, np.int64)
-    operands = rows_view(carrier(weight)), coupling, columns
-    if search is None:
-        _sweep(*split, *operands, grid.bounds(dtype), found)
-    else:
-        settings = Search.of(search, importance, channels, dtype)
-        _sweep_searching(*split, *operands, settings, grid.bounds(dtype), found)
+    settings = None if search is None else Search.of(search, importance, channels, dtype)
+    source = rows_view(carrier(weight))
+    _sweep(*split, source, coupling, columns, settings, grid.bounds(dtype), found)
     return found
 
 
@@ -206,23 +203,9 @@ def _block_length(group_size: int, single: bool) -> int:
     return group_size if single else BLOCK - BLOCK % group_size
 
 
-@kernel
-def _sweep(workers, chunks, counter, source, coupling, columns, bounds, found):
+@task_kernel
+def _sweep(chunks, counter, source, coupling, columns, search, bounds, found):
     """Quantize chunks of rows. Split: workers claim chunks."""
-    for _ in prange(workers):
-        _sweep_chunks(chunks, counter, source, coupling, columns, None, bounds, found)
-
-
-@kernel
-def _sweep_searching(workers, chunks, counter, source, coupling, columns, search, bounds, found):
-    """Quantize chunks of rows whose groups' ranges are searched for. Split: workers claim chunks."""
-    for _ in prange(workers):
-        _sweep_chunks(chunks, counter, source, coupling, columns, search, bounds, found)
-
-
-@scalar
-def _sweep_chunks(chunks, counter, source, coupling, columns, search, bounds, found):
-    """Claim chunks of rows until there are no more."""
     height, width = found.codes.shape
     units = -(-height // TILE)
     most = -(-units // chunks) * (TILE // LANES)

@@ -1,0 +1,62 @@
+"""Kernels whose workers claim tasks in threads of Python's."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from numbacalib.runtime.jit import task_kernel
+from numbacalib.runtime.tasks import claim
+
+
+@task_kernel
+def double(counter, values):
+    i = claim(counter)
+    while i < len(values):
+        values[i] *= 2
+        i = claim(counter)
+
+
+@task_kernel
+def refuse(counter, values):
+    if claim(counter) == len(values):
+        raise ValueError("the last worker")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_each_task_is_done_once(workers):
+    values = np.arange(1000)
+    double(workers, np.zeros(1, np.int64), values)
+    np.testing.assert_array_equal(values, 2 * np.arange(1000))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_error_of_any_worker_is_raised(workers):
+    with pytest.raises(ValueError, match="the last worker"):
+        refuse(workers, np.zeros(1, np.int64), np.zeros(workers - 1))
+
+
+FORKED = """
+import os
+import numpy as np
+from test_task_kernel import double
+values = np.arange(100)
+double(2, np.zeros(1, np.int64), values)
+child = os.fork()
+if not child:
+    double(2, np.zeros(1, np.int64), values)
+    os._exit(0 if (values == 4 * np.arange(100)).all() else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_forked_child_has_threads_of_its_own():
+    folder = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([folder, *sys.path])}
+    command = [sys.executable, "-W", "ignore", "-c", FORKED]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout.strip() == "0", done.stderr
