@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from numbacalib.linalg.factors import TINY, HessianFactors
 from numbacalib.runtime.blas import cholesky_lower, invert_triangle
 from numbacalib.runtime.half import carrier, widen, widen_block
-from numbacalib.runtime.jit import inlined, kernel, scalar, task_kernel
+from numbacalib.runtime.jit import kernel, scalar, task_kernel
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import claim
 from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product, add_tile, load_tile
@@ -151,7 +151,7 @@ def _finish_panel(workers, source, own, inverse, group, strips, tiles, counter):
         _finish_tiles(source, factors, group, strips, tiles, counter)
 
 
-@inlined
+@scalar
 def _store_block(own, inverse, tiles, end):
     """Store ``R_pp``, whose columns end at `end`, and return its inverse's transpose as strips."""
     width = len(own)
