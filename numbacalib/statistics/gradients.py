@@ -157,7 +157,8 @@ def load_fisher(path: str | Path) -> dict[str, GradientStatistics]:
         if not names or file.names != {f"{name}.{part}" for name in names for part in _PARTS}:
             raise file.error("expected statistics that save_fisher wrote, got other tensors")
         for name in names:
-            parameter = statistics[name] = GradientStatistics(())
-            parameter.fisher = file.array(f"{name}.fisher")
+            fisher = file.array(f"{name}.fisher")
+            parameter = statistics[name] = GradientStatistics(fisher.shape)
+            parameter.fisher = fisher
             parameter.samples = file.count(f"{name}.samples")
     return statistics

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import numbacalib
-from numbacalib.runtime import device, memory
+from numbacalib.runtime import device, memory, streams
 
 
 @pytest.fixture(params=["CuPy's", "the driver's"])
@@ -66,16 +66,16 @@ def test_what_is_freed_is_taken_in_the_order_of_a_stream(pool):
     """A stream that is late reads its array after another stream has taken memory of that size."""
     late, other = torch.cuda.Stream(), torch.cuda.Stream()
     for _ in range(3):
-        token = device.enter_stream(late)
+        order = streams.Order(late, [])
         source = device.zeros((1 << 22,), np.float32)
         torch.cuda._sleep(200_000_000)
         result = device.empty((1 << 22,), np.float32)
         device.copy(source, result)
         del source
-        device.leave_stream(token)
-        token = device.enter_stream(other)
+        order.leave()
+        order = streams.Order(other, [])
         device.write(device.empty((1 << 22,), np.float32), np.ones(1 << 22, np.float32))
-        device.leave_stream(token)
+        order.leave()
         torch.cuda.synchronize()
         assert not device.read(result).any()
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.strides import rows_view
 from numbacalib.spec.decoder import inverse_rms
 
 LANES = 16
@@ -17,15 +18,14 @@ LANES = 16
 def rms_norm(x: NDArray, weight: NDArray, eps: np.float32, dtype: np.dtype) -> NDArray:
     """See `numbacalib.ops.rms_norm.rms_norm`."""
     result = np.empty(x.shape, dtype)
-    _normalize(carrier(x), weight, eps, carrier(result))
+    _normalize(rows_view(carrier(x)), x.shape[1], rows_view(weight[None]), eps, carrier(result))
     return result
 
 
 @kernel
-def _normalize(x, weight, eps, result):
+def _normalize(x, columns, weight, eps, result):
     """Split: one task a row."""
-    rows, columns = x.shape
-    for i in prange(rows):
+    for i in prange(len(x)):
         parts = np.zeros(LANES, np.float32)
         whole = columns // LANES * LANES
         for begin in range(0, whole, LANES):
@@ -40,5 +40,5 @@ def _normalize(x, weight, eps, result):
             squares += parts[lane]
         inverse = inverse_rms(squares, columns, eps)
         for j in range(columns):
-            value = np.float32(widen(x[i, j])) * inverse * weight[j]
+            value = np.float32(widen(x[i, j])) * inverse * weight[0, j]
             result[i, j] = narrow(value, result[i, j])
