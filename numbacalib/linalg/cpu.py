@@ -10,7 +10,7 @@ from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from numbacalib.linalg.factors import TINY, HessianFactors
-from numbacalib.runtime.blas import cholesky_lower, invert_triangle
+from numbacalib.runtime.blas import cholesky_lower, invert_triangle, solve_triangle
 from numbacalib.runtime.half import carrier, widen_block
 from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
@@ -56,6 +56,14 @@ def invert(upper: NDArray) -> NDArray:
     """Overwrite ``R`` by its inverse and return it."""
     invert_triangle(upper, lower=False)
     return upper
+
+
+def solve_rows(upper: NDArray, rows: NDArray) -> NDArray:
+    """See `numbacalib.linalg.solve_rows`."""
+    found = np.ascontiguousarray(rows).copy()
+    solve_triangle(upper, found, transposed=True)
+    solve_triangle(upper, found, transposed=False)
+    return found
 
 
 def _factor(hessian: NDArray, diagonal: NDArray, memory: NDArray, upper: NDArray) -> int:

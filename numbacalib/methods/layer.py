@@ -14,12 +14,15 @@ from numpy.typing import DTypeLike
 from numbacalib.methods.awq import awq_clip
 from numbacalib.methods.codebook import CodebookWeight, codebook
 from numbacalib.methods.gptq import gptq
-from numbacalib.methods.loss import clipped_share, proxy_loss
+from numbacalib.methods.loss import clipped_share
 from numbacalib.methods.order import ACT_ORDERS
 from numbacalib.methods.quantized_weight import QuantizedWeight
+from numbacalib.methods.refit import refit_scales
 from numbacalib.methods.rtn import rtn
 from numbacalib.methods.shrinkage import shrinkage_for
+from numbacalib.methods.target import output_loss, propagated_target
 from numbacalib.ops.matrix import diagonal, to_host
+from numbacalib.runtime import checks
 from numbacalib.spec.range_search import RangeSearch
 from numbacalib.statistics import InputStatistics
 
@@ -27,6 +30,7 @@ log = logging.getLogger("numbacalib")
 
 METHODS = ("gptq", "rtn", "kmeans")
 RANGES = ("full", "mse", "weighted", "clip")
+TARGETS = ("layerwise", "propagated")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,16 @@ class LayerSettings:
     the least error weighted by each channel's mean square input or by an importance ("weighted"), by
     `RangeSearch`; for round-to-nearest also the part with the least error of the group's output
     ("clip", `awq_clip`). Codebooks weigh their errors with "weighted", and do not with "full"."""
+    range_norm: float = RangeSearch().norm
+    """Power of the errors that `RangeSearch` sums, with the ranges "mse" and "weighted"."""
+    target: str = "layerwise"
+    """What the codes are to stand for: the layer's weight ("layerwise"), or one that also repairs what the
+    quantized layers before spoilt ("propagated", `propagated_target`), from statistics that have the
+    original model's inputs."""
+    target_strength: float = 0.5
+    """Of the propagated target, 0 to 1."""
+    refit: bool = False
+    """Whether to solve for the scales once the codes are known: `refit_scales`."""
     percdamp: float = 0.01
     damping_tries: int = 5
     shrinkage: float | None = 0.0
@@ -56,7 +70,8 @@ class LayerSettings:
     def calibrated(self, importance: bool = False) -> bool:
         """Whether a layer needs statistics of its inputs, with or without an `importance` given."""
         weighted = self.ranges == "weighted" and not importance
-        return self.method == "gptq" or weighted or self.ranges == "clip"
+        solved = self.refit or self.target == "propagated"
+        return self.method == "gptq" or weighted or self.ranges == "clip" or solved
 
     def check(self) -> None:
         """Raise a ValueError for names that no method has, or that do not go together."""
@@ -68,6 +83,12 @@ class LayerSettings:
             raise ValueError("ranges: expected full, mse or weighted with gptq, got 'clip'")
         if self.method == "kmeans" and self.ranges not in ("full", "weighted"):
             raise ValueError(f"ranges: expected full or weighted with kmeans, got {self.ranges!r}")
+        if self.target not in TARGETS:
+            raise ValueError(f"target: expected {' or '.join(TARGETS)}, got {self.target!r}")
+        if not 0 <= checks.finite_number("target_strength", self.target_strength) <= 1:
+            raise ValueError(f"target_strength: expected 0 to 1, got {self.target_strength}")
+        if self.method == "kmeans" and self.refit:
+            raise ValueError("refit: expected False with kmeans, whose codebooks have no scales")
         if self.act_order not in ACT_ORDERS:
             raise ValueError(f"act_order: expected {', '.join(ACT_ORDERS)}, got {self.act_order!r}")
 
@@ -91,7 +112,8 @@ class LayerReport:
     dead: int | None = None
     """Channels that no token excited."""
     loss: float | None = None
-    """``trace(D H D^T)``, the squared error of the layer's outputs."""
+    """Squared error of the layer's outputs, `output_loss`: with a propagated target to those that the
+    original layer has of its original inputs."""
     rtn_loss: float | None = None
     """The same for round-to-nearest on the full range."""
     shrinkage: float | None = None
@@ -186,6 +208,8 @@ def _check(statistics: InputStatistics | None, settings: LayerSettings, importan
             raise ValueError("statistics: expected the layer's inputs to be calibrated, got None")
         if statistics.tokens == 0:
             raise ValueError("statistics: expected at least one token")
+    if settings.target == "propagated" and (statistics is None or statistics.cross is None):
+        raise ValueError("statistics: expected the original model's inputs too for this target")
 
 
 def _quantize(
@@ -204,24 +228,37 @@ def _quantize(
     }
     options = dict(plain)
     if settings.ranges in ("mse", "weighted"):
-        options["search"] = RangeSearch()
+        options["search"] = RangeSearch(norm=settings.range_norm)
     if settings.ranges == "weighted":
         if importance is None and statistics is not None:
             importance = statistics.mean_square
         options["importance"] = importance
 
+    target = weight
+    if statistics is not None and settings.target == "propagated":
+        target = propagated_target(
+            weight,
+            statistics.hessian,
+            statistics.cross,
+            statistics.residual,
+            strength=settings.target_strength,
+            percdamp=settings.percdamp,
+            damping_tries=settings.damping_tries,
+        )
     quantized: QuantizedWeight | CodebookWeight
     measured: dict[str, Any] = {}
     if settings.method == "kmeans":
-        quantized = codebook(weight, bits=settings.bits, importance=importance)
+        quantized = codebook(target, bits=settings.bits, importance=importance)
     elif statistics is not None and settings.method == "gptq":
-        quantized, measured = _gptq(name, weight, statistics, settings, options)
+        quantized, measured = _gptq(name, target, statistics, settings, options)
     elif statistics is not None and settings.ranges == "clip":
-        quantized = awq_clip(weight, statistics.hessian, **options)
+        quantized = awq_clip(target, statistics.hessian, **options)
     else:
-        quantized = rtn(weight, **options)
+        quantized = rtn(target, **options)
     if isinstance(quantized, QuantizedWeight):
-        measured["clipped"] = clipped_share(weight, quantized)
+        if settings.refit and statistics is not None:
+            quantized = refit_scales(target, quantized, statistics.hessian)
+        measured["clipped"] = clipped_share(target, quantized)
     if statistics is not None:
         hessian = statistics.hessian
         dead = int((to_host(diagonal(hessian)) == 0).sum())
@@ -229,8 +266,8 @@ def _quantize(
             "tokens": statistics.tokens,
             "full_rank": statistics.tokens >= len(hessian) - dead,
             "dead": dead,
-            "loss": proxy_loss(weight, quantized, hessian),
-            "rtn_loss": proxy_loss(weight, rtn(weight, **plain), hessian),
+            "loss": output_loss(weight, quantized, statistics),
+            "rtn_loss": output_loss(weight, rtn(weight, **plain), statistics),
         }
     return quantized, measured
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from numbacalib.formats.imatrix import write_imatrix
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.models import Decoder, DecoderBlock, Place, open_checkpoint, open_place
-from numbacalib.ops.matrix import copied, to_host
+from numbacalib.ops.matrix import copied, to_host, weighted_sum
 from numbacalib.quantizer.preflight import require_space, statistics_bytes
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import read_sequences
@@ -50,11 +50,18 @@ class TextCalibration:
     ----------
     decoder : Decoder
     tokens : integer array [S, T]
+    propagated : bool, default False
+        Let the original blocks run beside the quantized ones, for statistics that also have the original
+        model's inputs. It takes as much time again for running the text, half as much again for the
+        moments, and memory for a second residual stream, the activations of a stage and a block.
     """
 
-    def __init__(self, decoder: Decoder, tokens: NDArray[np.integer]) -> None:
+    def __init__(
+        self, decoder: Decoder, tokens: NDArray[np.integer], propagated: bool = False
+    ) -> None:
         self._decoder = decoder
         self._hidden = decoder.embed(tokens)
+        self._original = copied(self._hidden) if propagated else None
 
     def preview(self, index: int, block: DecoderBlock) -> list[tuple[Stage, InputStatistics]]:
         """See `Calibration`."""
@@ -66,7 +73,10 @@ class TextCalibration:
     ) -> Iterator[tuple[Stage, InputStatistics]]:
         """See `Calibration`; what was folded shows in the inputs themselves."""
         del index, folded
-        return run_stages(block, self._decoder, self._hidden)
+        if self._original is None:
+            return run_stages(block, self._decoder, self._hidden)
+        # a copy of the folded block: both see the same scaled channels
+        return run_stages(block, self._decoder, self._hidden, (block.copied(), self._original))
 
 
 class SavedCalibration:
@@ -175,7 +185,10 @@ class _Squares(NamedTuple):
 
 
 def run_stages(
-    block: DecoderBlock, decoder: Decoder, hidden: Any
+    block: DecoderBlock,
+    decoder: Decoder,
+    hidden: Any,
+    original: tuple[DecoderBlock, Any] | None = None,
 ) -> Iterator[tuple[Stage, InputStatistics]]:
     """Pass all sequences through a block, in place, stopping where a stage's inputs are known.
 
@@ -183,44 +196,85 @@ def run_stages(
     replaces the layers' weights before it goes on, so that what follows runs on quantized ones. The
     residual stream and the attention's result are held for all tokens; the MLP's wide activations
     only where they are small, else they are computed twice.
+
+    `original` is a block whose weights nobody replaces, and a hidden state of its own: it does the same
+    beside, and the statistics are of both.
     """
-    config, place = decoder.config, decoder.place
+    streams = [_Stream(block, decoder, hidden)]
+    if original is not None:
+        streams.append(_Stream(original[0], decoder, original[1]))
+    config = decoder.config
     attention, projection, expansion, contraction = block.stages
+    yield attention, _gathered(config.hidden_size, streams, _Stream.attention_inputs)
+    width = config.num_heads * config.head_dim
+    yield projection, _gathered(width, streams, _Stream.contexts, into_residual=True)
+    yield expansion, _gathered(config.hidden_size, streams, _Stream.mlp_inputs)
+    width = config.intermediate_size
+    yield contraction, _gathered(width, streams, _Stream.activations, into_residual=True)
+    for stream in streams:
+        stream.finish()
 
-    statistics = InputStatistics(config.hidden_size)
-    for part in decoder.batches(hidden):
-        statistics.update(block.attention_input(part))
-    yield attention, statistics
 
-    statistics = InputStatistics(config.num_heads * config.head_dim)
-    contexts = []
-    for part in decoder.batches(hidden):
-        contexts.append(block.attention(block.attention_input(part)))
-        statistics.update(contexts[-1])
-    yield projection, statistics
+class _Stream:
+    """A block's pass over all sequences, part by part: each method yields a stage's inputs."""
 
-    statistics = InputStatistics(config.hidden_size)
-    for part, context in zip(decoder.batches(hidden), contexts, strict=True):
-        block.attention_output(part, context)
-        statistics.update(block.mlp_input(part))
-    del contexts
-    yield expansion, statistics
+    def __init__(self, block: DecoderBlock, decoder: Decoder, hidden: Any) -> None:
+        self._block = block
+        self._contexts: list[Any] = []
+        self._activations: list[Any] = []
+        self.parts = list(decoder.batches(hidden))
+        sequences, length, _ = hidden.shape
+        wide = sequences * length * decoder.config.intermediate_size * block.dtype.itemsize
+        self._hold = wide <= decoder.place.held_bytes
 
-    statistics = InputStatistics(config.intermediate_size)
-    sequences, length, _ = hidden.shape
-    size = sequences * length * config.intermediate_size * block.dtype.itemsize
-    hold = size <= place.held_bytes
-    held = []
-    for part in decoder.batches(hidden):
-        activation = block.mlp(block.mlp_input(part))
-        statistics.update(activation)
-        if hold:
-            held.append(activation)
-    yield contraction, statistics
+    def attention_inputs(self) -> Iterator[Any]:
+        return map(self._block.attention_input, self.parts)
 
-    for index, part in enumerate(decoder.batches(hidden)):
-        activation = held[index] if hold else block.mlp(block.mlp_input(part))
-        block.mlp_output(part, activation)
+    def contexts(self) -> Iterator[Any]:
+        for part in self.parts:
+            context = self._block.attention(self._block.attention_input(part))
+            self._contexts.append(context)
+            yield context
+
+    def mlp_inputs(self) -> Iterator[Any]:
+        for part in self.parts:
+            self._block.attention_output(part, self._contexts.pop(0))
+            yield self._block.mlp_input(part)
+
+    def activations(self) -> Iterator[Any]:
+        for part in self.parts:
+            activation = self._block.mlp(self._block.mlp_input(part))
+            if self._hold:
+                self._activations.append(activation)
+            yield activation
+
+    def finish(self) -> None:
+        for part in self.parts:
+            if self._hold:
+                activation = self._activations.pop(0)
+            else:
+                activation = self._block.mlp(self._block.mlp_input(part))
+            self._block.mlp_output(part, activation)
+
+
+def _gathered(
+    channels: int,
+    streams: list[_Stream],
+    inputs: Callable[[_Stream], Iterator[Any]],
+    into_residual: bool = False,
+) -> InputStatistics:
+    """Collect a stage's inputs, of the original stream too where there are two."""
+    statistics = InputStatistics(channels)
+    if len(streams) == 1:
+        for given in inputs(streams[0]):
+            statistics.update(given)
+        return statistics
+    own, original = streams
+    pairs = zip(inputs(own), inputs(original), own.parts, original.parts, strict=True)
+    for given, wanted, part, wanted_part in pairs:
+        residual = weighted_sum(wanted_part, part, 1.0, -1.0) if into_residual else None
+        statistics.update(given, wanted, residual)
+    return statistics
 
 
 def _file_name(index: int) -> str:

@@ -104,6 +104,32 @@ def syrk(matrix: NDArray, x: NDArray, alpha: float, beta: float) -> None:
         )  # fmt: skip
 
 
+def add_moment(out: NDArray, left: NDArray, right: NDArray, factor: float, keep: float) -> None:
+    """Set `out` [K, L] to ``keep * out + factor * left^T right``, left [N, K], right [N, L].
+
+    All are C-contiguous and of one dtype. Nothing is copied.
+    """
+    (count, rows), columns = left.shape, right.shape[1]
+    with launching:
+        _call(
+            "gemm", out.dtype, "N", "T", columns, rows, count,
+            float(factor), right, columns, left, rows, float(keep), out, columns,
+        )  # fmt: skip
+
+
+def solve_triangle(upper: NDArray, rows: NDArray, *, transposed: bool) -> None:
+    """Overwrite `rows` [M, K] by X, ``X R = rows``, or ``X R^T = rows`` with `transposed`.
+
+    ``R`` [K, K] is upper triangular; both are C-contiguous and of one dtype.
+    """
+    count, size = rows.shape
+    with launching:
+        _call(
+            "trsm", rows.dtype, "L", "L", "T" if transposed else "N", "N",
+            size, count, 1.0, upper, size, rows, size,
+        )  # fmt: skip
+
+
 def cholesky_lower(matrix: NDArray) -> int:
     """Overwrite the lower triangle of a C-contiguous matrix by its Cholesky factor L, ``A = L L^T``.
 
