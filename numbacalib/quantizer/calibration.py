@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +20,8 @@ from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import read_sequences
 from numbacalib.runtime.extras import extra
 from numbacalib.statistics import InputStatistics, load_statistics, save_statistics
+
+log = logging.getLogger("numbacalib")
 
 IMATRIX = "imatrix.gguf"
 """Name of the importance file beside the statistics."""
@@ -62,6 +66,12 @@ class TextCalibration:
         self._decoder = decoder
         self._hidden = decoder.embed(tokens)
         self._original = copied(self._hidden) if propagated else None
+        if propagated:
+            log.warning(
+                "target propagated: the text runs through the original blocks too, in about twice the "
+                "time, with %.0f MiB of a second residual stream and as much again of activations",
+                4 * math.prod(self._hidden.shape) / 2**20,
+            )
 
     def preview(self, index: int, block: DecoderBlock) -> list[tuple[Stage, InputStatistics]]:
         """See `Calibration`."""
