@@ -39,7 +39,7 @@ from numbacalib.methods import (
     quantize_layer,
 )
 from numbacalib.models import Decoder, DecoderBlock
-from numbacalib.quantizer.calibration import Stage, TextCalibration
+from numbacalib.quantizer.calibration import Calibration, Stage, TextCalibration
 from numbacalib.quantizer.report import table
 from numbacalib.statistics import InputStatistics
 
@@ -132,6 +132,7 @@ def mean_square(subject: Subject, name: str, statistics: InputStatistics) -> NDA
     return statistics.mean_square
 
 
+BY_IMATRIX: dict[str, Any] = {"ranges": "weighted", "range_norm": 2.4}
 ORDERED: dict[str, Any] = {"act_order": "desc", "static_groups": True}
 
 
@@ -146,19 +147,20 @@ def by_text(strength: float = 0.0, **settings: Any) -> Method:
 
 METHODS = {
     "RTN": Method(uniform(method="rtn")),
-    "RTN, ranges by imatrix": Method(uniform(method="rtn", ranges="weighted")),
+    "RTN, ranges by imatrix": Method(uniform(method="rtn", **BY_IMATRIX)),
     "AWQ, scales": Method(uniform(method="rtn"), awq=True),
     "AWQ, scales and clipping": Method(uniform(method="rtn", ranges="clip"), awq=True),
     "GPTQ": Method(uniform()),
     "GPTQ, order desc": Method(uniform(**ORDERED)),
     "GPTQ, order group_aware": Method(uniform(act_order="group_aware")),
-    "GPTQ, desc, ranges by MSE": Method(uniform(**ORDERED, ranges="mse")),
-    "GPTQ, desc, ranges by imatrix": Method(uniform(**ORDERED, ranges="weighted")),
+    "GPTQ, desc, ranges by MSE": Method(uniform(**ORDERED, ranges="mse", range_norm=2.4)),
+    "GPTQ, desc, ranges by imatrix": Method(uniform(**ORDERED, **BY_IMATRIX)),
     "AWQ scales, GPTQ, desc": Method(uniform(**ORDERED), awq=True),
     "GPTQ, desc, block by block": Method(uniform(**ORDERED), block_by_block=True),
     "the same, refit": by_text(refit=True),
     "the same, ranges weighted": by_text(ranges="weighted"),
     "the same, ranges weighted, refit": by_text(ranges="weighted", refit=True),
+    "the same, ranges weighted, power 2.4": by_text(**BY_IMATRIX),
     "the same, ranges weighted, power 3": by_text(ranges="weighted", range_norm=3.0),
     "the same, target 0.25": by_text(0.25),
     "the same, target 0.5": by_text(0.5),
@@ -187,10 +189,12 @@ class Outcome(NamedTuple):
 def quantize(subject: Subject, method: Method, bits: int) -> Outcome:
     """Quantize every layer of a model's blocks."""
     scales = channel_scales(subject, bits) if method.awq else {}
-    calibration = subject.calibration
+    calibration: Calibration
     if method.block_by_block:
         tokens = subject.calibration_tokens
         calibration = TextCalibration(subject.decoder, tokens, method.propagated)
+    else:
+        calibration = subject.calibration
     weights: dict[str, NDArray] = {}
     stored, errors = 0.0, []
     for index in range(subject.decoder.config.num_layers):

@@ -154,16 +154,15 @@ def _add_methods(quantize: argparse.ArgumentParser) -> None:
     )
     quantize.add_argument(
         "--ranges",
-        choices=("full", "mse", "weighted", "clip"),
-        default="full",
-        help="what each group's grid spans (default full)",
+        choices=("auto", "full", "mse", "weighted", "clip"),
+        default="auto",
+        help="what each group's grid spans (default auto: weighted with gptq, full with rtn)",
     )
     quantize.add_argument(
         "--range-norm",
         type=float,
-        default=2.4,
         metavar="POWER",
-        help="power of the errors that ranges mse and weighted sum (default 2.4)",
+        help="power of the errors that ranges mse and weighted sum (default 2.4, at 2 bits 3)",
     )
     quantize.add_argument(
         "--target",

@@ -92,6 +92,17 @@ def test_settings_reach_their_method(layer, settings, expected):
     assert report.rtn_loss == pytest.approx(plain)
 
 
+@pytest.mark.parametrize(
+    ("bits", "given", "norm"), [(2, None, 3.0), (3, None, 2.4), (2, 2.4, 2.4), (4, 2.0, 2.0)]
+)
+def test_the_search_is_harder_on_large_errors_at_two_bits(layer, bits, given, norm):
+    weight, statistics = layer
+    settings = LayerSettings(method="rtn", bits=bits, group_size=8, ranges="mse", range_norm=given)
+    quantized, _ = quantize_layer("q", weight, statistics, settings)
+    search = RangeSearch(norm=norm)
+    assert_same(quantized, rtn(weight, bits=bits, group_size=8, search=search))
+
+
 PROPAGATED = {"target": "propagated", "target_strength": 0.7}
 
 

@@ -31,6 +31,9 @@ log = logging.getLogger("numbacalib")
 METHODS = ("gptq", "rtn", "kmeans")
 RANGES = ("full", "mse", "weighted", "clip")
 TARGETS = ("layerwise", "propagated")
+COARSE_NORM = 3.0
+"""Power of the range search at 2 bits: it left less of SmolLM2-135M (1.56 instead of 1.66 nats above the
+original) and of glassllm (KL 0.136 instead of 0.143) than 2.4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +53,9 @@ class LayerSettings:
     the least error weighted by each channel's mean square input or by an importance ("weighted"), by
     `RangeSearch`; for round-to-nearest also the part with the least error of the group's output
     ("clip", `awq_clip`). Codebooks weigh their errors with "weighted", and do not with "full"."""
-    range_norm: float = RangeSearch().norm
-    """Power of the errors that `RangeSearch` sums, with the ranges "mse" and "weighted"."""
+    range_norm: float | None = None
+    """Power of the errors that `RangeSearch` sums, with the ranges "mse" and "weighted". None is its own,
+    but `COARSE_NORM` at 2 bits, where a large error costs more than its square says."""
     target: str = "layerwise"
     """What the codes are to stand for: the layer's weight ("layerwise"), or one that also repairs what the
     quantized layers before spoilt ("propagated", `propagated_target`), from statistics that have the
@@ -72,6 +76,13 @@ class LayerSettings:
         weighted = self.ranges == "weighted" and not importance
         solved = self.refit or self.target == "propagated"
         return self.method == "gptq" or weighted or self.ranges == "clip" or solved
+
+    @property
+    def search(self) -> RangeSearch:
+        """The search of ranges that are searched."""
+        if self.range_norm is not None:
+            return RangeSearch(norm=self.range_norm)
+        return RangeSearch(norm=COARSE_NORM) if self.bits == 2 else RangeSearch()
 
     def check(self) -> None:
         """Raise a ValueError for names that no method has, or that do not go together."""
@@ -228,7 +239,7 @@ def _quantize(
     }
     options = dict(plain)
     if settings.ranges in ("mse", "weighted"):
-        options["search"] = RangeSearch(norm=settings.range_norm)
+        options["search"] = settings.search
     if settings.ranges == "weighted":
         if importance is None and statistics is not None:
             importance = statistics.mean_square

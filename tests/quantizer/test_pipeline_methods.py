@@ -1,6 +1,7 @@
 """The methods on whole tiny models: channel scales that are folded, saved statistics, reports."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from numbacalib.formats.compressed_tensors import PackedLayers
 from numbacalib.formats.imatrix import read_imatrix
 from numbacalib.methods import LayerReport
 from numbacalib.models import Decoder, open_checkpoint
+from numbacalib.quantizer import Settings
 from numbacalib.quantizer.calibration import TextCalibration
 from numbacalib.statistics import GradientStatistics, save_fisher
 
@@ -327,3 +329,17 @@ def test_a_target_that_cannot_be_is_refused(tmp_path, text, model, capsys):
     assert run(*command, "--text", text, *options) == 2
     assert "target_strength: expected 0 to 1, got 2" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_default_ranges_are_weighted_where_there_is_a_text_anyway(tmp_path, text, model):
+    assert Settings().ranges == "weighted"
+    assert Settings(method="rtn").ranges == "full"
+    assert replace(Settings(), bits=3).ranges == "weighted"
+    command = ["quantize", model, "--text", text, *SHORT, *GROUPS, "--bits", "3"]
+    assert run(*command, "--output", tmp_path / "default") == 0
+    assert run(*command, "--ranges", "weighted", "--output", tmp_path / "weighted") == 0
+    assert run(*command, "--ranges", "full", "--output", tmp_path / "full") == 0
+    default, weighted, full = (packed_codes(tmp_path / n) for n in ("default", "weighted", "full"))
+    for name, codes in default.items():
+        np.testing.assert_array_equal(codes, weighted[name])
+    assert any((full[name] != codes).any() for name, codes in default.items())
