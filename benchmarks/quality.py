@@ -37,7 +37,7 @@ from numbacalib.methods import (
     quantize_layer,
 )
 from numbacalib.models import Decoder, DecoderBlock
-from numbacalib.quantizer.calibration import Stage, TextCalibration
+from numbacalib.quantizer.calibration import Calibration, Stage, TextCalibration
 from numbacalib.statistics import InputStatistics
 
 PACKAGES = ("numba", "numpy", "scipy", "torch", "transformers")
@@ -58,6 +58,8 @@ class Method(NamedTuple):
     """Whether input channels are scaled first."""
     block_by_block: bool = False
     """Whether statistics are of inputs that the quantized layers before produce."""
+    propagated: bool = False
+    """Whether they are also of the original model's inputs, which the target then needs."""
 
 
 def uniform(**settings: Any) -> Solver:
@@ -100,19 +102,45 @@ def mean_square(subject: Subject, name: str, statistics: InputStatistics) -> NDA
     return statistics.mean_square
 
 
+BY_IMATRIX: dict[str, Any] = {"ranges": "weighted", "range_norm": 2.4}
 ORDERED: dict[str, Any] = {"act_order": "desc", "static_groups": True}
+
+
+def by_text(strength: float = 0.0, **settings: Any) -> Method:
+    """GPTQ as `numbacalib quantize` runs it, block by block, with other settings."""
+    settings = ORDERED | settings
+    if not strength:
+        return Method(uniform(**settings), block_by_block=True)
+    settings |= {"target": "propagated", "target_strength": strength}
+    return Method(uniform(**settings), block_by_block=True, propagated=True)
+
+
 METHODS = {
     "RTN": Method(uniform(method="rtn")),
-    "RTN, ranges by imatrix": Method(uniform(method="rtn", ranges="weighted")),
+    "RTN, ranges by imatrix": Method(uniform(method="rtn", **BY_IMATRIX)),
     "AWQ, scales": Method(uniform(method="rtn"), awq=True),
     "AWQ, scales and clipping": Method(uniform(method="rtn", ranges="clip"), awq=True),
     "GPTQ": Method(uniform()),
     "GPTQ, order desc": Method(uniform(**ORDERED)),
     "GPTQ, order group_aware": Method(uniform(act_order="group_aware")),
-    "GPTQ, desc, ranges by MSE": Method(uniform(**ORDERED, ranges="mse")),
-    "GPTQ, desc, ranges by imatrix": Method(uniform(**ORDERED, ranges="weighted")),
+    "GPTQ, desc, ranges by MSE": Method(uniform(**ORDERED, ranges="mse", range_norm=2.4)),
+    "GPTQ, desc, ranges by imatrix": Method(uniform(**ORDERED, **BY_IMATRIX)),
     "AWQ scales, GPTQ, desc": Method(uniform(**ORDERED), awq=True),
     "GPTQ, desc, block by block": Method(uniform(**ORDERED), block_by_block=True),
+    "the same, refit": by_text(refit=True),
+    "the same, ranges weighted": by_text(ranges="weighted"),
+    "the same, ranges weighted, refit": by_text(ranges="weighted", refit=True),
+    "the same, ranges weighted, power 2.4": by_text(**BY_IMATRIX),
+    "the same, ranges weighted, power 3": by_text(ranges="weighted", range_norm=3.0),
+    "the same, target 0.25": by_text(0.25),
+    "the same, target 0.5": by_text(0.5),
+    "the same, ranges weighted, target 0.25": by_text(0.25, ranges="weighted"),
+    "the same, ranges weighted, target 0.5": by_text(0.5, ranges="weighted"),
+    "the same, ranges weighted, target 1": by_text(1.0, ranges="weighted"),
+    "the same, ranges weighted, target 0.25, refit": by_text(0.25, ranges="weighted", refit=True),
+    "the same, ranges weighted, target 0.5, refit": by_text(0.5, ranges="weighted", refit=True),
+    "the same, symmetric": by_text(symmetric=True),
+    "the same, symmetric, ranges weighted": by_text(symmetric=True, ranges="weighted"),
     "k-means, imatrix": Method(clustered(mean_square)),
     "k-means, Fisher": Method(clustered(fisher)),
 }
@@ -130,9 +158,12 @@ class Outcome(NamedTuple):
 def quantize(subject: Subject, method: Method, bits: int) -> Outcome:
     """Quantize every layer of a model's blocks."""
     scales = channel_scales(subject, bits) if method.awq else {}
-    calibration = subject.calibration
+    calibration: Calibration
     if method.block_by_block:
-        calibration = TextCalibration(subject.decoder, subject.calibration_tokens)
+        tokens = subject.calibration_tokens
+        calibration = TextCalibration(subject.decoder, tokens, method.propagated)
+    else:
+        calibration = subject.calibration
     weights: dict[str, NDArray] = {}
     stored, errors = 0.0, []
     for index in range(subject.decoder.config.num_layers):
@@ -188,8 +219,31 @@ def original_states(subject: Subject) -> NDArray:
     return subject.decoder.forward(subject.evaluation_tokens)
 
 
-def evaluate(subject: Subject, states: NDArray) -> tuple[float, float, float]:
-    """KL to the original with its standard error, and perplexity, from the last block's states."""
+@cache
+def original_losses(subject: Subject) -> tuple[NDArray, NDArray]:
+    """The unquantized model's mean loss of each sequence of the evaluation text and of the early one."""
+    tokens = subject.evaluation_tokens
+    own = subject.decoder.token_losses(original_states(subject), tokens).mean(axis=1)
+    return own, sequence_losses(subject.decoder, subject.early_tokens)
+
+
+def sequence_losses(decoder: Decoder, tokens: NDArray) -> NDArray:
+    """Mean loss of each sequence."""
+    return decoder.token_losses(decoder.forward(tokens), tokens).mean(axis=1)
+
+
+class Divergence(NamedTuple):
+    """How a quantized model differs from the original on the evaluation text."""
+
+    kl: float
+    kl_error: float
+    perplexity: float
+    losses: NDArray
+    """Mean loss of each sequence."""
+
+
+def evaluate(subject: Subject, states: NDArray) -> Divergence:
+    """KL to the original and losses, from the last block's states."""
     tokens, original = subject.evaluation_tokens, original_states(subject)
     targets = tokens[:, 1:]
     found = []
@@ -202,9 +256,14 @@ def evaluate(subject: Subject, states: NDArray) -> tuple[float, float, float]:
         )
         found.append(divergence(p, q, targets[part].ravel()))
     kl, losses = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-    sequences = kl.reshape(targets.shape).mean(axis=1)
-    error = sequences.std(ddof=1) / np.sqrt(len(sequences))
-    return float(kl.mean()), float(error), float(np.exp(losses.mean()))
+    sequences, losses = (array.reshape(targets.shape).mean(axis=1) for array in (kl, losses))
+    perplexity = float(np.exp(losses.mean()))
+    return Divergence(float(kl.mean()), standard_error(sequences), perplexity, losses)
+
+
+def standard_error(sequences: NDArray) -> float:
+    """Of the mean of independent numbers."""
+    return float(sequences.std(ddof=1) / np.sqrt(len(sequences)))
 
 
 @njit(parallel=True)
@@ -228,18 +287,19 @@ def divergence(p, q, targets):
 def measure(subject: Subject, name: str, bits: int) -> QualityRow:
     """Quantize by one method and evaluate."""
     if name == ORIGINAL:
-        _, _, perplexity = evaluate(subject, original_states(subject))
-        return QualityRow(subject.name, bits, name, bits, 0.0, 0.0, perplexity, 0.0, 0.0)
+        found = evaluate(subject, original_states(subject))
+        return QualityRow(subject.name, bits, name, bits, 0.0, 0.0, found.perplexity, 0.0, 0.0)
     begin = time.process_time()
-    found = quantize(subject, METHODS[name], bits)
+    outcome = quantize(subject, METHODS[name], bits)
     seconds = time.process_time() - begin
-    states = Decoder(subject.checkpoint, found.weights.__getitem__).forward(
-        subject.evaluation_tokens
-    )
-    figures = evaluate(subject, states)
-    return QualityRow(
-        subject.name, bits, name, found.stored_bits, *figures, found.output_error, seconds
-    )
+    decoder = Decoder(subject.checkpoint, outcome.weights.__getitem__)
+    found = evaluate(subject, decoder.forward(subject.evaluation_tokens))
+    losses = found.losses, sequence_losses(decoder, subject.early_tokens)
+    nats = []
+    for own, original in zip(losses, original_losses(subject), strict=True):
+        nats += [float((own - original).mean()), standard_error(own - original)]
+    figures = *found[:3], outcome.output_error, seconds, *nats
+    return QualityRow(subject.name, bits, name, outcome.stored_bits, *figures)
 
 
 def machine_facts() -> dict[str, str]:
@@ -274,8 +334,10 @@ def main() -> int:
                 write_csv("quality", machine, rows)
                 print(
                     f"{time.monotonic() - begin:5.0f} s  {model} {bits} bits {name}: KL "
-                    f"{row.kl:.4f} +- {row.kl_error:.4f}, perplexity {row.perplexity:.2f}, output "
-                    f"error {row.output_error:.3g}, {row.cpu_seconds:.1f} s of CPU",
+                    f"{row.kl:.4f} +- {row.kl_error:.4f}, perplexity {row.perplexity:.2f}, "
+                    f"{row.nats:.4f} +- {row.nats_error:.4f} nats above the original, early "
+                    f"{row.early_nats:.4f} +- {row.early_nats_error:.4f}, output error "
+                    f"{row.output_error:.3g}, {row.cpu_seconds:.1f} s of CPU",
                     flush=True,
                 )
     rows.sort(key=lambda row: list(SUBJECTS).index(row.model))

@@ -154,9 +154,36 @@ def _add_methods(quantize: argparse.ArgumentParser) -> None:
     )
     quantize.add_argument(
         "--ranges",
-        choices=("full", "mse", "weighted", "clip"),
-        default="full",
-        help="what each group's grid spans (default full)",
+        choices=("auto", "full", "mse", "weighted", "clip"),
+        default="auto",
+        help="what each group's grid spans (default auto: weighted with gptq, full with rtn)",
+    )
+    quantize.add_argument(
+        "--range-norm",
+        type=float,
+        metavar="POWER",
+        help="power of the errors that ranges mse and weighted sum (default 2.4, at 2 bits 3)",
+    )
+    quantize.add_argument(
+        "--target",
+        choices=("layerwise", "propagated"),
+        default="layerwise",
+        help="propagated repairs in each layer what the quantized ones before it spoilt: the text runs "
+        "through the original model too, in twice the time, with a second residual stream in memory "
+        "(default layerwise)",
+    )
+    quantize.add_argument(
+        "--target-strength",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="how far to repair, 0 to 1: the full way fits the calibration text best (default 0.5)",
+    )
+    quantize.add_argument(
+        "--refit",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="solve for the scales once the codes are known",
     )
     quantize.add_argument(
         "--importance",
@@ -251,6 +278,10 @@ def _quantize(options: argparse.Namespace) -> None:
         awq_magnitude=options.awq_magnitude,
         awq_weight_term=options.awq_weight_term,
         ranges=options.ranges,
+        range_norm=options.range_norm,
+        target=options.target,
+        target_strength=options.target_strength,
+        refit=options.refit,
         act_order=options.act_order,
         static_groups=options.static_groups,
         percdamp=options.percdamp,

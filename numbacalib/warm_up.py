@@ -6,6 +6,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -90,6 +91,10 @@ def _calls(dtype: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         )
         quantize = partial(methods.quantize_layer, "layer", weight, statistics, settings)
         yield f"{method}, ranges {ranges}", quantize
+        if method != "kmeans" and ranges == "full":
+            refitted = replace(settings, refit=True)
+            call = partial(methods.quantize_layer, "layer", weight, statistics, refitted)
+            yield f"{method}, refitted scales", call
     yield "packing", _pack
     yield "a decoder block", _decode
 

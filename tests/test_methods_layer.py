@@ -14,8 +14,11 @@ from numbacalib.methods import (
     clipped_share,
     codebook,
     gptq,
+    output_loss,
+    propagated_target,
     proxy_loss,
     quantize_layer,
+    refit_scales,
     rtn,
     shrinkage_for,
     solve,
@@ -87,6 +90,66 @@ def test_settings_reach_their_method(layer, settings, expected):
     assert report.loss == pytest.approx(proxy_loss(weight, quantized, statistics.hessian))
     plain = proxy_loss(weight, rtn(weight, **PLAIN), statistics.hessian)
     assert report.rtn_loss == pytest.approx(plain)
+
+
+@pytest.mark.parametrize(
+    ("bits", "given", "norm"), [(2, None, 3.0), (3, None, 2.4), (2, 2.4, 2.4), (4, 2.0, 2.0)]
+)
+def test_the_search_is_harder_on_large_errors_at_two_bits(layer, bits, given, norm):
+    weight, statistics = layer
+    settings = LayerSettings(method="rtn", bits=bits, group_size=8, ranges="mse", range_norm=given)
+    quantized, _ = quantize_layer("q", weight, statistics, settings)
+    search = RangeSearch(norm=norm)
+    assert_same(quantized, rtn(weight, bits=bits, group_size=8, search=search))
+
+
+PROPAGATED = {"target": "propagated", "target_strength": 0.7}
+
+
+def drifted():
+    """Statistics of 64 tokens that the layers before have changed."""
+    statistics = InputStatistics(24)
+    original = cases.random_matrix(21, (64, 24), np.float32)
+    inputs = original + cases.random_matrix(22, (64, 24), np.float32, scale=0.1)
+    statistics.update(inputs, original, cases.random_matrix(23, (64, 6), np.float32, scale=0.1))
+    return statistics
+
+
+@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"method": "rtn"}, lambda w, s: rtn(w, **PLAIN)),
+        ({"method": "rtn", "ranges": "clip"}, lambda w, s: awq_clip(w, s.hessian, **PLAIN)),
+        ({}, lambda w, s: gptq(w, s.hessian, **PLAIN)[0]),
+        (
+            {"ranges": "mse", "range_norm": 3.0},
+            lambda w, s: gptq(w, s.hessian, **PLAIN, search=RangeSearch(norm=3.0))[0],
+        ),
+    ],
+)
+def test_every_method_takes_a_propagated_target_and_a_refit(settings, expected, refit):
+    weight, statistics = cases.random_matrix(20, (6, 24), np.float32), drifted()
+    chosen = LayerSettings(**PLAIN, **settings, **PROPAGATED, refit=refit)
+    quantized, report = quantize_layer("q", weight, statistics, chosen)
+    s = statistics
+    target = propagated_target(weight, s.hessian, s.cross, s.residual, strength=0.7)
+    wanted = expected(target, statistics)
+    if refit:
+        wanted = refit_scales(target, wanted, statistics.hessian)
+    assert_same(quantized, wanted)
+    assert report.loss == pytest.approx(output_loss(weight, quantized, statistics))
+    plain = output_loss(weight, rtn(weight, **PLAIN), statistics)
+    assert report.rtn_loss == pytest.approx(plain)
+
+
+def test_layers_with_the_original_inputs_are_solved_again_from_disk(tmp_path):
+    weight, statistics = cases.random_matrix(20, (6, 24), np.float32), drifted()
+    file = tmp_path / "calibration.safetensors"
+    save_statistics(file, {"q": statistics}, {"q": weight})
+    settings = LayerSettings(**PLAIN, **PROPAGATED, refit=True)
+    ((quantized, _),) = solve(load_weights(file), load_statistics(file), settings)
+    assert_same(quantized, quantize_layer("q", weight, statistics, settings)[0])
 
 
 @pytest.mark.parametrize(
@@ -261,6 +324,11 @@ def test_what_is_missing_is_named(layer):
         ),
         ({"ranges": "wide"}, "q: ranges: expected full, mse, weighted, clip, got 'wide'"),
         ({"ranges": "clip"}, "q: ranges: expected full, mse or weighted with gptq, got 'clip'"),
+        (PROPAGATED, "q: statistics: expected the original model's inputs too for this target"),
+        ({"target": "other"}, "q: target: expected layerwise or propagated, got 'other'"),
+        ({"target_strength": -0.1}, "q: target_strength: expected 0 to 1, got -0.1"),
+        ({"method": "kmeans", "refit": True}, "q: refit: expected False with kmeans"),
+        ({"ranges": "mse", "range_norm": 0}, "q: search.norm: expected a number above 0, got 0"),
         ({"group_size": 7}, "q: group_size: expected a divisor of K = 24, got 7"),
     ],
 )

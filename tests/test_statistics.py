@@ -1,5 +1,6 @@
 import cases
 import ml_dtypes
+import naive_targets
 import numpy as np
 import pytest
 from hypothesis import given
@@ -142,3 +143,94 @@ def test_bad_input_loses_nothing():
     np.testing.assert_array_equal(statistics.hessian, kept)
     with pytest.raises(ValueError, match="other: expected 5 channels, got 4"):
         statistics.merge(InputStatistics(4))
+
+
+def both_streams(seed=1, tokens=30, dtype=np.float32):
+    """Present inputs, original ones and what the original stream has more, of the same tokens."""
+    inputs = cases.random_matrix(seed, (tokens, 5), np.float32)
+    original = inputs + cases.random_matrix(seed + 1, (tokens, 5), np.float32, scale=0.2)
+    residual = cases.random_matrix(seed + 2, (tokens, 3), np.float32)
+    return [array.astype(dtype) for array in (inputs, original, residual)]
+
+
+def expected_moments(inputs, original, residual):
+    return {
+        "hessian": naive_targets.moment(inputs, inputs),
+        "cross": naive_targets.moment(original, inputs),
+        "drift": naive_targets.moment(original - inputs, original - inputs),
+        "residual": naive_targets.moment(residual, inputs),
+    }
+
+
+def assert_moments(backend, statistics, streams, rtol=2e-5):
+    for name, expected in expected_moments(*streams).items():
+        actual = backend.numpy(getattr(statistics, name))
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * abs(expected).max())
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("cuts", [[], [1, 7, 29]])
+def test_moments_with_the_original_model(backend, dtype, cuts):
+    streams = both_streams(dtype=dtype)
+    statistics = InputStatistics(5)
+    for part in zip(*(np.split(array, cuts) for array in streams), strict=True):
+        statistics.update(*map(backend.array, part))
+    wide = [array.astype(np.float64) for array in streams]
+    # differences of 16-bit inputs are rounded to their dtype
+    assert_moments(backend, statistics, wide, 2e-2 if np.dtype(dtype).itemsize == 2 else 2e-5)
+
+
+def test_moments_with_the_original_model_merge_divide_and_move(backend):
+    streams = both_streams()
+    moved = [[backend.array(a[part]) for a in streams] for part in (slice(9), slice(9, None))]
+    halves = [InputStatistics(5), InputStatistics(5)]
+    for statistics, half in zip(halves, moved, strict=True):
+        statistics.update(*half)
+    merged = halves[0].merge(halves[1])
+    assert_moments(backend, merged, streams)
+    assert_moments(backend, InputStatistics(5).merge(merged), streams)
+    scales = np.array([0.5, 1, 3, 0.1, 7], np.float32)
+    divided = [array / scales for array in streams[:2]]
+    assert_moments(backend, merged.divided(backend.array(scales)), [*divided, streams[2]])
+    plain = InputStatistics(5)
+    plain.update(moved[0][0])
+    with pytest.raises(ValueError, match="other: expected cross with both or with neither"):
+        merged.merge(plain)
+
+
+def test_moments_with_the_original_model_are_saved(tmp_path):
+    with_all, plain = InputStatistics(5), collected(both_streams(4)[0])
+    with_all.update(*both_streams())
+    without_residual = InputStatistics(5)
+    without_residual.update(*both_streams()[:2])
+    layers = {"o": with_all, "q": without_residual, "plain": plain}
+    save_statistics(tmp_path / "file", layers)
+    loaded = load_statistics(tmp_path / "file")
+    for name, statistics in layers.items():
+        assert loaded[name].companions == statistics.companions
+        for kind in statistics.companions:
+            np.testing.assert_array_equal(getattr(loaded[name], kind), getattr(statistics, kind))
+    assert [len(layer.companions) for layer in loaded.values()] == [3, 2, 0]
+
+
+def test_tokens_come_with_what_those_before_came_with():
+    inputs, original, residual = both_streams()
+    statistics = InputStatistics(5)
+    with pytest.raises(ValueError, match="residual: expected None without original"):
+        statistics.update(inputs, None, residual)
+    statistics.update(inputs, original, residual)
+    kept = statistics.hessian.copy()
+    for arguments, message in [
+        ((inputs,), "original: expected an array, as with the tokens before"),
+        ((inputs, original), "residual: expected an array, as with the tokens before"),
+        ((inputs, original, residual[:, :2]), "residual: expected 3 columns, got 2"),
+        ((inputs, original[:4], residual), r"original: expected shape \[30, 5\], got \[4, 5\]"),
+        ((inputs, original, np.full_like(residual, np.nan)), "residual: expected finite values"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            statistics.update(*arguments)
+    plain = collected(inputs)
+    with pytest.raises(ValueError, match="original: expected None, as before"):
+        plain.update(inputs, original)
+    assert statistics.tokens == 30
+    np.testing.assert_array_equal(statistics.hessian, kept)

@@ -78,3 +78,16 @@ def factor_hessians(
                 raise ValueError(f"percdamp: expected a number not below 0, got {percdamp}")
         dtype = checks.result_dtype(hessians) if dtype is None else np.dtype(dtype)
         return kernels.factor(hessians, percdamps, dtype)
+
+
+def solve_rows(upper: Any, rows: Any) -> Any:
+    """Solve ``X (R R^T) = rows`` by two triangular systems: ``rows H^-1`` without an inverse.
+
+    Parameters
+    ----------
+    upper : array [K, K]
+        ``R``, one of `HessianFactors.upper`.
+    rows : array [M, K], C-contiguous, of the same dtype
+    """
+    with call(cpu, _gpu, upper=upper, rows=rows) as (kernels, upper, rows):
+        return kernels.solve_rows(upper, rows)

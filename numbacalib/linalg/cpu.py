@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from numbacalib.linalg.factors import TINY, HessianFactors
 from numbacalib.runtime.blas import cholesky_lower, invert_triangle
+from numbacalib.runtime.blas_tiles import solve_rows as solve
 from numbacalib.runtime.half import carrier, widen, widen_block
 from numbacalib.runtime.jit import kernel, scalar, task_kernel
 from numbacalib.runtime.strides import rows_view
@@ -56,6 +57,14 @@ def invert(upper: NDArray) -> NDArray:
     """Overwrite ``R`` by its inverse and return it."""
     invert_triangle(upper, lower=False)
     return upper
+
+
+def solve_rows(upper: NDArray, rows: NDArray) -> NDArray:
+    """See `numbacalib.linalg.solve_rows`."""
+    found = np.ascontiguousarray(rows).copy()
+    solve(upper, found, transposed=True)
+    solve(upper, found, transposed=False)
+    return found
 
 
 def _factor(hessian: NDArray, damping: float, memory: NDArray, upper: NDArray) -> int:

@@ -56,6 +56,15 @@ def invert(upper: Any) -> Any:
     return device.result(blas_gpu.invert_upper(upper))
 
 
+def solve_rows(upper: Any, rows: Any) -> Any:
+    """See `numbacalib.linalg.solve_rows`."""
+    found = device.empty(rows.shape, rows.dtype)
+    device.copy(rows, found)
+    blas_gpu.solve_triangle(upper, found, transposed=True)
+    blas_gpu.solve_triangle(upper, found, transposed=False)
+    return device.result(found)
+
+
 @cuda.jit
 def _damping(hessians, percdamps, summary, dead):
     """Mean and minimum of the diagonals, in one order. Blocks: matrix; threads stride over a diagonal."""

@@ -6,8 +6,10 @@ from numbacalib.methods.gptq import GptqReport, gptq, gptq_batch
 from numbacalib.methods.layer import LayerReport, LayerSettings, quantize_layer, solve
 from numbacalib.methods.loss import clipped_share, proxy_loss
 from numbacalib.methods.quantized_weight import QuantizedWeight
+from numbacalib.methods.refit import refit_scales
 from numbacalib.methods.rtn import rtn
 from numbacalib.methods.shrinkage import shrinkage_for
+from numbacalib.methods.target import output_loss, propagated_target
 from numbacalib.spec.range_search import RangeSearch
 
 __all__ = [
@@ -24,8 +26,11 @@ __all__ = [
     "codebook",
     "gptq",
     "gptq_batch",
+    "output_loss",
+    "propagated_target",
     "proxy_loss",
     "quantize_layer",
+    "refit_scales",
     "rtn",
     "shrinkage_for",
     "solve",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -75,6 +76,12 @@ class DecoderBlock:
         self._config = config
         self._rope = rope
         self._window = config.sliding_windows[index]
+
+    def copied(self) -> DecoderBlock:
+        """Return the same block, whose weights stay when those of this one are replaced."""
+        twin = copy.copy(self)
+        twin.linears, twin._vectors = dict(self.linears), dict(self._vectors)
+        return twin
 
     def producer(self, stage: tuple[str, ...]) -> str | None:
         """Name what a stage's inputs are proportional to, channel by channel; None if nothing is.

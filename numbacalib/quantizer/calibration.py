@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +23,7 @@ from numbacalib.models import (
     open_place,
 )
 from numbacalib.ops.magnitudes import channel_magnitudes
-from numbacalib.ops.matrix import copied, to_host
+from numbacalib.ops.matrix import copied, to_host, weighted_sum
 from numbacalib.quantizer.fingerprint import hash_tensors, require_same_model, write_fingerprint
 from numbacalib.quantizer.preflight import require_space, statistics_bytes
 from numbacalib.quantizer.progress import Progress
@@ -42,6 +44,8 @@ LARGEST_HIDDEN = 1e17
 
 SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
 """For `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy too."""
+
+log = logging.getLogger("numbacalib")
 
 IMATRIX = "imatrix.gguf"
 """Name of the importance file beside the statistics."""
@@ -74,11 +78,24 @@ class TextCalibration:
     ----------
     decoder : Decoder
     tokens : integer array [S, T]
+    propagated : bool, default False
+        Let the original blocks run beside the quantized ones, for statistics that also have the original
+        model's inputs. It takes as much time again for running the text, half as much again for the
+        moments, and memory for a second residual stream, the activations of a stage and a block.
     """
 
-    def __init__(self, decoder: Decoder, tokens: NDArray[np.integer]) -> None:
+    def __init__(
+        self, decoder: Decoder, tokens: NDArray[np.integer], propagated: bool = False
+    ) -> None:
         self._decoder = decoder
         self._hidden = decoder.embed(tokens)
+        self._original = copied(self._hidden) if propagated else None
+        if propagated:
+            log.warning(
+                "target propagated: the text runs through the original blocks too, in about twice the "
+                "time, with %.0f MiB of a second residual stream and as much again of activations",
+                4 * math.prod(self._hidden.shape) / 2**20,
+            )
 
     def preview(self, index: int, block: DecoderBlock) -> list[tuple[Stage, InputStatistics]]:
         """See `Calibration`."""
@@ -90,7 +107,10 @@ class TextCalibration:
     ) -> Iterator[tuple[Stage, InputStatistics]]:
         """See `Calibration`; what was folded shows in the inputs themselves."""
         del index, folded
-        return run_stages(block, self._decoder, self._hidden)
+        if self._original is None:
+            return run_stages(block, self._decoder, self._hidden)
+        # a copy of the folded block: both see the same scaled channels
+        return run_stages(block, self._decoder, self._hidden, (block.copied(), self._original))
 
 
 class SavedCalibration:
@@ -223,7 +243,10 @@ class _Squares(NamedTuple):
 
 
 def run_stages(
-    block: DecoderBlock, decoder: Decoder, hidden: Any
+    block: DecoderBlock,
+    decoder: Decoder,
+    hidden: Any,
+    original: tuple[DecoderBlock, Any] | None = None,
 ) -> Iterator[tuple[Stage, InputStatistics]]:
     """Pass all sequences through a block, in place, stopping where a stage's inputs are known.
 
@@ -231,81 +254,108 @@ def run_stages(
     replaces the layers' weights before it goes on, so that what follows runs on quantized ones. The
     residual stream and the attention's result are held for all tokens; the MLP's wide activations
     only where they are small, else they are computed twice.
+
+    `original` is a block whose weights nobody replaces, and a hidden state of its own: it does the same
+    beside, and the statistics are of both.
     """
-    config, place = decoder.config, decoder.place
+    streams = [_Stream(block, decoder, hidden)]
+    if original is not None:
+        streams.append(_Stream(original[0], decoder, original[1]))
+    config = decoder.config
     attention, projection, expansion, contraction = block.stages
-
-    inputs = _StageInputs(block, attention, config.hidden_size)
-    for part in decoder.batches(hidden):
-        inputs.update(block.attention_input(part))
-    yield inputs.finished()
-
-    inputs = _StageInputs(block, projection, config.num_heads * config.head_dim)
-    contexts = []
-    for part in decoder.batches(hidden):
-        contexts.append(block.attention(block.attention_input(part)))
-        inputs.update(contexts[-1])
-    yield inputs.finished()
-
-    inputs = _StageInputs(block, expansion, config.hidden_size)
-    for part, context in zip(decoder.batches(hidden), contexts, strict=True):
-        block.attention_output(part, context)
-        _require_range(f"{block.name}.{projection[0]}", part)
-        inputs.update(block.mlp_input(part))
-    del contexts
-    yield inputs.finished()
-
-    inputs = _StageInputs(block, contraction, config.intermediate_size)
-    sequences, length, _ = hidden.shape
-    size = sequences * length * config.intermediate_size * block.dtype.itemsize
-    hold = size <= place.held_bytes
-    held = []
-    for part in decoder.batches(hidden):
-        activation = block.mlp(block.mlp_input(part))
-        inputs.update(activation)
-        if hold:
-            held.append(activation)
-    yield inputs.finished()
-
-    for index, part in enumerate(decoder.batches(hidden)):
-        activation = held[index] if hold else block.mlp(block.mlp_input(part))
-        block.mlp_output(part, activation)
-        _require_range(f"{block.name}.{contraction[0]}", part)
+    yield _gathered(attention, config.hidden_size, streams, _Stream.attention_inputs)
+    width = config.num_heads * config.head_dim
+    yield _gathered(projection, width, streams, _Stream.contexts, into_residual=True)
+    yield _gathered(expansion, config.hidden_size, streams, _Stream.mlp_inputs)
+    width = config.intermediate_size
+    yield _gathered(contraction, width, streams, _Stream.activations, into_residual=True)
+    for stream in streams:
+        stream.finish()
 
 
-def _require_range(layer: str, hidden: NDArray[np.float32]) -> None:
-    """Check that hidden states [..., hidden] can be normalized, once a layer has added to them."""
-    _, largest = channel_magnitudes(rows_of(hidden))
-    reached = float(to_host(largest).max())
-    if not reached <= LARGEST_HIDDEN:
-        raise ValueError(
-            f"{layer}: hidden states reach {reached:g} after it, beyond the {LARGEST_HIDDEN:g} whose "
-            "squares float32 can sum"
-        )
+class _Stream:
+    """A block's pass over all sequences, part by part: each method yields a stage's inputs."""
+
+    def __init__(self, block: DecoderBlock, decoder: Decoder, hidden: Any) -> None:
+        self._block = block
+        self.name = block.name
+        self._contexts: list[Any] = []
+        self._activations: list[Any] = []
+        self.parts = list(decoder.batches(hidden))
+        sequences, length, _ = hidden.shape
+        wide = sequences * length * decoder.config.intermediate_size * block.dtype.itemsize
+        self._hold = wide <= decoder.place.held_bytes
+
+    def attention_inputs(self) -> Iterator[Any]:
+        return map(self._block.attention_input, self.parts)
+
+    def contexts(self) -> Iterator[Any]:
+        for part in self.parts:
+            context = self._block.attention(self._block.attention_input(part))
+            self._contexts.append(context)
+            yield context
+
+    def mlp_inputs(self) -> Iterator[Any]:
+        for part in self.parts:
+            self._block.attention_output(part, self._contexts.pop(0))
+            self._require_range(self._block.stages[1], part)
+            yield self._block.mlp_input(part)
+
+    def activations(self) -> Iterator[Any]:
+        for part in self.parts:
+            activation = self._block.mlp(self._block.mlp_input(part))
+            if self._hold:
+                self._activations.append(activation)
+            yield activation
+
+    def finish(self) -> None:
+        for part in self.parts:
+            if self._hold:
+                activation = self._activations.pop(0)
+            else:
+                activation = self._block.mlp(self._block.mlp_input(part))
+            self._block.mlp_output(part, activation)
+            self._require_range(self._block.stages[3], part)
+
+    def _require_range(self, stage: Stage, hidden: Any) -> None:
+        """Check that hidden states [..., hidden] can be normalized, once a stage has added to them."""
+        _, largest = channel_magnitudes(rows_of(hidden))
+        reached = float(to_host(largest).max())
+        if not reached <= LARGEST_HIDDEN:
+            raise ValueError(
+                f"{self._block.name}.{stage[0]}: hidden states reach {reached:g} after it, beyond the "
+                f"{LARGEST_HIDDEN:g} whose squares float32 can sum"
+            )
 
 
-class _StageInputs:
-    """Statistics of a stage's inputs under way; what is not finite is named by its layer.
+def _gathered(
+    stage: Stage,
+    channels: int,
+    streams: list[_Stream],
+    inputs: Callable[[_Stream], Iterator[Any]],
+    into_residual: bool = False,
+) -> tuple[Stage, InputStatistics]:
+    """Collect a stage's inputs, of the original stream too where there are two.
 
-    Weights and embeddings are known to be finite, so that it is activations that left float32.
+    Weights and embeddings are known to be finite, so that it is activations that left float32 if a value
+    is not: the error names the layer.
     """
-
-    def __init__(self, block: DecoderBlock, stage: Stage, channels: int) -> None:
-        self._name = f"{block.name}.{stage[0]}"
-        self._stage = stage
-        self._statistics = InputStatistics(channels)
-
-    def update(self, inputs: NDArray[np.float32]) -> None:
-        """See `InputStatistics.update`."""
+    statistics = InputStatistics(channels)
+    layer = f"{streams[0].name}.{stage[0]}"
+    passes = [inputs(stream) for stream in streams]
+    parts = [stream.parts for stream in streams]
+    for given in zip(*passes, *parts, strict=True):
+        companions = []
+        if len(streams) > 1:
+            own, wanted = given[2:]
+            residual = weighted_sum(wanted, own, 1.0, -1.0) if into_residual else None
+            companions = [given[1], residual]
         try:
-            self._statistics.update(inputs)
+            statistics.update(given[0], *companions)
         except ValueError as error:
-            raise ValueError(f"{self._name}: {error}: activations overflow float32") from None
-
-    def finished(self) -> tuple[Stage, InputStatistics]:
-        """The stage with the statistics of all its inputs."""
-        require_finite(f"{self._name}: mean of squared inputs", self._statistics.hessian)
-        return self._stage, self._statistics
+            raise ValueError(f"{layer}: {error}: activations overflow float32") from None
+    require_finite(f"{layer}: mean of squared inputs", statistics.hessian)
+    return stage, statistics
 
 
 def _file_name(index: int) -> str:

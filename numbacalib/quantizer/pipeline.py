@@ -133,10 +133,16 @@ def _write_checkpoint(
     if statistics is not None:
         if text:
             raise ValueError("text: expected none where statistics are given")
+        if settings.target == "propagated":
+            raise ValueError(
+                "target: expected layerwise with statistics, since only a run over a text has the "
+                "quantized layers' inputs beside the original ones"
+            )
         calibration = SavedCalibration(statistics, checkpoint, decoder)
     elif settings.calibrated(importance is not None) or settings.channel_scales != "none":
         tokens = read_sequences(checkpoint, text, settings.sequence_length, settings.samples)
-        calibration = TextCalibration(decoder, tokens)
+        propagated = settings.target == "propagated"
+        calibration = TextCalibration(decoder, tokens, propagated)
     with SafetensorsWriter(directory) as writer:
         results = _quantize_blocks(
             checkpoint, decoder, calibration, factors, settings, layout, writer

@@ -17,6 +17,9 @@ MAGNITUDES = ("mean", "max")
 class Settings(LayerSettings):
     """How to quantize the linear layers of a model; each layer's `scale_dtype` is the model's own."""
 
+    ranges: str = "auto"
+    """As in `LayerSettings`, or "auto": "weighted" with gptq, where it leaves less of every model that was
+    measured, and "full" with rtn, which then needs no text."""
     act_order: str = "desc"
     static_groups: bool = True
     """With "desc", a model's perplexity is lower than with the order as it comes."""
@@ -31,6 +34,10 @@ class Settings(LayerSettings):
     sequence_length: int = 512
     max_fallbacks: float = 0.1
     """Share of the layers that may need more damping than was asked for before the run fails."""
+
+    def __post_init__(self) -> None:
+        if self.ranges == "auto":
+            object.__setattr__(self, "ranges", "weighted" if self.method == "gptq" else "full")
 
 
 def check(settings: Settings, importance: str | Path | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from numbacalib.runtime import blas
+from numbacalib.runtime import blas, blas_tiles
 from numbacalib.runtime.device import (
     SIMULATED,
     address,
@@ -93,6 +93,39 @@ def invert_upper(triangle: Any) -> Any:
     return inverse
 
 
+def solve_triangle(upper: Any, rows: Any, *, transposed: bool) -> None:
+    """Overwrite `rows` [M, K] by X, ``X R = rows``, or ``X R^T = rows`` with `transposed`.
+
+    ``R`` [K, K] is upper triangular; both are C-contiguous and of one dtype.
+    """
+    if not has_libraries():
+        found = read(rows)
+        blas_tiles.solve_rows(read(upper), found, transposed=transposed)
+        write(rows, found)
+        return
+    from cupy.cuda.device import get_cublas_handle
+    from cupy_backends.cuda.libs import cublas
+
+    count, size = rows.shape
+    one = np.ones(1, rows.dtype)
+    trsm = cublas.strsm if rows.dtype == np.float32 else cublas.dtrsm
+    with _current_stream():
+        trsm(
+            get_cublas_handle(),
+            cublas.CUBLAS_SIDE_LEFT,
+            cublas.CUBLAS_FILL_MODE_LOWER,
+            cublas.CUBLAS_OP_T if transposed else cublas.CUBLAS_OP_N,
+            cublas.CUBLAS_DIAG_NON_UNIT,
+            size,
+            count,
+            one.ctypes.data,
+            address(upper),
+            size,
+            address(rows),
+            size,
+        )
+
+
 def add_products(
     left: Any, right: Any, out: Any, *, factor: float = 1.0, transposed: bool = False
 ) -> None:
@@ -131,45 +164,63 @@ def add_products(
 
 _KINDS = {np.dtype(np.float32): 0, np.dtype(np.float64): 1, np.dtype(np.float16): 2}
 """cudaDataType of elements; bfloat16 is 14. https://docs.nvidia.com/cuda/cublas/#cudadatatype-t"""
-_COMPUTE_32F, _DEFAULT_ALGORITHM = 68, -1
-"""cublasComputeType_t and cublasGemmAlgo_t: sums in float32, whatever the operands are."""
+_COMPUTE_32F, _COMPUTE_64F, _DEFAULT_ALGORITHM = 68, 70, -1
+"""cublasComputeType_t and cublasGemmAlgo_t: sums in float32, whatever the operands are, or in float64."""
 
 
 def add_linear(x: Any, weight: Any, out: Any, *, keep: bool) -> None:
-    """Set `out` [N, M] to ``x weight^T``, or add that to it with `keep`; x [N, K], weight [M, K].
+    """Set `out` [N, M] to ``x weight^T``, or add that to it with `keep`; x [N, K], weight [M, K]."""
+    multiply(x, weight, out, keep=float(keep), transposed=(False, True))
 
-    All are C-contiguous; `x` and `weight` of one dtype of float16, bfloat16 and float32, `out` of that or
-    float32. Sums are float32.
+
+def multiply(
+    left: Any,
+    right: Any,
+    out: Any,
+    *,
+    factor: float = 1.0,
+    keep: float = 0.0,
+    transposed: tuple[bool, bool] = (False, False),
+) -> None:
+    """Set `out` to ``factor * left right + keep * out``; `transposed` says which operands are.
+
+    Rows are contiguous, those of `left` and `right` at any stride. Operands are of one dtype of float16,
+    bfloat16 and float32, `out` of that or float32, with float32 sums; or all are float64.
     """
     if not has_libraries():
-        product = read(x).astype(np.float32) @ read(weight).astype(np.float32).T
+        wide = np.dtype(np.float64 if out.dtype == np.float64 else np.float32)
+        a, b = (np.stack([read(row) for row in array]).astype(wide) for array in (left, right))
+        product = (a.T if transposed[0] else a) @ (b.T if transposed[1] else b)
+        product *= wide.type(factor)
         if keep:
-            product += read(out)
+            product += wide.type(keep) * read(out)
         write(out, product.astype(out.dtype))
         return
     from cupy.cuda.device import get_cublas_handle
     from cupy_backends.cuda.libs import cublas
 
-    (rows, depth), columns = x.shape, weight.shape[0]
-    one, beta = np.ones(1, np.float32), np.full(1, keep, np.float32)
-    operands = [(address(array), _kind(array.dtype)) for array in (weight, x, out)]
+    rows, columns = out.shape
+    depth = left.shape[0 if transposed[0] else 1]
+    double = out.dtype == np.float64
+    scalars = np.array([factor, keep], np.float64 if double else np.float32)
+    operands = [
+        (address(array), _kind(array.dtype), array.strides[0] // array.dtype.itemsize)
+        for array in (right, left, out)
+    ]
+    turned = [cublas.CUBLAS_OP_T if turn else cublas.CUBLAS_OP_N for turn in transposed[::-1]]
     with _current_stream():
         cublas.gemmEx(
             get_cublas_handle(),
-            cublas.CUBLAS_OP_T,
-            cublas.CUBLAS_OP_N,
+            *turned,
             columns,
             rows,
             depth,
-            one.ctypes.data,
+            scalars[:1].ctypes.data,
             *operands[0],
-            depth,
             *operands[1],
-            depth,
-            beta.ctypes.data,
+            scalars[1:].ctypes.data,
             *operands[2],
-            columns,
-            _COMPUTE_32F,
+            _COMPUTE_64F if double else _COMPUTE_32F,
             _DEFAULT_ALGORITHM,
         )
 

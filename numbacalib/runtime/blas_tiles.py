@@ -7,6 +7,8 @@ each tile is a product that one thread does by itself.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import get_num_threads
 from numpy.typing import NDArray
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from numbacalib.runtime.blas import routine, single_threaded
 from numbacalib.runtime.jit import task_kernel
 from numbacalib.runtime.strides import rows_view
-from numbacalib.runtime.tasks import LOWER, NORMAL, call_fortran, claim
+from numbacalib.runtime.tasks import LEFT, LOWER, NORMAL, call_fortran, claim
 
 TILE = 256
 """Rows and columns of a result that are a task."""
@@ -23,10 +25,66 @@ TRANSPOSED = np.uint8(ord("T"))
 
 def multiply(x: NDArray, weight: NDArray, out: NDArray) -> None:
     """Set `out` [N, M] to ``x weight^T``, x [N, K], weight [M, K]: C-contiguous and of one dtype."""
+    depth = x.shape[1]
+    forms = _Form(x, depth, 1, NORMAL), _Form(weight, depth, 1, TRANSPOSED)
+    _run_product(forms, depth, (1.0, 0.0), out)
+
+
+def add_moment(out: NDArray, left: NDArray, right: NDArray, factor: float, keep: float) -> None:
+    """Set `out` [K, L] to ``keep * out + factor * left^T right``, left [N, K], right [N, L].
+
+    All are C-contiguous and of one dtype. Nothing is copied.
+    """
+    forms = _Form(left, 1, left.shape[1], TRANSPOSED), _Form(right, 1, right.shape[1], NORMAL)
+    _run_product(forms, len(left), (factor, keep), out)
+
+
+def product(left: NDArray, right: NDArray) -> NDArray:
+    """Return ``left right`` of C-contiguous matrices of one dtype."""
+    out = np.empty((len(left), right.shape[1]), left.dtype)
+    depth = len(right)
+    forms = _Form(left, depth, 1, NORMAL), _Form(right, 1, right.shape[1], NORMAL)
+    _run_product(forms, depth, (1.0, 0.0), out)
+    return out
+
+
+def solve_rows(upper: NDArray, rows: NDArray, *, transposed: bool) -> None:
+    """Overwrite `rows` [M, K] by X, ``X R = rows``, or ``X R^T = rows`` with `transposed`.
+
+    ``R`` [K, K] is upper triangular; both are C-contiguous and of one dtype.
+    """
+    letter = TRANSPOSED if transposed else NORMAL
     with single_threaded():
         counter = np.zeros(1, np.int64)
-        gemm = routine("gemm", x.dtype)
-        _multiply(get_num_threads(), gemm, rows_view(x), rows_view(weight), counter, out)
+        trsm = routine("trsm", rows.dtype)
+        _solve_rows(get_num_threads(), trsm, letter, rows_view(upper), counter, rows)
+
+
+class _Form(NamedTuple):
+    """An operand as BLAS, which is column-major, takes it: a tile from result row or column i on."""
+
+    matrix: NDArray
+    step: int
+    """Elements from i to i + 1: of a row, or 1 where i counts columns."""
+    width: int
+    """Elements of a row where `step` is 1, else not used."""
+    letter: np.uint8
+
+
+def _run_product(
+    forms: tuple[_Form, _Form], depth: int, factors: tuple[float, float], out: NDArray
+) -> None:
+    """Run `_product` on all threads."""
+    real = out.dtype.type
+    operands = [
+        (rows_view(form.matrix).reshape(-1), form.step, max(form.step, form.width), form.letter)
+        for form in forms
+    ]
+    alpha_beta = real(factors[0]), real(factors[1])
+    with single_threaded():
+        counter = np.zeros(1, np.int64)
+        gemm = routine("gemm", out.dtype)
+        _product(get_num_threads(), gemm, *operands, depth, alpha_beta, counter, out)
 
 
 def add_square(matrix: NDArray, x: NDArray, alpha: float, beta: float) -> None:
@@ -51,22 +109,40 @@ def add_square(matrix: NDArray, x: NDArray, alpha: float, beta: float) -> None:
 
 
 @task_kernel
-def _multiply(gemm, x, weight, counter, out):
-    """Split: workers claim tiles, those of the same rows of `weight` one after the other."""
-    count, size = x.shape
-    width = len(weight)
-    one, zero = out.dtype.type(1), out.dtype.type(0)
+def _product(gemm, left, right, depth, factors, counter, out):
+    """Split: workers claim tiles, those of the same columns one after the other."""
+    rows, row_step, row_pitch, row_letter = left
+    columns, column_step, column_pitch, column_letter = right
+    alpha, beta = factors
+    count, width = out.shape
     across = -(-count // TILE)
     tasks = across * -(-width // TILE)
     task = claim(counter)
     while task < tasks:
-        left, top = task // across * TILE, task % across * TILE
-        columns, rows = min(TILE, width - left), min(TILE, count - top)
+        first, top = task // across * TILE, task % across * TILE
         call_fortran(
             gemm,
             (
-                TRANSPOSED, NORMAL, columns, rows, size, one, weight[left:], size, x[top:], size,
-                zero, out[top:, left:], width,
+                column_letter, row_letter, min(TILE, width - first), min(TILE, count - top), depth,
+                alpha, columns[first * column_step :], column_pitch, rows[top * row_step :], row_pitch,
+                beta, out[top:, first:], width,
+            ),
+        )  # fmt: skip
+        task = claim(counter)
+
+
+@task_kernel
+def _solve_rows(trsm, letter, upper, counter, rows):
+    """Split: workers claim runs of rows."""
+    count, size = rows.shape
+    task = claim(counter)
+    while task * TILE < count:
+        run = rows[task * TILE :]
+        call_fortran(
+            trsm,
+            (
+                LEFT, LOWER, letter, NORMAL, size, min(TILE, len(run)), rows.dtype.type(1), upper, size,
+                run, size,
             ),
         )  # fmt: skip
         task = claim(counter)

@@ -19,7 +19,7 @@ from types import ModuleType
 import scipy
 
 PACKAGE = "scipy.linalg"
-LIBRARIES = {"cython_blas": ("gemm", "syrk", "trmm"), "cython_lapack": ("potrf", "trtri")}
+LIBRARIES = {"cython_blas": ("gemm", "syrk", "trmm", "trsm"), "cython_lapack": ("potrf", "trtri")}
 """Its modules, and the routines that are used of each, in single and double precision."""
 
 

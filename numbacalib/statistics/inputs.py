@@ -12,7 +12,18 @@ from numpy.typing import NDArray
 
 from numbacalib.ops.gptq_hessian_update import gptq_hessian_update
 from numbacalib.ops.magnitudes import channel_magnitudes
-from numbacalib.ops.matrix import blended, cast, diagonal, from_host, larger, scaled, to_host, zeros
+from numbacalib.ops.matrix import (
+    blended,
+    cast,
+    diagonal,
+    from_host,
+    larger,
+    scaled,
+    to_host,
+    weighted_sum,
+    zeros,
+)
+from numbacalib.ops.products import add_moment
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite, square_limit
@@ -38,6 +49,14 @@ class InputStatistics:
         ``2 / tokens * X^T X`` over every token seen: the GPTQ Hessian.
     mean_abs, max_abs : float32 arrays [K]
         ``mean_n |x[n, j]|`` and ``max_n |x[n, j]|``: the activation magnitudes of AWQ.
+    cross : float32 array [K, K] or None
+        ``2 / tokens * Y^T X`` with the original model's inputs Y of the same tokens, where they were
+        given: C of `numbacalib.methods.propagated_target`.
+    drift : float32 array [K, K] or None
+        ``2 / tokens * (Y - X)^T (Y - X)``: with it a loss to the original outputs is known.
+    residual : float32 array [M, K] or None
+        ``2 / tokens * R^T X`` with what the original stream R, to which the layer adds its M outputs, has
+        more than the present one.
     """
 
     def __init__(self, channels: int) -> None:
@@ -46,41 +65,90 @@ class InputStatistics:
         self.hessian: Any = np.zeros((channels, channels), np.float32)
         self.mean_abs: Any = np.zeros(channels, np.float32)
         self.max_abs: Any = np.zeros(channels, np.float32)
+        self.cross: Any = None
+        self.drift: Any = None
+        self.residual: Any = None
 
     @property
     def mean_square(self) -> Any:
         """``mean_n x[n, j] ** 2``, [K]: llama.cpp's importance matrix."""
         return scaled(diagonal(self.hessian), 0.5)
 
-    def update(self, inputs: Any) -> None:
+    def update(self, inputs: Any, original: Any = None, residual: Any = None) -> None:
         """Add tokens: inputs [N, K] of any length, or of more axes with the channels last.
 
         Any of the four dtypes. Sums are float32, which holds those of squares of magnitudes below
         ``1.3e19 / sqrt(N)``.
 
+        Parameters
+        ----------
+        inputs : array [N, K]
+        original : array [N, K], optional
+            The original model's inputs for the same tokens: with all tokens or with none.
+        residual : array [N, M], optional
+            What the original model's residual stream has more than the present one, for a layer that adds
+            its M outputs to it: with `original` only, and with all tokens or with none.
+
         Raises
         ------
         ValueError, TypeError
-            If the width differs, a value is not finite or too large for that (the first index is
-            named), or the inputs are on another device than those before; what was collected stays as
-            it was.
+            If a shape differs, a value is not finite or too large for that (the first index is named), or
+            the arrays are on another device than those before; what was collected stays as it was.
         """
-        with arrays_of_one_device(inputs=inputs) as (inputs,):
+        arrays = {"inputs": inputs, "original": original, "residual": residual}
+        with arrays_of_one_device(**arrays) as (inputs, original, residual):
             channels = len(self.hessian)
-            rows = checks.tokens("inputs", inputs, channels)
-            require_finite("inputs", inputs, square_limit(len(rows)))
-            if rows.dtype == np.float64:
-                rows = cast(rows, np.float32)
-            if self.tokens == 0:
-                self.hessian = zeros((channels, channels), like=rows)
-                self.mean_abs, self.max_abs = zeros((channels,), rows), zeros((channels,), rows)
-            tokens = self.tokens + len(rows)
-            share = self.tokens / tokens
-            gptq_hessian_update(self.hessian, rows, alpha=2 / tokens, beta=share, out=self.hessian)
-            mean_abs, max_abs = channel_magnitudes(rows)
-            self.mean_abs = blended(self.mean_abs, mean_abs, share)
-            self.max_abs = larger(self.max_abs, max_abs)
-            self.tokens = tokens
+            rows = _tokens("inputs", inputs, channels)
+            if original is not None:
+                original = _tokens("original", original, channels, rows)
+            if residual is not None:
+                *_, width = residual.shape
+                residual = _tokens("residual", residual, width, rows)
+            self._require_companions(original, residual)
+            self._add(rows, original, residual)
+
+    def _add(self, rows: Any, original: Any, residual: Any) -> None:
+        """Add tokens that were checked."""
+        channels = len(self.hessian)
+        if self.tokens == 0:
+            self.hessian = zeros((channels, channels), like=rows)
+            self.mean_abs, self.max_abs = zeros((channels,), rows), zeros((channels,), rows)
+            if original is not None:
+                self.cross, self.drift = (zeros((channels, channels), rows) for _ in range(2))
+            if residual is not None:
+                self.residual = zeros((residual.shape[1], channels), rows)
+        tokens = self.tokens + len(rows)
+        share = self.tokens / tokens
+        gptq_hessian_update(self.hessian, rows, alpha=2 / tokens, beta=share, out=self.hessian)
+        mean_abs, max_abs = channel_magnitudes(rows)
+        self.mean_abs = blended(self.mean_abs, mean_abs, share)
+        self.max_abs = larger(self.max_abs, max_abs)
+        if original is not None:
+            add_moment(self.cross, original, rows, 2 / tokens, share)
+            drift = cast(weighted_sum(original, rows, 1.0, -1.0), rows.dtype)
+            gptq_hessian_update(self.drift, drift, alpha=2 / tokens, beta=share, out=self.drift)
+        if residual is not None:
+            add_moment(self.residual, residual, rows, 2 / tokens, share)
+        self.tokens = tokens
+
+    def _require_companions(self, original: Any, residual: Any) -> None:
+        """Check that tokens come with what those before came with."""
+        if residual is not None and original is None:
+            raise ValueError("residual: expected None without original, got an array")
+        if self.tokens == 0:
+            return
+        for name, given, kept in (
+            ("original", original, self.cross),
+            ("residual", residual, self.residual),
+        ):
+            if (given is None) != (kept is None):
+                before = (
+                    "an array, as with the tokens before" if given is None else "None, as before"
+                )
+                raise ValueError(f"{name}: expected {before}")
+        if residual is not None and residual.shape[1] != len(self.residual):
+            width = len(self.residual)
+            raise ValueError(f"residual: expected {width} columns, got {residual.shape[1]}")
 
     def merge(self, other: InputStatistics) -> InputStatistics:
         """Return the statistics of both sets of tokens together."""
@@ -88,21 +156,30 @@ class InputStatistics:
             raise ValueError(
                 f"other: expected {len(self.hessian)} channels, got {len(other.hessian)}"
             )
+        if self.tokens and other.tokens:
+            for name in _OPTIONAL:
+                if (getattr(self, name) is None) != (getattr(other, name) is None):
+                    raise ValueError(f"other: expected {name} with both or with neither")
         merged = InputStatistics(len(self.hessian))
         merged.tokens = self.tokens + other.tokens
         share = self.tokens / max(merged.tokens, 1)
         # what has seen nothing may be on another device
         left, right = (self if self.tokens else other), (other if other.tokens else self)
-        merged.hessian = blended(left.hessian, right.hessian, share)
-        merged.mean_abs = blended(left.mean_abs, right.mean_abs, share)
+        for name in ("hessian", "mean_abs", *left.companions):
+            setattr(merged, name, blended(getattr(left, name), getattr(right, name), share))
         merged.max_abs = larger(left.max_abs, right.max_abs)
         return merged
+
+    @property
+    def companions(self) -> list[str]:
+        """Names of the moments with the original model that were collected."""
+        return [name for name in _OPTIONAL if getattr(self, name) is not None]
 
     def moved(self, like: Any) -> InputStatistics:
         """Return the same statistics, which are NumPy arrays, on the device that `like` is on."""
         result = InputStatistics(len(self.hessian))
         result.tokens = self.tokens
-        for name in _ARRAYS:
+        for name in (*_ARRAYS, *self.companions):
             setattr(result, name, from_host(getattr(self, name), like))
         return result
 
@@ -111,13 +188,29 @@ class InputStatistics:
         factors = from_host(1 / to_host(scales), like=self.hessian)
         result = InputStatistics(len(self.hessian))
         result.tokens = self.tokens
-        result.hessian = scaled(self.hessian, factors, factors)
         result.mean_abs = scaled(self.mean_abs, factors)
         result.max_abs = scaled(self.max_abs, factors)
+        for name in ("hessian", *self.companions):
+            rows = None if name == "residual" else factors  # its rows are outputs
+            setattr(result, name, scaled(getattr(self, name), factors, rows))
         return result
 
 
+def _tokens(name: str, array: Any, channels: int, like: Any = None) -> Any:
+    """Check vectors [..., K] and return them as a matrix of at most float32, or of the dtype of `like`."""
+    rows = checks.tokens(name, array, channels)
+    if like is not None and len(rows) != len(like):
+        raise ValueError(
+            f"{name}: expected shape [{len(like)}, {channels}], got {list(rows.shape)}"
+        )
+    require_finite(name, array, square_limit(len(rows)))
+    if like is not None:
+        return cast(rows, like.dtype)
+    return cast(rows, np.float32) if rows.dtype == np.float64 else rows
+
+
 _ARRAYS = ("hessian", "mean_abs", "max_abs")
+_OPTIONAL = ("cross", "drift", "residual")
 _SHARED = "numbacalib.statistics"
 """Key of the file's metadata: JSON, from each layer's name to the one its statistics stand under."""
 
@@ -138,7 +231,8 @@ def save_statistics(
     for name, layer in statistics.items():
         stored_as[name] = first_name.setdefault(id(layer), name)
         if stored_as[name] == name:
-            tensors |= {f"{name}.{kind}": to_host(getattr(layer, kind)) for kind in _ARRAYS}
+            kinds = *_ARRAYS, *layer.companions
+            tensors |= {f"{name}.{kind}": to_host(getattr(layer, kind)) for kind in kinds}
             tensors[f"{name}.tokens"] = np.array(layer.tokens, np.int64)
     for name, weight in (weights or {}).items():
         tensors[f"{name}.weight"] = to_host(weight)
@@ -168,6 +262,11 @@ def load_statistics(path: str | Path) -> dict[str, InputStatistics]:
             layer.mean_abs = file.array(f"{name}.mean_abs", (channels,))
             layer.max_abs = file.array(f"{name}.max_abs", (channels,))
             layer.tokens = file.count(f"{name}.tokens")
+            for kind in _OPTIONAL:
+                if f"{name}.{kind}" in file.names:
+                    setattr(
+                        layer, kind, file.array(f"{name}.{kind}", (None, channels), negative=True)
+                    )
     return {name: layers[source] for name, source in stored_as.items()}
 
 

@@ -85,6 +85,29 @@ def test_statistics_are_collected_and_quantized_from(tmp_path, backend, device, 
         assert all(report.loss == report.rtn_loss for report in reports)
 
 
+def test_a_propagated_target_is_as_on_the_host(tmp_path, backend, device, text):
+    model = write_model(tmp_path / "model", backend, dtype="float32")
+    settings = Settings(
+        bits=3,
+        group_size=8,
+        samples=2,
+        sequence_length=8,
+        target="propagated",
+        refit=True,
+        channel_scales="awq",
+    )
+    losses = {
+        place: [
+            report.loss
+            for report in quantize(
+                model, tmp_path / f"on-{place}", text=text, settings=settings, device=place
+            )
+        ]
+        for place in {"cpu", device}
+    }
+    assert losses[device] == pytest.approx(losses["cpu"], rel=5e-3)
+
+
 def test_names_of_devices():
     assert open_place("cpu") is HOST
     for name in ("gpu", "cuda:", "cuda:x", "cuda:-1", ""):

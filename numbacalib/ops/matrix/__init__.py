@@ -116,8 +116,13 @@ def scaled(array: Any, columns: Any, rows: Any = None) -> Any:
 
 def blended(left: Any, right: Any, share: float) -> Any:
     """``share * left + (1 - share) * right``, float32 [..., K]."""
+    return weighted_sum(left, right, share, 1 - share)
+
+
+def weighted_sum(left: Any, right: Any, a: float, b: float) -> Any:
+    """``a * left + b * right`` of arrays [..., K], of any float dtypes, in the accumulators' dtype."""
     with call(cpu, _gpu, left=left, right=right) as (kernels, left, right):
-        return kernels.blended(left, right, share)
+        return kernels.weighted_sum(left, right, a, b)
 
 
 def larger(left: Any, right: Any) -> Any:

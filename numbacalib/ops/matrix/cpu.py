@@ -82,11 +82,12 @@ def scaled(array: NDArray, columns: NDArray, rows: NDArray | None) -> NDArray:
     return product
 
 
-def blended(left: NDArray, right: NDArray, share: float) -> NDArray:
-    """See `numbacalib.ops.matrix.blended`."""
-    mixture: NDArray = left * np.float32(share)
-    mixture += right * np.float32(1 - share)
-    return mixture
+def weighted_sum(left: NDArray, right: NDArray, a: float, b: float) -> NDArray:
+    """See `numbacalib.ops.matrix.weighted_sum`."""
+    dtype = checks.result_dtype(left, right)
+    total: NDArray = left.astype(dtype, copy=False) * dtype.type(a)
+    total += right.astype(dtype, copy=False) * dtype.type(b)
+    return total
 
 
 def larger(left: NDArray, right: NDArray) -> NDArray:

@@ -107,13 +107,13 @@ def scaled(array: Any, columns: Any, rows: Any) -> Any:
     return device.result(product)
 
 
-def blended(left: Any, right: Any, share: float) -> Any:
-    """See `numbacalib.ops.matrix.blended`."""
-    mixture = device.empty(left.shape, np.float32)
-    matrices = rows_of(left), rows_of(right), rows_of(mixture)
-    shares = np.float32(share), np.float32(1 - share)
-    launch(_blended, _tiles(matrices[-1]), THREADS, *matrices, *shares)
-    return device.result(mixture)
+def weighted_sum(left: Any, right: Any, a: float, b: float) -> Any:
+    """See `numbacalib.ops.matrix.weighted_sum`."""
+    total = device.empty(left.shape, checks.result_dtype(left, right))
+    matrices = carrier(rows_of(left)), carrier(rows_of(right)), rows_of(total)
+    factors = total.dtype.type(a), total.dtype.type(b)
+    launch(_weighted_sum, _tiles(matrices[-1]), THREADS, *matrices, *factors)
+    return device.result(total)
 
 
 def larger(left: Any, right: Any) -> Any:
@@ -196,11 +196,12 @@ def _scaled(matrix, columns, rows, product):
 
 
 @cuda.jit
-def _blended(left, right, mixture, share, rest):
+def _weighted_sum(left, right, total, a, b):
+    real = total.dtype.type
     j = cuda.grid(1)
-    if j < mixture.shape[1]:
-        for i in range(np.int64(cuda.blockIdx.y), mixture.shape[0], cuda.gridDim.y):
-            mixture[i, j] = share * left[i, j] + rest * right[i, j]
+    if j < total.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), total.shape[0], cuda.gridDim.y):
+            total[i, j] = a * real(widen(left[i, j])) + b * real(widen(right[i, j]))
 
 
 @cuda.jit

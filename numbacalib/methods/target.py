@@ -1,0 +1,120 @@
+"""What a layer's codes are to stand for, when the layers before it are quantized already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from numbacalib.linalg import factor_hessians, solve_rows
+from numbacalib.methods.gptq import DAMPING_GROWTH, LEAST_GROWN_DAMPING
+from numbacalib.methods.loss import proxy_loss
+from numbacalib.methods.quantized_weight import StoredWeight
+from numbacalib.ops.matrix import cast, to_host, weighted_sum
+from numbacalib.ops.products import group_dots, product
+from numbacalib.runtime import checks
+from numbacalib.runtime.backend import arrays_of_one_device
+from numbacalib.runtime.finite import require_finite
+from numbacalib.statistics import InputStatistics
+
+
+def propagated_target(
+    weight: Any,
+    hessian: Any,
+    cross: Any,
+    residual: Any = None,
+    *,
+    strength: float = 1.0,
+    percdamp: float = 0.01,
+    damping_tries: int = 5,
+) -> Any:
+    """Weight W* that repairs, as far as this layer can, what the quantized layers before it spoilt.
+
+    With the original inputs x and those that come now, xh, ``|W x - Q xh|^2`` summed over the tokens is
+    ``trace((Q - W*) H (Q - W*)^T)`` and what no Q changes, with ``W* = W + W (C - H) H^-1``. So any
+    method that takes a weight and a Hessian quantizes W* as it would W.
+
+    Parameters
+    ----------
+    weight : array [M, K], float16, bfloat16, float32 or float64
+    hessian : array [K, K]
+        H, of the inputs that come now.
+    cross : array [K, K]
+        C, ``x xh^T`` at the Hessian's scale: `InputStatistics.cross`.
+    residual : array [M, K], optional
+        ``(r - rh) xh^T`` at the same scale, for a layer that adds its outputs to a stream r: it is
+        repaired too then (`InputStatistics.residual`).
+    strength : float, default 1
+        0 to 1: how far to go from W to W*. The full way fits the calibration text best, and others less.
+    percdamp : float, default 0.01
+        Damping of H, as a fraction of the mean of its diagonal.
+    damping_tries : int, default 5
+        As in `gptq`.
+
+    Returns
+    -------
+    array [M, K], float32 (float64 if the weight or the Hessian is)
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument does not fit, a value is not finite (the first index is named), or the arrays are
+        on different devices.
+    numpy.linalg.LinAlgError
+        If the damped Hessian is not positive definite after all tries.
+
+    Notes
+    -----
+    Arai and Ichikawa, "Quantization Error Propagation" (NeurIPS 2025), whose strength this is; "Qronos"
+    (arXiv 2505.11695) damps C and H alike, as here; the residual term is of "WaterSIC"
+    (arXiv 2603.04956).
+    """
+    arrays = {"weight": weight, "hessian": hessian, "cross": cross, "residual": residual}
+    with arrays_of_one_device(**arrays) as (weight, hessian, cross, residual):
+        rows, channels = checks.matrix("weight", weight, ("M", "K"))
+        given = {"weight": weight, "hessian": hessian, "cross": cross}
+        for name in ("hessian", "cross"):
+            checks.matrix(name, given[name], (channels, channels))
+        if residual is not None:
+            checks.matrix("residual", residual, (rows, channels))
+            given["residual"] = residual
+        if not 0 <= checks.finite_number("strength", strength) <= 1:
+            raise ValueError(f"strength: expected 0 to 1, got {strength}")
+        for name, array in given.items():
+            require_finite(name, array)
+        dtype = checks.result_dtype(weight, hessian)
+        drift = cast(weighted_sum(cross, hessian, 1.0, -1.0), dtype)
+        missing = product(cast(weight, dtype), drift)
+        if residual is not None:
+            missing = weighted_sum(missing, residual, 1.0, 1.0)
+        upper = _factor(hessian, percdamp, damping_tries, dtype)
+        return weighted_sum(weight, solve_rows(upper, missing), 1.0, strength)
+
+
+def _factor(hessian: Any, percdamp: float, tries: int, dtype: np.dtype) -> Any:
+    """``R`` of the damped Hessian, whose damping grows where it fails."""
+    stack = hessian.reshape(1, *hessian.shape)
+    for _ in range(checks.integer("damping_tries", tries, 1, 100)):
+        factors = factor_hessians(stack, [percdamp], dtype=dtype)
+        if not factors.minors[0]:
+            return factors.upper[0]
+        failed, percdamp = percdamp, max(DAMPING_GROWTH * percdamp, LEAST_GROWN_DAMPING)
+    raise factors.error(0, "hessian", failed)
+
+
+def output_loss(weight: Any, quantized: StoredWeight, statistics: InputStatistics) -> float:
+    """Squared error of a layer's outputs, at the Hessian's scale.
+
+    It is ``sum |W x - Q xh|^2``, against the original layer on its original inputs, where the statistics
+    have those; otherwise ``sum |W xh - Q xh|^2``, the `proxy_loss`.
+    """
+    loss = proxy_loss(weight, quantized, statistics.hessian)
+    if statistics.cross is None:
+        return loss
+    wide = cast(weight, np.float32)
+    errors = weighted_sum(wide, quantized.dequantize(), 1.0, -1.0)
+    drift = weighted_sum(statistics.cross, statistics.hessian, 1.0, -1.0)
+    channels = wide.shape[1]
+    mixed = group_dots(product(wide, drift), errors, channels)
+    spoilt = group_dots(product(wide, statistics.drift), wide, channels)
+    return loss + 2 * float(to_host(mixed).sum()) + float(to_host(spoilt).sum())

@@ -1,0 +1,48 @@
+"""Products on the CPU: BLAS, and one task a row for the dot products."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from numbacalib.runtime import blas_tiles
+from numbacalib.runtime.half import carrier, widen
+from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.strides import rows_view
+
+CHUNK_ELEMENTS = 1 << 22
+"""Elements of 16-bit inputs that are converted at a time."""
+
+
+def product(left: NDArray, right: NDArray) -> NDArray:
+    """See `numbacalib.ops.products.product`."""
+    return blas_tiles.product(left, right)
+
+
+def add_moment(target: NDArray, left: NDArray, right: NDArray, factor: float, keep: float) -> None:
+    """See `numbacalib.ops.products.add_moment`."""
+    step = max(256, CHUNK_ELEMENTS // max(target.shape))
+    for first in range(0, len(left), step):
+        part = slice(first, first + step)
+        own, other = (np.ascontiguousarray(array[part], target.dtype) for array in (left, right))
+        blas_tiles.add_moment(target, own, other, factor, keep)
+        keep = 1.0
+
+
+def group_dots(left: NDArray, right: NDArray, group_size: int) -> NDArray:
+    """See `numbacalib.ops.products.group_dots`."""
+    dots = np.empty((len(left), left.shape[1] // group_size))
+    _group_dots(rows_view(carrier(left)), rows_view(carrier(right)), group_size, dots)
+    return dots
+
+
+@kernel
+def _group_dots(left, right, group_size, dots):
+    """Split: one task a row."""
+    for i in prange(len(dots)):
+        for g in range(dots.shape[1]):
+            total = 0.0
+            for j in range(g * group_size, (g + 1) * group_size):
+                total += float(widen(left[i, j])) * float(widen(right[i, j]))
+            dots[i, g] = total

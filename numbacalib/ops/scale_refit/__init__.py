@@ -1,0 +1,35 @@
+"""Scales of groups refitted to codes that are known; see `spec.scale_refit`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numbacalib.ops.scale_refit import cpu
+from numbacalib.runtime.backend import call
+
+
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.scale_refit import gpu
+
+    return gpu
+
+
+def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: Any) -> Any:
+    """Scales [M, G] with which each row loses least, in their own dtype; those of before if none do.
+
+    A row's new scales are rounded to the dtype first and taken only where the loss falls then. A scale
+    that would not be positive stays.
+
+    Parameters
+    ----------
+    codes, zeros : uint8 arrays [M, K] and [M, G]
+        Unsigned; groups are runs of K / G channels.
+    scales : array [M, G], float16, bfloat16 or float32
+    errors : array [M, K]
+        ``w - q`` with the scales of before, float32, or float64 where the Hessian is.
+    hessian : array [K, K], C-contiguous, of the same dtype
+    """
+    arrays = {"codes": codes, "zeros": zeros, "scales": scales, "errors": errors}
+    with call(cpu, _gpu, **arrays, hessian=hessian) as (kernels, *taken):
+        return kernels.refitted_scales(*taken)

@@ -1,0 +1,109 @@
+"""The refit on a GPU: products of cuBLAS for the matrices, one thread a row for their solution.
+
+Rows are the last axis of all that a thread walks through, so that neighbours read neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from numbacalib.runtime import device
+from numbacalib.runtime.blas_gpu import multiply
+from numbacalib.runtime.device import cuda
+from numbacalib.runtime.half import carrier, narrow, widen
+from numbacalib.runtime.launch import launch
+from numbacalib.spec import scale_refit
+
+THREADS = 4 if device.SIMULATED else 64
+MOST_BLOCKS = 65535
+"""Blocks of a grid along y."""
+TILE_BYTES = 1 << 31
+"""Of the matrices of rows that are solved together."""
+
+solve_steps, lowers_loss = scale_refit.solve_steps, scale_refit.lowers_loss
+if device.SIMULATED:  # whose arrays compiled functions do not take
+    solve_steps, lowers_loss = solve_steps.py_func, lowers_loss.py_func
+
+
+def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: Any) -> Any:
+    """See `numbacalib.ops.scale_refit.refitted_scales`."""
+    rows, groups = scales.shape
+    found = device.empty(scales.shape, scales.dtype)
+    step = max(1, TILE_BYTES // (8 * groups * groups))
+    for first in range(0, rows, step):
+        own = slice(first, first + step)
+        given = codes[own], zeros[own], scales[own], errors[own]
+        _refit_tile(*given, hessian, found[own])
+    return device.result(found)
+
+
+def _refit_tile(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: Any, found: Any) -> None:
+    (rows, groups), channels = scales.shape, codes.shape[1]
+    size = channels // groups
+    tiles = -(-rows // THREADS), min(channels, MOST_BLOCKS)
+    each_group = -(-rows // THREADS), groups
+    centered, products = (device.empty((channels, rows), errors.dtype) for _ in range(2))
+    matrices = device.empty((groups, groups, rows), np.float64)
+    pulls, steps, roots = (device.empty((groups, rows), np.float64) for _ in range(3))
+    launch(_centre, tiles, THREADS, codes, zeros, size, centered)
+    multiply(hessian, errors, products, transposed=(False, True))
+    launch(_group_dots, each_group, THREADS, products, centered, size, pulls)
+    for g in range(groups):
+        own = slice(g * size, (g + 1) * size)
+        multiply(hessian[own], centered[own], products, transposed=(True, False))
+        launch(_group_dots, each_group, THREADS, products, centered, size, matrices[g])
+    stored = device.empty(scales.shape, scales.dtype)
+    blocks = -(-rows // THREADS)
+    arrays = matrices, pulls, steps, roots, carrier(scales), carrier(stored)
+    launch(_solve, blocks, THREADS, *arrays)
+    arrays = matrices, pulls, steps, carrier(scales), carrier(stored), carrier(found)
+    launch(_keep_better, blocks, THREADS, *arrays)
+
+
+@cuda.jit
+def _centre(codes, zeros, size, centered):
+    """Codes less zeros, transposed. Threads: one a row, blocks stride over the channels."""
+    i = cuda.grid(1)
+    if i < centered.shape[1]:
+        for k in range(np.int64(cuda.blockIdx.y), centered.shape[0], cuda.gridDim.y):
+            centered[k, i] = np.int32(codes[i, k]) - np.int32(zeros[i, k // size])
+
+
+@cuda.jit
+def _group_dots(left, right, size, dots):
+    """Dot products of groups of rows. Threads: one a column; blocks along y: a group."""
+    i = cuda.grid(1)
+    if i < dots.shape[1]:
+        for g in range(np.int64(cuda.blockIdx.y), dots.shape[0], cuda.gridDim.y):
+            total = 0.0
+            for k in range(g * size, (g + 1) * size):
+                total += float(left[k, i]) * float(right[k, i])
+            dots[g, i] = total
+
+
+@cuda.jit
+def _solve(matrices, pulls, steps, roots, scales, stored):
+    """Threads: one a row."""
+    i = cuda.grid(1)
+    if i < pulls.shape[1]:
+        solve_steps(matrices[:, :, i], pulls[:, i], steps[:, i], roots[:, i])
+        for g in range(len(pulls)):
+            scale = widen(scales[i, g])
+            wanted = scale + steps[g, i]
+            stored[i, g] = narrow(wanted if wanted > 0 else float(scale), stored[i, g])
+
+
+@cuda.jit
+def _keep_better(matrices, pulls, steps, scales, stored, found):
+    """Threads: one a row."""
+    i = cuda.grid(1)
+    if i < pulls.shape[1]:
+        positive = True
+        for g in range(len(pulls)):
+            steps[g, i] = float(widen(stored[i, g])) - float(widen(scales[i, g]))
+            positive = positive and widen(stored[i, g]) > 0
+        better = positive and lowers_loss(matrices[:, :, i], pulls[:, i], steps[:, i])
+        for g in range(len(pulls)):
+            found[i, g] = stored[i, g] if better else scales[i, g]

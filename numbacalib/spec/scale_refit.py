@@ -1,0 +1,67 @@
+"""Scales of a row for codes that are known: the loss is quadratic in them.
+
+With ``c_g`` the codes less the zero of group g (0 elsewhere), ``q = sum_g s_g c_g`` is the row and
+``(w - q) H (w - q)^T`` its loss. A step d of the scales changes that by ``d A d^T - 2 r d^T``, where
+``A_gh = c_g H c_h^T`` and ``r_g = c_g H (w - q)^T``, so the best is ``d = A^-1 r``.
+
+"Scales refitted after rounding", arXiv 2602.02126 (for one scale a row); here for groups, and from the
+step, whose right-hand side keeps its digits where the old scales are nearly the best.
+"""
+
+from __future__ import annotations
+
+import math
+
+from numbacalib.runtime.jit import scalar
+
+LEAST_PIVOT = 1e-5
+"""Share of its diagonal entry that a pivot keeps, lest rounding of float32 products decides the step."""
+NOISE = 1e-6
+"""Share of the summed terms by which a loss must fall to be less: their own rounding."""
+
+
+@scalar
+def solve_steps(matrix, pulls, steps, roots):
+    """Solve ``A d = r`` by Cholesky; a group whose pivot is lost, or whose codes are 0, keeps its scale.
+
+    `matrix` [G, G] has A in its upper triangle, diagonal included, and gets its factor below. `pulls` [G]
+    is r, `steps` [G] becomes d, `roots` [G] is scratch.
+    """
+    groups = len(pulls)
+    for g in range(groups):
+        pivot = matrix[g, g]
+        pull = pulls[g]
+        for k in range(g):
+            pivot -= matrix[g, k] * matrix[g, k]
+            pull -= matrix[g, k] * steps[k]
+        root = 1 / math.sqrt(pivot) if pivot > LEAST_PIVOT * matrix[g, g] else 0.0
+        roots[g] = root
+        steps[g] = pull * root
+        for h in range(g + 1, groups):
+            total = matrix[g, h]
+            for k in range(g):
+                total -= matrix[h, k] * matrix[g, k]
+            matrix[h, g] = total * root
+    for back in range(groups):
+        g = groups - 1 - back
+        total = steps[g]
+        for h in range(g + 1, groups):
+            total -= matrix[h, g] * steps[h]
+        steps[g] = total * roots[g]
+
+
+@scalar
+def lowers_loss(matrix, pulls, steps):
+    """Whether steps [G] of the scales lower the row's loss; False where a step is not finite."""
+    change = 0.0
+    size = 0.0
+    for g in range(len(pulls)):
+        linear = 2 * steps[g] * pulls[g]
+        square = matrix[g, g] * steps[g] * steps[g]
+        change += square - linear
+        size += square + abs(linear)
+        for h in range(g + 1, len(pulls)):
+            mixed = 2 * matrix[g, h] * steps[g] * steps[h]
+            change += mixed
+            size += abs(mixed)
+    return change < -NOISE * size

@@ -1,0 +1,129 @@
+"""The target that makes up for the quantized layers before, on every backend."""
+
+import cases
+import naive
+import naive_targets
+import numpy as np
+import pytest
+
+from numbacalib.methods import gptq, output_loss, propagated_target, rtn
+from numbacalib.statistics import InputStatistics
+
+
+def streams(seed, tokens=60, channels=12, rows=5, drift=0.3):
+    """Original and present inputs of the same tokens, and what the original stream has more."""
+    rng = np.random.default_rng(seed)
+    original = rng.normal(size=(tokens, channels)) @ rng.normal(size=(channels, channels))
+    inputs = original + drift * rng.normal(size=(tokens, channels))
+    return original, inputs, drift * rng.normal(size=(tokens, rows)) + inputs[:, :rows] * 0.1
+
+
+def moments(original, inputs, residual):
+    return (
+        naive_targets.moment(inputs, inputs),
+        naive_targets.moment(original, inputs),
+        naive_targets.moment(residual, inputs),
+    )
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_target_is_the_definition(backend, dtype, strength, with_residual):
+    weight = cases.random_matrix(3, (5, 12))
+    hessian, cross, residual = moments(*streams(0))
+    residual = residual if with_residual else None
+    arrays = (a if a is None else a.astype(dtype) for a in (weight, hessian, cross, residual))
+    options = {"strength": strength, "percdamp": 0.01}
+    actual = backend.call(propagated_target, *arrays, **options)
+    assert actual.dtype == dtype
+    expected = naive_targets.propagated_target(weight, hessian, cross, residual, **options)
+    atol = {np.float32: 2e-4, np.float64: 1e-10}[dtype] * abs(expected).max()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_other_weight_is_nearer_to_the_original_outputs(seed, with_residual):
+    original, inputs, residual = streams(seed)
+    weight = cases.random_matrix(seed + 50, (5, 12))
+    hessian, cross, moment = moments(original, inputs, residual)
+    given, kept = (residual, moment) if with_residual else (None, None)
+    best = propagated_target(weight, hessian, cross, kept, percdamp=0.0)
+
+    def loss(values):
+        return naive_targets.loss_to_original(weight, values, original, inputs, given)
+
+    least = loss(best)
+    assert least < loss(weight)
+    rng = np.random.default_rng(seed)
+    for size in (1e-3, 1e-1):
+        for _ in range(5):
+            other = best + size * rng.normal(size=best.shape)
+            assert loss(other) > least
+    # what is above the least loss is the proxy loss against the target
+    other = best + rng.normal(size=best.shape)
+    above = naive.proxy_loss(best, other, hessian)
+    assert loss(other) - least == pytest.approx(above, rel=1e-8)
+
+
+def test_equal_streams_and_dead_channels_leave_the_weight(backend):
+    original, _, _ = streams(1)
+    original[:, 4] = 0
+    weight = cases.random_matrix(2, (5, 12), np.float32)
+    hessian = naive_targets.moment(original, original).astype(np.float32)
+    np.testing.assert_array_equal(backend.call(propagated_target, weight, hessian, hessian), weight)
+    inputs = original + 0.1 * cases.random_matrix(5, original.shape)
+    inputs[:, 4] = 0
+    hessian, cross = (naive_targets.moment(a, inputs) for a in (inputs, original))
+    arrays = weight, hessian.astype(np.float32), cross.astype(np.float32)
+    target = backend.call(propagated_target, *arrays)
+    np.testing.assert_array_equal(target[:, 4], weight[:, 4])
+    assert (target != weight).any()
+
+
+def test_loss_is_measured_to_the_original_outputs(backend):
+    original, inputs, _ = streams(2, drift=0.1)
+    weight = cases.random_matrix(7, (5, 12), np.float32)
+    statistics = InputStatistics(12)
+    given = (backend.array(a.astype(np.float32)) for a in (inputs, original))
+    statistics.update(*given)
+    there = backend.array(weight)
+    quantized = rtn(there, bits=4, group_size=4)
+    values = backend.numpy(quantized.dequantize())
+    expected = naive_targets.loss_to_original(weight.astype(np.float64), values, original, inputs)
+    assert output_loss(there, quantized, statistics) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_quantizing_the_target_loses_less_of_the_original_outputs(seed):
+    original, inputs, _ = streams(seed, tokens=200, drift=0.4)
+    weight = cases.random_matrix(seed + 9, (16, 12))
+    hessian, cross = (naive_targets.moment(a, inputs) for a in (inputs, original))
+    losses = []
+    for strength in (0.0, 1.0):
+        target = propagated_target(weight, hessian, cross, strength=strength)
+        quantized, _ = gptq(target, hessian, bits=4, group_size=12)
+        values = quantized.dequantize(np.float64)
+        losses.append(naive_targets.loss_to_original(weight, values, original, inputs))
+    assert losses[1] < losses[0]
+
+
+def test_bad_arguments_are_named():
+    hessian, cross, residual = moments(*streams(0))
+    weight = cases.random_matrix(1, (5, 12))
+    for arrays, options, message in [
+        ((weight, hessian[:5], cross), {}, r"hessian: expected shape \[12, 12\]"),
+        ((weight, hessian, cross[:5]), {}, r"cross: expected shape \[12, 12\]"),
+        ((weight, hessian, cross, residual[:2]), {}, r"residual: expected shape \[5, 12\]"),
+        ((weight, hessian, cross), {"strength": 1.5}, "strength: expected 0 to 1, got 1.5"),
+        ((weight, hessian, cross), {"percdamp": -1}, "percdamp: expected a number not below 0"),
+        ((weight, hessian, np.full((12, 12), np.inf)), {}, "cross: expected finite values"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            propagated_target(*arrays, **options)
+    singular = np.zeros((12, 12)) + 1.0
+    with pytest.raises(np.linalg.LinAlgError, match="hessian: not positive definite"):
+        propagated_target(weight, singular, cross, percdamp=0.0, damping_tries=1)
+    grown = propagated_target(weight, singular, singular, percdamp=0.0)
+    np.testing.assert_allclose(grown, weight)
