@@ -175,9 +175,9 @@ def _add_methods(quantize: argparse.ArgumentParser) -> None:
     quantize.add_argument(
         "--target-strength",
         type=float,
-        default=0.5,
+        default=0.25,
         metavar="SHARE",
-        help="how far to repair, 0 to 1: the full way fits the calibration text best (default 0.5)",
+        help="how far to repair, 0 to 1: the full way fits the calibration text best (default 0.25)",
     )
     quantize.add_argument(
         "--refit",

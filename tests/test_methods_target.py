@@ -6,7 +6,7 @@ import naive_targets
 import numpy as np
 import pytest
 
-from numbacalib.methods import gptq, output_loss, propagated_target, rtn
+from numbacalib.methods import gptq, output_loss, propagated_target, refit_scales, rtn
 from numbacalib.statistics import InputStatistics
 
 
@@ -80,6 +80,31 @@ def test_equal_streams_and_dead_channels_leave_the_weight(backend):
     target = backend.call(propagated_target, *arrays)
     np.testing.assert_array_equal(target[:, 4], weight[:, 4])
     assert (target != weight).any()
+
+
+@pytest.mark.parametrize("layout", ["F", "row step", "window"])
+def test_arrays_of_any_strides(backend, layout):
+    hessian, cross, residual = moments(*streams(0))
+    weight = cases.random_matrix(3, (5, 12))
+    given = [array.astype(np.float32) for array in (weight, hessian, cross, residual)]
+    laid_out = [cases.laid_out(array, layout) for array in given]
+    target, expected = (backend.call(propagated_target, *arrays) for arrays in (laid_out, given))
+    np.testing.assert_allclose(target, expected, rtol=1e-5)
+    there = [backend.array(array) for array in laid_out]
+    quantized = rtn(there[0], bits=3, group_size=4)
+    refitted = refit_scales(there[0], quantized, there[1]).to_host()
+    plain = backend.array(given[0]), backend.array(given[1])
+    expected = refit_scales(plain[0], quantized, plain[1]).to_host()
+    np.testing.assert_allclose(refitted.scales, expected.scales, rtol=2e-3)
+    statistics, others = InputStatistics(12), InputStatistics(12)
+    original, inputs, residual = (array.astype(np.float32) for array in streams(1))
+    statistics.update(
+        *(backend.array(cases.laid_out(a, layout)) for a in (inputs, original, residual))
+    )
+    others.update(*(backend.array(a) for a in (inputs, original, residual)))
+    for kind in others.companions:
+        actual, wanted = (backend.numpy(getattr(s, kind)) for s in (statistics, others))
+        np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-5 * abs(wanted).max())
 
 
 def test_loss_is_measured_to_the_original_outputs(backend):

@@ -20,7 +20,12 @@ MOST_ROWS = 65535
 
 def to_host(array: Any) -> NDArray:
     """See `numbacalib.ops.matrix.to_host`."""
-    return device.read(array if array.is_c_contiguous() else _cast(array, array.dtype))
+    return device.read(contiguous(array))
+
+
+def contiguous(array: Any) -> Any:
+    """Return a C-contiguous array as kernels take it, a copy where it has to be."""
+    return array if array.is_c_contiguous() else _cast(array, array.dtype)
 
 
 def from_host(array: NDArray) -> Any:

@@ -17,7 +17,7 @@ def _gpu() -> Any:
 
 
 def product(left: Any, right: Any) -> Any:
-    """``left right``, [M, N]; both C-contiguous and float32, or both float64."""
+    """``left right``, [M, N]; both float32, or both float64."""
     with call(cpu, _gpu, left=left, right=right) as (kernels, left, right):
         return kernels.product(left, right)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from numbacalib.ops.matrix.gpu import contiguous
 from numbacalib.runtime import device
 from numbacalib.runtime.blas_gpu import multiply
 from numbacalib.runtime.device import cuda
@@ -20,13 +21,14 @@ MOST_GROUPS = 65535
 def product(left: Any, right: Any) -> Any:
     """See `numbacalib.ops.products.product`."""
     result = device.empty((left.shape[0], right.shape[1]), left.dtype)
-    multiply(left, right, result)
+    multiply(contiguous(left), contiguous(right), result)
     return device.result(result)
 
 
 def add_moment(target: Any, left: Any, right: Any, factor: float, keep: float) -> None:
     """See `numbacalib.ops.products.add_moment`."""
-    multiply(left, right, target, factor=factor, keep=keep, transposed=(True, False))
+    operands = contiguous(left), contiguous(right)
+    multiply(*operands, target, factor=factor, keep=keep, transposed=(True, False))
 
 
 def group_dots(left: Any, right: Any, group_size: int) -> Any:

@@ -28,7 +28,7 @@ def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: A
     scales : array [M, G], float16, bfloat16 or float32
     errors : array [M, K]
         ``w - q`` with the scales of before, float32, or float64 where the Hessian is.
-    hessian : array [K, K], C-contiguous, of the same dtype
+    hessian : array [K, K], of the same dtype
     """
     arrays = {"codes": codes, "zeros": zeros, "scales": scales, "errors": errors}
     with call(cpu, _gpu, **arrays, hessian=hessian) as (kernels, *taken):

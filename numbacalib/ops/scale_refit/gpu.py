@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from numbacalib.ops.matrix.gpu import contiguous
 from numbacalib.runtime import device
 from numbacalib.runtime.blas_gpu import multiply
 from numbacalib.runtime.device import cuda
@@ -31,6 +32,7 @@ def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: A
     """See `numbacalib.ops.scale_refit.refitted_scales`."""
     rows, groups = scales.shape
     found = device.empty(scales.shape, scales.dtype)
+    hessian = contiguous(hessian)
     step = max(1, TILE_BYTES // (8 * groups * groups))
     for first in range(0, rows, step):
         own = slice(first, first + step)
