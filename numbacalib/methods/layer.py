@@ -37,8 +37,8 @@ METHODS = ("gptq", "rtn", "kmeans")
 RANGES = ("full", "mse", "weighted", "clip")
 TARGETS = ("layerwise", "propagated")
 COARSE_NORM = 3.0
-"""Power of the range search at 2 bits. KL to the original with it, and with 2.4: SmolLM2-135M 1.49 and
-1.57, glassllm 0.136 and 0.143 (rows of `benchmarks/quality.py`)."""
+"""Power of the range search at 2 bits, where both models of `benchmarks/quality.py` are nearer to the
+original with it than with 2.4."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,11 @@ def refit_scales(weight: Any, quantized: QuantizedWeight, hessian: Any) -> Quant
     quantized : QuantizedWeight
     hessian : array [K, K]
 
+    Returns
+    -------
+    QuantizedWeight
+        The same codes, with the scales of each row that lose less.
+
     Raises
     ------
     ValueError, TypeError

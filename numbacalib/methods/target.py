@@ -107,6 +107,17 @@ def output_loss(weight: Any, quantized: StoredWeight, statistics: InputStatistic
 
     It is ``sum |W x - Q xh|^2``, against the original layer on its original inputs, where the statistics
     have those; otherwise ``sum |W xh - Q xh|^2``, the `proxy_loss`.
+
+    Parameters
+    ----------
+    weight : array [M, K]
+    quantized : QuantizedWeight or CodebookWeight
+    statistics : InputStatistics
+        Of the inputs that come now, and of the original ones where it has them.
+
+    Returns
+    -------
+    float
     """
     loss = proxy_loss(weight, quantized, statistics.hessian)
     if statistics.cross is None:
