@@ -271,3 +271,12 @@ def test_non_finite_weights_and_hessians_are_named(backend):
     hessian[2, 3] = np.nan
     with pytest.raises(ValueError, match=r"hessian: expected finite values, got nan at \[2, 3\]"):
         backend.call(gptq, np.ones((2, 8)), hessian, bits=4, group_size=8)
+
+
+def test_quantized_weights_are_equal_where_all_they_hold_is(backend):
+    weight = cases.random_matrix(0, (3, 8), np.float32)
+    one, same = (backend.call(rtn, weight, bits=4, group_size=4) for _ in range(2))
+    assert one == same
+    assert one != backend.call(rtn, weight, bits=4, group_size=8)
+    assert one != backend.call(rtn, -weight, bits=4, group_size=4)
+    assert one != "another thing"

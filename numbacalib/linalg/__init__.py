@@ -54,6 +54,11 @@ def gptq_inverse_hessian(hessian: Any, *, percdamp: float = 0.01, stream: Any = 
         entry and what to try.
     ValueError
         If the matrix is not square, empty or not finite, or `percdamp` is negative.
+
+    Notes
+    -----
+    On the CPU, BLAS divides the inversion of a factor of more than 1024 channels among its threads: there
+    another number of threads may round otherwise. `gptq` needs no inverse, and gives the same bits.
     """
     with call(cpu, _gpu, stream, hessian=hessian) as (kernels, hessian):
         size = checks.square("hessian", hessian)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ class StoredWeight(Protocol):
         """Return the weights that are stored, [M, K]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QuantizedWeight:
     """Codes and grids of one linear layer's weight [M, K].
 
@@ -50,6 +50,16 @@ class QuantizedWeight:
         if self.g_idx is not None:
             return self.g_idx
         return group_indices(self.codes.shape[1], self.group_size)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another has the same codes, grids and groups, to the bit, on whichever device."""
+        if not isinstance(other, QuantizedWeight):
+            return NotImplemented
+        mine, theirs = self.to_host(), other.to_host()
+        return all(
+            np.array_equal(getattr(mine, field.name), getattr(theirs, field.name))
+            for field in fields(self)
+        )
 
     def to_host(self) -> QuantizedWeight:
         """Return the same with NumPy arrays."""

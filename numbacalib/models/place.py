@@ -100,8 +100,10 @@ def open_place(device: str = "auto") -> Place:
             f"device: {device} needs {missing[0]}: pip install 'numbacalib[cuda]'", name=missing[0]
         )
     count = _device_count()
+    if not count:
+        raise ValueError(f"device: expected a GPU and its driver for {device}, found none")
     if int(number or 0) >= count:
-        raise ValueError(f"device: expected one of the {count} CUDA devices, got {device}")
+        raise ValueError(f"device: expected cuda:0 to cuda:{count - 1}, got {device}")
     return _cuda(int(number or 0))
 
 
