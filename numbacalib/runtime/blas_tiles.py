@@ -24,7 +24,10 @@ TRANSPOSED = np.uint8(ord("T"))
 
 
 def multiply(x: NDArray, weight: NDArray, out: NDArray) -> None:
-    """Set `out` [N, M] to ``x weight^T``, x [N, K], weight [M, K]: C-contiguous and of one dtype."""
+    """Set `out` [N, M] to ``x weight^T``, x [N, K], weight [M, K], of one dtype; `out` is C-contiguous.
+
+    What is not C-contiguous is copied.
+    """
     depth = x.shape[1]
     forms = _Form(x, depth, 1, NORMAL), _Form(weight, depth, 1, TRANSPOSED)
     _run_product(forms, depth, (1.0, 0.0), out)
@@ -33,14 +36,14 @@ def multiply(x: NDArray, weight: NDArray, out: NDArray) -> None:
 def add_moment(out: NDArray, left: NDArray, right: NDArray, factor: float, keep: float) -> None:
     """Set `out` [K, L] to ``keep * out + factor * left^T right``, left [N, K], right [N, L].
 
-    All are C-contiguous and of one dtype. Nothing is copied.
+    All are of one dtype, and `out` C-contiguous. What else is not is copied.
     """
     forms = _Form(left, 1, left.shape[1], TRANSPOSED), _Form(right, 1, right.shape[1], NORMAL)
     _run_product(forms, len(left), (factor, keep), out)
 
 
 def product(left: NDArray, right: NDArray) -> NDArray:
-    """Return ``left right`` of C-contiguous matrices of one dtype."""
+    """Return ``left right`` of matrices of one dtype."""
     out = np.empty((len(left), right.shape[1]), left.dtype)
     depth = len(right)
     forms = _Form(left, depth, 1, NORMAL), _Form(right, 1, right.shape[1], NORMAL)
@@ -77,8 +80,9 @@ def _run_product(
     """Run `_product` on all threads."""
     real = out.dtype.type
     operands = [
-        (rows_view(form.matrix).reshape(-1), form.step, max(form.step, form.width), form.letter)
-        for form in forms
+        # flat, read-only memory, so that a kernel is compiled once
+        (rows_view(np.ascontiguousarray(matrix)).reshape(-1), step, max(step, width), letter)
+        for matrix, step, width, letter in forms
     ]
     alpha_beta = real(factors[0]), real(factors[1])
     with single_threaded():

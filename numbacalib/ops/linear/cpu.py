@@ -11,7 +11,7 @@ from numbacalib.runtime.blas_tiles import multiply
 def product(x: NDArray, weight: NDArray, bias: NDArray | None, dtype: np.dtype) -> NDArray:
     """See `numbacalib.ops.linear.linear`."""
     result = np.empty((len(x), len(weight)), x.dtype)
-    multiply(np.ascontiguousarray(x), np.ascontiguousarray(weight), result)
+    multiply(x, weight, result)
     if bias is not None:
         result += bias
     return result.astype(dtype, copy=False)
