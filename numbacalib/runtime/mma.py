@@ -18,12 +18,12 @@ from llvmlite import ir
 from numba.cuda import types
 from numba.cuda.extending import intrinsic
 
-from numbacalib.runtime.ptx import _instruction, _pack, _unpack
+from numbacalib.runtime.ptx import instruction, pack, unpack
 
 _FLOAT, _WORD = ir.FloatType(), ir.IntType(32)
 
 
-@_instruction(
+@instruction(
     "cp.async.cg.shared.global [$0], [$1], 16, $2;",
     types.void,
     types.uint32,
@@ -34,7 +34,7 @@ def copy_chunk(target, source, size):
     """`cp.async.cg`: start copying `size` bytes, 0 or 16, to shared memory; the rest of 16 becomes 0."""
 
 
-@_instruction("cp.async.commit_group; cp.async.wait_group 0;")
+@instruction("cp.async.commit_group; cp.async.wait_group 0;")
 def copies_wait():
     """`cp.async.wait_group`: all copies that this thread started are done."""
 
@@ -49,7 +49,7 @@ def _load_matrices(builder: Any, address: Any, offset: int, form: str) -> list[A
     text = f"ldmatrix.sync.aligned.m8n8.x4{form}.shared.b16 {{$0, $1, $2, $3}}, [$4+{offset}];"
     kind = ir.LiteralStructType([_WORD] * 4)
     loaded = _assembly(builder, text, "=r,=r,=r,=r,r,~{memory}", kind, address)
-    return _unpack(builder, loaded, 4)
+    return unpack(builder, loaded, 4)
 
 
 def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
@@ -82,7 +82,7 @@ def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
         constraints = "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f"
         function = ir.FunctionType(kind, [_WORD] * 6 + [_FLOAT] * 4)
         assembly = ir.InlineAsm(function, text, constraints, side_effect=False)
-        return _unpack(builder, builder.call(assembly, [*a, *b, *sums]), 4)
+        return unpack(builder, builder.call(assembly, [*a, *b, *sums]), 4)
 
     @intrinsic
     def scores(typing_context, queries, address, offsets):
@@ -90,9 +90,9 @@ def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
 
         def generate(context, builder, signature, values):
             steps = size // 16
-            a = _unpack(builder, values[0], 4 * steps)
+            a = unpack(builder, values[0], 4 * steps)
             places = [
-                builder.add(values[1], offset) for offset in _unpack(builder, values[2], steps)
+                builder.add(values[1], offset) for offset in unpack(builder, values[2], steps)
             ]
             sums = [[ir.Constant(_FLOAT, 0.0)] * 4 for _ in range(keys // 8)]
             for step in range(steps):
@@ -105,7 +105,7 @@ def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
                             builder, sums[tile], a[4 * step : 4 * step + 4], operand
                         )
             flat = [value for tile in sums for value in tile]
-            return _pack(builder, flat, context.get_value_type(score))
+            return pack(builder, flat, context.get_value_type(score))
 
         return score(queries, types.uint32, offsets), generate
 
@@ -114,10 +114,10 @@ def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
         """`mma.sync`: add products of weights with values, summed over the keys of a tile."""
 
         def generate(context, builder, signature, values):
-            o = _unpack(builder, values[0], size // 2)
-            p = _unpack(builder, values[1], keys // 4)
+            o = unpack(builder, values[0], size // 2)
+            p = unpack(builder, values[1], keys // 4)
             places = [
-                builder.add(values[2], offset) for offset in _unpack(builder, values[3], size // 16)
+                builder.add(values[2], offset) for offset in unpack(builder, values[3], size // 16)
             ]
             for step in range(keys // 16):
                 for pair in range(size // 16):
@@ -128,7 +128,7 @@ def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
                         o[at : at + 4] = multiply(
                             builder, o[at : at + 4], p[4 * step : 4 * step + 4], operand
                         )
-            return _pack(builder, o, values[0].type)
+            return pack(builder, o, values[0].type)
 
         return total(sums, weights, types.uint32, offsets), generate
 
@@ -138,7 +138,7 @@ def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
         result = types.Tuple((weight, types.float32, types.float32))
 
         def generate(context, builder, signature, values):
-            s = _unpack(builder, values[0], keys // 2)
+            s = unpack(builder, values[0], keys // 2)
             sums = [ir.Constant(_FLOAT, 0.0)] * 2
             packed = []
             for i in range(0, len(s), 2):
@@ -151,7 +151,7 @@ def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
                     pair.append(number)
                 text = f"cvt.rn.{element}x2.f32 $0, $2, $1;"
                 packed.append(_assembly_pure(builder, text, "=r,f,f", *pair, result=_WORD))
-            p = _pack(builder, packed, context.get_value_type(weight))
+            p = pack(builder, packed, context.get_value_type(weight))
             return context.make_tuple(builder, signature.return_type, [p, *sums])
 
         return result(given, types.float32, types.float32, types.float32), generate
@@ -162,7 +162,7 @@ def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
         result = types.UniTuple(types.float32, 2)
 
         def generate(context, builder, signature, values):
-            s = _unpack(builder, values[0], keys // 2)
+            s = unpack(builder, values[0], keys // 2)
             peaks = []
             for row in range(2):
                 peak = values[1 + row]
@@ -182,9 +182,9 @@ def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
         """`mul.f32` of the sums of both rows by a factor of each."""
 
         def generate(context, builder, signature, values):
-            o = _unpack(builder, values[0], size // 2)
+            o = unpack(builder, values[0], size // 2)
             o = [builder.fmul(value, values[1 + i // 2 % 2]) for i, value in enumerate(o)]
-            return _pack(builder, o, values[0].type)
+            return pack(builder, o, values[0].type)
 
         return total(sums, types.float32, types.float32), generate
 
@@ -194,13 +194,13 @@ def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
         result = types.UniTuple(types.uint32, size // 4)
 
         def generate(context, builder, signature, values):
-            o = _unpack(builder, values[0], size // 2)
+            o = unpack(builder, values[0], size // 2)
             text = f"cvt.rn.{element}x2.f32 $0, $2, $1;"
             words = [
                 _assembly_pure(builder, text, "=r,f,f", *o[i : i + 2], result=_WORD)
                 for i in range(0, len(o), 2)
             ]
-            return _pack(builder, words, context.get_value_type(result))
+            return pack(builder, words, context.get_value_type(result))
 
         return result(sums), generate
 
@@ -210,7 +210,7 @@ def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
 
         def generate(context, builder, signature, values):
             zero = ir.Constant(_FLOAT, 0.0)
-            return _pack(builder, [zero] * (size // 2), context.get_value_type(total))
+            return pack(builder, [zero] * (size // 2), context.get_value_type(total))
 
         return total(), generate
 
@@ -242,8 +242,8 @@ def masked(typing_context, scores, key, low, high):
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         count = signature.return_type.count
-        s = _unpack(builder, values[0], count)
-        low, high = (_unpack(builder, value, 2) for value in values[2:])
+        s = unpack(builder, values[0], count)
+        low, high = (unpack(builder, value, 2) for value in values[2:])
         hidden = ir.Constant(_FLOAT, -3e38)
         results = []
         for i, value in enumerate(s):
@@ -253,7 +253,7 @@ def masked(typing_context, scores, key, low, high):
                 builder.icmp_signed(">=", j, low[row]), builder.icmp_signed("<", j, high[row])
             )
             results.append(builder.select(seen, value, hidden))
-        return _pack(builder, results, values[0].type)
+        return pack(builder, results, values[0].type)
 
     pair = types.UniTuple(types.int32, 2)
     return scores(scores, types.int32, pair, pair), generate
@@ -273,7 +273,7 @@ def words(count: int) -> Callable:
             context.add_linking_libs(getattr(apply, "libs", ()))
             others = [builder.extract_value(values[1], i) for i in range(len(signature.args[1]))]
             found = [apply(builder, [ir.Constant(_WORD, i), *others]) for i in range(count)]
-            return _pack(builder, found, context.get_value_type(result))
+            return pack(builder, found, context.get_value_type(result))
 
         return result(function, arguments), generate
 
@@ -294,7 +294,7 @@ def each(count: int) -> Callable:
             apply = context.get_function(function, inner)
             context.add_linking_libs(getattr(apply, "libs", ()))
             others = [builder.extract_value(values[2], i) for i in range(len(signature.args[2]))]
-            for i, word in enumerate(_unpack(builder, values[0], count)):
+            for i, word in enumerate(unpack(builder, values[0], count)):
                 apply(builder, [word, ir.Constant(_WORD, i), *others])
             return context.get_dummy_value()
 

@@ -24,7 +24,7 @@ _LETTERS = {
 }
 
 
-def _instruction(
+def instruction(
     text: str, returns: Any = types.void, *arguments: Any, pure: bool = False
 ) -> Callable:
     """Turn a documented stub into a function whose calls become `text`.
@@ -105,7 +105,7 @@ def elements_of(typing_context, matrix, words):
     width = matrix.dtype.bitwidth
 
     def generate(context, builder, signature, values):
-        parts = _unpack(builder, values[1], 4)
+        parts = unpack(builder, values[1], 4)
         if width == 16:
             shifted = [builder.lshr(part, part.type(16)) for part in parts]
             pairs = [half for pair in zip(parts, shifted, strict=True) for half in pair]
@@ -125,7 +125,7 @@ def elements_of(typing_context, matrix, words):
 # Memory under a condition: no branch, so that several accesses wait together
 
 
-@_instruction(
+@instruction(
     """{
     .reg .pred wanted;
     setp.ne.u32 wanted, $2, 0;
@@ -140,12 +140,12 @@ def load_if(address, wanted):
     """`ld.global.f32`: the number at `address`, or 0 and no access."""
 
 
-@_instruction("ld.global.nc.f32 $0, [$1];", types.float32, types.uint64, pure=True)
+@instruction("ld.global.nc.f32 $0, [$1];", types.float32, types.uint64, pure=True)
 def load_constant(address):
     """`ld.global.nc.f32`: a number that does not change while the kernel runs."""
 
 
-@_instruction(
+@instruction(
     """{
     .reg .pred wanted;
     setp.ne.u32 wanted, $2, 0;
@@ -160,7 +160,7 @@ def store_if(address, value, wanted):
     """`st.global.f32`: store `value` at `address`, or nothing."""
 
 
-@_instruction(
+@instruction(
     """{
     .reg .pred wanted;
     setp.ne.u32 wanted, $2, 0;
@@ -175,7 +175,7 @@ def load_word_if(address, wanted):
     """`ld.global.u32`: the word at `address`, or 0 and no access."""
 
 
-@_instruction(
+@instruction(
     """{
     .reg .pred wanted;
     setp.ne.u32 wanted, $2, 0;
@@ -193,12 +193,12 @@ def store_word_if(address, value, wanted):
 # Arithmetic
 
 
-@_instruction("ex2.approx.ftz.f32 $0, $1;", types.float32, types.float32, pure=True)
+@instruction("ex2.approx.ftz.f32 $0, $1;", types.float32, types.float32, pure=True)
 def exp2(x):
     """`ex2.approx`: ``2**x``, within 2 ulp."""
 
 
-@_instruction(
+@instruction(
     """{
     .reg .f32 other;
     shfl.sync.bfly.b32 other, $1, 1, 31, -1;
@@ -216,7 +216,7 @@ def sum_of_four(x):
 # Conversions
 
 
-@_instruction("cvt.rn.f16x2.f32 $0, $2, $1;", types.uint32, types.float32, types.float32, pure=True)
+@instruction("cvt.rn.f16x2.f32 $0, $2, $1;", types.uint32, types.float32, types.float32, pure=True)
 def pack_halves(low, high):
     """`cvt.rn.f16x2.f32`: two floats as float16, `low` in the low 16 bits."""
 
@@ -248,12 +248,12 @@ def cluster(size: int) -> Callable:
 cluster_of_two = cluster(2)
 
 
-@_instruction("mov.u32 $0, %cluster_ctarank;", types.uint32, pure=True)
+@instruction("mov.u32 $0, %cluster_ctarank;", types.uint32, pure=True)
 def cluster_rank():
     """`%cluster_ctarank`: number of this block in its cluster."""
 
 
-@_instruction("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;")
+@instruction("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;")
 def cluster_sync():
     """`barrier.cluster`: wait for all threads of the cluster."""
 
@@ -261,17 +261,17 @@ def cluster_sync():
 # Barriers in shared memory
 
 
-@_instruction("mbarrier.init.shared::cta.b64 [$0], $1;", types.void, types.uint32, types.uint32)
+@instruction("mbarrier.init.shared::cta.b64 [$0], $1;", types.void, types.uint32, types.uint32)
 def barrier_init(barrier, count):
     """`mbarrier.init`: a phase completes after `count` arrivals and all the bytes it expects."""
 
 
-@_instruction("fence.mbarrier_init.release.cluster;")
+@instruction("fence.mbarrier_init.release.cluster;")
 def fence_barrier_init():
     """`fence.mbarrier_init`: barriers set up so far may be used by the cluster and its copies."""
 
 
-@_instruction(
+@instruction(
     """{
     .reg .b32 there;
     mapa.shared::cluster.u32 there, $0, $1;
@@ -285,7 +285,7 @@ def barrier_arrive(barrier, rank):
     """`mbarrier.arrive` on the barrier at this address in block `rank` of the cluster."""
 
 
-@_instruction(
+@instruction(
     """{
     .reg .pred one;
     elect.sync _|one, 0xffffffff;
@@ -299,7 +299,7 @@ def barrier_expect(barrier, size):
     """`mbarrier.arrive.expect_tx` by one thread of the warp: the phase waits for `size` bytes more."""
 
 
-@_instruction(
+@instruction(
     """{
     .reg .pred done;
     AGAIN:
@@ -317,12 +317,12 @@ def barrier_wait(barrier, parity):
 # Registers of a warpgroup: the split is by role, so the numbers are fixed
 
 
-@_instruction("setmaxnreg.dec.sync.aligned.u32 40;")
+@instruction("setmaxnreg.dec.sync.aligned.u32 40;")
 def registers_shrink():
     """`setmaxnreg.dec`: keep 40 registers a thread, give back the rest."""
 
 
-@_instruction("setmaxnreg.inc.sync.aligned.u32 232;")
+@instruction("setmaxnreg.inc.sync.aligned.u32 232;")
 def registers_grow():
     """`setmaxnreg.inc`: wait until 232 registers a thread are free, and take them."""
 
@@ -330,13 +330,13 @@ def registers_grow():
 # Tensor copies
 
 
-@_instruction("fence.proxy.tensormap::generic.acquire.gpu [$0], 128;", types.void, types.uint64)
+@instruction("fence.proxy.tensormap::generic.acquire.gpu [$0], 128;", types.void, types.uint64)
 def tensormap_acquire(tensormap):
     """`fence.proxy.tensormap`: a map that lies in global memory is about to be used."""
 
 
 def _copy_box(operands: str, *ranks: Any) -> Callable:
-    return _instruction(
+    return instruction(
         f"""{{
         .reg .pred one;
         elect.sync _|one, 0xffffffff;
@@ -368,11 +368,13 @@ def copy_box_to(target, tensormap, column, row, barrier, ranks):
 # Matrix fragments
 
 
-def _unpack(builder, fragment, count):
+def unpack(builder, fragment, count):
+    """Registers of a fragment, or members of a tuple, as values of the builder's."""
     return [builder.extract_value(fragment, i) for i in range(count)]
 
 
-def _pack(builder, values, kind):
+def pack(builder, values, kind):
+    """Put values of the builder's into a fragment, or a tuple, of this LLVM type."""
     fragment = ir.Constant(kind, ir.Undefined)
     for i, value in enumerate(values):
         fragment = builder.insert_value(fragment, value, i)
@@ -387,7 +389,7 @@ def _in_place(builder, registers, text, others=(), letters=""):
     tied = [str(i) for i in range(count)]
     constraints = ",".join(["=f"] * count + tied + list(letters) + ["~{memory}"])
     assembly = ir.InlineAsm(kind, text, constraints, side_effect=True)
-    return _unpack(builder, builder.call(assembly, [*registers, *others]), count)
+    return unpack(builder, builder.call(assembly, [*registers, *others]), count)
 
 
 def wgmma(element: str, rows: int) -> Callable:
@@ -418,9 +420,9 @@ def wgmma(element: str, rows: int) -> Callable:
                 lines += [f"wgmma.mma_async.sync.aligned.{shape} {{{registers}}}, da, db,"]
                 lines += [f"{'yes' if step else 'keep'}, 1, 1, 1, 1;"]
             lines += ["wgmma.commit_group.sync.aligned; }"]
-            registers = _unpack(builder, values[0], count)
+            registers = unpack(builder, values[0], count)
             results = _in_place(builder, registers, "\n".join(lines), values[1:], "llr")
-            return _pack(builder, results, values[0].type)
+            return pack(builder, results, values[0].type)
 
         return fragment(fragment, types.uint64, types.uint64, types.uint32), generate
 
@@ -432,9 +434,9 @@ def wgmma_wait(typing_context, fragment):
     """`wgmma.wait_group 0`: all products are done, and the fragment may be used."""
 
     def generate(context, builder, signature, values):
-        registers = _unpack(builder, values[0], signature.return_type.count)
+        registers = unpack(builder, values[0], signature.return_type.count)
         results = _in_place(builder, registers, "wgmma.wait_group.sync.aligned 0;")
-        return _pack(builder, results, values[0].type)
+        return pack(builder, results, values[0].type)
 
     return fragment(fragment), generate
 
@@ -445,9 +447,9 @@ def fragment_add(typing_context, left, right):
 
     def generate(context, builder, signature, values):
         count = signature.return_type.count
-        left, right = (_unpack(builder, value, count) for value in values)
+        left, right = (unpack(builder, value, count) for value in values)
         sums = [builder.fadd(a, b) for a, b in zip(left, right, strict=True)]
-        return _pack(builder, sums, values[0].type)
+        return pack(builder, sums, values[0].type)
 
     return left(left, right), generate
 
@@ -468,7 +470,7 @@ def fragment_map(typing_context, fragment, function, row, column, arguments):
         fragment, _, row, column, arguments = values
         apply = context.get_function(function, inner)
         context.add_linking_libs(getattr(apply, "libs", ()))
-        registers = _unpack(builder, fragment, signature.return_type.count)
+        registers = unpack(builder, fragment, signature.return_type.count)
         others = [builder.extract_value(arguments, i) for i in range(len(signature.args[4]))]
         results = []
         for i, value in enumerate(registers):
@@ -478,7 +480,7 @@ def fragment_map(typing_context, fragment, function, row, column, arguments):
             if i % 32 == 31:
                 # no later read is moved up here: enough wait together, more would need registers
                 results[-32:] = _in_place(builder, results[-32:], "")
-        return _pack(builder, results, fragment.type)
+        return pack(builder, results, fragment.type)
 
     return fragment(fragment, function, types.int64, types.int64, arguments), generate
 
@@ -494,7 +496,7 @@ def fragment_store(typing_context, fragment, slab, address, stride):
 
     def generate(context, builder, signature, values):
         fragment, slab, address, stride = values
-        registers = _unpack(builder, fragment, signature.args[0].count)
+        registers = unpack(builder, fragment, signature.args[0].count)
         kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32), ir.FloatType(), ir.FloatType()])
         below = builder.add(address, stride)
         done = builder.append_basic_block("stored")
