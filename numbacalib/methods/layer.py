@@ -29,9 +29,8 @@ from numbacalib.statistics import InputStatistics
 log = logging.getLogger("numbacalib")
 
 LEAST_RANK = 0.25
-"""Effective rank, as a share of the live channels, below which inputs are said to be too few. Real
-text through a language model has 0.6 to 0.9, its first attention output 0.36; a few dozen words
-repeated have 0.1 in the first block."""
+"""Effective rank, as a share of the live channels, below which inputs are said to be too few: all layers
+of SmolLM2-135M are above it with real text, and the first ones below it with a few words repeated."""
 
 METHODS = ("gptq", "rtn", "kmeans")
 RANGES = ("full", "mse", "weighted", "clip")

@@ -104,9 +104,7 @@ def build_tokenizer(metadata: Metadata) -> Tokenizer:
         _add_special_tokens(tokenizer, vocabulary)
         _frame(tokenizer, metadata, vocabulary, adds_bos)
     except Exception as error:
-        if (
-            type(error) is not Exception
-        ):  # what tokenizers raises for parts that do not fit together
+        if type(error) is not Exception:  # tokenizers' own, for parts that do not fit together
             raise
         reason = " ".join(str(error).split())
         raise ValueError(f"tokenizer.ggml: expected parts that fit together: {reason}") from None

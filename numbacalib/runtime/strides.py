@@ -27,8 +27,3 @@ def rows_view(array: NDArray) -> NDArray:
     view = array.view()
     view.flags.writeable = False
     return view
-
-
-def is_column_major(array: NDArray) -> bool:
-    """Whether the columns of a matrix are contiguous and its rows are not."""
-    return abs(array.strides[0]) < abs(array.strides[1]) and array.shape[0] > 1

@@ -10,6 +10,7 @@ import numpy as np
 from numbacalib.ops.columns import gpu as columns
 from numbacalib.runtime import checks, device
 from numbacalib.runtime.blas_gpu import add_linear, has_libraries
+from numbacalib.runtime.block_gpu import block_sum
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.launch import launch
@@ -82,15 +83,9 @@ def _row_dots(left, right, dots):
     for j in range(thread, left.shape[1], THREADS):
         total += left[i, j] * right[i, j]
     parts[thread] = total
-    cuda.syncthreads()
-    half = THREADS // 2
-    while half > 0:
-        if thread < half:
-            parts[thread] += parts[thread + half]
-        cuda.syncthreads()
-        half //= 2
+    total = block_sum(parts, thread)
     if thread == 0:
-        dots[i] = parts[0]
+        dots[i] = total
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from numbacalib.runtime import device
+from numbacalib.runtime.block_gpu import block_sum
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import launch
@@ -34,14 +35,7 @@ def _normalize(x, weight, eps, result):
         value = np.float32(widen(x[i, j]))
         squares += value * value
     parts[thread] = squares
-    cuda.syncthreads()
-    half = THREADS // 2
-    while half > 0:
-        if thread < half:
-            parts[thread] += parts[thread + half]
-        cuda.syncthreads()
-        half //= 2
-    inverse = inverse_rms(parts[0], columns, eps)
+    inverse = inverse_rms(block_sum(parts, thread), columns, eps)
     for j in range(thread, columns, THREADS):
         value = np.float32(widen(x[i, j])) * inverse * weight[j]
         result[i, j] = narrow(value, result[i, j])

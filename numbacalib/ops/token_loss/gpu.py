@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from numbacalib.runtime import device
+from numbacalib.runtime.block_gpu import block_max, block_sum
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.launch import launch
 from numbacalib.spec.decoder import negative_log_likelihood, weight_of
@@ -37,28 +38,15 @@ def _add(scores, first, targets, state):
     for j in range(thread, columns, THREADS):
         largest = max(largest, scores[i, j])
     parts[thread] = largest
-    cuda.syncthreads()
-    half = THREADS // 2
-    while half > 0:
-        if thread < half:
-            parts[thread] = max(parts[thread], parts[thread + half])
-        cuda.syncthreads()
-        half //= 2
-    largest = parts[0]
-    cuda.syncthreads()
+    largest = block_max(parts, thread)
+    cuda.syncthreads()  # all have read it before it is written over
     total = np.float32(0)
     for j in range(thread, columns, THREADS):
         total += weight_of(scores[i, j], largest)
     parts[thread] = total
-    cuda.syncthreads()
-    half = THREADS // 2
-    while half > 0:
-        if thread < half:
-            parts[thread] += parts[thread + half]
-        cuda.syncthreads()
-        half //= 2
+    total = block_sum(parts, thread)
     if thread == 0:
-        state[1, i] = state[1, i] * weight_of(state[0, i], largest) + parts[0]
+        state[1, i] = state[1, i] * weight_of(state[0, i], largest) + total
         state[0, i] = largest
         if first <= targets[i] and targets[i] < first + columns:
             state[2, i] = scores[i, targets[i] - first]

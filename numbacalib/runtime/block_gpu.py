@@ -1,0 +1,35 @@
+"""Sums and maxima over the threads of a block, as functions for `@cuda.jit` kernels.
+
+Each thread has put its part into shared memory, ``parts[thread]``; their number is a power of two. Halves
+meet in a tree, so that the order is the same in every run.
+"""
+
+from __future__ import annotations
+
+from numbacalib.runtime.device import cuda
+
+
+@cuda.jit(device=True)
+def block_sum(parts, thread):
+    """Sum of all parts, for every thread of the block."""
+    cuda.syncthreads()
+    half = parts.shape[0] // 2
+    while half > 0:
+        if thread < half:
+            parts[thread] += parts[thread + half]
+        cuda.syncthreads()
+        half //= 2
+    return parts[0]
+
+
+@cuda.jit(device=True)
+def block_max(parts, thread):
+    """Largest of all parts, for every thread of the block."""
+    cuda.syncthreads()
+    half = parts.shape[0] // 2
+    while half > 0:
+        if thread < half:
+            parts[thread] = max(parts[thread], parts[thread + half])
+        cuda.syncthreads()
+        half //= 2
+    return parts[0]
