@@ -2,6 +2,7 @@
 
 from numbacalib.methods.awq import ChannelScales, awq_clip, awq_scales
 from numbacalib.methods.codebook import CodebookWeight, codebook
+from numbacalib.methods.experts import ExpertInputs, quantize_experts, quantize_layers
 from numbacalib.methods.gptq import GptqReport, gptq, gptq_batch
 from numbacalib.methods.layer import LayerReport, LayerSettings, quantize_layer, solve
 from numbacalib.methods.loss import clipped_share, proxy_loss
@@ -15,6 +16,7 @@ from numbacalib.spec.range_search import RangeSearch
 __all__ = [
     "ChannelScales",
     "CodebookWeight",
+    "ExpertInputs",
     "GptqReport",
     "LayerReport",
     "LayerSettings",
@@ -29,7 +31,9 @@ __all__ = [
     "output_loss",
     "propagated_target",
     "proxy_loss",
+    "quantize_experts",
     "quantize_layer",
+    "quantize_layers",
     "refit_scales",
     "rtn",
     "shrinkage_for",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 
 from numbacalib.methods.awq import awq_clip
 from numbacalib.methods.codebook import CodebookWeight, codebook
-from numbacalib.methods.gptq import LARGEST_DAMPING, gptq
+from numbacalib.methods.gptq import LARGEST_DAMPING, GptqReport, gptq
 from numbacalib.methods.loss import clipped_share
 from numbacalib.methods.order import ACT_ORDERS
 from numbacalib.methods.quantized_weight import QuantizedWeight
@@ -169,6 +169,8 @@ class LayerReport:
     smallest_pivot: float | None = None
     stored_bytes: int | None = None
     """Bytes of the layer's packed tensors."""
+    remedy: str | None = None
+    """What an expert was solved by whose own tokens said too little: see `quantize_experts`."""
 
     @property
     def fell_back(self) -> bool:
@@ -208,10 +210,26 @@ def quantize_layer(
     ValueError, TypeError, numpy.linalg.LinAlgError
         As `gptq` and `rtn`, with the layer's name in front.
     """
+    return layer_solved_by(gptq, name, weight, statistics, settings, importance)
+
+
+Solver = Callable[..., tuple[QuantizedWeight, GptqReport]]
+"""With the arguments of `gptq`, which it is in general."""
+
+
+def layer_solved_by(
+    solver: Solver,
+    name: str,
+    weight: Any,
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    importance: Any = None,
+) -> tuple[QuantizedWeight | CodebookWeight, LayerReport]:
+    """Do what `quantize_layer` does, where something other than `gptq` may know its result."""
     begin = time.perf_counter()
     try:
         _check(statistics, settings, importance)
-        quantized, measured = _quantize(name, weight, statistics, settings, importance)
+        quantized, measured = _quantize(solver, name, weight, statistics, settings, importance)
     except (ValueError, TypeError, np.linalg.LinAlgError) as error:
         raise type(error)(f"{name}: {error}") from error
     report = LayerReport(
@@ -265,6 +283,7 @@ def _check(statistics: InputStatistics | None, settings: LayerSettings, importan
 
 
 def _quantize(
+    solver: Solver,
     name: str,
     weight: Any,
     statistics: InputStatistics | None,
@@ -272,12 +291,7 @@ def _quantize(
     importance: Any,
 ) -> tuple[QuantizedWeight | CodebookWeight, dict[str, Any]]:
     """Quantize, and return what was measured by the report's names."""
-    plain: dict[str, Any] = {
-        "bits": settings.bits,
-        "group_size": None if settings.method == "kmeans" else settings.group_size,
-        "symmetric": settings.symmetric,
-        "scale_dtype": settings.scale_dtype,
-    }
+    plain = grid_options(settings)
     options = dict(plain)
     if settings.ranges in ("mse", "weighted"):
         options["search"] = settings.search
@@ -302,7 +316,7 @@ def _quantize(
     if settings.method == "kmeans":
         quantized = codebook(target, bits=settings.bits, importance=importance)
     elif statistics is not None and settings.method == "gptq":
-        quantized, measured = _gptq(name, target, statistics, settings, options)
+        quantized, measured = _gptq(solver, name, target, statistics, settings, options)
     elif statistics is not None and settings.ranges == "clip":
         quantized = awq_clip(target, statistics.hessian, **options)
     else:
@@ -324,27 +338,40 @@ def _quantize(
     return quantized, measured
 
 
+def grid_options(settings: LayerSettings) -> dict[str, Any]:
+    """Return the grid's settings by the names that `gptq` and `rtn` have for them."""
+    return {
+        "bits": settings.bits,
+        "group_size": None if settings.method == "kmeans" else settings.group_size,
+        "symmetric": settings.symmetric,
+        "scale_dtype": settings.scale_dtype,
+    }
+
+
+def solver_options(settings: LayerSettings) -> dict[str, Any]:
+    """Return what only `gptq` is asked for, by its names, but the shrinkage."""
+    return {
+        "percdamp": settings.percdamp,
+        "damping_tries": settings.damping_tries,
+        "act_order": settings.act_order,
+        "static_groups": settings.static_groups,
+    }
+
+
 def _gptq(
+    solver: Solver,
     name: str,
     weight: Any,
     statistics: InputStatistics,
     settings: LayerSettings,
-    options: Mapping[str, Any],
+    options: dict[str, Any],
 ) -> tuple[QuantizedWeight, dict[str, Any]]:
     """Quantize by GPTQ; `options` are the grid's and the search's."""
     shrinkage = settings.shrinkage
     if shrinkage is None:
         shrinkage = shrinkage_for(statistics.hessian, statistics.tokens)
-    quantized, report = gptq(
-        weight,
-        statistics.hessian,
-        percdamp=settings.percdamp,
-        damping_tries=settings.damping_tries,
-        shrinkage=shrinkage,
-        act_order=settings.act_order,
-        static_groups=settings.static_groups,
-        **options,
-    )
+    options = options | solver_options(settings)
+    quantized, report = solver(weight, statistics.hessian, shrinkage=shrinkage, **options)
     if report.tries > 1:
         log.warning(
             "%s: the Hessian was not positive definite with percdamp %g; %g was enough",

@@ -5,6 +5,7 @@ Vectors are taken, too, where it says ``[..., K]``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,13 @@ def diagonal(matrix: Any) -> Any:
     """``matrix[j, j]``, [K] in the accumulators' dtype."""
     with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):
         return kernels.diagonals(matrix.reshape(1, *matrix.shape)).reshape(len(matrix))
+
+
+def stacked(matrices: Sequence[Any]) -> Any:
+    """Copy equal matrices [M, K] of one dtype into an array [E, M, K]."""
+    named = {f"matrices[{e}]": matrix for e, matrix in enumerate(matrices)}
+    with call(cpu, _gpu, **named) as (kernels, *arrays):
+        return kernels.stacked(arrays)
 
 
 def stacked_rows(stack: Any) -> Any:

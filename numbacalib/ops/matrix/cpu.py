@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,6 +39,11 @@ def cast(array: NDArray, dtype: np.dtype) -> NDArray:
 def diagonals(matrices: NDArray) -> NDArray:
     """See `numbacalib.ops.matrix.diagonals`."""
     return np.diagonal(matrices, axis1=1, axis2=2).astype(checks.result_dtype(matrices))
+
+
+def stacked(matrices: Sequence[NDArray]) -> NDArray:
+    """See `numbacalib.ops.matrix.stacked`."""
+    return np.stack(matrices)
 
 
 def stacked_rows(stack: NDArray) -> NDArray:

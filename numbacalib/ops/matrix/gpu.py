@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,17 +59,18 @@ def diagonals(matrices: Any) -> Any:
     return found
 
 
+def stacked(matrices: Sequence[Any]) -> Any:
+    """See `numbacalib.ops.matrix.stacked`."""
+    return device.result(_stacked(matrices))
+
+
 def stacked_rows(stack: Any) -> Any:
     """See `numbacalib.ops.matrix.stacked_rows`."""
     count, rows, columns = stack.shape
     try:
         return stack.reshape(count * rows, columns)
     except ValueError:
-        target = device.empty(stack.shape, stack.dtype)
-        for e in range(count):
-            copies = carrier(stack[e]), carrier(target[e])
-            launch(_copy, _tiles(copies[-1]), THREADS, *copies)
-        return target.reshape(count * rows, columns)
+        return _stacked([stack[e] for e in range(count)]).reshape(count * rows, columns)
 
 
 def split_rows(matrix: Any, count: int) -> list[Any]:
@@ -133,6 +135,14 @@ def larger(left: Any, right: Any) -> Any:
     matrices = rows_of(left), rows_of(right), rows_of(found)
     launch(_larger, _tiles(matrices[-1]), THREADS, *matrices)
     return device.result(found)
+
+
+def _stacked(matrices: Sequence[Any]) -> Any:
+    target = device.empty((len(matrices), *matrices[0].shape), matrices[0].dtype)
+    for e, matrix in enumerate(matrices):
+        copies = carrier(matrix), carrier(target[e])
+        launch(_copy, _tiles(copies[-1]), THREADS, *copies)
+    return target
 
 
 def _cast(array: Any, dtype: np.dtype) -> Any:
