@@ -11,7 +11,7 @@ from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.description import ACTIVATIONS, Architecture
 from numbacalib.models.fields import Fields
 from numbacalib.models.packed_schemes import read_schemes
-from numbacalib.models.rope_parameters import read_rope
+from numbacalib.models.rope_parameters import read_rope, read_ropes
 
 __all__ = ["ModelConfig", "Rope"]
 
@@ -96,6 +96,8 @@ class ModelConfig:
         Soft caps of scores and of logits: see `numbacalib.ops.attention`; 0 for none.
     embedding_scale, residual_scale, logit_scale : float
         Factors of embeddings, of what attention and MLP add to the residual stream, and of logits.
+    query_growth : (float, int), optional
+        ``(b, n)`` by which queries grow with their position p: ``1 + b log(1 + floor(p / n))``.
     """
 
     model_type: str
@@ -127,6 +129,7 @@ class ModelConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    query_growth: tuple[float, int] | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -188,13 +191,6 @@ def _read_shape(fields: Fields, architecture: Architecture) -> dict[str, Any]:
     max_positions = fields.integer(
         key("max_position_embeddings"), 1, default=defaults["max_position_embeddings"]
     )
-    theta, scaling, rotary_dim = read_rope(
-        fields,
-        head_dim=head_dim,
-        max_positions=max_positions,
-        theta=defaults.get("rope_theta"),
-        share=defaults.get("partial_rotary_factor"),
-    )
     return {
         "model_type": architecture.model_type,
         "hidden_size": hidden_size,
@@ -209,12 +205,41 @@ def _read_shape(fields: Fields, architecture: Architecture) -> dict[str, Any]:
         "rms_norm_eps": fields.number(
             key("rms_norm_eps"), 1e-12, 0.1, defaults.get("rms_norm_eps", 1e-6)
         ),
-        "rope_theta": theta,
-        "rope_scaling": scaling,
-        "rotary_dim": rotary_dim,
         "tie_word_embeddings": fields.flag(
             "tie_word_embeddings", defaults.get("tie_word_embeddings", False)
         ),
+    } | _read_rotary(fields, architecture, head_dim, max_positions)
+
+
+def _read_rotary(
+    fields: Fields, architecture: Architecture, head_dim: int, max_positions: int
+) -> dict[str, Any]:
+    """The rotary embedding, or both of them."""
+    defaults = architecture.defaults
+    if not architecture.local_rope_key:
+        theta, scaling, dim = read_rope(
+            fields,
+            head_dim=head_dim,
+            max_positions=max_positions,
+            theta=defaults.get("rope_theta"),
+            share=defaults.get("partial_rotary_factor"),
+            original=defaults.get("original_max_position_embeddings"),
+            words=architecture.rope_words,
+        )
+        return {"rope_theta": theta, "rope_scaling": scaling, "rotary_dim": dim}
+    theta, scaling, local = read_ropes(
+        fields,
+        dim=head_dim,
+        max_positions=max_positions,
+        theta=defaults["rope_theta"],
+        local_key=architecture.local_rope_key,
+        local_theta=defaults["local_rope_theta"],
+    )
+    return {
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "rotary_dim": head_dim,
+        "local_rope": local,
     }
 
 
@@ -253,7 +278,9 @@ def _read_biases(fields: Fields, architecture: Architecture) -> dict[str, bool]:
     options = {}
     for part in ("attention", "output", "mlp"):
         given = architecture.biases.get(part, False)
-        if isinstance(given, str):
-            given = fields.flag(given, architecture.defaults.get(given, False))
+        if not isinstance(given, bool):
+            keys = (given,) if isinstance(given, str) else given
+            flags = [fields.flag(key, architecture.defaults.get(key, False)) for key in keys]
+            given = any(flags)
         options[f"{part}_bias"] = given
     return options

@@ -129,7 +129,8 @@ class Decoder:
         rope = self.config.rope_of(index)
         if rope is None:
             return None
-        return self._ropes.setdefault(str(rope), RotaryEmbedding(rope, self.place))
+        own = RotaryEmbedding(rope, self.place, self.config.query_growth)
+        return self._ropes.setdefault(str(rope), own)
 
     def block_tensors(self, index: int) -> list[str]:
         """Names of the tensors that `block` reads."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from numbacalib.models.fields import LARGEST, Fields
+from numbacalib.models.rope_parameters import NO_WORDS, Words
 
 __all__ = ["ACTIVATIONS", "FULL", "SLIDING", "Architecture"]
 __all__ += ["kinds_of_layers", "no_windows", "windows_of_kinds"]
@@ -28,7 +29,7 @@ ACTIVATIONS = {
 }
 """What configurations call the functions of `numbacalib.ops.activation`: synonyms are one function."""
 
-SEPARATE = {
+SEPARATE: dict[str, str] = {
     "query": "self_attn.q_proj",
     "key": "self_attn.k_proj",
     "value": "self_attn.v_proj",
@@ -40,7 +41,7 @@ SEPARATE = {
 """The linear layers of a block by role. Roles of one name are one layer, whose rows follow each other in
 the order of the roles. Without a gate the MLP is ``down(activation(up(x)))``."""
 
-PRE_NORMS = {
+PRE_NORMS: dict[str, str] = {
     "attention": "input_layernorm",
     "mlp": "post_attention_layernorm",
     "query": "self_attn.q_norm",
@@ -88,13 +89,18 @@ class Architecture:
         Whether neighbours turn together: see `numbacalib.ops.rotary.rotate`.
     parallel : bool
         Whether the MLP's input is the block's, not what attention has added to.
+    local_rope_key : str
+        What files of transformers 4 call the rotary base of layers with windows, where these have one of
+        their own.
+    rope_words : Words
+        What its files say of the rotary embedding and others' do not.
     keys : Mapping
         The configuration's own names of what `ModelConfig.from_hf` reads under llama's.
     defaults : Mapping
         What transformers takes where a file leaves a key out, by llama's name, where it is not llama's.
     biases : Mapping
         The key that says whether the linear layers ``attention`` (query, key and value), ``output`` and
-        ``mlp`` have biases, or whether they have.
+        ``mlp`` have biases, or keys one of which says so, or whether they have.
     harmless : sequence of str
         Further keys that do not change what it computes.
     read : callable
@@ -115,9 +121,11 @@ class Architecture:
     norm_after_rotary: bool = False
     interleaved: bool = False
     parallel: bool = False
+    local_rope_key: str = ""
+    rope_words: Words = NO_WORDS
     keys: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    biases: Mapping[str, bool | str] = field(default_factory=dict)
+    biases: Mapping[str, bool | str | tuple[str, ...]] = field(default_factory=dict)
     harmless: Sequence[str] = ()
     read: Callable[[Fields, Options], Options] = no_windows
 
@@ -166,6 +174,11 @@ def kinds_of_layers(
 def windows_of_kinds(kinds: Sequence[str], window: int | None) -> Options:
     """The option ``sliding_windows``: the window of each layer that slides."""
     return {"sliding_windows": tuple(window if kind == SLIDING else None for kind in kinds)}
+
+
+def every(count: int, period: int) -> list[str]:
+    """Layers of which each `period`-th sees all, and the others a window."""
+    return [FULL if (index + 1) % period == 0 else SLIDING for index in range(count)]
 
 
 def window_of(fields: Fields, default: int | None) -> int | None:

@@ -128,25 +128,46 @@ class RotaryEmbedding:
     rope : Rope
     place : Place
         Where the tables are.
+    growth : (float, int), optional
+        By how much queries grow with their position: see `ModelConfig.query_growth`.
     """
 
-    def __init__(self, rope: Rope, place: Place = HOST) -> None:
+    def __init__(
+        self, rope: Rope, place: Place = HOST, growth: tuple[float, int] | None = None
+    ) -> None:
         self._rope = rope
         self._place = place
+        self._growth = growth
         self._length = 0
         self._tables: tuple[Any, Any]
+        self._query_tables: tuple[Any, Any]
 
     def tables(self, length: int) -> tuple[Any, Any]:
         """Cosine and sine at positions ``0 .. length - 1``, float32 ``[length, dim / 2]``.
 
         The last length's tables are kept: all blocks ask for the same.
         """
-        if length != self._length:
-            frequencies, scaling = inverse_frequencies(self._rope, length)
-            angles = np.arange(length)[:, None] * frequencies
-            self._tables = (
-                self._place.put((np.cos(angles) * scaling).astype(np.float32)),
-                self._place.put((np.sin(angles) * scaling).astype(np.float32)),
-            )
-            self._length = length
+        self._make(length)
         return self._tables
+
+    def query_tables(self, length: int) -> tuple[Any, Any]:
+        """Return the tables of queries, which are those of keys unless queries grow."""
+        self._make(length)
+        return self._query_tables
+
+    def _make(self, length: int) -> None:
+        if length == self._length:
+            return
+        frequencies, scaling = inverse_frequencies(self._rope, length)
+        positions = np.arange(length)[:, None]
+        self._tables = self._query_tables = self._put(positions * frequencies, scaling)
+        if self._growth is not None:
+            rate, period = self._growth
+            growth = 1 + rate * np.log1p(positions // period)
+            self._query_tables = self._put(positions * frequencies, scaling * growth)
+        self._length = length
+
+    def _put(self, angles: NDArray[np.float64], scale: Any) -> tuple[Any, Any]:
+        tables = ((function(angles) * scale).astype(np.float32) for function in (np.cos, np.sin))
+        cos, sin = map(self._place.put, tables)
+        return cos, sin

@@ -7,15 +7,28 @@ transformers 5 keeps them in ``rope_parameters``; before that there were ``rope_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from numbacalib.models.fields import Fields
 
-__all__ = ["ROPE_TYPES", "read_rope", "read_scaling"]
+__all__ = ["NO_WORDS", "ROPE_TYPES", "Words", "read_rope", "read_ropes"]
 
 _DEFAULT_THETA = 10000.0
 _THETA = (1.0001, 1e15)
+
+
+class Words(NamedTuple):
+    """What an architecture's files say of its rotary embedding and those of others do not."""
+
+    synonyms: Mapping[str, str] = MappingProxyType({})
+    """Types of scaling that stand for others."""
+    others: Sequence[str] = ()
+    """Keys that somebody else reads, or that change nothing."""
+
+
+NO_WORDS = Words()
 
 
 class _Type(NamedTuple):
@@ -60,6 +73,8 @@ def read_rope(
     max_positions: int,
     theta: float | None = None,
     share: float | None = None,
+    original: int | None = None,
+    words: Words = NO_WORDS,
 ) -> tuple[float, dict[str, Any], int]:
     """Base of the rotary frequencies, the scaling's parameters with ``rope_type``, and what turns.
 
@@ -76,6 +91,10 @@ def read_rope(
         The base where a file says none; 10000 by default.
     share : float, optional
         The part of a head that turns where a file says none; None where all of it does, always.
+    original : int, optional
+        The context length before the scaling where a file says none, `max_positions` by default.
+    words : Words, optional
+        What the architecture's own files say.
 
     Raises
     ------
@@ -90,14 +109,69 @@ def read_rope(
     rope = scaling or parameters
     dim = _rotary_dim(config, rope, head_dim, share)
     found = _theta(config, rope, parameters, theta or _DEFAULT_THETA)
-    result = read_scaling(config, rope, dim=dim, max_positions=max_positions)
+    result = _read_scaling(
+        config, rope, dim=dim, max_positions=original or max_positions, words=words
+    )
     return found, result, dim
 
 
-def read_scaling(config: Fields, rope: Fields, *, dim: int, max_positions: int) -> dict[str, Any]:
+def read_ropes(
+    config: Fields,
+    *,
+    dim: int,
+    max_positions: int,
+    theta: float,
+    local_key: str,
+    local_theta: float,
+) -> tuple[float, dict[str, Any], tuple[float, dict[str, Any]]]:
+    """Base and scaling of the layers without windows, and those of the layers with.
+
+    They stand in ``rope_parameters`` by type of layer. Files of transformers 4 have ``rope_theta`` and
+    ``rope_scaling`` for the former, which count where ``rope_parameters`` has nothing of their name, and
+    `local_key` for the base of the latter.
+
+    Parameters
+    ----------
+    config : Fields
+        The whole configuration.
+    dim, max_positions : int
+        Dimensions of a head that turn, and the longest sequence.
+    theta, local_theta : float
+        The bases where a file says none.
+    local_key : str
+
+    Raises
+    ------
+    ValueError
+        As `read_rope`.
+    """
+    empty: dict[str, Any] = {}
+    sets = config.object("rope_parameters", None) or Fields(empty, "rope_parameters")
+    full = sets.object("full_attention", None) or Fields(empty, sets.label("full_attention"))
+    local = sets.object("sliding_attention", None) or Fields(empty, sets.label("sliding_attention"))
+    sets.refuse_unread(owner=" in parameters by type of layer")
+    if (scaling := config.object("rope_scaling", None)) is not None:
+        full = full.updated(scaling)
+    theta = config.number("rope_theta", *_THETA, theta)
+    local_theta = config.number(local_key, *_THETA, local_theta)
+    found = [
+        (
+            rope.number("rope_theta", *_THETA, base),
+            _read_scaling(config, rope, dim=dim, max_positions=max_positions),
+        )
+        for rope, base in ((full, theta), (local, local_theta))
+    ]
+    return *found[0], found[1]
+
+
+def _read_scaling(
+    config: Fields, rope: Fields, *, dim: int, max_positions: int, words: Words = NO_WORDS
+) -> dict[str, Any]:
     """The parameters of one scaling with ``rope_type``, once nothing else is left in its object."""
     # Files of 2023 say "type"; some say both, and then it does not count.
-    kind = rope.choice("rope_type" if "rope_type" in rope else "type", tuple(ROPE_TYPES), "default")
+    key, known = "rope_type" if "rope_type" in rope else "type", (*ROPE_TYPES, *words.synonyms)
+    kind = rope.choice(key, known, "default")
+    kind = words.synonyms.get(kind, kind)
     result: dict[str, Any] = {"rope_type": kind}
     for name in ROPE_TYPES[kind].required:
         result[name] = rope.number(name, *_RANGES[name])
@@ -107,7 +181,9 @@ def read_scaling(config: Fields, rope: Fields, *, dim: int, max_positions: int) 
     if ROPE_TYPES[kind].original:
         result["original_max_position_embeddings"] = original
     _check_type(kind, rope, result, dim)
-    rope.refuse_unread(harmless=("type", "finetuned"), owner=f" in a rope of type {kind}")
+    rope.refuse_unread(
+        harmless=("type", "finetuned", *words.others), owner=f" in a rope of type {kind}"
+    )
     return {key: value for key, value in result.items() if value is not None}
 
 

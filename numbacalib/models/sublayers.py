@@ -148,9 +148,9 @@ class Attention(Sublayer):
         if by_head and not config.architecture.norm_after_rotary:
             queries, keys = self._normalized(queries, keys)
         if self._rope is not None:
-            cos, sin = self._rope.tables(length)
-            for heads in (queries, keys):
-                rotate(heads, cos, sin, interleaved=config.architecture.interleaved)
+            interleaved = config.architecture.interleaved
+            rotate(queries, *self._rope.query_tables(length), interleaved=interleaved)
+            rotate(keys, *self._rope.tables(length), interleaved=interleaved)
         if by_head and config.architecture.norm_after_rotary:
             queries, keys = self._normalized(queries, keys)
         context = attention(
