@@ -167,12 +167,13 @@ class ExpertsRun:
 
     Attributes
     ----------
+    experts : Experts
     inputs : list of arrays ``[..., hidden_size]``
         Normalized tokens of each part: what every expert may get.
     """
 
     def __init__(self, experts: Experts, parts: Sequence[Array]) -> None:
-        self._experts, self._parts = experts, parts
+        self.experts, self._parts = experts, parts
         self.inputs = [experts.input(part) for part in parts]
         self._rows = [x.reshape(-1, x.shape[-1]) for x in self.inputs]
         self._routes = [experts.routes(x) for x in self.inputs]
@@ -189,22 +190,22 @@ class ExpertsRun:
 
     def activations(self, expert: int) -> list[Piece]:
         """The inputs of the last layer of a loaded expert, of its tokens."""
-        inner = self._experts.expert_inner
+        inner = self.experts.expert_inner
         return [Piece(part, inner(expert, rows)) for part, rows in self.rows(expert)]
 
     def activations_of_all(self, expert: int) -> Iterator[Array]:
         """The same of all tokens, part by part, as if they were its own."""
-        return (self._experts.expert_inner(expert, rows) for rows in self._rows)
+        return (self.experts.expert_inner(expert, rows) for rows in self._rows)
 
     def add(self, expert: int, activations: Sequence[Piece]) -> None:
         """Add the outputs of a loaded expert, from what `activations` gave."""
         for part, inner in activations:
             routes = self._routes[part]
-            output = self._experts.expert_output(expert, inner)
+            output = self.experts.expert_output(expert, inner)
             add_rows(self._sums[part], routes.tokens(expert), output, routes.factors(expert))
 
     def finish(self) -> None:
         """Add the sums over experts, and what the shared MLP gives, to the residual stream."""
         for hidden, x, sums in zip(self._parts, self.inputs, self._sums, strict=True):
-            self._experts.add_shared(sums, x)
-            self._experts.add_sums(hidden, sums)
+            self.experts.add_shared(sums, x)
+            self.experts.add_sums(hidden, sums)
