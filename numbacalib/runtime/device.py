@@ -114,9 +114,9 @@ class open_call:  # noqa: N801 - used like a function
 
 def _memory(array: Any) -> Memory | None:
     """Return the memory of ours that an array lies in, if it is one of ours."""
-    owner = array.owner if type(array) is Array else None
-    if isinstance(array, Result):
-        owner = array.gpu_data.owner
+    owner = array.owner if type(array) is Array else array
+    if isinstance(owner, Result):
+        owner = owner.gpu_data.owner
     return owner if isinstance(owner, Memory) else None
 
 

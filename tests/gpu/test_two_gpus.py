@@ -48,6 +48,8 @@ def test_runs_where_its_arrays_are(number):
             found, ours = gptq(*arrays, **GRID)
             codes = torch.from_dlpack(found.codes)
             assert codes.device.index == number
+            attributes = cupy.cuda.runtime.pointerGetAttributes(codes.data_ptr())
+            assert attributes.device == number
             differ = (codes.cpu().numpy() != expected.codes).mean()
             assert differ < 0.02
             assert ours.loss == pytest.approx(report.loss, rel=0.02)
