@@ -155,8 +155,10 @@ def _number_of_device(array: Any, interface: Any = None) -> int:
     start = _address(array, interface)
     if not start:  # an empty array has no memory
         return current_device()
-    ordinal = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-    return int(check(driver.cuPointerGetAttribute(ordinal, start)))
+    from cuda.bindings import runtime
+
+    # the driver's own query, cuPointerGetAttribute, has 0 for every ordinal in cuda.bindings 13.0
+    return int(check(runtime.cudaPointerGetAttributes(start)).device)
 
 
 def _address(array: Any, interface: Any = None) -> int:
