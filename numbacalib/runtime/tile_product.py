@@ -17,7 +17,7 @@ from numba.core.extending import intrinsic
 
 from numbacalib.runtime.half import widen_block
 from numbacalib.runtime.jit import scalar
-from numbacalib.runtime.lanes import multiply_add, spread
+from numbacalib.runtime.lanes import broadcast, multiply_add
 
 _FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
 _WIDE = "+avx512f" in _FEATURES
@@ -44,7 +44,7 @@ def add_product(left, right, top, target):
 
     `left` is [tiles, depth, LANES], `right` [strips, >= top + depth, COLUMNS] and `target`
     [>= tiles, >= strips * COLUMNS, LANES]. A slice of a tile stays in the first-level cache while all
-    strips pass by, and the slice that follows is sent for meanwhile.
+    strips pass by, and the slice that follows is prefetched meanwhile.
     """
     tiles, depth = left.shape[:2]
     share = -(-DEPTH // max(len(right), 1))
@@ -53,7 +53,7 @@ def add_product(left, right, top, target):
         for t in range(tiles):
             following, first = (left[t + 1], begin) if t + 1 < tiles else (left[0], begin + count)
             for s in range(len(right)):
-                send_for(following, (first + s * share, 0), share)
+                prefetch(following, (first + s * share, 0), share)
                 at = s * COLUMNS, 0
                 add_tile(left[t], (begin, 0), right[s], (top + begin, 0), count, target[t], at)
 
@@ -95,19 +95,19 @@ def add_tile(typing_context, left, left_at, right, right_at, depth, target, targ
 
 
 @intrinsic
-def send_for(typing_context, matrix, at, count):
-    """Have the cache load `count` rows of a tile; those that do not exist are no error."""
+def prefetch(typing_context, matrix, at, count):
+    """Prefetch `count` rows of a matrix of `LANES` columns; rows that do not exist are no error."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         rows = _Matrix(context, builder, signature.args[0], *arguments[:2])
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        instruction = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
         hints = [ir.Constant(number, hint) for hint in (0, 2, 1)]  # read data, second level
         with cgutils.for_range(builder, arguments[2]) as loop:
             for lane in range(0, LANES, CACHE_LINE // rows.size):
                 address = builder.bitcast(rows.address(loop.index, lane), byte)
-                builder.call(prefetch, [address, *hints])
+                builder.call(instruction, [address, *hints])
         return context.get_dummy_value()
 
     return types.void(matrix, at, count), generate
@@ -158,7 +158,7 @@ class _Tile:
             vectors = {offset: self._load(self._left, loop.index, offset) for offset in offsets}
             for column in range(COLUMNS):
                 factor = builder.load(self._right.address(loop.index, column))
-                factor = spread(builder, factor, self._width)
+                factor = broadcast(builder, factor, self._width)
                 for offset, vector in vectors.items():
                     variable = sums[column, offset]
                     total = multiply_add(builder, vector, factor, builder.load(variable))
