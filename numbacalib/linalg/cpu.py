@@ -15,7 +15,7 @@ from numbacalib.runtime.blas_tiles import solve_rows as solve
 from numbacalib.runtime.half import carrier, widen, widen_block
 from numbacalib.runtime.jit import kernel, scalar, task_kernel
 from numbacalib.runtime.strides import rows_view
-from numbacalib.runtime.tasks import claim
+from numbacalib.runtime.tasks import fetch_add
 from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product, add_tile, load_tile
 from numbacalib.spec.damping import damped
 
@@ -104,7 +104,7 @@ def _factor(hessian: NDArray, damping: float, memory: NDArray, upper: NDArray) -
 def _begin_panel(workers, source, damping, begin, strips, tiles, counters, own):
     """Lay out a panel's own rows as strips, and compensate the block on its diagonal.
 
-    Sets the lower triangle of `own` to the block, with both axes reversed. Split: workers claim columns
+    Sets the lower triangle of `own` to the block, with both axes reversed. Split: workers take columns
     of the strips, then tiles.
     """
     for _ in prange(workers):
@@ -115,22 +115,22 @@ def _begin_panel(workers, source, damping, begin, strips, tiles, counters, own):
 
 @scalar
 def _lay_out_columns(tiles, begin, width, counter, strips):
-    """Claim columns of a panel's own rows, and lay them out."""
+    """Take columns of a panel's own rows, and lay them out."""
     behind = strips.shape[1]
     rows = tiles[begin // LANES :, begin + width :]
-    first = claim(counter) * SLICE
+    first = fetch_add(counter) * SLICE
     while first < behind:
         _lay_out(rows, first, min(first + SLICE, behind), strips)
-        first = claim(counter) * SLICE
+        first = fetch_add(counter) * SLICE
 
 
 @scalar
 def _begin_tiles(source, damping, begin, strips, tiles, counter, own):
-    """Claim tiles of the block on the diagonal, damp and compensate them."""
+    """Take tiles of the block on the diagonal, damp and compensate them."""
     width, behind = len(own), strips.shape[1]
     end = begin + width
     rows = np.zeros((LANES, width), own.dtype)
-    top = claim(counter) * LANES
+    top = fetch_add(counter) * LANES
     while top < width:
         count, t = min(LANES, width - top), (begin + top) // LANES
         tile = tiles[t : t + 1]
@@ -146,14 +146,14 @@ def _begin_tiles(source, damping, begin, strips, tiles, counter, own):
             row = own[width - 1 - top - r]
             for j in range(top + r, width):
                 row[width - 1 - j] = tile[0, begin + j, r]
-        top = claim(counter) * LANES
+        top = fetch_add(counter) * LANES
 
 
 @kernel
 def _finish_panel(workers, source, own, inverse, group, strips, tiles, counter):
     """Compensate the rows before a panel's own, and multiply them by ``R_pp^-T``.
 
-    `own` is ``R_pp``, which is stored, and `inverse` its inverse. Split: workers claim groups of tiles.
+    `own` is ``R_pp``, which is stored, and `inverse` its inverse. Split: workers take groups of tiles.
     """
     factors = _store_block(own, inverse, tiles, tiles.shape[1] - strips.shape[1])
     for _ in prange(workers):
@@ -176,7 +176,7 @@ def _store_block(own, inverse, tiles, end):
 
 @scalar
 def _finish_tiles(source, factors, group, strips, tiles, counter):
-    """Claim groups of tiles before a panel's own rows, compensate and multiply them.
+    """Take groups of tiles before a panel's own rows, compensate and multiply them.
 
     A strip's last columns may lie behind the matrix: what is added there is 0, to columns of the next
     tile that lie below the diagonal.
@@ -185,7 +185,7 @@ def _finish_tiles(source, factors, group, strips, tiles, counter):
     end = tiles.shape[1] - behind
     begin = end - width
     rows, given = np.zeros((LANES, width), tiles.dtype), np.empty((width, LANES), tiles.dtype)
-    first = claim(counter) * group
+    first = fetch_add(counter) * group
     while first * LANES < begin:
         last = min(first + group, begin // LANES)
         for t in range(first, last):
@@ -199,18 +199,18 @@ def _finish_tiles(source, factors, group, strips, tiles, counter):
             for s in range(len(factors)):
                 at = s * COLUMNS
                 add_tile(given, (at, 0), factors[s], (at, 0), width - at, tile, (begin + at, 0))
-        first = claim(counter) * group
+        first = fetch_add(counter) * group
 
 
 @task_kernel
 def _store_rows(tiles, counter, upper):
     """Turn tiles into the rows whose memory they fill, with 0 below the diagonal.
 
-    Split: workers claim tiles.
+    Split: workers take tiles.
     """
     size = len(upper)
     copy = np.empty((size, LANES), upper.dtype)
-    t = claim(counter)
+    t = fetch_add(counter)
     while t < len(tiles):
         top = t * LANES
         widen_block(tiles[t], top, 0, copy[top:])
@@ -222,7 +222,7 @@ def _store_rows(tiles, counter, upper):
                 row = rows[r]
                 for j in range(left, min(left + SLICE, size)):
                     row[j] = copy[j, r] if j >= top + r else 0
-        t = claim(counter)
+        t = fetch_add(counter)
 
 
 @scalar

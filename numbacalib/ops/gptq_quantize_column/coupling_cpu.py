@@ -18,7 +18,7 @@ from numbacalib.runtime.tasks import (
     LOWER,
     NORMAL,
     call_fortran,
-    claim,
+    fetch_add,
 )
 from numbacalib.runtime.tile_product import COLUMNS
 
@@ -96,9 +96,9 @@ def panel_corners(coupling, edges, p):
 
 @task_kernel
 def _invert_blocks(trtri, factor, edges, first, counter, inverses):
-    """Invert the triangles on the diagonal of each ``R_pp``. Split: workers claim panels."""
+    """Invert the triangles on the diagonal of each ``R_pp``. Split: workers take panels."""
     info = np.empty(1, np.int32)
-    p = claim(counter)
+    p = fetch_add(counter)
     while p < len(edges) - 1:
         for block in range(first[p], first[p + 1]):
             at = edges[p] + (block - first[p]) * BLOCK
@@ -106,17 +106,17 @@ def _invert_blocks(trtri, factor, edges, first, counter, inverses):
             widen_block(factor, at, at, inverse[:size, :size])
             # Column-major LAPACK sees the transpose, a lower triangle, and its inverse.
             call_fortran(trtri, (LOWER, NORMAL, size, inverse, BLOCK, info))
-        p = claim(counter)
+        p = fetch_add(counter)
 
 
 @task_kernel
 def _couple(gemm, trmm, factor, edges, length, first, inverses, counter, coupling):
     """Fill in the panels, solved where there are inverses.
 
-    Split: workers claim strips of rows.
+    Split: workers take strips of rows.
     """
     memory = np.empty(ROWS * edges[1], coupling.strips.dtype)
-    task = claim(counter)
+    task = fetch_add(counter)
     before = 0
     for p in range(len(edges) - 1):
         begin, end = edges[p], edges[p + 1]
@@ -133,7 +133,7 @@ def _couple(gemm, trmm, factor, edges, length, first, inverses, counter, couplin
                 _solve_rows(gemm, trmm, factor, begin, max(top - begin, 0), own, rows)
             _keep_corners(rows, top, begin, panel_corners(coupling, edges, p))
             _lay_out(rows, length, top, panel)
-            task = claim(counter)
+            task = fetch_add(counter)
         before += tasks
 
 

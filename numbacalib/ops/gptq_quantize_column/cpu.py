@@ -37,7 +37,7 @@ from numbacalib.runtime.blas import cholesky_lower
 from numbacalib.runtime.half import carrier
 from numbacalib.runtime.jit import inlined, task_kernel
 from numbacalib.runtime.strides import rows_view
-from numbacalib.runtime.tasks import claim
+from numbacalib.runtime.tasks import fetch_add
 from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product, load_tile
 from numbacalib.spec.gptq import FactorLook, GroupedCodes
 from numbacalib.spec.grid import Grid, group_indices
@@ -205,7 +205,7 @@ def _block_length(group_size: int, single: bool) -> int:
 
 @task_kernel
 def _sweep(chunks, counter, source, coupling, columns, search, bounds, found):
-    """Quantize chunks of rows. Split: workers claim chunks."""
+    """Quantize chunks of rows. Split: workers take chunks."""
     height, width = found.codes.shape
     units = -(-height // TILE)
     most = -(-units // chunks) * (TILE // LANES)
@@ -213,7 +213,7 @@ def _sweep(chunks, counter, source, coupling, columns, search, bounds, found):
     # a strip's last columns may lie behind the panel
     panel = np.zeros((most, wide + COLUMNS, LANES), real)
     chunk = Rows(np.empty((most, width, LANES), real), panel, np.empty((most, wide, LANES), real))
-    task = claim(counter)
+    task = fetch_add(counter)
     while task < chunks:
         first = task * units // chunks * TILE
         count = min((task + 1) * units // chunks * TILE, height) - first
@@ -221,7 +221,7 @@ def _sweep(chunks, counter, source, coupling, columns, search, bounds, found):
             found.losses[i] = 0
         for p in range(len(columns.edges) - 1):
             _sweep_panel(p, first, count, source, coupling, columns, search, bounds, chunk, found)
-        task = claim(counter)
+        task = fetch_add(counter)
 
 
 @inlined
