@@ -57,7 +57,7 @@ class GptqReport(NamedTuple):
 
 @dataclass(frozen=True)
 class _Solver:
-    """How the Hessians are prepared and in which order the columns are visited; see `gptq`."""
+    """How the Hessians are prepared and in which order the columns are quantized; see `gptq`."""
 
     percdamp: float
     damping_tries: int
@@ -239,11 +239,11 @@ def _solve(
     `names` are what errors call the Hessians, `unchecked` are arrays that may not be finite.
     """
     dtype = checks.result_dtype(weight, hessians)
-    visits = None
+    permutations = None
     if solver.act_order != "none":
         spread = to_host(diagonals(hessians)).astype(np.float64)
-        visits = column_orders(spread, solver.act_order, settings.group_size)
-        hessians = _reordered(hessians, visits)
+        permutations = column_orders(spread, solver.act_order, settings.group_size)
+        hessians = _permuted(hessians, permutations)
     if solver.shrinkage:
         hessians = shrunk(hessians, solver.shrinkage)
     percdamps, tries = [solver.percdamp] * len(hessians), [1] * len(hessians)
@@ -253,10 +253,14 @@ def _solve(
         finite = [start_finite_check(*item) for item in unchecked.items()]
         if not (factors.are_known and any(factors.minors)):
             dead = factors.dead
-            if visits is not None:
-                dead = take(dead, np.argsort(visits, axis=1), 1)
+            if permutations is not None:
+                dead = take(dead, np.argsort(permutations, axis=1), 1)
             weights, row_losses, require_finite_scales = _sweep(
-                without_columns(weight, dead), factors.upper, visits, settings, solver.static_groups
+                without_columns(weight, dead),
+                factors.upper,
+                permutations,
+                settings,
+                solver.static_groups,
             )
         for require_finite_values in finite:
             require_finite_values()
@@ -306,42 +310,42 @@ def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
     return float(len(spread) * np.log1p(left / floor).sum() / np.log1p(spread / floor).sum())
 
 
-def _reordered(hessians: Any, visits: NDArray[np.int64]) -> Any:
-    """Visit the channels of Hessians [E, K, K] in orders [E, K]."""
+def _permuted(hessians: Any, permutations: NDArray[np.int64]) -> Any:
+    """Permute the channels of Hessians [E, K, K], each by its row of [E, K]."""
     count, size, _ = hessians.shape
-    rows = visits + size * np.arange(count)[:, None]
+    rows = permutations + size * np.arange(count)[:, None]
     moved = take(stacked_rows(hessians), rows.ravel(), 0)
-    return take(moved, visits, 1).reshape(count, size, size)
+    return take(moved, permutations, 1).reshape(count, size, size)
 
 
 def _sweep(
     weight: Any,
     upper: Any,
-    visits: NDArray[np.int64] | None,
+    permutations: NDArray[np.int64] | None,
     settings: GridSettings,
     static_groups: bool,
 ) -> tuple[list[QuantizedWeight], Any, Callable[[], None]]:
-    """Visit the columns in the order of the factors, and put the codes back where they belong.
+    """Quantize the columns in the order of the factors, and permute the codes back.
 
     Also returns the losses of the rows, and what raises if a scale is too large for its dtype.
     """
     count, channels, _ = upper.shape
     groups = np.tile(group_indices(channels, settings.group_size), (count, 1))
-    visited = weight if visits is None else take(weight, visits, 1)
+    permuted = weight if permutations is None else take(weight, permutations, 1)
     if static_groups:
         scales, zeros = find_scales(weight, settings)
-        group_of = groups if visits is None else np.take_along_axis(groups, visits, 1)
-        found = quantize_direct(visited, upper, settings.grid, group_of, scales, zeros)
+        group_of = groups if permutations is None else np.take_along_axis(groups, permutations, 1)
+        found = quantize_direct(permuted, upper, settings.grid, group_of, scales, zeros)
     else:
         importance = settings.importance
-        if importance is not None and visits is not None:
-            importance = take(importance, visits, 1)
+        if importance is not None and permutations is not None:
+            importance = take(importance, permutations, 1)
         ranges = {"search": settings.search, "importance": importance}
-        found = quantize_direct(visited, upper, settings.grid, groups, **ranges)
+        found = quantize_direct(permuted, upper, settings.grid, groups, **ranges)
     codes, scales, zeros = found.codes, found.scales, found.zeros
     g_idx: list[NDArray[np.int64] | None] = [None] * count
-    if visits is not None:
-        natural = np.argsort(visits, axis=1)
+    if permutations is not None:
+        natural = np.argsort(permutations, axis=1)
         codes = take(codes, natural, 1)
         if not static_groups:
             group_of = np.take_along_axis(groups, natural, 1)
