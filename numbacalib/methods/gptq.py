@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.linalg import factor_hessians
+from numbacalib.methods.gptq_report import GptqReport
 from numbacalib.methods.order import ACT_ORDERS, column_orders
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rounding import find_scales, stored_runs
@@ -33,26 +34,6 @@ ROUNDING = 1e-6
 """Share of the mean diagonal that float32 products of Hessians leave open."""
 BATCH_BYTES = 4 << 30
 """Of float32 Hessians that go together through a GPU, beside factors and couplings of the same size."""
-
-
-class GptqReport(NamedTuple):
-    """How a layer went."""
-
-    loss: float
-    """``trace(D (H + damping) D^T)`` for ``D = W - Q``, the loss that GPTQ descends."""
-    percdamp: float
-    """Damping as a fraction of the mean of the Hessian's diagonal: as asked, or as it grew."""
-    damping: float
-    """What was added to the diagonal of the Hessian."""
-    tries: int
-    """Factorisations it took."""
-    smallest_pivot: float
-    """Least pivot of the damped Hessian, as a fraction of the mean of the Hessian's diagonal: one
-    near `percdamp` is a direction that no input took, held up by damping alone."""
-    dead: int
-    """Input channels that no token excited; their weights became 0."""
-    effective_rank: float
-    """In how many independent channels the inputs vary as much as they do: see `effective_rank`."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +73,7 @@ def gptq(
     shrinkage: float = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
-) -> tuple[QuantizedWeight, GptqReport]:
+) -> QuantizedWeight:
     """Quantize a weight by GPTQ, without inverting the Hessian.
 
     NumPy arrays give NumPy arrays, CUDA arrays of any library give Numba device arrays, on the stream
@@ -127,6 +108,11 @@ def gptq(
         "group_aware", they stay as they are.
     static_groups : bool, default False
         Find all scales from the weights as they come, before any is compensated.
+
+    Returns
+    -------
+    QuantizedWeight
+        With a `GptqReport`.
 
     Raises
     ------
@@ -169,7 +155,7 @@ def gptq_batch(
     shrinkage: float = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
-) -> list[tuple[QuantizedWeight, GptqReport]]:
+) -> list[QuantizedWeight]:
     """Quantize equal layers, such as a model's experts, each by its own Hessian, as `gptq` does.
 
     On a GPU every step is one launch for many layers, which together keep it busy where one alone does
@@ -186,8 +172,8 @@ static_groups
 
     Returns
     -------
-    list of (QuantizedWeight, GptqReport)
-        Of each layer.
+    list of QuantizedWeight
+        One a layer, with a `GptqReport` each.
 
     Raises
     ------
@@ -233,7 +219,7 @@ def _solve(
     unchecked: dict[str, Any],
     settings: GridSettings,
     solver: _Solver,
-) -> list[tuple[QuantizedWeight, GptqReport]]:
+) -> list[QuantizedWeight]:
     """Quantize E equal runs of rows [E * M, K] by their Hessians [E, K, K]; see `gptq`.
 
     `names` are what errors call the Hessians, `unchecked` are arrays that may not be finite.
@@ -281,7 +267,7 @@ def _solve(
     spectra = to_host(diagonals(hessians)), to_host(diagonals(factors.upper)), factors.dampings
     ranks = map(effective_rank, *spectra)
     reports = map(GptqReport, losses.tolist(), *damped, factors.dead_counts, ranks)
-    return list(zip(weights, reports, strict=True))
+    return [replace(found, report=own) for found, own in zip(weights, reports, strict=True)]
 
 
 def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
