@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.linalg import factor_hessians
+from numbacalib.methods.gptq_report import GptqReport
 from numbacalib.methods.order import ACT_ORDERS, column_orders
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rounding import find_scales, stored_runs
@@ -35,29 +36,9 @@ BATCH_BYTES = 4 << 30
 """Of float32 Hessians that go together through a GPU, beside factors and couplings of the same size."""
 
 
-class GptqReport(NamedTuple):
-    """How a layer went."""
-
-    loss: float
-    """``trace(D (H + damping) D^T)`` for ``D = W - Q``, the loss that GPTQ descends."""
-    percdamp: float
-    """Damping as a fraction of the mean of the Hessian's diagonal: as asked, or as it grew."""
-    damping: float
-    """What was added to the diagonal of the Hessian."""
-    tries: int
-    """Factorisations it took."""
-    smallest_pivot: float
-    """Least pivot of the damped Hessian, as a fraction of the mean of the Hessian's diagonal: one
-    near `percdamp` is a direction that no input took, held up by damping alone."""
-    dead: int
-    """Input channels that no token excited; their weights became 0."""
-    effective_rank: float
-    """In how many independent channels the inputs vary as much as they do: see `effective_rank`."""
-
-
 @dataclass(frozen=True)
 class _Solver:
-    """How the Hessians are prepared and in which order the columns are visited; see `gptq`."""
+    """How the Hessians are prepared and in which order the columns are quantized; see `gptq`."""
 
     percdamp: float
     damping_tries: int
@@ -92,7 +73,7 @@ def gptq(
     shrinkage: float = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
-) -> tuple[QuantizedWeight, GptqReport]:
+) -> QuantizedWeight:
     """Quantize a weight by GPTQ, without inverting the Hessian.
 
     NumPy arrays give NumPy arrays, CUDA arrays of any library give Numba device arrays, on the stream
@@ -127,6 +108,11 @@ def gptq(
         "group_aware", they stay as they are.
     static_groups : bool, default False
         Find all scales from the weights as they come, before any is compensated.
+
+    Returns
+    -------
+    QuantizedWeight
+        With a `GptqReport`.
 
     Raises
     ------
@@ -169,7 +155,7 @@ def gptq_batch(
     shrinkage: float = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
-) -> list[tuple[QuantizedWeight, GptqReport]]:
+) -> list[QuantizedWeight]:
     """Quantize equal layers, such as a model's experts, each by its own Hessian, as `gptq` does.
 
     On a GPU every step is one launch for many layers, which together keep it busy where one alone does
@@ -186,8 +172,8 @@ static_groups
 
     Returns
     -------
-    list of (QuantizedWeight, GptqReport)
-        Of each layer.
+    list of QuantizedWeight
+        One a layer, with a `GptqReport` each.
 
     Raises
     ------
@@ -233,17 +219,17 @@ def _solve(
     unchecked: dict[str, Any],
     settings: GridSettings,
     solver: _Solver,
-) -> list[tuple[QuantizedWeight, GptqReport]]:
+) -> list[QuantizedWeight]:
     """Quantize E equal runs of rows [E * M, K] by their Hessians [E, K, K]; see `gptq`.
 
     `names` are what errors call the Hessians, `unchecked` are arrays that may not be finite.
     """
     dtype = checks.result_dtype(weight, hessians)
-    visits = None
+    permutations = None
     if solver.act_order != "none":
         spread = to_host(diagonals(hessians)).astype(np.float64)
-        visits = column_orders(spread, solver.act_order, settings.group_size)
-        hessians = _reordered(hessians, visits)
+        permutations = column_orders(spread, solver.act_order, settings.group_size)
+        hessians = _permuted(hessians, permutations)
     if solver.shrinkage:
         hessians = shrunk(hessians, solver.shrinkage)
     percdamps, tries = [solver.percdamp] * len(hessians), [1] * len(hessians)
@@ -253,10 +239,14 @@ def _solve(
         finite = [start_finite_check(*item) for item in unchecked.items()]
         if not (factors.are_known and any(factors.minors)):
             dead = factors.dead
-            if visits is not None:
-                dead = take(dead, np.argsort(visits, axis=1), 1)
+            if permutations is not None:
+                dead = take(dead, np.argsort(permutations, axis=1), 1)
             weights, row_losses, require_finite_scales = _sweep(
-                without_columns(weight, dead), factors.upper, visits, settings, solver.static_groups
+                without_columns(weight, dead),
+                factors.upper,
+                permutations,
+                settings,
+                solver.static_groups,
             )
         for require_finite_values in finite:
             require_finite_values()
@@ -277,7 +267,7 @@ def _solve(
     spectra = to_host(diagonals(hessians)), to_host(diagonals(factors.upper)), factors.dampings
     ranks = map(effective_rank, *spectra)
     reports = map(GptqReport, losses.tolist(), *damped, factors.dead_counts, ranks)
-    return list(zip(weights, reports, strict=True))
+    return [replace(found, report=own) for found, own in zip(weights, reports, strict=True)]
 
 
 def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
@@ -306,42 +296,42 @@ def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
     return float(len(spread) * np.log1p(left / floor).sum() / np.log1p(spread / floor).sum())
 
 
-def _reordered(hessians: Any, visits: NDArray[np.int64]) -> Any:
-    """Visit the channels of Hessians [E, K, K] in orders [E, K]."""
+def _permuted(hessians: Any, permutations: NDArray[np.int64]) -> Any:
+    """Permute the channels of Hessians [E, K, K], each by its row of [E, K]."""
     count, size, _ = hessians.shape
-    rows = visits + size * np.arange(count)[:, None]
+    rows = permutations + size * np.arange(count)[:, None]
     moved = take(stacked_rows(hessians), rows.ravel(), 0)
-    return take(moved, visits, 1).reshape(count, size, size)
+    return take(moved, permutations, 1).reshape(count, size, size)
 
 
 def _sweep(
     weight: Any,
     upper: Any,
-    visits: NDArray[np.int64] | None,
+    permutations: NDArray[np.int64] | None,
     settings: GridSettings,
     static_groups: bool,
 ) -> tuple[list[QuantizedWeight], Any, Callable[[], None]]:
-    """Visit the columns in the order of the factors, and put the codes back where they belong.
+    """Quantize the columns in the order of the factors, and permute the codes back.
 
     Also returns the losses of the rows, and what raises if a scale is too large for its dtype.
     """
     count, channels, _ = upper.shape
     groups = np.tile(group_indices(channels, settings.group_size), (count, 1))
-    visited = weight if visits is None else take(weight, visits, 1)
+    permuted = weight if permutations is None else take(weight, permutations, 1)
     if static_groups:
         scales, zeros = find_scales(weight, settings)
-        group_of = groups if visits is None else np.take_along_axis(groups, visits, 1)
-        found = quantize_direct(visited, upper, settings.grid, group_of, scales, zeros)
+        group_of = groups if permutations is None else np.take_along_axis(groups, permutations, 1)
+        found = quantize_direct(permuted, upper, settings.grid, group_of, scales, zeros)
     else:
         importance = settings.importance
-        if importance is not None and visits is not None:
-            importance = take(importance, visits, 1)
+        if importance is not None and permutations is not None:
+            importance = take(importance, permutations, 1)
         ranges = {"search": settings.search, "importance": importance}
-        found = quantize_direct(visited, upper, settings.grid, groups, **ranges)
+        found = quantize_direct(permuted, upper, settings.grid, groups, **ranges)
     codes, scales, zeros = found.codes, found.scales, found.zeros
     g_idx: list[NDArray[np.int64] | None] = [None] * count
-    if visits is not None:
-        natural = np.argsort(visits, axis=1)
+    if permutations is not None:
+        natural = np.argsort(permutations, axis=1)
         codes = take(codes, natural, 1)
         if not static_groups:
             group_of = np.take_along_axis(groups, natural, 1)

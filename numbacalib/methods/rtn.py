@@ -46,6 +46,10 @@ def rtn(
         Weights of the search's errors: the mean square of each input channel (llama.cpp's importance
         matrix), or Fisher information.
 
+    Returns
+    -------
+    QuantizedWeight
+
     Raises
     ------
     ValueError, TypeError
