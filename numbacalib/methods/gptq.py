@@ -73,6 +73,8 @@ def gptq(
     shrinkage: float = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
+    scales: Any = None,
+    zeros: Any = None,
 ) -> QuantizedWeight:
     """Quantize a weight by GPTQ, without inverting the Hessian.
 
@@ -108,6 +110,10 @@ def gptq(
         "group_aware", they stay as they are.
     static_groups : bool, default False
         Find all scales from the weights as they come, before any is compensated.
+    scales, zeros : arrays [M, G], optional
+        Grids that a format, or a caller, has fixed: scales in `scale_dtype`, of any sign but not 0, and
+        zeros as unsigned codes have them, uint8 or real numbers, none with `symmetric`.
+        ``value = (code - zero) * scale`` with codes in ``[0, 2 ** bits - 1]``.
 
     Returns
     -------
@@ -128,11 +134,10 @@ def gptq(
     Transformers" (2022); `quantize_direct` has the form without an inverse.
     """
     solver = _Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
-    arrays = {"weight": weight, "hessian": hessian, "importance": importance}
-    with arrays_of_one_device(**arrays) as (weight, hessian, importance):
-        settings = grid_settings(
-            weight, bits, group_size, symmetric, scale_dtype, search, importance
-        )
+    arrays = {"weight": weight, "hessian": hessian}
+    options = {"importance": importance, "scales": scales, "zeros": zeros}
+    with arrays_of_one_device(**arrays, **options) as (weight, hessian, *given):
+        settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, *given)
         channels = weight.shape[1]
         checks.matrix("hessian", hessian, (channels, channels))
         unchecked = {"hessian": hessian, "weight": weight}
@@ -155,6 +160,8 @@ def gptq_batch(
     shrinkage: float = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
+    scales: Any = None,
+    zeros: Any = None,
 ) -> list[QuantizedWeight]:
     """Quantize equal layers, such as a model's experts, each by its own Hessian, as `gptq` does.
 
@@ -166,6 +173,7 @@ def gptq_batch(
     weights : array [E, M, K], float16, bfloat16, float32 or float64
     hessians : array [E, K, K]
     importance : array [E, K] or [E, M, K], optional
+    scales, zeros : arrays [E, M, G], optional
     bits, group_size, symmetric, scale_dtype, search, percdamp, damping_tries, shrinkage, act_order, \
 static_groups
         As in `gptq`.
@@ -182,7 +190,8 @@ static_groups
     """
     solver = _Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
     arrays = {"weights": weights, "hessians": hessians, "importance": importance}
-    with arrays_of_one_device(**arrays) as (weights, hessians, importance):
+    fixed = {"scales": scales, "zeros": zeros}
+    with arrays_of_one_device(**arrays, **fixed) as (weights, hessians, importance, *given):
         count, rows, channels = checks.stack("weights", weights, ("E", "M", "K"))
         checks.stack("hessians", hessians, (count, channels, channels))
         weight, hessian = stacked_rows(weights), stacked_rows(hessians)
@@ -190,14 +199,17 @@ static_groups
         require_finite("hessians", hessian.reshape(count, channels, channels))
         if importance is not None:
             importance = _importance_of_rows(importance, count, rows, channels)
+        given = [
+            _grids_of_rows(name, array, count) for name, array in zip(fixed, given, strict=True)
+        ]
         grid = bits, group_size, symmetric, scale_dtype, search
         size = max(1, BATCH_BYTES // (4 * channels * channels)) if is_cuda_array(weights) else 1
         found = []
         for first in range(0, count, size):
             last = min(first + size, count)
             run = slice(first * rows, last * rows)
-            own = None if importance is None else importance[run]
-            settings = grid_settings(weight[run], *grid, own)
+            own = [None if array is None else array[run] for array in (importance, *given)]
+            settings = grid_settings(weight[run], *grid, *own)
             stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
             names = [f"hessians[{e}]" for e in range(first, last)]
             found += _solve(weight[run], stack, names, {}, settings, solver)
@@ -210,6 +222,15 @@ def _importance_of_rows(importance: Any, count: int, rows: int, channels: int) -
         return take(importance, np.repeat(np.arange(count), rows), 0)
     checks.stack("importance", importance, (count, rows, channels))
     return stacked_rows(importance)
+
+
+def _grids_of_rows(name: str, grids: Any, count: int) -> Any:
+    """Return given scales or zeros [E, M, G] as a matrix [E * M, G]."""
+    if grids is None:
+        return None
+    if len(grids.shape) != 3 or grids.shape[0] != count:
+        raise ValueError(f"{name}: expected shape [{count}, M, G], got {list(grids.shape)}")
+    return stacked_rows(grids)
 
 
 def _solve(
@@ -318,6 +339,7 @@ def _sweep(
     count, channels, _ = upper.shape
     groups = np.tile(group_indices(channels, settings.group_size), (count, 1))
     permuted = weight if permutations is None else take(weight, permutations, 1)
+    static_groups = static_groups or settings.fixed is not None
     if static_groups:
         scales, zeros = find_scales(weight, settings)
         group_of = groups if permutations is None else np.take_along_axis(groups, permutations, 1)

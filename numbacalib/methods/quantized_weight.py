@@ -37,7 +37,7 @@ class QuantizedWeight:
     scales: Any
     """[M, G], in the dtype in which they are stored."""
     zeros: Any
-    """uint8 [M, G]."""
+    """[M, G], uint8, or float32 where the grid has real ones."""
     bits: int
     group_size: int
     """Input channels that share a scale; K is one scale a row."""
