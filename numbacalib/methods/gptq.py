@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from numbacalib.ops.gptq_quantize_column import quantize_direct
 from numbacalib.ops.matrix import diagonals, stacked_rows, take, to_host, without_columns
 from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime import checks
+from numbacalib.runtime.alone import each_alone
 from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
 from numbacalib.runtime.finite import require_finite, start_finite_check
 from numbacalib.spec.grid import group_indices
@@ -166,7 +168,8 @@ def gptq_batch(
     """Quantize equal layers, such as a model's experts, each by its own Hessian, as `gptq` does.
 
     On a GPU every step is one launch for many layers, which together keep it busy where one alone does
-    not; as many at a time as `BATCH_BYTES` hold.
+    not; as many at a time as `BATCH_BYTES` hold. On the CPU each layer is solved on one thread, as many at
+    a time as there are threads: `numbacalib.runtime.alone`.
 
     Parameters
     ----------
@@ -203,17 +206,21 @@ static_groups
             _grids_of_rows(name, array, count) for name, array in zip(fixed, given, strict=True)
         ]
         grid = bits, group_size, symmetric, scale_dtype, search
-        size = max(1, BATCH_BYTES // (4 * channels * channels)) if is_cuda_array(weights) else 1
-        found = []
-        for first in range(0, count, size):
+        on_gpu = is_cuda_array(weights)
+        size = max(1, BATCH_BYTES // (4 * channels * channels)) if on_gpu else 1
+
+        def solve_from(first: int) -> list[QuantizedWeight]:
             last = min(first + size, count)
             run = slice(first * rows, last * rows)
             own = [None if array is None else array[run] for array in (importance, *given)]
             settings = grid_settings(weight[run], *grid, *own)
             stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
             names = [f"hessians[{e}]" for e in range(first, last)]
-            found += _solve(weight[run], stack, names, {}, settings, solver)
-        return found
+            return _solve(weight[run], stack, names, {}, settings, solver)
+
+        starts = range(0, count, size)
+        runs = map(solve_from, starts) if on_gpu else each_alone(solve_from, starts)
+        return list(chain.from_iterable(runs))
 
 
 def _importance_of_rows(importance: Any, count: int, rows: int, channels: int) -> Any:
