@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -71,12 +73,24 @@ def stacked_rows(stack: Any) -> Any:
         return target.reshape(count * rows, columns)
 
 
-def split_rows(matrix: Any, count: int) -> list[Any]:
+def split_rows(matrix: Any, lengths: Sequence[int]) -> list[Any]:
     """See `numbacalib.ops.matrix.split_rows`."""
-    if count == 1:
+    if len(lengths) == 1:
         return [device.result(matrix)]
-    rows = len(matrix) // count
-    return [device.result(matrix[e * rows : (e + 1) * rows]) for e in range(count)]
+    ends = itertools.accumulate(lengths)
+    return [device.result(matrix[end - n : end]) for n, end in zip(lengths, ends, strict=True)]
+
+
+def joined_rows(matrices: Sequence[Any]) -> Any:
+    """See `numbacalib.ops.matrix.joined_rows`."""
+    rows = sum(map(len, matrices))
+    joined = device.empty((rows, matrices[0].shape[1]), matrices[0].dtype)
+    top = 0
+    for matrix in matrices:
+        copies = carrier(matrix), carrier(joined[top : top + len(matrix)])
+        launch(_copy, _tiles(copies[-1]), THREADS, *copies)
+        top += len(matrix)
+    return joined
 
 
 def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
