@@ -19,10 +19,13 @@ from numbacalib.methods.order import ACT_ORDERS
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.refit import refit_scales
 from numbacalib.methods.rtn import rtn
+from numbacalib.methods.settings import GridFinder, grid_settings
 from numbacalib.methods.shrinkage import shrinkage_for
 from numbacalib.methods.target import output_loss, propagated_target
 from numbacalib.ops.matrix import diagonal, to_host
 from numbacalib.runtime import checks
+from numbacalib.runtime.backend import arrays_of_one_device
+from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.range_search import RangeSearch
 from numbacalib.statistics import InputStatistics
 
@@ -52,6 +55,9 @@ class LayerSettings:
     """Input channels that share a scale; None is one scale a row."""
     symmetric: bool = False
     scale_dtype: DTypeLike = np.float16
+    find_grid: GridFinder | None = None
+    """Finds scales and zeros as a format stores them, before codes are chosen; by default they are those
+    of the integer grid, with scales in `scale_dtype`."""
     ranges: str = "full"
     """What a group's grid spans: all its weights ("full"); the part with the least error ("mse"), or
     the least error weighted by each channel's mean square input or by an importance ("weighted"), by
@@ -123,6 +129,27 @@ class LayerSettings:
             share("shrinkage", self.shrinkage)
         flag("symmetric", self.symmetric)
         flag("static_groups", self.static_groups)
+        if self.find_grid is not None:
+            self.check_fixed()
+
+    def check_fixed(self) -> None:
+        """Check that nothing changes the scales of a grid that a format fixes before codes are chosen.
+
+        Raises
+        ------
+        ValueError
+            Naming the setting that would.
+        """
+        if self.method == "kmeans":
+            raise ValueError("method: expected gptq or rtn where the format fixes the grid")
+        if self.ranges == "clip":
+            raise ValueError(
+                "ranges: expected full, mse or weighted where the format fixes the grid"
+            )
+        if self.refit:
+            raise ValueError("refit: expected False where the format fixes the grid")
+        if self.method == "gptq" and not self.static_groups and self.act_order != "none":
+            raise ValueError("static_groups: expected True where the format fixes the grid")
 
 
 def share(name: str, value: Any) -> None:
@@ -297,6 +324,8 @@ def _quantize(
             percdamp=settings.percdamp,
             damping_tries=settings.damping_tries,
         )
+    if settings.find_grid is not None:
+        options = plain | _fixed_grid(target, settings.find_grid, options)
     quantized: QuantizedWeight | CodebookWeight
     measured: dict[str, Any] = {}
     if settings.method == "kmeans":
@@ -322,6 +351,17 @@ def _quantize(
             "rtn_loss": output_loss(weight, rtn(weight, **plain), statistics),
         }
     return quantized, measured
+
+
+def _fixed_grid(weight: Any, find: GridFinder, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Scales and zeros as a format fixes them, as arguments of a method."""
+    searched = dict(options)
+    importance = searched.pop("importance", None)
+    with arrays_of_one_device(weight=weight, importance=importance) as (weight, importance):
+        settings = grid_settings(weight, importance=importance, **searched)
+        require_finite("weight", weight)
+        scales, zeros = find(weight, settings)
+    return {"scales": scales, "zeros": zeros}
 
 
 def _gptq(

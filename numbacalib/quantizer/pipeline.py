@@ -106,10 +106,12 @@ def quantize(
     check(settings, importance)
     written = formats_named(formats)
     for each in written:
-        each.check_settings(settings)
+        each.check(_asked(settings, np.dtype(np.float32)))
     place = open_place(device)
     with new_directory(output, clean=clean) as directory:
         directories = [directory / each.name if written[1:] else directory for each in written]
+        for own in directories:
+            own.mkdir(exist_ok=True)
         outputs = dict(zip(directories, written, strict=True))
         return _write_checkpoints(outputs, model, text, statistics, importance, settings, place)
 
@@ -159,11 +161,10 @@ def _grids(
 ) -> dict[str, LayerGrid]:
     """Say how the model's linear layers are to be stored, and in the log what deviates."""
     weights = {name: checkpoint.info(f"{name}.weight") for name in _layer_shapes(checkpoint)}
-    asked = {
-        name: LayerGrid(settings.bits, settings.group_size, settings.symmetric, info.dtype)
-        for name, info in weights.items()
-    }
+    asked = {name: _asked(settings, info.dtype) for name, info in weights.items()}
     grids = common_grids(formats, weights, asked)
+    for grid in dict.fromkeys(grids.values()):
+        _on_grid(settings, grid).check()
     others: dict[tuple[int | None, int | None], set[int]] = {}
     for name, grid in grids.items():
         sizes = asked[name].group_size, grid.group_size
@@ -177,6 +178,18 @@ def _grids(
             "group_size %s does not divide %s: groups of %s for K = %s", size, why, taken, K
         )
     return grids
+
+
+def _asked(settings: Settings, dtype: np.dtype) -> LayerGrid:
+    """Return the grid of a layer with weights of `dtype`, before a format says how it is stored."""
+    unordered = settings.method == "gptq" and settings.act_order == "desc"
+    return LayerGrid(
+        settings.bits,
+        settings.group_size,
+        settings.symmetric,
+        dtype,
+        g_idx=unordered and not settings.static_groups,
+    )
 
 
 def _layer_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
@@ -259,6 +272,7 @@ def _on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
         group_size=grid.group_size,
         symmetric=grid.symmetric,
         scale_dtype=grid.scale_dtype,
+        find_grid=grid.find,
     )
 
 
