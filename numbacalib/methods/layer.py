@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from numbacalib.methods.order import ACT_ORDERS
+from numbacalib.methods.settings import GridFinder
 from numbacalib.methods.solver import LARGEST_DAMPING
 from numbacalib.runtime import checks
 from numbacalib.spec.range_search import RangeSearch
@@ -37,6 +38,9 @@ class LayerSettings:
     """Input channels that share a scale; None is one scale a row."""
     symmetric: bool = False
     scale_dtype: DTypeLike = np.float16
+    find_grid: GridFinder | None = None
+    """Finds scales and zeros as a format stores them, before codes are chosen; by default they are those
+    of the integer grid, with scales in `scale_dtype`."""
     ranges: str = "full"
     """What a group's grid spans: all its weights ("full"); the part with the least error ("mse"), or
     the least error weighted by each channel's mean square input or by an importance ("weighted"), by
@@ -108,6 +112,27 @@ class LayerSettings:
             share("shrinkage", self.shrinkage)
         flag("symmetric", self.symmetric)
         flag("static_groups", self.static_groups)
+        if self.find_grid is not None:
+            self.check_fixed()
+
+    def check_fixed(self) -> None:
+        """Check that nothing changes the scales of a grid that a format fixes before codes are chosen.
+
+        Raises
+        ------
+        ValueError
+            Naming the setting that would.
+        """
+        if self.method == "kmeans":
+            raise ValueError("method: expected gptq or rtn where the format fixes the grid")
+        if self.ranges == "clip":
+            raise ValueError(
+                "ranges: expected full, mse or weighted where the format fixes the grid"
+            )
+        if self.refit:
+            raise ValueError("refit: expected False where the format fixes the grid")
+        if self.method == "gptq" and not self.static_groups and self.act_order != "none":
+            raise ValueError("static_groups: expected True where the format fixes the grid")
 
 
 def share(name: str, value: Any) -> None:

@@ -18,9 +18,12 @@ from numbacalib.methods.loss import clipped_share
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.refit import refit_scales
 from numbacalib.methods.rtn import rtn
+from numbacalib.methods.settings import GridFinder, grid_settings
 from numbacalib.methods.shrinkage import shrinkage_for
 from numbacalib.methods.target import output_loss, propagated_target
 from numbacalib.ops.matrix import diagonal, to_host
+from numbacalib.runtime.backend import arrays_of_one_device
+from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics import InputStatistics
 
 log = logging.getLogger("numbacalib")
@@ -205,36 +208,48 @@ def _quantized(
     importance: Mapping[str, Any] | None,
 ) -> tuple[Sequence[QuantizedWeight | CodebookWeight], dict[str, Any]]:
     """Quantize by the settings' method; return also what reports of all the layers say of it."""
-    options = _plain(settings)
+    alike = _plain(settings)
     if settings.ranges in ("mse", "weighted"):
-        options["search"] = settings.search
-    weighted = settings.ranges == "weighted"
-    if weighted and importance is None and statistics is not None:
-        options["importance"] = statistics.mean_square
+        alike["search"] = settings.search
+    if settings.ranges == "weighted" and importance is None and statistics is not None:
+        alike["importance"] = statistics.mean_square
+    options = {name: dict(alike) for name in targets}
+    for name, own in options.items():
+        if importance is not None:
+            own["importance"] = importance[name]
+        if settings.find_grid is not None:
+            own |= _fixed_grid(targets[name], settings.find_grid, own)
     if statistics is not None and settings.method == "gptq":
-        return _gptq(targets, statistics, settings, options, importance)
+        return _gptq(targets, statistics, settings, options)
     found: list[QuantizedWeight | CodebookWeight] = []
     for name, target in targets.items():
-        if weighted and importance is not None:
-            options["importance"] = importance[name]
+        own = options[name]
         if settings.method == "kmeans":
-            weights = options.get("importance")
-            found.append(codebook(target, bits=settings.bits, importance=weights))
+            found.append(codebook(target, bits=settings.bits, importance=own.get("importance")))
         elif statistics is not None and settings.ranges == "clip":
-            found.append(awq_clip(target, statistics.hessian, **options))
+            found.append(awq_clip(target, statistics.hessian, **own))
         else:
-            found.append(rtn(target, **options))
+            found.append(rtn(target, **own))
     return found, {}
+
+
+def _fixed_grid(weight: Any, find: GridFinder, options: dict[str, Any]) -> dict[str, Any]:
+    """Find scales and zeros as a format fixes them, as arguments of a method in place of a search's."""
+    search, importance = options.pop("search", None), options.pop("importance", None)
+    with arrays_of_one_device(weight=weight, importance=importance) as (weight, importance):
+        settings = grid_settings(weight, search=search, importance=importance, **options)
+        require_finite("weight", weight)
+        scales, zeros = find(weight, settings)
+    return {"scales": scales, "zeros": zeros}
 
 
 def _gptq(
     targets: Mapping[str, Any],
     statistics: InputStatistics,
     settings: LayerSettings,
-    options: Mapping[str, Any],
-    importance: Mapping[str, Any] | None,
+    options: Mapping[str, dict[str, Any]],
 ) -> tuple[list[QuantizedWeight], dict[str, Any]]:
-    """Quantize by GPTQ, together where the layers may share; `options` are the grid's and the search's."""
+    """Quantize by GPTQ, together where the layers may share; `options` are each one's grid and search."""
     shrinkage = settings.shrinkage
     if shrinkage is None:
         shrinkage = shrinkage_for(statistics.hessian, statistics.tokens)
@@ -245,12 +260,13 @@ def _gptq(
         "act_order": settings.act_order,
         "static_groups": settings.static_groups,
     }
-    apart = importance is not None or len({target.dtype for target in targets.values()}) > 1
+    first, *others = options.values()
+    same = all(own[key] is first[key] for own in others for key in first)
+    apart = not same or len({target.dtype for target in targets.values()}) > 1
     found: list[QuantizedWeight] = []
     for names in [[name] for name in targets] if apart else [list(targets)]:
-        own: dict[str, Any] = {} if importance is None else {"importance": importance[names[0]]}
         weights = {f"{name}: weight": targets[name] for name in names}
-        found += gptq_shared(weights, statistics.hessian, **solver, **options, **own).values()
+        found += gptq_shared(weights, statistics.hessian, **solver, **options[names[0]]).values()
     return found, {"shrinkage": shrinkage}
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from numbacalib.models.fields import LARGEST, Fields
-from numbacalib.models.packed_schemes import read_schemes
 from numbacalib.models.rope_parameters import read_rope
 
 __all__ = ["MODEL_TYPES", "ModelConfig"]
@@ -42,6 +41,10 @@ return_dict output_hidden_states output_attentions is_decoder chunk_size_feed_fo
 id2label label2id num_labels problem_type finetuning_task task_specific_params
 is_llama_config transformers.js_config unsloth_version unsloth_fixed
 """
+
+
+QUANTIZATION = ("quantization_config", "quantization")
+"""Where a configuration says how weights are quantized: of all formats, and of MLX."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,8 @@ class ModelConfig:
         fields = Fields(config)
         model_type = fields.choice("model_type", MODEL_TYPES)
         fields.choice("hidden_act", ("silu", "swish"), "silu")  # two names of one function
-        if "quantization" in fields:
-            raise fields.error("quantization", "no weights packed by MLX, but those they came from")
-        if (quantization := fields.object("quantization_config", None)) is not None:
-            read_schemes(quantization)
+        for key in QUANTIZATION:  # how the weights are stored, which their format reads
+            fields.object(key, None)
 
         num_layers = fields.integer("num_hidden_layers", 1, 10_000)
         num_heads = fields.integer("num_attention_heads", 1, 65_536)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from numbacalib.models.config import ModelConfig
 
@@ -25,8 +25,13 @@ _BUFFERS = (
     ".masked_bias",
     ".position_ids",
 )
-# What compressed-tensors has in the place of a linear layer's ``weight``.
-_PACKED = ("packed", "scale", "shape", "zero_point", "g_idx")
+# What quantized checkpoints have in the place of a linear layer's ``weight``: those of
+# compressed-tensors, of GPTQ and AWQ, and of MLX, which has a ``weight`` too.
+_PACKED = (
+    *("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"),
+    *("qweight", "qzeros", "scales", "g_idx"),
+    *("scales", "biases"),
+)
 
 
 def canonical_name(name: str) -> str:
@@ -51,7 +56,7 @@ def check_names(config: ModelConfig, names: Iterable[str], *, packed: bool = Fal
     names : iterable of str
         As `canonical_name` returns them.
     packed : bool, default False
-        Whether linear layers may be stored by compressed-tensors.
+        Whether linear layers may be quantized.
 
     Raises
     ------
@@ -60,19 +65,27 @@ def check_names(config: ModelConfig, names: Iterable[str], *, packed: bool = Fal
     """
     linears = linear_shapes(config)
     known = linears.keys() | vector_shapes(config).keys()
+    tables = {EMBEDDINGS, NORM, HEAD}
     if packed:
-        known |= {f"{name}_{part}" for name in linears for part in _PACKED}
+        known |= set(_parts(linears))
+        tables |= set(_parts((EMBEDDINGS, HEAD)))
     for name in names:
         layer = _LAYER.fullmatch(name)
         if layer:
             has_place = int(layer[1]) < config.num_layers and layer[2] in known
         else:
-            has_place = name in (EMBEDDINGS, NORM, HEAD) or not name.startswith(_DECODER)
+            has_place = name in tables or not name.startswith(_DECODER)
         if not has_place:
             raise ValueError(
                 f"{name}: expected no such tensor in a {config.model_type} of {config.num_layers} "
                 "layers as its configuration describes it"
             )
+
+
+def _parts(weights: Iterable[str]) -> Iterator[str]:
+    """Names of what is in the place of weights that are quantized."""
+    for name in weights:
+        yield from (name.replace("weight", part) for part in _PACKED)
 
 
 def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -20,7 +20,7 @@ from numbacalib.methods import (
     LayerSettings,
     QuantizedWeight,
     awq_scales,
-    quantize_layer,
+    quantize_layers,
 )
 from numbacalib.models import (
     Checkpoint,
@@ -106,10 +106,12 @@ def quantize(
     check(settings, importance)
     written = formats_named(formats)
     for each in written:
-        each.check_settings(settings)
+        each.check(_asked(settings, np.dtype(np.float32)))
     place = open_place(device)
     with new_directory(output, clean=clean) as directory:
         directories = [directory / each.name if written[1:] else directory for each in written]
+        for own in directories:
+            own.mkdir(exist_ok=True)
         outputs = dict(zip(directories, written, strict=True))
         return _write_checkpoints(outputs, model, text, statistics, importance, settings, place)
 
@@ -159,11 +161,10 @@ def _grids(
 ) -> dict[str, LayerGrid]:
     """Say how the model's linear layers are to be stored, and in the log what deviates."""
     weights = {name: checkpoint.info(f"{name}.weight") for name in _layer_shapes(checkpoint)}
-    asked = {
-        name: LayerGrid(settings.bits, settings.group_size, settings.symmetric, info.dtype)
-        for name, info in weights.items()
-    }
+    asked = {name: _asked(settings, info.dtype) for name, info in weights.items()}
     grids = common_grids(formats, weights, asked)
+    for grid in dict.fromkeys(grids.values()):
+        _on_grid(settings, grid).check()
     others: dict[tuple[int | None, int | None], set[int]] = {}
     for name, grid in grids.items():
         sizes = asked[name].group_size, grid.group_size
@@ -177,6 +178,18 @@ def _grids(
             "group_size %s does not divide %s: groups of %s for K = %s", size, why, taken, K
         )
     return grids
+
+
+def _asked(settings: Settings, dtype: np.dtype) -> LayerGrid:
+    """Return the grid of a layer with weights of `dtype`, before a format says how it is stored."""
+    unordered = settings.method == "gptq" and settings.act_order == "desc"
+    return LayerGrid(
+        settings.bits,
+        settings.group_size,
+        settings.symmetric,
+        dtype,
+        g_idx=unordered and not settings.static_groups,
+    )
 
 
 def _layer_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
@@ -223,21 +236,25 @@ def _quantize_blocks(
                             writer.add(f"{block.name}.{name}", vector)
                 stages = calibration.stages(index, block, folded)
             for stage, statistics in stages:
-                for kind in stage:
-                    progress.show(f"{at}: quantizing {kind}")
-                    name = f"{block.name}.{kind}"
+                for kinds in _alike(stage, layer_settings):
+                    progress.show(f"{at}: quantizing {', '.join(kinds)}")
+                    names = {f"{block.name}.{kind}": kind for kind in kinds}
                     factors = None
                     if importance is not None:
-                        factors = decoder.place.put(importance[name])
-                    quantized, report = quantize_layer(
-                        name, block.linears[kind], statistics, layer_settings[kind], factors
+                        factors = {name: decoder.place.put(importance[name]) for name in names}
+                    weights = {name: block.linears[kind] for name, kind in names.items()}
+                    results = quantize_layers(
+                        weights, statistics, layer_settings[kinds[0]], factors
                     )
-                    # no codebooks: see settings.check
-                    assert isinstance(quantized, QuantizedWeight)
-                    block.linears[kind] = quantized.dequantize(block.dtype)
-                    weight = quantized.to_host()
-                    stored = [writer.add_layer(name, weight) for writer in writers]
-                    reports.append(replace(report, stored_bytes=stored[0]))
+                    for (name, kind), (quantized, report) in zip(
+                        names.items(), results, strict=True
+                    ):
+                        # no codebooks: see settings.check
+                        assert isinstance(quantized, QuantizedWeight)
+                        block.linears[kind] = quantized.dequantize(block.dtype)
+                        weight = quantized.to_host()
+                        stored = [writer.add_layer(name, weight) for writer in writers]
+                        reports.append(replace(report, stored_bytes=stored[0]))
                 _check_fallbacks(reports, len(block.linears) * layers, settings)
                 progress.step(at if stage == block.stages[-1] else "")
                 progress.show(f"{at}: running the text through it")
@@ -252,6 +269,17 @@ def _layer_settings(
     return {kind: _on_grid(settings, grids[f"{block.name}.{kind}"]) for kind in block.linears}
 
 
+def _alike(stage: Stage, settings: Mapping[str, LayerSettings]) -> list[Stage]:
+    """Split a stage into the layers that have the same settings, in their order."""
+    groups: list[list[str]] = []
+    for kind in stage:
+        if groups and settings[groups[-1][0]] == settings[kind]:
+            groups[-1].append(kind)
+        else:
+            groups.append([kind])
+    return [tuple(group) for group in groups]
+
+
 def _on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
     return replace(
         settings,
@@ -259,6 +287,7 @@ def _on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
         group_size=grid.group_size,
         symmetric=grid.symmetric,
         scale_dtype=grid.scale_dtype,
+        find_grid=grid.find,
     )
 
 
