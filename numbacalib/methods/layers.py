@@ -92,7 +92,10 @@ def quantize_layers(
     begin = time.perf_counter()
     with _named(weights):
         _check(statistics, settings, importance)
-        targets = {name: _target(weight, statistics, settings) for name, weight in weights.items()}
+        targets = {}
+        for name, weight in weights.items():
+            with _named([name]):
+                targets[name] = _target(weight, statistics, settings)
         found, measured = _quantized(targets, statistics, settings, importance)
         if settings.refit and statistics is not None:
             found = _refitted(targets, found, statistics)
@@ -102,10 +105,11 @@ def quantize_layers(
     results = []
     for (name, weight), quantized in zip(weights.items(), found, strict=True):
         begin = time.perf_counter()
-        with _named([name]):
-            own = _measured(weight, targets[name], quantized, statistics, settings)
+        figures: dict[str, Any] = {}
         if isinstance(quantized, QuantizedWeight) and quantized.report is not None:
-            own |= quantized.report._asdict()
+            figures = quantized.report._asdict()
+        with _named([name]):
+            figures |= measured | _measured(weight, targets[name], quantized, statistics, settings)
         report = LayerReport(
             name=name,
             method=settings.method,
@@ -113,8 +117,7 @@ def quantize_layers(
             bits=quantized.bits,
             group_size=quantized.group_size,
             seconds=together + time.perf_counter() - begin,
-            **measured,
-            **own,
+            **figures,
         )
         if report.fell_back:
             log.warning(
@@ -221,16 +224,25 @@ def _quantized(
             own |= _fixed_grid(targets[name], settings.find_grid, own)
     if statistics is not None and settings.method == "gptq":
         return _gptq(targets, statistics, settings, options)
-    found: list[QuantizedWeight | CodebookWeight] = []
+    found = []
     for name, target in targets.items():
-        own = options[name]
-        if settings.method == "kmeans":
-            found.append(codebook(target, bits=settings.bits, importance=own.get("importance")))
-        elif statistics is not None and settings.ranges == "clip":
-            found.append(awq_clip(target, statistics.hessian, **own))
-        else:
-            found.append(rtn(target, **own))
+        with _named([name]):
+            found.append(_alone(target, statistics, settings, options[name]))
     return found, {}
+
+
+def _alone(
+    target: Any,
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    options: Mapping[str, Any],
+) -> QuantizedWeight | CodebookWeight:
+    """Quantize a layer by a method that has nothing to share."""
+    if settings.method == "kmeans":
+        return codebook(target, bits=settings.bits, importance=options.get("importance"))
+    if statistics is not None and settings.ranges == "clip":
+        return awq_clip(target, statistics.hessian, **options)
+    return rtn(target, **options)
 
 
 def _fixed_grid(weight: Any, find: GridFinder, options: dict[str, Any]) -> dict[str, Any]:
