@@ -92,9 +92,10 @@ class HuggingFaceCheckpoint(Checkpoint):
         for file in self._copied.values():
             self.files.watch(file, _COPIED_BYTES)
         self._entries: dict[str, TensorEntry] = {}
+        self._stored_names: dict[str, str] = {}
         for header in weight_headers(self.files, path):
             for name, entry in header.items():
-                self._add(canonical_name(name), entry)
+                self._add(name, entry)
         packed = any(self._hf_config.get(key) is not None for key in QUANTIZATION)
         if not packed:
             self._refuse_mlx()
@@ -131,6 +132,13 @@ class HuggingFaceCheckpoint(Checkpoint):
         data = self.files.read(entry.file, entry.begin, entry.length)
         return StoredTensor(entry.dtype_name, entry.shape, data)
 
+    def stored_name(self, name: str) -> str:
+        layer, _, tensor = name.rpartition(".")
+        for own in (name, f"{layer}.weight"):
+            if own in self._stored_names:
+                return self._stored_names[own].rpartition(".")[0] + f".{tensor}"
+        return name
+
     def hf_config(self) -> dict[str, Any]:
         return dict(json.loads(json.dumps(self._hf_config)))
 
@@ -152,9 +160,12 @@ class HuggingFaceCheckpoint(Checkpoint):
         tensor.flags.writeable = False
         return tensor
 
-    def _add(self, name: str, entry: TensorEntry) -> None:
+    def _add(self, stored_name: str, entry: TensorEntry) -> None:
+        name = canonical_name(stored_name, self.config)
         if is_buffer(name):
             return
+        if not name.endswith(stored_name):  # else it is the name of a base model
+            self._stored_names[name] = stored_name
         if name in self._entries:
             raise ValueError(
                 f"{entry.file}: expected {name} once, it is in {self._entries[name].file.name} too"

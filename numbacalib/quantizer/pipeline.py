@@ -30,6 +30,7 @@ from numbacalib.models import (
     open_checkpoint,
     open_place,
 )
+from numbacalib.models.layer_tensors import stages
 from numbacalib.quantizer.calibration import (
     SILENT,
     Calibration,
@@ -196,7 +197,7 @@ def _layer_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     """M and K of the linear layers that are quantized, by name without ``.weight``."""
     shapes = {}
     for index in range(checkpoint.config.num_layers):
-        for kind in (kind for stage in DecoderBlock.stages for kind in stage):
+        for kind in (kind for stage in stages(checkpoint.config, index) for kind in stage):
             rows, channels = checkpoint.info(f"model.layers.{index}.{kind}.weight").shape
             shapes[f"model.layers.{index}.{kind}"] = rows, channels
     return shapes
@@ -214,28 +215,32 @@ def _quantize_blocks(
     """Quantize block after block; `calibration` None is a method that needs no activations."""
     layers = decoder.config.num_layers
     reports: list[LayerReport] = []
-    with Progress(layers * len(DecoderBlock.stages)) as progress, np.errstate(**SILENT):
+    with (
+        Progress(sum(len(stages(decoder.config, index)) for index in range(layers))) as progress,
+        np.errstate(**SILENT),
+    ):
         for index in range(layers):
             at = f"block {index + 1} of {layers}"
             progress.show(f"{at}: reading")
             block = decoder.block(index)
             checkpoint.check_unchanged()
             layer_settings = _layer_settings(block, settings, grids)
-            stages: Iterable[tuple[Stage, InputStatistics | None]]
+            run: Iterable[tuple[Stage, InputStatistics | None]]
             if calibration is None:
-                stages = [(stage, None) for stage in block.stages]
+                run = [(stage, None) for stage in block.stages]
             else:
                 folded: dict[Stage, NDArray] = {}
                 if settings.channel_scales == "awq":
                     progress.show(f"{at}: scaling channels")
-                    dtype = checkpoint.info(f"{block.name}.input_layernorm.weight").dtype
                     preview = calibration.preview(index, block)
-                    folded, vectors = _fold_scales(block, preview, settings, layer_settings, dtype)
+                    folded, vectors = _fold_scales(
+                        checkpoint, block, preview, settings, layer_settings
+                    )
                     for name, vector in vectors.items():
                         for writer in writers:
                             writer.add(f"{block.name}.{name}", vector)
-                stages = calibration.stages(index, block, folded)
-            for stage, statistics in stages:
+                run = calibration.stages(index, block, folded)
+            for stage, statistics in run:
                 for kinds in _alike(stage, layer_settings):
                     progress.show(f"{at}: quantizing {', '.join(kinds)}")
                     names = {f"{block.name}.{kind}": kind for kind in kinds}
@@ -292,20 +297,20 @@ def _on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
 
 
 def _fold_scales(
+    checkpoint: Checkpoint,
     block: DecoderBlock,
     preview: Sequence[tuple[Stage, InputStatistics]],
     settings: Settings,
     layer_settings: Mapping[str, LayerSettings],
-    dtype: np.dtype,
 ) -> tuple[dict[Stage, NDArray], dict[str, NDArray]]:
     """Scale the block's channels by AWQ where something can take up the scales.
 
-    Returns the scales by stage, and the block's vectors that changed, as `dtype`.
+    Returns the scales by stage, and the block's vectors that changed, as they are stored.
     """
     folded: dict[Stage, NDArray] = {}
     vectors: dict[str, NDArray] = {}
     for stage, statistics in preview:
-        if block.producer(stage) is None:
+        if (producer := block.producer(stage)) is None:
             continue
         found = awq_scales(
             [block.linears[kind] for kind in stage],
@@ -317,6 +322,7 @@ def _fold_scales(
             symmetric=layer_settings[stage[0]].symmetric,
             scale_dtype=layer_settings[stage[0]].scale_dtype,
         )
+        dtype = checkpoint.info(f"{block.name}.{producer}.weight").dtype
         folded[stage], changed = block.fold(stage, found.scales, dtype)
         vectors |= changed
     return folded, vectors

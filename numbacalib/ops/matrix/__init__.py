@@ -148,6 +148,18 @@ def weighted_sum(left: Any, right: Any, a: float, b: float) -> Any:
         return kernels.weighted_sum(left, right, a, b)
 
 
+def add_scaled(target: Any, values: Any, factor: float) -> None:
+    """Add ``factor * values`` to `target`, in place; float32 [..., K], C-contiguous."""
+    with call(cpu, _gpu, target=target, values=values) as (kernels, target, values):
+        kernels.add_scaled(target, values, np.float32(factor))
+
+
+def row_range(matrix: Any, begin: int, end: int) -> Any:
+    """Rows `begin` to `end` of a matrix, or numbers of a vector, in its own memory."""
+    with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):
+        return kernels.row_range(matrix, begin, end)
+
+
 def larger(left: Any, right: Any) -> Any:
     """The larger of each two elements, float32 [..., K]."""
     with call(cpu, _gpu, left=left, right=right) as (kernels, left, right):

@@ -102,6 +102,16 @@ def weighted_sum(left: NDArray, right: NDArray, a: float, b: float) -> NDArray:
     return total
 
 
+def add_scaled(target: NDArray, values: NDArray, factor: np.float32) -> None:
+    """See `numbacalib.ops.matrix.add_scaled`."""
+    target += values if factor == 1 else factor * values
+
+
+def row_range(matrix: NDArray, begin: int, end: int) -> NDArray:
+    """See `numbacalib.ops.matrix.row_range`."""
+    return matrix[begin:end]
+
+
 def larger(left: NDArray, right: NDArray) -> NDArray:
     """See `numbacalib.ops.matrix.larger`."""
     return np.maximum(left, right)

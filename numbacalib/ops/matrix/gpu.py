@@ -141,6 +141,17 @@ def weighted_sum(left: Any, right: Any, a: float, b: float) -> Any:
     return device.result(total)
 
 
+def add_scaled(target: Any, values: Any, factor: np.float32) -> None:
+    """See `numbacalib.ops.matrix.add_scaled`."""
+    matrices = rows_of(target), rows_of(values)
+    launch(_add_scaled, _tiles(matrices[0]), THREADS, *matrices, factor)
+
+
+def row_range(matrix: Any, begin: int, end: int) -> Any:
+    """See `numbacalib.ops.matrix.row_range`."""
+    return device.result(matrix[begin:end])
+
+
 def larger(left: Any, right: Any) -> Any:
     """See `numbacalib.ops.matrix.larger`."""
     found = device.empty(left.shape, np.float32)
@@ -235,6 +246,14 @@ def _weighted_sum(left, right, total, a, b):
     if j < total.shape[1]:
         for i in range(np.int64(cuda.blockIdx.y), total.shape[0], cuda.gridDim.y):
             total[i, j] = a * real(widen(left[i, j])) + b * real(widen(right[i, j]))
+
+
+@cuda.jit
+def _add_scaled(target, values, factor):
+    j = cuda.grid(1)
+    if j < target.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), target.shape[0], cuda.gridDim.y):
+            target[i, j] += factor * values[i, j]
 
 
 @cuda.jit
