@@ -23,11 +23,12 @@ from numbacalib.models.layer_tensors import (
     vector_shapes,
 )
 from numbacalib.models.place import HOST, Place
+from numbacalib.models.read_ahead import ReadAhead
 from numbacalib.models.rope import RotaryEmbedding
 from numbacalib.ops.linear import linear
 from numbacalib.ops.matrix import cast, from_host, put_rows, row_range, scaled, take, to_host
 from numbacalib.ops.token_loss import LOWEST, add_scores, cap, losses
-from numbacalib.runtime.finite import not_finite, require_finite
+from numbacalib.runtime.finite import not_finite, require_finite, start_finite_check
 
 __all__ = ["Decoder"]
 
@@ -65,7 +66,7 @@ class Decoder:
         self.config = checkpoint.config
         self.place = place
         self._checkpoint = checkpoint
-        self._weight = weight or checkpoint.tensor
+        self._weight = ReadAhead(weight or checkpoint.tensor, place)
         self._ropes: dict[str, RotaryEmbedding] = {}
         self._head = EMBEDDINGS if self.config.tie_word_embeddings else HEAD
         table = (self.config.vocab_size, self.config.hidden_size)
@@ -101,12 +102,14 @@ class Decoder:
     def block(self, index: int) -> DecoderBlock:
         """Read block ``index``, ``0 .. num_layers - 1``; nothing of it is kept here.
 
+        For a device, the next one is then read ahead, to the host.
+
         Raises
         ------
         ValueError
             If a value is not finite: names the file, the tensor and the place.
         """
-        linears = {}
+        linears, checks = {}, []
         for name, shape in linear_shapes(self.config, index).items():
             full_name = _full_name(index, name)
             weight = self._weight(full_name)
@@ -115,12 +118,17 @@ class Decoder:
                     f"{self._checkpoint.path}: {full_name}: expected shape {shape}, got {weight.shape}"
                 )
             there = self.place.put(weight, self._dtype)
-            require_finite(f"{self._checkpoint.path}: {full_name}", there)
+            checks.append(start_finite_check(f"{self._checkpoint.path}: {full_name}", there))
             linears[name.removesuffix(".weight")] = there
         vectors = {
             name: self._vector(_full_name(index, name))
             for name in vector_shapes(self.config, index)
         }
+        for require_finite_weight in checks:
+            require_finite_weight()
+        if index + 1 < self.config.num_layers:
+            following = linear_shapes(self.config, index + 1)
+            self._weight.start(_full_name(index + 1, name) for name in following)
         weights = BlockWeights(self.config, linears, vectors)
         return DecoderBlock(_full_name(index), index, weights, self._rope(index))
 

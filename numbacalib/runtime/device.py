@@ -286,6 +286,14 @@ def write(target: Any, array: NDArray) -> None:
     check(driver.cuMemcpyHtoDAsync(target.address, *source))
 
 
+def pinned(size: int) -> NDArray[np.uint8]:
+    """Return uninitialised host memory that the device reads by itself: `write` from it does not wait."""
+    if SIMULATED or not size:
+        return np.empty(size, np.uint8)
+    current_device()  # a thread's first call has no context yet
+    return cuda.pinned_array(size, np.uint8)
+
+
 def copy(source: Any, target: Any) -> None:
     """Copy a contiguous device array into another."""
     if SIMULATED:
