@@ -19,6 +19,7 @@ from numbacalib.ops.gptq_quantize_column import quantize_direct
 from numbacalib.ops.matrix import diagonals, stacked_rows, take, to_host, without_columns
 from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime import checks
+from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
 from numbacalib.runtime.finite import require_finite, start_finite_check
 from numbacalib.spec.grid import group_indices
@@ -59,21 +60,21 @@ class _Solver:
 
 
 def gptq(
-    weight: Any,
-    hessian: Any,
+    weight: ArrayT,
+    hessian: ArrayT,
     *,
     bits: int,
     group_size: int | None = 128,
     symmetric: bool = False,
     scale_dtype: DTypeLike = np.float16,
     search: RangeSearch | None = None,
-    importance: Any = None,
+    importance: ArrayT | None = None,
     percdamp: float = 0.01,
     damping_tries: int = 5,
     shrinkage: float = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
-) -> QuantizedWeight:
+) -> QuantizedWeight[ArrayT]:
     """Quantize a weight by GPTQ, without inverting the Hessian.
 
     NumPy arrays give NumPy arrays, CUDA arrays of any library give Numba device arrays, on the stream
@@ -136,26 +137,26 @@ def gptq(
         channels = weight.shape[1]
         checks.matrix("hessian", hessian, (channels, channels))
         unchecked = {"hessian": hessian, "weight": weight}
-        stack = hessian.reshape(1, channels, channels)
+        stack = checks.stack_of_one(hessian)
         return _solve(weight, stack, ["hessian"], unchecked, settings, solver)[0]
 
 
 def gptq_batch(
-    weights: Any,
-    hessians: Any,
+    weights: ArrayT,
+    hessians: ArrayT,
     *,
     bits: int,
     group_size: int | None = 128,
     symmetric: bool = False,
     scale_dtype: DTypeLike = np.float16,
     search: RangeSearch | None = None,
-    importance: Any = None,
+    importance: ArrayT | None = None,
     percdamp: float = 0.01,
     damping_tries: int = 5,
     shrinkage: float = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
-) -> list[QuantizedWeight]:
+) -> list[QuantizedWeight[ArrayT]]:
     """Quantize equal layers, such as a model's experts, each by its own Hessian, as `gptq` does.
 
     On a GPU every step is one launch for many layers, which together keep it busy where one alone does
@@ -188,15 +189,14 @@ static_groups
         weight, hessian = stacked_rows(weights), stacked_rows(hessians)
         require_finite("weights", weight.reshape(count, rows, channels))
         require_finite("hessians", hessian.reshape(count, channels, channels))
-        if importance is not None:
-            importance = _importance_of_rows(importance, count, rows, channels)
+        errors = _importance_of_rows(importance, count, rows, channels)
         grid = bits, group_size, symmetric, scale_dtype, search
         size = max(1, BATCH_BYTES // (4 * channels * channels)) if is_cuda_array(weights) else 1
         found = []
         for first in range(0, count, size):
             last = min(first + size, count)
             run = slice(first * rows, last * rows)
-            own = None if importance is None else importance[run]
+            own = None if errors is None else errors[run]
             settings = grid_settings(weight[run], *grid, own)
             stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
             names = [f"hessians[{e}]" for e in range(first, last)]
@@ -205,7 +205,9 @@ static_groups
 
 
 def _importance_of_rows(importance: Any, count: int, rows: int, channels: int) -> Any:
-    """Return weights [E, K] or [E, M, K] of errors as a matrix [E * M, K]."""
+    """Return weights [E, K] or [E, M, K] of errors as a matrix [E * M, K]; None for None."""
+    if importance is None:
+        return None
     if importance.shape == (count, channels):
         return take(importance, np.repeat(np.arange(count), rows), 0)
     checks.stack("importance", importance, (count, rows, channels))

@@ -23,6 +23,7 @@ from numbacalib.methods.shrinkage import shrinkage_for
 from numbacalib.methods.target import output_loss, propagated_target
 from numbacalib.ops.matrix import diagonal, to_host
 from numbacalib.runtime import checks
+from numbacalib.runtime.array import ArrayT
 from numbacalib.spec.range_search import RangeSearch
 from numbacalib.statistics import InputStatistics
 
@@ -184,11 +185,11 @@ class LayerReport:
 
 def quantize_layer(
     name: str,
-    weight: Any,
+    weight: ArrayT,
     statistics: InputStatistics | None,
     settings: LayerSettings,
-    importance: Any = None,
-) -> tuple[QuantizedWeight | CodebookWeight, LayerReport]:
+    importance: ArrayT | None = None,
+) -> tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]:
     """Quantize one layer and measure it against round-to-nearest.
 
     Parameters
@@ -227,11 +228,11 @@ def quantize_layer(
 
 
 def solve(
-    weights: Mapping[str, Any],
+    weights: Mapping[str, ArrayT],
     statistics: Mapping[str, InputStatistics],
     settings: LayerSettings,
-    importance: Mapping[str, Any] | None = None,
-) -> Iterator[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
+    importance: Mapping[str, ArrayT] | None = None,
+) -> Iterator[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
     """Quantize named layers from their weights and statistics alone, one after the other.
 
     With `load_weights` and `load_statistics` this needs neither the model nor the text again,

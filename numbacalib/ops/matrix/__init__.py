@@ -71,6 +71,12 @@ def stacked_rows(stack: Any) -> Any:
         return kernels.stacked_rows(stack)
 
 
+def reshaped(array: Any, shape: tuple[int, ...]) -> Any:
+    """Return a C-contiguous array in another shape, in its own memory, as callers get arrays."""
+    with call(cpu, _gpu, array=array) as (kernels, array):
+        return kernels.reshaped(array, shape)
+
+
 def split_rows(matrix: Any, count: int) -> list[Any]:
     """Return equal runs of the rows of a matrix, in its own memory, as callers get arrays."""
     with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):
