@@ -22,7 +22,7 @@ from numbacalib.spec.damping import damped
 PANEL = 192
 """Columns that are factored together: whole packed row panels and whole packed column panels."""
 GROUP = 8
-"""Most row panels of a task: they share what they read of the column panels."""
+"""Largest number of row panels of a task: they share what they read of the column panels."""
 SHARE = 8
 """Tasks of a worker, where there are row panels enough."""
 SLICE = 128

@@ -22,6 +22,7 @@ from numbacalib.methods.settings import GridFinder, grid_settings
 from numbacalib.methods.shrinkage import shrinkage_for
 from numbacalib.methods.target import output_loss, propagated_target
 from numbacalib.ops.matrix import diagonal, to_host
+from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics import InputStatistics
@@ -31,11 +32,11 @@ log = logging.getLogger("numbacalib")
 
 def quantize_layer(
     name: str,
-    weight: Any,
+    weight: ArrayT,
     statistics: InputStatistics | None,
     settings: LayerSettings,
-    importance: Any = None,
-) -> tuple[QuantizedWeight | CodebookWeight, LayerReport]:
+    importance: ArrayT | None = None,
+) -> tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]:
     """Quantize one layer and measure it against round-to-nearest.
 
     Parameters
@@ -61,11 +62,11 @@ def quantize_layer(
 
 
 def quantize_layers(
-    weights: Mapping[str, Any],
+    weights: Mapping[str, ArrayT],
     statistics: InputStatistics | None,
     settings: LayerSettings,
-    importance: Mapping[str, Any] | None = None,
-) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
+    importance: Mapping[str, ArrayT] | None = None,
+) -> list[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
     """Quantize layers that have one input, such as a block's q, k and v, and measure each.
 
     What depends on the input alone, such as the factor of GPTQ's Hessian, is found once.
@@ -142,11 +143,11 @@ def _named(names: Iterable[str]) -> Iterator[None]:
 
 
 def solve(
-    weights: Mapping[str, Any],
+    weights: Mapping[str, ArrayT],
     statistics: Mapping[str, InputStatistics],
     settings: LayerSettings,
-    importance: Mapping[str, Any] | None = None,
-) -> Iterator[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
+    importance: Mapping[str, ArrayT] | None = None,
+) -> Iterator[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
     """Quantize named layers from their weights and statistics alone, one after the other.
 
     With `load_weights` and `load_statistics` this needs neither the model nor the text again,

@@ -73,6 +73,11 @@ def stacked_rows(stack: Any) -> Any:
         return target.reshape(count * rows, columns)
 
 
+def reshaped(array: Any, shape: tuple[int, ...]) -> Any:
+    """See `numbacalib.ops.matrix.reshaped`."""
+    return device.result(array if array.shape == shape else array.reshape(*shape))
+
+
 def split_rows(matrix: Any, lengths: Sequence[int]) -> list[Any]:
     """See `numbacalib.ops.matrix.split_rows`."""
     if len(lengths) == 1:
