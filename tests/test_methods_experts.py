@@ -9,9 +9,9 @@ from numbacalib.methods import (
     ExpertInputs,
     LayerSettings,
     output_loss,
+    quantize_each,
     quantize_experts,
     quantize_layer,
-    quantize_layers,
 )
 from numbacalib.statistics import InputStatistics
 
@@ -82,7 +82,7 @@ def test_layers_together_are_what_each_is_alone(backend, changes):
     settings = dataclasses.replace(SETTINGS, **changes)
     weights = weights_of(2, backend)
     statistics = [statistics_of(inputs_of(e, 40), backend) for e in range(2)]
-    together = quantize_layers(weights, statistics, settings)
+    together = quantize_each(weights, statistics, settings)
     for (name, weight), own, (quantized, report) in zip(
         weights.items(), statistics, together, strict=True
     ):
@@ -92,7 +92,7 @@ def test_layers_together_are_what_each_is_alone(backend, changes):
 
 
 def test_no_layers_are_none():
-    assert quantize_layers({}, [], SETTINGS) == []
+    assert quantize_each({}, [], SETTINGS) == []
 
 
 def test_an_expert_with_tokens_enough_is_solved_from_its_own():
@@ -165,4 +165,4 @@ def test_errors_name_the_layer(backend):
     statistics = [statistics_of(inputs_of(e, 100), backend) for e in range(2)]
     named = r"^experts\.(1|0 to experts\.1): weights?: expected finite"
     with pytest.raises(ValueError, match=named):
-        quantize_layers(weights, statistics, SETTINGS)
+        quantize_each(weights, statistics, SETTINGS)

@@ -1,33 +1,17 @@
-"""Equal layers together, and experts that saw few tokens."""
+"""Experts: equal layers together, and those that saw few tokens."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from numbacalib.methods.codebook import CodebookWeight
-from numbacalib.methods.gptq import GptqReport, gptq_batch
-from numbacalib.methods.layer import (
-    LEAST_RANK,
-    LayerReport,
-    LayerSettings,
-    grid_options,
-    layer_solved_by,
-    quantize_layer,
-    solver_options,
-)
+from numbacalib.methods.layer import LEAST_RANK, LayerReport, LayerSettings
+from numbacalib.methods.layers import grid_options, quantize_each, quantize_layer
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rtn import rtn
-from numbacalib.methods.shrinkage import shrinkage_for
 from numbacalib.methods.target import output_loss
-from numbacalib.ops.matrix import stacked
-from numbacalib.ops.shrinkage import shrunk
-from numbacalib.runtime.alone import each_alone
-from numbacalib.runtime.backend import is_cuda_array
 from numbacalib.statistics import InputStatistics
 
 Result = tuple[QuantizedWeight | CodebookWeight, LayerReport]
@@ -45,81 +29,6 @@ class ExpertInputs(NamedTuple):
     """Of two halves of these tokens."""
     pooled: Callable[[], InputStatistics]
     """Of all tokens of the layer, as if they were routed to it."""
-
-
-def quantize_layers(
-    weights: Mapping[str, Any],
-    statistics: Sequence[InputStatistics | None],
-    settings: LayerSettings,
-) -> list[Result]:
-    """Quantize equal layers [M, K] together, each as `quantize_layer` does.
-
-    On the CPU each is solved on one thread, as many at a time as there are threads; on a GPU GPTQ's steps
-    are launches for many layers, as `gptq_batch` has them.
-
-    Parameters
-    ----------
-    weights : mapping of str to array [M, K]
-        By the layers' names.
-    statistics : sequence of InputStatistics or None
-        Of each layer's inputs.
-    settings : LayerSettings
-
-    Raises
-    ------
-    ValueError, TypeError, numpy.linalg.LinAlgError
-        As `quantize_layer`.
-    """
-    layers = list(zip(weights.items(), statistics, strict=True))
-    if not layers:
-        return []
-    together = settings.method == "gptq" and settings.target == "layerwise"
-    if together and is_cuda_array(layers[0][0][1]):
-        return _in_one_launch([(*layer, own) for layer, own in layers if own], settings)
-
-    def solve(layer: tuple[tuple[str, Any], InputStatistics | None]) -> Result:
-        (name, weight), own = layer
-        return quantize_layer(name, weight, own, settings)
-
-    return each_alone(solve, layers)
-
-
-def _in_one_launch(
-    layers: Sequence[tuple[str, Any, InputStatistics]], settings: LayerSettings
-) -> list[Result]:
-    """Solve layers on a GPU by one `gptq_batch`, and report of each."""
-    begin = time.perf_counter()
-    options = grid_options(settings) | solver_options(settings)
-    hessians = []
-    for _, _, own in layers:
-        share = settings.shrinkage
-        if share is None:
-            share = shrinkage_for(own.hessian, own.tokens)
-        stack = own.hessian.reshape(1, *own.hessian.shape)
-        hessians.append((shrunk(stack, share) if share else stack).reshape(*own.hessian.shape))
-    if settings.ranges in ("mse", "weighted"):
-        options["search"] = settings.search
-    if settings.ranges == "weighted":
-        importance = stacked([own.mean_square.reshape(1, -1) for _, _, own in layers])
-        options["importance"] = importance.reshape(len(layers), -1)
-    weights = stacked([weight for _, weight, _ in layers])
-    try:
-        found = gptq_batch(weights, stacked(hessians), **options)
-    except (ValueError, TypeError, np.linalg.LinAlgError) as error:
-        names = f"{layers[0][0]} to {layers[-1][0]}"
-        raise type(error)(f"{names}: {error}") from error
-    seconds = (time.perf_counter() - begin) / len(layers)
-    results = []
-    for (name, weight, own), solved in zip(layers, found, strict=True):
-        quantized, report = layer_solved_by(_known(solved), name, weight, own, settings)
-        results.append((quantized, replace(report, seconds=report.seconds + seconds)))
-    return results
-
-
-def _known(
-    solved: tuple[QuantizedWeight, GptqReport],
-) -> Callable[..., tuple[QuantizedWeight, GptqReport]]:
-    return lambda *_, **__: solved
 
 
 def quantize_experts(
@@ -148,11 +57,11 @@ def quantize_experts(
     """
     given = dict(zip(weights, inputs, strict=True))
     if not settings.calibrated():
-        return quantize_layers(weights, [None] * len(given), settings)
+        return quantize_each(weights, [None] * len(given), settings)
     seen = [name for name, expert in given.items() if expert.own.tokens]
     statistics = [given[name].own for name in seen]
     own_weights = {name: weights[name] for name in seen}
-    found = dict(zip(seen, quantize_layers(own_weights, statistics, settings), strict=True))
+    found = dict(zip(seen, quantize_each(own_weights, statistics, settings), strict=True))
     for name, expert in given.items():
         if name not in found or _says_too_little(found[name][1]):
             found[name] = _with_remedy(name, weights[name], expert, settings)

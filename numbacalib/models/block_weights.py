@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ class BlockWeights:
     vectors : dict of str to float32 array
         Norms and biases by short name with ``.weight`` or ``.bias``; norms as they multiply.
     read : callable
-        Short name of a linear layer of an expert to its weight, from the file.
+        Short names of linear layers to their weights, from the file: of experts, while they are needed.
     dtype : dtype
         In what products are computed: that in which the weights came.
     """
@@ -39,7 +39,7 @@ class BlockWeights:
         config: ModelConfig,
         linears: dict[str, Array],
         vectors: dict[str, Array],
-        read: Callable[[str], Array],
+        read: Callable[[Iterable[str]], dict[str, Array]],
     ) -> None:
         self.config = config
         self.read = read

@@ -11,7 +11,6 @@ from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.description import ACTIVATIONS, Architecture
 from numbacalib.models.fields import Fields
 from numbacalib.models.mixture import Mixture
-from numbacalib.models.packed_schemes import read_schemes
 from numbacalib.models.rope_parameters import read_rope, read_ropes
 
 __all__ = ["ModelConfig", "Rope"]
@@ -34,6 +33,10 @@ return_dict output_hidden_states output_attentions is_decoder chunk_size_feed_fo
 id2label label2id num_labels problem_type finetuning_task task_specific_params
 is_llama_config transformers.js_config unsloth_version unsloth_fixed
 """
+
+
+QUANTIZATION = ("quantization_config", "quantization")
+"""Where a configuration says how weights are quantized: of all formats, and of MLX."""
 
 
 class Rope(NamedTuple):
@@ -179,10 +182,8 @@ class ModelConfig:
         """
         fields = Fields(config)
         architecture = ARCHITECTURES[fields.choice("model_type", tuple(ARCHITECTURES))]
-        if "quantization" in fields:
-            raise fields.error("quantization", "no weights packed by MLX, but those they came from")
-        if (quantization := fields.object("quantization_config", None)) is not None:
-            read_schemes(quantization)
+        for key in QUANTIZATION:  # how the weights are stored, which their format reads
+            fields.object(key, None)
         options = _read_shape(fields, architecture)
         options |= _read_biases(fields, architecture)
         result = cls(**(options | architecture.read(fields, options)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,12 @@ from numbacalib.models.layer_tensors import (
     vector_shapes,
 )
 from numbacalib.models.place import HOST, Place
+from numbacalib.models.read_ahead import ReadAhead
 from numbacalib.models.rope import RotaryEmbedding
 from numbacalib.ops.linear import linear
 from numbacalib.ops.matrix import cast, from_host, put_rows, row_range, scaled, take, to_host
 from numbacalib.ops.token_loss import LOWEST, add_scores, cap, losses
-from numbacalib.runtime.finite import not_finite, require_finite
+from numbacalib.runtime.finite import not_finite, require_finite, start_finite_check
 
 __all__ = ["Decoder"]
 
@@ -66,7 +68,7 @@ class Decoder:
         self.config = checkpoint.config
         self.place = place
         self._checkpoint = checkpoint
-        self._weight = weight or checkpoint.tensor
+        self._weight = ReadAhead(weight or checkpoint.tensor, place)
         self._ropes: dict[str, RotaryEmbedding] = {}
         self._head = EMBEDDINGS if self.config.tie_word_embeddings else HEAD
         table = (self.config.vocab_size, self.config.hidden_size)
@@ -102,39 +104,45 @@ class Decoder:
     def block(self, index: int) -> DecoderBlock:
         """Read block ``index``, ``0 .. num_layers - 1``, without its experts; nothing of it is kept here.
 
+        For a device, the next one is then read ahead, to the host.
+
         Raises
         ------
         ValueError
             If a value is not finite: names the file, the tensor and the place.
         """
-        shapes = self._linear_shapes(index)
-
-        def read(layer: str) -> Array:
-            return self._linear(_full_name(index, f"{layer}.weight"), shapes[f"{layer}.weight"])
-
-        layers = (name.removesuffix(".weight") for name in linear_shapes(self.config, index))
-        linears = {layer: read(layer) for layer in layers}
+        layers = [name.removesuffix(".weight") for name in linear_shapes(self.config, index)]
+        linears = self._linears(index, layers)
         vectors = {
             name: self._vector(_full_name(index, name))
             for name in vector_shapes(self.config, index)
         }
-        weights = BlockWeights(self.config, linears, vectors, read)
+        if index + 1 < self.config.num_layers:
+            following = linear_shapes(self.config, index + 1)
+            self._weight.start(_full_name(index + 1, name) for name in following)
+        weights = BlockWeights(self.config, linears, vectors, partial(self._linears, index))
         return DecoderBlock(_full_name(index), index, weights, self._rope(index))
 
     def _linear_shapes(self, index: int) -> dict[str, tuple[int, ...]]:
         """Shapes of a block's linear layers, those of experts too."""
         return linear_shapes(self.config, index) | expert_shapes(self.config, index)
 
-    def _linear(self, name: str, shape: tuple[int, ...]) -> Array:
-        """A linear layer's weight, all of it finite."""
-        weight = self._weight(name)
-        if weight.shape != shape:
-            raise ValueError(
-                f"{self._checkpoint.path}: {name}: expected shape {shape}, got {weight.shape}"
-            )
-        there = self.place.put(weight, self._dtype)
-        require_finite(f"{self._checkpoint.path}: {name}", there)
-        return there
+    def _linears(self, index: int, layers: Iterable[str]) -> dict[str, Array]:
+        """Weights of linear layers of a block, by their short names, all of them finite."""
+        shapes = self._linear_shapes(index)
+        linears, checks = {}, []
+        for layer in layers:
+            name, shape = _full_name(index, f"{layer}.weight"), shapes[f"{layer}.weight"]
+            weight = self._weight(name)
+            if weight.shape != shape:
+                raise ValueError(
+                    f"{self._checkpoint.path}: {name}: expected shape {shape}, got {weight.shape}"
+                )
+            linears[layer] = self.place.put(weight, self._dtype)
+            checks.append(start_finite_check(f"{self._checkpoint.path}: {name}", linears[layer]))
+        for require_finite_weight in checks:
+            require_finite_weight()
+        return linears
 
     def _rope(self, index: int) -> RotaryEmbedding | None:
         """The rotary embedding of a block, which others may share."""

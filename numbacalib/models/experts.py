@@ -117,7 +117,7 @@ class Experts(MLP):
         """Have the weights of experts among the block's linear layers, from its file, for a time."""
         names = [part.name for expert in experts for part in self.parts[expert].values()]
         linears = self._weights.linears
-        linears |= {name: self._weights.read(name) for name in names}
+        linears |= self._weights.read(names)
         try:
             yield
         finally:

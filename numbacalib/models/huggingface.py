@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo
+from numbacalib.models.config import QUANTIZATION
 from numbacalib.models.fused_experts import View, expert_entries
 from numbacalib.models.layer_tensors import (
     EMBEDDINGS,
@@ -97,8 +98,9 @@ class HuggingFaceCheckpoint(Checkpoint):
         for header in weight_headers(self.files, path):
             for name, entry in header.items():
                 self._add(name, entry)
-        self._refuse_mlx()
-        packed = self._hf_config.get("quantization_config") is not None
+        packed = any(self._hf_config.get(key) is not None for key in QUANTIZATION)
+        if not packed:
+            self._refuse_mlx()
         try:
             check_names(config, self._entries, packed=packed)
         except ValueError as error:
@@ -192,8 +194,8 @@ class HuggingFaceCheckpoint(Checkpoint):
             layer = name.removesuffix(".weight")
             if entry.dtype_name == "U32" and f"{layer}.scales" in self._entries:
                 raise ValueError(
-                    f"{entry.file}: {name}: expected the weights that MLX packed into these (U32 "
-                    "with scales), which are not read"
+                    f"{entry.file}: {name}: expected the quantization of weights that MLX packed (U32 with "
+                    "scales) in config.json, found none"
                 )
 
     def _drop_tied_head(self) -> None:

@@ -7,7 +7,7 @@ says what files have instead. In a block they are the architecture's own.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from numbacalib.models.config import ModelConfig
@@ -36,8 +36,13 @@ _BUFFERS = (
     ".masked_bias",
     ".position_ids",
 )
-# What compressed-tensors has in the place of a linear layer's ``weight``.
-_PACKED = ("packed", "scale", "shape", "zero_point", "g_idx")
+# What quantized checkpoints have in the place of a linear layer's ``weight``: those of
+# compressed-tensors, of GPTQ and AWQ, and of MLX, which has a ``weight`` too.
+_PACKED = (
+    *("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"),
+    *("qweight", "qzeros", "scales", "g_idx"),
+    *("scales", "biases"),
+)
 
 
 def canonical_name(name: str, config: ModelConfig) -> str:
@@ -65,7 +70,7 @@ def check_names(config: ModelConfig, names: Iterable[str], *, packed: bool = Fal
     names : iterable of str
         As `canonical_name` returns them.
     packed : bool, default False
-        Whether linear layers may be stored by compressed-tensors.
+        Whether linear layers may be quantized.
 
     Raises
     ------
@@ -73,7 +78,9 @@ def check_names(config: ModelConfig, names: Iterable[str], *, packed: bool = Fal
         One line that names the first one.
     """
     known: dict[int, set[str]] = {}
-    outside = [EMBEDDINGS, HEAD, *outer_vector_shapes(config)]
+    outside = {EMBEDDINGS, HEAD, *outer_vector_shapes(config)}
+    if packed:
+        outside |= set(_packed_parts((EMBEDDINGS, HEAD)))
     for name in names:
         layer = _LAYER.fullmatch(name)
         if layer:
@@ -91,11 +98,17 @@ def check_names(config: ModelConfig, names: Iterable[str], *, packed: bool = Fal
             )
 
 
+def _packed_parts(weights: Iterable[str]) -> Iterator[str]:
+    """Names of what is in the place of weights that are quantized."""
+    for name in weights:
+        yield from (name.replace("weight", part) for part in _PACKED)
+
+
 def _known_in_block(config: ModelConfig, index: int, packed: bool) -> set[str]:
     linears = linear_shapes(config, index) | expert_shapes(config, index)
     known = {*linears, *vector_shapes(config, index)}
     if packed:
-        known |= {f"{name}_{part}" for name in linears for part in _PACKED}
+        known |= set(_packed_parts(linears))
     return known
 
 

@@ -66,23 +66,29 @@ def diagonal(matrix: Any) -> Any:
         return kernels.diagonals(matrix.reshape(1, *matrix.shape)).reshape(len(matrix))
 
 
-def stacked(matrices: Sequence[Any]) -> Any:
-    """Copy equal matrices [M, K] of one dtype into an array [E, M, K]."""
-    named = {f"matrices[{e}]": matrix for e, matrix in enumerate(matrices)}
-    with call(cpu, _gpu, **named) as (kernels, *arrays):
-        return kernels.stacked(arrays)
-
-
 def stacked_rows(stack: Any) -> Any:
     """[E, M, K] as [E * M, K]: the same memory where its strides allow, else a copy."""
     with call(cpu, _gpu, stack=stack) as (kernels, stack):
         return kernels.stacked_rows(stack)
 
 
-def split_rows(matrix: Any, count: int) -> list[Any]:
-    """Return equal runs of the rows of a matrix, in its own memory, as callers get arrays."""
+def reshaped(array: Any, shape: tuple[int, ...]) -> Any:
+    """Return a C-contiguous array in another shape, in its own memory, as callers get arrays."""
+    with call(cpu, _gpu, array=array) as (kernels, array):
+        return kernels.reshaped(array, shape)
+
+
+def split_rows(matrix: Any, lengths: Sequence[int]) -> list[Any]:
+    """Return runs of the rows of a matrix, in its own memory, as callers get arrays."""
     with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):
-        return kernels.split_rows(matrix, count)
+        return kernels.split_rows(matrix, lengths)
+
+
+def joined_rows(matrices: Sequence[Any]) -> Any:
+    """Return matrices [M_i, K] of one dtype, one below the other: a copy, unless it is one alone."""
+    named = {f"matrices[{i}]": matrix for i, matrix in enumerate(matrices)}
+    with call(cpu, _gpu, **named) as (kernels, *matrices):
+        return matrices[0] if len(matrices) == 1 else kernels.joined_rows(matrices)
 
 
 def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:

@@ -1,4 +1,4 @@
-"""What NumPy has; see `numbacalib.ops.matrix`."""
+"""Parts, multiples and copies of matrices by NumPy; see `numbacalib.ops.matrix`."""
 
 from __future__ import annotations
 
@@ -41,19 +41,24 @@ def diagonals(matrices: NDArray) -> NDArray:
     return np.diagonal(matrices, axis1=1, axis2=2).astype(checks.result_dtype(matrices))
 
 
-def stacked(matrices: Sequence[NDArray]) -> NDArray:
-    """See `numbacalib.ops.matrix.stacked`."""
-    return np.stack(matrices)
-
-
 def stacked_rows(stack: NDArray) -> NDArray:
     """See `numbacalib.ops.matrix.stacked_rows`."""
     return stack.reshape(-1, stack.shape[-1])
 
 
-def split_rows(matrix: NDArray, count: int) -> list[NDArray]:
+def reshaped(array: NDArray, shape: tuple[int, ...]) -> NDArray:
+    """See `numbacalib.ops.matrix.reshaped`."""
+    return array if array.shape == shape else array.reshape(shape)
+
+
+def split_rows(matrix: NDArray, lengths: Sequence[int]) -> list[NDArray]:
     """See `numbacalib.ops.matrix.split_rows`."""
-    return [matrix] if count == 1 else np.split(matrix, count)
+    return np.split(matrix, np.cumsum(lengths)[:-1])
+
+
+def joined_rows(matrices: Sequence[NDArray]) -> NDArray:
+    """See `numbacalib.ops.matrix.joined_rows`."""
+    return np.concatenate(matrices)
 
 
 def take(matrix: NDArray, indices: NDArray[np.int64], axis: int) -> NDArray:

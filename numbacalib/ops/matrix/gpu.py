@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,26 +60,42 @@ def diagonals(matrices: Any) -> Any:
     return found
 
 
-def stacked(matrices: Sequence[Any]) -> Any:
-    """See `numbacalib.ops.matrix.stacked`."""
-    return device.result(_stacked(matrices))
-
-
 def stacked_rows(stack: Any) -> Any:
     """See `numbacalib.ops.matrix.stacked_rows`."""
     count, rows, columns = stack.shape
     try:
         return stack.reshape(count * rows, columns)
     except ValueError:
-        return _stacked([stack[e] for e in range(count)]).reshape(count * rows, columns)
+        target = device.empty(stack.shape, stack.dtype)
+        for e in range(count):
+            copies = carrier(stack[e]), carrier(target[e])
+            launch(_copy, _tiles(copies[-1]), THREADS, *copies)
+        return target.reshape(count * rows, columns)
 
 
-def split_rows(matrix: Any, count: int) -> list[Any]:
+def reshaped(array: Any, shape: tuple[int, ...]) -> Any:
+    """See `numbacalib.ops.matrix.reshaped`."""
+    return device.result(array if array.shape == shape else array.reshape(*shape))
+
+
+def split_rows(matrix: Any, lengths: Sequence[int]) -> list[Any]:
     """See `numbacalib.ops.matrix.split_rows`."""
-    if count == 1:
+    if len(lengths) == 1:
         return [device.result(matrix)]
-    rows = len(matrix) // count
-    return [device.result(matrix[e * rows : (e + 1) * rows]) for e in range(count)]
+    ends = itertools.accumulate(lengths)
+    return [device.result(matrix[end - n : end]) for n, end in zip(lengths, ends, strict=True)]
+
+
+def joined_rows(matrices: Sequence[Any]) -> Any:
+    """See `numbacalib.ops.matrix.joined_rows`."""
+    rows = sum(map(len, matrices))
+    joined = device.empty((rows, matrices[0].shape[1]), matrices[0].dtype)
+    top = 0
+    for matrix in matrices:
+        copies = carrier(matrix), carrier(joined[top : top + len(matrix)])
+        launch(_copy, _tiles(copies[-1]), THREADS, *copies)
+        top += len(matrix)
+    return joined
 
 
 def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
@@ -146,14 +163,6 @@ def larger(left: Any, right: Any) -> Any:
     matrices = rows_of(left), rows_of(right), rows_of(found)
     launch(_larger, _tiles(matrices[-1]), THREADS, *matrices)
     return device.result(found)
-
-
-def _stacked(matrices: Sequence[Any]) -> Any:
-    target = device.empty((len(matrices), *matrices[0].shape), matrices[0].dtype)
-    for e, matrix in enumerate(matrices):
-        copies = carrier(matrix), carrier(target[e])
-        launch(_copy, _tiles(copies[-1]), THREADS, *copies)
-    return target
 
 
 def _cast(array: Any, dtype: np.dtype) -> Any:
