@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.formats.compressed_tensors import PackedLayout, is_compressed, pack, packed_bytes
 from numbacalib.formats.group_lengths import listed
-from numbacalib.formats.output_directory import new_directory
+from numbacalib.formats.output_directory import (
+    new_directory,
+    require_new_directory,
+    work_directory,
+)
 from numbacalib.formats.safetensors_writer import SafetensorsWriter
 from numbacalib.methods import (
     LayerReport,
@@ -30,6 +36,7 @@ from numbacalib.models import (
     open_checkpoint,
     open_place,
 )
+from numbacalib.ops.matrix import to_host
 from numbacalib.quantizer.calibration import (
     SILENT,
     Calibration,
@@ -37,11 +44,13 @@ from numbacalib.quantizer.calibration import (
     Stage,
     TextCalibration,
 )
+from numbacalib.quantizer.identity import identity_of
 from numbacalib.quantizer.importance import read_importance
 from numbacalib.quantizer.preflight import require_space
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.settings import Settings, check
 from numbacalib.quantizer.text import read_sequences
+from numbacalib.quantizer.work import FinishedBlock, Work, open_work
 from numbacalib.statistics import InputStatistics
 
 log = logging.getLogger("numbacalib")
@@ -57,6 +66,7 @@ def quantize(
     settings: Settings,
     device: str = "auto",
     clean: bool = False,
+    work: str | Path | None = None,
 ) -> list[LayerReport]:
     """Quantize the linear layers of a model's decoder blocks and write a loadable checkpoint.
 
@@ -82,7 +92,10 @@ def quantize(
     device : str, default "auto"
         Where the model runs and its layers are quantized: see `numbacalib.models.open_place`.
     clean : bool, default False
-        Remove what killed runs to the same output left beside it.
+        Begin anew where a killed run left finished blocks.
+    work : path, optional
+        A directory to keep finished blocks in until the output is complete; a hidden one beside the output
+        by default. A run that was killed goes on from there when it is started again.
 
     Returns
     -------
@@ -92,7 +105,8 @@ def quantize(
     Raises
     ------
     ValueError, TypeError, OSError
-        If an input does not fit, or there is no room for the output; nothing has been written then.
+        If an input does not fit, there is no room for the output, or the finished blocks of a killed run
+        are of other inputs or settings; nothing has been written then.
     OSError
         If the disk refuses later. Where the checkpoint was complete, it is kept, and the message names it.
     ModuleNotFoundError
@@ -101,35 +115,62 @@ def quantize(
         If a layer's damped Hessian is not positive definite, or too many were not at first.
     """
     check(settings, importance)
-    place = open_place(device)
-    with new_directory(output, clean=clean) as directory:
-        return _write_checkpoint(directory, model, text, statistics, importance, settings, place)
+    require_new_directory(Path(os.path.realpath(output)))
+    job = _open_job(model, text, statistics, importance, settings, open_place(device))
+    kept_in = work_directory(output) if work is None else Path(work)
+    with (
+        open_work(kept_in, job.identity, anew=clean) as kept,
+        new_directory(output, clean=True) as directory,  # what is worth anything is in the work
+    ):
+        require_space({directory: job.output_bytes, kept.directory: job.packed_bytes})
+        _write_description(directory, job.checkpoint, job.layout)
+        reports = _quantize_blocks(job, kept)
+        _write_tensors(directory, job, kept)
+    return reports
 
 
-def _write_checkpoint(
-    directory: Path,
+@dataclass(frozen=True)
+class _Job:
+    """What a run is about, opened and checked."""
+
+    checkpoint: Checkpoint
+    decoder: Decoder
+    settings: Settings
+    layout: PackedLayout
+    calibration: Calibration | None
+    """None is a method that needs no activations."""
+    importance: Mapping[str, NDArray] | None
+    identity: dict[str, Any]
+    copied: list[str]
+    """Tensors that are not quantized."""
+    packed_bytes: int
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of all tensors of the output."""
+        return sum(map(self.checkpoint.stored_bytes, self.copied)) + self.packed_bytes
+
+
+def _open_job(
     model: str | Path,
     text: Sequence[str | Path],
     statistics: str | Path | None,
     importance: str | Path | None,
     settings: Settings,
     place: Place,
-) -> list[LayerReport]:
-    """Do what `quantize` does, into a directory; what is small is written before the first block."""
+) -> _Job:
+    """Read all that a run starts from but the blocks, and check that it goes together."""
     checkpoint = open_checkpoint(model)
     if is_compressed(checkpoint.hf_config()):
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
     decoder = Decoder(checkpoint, place=place)
     layout = _layout(checkpoint, settings)
     packed = {f"{name}.weight" for name in layout.group_sizes}
-    copied = [name for name in checkpoint.names() if name not in packed]
-    copied_bytes = sum(map(checkpoint.stored_bytes, copied))
-    require_space(directory, copied_bytes + _packed_bytes(checkpoint, layout, settings))
-    _write_description(directory, checkpoint, layout)
     factors = None
     if importance is not None:
         factors = read_importance(importance, _layer_shapes(checkpoint))
     calibration: Calibration | None = None
+    tokens = None
     if statistics is not None:
         if text:
             raise ValueError("text: expected none where statistics are given")
@@ -141,16 +182,33 @@ def _write_checkpoint(
         calibration = SavedCalibration(statistics, checkpoint, decoder)
     elif settings.calibrated(importance is not None) or settings.channel_scales != "none":
         tokens = read_sequences(checkpoint, text, settings.sequence_length, settings.samples)
-        propagated = settings.target == "propagated"
-        calibration = TextCalibration(decoder, tokens, propagated)
+        calibration = TextCalibration(decoder, tokens, settings.target == "propagated")
+    return _Job(
+        checkpoint,
+        decoder,
+        settings,
+        layout,
+        calibration,
+        factors,
+        identity_of(checkpoint, settings, place.name, tokens, statistics, importance),
+        [name for name in checkpoint.names() if name not in packed],
+        _packed_bytes(checkpoint, layout, settings),
+    )
+
+
+def _write_tensors(directory: Path, job: _Job, kept: Work) -> None:
+    """Write the quantized layers and all other tensors of the model, in the order of the blocks."""
     with SafetensorsWriter(directory) as writer:
-        results = _quantize_blocks(
-            checkpoint, decoder, calibration, factors, settings, layout, writer
-        )
-        for name in copied:
+        for index in range(job.decoder.config.num_layers):
+            block = kept.load(index)
+            for name, vector in block.vectors.items():
+                writer.add(name, vector)
+            for name, weight in block.layers.items():
+                for part, tensor in pack(weight).items():
+                    writer.add(f"{name}.{part}", tensor)
+        for name in job.copied:
             if name not in writer:  # a norm that took up channel scales
-                writer.add_stored(name, checkpoint.stored(name))
-    return results
+                writer.add_stored(name, job.checkpoint.stored(name))
 
 
 def _packed_bytes(checkpoint: Checkpoint, layout: PackedLayout, settings: Settings) -> int:
@@ -205,61 +263,87 @@ def _layer_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def _quantize_blocks(
-    checkpoint: Checkpoint,
-    decoder: Decoder,
-    calibration: Calibration | None,
-    importance: Mapping[str, NDArray] | None,
-    settings: Settings,
-    layout: PackedLayout,
-    writer: SafetensorsWriter,
-) -> list[LayerReport]:
-    """Quantize block after block; `calibration` None is a method that needs no activations."""
-    layers = decoder.config.num_layers
+def _quantize_blocks(job: _Job, kept: Work) -> list[LayerReport]:
+    """Quantize block after block that is not finished yet, and keep each."""
+    layers = job.decoder.config.num_layers
     reports: list[LayerReport] = []
-    with Progress(layers * len(DecoderBlock.stages)) as progress, np.errstate(**SILENT):
+    with Progress(layers) as progress, np.errstate(**SILENT):
         for index in range(layers):
-            at = f"block {index + 1} of {layers}"
-            progress.show(f"{at}: reading")
-            block = decoder.block(index)
-            checkpoint.check_unchanged()
-            layer_settings = _layer_settings(checkpoint, block, settings, layout)
-            stages: Iterable[tuple[Stage, InputStatistics | None]]
-            if calibration is None:
-                stages = [(stage, None) for stage in block.stages]
+            progress.show(f"block {index + 1} of {layers}: reading")
+            if index < kept.finished:
+                finished = kept.load(index)
+                if kept.finished < layers and job.calibration is not None:
+                    _skip_block(job, job.decoder.block(index), finished, job.calibration)
             else:
-                folded: dict[Stage, NDArray] = {}
-                if settings.channel_scales == "awq":
-                    progress.show(f"{at}: scaling channels")
-                    dtype = checkpoint.info(f"{block.name}.input_layernorm.weight").dtype
-                    preview = calibration.preview(index, block)
-                    folded, vectors = _fold_scales(block, preview, settings, layer_settings, dtype)
-                    for name, vector in vectors.items():
-                        writer.add(f"{block.name}.{name}", vector)
-                stages = calibration.stages(index, block, folded)
-            for stage, statistics in stages:
-                for kind in stage:
-                    progress.show(f"{at}: quantizing {kind}")
-                    name = f"{block.name}.{kind}"
-                    factors = None
-                    if importance is not None:
-                        factors = decoder.place.put(importance[name])
-                    quantized, report = quantize_layer(
-                        name, block.linears[kind], statistics, layer_settings[kind], factors
-                    )
-                    # no codebooks: see settings.check
-                    assert isinstance(quantized, QuantizedWeight)
-                    block.linears[kind] = quantized.dequantize(block.dtype)
-                    tensors = pack(quantized.to_host())
-                    for part, tensor in tensors.items():
-                        writer.add(f"{name}.{part}", tensor)
-                    stored = sum(tensor.nbytes for tensor in tensors.values())
-                    reports.append(replace(report, stored_bytes=stored))
-                _check_fallbacks(reports, len(block.linears) * layers, settings)
-                progress.step(at if stage == block.stages[-1] else "")
-                progress.show(f"{at}: running the text through it")
+                block = job.decoder.block(index)
+                job.checkpoint.check_unchanged()
+                finished = _quantize_block(job, index, block, reports, progress)
+                kept.save(index, finished)
+            reports += finished.reports
+            progress.step(f"block {index + 1} of {layers}")
+        kept.settle()
     _warn_of_calibration(reports)
     return reports
+
+
+def _quantize_block(
+    job: _Job,
+    index: int,
+    block: DecoderBlock,
+    before: Sequence[LayerReport],
+    progress: Progress,
+) -> FinishedBlock:
+    """Quantize a block, whose weights are replaced; `before` are the reports of those before it."""
+    settings, count = job.settings, job.decoder.config.num_layers
+    at = f"block {index + 1} of {count}"
+    layer_settings = _layer_settings(job.checkpoint, block, settings, job.layout)
+    done = FinishedBlock({}, [], {}, {})
+    stages: Iterable[tuple[Stage, InputStatistics | None]]
+    if job.calibration is None:
+        stages = [(stage, None) for stage in block.stages]
+    else:
+        folded: dict[Stage, NDArray] = {}
+        if settings.channel_scales == "awq":
+            progress.show(f"{at}: scaling channels")
+            preview = job.calibration.preview(index, block)
+            folded = _find_scales(job, block, preview, layer_settings, done)
+        stages = job.calibration.stages(index, block, folded)
+    for stage, statistics in stages:
+        for kind in stage:
+            progress.show(f"{at}: quantizing {kind}")
+            name = f"{block.name}.{kind}"
+            factors = None
+            if job.importance is not None:
+                factors = job.decoder.place.put(job.importance[name])
+            quantized, report = quantize_layer(
+                name, block.linears[kind], statistics, layer_settings[kind], factors
+            )
+            # no codebooks: see settings.check
+            assert isinstance(quantized, QuantizedWeight)
+            block.linears[kind] = quantized.dequantize(block.dtype)
+            done.layers[name] = quantized.to_host()
+            stored = _stored_bytes(report, layer_settings[kind])
+            done.reports.append(replace(report, stored_bytes=stored))
+        _check_fallbacks([*before, *done.reports], len(block.linears) * count, settings)
+        progress.show(f"{at}: running the text through it")
+    return done
+
+
+def _skip_block(
+    job: _Job, block: DecoderBlock, finished: FinishedBlock, calibration: Calibration
+) -> None:
+    """Do to the calibration what quantizing a block did to it: the same folds, the same weights."""
+    place = job.decoder.place
+    for stage in block.stages:
+        if stage[0] in finished.scales:
+            scales = place.put(finished.scales[stage[0]])
+            block.fold(stage, scales, _vector_dtype(job, block))
+    original = block.copied()
+    for kind in block.linears:
+        weight = finished.layers[f"{block.name}.{kind}"]
+        arrays = {name: place.put(getattr(weight, name)) for name in ("codes", "scales", "zeros")}
+        block.linears[kind] = replace(weight, **arrays).dequantize(block.dtype)
+    calibration.skip(block, original)
 
 
 def _layer_settings(
@@ -276,35 +360,50 @@ def _layer_settings(
     }
 
 
-def _fold_scales(
+def _find_scales(
+    job: _Job,
     block: DecoderBlock,
     preview: Sequence[tuple[Stage, InputStatistics]],
-    settings: Settings,
     layer_settings: Mapping[str, LayerSettings],
-    dtype: np.dtype,
-) -> tuple[dict[Stage, NDArray], dict[str, NDArray]]:
+    done: FinishedBlock,
+) -> dict[Stage, NDArray]:
     """Scale the block's channels by AWQ where something can take up the scales.
 
-    Returns the scales by stage, and the block's vectors that changed, as `dtype`.
+    Returns the scales by stage; those that were found, and the vectors that changed, go to `done`.
     """
     folded: dict[Stage, NDArray] = {}
-    vectors: dict[str, NDArray] = {}
     for stage, statistics in preview:
         if block.producer(stage) is None:
             continue
         found = awq_scales(
             [block.linears[kind] for kind in stage],
             statistics.hessian,
-            statistics.mean_abs if settings.awq_magnitude == "mean" else statistics.max_abs,
-            weight_term=settings.awq_weight_term,
+            statistics.mean_abs if job.settings.awq_magnitude == "mean" else statistics.max_abs,
+            weight_term=job.settings.awq_weight_term,
             bits=layer_settings[stage[0]].bits,
             group_size=layer_settings[stage[0]].group_size,
             symmetric=layer_settings[stage[0]].symmetric,
             scale_dtype=layer_settings[stage[0]].scale_dtype,
         )
-        folded[stage], changed = block.fold(stage, found.scales, dtype)
-        vectors |= changed
-    return folded, vectors
+        done.scales[stage[0]] = to_host(found.scales)
+        folded[stage], changed = block.fold(stage, found.scales, _vector_dtype(job, block))
+        done.vectors.update({f"{block.name}.{name}": vector for name, vector in changed.items()})
+    return folded
+
+
+def _vector_dtype(job: _Job, block: DecoderBlock) -> np.dtype:
+    """In what a block's norms and biases are stored."""
+    return job.checkpoint.info(f"{block.name}.input_layernorm.weight").dtype
+
+
+def _stored_bytes(report: LayerReport, own: LayerSettings) -> int:
+    return packed_bytes(
+        report.shape,
+        own.group_size,
+        bits=own.bits,
+        symmetric=own.symmetric,
+        scale_dtype=np.dtype(own.scale_dtype),
+    )
 
 
 def _check_fallbacks(reports: Sequence[LayerReport], layers: int, settings: Settings) -> None:

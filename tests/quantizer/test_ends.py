@@ -113,17 +113,19 @@ def test_too_little_space_names_both_numbers(tmp_path, model, text, capsys, monk
 def test_the_planned_size_is_the_size(tmp_path, monkeypatch, options):
     model = write_tiny_checkpoint(tmp_path / "model", dtype="bfloat16")
     planned = []
-    monkeypatch.setattr(pipeline, "require_space", lambda _, size: planned.append(size))
+    monkeypatch.setattr(pipeline, "require_space", lambda sizes: planned.extend(sizes.values()))
     assert run("quantize", model, *options, "--output", tmp_path / "out") == 0
     checkpoint = open_checkpoint(tmp_path / "out")
-    assert planned == [sum(checkpoint.tensor(name).nbytes for name in checkpoint.names())]
+    sizes = {name: checkpoint.tensor(name).nbytes for name in checkpoint.names()}
+    packed = {name: size for name, size in sizes.items() if ".weight_" in name}
+    assert planned == [sum(sizes.values()), sum(packed.values())]
 
 
 def test_the_planned_size_of_statistics_is_their_size(tmp_path, model, text, monkeypatch):
     from safetensors.numpy import load_file
 
     planned = []
-    monkeypatch.setattr(calibration, "require_space", lambda _, size: planned.append(size))
+    monkeypatch.setattr(calibration, "require_space", lambda sizes: planned.extend(sizes.values()))
     assert run("collect", model, "--text", text, *SHORT, "--output", tmp_path / "out") == 0
     files = [load_file(file) for file in (tmp_path / "out").glob("block-*.safetensors")]
     stored = sum(
@@ -136,7 +138,7 @@ def test_the_planned_size_of_statistics_is_their_size(tmp_path, model, text, mon
 def test_a_file_system_that_does_not_know_its_size_is_let_pass(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(total=0, free=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    require_space(tmp_path, 1 << 40)
+    require_space({tmp_path: 1 << 40})
 
 
 @pytest.mark.usefixtures("no_block")
