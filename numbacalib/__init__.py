@@ -14,7 +14,7 @@ chosen whose errors matter least in the layer's output:
 >>> statistics = numbacalib.statistics.InputStatistics(128)
 >>> for batch in np.split(inputs, 4):
 ...     statistics.update(batch)
->>> quantized, report = numbacalib.methods.gptq(weight, statistics.hessian, bits=4, group_size=32)
+>>> quantized = numbacalib.methods.gptq(weight, statistics.hessian, bits=4, group_size=32)
 >>> quantized.codes.shape, quantized.scales.shape
 ((64, 128), (64, 4))
 

@@ -62,7 +62,7 @@ PLAIN = {"bits": 3, "group_size": 8}
             lambda w, s: rtn(w, **PLAIN, search=RangeSearch(), importance=s.mean_square),
         ),
         ({"method": "rtn", "ranges": "clip"}, lambda w, s: awq_clip(w, s.hessian, **PLAIN)),
-        ({}, lambda w, s: gptq(w, s.hessian, **PLAIN)[0]),
+        ({}, lambda w, s: gptq(w, s.hessian, **PLAIN)),
         (
             {"percdamp": 0.1, "act_order": "desc", "static_groups": True, "ranges": "mse"},
             lambda w, s: gptq(
@@ -73,13 +73,11 @@ PLAIN = {"bits": 3, "group_size": 8}
                 act_order="desc",
                 static_groups=True,
                 search=RangeSearch(),
-            )[0],
+            ),
         ),
         (
             {"shrinkage": None},
-            lambda w, s: gptq(w, s.hessian, **PLAIN, shrinkage=shrinkage_for(s.hessian, s.tokens))[
-                0
-            ],
+            lambda w, s: gptq(w, s.hessian, **PLAIN, shrinkage=shrinkage_for(s.hessian, s.tokens)),
         ),
     ],
 )
@@ -121,10 +119,10 @@ def drifted():
     [
         ({"method": "rtn"}, lambda w, s: rtn(w, **PLAIN)),
         ({"method": "rtn", "ranges": "clip"}, lambda w, s: awq_clip(w, s.hessian, **PLAIN)),
-        ({}, lambda w, s: gptq(w, s.hessian, **PLAIN)[0]),
+        ({}, lambda w, s: gptq(w, s.hessian, **PLAIN)),
         (
             {"ranges": "mse", "range_norm": 3.0},
-            lambda w, s: gptq(w, s.hessian, **PLAIN, search=RangeSearch(norm=3.0))[0],
+            lambda w, s: gptq(w, s.hessian, **PLAIN, search=RangeSearch(norm=3.0)),
         ),
     ],
 )
@@ -163,7 +161,7 @@ def test_layers_with_the_original_inputs_are_solved_again_from_disk(tmp_path):
         (
             {},
             (24,),
-            lambda w, s, f: gptq(w, s.hessian, **PLAIN, search=RangeSearch(), importance=f)[0],
+            lambda w, s, f: gptq(w, s.hessian, **PLAIN, search=RangeSearch(), importance=f),
         ),
     ],
 )
@@ -202,7 +200,7 @@ def test_codebooks_are_a_method_like_the_others(layer):
 def test_the_report_says_how_it_went(layer):
     weight, statistics = layer
     _, report = quantize_layer("model.q", weight, statistics, LayerSettings(**PLAIN))
-    _, found = gptq(weight, statistics.hessian, **PLAIN)
+    found = gptq(weight, statistics.hessian, **PLAIN).report
     expected = {
         "name": "model.q",
         "method": "gptq",

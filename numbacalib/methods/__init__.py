@@ -2,7 +2,8 @@
 
 from numbacalib.methods.awq import ChannelScales, awq_clip, awq_scales
 from numbacalib.methods.codebook import CodebookWeight, codebook
-from numbacalib.methods.gptq import GptqReport, gptq, gptq_batch
+from numbacalib.methods.gptq import gptq, gptq_batch
+from numbacalib.methods.gptq_report import GptqReport
 from numbacalib.methods.layer import LayerReport, LayerSettings, quantize_layer, solve
 from numbacalib.methods.loss import clipped_share, proxy_loss
 from numbacalib.methods.quantized_weight import QuantizedWeight

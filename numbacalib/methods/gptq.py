@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.linalg import factor_hessians
+from numbacalib.methods.gptq_report import GptqReport
 from numbacalib.methods.order import ACT_ORDERS, column_orders
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rounding import find_scales, stored_runs
@@ -18,6 +20,7 @@ from numbacalib.ops.gptq_quantize_column import quantize_direct
 from numbacalib.ops.matrix import diagonals, stacked_rows, take, to_host, without_columns
 from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime import checks
+from numbacalib.runtime.alone import each_alone
 from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
 from numbacalib.runtime.finite import require_finite, start_finite_check
 from numbacalib.spec.grid import group_indices
@@ -35,29 +38,9 @@ BATCH_BYTES = 4 << 30
 """Of float32 Hessians that go together through a GPU, beside factors and couplings of the same size."""
 
 
-class GptqReport(NamedTuple):
-    """How a layer went."""
-
-    loss: float
-    """``trace(D (H + damping) D^T)`` for ``D = W - Q``, the loss that GPTQ descends."""
-    percdamp: float
-    """Damping as a fraction of the mean of the Hessian's diagonal: as asked, or as it grew."""
-    damping: float
-    """What was added to the diagonal of the Hessian."""
-    tries: int
-    """Factorisations it took."""
-    smallest_pivot: float
-    """Least pivot of the damped Hessian, as a fraction of the mean of the Hessian's diagonal: one
-    near `percdamp` is a direction that no input took, held up by damping alone."""
-    dead: int
-    """Input channels that no token excited; their weights became 0."""
-    effective_rank: float
-    """In how many independent channels the inputs vary as much as they do: see `effective_rank`."""
-
-
 @dataclass(frozen=True)
 class _Solver:
-    """How the Hessians are prepared and in which order the columns are visited; see `gptq`."""
+    """How the Hessians are prepared and in which order the columns are quantized; see `gptq`."""
 
     percdamp: float
     damping_tries: int
@@ -92,7 +75,9 @@ def gptq(
     shrinkage: float = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
-) -> tuple[QuantizedWeight, GptqReport]:
+    scales: Any = None,
+    zeros: Any = None,
+) -> QuantizedWeight:
     """Quantize a weight by GPTQ, without inverting the Hessian.
 
     NumPy arrays give NumPy arrays, CUDA arrays of any library give Numba device arrays, on the stream
@@ -127,6 +112,15 @@ def gptq(
         "group_aware", they stay as they are.
     static_groups : bool, default False
         Find all scales from the weights as they come, before any is compensated.
+    scales, zeros : arrays [M, G], optional
+        Grids that a format, or a caller, has fixed: scales in `scale_dtype`, of any sign but not 0, and
+        zeros as unsigned codes have them, uint8 or real numbers, none with `symmetric`.
+        ``value = (code - zero) * scale`` with codes in ``[0, 2 ** bits - 1]``.
+
+    Returns
+    -------
+    QuantizedWeight
+        With a `GptqReport`.
 
     Raises
     ------
@@ -142,11 +136,10 @@ def gptq(
     Transformers" (2022); `quantize_direct` has the form without an inverse.
     """
     solver = _Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
-    arrays = {"weight": weight, "hessian": hessian, "importance": importance}
-    with arrays_of_one_device(**arrays) as (weight, hessian, importance):
-        settings = grid_settings(
-            weight, bits, group_size, symmetric, scale_dtype, search, importance
-        )
+    arrays = {"weight": weight, "hessian": hessian}
+    options = {"importance": importance, "scales": scales, "zeros": zeros}
+    with arrays_of_one_device(**arrays, **options) as (weight, hessian, *given):
+        settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, *given)
         channels = weight.shape[1]
         checks.matrix("hessian", hessian, (channels, channels))
         unchecked = {"hessian": hessian, "weight": weight}
@@ -169,25 +162,29 @@ def gptq_batch(
     shrinkage: float = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
-) -> list[tuple[QuantizedWeight, GptqReport]]:
+    scales: Any = None,
+    zeros: Any = None,
+) -> list[QuantizedWeight]:
     """Quantize equal layers, such as a model's experts, each by its own Hessian, as `gptq` does.
 
     On a GPU every step is one launch for many layers, which together keep it busy where one alone does
-    not; as many at a time as `BATCH_BYTES` hold.
+    not; as many at a time as `BATCH_BYTES` hold. On the CPU each layer is solved on one thread, as many at
+    a time as there are threads: `numbacalib.runtime.alone`.
 
     Parameters
     ----------
     weights : array [E, M, K], float16, bfloat16, float32 or float64
     hessians : array [E, K, K]
     importance : array [E, K] or [E, M, K], optional
+    scales, zeros : arrays [E, M, G], optional
     bits, group_size, symmetric, scale_dtype, search, percdamp, damping_tries, shrinkage, act_order, \
 static_groups
         As in `gptq`.
 
     Returns
     -------
-    list of (QuantizedWeight, GptqReport)
-        Of each layer.
+    list of QuantizedWeight
+        One a layer, with a `GptqReport` each.
 
     Raises
     ------
@@ -196,7 +193,8 @@ static_groups
     """
     solver = _Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
     arrays = {"weights": weights, "hessians": hessians, "importance": importance}
-    with arrays_of_one_device(**arrays) as (weights, hessians, importance):
+    fixed = {"scales": scales, "zeros": zeros}
+    with arrays_of_one_device(**arrays, **fixed) as (weights, hessians, importance, *given):
         count, rows, channels = checks.stack("weights", weights, ("E", "M", "K"))
         checks.stack("hessians", hessians, (count, channels, channels))
         weight, hessian = stacked_rows(weights), stacked_rows(hessians)
@@ -204,18 +202,25 @@ static_groups
         require_finite("hessians", hessian.reshape(count, channels, channels))
         if importance is not None:
             importance = _importance_of_rows(importance, count, rows, channels)
+        given = [
+            _grids_of_rows(name, array, count) for name, array in zip(fixed, given, strict=True)
+        ]
         grid = bits, group_size, symmetric, scale_dtype, search
-        size = max(1, BATCH_BYTES // (4 * channels * channels)) if is_cuda_array(weights) else 1
-        found = []
-        for first in range(0, count, size):
+        on_gpu = is_cuda_array(weights)
+        size = max(1, BATCH_BYTES // (4 * channels * channels)) if on_gpu else 1
+
+        def solve_from(first: int) -> list[QuantizedWeight]:
             last = min(first + size, count)
             run = slice(first * rows, last * rows)
-            own = None if importance is None else importance[run]
-            settings = grid_settings(weight[run], *grid, own)
+            own = [None if array is None else array[run] for array in (importance, *given)]
+            settings = grid_settings(weight[run], *grid, *own)
             stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
             names = [f"hessians[{e}]" for e in range(first, last)]
-            found += _solve(weight[run], stack, names, {}, settings, solver)
-        return found
+            return _solve(weight[run], stack, names, {}, settings, solver)
+
+        starts = range(0, count, size)
+        runs = map(solve_from, starts) if on_gpu else each_alone(solve_from, starts)
+        return list(chain.from_iterable(runs))
 
 
 def _importance_of_rows(importance: Any, count: int, rows: int, channels: int) -> Any:
@@ -226,6 +231,15 @@ def _importance_of_rows(importance: Any, count: int, rows: int, channels: int) -
     return stacked_rows(importance)
 
 
+def _grids_of_rows(name: str, grids: Any, count: int) -> Any:
+    """Return given scales or zeros [E, M, G] as a matrix [E * M, G]."""
+    if grids is None:
+        return None
+    if len(grids.shape) != 3 or grids.shape[0] != count:
+        raise ValueError(f"{name}: expected shape [{count}, M, G], got {list(grids.shape)}")
+    return stacked_rows(grids)
+
+
 def _solve(
     weight: Any,
     hessians: Any,
@@ -233,17 +247,17 @@ def _solve(
     unchecked: dict[str, Any],
     settings: GridSettings,
     solver: _Solver,
-) -> list[tuple[QuantizedWeight, GptqReport]]:
+) -> list[QuantizedWeight]:
     """Quantize E equal runs of rows [E * M, K] by their Hessians [E, K, K]; see `gptq`.
 
     `names` are what errors call the Hessians, `unchecked` are arrays that may not be finite.
     """
     dtype = checks.result_dtype(weight, hessians)
-    visits = None
+    permutations = None
     if solver.act_order != "none":
         spread = to_host(diagonals(hessians)).astype(np.float64)
-        visits = column_orders(spread, solver.act_order, settings.group_size)
-        hessians = _reordered(hessians, visits)
+        permutations = column_orders(spread, solver.act_order, settings.group_size)
+        hessians = _permuted(hessians, permutations)
     if solver.shrinkage:
         hessians = shrunk(hessians, solver.shrinkage)
     percdamps, tries = [solver.percdamp] * len(hessians), [1] * len(hessians)
@@ -253,10 +267,14 @@ def _solve(
         finite = [start_finite_check(*item) for item in unchecked.items()]
         if not (factors.are_known and any(factors.minors)):
             dead = factors.dead
-            if visits is not None:
-                dead = take(dead, np.argsort(visits, axis=1), 1)
+            if permutations is not None:
+                dead = take(dead, np.argsort(permutations, axis=1), 1)
             weights, row_losses, require_finite_scales = _sweep(
-                without_columns(weight, dead), factors.upper, visits, settings, solver.static_groups
+                without_columns(weight, dead),
+                factors.upper,
+                permutations,
+                settings,
+                solver.static_groups,
             )
         for require_finite_values in finite:
             require_finite_values()
@@ -277,7 +295,7 @@ def _solve(
     spectra = to_host(diagonals(hessians)), to_host(diagonals(factors.upper)), factors.dampings
     ranks = map(effective_rank, *spectra)
     reports = map(GptqReport, losses.tolist(), *damped, factors.dead_counts, ranks)
-    return list(zip(weights, reports, strict=True))
+    return [replace(found, report=own) for found, own in zip(weights, reports, strict=True)]
 
 
 def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
@@ -306,42 +324,43 @@ def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
     return float(len(spread) * np.log1p(left / floor).sum() / np.log1p(spread / floor).sum())
 
 
-def _reordered(hessians: Any, visits: NDArray[np.int64]) -> Any:
-    """Visit the channels of Hessians [E, K, K] in orders [E, K]."""
+def _permuted(hessians: Any, permutations: NDArray[np.int64]) -> Any:
+    """Permute the channels of Hessians [E, K, K], each by its row of [E, K]."""
     count, size, _ = hessians.shape
-    rows = visits + size * np.arange(count)[:, None]
+    rows = permutations + size * np.arange(count)[:, None]
     moved = take(stacked_rows(hessians), rows.ravel(), 0)
-    return take(moved, visits, 1).reshape(count, size, size)
+    return take(moved, permutations, 1).reshape(count, size, size)
 
 
 def _sweep(
     weight: Any,
     upper: Any,
-    visits: NDArray[np.int64] | None,
+    permutations: NDArray[np.int64] | None,
     settings: GridSettings,
     static_groups: bool,
 ) -> tuple[list[QuantizedWeight], Any, Callable[[], None]]:
-    """Visit the columns in the order of the factors, and put the codes back where they belong.
+    """Quantize the columns in the order of the factors, and permute the codes back.
 
     Also returns the losses of the rows, and what raises if a scale is too large for its dtype.
     """
     count, channels, _ = upper.shape
     groups = np.tile(group_indices(channels, settings.group_size), (count, 1))
-    visited = weight if visits is None else take(weight, visits, 1)
+    permuted = weight if permutations is None else take(weight, permutations, 1)
+    static_groups = static_groups or settings.fixed is not None
     if static_groups:
         scales, zeros = find_scales(weight, settings)
-        group_of = groups if visits is None else np.take_along_axis(groups, visits, 1)
-        found = quantize_direct(visited, upper, settings.grid, group_of, scales, zeros)
+        group_of = groups if permutations is None else np.take_along_axis(groups, permutations, 1)
+        found = quantize_direct(permuted, upper, settings.grid, group_of, scales, zeros)
     else:
         importance = settings.importance
-        if importance is not None and visits is not None:
-            importance = take(importance, visits, 1)
+        if importance is not None and permutations is not None:
+            importance = take(importance, permutations, 1)
         ranges = {"search": settings.search, "importance": importance}
-        found = quantize_direct(visited, upper, settings.grid, groups, **ranges)
+        found = quantize_direct(permuted, upper, settings.grid, groups, **ranges)
     codes, scales, zeros = found.codes, found.scales, found.zeros
     g_idx: list[NDArray[np.int64] | None] = [None] * count
-    if visits is not None:
-        natural = np.argsort(visits, axis=1)
+    if permutations is not None:
+        natural = np.argsort(permutations, axis=1)
         codes = take(codes, natural, 1)
         if not static_groups:
             group_of = np.take_along_axis(groups, natural, 1)

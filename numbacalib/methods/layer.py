@@ -335,7 +335,7 @@ def _gptq(
     shrinkage = settings.shrinkage
     if shrinkage is None:
         shrinkage = shrinkage_for(statistics.hessian, statistics.tokens)
-    quantized, report = gptq(
+    quantized = gptq(
         weight,
         statistics.hessian,
         percdamp=settings.percdamp,
@@ -345,6 +345,8 @@ def _gptq(
         static_groups=settings.static_groups,
         **options,
     )
+    report = quantized.report
+    assert report is not None
     if report.tries > 1:
         log.warning(
             "%s: the Hessian was not positive definite with percdamp %g; %g was enough",
@@ -352,11 +354,4 @@ def _gptq(
             settings.percdamp,
             report.percdamp,
         )
-    return quantized, {
-        "shrinkage": shrinkage,
-        "percdamp": report.percdamp,
-        "damping": report.damping,
-        "tries": report.tries,
-        "smallest_pivot": report.smallest_pivot,
-        "effective_rank": report.effective_rank,
-    }
+    return quantized, {"shrinkage": shrinkage, **report._asdict()}

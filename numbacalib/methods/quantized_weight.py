@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from numbacalib.methods.gptq_report import GptqReport
 from numbacalib.ops.grid import grid_values
 from numbacalib.ops.matrix import cast, to_host
 from numbacalib.runtime import checks
@@ -36,13 +37,15 @@ class QuantizedWeight:
     scales: Any
     """[M, G], in the dtype in which they are stored."""
     zeros: Any
-    """uint8 [M, G]."""
+    """[M, G], uint8, or float32 where the grid has real ones."""
     bits: int
     group_size: int
     """Input channels that share a scale; K is one scale a row."""
     symmetric: bool
     g_idx: NDArray[np.int64] | None = None
     """Group of each input channel, [K] on the host, where groups are not runs of channels."""
+    report: GptqReport | None = field(default=None, compare=False)
+    """Of GPTQ, where it chose the codes; None with other methods."""
 
     @property
     def group_of(self) -> NDArray[np.int64]:
@@ -52,13 +55,14 @@ class QuantizedWeight:
         return group_indices(self.codes.shape[1], self.group_size)
 
     def __eq__(self, other: object) -> bool:
-        """Whether another has the same codes, grids and groups, to the bit, on whichever device."""
+        """Compare codes, grids and groups to the bit, on whichever device; reports may differ."""
         if not isinstance(other, QuantizedWeight):
             return NotImplemented
         mine, theirs = self.to_host(), other.to_host()
         return all(
-            np.array_equal(getattr(mine, field.name), getattr(theirs, field.name))
-            for field in fields(self)
+            np.array_equal(getattr(mine, part.name), getattr(theirs, part.name))
+            for part in fields(self)
+            if part.compare
         )
 
     def to_host(self) -> QuantizedWeight:

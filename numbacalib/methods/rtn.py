@@ -24,6 +24,8 @@ def rtn(
     scale_dtype: DTypeLike = np.float16,
     search: RangeSearch | None = None,
     importance: Any = None,
+    scales: Any = None,
+    zeros: Any = None,
 ) -> QuantizedWeight:
     """Quantize a weight by rounding to nearest.
 
@@ -45,6 +47,14 @@ def rtn(
     importance : array [K] or [M, K], optional
         Weights of the search's errors: the mean square of each input channel (llama.cpp's importance
         matrix), or Fisher information.
+    scales, zeros : arrays [M, G], optional
+        Grids that a format, or a caller, has fixed: scales in `scale_dtype`, of any sign but not 0, and
+        zeros as unsigned codes have them, uint8 or real numbers, none with `symmetric`.
+        ``value = (code - zero) * scale`` with codes in ``[0, 2 ** bits - 1]``.
+
+    Returns
+    -------
+    QuantizedWeight
 
     Raises
     ------
@@ -52,9 +62,8 @@ def rtn(
         If a setting does not fit, a weight is not finite (the first index is named), or the arrays are
         on different devices.
     """
-    with arrays_of_one_device(weight=weight, importance=importance) as (weight, importance):
-        settings = grid_settings(
-            weight, bits, group_size, symmetric, scale_dtype, search, importance
-        )
+    options = {"importance": importance, "scales": scales, "zeros": zeros}
+    with arrays_of_one_device(weight=weight, **options) as (weight, *given):
+        settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, *given)
         require_finite("weight", weight)
         return rounded(weight, settings)

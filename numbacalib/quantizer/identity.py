@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import numbacalib
-from numbacalib.models import Checkpoint
+from numbacalib.formats.format import Format
+from numbacalib.models import Checkpoint, Place
 from numbacalib.models.input_files import InputFiles
 from numbacalib.quantizer.settings import Settings
 
@@ -27,32 +28,36 @@ _MOST = 5
 def identity_of(
     checkpoint: Checkpoint,
     settings: Settings,
-    device: str,
+    formats: Sequence[Format],
+    place: Place,
     tokens: NDArray[np.integer] | None,
-    statistics: str | Path | None,
-    importance: str | Path | None,
 ) -> dict[str, Any]:
-    """Return what a run's output depends on, as JSON has it.
+    """Return what a run's output depends on, as JSON has it; `stamps_of` has the rest.
 
-    Files are told by size and time of modification, as a run tells whether they change under it: to read
-    all weights before the first block would take longer than a GPU takes to quantize them. The text is
-    told by its tokens, so that its files may move.
+    The model's files are told by size and time of modification, as a run tells whether they change under
+    it: to read all weights before the first block would take longer than a GPU takes to quantize them.
+    The text is told by its tokens, so that its files may move.
     """
     root = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     own = asdict(settings) | {"scale_dtype": np.dtype(settings.scale_dtype).name}
-    found: dict[str, Any] = {
-        "version": {"numbacalib": numbacalib.__version__, **_versions()},
-        "device": device.partition(":")[0],
-        "settings": own,
-        "model": checkpoint.files.stamps(root),
-        "text": None,
-    }
+    text = None
     if tokens is not None:
         digest = hashlib.sha256(np.ascontiguousarray(tokens, np.int64).data).hexdigest()
-        found["text"] = {"sequences": list(tokens.shape), "tokens": digest}
-    for name, given in (("statistics", statistics), ("importance", importance)):
-        found[name] = None if given is None else _stamps(Path(given))
+        text = {"sequences": tokens.shape, "tokens": digest}
+    found = {
+        "version": {"numbacalib": numbacalib.__version__, **_versions()},
+        "device": place.name.partition(":")[0],
+        "settings": own,
+        "formats": [each.name for each in formats],
+        "model": checkpoint.files.stamps(root),
+        "text": text,
+    }
     return dict(json.loads(json.dumps(found)))
+
+
+def stamps_of(**paths: str | Path | None) -> dict[str, dict[str, list[int]] | None]:
+    """Sizes and times of modification of files, or of the files in directories, by the names of paths."""
+    return {name: None if path is None else _stamps(Path(path)) for name, path in paths.items()}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -78,7 +83,6 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def _stamps(path: Path) -> dict[str, list[int]]:
-    """Sizes and times of a file, or of the files in a directory."""
     files = InputFiles()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         files.watch(file)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.formats.compressed_tensors import PackedLayout, is_compressed, pack, packed_bytes
+from numbacalib.formats.format import Format, LayerGrid, ModelWriter
 from numbacalib.formats.group_lengths import listed
 from numbacalib.formats.output_directory import (
     new_directory,
     require_new_directory,
     work_directory,
 )
-from numbacalib.formats.safetensors_writer import SafetensorsWriter
+from numbacalib.formats.registry import common_grids, formats_named, stored_format
 from numbacalib.methods import (
     LayerReport,
     LayerSettings,
@@ -33,6 +33,7 @@ from numbacalib.models import (
     Decoder,
     DecoderBlock,
     Place,
+    TensorInfo,
     open_checkpoint,
     open_place,
 )
@@ -44,13 +45,13 @@ from numbacalib.quantizer.calibration import (
     Stage,
     TextCalibration,
 )
-from numbacalib.quantizer.identity import identity_of
+from numbacalib.quantizer.identity import identity_of, stamps_of
 from numbacalib.quantizer.importance import read_importance
 from numbacalib.quantizer.preflight import require_space
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.settings import Settings, check
 from numbacalib.quantizer.text import read_sequences
-from numbacalib.quantizer.work import FinishedBlock, Work, open_work
+from numbacalib.quantizer.work import FinishedBlock, Work, kept_bytes, open_work
 from numbacalib.statistics import InputStatistics
 
 log = logging.getLogger("numbacalib")
@@ -64,6 +65,7 @@ def quantize(
     statistics: str | Path | None = None,
     importance: str | Path | None = None,
     settings: Settings,
+    formats: Sequence[str] = ("compressed-tensors",),
     device: str = "auto",
     clean: bool = False,
     work: str | Path | None = None,
@@ -72,8 +74,7 @@ def quantize(
 
     GPTQ runs block by block and layer by layer on the activations that the layers quantized before
     produce; layers that share an input share its Hessian. Embeddings, norms, biases and the head are
-    copied as they are. `output` is a Hugging Face directory in the compressed-tensors
-    `pack-quantized` format; it appears when it is complete.
+    copied as they are. `output` appears when it is complete.
 
     Parameters
     ----------
@@ -89,6 +90,9 @@ def quantize(
         What `numbacalib.quantizer.read_importance` reads, for the ranges "weighted" instead of the
         mean squares of the text.
     settings : Settings
+    formats : sequence of str, default ("compressed-tensors",)
+        Names of `numbacalib.formats.FORMATS`. Of several, which must have a grid in common, each gets a
+        directory of its name in `output`.
     device : str, default "auto"
         Where the model runs and its layers are quantized: see `numbacalib.models.open_place`.
     clean : bool, default False
@@ -115,18 +119,28 @@ def quantize(
         If a layer's damped Hessian is not positive definite, or too many were not at first.
     """
     check(settings, importance)
+    written = formats_named(formats)
+    for each in written:
+        each.check_settings(settings)
     require_new_directory(Path(os.path.realpath(output)))
-    job = _open_job(model, text, statistics, importance, settings, open_place(device))
+    job = _open_job(model, text, statistics, importance, settings, written, open_place(device))
     kept_in = work_directory(output) if work is None else Path(work)
     with (
         open_work(kept_in, job.identity, anew=clean) as kept,
         new_directory(output, clean=True) as directory,  # what is worth anything is in the work
     ):
-        require_space({directory: job.output_bytes, kept.directory: job.packed_bytes})
-        _write_description(directory, job.checkpoint, job.layout)
-        reports = _quantize_blocks(job, kept)
-        _write_tensors(directory, job, kept)
-    return reports
+        directories = [directory / each.name if written[1:] else directory for each in written]
+        writers = [
+            each.writer(path, job.checkpoint, job.grids)
+            for each, path in zip(written, directories, strict=True)
+        ]
+        total = sum(writer.planned_bytes for writer in writers)
+        require_space({directory: total, kept.directory: kept_bytes(job.weights, job.grids)})
+        with ExitStack() as stack:
+            for writer in writers:
+                stack.enter_context(writer)
+            _quantize_blocks(job, kept)
+            return _write_layers(job, kept, writers)
 
 
 @dataclass(frozen=True)
@@ -136,19 +150,13 @@ class _Job:
     checkpoint: Checkpoint
     decoder: Decoder
     settings: Settings
-    layout: PackedLayout
+    weights: Mapping[str, TensorInfo]
+    """Of the layers that are quantized, by name without ``.weight``."""
+    grids: Mapping[str, LayerGrid]
     calibration: Calibration | None
     """None is a method that needs no activations."""
     importance: Mapping[str, NDArray] | None
     identity: dict[str, Any]
-    copied: list[str]
-    """Tensors that are not quantized."""
-    packed_bytes: int
-
-    @property
-    def output_bytes(self) -> int:
-        """Bytes of all tensors of the output."""
-        return sum(map(self.checkpoint.stored_bytes, self.copied)) + self.packed_bytes
 
 
 def _open_job(
@@ -157,18 +165,19 @@ def _open_job(
     statistics: str | Path | None,
     importance: str | Path | None,
     settings: Settings,
+    formats: Sequence[Format],
     place: Place,
 ) -> _Job:
     """Read all that a run starts from but the blocks, and check that it goes together."""
     checkpoint = open_checkpoint(model)
-    if is_compressed(checkpoint.hf_config()):
+    if stored_format(checkpoint) is not None:
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
     decoder = Decoder(checkpoint, place=place)
-    layout = _layout(checkpoint, settings)
-    packed = {f"{name}.weight" for name in layout.group_sizes}
+    shapes = _layer_shapes(checkpoint)
+    grids = _grids(checkpoint, settings, formats)
     factors = None
     if importance is not None:
-        factors = read_importance(importance, _layer_shapes(checkpoint))
+        factors = read_importance(importance, shapes)
     calibration: Calibration | None = None
     tokens = None
     if statistics is not None:
@@ -183,74 +192,51 @@ def _open_job(
     elif settings.calibrated(importance is not None) or settings.channel_scales != "none":
         tokens = read_sequences(checkpoint, text, settings.sequence_length, settings.samples)
         calibration = TextCalibration(decoder, tokens, settings.target == "propagated")
-    return _Job(
-        checkpoint,
-        decoder,
-        settings,
-        layout,
-        calibration,
-        factors,
-        identity_of(checkpoint, settings, place.name, tokens, statistics, importance),
-        [name for name in checkpoint.names() if name not in packed],
-        _packed_bytes(checkpoint, layout, settings),
-    )
+    identity = identity_of(checkpoint, settings, formats, place, tokens)
+    identity |= stamps_of(statistics=statistics, importance=importance)
+    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
+    return _Job(checkpoint, decoder, settings, weights, grids, calibration, factors, identity)
 
 
-def _write_tensors(directory: Path, job: _Job, kept: Work) -> None:
-    """Write the quantized layers and all other tensors of the model, in the order of the blocks."""
-    with SafetensorsWriter(directory) as writer:
-        for index in range(job.decoder.config.num_layers):
-            block = kept.load(index)
-            for name, vector in block.vectors.items():
+def _write_layers(job: _Job, kept: Work, writers: Sequence[ModelWriter]) -> list[LayerReport]:
+    """Hand all blocks that are kept to the writers; return their reports, with what the layers take."""
+    reports = []
+    for index in range(job.decoder.config.num_layers):
+        block = kept.load(index)
+        for name, vector in block.vectors.items():
+            for writer in writers:
                 writer.add(name, vector)
-            for name, weight in block.layers.items():
-                for part, tensor in pack(weight).items():
-                    writer.add(f"{name}.{part}", tensor)
-        for name in job.copied:
-            if name not in writer:  # a norm that took up channel scales
-                writer.add_stored(name, job.checkpoint.stored(name))
+        for report in block.reports:
+            stored = [
+                writer.add_layer(report.name, block.layers[report.name]) for writer in writers
+            ]
+            reports.append(replace(report, stored_bytes=stored[0]))
+    return reports
 
 
-def _packed_bytes(checkpoint: Checkpoint, layout: PackedLayout, settings: Settings) -> int:
-    """Bytes of all layers that are quantized, as they will be stored."""
-    total = 0
-    for name, group_size in layout.group_sizes.items():
-        shape, dtype = checkpoint.info(f"{name}.weight")
-        total += packed_bytes(
-            (shape[0], shape[1]),
-            group_size,
-            bits=settings.bits,
-            symmetric=settings.symmetric,
-            scale_dtype=scale_dtype(dtype),
-        )
-    return total
-
-
-def scale_dtype(weight_dtype: np.dtype) -> np.dtype:
-    """What a layer's scales are stored in: the model's own dtype.
-
-    compressed-tensors multiplies codes by scales in the scales' dtype and converts afterwards, so
-    that any other choice would round the weights twice.
-    """
-    return np.dtype(np.float32) if weight_dtype == np.float64 else weight_dtype
-
-
-def _layout(checkpoint: Checkpoint, settings: Settings) -> PackedLayout:
+def _grids(
+    checkpoint: Checkpoint, settings: Settings, formats: Sequence[Format]
+) -> dict[str, LayerGrid]:
     """Say how the model's linear layers are to be stored, and in the log what deviates."""
-    shapes = _layer_shapes(checkpoint)
-    asked, symmetric = settings.group_size, settings.symmetric
-    layout = PackedLayout(shapes, bits=settings.bits, group_size=asked, symmetric=symmetric)
-    others: dict[int | None, set[int]] = {}
-    for name, size in layout.group_sizes.items():
-        if size != asked:
-            others.setdefault(size, set()).add(shapes[name][1])
-    if others:
-        taken = ", ".join(f"{size} for K = {listed(K)}" for size, K in others.items())
-        why = (
-            f"does not divide {'K' if symmetric else 'every K, and the file format has one length'}"
+    weights = {name: checkpoint.info(f"{name}.weight") for name in _layer_shapes(checkpoint)}
+    asked = {
+        name: LayerGrid(settings.bits, settings.group_size, settings.symmetric, info.dtype)
+        for name, info in weights.items()
+    }
+    grids = common_grids(formats, weights, asked)
+    others: dict[tuple[int | None, int | None], set[int]] = {}
+    for name, grid in grids.items():
+        sizes = asked[name].group_size, grid.group_size
+        if sizes[0] != sizes[1]:
+            others.setdefault(sizes, set()).add(weights[name].shape[1])
+    for (size, taken), channels in others.items():
+        divides = any(K % (size or 1) == 0 for K in channels)
+        why = "every K, and the file format has one length" if divides else "K"
+        K = listed(channels)
+        log.warning(
+            "group_size %s does not divide %s: groups of %s for K = %s", size, why, taken, K
         )
-        log.warning("group_size %s %s: groups of %s", asked, why, taken)
-    return layout
+    return grids
 
 
 def _layer_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
@@ -263,8 +249,8 @@ def _layer_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def _quantize_blocks(job: _Job, kept: Work) -> list[LayerReport]:
-    """Quantize block after block that is not finished yet, and keep each."""
+def _quantize_blocks(job: _Job, kept: Work) -> None:
+    """Quantize every block that is not finished yet, and keep it."""
     layers = job.decoder.config.num_layers
     reports: list[LayerReport] = []
     with Progress(layers) as progress, np.errstate(**SILENT):
@@ -283,7 +269,6 @@ def _quantize_blocks(job: _Job, kept: Work) -> list[LayerReport]:
             progress.step(f"block {index + 1} of {layers}")
         kept.settle()
     _warn_of_calibration(reports)
-    return reports
 
 
 def _quantize_block(
@@ -296,7 +281,7 @@ def _quantize_block(
     """Quantize a block, whose weights are replaced; `before` are the reports of those before it."""
     settings, count = job.settings, job.decoder.config.num_layers
     at = f"block {index + 1} of {count}"
-    layer_settings = _layer_settings(job.checkpoint, block, settings, job.layout)
+    layer_settings = _layer_settings(block, settings, job.grids)
     done = FinishedBlock({}, [], {}, {})
     stages: Iterable[tuple[Stage, InputStatistics | None]]
     if job.calibration is None:
@@ -306,7 +291,7 @@ def _quantize_block(
         if settings.channel_scales == "awq":
             progress.show(f"{at}: scaling channels")
             preview = job.calibration.preview(index, block)
-            folded = _find_scales(job, block, preview, layer_settings, done)
+            folded = _fold_scales(job, block, preview, layer_settings, done)
         stages = job.calibration.stages(index, block, folded)
     for stage, statistics in stages:
         for kind in stage:
@@ -322,8 +307,7 @@ def _quantize_block(
             assert isinstance(quantized, QuantizedWeight)
             block.linears[kind] = quantized.dequantize(block.dtype)
             done.layers[name] = quantized.to_host()
-            stored = _stored_bytes(report, layer_settings[kind])
-            done.reports.append(replace(report, stored_bytes=stored))
+            done.reports.append(report)
         _check_fallbacks([*before, *done.reports], len(block.linears) * count, settings)
         progress.show(f"{at}: running the text through it")
     return done
@@ -347,20 +331,23 @@ def _skip_block(
 
 
 def _layer_settings(
-    checkpoint: Checkpoint, block: DecoderBlock, settings: Settings, layout: PackedLayout
+    block: DecoderBlock, settings: Settings, grids: Mapping[str, LayerGrid]
 ) -> dict[str, LayerSettings]:
-    """Settings of each of a block's linear layers, by short name: groups and scales as stored."""
-    return {
-        kind: replace(
-            settings,
-            group_size=layout.group_sizes[f"{block.name}.{kind}"],
-            scale_dtype=scale_dtype(checkpoint.info(f"{block.name}.{kind}.weight").dtype),
-        )
-        for kind in block.linears
-    }
+    """Settings of each of a block's linear layers, by short name: on its grid, as stored."""
+    return {kind: _on_grid(settings, grids[f"{block.name}.{kind}"]) for kind in block.linears}
 
 
-def _find_scales(
+def _on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
+    return replace(
+        settings,
+        bits=grid.bits,
+        group_size=grid.group_size,
+        symmetric=grid.symmetric,
+        scale_dtype=grid.scale_dtype,
+    )
+
+
+def _fold_scales(
     job: _Job,
     block: DecoderBlock,
     preview: Sequence[tuple[Stage, InputStatistics]],
@@ -369,7 +356,7 @@ def _find_scales(
 ) -> dict[Stage, NDArray]:
     """Scale the block's channels by AWQ where something can take up the scales.
 
-    Returns the scales by stage; those that were found, and the vectors that changed, go to `done`.
+    Returns the scales by stage; what was found, and the vectors that changed, go to `done`.
     """
     folded: dict[Stage, NDArray] = {}
     for stage, statistics in preview:
@@ -394,16 +381,6 @@ def _find_scales(
 def _vector_dtype(job: _Job, block: DecoderBlock) -> np.dtype:
     """In what a block's norms and biases are stored."""
     return job.checkpoint.info(f"{block.name}.input_layernorm.weight").dtype
-
-
-def _stored_bytes(report: LayerReport, own: LayerSettings) -> int:
-    return packed_bytes(
-        report.shape,
-        own.group_size,
-        bits=own.bits,
-        symmetric=own.symmetric,
-        scale_dtype=np.dtype(own.scale_dtype),
-    )
 
 
 def _check_fallbacks(reports: Sequence[LayerReport], layers: int, settings: Settings) -> None:
@@ -449,13 +426,3 @@ def _warn_of_calibration(reports: Sequence[LayerReport]) -> None:
             len(reports),
             dead[0].name,
         )
-
-
-def _write_description(directory: Path, checkpoint: Checkpoint, layout: PackedLayout) -> None:
-    """Write config.json with its quantization, and the tokenizer's files."""
-    config = checkpoint.hf_config() | {"quantization_config": layout.quantization_config()}
-    text = json.dumps(config, indent=2) + "\n"
-    (directory / "config.json").write_text(text, encoding="utf-8")
-    for name, content in checkpoint.tokenizer_files().items():
-        (directory / name).parent.mkdir(exist_ok=True)  # of additional chat templates
-        (directory / name).write_bytes(content)

@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits, word_count
 from numbacalib.formats.durable import write_whole
+from numbacalib.formats.format import LayerGrid
 from numbacalib.formats.output_directory import existing
 from numbacalib.formats.output_lock import locked
 from numbacalib.formats.safetensors_writer import write_safetensors
 from numbacalib.methods import LayerReport, QuantizedWeight
+from numbacalib.models import TensorInfo
 from numbacalib.models.input_files import InputFiles
 from numbacalib.models.safetensors_file import STORED_TYPES, StoredTensor, read_header
 from numbacalib.quantizer.identity import differences
@@ -167,6 +169,17 @@ def open_work(directory: Path, identity: Mapping[str, Any], *, anew: bool) -> It
             directory.rmdir()
 
 
+def kept_bytes(weights: Mapping[str, TensorInfo], grids: Mapping[str, LayerGrid]) -> int:
+    """Bytes that layers on such grids take at most, as they are kept; zeros may be float32."""
+    total = 0
+    for name, grid in grids.items():
+        rows, channels = weights[name].shape
+        groups = channels // (grid.group_size or channels)
+        words = word_count(channels, grid.bits)
+        total += rows * (4 * words + groups * (grid.scale_dtype.itemsize + 4))
+    return total
+
+
 def _require_same_run(directory: Path, identity: Mapping[str, Any]) -> None:
     """Check that what is in a directory is of the run, or say in an empty one what it will be of."""
     file = directory / IDENTITY
@@ -219,6 +232,8 @@ def _arrays_of(block: FinishedBlock) -> dict[str, NDArray[Any]]:
         arrays[f"{name}.codes"] = pack_bits(weight.codes, weight.bits)
         arrays[f"{name}.scales"] = weight.scales
         arrays[f"{name}.zeros"] = weight.zeros
+        if weight.g_idx is not None:
+            arrays[f"{name}.g_idx"] = weight.g_idx
         layers[name] = {
             "bits": weight.bits,
             "group_size": weight.group_size,
@@ -249,7 +264,11 @@ def _block_of(arrays: Mapping[str, NDArray[Any]]) -> FinishedBlock:
         assert words.shape[1] == word_count(columns, bits)
         codes = unpack_bits(words, bits, columns)
         layers[name] = QuantizedWeight(
-            codes, arrays[f"{name}.scales"], arrays[f"{name}.zeros"], **own
+            codes,
+            arrays[f"{name}.scales"],
+            arrays[f"{name}.zeros"],
+            **own,
+            g_idx=arrays.get(f"{name}.g_idx"),
         )
     reports = [
         LayerReport(**report | {"shape": tuple(report["shape"])})

@@ -80,7 +80,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class task_kernel(kernel):  # noqa: N801
-    """Decorator for CPU kernels whose callers claim tasks from a counter, each in a thread of Python's.
+    """Decorator for CPU kernels whose callers take tasks from a counter, each in a thread of Python's.
 
     The body of a parallel loop goes through the compiler five times, once for each layer that Numba puts
     around it; what is called by itself goes through it once.

@@ -33,7 +33,7 @@ def least_quotient(typing_context, base, divisors, roots, first, last, divisor, 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         values = _unwrapped(context, builder, signature, arguments)
         pointers, (first, last) = values[:3], values[3:5]
-        end, divisor, root = (spread(builder, value, LANES) for value in values[4:])
+        end, divisor, root = (broadcast(builder, value, LANES) for value in values[4:])
         lanes = ir.Constant(_INTEGERS, list(range(LANES)))
         search = _Search(builder, divisor, root)
         width = ir.Constant(_INTEGER, LANES)
@@ -43,7 +43,7 @@ def least_quotient(typing_context, base, divisors, roots, first, last, divisor, 
             pair = []
             for begin in (i, builder.add(i, width)):
                 numbers = [_load(builder, pointer, begin) for pointer in pointers]
-                places = builder.add(spread(builder, begin, LANES), lanes)
+                places = builder.add(broadcast(builder, begin, LANES), lanes)
                 pair.append(search.candidate(numbers, places))
             search.offer(pair, end)
 
@@ -83,13 +83,13 @@ def least_quotients(
             pair = []
             for place in (i, builder.add(i, ahead)):
                 numbers = [
-                    spread(builder, builder.load(builder.gep(pointer, [place])), LANES)
+                    broadcast(builder, builder.load(builder.gep(pointer, [place])), LANES)
                     for pointer in pointers
                 ]
-                pair.append(search.candidate(numbers, spread(builder, place, LANES)))
+                pair.append(search.candidate(numbers, broadcast(builder, place, LANES)))
             search.offer(pair)
         lowest, places = search.found()
-        _scatter(builder, builder.fadd(lowest, spread(builder, more, LANES)), targets[0], points)
+        _scatter(builder, builder.fadd(lowest, broadcast(builder, more, LANES)), targets[0], points)
         _scatter(builder, places, targets[1], points)
         return context.get_dummy_value()
 
@@ -205,8 +205,8 @@ def multiply_add(builder: Any, left: Any, right: Any, addend: Any) -> Any:
     return builder.call(function, [left, right, addend])
 
 
-def spread(builder: Any, value: Any, lanes: int) -> Any:
-    """Put a number into every lane of a vector."""
+def broadcast(builder: Any, value: Any, lanes: int) -> Any:
+    """Return a vector with a number in every lane."""
     nothing = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
     vector = builder.insert_element(nothing, value, ir.Constant(_POSITION, 0))
     zeros = ir.Constant(ir.VectorType(_POSITION, lanes), [0] * lanes)

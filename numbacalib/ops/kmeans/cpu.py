@@ -14,7 +14,7 @@ from numbacalib.runtime import checks
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
-from numbacalib.runtime.tasks import claim
+from numbacalib.runtime.tasks import fetch_add
 
 DIGIT = 10
 """Bits that are sorted by at a time: their counts fit the first-level cache."""
@@ -70,15 +70,15 @@ def kmeans_rows(
 
 @kernel
 def _cluster_rows(matrix, importance, codes, centroids, integer, word, counter, workers):
-    """Split: workers, each of which claims rows from the counter."""
+    """Split: workers, each of which takes rows from the counter."""
     rows, columns = codes.shape
     for _ in prange(workers):
         memory = _memory(columns, centroids.dtype, word)
-        i = claim(counter)
+        i = fetch_add(counter)
         while i < rows:
             factors = importance[min(i, len(importance) - 1)]
             _cluster_row(matrix[i], factors, codes[i], centroids[i], integer, memory)
-            i = claim(counter)
+            i = fetch_add(counter)
 
 
 @scalar

@@ -92,6 +92,21 @@ def put_rows(target: Any, indices: NDArray[np.int64], rows: Any) -> None:
         kernels.put_rows(target, indices, rows)
 
 
+def add_rows(target: Any, indices: NDArray[np.int64], rows: Any, factors: Any) -> None:
+    """Add ``factors[i] * rows[i]`` to ``target[indices[i]]``, in place.
+
+    Parameters
+    ----------
+    target : float32 array [N, M]
+    indices : int64 array [n] on the host
+        No index twice.
+    rows : array [n, M], float16, bfloat16 or float32
+    factors : float32 array [n]
+    """
+    with call(cpu, _gpu, target=target, rows=rows, factors=factors) as (kernels, *arrays):
+        kernels.add_rows(arrays[0], indices, *arrays[1:])
+
+
 def without_columns(matrix: Any, dead: Any) -> Any:
     """A matrix whose `dead` columns, bool [E, K] for E equal runs of rows, are 0."""
     with call(cpu, _gpu, matrix=matrix, dead=dead) as (kernels, matrix, dead):

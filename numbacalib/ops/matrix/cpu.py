@@ -66,6 +66,11 @@ def put_rows(target: NDArray, indices: NDArray[np.int64], rows: NDArray) -> None
     target[indices] = rows
 
 
+def add_rows(target: NDArray, indices: NDArray[np.int64], rows: NDArray, factors: NDArray) -> None:
+    """See `numbacalib.ops.matrix.add_rows`."""
+    target[indices] += rows.astype(target.dtype, copy=False) * factors[:, None]
+
+
 def without_columns(matrix: NDArray, dead: NDArray) -> NDArray:
     """See `numbacalib.ops.matrix.without_columns`; the same memory where there is nothing to do."""
     if not dead.any():

@@ -95,6 +95,12 @@ def put_rows(target: Any, indices: NDArray[np.int64], rows: Any) -> None:
     launch(_put_rows, _tiles(rows), THREADS, carrier(rows), where, carrier(target))
 
 
+def add_rows(target: Any, indices: NDArray[np.int64], rows: Any, factors: Any) -> None:
+    """See `numbacalib.ops.matrix.add_rows`."""
+    where = device.from_host(np.ascontiguousarray(indices))
+    launch(_add_rows, _tiles(rows), THREADS, carrier(rows), where, factors, target)
+
+
 def without_columns(matrix: Any, dead: Any) -> Any:
     """See `numbacalib.ops.matrix.without_columns`."""
     kept = device.empty(matrix.shape, matrix.dtype)
@@ -176,6 +182,14 @@ def _put_rows(rows, indices, target):
     if j < rows.shape[1]:
         for i in range(np.int64(cuda.blockIdx.y), rows.shape[0], cuda.gridDim.y):
             target[indices[i], j] = rows[i, j]
+
+
+@cuda.jit
+def _add_rows(rows, indices, factors, target):
+    j = cuda.grid(1)
+    if j < rows.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), rows.shape[0], cuda.gridDim.y):
+            target[indices[i], j] += factors[i] * np.float32(widen(rows[i, j]))
 
 
 @cuda.jit
