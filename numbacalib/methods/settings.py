@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -42,6 +42,16 @@ class FixedGrids(NamedTuple):
     """[M, G], in the dtype that stores them."""
     zeros: Any
     """[M, G], as unsigned codes have them: uint8, or float32 where they are real."""
+
+
+class GridFinder(Protocol):
+    """A format's own way of finding grids, for `LayerSettings.find_grid`: what it returns it can store."""
+
+    def __call__(self, weight: Any, settings: GridSettings) -> tuple[Any, Any]:
+        """Return scales [M, G] in ``settings.scale_dtype`` and zeros as `gptq` takes them.
+
+        `weight` [M, K] and the arrays of `settings` are of one device, and what is returned is of it too.
+        """
 
 
 def grid_settings(

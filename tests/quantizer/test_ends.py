@@ -14,7 +14,7 @@ from models.tiny_gguf import tokenizer_metadata, write_gguf
 from numbacalib.cli import main
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import open_checkpoint
-from numbacalib.quantizer import calibration, pipeline
+from numbacalib.quantizer import blocks, calibration, pipeline
 from numbacalib.quantizer.preflight import require_space
 
 RTN = ["--method", "rtn", "--group-size", "32"]
@@ -40,7 +40,7 @@ def no_block(monkeypatch):
     def reached(*_, **__):
         pytest.fail("a block was reached")
 
-    monkeypatch.setattr(pipeline, "quantize_layer", reached)
+    monkeypatch.setattr(blocks, "quantize_layers", reached)
     monkeypatch.setattr(calibration, "run_stages", reached)
 
 
@@ -199,7 +199,7 @@ def test_a_mount_point_is_an_output(tmp_path, model):
 WAIT_IN_A_LAYER = """
     import os, shutil, signal, sys, time
     from numbacalib.cli import main
-    from numbacalib.quantizer import pipeline
+    from numbacalib.quantizer import blocks
 
     def wait(*_):
         print("inside", file=sys.stderr, flush=True)
@@ -209,7 +209,7 @@ WAIT_IN_A_LAYER = """
         os.kill(os.getpid(), signal.SIGINT)
 
     again, *arguments = sys.argv[1:]
-    pipeline.quantize_layer = wait
+    blocks.quantize_layers = wait
     if again == "again":
         shutil.rmtree = interrupted_removal
     sys.exit(main(arguments))
@@ -246,10 +246,10 @@ def test_signals_end_a_run_cleanly(tmp_path, model, number, status):
 WITH_A_TERMINAL = """
     import fcntl, os, signal, sys, termios, time
     from numbacalib.cli import main
-    from numbacalib.quantizer import pipeline
+    from numbacalib.quantizer import blocks
 
     fcntl.ioctl(2, termios.TIOCSCTTY, 0)  # standard error is the terminal that controls this process
-    real = pipeline.quantize_layer
+    real = blocks.quantize_layers
 
     def after_a_while(*arguments):
         print("inside", file=sys.stderr, flush=True)
@@ -259,7 +259,7 @@ WITH_A_TERMINAL = """
     seconds = float(sys.argv[1])
     if sys.argv[2] == "nohup":
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    pipeline.quantize_layer = after_a_while
+    blocks.quantize_layers = after_a_while
     sys.exit(main(sys.argv[3:]))
 """
 
@@ -384,7 +384,7 @@ def test_errors_are_one_line(tmp_path, model, capsys, monkeypatch, error, status
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(pipeline, "quantize_layer", fail)
+    monkeypatch.setattr(blocks, "quantize_layers", fail)
     assert run("quantize", model, *RTN, "--output", tmp_path / "out") == status
     assert_one_line(capsys.readouterr().err, "")
     assert not list(tmp_path.glob("*out*"))

@@ -19,7 +19,7 @@ from models.tiny import TEXT, write_tiny_checkpoint
 
 from numbacalib.cli import main
 from numbacalib.formats import durable
-from numbacalib.quantizer import pipeline
+from numbacalib.quantizer import blocks
 
 SHORT = ["--samples", "4", "--sequence-length", "32", "--group-size", "32"]
 LAYERS = 4
@@ -47,14 +47,14 @@ def contents(directory):
 
 def fail_in_block(monkeypatch, index, error):
     """Let the first layer of a block fail."""
-    real = pipeline.quantize_layer
+    real = blocks.quantize_layers
 
-    def failing(name, *arguments):
-        if name == f"model.layers.{index}.self_attn.q_proj":
+    def failing(weights, *arguments):
+        if f"model.layers.{index}.self_attn.q_proj" in weights:
             raise error
-        return real(name, *arguments)
+        return real(weights, *arguments)
 
-    monkeypatch.setattr(pipeline, "quantize_layer", failing)
+    monkeypatch.setattr(blocks, "quantize_layers", failing)
 
 
 def interrupted_at(monkeypatch, index, *command):
@@ -67,13 +67,13 @@ def interrupted_at(monkeypatch, index, *command):
 def quantized_layers(monkeypatch):
     """Names of the layers that are quantized from now on."""
     names = []
-    real = pipeline.quantize_layer
+    real = blocks.quantize_layers
 
-    def noting(name, *arguments):
-        names.append(name)
-        return real(name, *arguments)
+    def noting(weights, *arguments):
+        names.extend(weights)
+        return real(weights, *arguments)
 
-    monkeypatch.setattr(pipeline, "quantize_layer", noting)
+    monkeypatch.setattr(blocks, "quantize_layers", noting)
     return names
 
 
@@ -202,7 +202,7 @@ def test_work_of_others_is_refused(tmp_path, model, text, capsys):
 
 def test_two_runs_do_not_share_work(tmp_path, model, text, capsys, monkeypatch):
     command = ["quantize", model, "--text", text, *SHORT, "--work", tmp_path / "work"]
-    real, status = pipeline.quantize_layer, []
+    real, status = blocks.quantize_layers, []
 
     def second(*arguments):
         if not status:
@@ -210,7 +210,7 @@ def test_two_runs_do_not_share_work(tmp_path, model, text, capsys, monkeypatch):
             status[0] = run(*command, "--output", tmp_path / "second")
         return real(*arguments)
 
-    monkeypatch.setattr(pipeline, "quantize_layer", second)
+    monkeypatch.setattr(blocks, "quantize_layers", second)
     assert run(*command, "--output", tmp_path / "first") == 0
     assert status == [2]
     assert f"{tmp_path / 'work'}: another run is writing to it" in capsys.readouterr().err
@@ -284,14 +284,14 @@ def test_another_version_is_refused(tmp_path, monkeypatch, model, text, capsys):
 
 
 def test_a_model_that_changes_meanwhile_ends_the_run(tmp_path, monkeypatch, model, text, capsys):
-    real = pipeline.quantize_layer
+    real = blocks.quantize_layers
 
-    def changing(name, *arguments):
-        if name.startswith("model.layers.2"):
+    def changing(weights, *arguments):
+        if any(name.startswith("model.layers.2") for name in weights):
             os.utime(model / "model.safetensors", ns=(1, 1))
-        return real(name, *arguments)
+        return real(weights, *arguments)
 
-    monkeypatch.setattr(pipeline, "quantize_layer", changing)
+    monkeypatch.setattr(blocks, "quantize_layers", changing)
     command = ["quantize", model, "--text", text, *SHORT, "--output", tmp_path / "out"]
     assert run(*command) == 2
     assert "model.safetensors: the file has changed" in capsys.readouterr().err

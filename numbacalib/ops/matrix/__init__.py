@@ -5,6 +5,7 @@ Vectors are taken, too, where it says ``[..., K]``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -71,10 +72,17 @@ def stacked_rows(stack: Any) -> Any:
         return kernels.stacked_rows(stack)
 
 
-def split_rows(matrix: Any, count: int) -> list[Any]:
-    """Return equal runs of the rows of a matrix, in its own memory, as callers get arrays."""
+def split_rows(matrix: Any, lengths: Sequence[int]) -> list[Any]:
+    """Return runs of the rows of a matrix, in its own memory, as callers get arrays."""
     with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):
-        return kernels.split_rows(matrix, count)
+        return kernels.split_rows(matrix, lengths)
+
+
+def joined_rows(matrices: Sequence[Any]) -> Any:
+    """Return matrices [M_i, K] of one dtype, one below the other: a copy, unless it is one alone."""
+    named = {f"matrices[{i}]": matrix for i, matrix in enumerate(matrices)}
+    with call(cpu, _gpu, **named) as (kernels, *matrices):
+        return matrices[0] if len(matrices) == 1 else kernels.joined_rows(matrices)
 
 
 def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
@@ -138,6 +146,18 @@ def weighted_sum(left: Any, right: Any, a: float, b: float) -> Any:
     """``a * left + b * right`` of arrays [..., K], of any float dtypes, in the accumulators' dtype."""
     with call(cpu, _gpu, left=left, right=right) as (kernels, left, right):
         return kernels.weighted_sum(left, right, a, b)
+
+
+def add_scaled(target: Any, values: Any, factor: float) -> None:
+    """Add ``factor * values`` to `target`, in place; float32 [..., K], C-contiguous."""
+    with call(cpu, _gpu, target=target, values=values) as (kernels, target, values):
+        kernels.add_scaled(target, values, np.float32(factor))
+
+
+def row_range(matrix: Any, begin: int, end: int) -> Any:
+    """Rows `begin` to `end` of a matrix, or numbers of a vector, in its own memory."""
+    with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):
+        return kernels.row_range(matrix, begin, end)
 
 
 def larger(left: Any, right: Any) -> Any:
