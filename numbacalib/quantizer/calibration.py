@@ -77,6 +77,9 @@ class Calibration(Protocol):
         `folded` holds the channel scales by which inputs are divided since the preview.
         """
 
+    def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
+        """Leave a block behind that was quantized before, beside the one before it was."""
+
 
 class TextCalibration:
     """A text that runs through the model while its blocks are quantized.
@@ -134,6 +137,14 @@ class TextCalibration:
             for part in parts:
                 require_range(f"{block.name}.{block.mlp.stages[-1][1][0]}", part)
 
+    def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
+        """See `Calibration`: the same states as after `stages`, without what statistics cost."""
+        for part in self._decoder.batches(self._hidden):
+            block.forward(part)
+        if self._original is not None:
+            for part in self._decoder.batches(self._original):
+                original.forward(part)
+
 
 class SavedCalibration:
     """Statistics that `collect` left in a directory: no text, and no pass through the model.
@@ -179,6 +190,9 @@ class SavedCalibration:
         """See `Calibration`."""
         for stage, statistics in self.preview(index, block):
             yield [(stage, statistics.divided(folded[stage]) if stage in folded else statistics)]
+
+    def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
+        """See `Calibration`: no block depends on the one before."""
 
 
 def collect(
@@ -236,7 +250,7 @@ def _write_statistics(
             "to each are not saved: give quantize the text"
         )
     decoder = Decoder(checkpoint, place=place)
-    require_space(directory, statistics_bytes(checkpoint))
+    require_space({directory: statistics_bytes(checkpoint)})
     tokens = read_sequences(checkpoint, text, sequence_length, samples)
     layers = decoder.config.num_layers
     with Progress(layers) as progress, np.errstate(**SILENT):
