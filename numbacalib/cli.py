@@ -217,6 +217,13 @@ def _add_methods(quantize: argparse.ArgumentParser) -> None:
         default=True,
         help="find all scales before any column is compensated (default)",
     )
+    quantize.add_argument(
+        "--experts",
+        choices=("routed", "all"),
+        default="routed",
+        help="tokens that an expert is calibrated on: those that its router gives it, or all (default "
+        "routed)",
+    )
     quantize.add_argument("--percdamp", type=float, default=0.01, help="damping (default 0.01)")
     quantize.add_argument(
         "--damping-tries",
@@ -300,6 +307,7 @@ def _quantize(options: argparse.Namespace) -> None:
         refit=options.refit,
         act_order=options.act_order,
         static_groups=options.static_groups,
+        experts=options.experts,
         percdamp=options.percdamp,
         damping_tries=options.damping_tries,
         shrinkage=options.shrinkage,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,15 +12,21 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.format import LayerGrid
 from numbacalib.methods import (
+    CodebookWeight,
+    ExpertInputs,
     LayerReport,
     LayerSettings,
     QuantizedWeight,
     awq_scales,
+    quantize_each,
+    quantize_experts,
     quantize_layers,
 )
 from numbacalib.models import Checkpoint, Decoder, DecoderBlock, TensorInfo
+from numbacalib.models.experts import Experts
 from numbacalib.ops.matrix import to_host
-from numbacalib.quantizer.calibration import SILENT, Calibration, Stage
+from numbacalib.quantizer.calibration import SILENT, Calibration, Group, Stage
+from numbacalib.quantizer.expert_calibration import groups_of_weights
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.work import FinishedBlock, Work
@@ -90,9 +96,9 @@ def _quantize_block(
     at = f"block {index + 1} of {count}"
     layer_settings = _layer_settings(block, settings, job.grids)
     done = FinishedBlock({}, [], {}, {})
-    run: Iterable[tuple[Stage, InputStatistics | None]]
+    run: Iterable[Group]
     if job.calibration is None:
-        run = [(stage, None) for stage in block.stages]
+        run = _without_calibration(block, job.decoder.place.held_bytes)
     else:
         folded: dict[Stage, NDArray] = {}
         if settings.channel_scales == "awq":
@@ -100,24 +106,58 @@ def _quantize_block(
             preview = job.calibration.preview(index, block)
             folded = _fold_scales(job, block, preview, layer_settings, done)
         run = job.calibration.stages(index, block, folded)
-    for stage, statistics in run:
-        for kinds in _alike(stage, layer_settings):
-            progress.show(f"{at}: quantizing {', '.join(kinds)}")
-            names = {f"{block.name}.{kind}": kind for kind in kinds}
-            factors = None
-            if (importance := job.importance) is not None:
-                factors = {name: job.decoder.place.put(importance[name]) for name in names}
-            weights = {name: block.linears[kind] for name, kind in names.items()}
-            results = quantize_layers(weights, statistics, layer_settings[kinds[0]], factors)
-            for (name, kind), (quantized, report) in zip(names.items(), results, strict=True):
+    for group in run:
+        own = {
+            kind: on_grid(settings, job.grids[f"{block.name}.{kind}"])
+            for stage, _ in group
+            for kind in stage
+        }
+        for kinds in _equal_layers(group, own):
+            shown = kinds if len(kinds) < 4 else (kinds[0], "...", kinds[-1])
+            progress.show(f"{at}: quantizing {', '.join(shown)}")
+            results = _solve(job, block, kinds, group, own[kinds[0]])
+            for kind, (quantized, report) in zip(kinds, results, strict=True):
                 # no codebooks: see settings.check
                 assert isinstance(quantized, QuantizedWeight)
                 block.linears[kind] = quantized.dequantize(block.dtype)
-                done.layers[name] = quantized.to_host()
+                done.layers[f"{block.name}.{kind}"] = quantized.to_host()
                 done.reports.append(report)
-        _check_fallbacks([*before, *done.reports], len(block.linears) * count, settings)
+        _check_fallbacks([*before, *done.reports], len(job.grids), settings)
         progress.show(f"{at}: running the text through it")
     return done
+
+
+def _without_calibration(block: DecoderBlock, most_bytes: int) -> Iterator[Group]:
+    """All layers of a block, for a method that needs no activations."""
+    for stage in block.stages:
+        yield [(stage, None)]
+    if isinstance(block.mlp, Experts):
+        yield from groups_of_weights(block, most_bytes)
+
+
+def _equal_layers(group: Group, settings: Mapping[str, LayerSettings]) -> list[Stage]:
+    """Split a group into layers that are quantized together, in the order they run."""
+    (stage, inputs), *others = group
+    if others or isinstance(inputs, ExpertInputs):
+        return list(zip(*(stage for stage, _ in group), strict=True))
+    return _alike(stage, settings)
+
+
+def _solve(
+    job: Job, block: DecoderBlock, kinds: Stage, group: Group, settings: LayerSettings
+) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
+    """Quantize layers of a group together."""
+    weights = {f"{block.name}.{kind}": block.linears[kind] for kind in kinds}
+    experts = [inputs for _, inputs in group if isinstance(inputs, ExpertInputs)]
+    if experts:
+        return quantize_experts(weights, experts, settings)
+    statistics = [inputs for _, inputs in group if not isinstance(inputs, ExpertInputs)]
+    if statistics[1:]:
+        return quantize_each(weights, statistics, settings)
+    factors = None
+    if job.importance is not None:
+        factors = {name: job.decoder.place.put(job.importance[name]) for name in weights}
+    return quantize_layers(weights, statistics[0], settings, factors)
 
 
 def _skip_block(
@@ -130,10 +170,18 @@ def _skip_block(
             scales = place.put(finished.scales[stage[0]])
             block.fold(stage, scales, _producer_dtype(job, block, stage))
     original = block.copied()
+
+    def dequantized(weight: QuantizedWeight) -> Any:
+        arrays = {name: place.put(getattr(weight, name)) for name in ("codes", "scales", "zeros")}
+        return replace(weight, **arrays).dequantize(block.dtype)
+
     for name, weight in finished.layers.items():
         kind = name.removeprefix(f"{block.name}.")
-        arrays = {name: place.put(getattr(weight, name)) for name in ("codes", "scales", "zeros")}
-        block.linears[kind] = replace(weight, **arrays).dequantize(block.dtype)
+        if kind in block.linears:
+            block.linears[kind] = dequantized(weight)
+    block.read_experts(
+        lambda kinds: {kind: dequantized(finished.layers[f"{block.name}.{kind}"]) for kind in kinds}
+    )
     calibration.skip(block, original)
 
 

@@ -11,6 +11,7 @@ from numbacalib.runtime import checks
 
 CHANNEL_SCALES = ("none", "awq")
 MAGNITUDES = ("mean", "max")
+EXPERTS = ("routed", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class Settings(LayerSettings):
     """What the scales are powers of: "mean" or "max" of a channel's absolute inputs."""
     awq_weight_term: bool = False
     """Whether the scales also fall with the channel's weights: see `awq_scales`."""
+    experts: str = "routed"
+    """Whose tokens the statistics of an expert are of: those "routed" to it, or "all" of the layer."""
     samples: int = 64
     """Calibration sequences, evenly spaced over the text."""
     sequence_length: int = 512
@@ -53,6 +56,8 @@ def check(settings: Settings, importance: str | Path | None) -> None:
             f"channel_scales: expected {' or '.join(CHANNEL_SCALES)}, "
             f"got {settings.channel_scales!r}"
         )
+    if settings.experts not in EXPERTS:
+        raise ValueError(f"experts: expected {' or '.join(EXPERTS)}, got {settings.experts!r}")
     if settings.awq_magnitude not in MAGNITUDES:
         raise ValueError(
             f"awq_magnitude: expected {' or '.join(MAGNITUDES)}, got {settings.awq_magnitude!r}"
