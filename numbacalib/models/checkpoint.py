@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.config import ModelConfig
+from numbacalib.models.hub import local_path
 from numbacalib.models.input_files import InputFiles
 from numbacalib.models.layer_tensors import check_names
 from numbacalib.models.safetensors_file import StoredTensor
@@ -49,6 +50,11 @@ class Checkpoint(abc.ABC):
     def files(self) -> InputFiles:
         """The files that it is read from."""
         return InputFiles()
+
+    @property
+    def dropped(self) -> dict[str, str]:
+        """Tensors of the files that `names` leaves out, and why."""
+        return {}
 
     def check_unchanged(self) -> None:
         """Compare every file that it was opened from, tokenizer included, with what it was then.
@@ -157,8 +163,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Parameters
     ----------
     path : str or Path
-        A directory with ``config.json`` and ``model.safetensors`` or its index, or a GGUF file of any
-        name.
+        A directory with ``config.json`` and ``model.safetensors`` or its index, a GGUF file of any name,
+        or where there is neither an id of the Hugging Face hub, ``owner/name`` or ``owner/name@revision``.
 
     Returns
     -------
@@ -178,7 +184,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         from numbacalib.models.gguf_file import is_gguf
         from numbacalib.models.huggingface import HuggingFaceCheckpoint
 
-    path = Path(path)
+    path = local_path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")
     if path.is_dir():

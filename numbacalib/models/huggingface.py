@@ -92,6 +92,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         for file in self._copied.values():
             self.files.watch(file, _COPIED_BYTES)
         self._entries: dict[str, TensorEntry] = {}
+        self._dropped: dict[str, str] = {}
         self._stored_names: dict[str, str] = {}
         for header in weight_headers(self.files, path):
             for name, entry in header.items():
@@ -105,6 +106,10 @@ class HuggingFaceCheckpoint(Checkpoint):
             raise ValueError(f"{path}: {error}") from None
         if config.tie_word_embeddings:
             self._drop_tied_head()
+
+    @property
+    def dropped(self) -> dict[str, str]:
+        return dict(self._dropped)
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._entries)
@@ -163,6 +168,7 @@ class HuggingFaceCheckpoint(Checkpoint):
     def _add(self, stored_name: str, entry: TensorEntry) -> None:
         name = canonical_name(stored_name, self.config)
         if is_buffer(name):
+            self._dropped[name] = "a table that is computed from the configuration"
             return
         if not name.endswith(stored_name):  # else it is the name of a base model
             self._stored_names[name] = stored_name
@@ -196,6 +202,7 @@ class HuggingFaceCheckpoint(Checkpoint):
                 "found something else; set tie_word_embeddings to false to use it"
             )
         del self._entries[HEAD]
+        self._dropped[HEAD] = f"repeats {EMBEDDINGS}, to which it is tied"
 
     def _same_bytes(self, one: TensorEntry, other: TensorEntry) -> bool:
         for start in range(0, one.length, _COMPARED):
