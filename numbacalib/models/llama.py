@@ -21,7 +21,8 @@ from numbacalib.ops.matrix import cast, from_host, put_rows, scaled, take, to_ho
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
 from numbacalib.ops.token_loss import LOWEST, add_scores, losses
-from numbacalib.runtime.finite import not_finite, require_finite
+from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.not_finite import not_finite
 
 __all__ = ["Decoder", "DecoderBlock"]
 
