@@ -36,7 +36,7 @@ def group_lengths(
     for K, length in lengths.items():
         if length < min(asked, SHORTEST):
             longer = _divisors(common if uniform else K, max(asked + 1, SHORTEST))
-            use = [*map(str, longer[:1]), "-1 (one scale a row)"]
+            use = [*map(str, longer[:1]), "none (one scale a row)"]
             if uniform and len(lengths) > 1:
                 use.append("the symmetric grid, which takes a length a layer")
             raise ValueError(
