@@ -95,6 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     grid = quantize.add_mutually_exclusive_group()
     grid.add_argument("--symmetric", action="store_true", default=False)
     grid.add_argument("--asymmetric", action="store_false", dest="symmetric", help="(default)")
+    quantize.add_argument(
+        "--format",
+        nargs="+",
+        default=["compressed-tensors"],
+        metavar="NAME",
+        help="of the output (default compressed-tensors); of several, which must have a grid in common, "
+        "each gets a directory of its name in the output",
+    )
     _add_methods(quantize)
     _add_samples(quantize)
     _add_output(quantize)
@@ -304,6 +312,7 @@ def _quantize(options: argparse.Namespace) -> None:
         statistics=options.statistics,
         importance=options.importance,
         settings=settings,
+        formats=options.format,
         device=options.device,
         clean=options.clean,
     )

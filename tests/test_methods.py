@@ -198,6 +198,22 @@ def test_proxy_loss_agrees_with_the_definition(backend, rows, channels, dtype):
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
+def test_proxy_loss_by_halves_of_the_errors(backend, monkeypatch):
+    """As many errors are multiplied on a GPU: their rows by any power of two, dead channels beside."""
+    if backend.name != "numpy":
+        from numbacalib.ops.proxy_loss import gpu
+
+        monkeypatch.setattr(gpu, "FEW_ERRORS", 0)
+    weight = cases.random_matrix(1, (12, 40), np.float32)
+    weight *= np.logspace(-30, 12, 12, dtype=np.float32)[:, None]
+    weight[3] = 0
+    hessian = cases.random_hessian(2, 40).astype(np.float32)
+    hessian[5] = hessian[:, 5] = 0
+    quantized = rtn(weight, bits=3, group_size=8, scale_dtype=np.float32)
+    expected = naive.proxy_loss(weight, quantized.dequantize(), hessian)
+    assert backend.call(proxy_loss, weight, quantized, hessian) == pytest.approx(expected, rel=1e-3)
+
+
 def test_proxy_loss_of_a_codebook():
     weight = cases.random_matrix(1, (3, 8), np.float32)
     hessian = cases.random_hessian(2, 8).astype(np.float32)

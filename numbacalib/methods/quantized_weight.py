@@ -38,7 +38,7 @@ class QuantizedWeight(Generic[ArrayT]):
     scales: ArrayT
     """[M, G], in the dtype in which they are stored."""
     zeros: ArrayT
-    """uint8 [M, G]."""
+    """[M, G], uint8, or float32 where the grid has real ones."""
     bits: int
     group_size: int
     """Input channels that share a scale; K is one scale a row."""

@@ -23,6 +23,8 @@ def rtn(
     scale_dtype: DTypeLike = np.float16,
     search: RangeSearch | None = None,
     importance: ArrayT | None = None,
+    scales: ArrayT | None = None,
+    zeros: ArrayT | None = None,
 ) -> QuantizedWeight[ArrayT]:
     """Quantize a weight by rounding to nearest.
 
@@ -44,6 +46,10 @@ def rtn(
     importance : array [K] or [M, K], optional
         Weights of the search's errors: the mean square of each input channel (llama.cpp's importance
         matrix), or Fisher information.
+    scales, zeros : arrays [M, G], optional
+        Grids that a format, or a caller, has fixed: scales in `scale_dtype`, of any sign but not 0, and
+        zeros as unsigned codes have them, uint8 or real numbers, none with `symmetric`.
+        ``value = (code - zero) * scale`` with codes in ``[0, 2 ** bits - 1]``.
 
     Returns
     -------
@@ -65,9 +71,8 @@ def rtn(
     >>> quantized.scales, quantized.zeros
     (array([[1.]], dtype=float16), array([[0]], dtype=uint8))
     """
-    with arrays_of_one_device(weight=weight, importance=importance) as (weight, importance):
-        settings = grid_settings(
-            weight, bits, group_size, symmetric, scale_dtype, search, importance
-        )
+    options = {"importance": importance, "scales": scales, "zeros": zeros}
+    with arrays_of_one_device(weight=weight, **options) as (weight, *given):
+        settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, *given)
         require_finite("weight", weight)
         return rounded(weight, settings)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from numbacalib.linalg import factor_hessians, solve_rows
-from numbacalib.methods.gptq import DAMPING_GROWTH, LEAST_GROWN_DAMPING
 from numbacalib.methods.loss import proxy_loss
 from numbacalib.methods.quantized_weight import StoredWeight
+from numbacalib.methods.solver import DAMPING_GROWTH, LEAST_GROWN_DAMPING
 from numbacalib.ops.matrix import cast, to_host, weighted_sum
 from numbacalib.ops.products import group_dots, product
 from numbacalib.runtime import checks

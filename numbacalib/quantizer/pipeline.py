@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.formats.compressed_tensors import PackedLayout, is_compressed, pack, packed_bytes
+from numbacalib.formats.format import Format, LayerGrid, ModelWriter
 from numbacalib.formats.group_lengths import listed
 from numbacalib.formats.output_directory import new_directory
-from numbacalib.formats.safetensors_writer import SafetensorsWriter
+from numbacalib.formats.registry import common_grids, formats_named, stored_format
 from numbacalib.methods import (
     LayerReport,
     LayerSettings,
     QuantizedWeight,
     awq_scales,
-    quantize_layer,
+    quantize_layers,
 )
 from numbacalib.models import (
     Checkpoint,
@@ -30,6 +30,7 @@ from numbacalib.models import (
     open_checkpoint,
     open_place,
 )
+from numbacalib.models.layer_tensors import stages
 from numbacalib.quantizer.calibration import (
     SILENT,
     Calibration,
@@ -55,6 +56,7 @@ def quantize(
     statistics: str | Path | None = None,
     importance: str | Path | None = None,
     settings: Settings,
+    formats: Sequence[str] = ("compressed-tensors",),
     device: str = "auto",
     clean: bool = False,
 ) -> list[LayerReport]:
@@ -62,8 +64,7 @@ def quantize(
 
     GPTQ runs block by block and layer by layer on the activations that the layers quantized before
     produce; layers that share an input share its Hessian. Embeddings, norms, biases and the head are
-    copied as they are. `output` is a Hugging Face directory in the compressed-tensors
-    `pack-quantized` format; it appears when it is complete.
+    copied as they are. `output` appears when it is complete.
 
     Parameters
     ----------
@@ -79,6 +80,9 @@ def quantize(
         What `numbacalib.quantizer.read_importance` reads, for the ranges "weighted" instead of the
         mean squares of the text.
     settings : Settings
+    formats : sequence of str, default ("compressed-tensors",)
+        Names of `numbacalib.formats.FORMATS`. Of several, which must have a grid in common, each gets a
+        directory of its name in `output`.
     device : str, default "auto"
         Where the model runs and its layers are quantized: see `numbacalib.models.open_place`.
     clean : bool, default False
@@ -109,13 +113,20 @@ def quantize(
     ('model.layers.0.self_attn.q_proj', 64, True)
     """
     check(settings, importance)
+    written = formats_named(formats)
+    for each in written:
+        each.check(_asked(settings, np.dtype(np.float32)))
     place = open_place(device)
     with new_directory(output, clean=clean) as directory:
-        return _write_checkpoint(directory, model, text, statistics, importance, settings, place)
+        directories = [directory / each.name if written[1:] else directory for each in written]
+        for own in directories:
+            own.mkdir(exist_ok=True)
+        outputs = dict(zip(directories, written, strict=True))
+        return _write_checkpoints(outputs, model, text, statistics, importance, settings, place)
 
 
-def _write_checkpoint(
-    directory: Path,
+def _write_checkpoints(
+    outputs: Mapping[Path, Format],
     model: str | Path,
     text: Sequence[str | Path],
     statistics: str | Path | None,
@@ -123,91 +134,78 @@ def _write_checkpoint(
     settings: Settings,
     place: Place,
 ) -> list[LayerReport]:
-    """Do what `quantize` does, into a directory; what is small is written before the first block."""
+    """Do what `quantize` does, into directories; what is small is written before the first block."""
     checkpoint = open_checkpoint(model)
-    if is_compressed(checkpoint.hf_config()):
+    if stored_format(checkpoint) is not None:
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
     decoder = Decoder(checkpoint, place=place)
-    layout = _layout(checkpoint, settings)
-    packed = {f"{name}.weight" for name in layout.group_sizes}
-    copied = [name for name in checkpoint.names() if name not in packed]
-    copied_bytes = sum(map(checkpoint.stored_bytes, copied))
-    require_space(directory, copied_bytes + _packed_bytes(checkpoint, layout, settings))
-    _write_description(directory, checkpoint, layout)
-    factors = None
-    if importance is not None:
-        factors = read_importance(importance, _layer_shapes(checkpoint))
-    calibration: Calibration | None = None
-    if statistics is not None:
-        if text:
-            raise ValueError("text: expected none where statistics are given")
-        if settings.target == "propagated":
-            raise ValueError(
-                "target: expected layerwise with statistics, since only a run over a text has the "
-                "quantized layers' inputs beside the original ones"
-            )
-        calibration = SavedCalibration(statistics, checkpoint, decoder)
-    elif settings.calibrated(importance is not None) or settings.channel_scales != "none":
-        tokens = read_sequences(checkpoint, text, settings.sequence_length, settings.samples)
-        propagated = settings.target == "propagated"
-        calibration = TextCalibration(decoder, tokens, propagated)
-    with SafetensorsWriter(directory) as writer:
-        results = _quantize_blocks(
-            checkpoint, decoder, calibration, factors, settings, layout, writer
-        )
-        for name in copied:
-            if name not in writer:  # a norm that took up channel scales
-                writer.add_stored(name, checkpoint.stored(name))
-    return results
+    grids = _grids(checkpoint, settings, list(outputs.values()))
+    writers = [each.writer(path, checkpoint, grids) for path, each in outputs.items()]
+    require_space(next(iter(outputs)), sum(writer.planned_bytes for writer in writers))
+    with ExitStack() as stack:
+        for writer in writers:
+            stack.enter_context(writer)
+        factors = None
+        if importance is not None:
+            factors = read_importance(importance, _layer_shapes(checkpoint))
+        calibration: Calibration | None = None
+        if statistics is not None:
+            if text:
+                raise ValueError("text: expected none where statistics are given")
+            if settings.target == "propagated":
+                raise ValueError(
+                    "target: expected layerwise with statistics, since only a run over a text has the "
+                    "quantized layers' inputs beside the original ones"
+                )
+            calibration = SavedCalibration(statistics, checkpoint, decoder)
+        elif settings.calibrated(importance is not None) or settings.channel_scales != "none":
+            tokens = read_sequences(checkpoint, text, settings.sequence_length, settings.samples)
+            propagated = settings.target == "propagated"
+            calibration = TextCalibration(decoder, tokens, propagated)
+        return _quantize_blocks(checkpoint, decoder, calibration, factors, settings, grids, writers)
 
 
-def _packed_bytes(checkpoint: Checkpoint, layout: PackedLayout, settings: Settings) -> int:
-    """Bytes of all layers that are quantized, as they will be stored."""
-    total = 0
-    for name, group_size in layout.group_sizes.items():
-        shape, dtype = checkpoint.info(f"{name}.weight")
-        total += packed_bytes(
-            (shape[0], shape[1]),
-            group_size,
-            bits=settings.bits,
-            symmetric=settings.symmetric,
-            scale_dtype=scale_dtype(dtype),
-        )
-    return total
-
-
-def scale_dtype(weight_dtype: np.dtype) -> np.dtype:
-    """What a layer's scales are stored in: the model's own dtype.
-
-    compressed-tensors multiplies codes by scales in the scales' dtype and converts afterwards, so
-    that any other choice would round the weights twice.
-    """
-    return np.dtype(np.float32) if weight_dtype == np.float64 else weight_dtype
-
-
-def _layout(checkpoint: Checkpoint, settings: Settings) -> PackedLayout:
+def _grids(
+    checkpoint: Checkpoint, settings: Settings, formats: Sequence[Format]
+) -> dict[str, LayerGrid]:
     """Say how the model's linear layers are to be stored, and in the log what deviates."""
-    shapes = _layer_shapes(checkpoint)
-    asked, symmetric = settings.group_size, settings.symmetric
-    layout = PackedLayout(shapes, bits=settings.bits, group_size=asked, symmetric=symmetric)
-    others: dict[int | None, set[int]] = {}
-    for name, size in layout.group_sizes.items():
-        if size != asked:
-            others.setdefault(size, set()).add(shapes[name][1])
-    if others:
-        taken = ", ".join(f"{size} for K = {listed(K)}" for size, K in others.items())
-        why = (
-            f"does not divide {'K' if symmetric else 'every K, and the file format has one length'}"
+    weights = {name: checkpoint.info(f"{name}.weight") for name in _layer_shapes(checkpoint)}
+    asked = {name: _asked(settings, info.dtype) for name, info in weights.items()}
+    grids = common_grids(formats, weights, asked)
+    for grid in dict.fromkeys(grids.values()):
+        _on_grid(settings, grid).check()
+    others: dict[tuple[int | None, int | None], set[int]] = {}
+    for name, grid in grids.items():
+        sizes = asked[name].group_size, grid.group_size
+        if sizes[0] != sizes[1]:
+            others.setdefault(sizes, set()).add(weights[name].shape[1])
+    for (size, taken), channels in others.items():
+        divides = any(K % (size or 1) == 0 for K in channels)
+        why = "every K, and the file format has one length" if divides else "K"
+        K = listed(channels)
+        log.warning(
+            "group_size %s does not divide %s: groups of %s for K = %s", size, why, taken, K
         )
-        log.warning("group_size %s %s: groups of %s", asked, why, taken)
-    return layout
+    return grids
+
+
+def _asked(settings: Settings, dtype: np.dtype) -> LayerGrid:
+    """Return the grid of a layer with weights of `dtype`, before a format says how it is stored."""
+    unordered = settings.method == "gptq" and settings.act_order == "desc"
+    return LayerGrid(
+        settings.bits,
+        settings.group_size,
+        settings.symmetric,
+        dtype,
+        g_idx=unordered and not settings.static_groups,
+    )
 
 
 def _layer_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     """M and K of the linear layers that are quantized, by name without ``.weight``."""
     shapes = {}
     for index in range(checkpoint.config.num_layers):
-        for kind in (kind for stage in DecoderBlock.stages for kind in stage):
+        for kind in (kind for stage in stages(checkpoint.config, index) for kind in stage):
             rows, channels = checkpoint.info(f"model.layers.{index}.{kind}.weight").shape
             shapes[f"model.layers.{index}.{kind}"] = rows, channels
     return shapes
@@ -219,50 +217,57 @@ def _quantize_blocks(
     calibration: Calibration | None,
     importance: Mapping[str, NDArray] | None,
     settings: Settings,
-    layout: PackedLayout,
-    writer: SafetensorsWriter,
+    grids: Mapping[str, LayerGrid],
+    writers: Sequence[ModelWriter],
 ) -> list[LayerReport]:
     """Quantize block after block; `calibration` None is a method that needs no activations."""
     layers = decoder.config.num_layers
     reports: list[LayerReport] = []
-    with Progress(layers * len(DecoderBlock.stages)) as progress, np.errstate(**SILENT):
+    with (
+        Progress(sum(len(stages(decoder.config, index)) for index in range(layers))) as progress,
+        np.errstate(**SILENT),
+    ):
         for index in range(layers):
             at = f"block {index + 1} of {layers}"
             progress.show(f"{at}: reading")
             block = decoder.block(index)
             checkpoint.check_unchanged()
-            layer_settings = _layer_settings(checkpoint, block, settings, layout)
-            stages: Iterable[tuple[Stage, InputStatistics | None]]
+            layer_settings = _layer_settings(block, settings, grids)
+            run: Iterable[tuple[Stage, InputStatistics | None]]
             if calibration is None:
-                stages = [(stage, None) for stage in block.stages]
+                run = [(stage, None) for stage in block.stages]
             else:
                 folded: dict[Stage, NDArray] = {}
                 if settings.channel_scales == "awq":
                     progress.show(f"{at}: scaling channels")
-                    dtype = checkpoint.info(f"{block.name}.input_layernorm.weight").dtype
                     preview = calibration.preview(index, block)
-                    folded, vectors = _fold_scales(block, preview, settings, layer_settings, dtype)
+                    folded, vectors = _fold_scales(
+                        checkpoint, block, preview, settings, layer_settings
+                    )
                     for name, vector in vectors.items():
-                        writer.add(f"{block.name}.{name}", vector)
-                stages = calibration.stages(index, block, folded)
-            for stage, statistics in stages:
-                for kind in stage:
-                    progress.show(f"{at}: quantizing {kind}")
-                    name = f"{block.name}.{kind}"
+                        for writer in writers:
+                            writer.add(f"{block.name}.{name}", vector)
+                run = calibration.stages(index, block, folded)
+            for stage, statistics in run:
+                for kinds in _alike(stage, layer_settings):
+                    progress.show(f"{at}: quantizing {', '.join(kinds)}")
+                    names = {f"{block.name}.{kind}": kind for kind in kinds}
                     factors = None
                     if importance is not None:
-                        factors = decoder.place.put(importance[name])
-                    quantized, report = quantize_layer(
-                        name, block.linears[kind], statistics, layer_settings[kind], factors
+                        factors = {name: decoder.place.put(importance[name]) for name in names}
+                    weights = {name: block.linears[kind] for name, kind in names.items()}
+                    results = quantize_layers(
+                        weights, statistics, layer_settings[kinds[0]], factors
                     )
-                    # no codebooks: see settings.check
-                    assert isinstance(quantized, QuantizedWeight)
-                    block.linears[kind] = quantized.dequantize(block.dtype)
-                    tensors = pack(quantized.to_host())
-                    for part, tensor in tensors.items():
-                        writer.add(f"{name}.{part}", tensor)
-                    stored = sum(tensor.nbytes for tensor in tensors.values())
-                    reports.append(replace(report, stored_bytes=stored))
+                    for (name, kind), (quantized, report) in zip(
+                        names.items(), results, strict=True
+                    ):
+                        # no codebooks: see settings.check
+                        assert isinstance(quantized, QuantizedWeight)
+                        block.linears[kind] = quantized.dequantize(block.dtype)
+                        weight = quantized.to_host()
+                        stored = [writer.add_layer(name, weight) for writer in writers]
+                        reports.append(replace(report, stored_bytes=stored[0]))
                 _check_fallbacks(reports, len(block.linears) * layers, settings)
                 progress.step(at if stage == block.stages[-1] else "")
                 progress.show(f"{at}: running the text through it")
@@ -271,34 +276,49 @@ def _quantize_blocks(
 
 
 def _layer_settings(
-    checkpoint: Checkpoint, block: DecoderBlock, settings: Settings, layout: PackedLayout
+    block: DecoderBlock, settings: Settings, grids: Mapping[str, LayerGrid]
 ) -> dict[str, LayerSettings]:
-    """Settings of each of a block's linear layers, by short name: groups and scales as stored."""
-    return {
-        kind: replace(
-            settings,
-            group_size=layout.group_sizes[f"{block.name}.{kind}"],
-            scale_dtype=scale_dtype(checkpoint.info(f"{block.name}.{kind}.weight").dtype),
-        )
-        for kind in block.linears
-    }
+    """Settings of each of a block's linear layers, by short name: on its grid, as stored."""
+    return {kind: _on_grid(settings, grids[f"{block.name}.{kind}"]) for kind in block.linears}
+
+
+def _alike(stage: Stage, settings: Mapping[str, LayerSettings]) -> list[Stage]:
+    """Split a stage into the layers that have the same settings, in their order."""
+    groups: list[list[str]] = []
+    for kind in stage:
+        if groups and settings[groups[-1][0]] == settings[kind]:
+            groups[-1].append(kind)
+        else:
+            groups.append([kind])
+    return [tuple(group) for group in groups]
+
+
+def _on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
+    return replace(
+        settings,
+        bits=grid.bits,
+        group_size=grid.group_size,
+        symmetric=grid.symmetric,
+        scale_dtype=grid.scale_dtype,
+        find_grid=grid.find,
+    )
 
 
 def _fold_scales(
+    checkpoint: Checkpoint,
     block: DecoderBlock,
     preview: Sequence[tuple[Stage, InputStatistics]],
     settings: Settings,
     layer_settings: Mapping[str, LayerSettings],
-    dtype: np.dtype,
 ) -> tuple[dict[Stage, NDArray], dict[str, NDArray]]:
     """Scale the block's channels by AWQ where something can take up the scales.
 
-    Returns the scales by stage, and the block's vectors that changed, as `dtype`.
+    Returns the scales by stage, and the block's vectors that changed, as they are stored.
     """
     folded: dict[Stage, NDArray] = {}
     vectors: dict[str, NDArray] = {}
     for stage, statistics in preview:
-        if block.producer(stage) is None:
+        if (producer := block.producer(stage)) is None:
             continue
         found = awq_scales(
             [block.linears[kind] for kind in stage],
@@ -310,6 +330,7 @@ def _fold_scales(
             symmetric=layer_settings[stage[0]].symmetric,
             scale_dtype=layer_settings[stage[0]].scale_dtype,
         )
+        dtype = checkpoint.info(f"{block.name}.{producer}.weight").dtype
         folded[stage], changed = block.fold(stage, found.scales, dtype)
         vectors |= changed
     return folded, vectors
@@ -358,13 +379,3 @@ def _warn_of_calibration(reports: Sequence[LayerReport]) -> None:
             len(reports),
             dead[0].name,
         )
-
-
-def _write_description(directory: Path, checkpoint: Checkpoint, layout: PackedLayout) -> None:
-    """Write config.json with its quantization, and the tokenizer's files."""
-    config = checkpoint.hf_config() | {"quantization_config": layout.quantization_config()}
-    text = json.dumps(config, indent=2) + "\n"
-    (directory / "config.json").write_text(text, encoding="utf-8")
-    for name, content in checkpoint.tokenizer_files().items():
-        (directory / name).parent.mkdir(exist_ok=True)  # of additional chat templates
-        (directory / name).write_bytes(content)

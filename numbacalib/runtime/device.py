@@ -113,9 +113,9 @@ class open_call:  # noqa: N801 - used like a function
 
 def _memory(array: Any) -> Memory | None:
     """Return the memory of ours that an array lies in, if it is one of ours."""
-    owner = array.owner if type(array) is DeviceArray else None
-    if isinstance(array, Result):
-        owner = array.gpu_data.owner
+    owner = array.owner if type(array) is DeviceArray else array
+    if isinstance(owner, Result):
+        owner = owner.gpu_data.owner
     return owner if isinstance(owner, Memory) else None
 
 
@@ -154,8 +154,10 @@ def _number_of_device(array: Any, interface: Any = None) -> int:
     start = _address(array, interface)
     if not start:  # an empty array has no memory
         return current_device()
-    ordinal = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-    return int(check(driver.cuPointerGetAttribute(ordinal, start)))
+    from cuda.bindings import runtime
+
+    # the driver's own query, cuPointerGetAttribute, has 0 for every ordinal in cuda.bindings 13.0
+    return int(check(runtime.cudaPointerGetAttributes(start)).device)
 
 
 def _address(array: Any, interface: Any = None) -> int:
@@ -283,6 +285,14 @@ def write(target: Any, array: NDArray) -> None:
     # the driver has read pageable memory when this returns
     source = array.ctypes.data, array.nbytes, driver.CUstream(stream_handle())
     check(driver.cuMemcpyHtoDAsync(target.address, *source))
+
+
+def pinned(size: int) -> NDArray[np.uint8]:
+    """Return uninitialised host memory that the device reads by itself: `write` from it does not wait."""
+    if SIMULATED or not size:
+        return np.empty(size, np.uint8)
+    current_device()  # a thread's first call has no context yet
+    return cuda.pinned_array(size, np.uint8)
 
 
 def copy(source: Any, target: Any) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from models.tiny import TEXT, write_tiny_checkpoint
 
-from numbacalib.formats.compressed_tensors import PackedLayers
+from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import HOST, Decoder, open_checkpoint, open_place
 from numbacalib.quantizer import Settings, collect, evaluate, quantize
 
@@ -50,7 +50,9 @@ def test_a_model_is_quantized_as_on_the_host(tmp_path, backend, device, text):
     for expected, actual in zip(reports["cpu"], reports[device], strict=True):
         assert actual.name == expected.name
         assert actual.loss == pytest.approx(expected.loss, rel=1e-3)
-    ours, theirs = (PackedLayers(open_checkpoint(tmp_path / f"on-{p}")) for p in ("cpu", device))
+    ours, theirs = (
+        CompressedTensors().layers(open_checkpoint(tmp_path / f"on-{p}")) for p in ("cpu", device)
+    )
     assert set(ours) == set(theirs)
     first = next(iter(ours))
     assert (ours[first].codes != theirs[first].codes).mean() < 0.002

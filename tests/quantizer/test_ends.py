@@ -12,7 +12,7 @@ from models.tiny import TEXT, tiny_config, write_tiny_checkpoint
 from models.tiny_gguf import tokenizer_metadata, write_gguf
 
 from numbacalib.cli import main
-from numbacalib.formats.compressed_tensors import PackedLayers
+from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import open_checkpoint
 from numbacalib.quantizer import calibration, pipeline
 from numbacalib.quantizer.preflight import require_space
@@ -56,7 +56,7 @@ def assert_one_line(error, message):
 
 
 def assert_whole(output):
-    assert len(PackedLayers(open_checkpoint(output))) == 14
+    assert len(CompressedTensors().layers(open_checkpoint(output))) == 14
     assert (output / "tokenizer.json").is_file()
 
 
