@@ -317,7 +317,7 @@ def test_an_interrupt_leaves_nothing(tmp_path, text, model, monkeypatch, capsys)
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "quantize_layer", interrupt)
+    monkeypatch.setattr(pipeline, "quantize_layers", interrupt)
     assert run("quantize", model, "--text", text, *SHORT, "--output", tmp_path / "out") == 130
     assert_one_line(capsys, "interrupted")
     assert not list(tmp_path.glob("*out*"))

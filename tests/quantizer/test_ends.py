@@ -40,7 +40,7 @@ def no_block(monkeypatch):
     def reached(*_, **__):
         pytest.fail("a block was reached")
 
-    monkeypatch.setattr(pipeline, "quantize_layer", reached)
+    monkeypatch.setattr(pipeline, "quantize_layers", reached)
     monkeypatch.setattr(calibration, "run_stages", reached)
 
 
@@ -205,7 +205,7 @@ WAIT_IN_A_LAYER = """
         os.kill(os.getpid(), signal.SIGINT)
 
     again, *arguments = sys.argv[1:]
-    pipeline.quantize_layer = wait
+    pipeline.quantize_layers = wait
     if again == "again":
         shutil.rmtree = interrupted_removal
     sys.exit(main(arguments))
@@ -245,7 +245,7 @@ WITH_A_TERMINAL = """
     from numbacalib.quantizer import pipeline
 
     fcntl.ioctl(2, termios.TIOCSCTTY, 0)  # standard error is the terminal that controls this process
-    real = pipeline.quantize_layer
+    real = pipeline.quantize_layers
 
     def after_a_while(*arguments):
         print("inside", file=sys.stderr, flush=True)
@@ -255,7 +255,7 @@ WITH_A_TERMINAL = """
     seconds = float(sys.argv[1])
     if sys.argv[2] == "nohup":
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    pipeline.quantize_layer = after_a_while
+    pipeline.quantize_layers = after_a_while
     sys.exit(main(sys.argv[3:]))
 """
 
@@ -380,7 +380,7 @@ def test_errors_are_one_line(tmp_path, model, capsys, monkeypatch, error, status
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(pipeline, "quantize_layer", fail)
+    monkeypatch.setattr(pipeline, "quantize_layers", fail)
     assert run("quantize", model, *RTN, "--output", tmp_path / "out") == status
     assert_one_line(capsys.readouterr().err, "")
     assert not list(tmp_path.glob("*out*"))
