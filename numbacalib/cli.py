@@ -106,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_methods(quantize)
     _add_samples(quantize)
     _add_output(quantize)
+    quantize.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="where finished blocks are kept until the output is complete (default: beside it)",
+    )
     quantize.add_argument("--report", type=Path, metavar="FILE", help="how the layers went, JSON")
 
     collect = commands.add_parser(
@@ -254,7 +260,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, required=True, metavar="DIR", help="new, or an empty directory"
     )
     parser.add_argument(
-        "--clean", action="store_true", help="remove what killed runs to the same output left"
+        "--clean",
+        action="store_true",
+        help="remove what killed runs to the same output left, and begin anew",
     )
 
 
@@ -315,6 +323,7 @@ def _quantize(options: argparse.Namespace) -> None:
         formats=options.format,
         device=options.device,
         clean=options.clean,
+        work=options.work,
     )
     print(report.layer_table(layers))
     print(f"written to {options.output}")

@@ -71,6 +71,9 @@ class Calibration(Protocol):
         `folded` holds the channel scales by which inputs are divided since the preview.
         """
 
+    def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
+        """Leave a block behind that was quantized before, beside the one before it was."""
+
 
 class TextCalibration:
     """A text that runs through the model while its blocks are quantized.
@@ -114,6 +117,14 @@ class TextCalibration:
             return run_stages(block, self._decoder, self._hidden)
         # a copy of the folded block: both see the same scaled channels
         return run_stages(block, self._decoder, self._hidden, (block.copied(), self._original))
+
+    def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
+        """See `Calibration`: the same states as after `stages`, without what statistics cost."""
+        for part in self._decoder.batches(self._hidden):
+            block.forward(part)
+        if self._original is not None:
+            for part in self._decoder.batches(self._original):
+                original.forward(part)
 
 
 class SavedCalibration:
@@ -160,6 +171,9 @@ class SavedCalibration:
         """See `Calibration`."""
         for stage, statistics in self.preview(index, block):
             yield stage, statistics.divided(folded[stage]) if stage in folded else statistics
+
+    def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
+        """See `Calibration`: no block depends on the one before."""
 
 
 def collect(
@@ -220,7 +234,7 @@ def _write_statistics(
     """Do what `collect` does, into a directory."""
     checkpoint = open_checkpoint(model)
     decoder = Decoder(checkpoint, place=place)
-    require_space(directory, statistics_bytes(checkpoint))
+    require_space({directory: statistics_bytes(checkpoint)})
     tokens = read_sequences(checkpoint, text, sequence_length, samples)
     layers = decoder.config.num_layers
     with Progress(layers) as progress, np.errstate(**SILENT):

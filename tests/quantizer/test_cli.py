@@ -126,7 +126,7 @@ def test_groups_that_do_not_divide_take_the_longest_that_do(
 
 def test_whole_rows_are_for_who_asks(tmp_path, text, caplog, model):
     output = tmp_path / "out"
-    command = ["quantize", model, "--text", text, *SHORT[:4], "--group-size", "none"]
+    command = ["quantize", model, "--text", text, *SHORT[:4], "--group-size", -1]
     assert run(*command, "--output", output) == 0
     assert "group_size" not in caplog.text
     assert set(group_sizes(output).values()) == {64, 96}
@@ -139,7 +139,7 @@ def test_whole_rows_are_for_who_asks(tmp_path, text, caplog, model):
             {"intermediate_size": 94},
             [],
             "group_size: 64 does not divide K = 64, 94, and 2, the longest below it that does, is "
-            "under 16: use none (one scale a row) or the symmetric grid",
+            "under 16: use -1 (one scale a row) or the symmetric grid",
         ),
         (
             {"head_dim": 4, "hidden_size": 64, "num_key_value_heads": 2},
@@ -312,12 +312,12 @@ def test_a_killed_run_leaves_no_output_and_does_not_disturb_the_next(tmp_path, t
 
 
 def test_an_interrupt_leaves_nothing(tmp_path, text, model, monkeypatch, capsys):
-    from numbacalib.quantizer import pipeline
+    from numbacalib.quantizer import blocks
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "quantize_layers", interrupt)
+    monkeypatch.setattr(blocks, "quantize_layers", interrupt)
     assert run("quantize", model, "--text", text, *SHORT, "--output", tmp_path / "out") == 130
     assert_one_line(capsys, "interrupted")
     assert not list(tmp_path.glob("*out*"))
