@@ -40,9 +40,13 @@ class LayerGrid:
     symmetric: bool
     scale_dtype: np.dtype
     """What scales are stored in."""
+    block: str | None = None
+    """GGML's name of the blocks in which scales are themselves quantized; see `BLOCK_TYPES`."""
 
     def __str__(self) -> str:
         """Describe it in an error."""
+        if self.block is not None:
+            return f"blocks of {self.block}"
         size = "one scale a row" if self.group_size is None else f"groups of {self.group_size}"
         kind = "symmetric" if self.symmetric else "asymmetric"
         return f"{self.bits} bits, {kind}, {size}, scales in {self.scale_dtype}"

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.formats.format import Format, LayerGrid
+from numbacalib.formats.gguf import GGUF_FORMATS
 from numbacalib.models.checkpoint import TensorInfo
 from numbacalib.models.fields import Fields
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
 
-FORMATS: dict[str, Format] = {each.name: each for each in (CompressedTensors(),)}
+FORMATS: dict[str, Format] = {each.name: each for each in (CompressedTensors(), *GGUF_FORMATS)}
 """Every format of whole language models, by its name on the command line."""
 
 

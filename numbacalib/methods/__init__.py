@@ -1,6 +1,7 @@
 """Methods: a layer's weight and statistics in, a `QuantizedWeight` out."""
 
 from numbacalib.methods.awq import ChannelScales, awq_clip, awq_scales
+from numbacalib.methods.block_scales import block_scales
 from numbacalib.methods.codebook import CodebookWeight, codebook
 from numbacalib.methods.gptq import GptqReport, gptq, gptq_batch
 from numbacalib.methods.layer import LayerReport, LayerSettings, quantize_layer, solve
@@ -10,9 +11,12 @@ from numbacalib.methods.refit import refit_scales
 from numbacalib.methods.rtn import rtn
 from numbacalib.methods.shrinkage import shrinkage_for
 from numbacalib.methods.target import output_loss, propagated_target
+from numbacalib.spec.block_grid import BlockGrid, BlockScales
 from numbacalib.spec.range_search import RangeSearch
 
 __all__ = [
+    "BlockGrid",
+    "BlockScales",
     "ChannelScales",
     "CodebookWeight",
     "GptqReport",
@@ -22,6 +26,7 @@ __all__ = [
     "RangeSearch",
     "awq_clip",
     "awq_scales",
+    "block_scales",
     "clipped_share",
     "codebook",
     "gptq",

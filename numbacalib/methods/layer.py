@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from numbacalib.methods.awq import awq_clip
+from numbacalib.methods.block_scales import block_scales
 from numbacalib.methods.codebook import CodebookWeight, codebook
 from numbacalib.methods.gptq import LARGEST_DAMPING, gptq
 from numbacalib.methods.loss import clipped_share
@@ -21,8 +22,9 @@ from numbacalib.methods.refit import refit_scales
 from numbacalib.methods.rtn import rtn
 from numbacalib.methods.shrinkage import shrinkage_for
 from numbacalib.methods.target import output_loss, propagated_target
-from numbacalib.ops.matrix import diagonal, to_host
+from numbacalib.ops.matrix import diagonal, from_host, to_host
 from numbacalib.runtime import checks
+from numbacalib.spec.block_grid import BlockGrid, BlockScales
 from numbacalib.spec.range_search import RangeSearch
 from numbacalib.statistics import InputStatistics
 
@@ -52,6 +54,9 @@ class LayerSettings:
     """Input channels that share a scale; None is one scale a row."""
     symmetric: bool = False
     scale_dtype: DTypeLike = np.float16
+    blocks: BlockGrid | None = None
+    """A grid whose scales are quantized themselves, in blocks, in the place of bits, group_size, symmetric
+    and scale_dtype: scales are searched by `block_scales`, with ranges "weighted" by importance."""
     ranges: str = "full"
     """What a group's grid spans: all its weights ("full"); the part with the least error ("mse"), or
     the least error weighted by each channel's mean square input or by an importance ("weighted"), by
@@ -109,6 +114,8 @@ class LayerSettings:
             raise ValueError(f"target: expected {' or '.join(TARGETS)}, got {self.target!r}")
         if not 0 <= checks.finite_number("target_strength", self.target_strength) <= 1:
             raise ValueError(f"target_strength: expected 0 to 1, got {self.target_strength}")
+        if self.blocks is not None:
+            self._check_blocks()
         if self.method == "kmeans" and self.refit:
             raise ValueError("refit: expected False with kmeans, whose codebooks have no scales")
         if self.act_order not in ACT_ORDERS:
@@ -123,6 +130,18 @@ class LayerSettings:
             share("shrinkage", self.shrinkage)
         flag("symmetric", self.symmetric)
         flag("static_groups", self.static_groups)
+
+    def _check_blocks(self) -> None:
+        """Refuse what has no meaning where a format has fixed how scales are found."""
+        for name, value, wanted in (
+            ("method", self.method != "kmeans", "gptq or rtn"),
+            ("ranges", self.ranges != "clip", "full, mse or weighted"),
+            ("range_norm", self.range_norm is None, "none"),
+            ("refit", not self.refit, "False"),
+        ):
+            if not value:
+                got = getattr(self, name)
+                raise ValueError(f"{name}: expected {wanted} with grids in blocks, got {got!r}")
 
 
 def share(name: str, value: Any) -> None:
@@ -279,12 +298,13 @@ def _quantize(
         "scale_dtype": settings.scale_dtype,
     }
     options = dict(plain)
-    if settings.ranges in ("mse", "weighted"):
-        options["search"] = settings.search
-    if settings.ranges == "weighted":
-        if importance is None and statistics is not None:
-            importance = statistics.mean_square
-        options["importance"] = importance
+    if settings.ranges == "weighted" and importance is None and statistics is not None:
+        importance = statistics.mean_square
+    if settings.blocks is None:
+        if settings.ranges in ("mse", "weighted"):
+            options["search"] = settings.search
+        if settings.ranges == "weighted":
+            options["importance"] = importance
 
     target = weight
     if statistics is not None and settings.target == "propagated":
@@ -297,6 +317,10 @@ def _quantize(
             percdamp=settings.percdamp,
             damping_tries=settings.damping_tries,
         )
+    stored = None
+    if settings.blocks is not None:
+        stored = block_scales(target, settings.blocks, importance)
+        options |= _fixed(stored, settings.blocks, target)
     quantized: QuantizedWeight | CodebookWeight
     measured: dict[str, Any] = {}
     if settings.method == "kmeans":
@@ -308,6 +332,7 @@ def _quantize(
     else:
         quantized = rtn(target, **options)
     if isinstance(quantized, QuantizedWeight):
+        quantized = replace(quantized, blocks=stored)
         if settings.refit and statistics is not None:
             quantized = refit_scales(target, quantized, statistics.hessian)
         measured["clipped"] = clipped_share(target, quantized)
@@ -322,6 +347,19 @@ def _quantize(
             "rtn_loss": output_loss(weight, rtn(weight, **plain), statistics),
         }
     return quantized, measured
+
+
+def _fixed(stored: BlockScales, grid: BlockGrid, like: Any) -> dict[str, Any]:
+    """Options of `gptq` and `rtn` for grids that a search in blocks found."""
+    scales, zeros = stored.grids(grid)
+    options = {
+        "bits": grid.bits,
+        "group_size": grid.group_size,
+        "symmetric": not grid.minima,
+        "scale_dtype": np.float32,
+        "scales": from_host(scales, like),
+    }
+    return options | ({"zeros": from_host(zeros, like)} if grid.minima else {})
 
 
 def _gptq(

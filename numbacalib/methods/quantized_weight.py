@@ -12,6 +12,7 @@ from numbacalib.ops.grid import grid_values
 from numbacalib.ops.matrix import cast, to_host
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import arrays_of_one_device
+from numbacalib.spec.block_grid import BlockScales
 from numbacalib.spec.grid import group_indices
 
 
@@ -43,6 +44,8 @@ class QuantizedWeight:
     symmetric: bool
     g_idx: NDArray[np.int64] | None = None
     """Group of each input channel, [K] on the host, where groups are not runs of channels."""
+    blocks: BlockScales | None = None
+    """What `scales` and `zeros` are made of, on the host, where they are quantized themselves."""
 
     @property
     def group_of(self) -> NDArray[np.int64]:
@@ -59,6 +62,7 @@ class QuantizedWeight:
         return all(
             np.array_equal(getattr(mine, field.name), getattr(theirs, field.name))
             for field in fields(self)
+            if field.name != "blocks"  # scales and zeros say it
         )
 
     def to_host(self) -> QuantizedWeight:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.formats.format import Format, LayerGrid, ModelWriter
+from numbacalib.formats.gguf_blocks import BLOCK_TYPES
 from numbacalib.formats.group_lengths import listed
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.formats.registry import common_grids, formats_named, stored_format
@@ -167,7 +168,7 @@ def _grids(
     others: dict[tuple[int | None, int | None], set[int]] = {}
     for name, grid in grids.items():
         sizes = asked[name].group_size, grid.group_size
-        if sizes[0] != sizes[1]:
+        if sizes[0] != sizes[1] and grid.block is None:
             others.setdefault(sizes, set()).add(weights[name].shape[1])
     for (size, taken), channels in others.items():
         divides = any(K % (size or 1) == 0 for K in channels)
@@ -259,6 +260,7 @@ def _on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
         group_size=grid.group_size,
         symmetric=grid.symmetric,
         scale_dtype=grid.scale_dtype,
+        blocks=None if grid.block is None else BLOCK_TYPES[grid.block].grid,
     )
 
 

@@ -12,8 +12,7 @@ with ``levels = 2**bits - 1``, ``code = clip(rint(w / scale) + zero, low, high)`
 
 A grid that a format has fixed may have a real zero, such as the ``minimum / scale`` of one whose
 ``value = scale * code - minimum``, and a negative scale: the code is then
-``clip(rint(w / scale + fraction) + whole, low, high)`` with the two parts of the zero, which is the same line
-for integers.
+``clip(rint(w / scale + fraction) + whole, low, high)`` with the two parts of the zero.
 
 Quotients are formed before rounding and products kept out of the sums that decide a tie, since a
 device compiler may contract ``a * b + c`` and move the tie.
