@@ -108,6 +108,8 @@ class Backend:
         if dataclasses.is_dataclass(value) and hasattr(value, "codes"):
             assert isinstance(value.codes, np.ndarray) == (self.name == "numpy")
             return self._replaced(value, self.numpy)
+        if isinstance(value, list):
+            return [self._returned(item) for item in value]
         if isinstance(value, tuple):
             items = [self._returned(item) for item in value]
             return type(value)(*items) if hasattr(value, "_fields") else tuple(items)

@@ -26,11 +26,18 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits, word_count
 from numbacalib.formats.format import GridRules, LayerGrid
-from numbacalib.formats.safetensors_format import GridOf, SafetensorsFormat, stored_tensor
+from numbacalib.formats.packed_schemes import FORMAT, METHOD, PackedSchemes, read_schemes
+from numbacalib.formats.safetensors_format import (
+    GridOf,
+    SafetensorsFormat,
+    read_g_idx,
+    require_integer_zeros,
+    stored_floats,
+    stored_tensor,
+)
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.models.checkpoint import TensorInfo
 from numbacalib.models.fields import Fields
-from numbacalib.models.packed_schemes import FORMAT, METHOD, PackedSchemes, read_schemes
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
@@ -47,6 +54,7 @@ class CompressedTensors(SafetensorsFormat):
     """
 
     name = METHOD
+    methods = (METHOD,)
     rules = GridRules(bits=tuple(range(2, 9)))
     parts = (
         "weight_packed",
@@ -101,6 +109,7 @@ class CompressedTensors(SafetensorsFormat):
 
     def pack(self, quantized: QuantizedWeight) -> dict[str, NDArray[Any]]:
         """See `SafetensorsFormat`."""
+        require_integer_zeros(quantized)
         if quantized.g_idx is not None:
             raise ValueError("g_idx: expected None, compressed-tensors has no groups out of order")
         tensors = {
@@ -126,7 +135,7 @@ class CompressedTensors(SafetensorsFormat):
         """See `SafetensorsFormat`; a ``weight_g_idx`` [K] is read too."""
         bits = grid.bits
         rows, channels = stored_tensor(tensors, "weight_shape", np.integer, (2,)).tolist()
-        scales = stored_tensor(tensors, "weight_scale", None, (rows, None))
+        scales = stored_floats(tensors, "weight_scale", (rows, None))
         groups = scales.shape[1]
         if channels < 1 or groups < 1 or channels % groups:
             raise ValueError(
@@ -175,22 +184,6 @@ class CompressedTensors(SafetensorsFormat):
             return LayerGrid(scheme.bits, scheme.group_size, scheme.symmetric, float32)
 
         return grid_of
-
-
-def read_g_idx(
-    tensors: Mapping[str, NDArray[Any]], name: str, channels: int, groups: int
-) -> NDArray[np.int64]:
-    """Return the group of each channel, int64 [K], checked.
-
-    Raises
-    ------
-    ValueError
-        If one is not a group.
-    """
-    g_idx = stored_tensor(tensors, name, np.integer, (channels,)).astype(np.int64)
-    if g_idx.min() < 0 or g_idx.max() >= groups:
-        raise ValueError(f"{name}: expected 0 to {groups - 1}, got {g_idx.min()} to {g_idx.max()}")
-    return g_idx
 
 
 def _schemes(checkpoint: Checkpoint) -> PackedSchemes:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.registry import stored_format
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo
+from numbacalib.models.config import QUANTIZATION
 from numbacalib.models.input_files import InputFiles
 from numbacalib.models.safetensors_file import StoredTensor
 
@@ -70,7 +71,7 @@ class DequantizedCheckpoint(Checkpoint):
 
     def hf_config(self) -> dict[str, Any]:
         config = self._source.hf_config()
-        return {key: value for key, value in config.items() if key not in _QUANTIZATION}
+        return {key: value for key, value in config.items() if key not in QUANTIZATION}
 
     def tokenizer_files(self) -> dict[str, bytes]:
         return self._source.tokenizer_files()
@@ -78,6 +79,3 @@ class DequantizedCheckpoint(Checkpoint):
     @property
     def tokenizer(self) -> Tokenizer:
         return self._source.tokenizer
-
-
-_QUANTIZATION = ("quantization_config", "quantization")

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.formats.group_lengths import group_lengths
-from numbacalib.methods import LayerSettings, QuantizedWeight
+from numbacalib.methods import QuantizedWeight
+from numbacalib.methods.settings import GridFinder
 from numbacalib.models.checkpoint import TensorInfo
 
 if TYPE_CHECKING:
@@ -40,16 +41,19 @@ class LayerGrid:
     symmetric: bool
     scale_dtype: np.dtype
     """What scales are stored in."""
-    block: str | None = None
-    """GGML's name of the blocks in which scales are themselves quantized; see `BLOCK_TYPES`."""
+    find: GridFinder | None = None
+    """Finds scales and zeros as the file stores them, where that is more than rounding scales of the
+    integer grid to `scale_dtype`: real zeros, super-blocks. Two grids are equal only with the same one."""
+    g_idx: bool = False
+    """Whether groups may be other than runs of channels."""
 
     def __str__(self) -> str:
         """Describe it in an error."""
-        if self.block is not None:
-            return f"blocks of {self.block}"
         size = "one scale a row" if self.group_size is None else f"groups of {self.group_size}"
         kind = "symmetric" if self.symmetric else "asymmetric"
-        return f"{self.bits} bits, {kind}, {size}, scales in {self.scale_dtype}"
+        own = "" if self.find is None else ", as the format fixes it"
+        order = " of any channels" if self.g_idx else ""
+        return f"{self.bits} bits, {kind}, {size}{order}, scales in {self.scale_dtype}{own}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,10 @@ class GridRules:
             raise ValueError(f"group_size: expected {expected}, got one scale a row")
         if sizes and grid.group_size not in (None, *sizes):
             raise ValueError(f"group_size: expected {expected}, got {grid.group_size}")
+        if grid.g_idx and not self.g_idx:
+            raise ValueError(
+                "act_order: expected static_groups with 'desc', since the file format has no g_idx"
+            )
 
     def check_shape(self, layer: str, shape: tuple[int, ...]) -> None:
         """Refuse a layer of M rows and K channels whose lengths do not fit.
@@ -116,20 +124,17 @@ class Format(abc.ABC):
 
     name: str
     rules: GridRules
+    methods: tuple[str, ...] = ()
+    """What its ``quant_method`` may be in a Hugging Face configuration."""
 
-    def check_settings(self, settings: LayerSettings) -> None:
-        """Refuse settings that no file of this format can hold, before anything is read.
+    def check(self, asked: LayerGrid) -> None:
+        """Refuse a grid that no file of this format can hold, before anything is read.
 
         Raises
         ------
         ValueError
         """
-        size, bits = settings.group_size, settings.bits
-        self.rules.check(LayerGrid(bits, size, settings.symmetric, np.dtype(np.float32)))
-        if settings.act_order == "desc" and not settings.static_groups and not self.rules.g_idx:
-            raise ValueError(
-                "act_order: expected static_groups with 'desc', since the file format has no g_idx"
-            )
+        self.rules.check(asked)
 
     def is_uniform(self, asked: Mapping[str, LayerGrid]) -> bool:
         """Whether all layers of such grids must be stored on the same one."""
@@ -158,7 +163,7 @@ class Format(abc.ABC):
             If a layer cannot be stored on a grid like the one asked for.
         """
         for grid in dict.fromkeys(asked.values()):
-            self.rules.check(grid)
+            self.check(grid)
         for layer, info in weights.items():
             self.rules.check_shape(layer, info.shape)
         uniform = self.is_uniform(asked)
@@ -186,7 +191,7 @@ class Format(abc.ABC):
     def writer(
         self, directory: Path, checkpoint: Checkpoint, grids: Mapping[str, LayerGrid]
     ) -> ModelWriter:
-        """Return what writes the model of `checkpoint` with its layers on `grids` into `directory`.
+        """Return what writes a model, the layers on their `grids`, into a `directory` that exists.
 
         Raises
         ------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,8 @@ from numpy.typing import NDArray
 from numbacalib.formats.format import Format, GridRules, LayerGrid, ModelWriter, StoredLayers
 from numbacalib.formats.gguf_blocks import BLOCK_TYPES, BlockWeight, pack_blocks, unpack_blocks
 from numbacalib.formats.gguf_metadata import (
-    ARCHITECTURES,
     QUANTIZATION_VERSION,
+    architecture_of,
     model_metadata,
     rope_divisors,
 )
@@ -26,9 +25,11 @@ from numbacalib.formats.gguf_mixes import (
     file_type,
     tensor_type_of,
 )
+from numbacalib.formats.gguf_scales import BlockFinder, split_scales
 from numbacalib.formats.gguf_vocabulary import vocabulary_metadata
 from numbacalib.formats.gguf_writer import GGUFWriter, PlannedTensor, encoded
-from numbacalib.methods import LayerSettings, QuantizedWeight, block_scales, rtn
+from numbacalib.methods import QuantizedWeight, rtn
+from numbacalib.methods.block_scales import block_scales
 from numbacalib.models.checkpoint import TensorInfo
 from numbacalib.models.gguf import GGUFCheckpoint, permuted
 from numbacalib.models.gguf_config import ROPE_DIVISORS
@@ -53,9 +54,8 @@ class GGUF(Format):
     def __init__(self, mix: str) -> None:
         self.mix, self.name = mix, f"{PREFIX}{mix}"
 
-    def check_settings(self, settings: LayerSettings) -> None:
-        """See `Format`; bits and groups are the mix's, whatever the settings say."""
-        replace(settings, blocks=BLOCK_TYPES["Q4_K"].grid).check()
+    def check(self, asked: LayerGrid) -> None:
+        """See `Format`; bits and groups are the mix's, whatever is asked for."""
 
     def grids(
         self, weights: Mapping[str, TensorInfo], asked: Mapping[str, LayerGrid]
@@ -94,7 +94,7 @@ def block_grid(kind: str) -> LayerGrid:
     """Return the grid of one of GGML's types."""
     grid = BLOCK_TYPES[kind].grid
     dtype = np.dtype(np.float32)
-    return LayerGrid(grid.bits, grid.group_size, not grid.minima, dtype, block=kind)
+    return LayerGrid(grid.bits, grid.group_size, not grid.minima, dtype, BlockFinder(kind))
 
 
 def _layers(weights: Mapping[str, TensorInfo], *, tied: bool) -> Layers:
@@ -111,10 +111,10 @@ class FileWriter(ModelWriter):
     def __init__(
         self, mix: str, directory: Path, checkpoint: Checkpoint, grids: Mapping[str, LayerGrid]
     ) -> None:
-        self._checkpoint, self._directory = checkpoint, directory
+        self._checkpoint = checkpoint
         config = checkpoint.config
         self._heads = {"q": config.num_heads, "k": config.num_kv_heads}
-        self._permutes = ARCHITECTURES[config.model_type] == "llama"
+        self._permutes = architecture_of(config) == "llama"
         self._divisors = rope_divisors(config)
         weights = {layer: checkpoint.info(f"{layer}.weight") for layer in grids}
         self._mix = mix, _layers(weights, tied=config.tie_word_embeddings)
@@ -155,15 +155,15 @@ class FileWriter(ModelWriter):
             )
 
     def __enter__(self) -> FileWriter:
-        self._directory.mkdir(exist_ok=True)
         self._file.__enter__()
         return self
 
     def add_layer(self, name: str, quantized: QuantizedWeight) -> int:
         """See `ModelWriter`."""
-        assert quantized.blocks is not None
         stored = gguf_name(f"{name}.weight")
-        weight = BlockWeight(quantized.codes, quantized.blocks)
+        grid = BLOCK_TYPES[self._tensors[stored].kind.name].grid
+        blocks = split_scales(quantized.scales, quantized.zeros, grid)
+        weight = BlockWeight(quantized.codes, blocks)
         order = self._row_order(f"{name}.weight", len(weight.codes))
         if order is not None:
             weight = weight.rows(order)
@@ -268,7 +268,7 @@ class BlockLayers(StoredLayers):
         if not grid.minima:
             zeros = np.full(scales.shape, grid.half, np.uint8)
         shape = grid.bits, grid.group_size, not grid.minima
-        return QuantizedWeight(codes, scales, zeros, *shape, blocks=stored)
+        return QuantizedWeight(codes, scales, zeros, *shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._kinds)

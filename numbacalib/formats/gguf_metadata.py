@@ -18,9 +18,24 @@ if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
     from numbacalib.models.config import ModelConfig
 
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """Names of the architectures in GGUF, by Hugging Face's ``model_type``."""
 QUANTIZATION_VERSION = 2
+
+
+def architecture_of(config: ModelConfig) -> str:
+    """Return GGUF's name of a model's architecture.
+
+    Raises
+    ------
+    ValueError
+        If it has none that is written here.
+    """
+    if config.model_type not in _ARCHITECTURES:
+        raise ValueError(
+            f"model_type: expected {', '.join(_ARCHITECTURES)} in GGUF, got {config.model_type!r}"
+        )
+    return _ARCHITECTURES[config.model_type]
 
 
 def model_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -32,7 +47,7 @@ def model_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
         If the model has an option that GGUF has no key for.
     """
     config = checkpoint.config
-    architecture = ARCHITECTURES[config.model_type]
+    architecture = architecture_of(config)
     options: dict[str, Any] = {
         "block_count": config.num_layers,
         "context_length": config.max_position_embeddings,
@@ -58,7 +73,7 @@ def rope_divisors(config: ModelConfig) -> NDArray[np.float32] | None:
     """Divisors of the rotary frequencies, which GGUF keeps as a tensor: Llama 3's scaling."""
     if config.rope_scaling["rope_type"] != "llama3":
         return None
-    scaled, _ = inverse_frequencies(config, 1)
+    scaled, _ = inverse_frequencies(config.rope, 1)
     exponents = -np.arange(0, config.head_dim, 2) / config.head_dim
     return (config.rope_theta**exponents / scaled).astype(np.float32)
 
@@ -91,7 +106,7 @@ def _scaling(config: ModelConfig) -> dict[str, Any]:
     for key in ("beta_fast", "beta_slow"):
         if given.get(key):
             options[f"rope.scaling.yarn_{key}"] = float(given[key])
-    _, attention = inverse_frequencies(config, 1)
+    _, attention = inverse_frequencies(config.rope, 1)
     # llama.cpp multiplies by YaRN's own, arXiv:2309.00071, equation 22
     own = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
     if not math.isclose(attention, own):

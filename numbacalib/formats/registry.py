@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from numbacalib.formats.awq import Awq
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.formats.format import Format, LayerGrid
 from numbacalib.formats.gguf import GGUF_FORMATS
+from numbacalib.formats.gptq import Gptq
 from numbacalib.models.checkpoint import TensorInfo
 from numbacalib.models.fields import Fields
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
 
-FORMATS: dict[str, Format] = {each.name: each for each in (CompressedTensors(), *GGUF_FORMATS)}
+FORMATS: dict[str, Format] = {
+    each.name: each for each in (CompressedTensors(), Gptq(1), Gptq(2), Awq(), *GGUF_FORMATS)
+}
 """Every format of whole language models, by its name on the command line."""
 
 
@@ -75,8 +79,9 @@ def stored_format(checkpoint: Checkpoint) -> Format | None:
     for each in FORMATS.values():
         if each.recognizes(checkpoint):
             return each
-    if checkpoint.hf_config().get("quantization_config") is None:
+    config = Fields(checkpoint.hf_config()).object("quantization_config", None)
+    if config is None:
         return None
-    config = Fields(checkpoint.hf_config()).object("quantization_config")
-    methods = [each.name for each in FORMATS.values()]
-    raise config.error("quant_method", f"that of a format that is read here ({', '.join(methods)})")
+    methods = {method for each in FORMATS.values() for method in each.methods}
+    error = config.error("quant_method", f"one that is read here ({', '.join(sorted(methods))})")
+    raise ValueError(f"{checkpoint.path}/config.json: {error}")

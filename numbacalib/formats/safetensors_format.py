@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from numbacalib.formats.format import Format, LayerGrid, ModelWriter, StoredLayers
 from numbacalib.formats.safetensors_writer import SafetensorsWriter
 from numbacalib.methods import QuantizedWeight
+from numbacalib.methods.settings import STORAGE
+from numbacalib.models.fields import Fields
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
@@ -109,7 +111,6 @@ class DirectoryWriter(ModelWriter):
         )
 
     def __enter__(self) -> DirectoryWriter:
-        self._directory.mkdir(exist_ok=True)
         config = self._checkpoint.hf_config() | self._configuration
         files = {"config.json": config} | self._form.files(self._configuration)
         for name, content in files.items():
@@ -126,12 +127,12 @@ class DirectoryWriter(ModelWriter):
         """See `ModelWriter`."""
         tensors = self._form.pack(quantized)
         for part, tensor in tensors.items():
-            self._tensors.add(f"{name}.{part}", tensor)
+            self._tensors.add(self._checkpoint.stored_name(f"{name}.{part}"), tensor)
         return sum(tensor.nbytes for tensor in tensors.values())
 
     def add(self, name: str, tensor: NDArray[Any]) -> None:
         """See `ModelWriter`."""
-        self._tensors.add(name, tensor)
+        self._tensors.add(self._checkpoint.stored_name(name), tensor)
 
     def __exit__(
         self,
@@ -141,8 +142,9 @@ class DirectoryWriter(ModelWriter):
     ) -> None:
         if kind is None:
             for name in self._copied:
-                if name not in self._tensors:
-                    self._tensors.add_stored(name, self._checkpoint.stored(name))
+                stored_name = self._checkpoint.stored_name(name)
+                if stored_name not in self._tensors:  # a norm that took up channel scales
+                    self._tensors.add_stored(stored_name, self._checkpoint.stored(name))
         self._tensors.__exit__(kind, error, traceback)
 
 
@@ -160,7 +162,10 @@ class PackedLayers(StoredLayers):
         self._form, self._checkpoint = form, checkpoint
         self._names = set(checkpoint.names())
         self._grids: dict[str, LayerGrid] = {}
-        grid_of = form.grid_of(checkpoint)
+        try:
+            grid_of = form.grid_of(checkpoint)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.path}/config.json: {error}") from None
         for layer in _packed_layers(form, checkpoint):
             if "weight" not in form.parts and f"{layer}.weight" in self._names:
                 raise ValueError(
@@ -239,6 +244,69 @@ def stored_tensor(
             f"{name}: expected {kind}[{wanted}], got {tensor.dtype} {list(tensor.shape)}"
         )
     return tensor
+
+
+def stored_floats(
+    tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int | None, ...]
+) -> NDArray[Any]:
+    """Scales, or what goes with them: see `stored_tensor`."""
+    tensor = stored_tensor(tensors, name, None, shape)
+    if tensor.dtype.name not in STORAGE:
+        raise ValueError(f"{name}: expected {', '.join(STORAGE)}, got {tensor.dtype}")
+    return tensor
+
+
+def require_integer_zeros(quantized: QuantizedWeight) -> None:
+    """Refuse real zeros, for formats that have integer ones.
+
+    Raises
+    ------
+    ValueError
+    """
+    if quantized.zeros.dtype != np.uint8:
+        raise ValueError(f"zeros: expected integers in this format, got {quantized.zeros.dtype}")
+
+
+def read_g_idx(
+    tensors: Mapping[str, NDArray[Any]], name: str, channels: int, groups: int
+) -> NDArray[np.int64]:
+    """Return the group of each channel, int64 [K], checked.
+
+    Raises
+    ------
+    ValueError
+        If one is not a group.
+    """
+    g_idx = stored_tensor(tensors, name, np.integer, (channels,)).astype(np.int64)
+    if g_idx.min() < 0 or g_idx.max() >= groups:
+        raise ValueError(f"{name}: expected 0 to {groups - 1}, got {g_idx.min()} to {g_idx.max()}")
+    return g_idx
+
+
+def written_group_size(grid: LayerGrid) -> int:
+    """Return the ``group_size`` of a configuration, where -1 is one scale a row."""
+    return -1 if grid.group_size is None else grid.group_size
+
+
+def one_grid(
+    config: Fields, bits: Sequence[int], symmetric: bool, harmless: Collection[str]
+) -> GridOf:
+    """Read a configuration with one ``bits`` and ``group_size`` for all layers.
+
+    Raises
+    ------
+    ValueError
+        One line that names the key: for values that are not understood, and for keys that neither
+        anything has asked for nor `harmless` names.
+    """
+    size = config.integer("group_size", -1)
+    if size == 0:
+        raise config.error("group_size", "-1 or a positive integer")
+    grid = LayerGrid(
+        config.choice("bits", bits), None if size == -1 else size, symmetric, np.dtype(np.float32)
+    )
+    config.refuse_unread(harmless)
+    return lambda layer: grid
 
 
 def _packed_layers(form: SafetensorsFormat, checkpoint: Checkpoint) -> Iterator[str]:

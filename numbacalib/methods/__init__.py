@@ -1,22 +1,20 @@
 """Methods: a layer's weight and statistics in, a `QuantizedWeight` out."""
 
 from numbacalib.methods.awq import ChannelScales, awq_clip, awq_scales
-from numbacalib.methods.block_scales import block_scales
 from numbacalib.methods.codebook import CodebookWeight, codebook
-from numbacalib.methods.gptq import GptqReport, gptq, gptq_batch
-from numbacalib.methods.layer import LayerReport, LayerSettings, quantize_layer, solve
+from numbacalib.methods.gptq import gptq, gptq_batch, gptq_shared
+from numbacalib.methods.gptq_report import GptqReport
+from numbacalib.methods.layer import LayerReport, LayerSettings
+from numbacalib.methods.layers import quantize_layer, quantize_layers, solve
 from numbacalib.methods.loss import clipped_share, proxy_loss
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.refit import refit_scales
 from numbacalib.methods.rtn import rtn
 from numbacalib.methods.shrinkage import shrinkage_for
 from numbacalib.methods.target import output_loss, propagated_target
-from numbacalib.spec.block_grid import BlockGrid, BlockScales
 from numbacalib.spec.range_search import RangeSearch
 
 __all__ = [
-    "BlockGrid",
-    "BlockScales",
     "ChannelScales",
     "CodebookWeight",
     "GptqReport",
@@ -26,15 +24,16 @@ __all__ = [
     "RangeSearch",
     "awq_clip",
     "awq_scales",
-    "block_scales",
     "clipped_share",
     "codebook",
     "gptq",
     "gptq_batch",
+    "gptq_shared",
     "output_loss",
     "propagated_target",
     "proxy_loss",
     "quantize_layer",
+    "quantize_layers",
     "refit_scales",
     "rtn",
     "shrinkage_for",

@@ -26,6 +26,7 @@ from numbacalib.ops.clip_search import clip_scales
 from numbacalib.ops.magnitudes import relative_magnitudes
 from numbacalib.ops.matrix import cast, from_host, scaled, to_host
 from numbacalib.runtime import checks
+from numbacalib.runtime.array import Array, ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.range_search import RangeSearch
@@ -37,7 +38,7 @@ LEAST_SCALE = 1e-4
 class ChannelScales(NamedTuple):
     """What the search found for layers that share an input."""
 
-    scales: Any
+    scales: Array
     """s, float32 [K], positive: multiply the weights' channels, divide the inputs."""
     exponent: float | None
     """r; None for the identity, ``s = 1``."""
@@ -48,9 +49,9 @@ class ChannelScales(NamedTuple):
 
 
 def awq_scales(
-    weights: Sequence[Any],
-    hessian: Any,
-    magnitude: Any,
+    weights: Sequence[ArrayT],
+    hessian: ArrayT,
+    magnitude: ArrayT,
     *,
     bits: int,
     group_size: int | None = 128,
@@ -119,8 +120,8 @@ def awq_scales(
 
 
 def awq_clip(
-    weight: Any,
-    hessian: Any,
+    weight: ArrayT,
+    hessian: ArrayT,
     *,
     bits: int,
     group_size: int | None = 128,
@@ -128,7 +129,7 @@ def awq_clip(
     scale_dtype: DTypeLike = np.float16,
     points: int = 20,
     least: float = 0.5,
-) -> QuantizedWeight:
+) -> QuantizedWeight[ArrayT]:
     """Quantize a weight by rounding to nearest, each group clipped where its own output gains.
 
     Group by group the largest magnitude that the grid spans shrinks in steps of ``1 / points``, as

@@ -12,11 +12,12 @@ from numbacalib.ops.grid import count_clipped
 from numbacalib.ops.matrix import cast
 from numbacalib.ops.proxy_loss import trace_of_errors
 from numbacalib.runtime import checks
+from numbacalib.runtime.array import Array
 from numbacalib.runtime.backend import arrays_of_one_device
 
 
 def proxy_loss(
-    weight: Any, quantized: StoredWeight, hessian: Any, channel_scales: Any = None
+    weight: Array, quantized: StoredWeight, hessian: Array, channel_scales: Array | None = None
 ) -> float:
     """``trace(D H D^T)``, ``D = W - Q``: the squared error of the layer's outputs.
 
@@ -48,7 +49,7 @@ def proxy_loss(
         return trace_of_errors(weight, quantized.dequantize(), hessian, channel_scales)
 
 
-def clipped_share(weight: Any, quantized: QuantizedWeight) -> float:
+def clipped_share(weight: Array, quantized: QuantizedWeight) -> float:
     """Share of the weights [M, K] that lie more than one step past the ends of their grid."""
     with arrays_of_one_device(weight=weight) as (weight,):
         checks.matrix("weight", weight, ("M", "K"))

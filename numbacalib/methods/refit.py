@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -11,11 +10,14 @@ from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.ops.matrix import cast, take, weighted_sum
 from numbacalib.ops.scale_refit import refitted_scales
 from numbacalib.runtime import checks
+from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
 
 
-def refit_scales(weight: Any, quantized: QuantizedWeight, hessian: Any) -> QuantizedWeight:
+def refit_scales(
+    weight: ArrayT, quantized: QuantizedWeight[ArrayT], hessian: ArrayT
+) -> QuantizedWeight[ArrayT]:
     """Give each row the scales that lose least for the codes and zeros that it has.
 
     For whatever method chose the codes, on either grid, with groups of any kind. A row's scales are

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import DTypeLike
 
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rounding import rounded
 from numbacalib.methods.settings import grid_settings
+from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.range_search import RangeSearch
 
 
 def rtn(
-    weight: Any,
+    weight: ArrayT,
     *,
     bits: int,
     group_size: int | None = 128,
     symmetric: bool = False,
     scale_dtype: DTypeLike = np.float16,
     search: RangeSearch | None = None,
-    importance: Any = None,
-    scales: Any = None,
-    zeros: Any = None,
-) -> QuantizedWeight:
+    importance: ArrayT | None = None,
+    scales: ArrayT | None = None,
+    zeros: ArrayT | None = None,
+) -> QuantizedWeight[ArrayT]:
     """Quantize a weight by rounding to nearest.
 
     NumPy arrays give NumPy arrays, CUDA arrays of any library give Numba device arrays, on the stream
@@ -51,6 +50,10 @@ def rtn(
         Grids that a format, or a caller, has fixed: scales in `scale_dtype`, of any sign but not 0, and
         zeros as unsigned codes have them, uint8 or real numbers, none with `symmetric`.
         ``value = (code - zero) * scale`` with codes in ``[0, 2 ** bits - 1]``.
+
+    Returns
+    -------
+    QuantizedWeight
 
     Raises
     ------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -44,6 +44,16 @@ class FixedGrids(NamedTuple):
     """[M, G], as unsigned codes have them: uint8, or float32 where they are real."""
 
 
+class GridFinder(Protocol):
+    """A format's own way of finding grids, for `LayerSettings.find_grid`: what it returns it can store."""
+
+    def __call__(self, weight: Any, settings: GridSettings) -> tuple[Any, Any]:
+        """Return scales [M, G] in ``settings.scale_dtype`` and zeros as `gptq` takes them.
+
+        `weight` [M, K] and the arrays of `settings` are of one device, and what is returned is of it too.
+        """
+
+
 def grid_settings(
     weight: Any,
     bits: int,
@@ -61,9 +71,7 @@ def grid_settings(
     """
     rows, channels = checks.matrix("weight", weight, ("M", "K"))
     bits = checks.integer("bits", bits, 2, 8)
-    size = channels if group_size is None else checks.integer("group_size", group_size, 1, channels)
-    if channels % size:
-        raise ValueError(f"group_size: expected a divisor of K = {channels}, got {size}")
+    size = checks.group_size(group_size, channels)
     dtype = checks.float_dtype("scale_dtype", scale_dtype, tuple(STORAGE))
     grid = Grid(bits, checks.boolean("symmetric", symmetric), STORAGE[dtype.name])
     if search is not None:

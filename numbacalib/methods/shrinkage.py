@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from numbacalib.ops.shrinkage import correlation_sums
 from numbacalib.runtime import checks
+from numbacalib.runtime.array import Array
 from numbacalib.runtime.backend import arrays_of_one_device
 
 
-def shrinkage_for(hessian: Any, tokens: int) -> float:
+def shrinkage_for(hessian: Array, tokens: int) -> float:
     """How far to shrink a Hessian that was estimated from so many tokens, 0 to 1.
 
     ``sum (1 - r**2)**2 / tokens / sum r**2`` over the correlations r of different channels: the

@@ -124,6 +124,10 @@ class Checkpoint(abc.ABC):
         """
         return StoredTensor.of(self.tensor(name))
 
+    def stored_name(self, name: str) -> str:
+        """What transformers calls a tensor, or a part of a packed layer, where it has another name."""
+        return name
+
     @abc.abstractmethod
     def hf_config(self) -> dict[str, Any]:
         """The contents of a Hugging Face ``config.json`` for this model; a fresh copy."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo
+from numbacalib.models.config import QUANTIZATION
 from numbacalib.models.layer_tensors import (
     EMBEDDINGS,
     HEAD,
@@ -91,11 +92,13 @@ class HuggingFaceCheckpoint(Checkpoint):
         for file in self._copied.values():
             self.files.watch(file, _COPIED_BYTES)
         self._entries: dict[str, TensorEntry] = {}
+        self._stored_names: dict[str, str] = {}
         for header in weight_headers(self.files, path):
             for name, entry in header.items():
-                self._add(canonical_name(name), entry)
-        self._refuse_mlx()
-        packed = self._hf_config.get("quantization_config") is not None
+                self._add(name, entry)
+        packed = any(self._hf_config.get(key) is not None for key in QUANTIZATION)
+        if not packed:
+            self._refuse_mlx()
         try:
             check_names(config, self._entries, packed=packed)
         except ValueError as error:
@@ -129,6 +132,13 @@ class HuggingFaceCheckpoint(Checkpoint):
         data = self.files.read(entry.file, entry.begin, entry.length)
         return StoredTensor(entry.dtype_name, entry.shape, data)
 
+    def stored_name(self, name: str) -> str:
+        layer, _, tensor = name.rpartition(".")
+        for own in (name, f"{layer}.weight"):
+            if own in self._stored_names:
+                return self._stored_names[own].rpartition(".")[0] + f".{tensor}"
+        return name
+
     def hf_config(self) -> dict[str, Any]:
         return dict(json.loads(json.dumps(self._hf_config)))
 
@@ -150,9 +160,12 @@ class HuggingFaceCheckpoint(Checkpoint):
         tensor.flags.writeable = False
         return tensor
 
-    def _add(self, name: str, entry: TensorEntry) -> None:
+    def _add(self, stored_name: str, entry: TensorEntry) -> None:
+        name = canonical_name(stored_name, self.config)
         if is_buffer(name):
             return
+        if not name.endswith(stored_name):  # else it is the name of a base model
+            self._stored_names[name] = stored_name
         if name in self._entries:
             raise ValueError(
                 f"{entry.file}: expected {name} once, it is in {self._entries[name].file.name} too"
@@ -164,8 +177,8 @@ class HuggingFaceCheckpoint(Checkpoint):
             layer = name.removesuffix(".weight")
             if entry.dtype_name == "U32" and f"{layer}.scales" in self._entries:
                 raise ValueError(
-                    f"{entry.file}: {name}: expected the weights that MLX packed into these (U32 "
-                    "with scales), which are not read"
+                    f"{entry.file}: {name}: expected the quantization of weights that MLX packed (U32 with "
+                    "scales) in config.json, found none"
                 )
 
     def _drop_tied_head(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,6 +23,8 @@ from numbacalib.models import (
     open_checkpoint,
     open_place,
 )
+from numbacalib.models.layer_tensors import stages
+from numbacalib.models.sublayers import Sublayer
 from numbacalib.ops.magnitudes import channel_magnitudes
 from numbacalib.ops.matrix import copied, to_host, weighted_sum
 from numbacalib.quantizer.fingerprint import hash_tensors, require_same_model, write_fingerprint
@@ -133,7 +136,7 @@ class SavedCalibration:
             if not file.is_file():
                 raise FileNotFoundError(f"{file}: no such file")
             stored = stored_channels(file)
-            for stage in DecoderBlock.stages:
+            for stage in stages(decoder.config, index):
                 name = f"model.layers.{index}.{stage[0]}"
                 channels = checkpoint.info(f"{name}.weight").shape[1]
                 if stored.get(name) != channels:
@@ -261,61 +264,62 @@ def run_stages(
     streams = [_Stream(block, decoder, hidden)]
     if original is not None:
         streams.append(_Stream(original[0], decoder, original[1]))
-    config = decoder.config
-    attention, projection, expansion, contraction = block.stages
-    yield _gathered(attention, config.hidden_size, streams, _Stream.attention_inputs)
-    width = config.num_heads * config.head_dim
-    yield _gathered(projection, width, streams, _Stream.contexts, into_residual=True)
-    yield _gathered(expansion, config.hidden_size, streams, _Stream.mlp_inputs)
-    width = config.intermediate_size
-    yield _gathered(contraction, width, streams, _Stream.activations, into_residual=True)
-    for stream in streams:
-        stream.finish()
+    for number, half in enumerate(block.sublayers):
+        for gather, group in (
+            (_Stream.entries, half.entry_stages),
+            (_Stream.exits, half.exit_stages),
+        ):
+            factor = half.residual_factor if gather is _Stream.exits else None
+            yield from _gathered(group, streams, partial(gather, number=number), factor)
+        for stream in streams:
+            stream.finish(number)
 
 
 class _Stream:
-    """A block's pass over all sequences, part by part: each method yields a stage's inputs."""
+    """A block's pass over all sequences, part by part: `entries` and `exits` yield stages' inputs."""
 
     def __init__(self, block: DecoderBlock, decoder: Decoder, hidden: Any) -> None:
-        self._block = block
-        self.name = block.name
-        self._contexts: list[Any] = []
-        self._activations: list[Any] = []
+        self.block = block
         self.parts = list(decoder.batches(hidden))
-        sequences, length, _ = hidden.shape
-        wide = sequences * length * decoder.config.intermediate_size * block.dtype.itemsize
-        self._hold = wide <= decoder.place.held_bytes
+        self._inputs: list[Any] = []  # of the MLP beside attention
+        self._inner: list[Any] = []
+        self._tokens = math.prod(hidden.shape[:2])
+        self._held_bytes = decoder.place.held_bytes
 
-    def attention_inputs(self) -> Iterator[Any]:
-        return map(self._block.attention_input, self.parts)
+    def entries(self, number: int) -> Iterator[list[Any]]:
+        """Inputs of a sublayer's entry stages, for each part."""
+        half = self.block.sublayers[number]
+        return (half.entries(x) for x in self._sublayer_inputs(half))
 
-    def contexts(self) -> Iterator[Any]:
+    def exits(self, number: int) -> Iterator[list[Any]]:
+        """Inputs of a sublayer's exit stages, for each part."""
+        half = self.block.sublayers[number]
+        for x in self._sublayer_inputs(half):
+            inner = half.inner(x)
+            if self._holds(half):
+                self._inner.append(inner)
+            yield half.exits(inner)
+
+    def finish(self, number: int) -> None:
+        """Add what a sublayer gives to the residual stream."""
+        half = self.block.sublayers[number]
+        inputs = self._sublayer_inputs(half)
+        beside = self.block.parallel and half is self.block.attention
+        held = [self.block.mlp.input(part) for part in self.parts] if beside else []
         for part in self.parts:
-            context = self._block.attention(self._block.attention_input(part))
-            self._contexts.append(context)
-            yield context
+            inner = self._inner.pop(0) if self._holds(half) else half.inner(next(inputs))
+            half.add_output(part, inner)
+            self._require_range(half.exit_stages[-1], part)
+        self._inputs = held
 
-    def mlp_inputs(self) -> Iterator[Any]:
-        for part in self.parts:
-            self._block.attention_output(part, self._contexts.pop(0))
-            self._require_range(self._block.stages[1], part)
-            yield self._block.mlp_input(part)
+    def _sublayer_inputs(self, half: Sublayer) -> Iterator[Any]:
+        if half is self.block.mlp and self._inputs:
+            return iter(self._inputs)
+        return map(half.input, self.parts)
 
-    def activations(self) -> Iterator[Any]:
-        for part in self.parts:
-            activation = self._block.mlp(self._block.mlp_input(part))
-            if self._hold:
-                self._activations.append(activation)
-            yield activation
-
-    def finish(self) -> None:
-        for part in self.parts:
-            if self._hold:
-                activation = self._activations.pop(0)
-            else:
-                activation = self._block.mlp(self._block.mlp_input(part))
-            self._block.mlp_output(part, activation)
-            self._require_range(self._block.stages[3], part)
+    def _holds(self, half: Sublayer) -> bool:
+        wide = self._tokens * half.width * self.block.dtype.itemsize
+        return not half.is_cheap or wide <= self._held_bytes
 
     def _require_range(self, stage: Stage, hidden: Any) -> None:
         """Check that hidden states [..., hidden] can be normalized, once a stage has added to them."""
@@ -323,39 +327,41 @@ class _Stream:
         reached = float(to_host(largest).max())
         if not reached <= LARGEST_HIDDEN:
             raise ValueError(
-                f"{self._block.name}.{stage[0]}: hidden states reach {reached:g} after it, beyond the "
+                f"{self.block.name}.{stage[0]}: hidden states reach {reached:g} after it, beyond the "
                 f"{LARGEST_HIDDEN:g} whose squares float32 can sum"
             )
 
 
 def _gathered(
-    stage: Stage,
-    channels: int,
+    group: Sequence[Stage],
     streams: list[_Stream],
-    inputs: Callable[[_Stream], Iterator[Any]],
-    into_residual: bool = False,
-) -> tuple[Stage, InputStatistics]:
-    """Collect a stage's inputs, of the original stream too where there are two.
+    inputs: Callable[[_Stream], Iterator[list[Any]]],
+    residual_factor: float | None,
+) -> Iterator[tuple[Stage, InputStatistics]]:
+    """Collect the inputs of stages that run together, of the original stream too where there are two.
 
     Weights and embeddings are known to be finite, so that it is activations that left float32 if a value
     is not: the error names the layer.
     """
-    statistics = InputStatistics(channels)
-    layer = f"{streams[0].name}.{stage[0]}"
+    block = streams[0].block
+    statistics = [InputStatistics(block.linears[stage[0]].shape[1]) for stage in group]
     passes = [inputs(stream) for stream in streams]
     parts = [stream.parts for stream in streams]
     for given in zip(*passes, *parts, strict=True):
-        companions = []
-        if len(streams) > 1:
+        residual = None
+        if len(streams) > 1 and residual_factor is not None:
             own, wanted = given[2:]
-            residual = weighted_sum(wanted, own, 1.0, -1.0) if into_residual else None
-            companions = [given[1], residual]
-        try:
-            statistics.update(given[0], *companions)
-        except ValueError as error:
-            raise ValueError(f"{layer}: {error}: activations overflow float32") from None
-    require_finite(f"{layer}: mean of squared inputs", statistics.hessian)
-    return stage, statistics
+            residual = weighted_sum(wanted, own, 1 / residual_factor, -1 / residual_factor)
+        for number, stage in enumerate(group):
+            companions = [given[1][number], residual] if len(streams) > 1 else []
+            try:
+                statistics[number].update(given[0][number], *companions)
+            except ValueError as error:
+                layer = f"{block.name}.{stage[0]}"
+                raise ValueError(f"{layer}: {error}: activations overflow float32") from None
+    for stage, found in zip(group, statistics, strict=True):
+        require_finite(f"{block.name}.{stage[0]}: mean of squared inputs", found.hessian)
+        yield stage, found
 
 
 def _file_name(index: int) -> str:

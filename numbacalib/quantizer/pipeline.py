@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.formats.format import Format, LayerGrid, ModelWriter
-from numbacalib.formats.gguf_blocks import BLOCK_TYPES
 from numbacalib.formats.group_lengths import listed
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.formats.registry import common_grids, formats_named, stored_format
@@ -21,7 +20,7 @@ from numbacalib.methods import (
     LayerSettings,
     QuantizedWeight,
     awq_scales,
-    quantize_layer,
+    quantize_layers,
 )
 from numbacalib.models import (
     Checkpoint,
@@ -31,6 +30,7 @@ from numbacalib.models import (
     open_checkpoint,
     open_place,
 )
+from numbacalib.models.layer_tensors import stages
 from numbacalib.quantizer.calibration import (
     SILENT,
     Calibration,
@@ -107,10 +107,12 @@ def quantize(
     check(settings, importance)
     written = formats_named(formats)
     for each in written:
-        each.check_settings(settings)
+        each.check(_asked(settings, np.dtype(np.float32)))
     place = open_place(device)
     with new_directory(output, clean=clean) as directory:
         directories = [directory / each.name if written[1:] else directory for each in written]
+        for own in directories:
+            own.mkdir(exist_ok=True)
         outputs = dict(zip(directories, written, strict=True))
         return _write_checkpoints(outputs, model, text, statistics, importance, settings, place)
 
@@ -160,15 +162,14 @@ def _grids(
 ) -> dict[str, LayerGrid]:
     """Say how the model's linear layers are to be stored, and in the log what deviates."""
     weights = {name: checkpoint.info(f"{name}.weight") for name in _layer_shapes(checkpoint)}
-    asked = {
-        name: LayerGrid(settings.bits, settings.group_size, settings.symmetric, info.dtype)
-        for name, info in weights.items()
-    }
+    asked = {name: _asked(settings, info.dtype) for name, info in weights.items()}
     grids = common_grids(formats, weights, asked)
+    for grid in dict.fromkeys(grids.values()):
+        _on_grid(settings, grid).check()
     others: dict[tuple[int | None, int | None], set[int]] = {}
     for name, grid in grids.items():
         sizes = asked[name].group_size, grid.group_size
-        if sizes[0] != sizes[1] and grid.block is None:
+        if sizes[0] != sizes[1] and grid.find is None:
             others.setdefault(sizes, set()).add(weights[name].shape[1])
     for (size, taken), channels in others.items():
         divides = any(K % (size or 1) == 0 for K in channels)
@@ -180,11 +181,23 @@ def _grids(
     return grids
 
 
+def _asked(settings: Settings, dtype: np.dtype) -> LayerGrid:
+    """Return the grid of a layer with weights of `dtype`, before a format says how it is stored."""
+    unordered = settings.method == "gptq" and settings.act_order == "desc"
+    return LayerGrid(
+        settings.bits,
+        settings.group_size,
+        settings.symmetric,
+        dtype,
+        g_idx=unordered and not settings.static_groups,
+    )
+
+
 def _layer_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     """M and K of the linear layers that are quantized, by name without ``.weight``."""
     shapes = {}
     for index in range(checkpoint.config.num_layers):
-        for kind in (kind for stage in DecoderBlock.stages for kind in stage):
+        for kind in (kind for stage in stages(checkpoint.config, index) for kind in stage):
             rows, channels = checkpoint.info(f"model.layers.{index}.{kind}.weight").shape
             shapes[f"model.layers.{index}.{kind}"] = rows, channels
     return shapes
@@ -202,43 +215,51 @@ def _quantize_blocks(
     """Quantize block after block; `calibration` None is a method that needs no activations."""
     layers = decoder.config.num_layers
     reports: list[LayerReport] = []
-    with Progress(layers * len(DecoderBlock.stages)) as progress, np.errstate(**SILENT):
+    with (
+        Progress(sum(len(stages(decoder.config, index)) for index in range(layers))) as progress,
+        np.errstate(**SILENT),
+    ):
         for index in range(layers):
             at = f"block {index + 1} of {layers}"
             progress.show(f"{at}: reading")
             block = decoder.block(index)
             checkpoint.check_unchanged()
             layer_settings = _layer_settings(block, settings, grids)
-            stages: Iterable[tuple[Stage, InputStatistics | None]]
+            run: Iterable[tuple[Stage, InputStatistics | None]]
             if calibration is None:
-                stages = [(stage, None) for stage in block.stages]
+                run = [(stage, None) for stage in block.stages]
             else:
                 folded: dict[Stage, NDArray] = {}
                 if settings.channel_scales == "awq":
                     progress.show(f"{at}: scaling channels")
-                    dtype = checkpoint.info(f"{block.name}.input_layernorm.weight").dtype
                     preview = calibration.preview(index, block)
-                    folded, vectors = _fold_scales(block, preview, settings, layer_settings, dtype)
+                    folded, vectors = _fold_scales(
+                        checkpoint, block, preview, settings, layer_settings
+                    )
                     for name, vector in vectors.items():
                         for writer in writers:
                             writer.add(f"{block.name}.{name}", vector)
-                stages = calibration.stages(index, block, folded)
-            for stage, statistics in stages:
-                for kind in stage:
-                    progress.show(f"{at}: quantizing {kind}")
-                    name = f"{block.name}.{kind}"
+                run = calibration.stages(index, block, folded)
+            for stage, statistics in run:
+                for kinds in _alike(stage, layer_settings):
+                    progress.show(f"{at}: quantizing {', '.join(kinds)}")
+                    names = {f"{block.name}.{kind}": kind for kind in kinds}
                     factors = None
                     if importance is not None:
-                        factors = decoder.place.put(importance[name])
-                    quantized, report = quantize_layer(
-                        name, block.linears[kind], statistics, layer_settings[kind], factors
+                        factors = {name: decoder.place.put(importance[name]) for name in names}
+                    weights = {name: block.linears[kind] for name, kind in names.items()}
+                    results = quantize_layers(
+                        weights, statistics, layer_settings[kinds[0]], factors
                     )
-                    # no codebooks: see settings.check
-                    assert isinstance(quantized, QuantizedWeight)
-                    block.linears[kind] = quantized.dequantize(block.dtype)
-                    weight = quantized.to_host()
-                    stored = [writer.add_layer(name, weight) for writer in writers]
-                    reports.append(replace(report, stored_bytes=stored[0]))
+                    for (name, kind), (quantized, report) in zip(
+                        names.items(), results, strict=True
+                    ):
+                        # no codebooks: see settings.check
+                        assert isinstance(quantized, QuantizedWeight)
+                        block.linears[kind] = quantized.dequantize(block.dtype)
+                        weight = quantized.to_host()
+                        stored = [writer.add_layer(name, weight) for writer in writers]
+                        reports.append(replace(report, stored_bytes=stored[0]))
                 _check_fallbacks(reports, len(block.linears) * layers, settings)
                 progress.step(at if stage == block.stages[-1] else "")
                 progress.show(f"{at}: running the text through it")
@@ -253,6 +274,17 @@ def _layer_settings(
     return {kind: _on_grid(settings, grids[f"{block.name}.{kind}"]) for kind in block.linears}
 
 
+def _alike(stage: Stage, settings: Mapping[str, LayerSettings]) -> list[Stage]:
+    """Split a stage into the layers that have the same settings, in their order."""
+    groups: list[list[str]] = []
+    for kind in stage:
+        if groups and settings[groups[-1][0]] == settings[kind]:
+            groups[-1].append(kind)
+        else:
+            groups.append([kind])
+    return [tuple(group) for group in groups]
+
+
 def _on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
     return replace(
         settings,
@@ -260,25 +292,25 @@ def _on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
         group_size=grid.group_size,
         symmetric=grid.symmetric,
         scale_dtype=grid.scale_dtype,
-        blocks=None if grid.block is None else BLOCK_TYPES[grid.block].grid,
+        find_grid=grid.find,
     )
 
 
 def _fold_scales(
+    checkpoint: Checkpoint,
     block: DecoderBlock,
     preview: Sequence[tuple[Stage, InputStatistics]],
     settings: Settings,
     layer_settings: Mapping[str, LayerSettings],
-    dtype: np.dtype,
 ) -> tuple[dict[Stage, NDArray], dict[str, NDArray]]:
     """Scale the block's channels by AWQ where something can take up the scales.
 
-    Returns the scales by stage, and the block's vectors that changed, as `dtype`.
+    Returns the scales by stage, and the block's vectors that changed, as they are stored.
     """
     folded: dict[Stage, NDArray] = {}
     vectors: dict[str, NDArray] = {}
     for stage, statistics in preview:
-        if block.producer(stage) is None:
+        if (producer := block.producer(stage)) is None:
             continue
         found = awq_scales(
             [block.linears[kind] for kind in stage],
@@ -290,6 +322,7 @@ def _fold_scales(
             symmetric=layer_settings[stage[0]].symmetric,
             scale_dtype=layer_settings[stage[0]].scale_dtype,
         )
+        dtype = checkpoint.info(f"{block.name}.{producer}.weight").dtype
         folded[stage], changed = block.fold(stage, found.scales, dtype)
         vectors |= changed
     return folded, vectors

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from numbacalib.models import Checkpoint, DecoderBlock
+from numbacalib.models import Checkpoint
+from numbacalib.models.layer_tensors import stages
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
@@ -14,7 +15,7 @@ def statistics_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of what `collect` writes of a model: a Hessian and two vectors an input, and sums a layer."""
     total = 0
     for index in range(checkpoint.config.num_layers):
-        for stage in DecoderBlock.stages:
+        for stage in stages(checkpoint.config, index):
             channels = checkpoint.info(f"model.layers.{index}.{stage[0]}.weight").shape[1]
             total += 4 * channels * (channels + 2 + len(stage))
     return total

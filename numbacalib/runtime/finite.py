@@ -24,8 +24,8 @@ class NotFiniteError(ValueError):
 def require_finite(name: str, array: Any, limit: float = math.inf) -> None:
     """Raise a ValueError that names the first NaN or infinity of a matrix, or of a stack of them.
 
-    First is in row-major order. Leading axes whose strides do not allow one run of rows are copied. With
-    a `limit`, see `square_limit`, finite values that reach it are named, too.
+    It is the first in row-major order. Leading axes whose strides do not allow one run of rows are
+    copied. With a `limit`, see `square_limit`, finite values that reach it are named, too.
     """
     start_finite_check(name, array, limit)()
 
@@ -59,7 +59,7 @@ def square_limit(count: int) -> float:
 
 
 def _rows_below(limit: np.integer, bits: NDArray, mask: int) -> NDArray:
-    """Whether all integers of each row, masked, are below a limit."""
+    """Return whether all integers of each row, masked, are below a limit."""
     clean = np.empty(len(bits), np.bool_)
     _find_rows_below(limit, rows_view(bits), bits.shape[1], bits.dtype.type(mask), clean)
     return clean

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from numbacalib.ops.fisher_information import fisher_information
 from numbacalib.ops.matrix import blended, cast, scaled, take, to_host, zeros
 from numbacalib.runtime import checks
+from numbacalib.runtime.array import Array
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite, square_limit
 from numbacalib.statistics.files import save_tensors
@@ -55,7 +56,7 @@ class GradientStatistics:
         """``sum_n g[n] ** 2``: larger the more was seen, as papers that add gradients up have it."""
         return scaled(self.fisher, float(self.samples))
 
-    def update(self, gradients: Any, mask: Any = None) -> None:
+    def update(self, gradients: Array, mask: Array | None = None) -> None:
         """Add gradients of samples, [N, ...] before the parameter's shape, or one without the N.
 
         Parameters

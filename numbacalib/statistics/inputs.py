@@ -25,6 +25,7 @@ from numbacalib.ops.matrix import (
 )
 from numbacalib.ops.products import add_moment
 from numbacalib.runtime import checks
+from numbacalib.runtime.array import Array, ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite, square_limit
 from numbacalib.statistics.files import save_tensors
@@ -74,7 +75,9 @@ class InputStatistics:
         """``mean_n x[n, j] ** 2``, [K]: llama.cpp's importance matrix."""
         return scaled(diagonal(self.hessian), 0.5)
 
-    def update(self, inputs: Any, original: Any = None, residual: Any = None) -> None:
+    def update(
+        self, inputs: ArrayT, original: ArrayT | None = None, residual: ArrayT | None = None
+    ) -> None:
         """Add tokens: inputs [N, K] of any length, or of more axes with the channels last.
 
         Any of the four dtypes. Sums are float32, which holds those of squares of magnitudes below
@@ -175,7 +178,7 @@ class InputStatistics:
         """Names of the moments with the original model that were collected."""
         return [name for name in _OPTIONAL if getattr(self, name) is not None]
 
-    def moved(self, like: Any) -> InputStatistics:
+    def moved(self, like: Array) -> InputStatistics:
         """Return the same statistics, which are NumPy arrays, on the device that `like` is on."""
         result = InputStatistics(len(self.hessian))
         result.tokens = self.tokens
@@ -183,7 +186,7 @@ class InputStatistics:
             setattr(result, name, from_host(getattr(self, name), like))
         return result
 
-    def divided(self, scales: Any) -> InputStatistics:
+    def divided(self, scales: Array) -> InputStatistics:
         """Return the statistics of the same inputs divided by channel scales [K], all positive."""
         factors = from_host(1 / to_host(scales), like=self.hessian)
         result = InputStatistics(len(self.hessian))
@@ -198,7 +201,7 @@ class InputStatistics:
 
 def _tokens(name: str, array: Any, channels: int, like: Any = None) -> Any:
     """Check vectors [..., K] and return them as a matrix of at most float32, or of the dtype of `like`."""
-    rows = checks.tokens(name, array, channels)
+    rows = checks.tokens(name, array, ("N", channels))
     if like is not None and len(rows) != len(like):
         raise ValueError(
             f"{name}: expected shape [{len(like)}, {channels}], got {list(rows.shape)}"
@@ -218,7 +221,7 @@ _SHARED = "numbacalib.statistics"
 def save_statistics(
     path: str | Path,
     statistics: Mapping[str, InputStatistics],
-    weights: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Array] | None = None,
 ) -> None:
     """Write the statistics of named layers to one safetensors file (extra `models`).
 

@@ -88,14 +88,14 @@ FUNCTIONS = {
         "weight",
         "vector",
     ),
-    "gptq": (lambda w, h: gptq(w, h, **GRID)[0], "weight", "hessian"),
+    "gptq": (lambda w, h: gptq(w, h, **GRID), "weight", "hessian"),
     "gptq in order": (
-        lambda w, h: gptq(w, h, **GRID, act_order="desc", static_groups=True, shrinkage=0.1)[0],
+        lambda w, h: gptq(w, h, **GRID, act_order="desc", static_groups=True, shrinkage=0.1),
         "weight",
         "hessian",
     ),
     "gptq_batch": (
-        lambda w, h: [found for found, _ in gptq_batch(w, h, **GRID)],
+        lambda w, h: gptq_batch(w, h, **GRID),
         "weights",
         "hessians",
     ),

@@ -1,0 +1,317 @@
+"""Layers by any method, each with a report of how it went."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from numbacalib.methods.awq import awq_clip
+from numbacalib.methods.codebook import CodebookWeight, codebook
+from numbacalib.methods.gptq import gptq_shared
+from numbacalib.methods.layer import LayerReport, LayerSettings
+from numbacalib.methods.loss import clipped_share
+from numbacalib.methods.quantized_weight import QuantizedWeight
+from numbacalib.methods.refit import refit_scales
+from numbacalib.methods.rtn import rtn
+from numbacalib.methods.settings import GridFinder, grid_settings
+from numbacalib.methods.shrinkage import shrinkage_for
+from numbacalib.methods.target import output_loss, propagated_target
+from numbacalib.ops.matrix import diagonal, to_host
+from numbacalib.runtime.array import ArrayT
+from numbacalib.runtime.backend import arrays_of_one_device
+from numbacalib.runtime.finite import require_finite
+from numbacalib.statistics import InputStatistics
+
+log = logging.getLogger("numbacalib")
+
+
+def quantize_layer(
+    name: str,
+    weight: ArrayT,
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    importance: ArrayT | None = None,
+) -> tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]:
+    """Quantize one layer and measure it against round-to-nearest.
+
+    Parameters
+    ----------
+    name : str
+        For the report, for errors and for the log.
+    weight : array [M, K], float16, bfloat16, float32 or float64
+    statistics : InputStatistics or None
+        Of the layer's inputs. None is for methods that need none, which then measure no loss.
+    settings : LayerSettings
+    importance : array [K] or [M, K], optional
+        Weights of the errors with the ranges "weighted", instead of the mean squares of the inputs:
+        Fisher information, or what an importance file has.
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.linalg.LinAlgError
+        As `gptq` and `rtn`, with the layer's name in front.
+    """
+    importances = None if importance is None else {name: importance}
+    (result,) = quantize_layers({name: weight}, statistics, settings, importances)
+    return result
+
+
+def quantize_layers(
+    weights: Mapping[str, ArrayT],
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    importance: Mapping[str, ArrayT] | None = None,
+) -> list[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
+    """Quantize layers that have one input, such as a block's q, k and v, and measure each.
+
+    What depends on the input alone, such as the factor of GPTQ's Hessian, is found once.
+
+    Parameters
+    ----------
+    weights : mapping of str to array [M_i, K]
+        By the names of the layers.
+    statistics, settings
+        As in `quantize_layer`, the same for all.
+    importance : mapping of str to array [K] or [M_i, K], optional
+        Of each layer, for `quantize_layer`.
+
+    Returns
+    -------
+    list of (QuantizedWeight or CodebookWeight, LayerReport)
+        In the order of the weights.
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.linalg.LinAlgError
+        As `quantize_layer`.
+    """
+    begin = time.perf_counter()
+    with _named(weights):
+        _check(statistics, settings, importance)
+        targets = {}
+        for name, weight in weights.items():
+            with _named([name]):
+                targets[name] = _target(weight, statistics, settings)
+        found, measured = _quantized(targets, statistics, settings, importance)
+        if settings.refit and statistics is not None:
+            found = _refitted(targets, found, statistics)
+        if statistics is not None:
+            measured |= _inputs(statistics)
+    together = (time.perf_counter() - begin) / len(weights)
+    results = []
+    for (name, weight), quantized in zip(weights.items(), found, strict=True):
+        begin = time.perf_counter()
+        figures: dict[str, Any] = {}
+        if isinstance(quantized, QuantizedWeight) and quantized.report is not None:
+            figures = quantized.report._asdict()
+        with _named([name]):
+            figures |= measured | _measured(weight, targets[name], quantized, statistics, settings)
+        report = LayerReport(
+            name=name,
+            method=settings.method,
+            shape=(weight.shape[0], weight.shape[1]),
+            bits=quantized.bits,
+            group_size=quantized.group_size,
+            seconds=together + time.perf_counter() - begin,
+            **figures,
+        )
+        if report.fell_back:
+            log.warning(
+                "%s: the Hessian was not positive definite with percdamp %g; %g was enough",
+                name,
+                settings.percdamp,
+                report.percdamp,
+            )
+        results.append((quantized, report))
+    return results
+
+
+@contextmanager
+def _named(names: Iterable[str]) -> Iterator[None]:
+    """Begin errors with a layer's name: the first, unless they begin with one."""
+    try:
+        yield
+    except (ValueError, TypeError, np.linalg.LinAlgError) as error:
+        begins = [name for name in names if str(error).startswith(f"{name}: ")]
+        text = str(error) if begins else f"{next(iter(names))}: {error}"
+        raise type(error)(text) from error
+
+
+def solve(
+    weights: Mapping[str, ArrayT],
+    statistics: Mapping[str, InputStatistics],
+    settings: LayerSettings,
+    importance: Mapping[str, ArrayT] | None = None,
+) -> Iterator[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
+    """Quantize named layers from their weights and statistics alone, one after the other.
+
+    With `load_weights` and `load_statistics` this needs neither the model nor the text again,
+    whatever the bits, groups and method. `importance` is each layer's, for `quantize_layer`.
+
+    Raises
+    ------
+    ValueError
+        If a layer has no statistics, or no importance where others have, before any work.
+    """
+    given = {"statistics": statistics} | ({} if importance is None else {"importance": importance})
+    for argument, layers in given.items():
+        if missing := [name for name in weights if name not in layers]:
+            raise ValueError(f"{argument}: expected one for each weight, none for {missing[0]}")
+    for name, weight in weights.items():
+        weights_of_errors = None if importance is None else importance[name]
+        yield quantize_layer(name, weight, statistics[name], settings, weights_of_errors)
+
+
+def _check(statistics: InputStatistics | None, settings: LayerSettings, importance: Any) -> None:
+    settings.check()
+    if importance is not None and settings.ranges != "weighted":
+        raise ValueError(f"importance: expected None with ranges {settings.ranges!r}")
+    if settings.calibrated(importance is not None):
+        if statistics is None:
+            raise ValueError("statistics: expected the layer's inputs to be calibrated, got None")
+        if statistics.tokens == 0:
+            raise ValueError("statistics: expected at least one token")
+    if settings.target == "propagated" and (statistics is None or statistics.cross is None):
+        raise ValueError("statistics: expected the original model's inputs too for this target")
+
+
+def _target(weight: Any, statistics: InputStatistics | None, settings: LayerSettings) -> Any:
+    """Return what a layer is to be: its weight, or the one that the quantized inputs need."""
+    if statistics is None or settings.target == "layerwise":
+        return weight
+    return propagated_target(
+        weight,
+        statistics.hessian,
+        statistics.cross,
+        statistics.residual,
+        strength=settings.target_strength,
+        percdamp=settings.percdamp,
+        damping_tries=settings.damping_tries,
+    )
+
+
+def _plain(settings: LayerSettings) -> dict[str, Any]:
+    """Return the grid's settings, by the names that all methods have for them."""
+    return {
+        "bits": settings.bits,
+        "group_size": None if settings.method == "kmeans" else settings.group_size,
+        "symmetric": settings.symmetric,
+        "scale_dtype": settings.scale_dtype,
+    }
+
+
+def _quantized(
+    targets: Mapping[str, Any],
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    importance: Mapping[str, Any] | None,
+) -> tuple[Sequence[QuantizedWeight | CodebookWeight], dict[str, Any]]:
+    """Quantize by the settings' method; return also what reports of all the layers say of it."""
+    alike = _plain(settings)
+    if settings.ranges in ("mse", "weighted"):
+        alike["search"] = settings.search
+    if settings.ranges == "weighted" and importance is None and statistics is not None:
+        alike["importance"] = statistics.mean_square
+    options = {name: dict(alike) for name in targets}
+    for name, own in options.items():
+        if importance is not None:
+            own["importance"] = importance[name]
+        if settings.find_grid is not None:
+            own |= _fixed_grid(targets[name], settings.find_grid, own)
+    if statistics is not None and settings.method == "gptq":
+        return _gptq(targets, statistics, settings, options)
+    found = []
+    for name, target in targets.items():
+        with _named([name]):
+            found.append(_alone(target, statistics, settings, options[name]))
+    return found, {}
+
+
+def _alone(
+    target: Any,
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    options: Mapping[str, Any],
+) -> QuantizedWeight | CodebookWeight:
+    """Quantize a layer by a method that has nothing to share."""
+    if settings.method == "kmeans":
+        return codebook(target, bits=settings.bits, importance=options.get("importance"))
+    if statistics is not None and settings.ranges == "clip":
+        return awq_clip(target, statistics.hessian, **options)
+    return rtn(target, **options)
+
+
+def _fixed_grid(weight: Any, find: GridFinder, options: dict[str, Any]) -> dict[str, Any]:
+    """Find scales and zeros as a format fixes them, as arguments of a method in place of a search's."""
+    search, importance = options.pop("search", None), options.pop("importance", None)
+    with arrays_of_one_device(weight=weight, importance=importance) as (weight, importance):
+        settings = grid_settings(weight, search=search, importance=importance, **options)
+        require_finite("weight", weight)
+        scales, zeros = find(weight, settings)
+    return {"scales": scales, "zeros": zeros}
+
+
+def _gptq(
+    targets: Mapping[str, Any],
+    statistics: InputStatistics,
+    settings: LayerSettings,
+    options: Mapping[str, dict[str, Any]],
+) -> tuple[list[QuantizedWeight], dict[str, Any]]:
+    """Quantize by GPTQ, together where the layers may share; `options` are each one's grid and search."""
+    shrinkage = settings.shrinkage
+    if shrinkage is None:
+        shrinkage = shrinkage_for(statistics.hessian, statistics.tokens)
+    solver: dict[str, Any] = {
+        "percdamp": settings.percdamp,
+        "damping_tries": settings.damping_tries,
+        "shrinkage": shrinkage,
+        "act_order": settings.act_order,
+        "static_groups": settings.static_groups,
+    }
+    first, *others = options.values()
+    same = all(own[key] is first[key] for own in others for key in first)
+    apart = not same or len({target.dtype for target in targets.values()}) > 1
+    found: list[QuantizedWeight] = []
+    for names in [[name] for name in targets] if apart else [list(targets)]:
+        weights = {f"{name}: weight": targets[name] for name in names}
+        found += gptq_shared(weights, statistics.hessian, **solver, **options[names[0]]).values()
+    return found, {"shrinkage": shrinkage}
+
+
+def _refitted(
+    targets: Mapping[str, Any], found: Sequence[Any], statistics: InputStatistics
+) -> list[QuantizedWeight]:
+    """Fit scales to the codes that were found."""
+    pairs = zip(targets.values(), found, strict=True)
+    return [refit_scales(target, quantized, statistics.hessian) for target, quantized in pairs]
+
+
+def _inputs(statistics: InputStatistics) -> dict[str, Any]:
+    """What reports say of a layer's inputs."""
+    hessian = statistics.hessian
+    dead = int((to_host(diagonal(hessian)) == 0).sum())
+    full = statistics.tokens >= len(hessian) - dead
+    return {"tokens": statistics.tokens, "full_rank": full, "dead": dead}
+
+
+def _measured(
+    weight: Any,
+    target: Any,
+    quantized: QuantizedWeight | CodebookWeight,
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+) -> dict[str, Any]:
+    """Measure a quantized layer by the report's names."""
+    measured: dict[str, Any] = {}
+    if isinstance(quantized, QuantizedWeight):
+        measured["clipped"] = clipped_share(target, quantized)
+    if statistics is not None:
+        rounded = rtn(weight, **_plain(settings))
+        measured["loss"] = output_loss(weight, quantized, statistics)
+        measured["rtn_loss"] = output_loss(weight, rounded, statistics)
+    return measured
