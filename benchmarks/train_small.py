@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from numbacalib.demo import speeches
 
-VOCABULARY, LENGTH, BATCH = 4096, 256, 8
+VOCABULARY, LENGTH, BATCH = 2048, 128, 8
 TRAINED_YEARS = range(1790, 1946)
 RATE, WARM_UP = 2e-3, 50
 
@@ -42,12 +42,12 @@ def trained_tokenizer(text: str) -> Tokenizer:
 
 
 def configuration() -> LlamaConfig:
-    """The model's shape: 4 blocks, K of 256 and 768."""
+    """The model's shape: 3 blocks, K of 256 and 512."""
     return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
+        intermediate_size=512,
+        num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
@@ -79,7 +79,7 @@ def train(directory: Path, minutes: float) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 50 == 0:
+        if step % 100 == 0:
             print(f"step {step}: loss {loss.item():.3f}, {spent:.1f} minutes", flush=True)
         step += 1
     model.save_pretrained(directory)

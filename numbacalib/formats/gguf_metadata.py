@@ -110,5 +110,5 @@ def _scaling(config: ModelConfig) -> dict[str, Any]:
     # llama.cpp multiplies by YaRN's own, arXiv:2309.00071, equation 22
     own = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
     if not math.isclose(attention, own):
-        options["rope.scaling.yarn_attn_factor"] = attention / own
+        options["rope.scaling.attn_factor"] = attention / own
     return options

@@ -29,7 +29,7 @@ def block_scales(weight: Any, grid: BlockGrid, importance: Any = None) -> BlockS
     weight : array [M, K], float16, bfloat16, float32 or float64
     grid : BlockGrid
         Of whose values a block K is a multiple.
-    importance : array [K] or [M, K], optional
+    importance : array [K], [1, K] or [M, K], optional
         Weights of the errors, such as the mean square of each input channel.
 
     Returns
@@ -53,7 +53,8 @@ def block_scales(weight: Any, grid: BlockGrid, importance: Any = None) -> BlockS
         require_finite("weight", weight)
         factors = np.ones((1, channels), np.float32)
         if importance is not None:
-            importance = non_negative("importance", importance, [(channels,), (rows, channels)])
+            shapes = [(channels,), (1, channels), (rows, channels)]
+            importance = non_negative("importance", importance, shapes)
             factors = _positive(to_host(importance).astype(np.float64))
         found = search_block_grids(to_host(weight), grid, factors)
     if not (np.isfinite(found.block_scales).all() and np.isfinite(found.block_minima).all()):
