@@ -1,7 +1,8 @@
 """llm-compressor's GPTQ of a whole model, as its users run it: ``oneshot`` on a model of transformers.
 
-Its wheel is unpacked, not installed, beside an installed compressed-tensors, accelerate and transformers. What its
-`__init__` imports and GPTQ of given tokens never calls is replaced by names alone: datasets and auto-round.
+Its wheel is unpacked, not installed, beside an installed compressed-tensors, accelerate and transformers.
+What its `__init__` imports and GPTQ of given tokens never calls is replaced by names alone: datasets and
+auto-round.
 """
 
 from __future__ import annotations

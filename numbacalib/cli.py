@@ -88,9 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument("--bits", type=int, default=4, help="2 to 8 (default 4)")
     quantize.add_argument(
         "--group-size",
-        type=int,
+        type=_size_or_none,
         default=128,
-        help="input channels that share a scale, -1 for the whole row (default 128)",
+        help="input channels that share a scale; none is one scale a row (default 128)",
     )
     grid = quantize.add_mutually_exclusive_group()
     grid.add_argument("--symmetric", action="store_true", default=False)
@@ -234,6 +234,10 @@ def _add_methods(quantize: argparse.ArgumentParser) -> None:
     )
 
 
+def _size_or_none(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
 def _share_or_auto(text: str) -> float | None:
     return None if text == "auto" else float(text)
 
@@ -280,7 +284,7 @@ def _quantize(options: argparse.Namespace) -> None:
     settings = Settings(
         method=options.method,
         bits=options.bits,
-        group_size=None if options.group_size == -1 else options.group_size,
+        group_size=options.group_size,
         symmetric=options.symmetric,
         channel_scales=options.channel_scales,
         awq_magnitude=options.awq_magnitude,

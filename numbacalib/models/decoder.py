@@ -28,7 +28,8 @@ from numbacalib.models.rope import RotaryEmbedding
 from numbacalib.ops.linear import linear
 from numbacalib.ops.matrix import cast, from_host, put_rows, row_range, scaled, take, to_host
 from numbacalib.ops.token_loss import LOWEST, add_scores, cap, losses
-from numbacalib.runtime.finite import not_finite, require_finite, start_finite_check
+from numbacalib.runtime.finite import require_finite, start_finite_check
+from numbacalib.runtime.not_finite import not_finite
 
 __all__ = ["Decoder"]
 

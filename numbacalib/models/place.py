@@ -90,12 +90,22 @@ def open_place(device: str = "auto") -> Place:
         ``"cpu"``, ``"cuda"`` (the first device), ``"cuda:N"``, or ``"auto"``: the first CUDA device
         where there is one and the extra `cuda` is installed, else the host.
 
+    Returns
+    -------
+    Place
+
     Raises
     ------
     ValueError
         If it is none of these, or there is no such device.
     ModuleNotFoundError
         If the extra `cuda` is not installed.
+
+    Examples
+    --------
+    >>> from numbacalib.models import open_place
+    >>> open_place("cpu").name
+    'cpu'
     """
     if device == "cpu":
         return HOST

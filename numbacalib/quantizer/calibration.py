@@ -190,6 +190,14 @@ def collect(
         If an input does not fit, or there is no room for the output; nothing has been written then.
     ModuleNotFoundError
         If a package of the extra `models` is missing.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import Settings, collect, quantize
+    >>> collect("model", "collected", text=["text.txt"], samples=2, sequence_length=32)
+    >>> for bits in (4, 3):
+    ...     settings = Settings(bits=bits, group_size=32)
+    ...     _ = quantize("model", f"model-{bits}bit", statistics="collected", settings=settings)
     """
     with extra("models"):  # what is missing is missed now, not after the last block
         import gguf  # noqa: F401

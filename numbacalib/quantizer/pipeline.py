@@ -103,6 +103,14 @@ def quantize(
         If a package of the extra `models` is missing.
     numpy.linalg.LinAlgError
         If a layer's damped Hessian is not positive definite, or too many were not at first.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import Settings, quantize
+    >>> settings = Settings(bits=4, group_size=32, samples=2, sequence_length=32)
+    >>> reports = quantize("model", "quantized", text=["text.txt"], settings=settings)
+    >>> reports[0].name, reports[0].tokens, reports[0].loss < reports[0].rtn_loss
+    ('model.layers.0.self_attn.q_proj', 64, True)
     """
     check(settings, importance)
     written = formats_named(formats)

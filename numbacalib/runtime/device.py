@@ -16,8 +16,7 @@ from numba.core import config
 from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.runtime import streams
-from numbacalib.runtime.array import DeviceArray
-from numbacalib.runtime.backend import CUDA_DLPACK
+from numbacalib.runtime.array import CUDA_DLPACK, DeviceArray
 from numbacalib.runtime.extras import extra
 from numbacalib.runtime.half import bfloat16, is_bfloat16
 from numbacalib.runtime.streams import check
@@ -162,7 +161,9 @@ def _number_of_device(array: Any, interface: Any = None) -> int:
 
 
 def _address(array: Any, interface: Any = None) -> int:
-    """Address of the first element of another library's array, or of Numba's."""
+    """Address of an array's first element."""
+    if type(array) is DeviceArray:
+        return array.address
     if hasattr(array, "__cuda_ndarray__"):
         return array.device_ctypes_pointer.value or 0
     return interface["data"][0] or 0

@@ -10,9 +10,9 @@ import numpy as np
 from numbacalib.runtime import device
 from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.device import cuda
-from numbacalib.runtime.finite import not_finite
 from numbacalib.runtime.half import carrier, limit_bits, magnitude_bits, widen
 from numbacalib.runtime.launch import launch
+from numbacalib.runtime.not_finite import not_finite
 
 if not device.SIMULATED:
     from cuda.bindings import driver
