@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from numbacalib.methods import LayerSettings
-from numbacalib.methods.layer import flag, share
+from numbacalib.methods.layer import RANGES, TARGETS, flag, share
+from numbacalib.methods.order import ACT_ORDERS
 from numbacalib.runtime import checks
 
 CHANNEL_SCALES = ("none", "awq")
 MAGNITUDES = ("mean", "max")
+CHOICES = {
+    "ranges": ("auto", *RANGES),
+    "target": TARGETS,
+    "act_order": ACT_ORDERS,
+    "channel_scales": CHANNEL_SCALES,
+    "awq_magnitude": MAGNITUDES,
+}
+"""Values of the settings that have a few, by their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +47,10 @@ class Settings(LayerSettings):
     def __post_init__(self) -> None:
         if self.ranges == "auto":
             object.__setattr__(self, "ranges", "weighted" if self.method == "gptq" else "full")
+
+
+DEFAULTS = {field.name: field.default for field in fields(Settings)}
+"""Defaults of all settings, by their names."""
 
 
 def check(settings: Settings, importance: str | Path | None) -> None:
