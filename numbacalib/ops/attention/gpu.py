@@ -13,7 +13,7 @@ from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import launch
 from numbacalib.spec.decoder import capped, first_key, weight_of
 
-EDGE = 2 if device.SIMULATED else 8
+EDGE = device.sized(8, simulated=2)
 """A block is EDGE x EDGE threads."""
 SHARED_BYTES = 48 << 10
 """What a block may use."""
