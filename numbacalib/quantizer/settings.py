@@ -1,4 +1,4 @@
-"""What a run is asked to do, checked before anything is read."""
+"""Settings of a run, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(LayerSettings):
-    """How to quantize the linear layers of a model; each layer's `scale_dtype` is the model's own."""
+    """Settings of a model's quantization; each layer's `scale_dtype` is the model's own."""
 
     ranges: str = "auto"
     """As in `LayerSettings`, or "auto": "weighted" with gptq, where it leaves less of every model that was
@@ -35,9 +35,9 @@ class Settings(LayerSettings):
     channel_scales: str = "none"
     """Scale input channels first, and fold that into what produces them: "none" or "awq"."""
     awq_magnitude: str = "mean"
-    """What the scales are powers of: "mean" or "max" of a channel's absolute inputs."""
+    """Magnitude that the scales are powers of: "mean" or "max" of a channel's absolute inputs."""
     awq_weight_term: bool = False
-    """Whether the scales also fall with the channel's weights: see `awq_scales`."""
+    """True to let the scales also fall with the channel's weights: see `awq_scales`."""
     samples: int = 64
     """Calibration sequences, evenly spaced over the text."""
     sequence_length: int = 512
