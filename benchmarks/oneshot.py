@@ -1,7 +1,8 @@
 """llm-compressor's GPTQ of a whole model, as its users run it: ``oneshot`` on a model of transformers.
 
-Its wheel is read where it is, beside an installed compressed-tensors, accelerate and transformers. What its
-`__init__` imports and GPTQ of given tokens never calls is replaced by names alone: datasets and auto-round.
+Its wheel is unpacked, not installed, beside an installed compressed-tensors, accelerate and transformers.
+What its `__init__` imports and GPTQ of given tokens never calls is replaced by names alone: datasets and
+auto-round.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib.machinery
 import sys
 import time
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,7 +49,12 @@ def load_llm_compressor() -> None:
             module.__path__ = []
             module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
             sys.modules[name] = module
-    sys.path.append(str(fetch_wheel(*LLM_COMPRESSOR)))
+    wheel = fetch_wheel(*LLM_COMPRESSOR)
+    folder = wheel.with_suffix("")
+    if not folder.exists():  # from a wheel Python imports no package without an __init__
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+    sys.path.append(str(folder))
 
 
 def oneshot_seconds(

@@ -49,10 +49,12 @@ from numbacalib.ops.awq_channel_scores import awq_channel_scores
 from numbacalib.ops.fisher_information import fisher_information
 from numbacalib.ops.gptq_hessian_update import gptq_hessian_update
 from numbacalib.ops.gptq_quantize_column import gptq_quantize_column
+from numbacalib.runtime.array import Array
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Array",
     "awq_channel_scores",
     "fisher_information",
     "gptq_hessian_update",

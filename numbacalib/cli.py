@@ -8,9 +8,10 @@ import logging
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,6 +35,11 @@ from numbacalib.terminal import (
     reporting,
     silent,
 )
+
+if TYPE_CHECKING:
+    from numbacalib.methods import LayerReport
+    from numbacalib.quantizer import Settings
+    from numbacalib.quantizer.plan import Plan
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 INPUT_ERRORS = (
@@ -66,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(format="numbacalib: %(message)s", stream=sys.stderr)
         with ending_signals() as ignore_signals:
             try:
-                with _quieted(options.quiet):
+                with _quieted(options.quiet), suppress(_PlannedOnlyError):
                     options.run(options)
             except np.linalg.LinAlgError as error:  # a ValueError to Python
                 return _fail(FAILED, error)
@@ -83,6 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.prints_result and output.lost:
             return _fail(FAILED, f"the result cannot be printed: standard output: {output.lost}")
     return 0
+
+
+class _PlannedOnlyError(Exception):
+    """The plan of a run was shown, and nothing else was asked for."""
 
 
 @contextmanager
@@ -121,6 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--statistics", type=Path, metavar="DIR", help="what collect wrote, instead of a text"
     )
+    source.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="for ONNX models: .npz with an array for each input by its name, samples first",
+    )
     quantize.add_argument(
         "--method",
         choices=("gptq", "rtn", "awq"),
@@ -143,9 +159,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     quantize.add_argument(
         "--group-size",
-        type=int,
+        type=_size_or_none,
         default=128,
-        help="input channels that share a scale, -1 for the whole row (default 128)",
+        help="input channels that share a scale; none is one scale a row (default 128)",
     )
     grid = quantize.add_mutually_exclusive_group()
     grid.add_argument("--symmetric", action="store_true", default=False)
@@ -153,10 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument(
         "--format",
         nargs="+",
-        default=["compressed-tensors"],
         metavar="NAME",
-        help="of the output (default compressed-tensors); of several, which must have a grid in common, "
-        "each gets a directory of its name in the output",
+        help="of the output: compressed-tensors (default), gptq, gptq_v2, awq, mlx; onnx for ONNX models; "
+        "of several, which must have a grid in common, each gets a directory of its name in the output",
     )
     add_methods(quantize)
     _add_samples(quantize)
@@ -180,6 +195,11 @@ def _parser() -> argparse.ArgumentParser:
         help="options by name, TOML; those of the command line go before them",
     )
     add_proof(quantize)
+    quantize.add_argument(
+        "--plan",
+        action="store_true",
+        help="print what the run will take, and end before its first block",
+    )
 
     collect = commands.add_parser(
         "collect", help="save the statistics of a model's inputs, to quantize from more than once"
@@ -245,6 +265,10 @@ def _add_verbosity(command: argparse.ArgumentParser) -> None:
     amount.add_argument("-v", "--verbose", action="store_true", help="print more: every layer")
 
 
+def _size_or_none(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
 def _add_samples(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=int, default=64, help="calibration sequences (default 64)"
@@ -288,19 +312,37 @@ def _quantize(options: argparse.Namespace) -> None:
 
     if options.report:
         report.require_writable(options.report, options.output)
+    settings = settings_of(options)
+    if options.model.suffix == ".onnx":
+        layers = _quantize_onnx(options, settings)
+        print(report.layer_table(layers))
+        print(f"written to {options.output}")
+        if options.report:
+            report.save_layers(options.report, layers)
+        return
+    if options.calibration:
+        raise ValueError("calibration: expected an ONNX model with it; others take --text")
+
+    def show(plan: Plan) -> None:
+        if options.plan or not options.quiet:
+            print(plan.summary(), flush=True)
+        if options.plan:
+            raise _PlannedOnlyError
+
     found = quantize(
         options.model,
         options.output,
         text=options.text,
         statistics=options.statistics,
         importance=options.importance,
-        settings=settings_of(options),
-        formats=options.format,
+        settings=settings,
+        formats=options.format or ["compressed-tensors"],
         device=options.device,
         held_out=options.held_out,
         max_kl=options.max_kl,
         clean=options.clean,
         work=options.work,
+        planned=show,
     )
     if options.verbose:
         print(report.layer_table(found.layers))
@@ -314,6 +356,27 @@ def _quantize(options: argparse.Namespace) -> None:
                 report.write_config(options.report.with_suffix(".toml"), config_of(options))
         except OSError as error:
             raise OSError(f"{error}; the checkpoint in {options.output} is whole") from error
+
+
+def _quantize_onnx(options: argparse.Namespace, settings: Settings) -> list[LayerReport]:
+    from numbacalib.quantizer import quantize_onnx
+
+    if options.format not in (None, ["onnx"]):
+        raise ValueError(f"format: expected onnx for an ONNX model, got {' '.join(options.format)}")
+    if settings.layer_bits:
+        raise ValueError("bits: expected one number with an ONNX model, got patterns of layers")
+    for name in ("text", "statistics", "importance", "skip", "held_out", "max_kl", "work"):
+        if getattr(options, name):
+            raise ValueError(f"{name}: expected none with an ONNX model, which takes --calibration")
+    if options.device not in ("auto", "cpu"):
+        raise ValueError(f"device: expected cpu with an ONNX model, got {options.device!r}")
+    return quantize_onnx(
+        options.model,
+        options.output,
+        calibration=options.calibration,
+        settings=settings,
+        clean=options.clean,
+    )
 
 
 def _collect(options: argparse.Namespace) -> None:

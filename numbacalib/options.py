@@ -35,16 +35,25 @@ EXAMPLES = {
 }
 
 
+SETTINGS = (
+    *("method", "group_size", "symmetric", "channel_scales", "awq_magnitude", "awq_weight_term"),
+    *("ranges", "range_norm", "target", "target_strength", "refit", "act_order", "static_groups"),
+    *("percdamp", "damping_tries", "shrinkage", "max_fallbacks", "samples", "sequence_length"),
+)
+"""Options that are settings by the same names."""
+
+
 def add_methods(quantize: argparse.ArgumentParser) -> None:
-    """Options of the methods: names and defaults are those of `quantizer.Settings`."""
+    """Add the methods' options, whose names, choices and defaults are those of `quantizer.Settings`."""
+    from numbacalib.quantizer.settings import CHOICES, DEFAULTS
+
     quantize.add_argument(
-        "--channel-scales", choices=("none", "awq"), default="none", help="scale channels first"
+        "--channel-scales", choices=CHOICES["channel_scales"], help="scale channels first"
     )
     quantize.add_argument(
         "--awq-magnitude",
-        choices=("mean", "max"),
-        default="mean",
-        help="of a channel's absolute inputs, what awq's scales are powers of (default mean)",
+        choices=CHOICES["awq_magnitude"],
+        help="of a channel's absolute inputs, what awq's scales are powers of (default %(default)s)",
     )
     quantize.add_argument(
         "--awq-weight-term",
@@ -53,9 +62,8 @@ def add_methods(quantize: argparse.ArgumentParser) -> None:
     )
     quantize.add_argument(
         "--ranges",
-        choices=("auto", "full", "mse", "weighted", "clip"),
-        default="auto",
-        help="what each group's grid spans (default auto: weighted with gptq, full with rtn)",
+        choices=CHOICES["ranges"],
+        help="what each group's grid spans (default %(default)s: weighted with gptq, full with rtn)",
     )
     quantize.add_argument(
         "--range-norm",
@@ -65,23 +73,20 @@ def add_methods(quantize: argparse.ArgumentParser) -> None:
     )
     quantize.add_argument(
         "--target",
-        choices=("layerwise", "propagated"),
-        default="layerwise",
+        choices=CHOICES["target"],
         help="propagated repairs in each layer what the quantized ones before it spoilt: the text runs "
         "through the original model too, in twice the time, with a second residual stream in memory "
-        "(default layerwise)",
+        "(default %(default)s)",
     )
     quantize.add_argument(
         "--target-strength",
         type=float,
-        default=0.25,
         metavar="SHARE",
-        help="how far to repair, 0 to 1: the full way fits the calibration text best (default 0.25)",
+        help="how far to repair, 0 to 1: the full way fits the calibration text best (default %(default)s)",
     )
     quantize.add_argument(
         "--refit",
         action=argparse.BooleanOptionalAction,
-        default=False,
         help="solve for the scales once the codes are known",
     )
     quantize.add_argument(
@@ -92,37 +97,33 @@ def add_methods(quantize: argparse.ArgumentParser) -> None:
     )
     quantize.add_argument(
         "--act-order",
-        choices=("none", "desc", "group_aware"),
-        default="desc",
-        help="order of the columns in gptq (default desc, which needs static groups)",
+        choices=CHOICES["act_order"],
+        help="order of the columns in gptq (default %(default)s, which needs static groups)",
     )
     quantize.add_argument(
         "--static-groups",
         action=argparse.BooleanOptionalAction,
-        default=True,
         help="find all scales before any column is compensated (default)",
     )
-    quantize.add_argument("--percdamp", type=float, default=0.01, help="damping (default 0.01)")
+    quantize.add_argument("--percdamp", type=float, help="damping (default %(default)s)")
     quantize.add_argument(
         "--damping-tries",
         type=int,
-        default=5,
-        help="1 fails where percdamp does not do (default 5)",
+        help="1 fails where percdamp does not do (default %(default)s)",
     )
     quantize.add_argument(
         "--shrinkage",
         type=_share_or_auto,
-        default=0.0,
         metavar="SHARE",
         help="shrink Hessians toward their diagonal, 0 to 1 or auto: for few tokens (default 0)",
     )
     quantize.add_argument(
         "--max-fallbacks",
         type=float,
-        default=0.1,
         metavar="SHARE",
-        help="fail where more of the layers need more damping (default 0.1)",
+        help="fail where more of the layers need more damping (default %(default)s)",
     )
+    quantize.set_defaults(**{name: DEFAULTS[name] for name in SETTINGS})
 
 
 def _share_or_auto(text: str) -> float | None:
@@ -152,10 +153,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     """
     from numbacalib.quantizer import Settings
 
-    names = """method symmetric channel_scales awq_magnitude awq_weight_term ranges range_norm target
-    target_strength refit act_order static_groups percdamp damping_tries shrinkage max_fallbacks samples
-    sequence_length"""
-    given: dict[str, Any] = {name: getattr(options, name) for name in names.split()}
+    given: dict[str, Any] = {name: getattr(options, name) for name in SETTINGS}
     if options.method == "awq":  # as published: scales, clipping, rounding
         given |= {"method": "rtn", "channel_scales": "awq"}
         given["ranges"] = "clip" if options.ranges == "auto" else options.ranges
@@ -165,7 +163,6 @@ def settings_of(options: argparse.Namespace) -> Settings:
         bits=bits,
         layer_bits=layer_bits,
         skip=tuple(options.skip),
-        group_size=None if options.group_size == -1 else options.group_size,
     )
 
 
@@ -175,8 +172,8 @@ def config_of(options: argparse.Namespace) -> dict[str, Any]:
     for name, value in vars(options).items():
         if name in _NOT_OF_A_RUN:
             continue
-        if name == "shrinkage" and value is None:
-            value = "auto"
+        if value is None and name in _NONE:
+            value = _NONE[name]
         if isinstance(value, list):
             value = [str(item) for item in value]
         elif isinstance(value, Path):
@@ -185,8 +182,10 @@ def config_of(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+_NONE = {"shrinkage": "auto", "group_size": "none"}
+"""What the command line calls None."""
 _NOT_OF_A_RUN = {"run", "prints_result", "output", "report", "work", "clean", "quiet", "verbose"}
-_NOT_OF_A_RUN |= {"plan"}
+_NOT_OF_A_RUN |= {"plan", "calibration"}
 
 
 def _bits(given: Sequence[str]) -> tuple[int, dict[str, int]]:

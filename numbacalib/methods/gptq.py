@@ -15,32 +15,33 @@ from numbacalib.methods.solver import Layers, Solver, solve
 from numbacalib.ops.matrix import joined_rows, stacked_rows, take
 from numbacalib.runtime import checks
 from numbacalib.runtime.alone import each_alone
+from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
 from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.range_search import RangeSearch
 
 BATCH_BYTES = 4 << 30
-"""Of float32 Hessians that go together through a GPU, beside factors and couplings of the same size."""
+"""Bytes of float32 Hessians that go through a GPU together, beside factors and couplings of that size."""
 
 
 def gptq(
-    weight: Any,
-    hessian: Any,
+    weight: ArrayT,
+    hessian: ArrayT,
     *,
     bits: int,
     group_size: int | None = 128,
     symmetric: bool = False,
     scale_dtype: DTypeLike = np.float16,
     search: RangeSearch | None = None,
-    importance: Any = None,
+    importance: ArrayT | None = None,
     percdamp: float = 0.01,
     damping_tries: int = 5,
     shrinkage: float = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
-    scales: Any = None,
-    zeros: Any = None,
-) -> QuantizedWeight:
+    scales: ArrayT | None = None,
+    zeros: ArrayT | None = None,
+) -> QuantizedWeight[ArrayT]:
     """Quantize a weight by GPTQ, without inverting the Hessian.
 
     NumPy arrays give NumPy arrays, CUDA arrays of any library give Numba device arrays, on the stream
@@ -97,6 +98,21 @@ def gptq(
     -----
     Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
     Transformers" (2022); `quantize_direct` has the form without an inverse.
+
+    Examples
+    --------
+    Inputs that go together let the second 3.4 make up for the first:
+
+    >>> import numpy as np
+    >>> from numbacalib.methods import gptq
+    >>> hessian = np.full((4, 4), 0.9, np.float32)
+    >>> np.fill_diagonal(hessian, 1)
+    >>> weight = np.array([[0, 3.4, 3.4, 15]], np.float32)
+    >>> quantized = gptq(weight, hessian, bits=4, group_size=None)
+    >>> quantized.codes
+    array([[ 0,  3,  4, 15]], dtype=uint8)
+    >>> quantized.report.tries, quantized.report.dead
+    (1, 0)
     """
     solver = Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
     arrays = {"weight": weight, "hessian": hessian}
@@ -106,27 +122,27 @@ def gptq(
         channels = weight.shape[1]
         checks.matrix("hessian", hessian, (channels, channels))
         unchecked = {"hessian": hessian, "weight": weight}
-        stack = hessian.reshape(1, channels, channels)
-        layers = Layers(weight, stack, [len(weight)], ["hessian"], unchecked)
+        stack = checks.stack_of_one(hessian)
+        layers = Layers(weight, stack, [weight.shape[0]], ["hessian"], unchecked)
         return solve(layers, settings, solver)[0]
 
 
 def gptq_shared(
-    weights: Mapping[str, Any],
-    hessian: Any,
+    weights: Mapping[str, ArrayT],
+    hessian: ArrayT,
     *,
     bits: int,
     group_size: int | None = 128,
     symmetric: bool = False,
     scale_dtype: DTypeLike = np.float16,
     search: RangeSearch | None = None,
-    importance: Any = None,
+    importance: ArrayT | None = None,
     percdamp: float = 0.01,
     damping_tries: int = 5,
     shrinkage: float = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
-) -> dict[str, QuantizedWeight]:
+) -> dict[str, QuantizedWeight[ArrayT]]:
     """Quantize layers that have one input, and so one Hessian, as `gptq` does each: it is factored once.
 
     Parameters
@@ -134,9 +150,10 @@ def gptq_shared(
     weights : mapping of str to array [M_i, K]
         Of one dtype. Errors name a weight by its key.
     hessian : array [K, K]
+    bits, group_size, symmetric, scale_dtype, search
+        As in `gptq`.
     importance : array [K], optional
-    bits, group_size, symmetric, scale_dtype, search, percdamp, damping_tries, shrinkage, act_order, \
-static_groups
+    percdamp, damping_tries, shrinkage, act_order, static_groups
         As in `gptq`.
 
     Returns
@@ -148,6 +165,16 @@ static_groups
     ------
     ValueError, TypeError, numpy.linalg.LinAlgError
         As `gptq`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import gptq, gptq_shared
+    >>> hessian = np.eye(8, dtype=np.float32)
+    >>> query = np.linspace(-1, 1, 24, dtype=np.float32).reshape(3, 8)
+    >>> found = gptq_shared({"q_proj": query, "k_proj": query[:2]}, hessian, bits=4, group_size=8)
+    >>> found["q_proj"] == gptq(query, hessian, bits=4, group_size=8)
+    True
     """
     solver = Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
     arrays = {"hessian": hessian, "importance": importance, **weights}
@@ -161,29 +188,29 @@ static_groups
             joined, bits, group_size, symmetric, scale_dtype, search, importance
         )
         unchecked = {"hessian": hessian} | dict(zip(weights, matrices, strict=True))
-        stack = hessian.reshape(1, channels, channels)
+        stack = checks.stack_of_one(hessian)
         layers = Layers(joined, stack, list(map(len, matrices)), ["hessian"], unchecked)
         return dict(zip(weights, solve(layers, settings, solver), strict=True))
 
 
 def gptq_batch(
-    weights: Any,
-    hessians: Any,
+    weights: ArrayT,
+    hessians: ArrayT,
     *,
     bits: int,
     group_size: int | None = 128,
     symmetric: bool = False,
     scale_dtype: DTypeLike = np.float16,
     search: RangeSearch | None = None,
-    importance: Any = None,
+    importance: ArrayT | None = None,
     percdamp: float = 0.01,
     damping_tries: int = 5,
     shrinkage: float = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
-    scales: Any = None,
-    zeros: Any = None,
-) -> list[QuantizedWeight]:
+    scales: ArrayT | None = None,
+    zeros: ArrayT | None = None,
+) -> list[QuantizedWeight[ArrayT]]:
     """Quantize equal layers, such as a model's experts, each by its own Hessian, as `gptq` does.
 
     On a GPU every step is one launch for many layers, which together keep it busy where one alone does
@@ -194,11 +221,12 @@ def gptq_batch(
     ----------
     weights : array [E, M, K], float16, bfloat16, float32 or float64
     hessians : array [E, K, K]
-    importance : array [E, K] or [E, M, K], optional
-    scales, zeros : arrays [E, M, G], optional
-    bits, group_size, symmetric, scale_dtype, search, percdamp, damping_tries, shrinkage, act_order, \
-static_groups
+    bits, group_size, symmetric, scale_dtype, search
         As in `gptq`.
+    importance : array [E, K] or [E, M, K], optional
+    percdamp, damping_tries, shrinkage, act_order, static_groups
+        As in `gptq`.
+    scales, zeros : arrays [E, M, G], optional
 
     Returns
     -------
@@ -209,6 +237,16 @@ static_groups
     ------
     ValueError, TypeError, numpy.linalg.LinAlgError
         As `gptq`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import gptq, gptq_batch
+    >>> weights = np.linspace(-1, 1, 48, dtype=np.float32).reshape(2, 3, 8)
+    >>> hessians = np.stack([np.eye(8, dtype=np.float32)] * 2)
+    >>> first, second = gptq_batch(weights, hessians, bits=4, group_size=8)
+    >>> second == gptq(weights[1], hessians[1], bits=4, group_size=8)
+    True
     """
     solver = Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
     arrays = {"weights": weights, "hessians": hessians, "importance": importance}
@@ -219,8 +257,7 @@ static_groups
         weight, hessian = stacked_rows(weights), stacked_rows(hessians)
         require_finite("weights", weight.reshape(count, rows, channels))
         require_finite("hessians", hessian.reshape(count, channels, channels))
-        if importance is not None:
-            importance = _importance_of_rows(importance, count, rows, channels)
+        errors = _importance_of_rows(importance, count, rows, channels)
         given = [
             _grids_of_rows(name, array, count) for name, array in zip(fixed, given, strict=True)
         ]
@@ -231,7 +268,7 @@ static_groups
         def solve_from(first: int) -> list[QuantizedWeight]:
             last = min(first + size, count)
             run = slice(first * rows, last * rows)
-            own = [None if array is None else array[run] for array in (importance, *given)]
+            own = [None if array is None else array[run] for array in (errors, *given)]
             settings = grid_settings(weight[run], *grid, *own)
             stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
             names = [f"hessians[{e}]" for e in range(first, last)]
@@ -244,7 +281,9 @@ static_groups
 
 
 def _importance_of_rows(importance: Any, count: int, rows: int, channels: int) -> Any:
-    """Return weights [E, K] or [E, M, K] of errors as a matrix [E * M, K]."""
+    """Return weights [E, K] or [E, M, K] of errors as a matrix [E * M, K]; None for None."""
+    if importance is None:
+        return None
     if importance.shape == (count, channels):
         return take(importance, np.repeat(np.arange(count), rows), 0)
     checks.stack("importance", importance, (count, rows, channels))

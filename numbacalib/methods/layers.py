@@ -12,7 +12,7 @@ import numpy as np
 
 from numbacalib.methods.awq import awq_clip
 from numbacalib.methods.codebook import CodebookWeight, codebook
-from numbacalib.methods.gptq import gptq_shared
+from numbacalib.methods.gptq import gptq_batch, gptq_shared
 from numbacalib.methods.layer import LayerReport, LayerSettings
 from numbacalib.methods.loss import clipped_share
 from numbacalib.methods.quantized_weight import QuantizedWeight
@@ -21,8 +21,11 @@ from numbacalib.methods.rtn import rtn
 from numbacalib.methods.settings import GridFinder, grid_settings
 from numbacalib.methods.shrinkage import shrinkage_for
 from numbacalib.methods.target import output_loss, propagated_target
-from numbacalib.ops.matrix import diagonal, to_host
-from numbacalib.runtime.backend import arrays_of_one_device
+from numbacalib.ops.matrix import diagonal, joined_rows, reshaped, to_host
+from numbacalib.ops.shrinkage import shrunk
+from numbacalib.runtime.alone import each_alone
+from numbacalib.runtime.array import ArrayT
+from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
 from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics import InputStatistics
 
@@ -31,11 +34,11 @@ log = logging.getLogger("numbacalib")
 
 def quantize_layer(
     name: str,
-    weight: Any,
+    weight: ArrayT,
     statistics: InputStatistics | None,
     settings: LayerSettings,
-    importance: Any = None,
-) -> tuple[QuantizedWeight | CodebookWeight, LayerReport]:
+    importance: ArrayT | None = None,
+) -> tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]:
     """Quantize one layer and measure it against round-to-nearest.
 
     Parameters
@@ -50,10 +53,30 @@ def quantize_layer(
         Weights of the errors with the ranges "weighted", instead of the mean squares of the inputs:
         Fisher information, or what an importance file has.
 
+    Returns
+    -------
+    quantized : QuantizedWeight or CodebookWeight
+    report : LayerReport
+
     Raises
     ------
     ValueError, TypeError, numpy.linalg.LinAlgError
         As `gptq` and `rtn`, with the layer's name in front.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import LayerSettings, quantize_layer
+    >>> from numbacalib.statistics import InputStatistics
+    >>> inputs = np.ones((4, 8), np.float32)
+    >>> inputs[:, 0] = 16  # a channel with large inputs
+    >>> statistics = InputStatistics(8)
+    >>> statistics.update(inputs)
+    >>> weight = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
+    >>> settings = LayerSettings(bits=3, group_size=8)
+    >>> quantized, report = quantize_layer("mlp.down_proj", weight, statistics, settings)
+    >>> quantized.codes.shape, report.tokens, report.loss < 0.1 * report.rtn_loss
+    ((2, 8), 4, True)
     """
     importances = None if importance is None else {name: importance}
     (result,) = quantize_layers({name: weight}, statistics, settings, importances)
@@ -61,11 +84,11 @@ def quantize_layer(
 
 
 def quantize_layers(
-    weights: Mapping[str, Any],
+    weights: Mapping[str, ArrayT],
     statistics: InputStatistics | None,
     settings: LayerSettings,
-    importance: Mapping[str, Any] | None = None,
-) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
+    importance: Mapping[str, ArrayT] | None = None,
+) -> list[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
     """Quantize layers that have one input, such as a block's q, k and v, and measure each.
 
     What depends on the input alone, such as the factor of GPTQ's Hessian, is found once.
@@ -88,6 +111,23 @@ def quantize_layers(
     ------
     ValueError, TypeError, numpy.linalg.LinAlgError
         As `quantize_layer`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import LayerSettings, quantize_layers
+    >>> from numbacalib.statistics import InputStatistics
+    >>> inputs = np.ones((4, 8), np.float32)
+    >>> inputs[:, 0] = 16  # a channel with large inputs
+    >>> statistics = InputStatistics(8)
+    >>> statistics.update(inputs)
+    >>> weight = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
+    >>> settings = LayerSettings(bits=3, group_size=8)
+    >>> layers = {"q_proj": weight, "k_proj": -weight}
+    >>> for quantized, report in quantize_layers(layers, statistics, settings):
+    ...     print(report.name, quantized.codes.shape)
+    q_proj (2, 8)
+    k_proj (2, 8)
     """
     begin = time.perf_counter()
     with _named(weights):
@@ -102,32 +142,131 @@ def quantize_layers(
         if statistics is not None:
             measured |= _inputs(statistics)
     together = (time.perf_counter() - begin) / len(weights)
-    results = []
-    for (name, weight), quantized in zip(weights.items(), found, strict=True):
-        begin = time.perf_counter()
-        figures: dict[str, Any] = {}
-        if isinstance(quantized, QuantizedWeight) and quantized.report is not None:
-            figures = quantized.report._asdict()
-        with _named([name]):
-            figures |= measured | _measured(weight, targets[name], quantized, statistics, settings)
-        report = LayerReport(
-            name=name,
-            method=settings.method,
-            shape=(weight.shape[0], weight.shape[1]),
-            bits=quantized.bits,
-            group_size=quantized.group_size,
-            seconds=together + time.perf_counter() - begin,
-            **figures,
+    return [
+        _reported(name, weight, targets[name], quantized, statistics, settings, measured, together)
+        for (name, weight), quantized in zip(weights.items(), found, strict=True)
+    ]
+
+
+def quantize_each(
+    weights: Mapping[str, ArrayT],
+    statistics: Sequence[InputStatistics | None],
+    settings: LayerSettings,
+) -> list[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
+    """Quantize equal layers with an input of their own each, such as experts, and measure each.
+
+    On the CPU each is quantized on one thread, as many at a time as there are threads; on a GPU steps of
+    GPTQ are launches for many layers, as `gptq_batch` has them.
+
+    Parameters
+    ----------
+    weights : mapping of str to array [M, K]
+        By the names of the layers.
+    statistics : sequence of InputStatistics or None
+        Of each layer's inputs.
+    settings : LayerSettings
+
+    Returns
+    -------
+    list of (QuantizedWeight or CodebookWeight, LayerReport)
+        In the order of the weights.
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.linalg.LinAlgError
+        As `quantize_layer`.
+    """
+    layers = list(zip(weights, weights.values(), statistics, strict=True))
+    if not any(map(is_cuda_array, weights.values())):
+        return each_alone(lambda layer: quantize_layer(*layer, settings), layers)
+    given = [own for own in statistics if own is not None]
+    free = settings.target == "layerwise" and settings.find_grid is None
+    if given and settings.method == "gptq" and free:
+        return _in_one_launch(weights, given, settings)
+    return [quantize_layer(*layer, settings) for layer in layers]
+
+
+def _in_one_launch(
+    weights: Mapping[str, Any], statistics: Sequence[InputStatistics], settings: LayerSettings
+) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
+    """Do what `quantize_each` does, by one `gptq_batch`."""
+    begin = time.perf_counter()
+    options = grid_options(settings) | _solver_options(settings)
+    if settings.ranges in ("mse", "weighted"):
+        options["search"] = settings.search
+    if settings.ranges == "weighted":
+        squares = [reshaped(own.mean_square, (1, len(own.mean_square))) for own in statistics]
+        options["importance"] = joined_rows(squares)
+    shares = [_share(own, settings) for own in statistics]
+    hessians = [
+        own.hessian if share == 0 else shrunk(own.hessian.reshape(1, *own.hessian.shape), share)
+        for own, share in zip(statistics, shares, strict=True)
+    ]
+    with _named(weights):
+        for own in statistics:
+            _check(own, settings, None)
+        stack = _stacked([hessian.reshape(*hessian.shape[-2:]) for hessian in hessians])
+        found = gptq_batch(_stacked(list(weights.values())), stack, **options)
+        if settings.refit:
+            pairs = zip(weights.values(), found, statistics, strict=True)
+            found = [refit_scales(weight, own, given.hessian) for weight, own, given in pairs]
+    together = (time.perf_counter() - begin) / len(weights)
+    layers = zip(weights.items(), found, statistics, shares, strict=True)
+    return [
+        _reported(
+            name,
+            weight,
+            weight,
+            own,
+            given,
+            settings,
+            _inputs(given) | {"shrinkage": share},
+            together,
         )
-        if report.fell_back:
-            log.warning(
-                "%s: the Hessian was not positive definite with percdamp %g; %g was enough",
-                name,
-                settings.percdamp,
-                report.percdamp,
-            )
-        results.append((quantized, report))
-    return results
+        for (name, weight), own, given, share in layers
+    ]
+
+
+def _stacked(matrices: Sequence[Any]) -> Any:
+    """Copy equal matrices [M, K] into an array [E, M, K]."""
+    return reshaped(joined_rows(matrices), (len(matrices), *matrices[0].shape))
+
+
+def _reported(
+    name: str,
+    weight: Any,
+    target: Any,
+    quantized: QuantizedWeight | CodebookWeight,
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    measured: Mapping[str, Any],
+    seconds: float,
+) -> tuple[QuantizedWeight | CodebookWeight, LayerReport]:
+    """Measure a quantized layer, and report of it with what was `measured` and took `seconds` before."""
+    begin = time.perf_counter()
+    figures: dict[str, Any] = {}
+    if isinstance(quantized, QuantizedWeight) and quantized.report is not None:
+        figures = quantized.report._asdict()
+    with _named([name]):
+        figures |= measured
+        figures |= _measured(weight, target, quantized, statistics, settings)
+    report = LayerReport(
+        name=name,
+        method=settings.method,
+        shape=(weight.shape[0], weight.shape[1]),
+        bits=quantized.bits,
+        group_size=quantized.group_size,
+        seconds=seconds + time.perf_counter() - begin,
+        **figures,
+    )
+    if report.fell_back:
+        log.warning(
+            "%s: the Hessian was not positive definite with percdamp %g; %g was enough",
+            name,
+            settings.percdamp,
+            report.percdamp,
+        )
+    return quantized, report
 
 
 @contextmanager
@@ -142,20 +281,51 @@ def _named(names: Iterable[str]) -> Iterator[None]:
 
 
 def solve(
-    weights: Mapping[str, Any],
+    weights: Mapping[str, ArrayT],
     statistics: Mapping[str, InputStatistics],
     settings: LayerSettings,
-    importance: Mapping[str, Any] | None = None,
-) -> Iterator[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
+    importance: Mapping[str, ArrayT] | None = None,
+) -> Iterator[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
     """Quantize named layers from their weights and statistics alone, one after the other.
 
     With `load_weights` and `load_statistics` this needs neither the model nor the text again,
-    whatever the bits, groups and method. `importance` is each layer's, for `quantize_layer`.
+    whatever the bits, groups and method.
+
+    Parameters
+    ----------
+    weights : mapping of str to array [M, K]
+        Of the layers, by name.
+    statistics : mapping of str to InputStatistics
+        Of each layer's inputs.
+    settings : LayerSettings
+    importance : mapping of str to array [K] or [M, K], optional
+        Of each layer, for `quantize_layer`.
+
+    Yields
+    ------
+    quantized : QuantizedWeight or CodebookWeight
+    report : LayerReport
+        Of the layers in the order of the weights.
 
     Raises
     ------
     ValueError
         If a layer has no statistics, or no importance where others have, before any work.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import LayerSettings, solve
+    >>> from numbacalib.statistics import InputStatistics
+    >>> inputs = np.ones((4, 8), np.float32)
+    >>> inputs[:, 0] = 16  # a channel with large inputs
+    >>> statistics = InputStatistics(8)
+    >>> statistics.update(inputs)
+    >>> weight = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
+    >>> settings = LayerSettings(bits=3, group_size=8)
+    >>> for quantized, report in solve({"q_proj": weight}, {"q_proj": statistics}, settings):
+    ...     print(report.name, quantized.codes.shape)
+    q_proj (2, 8)
     """
     given = {"statistics": statistics} | ({} if importance is None else {"importance": importance})
     for argument, layers in given.items():
@@ -194,7 +364,7 @@ def _target(weight: Any, statistics: InputStatistics | None, settings: LayerSett
     )
 
 
-def _plain(settings: LayerSettings) -> dict[str, Any]:
+def grid_options(settings: LayerSettings) -> dict[str, Any]:
     """Return the grid's settings, by the names that all methods have for them."""
     return {
         "bits": settings.bits,
@@ -211,7 +381,7 @@ def _quantized(
     importance: Mapping[str, Any] | None,
 ) -> tuple[Sequence[QuantizedWeight | CodebookWeight], dict[str, Any]]:
     """Quantize by the settings' method; return also what reports of all the layers say of it."""
-    alike = _plain(settings)
+    alike = grid_options(settings)
     if settings.ranges in ("mse", "weighted"):
         alike["search"] = settings.search
     if settings.ranges == "weighted" and importance is None and statistics is not None:
@@ -262,16 +432,8 @@ def _gptq(
     options: Mapping[str, dict[str, Any]],
 ) -> tuple[list[QuantizedWeight], dict[str, Any]]:
     """Quantize by GPTQ, together where the layers may share; `options` are each one's grid and search."""
-    shrinkage = settings.shrinkage
-    if shrinkage is None:
-        shrinkage = shrinkage_for(statistics.hessian, statistics.tokens)
-    solver: dict[str, Any] = {
-        "percdamp": settings.percdamp,
-        "damping_tries": settings.damping_tries,
-        "shrinkage": shrinkage,
-        "act_order": settings.act_order,
-        "static_groups": settings.static_groups,
-    }
+    shrinkage = _share(statistics, settings)
+    solver = _solver_options(settings) | {"shrinkage": shrinkage}
     first, *others = options.values()
     same = all(own[key] is first[key] for own in others for key in first)
     apart = not same or len({target.dtype for target in targets.values()}) > 1
@@ -280,6 +442,23 @@ def _gptq(
         weights = {f"{name}: weight": targets[name] for name in names}
         found += gptq_shared(weights, statistics.hessian, **solver, **options[names[0]]).values()
     return found, {"shrinkage": shrinkage}
+
+
+def _share(statistics: InputStatistics, settings: LayerSettings) -> float:
+    """How far a Hessian is to be shrunk."""
+    if settings.shrinkage is None:
+        return shrinkage_for(statistics.hessian, statistics.tokens)
+    return settings.shrinkage
+
+
+def _solver_options(settings: LayerSettings) -> dict[str, Any]:
+    """Return what only GPTQ is asked for, by its names, but the shrinkage."""
+    return {
+        "percdamp": settings.percdamp,
+        "damping_tries": settings.damping_tries,
+        "act_order": settings.act_order,
+        "static_groups": settings.static_groups,
+    }
 
 
 def _refitted(
@@ -291,7 +470,7 @@ def _refitted(
 
 
 def _inputs(statistics: InputStatistics) -> dict[str, Any]:
-    """What reports say of a layer's inputs."""
+    """Return the figures of reports about a layer's inputs."""
     hessian = statistics.hessian
     dead = int((to_host(diagonal(hessian)) == 0).sum())
     full = statistics.tokens >= len(hessian) - dead
@@ -310,7 +489,7 @@ def _measured(
     if isinstance(quantized, QuantizedWeight):
         measured["clipped"] = clipped_share(target, quantized)
     if statistics is not None:
-        rounded = rtn(weight, **_plain(settings))
+        rounded = rtn(weight, **grid_options(settings))
         measured["loss"] = output_loss(weight, quantized, statistics)
         measured["rtn_loss"] = output_loss(weight, rounded, statistics)
     return measured

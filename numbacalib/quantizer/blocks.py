@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ class Job:
     calibration: Calibration | None
     """None is a method that needs no activations."""
     importance: Mapping[str, NDArray] | None
+    tokens: int
+    """Of calibration that run through the model; 0 where none do."""
     held_out: NDArray[np.integer]
     """Sequences [S, T] that the output is evaluated on; none with S = 0."""
     identity: dict[str, Any]
@@ -94,9 +97,9 @@ def _quantize_block(
     at = f"block {index + 1} of {count}"
     layer_settings = _layer_settings(block, settings, job.grids)
     done = FinishedBlock({}, [], {}, {})
-    run: Iterable[tuple[Stage, InputStatistics | None]]
+    run: Iterable[Sequence[tuple[Stage, Any]]]
     if job.calibration is None:
-        run = [(stage, None) for stage in block.stages]
+        run = [[(stage, None)] for stage in block.stages]
     else:
         folded: dict[Stage, NDArray] = {}
         if settings.channel_scales == "awq":
@@ -104,7 +107,7 @@ def _quantize_block(
             preview = job.calibration.preview(index, block)
             folded = _fold_scales(job, block, preview, layer_settings, done)
         run = job.calibration.stages(index, block, folded)
-    for stage, statistics in run:
+    for stage, statistics in chain.from_iterable(run):
         taken = tuple(kind for kind in stage if kind in layer_settings)
         for kinds in _alike(taken, layer_settings):
             progress.show(f"{at}: quantizing {', '.join(kinds)}")

@@ -16,7 +16,8 @@ from numbacalib.models import Checkpoint, Decoder, Place, open_checkpoint, open_
 from numbacalib.quantizer.divergence import divergences
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import read_sequences
-from numbacalib.runtime.finite import NotFiniteError, require_finite
+from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.not_finite import NotFiniteError
 
 SWEEP_TOKENS = 65536
 """Tokens whose states an evaluation holds at a time."""
@@ -74,12 +75,23 @@ def evaluate(
     against : path, optional
         Another model of the same vocabulary, such as the original, for the divergence from it.
 
+    Returns
+    -------
+    Evaluation
+
     Raises
     ------
     ValueError, TypeError, OSError
         If an input does not fit.
     FloatingPointError
         If the embeddings, a block or the head give a NaN or an infinity: the first that does so.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import evaluate
+    >>> result = evaluate("model", ["text.txt"], sequence_length=32, samples=2)
+    >>> result.tokens, round(result.perplexity, -2)
+    (62, 600.0)
     """
     place = open_place(device)
     subjects = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -41,9 +41,16 @@ from numbacalib.quantizer.calibration import (
 )
 from numbacalib.quantizer.identity import identity_of, stamps_of
 from numbacalib.quantizer.importance import read_importance
+from numbacalib.quantizer.plan import Plan, make_plan, require_memory
 from numbacalib.quantizer.preflight import require_space
 from numbacalib.quantizer.proof import prove
-from numbacalib.quantizer.report import Clock, RunReport, peak_memory, recorded_warnings
+from numbacalib.quantizer.report import (
+    Clock,
+    RunReport,
+    peak_memory,
+    recorded_warnings,
+    resident_memory,
+)
 from numbacalib.quantizer.settings import Settings, check
 from numbacalib.quantizer.text import read_sequences, read_split, spread
 from numbacalib.quantizer.work import Work, kept_bytes, open_work
@@ -69,6 +76,7 @@ def quantize(
     max_kl: float | None = None,
     clean: bool = False,
     work: str | Path | None = None,
+    planned: Callable[[Plan], object] | None = None,
     progress: Callback | None = None,
     **options: Any,
 ) -> RunReport:
@@ -109,6 +117,8 @@ def quantize(
     work : path, optional
         A directory to keep finished blocks in until the output is complete; a hidden one beside the output
         by default. A run that was killed goes on from there when it is started again.
+    planned : callable, optional
+        Called with the `Plan` before the first block.
     progress : callable, optional
         Called with what is being done, the steps done and the steps in all, instead of a bar on standard
         error.
@@ -131,6 +141,14 @@ def quantize(
         beside the output, by a name that says so.
     numpy.linalg.LinAlgError
         If a layer's damped Hessian is not positive definite, or too many were not at first.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import Settings, quantize
+    >>> settings = Settings(bits=4, group_size=32, samples=2, sequence_length=32)
+    >>> reports = quantize("model", "quantized", text=["text.txt"], settings=settings)
+    >>> reports[0].name, reports[0].tokens, reports[0].loss < reports[0].rtn_loss
+    ('model.layers.0.self_attn.q_proj', 64, True)
     """
     settings = _settings(settings, options)
     check(settings, importance)
@@ -158,6 +176,10 @@ def quantize(
         ):
             paths = [directory / each.name if written[1:] else directory for each in written]
             writers = _writers(job, kept, paths, written)
+            with clock.phase("planning"):
+                plan = _plan(job, kept, writers)
+            if planned is not None:
+                planned(plan)
             with ExitStack() as stack:
                 for writer in writers:
                     stack.enter_context(writer)
@@ -185,6 +207,7 @@ def quantize(
         resumed_blocks=kept.finished,
         seconds=clock.seconds,
         peak_bytes=peak_memory(),
+        plan=plan,
         proofs=proofs,
         warnings=warnings,
     )
@@ -203,6 +226,20 @@ def _writers(
     output = paths[0] if paths[0].is_dir() else paths[0].parent
     require_space({output: sum(writer.planned_bytes for writer in writers), kept.directory: left})
     return writers
+
+
+def _plan(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> Plan:
+    """Return the plan of a run that fits into memory."""
+    resident = resident_memory()
+    plan = make_plan(
+        job,
+        output_bytes=sum(writer.planned_bytes for writer in writers),
+        scratch_bytes=kept_bytes(job.weights, job.grids),
+        finished=kept.finished,
+        resident_bytes=resident,
+    )
+    require_memory(job, plan, resident)
+    return plan
 
 
 def _open_job(
@@ -242,7 +279,7 @@ def _open_job(
             raise ValueError("text: required, since this calibrates; --method rtn alone needs none")
         most = max(1, HELD_OUT_TOKENS // length)
         tokens, others = read_split(checkpoint, text, length, settings.samples, most)
-        calibration = TextCalibration(decoder, tokens, settings.target == "propagated")
+        calibration = TextCalibration(decoder, tokens, propagated=settings.target == "propagated")
     if held_out:
         others = read_sequences(checkpoint, held_out, length)
         others = others[spread(len(others), min(settings.samples, len(others)))]
@@ -250,7 +287,16 @@ def _open_job(
     identity |= stamps_of(statistics=statistics, importance=importance)
     weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
     return Job(
-        checkpoint, decoder, settings, weights, grids, calibration, factors, others, identity
+        checkpoint,
+        decoder,
+        settings,
+        weights,
+        grids,
+        calibration,
+        factors,
+        0 if tokens is None else tokens.size,
+        others,
+        identity,
     )
 
 
@@ -286,7 +332,7 @@ def _grids(
     others: dict[tuple[int | None, int | None], set[int]] = {}
     for name, grid in grids.items():
         sizes = asked[name].group_size, grid.group_size
-        if sizes[0] != sizes[1]:
+        if sizes[0] != sizes[1] and grid.find is None:
             others.setdefault(sizes, set()).add(weights[name].shape[1])
     for (size, taken), channels in others.items():
         divides = any(K % (size or 1) == 0 for K in channels)

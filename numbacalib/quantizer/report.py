@@ -17,6 +17,8 @@ from typing import Any
 from numbacalib.formats.durable import write_whole
 from numbacalib.methods import LayerReport
 from numbacalib.quantizer.evaluation import Evaluation
+from numbacalib.quantizer.plan import Plan
+from numbacalib.quantizer.preflight import in_units
 from numbacalib.quantizer.proof import Proof
 
 WORST = 5
@@ -50,6 +52,8 @@ class RunReport:
     """By phase, of this run."""
     peak_bytes: int
     """Most memory of the host that the process has held."""
+    plan: Plan
+    """What all of this was expected to be."""
     proofs: list[Proof]
     """Of the output in each format."""
     warnings: list[str]
@@ -59,6 +63,11 @@ class RunReport:
         """Of the quantized layers, scales and zero points included."""
         weights = sum(layer.shape[0] * layer.shape[1] for layer in self.layers)
         return 8 * sum(layer.stored_bytes or 0 for layer in self.layers) / weights
+
+    @property
+    def planned_seconds(self) -> float:
+        """What the phases took that the plan is about."""
+        return sum(self.seconds[name] for name in self.plan.seconds)
 
     def as_json(self) -> str:
         """Return all of it as JSON, by the names of the attributes."""
@@ -80,13 +89,28 @@ class RunReport:
         lines = [
             f"{self.bits_a_weight:.2f} bits a weight in {len(self.layers)} layers; "
             f"{self.original_bytes / 1e6:.1f} MB before, {self.output_bytes / 1e6:.1f} MB after; "
-            f"{sum(self.seconds.values()):.1f} s"
+            f"{sum(self.seconds.values()):.1f} s",
+            f"planned {sum(self.plan.seconds.values()):.1f} s and "
+            f"{in_units(self.plan.peak_bytes)} of memory, took {self.planned_seconds:.1f} s and "
+            f"{in_units(self.peak_bytes)}",
         ]
         lines += worst_layers(self.layers)
         for proof in self.proofs[:1]:
             if proof.evaluation is not None:
                 lines.append(f"held-out text: {evaluation_line(proof.evaluation)}")
         return "\n".join(lines)
+
+
+def save_layers(path: str | Path, layers: Sequence[LayerReport]) -> None:
+    """Write the reports of layers alone as JSON, as `RunReport` has them.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses.
+    """
+    found = {"layers": [asdict(layer) for layer in layers]}
+    Path(path).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def evaluation_line(found: Evaluation) -> str:
@@ -151,6 +175,15 @@ def recorded_warnings() -> Iterator[list[str]]:
         yield found
     finally:
         log.removeHandler(notes)
+
+
+def resident_memory() -> int:
+    """Bytes of the host's memory that the process holds now, where the system says so, else at most."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return peak_memory()
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory() -> int:

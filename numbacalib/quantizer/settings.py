@@ -1,23 +1,32 @@
-"""What a run is asked to do, checked before anything is read."""
+"""Settings of a run, checked before anything is read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from numbacalib.methods import LayerSettings
-from numbacalib.methods.layer import flag, share
+from numbacalib.methods.layer import RANGES, TARGETS, flag, share
+from numbacalib.methods.order import ACT_ORDERS
 from numbacalib.runtime import checks
 
 CHANNEL_SCALES = ("none", "awq")
 MAGNITUDES = ("mean", "max")
+CHOICES = {
+    "ranges": ("auto", *RANGES),
+    "target": TARGETS,
+    "act_order": ACT_ORDERS,
+    "channel_scales": CHANNEL_SCALES,
+    "awq_magnitude": MAGNITUDES,
+}
+"""Values of the settings that have a few, by their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(LayerSettings):
-    """How to quantize the linear layers of a model; each layer's `scale_dtype` is the model's own."""
+    """Settings of a model's quantization; each layer's `scale_dtype` is the model's own."""
 
     ranges: str = "auto"
     """As in `LayerSettings`, or "auto": "weighted" with gptq, where it leaves less of every model that was
@@ -28,9 +37,9 @@ class Settings(LayerSettings):
     channel_scales: str = "none"
     """Scale input channels first, and fold that into what produces them: "none" or "awq"."""
     awq_magnitude: str = "mean"
-    """What the scales are powers of: "mean" or "max" of a channel's absolute inputs."""
+    """Magnitude that the scales are powers of: "mean" or "max" of a channel's absolute inputs."""
     awq_weight_term: bool = False
-    """Whether the scales also fall with the channel's weights: see `awq_scales`."""
+    """True to let the scales also fall with the channel's weights: see `awq_scales`."""
     skip: tuple[str, ...] = ()
     """Patterns of layers' names, as shells have them, whose layers stay as they are."""
     layer_bits: Mapping[str, int] = field(default_factory=dict)
@@ -71,6 +80,10 @@ class Settings(LayerSettings):
                     )
         if all(map(self.skips, names)):
             raise ValueError("skip: expected patterns that leave a layer to quantize")
+
+
+DEFAULTS = {each.name: each.default for each in fields(Settings)}
+"""Defaults of all settings, by their names."""
 
 
 def check(settings: Settings, importance: str | Path | None) -> None:

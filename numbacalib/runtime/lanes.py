@@ -1,7 +1,7 @@
-"""Vector instructions that Numba has no name for, as LLVM's vectors: any processor gets its own.
+"""Searches for a least quotient by vector instructions, through LLVM's vectors: any processor gets its own.
 
-Where the next few numbers decide each other's branches, a processor guesses wrong every other time.
-Vectors have no branches.
+In a scalar loop each comparison is a branch that depends on the last, which processors mispredict every
+other time. Vectors have no branches.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _ONE = ir.Constant(_INTEGER, 1)
 def least_quotient(typing_context, base, divisors, roots, first, last, divisor, root):
     """Return where ``base[i] - (root - roots[i])^2 / (divisor - divisors[i])`` is least.
 
-    For i from `first` to `last`, which is not before it; of equals, and of what rounding may hold for
-    equal, any. Arrays are contiguous float64, and hold two vectors more beyond `last`. The divisor is
-    above those up to there.
+    i runs from `first` to `last`, and `last` is not before `first`. Of several i whose quotients are equal,
+    or differ by less than rounding, any may be returned. Arrays are contiguous float64 and hold two vectors
+    more beyond `last`. `divisor` is larger than ``divisors`` up to `last`.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -60,10 +60,11 @@ def least_quotient(typing_context, base, divisors, roots, first, last, divisor, 
 def least_quotients(
     typing_context, base, divisors, roots, first, last, at, stride, more, least, places
 ):
-    """Find what `least_quotient` does for `LANES` divisors and roots, `stride` apart from `at` on.
+    """Find the least quotients, as `least_quotient` does, for `LANES` divisors and roots at once.
 
-    The least, with `more` added, go into ``least[at::stride]``, and each i into ``places[at::stride]``,
-    int64. What a divisor that is not above all others gives means nothing.
+    The divisors and roots are elements ``at``, ``at + stride``, ... of the arrays. The least quotients,
+    with `more` added, go into ``least[at::stride]``, and each i into ``places[at::stride]``, int64. The
+    result for a divisor that is not larger than all others means nothing.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What kernels need to run tasks of their own, each with BLAS on its own thread.
+"""Intrinsics for kernels that run tasks of their own, each with BLAS on its own thread.
 
 A pool that shares the processors with another (see `numbacalib.runtime.threads`) has threads of unequal
 speed. So workers take tasks from a counter, as many as they can do: one that is held up holds up

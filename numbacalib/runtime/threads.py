@@ -1,4 +1,4 @@
-"""How kernels and BLAS share the machine, said once.
+"""Threads: the one place that says how kernels and BLAS share the machine.
 
 Three pools of threads take turns: Numba's, and the OpenBLAS pools of NumPy and SciPy. Each keeps the
 processors busy with waiting after its work, to start the next piece sooner, and so holds up the
@@ -58,7 +58,7 @@ class _Turns:
 
     @property
     def is_left_out(self) -> bool:
-        """Whether this thread takes no turns."""
+        """Return whether this thread takes no turns."""
         return getattr(self._here, "left_out", False)
 
     def __enter__(self) -> None:
@@ -102,7 +102,7 @@ def _limit_numba() -> None:
 
 
 def _uses_gnu_openmp() -> bool:
-    """Whether Numba has started its threads, by us or by others, as GNU OpenMP's."""
+    """Return whether Numba's threads were started, by us or by others, as GNU OpenMP's."""
     try:
         return sys.platform == "linux" and threading_layer() == "omp"
     except ValueError:  # not yet

@@ -24,7 +24,7 @@ from numbacalib.runtime.lanes import broadcast, multiply_add
 
 _FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
 _WIDE = "+avx512f" in _FEATURES
-"""Whether there are 32 registers of 64 bytes; else it is 16 of 32, or 32 of 16."""
+"""True where there are 32 registers of 64 bytes, else 16 of 32 or 32 of 16."""
 LANES = 32 if _WIDE else 24
 """Rows of a packed row panel, and of a microtile."""
 COLUMNS = 12 if _WIDE else 4
@@ -119,7 +119,7 @@ def prefetch(typing_context, matrix, at, count):
 
 
 class _Matrix:
-    """Where elements lie, counted from a place (row, column)."""
+    """Addresses of a matrix's elements, counted from a place (row, column)."""
 
     def __init__(self, context: Any, builder: Any, kind: Any, value: Any, at: Any) -> None:
         array = context.make_array(kind)(context, builder, value)

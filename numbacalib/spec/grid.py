@@ -55,7 +55,7 @@ class Bounds(NamedTuple):
     """Steps from one to the other."""
     symmetric: bool
     storage: int
-    """How scales are rounded: `SCALE_EXACT` or another."""
+    """Rounding of scales: `SCALE_EXACT` or another."""
 
 
 @scalar
@@ -131,7 +131,7 @@ def value_of(code, scale, zero):
 
 @inlined
 def is_clipped(weight, scale, zero, bounds):
-    """Whether a weight lies more than one step past the ends of a grid with unsigned codes."""
+    """Return whether a weight lies more than one step past the ends of a grid with unsigned codes."""
     position = weight / scale + zero
     return position < -1 or position > bounds.levels + 1
 

@@ -265,9 +265,9 @@ def test_held_out_sequences_are_others_than_those_of_calibration(
     monkeypatch.setattr(pipeline, "prove", prove)
     real_calibration = pipeline.TextCalibration
 
-    def calibration(decoder, tokens, propagated):
+    def calibration(decoder, tokens, **options):
         seen["tokens"] = tokens
-        return real_calibration(decoder, tokens, propagated)
+        return real_calibration(decoder, tokens, **options)
 
     monkeypatch.setattr(pipeline, "TextCalibration", calibration)
     text.write_text("".join(f"{number} " for number in range(3000)))

@@ -15,7 +15,7 @@ import numpy as np
 from numba.cuda import types
 
 from numbacalib.runtime import device, mma, ptx
-from numbacalib.runtime.device import Array, cuda
+from numbacalib.runtime.device import DeviceArray, cuda
 from numbacalib.runtime.launch import launch
 from numbacalib.spec.decoder import first_key
 
@@ -27,8 +27,13 @@ LOWEST = np.float32(-3e38)
 
 
 def attention(
-    queries: Array, keys: Array, values: Array, window: int, scale: float, sinks: Array | None
-) -> Array:
+    queries: DeviceArray,
+    keys: DeviceArray,
+    values: DeviceArray,
+    window: int,
+    scale: float,
+    sinks: DeviceArray | None,
+) -> DeviceArray:
     """See `numbacalib.ops.attention.attention`; a window of 0 is none, and D is a multiple of 8."""
     context = device.empty(queries.shape, queries.dtype)
     sequences, length, heads, size = queries.shape
@@ -77,14 +82,14 @@ def _kernel(element: str, padded: int) -> Any:
 
     @cuda.jit(device=True, forceinline=True)
     def offset_of_keys(step, lane):
-        """Where this lane's row of the keys' matrices begins: keys, then numbers of a head."""
+        """Return where this lane's row of the keys' matrices begins: keys, then numbers of a head."""
         row = (lane & 7) + ((lane >> 4) & 1) * 8
         chunk = 2 * step + ((lane >> 3) & 1)
         return types.uint32(row * row_bytes + ((chunk ^ (lane & 7)) << 4))
 
     @cuda.jit(device=True, forceinline=True)
     def offset_of_values(step, lane):
-        """Where this lane's row of the values' matrices begins: keys, then numbers of a head."""
+        """Return where this lane's row of the values' matrices begins: keys, then numbers of a head."""
         row = (lane & 7) + ((lane >> 3) & 1) * 8
         chunk = 2 * step + ((lane >> 4) & 1)
         return types.uint32(row * row_bytes + ((chunk ^ (lane & 7)) << 4))

@@ -27,10 +27,10 @@ STEP = 8
 
 
 class Columns(NamedTuple):
-    """How the columns are cut."""
+    """Cut of the columns into panels and blocks."""
 
     edges: NDArray[np.int64]
-    """Where panels begin, and the end."""
+    """First column of each panel, and the end."""
     length: int
     """Columns of a block."""
     group_of: NDArray[np.int64]
@@ -38,16 +38,16 @@ class Columns(NamedTuple):
     group_size: int
     """0 where scales are given."""
     within: bool
-    """Whether scales are found of groups that lie within blocks; else a whole group is looked at."""
+    """True where scales are found of groups that lie within blocks; else a whole group is looked at."""
     inverse: bool
-    """Whether the factor is that of the inverse Hessian."""
+    """True for the factor of the inverse Hessian, False for that of the Hessian."""
 
 
 class Rows(NamedTuple):
     """Packed row panels of a chunk of rows, or of a tile of it: ``[panels, columns, LANES]`` each."""
 
     history: Any
-    """Of all columns: ``-E`` or ``D`` of those so far, the weights of those to come."""
+    """All columns: ``-E`` or ``D`` of those so far, the weights of those to come."""
     panel: Any
     """Compensated weights."""
     errors: Any

@@ -1,4 +1,4 @@
-"""What compensates a panel of columns for those before it, prepared once for all rows of a weight."""
+"""Coupling of each panel of columns to those before it, prepared once for all rows of a weight."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ BLOCK = 128
 
 
 class Coupling(NamedTuple):
-    """What compensates panels, in the order in which products read it; see `packed_columns`."""
+    """Coefficients that compensate panels, packed as products read them; see `packed_columns`."""
 
     packed: Any
     """Flat memory of packed column panels."""
     starts: Any
-    """Where those of each panel begin in it, and the end."""
+    """Start of each panel's in it, and the end."""
     corners: Any
-    """What couples the columns of each block, and zeros: [blocks, length, length + COLUMNS]."""
+    """Coefficients among the columns of each block, and zeros: [blocks, length, length + COLUMNS]."""
 
 
 def couple_panels(

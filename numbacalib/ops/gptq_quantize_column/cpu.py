@@ -44,9 +44,9 @@ from numbacalib.spec.grid import Grid, group_indices
 from numbacalib.spec.range_search import RangeSearch
 
 CHUNK = 256
-"""About the rows of a chunk: what reads a panel's coupling while it lies in the second-level cache."""
+"""Rows of a chunk, about: they read a panel's coupling while it lies in the second-level cache."""
 CHUNKS = 8
-"""Least chunks, of at least a `TILE`: fewer would leave threads waiting for the last."""
+"""Least number of chunks, of at least a `TILE`: fewer would leave threads waiting for the last."""
 STRIP = 256
 """Rows that are looked at together for whether they are 0 below the diagonal."""
 
@@ -188,7 +188,7 @@ def _cut(
 
 
 def _panel_edges(channels: int, group_size: int) -> NDArray[np.int64]:
-    """Where panels begin, and the end: a long group each, or whole groups of about `BLOCK` columns."""
+    """Return where panels begin, and the end: one long group each, or about `BLOCK` columns of groups."""
     width = group_size if group_size > BLOCK else BLOCK - BLOCK % group_size
     return np.append(np.arange(0, channels, width), channels)
 

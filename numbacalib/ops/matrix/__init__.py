@@ -72,6 +72,12 @@ def stacked_rows(stack: Any) -> Any:
         return kernels.stacked_rows(stack)
 
 
+def reshaped(array: Any, shape: tuple[int, ...]) -> Any:
+    """Return a C-contiguous array in another shape, in its own memory, as callers get arrays."""
+    with call(cpu, _gpu, array=array) as (kernels, array):
+        return kernels.reshaped(array, shape)
+
+
 def split_rows(matrix: Any, lengths: Sequence[int]) -> list[Any]:
     """Return runs of the rows of a matrix, in its own memory, as callers get arrays."""
     with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):

@@ -1,4 +1,4 @@
-"""What NumPy has; see `numbacalib.ops.matrix`."""
+"""Parts, multiples and copies of matrices by NumPy; see `numbacalib.ops.matrix`."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def diagonals(matrices: NDArray) -> NDArray:
 def stacked_rows(stack: NDArray) -> NDArray:
     """See `numbacalib.ops.matrix.stacked_rows`."""
     return stack.reshape(-1, stack.shape[-1])
+
+
+def reshaped(array: NDArray, shape: tuple[int, ...]) -> NDArray:
+    """See `numbacalib.ops.matrix.reshaped`."""
+    return array if array.shape == shape else array.reshape(shape)
 
 
 def split_rows(matrix: NDArray, lengths: Sequence[int]) -> list[NDArray]:
