@@ -21,7 +21,7 @@ from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.range_search import RangeSearch
 
 BATCH_BYTES = 4 << 30
-"""Of float32 Hessians that go together through a GPU, beside factors and couplings of the same size."""
+"""Bytes of float32 Hessians that go through a GPU together, beside factors and couplings of that size."""
 
 
 def gptq(
@@ -98,6 +98,21 @@ def gptq(
     -----
     Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
     Transformers" (2022); `quantize_direct` has the form without an inverse.
+
+    Examples
+    --------
+    Inputs that go together let the second 3.4 make up for the first:
+
+    >>> import numpy as np
+    >>> from numbacalib.methods import gptq
+    >>> hessian = np.full((4, 4), 0.9, np.float32)
+    >>> np.fill_diagonal(hessian, 1)
+    >>> weight = np.array([[0, 3.4, 3.4, 15]], np.float32)
+    >>> quantized = gptq(weight, hessian, bits=4, group_size=None)
+    >>> quantized.codes
+    array([[ 0,  3,  4, 15]], dtype=uint8)
+    >>> quantized.report.tries, quantized.report.dead
+    (1, 0)
     """
     solver = Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
     arrays = {"weight": weight, "hessian": hessian}
@@ -135,9 +150,10 @@ def gptq_shared(
     weights : mapping of str to array [M_i, K]
         Of one dtype. Errors name a weight by its key.
     hessian : array [K, K]
+    bits, group_size, symmetric, scale_dtype, search
+        As in `gptq`.
     importance : array [K], optional
-    bits, group_size, symmetric, scale_dtype, search, percdamp, damping_tries, shrinkage, act_order, \
-static_groups
+    percdamp, damping_tries, shrinkage, act_order, static_groups
         As in `gptq`.
 
     Returns
@@ -149,6 +165,16 @@ static_groups
     ------
     ValueError, TypeError, numpy.linalg.LinAlgError
         As `gptq`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import gptq, gptq_shared
+    >>> hessian = np.eye(8, dtype=np.float32)
+    >>> query = np.linspace(-1, 1, 24, dtype=np.float32).reshape(3, 8)
+    >>> found = gptq_shared({"q_proj": query, "k_proj": query[:2]}, hessian, bits=4, group_size=8)
+    >>> found["q_proj"] == gptq(query, hessian, bits=4, group_size=8)
+    True
     """
     solver = Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
     arrays = {"hessian": hessian, "importance": importance, **weights}
@@ -195,11 +221,12 @@ def gptq_batch(
     ----------
     weights : array [E, M, K], float16, bfloat16, float32 or float64
     hessians : array [E, K, K]
-    importance : array [E, K] or [E, M, K], optional
-    scales, zeros : arrays [E, M, G], optional
-    bits, group_size, symmetric, scale_dtype, search, percdamp, damping_tries, shrinkage, act_order, \
-static_groups
+    bits, group_size, symmetric, scale_dtype, search
         As in `gptq`.
+    importance : array [E, K] or [E, M, K], optional
+    percdamp, damping_tries, shrinkage, act_order, static_groups
+        As in `gptq`.
+    scales, zeros : arrays [E, M, G], optional
 
     Returns
     -------
@@ -210,6 +237,16 @@ static_groups
     ------
     ValueError, TypeError, numpy.linalg.LinAlgError
         As `gptq`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import gptq, gptq_batch
+    >>> weights = np.linspace(-1, 1, 48, dtype=np.float32).reshape(2, 3, 8)
+    >>> hessians = np.stack([np.eye(8, dtype=np.float32)] * 2)
+    >>> first, second = gptq_batch(weights, hessians, bits=4, group_size=8)
+    >>> second == gptq(weights[1], hessians[1], bits=4, group_size=8)
+    True
     """
     solver = Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
     arrays = {"weights": weights, "hessians": hessians, "importance": importance}

@@ -53,10 +53,30 @@ def quantize_layer(
         Weights of the errors with the ranges "weighted", instead of the mean squares of the inputs:
         Fisher information, or what an importance file has.
 
+    Returns
+    -------
+    quantized : QuantizedWeight or CodebookWeight
+    report : LayerReport
+
     Raises
     ------
     ValueError, TypeError, numpy.linalg.LinAlgError
         As `gptq` and `rtn`, with the layer's name in front.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import LayerSettings, quantize_layer
+    >>> from numbacalib.statistics import InputStatistics
+    >>> inputs = np.ones((4, 8), np.float32)
+    >>> inputs[:, 0] = 16  # a channel with large inputs
+    >>> statistics = InputStatistics(8)
+    >>> statistics.update(inputs)
+    >>> weight = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
+    >>> settings = LayerSettings(bits=3, group_size=8)
+    >>> quantized, report = quantize_layer("mlp.down_proj", weight, statistics, settings)
+    >>> quantized.codes.shape, report.tokens, report.loss < 0.1 * report.rtn_loss
+    ((2, 8), 4, True)
     """
     importances = None if importance is None else {name: importance}
     (result,) = quantize_layers({name: weight}, statistics, settings, importances)
@@ -91,6 +111,23 @@ def quantize_layers(
     ------
     ValueError, TypeError, numpy.linalg.LinAlgError
         As `quantize_layer`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import LayerSettings, quantize_layers
+    >>> from numbacalib.statistics import InputStatistics
+    >>> inputs = np.ones((4, 8), np.float32)
+    >>> inputs[:, 0] = 16  # a channel with large inputs
+    >>> statistics = InputStatistics(8)
+    >>> statistics.update(inputs)
+    >>> weight = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
+    >>> settings = LayerSettings(bits=3, group_size=8)
+    >>> layers = {"q_proj": weight, "k_proj": -weight}
+    >>> for quantized, report in quantize_layers(layers, statistics, settings):
+    ...     print(report.name, quantized.codes.shape)
+    q_proj (2, 8)
+    k_proj (2, 8)
     """
     begin = time.perf_counter()
     with _named(weights):
@@ -252,12 +289,43 @@ def solve(
     """Quantize named layers from their weights and statistics alone, one after the other.
 
     With `load_weights` and `load_statistics` this needs neither the model nor the text again,
-    whatever the bits, groups and method. `importance` is each layer's, for `quantize_layer`.
+    whatever the bits, groups and method.
+
+    Parameters
+    ----------
+    weights : mapping of str to array [M, K]
+        Of the layers, by name.
+    statistics : mapping of str to InputStatistics
+        Of each layer's inputs.
+    settings : LayerSettings
+    importance : mapping of str to array [K] or [M, K], optional
+        Of each layer, for `quantize_layer`.
+
+    Yields
+    ------
+    quantized : QuantizedWeight or CodebookWeight
+    report : LayerReport
+        Of the layers in the order of the weights.
 
     Raises
     ------
     ValueError
         If a layer has no statistics, or no importance where others have, before any work.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import LayerSettings, solve
+    >>> from numbacalib.statistics import InputStatistics
+    >>> inputs = np.ones((4, 8), np.float32)
+    >>> inputs[:, 0] = 16  # a channel with large inputs
+    >>> statistics = InputStatistics(8)
+    >>> statistics.update(inputs)
+    >>> weight = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
+    >>> settings = LayerSettings(bits=3, group_size=8)
+    >>> for quantized, report in solve({"q_proj": weight}, {"q_proj": statistics}, settings):
+    ...     print(report.name, quantized.codes.shape)
+    q_proj (2, 8)
     """
     given = {"statistics": statistics} | ({} if importance is None else {"importance": importance})
     for argument, layers in given.items():
@@ -402,7 +470,7 @@ def _refitted(
 
 
 def _inputs(statistics: InputStatistics) -> dict[str, Any]:
-    """What reports say of a layer's inputs."""
+    """Return the figures of reports about a layer's inputs."""
     hessian = statistics.hessian
     dead = int((to_host(diagonal(hessian)) == 0).sum())
     full = statistics.tokens >= len(hessian) - dead

@@ -60,6 +60,16 @@ def rtn(
     ValueError, TypeError
         If a setting does not fit, a weight is not finite (the first index is named), or the arrays are
         on different devices.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import rtn
+    >>> quantized = rtn(np.array([[0, 3.4, 3.4, 15]], np.float32), bits=4, group_size=None)
+    >>> quantized.codes
+    array([[ 0,  3,  3, 15]], dtype=uint8)
+    >>> quantized.scales, quantized.zeros
+    (array([[1.]], dtype=float16), array([[0]], dtype=uint8))
     """
     options = {"importance": importance, "scales": scales, "zeros": zeros}
     with arrays_of_one_device(weight=weight, **options) as (weight, *given):

@@ -48,6 +48,10 @@ class Job:
     calibration: Calibration | None
     """None is a method that needs no activations."""
     importance: Mapping[str, NDArray] | None
+    tokens: int
+    """Of calibration that run through the model; 0 where none do."""
+    held_out: NDArray[np.integer]
+    """Sequences [S, T] that the output is evaluated on; none with S = 0."""
     identity: dict[str, Any]
 
 
@@ -66,20 +70,22 @@ def quantize_blocks(job: Job, kept: Work) -> None:
     """Quantize every block that is not finished yet, and keep it."""
     layers = job.decoder.config.num_layers
     reports: list[LayerReport] = []
-    with Progress(layers) as progress, np.errstate(**SILENT):
+    with Progress(layers, done=kept.finished) as progress, np.errstate(**SILENT):
         for index in range(layers):
-            progress.show(f"block {index + 1} of {layers}: reading")
             if index < kept.finished:
+                progress.show(f"block {index + 1} of {layers}: finished before")
                 finished = kept.load(index)
                 if kept.finished < layers and job.calibration is not None:
                     _skip_block(job, job.decoder.block(index), finished, job.calibration)
             else:
+                progress.show(f"block {index + 1} of {layers}: reading")
                 block = job.decoder.block(index)
                 job.checkpoint.check_unchanged()
                 finished = _quantize_block(job, index, block, reports, progress)
                 kept.save(index, finished)
             reports += finished.reports
-            progress.step(f"block {index + 1} of {layers}")
+            if index >= kept.finished:
+                progress.step(f"block {index + 1} of {layers}")
         kept.settle()
     _warn_of_calibration(reports)
 
@@ -94,7 +100,7 @@ def _quantize_block(
     """Quantize a block, whose weights are replaced; `before` are the reports of those before it."""
     settings, count = job.settings, job.decoder.config.num_layers
     at = f"block {index + 1} of {count}"
-    layer_settings = _layer_settings(block, settings, job.grids)
+    layer_settings = _layer_settings(block, settings, job.grids, block.linears)
     done = FinishedBlock({}, [], {}, {})
     run: Iterable[Group]
     if job.calibration is None:
@@ -107,15 +113,12 @@ def _quantize_block(
             folded = _fold_scales(job, block, preview, layer_settings, done)
         run = job.calibration.stages(index, block, folded)
     for group in run:
-        own = {
-            kind: on_grid(settings, job.grids[f"{block.name}.{kind}"])
-            for stage, _ in group
-            for kind in stage
-        }
+        inputs = {kind: given for stage, given in group for kind in stage}
+        own = _layer_settings(block, settings, job.grids, inputs)
         for kinds in _equal_layers(group, own):
             shown = kinds if len(kinds) < 4 else (kinds[0], "...", kinds[-1])
             progress.show(f"{at}: quantizing {', '.join(shown)}")
-            results = _solve(job, block, kinds, group, own[kinds[0]])
+            results = _solve(job, block, {kind: inputs[kind] for kind in kinds}, own[kinds[0]])
             for kind, (quantized, report) in zip(kinds, results, strict=True):
                 # no codebooks: see settings.check
                 assert isinstance(quantized, QuantizedWeight)
@@ -138,26 +141,26 @@ def _without_calibration(block: DecoderBlock, most_bytes: int) -> Iterator[Group
 def _equal_layers(group: Group, settings: Mapping[str, LayerSettings]) -> list[Stage]:
     """Split a group into layers that are quantized together, in the order they run."""
     (stage, inputs), *others = group
+    stages = [stage]
     if others or isinstance(inputs, ExpertInputs):
-        return list(zip(*(stage for stage, _ in group), strict=True))
-    return _alike(stage, settings)
+        stages = list(zip(*(stage for stage, _ in group), strict=True))
+    return [kinds for stage in stages for kinds in _alike(stage, settings)]
 
 
 def _solve(
-    job: Job, block: DecoderBlock, kinds: Stage, group: Group, settings: LayerSettings
+    job: Job, block: DecoderBlock, inputs: Mapping[str, Any], settings: LayerSettings
 ) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
-    """Quantize layers of a group together."""
-    weights = {f"{block.name}.{kind}": block.linears[kind] for kind in kinds}
-    experts = [inputs for _, inputs in group if isinstance(inputs, ExpertInputs)]
-    if experts:
-        return quantize_experts(weights, experts, settings)
-    statistics = [inputs for _, inputs in group if not isinstance(inputs, ExpertInputs)]
-    if statistics[1:]:
-        return quantize_each(weights, statistics, settings)
+    """Quantize layers together, by what is known of the `inputs` of each."""
+    weights = {f"{block.name}.{kind}": block.linears[kind] for kind in inputs}
+    known = list(inputs.values())
+    if isinstance(known[0], ExpertInputs):
+        return quantize_experts(weights, known, settings)
+    if known[0] is None and job.importance is None:
+        return quantize_each(weights, known, settings)
     factors = None
     if job.importance is not None:
         factors = {name: job.decoder.place.put(job.importance[name]) for name in weights}
-    return quantize_layers(weights, statistics[0], settings, factors)
+    return quantize_layers(weights, known[0], settings, factors)
 
 
 def _skip_block(
@@ -186,16 +189,20 @@ def _skip_block(
 
 
 def _layer_settings(
-    block: DecoderBlock, settings: Settings, grids: Mapping[str, LayerGrid]
+    block: DecoderBlock, settings: Settings, grids: Mapping[str, LayerGrid], kinds: Iterable[str]
 ) -> dict[str, LayerSettings]:
-    """Settings of each of a block's linear layers, by short name: on its grid, as stored."""
-    return {kind: on_grid(settings, grids[f"{block.name}.{kind}"]) for kind in block.linears}
+    """Settings of those of a block's layers that are quantized, by short name: on its grid, as stored."""
+    return {
+        kind: on_grid(settings, grids[name])
+        for kind in kinds
+        if (name := f"{block.name}.{kind}") in grids
+    }
 
 
 def _alike(stage: Stage, settings: Mapping[str, LayerSettings]) -> list[Stage]:
-    """Split a stage into the layers that have the same settings, in their order."""
+    """Split those of a stage's layers that have settings into equal ones, in their order."""
     groups: list[list[str]] = []
-    for kind in stage:
+    for kind in (kind for kind in stage if kind in settings):
         if groups and settings[groups[-1][0]] == settings[kind]:
             groups[-1].append(kind)
         else:
@@ -210,13 +217,15 @@ def _fold_scales(
     layer_settings: Mapping[str, LayerSettings],
     done: FinishedBlock,
 ) -> dict[Stage, NDArray]:
-    """Scale the block's channels by AWQ where something can take up the scales.
+    """Scale the block's channels by AWQ where something can take up the scales, and no layer is skipped.
 
     Returns the scales by stage; what was found, and the vectors that changed, go to `done`.
     """
     folded: dict[Stage, NDArray] = {}
     for stage, statistics in preview:
-        if block.producer(stage) is None:
+        producer = block.producer(stage)
+        changed_layers = {*stage, producer} & block.linears.keys()
+        if producer is None or not changed_layers <= layer_settings.keys():
             continue
         found = awq_scales(
             [block.linears[kind] for kind in stage],

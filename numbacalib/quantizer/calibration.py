@@ -1,4 +1,4 @@
-"""What the linear layers of a model are fed: statistics of a text run through it, or from files."""
+"""Inputs of a model's linear layers: statistics of a text run through it, or from files."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ from numbacalib.statistics import (
 )
 
 LARGEST_HIDDEN = 1e17
-"""Of a norm's inputs: the squares of 30,000 of them stay within float32."""
+"""Largest input of a norm: the squares of 30,000 of them stay within float32."""
 
 SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
-"""For `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy too."""
+"""Arguments of `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy."""
 
 log = logging.getLogger("numbacalib")
 
@@ -62,7 +62,7 @@ Group = Sequence[tuple[Stage, InputStatistics | ExpertInputs | None]]
 
 
 class Calibration(Protocol):
-    """Where the statistics of a block's inputs come from; blocks are asked for in their order."""
+    """Source of the statistics of a block's inputs; blocks are asked for in their order."""
 
     def preview(self, index: int, block: DecoderBlock) -> Sequence[tuple[Stage, InputStatistics]]:
         """Statistics of all stages of the block as it is, but for experts."""
@@ -136,6 +136,17 @@ class TextCalibration:
             yield from expert_groups(block, parts, self._everything, place.held_bytes)
             for part in parts:
                 require_range(f"{block.name}.{block.mlp.stages[-1][1][0]}", part)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that go through a layer together."""
+        part = next(self._decoder.batches(self._hidden))
+        return math.prod(part.shape[:2])
+
+    def trial(self, block: DecoderBlock) -> dict[Stage, Any]:
+        """Statistics of one batch alone, by stage; the text does not move on."""
+        part = copied(next(self._decoder.batches(self._hidden)))
+        return dict(run_stages(block, self._decoder, part))
 
     def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
         """See `Calibration`: the same states as after `stages`, without what statistics cost."""
@@ -221,6 +232,14 @@ def collect(
         If an input does not fit, or there is no room for the output; nothing has been written then.
     ModuleNotFoundError
         If a package of the extra `models` is missing.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import Settings, collect, quantize
+    >>> collect("model", "collected", text=["text.txt"], samples=2, sequence_length=32)
+    >>> for bits in (4, 3):
+    ...     settings = Settings(bits=bits, group_size=32)
+    ...     _ = quantize("model", f"model-{bits}bit", statistics="collected", settings=settings)
     """
     with extra("models"):  # what is missing is missed now, not after the last block
         import gguf  # noqa: F401
@@ -275,7 +294,7 @@ def _write_statistics(
 
 
 class _Squares(NamedTuple):
-    """What an importance file needs of a layer, once its Hessian is on disk."""
+    """Squared inputs of a layer for an importance file, once its Hessian is on disk."""
 
     tokens: int
     mean_square: NDArray[np.float32]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import cuda
@@ -16,14 +16,20 @@ from numba.core import config
 from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.runtime import streams
-from numbacalib.runtime.array import DeviceArray
-from numbacalib.runtime.backend import CUDA_DLPACK
+from numbacalib.runtime.array import CUDA_DLPACK, DeviceArray
 from numbacalib.runtime.extras import extra
 from numbacalib.runtime.half import bfloat16, is_bfloat16
 from numbacalib.runtime.streams import check
 
+Size = TypeVar("Size")
 SIMULATED = bool(config.ENABLE_CUDASIM)
 """True where kernels run in Numba's CUDA simulator, as Python."""
+
+
+def sized(real: Size, *, simulated: Size) -> Size:
+    """Return a size of kernels: a small one in the simulator, whose threads are Python's."""
+    return simulated if SIMULATED else real
+
 
 if not SIMULATED:
     with extra("cuda"):
@@ -162,7 +168,9 @@ def _number_of_device(array: Any, interface: Any = None) -> int:
 
 
 def _address(array: Any, interface: Any = None) -> int:
-    """Address of the first element of another library's array, or of Numba's."""
+    """Address of an array's first element."""
+    if type(array) is DeviceArray:
+        return array.address
     if hasattr(array, "__cuda_ndarray__"):
         return array.device_ctypes_pointer.value or 0
     return interface["data"][0] or 0
