@@ -215,9 +215,16 @@ def numba_array(array: DeviceArray) -> Any:
     """Return a Numba device array over the same memory."""
     pointer = driver.CUdeviceptr(array.address)
     size = array.size * array.dtype.itemsize
-    memory = MemoryPointer(cuda.current_context(), pointer, size, owner=array.owner)
+    memory = MemoryPointer(_context(current_device()), pointer, size, owner=array.owner)
     stream = current_stream()
     return Result(array.shape, array.strides, array.dtype, stream=stream, gpu_data=memory)
+
+
+@functools.cache
+def _context(number: int) -> Any:
+    """Return Numba's context of the current device, which is device `number`; Numba takes long to."""
+    del number
+    return cuda.current_context()
 
 
 @functools.cache
