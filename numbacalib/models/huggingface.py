@@ -93,6 +93,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         for file in self._copied.values():
             self.files.watch(file, _COPIED_BYTES)
         self._entries: dict[str, TensorEntry] = {}
+        self._dropped: dict[str, str] = {}
         self._views: dict[str, View] = {}
         self._stored_names: dict[str, str] = {}
         for header in weight_headers(self.files, path):
@@ -107,6 +108,10 @@ class HuggingFaceCheckpoint(Checkpoint):
             raise ValueError(f"{path}: {error}") from None
         if config.tie_word_embeddings:
             self._drop_tied_head()
+
+    @property
+    def dropped(self) -> dict[str, str]:
+        return dict(self._dropped)
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._entries)
@@ -171,6 +176,7 @@ class HuggingFaceCheckpoint(Checkpoint):
     def _add(self, stored_name: str, entry: TensorEntry) -> None:
         name = canonical_name(stored_name, self.config)
         if is_buffer(name):
+            self._dropped[name] = "a table that is computed from the configuration"
             return
         try:
             experts = expert_entries(self.config, name, entry)
@@ -213,6 +219,7 @@ class HuggingFaceCheckpoint(Checkpoint):
                 "found something else; set tie_word_embeddings to false to use it"
             )
         del self._entries[HEAD]
+        self._dropped[HEAD] = f"repeats {EMBEDDINGS}, to which it is tied"
 
     def _same_bytes(self, one: TensorEntry, other: TensorEntry) -> bool:
         for start in range(0, one.length, _COMPARED):
