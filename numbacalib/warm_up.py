@@ -37,8 +37,8 @@ METHODS = (
 )
 """Methods of layers, with the ranges that have kernels of their own."""
 
-TOKENS, ROWS, CHANNELS, GROUP = 96, 48, 64, 32
-"""Sizes of the arrays: kernels do not depend on them."""
+TOKENS, ROWS, CHANNELS, GROUP = 96, 48, 256, 32
+"""Sizes of the arrays: every kernel has something to do, so that CHANNELS are more than a factor's panel."""
 
 
 def warm_up(dtypes: Sequence[str] | None = None) -> None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.bit_packing import WORD_BITS, pack_bits, unpack_bits
 from numbacalib.formats.format import GridRules, LayerGrid
+from numbacalib.formats.grid_finders import zeros_from_1
 from numbacalib.formats.safetensors_format import (
     GridOf,
     SafetensorsFormat,
@@ -35,12 +36,8 @@ from numbacalib.formats.safetensors_format import (
     written_group_size,
 )
 from numbacalib.methods import QuantizedWeight
-from numbacalib.methods.rounding import find_scales
-from numbacalib.methods.settings import GridSettings
 from numbacalib.models.checkpoint import TensorInfo
 from numbacalib.models.fields import Fields
-from numbacalib.ops.grid import stored_arrays
-from numbacalib.ops.matrix import from_host, to_host
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
@@ -96,6 +93,7 @@ class Gptq(SafetensorsFormat):
         row_multiple=32,
         channel_multiple=32,
     )
+    finders = (zeros_from_1,)
     parts = ("qweight", "qzeros", "scales", "g_idx")
 
     def __init__(self, version: int) -> None:
@@ -231,16 +229,3 @@ class Gptq(SafetensorsFormat):
         if any(not key.startswith(_EXCEPT) for key in dynamic):
             raise config.error("dynamic", f"{_EXCEPT} before each expression")
         return one_grid(config, self.rules.bits, config.flag("sym", True), _HARMLESS)
-
-
-def zeros_from_1(weight: Any, settings: GridSettings) -> tuple[Any, Any]:
-    """Grids of the integer kind without a zero of 0, which only groups without a negative weight have.
-
-    Such a group loses one step of its range. See `GridFinder`.
-    """
-    scales, zeros = find_scales(weight, settings)
-    *stored, require_finite_scales = stored_arrays(
-        scales, zeros, settings.scale_dtype, settings.grid
-    )
-    require_finite_scales()
-    return stored[0], from_host(np.maximum(to_host(stored[1]), np.uint8(1)), stored[0])

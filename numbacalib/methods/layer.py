@@ -179,6 +179,8 @@ class LayerReport:
     smallest_pivot: float | None = None
     stored_bytes: int | None = None
     """Bytes of the layer's packed tensors."""
+    remedy: str | None = None
+    """What an expert was solved by whose own tokens said too little: see `quantize_experts`."""
 
     @property
     def fell_back(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.description import ACTIVATIONS, Architecture
 from numbacalib.models.fields import Fields
+from numbacalib.models.mixture import Mixture
 from numbacalib.models.rope_parameters import read_rope, read_ropes
 
 __all__ = ["ModelConfig", "Rope"]
@@ -101,6 +102,10 @@ class ModelConfig:
         Factors of embeddings, of what attention and MLP add to the residual stream, and of logits.
     query_growth : (float, int), optional
         ``(b, n)`` by which queries grow with their position p: ``1 + b log(1 + floor(p / n))``.
+    mixture : Mixture, optional
+        Experts.
+    further_layers : int
+        Blocks after the last one that predict tokens after the next: they are not run.
     """
 
     model_type: str
@@ -133,6 +138,8 @@ class ModelConfig:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     query_growth: tuple[float, int] | None = None
+    mixture: Mixture | None = None
+    further_layers: int = 0
 
     @property
     def architecture(self) -> Architecture:
@@ -145,6 +152,10 @@ class ModelConfig:
         return Rope(
             self.rope_theta, self.rope_scaling, self.rotary_dim, self.max_position_embeddings
         )
+
+    def mixture_of(self, index: int) -> Mixture | None:
+        """The mixture of experts of a layer, or None."""
+        return self.mixture if self.mixture and self.mixture.layers[index] else None
 
     def rope_of(self, index: int) -> Rope | None:
         """The rotary embedding of a layer, or None."""
