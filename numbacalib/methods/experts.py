@@ -50,10 +50,37 @@ def quantize_experts(
     inputs : sequence of ExpertInputs
     settings : LayerSettings
 
+    Returns
+    -------
+    list of (QuantizedWeight or CodebookWeight, LayerReport)
+        In the order of the weights.
+
     Raises
     ------
     ValueError, TypeError, numpy.linalg.LinAlgError
         As `quantize_layer`.
+
+    Examples
+    --------
+    An expert that saw no token is quantized with the inputs of all:
+
+    >>> import numpy as np
+    >>> from numbacalib.methods import ExpertInputs, LayerSettings, quantize_experts
+    >>> from numbacalib.statistics import InputStatistics
+    >>> tokens = np.random.default_rng(0).standard_normal((32, 8), np.float32)
+    >>> def seen(rows):
+    ...     statistics = InputStatistics(8)
+    ...     if len(rows):
+    ...         statistics.update(rows)
+    ...     return statistics
+    >>> def inputs_of(own):
+    ...     halves = np.array_split(own, 2)
+    ...     return ExpertInputs(seen(own), lambda: tuple(map(seen, halves)), lambda: seen(tokens))
+    >>> weights = {f"experts.{e}": tokens[e : e + 3] for e in range(2)}
+    >>> inputs = [inputs_of(tokens), inputs_of(tokens[:0])]
+    >>> settings = LayerSettings(bits=4, group_size=8)
+    >>> [report.remedy for _, report in quantize_experts(weights, inputs, settings)]
+    [None, 'pooled']
     """
     given = dict(zip(weights, inputs, strict=True))
     if not settings.calibrated():

@@ -175,6 +175,19 @@ def quantize_each(
     ------
     ValueError, TypeError, numpy.linalg.LinAlgError
         As `quantize_layer`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import LayerSettings, quantize_each
+    >>> from numbacalib.statistics import InputStatistics
+    >>> weights = {f"experts.{e}": np.full((2, 8), e + 1, np.float32) for e in range(2)}
+    >>> statistics = [InputStatistics(8) for _ in weights]
+    >>> for e, own in enumerate(statistics):
+    ...     own.update(np.eye(8, dtype=np.float32)[: 4 + e])  # tokens of this expert
+    >>> settings = LayerSettings(bits=4, group_size=8)
+    >>> [report.tokens for _, report in quantize_each(weights, statistics, settings)]
+    [4, 5]
     """
     layers = list(zip(weights, weights.values(), statistics, strict=True))
     if not any(map(is_cuda_array, weights.values())):
