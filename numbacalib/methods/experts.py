@@ -18,17 +18,17 @@ Result = tuple[QuantizedWeight | CodebookWeight, LayerReport]
 
 
 class ExpertInputs(NamedTuple):
-    """What is known of the inputs of one expert's layer.
+    """Statistics of the inputs of one expert's layer.
 
     The functions are called for experts whose own tokens say too little.
     """
 
     own: InputStatistics
-    """Of the tokens that were routed to it, of which there may be none."""
+    """Statistics of the tokens that were routed to it, of which there may be none."""
     halves: Callable[[], tuple[InputStatistics, InputStatistics]]
-    """Of two halves of these tokens."""
+    """Statistics of two halves of these tokens."""
     pooled: Callable[[], InputStatistics]
-    """Of all tokens of the layer, as if they were routed to it."""
+    """Statistics of all tokens of the layer, as if they were routed to it."""
 
 
 def quantize_experts(
@@ -96,7 +96,7 @@ def quantize_experts(
 
 
 def _says_too_little(report: LayerReport) -> bool:
-    """Whether the tokens of a layer vary in too few directions: in as many as there are, at most."""
+    """Return whether the tokens of a layer vary in too few directions: in as many as there are, at most."""
     live = report.shape[1] - (report.dead or 0)
     few = report.tokens is not None and report.tokens < LEAST_RANK * live
     return report.effective_rank is not None and (few or report.low_rank)

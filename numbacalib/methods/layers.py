@@ -458,7 +458,7 @@ def _gptq(
 
 
 def _share(statistics: InputStatistics, settings: LayerSettings) -> float:
-    """How far a Hessian is to be shrunk."""
+    """Return the share by which a Hessian is to be shrunk."""
     if settings.shrinkage is None:
         return shrinkage_for(statistics.hessian, statistics.tokens)
     return settings.shrinkage
