@@ -12,6 +12,7 @@ from numbacalib.methods.layers import grid_options, quantize_each, quantize_laye
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rtn import rtn
 from numbacalib.methods.target import output_loss
+from numbacalib.runtime.array import ArrayT
 from numbacalib.statistics import InputStatistics
 
 Result = tuple[QuantizedWeight | CodebookWeight, LayerReport]
@@ -32,7 +33,7 @@ class ExpertInputs(NamedTuple):
 
 
 def quantize_experts(
-    weights: Mapping[str, Any], inputs: Sequence[ExpertInputs], settings: LayerSettings
+    weights: Mapping[str, ArrayT], inputs: Sequence[ExpertInputs], settings: LayerSettings
 ) -> list[Result]:
     """Quantize one layer of each of several experts, together, from the tokens routed to each.
 

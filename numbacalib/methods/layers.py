@@ -208,7 +208,7 @@ def _in_one_launch(
     if settings.ranges in ("mse", "weighted"):
         options["search"] = settings.search
     if settings.ranges == "weighted":
-        squares = [reshaped(own.mean_square, (1, len(own.mean_square))) for own in statistics]
+        squares = [reshaped(own.mean_square, (1, len(own.hessian))) for own in statistics]
         options["importance"] = joined_rows(squares)
     shares = [_share(own, settings) for own in statistics]
     hessians = [
