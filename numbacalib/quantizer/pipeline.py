@@ -30,6 +30,7 @@ from numbacalib.models import (
     open_place,
 )
 from numbacalib.models.layer_tensors import stages
+from numbacalib.quantizer.ahead import compiled_ahead
 from numbacalib.quantizer.blocks import Job, on_grid, quantize_blocks
 from numbacalib.quantizer.calibration import (
     Calibration,
@@ -136,7 +137,8 @@ def quantize(
         with ExitStack() as stack:
             for writer in writers:
                 stack.enter_context(writer)
-            quantize_blocks(job, kept)
+            with compiled_ahead(job.checkpoint, settings, job.decoder.place):
+                quantize_blocks(job, kept)
             return _write_layers(job, kept, writers)
 
 
