@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 
 import numpy as np
@@ -55,6 +56,15 @@ def outputs_of(path, x):
 
 def assert_close(actual, expected, bound=EXACT):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=bound * np.abs(expected).max())
+
+
+def test_the_example_of_the_docstring_runs(tmp_path, monkeypatch):
+    product(tmp_path, weight_of(64, 48))
+    mixing = RNG.standard_normal((64, 64)) / 8  # channels that go together
+    np.savez(tmp_path / "x.npz", x=(RNG.standard_normal((256, 64)) @ mixing).astype(np.float32))
+    monkeypatch.chdir(tmp_path)
+    (example,) = doctest.DocTestFinder(recurse=False).find(quantize_onnx, module=False)
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def dense(layer, channels):
