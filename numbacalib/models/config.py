@@ -12,6 +12,7 @@ from numbacalib.models.description import ACTIVATIONS, Architecture
 from numbacalib.models.fields import Fields
 from numbacalib.models.packed_schemes import read_schemes
 from numbacalib.models.rope_parameters import read_rope, read_ropes
+from numbacalib.models.wrappers import WRAPPERS, decoder_config
 
 __all__ = ["ModelConfig", "Rope"]
 
@@ -98,6 +99,8 @@ class ModelConfig:
         Factors of embeddings, of what attention and MLP add to the residual stream, and of logits.
     query_growth : (float, int), optional
         ``(b, n)`` by which queries grow with their position p: ``1 + b log(1 + floor(p / n))``.
+    extra_layers : int
+        Layers after the last that predict further tokens, and that nothing here runs.
     """
 
     model_type: str
@@ -130,6 +133,7 @@ class ModelConfig:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     query_growth: tuple[float, int] | None = None
+    extra_layers: int = 0
 
     @property
     def architecture(self) -> Architecture:
@@ -166,14 +170,16 @@ class ModelConfig:
             not know, a missing key, a wrong type, a value out of its range, or sizes that do not
             fit together.
         """
-        fields = Fields(config)
-        architecture = ARCHITECTURES[fields.choice("model_type", tuple(ARCHITECTURES))]
+        fields = Fields(decoder_config(config))
+        architecture = ARCHITECTURES[fields.choice("model_type", (*ARCHITECTURES, *WRAPPERS))]
         if "quantization" in fields:
             raise fields.error("quantization", "no weights packed by MLX, but those they came from")
         if (quantization := fields.object("quantization_config", None)) is not None:
             read_schemes(quantization)
         options = _read_shape(fields, architecture)
         options |= _read_biases(fields, architecture)
+        # layers after the last, which runtimes may use and which are no part of the decoder
+        options["extra_layers"] = fields.integer("num_nextn_predict_layers", 0, 1000, None) or 0
         result = cls(**(options | architecture.read(fields, options)))
         known = {*_HARMLESS.split(), *architecture.harmless}
         harmless = {key for key in fields if key in known or key.startswith("_")}

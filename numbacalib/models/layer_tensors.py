@@ -11,9 +11,19 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from numbacalib.models.config import ModelConfig
+from numbacalib.models.wrappers import beside_decoder, decoder_name
 
 __all__ = ["EMBEDDINGS", "HEAD", "HEAD_BIAS", "NORM", "NORM_BIAS"]
-__all__ += ["Part", "Stage", "canonical_name", "check_names", "is_buffer", "is_norm"]
+__all__ += [
+    "Part",
+    "Stage",
+    "beside",
+    "canonical_name",
+    "check_names",
+    "denied",
+    "is_buffer",
+    "is_norm",
+]
 __all__ += ["linear_shapes", "outer_vector_shapes", "parts", "stages", "vector_shapes"]
 
 Stage = tuple[str, ...]
@@ -41,6 +51,7 @@ _PACKED = ("packed", "scale", "shape", "zero_point", "g_idx")
 
 def canonical_name(name: str, config: ModelConfig) -> str:
     """The name that a tensor of a file has here; those of a base model have no ``model.``."""
+    name = decoder_name(name)
     for theirs, ours in config.architecture.renamed.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
@@ -52,11 +63,11 @@ def is_buffer(name: str) -> bool:
     return name.endswith(_BUFFERS)
 
 
-def check_names(config: ModelConfig, names: Iterable[str], *, packed: bool = False) -> None:
-    """Refuse tensors of the decoder that its configuration has no place for.
+def denied(config: ModelConfig, names: Iterable[str], *, packed: bool = False) -> list[str]:
+    """Tensors of the decoder that its configuration has no place for.
 
-    Their presence means that the configuration does not describe the model: biases that it denies,
-    more layers, experts. Takes time for the names that are there, whatever ``num_layers`` says.
+    They mean that the configuration does not describe the model: biases that it denies, more layers,
+    experts. Takes time for the names that are there, whatever ``num_layers`` says.
 
     Parameters
     ----------
@@ -65,28 +76,48 @@ def check_names(config: ModelConfig, names: Iterable[str], *, packed: bool = Fal
         As `canonical_name` returns them.
     packed : bool, default False
         Whether linear layers may be stored by compressed-tensors.
-
-    Raises
-    ------
-    ValueError
-        One line that names the first one.
     """
     known: dict[int, set[str]] = {}
     outside = [EMBEDDINGS, HEAD, *outer_vector_shapes(config)]
+    found = []
     for name in names:
         layer = _LAYER.fullmatch(name)
         if layer:
             index = int(layer[1])
             if index < config.num_layers and index not in known:
                 known[index] = _known_in_block(config, index, packed)
-            has_place = layer[2] in known.get(index, ())
+            further = 0 <= index - config.num_layers < config.extra_layers
+            has_place = further or layer[2] in known.get(index, ())
         else:
             has_place = name in outside or not name.startswith(_DECODER)
         if not has_place:
-            raise ValueError(
-                f"{name}: expected no such tensor in a {config.model_type} of {config.num_layers} "
-                "layers as its configuration describes it"
-            )
+            found.append(name)
+    return found
+
+
+def check_names(config: ModelConfig, names: Iterable[str]) -> None:
+    """Refuse tensors of the decoder that its configuration has no place for.
+
+    Raises
+    ------
+    ValueError
+        One line that names the first one.
+    """
+    if found := denied(config, names):
+        raise ValueError(
+            f"{found[0]}: expected no such tensor in a {config.model_type} of {config.num_layers} "
+            "layers as its configuration describes it"
+        )
+
+
+def beside(config: ModelConfig, names: Iterable[str]) -> list[str]:
+    """Expressions for ``ignore``: of all that is in the file but not in the decoder that is quantized.
+
+    Towers and projectors of other media, and the layers after the last that predict further tokens.
+    """
+    last = config.num_layers
+    further = [rf"re:.*layers\.{last + index}\..*" for index in range(config.extra_layers)]
+    return [*further, *beside_decoder(names, _DECODER)]
 
 
 def _known_in_block(config: ModelConfig, index: int, packed: bool) -> set[str]:

@@ -30,7 +30,7 @@ from numbacalib.models import (
     open_checkpoint,
     open_place,
 )
-from numbacalib.models.layer_tensors import stages
+from numbacalib.models.layer_tensors import beside, stages
 from numbacalib.quantizer.calibration import (
     SILENT,
     Calibration,
@@ -361,7 +361,8 @@ def _warn_of_calibration(reports: Sequence[LayerReport]) -> None:
 
 def _write_description(directory: Path, checkpoint: Checkpoint, layout: PackedLayout) -> None:
     """Write config.json with its quantization, and the tokenizer's files."""
-    config = checkpoint.hf_config() | {"quantization_config": layout.quantization_config()}
+    ignore = ["lm_head", *beside(checkpoint.config, checkpoint.names())]
+    config = checkpoint.hf_config() | {"quantization_config": layout.quantization_config(ignore)}
     text = json.dumps(config, indent=2) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")
     for name, content in checkpoint.tokenizer_files().items():
