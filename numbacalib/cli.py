@@ -8,11 +8,15 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from numbacalib.terminal import ending_signals, guarded_streams
+
+if TYPE_CHECKING:
+    from numbacalib.methods import LayerReport
+    from numbacalib.quantizer import Settings
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 EXITS = (
@@ -84,20 +88,39 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--statistics", type=Path, metavar="DIR", help="what collect wrote, instead of a text"
     )
+    source.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="for ONNX models: .npz with an array for each input by its name, samples first",
+    )
     quantize.add_argument("--method", choices=("gptq", "rtn"), default="gptq")
     quantize.add_argument("--bits", type=int, default=4, help="2 to 8 (default 4)")
     quantize.add_argument(
         "--group-size",
-        type=int,
+        type=_size_or_none,
         default=128,
-        help="input channels that share a scale, -1 for the whole row (default 128)",
+        help="input channels that share a scale; none is one scale a row (default 128)",
     )
     grid = quantize.add_mutually_exclusive_group()
     grid.add_argument("--symmetric", action="store_true", default=False)
     grid.add_argument("--asymmetric", action="store_false", dest="symmetric", help="(default)")
+    quantize.add_argument(
+        "--format",
+        nargs="+",
+        metavar="NAME",
+        help="of the output: compressed-tensors (default), gptq, gptq_v2, awq, mlx; onnx for ONNX models; "
+        "of several, which must have a grid in common, each gets a directory of its name in the output",
+    )
     _add_methods(quantize)
     _add_samples(quantize)
     _add_output(quantize)
+    quantize.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="where finished blocks are kept until the output is complete (default: beside it)",
+    )
     quantize.add_argument("--report", type=Path, metavar="FILE", help="how the layers went, JSON")
 
     collect = commands.add_parser(
@@ -226,6 +249,10 @@ def _add_methods(quantize: argparse.ArgumentParser) -> None:
     )
 
 
+def _size_or_none(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
 def _share_or_auto(text: str) -> float | None:
     return None if text == "auto" else float(text)
 
@@ -242,7 +269,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, required=True, metavar="DIR", help="new, or an empty directory"
     )
     parser.add_argument(
-        "--clean", action="store_true", help="remove what killed runs to the same output left"
+        "--clean",
+        action="store_true",
+        help="remove what killed runs to the same output left, and begin anew",
     )
 
 
@@ -272,7 +301,7 @@ def _quantize(options: argparse.Namespace) -> None:
     settings = Settings(
         method=options.method,
         bits=options.bits,
-        group_size=None if options.group_size == -1 else options.group_size,
+        group_size=options.group_size,
         symmetric=options.symmetric,
         channel_scales=options.channel_scales,
         awq_magnitude=options.awq_magnitude,
@@ -293,16 +322,23 @@ def _quantize(options: argparse.Namespace) -> None:
     )
     if options.report:
         report.require_writable(options.report, options.output)
-    layers = quantize(
-        options.model,
-        options.output,
-        text=options.text,
-        statistics=options.statistics,
-        importance=options.importance,
-        settings=settings,
-        device=options.device,
-        clean=options.clean,
-    )
+    if options.model.suffix == ".onnx":
+        layers = _quantize_onnx(options, settings)
+    else:
+        if options.calibration:
+            raise ValueError("calibration: expected an ONNX model with it; others take --text")
+        layers = quantize(
+            options.model,
+            options.output,
+            text=options.text,
+            statistics=options.statistics,
+            importance=options.importance,
+            settings=settings,
+            formats=options.format or ["compressed-tensors"],
+            device=options.device,
+            clean=options.clean,
+            work=options.work,
+        )
     print(report.layer_table(layers))
     print(f"written to {options.output}")
     if options.report:
@@ -310,6 +346,25 @@ def _quantize(options: argparse.Namespace) -> None:
             report.save_layers(options.report, layers)
         except OSError as error:
             raise OSError(f"{error}; the checkpoint in {options.output} is whole") from error
+
+
+def _quantize_onnx(options: argparse.Namespace, settings: Settings) -> list[LayerReport]:
+    from numbacalib.quantizer import quantize_onnx
+
+    if options.format not in (None, ["onnx"]):
+        raise ValueError(f"format: expected onnx for an ONNX model, got {' '.join(options.format)}")
+    for name in ("text", "statistics", "importance"):
+        if getattr(options, name):
+            raise ValueError(f"{name}: expected none with an ONNX model, which takes --calibration")
+    if options.device not in ("auto", "cpu"):
+        raise ValueError(f"device: expected cpu with an ONNX model, got {options.device!r}")
+    return quantize_onnx(
+        options.model,
+        options.output,
+        calibration=options.calibration,
+        settings=settings,
+        clean=options.clean,
+    )
 
 
 def _collect(options: argparse.Namespace) -> None:

@@ -5,11 +5,12 @@ CUDA device (`open_place`), one block in memory at a time.
 """
 
 from numbacalib.models.block import DecoderBlock
-from numbacalib.models.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from numbacalib.models.checkpoint import Checkpoint, TensorInfo
 from numbacalib.models.config import ModelConfig
 from numbacalib.models.decoder import Decoder
 from numbacalib.models.layer_tensors import EMBEDDINGS
 from numbacalib.models.place import HOST, Place, open_place
+from numbacalib.models.readers import open_checkpoint
 
 __all__ = [
     "EMBEDDINGS",

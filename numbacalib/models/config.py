@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.description import ACTIVATIONS, Architecture
 from numbacalib.models.fields import Fields
-from numbacalib.models.packed_schemes import read_schemes
+from numbacalib.models.mixture import Mixture
 from numbacalib.models.rope_parameters import read_rope, read_ropes
 from numbacalib.models.wrappers import WRAPPERS, decoder_config
 
@@ -34,6 +34,10 @@ return_dict output_hidden_states output_attentions is_decoder chunk_size_feed_fo
 id2label label2id num_labels problem_type finetuning_task task_specific_params
 is_llama_config transformers.js_config unsloth_version unsloth_fixed
 """
+
+
+QUANTIZATION = ("quantization_config", "quantization")
+"""Where a configuration says how weights are quantized: of all formats, and of MLX."""
 
 
 class Rope(NamedTuple):
@@ -99,8 +103,10 @@ class ModelConfig:
         Factors of embeddings, of what attention and MLP add to the residual stream, and of logits.
     query_growth : (float, int), optional
         ``(b, n)`` by which queries grow with their position p: ``1 + b log(1 + floor(p / n))``.
-    extra_layers : int
-        Layers after the last that predict further tokens, and that nothing here runs.
+    mixture : Mixture, optional
+        Experts.
+    further_layers : int
+        Blocks after the last one that predict tokens after the next: they are not run.
     """
 
     model_type: str
@@ -133,7 +139,8 @@ class ModelConfig:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     query_growth: tuple[float, int] | None = None
-    extra_layers: int = 0
+    mixture: Mixture | None = None
+    further_layers: int = 0
 
     @property
     def architecture(self) -> Architecture:
@@ -146,6 +153,10 @@ class ModelConfig:
         return Rope(
             self.rope_theta, self.rope_scaling, self.rotary_dim, self.max_position_embeddings
         )
+
+    def mixture_of(self, index: int) -> Mixture | None:
+        """The mixture of experts of a layer, or None."""
+        return self.mixture if self.mixture and self.mixture.layers[index] else None
 
     def rope_of(self, index: int) -> Rope | None:
         """The rotary embedding of a layer, or None."""
@@ -172,14 +183,11 @@ class ModelConfig:
         """
         fields = Fields(decoder_config(config))
         architecture = ARCHITECTURES[fields.choice("model_type", (*ARCHITECTURES, *WRAPPERS))]
-        if "quantization" in fields:
-            raise fields.error("quantization", "no weights packed by MLX, but those they came from")
-        if (quantization := fields.object("quantization_config", None)) is not None:
-            read_schemes(quantization)
+        for key in QUANTIZATION:  # how the weights are stored, which their format reads
+            fields.object(key, None)
         options = _read_shape(fields, architecture)
         options |= _read_biases(fields, architecture)
-        # layers after the last, which runtimes may use and which are no part of the decoder
-        options["extra_layers"] = fields.integer("num_nextn_predict_layers", 0, 1000, None) or 0
+        options["further_layers"] = fields.integer("num_nextn_predict_layers", 0, 1000, None) or 0
         result = cls(**(options | architecture.read(fields, options)))
         known = {*_HARMLESS.split(), *architecture.harmless}
         harmless = {key for key in fields if key in known or key.startswith("_")}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,20 @@ from numbacalib.models.layer_tensors import (
     HEAD_BIAS,
     NORM,
     NORM_BIAS,
+    expert_shapes,
     is_norm,
     linear_shapes,
     outer_vector_shapes,
     vector_shapes,
 )
 from numbacalib.models.place import HOST, Place
+from numbacalib.models.read_ahead import ReadAhead
 from numbacalib.models.rope import RotaryEmbedding
 from numbacalib.ops.linear import linear
 from numbacalib.ops.matrix import cast, from_host, put_rows, row_range, scaled, take, to_host
 from numbacalib.ops.token_loss import LOWEST, add_scores, cap, losses
-from numbacalib.runtime.finite import not_finite, require_finite
+from numbacalib.runtime.finite import require_finite, start_finite_check
+from numbacalib.runtime.not_finite import not_finite
 
 __all__ = ["Decoder"]
 
@@ -65,14 +69,14 @@ class Decoder:
         self.config = checkpoint.config
         self.place = place
         self._checkpoint = checkpoint
-        self._weight = weight or checkpoint.tensor
+        self._weight = ReadAhead(weight or checkpoint.tensor, place)
         self._ropes: dict[str, RotaryEmbedding] = {}
         self._head = EMBEDDINGS if self.config.tie_word_embeddings else HEAD
         table = (self.config.vocab_size, self.config.hidden_size)
         shapes: dict[str, tuple[int, ...]] = {EMBEDDINGS: table, self._head: table}
         shapes |= outer_vector_shapes(self.config)
         for index in range(self.config.num_layers):
-            linears = linear_shapes(self.config, index) if weight is None else {}
+            linears = self._linear_shapes(index) if weight is None else {}
             for name, shape in (linears | vector_shapes(self.config, index)).items():
                 shapes[_full_name(index, name)] = shape
         self._check(shapes)
@@ -99,30 +103,47 @@ class Decoder:
         return hidden.reshape(*tokens.shape, self.config.hidden_size)
 
     def block(self, index: int) -> DecoderBlock:
-        """Read block ``index``, ``0 .. num_layers - 1``; nothing of it is kept here.
+        """Read block ``index``, ``0 .. num_layers - 1``, without its experts; nothing of it is kept here.
+
+        For a device, the next one is then read ahead, to the host.
 
         Raises
         ------
         ValueError
             If a value is not finite: names the file, the tensor and the place.
         """
-        linears = {}
-        for name, shape in linear_shapes(self.config, index).items():
-            full_name = _full_name(index, name)
-            weight = self._weight(full_name)
-            if weight.shape != shape:
-                raise ValueError(
-                    f"{self._checkpoint.path}: {full_name}: expected shape {shape}, got {weight.shape}"
-                )
-            there = self.place.put(weight, self._dtype)
-            require_finite(f"{self._checkpoint.path}: {full_name}", there)
-            linears[name.removesuffix(".weight")] = there
+        layers = [name.removesuffix(".weight") for name in linear_shapes(self.config, index)]
+        linears = self._linears(index, layers)
         vectors = {
             name: self._vector(_full_name(index, name))
             for name in vector_shapes(self.config, index)
         }
-        weights = BlockWeights(self.config, linears, vectors)
+        if index + 1 < self.config.num_layers:
+            following = linear_shapes(self.config, index + 1)
+            self._weight.start(_full_name(index + 1, name) for name in following)
+        weights = BlockWeights(self.config, linears, vectors, partial(self._linears, index))
         return DecoderBlock(_full_name(index), index, weights, self._rope(index))
+
+    def _linear_shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of a block's linear layers, those of experts too."""
+        return linear_shapes(self.config, index) | expert_shapes(self.config, index)
+
+    def _linears(self, index: int, layers: Iterable[str]) -> dict[str, Array]:
+        """Weights of linear layers of a block, by their short names, all of them finite."""
+        shapes = self._linear_shapes(index)
+        linears, checks = {}, []
+        for layer in layers:
+            name, shape = _full_name(index, f"{layer}.weight"), shapes[f"{layer}.weight"]
+            weight = self._weight(name)
+            if weight.shape != shape:
+                raise ValueError(
+                    f"{self._checkpoint.path}: {name}: expected shape {shape}, got {weight.shape}"
+                )
+            linears[layer] = self.place.put(weight, self._dtype)
+            checks.append(start_finite_check(f"{self._checkpoint.path}: {name}", linears[layer]))
+        for require_finite_weight in checks:
+            require_finite_weight()
+        return linears
 
     def _rope(self, index: int) -> RotaryEmbedding | None:
         """The rotary embedding of a block, which others may share."""
@@ -133,8 +154,8 @@ class Decoder:
         return self._ropes.setdefault(str(rope), own)
 
     def block_tensors(self, index: int) -> list[str]:
-        """Names of the tensors that `block` reads."""
-        shapes = linear_shapes(self.config, index) | vector_shapes(self.config, index)
+        """Names of the tensors of a block, experts included."""
+        shapes = self._linear_shapes(index) | vector_shapes(self.config, index)
         return [_full_name(index, name) for name in shapes]
 
     def forward(self, tokens: ArrayLike) -> Array:
@@ -143,9 +164,7 @@ class Decoder:
         *_, length, size = hidden.shape
         sequences = hidden.reshape(-1, length, size)
         for index in range(self.config.num_layers):
-            block = self.block(index)
-            for part in self.batches(sequences):
-                block.forward(part)
+            self.block(index).forward_parts(list(self.batches(sequences)))
         return hidden
 
     def batches(self, hidden: Array) -> Iterator[Array]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo
-from numbacalib.models.config import ModelConfig
+from numbacalib.models.config import QUANTIZATION, ModelConfig
+from numbacalib.models.fused_experts import View, expert_entries
 from numbacalib.models.layer_tensors import (
     EMBEDDINGS,
     HEAD,
@@ -97,12 +98,15 @@ class HuggingFaceCheckpoint(Checkpoint):
         for file in self._copied.values():
             self.files.watch(file, _COPIED_BYTES)
         self._entries: dict[str, TensorEntry] = {}
+        self._views: dict[str, View] = {}
         self._stored_names: dict[str, str] = {}
         for header in weight_headers(self.files, path):
             for name, entry in header.items():
                 self._add(name, entry)
-        self._refuse_mlx()
-        self._drop_denied(config)
+        packed = any(self._hf_config.get(key) is not None for key in QUANTIZATION)
+        if not packed:
+            self._refuse_mlx()
+        self._drop_denied(config, packed)
         if config.tie_word_embeddings:
             self._drop_tied_head()
 
@@ -111,14 +115,18 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     def info(self, name: str) -> TensorInfo:
         entry = self._entry(name)
-        return TensorInfo(entry.shape, self._dtype(name, entry))
+        shape = self._views[name].shape(entry.shape) if name in self._views else entry.shape
+        return TensorInfo(shape, self._dtype(name, entry))
 
     def stored_bytes(self, name: str) -> int:
+        if name in self._views:
+            return super().stored_bytes(name)
         return self._entry(name).length
 
     def tensor(self, name: str) -> NDArray[Any]:
         entry = self._entry(name)
-        return self._read(name, entry, entry.begin, entry.shape)
+        stored = self._read(name, entry, entry.begin, entry.shape)
+        return self._views[name].of(stored) if name in self._views else stored
 
     def tiles(self, name: str, rows: int) -> Iterator[NDArray[Any]]:
         entry = self._entry(name)
@@ -128,6 +136,8 @@ class HuggingFaceCheckpoint(Checkpoint):
             yield self._read(name, entry, begin, (min(rows, length - first), *rest))
 
     def stored(self, name: str) -> StoredTensor:
+        if name in self._views:
+            return super().stored(name)
         entry = self._entry(name)
         data = self.files.read(entry.file, entry.begin, entry.length)
         return StoredTensor(entry.dtype_name, entry.shape, data)
@@ -164,6 +174,15 @@ class HuggingFaceCheckpoint(Checkpoint):
         name = canonical_name(stored_name, self.config)
         if is_buffer(name):
             return
+        try:
+            experts = expert_entries(self.config, name, entry)
+        except ValueError as error:
+            raise ValueError(f"{entry.file}: {error}") from None
+        if experts is not None:
+            for tensor, (part, view) in experts.items():
+                self._add(tensor, part)
+                self._views[tensor] = view
+            return
         if not name.endswith(stored_name):  # else it is the name of a base model
             self._stored_names[name] = stored_name
         if name in self._entries:
@@ -177,13 +196,12 @@ class HuggingFaceCheckpoint(Checkpoint):
             layer = name.removesuffix(".weight")
             if entry.dtype_name == "U32" and f"{layer}.scales" in self._entries:
                 raise ValueError(
-                    f"{entry.file}: {name}: expected the weights that MLX packed into these (U32 "
-                    "with scales), which are not read"
+                    f"{entry.file}: {name}: expected the quantization of weights that MLX packed (U32 with "
+                    "scales) in config.json, found none"
                 )
 
-    def _drop_denied(self, config: ModelConfig) -> None:
+    def _drop_denied(self, config: ModelConfig, packed: bool) -> None:
         """Leave out what the configuration has no place for, as transformers does, and say so."""
-        packed = self._hf_config.get("quantization_config") is not None
         names = denied(config, self._entries, packed=packed)
         for name in names:
             del self._entries[name]

@@ -7,23 +7,15 @@ says what files have instead. In a block they are the architecture's own.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from numbacalib.models.config import ModelConfig
 from numbacalib.models.wrappers import beside_decoder, decoder_name
 
 __all__ = ["EMBEDDINGS", "HEAD", "HEAD_BIAS", "NORM", "NORM_BIAS"]
-__all__ += [
-    "Part",
-    "Stage",
-    "beside",
-    "canonical_name",
-    "check_names",
-    "denied",
-    "is_buffer",
-    "is_norm",
-]
+__all__ += ["Part", "Stage", "canonical_name", "check_names", "denied", "is_buffer", "is_norm"]
+__all__ += ["beside", "expert_parts", "expert_shapes", "expert_stages"]
 __all__ += ["linear_shapes", "outer_vector_shapes", "parts", "stages", "vector_shapes"]
 
 Stage = tuple[str, ...]
@@ -45,8 +37,13 @@ _BUFFERS = (
     ".masked_bias",
     ".position_ids",
 )
-# What compressed-tensors has in the place of a linear layer's ``weight``.
-_PACKED = ("packed", "scale", "shape", "zero_point", "g_idx")
+# What quantized checkpoints have in the place of a linear layer's ``weight``: those of
+# compressed-tensors, of GPTQ and AWQ, and of MLX, which has a ``weight`` too.
+_PACKED = (
+    *("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"),
+    *("qweight", "qzeros", "scales", "g_idx"),
+    *("scales", "biases"),
+)
 
 
 def canonical_name(name: str, config: ModelConfig) -> str:
@@ -75,10 +72,12 @@ def denied(config: ModelConfig, names: Iterable[str], *, packed: bool = False) -
     names : iterable of str
         As `canonical_name` returns them.
     packed : bool, default False
-        Whether linear layers may be stored by compressed-tensors.
+        Whether linear layers may be quantized.
     """
     known: dict[int, set[str]] = {}
-    outside = [EMBEDDINGS, HEAD, *outer_vector_shapes(config)]
+    outside = {EMBEDDINGS, HEAD, *outer_vector_shapes(config)}
+    if packed:
+        outside |= set(_packed_parts((EMBEDDINGS, HEAD)))
     found = []
     for name in names:
         layer = _LAYER.fullmatch(name)
@@ -86,7 +85,7 @@ def denied(config: ModelConfig, names: Iterable[str], *, packed: bool = False) -
             index = int(layer[1])
             if index < config.num_layers and index not in known:
                 known[index] = _known_in_block(config, index, packed)
-            further = 0 <= index - config.num_layers < config.extra_layers
+            further = config.num_layers <= index < config.num_layers + config.further_layers
             has_place = further or layer[2] in known.get(index, ())
         else:
             has_place = name in outside or not name.startswith(_DECODER)
@@ -111,20 +110,26 @@ def check_names(config: ModelConfig, names: Iterable[str]) -> None:
 
 
 def beside(config: ModelConfig, names: Iterable[str]) -> list[str]:
-    """Expressions for ``ignore``: of all that is in the file but not in the decoder that is quantized.
+    """Parts of modules' names that say they are in the file but not of the decoder that is quantized.
 
     Towers and projectors of other media, and the layers after the last that predict further tokens.
     """
     last = config.num_layers
-    further = [rf"re:.*layers\.{last + index}\..*" for index in range(config.extra_layers)]
+    further = [f"layers.{last + index}." for index in range(config.further_layers)]
     return [*further, *beside_decoder(names, _DECODER)]
 
 
+def _packed_parts(weights: Iterable[str]) -> Iterator[str]:
+    """Names of what is in the place of weights that are quantized."""
+    for name in weights:
+        yield from (name.replace("weight", part) for part in _PACKED)
+
+
 def _known_in_block(config: ModelConfig, index: int, packed: bool) -> set[str]:
-    linears = linear_shapes(config, index)
+    linears = linear_shapes(config, index) | expert_shapes(config, index)
     known = {*linears, *vector_shapes(config, index)}
     if packed:
-        known |= {f"{name}_{part}" for name in linears for part in _PACKED}
+        known |= set(_packed_parts(linears))
     return known
 
 
@@ -142,11 +147,11 @@ class Part(NamedTuple):
 def parts(config: ModelConfig, index: int) -> dict[str, Part]:
     """The linear layers of a block by role, or parts of them: see `numbacalib.models.description`.
 
-    Here and below `index` is the block's number.
+    In the place of an MLP a block with experts has the one that all tokens share, or none. Here and below
+    `index` is the block's number.
     """
-    del index  # all blocks are alike so far
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    inner, hidden = config.intermediate_size, config.hidden_size
+    inner, hidden = _mlp_width(config, index), config.hidden_size
     rows = {
         "query": queries,
         "key": keys,
@@ -156,7 +161,7 @@ def parts(config: ModelConfig, index: int) -> dict[str, Part]:
         "up": inner,
         "down": hidden,
     }
-    linears = config.architecture.linears
+    linears = _linears(config, index)
     found, ends = {}, dict.fromkeys(linears.values(), 0)
     for role, name in linears.items():
         begin = ends[name]
@@ -172,14 +177,70 @@ def stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
     def named(*roles: str) -> Stage:
         return tuple(dict.fromkeys(linears[role] for role in roles if role in linears))
 
-    return named("query", "key", "value"), named("output"), named("gate", "up"), named("down")
+    found = named("query", "key", "value"), named("output"), named("gate", "up"), named("down")
+    return tuple(stage for stage in found if stage)
+
+
+def expert_parts(config: ModelConfig, index: int) -> list[dict[str, Part]]:
+    """The linear layers of each of a block's experts by role, ``gate``, ``up`` and ``down``."""
+    mixture, names = config.mixture_of(index), config.architecture.experts
+    if mixture is None or names is None:
+        return []
+    rows = {"gate": mixture.size, "up": mixture.size, "down": config.hidden_size}
+    ends = {"gate": names.gate, "up": names.up, "down": names.down}
+    return [
+        {
+            role: Part(f"{names.each}.{expert}.{ends[role]}", 0, count, count)
+            for role, count in rows.items()
+        }
+        for expert in range(mixture.experts)
+    ]
+
+
+def expert_stages(config: ModelConfig, index: int) -> list[tuple[Stage, Stage]]:
+    """The layers of each of a block's experts that share an input, in the order they run."""
+    return [
+        ((own["gate"].name, own["up"].name), (own["down"].name,))
+        for own in expert_parts(config, index)
+    ]
+
+
+def expert_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
+    """Shapes [M, K] of the linear layers of a block's experts, by their tensor's name in the block."""
+    mixture = config.mixture_of(index)
+    if mixture is None:
+        return {}
+    return {
+        f"{part.name}.weight": (part.rows, mixture.size if role == "down" else config.hidden_size)
+        for own in expert_parts(config, index)
+        for role, part in own.items()
+    }
+
+
+def _linears(config: ModelConfig, index: int) -> dict[str, str]:
+    """Names of a block's linear layers by role, without experts."""
+    linears, experts = dict(config.architecture.linears), config.architecture.experts
+    mixture = config.mixture_of(index)
+    if mixture is None or experts is None:
+        return linears
+    ends = {"gate": experts.gate, "up": experts.up, "down": experts.down}
+    for role, end in ends.items():
+        del linears[role]
+        if mixture.shared_size:
+            linears[role] = f"{experts.shared}.{end}"
+    return linears
+
+
+def _mlp_width(config: ModelConfig, index: int) -> int:
+    mixture = config.mixture_of(index)
+    return config.intermediate_size if mixture is None else mixture.shared_size
 
 
 def linear_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
     """Shapes [M, K] of a block's linear layers, by their tensor's name in the block."""
     columns = {
         "output": config.num_heads * config.head_dim,
-        "down": config.intermediate_size,
+        "down": _mlp_width(config, index),
     }
     return {
         f"{part.name}.weight": (part.rows, columns.get(role, config.hidden_size))
@@ -199,9 +260,27 @@ def vector_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]
     biased = {"output": config.output_bias} | dict.fromkeys(
         ("query", "key", "value"), config.attention_bias
     )
-    for role, part in parts(config, index).items():
-        if biased.get(role, config.mlp_bias):
-            shapes[f"{part.name}.bias"] = (part.rows,)
+    for own in (parts(config, index), *expert_parts(config, index)):
+        for role, part in own.items():
+            if biased.get(role, config.mlp_bias):
+                shapes[f"{part.name}.bias"] = (part.rows,)
+    return shapes | _router_shapes(config, index)
+
+
+def _router_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of what chooses and weighs experts: float32 as norms are, and never quantized."""
+    mixture, names = config.mixture_of(index), config.architecture.experts
+    if mixture is None or names is None:
+        return {}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{names.router}.weight": (mixture.experts, config.hidden_size)
+    }
+    if mixture.router_bias:
+        shapes[f"{names.router}.bias"] = (mixture.experts,)
+    if names.correction:
+        shapes[names.correction] = (mixture.experts,)
+    if names.shared_gate:
+        shapes[f"{names.shared_gate}.weight"] = (1, config.hidden_size)
     return shapes
 
 

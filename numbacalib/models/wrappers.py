@@ -80,10 +80,10 @@ def decoder_name(name: str) -> str:
 
 
 def beside_decoder(names: Iterable[str], decoder: tuple[str, ...]) -> list[str]:
-    """Expressions for ``ignore`` that match all modules of these tensors that are not the decoder's.
+    """Parts of modules' names that are in all of these tensors that are not the decoder's.
 
-    The runtimes have other names before and after ``language_model``, so that the expressions have only
-    that of a tower, or a projector.
+    The runtimes have other names before and after ``language_model``, so that these are only those of a
+    tower, or a projector: ``"vision_tower"``.
 
     Parameters
     ----------
@@ -93,4 +93,4 @@ def beside_decoder(names: Iterable[str], decoder: tuple[str, ...]) -> list[str]:
         Beginnings of the decoder's names.
     """
     others = (name.removeprefix("model.") for name in names if not name.startswith(decoder))
-    return [f"re:.*{part}.*" for part in sorted({name.split(".")[0] for name in others})]
+    return sorted({name.split(".")[0] for name in others})

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.formats.compressed_tensors import is_compressed, weight_reader
+from numbacalib.formats.dequantized import dequantized
 from numbacalib.models import Decoder, open_checkpoint, open_place
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import read_sequences
-from numbacalib.runtime.finite import NotFiniteError, require_finite
+from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.not_finite import NotFiniteError
 
 SWEEP_TOKENS = 65536
 """Tokens whose states an evaluation holds at a time."""
@@ -51,7 +52,7 @@ def evaluate(
     Parameters
     ----------
     model : path
-        A Hugging Face directory (plain or compressed-tensors `pack-quantized`) or a GGUF file.
+        A Hugging Face directory, plain or in one of `numbacalib.formats.FORMATS`, or a GGUF file.
     text : sequence of paths
         UTF-8 text files.
     sequence_length : int, default 512
@@ -60,17 +61,26 @@ def evaluate(
     device : str, default "auto"
         Where the model runs: see `numbacalib.models.open_place`.
 
+    Returns
+    -------
+    Evaluation
+
     Raises
     ------
     ValueError, TypeError, OSError
         If an input does not fit.
     FloatingPointError
         If the embeddings, a block or the head give a NaN or an infinity: the first that does so.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import evaluate
+    >>> result = evaluate("model", ["text.txt"], sequence_length=32, samples=2)
+    >>> result.tokens, round(result.perplexity, -2)
+    (62, 600.0)
     """
-    checkpoint = open_checkpoint(model)
-    compressed = is_compressed(checkpoint.hf_config())
-    reader = weight_reader(checkpoint) if compressed else None
-    decoder = Decoder(checkpoint, reader, open_place(device))
+    checkpoint = dequantized(open_checkpoint(model))
+    decoder = Decoder(checkpoint, place=open_place(device))
     tokens = read_sequences(checkpoint, text, sequence_length, samples)
     sweeps = np.array_split(tokens, -(-tokens.size // SWEEP_TOKENS))
     total = 0.0

@@ -2,48 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from numbacalib.formats.compressed_tensors import PackedLayout, is_compressed, pack, packed_bytes
+from numbacalib.formats.format import Format, LayerGrid, ModelWriter
 from numbacalib.formats.group_lengths import listed
-from numbacalib.formats.output_directory import new_directory
-from numbacalib.formats.safetensors_writer import SafetensorsWriter
+from numbacalib.formats.output_directory import (
+    new_directory,
+    require_new_directory,
+    work_directory,
+)
+from numbacalib.formats.registry import common_grids, formats_named, stored_format
 from numbacalib.methods import (
     LayerReport,
-    LayerSettings,
-    QuantizedWeight,
-    awq_scales,
-    quantize_layer,
 )
 from numbacalib.models import (
     Checkpoint,
     Decoder,
-    DecoderBlock,
     Place,
     open_checkpoint,
     open_place,
 )
-from numbacalib.models.layer_tensors import beside, stages
+from numbacalib.models.layer_tensors import stages
+from numbacalib.quantizer.blocks import Job, on_grid, quantize_blocks
 from numbacalib.quantizer.calibration import (
-    SILENT,
     Calibration,
     SavedCalibration,
-    Stage,
     TextCalibration,
 )
+from numbacalib.quantizer.identity import identity_of, stamps_of
 from numbacalib.quantizer.importance import read_importance
 from numbacalib.quantizer.preflight import require_space
-from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.settings import Settings, check
 from numbacalib.quantizer.text import read_sequences
-from numbacalib.statistics import InputStatistics
+from numbacalib.quantizer.work import Work, kept_bytes, open_work
 
 log = logging.getLogger("numbacalib")
 
@@ -56,15 +54,16 @@ def quantize(
     statistics: str | Path | None = None,
     importance: str | Path | None = None,
     settings: Settings,
+    formats: Sequence[str] = ("compressed-tensors",),
     device: str = "auto",
     clean: bool = False,
+    work: str | Path | None = None,
 ) -> list[LayerReport]:
     """Quantize the linear layers of a model's decoder blocks and write a loadable checkpoint.
 
     GPTQ runs block by block and layer by layer on the activations that the layers quantized before
     produce; layers that share an input share its Hessian. Embeddings, norms, biases and the head are
-    copied as they are. `output` is a Hugging Face directory in the compressed-tensors
-    `pack-quantized` format; it appears when it is complete.
+    copied as they are. `output` appears when it is complete.
 
     Parameters
     ----------
@@ -80,10 +79,16 @@ def quantize(
         What `numbacalib.quantizer.read_importance` reads, for the ranges "weighted" instead of the
         mean squares of the text.
     settings : Settings
+    formats : sequence of str, default ("compressed-tensors",)
+        Names of `numbacalib.formats.FORMATS`. Of several, which must have a grid in common, each gets a
+        directory of its name in `output`.
     device : str, default "auto"
         Where the model runs and its layers are quantized: see `numbacalib.models.open_place`.
     clean : bool, default False
-        Remove what killed runs to the same output left beside it.
+        Begin anew where a killed run left finished blocks.
+    work : path, optional
+        A directory to keep finished blocks in until the output is complete; a hidden one beside the output
+        by default. A run that was killed goes on from there when it is started again.
 
     Returns
     -------
@@ -93,44 +98,69 @@ def quantize(
     Raises
     ------
     ValueError, TypeError, OSError
-        If an input does not fit, or there is no room for the output; nothing has been written then.
+        If an input does not fit, there is no room for the output, or the finished blocks of a killed run
+        are of other inputs or settings; nothing has been written then.
     OSError
         If the disk refuses later. Where the checkpoint was complete, it is kept, and the message names it.
     ModuleNotFoundError
         If a package of the extra `models` is missing.
     numpy.linalg.LinAlgError
         If a layer's damped Hessian is not positive definite, or too many were not at first.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import Settings, quantize
+    >>> settings = Settings(bits=4, group_size=32, samples=2, sequence_length=32)
+    >>> reports = quantize("model", "quantized", text=["text.txt"], settings=settings)
+    >>> reports[0].name, reports[0].tokens, reports[0].loss < reports[0].rtn_loss
+    ('model.layers.0.self_attn.q_proj', 64, True)
     """
     check(settings, importance)
-    place = open_place(device)
-    with new_directory(output, clean=clean) as directory:
-        return _write_checkpoint(directory, model, text, statistics, importance, settings, place)
+    written = formats_named(formats)
+    for each in written:
+        each.check(_asked(settings, np.dtype(np.float32)))
+    require_new_directory(Path(os.path.realpath(output)))
+    job = _open_job(model, text, statistics, importance, settings, written, open_place(device))
+    kept_in = work_directory(output) if work is None else Path(work)
+    with (
+        open_work(kept_in, job.identity, anew=clean) as kept,
+        new_directory(output, clean=True) as directory,  # what is worth anything is in the work
+    ):
+        directories = [directory / each.name if written[1:] else directory for each in written]
+        writers = [
+            each.writer(path, job.checkpoint, job.grids)
+            for each, path in zip(written, directories, strict=True)
+        ]
+        total = sum(writer.planned_bytes for writer in writers)
+        require_space({directory: total, kept.directory: kept_bytes(job.weights, job.grids)})
+        with ExitStack() as stack:
+            for writer in writers:
+                stack.enter_context(writer)
+            quantize_blocks(job, kept)
+            return _write_layers(job, kept, writers)
 
 
-def _write_checkpoint(
-    directory: Path,
+def _open_job(
     model: str | Path,
     text: Sequence[str | Path],
     statistics: str | Path | None,
     importance: str | Path | None,
     settings: Settings,
+    formats: Sequence[Format],
     place: Place,
-) -> list[LayerReport]:
-    """Do what `quantize` does, into a directory; what is small is written before the first block."""
+) -> Job:
+    """Read all that a run starts from but the blocks, and check that it goes together."""
     checkpoint = open_checkpoint(model)
-    if is_compressed(checkpoint.hf_config()):
+    if stored_format(checkpoint) is not None:
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
     decoder = Decoder(checkpoint, place=place)
-    layout = _layout(checkpoint, settings)
-    packed = {f"{name}.weight" for name in layout.group_sizes}
-    copied = [name for name in checkpoint.names() if name not in packed]
-    copied_bytes = sum(map(checkpoint.stored_bytes, copied))
-    require_space(directory, copied_bytes + _packed_bytes(checkpoint, layout, settings))
-    _write_description(directory, checkpoint, layout)
+    shapes = _layer_shapes(checkpoint)
+    grids = _grids(checkpoint, settings, formats)
     factors = None
     if importance is not None:
-        factors = read_importance(importance, _layer_shapes(checkpoint))
+        factors = read_importance(importance, shapes)
     calibration: Calibration | None = None
+    tokens = None
     if statistics is not None:
         if text:
             raise ValueError("text: expected none where statistics are given")
@@ -142,59 +172,63 @@ def _write_checkpoint(
         calibration = SavedCalibration(statistics, checkpoint, decoder)
     elif settings.calibrated(importance is not None) or settings.channel_scales != "none":
         tokens = read_sequences(checkpoint, text, settings.sequence_length, settings.samples)
-        propagated = settings.target == "propagated"
-        calibration = TextCalibration(decoder, tokens, propagated)
-    with SafetensorsWriter(directory) as writer:
-        results = _quantize_blocks(
-            checkpoint, decoder, calibration, factors, settings, layout, writer
-        )
-        for name in copied:
-            stored_name = checkpoint.stored_name(name)
-            if stored_name not in writer:  # a norm that took up channel scales
-                writer.add_stored(stored_name, checkpoint.stored(name))
-    return results
+        calibration = TextCalibration(decoder, tokens, settings.target == "propagated")
+    identity = identity_of(checkpoint, settings, formats, place, tokens)
+    identity |= stamps_of(statistics=statistics, importance=importance)
+    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
+    return Job(checkpoint, decoder, settings, weights, grids, calibration, factors, identity)
 
 
-def _packed_bytes(checkpoint: Checkpoint, layout: PackedLayout, settings: Settings) -> int:
-    """Bytes of all layers that are quantized, as they will be stored."""
-    total = 0
-    for name, group_size in layout.group_sizes.items():
-        shape, dtype = checkpoint.info(f"{name}.weight")
-        total += packed_bytes(
-            (shape[0], shape[1]),
-            group_size,
-            bits=settings.bits,
-            symmetric=settings.symmetric,
-            scale_dtype=scale_dtype(dtype),
-        )
-    return total
+def _write_layers(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> list[LayerReport]:
+    """Hand all blocks that are kept to the writers; return their reports, with what the layers take."""
+    reports = []
+    for index in range(job.decoder.config.num_layers):
+        block = kept.load(index)
+        for name, vector in block.vectors.items():
+            for writer in writers:
+                writer.add(name, vector)
+        for report in block.reports:
+            stored = [
+                writer.add_layer(report.name, block.layers[report.name]) for writer in writers
+            ]
+            reports.append(replace(report, stored_bytes=stored[0]))
+    return reports
 
 
-def scale_dtype(weight_dtype: np.dtype) -> np.dtype:
-    """What a layer's scales are stored in: the model's own dtype.
-
-    compressed-tensors multiplies codes by scales in the scales' dtype and converts afterwards, so
-    that any other choice would round the weights twice.
-    """
-    return np.dtype(np.float32) if weight_dtype == np.float64 else weight_dtype
-
-
-def _layout(checkpoint: Checkpoint, settings: Settings) -> PackedLayout:
+def _grids(
+    checkpoint: Checkpoint, settings: Settings, formats: Sequence[Format]
+) -> dict[str, LayerGrid]:
     """Say how the model's linear layers are to be stored, and in the log what deviates."""
-    shapes = _layer_shapes(checkpoint)
-    asked, symmetric = settings.group_size, settings.symmetric
-    layout = PackedLayout(shapes, bits=settings.bits, group_size=asked, symmetric=symmetric)
-    others: dict[int | None, set[int]] = {}
-    for name, size in layout.group_sizes.items():
-        if size != asked:
-            others.setdefault(size, set()).add(shapes[name][1])
-    if others:
-        taken = ", ".join(f"{size} for K = {listed(K)}" for size, K in others.items())
-        why = (
-            f"does not divide {'K' if symmetric else 'every K, and the file format has one length'}"
+    weights = {name: checkpoint.info(f"{name}.weight") for name in _layer_shapes(checkpoint)}
+    asked = {name: _asked(settings, info.dtype) for name, info in weights.items()}
+    grids = common_grids(formats, weights, asked)
+    for grid in dict.fromkeys(grids.values()):
+        on_grid(settings, grid).check()
+    others: dict[tuple[int | None, int | None], set[int]] = {}
+    for name, grid in grids.items():
+        sizes = asked[name].group_size, grid.group_size
+        if sizes[0] != sizes[1]:
+            others.setdefault(sizes, set()).add(weights[name].shape[1])
+    for (size, taken), channels in others.items():
+        divides = any(K % (size or 1) == 0 for K in channels)
+        why = "every K, and the file format has one length" if divides else "K"
+        K = listed(channels)
+        log.warning(
+            "group_size %s does not divide %s: groups of %s for K = %s", size, why, taken, K
         )
-        log.warning("group_size %s %s: groups of %s", asked, why, taken)
-    return layout
+    return grids
+
+
+def _asked(settings: Settings, dtype: np.dtype) -> LayerGrid:
+    """Return the grid of a layer with weights of `dtype`, before a format says how it is stored."""
+    unordered = settings.method == "gptq" and settings.act_order == "desc"
+    return LayerGrid(
+        settings.bits,
+        settings.group_size,
+        settings.symmetric,
+        dtype,
+        g_idx=unordered and not settings.static_groups,
+    )
 
 
 def _layer_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
@@ -205,166 +239,3 @@ def _layer_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
             rows, channels = checkpoint.info(f"model.layers.{index}.{kind}.weight").shape
             shapes[f"model.layers.{index}.{kind}"] = rows, channels
     return shapes
-
-
-def _quantize_blocks(
-    checkpoint: Checkpoint,
-    decoder: Decoder,
-    calibration: Calibration | None,
-    importance: Mapping[str, NDArray] | None,
-    settings: Settings,
-    layout: PackedLayout,
-    writer: SafetensorsWriter,
-) -> list[LayerReport]:
-    """Quantize block after block; `calibration` None is a method that needs no activations."""
-    layers = decoder.config.num_layers
-    reports: list[LayerReport] = []
-    with (
-        Progress(sum(len(stages(decoder.config, index)) for index in range(layers))) as progress,
-        np.errstate(**SILENT),
-    ):
-        for index in range(layers):
-            at = f"block {index + 1} of {layers}"
-            progress.show(f"{at}: reading")
-            block = decoder.block(index)
-            checkpoint.check_unchanged()
-            layer_settings = _layer_settings(checkpoint, block, settings, layout)
-            run: Iterable[tuple[Stage, InputStatistics | None]]
-            if calibration is None:
-                run = [(stage, None) for stage in block.stages]
-            else:
-                folded: dict[Stage, NDArray] = {}
-                if settings.channel_scales == "awq":
-                    progress.show(f"{at}: scaling channels")
-                    preview = calibration.preview(index, block)
-                    folded, vectors = _fold_scales(
-                        checkpoint, block, preview, settings, layer_settings
-                    )
-                    for name, vector in vectors.items():
-                        writer.add(checkpoint.stored_name(f"{block.name}.{name}"), vector)
-                run = calibration.stages(index, block, folded)
-            for stage, statistics in run:
-                for kind in stage:
-                    progress.show(f"{at}: quantizing {kind}")
-                    name = f"{block.name}.{kind}"
-                    factors = None
-                    if importance is not None:
-                        factors = decoder.place.put(importance[name])
-                    quantized, report = quantize_layer(
-                        name, block.linears[kind], statistics, layer_settings[kind], factors
-                    )
-                    # no codebooks: see settings.check
-                    assert isinstance(quantized, QuantizedWeight)
-                    block.linears[kind] = quantized.dequantize(block.dtype)
-                    tensors = pack(quantized.to_host())
-                    for part, tensor in tensors.items():
-                        writer.add(checkpoint.stored_name(f"{name}.{part}"), tensor)
-                    stored = sum(tensor.nbytes for tensor in tensors.values())
-                    reports.append(replace(report, stored_bytes=stored))
-                _check_fallbacks(reports, len(block.linears) * layers, settings)
-                progress.step(at if stage == block.stages[-1] else "")
-                progress.show(f"{at}: running the text through it")
-    _warn_of_calibration(reports)
-    return reports
-
-
-def _layer_settings(
-    checkpoint: Checkpoint, block: DecoderBlock, settings: Settings, layout: PackedLayout
-) -> dict[str, LayerSettings]:
-    """Settings of each of a block's linear layers, by short name: groups and scales as stored."""
-    return {
-        kind: replace(
-            settings,
-            group_size=layout.group_sizes[f"{block.name}.{kind}"],
-            scale_dtype=scale_dtype(checkpoint.info(f"{block.name}.{kind}.weight").dtype),
-        )
-        for kind in block.linears
-    }
-
-
-def _fold_scales(
-    checkpoint: Checkpoint,
-    block: DecoderBlock,
-    preview: Sequence[tuple[Stage, InputStatistics]],
-    settings: Settings,
-    layer_settings: Mapping[str, LayerSettings],
-) -> tuple[dict[Stage, NDArray], dict[str, NDArray]]:
-    """Scale the block's channels by AWQ where something can take up the scales.
-
-    Returns the scales by stage, and the block's vectors that changed, as they are stored.
-    """
-    folded: dict[Stage, NDArray] = {}
-    vectors: dict[str, NDArray] = {}
-    for stage, statistics in preview:
-        if (producer := block.producer(stage)) is None:
-            continue
-        found = awq_scales(
-            [block.linears[kind] for kind in stage],
-            statistics.hessian,
-            statistics.mean_abs if settings.awq_magnitude == "mean" else statistics.max_abs,
-            weight_term=settings.awq_weight_term,
-            bits=layer_settings[stage[0]].bits,
-            group_size=layer_settings[stage[0]].group_size,
-            symmetric=layer_settings[stage[0]].symmetric,
-            scale_dtype=layer_settings[stage[0]].scale_dtype,
-        )
-        dtype = checkpoint.info(f"{block.name}.{producer}.weight").dtype
-        folded[stage], changed = block.fold(stage, found.scales, dtype)
-        vectors |= changed
-    return folded, vectors
-
-
-def _check_fallbacks(reports: Sequence[LayerReport], layers: int, settings: Settings) -> None:
-    """Fail as soon as too many layers needed more damping than was asked for."""
-    count = sum(report.fell_back for report in reports)
-    if count > settings.max_fallbacks * layers:
-        raise np.linalg.LinAlgError(
-            f"{count} of {layers} layers needed more damping than percdamp {settings.percdamp:g}, "
-            f"above the share of {settings.max_fallbacks:g}: {reports[-1].name} was the last"
-        )
-
-
-def _warn_of_calibration(reports: Sequence[LayerReport]) -> None:
-    """Say where the text was too little, or only looked like enough, or did not reach a layer."""
-    remedy = "calibrate on more text, or shrink the Hessian toward its diagonal"
-    if poor := [report for report in reports if report.full_rank is False]:
-        log.warning(
-            "%d of %d layers had fewer tokens than channels (%d for %d, %s): %s",
-            len(poor),
-            len(reports),
-            poor[0].tokens,
-            poor[0].shape[1],
-            poor[0].name,
-            remedy,
-        )
-    if low := [report for report in reports if report.low_rank]:
-        worst = min(low, key=lambda report: (report.effective_rank or 0) / report.shape[1])
-        log.warning(
-            "the inputs of %d of %d layers vary in few directions (%s: effective rank %.3g of %d, from "
-            "%d tokens that are much alike): %s",
-            len(low),
-            len(reports),
-            worst.name,
-            worst.effective_rank,
-            worst.shape[1],
-            worst.tokens,
-            remedy.replace("more text", "more varied text"),
-        )
-    if dead := [report for report in reports if report.dead == report.shape[1]]:
-        log.warning(
-            "%d of %d layers had inputs of zeros alone (%s): gptq makes their weights 0",
-            len(dead),
-            len(reports),
-            dead[0].name,
-        )
-
-
-def _write_description(directory: Path, checkpoint: Checkpoint, layout: PackedLayout) -> None:
-    """Write config.json with its quantization, and the tokenizer's files."""
-    ignore = ["lm_head", *beside(checkpoint.config, checkpoint.names())]
-    config = checkpoint.hf_config() | {"quantization_config": layout.quantization_config(ignore)}
-    text = json.dumps(config, indent=2) + "\n"
-    (directory / "config.json").write_text(text, encoding="utf-8")
-    for name, content in checkpoint.tokenizer_files().items():
-        (directory / name).parent.mkdir(exist_ok=True)  # of additional chat templates
-        (directory / name).write_bytes(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from numbacalib.models import Checkpoint
@@ -21,19 +22,24 @@ def statistics_bytes(checkpoint: Checkpoint) -> int:
     return total
 
 
-def require_space(directory: Path, planned: int) -> None:
-    """Check that the file system of `directory` has room for what is to be written there.
+def require_space(planned: Mapping[Path, int]) -> None:
+    """Check that there is room for what is to be written to directories.
 
     Raises
     ------
     OSError
-        If it has less; one line with both numbers.
+        If a file system has less than what goes there; one line with both numbers.
     """
-    usage = shutil.disk_usage(directory)
-    if usage.total and usage.free < planned:  # some network file systems do not know their size
-        raise OSError(
-            f"{directory.parent}: expected room for {_size(planned)}, found {_size(usage.free)} free"
-        )
+    together: dict[int, int] = {}
+    for directory, size in planned.items():
+        system = directory.stat().st_dev
+        together[system] = together.get(system, 0) + size
+        usage = shutil.disk_usage(directory)
+        if usage.total and usage.free < together[system]:  # network file systems may not know
+            raise OSError(
+                f"{directory.parent}: expected room for {_size(together[system])}, "
+                f"found {_size(usage.free)} free"
+            )
 
 
 def _size(number: float) -> str:

@@ -63,10 +63,6 @@ def check(settings: Settings, importance: str | Path | None) -> None:
         )
     if importance is not None and settings.ranges != "weighted":
         raise ValueError(f"importance: expected none with ranges {settings.ranges!r}")
-    if settings.act_order == "desc" and not settings.static_groups:
-        raise ValueError(
-            "act_order: expected static_groups with 'desc', since the file format has no g_idx"
-        )
 
 
 def check_sequences(samples: int, sequence_length: int) -> None:

@@ -1,4 +1,4 @@
-"""What a decoder computes beside matrix products, element by element, in float32.
+"""Elementwise formulas of a decoder, those beside its matrix products, in float32.
 
 RMSNorm: Zhang and Sennrich (2019), arXiv 1910.07467, equation 4. LayerNorm: Ba et al. (2016), arXiv
 1607.06450, equation 3. Rotary embedding: Su et al. (2021), arXiv 2104.09864, equation 34. Softmax by

@@ -36,6 +36,14 @@ BY_KIND = {
 }
 FULL, SLIDING = "full_attention", "sliding_attention"
 
+QWEN_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+GLM_EXPERTS = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "routed_scaling_factor": 1.5,
+}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 7},
@@ -110,6 +118,33 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "helium": {"head_dim": 16},
     "internlm3": {"head_dim": 16, "qkv_bias": True, "bias": True},
     "phi": {"num_key_value_heads": 4},
+    "mixtral": {"head_dim": 16, "num_local_experts": 4},
+    "mixtral-window": {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 7},
+    "qwen2_moe": QWEN_EXPERTS | {"shared_expert_intermediate_size": 48},
+    "qwen2_moe-sparse": QWEN_EXPERTS
+    | {
+        "num_hidden_layers": 5,
+        "shared_expert_intermediate_size": 32,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [3],
+        "norm_topk_prob": True,
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "max_window_layers": 3,
+    },
+    "qwen3_moe": QWEN_EXPERTS | {"head_dim": 16, "norm_topk_prob": True},
+    "qwen3_moe-window": QWEN_EXPERTS
+    | {"use_sliding_window": True, "sliding_window": 7, "attention_bias": True},
+    "granitemoe": {
+        "num_local_experts": 4,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 4.0,
+    },
+    "glm4_moe": GLM_EXPERTS | {"head_dim": 16, "use_qk_norm": True},
+    "glm4_moe-groups": GLM_EXPERTS
+    | {"n_group": 4, "topk_group": 2, "n_shared_experts": 2, "attention_bias": True},
 }
 """Overrides of `SIZES` by ``model_type``, with something after a hyphen for further variants."""
 
@@ -197,5 +232,8 @@ def save(
                 parameter.normal_(0, 0.3)
             else:
                 parameter.normal_(0, 1.5 * parameter.shape[-1] ** -0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0, 0.2)
     model.save_pretrained(directory, max_shard_size=shards)
     return model

@@ -187,14 +187,6 @@ def test_what_says_nothing_about_the_computation_is_taken() -> None:
     assert ModelConfig.from_hf(tiny_config(**harmless)) == ModelConfig.from_hf(tiny_config())
 
 
-def test_mlx_is_called_by_its_name() -> None:
-    packed = {"group_size": 64, "bits": 4}
-    for keys in (("quantization",), ("quantization", "quantization_config")):
-        config = tiny_config(**dict.fromkeys(keys, packed))
-        with pytest.raises(ValueError, match="quantization: expected no weights packed by MLX"):
-            ModelConfig.from_hf(config)
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

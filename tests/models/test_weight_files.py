@@ -250,7 +250,9 @@ def test_weights_packed_by_mlx_are_named(tmp_path: Path) -> None:
     write_tiny_checkpoint(tmp_path)
     packed = {f"{QUERY}.{part}": np.zeros((64, 1), np.float16) for part in ("scales", "biases")}
     rewrite(tmp_path, **{f"{QUERY}.weight": np.zeros((64, 8), np.uint32)}, **packed)
-    with pytest.raises(ValueError, match=f"{QUERY}.weight: expected the weights that MLX packed"):
+    with pytest.raises(
+        ValueError, match=f"{QUERY}.weight: expected the quantization of weights that MLX"
+    ):
         open_checkpoint(tmp_path)
 
 

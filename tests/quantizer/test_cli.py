@@ -13,7 +13,7 @@ import pytest
 from models.tiny import TEXT, write_tiny_checkpoint
 
 from numbacalib.cli import main
-from numbacalib.formats.compressed_tensors import PackedLayers
+from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import open_checkpoint
 
 SHORT = ["--samples", "4", "--sequence-length", "32", "--group-size", "32"]
@@ -64,7 +64,7 @@ def test_what_is_not_quantized_stays_as_it_is(tmp_path, text, model):
     output = tmp_path / "out"
     assert run("quantize", model, "--text", text, *SHORT, "--output", output) == 0
     before, after = open_checkpoint(model), open_checkpoint(output)
-    layers = PackedLayers(after)
+    layers = CompressedTensors().layers(after)
     assert len(layers) == 14
     others = [name for name in before.names() if name.removesuffix(".weight") not in layers]
     assert "model.embed_tokens.weight" in others
@@ -89,11 +89,14 @@ def test_gptq_loses_less_than_rounding(tmp_path, text, capsys, model):
 def test_rtn_needs_no_text(tmp_path, model):
     output = tmp_path / "out"
     assert run("quantize", model, "--method", "rtn", "--group-size", 32, "--output", output) == 0
-    assert len(PackedLayers(open_checkpoint(output))) == 14
+    assert len(CompressedTensors().layers(open_checkpoint(output))) == 14
 
 
 def group_sizes(output):
-    return {name: layer.group_size for name, layer in PackedLayers(open_checkpoint(output)).items()}
+    return {
+        name: layer.group_size
+        for name, layer in CompressedTensors().layers(open_checkpoint(output)).items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -309,12 +312,12 @@ def test_a_killed_run_leaves_no_output_and_does_not_disturb_the_next(tmp_path, t
 
 
 def test_an_interrupt_leaves_nothing(tmp_path, text, model, monkeypatch, capsys):
-    from numbacalib.quantizer import pipeline
+    from numbacalib.quantizer import blocks
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "quantize_layer", interrupt)
+    monkeypatch.setattr(blocks, "quantize_layers", interrupt)
     assert run("quantize", model, "--text", text, *SHORT, "--output", tmp_path / "out") == 130
     assert_one_line(capsys, "interrupted")
     assert not list(tmp_path.glob("*out*"))

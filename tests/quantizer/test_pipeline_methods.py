@@ -9,7 +9,7 @@ from models.described import write_described_checkpoint
 from models.tiny import TEXT, write_tiny_checkpoint
 
 from numbacalib.cli import main
-from numbacalib.formats.compressed_tensors import PackedLayers
+from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.formats.imatrix import read_imatrix
 from numbacalib.methods import LayerReport
 from numbacalib.models import Decoder, open_checkpoint
@@ -127,7 +127,7 @@ def test_awq_scales_are_folded_into_the_checkpoint(tmp_path, text, model, capsys
     original = perplexity(capsys, model, "--text", text)
     assert perplexity(capsys, output, "--text", text) == pytest.approx(original, rel=0.02)
     before, after = open_checkpoint(model), open_checkpoint(output)
-    assert len(PackedLayers(after)) == 14
+    assert len(CompressedTensors().layers(after)) == 14
     changed = [
         name
         for name in before.names()
@@ -146,7 +146,9 @@ def test_statistics_are_collected_once_and_quantized_from_again(tmp_path, text, 
     command = ["quantize", model, *GROUPS, "--bits", "3"]
     assert run(*command, "--text", text, *SHORT, "--output", from_text) == 0
     assert run(*command, "--statistics", saved, "--output", from_files) == 0
-    left, right = (PackedLayers(open_checkpoint(path)) for path in (from_text, from_files))
+    left, right = (
+        CompressedTensors().layers(open_checkpoint(path)) for path in (from_text, from_files)
+    )
     first = "model.layers.0.self_attn.q_proj"
     np.testing.assert_array_equal(left[first].codes, right[first].codes)
     # what comes later was calibrated on the original model instead of the quantized one
@@ -160,7 +162,7 @@ def test_statistics_are_collected_once_and_quantized_from_again(tmp_path, text, 
 
 
 def packed_codes(path):
-    layers = PackedLayers(open_checkpoint(path))
+    layers = CompressedTensors().layers(open_checkpoint(path))
     return {name: layers[name].codes for name in layers}
 
 
@@ -285,7 +287,7 @@ OTHERS = ["--ranges", "weighted", "--range-norm", "3"]
 def outputs_error(model, output, tokens):
     """Mean squared difference of the hidden states after the last block."""
     states = [Decoder(open_checkpoint(model)).forward(tokens)]
-    layers = PackedLayers(open_checkpoint(output))
+    layers = CompressedTensors().layers(open_checkpoint(output))
 
     def weight(name):
         return layers[name.removesuffix(".weight")].dequantize()

@@ -141,17 +141,22 @@ GLM4V = replace(
 )
 
 
-def _granite(fields: Fields, options: Options) -> Options:
+def granite_factors(fields: Fields) -> Options:
+    """The four multipliers of Granite."""
+
     def factor(key: str) -> float:
         return float(fields.number(key, 1e-6, 1e6, 1.0))
 
     return {
-        **no_windows(fields, options),
         "embedding_scale": factor("embedding_multiplier"),
         "residual_scale": factor("residual_multiplier"),
         "attention_scale": factor("attention_multiplier"),
         "logit_scale": 1 / factor("logits_scaling"),
     }
+
+
+def _granite(fields: Fields, options: Options) -> Options:
+    return no_windows(fields, options) | granite_factors(fields)
 
 
 GRANITE = Architecture(

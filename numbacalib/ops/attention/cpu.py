@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from numbacalib.runtime.blas import routine, single_threaded
 from numbacalib.runtime.jit import scalar, task_kernel
-from numbacalib.runtime.tasks import NORMAL, call_fortran, claim
+from numbacalib.runtime.tasks import NORMAL, call_fortran, fetch_add
 from numbacalib.spec.decoder import capped, first_key, weight_of
 
 TILE = 64
@@ -48,7 +48,7 @@ def attention(
 
 @task_kernel
 def _attend(gemm, queries, keys, values, window, scale, cap, begin, counter, context):
-    """Split: workers claim tiles of positions of a sequence and a key head, the longest first."""
+    """Split: workers take tiles of positions of a sequence and a key head, the longest first."""
     sequences, length, heads, size = queries.shape
     pairs = sequences * keys.shape[2]
     group = heads // keys.shape[2]
@@ -57,7 +57,7 @@ def _attend(gemm, queries, keys, values, window, scale, cap, begin, counter, con
     sums_memory = np.empty(size * TILE * group, np.float32)
     state_memory = np.empty((3, TILE * group), np.float32)
     tile_memory = np.empty((TILE * group, size), np.float32)
-    task = claim(counter)
+    task = fetch_add(counter)
     while task < tiles * pairs:
         start = (tiles - 1 - task // pairs) * TILE
         stop = min(start + TILE, length)
@@ -76,7 +76,7 @@ def _attend(gemm, queries, keys, values, window, scale, cap, begin, counter, con
             _weigh(scores, first, start, group, window, cap, state, sums)
             _add_values(gemm, scores, there, keys.shape[2] * size, sums)
         _give(sums, state[1], start, head, group, context[s])
-        task = claim(counter)
+        task = fetch_add(counter)
 
 
 @scalar

@@ -15,7 +15,7 @@ import numpy as np
 from numba.cuda import types
 
 from numbacalib.runtime import device, mma, ptx
-from numbacalib.runtime.device import Array, cuda
+from numbacalib.runtime.device import DeviceArray, cuda
 from numbacalib.runtime.launch import launch
 from numbacalib.spec.decoder import first_key
 
@@ -27,8 +27,13 @@ LOWEST = np.float32(-3e38)
 
 
 def attention(
-    queries: Array, keys: Array, values: Array, window: int, scale: float, sinks: Array | None
-) -> Array:
+    queries: DeviceArray,
+    keys: DeviceArray,
+    values: DeviceArray,
+    window: int,
+    scale: float,
+    sinks: DeviceArray | None,
+) -> DeviceArray:
     """See `numbacalib.ops.attention.attention`; a window of 0 is none, and D is a multiple of 8."""
     context = device.empty(queries.shape, queries.dtype)
     sequences, length, heads, size = queries.shape
