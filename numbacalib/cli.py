@@ -160,15 +160,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_methods(quantize: argparse.ArgumentParser) -> None:
-    """Options of the methods: names and defaults are those of `quantizer.Settings`."""
+    """Add the methods' options, whose names, choices and defaults are those of `quantizer.Settings`."""
+    from numbacalib.quantizer.settings import CHOICES, DEFAULTS
+
     quantize.add_argument(
-        "--channel-scales", choices=("none", "awq"), default="none", help="scale channels first"
+        "--channel-scales", choices=CHOICES["channel_scales"], help="scale channels first"
     )
     quantize.add_argument(
         "--awq-magnitude",
-        choices=("mean", "max"),
-        default="mean",
-        help="of a channel's absolute inputs, what awq's scales are powers of (default mean)",
+        choices=CHOICES["awq_magnitude"],
+        help="of a channel's absolute inputs, what awq's scales are powers of (default %(default)s)",
     )
     quantize.add_argument(
         "--awq-weight-term",
@@ -177,9 +178,8 @@ def _add_methods(quantize: argparse.ArgumentParser) -> None:
     )
     quantize.add_argument(
         "--ranges",
-        choices=("auto", "full", "mse", "weighted", "clip"),
-        default="auto",
-        help="what each group's grid spans (default auto: weighted with gptq, full with rtn)",
+        choices=CHOICES["ranges"],
+        help="what each group's grid spans (default %(default)s: weighted with gptq, full with rtn)",
     )
     quantize.add_argument(
         "--range-norm",
@@ -189,23 +189,20 @@ def _add_methods(quantize: argparse.ArgumentParser) -> None:
     )
     quantize.add_argument(
         "--target",
-        choices=("layerwise", "propagated"),
-        default="layerwise",
+        choices=CHOICES["target"],
         help="propagated repairs in each layer what the quantized ones before it spoilt: the text runs "
         "through the original model too, in twice the time, with a second residual stream in memory "
-        "(default layerwise)",
+        "(default %(default)s)",
     )
     quantize.add_argument(
         "--target-strength",
         type=float,
-        default=0.25,
         metavar="SHARE",
-        help="how far to repair, 0 to 1: the full way fits the calibration text best (default 0.25)",
+        help="how far to repair, 0 to 1: the full way fits the calibration text best (default %(default)s)",
     )
     quantize.add_argument(
         "--refit",
         action=argparse.BooleanOptionalAction,
-        default=False,
         help="solve for the scales once the codes are known",
     )
     quantize.add_argument(
@@ -216,37 +213,33 @@ def _add_methods(quantize: argparse.ArgumentParser) -> None:
     )
     quantize.add_argument(
         "--act-order",
-        choices=("none", "desc", "group_aware"),
-        default="desc",
-        help="order of the columns in gptq (default desc, which needs static groups)",
+        choices=CHOICES["act_order"],
+        help="order of the columns in gptq (default %(default)s, which needs static groups)",
     )
     quantize.add_argument(
         "--static-groups",
         action=argparse.BooleanOptionalAction,
-        default=True,
         help="find all scales before any column is compensated (default)",
     )
-    quantize.add_argument("--percdamp", type=float, default=0.01, help="damping (default 0.01)")
+    quantize.add_argument("--percdamp", type=float, help="damping (default %(default)s)")
     quantize.add_argument(
         "--damping-tries",
         type=int,
-        default=5,
-        help="1 fails where percdamp does not do (default 5)",
+        help="1 fails where percdamp does not do (default %(default)s)",
     )
     quantize.add_argument(
         "--shrinkage",
         type=_share_or_auto,
-        default=0.0,
         metavar="SHARE",
         help="shrink Hessians toward their diagonal, 0 to 1 or auto: for few tokens (default 0)",
     )
     quantize.add_argument(
         "--max-fallbacks",
         type=float,
-        default=0.1,
         metavar="SHARE",
-        help="fail where more of the layers need more damping (default 0.1)",
+        help="fail where more of the layers need more damping (default %(default)s)",
     )
+    quantize.set_defaults(**DEFAULTS)
 
 
 def _size_or_none(text: str) -> int | None:

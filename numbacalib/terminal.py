@@ -1,4 +1,4 @@
-"""What a run has to do with its terminal: streams that may be gone, signals that ask it to end."""
+"""Terminal of a run: streams that may be gone, signals that ask it to end."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class GuardedStream(io.TextIOBase):
         self._do(lambda stream: stream.flush())
 
     def isatty(self) -> bool:
-        """Whether the stream is a terminal that is still there."""
+        """Return whether the stream is a terminal that is still there."""
         return self._stream is not None and not self._stream.closed and self._stream.isatty()
 
     def fileno(self) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from numbacalib.formats.awq import Awq
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.formats.format import Format, LayerGrid
+from numbacalib.formats.gguf import GGUF_FORMATS
 from numbacalib.formats.gptq import Gptq
 from numbacalib.formats.mlx import Mlx
 from numbacalib.models.checkpoint import TensorInfo
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
 
 FORMATS: dict[str, Format] = {
-    each.name: each for each in (CompressedTensors(), Gptq(1), Gptq(2), Awq(), Mlx())
+    each.name: each
+    for each in (CompressedTensors(), Gptq(1), Gptq(2), Awq(), Mlx(), *GGUF_FORMATS)
 }
 """Every format of whole language models, by its name on the command line."""
 

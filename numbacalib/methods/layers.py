@@ -470,7 +470,7 @@ def _refitted(
 
 
 def _inputs(statistics: InputStatistics) -> dict[str, Any]:
-    """What reports say of a layer's inputs."""
+    """Return the figures of reports about a layer's inputs."""
     hessian = statistics.hessian
     dead = int((to_host(diagonal(hessian)) == 0).sum())
     full = statistics.tokens >= len(hessian) - dead

@@ -1,4 +1,4 @@
-"""What the linear layers of a model are fed: statistics of a text run through it, or from files."""
+"""Inputs of a model's linear layers: statistics of a text run through it, or from files."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ from numbacalib.statistics import (
 )
 
 LARGEST_HIDDEN = 1e17
-"""Of a norm's inputs: the squares of 30,000 of them stay within float32."""
+"""Largest input of a norm: the squares of 30,000 of them stay within float32."""
 
 SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
-"""For `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy too."""
+"""Arguments of `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy."""
 
 log = logging.getLogger("numbacalib")
 
@@ -62,7 +62,7 @@ Group = Sequence[tuple[Stage, InputStatistics | ExpertInputs]]
 
 
 class Calibration(Protocol):
-    """Where the statistics of a block's inputs come from; blocks are asked for in their order."""
+    """Source of the statistics of a block's inputs; blocks are asked for in their order."""
 
     def preview(self, index: int, block: DecoderBlock) -> Sequence[tuple[Stage, InputStatistics]]:
         """Statistics of all stages of the block as it is, but for experts."""
@@ -285,7 +285,7 @@ def _write_statistics(
 
 
 class _Squares(NamedTuple):
-    """What an importance file needs of a layer, once its Hessian is on disk."""
+    """Squared inputs of a layer for an importance file, once its Hessian is on disk."""
 
     tokens: int
     mean_square: NDArray[np.float32]

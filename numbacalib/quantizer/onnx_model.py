@@ -105,7 +105,7 @@ def quantize_onnx(
     assert block is not None  # the rules have no whole rows
     with new_directory(output, clean=clean) as directory:
         saved = sum(_saved_bytes(each, settings.bits, block, settings.symmetric) for each in layers)
-        require_space(directory, graph.stored_bytes() - saved)
+        require_space({directory: graph.stored_bytes() - saved})
         reports: list[LayerReport] = []
         found: Iterable[tuple[list[GraphLayer], InputStatistics | None]] = (
             [([each], None) for each in layers] if samples is None else samples.statistics(block)

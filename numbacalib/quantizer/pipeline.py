@@ -207,7 +207,7 @@ def _grids(
     others: dict[tuple[int | None, int | None], set[int]] = {}
     for name, grid in grids.items():
         sizes = asked[name].group_size, grid.group_size
-        if sizes[0] != sizes[1]:
+        if sizes[0] != sizes[1] and grid.find is None:
             others.setdefault(sizes, set()).add(weights[name].shape[1])
     for (size, taken), channels in others.items():
         divides = any(K % (size or 1) == 0 for K in channels)

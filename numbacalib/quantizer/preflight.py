@@ -1,4 +1,4 @@
-"""What can be known of the end of a run is checked before its first block."""
+"""Checks before the first block of what is needed at the end of a run."""
 
 from __future__ import annotations
 

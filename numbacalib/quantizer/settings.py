@@ -1,21 +1,30 @@
-"""What a run is asked to do, checked before anything is read."""
+"""Settings of a run, checked before anything is read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from numbacalib.methods import LayerSettings
-from numbacalib.methods.layer import flag, share
+from numbacalib.methods.layer import RANGES, TARGETS, flag, share
+from numbacalib.methods.order import ACT_ORDERS
 from numbacalib.runtime import checks
 
 CHANNEL_SCALES = ("none", "awq")
 MAGNITUDES = ("mean", "max")
+CHOICES = {
+    "ranges": ("auto", *RANGES),
+    "target": TARGETS,
+    "act_order": ACT_ORDERS,
+    "channel_scales": CHANNEL_SCALES,
+    "awq_magnitude": MAGNITUDES,
+}
+"""Values of the settings that have a few, by their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(LayerSettings):
-    """How to quantize the linear layers of a model; each layer's `scale_dtype` is the model's own."""
+    """Settings of a model's quantization; each layer's `scale_dtype` is the model's own."""
 
     ranges: str = "auto"
     """As in `LayerSettings`, or "auto": "weighted" with gptq, where it leaves less of every model that was
@@ -26,9 +35,9 @@ class Settings(LayerSettings):
     channel_scales: str = "none"
     """Scale input channels first, and fold that into what produces them: "none" or "awq"."""
     awq_magnitude: str = "mean"
-    """What the scales are powers of: "mean" or "max" of a channel's absolute inputs."""
+    """Magnitude that the scales are powers of: "mean" or "max" of a channel's absolute inputs."""
     awq_weight_term: bool = False
-    """Whether the scales also fall with the channel's weights: see `awq_scales`."""
+    """True to let the scales also fall with the channel's weights: see `awq_scales`."""
     samples: int = 64
     """Calibration sequences, evenly spaced over the text."""
     sequence_length: int = 512
@@ -38,6 +47,10 @@ class Settings(LayerSettings):
     def __post_init__(self) -> None:
         if self.ranges == "auto":
             object.__setattr__(self, "ranges", "weighted" if self.method == "gptq" else "full")
+
+
+DEFAULTS = {field.name: field.default for field in fields(Settings)}
+"""Defaults of all settings, by their names."""
 
 
 def check(settings: Settings, importance: str | Path | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import cuda
@@ -21,8 +21,15 @@ from numbacalib.runtime.extras import extra
 from numbacalib.runtime.half import bfloat16, is_bfloat16
 from numbacalib.runtime.streams import check
 
+Size = TypeVar("Size")
 SIMULATED = bool(config.ENABLE_CUDASIM)
 """True where kernels run in Numba's CUDA simulator, as Python."""
+
+
+def sized(real: Size, *, simulated: Size) -> Size:
+    """Return a size of kernels: a small one in the simulator, whose threads are Python's."""
+    return simulated if SIMULATED else real
+
 
 if not SIMULATED:
     with extra("cuda"):

@@ -126,7 +126,7 @@ def test_groups_that_do_not_divide_take_the_longest_that_do(
 
 def test_whole_rows_are_for_who_asks(tmp_path, text, caplog, model):
     output = tmp_path / "out"
-    command = ["quantize", model, "--text", text, *SHORT[:4], "--group-size", -1]
+    command = ["quantize", model, "--text", text, *SHORT[:4], "--group-size", "none"]
     assert run(*command, "--output", output) == 0
     assert "group_size" not in caplog.text
     assert set(group_sizes(output).values()) == {64, 96}
@@ -139,7 +139,7 @@ def test_whole_rows_are_for_who_asks(tmp_path, text, caplog, model):
             {"intermediate_size": 94},
             [],
             "group_size: 64 does not divide K = 64, 94, and 2, the longest below it that does, is "
-            "under 16: use -1 (one scale a row) or the symmetric grid",
+            "under 16: use none (one scale a row) or the symmetric grid",
         ),
         (
             {"head_dim": 4, "hidden_size": 64, "num_key_value_heads": 2},
