@@ -49,7 +49,7 @@ def losses(weight: torch.Tensor, hessian: torch.Tensor, found: QuantizedWeight) 
 
 def note(weight: torch.Tensor, hessian: torch.Tensor, found: QuantizedWeight) -> str:
     """How far the loss is from that in float64."""
-    exact, _ = gptq(weight[:CHECKED].double(), hessian.double(), bits=4, group_size=GROUP)
+    exact = gptq(weight[:CHECKED].double(), hessian.double(), bits=4, group_size=GROUP)
     ratio = losses(weight, hessian, found) / losses(weight, hessian, exact)
     return f"loss {100 * (ratio - 1):+.3f} % of float64's"
 
@@ -74,7 +74,9 @@ def layer_case(
         "GFLOP/s",
         candidates,
         (Goal(OURS, f"{milliseconds:g} ms", "<=1", milliseconds / 1e3),),
-        note=lambda found: note(weight, hessian, found[0]) if isinstance(found, tuple) else "",
+        note=lambda found: (
+            note(weight, hessian, found) if isinstance(found, QuantizedWeight) else ""
+        ),
     )
 
 
@@ -102,7 +104,7 @@ def experts_case(
         },
         (Goal(OURS, f"{milliseconds:g} ms", "<=1", milliseconds / 1e3),),
         note=lambda found: (
-            note(weights[-1], hessians[-1], found[-1][0]) if isinstance(found, list) else ""
+            note(weights[-1], hessians[-1], found[-1]) if isinstance(found, list) else ""
         ),
     )
 

@@ -77,7 +77,7 @@ def measure(subject: Subject, peers: dict[str, Peer]) -> Iterator[ProxyRow]:
             grid = {"bits": bits, "group_size": size, "scale_dtype": np.float32}
             nearest = loss(weight, rtn(weight, **grid).dequantize(), hessian)
             for name, setting in SETTINGS.items():
-                ours, _ = gptq(weight, hessian, **grid, **setting.ours)
+                ours = gptq(weight, hessian, **grid, **setting.ours)
                 theirs = peers[setting.peer](
                     tensor(weight), tensor(hessian), size, bits, setting.act_order
                 )

@@ -16,12 +16,12 @@ for _ in range(4):
     tokens = rng.normal(size=(512, K)) @ mixing
     statistics.update(tokens.astype(np.float32))
 
-quantized, report = gptq(weight, statistics.hessian, bits=4, group_size=64)
+quantized = gptq(weight, statistics.hessian, bits=4, group_size=64)
 nearest = rtn(weight, bits=4, group_size=64)
 
 print(f"codes {quantized.codes.shape} {quantized.codes.dtype}, scales {quantized.scales.shape}")
 loss = proxy_loss(weight, quantized, statistics.hessian)
 share = loss / proxy_loss(weight, nearest, statistics.hessian)
-print(f"{statistics.tokens} tokens, damping {report.damping:.2g}")
+print(f"{statistics.tokens} tokens, damping {quantized.report.damping:.2g}")
 print(f"squared error of the layer's outputs: {share:.2f} of round-to-nearest's")
 assert share < 1

@@ -14,7 +14,7 @@ chosen whose errors matter least in the layer's output:
 >>> statistics = numbacalib.statistics.InputStatistics(128)
 >>> for batch in np.split(inputs, 4):
 ...     statistics.update(batch)
->>> quantized, report = numbacalib.methods.gptq(weight, statistics.hessian, bits=4, group_size=32)
+>>> quantized = numbacalib.methods.gptq(weight, statistics.hessian, bits=4, group_size=32)
 >>> quantized.codes.shape, quantized.scales.shape
 ((64, 128), (64, 4))
 
@@ -49,10 +49,12 @@ from numbacalib.ops.awq_channel_scores import awq_channel_scores
 from numbacalib.ops.fisher_information import fisher_information
 from numbacalib.ops.gptq_hessian_update import gptq_hessian_update
 from numbacalib.ops.gptq_quantize_column import gptq_quantize_column
+from numbacalib.runtime.array import Array
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Array",
     "awq_channel_scores",
     "fisher_information",
     "gptq_hessian_update",

@@ -98,9 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument("--bits", type=int, default=4, help="2 to 8 (default 4)")
     quantize.add_argument(
         "--group-size",
-        type=int,
+        type=_size_or_none,
         default=128,
-        help="input channels that share a scale, -1 for the whole row (default 128)",
+        help="input channels that share a scale; none is one scale a row (default 128)",
     )
     grid = quantize.add_mutually_exclusive_group()
     grid.add_argument("--symmetric", action="store_true", default=False)
@@ -115,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_methods(quantize)
     _add_samples(quantize)
     _add_output(quantize)
+    quantize.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="where finished blocks are kept until the output is complete (default: beside it)",
+    )
     quantize.add_argument("--report", type=Path, metavar="FILE", help="how the layers went, JSON")
 
     collect = commands.add_parser(
@@ -243,6 +249,10 @@ def _add_methods(quantize: argparse.ArgumentParser) -> None:
     )
 
 
+def _size_or_none(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
 def _share_or_auto(text: str) -> float | None:
     return None if text == "auto" else float(text)
 
@@ -259,7 +269,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, required=True, metavar="DIR", help="new, or an empty directory"
     )
     parser.add_argument(
-        "--clean", action="store_true", help="remove what killed runs to the same output left"
+        "--clean",
+        action="store_true",
+        help="remove what killed runs to the same output left, and begin anew",
     )
 
 
@@ -289,7 +301,7 @@ def _quantize(options: argparse.Namespace) -> None:
     settings = Settings(
         method=options.method,
         bits=options.bits,
-        group_size=None if options.group_size == -1 else options.group_size,
+        group_size=options.group_size,
         symmetric=options.symmetric,
         channel_scales=options.channel_scales,
         awq_magnitude=options.awq_magnitude,
@@ -325,6 +337,7 @@ def _quantize(options: argparse.Namespace) -> None:
             formats=options.format or ["compressed-tensors"],
             device=options.device,
             clean=options.clean,
+            work=options.work,
         )
     print(report.layer_table(layers))
     print(f"written to {options.output}")

@@ -15,12 +15,13 @@ import numpy as np
 import numbacalib
 from numbacalib import methods
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits
+from numbacalib.ops.activation import activate
 from numbacalib.ops.attention import attention
-from numbacalib.ops.gated_silu import gated_silu
+from numbacalib.ops.layer_norm import layer_norm
 from numbacalib.ops.linear import linear
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
-from numbacalib.ops.token_loss import add_scores, losses
+from numbacalib.ops.token_loss import add_scores, cap, losses
 from numbacalib.statistics import InputStatistics
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -110,7 +111,9 @@ def _decode() -> None:
     heads = linear(rms_norm(x, x[0], 1e-6), weight).reshape(1, TOKENS, 1, CHANNELS)
     angles = np.zeros((TOKENS, CHANNELS // 2), np.float32)
     rotate(heads, angles, angles)
-    gated_silu(attention(heads, heads, heads).reshape(TOKENS, CHANNELS), x)
+    layer_norm(x, x[0], None, 1e-6)
+    activate(activate(attention(heads, heads, heads).reshape(TOKENS, CHANNELS), "silu", x), "relu")
     state = np.zeros((3, TOKENS), np.float32)
     add_scores(x, 0, np.zeros(TOKENS, np.int64), state)
     losses(state)
+    cap(x, 30.0)

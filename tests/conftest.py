@@ -18,6 +18,9 @@ settings.register_profile("cudasim", deadline=None, max_examples=6, derandomize=
 
 def pytest_addoption(parser):
     parser.addoption("--backend", choices=("numpy", "cudasim", "cuda"), default="numpy")
+    parser.addoption(
+        "--kills", type=int, default=6, help="how often tests/quantizer/test_resume.py kills"
+    )
 
 
 def pytest_configure(config):
@@ -108,6 +111,8 @@ class Backend:
         if dataclasses.is_dataclass(value) and hasattr(value, "codes"):
             assert isinstance(value.codes, np.ndarray) == (self.name == "numpy")
             return self._replaced(value, self.numpy)
+        if isinstance(value, list):
+            return [self._returned(item) for item in value]
         if isinstance(value, tuple):
             items = [self._returned(item) for item in value]
             return type(value)(*items) if hasattr(value, "_fields") else tuple(items)

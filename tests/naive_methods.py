@@ -46,7 +46,7 @@ def gptq(
     search=None,
     importance=None,
 ):
-    """Codes and values, both [M, K], with the columns visited in `order`."""
+    """Codes and values, both [M, K], with the columns quantized in `order`."""
     w = np.array(weight, np.float64)
     rows, channels = w.shape
     order = list(range(channels)) if order is None else [int(j) for j in order]

@@ -53,6 +53,14 @@ def test_non_finite_values_show_in_their_own_channel(backend):
     np.testing.assert_array_equal(np.isinf(scores), [False, False, True, False, False])
 
 
+def test_tokens_on_several_axes_are_rows(backend):
+    activations = cases.random_matrix(1, (6, 5), np.float32)
+    weights = backend.array(cases.random_matrix(2, (4, 5), np.float32))
+    expected = numbacalib.awq_channel_scores(backend.array(activations), weights)
+    found = numbacalib.awq_channel_scores(backend.array(activations.reshape(2, 3, 5)), weights)
+    np.testing.assert_array_equal(backend.numpy(found), backend.numpy(expected))
+
+
 def test_infinite_activation_and_zero_weight_make_nan(backend):
     activations = np.array([[np.inf, 1.0]], np.float32)
     weights = np.array([[0.0, 0.0], [1.0, 1.0]], np.float32)
@@ -80,6 +88,8 @@ def test_out_receives_the_result(backend):
     [
         (np.zeros((2, 3)), np.zeros((2, 4)), None, ValueError, r"weights: .*\[M, 3\].*\[2, 4\]"),
         (np.zeros(3), np.zeros((2, 3)), None, ValueError, r"activations: .*\[N, K\].*\[3\]"),
+        (np.zeros((2, 0, 3)), np.zeros((2, 3)), None, ValueError, "activations: .*non-empty"),
+        (np.zeros((5, 2, 3)), np.zeros((2, 4)), None, ValueError, r"weights: .*\[M, 3\]"),
         (np.zeros((0, 3)), np.zeros((2, 3)), None, ValueError, "activations: .*non-empty"),
         (np.zeros((2, 3), int), np.zeros((2, 3)), None, TypeError, "activations: .*int64"),
         (np.zeros((2, 3), ">f4"), np.zeros((2, 3)), None, TypeError, "activations: .*>f4"),

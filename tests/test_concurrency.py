@@ -88,7 +88,7 @@ def calls():
         "gptq_hessian_update of float16": lambda: [numbacalib.gptq_hessian_update(h, half)],
         "gptq_inverse_hessian": lambda: [numbacalib.gptq_inverse_hessian(h)],
         "gptq_quantize_column": lambda: numbacalib.gptq_quantize_column(w, u, 4, 32, False),
-        "gptq": lambda: [gptq(w, h, bits=4, group_size=32)[0].codes],
+        "gptq": lambda: [gptq(w, h, bits=4, group_size=32).codes],
         "rtn": lambda: [rtn(w, bits=4, group_size=32).codes],
     }
 

@@ -13,6 +13,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from models.tiny import TEXT, write_tiny_checkpoint
 
 from numbacalib import cli
 
@@ -177,8 +178,11 @@ def test_public_names_are_documented(module):
 
 
 @pytest.mark.parametrize("module", PUBLIC)
-def test_examples_of_docstrings_run(module):
-    """Those of the module, and of every public name with its members."""
+def test_examples_of_docstrings_run(module, tmp_path, monkeypatch):
+    """Those of the module, and of every public name with its members.
+
+    Each runs in a folder that has a model and a text.
+    """
     room = importlib.import_module(module)
     finder = doctest.DocTestFinder(recurse=False)
     objects = {module: room}
@@ -191,5 +195,9 @@ def test_examples_of_docstrings_run(module):
     runner = doctest.DocTestRunner()
     for name, thing in objects.items():
         for example in finder.find(thing, name, module=False):
+            folder = tmp_path / example.name
+            write_tiny_checkpoint(folder / "model")
+            (folder / "text.txt").write_text(TEXT * 20, encoding="utf-8")
+            monkeypatch.chdir(folder)
             runner.run(example)
     assert runner.summarize(verbose=False).failed == 0

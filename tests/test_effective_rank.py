@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from numbacalib.methods import gptq
-from numbacalib.methods.gptq import effective_rank
+from numbacalib.methods.solver import effective_rank
 
 CHANNELS = 64
 
@@ -12,7 +12,7 @@ CHANNELS = 64
 def reported(inputs, **options):
     hessian = (2 / len(inputs) * inputs.T @ inputs).astype(np.float32)
     weight = np.random.default_rng(9).normal(size=(8, inputs.shape[1])).astype(np.float32)
-    return gptq(weight, hessian, bits=4, group_size=16, **options)[1].effective_rank
+    return gptq(weight, hessian, bits=4, group_size=16, **options).report.effective_rank
 
 
 def inputs_of(rank, tokens=4096, seed=0):
@@ -38,7 +38,7 @@ def test_every_backend_reports_it(backend):
     inputs = inputs_of(5)
     hessian = (2 / len(inputs) * inputs.T @ inputs).astype(np.float32)
     weight = np.random.default_rng(9).normal(size=(8, CHANNELS)).astype(np.float32)
-    _, report = backend.call(gptq, weight, hessian, bits=4, group_size=16)
+    report = backend.call(gptq, weight, hessian, bits=4, group_size=16).report
     assert report.effective_rank == pytest.approx(reported(inputs), rel=1e-3)
 
 

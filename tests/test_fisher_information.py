@@ -60,12 +60,33 @@ def test_squares_up_to_the_limit_have_a_finite_mean(backend, rows):
     np.testing.assert_array_equal(np.isinf(information), [False, True, False])
 
 
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+def test_parameters_on_several_axes_are_those_of_a_row(backend, layout):
+    rows, shape = 5, (3, 4)
+    flat = cases.random_matrix(1, (rows, 12), np.float32, layout)
+    gradients = flat.reshape(rows, *shape)  # in memory as cases have it, or a copy
+    information = backend.numpy(numbacalib.fisher_information(backend.array(gradients)))
+    assert information.shape == shape
+    expected = backend.numpy(numbacalib.fisher_information(backend.array(flat.copy())))
+    np.testing.assert_array_equal(information.ravel(), expected)
+
+
+def test_out_of_several_axes_receives_the_result(backend):
+    gradients = cases.random_matrix(1, (6, 12), np.float32).reshape(6, 3, 4)
+    out = backend.array(np.full((3, 4), np.nan, np.float32))
+    assert numbacalib.fisher_information(backend.array(gradients), out=out) is out
+    expected = naive.fisher_information(gradients.reshape(6, 12)).reshape(3, 4)
+    np.testing.assert_allclose(backend.numpy(out), expected, rtol=1e-5)
+
+
 def test_errors_name_the_argument():
-    with pytest.raises(ValueError, match=r"gradients: expected shape \[N, P\], got \[2, 3, 4\]"):
-        numbacalib.fisher_information(np.zeros((2, 3, 4)))
+    with pytest.raises(ValueError, match=r"gradients: expected shape \[N, P\], got \[4\]"):
+        numbacalib.fisher_information(np.zeros(4))
     with pytest.raises(ValueError, match="gradients: expected non-empty axes"):
         numbacalib.fisher_information(np.zeros((2, 0)))
     with pytest.raises(TypeError, match="gradients: .*complex128"):
         numbacalib.fisher_information(np.zeros((2, 3), complex))
     with pytest.raises(ValueError, match="out: expected shape"):
         numbacalib.fisher_information(np.zeros((2, 3)), out=np.zeros(4))
+    with pytest.raises(ValueError, match=r"out: expected shape \[3, 4\]"):
+        numbacalib.fisher_information(np.zeros((2, 3, 4)), out=np.zeros(12))

@@ -80,6 +80,13 @@ def test_running_mean_over_blocks_of_different_length(backend):
     np.testing.assert_allclose(backend.numpy(hessian), whole, atol=1e-5)
 
 
+def test_tokens_on_several_axes_are_rows(backend):
+    hessian, x = backend.array(symmetric_matrix(1, 6)), cases.random_matrix(2, (12, 6), np.float16)
+    expected = numbacalib.gptq_hessian_update(hessian, backend.array(x))
+    found = numbacalib.gptq_hessian_update(hessian, backend.array(x.reshape(3, 4, 6)))
+    np.testing.assert_array_equal(backend.numpy(found), backend.numpy(expected))
+
+
 def test_updates_in_place(backend):
     hessian = symmetric_matrix(1, 6)
     x_block = cases.random_matrix(2, (4, 6), np.float32)

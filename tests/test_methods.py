@@ -40,8 +40,7 @@ def test_scales_up_to_the_largest_of_their_dtype(backend, method, dtype, symmetr
     arguments = [np.eye(16, dtype=np.float32)] if method is gptq else []
 
     def quantized(power):
-        found = backend.call(method, np.ldexp(weight, power), *arguments, **settings)
-        return found[0] if method is gptq else found
+        return backend.call(method, np.ldexp(weight, power), *arguments, **settings)
 
     expected = quantized(0)
     for power in (-60, 60, 111, 112, 120, 124):
@@ -115,7 +114,7 @@ def test_gptq_in_float64_agrees_with_the_definition(
         rows, channels, group_size = 1, 6, group_size // 4
     weight = cases.random_matrix(1, (rows, channels))
     hessian = cases.random_hessian(2, channels)
-    quantized, report = backend.call(
+    quantized = backend.call(
         gptq,
         weight,
         hessian,
@@ -124,6 +123,7 @@ def test_gptq_in_float64_agrees_with_the_definition(
         symmetric=symmetric,
         scale_dtype=scale_dtype,
     )
+    report = quantized.report
     factor = naive.gptq_inverse_hessian(hessian)
 
     def store(scale):
@@ -144,7 +144,7 @@ def test_gptq_beats_rounding(backend):
     losses = [
         backend.call(proxy_loss, weight, quantized, hessian)
         for quantized in (
-            backend.call(gptq, weight, hessian, **settings)[0],
+            backend.call(gptq, weight, hessian, **settings),
             backend.call(rtn, weight, **settings),
         )
     ]
@@ -154,7 +154,7 @@ def test_gptq_beats_rounding(backend):
 def test_gptq_does_not_depend_on_the_hessians_scale():
     weight = cases.random_matrix(1, (4, 16))
     hessian = cases.random_hessian(2, 16)
-    first, second = (gptq(weight, h, bits=4, group_size=8)[0] for h in (hessian, hessian * 1024))
+    first, second = (gptq(weight, h, bits=4, group_size=8) for h in (hessian, hessian * 1024))
     np.testing.assert_array_equal(first.codes, second.codes)
 
 
@@ -163,7 +163,8 @@ def test_dead_channels_become_zero(backend):
     kept = weight.copy()
     hessian = cases.random_hessian(2, 8).astype(np.float32)
     hessian[3] = hessian[:, 3] = 0
-    quantized, report = backend.call(gptq, weight, hessian, bits=4, group_size=4)
+    quantized = backend.call(gptq, weight, hessian, bits=4, group_size=4)
+    report = quantized.report
     assert report.dead == 1
     np.testing.assert_array_equal(quantized.dequantize()[:, 3], 0)
     np.testing.assert_array_equal(weight, kept)
@@ -174,7 +175,7 @@ def test_whole_row_is_one_group(backend):
     weight = cases.random_matrix(1, (3, channels), np.float32)
     hessian = cases.random_hessian(2, channels).astype(np.float32)
     assert backend.call(rtn, weight, bits=4, group_size=None).scales.shape == (3, 1)
-    quantized, _ = backend.call(gptq, weight, hessian, bits=4, group_size=None)
+    quantized = backend.call(gptq, weight, hessian, bits=4, group_size=None)
     assert quantized.scales.shape == (3, 1)
     assert quantized.group_size == channels
 
@@ -195,6 +196,22 @@ def test_proxy_loss_agrees_with_the_definition(backend, rows, channels, dtype):
     expected = naive.proxy_loss(divided, 0 * divided, hessian)
     loss = backend.call(proxy_loss, weight, quantized, hessian, scales)
     assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_proxy_loss_by_halves_of_the_errors(backend, monkeypatch):
+    """As many errors are multiplied on a GPU: their rows by any power of two, dead channels beside."""
+    if backend.name != "numpy":
+        from numbacalib.ops.proxy_loss import gpu
+
+        monkeypatch.setattr(gpu, "FEW_ERRORS", 0)
+    weight = cases.random_matrix(1, (12, 40), np.float32)
+    weight *= np.logspace(-30, 12, 12, dtype=np.float32)[:, None]
+    weight[3] = 0
+    hessian = cases.random_hessian(2, 40).astype(np.float32)
+    hessian[5] = hessian[:, 5] = 0
+    quantized = rtn(weight, bits=3, group_size=8, scale_dtype=np.float32)
+    expected = naive.proxy_loss(weight, quantized.dequantize(), hessian)
+    assert backend.call(proxy_loss, weight, quantized, hessian) == pytest.approx(expected, rel=1e-3)
 
 
 def test_proxy_loss_of_a_codebook():

@@ -115,8 +115,8 @@ def test_gptq_on_scaled_weights_gains_from_both():
     settings = {"bits": 3, "group_size": 16}
     found = awq_scales([weight], hessian, np.abs(inputs).mean(axis=0), **settings)
     scaled = weight * found.scales
-    both, _ = gptq(scaled, hessian / np.outer(found.scales, found.scales), **settings)
-    alone, _ = gptq(weight, hessian, **settings)
+    both = gptq(scaled, hessian / np.outer(found.scales, found.scales), **settings)
+    alone = gptq(weight, hessian, **settings)
     loss = proxy_loss(scaled, both, hessian, found.scales)
     assert loss < 0.9 * found.loss
     assert loss < proxy_loss(weight, alone, hessian)

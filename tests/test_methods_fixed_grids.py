@@ -46,7 +46,7 @@ def test_rtn_takes_the_nearest_point_of_a_given_grid(backend, kind, bits, dtype)
 def test_gptq_spreads_errors_on_a_given_grid(backend, kind, order):
     weight, hessian = layer(5)
     options, zeros = grids(kind, 4, 3, 3)
-    quantized, _ = backend.call(gptq, weight, hessian, group_size=8, **options, **order)
+    quantized = backend.call(gptq, weight, hessian, group_size=8, **options, **order)
     visits = naive_methods.descending(np.diagonal(hessian)) if order else None
     codes, values = naive_methods.fixed_grids(
         weight, hessian, options["scales"], zeros, 3, order=visits
@@ -66,9 +66,9 @@ def test_a_batch_on_given_grids_gives_what_each_layer_gives_alone(backend, kind)
     stacks = {key: value.reshape(2, 4, 3) for key, value in arrays.items()}
     moved = {key: backend.array(value) for key, value in stacks.items()}
     found = gptq_batch(backend.array(weights), backend.array(hessians), **plain, **moved)
-    for e, (together, _) in enumerate(found):
+    for e, together in enumerate(found):
         own = {key: value[e] for key, value in stacks.items()}
-        alone, _ = backend.call(gptq, *layers[e], **plain, **own)
+        alone = backend.call(gptq, *layers[e], **plain, **own)
         np.testing.assert_array_equal(backend.numpy(together.codes), alone.codes)
         np.testing.assert_array_equal(backend.numpy(together.zeros), alone.zeros)
 

@@ -48,7 +48,7 @@ def test_gptq_agrees_with_the_definition(backend, options, bits, group_size, sym
     diagonal = np.diagonal(hessian)
     importance = None if search is None else diagonal
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
-    quantized, _ = backend.call(
+    quantized = backend.call(
         gptq, weight, hessian, **settings, **options, search=search, importance=importance
     )
     orders = {
@@ -74,7 +74,7 @@ def test_gptq_agrees_with_the_definition(backend, options, bits, group_size, sym
 @pytest.mark.parametrize("group_size", [8, 24])
 def test_only_desc_with_groups_of_its_own_has_group_indices(options, group_size):
     weight, hessian = layer(1)
-    quantized, _ = gptq(weight, hessian, bits=4, group_size=group_size, **options)
+    quantized = gptq(weight, hessian, bits=4, group_size=group_size, **options)
     classic = options == {"act_order": "desc", "static_groups": False} and group_size < 24
     assert (quantized.g_idx is not None) == classic
     if classic:
@@ -96,8 +96,8 @@ def test_orders_by_activation_do_not_depend_on_how_channels_come(seed, within, b
         ({"act_order": "group_aware"}, in_groups),
         ({"act_order": "group_aware", "static_groups": True}, in_groups),
     ):
-        plain, _ = gptq(weight, hessian, bits=3, group_size=4, **options)
-        moved, _ = gptq(
+        plain = gptq(weight, hessian, bits=3, group_size=4, **options)
+        moved = gptq(
             weight[:, order], hessian[np.ix_(order, order)], bits=3, group_size=4, **options
         )
         np.testing.assert_array_equal(moved.dequantize(), plain.dequantize()[:, order])
@@ -118,7 +118,7 @@ def test_gptq_loses_less_than_rounding_on_average(
     ratios = []
     for number in range(8):
         weight, hessian = layer(seed + number, 8, 48)
-        quantized, _ = gptq(weight, hessian, **settings, **options)
+        quantized = gptq(weight, hessian, **settings, **options)
         loss = proxy_loss(weight, quantized, hessian)
         ratios.append(loss / proxy_loss(weight, rtn(weight, **settings), hessian))
     assert np.exp(np.mean(np.log(ratios))) < 1
@@ -127,7 +127,7 @@ def test_gptq_loses_less_than_rounding_on_average(
 def test_more_bits_lose_less():
     weight, hessian = layer(3, 16, 48)
     losses = [
-        proxy_loss(weight, gptq(weight, hessian, bits=bits, group_size=16)[0], hessian)
+        proxy_loss(weight, gptq(weight, hessian, bits=bits, group_size=16), hessian)
         for bits in (2, 3, 4, 5, 6, 7, 8)
     ]
     assert all(after < 0.5 * before for before, after in itertools.pairwise(losses))
@@ -143,12 +143,13 @@ def indefinite(channels=8):
 def test_damping_grows_until_the_hessian_can_be_factored(backend):
     weight = cases.random_matrix(1, (3, 8))
     settings = {"bits": 4, "group_size": 8}
-    quantized, report = backend.call(gptq, weight, indefinite(), **settings, percdamp=0)
+    quantized = backend.call(gptq, weight, indefinite(), **settings, percdamp=0)
+    report = quantized.report
     assert report.tries == 4
     assert report.percdamp == pytest.approx(0.16)
     assert report.damping == pytest.approx(0.16 * np.diagonal(indefinite()).mean())
-    again, second = backend.call(gptq, weight, indefinite(), **settings, percdamp=report.percdamp)
-    assert second.tries == 1
+    again = backend.call(gptq, weight, indefinite(), **settings, percdamp=report.percdamp)
+    assert again.report.tries == 1
     np.testing.assert_array_equal(again.codes, quantized.codes)
 
 
@@ -167,7 +168,8 @@ def test_dead_channels_become_zero_in_any_order(backend, options):
     weight, hessian = layer(2, 4, 12)
     for dead in (3, 7):
         hessian[dead] = hessian[:, dead] = 0
-    quantized, report = backend.call(gptq, weight, hessian, bits=3, group_size=4, **options)
+    quantized = backend.call(gptq, weight, hessian, bits=3, group_size=4, **options)
+    report = quantized.report
     assert report.dead == 2
     np.testing.assert_array_equal(quantized.dequantize()[:, [3, 7]], 0)
     without = np.delete(np.arange(12), [3, 7])
@@ -177,15 +179,15 @@ def test_dead_channels_become_zero_in_any_order(backend, options):
 def test_smallest_pivot_is_that_of_the_damped_hessian(backend):
     weight, hessian = layer(4, 2, 10)
     mean = np.diagonal(hessian).mean()
-    _, report = backend.call(gptq, weight, hessian, bits=4, group_size=10, percdamp=0.05)
+    report = backend.call(gptq, weight, hessian, bits=4, group_size=10, percdamp=0.05).report
     # a pivot is the variance that the channels after it leave, 1 / inv(H[j:, j:])[0, 0] from the end
     damped = hessian + 0.05 * mean * np.eye(10)
     pivots = [1 / np.linalg.inv(damped[j:, j:])[0, 0] for j in range(10)]
     assert report.smallest_pivot == pytest.approx(min(pivots) / mean, rel=1e-6)
     rank_two = cases.random_matrix(1, (2, 10))
-    _, report = backend.call(gptq, weight, rank_two.T @ rank_two, bits=4, group_size=10)
+    report = backend.call(gptq, weight, rank_two.T @ rank_two, bits=4, group_size=10).report
     assert 0.01 <= report.smallest_pivot < 0.015
-    _, report = backend.call(gptq, weight, np.zeros((10, 10)), bits=4, group_size=10)
+    report = backend.call(gptq, weight, np.zeros((10, 10)), bits=4, group_size=10).report
     assert report.smallest_pivot == 0
     assert report.dead == 10
 
@@ -194,12 +196,12 @@ def test_shrinkage_moves_the_hessian_toward_its_diagonal(backend):
     weight, hessian = layer(6, 2, 8) if backend.name == "cudasim" else layer(6)
     kept = hessian.copy()
     part = 0.75 * hessian + 0.25 * np.diag(np.diagonal(hessian))
-    expected, _ = gptq(weight, part, bits=3, group_size=8)
-    quantized, _ = backend.call(gptq, weight, hessian, bits=3, group_size=8, shrinkage=0.25)
+    expected = gptq(weight, part, bits=3, group_size=8)
+    quantized = backend.call(gptq, weight, hessian, bits=3, group_size=8, shrinkage=0.25)
     np.testing.assert_array_equal(quantized.codes, expected.codes)
     np.testing.assert_array_equal(hessian, kept)
     # with a diagonal Hessian there is nothing to compensate
-    whole, _ = backend.call(gptq, weight, hessian, bits=3, group_size=8, shrinkage=1)
+    whole = backend.call(gptq, weight, hessian, bits=3, group_size=8, shrinkage=1)
     np.testing.assert_array_equal(whole.codes, rtn(weight, bits=3, group_size=8).codes)
     with pytest.raises(ValueError, match="shrinkage: expected 0 to 1, got 1.5"):
         backend.call(gptq, weight, hessian, bits=3, group_size=8, shrinkage=1.5)
@@ -232,7 +234,7 @@ def test_shrinkage_is_a_remedy_for_few_tokens():
         hessian = 2 / 24 * few.T @ few
         for remedy in losses:
             shrinkage = shrinkage_for(hessian, 24) if remedy else 0
-            quantized, _ = gptq(weight, hessian, bits=3, group_size=16, shrinkage=shrinkage)
+            quantized = gptq(weight, hessian, bits=3, group_size=16, shrinkage=shrinkage)
             losses[remedy] += proxy_loss(weight, quantized, 2 / 4096 * many.T @ many)
     assert losses[True] < 0.9 * losses[False]
 
@@ -268,7 +270,7 @@ def test_one_argument_of_float64_makes_everything_so(backend, wide):
     weight, hessian = (narrow, hessian) if wide == "hessian" else (weight, narrow)
     for options in ORDERS:
         settings = {"bits": 3, "group_size": group_size}
-        quantized, _ = backend.call(gptq, weight, hessian, **settings, **options)
+        quantized = backend.call(gptq, weight, hessian, **settings, **options)
         _, values = naive_methods.gptq(
             weight,
             hessian,
@@ -315,15 +317,15 @@ def test_a_batch_gives_what_each_layer_gives_alone(backend, options):
     }.get(settings.pop("importance", None))
     found = backend.call(gptq_batch, weights, hessians, **settings, importance=importance)
     assert len(found) == len(weights)
-    for e, (quantized, report) in enumerate(found):
+    for e, quantized in enumerate(found):
         own = None if importance is None else importance[e]
-        alone, expected = gptq(weights[e], hessians[e], **settings, importance=own)
+        alone = gptq(weights[e], hessians[e], **settings, importance=own)
         np.testing.assert_array_equal(quantized.codes, alone.codes)
         np.testing.assert_array_equal(quantized.zeros, alone.zeros)
         # float16: one unit of the last place, where a scale lies half-way
         np.testing.assert_allclose(quantized.scales, alone.scales, rtol=2**-10)
         np.testing.assert_array_equal(quantized.g_idx, alone.g_idx)
-        np.testing.assert_allclose(report, expected, rtol=1e-8)
+        np.testing.assert_allclose(quantized.report, alone.report, rtol=1e-8)
 
 
 def test_only_the_layers_of_a_batch_that_need_it_get_more_damping(backend):
@@ -331,8 +333,9 @@ def test_only_the_layers_of_a_batch_that_need_it_get_more_damping(backend):
     weights = np.stack([cases.random_matrix(seed, (3, 8)) for seed in range(4)])
     settings = {"bits": 4, "group_size": 8, "percdamp": 0}
     found = backend.call(gptq_batch, weights, hessians, **settings)
-    assert [report.tries for _, report in found] == [1, 4, 1, 4]
-    assert [report.percdamp for _, report in found] == pytest.approx([0, 0.16, 0, 0.16])
+    assert [quantized.report.tries for quantized in found] == [1, 4, 1, 4]
+    percdamps = [quantized.report.percdamp for quantized in found]
+    assert percdamps == pytest.approx([0, 0.16, 0, 0.16])
     with pytest.raises(np.linalg.LinAlgError, match=r"hessians\[1\]: not positive definite"):
         backend.call(gptq_batch, weights, hessians, **settings, damping_tries=2)
 
@@ -342,7 +345,7 @@ def test_a_batch_of_any_strides(backend):
     settings = {"bits": 4, "group_size": group_size}
     expected = gptq_batch(weights[::2], hessians[::2], **settings)
     found = backend.call(gptq_batch, weights[::2], hessians[::2], **settings)
-    for (quantized, _), (other, _) in zip(found, expected, strict=True):
+    for quantized, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(quantized.codes, other.codes)
 
 

@@ -18,10 +18,12 @@ from numbacalib.methods import (
     propagated_target,
     proxy_loss,
     quantize_layer,
+    quantize_layers,
     refit_scales,
     rtn,
     shrinkage_for,
     solve,
+    solver,
 )
 from numbacalib.statistics import (
     InputStatistics,
@@ -62,7 +64,7 @@ PLAIN = {"bits": 3, "group_size": 8}
             lambda w, s: rtn(w, **PLAIN, search=RangeSearch(), importance=s.mean_square),
         ),
         ({"method": "rtn", "ranges": "clip"}, lambda w, s: awq_clip(w, s.hessian, **PLAIN)),
-        ({}, lambda w, s: gptq(w, s.hessian, **PLAIN)[0]),
+        ({}, lambda w, s: gptq(w, s.hessian, **PLAIN)),
         (
             {"percdamp": 0.1, "act_order": "desc", "static_groups": True, "ranges": "mse"},
             lambda w, s: gptq(
@@ -73,13 +75,11 @@ PLAIN = {"bits": 3, "group_size": 8}
                 act_order="desc",
                 static_groups=True,
                 search=RangeSearch(),
-            )[0],
+            ),
         ),
         (
             {"shrinkage": None},
-            lambda w, s: gptq(w, s.hessian, **PLAIN, shrinkage=shrinkage_for(s.hessian, s.tokens))[
-                0
-            ],
+            lambda w, s: gptq(w, s.hessian, **PLAIN, shrinkage=shrinkage_for(s.hessian, s.tokens)),
         ),
     ],
 )
@@ -121,10 +121,10 @@ def drifted():
     [
         ({"method": "rtn"}, lambda w, s: rtn(w, **PLAIN)),
         ({"method": "rtn", "ranges": "clip"}, lambda w, s: awq_clip(w, s.hessian, **PLAIN)),
-        ({}, lambda w, s: gptq(w, s.hessian, **PLAIN)[0]),
+        ({}, lambda w, s: gptq(w, s.hessian, **PLAIN)),
         (
             {"ranges": "mse", "range_norm": 3.0},
-            lambda w, s: gptq(w, s.hessian, **PLAIN, search=RangeSearch(norm=3.0))[0],
+            lambda w, s: gptq(w, s.hessian, **PLAIN, search=RangeSearch(norm=3.0)),
         ),
     ],
 )
@@ -163,7 +163,7 @@ def test_layers_with_the_original_inputs_are_solved_again_from_disk(tmp_path):
         (
             {},
             (24,),
-            lambda w, s, f: gptq(w, s.hessian, **PLAIN, search=RangeSearch(), importance=f)[0],
+            lambda w, s, f: gptq(w, s.hessian, **PLAIN, search=RangeSearch(), importance=f),
         ),
     ],
 )
@@ -202,7 +202,7 @@ def test_codebooks_are_a_method_like_the_others(layer):
 def test_the_report_says_how_it_went(layer):
     weight, statistics = layer
     _, report = quantize_layer("model.q", weight, statistics, LayerSettings(**PLAIN))
-    _, found = gptq(weight, statistics.hessian, **PLAIN)
+    found = gptq(weight, statistics.hessian, **PLAIN).report
     expected = {
         "name": "model.q",
         "method": "gptq",
@@ -336,3 +336,38 @@ def test_errors_name_the_layer_and_the_argument(layer, settings, message):
     weight, statistics = layer
     with pytest.raises(ValueError, match=message):
         quantize_layer("q", weight, statistics, LayerSettings(**(PLAIN | settings)))
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_layers_of_one_input_come_out_as_one_by_one(backend, monkeypatch, method):
+    """Rows do not depend on each other; the Hessian that they share is factored once."""
+    weights = {
+        f"block.{name}": backend.array(cases.random_matrix(seed, (rows, 32), np.float32))
+        for seed, (name, rows) in enumerate([("q", 24), ("k", 8), ("v", 8)])
+    }
+    statistics = InputStatistics(32)
+    statistics.update(backend.array(cases.random_matrix(7, (64, 32), np.float32)))
+    settings = LayerSettings(method=method, bits=3, group_size=16, ranges="weighted")
+    factored = []
+    factor = solver.factor_hessians
+    monkeypatch.setattr(
+        solver, "factor_hessians", lambda *a, **b: factored.append(1) or factor(*a, **b)
+    )
+    together = quantize_layers(weights, statistics, settings)
+    assert len(factored) == (method == "gptq")
+    for (name, weight), (quantized, report) in zip(weights.items(), together, strict=True):
+        alone, other = quantize_layer(name, weight, statistics, settings)
+        assert quantized == alone
+        assert dataclasses.replace(report, seconds=0) == dataclasses.replace(other, seconds=0)
+
+
+def test_an_error_of_layers_names_the_one_that_it_is_about():
+    weights = {"q": np.ones((4, 8), np.float32), "k": np.full((4, 8), np.nan, np.float32)}
+    statistics = InputStatistics(8)
+    statistics.update(cases.random_matrix(1, (32, 8), np.float32))
+    for method in ("gptq", "rtn"):
+        settings = LayerSettings(method=method, bits=4, group_size=8)
+        with pytest.raises(
+            ValueError, match=r"^k: weight: expected finite values, got nan at \[0, 0\]"
+        ):
+            quantize_layers(weights, statistics, settings)

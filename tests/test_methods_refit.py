@@ -13,9 +13,9 @@ ORDERED = {"act_order": "desc", "static_groups": True}
 CHOICES = {
     "rtn": lambda w, h, **grid: rtn(w, **grid),
     "clipped": lambda w, h, **grid: awq_clip(w, h, **grid),
-    "gptq": lambda w, h, **grid: gptq(w, h, **grid)[0],
-    "static groups": lambda w, h, **grid: gptq(w, h, **grid, **ORDERED)[0],
-    "ordered groups": lambda w, h, **grid: gptq(w, h, **grid, act_order="desc")[0],
+    "gptq": lambda w, h, **grid: gptq(w, h, **grid),
+    "static groups": lambda w, h, **grid: gptq(w, h, **grid, **ORDERED),
+    "ordered groups": lambda w, h, **grid: gptq(w, h, **grid, act_order="desc"),
 }
 
 

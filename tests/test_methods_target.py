@@ -128,7 +128,7 @@ def test_quantizing_the_target_loses_less_of_the_original_outputs(seed):
     losses = []
     for strength in (0.0, 1.0):
         target = propagated_target(weight, hessian, cross, strength=strength)
-        quantized, _ = gptq(target, hessian, bits=4, group_size=12)
+        quantized = gptq(target, hessian, bits=4, group_size=12)
         values = quantized.dequantize(np.float64)
         losses.append(naive_targets.loss_to_original(weight, values, original, inputs))
     assert losses[1] < losses[0]

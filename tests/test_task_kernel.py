@@ -1,4 +1,4 @@
-"""Kernels whose workers claim tasks in threads of Python's."""
+"""Kernels whose workers take tasks in threads of Python's."""
 
 import os
 import subprocess
@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 
 from numbacalib.runtime.jit import task_kernel
-from numbacalib.runtime.tasks import claim
+from numbacalib.runtime.tasks import fetch_add
 
 
 @task_kernel
 def double(counter, values):
-    i = claim(counter)
+    i = fetch_add(counter)
     while i < len(values):
         values[i] *= 2
-        i = claim(counter)
+        i = fetch_add(counter)
 
 
 @task_kernel
 def refuse(counter, values):
-    if claim(counter) == len(values):
+    if fetch_add(counter) == len(values):
         raise ValueError("the last worker")
 
 

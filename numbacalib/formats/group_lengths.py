@@ -44,7 +44,7 @@ def group_lengths(
     for K, length in lengths.items():
         if length < min(asked, SHORTEST):
             longer = [size for size in fitting[K] if size >= max(asked + 1, SHORTEST)]
-            use = [*map(str, longer[:1]), *(() if allowed else ["-1 (one scale a row)"])]
+            use = [*map(str, longer[:1]), *(() if allowed else ["none (one scale a row)"])]
             if uniform and len(lengths) > 1 and not allowed:
                 use.append("the symmetric grid, which takes a length a layer")
             below = f"{length}, the longest below it that does, is under {SHORTEST}"

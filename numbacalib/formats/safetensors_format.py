@@ -127,12 +127,12 @@ class DirectoryWriter(ModelWriter):
         """See `ModelWriter`."""
         tensors = self._form.pack(quantized)
         for part, tensor in tensors.items():
-            self._tensors.add(f"{name}.{part}", tensor)
+            self._tensors.add(self._checkpoint.stored_name(f"{name}.{part}"), tensor)
         return sum(tensor.nbytes for tensor in tensors.values())
 
     def add(self, name: str, tensor: NDArray[Any]) -> None:
         """See `ModelWriter`."""
-        self._tensors.add(name, tensor)
+        self._tensors.add(self._checkpoint.stored_name(name), tensor)
 
     def __exit__(
         self,
@@ -142,8 +142,9 @@ class DirectoryWriter(ModelWriter):
     ) -> None:
         if kind is None:
             for name in self._copied:
-                if name not in self._tensors:
-                    self._tensors.add_stored(name, self._checkpoint.stored(name))
+                stored_name = self._checkpoint.stored_name(name)
+                if stored_name not in self._tensors:  # a norm that took up channel scales
+                    self._tensors.add_stored(stored_name, self._checkpoint.stored(name))
         self._tensors.__exit__(kind, error, traceback)
 
 

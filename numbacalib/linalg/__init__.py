@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike
 from numbacalib.linalg import cpu
 from numbacalib.linalg.factors import HessianFactors
 from numbacalib.runtime import checks
+from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import call
 from numbacalib.runtime.finite import require_finite
 
@@ -27,7 +28,7 @@ def _gpu() -> Any:
     return gpu
 
 
-def gptq_inverse_hessian(hessian: Any, *, percdamp: float = 0.01, stream: Any = None) -> Any:
+def gptq_inverse_hessian(hessian: ArrayT, *, percdamp: float = 0.01, stream: Any = None) -> ArrayT:
     """Upper Cholesky factor ``U`` of the inverse of the damped Hessian, ``H^-1 = U^T U``.
 
     ``percdamp * mean(diag H)`` is added to the diagonal; a dead channel (``H[j, j] == 0``) gets 1
@@ -59,11 +60,20 @@ def gptq_inverse_hessian(hessian: Any, *, percdamp: float = 0.01, stream: Any = 
     -----
     On the CPU, BLAS divides the inversion of a factor of more than 1024 channels among its threads: there
     another number of threads may round otherwise. `gptq` needs no inverse, and gives the same bits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib import gptq_inverse_hessian
+    >>> hessian = np.array([[4, 2], [2, 3]], np.float32)
+    >>> factor = gptq_inverse_hessian(hessian, percdamp=0)
+    >>> np.allclose(factor.T @ factor, np.linalg.inv(hessian))
+    True
     """
     with call(cpu, _gpu, stream, hessian=hessian) as (kernels, hessian):
-        size = checks.square("hessian", hessian)
+        checks.square("hessian", hessian)
         require_finite("hessian", hessian)
-        factors = factor_hessians(hessian.reshape(1, size, size), [percdamp])
+        factors = factor_hessians(checks.stack_of_one(hessian), [percdamp])
         if factors.minors[0]:
             raise factors.error(0, "hessian", percdamp)
         return kernels.invert(factors.upper[0])

@@ -15,20 +15,20 @@ from numbacalib.runtime.blas_tiles import solve_rows as solve
 from numbacalib.runtime.half import carrier, widen, widen_block
 from numbacalib.runtime.jit import kernel, scalar, task_kernel
 from numbacalib.runtime.strides import rows_view
-from numbacalib.runtime.tasks import claim
-from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product, add_tile, load_tile
+from numbacalib.runtime.tasks import fetch_add
+from numbacalib.runtime.tile_product import COLUMNS, LANES, add_microtile, add_product, pack_rows
 from numbacalib.spec.damping import damped
 
 PANEL = 192
-"""Columns that are factored together: whole tiles and whole strips."""
+"""Columns that are factored together: whole packed row panels and whole packed column panels."""
 GROUP = 8
-"""Most tiles of a task: they share what they read of the strips."""
+"""Largest number of row panels of a task: they share what they read of the column panels."""
 SHARE = 8
-"""Tasks of a worker, where there are tiles enough."""
+"""Tasks of a worker, where there are row panels enough."""
 SLICE = 128
-"""Columns that are brought into another order at a time."""
+"""Columns that are packed or unpacked at a time."""
 TURN = math.lcm(LANES, COLUMNS)
-"""Rows that are whole tiles and whole strips."""
+"""Rows that are whole row panels and whole column panels."""
 
 
 def factor(hessians: NDArray, percdamps: Sequence[float], dtype: np.dtype) -> HessianFactors:
@@ -38,7 +38,7 @@ def factor(hessians: NDArray, percdamps: Sequence[float], dtype: np.dtype) -> He
     dampings = np.array(percdamps) * means
     dead = diagonals == 0
     size = hessians.shape[1]
-    # the last rows of a matrix make a whole tile, which may end behind them
+    # the last rows of a matrix fill a row panel, which may end behind them
     memory = np.empty(hessians.size + LANES * size, dtype)
     uppers = memory[: hessians.size].reshape(hessians.shape)
     minors = [
@@ -72,21 +72,21 @@ def _factor(hessian: NDArray, damping: float, memory: NDArray, upper: NDArray) -
 
     Returns 0, or the order of the minor, counted from the end, that is not positive definite. From the
     last panel of columns to the first, each is compensated for all behind it, and its rows above are
-    multiplied by an inverse: all by products, of operands that lie as `add_product` reads them. LAPACK
-    would need both axes reversed, solves triangular systems, which is slower, and copies what it
-    multiplies into such an order at each product. Tiles lie in `memory`, where `upper` begins, too.
+    multiplied by an inverse: all by products of packed operands, as `add_product` reads them. LAPACK would
+    need both axes reversed, solves triangular systems, which is slower, and packs what it multiplies at
+    each product. The row panels lie in `memory`, where `upper` begins, too.
     """
     size, source, workers = len(upper), rows_view(carrier(hessian)), get_num_threads()
     count = -(-size // LANES)
-    tiles = memory[: count * LANES * size].reshape(count, size, LANES)
+    row_panels = memory[: count * LANES * size].reshape(count, size, LANES)
     flat = np.empty(PANEL * size, upper.dtype)
     for begin in range((size - 1) // PANEL * PANEL, -1, -PANEL):
         end = min(begin + PANEL, size)
         behind = size - end
-        strips = flat[: behind * PANEL].reshape(PANEL // COLUMNS, behind, COLUMNS)
+        column_panels = flat[: behind * PANEL].reshape(PANEL // COLUMNS, behind, COLUMNS)
         own = np.empty((end - begin, end - begin), upper.dtype)
         counters = np.zeros((3, 1), np.int64)
-        _begin_panel(workers, source, damping, begin, strips, tiles, counters, own)
+        _begin_panel(workers, source, damping, begin, column_panels, row_panels, counters, own)
         if minor := cholesky_lower(own):
             upper[:] = 0
             return behind + minor
@@ -95,125 +95,128 @@ def _factor(hessian: NDArray, damping: float, memory: NDArray, upper: NDArray) -
         if begin:  # else no rows wait for it
             invert_triangle(inverse, lower=False)
         group = min(GROUP, max(1, begin // (LANES * workers * SHARE)))
-        _finish_panel(workers, source, own, inverse, group, strips, tiles, counters[2])
-    _store_rows(workers, tiles, np.zeros(1, np.int64), upper)
+        _finish_panel(workers, source, own, inverse, group, column_panels, row_panels, counters[2])
+    _store_rows(workers, row_panels, np.zeros(1, np.int64), upper)
     return 0
 
 
 @kernel
-def _begin_panel(workers, source, damping, begin, strips, tiles, counters, own):
-    """Lay out a panel's own rows as strips, and compensate the block on its diagonal.
+def _begin_panel(workers, source, damping, begin, column_panels, row_panels, counters, own):
+    """Pack a panel's own rows as column panels, and compensate the block on its diagonal.
 
-    Sets the lower triangle of `own` to the block, with both axes reversed. Split: workers claim columns
-    of the strips, then tiles.
+    Sets the lower triangle of `own` to the block, with both axes reversed. Split: workers take columns
+    of these, then row panels.
     """
     for _ in prange(workers):
-        _lay_out_columns(tiles, begin, len(own), counters[0], strips)
+        _pack_columns(row_panels, begin, len(own), counters[0], column_panels)
     for _ in prange(workers):
-        _begin_tiles(source, damping, begin, strips, tiles, counters[1], own)
+        _begin_rows(source, damping, begin, column_panels, row_panels, counters[1], own)
 
 
 @scalar
-def _lay_out_columns(tiles, begin, width, counter, strips):
-    """Claim columns of a panel's own rows, and lay them out."""
-    behind = strips.shape[1]
-    rows = tiles[begin // LANES :, begin + width :]
-    first = claim(counter) * SLICE
+def _pack_columns(row_panels, begin, width, counter, column_panels):
+    """Take columns of a panel's own rows, and pack them."""
+    behind = column_panels.shape[1]
+    rows = row_panels[begin // LANES :, begin + width :]
+    first = fetch_add(counter) * SLICE
     while first < behind:
-        _lay_out(rows, first, min(first + SLICE, behind), strips)
-        first = claim(counter) * SLICE
+        _pack_negated(rows, first, min(first + SLICE, behind), column_panels)
+        first = fetch_add(counter) * SLICE
 
 
 @scalar
-def _begin_tiles(source, damping, begin, strips, tiles, counter, own):
-    """Claim tiles of the block on the diagonal, damp and compensate them."""
-    width, behind = len(own), strips.shape[1]
+def _begin_rows(source, damping, begin, column_panels, row_panels, counter, own):
+    """Take row panels of the block on the diagonal, damp and compensate them."""
+    width, behind = len(own), column_panels.shape[1]
     end = begin + width
     rows = np.zeros((LANES, width), own.dtype)
-    top = claim(counter) * LANES
+    top = fetch_add(counter) * LANES
     while top < width:
         count, t = min(LANES, width - top), (begin + top) // LANES
-        tile = tiles[t : t + 1]
-        load_tile(source, begin + top, count, begin, rows, tile[0, begin:])
+        row_panel = row_panels[t : t + 1]
+        pack_rows(source, begin + top, count, begin, rows, row_panel[0, begin:])
         for r in range(count):
             i = begin + top + r
-            tile[0, i, r] = damped(np.float64(widen(source[i, i])), damping)
+            row_panel[0, i, r] = damped(np.float64(widen(source[i, i])), damping)
         if behind:
             skip = top // COLUMNS
             left = begin + skip * COLUMNS
-            add_product(tile[:, end:], strips[skip:], np.int64(0), tile[:, left:])
+            add_product(row_panel[:, end:], column_panels[skip:], np.int64(0), row_panel[:, left:])
         for r in range(count):
             row = own[width - 1 - top - r]
             for j in range(top + r, width):
-                row[width - 1 - j] = tile[0, begin + j, r]
-        top = claim(counter) * LANES
+                row[width - 1 - j] = row_panel[0, begin + j, r]
+        top = fetch_add(counter) * LANES
 
 
 @kernel
-def _finish_panel(workers, source, own, inverse, group, strips, tiles, counter):
+def _finish_panel(workers, source, own, inverse, group, column_panels, row_panels, counter):
     """Compensate the rows before a panel's own, and multiply them by ``R_pp^-T``.
 
-    `own` is ``R_pp``, which is stored, and `inverse` its inverse. Split: workers claim groups of tiles.
+    `own` is ``R_pp``, which is stored, and `inverse` its inverse. Split: workers take groups of row panels.
     """
-    factors = _store_block(own, inverse, tiles, tiles.shape[1] - strips.shape[1])
+    factors = _store_block(own, inverse, row_panels, row_panels.shape[1] - column_panels.shape[1])
     for _ in prange(workers):
-        _finish_tiles(source, factors, group, strips, tiles, counter)
+        _finish_rows(source, factors, group, column_panels, row_panels, counter)
 
 
 @scalar
-def _store_block(own, inverse, tiles, end):
-    """Store ``R_pp``, whose columns end at `end`, and return its inverse's transpose as strips."""
+def _store_block(own, inverse, row_panels, end):
+    """Store ``R_pp``, whose columns end at `end`; return its inverse's transpose as column panels."""
     width = len(own)
     begin = end - width
     factors = np.zeros((-(-width // COLUMNS), width, COLUMNS), own.dtype)
     for i in range(width):
-        tile, lane = tiles[(begin + i) // LANES], i % LANES
+        row_panel, lane = row_panels[(begin + i) // LANES], i % LANES
         for j in range(i, width):
-            tile[begin + j, lane] = own[i, j]
+            row_panel[begin + j, lane] = own[i, j]
             factors[i // COLUMNS, j, i % COLUMNS] = inverse[i, j]
     return factors
 
 
 @scalar
-def _finish_tiles(source, factors, group, strips, tiles, counter):
-    """Claim groups of tiles before a panel's own rows, compensate and multiply them.
+def _finish_rows(source, factors, group, column_panels, row_panels, counter):
+    """Take groups of row panels before a panel's own rows, compensate and multiply them.
 
-    A strip's last columns may lie behind the matrix: what is added there is 0, to columns of the next
-    tile that lie below the diagonal.
+    The last column panel may reach behind the matrix: what is added there is 0, to columns of the next
+    row panel that lie below the diagonal.
     """
-    width, behind = factors.shape[1], strips.shape[1]
-    end = tiles.shape[1] - behind
+    width, behind = factors.shape[1], column_panels.shape[1]
+    end = row_panels.shape[1] - behind
     begin = end - width
-    rows, given = np.zeros((LANES, width), tiles.dtype), np.empty((width, LANES), tiles.dtype)
-    first = claim(counter) * group
+    rows = np.zeros((LANES, width), row_panels.dtype)
+    given = np.empty((width, LANES), row_panels.dtype)
+    first = fetch_add(counter) * group
     while first * LANES < begin:
         last = min(first + group, begin // LANES)
         for t in range(first, last):
-            load_tile(source, t * LANES, np.int64(LANES), begin, rows, tiles[t, begin:])
+            pack_rows(source, t * LANES, np.int64(LANES), begin, rows, row_panels[t, begin:])
         if behind:
-            add_product(tiles[first:last, end:], strips, np.int64(0), tiles[first:, begin:])
+            left = row_panels[first:last, end:]
+            add_product(left, column_panels, np.int64(0), row_panels[first:, begin:])
         for t in range(first, last):
-            tile = tiles[t]
-            widen_block(tile, begin, 0, given)
-            tile[begin:end] = 0
+            target = row_panels[t]
+            widen_block(target, begin, 0, given)
+            target[begin:end] = 0
             for s in range(len(factors)):
                 at = s * COLUMNS
-                add_tile(given, (at, 0), factors[s], (at, 0), width - at, tile, (begin + at, 0))
-        first = claim(counter) * group
+                depth, corner = width - at, (begin + at, 0)
+                add_microtile(given, (at, 0), factors[s], (at, 0), depth, target, corner)
+        first = fetch_add(counter) * group
 
 
 @task_kernel
-def _store_rows(tiles, counter, upper):
-    """Turn tiles into the rows whose memory they fill, with 0 below the diagonal.
+def _store_rows(row_panels, counter, upper):
+    """Unpack row panels into the rows whose memory they fill, with 0 below the diagonal.
 
-    Split: workers claim tiles.
+    Split: workers take row panels.
     """
     size = len(upper)
     copy = np.empty((size, LANES), upper.dtype)
-    t = claim(counter)
-    while t < len(tiles):
+    t = fetch_add(counter)
+    while t < len(row_panels):
         top = t * LANES
-        widen_block(tiles[t], top, 0, copy[top:])
+        widen_block(row_panels[t], top, 0, copy[top:])
         rows = upper[top : top + LANES]
         for r in range(len(rows)):
             rows[r, :top] = 0
@@ -222,21 +225,21 @@ def _store_rows(tiles, counter, upper):
                 row = rows[r]
                 for j in range(left, min(left + SLICE, size)):
                     row[j] = copy[j, r] if j >= top + r else 0
-        t = claim(counter)
+        t = fetch_add(counter)
 
 
 @scalar
-def _lay_out(tiles, first, last, strips):
-    """Negate a panel's own rows into strips, columns `first` to `last`: `TURN` rows at a time."""
-    rows = np.empty(TURN, strips.dtype)
-    for turn in range(len(strips) * COLUMNS // TURN):
-        tile, strip = turn * (TURN // LANES), turn * (TURN // COLUMNS)
+def _pack_negated(row_panels, first, last, column_panels):
+    """Negate a panel's own rows, columns `first` to `last`, packed anew: `TURN` rows at a time."""
+    rows = np.empty(TURN, column_panels.dtype)
+    for turn in range(len(column_panels) * COLUMNS // TURN):
+        row, column = turn * (TURN // LANES), turn * (TURN // COLUMNS)
         for k in range(first, last):
             for t in range(TURN // LANES):
-                given = tiles[tile + t, k]
+                given = row_panels[row + t, k]
                 for r in range(LANES):
                     rows[t * LANES + r] = -given[r]
             for s in range(TURN // COLUMNS):
-                taken = strips[strip + s, k]
+                taken = column_panels[column + s, k]
                 for c in range(COLUMNS):
                     taken[c] = rows[s * COLUMNS + c]

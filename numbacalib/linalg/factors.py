@@ -1,4 +1,4 @@
-"""What a factorisation of Hessians finds."""
+"""Factors of Hessians, and the figures that a factorisation finds beside them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from numbacalib.ops.matrix import to_host
 
 TINY = np.finfo(np.float64).tiny
-"""In place of the mean of a diagonal that is 0 throughout."""
+"""Stands for the mean of a diagonal that is 0 throughout."""
 
 
 class HessianFactors:
@@ -36,7 +36,7 @@ class HessianFactors:
 
     @property
     def are_known(self) -> bool:
-        """Whether the numbers are there without waiting."""
+        """True where the numbers are there without waiting."""
         return isinstance(self.summary, np.ndarray)
 
     @cached_property
@@ -45,7 +45,7 @@ class HessianFactors:
 
     @property
     def dampings(self) -> list[float]:
-        """What was added to the diagonals of the live channels."""
+        """Damping that was added to the diagonals of the live channels."""
         return self._figures[:, 0].tolist()
 
     @property

@@ -1,35 +1,18 @@
-"""One layer by any method, with a report of how it went."""
+"""What a layer is to become, and the report of how it went."""
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from numbacalib.methods.awq import awq_clip
-from numbacalib.methods.codebook import CodebookWeight, codebook
-from numbacalib.methods.gptq import LARGEST_DAMPING, gptq
-from numbacalib.methods.loss import clipped_share
 from numbacalib.methods.order import ACT_ORDERS
-from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.methods.refit import refit_scales
-from numbacalib.methods.rtn import rtn
-from numbacalib.methods.settings import GridFinder, grid_settings
-from numbacalib.methods.shrinkage import shrinkage_for
-from numbacalib.methods.target import output_loss, propagated_target
-from numbacalib.ops.matrix import diagonal, to_host
+from numbacalib.methods.settings import GridFinder
+from numbacalib.methods.solver import LARGEST_DAMPING
 from numbacalib.runtime import checks
-from numbacalib.runtime.backend import arrays_of_one_device
-from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.range_search import RangeSearch
-from numbacalib.statistics import InputStatistics
-
-log = logging.getLogger("numbacalib")
 
 LEAST_RANK = 0.25
 """Effective rank, as a share of the live channels, below which inputs are said to be too few: all layers
@@ -196,6 +179,8 @@ class LayerReport:
     smallest_pivot: float | None = None
     stored_bytes: int | None = None
     """Bytes of the layer's packed tensors."""
+    remedy: str | None = None
+    """What an expert was solved by whose own tokens said too little: see `quantize_experts`."""
 
     @property
     def fell_back(self) -> bool:
@@ -207,196 +192,3 @@ class LayerReport:
         """Whether the inputs vary in too few directions for what the layer has, however many tokens."""
         live = self.shape[1] - (self.dead or 0)
         return self.effective_rank is not None and self.effective_rank < LEAST_RANK * live
-
-
-def quantize_layer(
-    name: str,
-    weight: Any,
-    statistics: InputStatistics | None,
-    settings: LayerSettings,
-    importance: Any = None,
-) -> tuple[QuantizedWeight | CodebookWeight, LayerReport]:
-    """Quantize one layer and measure it against round-to-nearest.
-
-    Parameters
-    ----------
-    name : str
-        For the report, for errors and for the log.
-    weight : array [M, K], float16, bfloat16, float32 or float64
-    statistics : InputStatistics or None
-        Of the layer's inputs. None is for methods that need none, which then measure no loss.
-    settings : LayerSettings
-    importance : array [K] or [M, K], optional
-        Weights of the errors with the ranges "weighted", instead of the mean squares of the inputs:
-        Fisher information, or what an importance file has.
-
-    Raises
-    ------
-    ValueError, TypeError, numpy.linalg.LinAlgError
-        As `gptq` and `rtn`, with the layer's name in front.
-    """
-    begin = time.perf_counter()
-    try:
-        _check(statistics, settings, importance)
-        quantized, measured = _quantize(name, weight, statistics, settings, importance)
-    except (ValueError, TypeError, np.linalg.LinAlgError) as error:
-        raise type(error)(f"{name}: {error}") from error
-    report = LayerReport(
-        name=name,
-        method=settings.method,
-        shape=(weight.shape[0], weight.shape[1]),
-        bits=quantized.bits,
-        group_size=quantized.group_size,
-        seconds=time.perf_counter() - begin,
-        **measured,
-    )
-    return quantized, report
-
-
-def solve(
-    weights: Mapping[str, Any],
-    statistics: Mapping[str, InputStatistics],
-    settings: LayerSettings,
-    importance: Mapping[str, Any] | None = None,
-) -> Iterator[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
-    """Quantize named layers from their weights and statistics alone, one after the other.
-
-    With `load_weights` and `load_statistics` this needs neither the model nor the text again,
-    whatever the bits, groups and method. `importance` is each layer's, for `quantize_layer`.
-
-    Raises
-    ------
-    ValueError
-        If a layer has no statistics, or no importance where others have, before any work.
-    """
-    given = {"statistics": statistics} | ({} if importance is None else {"importance": importance})
-    for argument, layers in given.items():
-        if missing := [name for name in weights if name not in layers]:
-            raise ValueError(f"{argument}: expected one for each weight, none for {missing[0]}")
-    for name, weight in weights.items():
-        weights_of_errors = None if importance is None else importance[name]
-        yield quantize_layer(name, weight, statistics[name], settings, weights_of_errors)
-
-
-def _check(statistics: InputStatistics | None, settings: LayerSettings, importance: Any) -> None:
-    settings.check()
-    if importance is not None and settings.ranges != "weighted":
-        raise ValueError(f"importance: expected None with ranges {settings.ranges!r}")
-    if settings.calibrated(importance is not None):
-        if statistics is None:
-            raise ValueError("statistics: expected the layer's inputs to be calibrated, got None")
-        if statistics.tokens == 0:
-            raise ValueError("statistics: expected at least one token")
-    if settings.target == "propagated" and (statistics is None or statistics.cross is None):
-        raise ValueError("statistics: expected the original model's inputs too for this target")
-
-
-def _quantize(
-    name: str,
-    weight: Any,
-    statistics: InputStatistics | None,
-    settings: LayerSettings,
-    importance: Any,
-) -> tuple[QuantizedWeight | CodebookWeight, dict[str, Any]]:
-    """Quantize, and return what was measured by the report's names."""
-    plain: dict[str, Any] = {
-        "bits": settings.bits,
-        "group_size": None if settings.method == "kmeans" else settings.group_size,
-        "symmetric": settings.symmetric,
-        "scale_dtype": settings.scale_dtype,
-    }
-    options = dict(plain)
-    if settings.ranges in ("mse", "weighted"):
-        options["search"] = settings.search
-    if settings.ranges == "weighted":
-        if importance is None and statistics is not None:
-            importance = statistics.mean_square
-        options["importance"] = importance
-
-    target = weight
-    if statistics is not None and settings.target == "propagated":
-        target = propagated_target(
-            weight,
-            statistics.hessian,
-            statistics.cross,
-            statistics.residual,
-            strength=settings.target_strength,
-            percdamp=settings.percdamp,
-            damping_tries=settings.damping_tries,
-        )
-    if settings.find_grid is not None:
-        options = plain | _fixed_grid(target, settings.find_grid, options)
-    quantized: QuantizedWeight | CodebookWeight
-    measured: dict[str, Any] = {}
-    if settings.method == "kmeans":
-        quantized = codebook(target, bits=settings.bits, importance=importance)
-    elif statistics is not None and settings.method == "gptq":
-        quantized, measured = _gptq(name, target, statistics, settings, options)
-    elif statistics is not None and settings.ranges == "clip":
-        quantized = awq_clip(target, statistics.hessian, **options)
-    else:
-        quantized = rtn(target, **options)
-    if isinstance(quantized, QuantizedWeight):
-        if settings.refit and statistics is not None:
-            quantized = refit_scales(target, quantized, statistics.hessian)
-        measured["clipped"] = clipped_share(target, quantized)
-    if statistics is not None:
-        hessian = statistics.hessian
-        dead = int((to_host(diagonal(hessian)) == 0).sum())
-        measured |= {
-            "tokens": statistics.tokens,
-            "full_rank": statistics.tokens >= len(hessian) - dead,
-            "dead": dead,
-            "loss": output_loss(weight, quantized, statistics),
-            "rtn_loss": output_loss(weight, rtn(weight, **plain), statistics),
-        }
-    return quantized, measured
-
-
-def _fixed_grid(weight: Any, find: GridFinder, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Scales and zeros as a format fixes them, as arguments of a method."""
-    searched = dict(options)
-    importance = searched.pop("importance", None)
-    with arrays_of_one_device(weight=weight, importance=importance) as (weight, importance):
-        settings = grid_settings(weight, importance=importance, **searched)
-        require_finite("weight", weight)
-        scales, zeros = find(weight, settings)
-    return {"scales": scales, "zeros": zeros}
-
-
-def _gptq(
-    name: str,
-    weight: Any,
-    statistics: InputStatistics,
-    settings: LayerSettings,
-    options: Mapping[str, Any],
-) -> tuple[QuantizedWeight, dict[str, Any]]:
-    """Quantize by GPTQ; `options` are the grid's and the search's."""
-    shrinkage = settings.shrinkage
-    if shrinkage is None:
-        shrinkage = shrinkage_for(statistics.hessian, statistics.tokens)
-    quantized, report = gptq(
-        weight,
-        statistics.hessian,
-        percdamp=settings.percdamp,
-        damping_tries=settings.damping_tries,
-        shrinkage=shrinkage,
-        act_order=settings.act_order,
-        static_groups=settings.static_groups,
-        **options,
-    )
-    if report.tries > 1:
-        log.warning(
-            "%s: the Hessian was not positive definite with percdamp %g; %g was enough",
-            name,
-            settings.percdamp,
-            report.percdamp,
-        )
-    return quantized, {
-        "shrinkage": shrinkage,
-        "percdamp": report.percdamp,
-        "damping": report.damping,
-        "tries": report.tries,
-        "smallest_pivot": report.smallest_pivot,
-        "effective_rank": report.effective_rank,
-    }

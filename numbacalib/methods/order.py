@@ -1,4 +1,4 @@
-"""The order in which GPTQ visits a layer's input channels."""
+"""The order in which GPTQ quantizes a layer's input channels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ACT_ORDERS = ("none", "desc", "group_aware")
 
 
 def column_orders(diagonals: NDArray, act_order: str, group_size: int) -> NDArray[np.int64]:
-    """Return the channels in the orders in which they are to be visited, [E, K].
+    """Return the order in which each layer's channels are quantized, a permutation a row: [E, K].
 
     Channels that are quantized early have more others left to compensate them, so the ones with the
     largest inputs, by the Hessians' diagonals [E, K], go first.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Generic, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from numbacalib.methods.gptq_report import GptqReport
 from numbacalib.ops.grid import grid_values
 from numbacalib.ops.matrix import cast, to_host
 from numbacalib.runtime import checks
+from numbacalib.runtime.array import Array, ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.spec.grid import group_indices
 
@@ -18,12 +20,12 @@ from numbacalib.spec.grid import group_indices
 class StoredWeight(Protocol):
     """A weight [M, K] in a form that takes less memory."""
 
-    def dequantize(self, dtype: DTypeLike = np.float32) -> Any:
+    def dequantize(self, dtype: DTypeLike = np.float32) -> Array:
         """Return the weights that are stored, [M, K]."""
 
 
 @dataclass(frozen=True, eq=False)
-class QuantizedWeight:
+class QuantizedWeight(Generic[ArrayT]):
     """Codes and grids of one linear layer's weight [M, K].
 
     ``weight[i, j] = (codes[i, j] - zeros[i, g]) * scales[i, g]`` with ``g = g_idx[j]``, or
@@ -31,11 +33,11 @@ class QuantizedWeight:
     ones are the signed codes plus ``2 ** (bits - 1)``, which is also their zero.
     """
 
-    codes: Any
+    codes: ArrayT
     """uint8 [M, K], in ``[0, 2 ** bits - 1]``."""
-    scales: Any
+    scales: ArrayT
     """[M, G], in the dtype in which they are stored."""
-    zeros: Any
+    zeros: ArrayT
     """[M, G], uint8, or float32 where the grid has real ones."""
     bits: int
     group_size: int
@@ -43,6 +45,8 @@ class QuantizedWeight:
     symmetric: bool
     g_idx: NDArray[np.int64] | None = None
     """Group of each input channel, [K] on the host, where groups are not runs of channels."""
+    report: GptqReport | None = field(default=None, compare=False)
+    """Of GPTQ, where it chose the codes; None with other methods."""
 
     @property
     def group_of(self) -> NDArray[np.int64]:
@@ -52,21 +56,23 @@ class QuantizedWeight:
         return group_indices(self.codes.shape[1], self.group_size)
 
     def __eq__(self, other: object) -> bool:
-        """Whether another has the same codes, grids and groups, to the bit, on whichever device."""
+        """Compare codes, grids and groups to the bit, on whichever device; reports may differ."""
         if not isinstance(other, QuantizedWeight):
             return NotImplemented
         mine, theirs = self.to_host(), other.to_host()
         return all(
-            np.array_equal(getattr(mine, field.name), getattr(theirs, field.name))
-            for field in fields(self)
+            np.array_equal(getattr(mine, part.name), getattr(theirs, part.name))
+            for part in fields(self)
+            if part.compare
         )
 
-    def to_host(self) -> QuantizedWeight:
+    def to_host(self) -> QuantizedWeight[NDArray[Any]]:
         """Return the same with NumPy arrays."""
         codes, scales, zeros = map(to_host, (self.codes, self.scales, self.zeros))
-        return replace(self, codes=codes, scales=scales, zeros=zeros)
+        host: QuantizedWeight[Any] = replace(self, codes=codes, scales=scales, zeros=zeros)
+        return host
 
-    def dequantize(self, dtype: DTypeLike = np.float32) -> Any:
+    def dequantize(self, dtype: DTypeLike = np.float32) -> ArrayT:
         """Return the weights that the codes stand for, [M, K], computed in float32.
 
         `dtype` is one of the four that weights come in, as NumPy, ml_dtypes or torch have it, or its name.

@@ -38,7 +38,9 @@ def rounded(
         scales, zeros = find_scales(weight, settings)
     group_of = group_indices(weight.shape[1], settings.group_size)
     codes = grid_codes(weight, scales, zeros, group_of, settings.grid)
-    (stored,), require_finite_scales = stored_runs(codes, scales, zeros, [None], settings)
+    (stored,), require_finite_scales = stored_runs(
+        codes, scales, zeros, [len(codes)], [None], settings
+    )
     require_finite_scales()
     return stored
 
@@ -47,10 +49,11 @@ def stored_runs(
     codes: Any,
     scales: Any,
     zeros: Any,
+    rows: Sequence[int],
     g_idx: Sequence[NDArray[np.int64] | None],
     settings: GridSettings,
 ) -> tuple[list[QuantizedWeight], Callable[[], None]]:
-    """Put what was found of equal runs of rows into the dtypes in which it is stored.
+    """Put what was found of runs of so many rows into the dtypes in which it is stored.
 
     `g_idx` are, for each run, the groups of the channels where they are not runs of channels. The
     function that comes with the weights raises if a scale is too large for its dtype.
@@ -62,7 +65,7 @@ def stored_runs(
             scales, zeros, settings.scale_dtype, settings.grid
         )
     grid = settings.grid.bits, settings.group_size, settings.grid.symmetric
-    runs = (split_rows(array, len(g_idx)) for array in (codes, *stored))
+    runs = (split_rows(array, rows) for array in (codes, *stored))
     weights = [
         QuantizedWeight(codes, scales, zeros, *grid, own)
         for codes, scales, zeros, own in zip(*runs, g_idx, strict=True)

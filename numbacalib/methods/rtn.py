@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import DTypeLike
 
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rounding import rounded
 from numbacalib.methods.settings import grid_settings
+from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.range_search import RangeSearch
 
 
 def rtn(
-    weight: Any,
+    weight: ArrayT,
     *,
     bits: int,
     group_size: int | None = 128,
     symmetric: bool = False,
     scale_dtype: DTypeLike = np.float16,
     search: RangeSearch | None = None,
-    importance: Any = None,
-    scales: Any = None,
-    zeros: Any = None,
-) -> QuantizedWeight:
+    importance: ArrayT | None = None,
+    scales: ArrayT | None = None,
+    zeros: ArrayT | None = None,
+) -> QuantizedWeight[ArrayT]:
     """Quantize a weight by rounding to nearest.
 
     NumPy arrays give NumPy arrays, CUDA arrays of any library give Numba device arrays, on the stream
@@ -52,11 +51,25 @@ def rtn(
         zeros as unsigned codes have them, uint8 or real numbers, none with `symmetric`.
         ``value = (code - zero) * scale`` with codes in ``[0, 2 ** bits - 1]``.
 
+    Returns
+    -------
+    QuantizedWeight
+
     Raises
     ------
     ValueError, TypeError
         If a setting does not fit, a weight is not finite (the first index is named), or the arrays are
         on different devices.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import rtn
+    >>> quantized = rtn(np.array([[0, 3.4, 3.4, 15]], np.float32), bits=4, group_size=None)
+    >>> quantized.codes
+    array([[ 0,  3,  3, 15]], dtype=uint8)
+    >>> quantized.scales, quantized.zeros
+    (array([[1.]], dtype=float16), array([[0]], dtype=uint8))
     """
     options = {"importance": importance, "scales": scales, "zeros": zeros}
     with arrays_of_one_device(weight=weight, **options) as (weight, *given):

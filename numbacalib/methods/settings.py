@@ -71,9 +71,7 @@ def grid_settings(
     """
     rows, channels = checks.matrix("weight", weight, ("M", "K"))
     bits = checks.integer("bits", bits, 2, 8)
-    size = channels if group_size is None else checks.integer("group_size", group_size, 1, channels)
-    if channels % size:
-        raise ValueError(f"group_size: expected a divisor of K = {channels}, got {size}")
+    size = checks.group_size(group_size, channels)
     dtype = checks.float_dtype("scale_dtype", scale_dtype, tuple(STORAGE))
     grid = Grid(bits, checks.boolean("symmetric", symmetric), STORAGE[dtype.name])
     if search is not None:

@@ -7,27 +7,28 @@ from typing import Any
 import numpy as np
 
 from numbacalib.linalg import factor_hessians, solve_rows
-from numbacalib.methods.gptq import DAMPING_GROWTH, LEAST_GROWN_DAMPING
 from numbacalib.methods.loss import proxy_loss
 from numbacalib.methods.quantized_weight import StoredWeight
+from numbacalib.methods.solver import DAMPING_GROWTH, LEAST_GROWN_DAMPING
 from numbacalib.ops.matrix import cast, to_host, weighted_sum
 from numbacalib.ops.products import group_dots, product
 from numbacalib.runtime import checks
+from numbacalib.runtime.array import Array, ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics import InputStatistics
 
 
 def propagated_target(
-    weight: Any,
-    hessian: Any,
-    cross: Any,
-    residual: Any = None,
+    weight: ArrayT,
+    hessian: ArrayT,
+    cross: ArrayT,
+    residual: ArrayT | None = None,
     *,
     strength: float = 1.0,
     percdamp: float = 0.01,
     damping_tries: int = 5,
-) -> Any:
+) -> ArrayT:
     """Weight W* that repairs, as far as this layer can, what the quantized layers before it spoilt.
 
     With the original inputs x and those that come now, xh, ``|W x - Q xh|^2`` summed over the tokens is
@@ -68,6 +69,16 @@ def propagated_target(
     Arai and Ichikawa, "Quantization Error Propagation" (NeurIPS 2025), whose strength this is; "Qronos"
     (arXiv 2505.11695) damps C and H alike, as here; the residual term is of "WaterSIC"
     (arXiv 2603.04956).
+
+    Examples
+    --------
+    Where the layers before halved the inputs, the weights have to double:
+
+    >>> import numpy as np
+    >>> from numbacalib.methods import propagated_target
+    >>> weight, hessian = np.array([[1.0, 2.0]]), np.diag([1.0, 4.0])
+    >>> propagated_target(weight, hessian, cross=2 * hessian, percdamp=0)
+    array([[2., 4.]])
     """
     arrays = {"weight": weight, "hessian": hessian, "cross": cross, "residual": residual}
     with arrays_of_one_device(**arrays) as (weight, hessian, cross, residual):
@@ -93,7 +104,7 @@ def propagated_target(
 
 def _factor(hessian: Any, percdamp: float, tries: int, dtype: np.dtype) -> Any:
     """``R`` of the damped Hessian, whose damping grows where it fails."""
-    stack = hessian.reshape(1, *hessian.shape)
+    stack = checks.stack_of_one(hessian)
     for _ in range(checks.integer("damping_tries", tries, 1, 100)):
         factors = factor_hessians(stack, [percdamp], dtype=dtype)
         if not factors.minors[0]:
@@ -102,7 +113,7 @@ def _factor(hessian: Any, percdamp: float, tries: int, dtype: np.dtype) -> Any:
     raise factors.error(0, "hessian", failed)
 
 
-def output_loss(weight: Any, quantized: StoredWeight, statistics: InputStatistics) -> float:
+def output_loss(weight: Array, quantized: StoredWeight, statistics: InputStatistics) -> float:
     """Squared error of a layer's outputs, at the Hessian's scale.
 
     It is ``sum |W x - Q xh|^2``, against the original layer on its original inputs, where the statistics
@@ -118,6 +129,20 @@ def output_loss(weight: Any, quantized: StoredWeight, statistics: InputStatistic
     Returns
     -------
     float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import output_loss, rtn
+    >>> from numbacalib.statistics import InputStatistics
+    >>> inputs = np.array([[1, 2, 3, 4], [4, 3, 2, 1]], np.float32)
+    >>> statistics = InputStatistics(4)
+    >>> statistics.update(inputs)
+    >>> weight = np.array([[0, 3.4, 3.4, 15]], np.float32)
+    >>> quantized = rtn(weight, bits=4, group_size=None)
+    >>> errors = inputs @ (weight - quantized.dequantize()).T
+    >>> bool(np.isclose(output_loss(weight, quantized, statistics), 2 / len(inputs) * (errors**2).sum()))
+    True
     """
     loss = proxy_loss(weight, quantized, statistics.hessian)
     if statistics.cross is None:

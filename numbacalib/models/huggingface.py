@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo
 from numbacalib.models.config import QUANTIZATION
+from numbacalib.models.fused_experts import View, expert_entries
 from numbacalib.models.layer_tensors import (
     EMBEDDINGS,
     HEAD,
@@ -92,9 +93,11 @@ class HuggingFaceCheckpoint(Checkpoint):
         for file in self._copied.values():
             self.files.watch(file, _COPIED_BYTES)
         self._entries: dict[str, TensorEntry] = {}
+        self._views: dict[str, View] = {}
+        self._stored_names: dict[str, str] = {}
         for header in weight_headers(self.files, path):
             for name, entry in header.items():
-                self._add(canonical_name(name), entry)
+                self._add(name, entry)
         packed = any(self._hf_config.get(key) is not None for key in QUANTIZATION)
         if not packed:
             self._refuse_mlx()
@@ -110,14 +113,18 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     def info(self, name: str) -> TensorInfo:
         entry = self._entry(name)
-        return TensorInfo(entry.shape, self._dtype(name, entry))
+        shape = self._views[name].shape(entry.shape) if name in self._views else entry.shape
+        return TensorInfo(shape, self._dtype(name, entry))
 
     def stored_bytes(self, name: str) -> int:
+        if name in self._views:
+            return super().stored_bytes(name)
         return self._entry(name).length
 
     def tensor(self, name: str) -> NDArray[Any]:
         entry = self._entry(name)
-        return self._read(name, entry, entry.begin, entry.shape)
+        stored = self._read(name, entry, entry.begin, entry.shape)
+        return self._views[name].of(stored) if name in self._views else stored
 
     def tiles(self, name: str, rows: int) -> Iterator[NDArray[Any]]:
         entry = self._entry(name)
@@ -127,9 +134,18 @@ class HuggingFaceCheckpoint(Checkpoint):
             yield self._read(name, entry, begin, (min(rows, length - first), *rest))
 
     def stored(self, name: str) -> StoredTensor:
+        if name in self._views:
+            return super().stored(name)
         entry = self._entry(name)
         data = self.files.read(entry.file, entry.begin, entry.length)
         return StoredTensor(entry.dtype_name, entry.shape, data)
+
+    def stored_name(self, name: str) -> str:
+        layer, _, tensor = name.rpartition(".")
+        for own in (name, f"{layer}.weight"):
+            if own in self._stored_names:
+                return self._stored_names[own].rpartition(".")[0] + f".{tensor}"
+        return name
 
     def hf_config(self) -> dict[str, Any]:
         return dict(json.loads(json.dumps(self._hf_config)))
@@ -152,9 +168,21 @@ class HuggingFaceCheckpoint(Checkpoint):
         tensor.flags.writeable = False
         return tensor
 
-    def _add(self, name: str, entry: TensorEntry) -> None:
+    def _add(self, stored_name: str, entry: TensorEntry) -> None:
+        name = canonical_name(stored_name, self.config)
         if is_buffer(name):
             return
+        try:
+            experts = expert_entries(self.config, name, entry)
+        except ValueError as error:
+            raise ValueError(f"{entry.file}: {error}") from None
+        if experts is not None:
+            for tensor, (part, view) in experts.items():
+                self._add(tensor, part)
+                self._views[tensor] = view
+            return
+        if not name.endswith(stored_name):  # else it is the name of a base model
+            self._stored_names[name] = stored_name
         if name in self._entries:
             raise ValueError(
                 f"{entry.file}: expected {name} once, it is in {self._entries[name].file.name} too"

@@ -48,6 +48,18 @@ class Place:
         there = device.from_host(np.ascontiguousarray(array))
         return there if dtype is None else cast(there, dtype)
 
+    def staging(self, size: int) -> NDArray[np.uint8]:
+        """Return so many bytes of host memory from which copies come here fastest.
+
+        From a device's a copy goes on while the host does: what is put from there must stay as it is until
+        the device was waited for.
+        """
+        if self.name == "cpu":
+            return np.empty(size, np.uint8)
+        from numbacalib.runtime import device
+
+        return device.pinned(size)
+
     def zeros(self, shape: tuple[int, ...]) -> Any:
         """Return float32 zeros."""
         if self.name == "cpu":
@@ -78,12 +90,22 @@ def open_place(device: str = "auto") -> Place:
         ``"cpu"``, ``"cuda"`` (the first device), ``"cuda:N"``, or ``"auto"``: the first CUDA device
         where there is one and the extra `cuda` is installed, else the host.
 
+    Returns
+    -------
+    Place
+
     Raises
     ------
     ValueError
         If it is none of these, or there is no such device.
     ModuleNotFoundError
         If the extra `cuda` is not installed.
+
+    Examples
+    --------
+    >>> from numbacalib.models import open_place
+    >>> open_place("cpu").name
+    'cpu'
     """
     if device == "cpu":
         return HOST

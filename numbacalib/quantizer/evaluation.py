@@ -14,7 +14,8 @@ from numbacalib.formats.dequantized import dequantized
 from numbacalib.models import Decoder, open_checkpoint, open_place
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import read_sequences
-from numbacalib.runtime.finite import NotFiniteError, require_finite
+from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.not_finite import NotFiniteError
 
 SWEEP_TOKENS = 65536
 """Tokens whose states an evaluation holds at a time."""
@@ -60,12 +61,23 @@ def evaluate(
     device : str, default "auto"
         Where the model runs: see `numbacalib.models.open_place`.
 
+    Returns
+    -------
+    Evaluation
+
     Raises
     ------
     ValueError, TypeError, OSError
         If an input does not fit.
     FloatingPointError
         If the embeddings, a block or the head give a NaN or an infinity: the first that does so.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import evaluate
+    >>> result = evaluate("model", ["text.txt"], sequence_length=32, samples=2)
+    >>> result.tokens, round(result.perplexity, -2)
+    (62, 600.0)
     """
     checkpoint = dequantized(open_checkpoint(model))
     decoder = Decoder(checkpoint, place=open_place(device))

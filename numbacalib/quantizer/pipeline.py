@@ -3,46 +3,45 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from numbacalib.formats.format import Format, LayerGrid, ModelWriter
 from numbacalib.formats.group_lengths import listed
-from numbacalib.formats.output_directory import new_directory
+from numbacalib.formats.output_directory import (
+    new_directory,
+    require_new_directory,
+    work_directory,
+)
 from numbacalib.formats.registry import common_grids, formats_named, stored_format
 from numbacalib.methods import (
     LayerReport,
-    LayerSettings,
-    QuantizedWeight,
-    awq_scales,
-    quantize_layer,
 )
 from numbacalib.models import (
     Checkpoint,
     Decoder,
-    DecoderBlock,
     Place,
     open_checkpoint,
     open_place,
 )
+from numbacalib.models.layer_tensors import stages
+from numbacalib.quantizer.blocks import Job, on_grid, quantize_blocks
 from numbacalib.quantizer.calibration import (
-    SILENT,
     Calibration,
     SavedCalibration,
-    Stage,
     TextCalibration,
 )
+from numbacalib.quantizer.identity import identity_of, stamps_of
 from numbacalib.quantizer.importance import read_importance
 from numbacalib.quantizer.preflight import require_space
-from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.settings import Settings, check
 from numbacalib.quantizer.text import read_sequences
-from numbacalib.statistics import InputStatistics
+from numbacalib.quantizer.work import Work, kept_bytes, open_work
 
 log = logging.getLogger("numbacalib")
 
@@ -58,6 +57,7 @@ def quantize(
     formats: Sequence[str] = ("compressed-tensors",),
     device: str = "auto",
     clean: bool = False,
+    work: str | Path | None = None,
 ) -> list[LayerReport]:
     """Quantize the linear layers of a model's decoder blocks and write a loadable checkpoint.
 
@@ -85,7 +85,10 @@ def quantize(
     device : str, default "auto"
         Where the model runs and its layers are quantized: see `numbacalib.models.open_place`.
     clean : bool, default False
-        Remove what killed runs to the same output left beside it.
+        Begin anew where a killed run left finished blocks.
+    work : path, optional
+        A directory to keep finished blocks in until the output is complete; a hidden one beside the output
+        by default. A run that was killed goes on from there when it is started again.
 
     Returns
     -------
@@ -95,65 +98,101 @@ def quantize(
     Raises
     ------
     ValueError, TypeError, OSError
-        If an input does not fit, or there is no room for the output; nothing has been written then.
+        If an input does not fit, there is no room for the output, or the finished blocks of a killed run
+        are of other inputs or settings; nothing has been written then.
     OSError
         If the disk refuses later. Where the checkpoint was complete, it is kept, and the message names it.
     ModuleNotFoundError
         If a package of the extra `models` is missing.
     numpy.linalg.LinAlgError
         If a layer's damped Hessian is not positive definite, or too many were not at first.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import Settings, quantize
+    >>> settings = Settings(bits=4, group_size=32, samples=2, sequence_length=32)
+    >>> reports = quantize("model", "quantized", text=["text.txt"], settings=settings)
+    >>> reports[0].name, reports[0].tokens, reports[0].loss < reports[0].rtn_loss
+    ('model.layers.0.self_attn.q_proj', 64, True)
     """
     check(settings, importance)
     written = formats_named(formats)
     for each in written:
         each.check(_asked(settings, np.dtype(np.float32)))
-    place = open_place(device)
-    with new_directory(output, clean=clean) as directory:
+    require_new_directory(Path(os.path.realpath(output)))
+    job = _open_job(model, text, statistics, importance, settings, written, open_place(device))
+    kept_in = work_directory(output) if work is None else Path(work)
+    with (
+        open_work(kept_in, job.identity, anew=clean) as kept,
+        new_directory(output, clean=True) as directory,  # what is worth anything is in the work
+    ):
         directories = [directory / each.name if written[1:] else directory for each in written]
-        for own in directories:
-            own.mkdir(exist_ok=True)
-        outputs = dict(zip(directories, written, strict=True))
-        return _write_checkpoints(outputs, model, text, statistics, importance, settings, place)
+        writers = [
+            each.writer(path, job.checkpoint, job.grids)
+            for each, path in zip(written, directories, strict=True)
+        ]
+        total = sum(writer.planned_bytes for writer in writers)
+        require_space({directory: total, kept.directory: kept_bytes(job.weights, job.grids)})
+        with ExitStack() as stack:
+            for writer in writers:
+                stack.enter_context(writer)
+            quantize_blocks(job, kept)
+            return _write_layers(job, kept, writers)
 
 
-def _write_checkpoints(
-    outputs: Mapping[Path, Format],
+def _open_job(
     model: str | Path,
     text: Sequence[str | Path],
     statistics: str | Path | None,
     importance: str | Path | None,
     settings: Settings,
+    formats: Sequence[Format],
     place: Place,
-) -> list[LayerReport]:
-    """Do what `quantize` does, into directories; what is small is written before the first block."""
+) -> Job:
+    """Read all that a run starts from but the blocks, and check that it goes together."""
     checkpoint = open_checkpoint(model)
     if stored_format(checkpoint) is not None:
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
     decoder = Decoder(checkpoint, place=place)
-    grids = _grids(checkpoint, settings, list(outputs.values()))
-    writers = [each.writer(path, checkpoint, grids) for path, each in outputs.items()]
-    require_space(next(iter(outputs)), sum(writer.planned_bytes for writer in writers))
-    with ExitStack() as stack:
-        for writer in writers:
-            stack.enter_context(writer)
-        factors = None
-        if importance is not None:
-            factors = read_importance(importance, _layer_shapes(checkpoint))
-        calibration: Calibration | None = None
-        if statistics is not None:
-            if text:
-                raise ValueError("text: expected none where statistics are given")
-            if settings.target == "propagated":
-                raise ValueError(
-                    "target: expected layerwise with statistics, since only a run over a text has the "
-                    "quantized layers' inputs beside the original ones"
-                )
-            calibration = SavedCalibration(statistics, checkpoint, decoder)
-        elif settings.calibrated(importance is not None) or settings.channel_scales != "none":
-            tokens = read_sequences(checkpoint, text, settings.sequence_length, settings.samples)
-            propagated = settings.target == "propagated"
-            calibration = TextCalibration(decoder, tokens, propagated)
-        return _quantize_blocks(checkpoint, decoder, calibration, factors, settings, grids, writers)
+    shapes = _layer_shapes(checkpoint)
+    grids = _grids(checkpoint, settings, formats)
+    factors = None
+    if importance is not None:
+        factors = read_importance(importance, shapes)
+    calibration: Calibration | None = None
+    tokens = None
+    if statistics is not None:
+        if text:
+            raise ValueError("text: expected none where statistics are given")
+        if settings.target == "propagated":
+            raise ValueError(
+                "target: expected layerwise with statistics, since only a run over a text has the "
+                "quantized layers' inputs beside the original ones"
+            )
+        calibration = SavedCalibration(statistics, checkpoint, decoder)
+    elif settings.calibrated(importance is not None) or settings.channel_scales != "none":
+        tokens = read_sequences(checkpoint, text, settings.sequence_length, settings.samples)
+        calibration = TextCalibration(decoder, tokens, settings.target == "propagated")
+    identity = identity_of(checkpoint, settings, formats, place, tokens)
+    identity |= stamps_of(statistics=statistics, importance=importance)
+    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
+    return Job(checkpoint, decoder, settings, weights, grids, calibration, factors, identity)
+
+
+def _write_layers(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> list[LayerReport]:
+    """Hand all blocks that are kept to the writers; return their reports, with what the layers take."""
+    reports = []
+    for index in range(job.decoder.config.num_layers):
+        block = kept.load(index)
+        for name, vector in block.vectors.items():
+            for writer in writers:
+                writer.add(name, vector)
+        for report in block.reports:
+            stored = [
+                writer.add_layer(report.name, block.layers[report.name]) for writer in writers
+            ]
+            reports.append(replace(report, stored_bytes=stored[0]))
+    return reports
 
 
 def _grids(
@@ -164,7 +203,7 @@ def _grids(
     asked = {name: _asked(settings, info.dtype) for name, info in weights.items()}
     grids = common_grids(formats, weights, asked)
     for grid in dict.fromkeys(grids.values()):
-        _on_grid(settings, grid).check()
+        on_grid(settings, grid).check()
     others: dict[tuple[int | None, int | None], set[int]] = {}
     for name, grid in grids.items():
         sizes = asked[name].group_size, grid.group_size
@@ -196,157 +235,7 @@ def _layer_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     """M and K of the linear layers that are quantized, by name without ``.weight``."""
     shapes = {}
     for index in range(checkpoint.config.num_layers):
-        for kind in (kind for stage in DecoderBlock.stages for kind in stage):
+        for kind in (kind for stage in stages(checkpoint.config, index) for kind in stage):
             rows, channels = checkpoint.info(f"model.layers.{index}.{kind}.weight").shape
             shapes[f"model.layers.{index}.{kind}"] = rows, channels
     return shapes
-
-
-def _quantize_blocks(
-    checkpoint: Checkpoint,
-    decoder: Decoder,
-    calibration: Calibration | None,
-    importance: Mapping[str, NDArray] | None,
-    settings: Settings,
-    grids: Mapping[str, LayerGrid],
-    writers: Sequence[ModelWriter],
-) -> list[LayerReport]:
-    """Quantize block after block; `calibration` None is a method that needs no activations."""
-    layers = decoder.config.num_layers
-    reports: list[LayerReport] = []
-    with Progress(layers * len(DecoderBlock.stages)) as progress, np.errstate(**SILENT):
-        for index in range(layers):
-            at = f"block {index + 1} of {layers}"
-            progress.show(f"{at}: reading")
-            block = decoder.block(index)
-            checkpoint.check_unchanged()
-            layer_settings = _layer_settings(block, settings, grids)
-            stages: Iterable[tuple[Stage, InputStatistics | None]]
-            if calibration is None:
-                stages = [(stage, None) for stage in block.stages]
-            else:
-                folded: dict[Stage, NDArray] = {}
-                if settings.channel_scales == "awq":
-                    progress.show(f"{at}: scaling channels")
-                    dtype = checkpoint.info(f"{block.name}.input_layernorm.weight").dtype
-                    preview = calibration.preview(index, block)
-                    folded, vectors = _fold_scales(block, preview, settings, layer_settings, dtype)
-                    for name, vector in vectors.items():
-                        for writer in writers:
-                            writer.add(f"{block.name}.{name}", vector)
-                stages = calibration.stages(index, block, folded)
-            for stage, statistics in stages:
-                for kind in stage:
-                    progress.show(f"{at}: quantizing {kind}")
-                    name = f"{block.name}.{kind}"
-                    factors = None
-                    if importance is not None:
-                        factors = decoder.place.put(importance[name])
-                    quantized, report = quantize_layer(
-                        name, block.linears[kind], statistics, layer_settings[kind], factors
-                    )
-                    # no codebooks: see settings.check
-                    assert isinstance(quantized, QuantizedWeight)
-                    block.linears[kind] = quantized.dequantize(block.dtype)
-                    weight = quantized.to_host()
-                    stored = [writer.add_layer(name, weight) for writer in writers]
-                    reports.append(replace(report, stored_bytes=stored[0]))
-                _check_fallbacks(reports, len(block.linears) * layers, settings)
-                progress.step(at if stage == block.stages[-1] else "")
-                progress.show(f"{at}: running the text through it")
-    _warn_of_calibration(reports)
-    return reports
-
-
-def _layer_settings(
-    block: DecoderBlock, settings: Settings, grids: Mapping[str, LayerGrid]
-) -> dict[str, LayerSettings]:
-    """Settings of each of a block's linear layers, by short name: on its grid, as stored."""
-    return {kind: _on_grid(settings, grids[f"{block.name}.{kind}"]) for kind in block.linears}
-
-
-def _on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
-    return replace(
-        settings,
-        bits=grid.bits,
-        group_size=grid.group_size,
-        symmetric=grid.symmetric,
-        scale_dtype=grid.scale_dtype,
-        find_grid=grid.find,
-    )
-
-
-def _fold_scales(
-    block: DecoderBlock,
-    preview: Sequence[tuple[Stage, InputStatistics]],
-    settings: Settings,
-    layer_settings: Mapping[str, LayerSettings],
-    dtype: np.dtype,
-) -> tuple[dict[Stage, NDArray], dict[str, NDArray]]:
-    """Scale the block's channels by AWQ where something can take up the scales.
-
-    Returns the scales by stage, and the block's vectors that changed, as `dtype`.
-    """
-    folded: dict[Stage, NDArray] = {}
-    vectors: dict[str, NDArray] = {}
-    for stage, statistics in preview:
-        if block.producer(stage) is None:
-            continue
-        found = awq_scales(
-            [block.linears[kind] for kind in stage],
-            statistics.hessian,
-            statistics.mean_abs if settings.awq_magnitude == "mean" else statistics.max_abs,
-            weight_term=settings.awq_weight_term,
-            bits=layer_settings[stage[0]].bits,
-            group_size=layer_settings[stage[0]].group_size,
-            symmetric=layer_settings[stage[0]].symmetric,
-            scale_dtype=layer_settings[stage[0]].scale_dtype,
-        )
-        folded[stage], changed = block.fold(stage, found.scales, dtype)
-        vectors |= changed
-    return folded, vectors
-
-
-def _check_fallbacks(reports: Sequence[LayerReport], layers: int, settings: Settings) -> None:
-    """Fail as soon as too many layers needed more damping than was asked for."""
-    count = sum(report.fell_back for report in reports)
-    if count > settings.max_fallbacks * layers:
-        raise np.linalg.LinAlgError(
-            f"{count} of {layers} layers needed more damping than percdamp {settings.percdamp:g}, "
-            f"above the share of {settings.max_fallbacks:g}: {reports[-1].name} was the last"
-        )
-
-
-def _warn_of_calibration(reports: Sequence[LayerReport]) -> None:
-    """Say where the text was too little, or only looked like enough, or did not reach a layer."""
-    remedy = "calibrate on more text, or shrink the Hessian toward its diagonal"
-    if poor := [report for report in reports if report.full_rank is False]:
-        log.warning(
-            "%d of %d layers had fewer tokens than channels (%d for %d, %s): %s",
-            len(poor),
-            len(reports),
-            poor[0].tokens,
-            poor[0].shape[1],
-            poor[0].name,
-            remedy,
-        )
-    if low := [report for report in reports if report.low_rank]:
-        worst = min(low, key=lambda report: (report.effective_rank or 0) / report.shape[1])
-        log.warning(
-            "the inputs of %d of %d layers vary in few directions (%s: effective rank %.3g of %d, from "
-            "%d tokens that are much alike): %s",
-            len(low),
-            len(reports),
-            worst.name,
-            worst.effective_rank,
-            worst.shape[1],
-            worst.tokens,
-            remedy.replace("more text", "more varied text"),
-        )
-    if dead := [report for report in reports if report.dead == report.shape[1]]:
-        log.warning(
-            "%d of %d layers had inputs of zeros alone (%s): gptq makes their weights 0",
-            len(dead),
-            len(reports),
-            dead[0].name,
-        )

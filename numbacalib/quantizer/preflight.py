@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from numbacalib.models import Checkpoint, DecoderBlock
+from numbacalib.models import Checkpoint
+from numbacalib.models.layer_tensors import stages
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
@@ -14,25 +16,30 @@ def statistics_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of what `collect` writes of a model: a Hessian and two vectors an input, and sums a layer."""
     total = 0
     for index in range(checkpoint.config.num_layers):
-        for stage in DecoderBlock.stages:
+        for stage in stages(checkpoint.config, index):
             channels = checkpoint.info(f"model.layers.{index}.{stage[0]}.weight").shape[1]
             total += 4 * channels * (channels + 2 + len(stage))
     return total
 
 
-def require_space(directory: Path, planned: int) -> None:
-    """Check that the file system of `directory` has room for what is to be written there.
+def require_space(planned: Mapping[Path, int]) -> None:
+    """Check that there is room for what is to be written to directories.
 
     Raises
     ------
     OSError
-        If it has less; one line with both numbers.
+        If a file system has less than what goes there; one line with both numbers.
     """
-    usage = shutil.disk_usage(directory)
-    if usage.total and usage.free < planned:  # some network file systems do not know their size
-        raise OSError(
-            f"{directory.parent}: expected room for {_size(planned)}, found {_size(usage.free)} free"
-        )
+    together: dict[int, int] = {}
+    for directory, size in planned.items():
+        system = directory.stat().st_dev
+        together[system] = together.get(system, 0) + size
+        usage = shutil.disk_usage(directory)
+        if usage.total and usage.free < together[system]:  # network file systems may not know
+            raise OSError(
+                f"{directory.parent}: expected room for {_size(together[system])}, "
+                f"found {_size(usage.free)} free"
+            )
 
 
 def _size(number: float) -> str:

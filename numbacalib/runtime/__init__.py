@@ -1,1 +1,1 @@
-"""What the operations stand on: dispatch, checks, compilation options, 16-bit floats, BLAS."""
+"""Infrastructure of the operations: dispatch, checks, compilation and its caches, 16-bit floats, BLAS."""

@@ -1,17 +1,41 @@
-"""Device memory as kernels take it."""
+"""Arrays as signatures name them, and device memory as kernels take it."""
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
+
+CUDA_DLPACK = 2
+"""DLPack's number for memory of a CUDA device."""
 
 
-class Array:
+class Array(Protocol):
+    """An array of NumPy, or of any library on a CUDA device.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : dtype
+        Of NumPy, or of the library that has the array.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+
+ArrayT = TypeVar("ArrayT", NDArray[Any], Array)
+"""NumPy's where the arguments are NumPy's: results are on the device of the arguments."""
+
+
+class DeviceArray:
     """Device memory as kernels take it: what a Numba device array holds, at a tenth of its cost.
 
     A Numba device array takes longer to make than a launch, and a call makes several.
@@ -23,9 +47,9 @@ class Array:
         Strides are in bytes.
     dtype : numpy.dtype
     owner : object
-        What keeps the memory.
+        Object that keeps the memory alive.
     writable : bool
-        Whether its library allows to write to it.
+        False where its library forbids writing.
     """
 
     __slots__ = ("_form", "address", "dtype", "owner", "shape", "strides", "writable")
@@ -72,17 +96,17 @@ class Array:
     def is_c_contiguous(self) -> bool:
         return _is_contiguous(self.shape, self.strides, self.dtype.itemsize)
 
-    def view(self, dtype: DTypeLike) -> Array:
+    def view(self, dtype: DTypeLike) -> DeviceArray:
         """Return the same memory as another dtype of the same width."""
-        return Array(self.address, self.shape, np.dtype(dtype), self.owner, self.strides)
+        return DeviceArray(self.address, self.shape, np.dtype(dtype), self.owner, self.strides)
 
-    def reshape(self, *shape: int) -> Array:
+    def reshape(self, *shape: int) -> DeviceArray:
         """Return the same memory in another shape; a ValueError where that takes a copy."""
         layout = as_strided(np.empty(1, self.dtype), self.shape, self.strides)
         layout = layout.reshape(shape, copy=False)
-        return Array(self.address, layout.shape, self.dtype, self.owner, layout.strides)
+        return DeviceArray(self.address, layout.shape, self.dtype, self.owner, layout.strides)
 
-    def __getitem__(self, key: Any) -> Array:
+    def __getitem__(self, key: Any) -> DeviceArray:
         """Return a row, or the block that slices of step 1 select."""
         key = key if isinstance(key, tuple) else (key,)
         address, shape, strides = self.address, [], []
@@ -95,10 +119,10 @@ class Array:
             else:
                 start = part
             address += start * stride
-        return Array(address, tuple(shape), self.dtype, self.owner, tuple(strides))
+        return DeviceArray(address, tuple(shape), self.dtype, self.owner, tuple(strides))
 
     def parameters(self) -> tuple[tuple, tuple]:
-        """What a kernel's type depends on, and the words that a kernel takes."""
+        """Return what the compiled form of a kernel depends on, and the words that a kernel takes."""
         if self._form is None:
             size = self.dtype.itemsize
             kind = _kind(self.dtype.char, size, self.shape, self.strides)
@@ -121,14 +145,14 @@ def _contiguous(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _kind(char: str, size: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple:
-    """What the type that Numba gives to an array depends on."""
+    """Return what Numba's type of an array depends on."""
     by_rows = _is_contiguous(shape, strides, size)
     by_columns = _is_contiguous(shape[::-1], strides[::-1], size)
     return char, len(shape), by_rows, by_columns, 0 in strides
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> bool:
-    """Whether an array is C-contiguous; the stride of an axis of one element does not matter.
+    """Return whether an array is C-contiguous; the stride of an axis of one element does not matter.
 
     Numba sees it so, too, when it chooses the type of an array.
     """

@@ -1,4 +1,4 @@
-"""Which backend a call runs on: told by its arrays, without importing a GPU library."""
+"""Dispatch of a call to the CPU or to a GPU by its arrays, without importing a GPU library."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-CUDA_DLPACK = 2
-"""DLPack's name for memory of a CUDA device."""
+from numbacalib.runtime.array import CUDA_DLPACK, DeviceArray
 
 
 def is_cuda_array(array: Any) -> bool:
-    """Whether `array` lives on a CUDA device (Numba's simulated device arrays included)."""
+    """Return whether `array` lives on a CUDA device (Numba's simulated device arrays included)."""
     return _interface(array) is not None
 
 
 def _interface(array: Any) -> Any:
-    """The CUDA array interface of `array`, or one of Numba's arrays as it is; None if it is neither."""
-    if hasattr(array, "__cuda_ndarray__"):
-        return array  # no interface in the simulator, a slow one without it
+    """Return the CUDA array interface of an array, or an array of ours or Numba's as it is, else None."""
+    if type(array) is DeviceArray or hasattr(array, "__cuda_ndarray__"):
+        return array  # Numba's have no interface in the simulator; all these have a slow one
     return getattr(array, "__cuda_array_interface__", None)
 
 
@@ -57,12 +56,12 @@ class _Call:
 
 
 class arrays_of_one_device(_Call):  # noqa: N801 - used like a function
-    """Open a call of what calls several ops: ``with arrays_of_one_device(...) as (a, b)``.
+    """Open a call of a function that calls several ops: ``with arrays_of_one_device(...) as (a, b)``.
 
-    What comes are the arrays in their order, as kernels take them: NumPy's as plain ones of the same
-    memory, CUDA arrays of any library with the shapes and dtypes of NumPy. None stands for absent ones.
-    All that is launched inside goes to one stream, in the order of those that the arrays are made on;
-    see `numbacalib.runtime.streams`.
+    It gives the arrays in their order, as kernels take them: NumPy's as plain arrays of the same memory,
+    CUDA arrays of any library with NumPy's shapes and dtypes, None for absent ones. All kernels launched
+    inside go to one stream, ordered after the streams that the arrays are made on; see
+    `numbacalib.runtime.streams`.
 
     Raises
     ------
@@ -84,8 +83,7 @@ Kernels = TypeVar("Kernels")
 class call(_Call, Generic[Kernels]):  # noqa: N801 - used like a function
     """Open a call of an op: ``with call(cpu, gpu, ...) as (kernels, *arrays)``.
 
-    What comes are the twin of the op that its arrays take, and the arrays as `arrays_of_one_device` has
-    them.
+    It gives the op's twin for the device of the arrays, and the arrays as `arrays_of_one_device` does.
 
     Parameters
     ----------
@@ -134,7 +132,7 @@ class call(_Call, Generic[Kernels]):  # noqa: N801 - used like a function
 
 
 def _plain(array: Any) -> Any:
-    """Return a NumPy array without the ways of its subclass; None for None."""
+    """Return a NumPy array as one of no subclass; None for None."""
     return array if array is None or type(array) is np.ndarray else array.view(np.ndarray)
 
 
@@ -152,7 +150,7 @@ def _require_own_memory(arrays: dict[str, Any], in_place: str | None) -> None:
 def _interfaces(arrays: dict[str, Any]) -> dict[str, Any]:
     """CUDA array interfaces by name; none for NumPy arrays. A TypeError for anything else.
 
-    What only speaks DLPack is replaced by CuPy's array of it.
+    An array that only speaks DLPack is replaced by CuPy's array over its memory.
     """
     interfaces = {}
     on_cpu = []
@@ -185,7 +183,7 @@ def _interfaces(arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_dlpack(array: Any) -> Any:
-    """Return CuPy's array of one on a CUDA device, ordered on CuPy's stream; None for others."""
+    """Return CuPy's view of an array on a CUDA device, ordered on CuPy's stream; None for others."""
     if array.__dlpack_device__()[0] != CUDA_DLPACK:
         return None
     import cupy
@@ -194,7 +192,7 @@ def _by_dlpack(array: Any) -> Any:
 
 
 def may_share_memory(left: Any, right: Any) -> bool:
-    """Whether the address ranges of two arrays of one device overlap."""
+    """Return whether the address ranges of two arrays of one device overlap."""
     if isinstance(left, np.ndarray):
         return np.may_share_memory(left, right)
     from numbacalib.runtime import device

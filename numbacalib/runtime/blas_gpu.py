@@ -30,7 +30,7 @@ THREADS = 256
 
 
 def has_libraries() -> bool:
-    """Whether CuPy is there."""
+    """Return whether CuPy is installed."""
     return not SIMULATED and has_cupy()
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from numbacalib.runtime.blas import routine, single_threaded
 from numbacalib.runtime.jit import task_kernel
 from numbacalib.runtime.strides import rows_view
-from numbacalib.runtime.tasks import LEFT, LOWER, NORMAL, call_fortran, claim
+from numbacalib.runtime.tasks import LEFT, LOWER, NORMAL, call_fortran, fetch_add
 
 TILE = 256
 """Rows and columns of a result that are a task."""
@@ -114,14 +114,14 @@ def add_square(matrix: NDArray, x: NDArray, alpha: float, beta: float) -> None:
 
 @task_kernel
 def _product(gemm, left, right, depth, factors, counter, out):
-    """Split: workers claim tiles, those of the same columns one after the other."""
+    """Split: workers take tiles, those of the same columns one after the other."""
     rows, row_step, row_pitch, row_letter = left
     columns, column_step, column_pitch, column_letter = right
     alpha, beta = factors
     count, width = out.shape
     across = -(-count // TILE)
     tasks = across * -(-width // TILE)
-    task = claim(counter)
+    task = fetch_add(counter)
     while task < tasks:
         first, top = task // across * TILE, task % across * TILE
         call_fortran(
@@ -132,14 +132,14 @@ def _product(gemm, left, right, depth, factors, counter, out):
                 beta, out[top:, first:], width,
             ),
         )  # fmt: skip
-        task = claim(counter)
+        task = fetch_add(counter)
 
 
 @task_kernel
 def _solve_rows(trsm, letter, upper, counter, rows):
-    """Split: workers claim runs of rows."""
+    """Split: workers take runs of rows."""
     count, size = rows.shape
-    task = claim(counter)
+    task = fetch_add(counter)
     while task * TILE < count:
         run = rows[task * TILE :]
         call_fortran(
@@ -149,19 +149,19 @@ def _solve_rows(trsm, letter, upper, counter, rows):
                 run, size,
             ),
         )  # fmt: skip
-        task = claim(counter)
+        task = fetch_add(counter)
 
 
 @task_kernel
 def _add_square(routines, x, count, strides, letters, factors, counter, matrix):
-    """Split: workers claim tiles of the upper triangle, column by column of tiles."""
+    """Split: workers take tiles of the upper triangle, column by column of tiles."""
     gemm, syrk = routines
     column, step = strides
     first, second = letters
     alpha, beta = factors
     size = len(matrix)
     across = -(-size // TILE)
-    task = claim(counter)
+    task = fetch_add(counter)
     before = np.int64(0)
     for block in range(across):
         left = block * TILE
@@ -184,5 +184,5 @@ def _add_square(routines, x, count, strides, letters, factors, counter, matrix):
                         x[top * column :], step, beta, target, size,
                     ),
                 )  # fmt: skip
-            task = claim(counter)
+            task = fetch_add(counter)
         before += block + 1

@@ -66,15 +66,25 @@ def rows_of(array: Any) -> Any:
     return array if len(leading) == 1 else array.reshape(-1, width)
 
 
-def tokens(name: str, array: Any, channels: int) -> Any:
-    """Check that `array` holds rows of so many channels, on any number of axes; return it as a matrix."""
+def stack_of_one(matrix: Any) -> Any:
+    """Present a matrix as a stack [1, M, K]."""
+    return matrix.reshape(1, *matrix.shape)
+
+
+def tokens(name: str, array: Any, shape: tuple[int | str, int | str]) -> Any:
+    """Check a matrix, which may have more axes before its last two, and return it without them.
+
+    `shape` is that of the matrix; see `matrix`.
+    """
     floats(name, array)
-    shape = tuple(array.shape)
-    if not shape or shape[-1] != channels:
-        raise ValueError(f"{name}: expected shape [N, {channels}], got {list(shape)}")
-    if 0 in shape:
-        raise ValueError(f"{name}: expected non-empty axes, got shape {list(shape)}")
-    return viewed(name, array, channels)
+    lengths = _shaped(name, array, ("...",) * (len(array.shape) - 2) + shape)
+    return array if len(lengths) == 2 else viewed(name, array, lengths[-1])
+
+
+def samples(name: str, array: Any) -> tuple[int, ...]:
+    """Check that `array` is a non-empty float array of samples [N, P], P on any axes; return its shape."""
+    floats(name, array)
+    return _shaped(name, array, ("N", "P") + ("...",) * (len(array.shape) - 2))
 
 
 def viewed(name: str, array: Any, width: int) -> Any:
@@ -123,7 +133,7 @@ def float_dtype(name: str, value: Any, names: Sequence[str] = FLOAT_NAMES) -> np
 
 
 def result_dtype(*arrays: Any) -> np.dtype:
-    """float64 if any input is float64, else float32: the dtype of accumulators and results."""
+    """Return float64 if any input is float64, else float32: the dtype of accumulators and results."""
     wide = any(np.dtype(array.dtype) == np.float64 for array in arrays if array is not None)
     return np.dtype(np.float64 if wide else np.float32)
 
@@ -160,6 +170,16 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
     if not low <= value <= high:
         raise ValueError(f"{name}: expected {low} to {high}, got {value}")
     return int(value)
+
+
+def group_size(value: int | None, channels: int) -> int:
+    """Return how many channels share a scale, a divisor of all: one scale a row for None."""
+    if value is None:
+        return channels
+    size = integer("group_size", value, 1, channels)
+    if channels % size:
+        raise ValueError(f"group_size: expected a divisor of K = {channels}, got {size}")
+    return size
 
 
 def finite_number(name: str, value: Any) -> float:

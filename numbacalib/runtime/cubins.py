@@ -84,7 +84,7 @@ def identify(kernel: Any, kinds: tuple, capability: tuple[int, ...]) -> tuple[st
 
 @functools.cache
 def versions() -> tuple:
-    """What compiles kernels in this process, and what runs them."""
+    """Return the versions of what compiles kernels in this process and of what runs them."""
     packages = numba_cuda.__version__, numba.__version__, llvmlite.__version__, np.__version__
     libraries = nvvm.version(), nvjitlink.version(), check(driver.cuDriverGetVersion())
     return platform.python_version(), *packages, *libraries

@@ -16,14 +16,13 @@ from numba.core import config
 from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.runtime import streams
-from numbacalib.runtime.array import Array
-from numbacalib.runtime.backend import CUDA_DLPACK
+from numbacalib.runtime.array import CUDA_DLPACK, DeviceArray
 from numbacalib.runtime.extras import extra
 from numbacalib.runtime.half import bfloat16, is_bfloat16
 from numbacalib.runtime.streams import check
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
-"""Whether kernels run in Numba's CUDA simulator, as Python."""
+"""True where kernels run in Numba's CUDA simulator, as Python."""
 
 if not SIMULATED:
     with extra("cuda"):
@@ -114,15 +113,15 @@ class open_call:  # noqa: N801 - used like a function
 
 def _memory(array: Any) -> Memory | None:
     """Return the memory of ours that an array lies in, if it is one of ours."""
-    owner = array.owner if type(array) is Array else None
-    if isinstance(array, Result):
-        owner = array.gpu_data.owner
+    owner = array.owner if type(array) is DeviceArray else array
+    if isinstance(owner, Result):
+        owner = owner.gpu_data.owner
     return owner if isinstance(owner, Memory) else None
 
 
 def _is_here(array: Any) -> bool:
-    """Whether an array, or None, is ours and in order on the current stream."""
-    if array is None or type(array) is not Array:
+    """Return whether an array is ours and in order on the current stream; True for None."""
+    if array is None or type(array) is not DeviceArray:
         return array is None
     memory = _memory(array)
     return memory is None or memory.stream.handle == stream_handle()
@@ -130,7 +129,7 @@ def _is_here(array: Any) -> bool:
 
 def _streams_of(array: Any, interface: Any) -> list[Any]:
     """Return the streams on which an array was made and last used, as far as they are known."""
-    found = [] if type(array) is Array else [streams.producer(array, interface)]
+    found = [] if type(array) is DeviceArray else [streams.producer(array, interface)]
     memory = _memory(array)
     return [*found, memory.stream] if memory else found
 
@@ -148,32 +147,36 @@ def _number_of_device(array: Any, interface: Any = None) -> int:
     """Return the number of the GPU that an array is on: as its library says, else by its address."""
     if memory := _memory(array):
         return memory.device
-    if type(array) is Array and hasattr(array.owner, "__dlpack_device__"):
+    if type(array) is DeviceArray and hasattr(array.owner, "__dlpack_device__"):
         array = array.owner
     if hasattr(array, "__dlpack_device__") and not isinstance(array, Result):
         return int(array.__dlpack_device__()[1])
     start = _address(array, interface)
     if not start:  # an empty array has no memory
         return current_device()
-    ordinal = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-    return int(check(driver.cuPointerGetAttribute(ordinal, start)))
+    from cuda.bindings import runtime
+
+    # the driver's own query, cuPointerGetAttribute, has 0 for every ordinal in cuda.bindings 13.0
+    return int(check(runtime.cudaPointerGetAttributes(start)).device)
 
 
 def _address(array: Any, interface: Any = None) -> int:
-    """Address of the first element of another library's array, or of Numba's."""
+    """Address of an array's first element."""
+    if type(array) is DeviceArray:
+        return array.address
     if hasattr(array, "__cuda_ndarray__"):
         return array.device_ctypes_pointer.value or 0
     return interface["data"][0] or 0
 
 
-def _taken(name: str, array: Any, interface: Any) -> Array:
-    """Return a CUDA array as an `Array` over the same memory, ordered on the current stream."""
+def _taken(name: str, array: Any, interface: Any) -> DeviceArray:
+    """Return a CUDA array as a `DeviceArray` over the same memory, ordered on the current stream."""
     if memory := _memory(array):
         memory.move(streams.current())
-    if type(array) is Array:
+    if type(array) is DeviceArray:
         return array
     if hasattr(array, "__cuda_ndarray__"):
-        return Array(_address(array), array.shape, array.dtype, array, array.strides)
+        return DeviceArray(_address(array), array.shape, array.dtype, array, array.strides)
     if interface.get("mask") is not None:
         raise TypeError(f"{name}: expected a CUDA array without a mask")
     if streams.producer(array, interface) is None:
@@ -183,7 +186,7 @@ def _taken(name: str, array: Any, interface: Any) -> Array:
         dtype = bfloat16()  # the interface has no name for it
     shape, strides = tuple(interface["shape"]), interface.get("strides")
     address, read_only = interface["data"]
-    return Array(address or 0, shape, dtype, array, strides, writable=not read_only)
+    return DeviceArray(address or 0, shape, dtype, array, strides, writable=not read_only)
 
 
 def result(array: Any) -> Any:
@@ -200,7 +203,7 @@ def result(array: Any) -> Any:
     return numba_array(array)
 
 
-def numba_array(array: Array) -> Any:
+def numba_array(array: DeviceArray) -> Any:
     """Return a Numba device array over the same memory."""
     pointer = driver.CUdeviceptr(array.address)
     size = array.size * array.dtype.itemsize
@@ -252,7 +255,7 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
     dtype = np.dtype(dtype)
     size = max(1, math.prod(shape) * dtype.itemsize)
     memory = Memory(size, current_device(), streams.current())
-    return Array(memory.pointer, shape, dtype, memory)
+    return DeviceArray(memory.pointer, shape, dtype, memory)
 
 
 def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
@@ -284,6 +287,14 @@ def write(target: Any, array: NDArray) -> None:
     check(driver.cuMemcpyHtoDAsync(target.address, *source))
 
 
+def pinned(size: int) -> NDArray[np.uint8]:
+    """Return uninitialised host memory that the device reads by itself: `write` from it does not wait."""
+    if SIMULATED or not size:
+        return np.empty(size, np.uint8)
+    current_device()  # a thread's first call has no context yet
+    return cuda.pinned_array(size, np.uint8)
+
+
 def copy(source: Any, target: Any) -> None:
     """Copy a contiguous device array into another."""
     if SIMULATED:
@@ -311,7 +322,7 @@ def address(array: Any) -> int:
 
 
 def may_share_memory(left: Any, right: Any) -> bool:
-    """Whether the address ranges of two device arrays overlap."""
+    """Return whether the address ranges of two device arrays overlap."""
     (low, high), (first, last) = _extent(left), _extent(right)
     return low < last and first < high
 

@@ -14,18 +14,15 @@ from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
 from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.half import infinity_bits, limit_bits, magnitude_bits
 from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.not_finite import not_finite
 from numbacalib.runtime.strides import rows_view
-
-
-class NotFiniteError(ValueError):
-    """A value that is not finite, where finite ones were expected."""
 
 
 def require_finite(name: str, array: Any, limit: float = math.inf) -> None:
     """Raise a ValueError that names the first NaN or infinity of a matrix, or of a stack of them.
 
-    First is in row-major order. Leading axes whose strides do not allow one run of rows are copied. With
-    a `limit`, see `square_limit`, finite values that reach it are named, too.
+    It is the first in row-major order. Leading axes whose strides do not allow one run of rows are
+    copied. With a `limit`, see `square_limit`, finite values that reach it are named, too.
     """
     start_finite_check(name, array, limit)()
 
@@ -59,7 +56,7 @@ def square_limit(count: int) -> float:
 
 
 def _rows_below(limit: np.integer, bits: NDArray, mask: int) -> NDArray:
-    """Whether all integers of each row, masked, are below a limit."""
+    """Return whether all integers of each row, masked, are below a limit."""
     clean = np.empty(len(bits), np.bool_)
     _find_rows_below(limit, rows_view(bits), bits.shape[1], bits.dtype.type(mask), clean)
     return clean
@@ -67,17 +64,6 @@ def _rows_below(limit: np.integer, bits: NDArray, mask: int) -> NDArray:
 
 def _nothing() -> None:
     """Wait for a check that has ended."""
-
-
-def not_finite(
-    name: str, value: Any, index: int, shape: tuple[int, ...], limit: float = math.inf
-) -> NotFiniteError:
-    """Return the error for the value at a row-major index of an array of some shape."""
-    where = ", ".join(str(int(i)) for i in np.unravel_index(index, shape))
-    expected = "finite values"
-    if math.isfinite(value):
-        expected = f"magnitudes below {limit:.3g}"
-    return NotFiniteError(f"{name}: expected {expected}, got {value} at [{where}]")
 
 
 def require_non_negative(name: str, matrix: Any) -> None:

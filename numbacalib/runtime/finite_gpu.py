@@ -10,9 +10,9 @@ import numpy as np
 from numbacalib.runtime import device
 from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.device import cuda
-from numbacalib.runtime.finite import not_finite
 from numbacalib.runtime.half import carrier, limit_bits, magnitude_bits, widen
 from numbacalib.runtime.launch import launch
+from numbacalib.runtime.not_finite import not_finite
 
 if not device.SIMULATED:
     from cuda.bindings import driver
@@ -21,13 +21,13 @@ THREADS = 4 if device.SIMULATED else 256
 ROWS = 32
 """Rows that a block takes at a time: each thread looks at one column of them."""
 MOST_BLOCKS = 65535
-"""Of a grid along y."""
+"""Blocks of a grid along y."""
 NONE = np.int64(0x7F7F7F7F7F7F7F7F)
-"""In place of an index where all values are finite: above every index, and made by setting bytes."""
+"""Index that stands for none, where all values are finite: above every index, made by setting bytes."""
 
 
 def any_negative(matrix: Any) -> bool:
-    """Whether an element of a finite matrix is below 0."""
+    """Return whether an element of a finite matrix is below 0."""
     found = device.zeros((1,), np.int64)
     rows, columns = matrix.shape
     grid = -(-columns // THREADS), -(-rows // ROWS)
@@ -36,7 +36,7 @@ def any_negative(matrix: Any) -> bool:
 
 
 class FirstIndex:
-    """Where kernels on the current stream find something first: an index, least of those found.
+    """The least index at which kernels on the current stream find something.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class FirstIndex:
         device.check(driver.cuMemsetD8Async(self.array.address, NONE & 0xFF, 8, stream))
 
     def copy(self) -> None:
-        """Start to bring what was found to the host; nothing that is launched later counts."""
+        """Start to copy what was found to the host; kernels launched later do not count."""
         self._word = None if device.SIMULATED else _Word.copy_of(self.array)
 
     def read(self) -> int | None:

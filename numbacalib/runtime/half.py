@@ -23,7 +23,7 @@ BFLOAT16_BITS = np.uint32(16)
 
 @functools.cache  # a dtype takes long to tell its name
 def is_bfloat16(dtype: np.dtype) -> bool:
-    """Whether `dtype` is bfloat16, told by name so that ml_dtypes stays optional."""
+    """Return whether `dtype` is bfloat16, told by name so that ml_dtypes stays optional."""
     return dtype.name == "bfloat16"
 
 

@@ -1,4 +1,4 @@
-"""What a kernel is compiled from, beside the sources: the values that its functions refer to."""
+"""Identity of a kernel beside its sources: the values that its functions refer to."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 
 LIBRARIES = ("llvmlite", "numba", "numba_cuda", "numpy")
-"""Packages of whose functions and types the names say enough, with the packages' versions."""
+"""Packages whose functions and types are identified by their names and the packages' versions."""
 
 
 def describe(value: Any, lines: list[int], inside: tuple[Any, ...] = ()) -> Any:
-    """Return what tells a value from others: strings, numbers and tuples of them, the same in any process.
+    """Return a value's identity: strings, numbers and tuples of them, the same in any process.
 
-    Functions are told by their names and by the variables that they use, of functions around them and of
-    their modules, and Numba's by their options, too.
+    That of a function is its name and the variables that it uses, of functions around it and of its module;
+    of Numba's functions the options, too.
 
     Parameters
     ----------
     value : object
     lines : list of int
-        Gets the functions' lines: one of the same name may stand elsewhere in a file.
+        Receives the functions' lines, since another function of the same name may stand in the file.
     inside : tuple of functions
-        Those that are being described.
+        Functions that are being described.
 
     Raises
     ------

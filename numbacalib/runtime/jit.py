@@ -10,9 +10,9 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, cached_property, update_wrapper
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from numbacalib.runtime.threads import launching  # before Numba
@@ -69,18 +69,50 @@ class kernel:  # noqa: N801  (a decorator)
         return compiled
 
 
+class _Workers:
+    """Threads of Python's beside the caller's, which sleep between tasks."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._tasks: SimpleQueue = SimpleQueue()
+
+    def run(self, others: int, function: Callable[..., Any], arguments: tuple) -> None:
+        """Call a function in the caller's thread and in `others`, and raise what one of them raised."""
+        for _ in range(self._count, others):
+            threading.Thread(target=self._work, daemon=True).start()
+            self._count += 1
+        ends: SimpleQueue = SimpleQueue()
+        for _ in range(others):
+            self._tasks.put((function, arguments, ends))
+        try:
+            function(*arguments)
+        finally:
+            errors = [ends.get() for _ in range(others)]
+        for error in filter(None, errors):
+            raise error
+
+    def _work(self) -> None:
+        while True:
+            function, arguments, ends = self._tasks.get()
+            try:
+                function(*arguments)
+            except BaseException as error:
+                ends.put(error)
+            else:
+                ends.put(None)
+
+
 @cache
-def _threads() -> ThreadPoolExecutor:
-    """Threads of Python's beside the caller's; they sleep between tasks."""
-    return ThreadPoolExecutor(max(config.NUMBA_NUM_THREADS - 1, 1))
+def _workers() -> _Workers:
+    return _Workers()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.cache_clear)  # a forked child has none of them
+    os.register_at_fork(after_in_child=_workers.cache_clear)  # a forked child has none of them
 
 
 class task_kernel(kernel):  # noqa: N801
-    """Decorator for CPU kernels whose callers claim tasks from a counter, each in a thread of Python's.
+    """Decorator for CPU kernels whose callers take tasks from a counter, each in a thread of Python's.
 
     The body of a parallel loop goes through the compiler five times, once for each layer that Numba puts
     around it; what is called by itself goes through it once.
@@ -91,14 +123,10 @@ class task_kernel(kernel):  # noqa: N801
     def __call__(self, workers: int, *arguments: Any) -> None:
         """Run the kernel `workers` times at once, and raise what one of them raised."""
         with launching:
-            compiled, submit = self._compiled, _threads().submit
-            others = [submit(compiled, *arguments) for _ in range(workers - 1)]
-            try:
-                compiled(*arguments)
-            finally:
-                wait(others)
-            for other in others:
-                other.result()
+            if workers == 1:
+                self._compiled(*arguments)
+            else:
+                _workers().run(workers - 1, self._compiled, arguments)
 
 
 def _enable_caching_of_numba(compiled: Any) -> None:

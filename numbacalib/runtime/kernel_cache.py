@@ -1,4 +1,4 @@
-"""Compiled kernels kept on disk, so that a machine compiles each of them once: the part that is Numba's.
+"""Compiled kernels kept on disk, so that a machine compiles each once: what depends on Numba's insides.
 
 Numba's own cache raises on a damaged file, runs machine code in which a bit has flipped, does not read what
 lies in a folder that it may not write to (an image of a container), raises where it can write nowhere, and
@@ -30,11 +30,11 @@ VERSIONS = (
     llvmlite.__version__,
     np.__version__,
 )
-"""What compiled the kernels of this process, or what they refer to."""
+"""Versions of what compiled the kernels of this process, and of what they refer to."""
 
 
 class _Serializer(CompileResultCacheImpl):
-    """Numba's way to turn a compiled function into bytes and back, without its way to find a folder."""
+    """Numba's serialization of a compiled function, without its search for a folder."""
 
     def __init__(self) -> None:
         pass

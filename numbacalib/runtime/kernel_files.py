@@ -59,7 +59,7 @@ def store(name: str, identity: bytes, payload: bytes) -> None:
 
 
 def kept(name: str, identity: bytes, make: Callable[[], bytes]) -> bytes:
-    """Return what was kept by this name for the same identity, made and kept if it was not.
+    """Return the file kept by this name for the same identity; make and keep it if there is none.
 
     One thread makes at a time, so that two that need the same do not make it twice.
     """

@@ -1,7 +1,7 @@
-"""Vector instructions that Numba has no name for, as LLVM's vectors: any processor gets its own.
+"""Searches for a least quotient by vector instructions, through LLVM's vectors: any processor gets its own.
 
-Where the next few numbers decide each other's branches, a processor guesses wrong every other time.
-Vectors have no branches.
+In a scalar loop each comparison is a branch that depends on the last, which processors mispredict every
+other time. Vectors have no branches.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _ONE = ir.Constant(_INTEGER, 1)
 def least_quotient(typing_context, base, divisors, roots, first, last, divisor, root):
     """Return where ``base[i] - (root - roots[i])^2 / (divisor - divisors[i])`` is least.
 
-    For i from `first` to `last`, which is not before it; of equals, and of what rounding may hold for
-    equal, any. Arrays are contiguous float64, and hold two vectors more beyond `last`. The divisor is
-    above those up to there.
+    i runs from `first` to `last`, and `last` is not before `first`. Of several i whose quotients are equal,
+    or differ by less than rounding, any may be returned. Arrays are contiguous float64 and hold two vectors
+    more beyond `last`. `divisor` is larger than ``divisors`` up to `last`.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         values = _unwrapped(context, builder, signature, arguments)
         pointers, (first, last) = values[:3], values[3:5]
-        end, divisor, root = (spread(builder, value, LANES) for value in values[4:])
+        end, divisor, root = (broadcast(builder, value, LANES) for value in values[4:])
         lanes = ir.Constant(_INTEGERS, list(range(LANES)))
         search = _Search(builder, divisor, root)
         width = ir.Constant(_INTEGER, LANES)
@@ -43,7 +43,7 @@ def least_quotient(typing_context, base, divisors, roots, first, last, divisor, 
             pair = []
             for begin in (i, builder.add(i, width)):
                 numbers = [_load(builder, pointer, begin) for pointer in pointers]
-                places = builder.add(spread(builder, begin, LANES), lanes)
+                places = builder.add(broadcast(builder, begin, LANES), lanes)
                 pair.append(search.candidate(numbers, places))
             search.offer(pair, end)
 
@@ -60,10 +60,11 @@ def least_quotient(typing_context, base, divisors, roots, first, last, divisor, 
 def least_quotients(
     typing_context, base, divisors, roots, first, last, at, stride, more, least, places
 ):
-    """Find what `least_quotient` does for `LANES` divisors and roots, `stride` apart from `at` on.
+    """Find the least quotients, as `least_quotient` does, for `LANES` divisors and roots at once.
 
-    The least, with `more` added, go into ``least[at::stride]``, and each i into ``places[at::stride]``,
-    int64. What a divisor that is not above all others gives means nothing.
+    The divisors and roots are elements ``at``, ``at + stride``, ... of the arrays. The least quotients,
+    with `more` added, go into ``least[at::stride]``, and each i into ``places[at::stride]``, int64. The
+    result for a divisor that is not larger than all others means nothing.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -83,13 +84,13 @@ def least_quotients(
             pair = []
             for place in (i, builder.add(i, ahead)):
                 numbers = [
-                    spread(builder, builder.load(builder.gep(pointer, [place])), LANES)
+                    broadcast(builder, builder.load(builder.gep(pointer, [place])), LANES)
                     for pointer in pointers
                 ]
-                pair.append(search.candidate(numbers, spread(builder, place, LANES)))
+                pair.append(search.candidate(numbers, broadcast(builder, place, LANES)))
             search.offer(pair)
         lowest, places = search.found()
-        _scatter(builder, builder.fadd(lowest, spread(builder, more, LANES)), targets[0], points)
+        _scatter(builder, builder.fadd(lowest, broadcast(builder, more, LANES)), targets[0], points)
         _scatter(builder, places, targets[1], points)
         return context.get_dummy_value()
 
@@ -205,8 +206,8 @@ def multiply_add(builder: Any, left: Any, right: Any, addend: Any) -> Any:
     return builder.call(function, [left, right, addend])
 
 
-def spread(builder: Any, value: Any, lanes: int) -> Any:
-    """Put a number into every lane of a vector."""
+def broadcast(builder: Any, value: Any, lanes: int) -> Any:
+    """Return a vector with a number in every lane."""
     nothing = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
     vector = builder.insert_element(nothing, value, ir.Constant(_POSITION, 0))
     zeros = ir.Constant(ir.VectorType(_POSITION, lanes), [0] * lanes)

@@ -1,8 +1,8 @@
 """Launching kernels with little work on the host.
 
 Launches pack the arguments themselves, in the layout that Numba's kernels expect, and go straight to
-the driver: about 5 us instead of 30 to 60. Numba only compiles, what no earlier process has. That layout
-is numba-cuda's own affair: a version that was not tested with this makes every launch itself.
+the driver: about 5 us instead of 30 to 60. Numba only compiles, and only what no earlier process has. The
+layout is private to numba-cuda: with a version that was not tested, Numba makes every launch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from numbacalib.runtime.device import (
     SIMULATED,
-    Array,
+    DeviceArray,
     check,
     current_device,
     current_stream,
@@ -30,10 +30,10 @@ if not SIMULATED:
     from numba_cuda import __version__ as numba_cuda_version
 
 TESTED = ("0.30",)
-"""Series of numba-cuda whose layout of parameters is that of `_FORMATS` and `Array.parameters`."""
+"""Series of numba-cuda whose layout of parameters is that of `_FORMATS` and `DeviceArray.parameters`."""
 
 PACKED = not SIMULATED and numba_cuda_version.rsplit(".", 1)[0] in TESTED
-"""Whether launches pack the arguments themselves."""
+"""True where launches pack the arguments themselves."""
 
 if PACKED:
     from numbacalib.runtime import cubins
@@ -100,7 +100,7 @@ def launch(kernel: Any, grid: Any, threads: Any, *arguments: Any, shared_bytes: 
     key: list[Any] = [kernel, current_device()]
     values: list[Any] = []
     for argument in arguments:
-        if type(argument) is Array:
+        if type(argument) is DeviceArray:
             kind, words = argument.parameters()
             key.append(kind)
             values += words
@@ -156,7 +156,7 @@ def _launch_by_numba(
 
 
 def _for_numba(arguments: tuple) -> tuple:
-    return tuple(numba_array(a) if isinstance(a, Array) else a for a in arguments)
+    return tuple(numba_array(a) if isinstance(a, DeviceArray) else a for a in arguments)
 
 
 def _three(sizes: Any) -> tuple[int, ...]:

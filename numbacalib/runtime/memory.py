@@ -23,12 +23,12 @@ if not config.ENABLE_CUDASIM:
         from cuda.bindings import driver
 
 KEPT_BYTES = 8 << 30
-"""What the driver's pool keeps of freed memory, so that the next call need not wait for the driver."""
+"""Freed memory that the driver's pool keeps, so that the next call need not wait for the driver."""
 
 
 @functools.cache
 def has_cupy() -> bool:
-    """Whether CuPy is installed."""
+    """Return whether CuPy is installed."""
     return find_spec("cupy") is not None
 
 

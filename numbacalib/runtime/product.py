@@ -36,7 +36,7 @@ WARPS = 8
 """Warps that multiply."""
 THREADS = 32 * (WARPS + 4)
 SLAB_ROWS, SLAB_COLUMNS, SLAB_STRIDE = 16, 32, 36
-"""What a warp stages of its result at a time; the stride has few bank conflicts either way."""
+"""Part of its result that a warp stages at a time; the stride has few bank conflicts either way."""
 SLAB_BYTES = 4 * SLAB_ROWS * SLAB_STRIDE
 SHARED_LIMIT = 227 * 1024
 ALIGNMENT = 1024

@@ -101,7 +101,7 @@ def load_words(typing_context, matrix, row, column):
 
 @intrinsic
 def elements_of(typing_context, matrix, words):
-    """What `load_words` loaded, as a tuple of elements; no instruction but for 16-bit ones."""
+    """Return the words of `load_words` as a tuple of elements; no instruction but for 16-bit ones."""
     width = matrix.dtype.bitwidth
 
     def generate(context, builder, signature, values):

@@ -1,4 +1,4 @@
-"""Where the routines of SciPy's BLAS and LAPACK are, without the package around them.
+"""Addresses of the routines of SciPy's BLAS and LAPACK, without importing the package around them.
 
 `import scipy.linalg` takes long, mostly for what its other functions need, and we call routines that two
 of its compiled modules hold. So these are loaded alone. They are registered only while Numba looks whether

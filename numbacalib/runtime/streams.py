@@ -29,9 +29,9 @@ class Stream(NamedTuple):
     """A stream of any library."""
 
     handle: int
-    """As the driver takes it: 0 is the legacy default stream."""
+    """Handle that the driver takes: 0 is the legacy default stream."""
     owner: Any = None
-    """What keeps the handle valid, as memory that goes back in the stream's order needs it. A handle
+    """Object that keeps the handle valid, as memory that goes back in the stream's order needs it. A handle
     that a caller gives as a number is the caller's to keep."""
 
 
@@ -55,7 +55,7 @@ def current() -> Stream:
 
 
 def is_open() -> bool:
-    """Whether a call is open, whose stream its own calls run on."""
+    """Return whether a call is open, on whose stream its own calls run."""
     return _CURRENT.get() is not None
 
 

@@ -1,7 +1,7 @@
-"""What kernels need to run tasks of their own, each with BLAS on its own thread.
+"""Intrinsics for kernels that run tasks of their own, each with BLAS on its own thread.
 
 A pool that shares the processors with another (see `numbacalib.runtime.threads`) has threads of unequal
-speed. So workers claim tasks from a counter, as many as they can do: one that is held up holds up
+speed. So workers take tasks from a counter, as many as they can do: one that is held up holds up
 nobody else. Which worker does a task changes nothing about its result.
 """
 
@@ -18,7 +18,7 @@ NORMAL = np.uint8(ord("N"))
 
 
 @intrinsic
-def claim(typing_context, counter):
+def fetch_add(typing_context, counter):
     """Return ``counter[0]``, int64, and add 1 to it, in one step for all threads."""
 
     def generate(context, builder, signature, arguments):

@@ -1,8 +1,11 @@
-"""A product whose result stays in registers, of operands that lie as they are read.
+"""A product of packed operands whose result stays in registers.
 
-BLAS first copies both operands of a product into this order, a cost that a product of few columns hardly
-repays. Where they are kept in it, only the loop in the middle is left (the microkernel of Goto and van de
-Geijn 2008, https://doi.org/10.1145/1356052.1356053).
+BLAS first packs both operands of a product, a cost that a product of few columns hardly repays. Where they
+are kept packed, only the microkernel is left (Goto and van de Geijn 2008,
+https://doi.org/10.1145/1356052.1356053). The words are those of BLIS (Van Zee and van de Geijn 2015,
+https://doi.org/10.1145/2764454): the left operand is packed as row panels ``[panels, depth, LANES]``, the
+right one as column panels ``[panels, depth, COLUMNS]``, and one panel of each makes a microtile
+``[COLUMNS, LANES]`` of the result.
 """
 
 from __future__ import annotations
@@ -17,23 +20,23 @@ from numba.core.extending import intrinsic
 
 from numbacalib.runtime.half import widen_block
 from numbacalib.runtime.jit import scalar
-from numbacalib.runtime.lanes import multiply_add, spread
+from numbacalib.runtime.lanes import broadcast, multiply_add
 
 _FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
 _WIDE = "+avx512f" in _FEATURES
-"""Whether there are 32 registers of 64 bytes; else it is 16 of 32, or 32 of 16."""
+"""True where there are 32 registers of 64 bytes, else 16 of 32 or 32 of 16."""
 LANES = 32 if _WIDE else 24
-"""Rows of a tile."""
+"""Rows of a packed row panel, and of a microtile."""
 COLUMNS = 12 if _WIDE else 4
-"""Columns of a tile: its float32 take three quarters of the registers. 8 would divide groups, as 4 does,
-but 48 rows of 8 columns were slower with wide registers.
+"""Columns of a packed column panel, and of a microtile, whose float32 take three quarters of the registers.
+8 would divide groups, as 4 does, but 48 rows of 8 columns were slower with wide registers.
 """
 _BYTES = 4 * LANES
 """Bytes of the lanes that are added up at once: all of float32, half of float64."""
 _VECTOR = 64 if _WIDE else 32
 """Bytes of a vector, which LLVM makes several of where registers are smaller."""
 DEPTH = 128
-"""Columns of a tile that meet all strips before the next ones: less than a first-level cache holds."""
+"""Columns of a row panel that meet all column panels before the next: a first-level cache holds them."""
 CACHE_LINE = 64
 """Bytes that are loaded at once."""
 
@@ -42,40 +45,42 @@ CACHE_LINE = 64
 def add_product(left, right, top, target):
     """Add ``left^T right`` to `target`, of the rows of `right` from `top` on.
 
-    `left` is [tiles, depth, LANES], `right` [strips, >= top + depth, COLUMNS] and `target`
-    [>= tiles, >= strips * COLUMNS, LANES]. A slice of a tile stays in the first-level cache while all
-    strips pass by, and the slice that follows is sent for meanwhile.
+    `left` has packed row panels [m, depth, LANES], `right` packed column panels
+    [n, >= top + depth, COLUMNS], and `target` is [>= m, >= n * COLUMNS, LANES]. A slice of a row panel
+    stays in the first-level cache while all column panels pass by, and the slice that follows is
+    prefetched meanwhile.
     """
-    tiles, depth = left.shape[:2]
+    row_panels, depth = left.shape[:2]
     share = -(-DEPTH // max(len(right), 1))
     for begin in range(0, depth, DEPTH):
         count = min(DEPTH, depth - begin)
-        for t in range(tiles):
-            following, first = (left[t + 1], begin) if t + 1 < tiles else (left[0], begin + count)
-            for s in range(len(right)):
-                send_for(following, (first + s * share, 0), share)
-                at = s * COLUMNS, 0
-                add_tile(left[t], (begin, 0), right[s], (top + begin, 0), count, target[t], at)
+        for i in range(row_panels):
+            last = i + 1 == row_panels
+            following, first = (left[0], begin + count) if last else (left[i + 1], begin)
+            for j in range(len(right)):
+                prefetch(following, (first + j * share, 0), share)
+                at = j * COLUMNS, 0
+                add_microtile(left[i], (begin, 0), right[j], (top + begin, 0), count, target[i], at)
 
 
 @scalar
-def load_tile(source, top, count, left, rows, tile):
-    """Transpose `count` rows of a carrier matrix, from row `top` and column `left` on, into a tile.
+def pack_rows(source, top, count, left, rows, row_panel):
+    """Pack `count` rows of a carrier matrix, from row `top` and column `left` on, into a row panel.
 
-    `tile` is [w, LANES]. They go through `rows` [LANES, w]: rows that lie a power of two apart would
+    `row_panel` is [w, LANES]. They go through `rows` [LANES, w]: rows that lie a power of two apart would
     evict each other from the cache. All of it is transposed, since vectors take a number of lanes that
     does not vary; what it holds below `count` goes to lanes that nobody reads.
     """
     widen_block(source, top, left, rows[:count])
     for j in range(rows.shape[1]):
-        column = tile[j]
+        column = row_panel[j]
         for r in range(LANES):
             column[r] = rows[r, j]
 
 
 @intrinsic
-def add_tile(typing_context, left, left_at, right, right_at, depth, target, target_at):
-    """Add the product of [depth, LANES], transposed, and [depth, COLUMNS] to [COLUMNS, LANES].
+def add_microtile(typing_context, left, left_at, right, right_at, depth, target, target_at):
+    """Add the product of a row panel [depth, LANES] and a column panel [depth, COLUMNS] to a microtile.
 
     They begin in matrices of one float type, whose rows are contiguous, at a row and a column each.
     """
@@ -85,9 +90,9 @@ def add_tile(typing_context, left, left_at, right, right_at, depth, target, targ
         matrices = [
             _Matrix(context, builder, kinds[i], arguments[i], arguments[i + 1]) for i in (0, 2, 5)
         ]
-        tile = _Tile(builder, *matrices)
-        for first in range(0, LANES, tile.lanes):
-            tile.add(arguments[4], first)
+        microtile = _Microtile(builder, *matrices)
+        for first in range(0, LANES, microtile.lanes):
+            microtile.add(arguments[4], first)
         return context.get_dummy_value()
 
     signature = types.void(left, left_at, right, right_at, depth, target, target_at)
@@ -95,26 +100,26 @@ def add_tile(typing_context, left, left_at, right, right_at, depth, target, targ
 
 
 @intrinsic
-def send_for(typing_context, matrix, at, count):
-    """Have the cache load `count` rows of a tile; those that do not exist are no error."""
+def prefetch(typing_context, matrix, at, count):
+    """Prefetch `count` rows of a matrix of `LANES` columns; rows that do not exist are no error."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         rows = _Matrix(context, builder, signature.args[0], *arguments[:2])
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        instruction = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
         hints = [ir.Constant(number, hint) for hint in (0, 2, 1)]  # read data, second level
         with cgutils.for_range(builder, arguments[2]) as loop:
             for lane in range(0, LANES, CACHE_LINE // rows.size):
                 address = builder.bitcast(rows.address(loop.index, lane), byte)
-                builder.call(prefetch, [address, *hints])
+                builder.call(instruction, [address, *hints])
         return context.get_dummy_value()
 
     return types.void(matrix, at, count), generate
 
 
 class _Matrix:
-    """Where elements lie, counted from a place (row, column)."""
+    """Addresses of a matrix's elements, counted from a place (row, column)."""
 
     def __init__(self, context: Any, builder: Any, kind: Any, value: Any, at: Any) -> None:
         array = context.make_array(kind)(context, builder, value)
@@ -133,8 +138,8 @@ class _Matrix:
         return builder.gep(start, [_number(column)])
 
 
-class _Tile:
-    """Code for the sums of one tile."""
+class _Microtile:
+    """Code of the sums of one microtile."""
 
     def __init__(self, builder: Any, left: _Matrix, right: _Matrix, target: _Matrix) -> None:
         self._builder, self._size = builder, left.size
@@ -158,7 +163,7 @@ class _Tile:
             vectors = {offset: self._load(self._left, loop.index, offset) for offset in offsets}
             for column in range(COLUMNS):
                 factor = builder.load(self._right.address(loop.index, column))
-                factor = spread(builder, factor, self._width)
+                factor = broadcast(builder, factor, self._width)
                 for offset, vector in vectors.items():
                     variable = sums[column, offset]
                     total = multiply_add(builder, vector, factor, builder.load(variable))

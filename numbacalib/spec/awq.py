@@ -14,7 +14,7 @@ from numbacalib.runtime.jit import inlined
 
 @inlined
 def magnitude(x):
-    """What a channel's mean is over, and its maximum."""
+    """Magnitude of one element, over which a channel has its mean and its maximum."""
     return abs(x)
 
 

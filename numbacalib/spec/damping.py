@@ -13,7 +13,7 @@ from numbacalib.runtime.jit import inlined
 
 @inlined
 def is_dead(entry):
-    """Whether a diagonal entry is that of a dead channel."""
+    """Return whether a diagonal entry is that of a dead channel."""
     return entry == 0
 
 

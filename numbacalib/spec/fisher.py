@@ -11,5 +11,5 @@ from numbacalib.runtime.jit import inlined
 
 @inlined
 def squared(gradient):
-    """What one sample adds to a parameter's sum."""
+    """Square of a gradient, which one sample adds to a parameter's sum."""
     return gradient * gradient

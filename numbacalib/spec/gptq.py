@@ -36,7 +36,7 @@ def compensated(weight, error, coupling):
 
 
 class GroupedCodes(NamedTuple):
-    """What the column loop finds, before it is stored in any format."""
+    """Codes and grids that the column loop finds, before they are stored in any format."""
 
     codes: Any
     """uint8 [M, K], less the grid's least code."""
@@ -49,13 +49,13 @@ class GroupedCodes(NamedTuple):
 
 
 class FactorLook(NamedTuple):
-    """What a look at a factor, or at a symmetric matrix in its place, finds."""
+    """Findings about a factor, or about a symmetric matrix in its place."""
 
     matrix: Any
-    """As kernels go on with it."""
+    """The matrix as kernels go on with it."""
     bad: int | None
     """First diagonal entry that is not positive; subnormal numbers, without reciprocals, count so."""
     entry: Any
-    """That entry."""
+    """The entry at `bad`, or None."""
     triangular: bool
-    """Whether nothing is below the diagonal."""
+    """True where nothing is below the diagonal."""

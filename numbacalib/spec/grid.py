@@ -12,8 +12,8 @@ with ``levels = 2**bits - 1``, ``code = clip(rint(w / scale) + zero, low, high)`
 
 A grid that a format has fixed may have a real zero, such as the ``minimum / scale`` of one whose
 ``value = scale * code - minimum``, and a negative scale: the code is then
-``clip(rint(w / scale + fraction) + whole, low, high)`` with the two parts of the zero, which is the same line
-for integers.
+``clip(rint(w / scale + fraction) + whole, low, high)`` with the two parts of the zero, which is the same
+line for integers.
 
 Quotients are formed before rounding and products kept out of the sums that decide a tie, since a
 device compiler may contract ``a * b + c`` and move the tie.
@@ -55,7 +55,7 @@ class Bounds(NamedTuple):
     """Steps from one to the other."""
     symmetric: bool
     storage: int
-    """How scales are rounded: `SCALE_EXACT` or another."""
+    """Rounding of scales: `SCALE_EXACT` or another."""
 
 
 @scalar
@@ -131,7 +131,7 @@ def value_of(code, scale, zero):
 
 @inlined
 def is_clipped(weight, scale, zero, bounds):
-    """Whether a weight lies more than one step past the ends of a grid with unsigned codes."""
+    """Return whether a weight lies more than one step past the ends of a grid with unsigned codes."""
     position = weight / scale + zero
     return position < -1 or position > bounds.levels + 1
 

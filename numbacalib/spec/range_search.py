@@ -66,7 +66,7 @@ def power(x, exponent):
 
 @scalar
 def weighted_cost(error, norm, importance):
-    """What the error of one weight adds to a candidate's sum, in the error's type."""
+    """Cost of the error of one weight, which a candidate sums, in the error's type."""
     if norm == 2:
         return importance * (error * error)
     return importance * power(abs(error), norm)

@@ -52,7 +52,7 @@ def solve_steps(matrix, pulls, steps, roots):
 
 @scalar
 def lowers_loss(matrix, pulls, steps):
-    """Whether steps [G] of the scales lower the row's loss; False where a step is not finite."""
+    """Return whether steps [G] of the scales lower the row's loss; False where a step is not finite."""
     change = 0.0
     size = 0.0
     for g in range(len(pulls)):

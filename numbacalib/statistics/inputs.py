@@ -25,6 +25,7 @@ from numbacalib.ops.matrix import (
 )
 from numbacalib.ops.products import add_moment
 from numbacalib.runtime import checks
+from numbacalib.runtime.array import Array, ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite, square_limit
 from numbacalib.statistics.files import save_tensors
@@ -74,7 +75,9 @@ class InputStatistics:
         """``mean_n x[n, j] ** 2``, [K]: llama.cpp's importance matrix."""
         return scaled(diagonal(self.hessian), 0.5)
 
-    def update(self, inputs: Any, original: Any = None, residual: Any = None) -> None:
+    def update(
+        self, inputs: ArrayT, original: ArrayT | None = None, residual: ArrayT | None = None
+    ) -> None:
         """Add tokens: inputs [N, K] of any length, or of more axes with the channels last.
 
         Any of the four dtypes. Sums are float32, which holds those of squares of magnitudes below
@@ -175,7 +178,7 @@ class InputStatistics:
         """Names of the moments with the original model that were collected."""
         return [name for name in _OPTIONAL if getattr(self, name) is not None]
 
-    def moved(self, like: Any) -> InputStatistics:
+    def moved(self, like: Array) -> InputStatistics:
         """Return the same statistics, which are NumPy arrays, on the device that `like` is on."""
         result = InputStatistics(len(self.hessian))
         result.tokens = self.tokens
@@ -183,7 +186,7 @@ class InputStatistics:
             setattr(result, name, from_host(getattr(self, name), like))
         return result
 
-    def divided(self, scales: Any) -> InputStatistics:
+    def divided(self, scales: Array) -> InputStatistics:
         """Return the statistics of the same inputs divided by channel scales [K], all positive."""
         factors = from_host(1 / to_host(scales), like=self.hessian)
         result = InputStatistics(len(self.hessian))
@@ -198,7 +201,7 @@ class InputStatistics:
 
 def _tokens(name: str, array: Any, channels: int, like: Any = None) -> Any:
     """Check vectors [..., K] and return them as a matrix of at most float32, or of the dtype of `like`."""
-    rows = checks.tokens(name, array, channels)
+    rows = checks.tokens(name, array, ("N", channels))
     if like is not None and len(rows) != len(like):
         raise ValueError(
             f"{name}: expected shape [{len(like)}, {channels}], got {list(rows.shape)}"
@@ -218,12 +221,34 @@ _SHARED = "numbacalib.statistics"
 def save_statistics(
     path: str | Path,
     statistics: Mapping[str, InputStatistics],
-    weights: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Array] | None = None,
 ) -> None:
     """Write the statistics of named layers to one safetensors file (extra `models`).
 
     Layers that share one `InputStatistics` object, since they share an input, are stored once. With
     their weights beside them, the layers can be quantized again without the model.
+
+    Parameters
+    ----------
+    path : str or Path
+    statistics : mapping of str to InputStatistics
+        Of the layers, by name.
+    weights : mapping of str to array [M, K], optional
+        Of the same layers, in any of the four dtypes.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses; nothing new is at `path` then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.statistics import InputStatistics, save_statistics
+    >>> statistics = InputStatistics(3)
+    >>> statistics.update(np.array([[1, -4, 0], [-2, 3, 0]], np.float32))
+    >>> weight = np.ones((2, 3), np.float32)
+    >>> save_statistics("layers.safetensors", {"q_proj": statistics}, {"q_proj": weight})
     """
     tensors: dict[str, NDArray] = {}
     stored_as: dict[str, str] = {}
@@ -242,12 +267,32 @@ def save_statistics(
 def load_statistics(path: str | Path) -> dict[str, InputStatistics]:
     """Read what `save_statistics` wrote; layers that shared one object do so again.
 
+    Parameters
+    ----------
+    path : str or Path
+        Of a safetensors file (extra `models`).
+
+    Returns
+    -------
+    dict of str to InputStatistics
+        By layer.
+
     Raises
     ------
     OSError
         If the file cannot be opened.
     ValueError
         If the file is damaged or of another kind. The message is one line that names the file.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.statistics import InputStatistics, load_statistics, save_statistics
+    >>> statistics = InputStatistics(3)
+    >>> statistics.update(np.array([[1, -4, 0], [-2, 3, 0]], np.float32))
+    >>> save_statistics("layers.safetensors", {"q_proj": statistics})
+    >>> load_statistics("layers.safetensors")["q_proj"].max_abs
+    array([2., 4., 0.], dtype=float32)
     """
     layers: dict[str, InputStatistics] = {}
     with opened(path, "save_statistics") as file:
@@ -273,12 +318,28 @@ def load_statistics(path: str | Path) -> dict[str, InputStatistics]:
 def stored_channels(path: str | Path) -> dict[str, int]:
     """Return K of the layers whose statistics a file holds, by name, from its header alone.
 
+    Parameters
+    ----------
+    path : str or Path
+        Of a safetensors file (extra `models`).
+
+    Returns
+    -------
+    dict of str to int
+
     Raises
     ------
     OSError
         If the file cannot be opened.
     ValueError
         If the file is damaged or of another kind. The message is one line that names the file.
+
+    Examples
+    --------
+    >>> from numbacalib.statistics import InputStatistics, save_statistics, stored_channels
+    >>> save_statistics("layers.safetensors", {"q_proj": InputStatistics(3)})
+    >>> stored_channels("layers.safetensors")
+    {'q_proj': 3}
     """
     with opened(path, "save_statistics") as file:
         stored_as = _stored_as(file)
@@ -289,12 +350,31 @@ def stored_channels(path: str | Path) -> dict[str, int]:
 def load_weights(path: str | Path) -> dict[str, NDArray]:
     """Read the weights that `save_statistics` wrote beside the statistics, by layer.
 
+    Parameters
+    ----------
+    path : str or Path
+        Of a safetensors file (extra `models`).
+
+    Returns
+    -------
+    dict of str to array [M, K]
+        In the dtypes in which they were saved.
+
     Raises
     ------
     OSError
         If the file cannot be opened.
     ValueError
         If the file is damaged or of another kind. The message is one line that names the file.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.statistics import InputStatistics, load_weights, save_statistics
+    >>> weights = {"q_proj": np.ones((2, 3), np.float16)}
+    >>> save_statistics("layers.safetensors", {"q_proj": InputStatistics(3)}, weights)
+    >>> load_weights("layers.safetensors")["q_proj"].dtype
+    dtype('float16')
     """
     floats = ("F16", "BF16", "F32", "F64")
     with opened(path, "save_statistics") as file:

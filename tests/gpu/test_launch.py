@@ -23,7 +23,7 @@ def results(generator_seed):
         # its factorisation takes more shared memory than a kernel is given by itself
         *(
             quantized.codes
-            for quantized, _ in gptq_batch(weights, torch.stack([hessian, 2 * hessian]), bits=4)
+            for quantized in gptq_batch(weights, torch.stack([hessian, 2 * hessian]), bits=4)
         ),
     ]
 

@@ -81,10 +81,10 @@ def test_windows_of_each_layer(overrides: dict[str, Any], expected: tuple[Any, .
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type: expected one of llama, mistral, .* got 'gpt2'"),
+        ({"model_type": "bert"}, "model_type: expected one of llama, mistral, .* got 'bert'"),
         ({"model_type": None}, "model_type: expected one of llama, .* got None"),
         ({"hidden_size": None}, "hidden_size: expected an integer from 1 to 1048576, got None"),
-        ({"hidden_act": "gelu"}, "hidden_act: expected one of silu, swish, got 'gelu'"),
+        ({"hidden_act": "mish"}, "hidden_act: expected one of silu, swish, .* got 'mish'"),
         (
             {"num_key_value_heads": 3},
             "num_key_value_heads: expected a divisor of num_attention_heads=4",

@@ -10,7 +10,7 @@ from models.tiny import TEXT, tiny_tokenizer, write_tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 
 from numbacalib.cli import main
-from numbacalib.quantizer import Settings, calibration, pipeline, quantize
+from numbacalib.quantizer import Settings, blocks, calibration, pipeline, quantize
 from numbacalib.statistics import GradientStatistics, save_fisher
 
 SHORT = ["--samples", "4", "--sequence-length", "32"]
@@ -145,7 +145,7 @@ def without_tokens(file):
 def test_incomplete_statistics_are_found_before_any_work(
     tmp_path, model, saved, capsys, monkeypatch, name, damage, message
 ):
-    monkeypatch.setattr(pipeline, "quantize_layer", None)
+    monkeypatch.setattr(blocks, "quantize_layers", None)
     damage(saved / name)
     assert_refused(capsys, tmp_path, message, "quantize", model, *GROUPS, "--statistics", saved)
 
@@ -221,7 +221,7 @@ def bad_fisher(shape, value=1.0):
 def test_importance_is_checked_as_a_whole_first(
     tmp_path, model, capsys, monkeypatch, damaged, message
 ):
-    monkeypatch.setattr(pipeline, "quantize_layer", None)
+    monkeypatch.setattr(blocks, "quantize_layers", None)
     shapes = {
         name.removesuffix(".weight"): tensor.shape
         for name, tensor in load_file(model / "model.safetensors").items()

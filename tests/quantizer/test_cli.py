@@ -312,12 +312,12 @@ def test_a_killed_run_leaves_no_output_and_does_not_disturb_the_next(tmp_path, t
 
 
 def test_an_interrupt_leaves_nothing(tmp_path, text, model, monkeypatch, capsys):
-    from numbacalib.quantizer import pipeline
+    from numbacalib.quantizer import blocks
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "quantize_layer", interrupt)
+    monkeypatch.setattr(blocks, "quantize_layers", interrupt)
     assert run("quantize", model, "--text", text, *SHORT, "--output", tmp_path / "out") == 130
     assert_one_line(capsys, "interrupted")
     assert not list(tmp_path.glob("*out*"))

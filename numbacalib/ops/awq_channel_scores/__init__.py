@@ -6,6 +6,7 @@ from typing import Any
 
 from numbacalib.ops.awq_channel_scores import cpu
 from numbacalib.runtime import checks
+from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import call
 
 
@@ -17,8 +18,8 @@ def _gpu() -> Any:
 
 
 def awq_channel_scores(
-    activations: Any, weights: Any, *, out: Any = None, stream: Any = None
-) -> Any:
+    activations: ArrayT, weights: ArrayT, *, out: ArrayT | None = None, stream: Any = None
+) -> ArrayT:
     """Score each input channel by activation magnitude times mean weight magnitude.
 
     ``act_scale[j] = max_n |a[n, j]|`` and ``score[j] = mean_i(act_scale[j] * |w[i, j]|)``.
@@ -26,7 +27,7 @@ def awq_channel_scores(
     Parameters
     ----------
     activations : array [N, K], float16, bfloat16, float32 or float64
-        Inputs of the layer, one row a token.
+        Inputs of the layer, one row a token; more axes before the last count as tokens, [B, S, K].
     weights : array [M, K], any of the same dtypes
         Weight of the layer, one row an output feature.
     out : array [K], optional
@@ -51,12 +52,22 @@ def awq_channel_scores(
     -----
     Salience by activation magnitude is from Lin et al., "AWQ: Activation-aware Weight Quantization
     for LLM Compression and Acceleration" (2023), section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib import awq_channel_scores
+    >>> activations = np.array([[1, -4, 0], [-2, 3, 0]], np.float32)
+    >>> weights = np.array([[1, 1, 1], [3, -1, 1]], np.float32)
+    >>> awq_channel_scores(activations, weights)
+    array([4., 4., 0.], dtype=float32)
     """
-    arrays = {"activations": activations, "weights": weights, "out": out}
+    arrays: dict[str, Any] = {"activations": activations, "weights": weights, "out": out}
     with call(cpu, _gpu, stream, **arrays) as (kernels, activations, weights, out):
-        _, channels = checks.matrix("activations", activations, ("N", "K"))
+        rows = checks.tokens("activations", activations, ("N", "K"))
+        channels = rows.shape[1]
         checks.matrix("weights", weights, ("M", channels))
         dtype = checks.result_dtype(activations, weights)
         if out is not None:
             checks.output("out", out, (channels,), dtype)
-        return kernels.channel_scores(activations, weights, dtype, out)
+        return kernels.channel_scores(rows, weights, dtype, out)

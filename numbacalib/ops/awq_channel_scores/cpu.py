@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
+from numba import get_num_threads
 from numpy.typing import NDArray
 
 from numbacalib.ops.columns.cpu import magnitude_max, power_means
-from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.jit import task_kernel
+from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.awq import channel_score
 
 PART = 16384
@@ -21,7 +22,8 @@ def channel_scores(
     largest = magnitude_max(activations, dtype)
     scores = power_means(weights, 1, dtype, out)
     infinite = np.empty(-(-len(scores) // PART), np.bool_)
-    _scale(largest, scores, infinite)
+    workers, counter = min(get_num_threads(), len(infinite)), np.zeros(1, np.int64)
+    _scale(workers, largest, scores, counter, infinite)
     if infinite.any():
         # An infinite activation times a zero weight is NaN, which the mean alone would not show.
         with np.errstate(invalid="ignore", over="ignore"):
@@ -31,10 +33,11 @@ def channel_scores(
     return scores
 
 
-@kernel
-def _scale(largest, scores, infinite):
-    """Multiply the scores, and find which parts have an infinite factor. Split: one task a part."""
-    for part in prange(len(infinite)):
+@task_kernel
+def _scale(largest, scores, counter, infinite):
+    """Multiply the scores, and find which parts have an infinite factor. Split: workers take parts."""
+    part = fetch_add(counter)
+    while part < len(infinite):
         # slices: an index that is a sum would be checked for being negative, one by one
         factors, own = largest[part * PART :][:PART], scores[part * PART :][:PART]
         found = 0
@@ -42,3 +45,4 @@ def _scale(largest, scores, infinite):
             own[j] = channel_score(factors[j], own[j])
             found += factors[j] == np.inf
         infinite[part] = found > 0
+        part = fetch_add(counter)

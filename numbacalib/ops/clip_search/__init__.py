@@ -32,7 +32,7 @@ def clip_scales(
         Divides K.
     grid : Grid
     shares : array of the accumulators' dtype
-        Shares of a group's largest magnitude to which it is clipped, the first to keep first.
+        Shares of a group's largest magnitude to try; of equal losses the first is kept.
     """
     with call(cpu, _gpu, matrix=matrix, hessian=hessian) as (kernels, matrix, hessian):
         return kernels.clip_scales(matrix, hessian, group_size, grid, shares)

@@ -7,19 +7,23 @@ partial results may be for the second-level cache, and rows that follow each oth
 into one run of about that length. Sums are restarted every `CHUNK` runs, which bounds their rounding
 error by the chunk, not by the column.
 
-A contiguous column is reduced as a matrix of its own, `LANES` wide: the same inner loops run on
-both memory orders, along contiguous memory.
+A contiguous column is reduced as a matrix of its own, `LANES` wide: the same inner loops run on both
+memory orders, along contiguous memory.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
-from numba import prange
+from numba import get_num_threads
+from numba.core.extending import overload
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from numbacalib.runtime.half import carrier, magnitude_bits, widen
-from numbacalib.runtime.jit import inlined, kernel, scalar
+from numbacalib.runtime.jit import inlined, scalar, task_kernel
+from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.awq import magnitude
 from numbacalib.spec.fisher import squared
 from numbacalib.spec.scalars import larger_magnitude
@@ -40,22 +44,88 @@ COLUMNS = 256
 """Contiguous columns of a task."""
 
 
+class _Sum(NamedTuple):
+    """Reduction to a sum over a divisor. Kernels are compiled for the type of a reduction."""
+
+    divisor: Any
+
+    @staticmethod
+    def merged(total, other, how):  # noqa: ARG004  (its type chooses)
+        return total + other
+
+    @staticmethod
+    def finished(total, how):
+        return total / how.divisor
+
+
+class Squares(_Sum):
+    """The sum of ``x ** 2`` over a divisor."""
+
+    @staticmethod
+    def term(x, how):
+        return squared(type(how.divisor)(widen(x)))
+
+
+class Magnitudes(_Sum):
+    """The sum of ``|x|`` over a divisor."""
+
+    @staticmethod
+    def term(x, how):
+        return magnitude(type(how.divisor)(widen(x)))
+
+
+class Largest(NamedTuple):
+    """Reduction of the bits of floats, as signed integers, to those of the largest magnitude."""
+
+    least: Any
+
+    @staticmethod
+    def term(x, how):
+        return larger_magnitude(how.least, x)
+
+    @staticmethod
+    def merged(total, other, how):  # noqa: ARG004
+        return larger_magnitude(total, other)
+
+    @staticmethod
+    def finished(total, how):
+        return larger_magnitude(how.least, total)
+
+
+class Runs(NamedTuple):
+    """A matrix as flat memory with contiguous rows, or contiguous columns."""
+
+    memory: NDArray
+    height: int
+    leading: int
+    """Elements between the beginnings of two rows (columns)."""
+    by_columns: bool
+    """Whether it is the columns that are contiguous."""
+
+
+class Cut(NamedTuple):
+    """How a matrix is cut."""
+
+    fold: int
+    """Rows of a run."""
+    tile: int
+    """Columns of a task."""
+    segments: int
+
+
 def power_means(
     matrix: NDArray, power: int, dtype: np.dtype, out: NDArray | None = None
 ) -> NDArray:
     """See `numbacalib.ops.columns.power_means`."""
     height, width = matrix.shape
-    memory, leading, by_columns = _contiguous_runs(carrier(matrix))
-    fold, tile, segments = _split(matrix.shape, leading, by_columns, dtype.itemsize)
+    runs = _contiguous_runs(carrier(matrix))
+    cut = _split(runs, width, dtype.itemsize)
     if out is None:
         out = np.empty(width, dtype)
-    whole = segments == 1
-    partial = out[None] if whole else np.empty((segments, width), dtype)
-    divisor = dtype.type(height if whole else 1)
-    if by_columns:
-        _power_sums_of_columns(memory, leading, height, power == 2, divisor, partial)
-    else:
-        _power_sums_of_rows(memory, leading, height, fold, tile, power == 2, divisor, partial)
+    whole = cut.segments == 1
+    partial = out[None] if whole else np.empty((cut.segments, width), dtype)
+    how = Squares if power == 2 else Magnitudes
+    _reduce(runs, cut, how(dtype.type(height if whole else 1)), partial)
     if not whole:
         np.divide(partial.sum(axis=0, dtype=dtype), dtype.type(height), out=out)
     return out
@@ -63,23 +133,18 @@ def power_means(
 
 def magnitude_max(matrix: NDArray, dtype: np.dtype) -> NDArray:
     """See `numbacalib.ops.columns.magnitude_max`."""
-    memory, leading, by_columns = _contiguous_runs(magnitude_bits(matrix))
-    fold, tile, segments = _split(matrix.shape, leading, by_columns, matrix.itemsize)
-    partial = np.empty((segments, matrix.shape[1]), memory.dtype)
-    if by_columns:
-        _magnitude_max_of_columns(memory, leading, len(matrix), partial)
-    else:
-        _magnitude_max_of_rows(memory, leading, len(matrix), fold, tile, partial)
-    largest = partial.max(axis=0) if segments > 1 else partial[0]
+    runs = _contiguous_runs(magnitude_bits(matrix))
+    cut = _split(runs, matrix.shape[1], matrix.itemsize)
+    partial = np.empty((cut.segments, matrix.shape[1]), runs.memory.dtype)
+    _reduce(runs, cut, Largest(partial.dtype.type(0)), partial)
+    largest = partial.max(axis=0) if cut.segments > 1 else partial[0]
     return largest.view(matrix.dtype).astype(dtype, copy=False)
 
 
-def _contiguous_runs(matrix: NDArray) -> tuple[NDArray, int, bool]:
-    """Present a matrix as flat memory with contiguous rows, or contiguous columns, without a copy.
+def _contiguous_runs(matrix: NDArray) -> Runs:
+    """Present a matrix as flat, read-only memory, without a copy.
 
-    Returns the memory, one-dimensional and read-only, the distance between the beginnings of two
-    rows (columns), and whether it is the columns that are contiguous. Only a matrix with neither
-    contiguous is copied, in its own dtype.
+    Only a matrix with neither rows nor columns contiguous is copied, in its own dtype.
     """
     step, (height, width) = matrix.itemsize, matrix.shape
     between_rows, between_columns = matrix.strides
@@ -94,260 +159,175 @@ def _contiguous_runs(matrix: NDArray) -> tuple[NDArray, int, bool]:
     else:
         matrix = np.ascontiguousarray(matrix)
         by_columns, leading = False, width
-    runs, length = (width, height) if by_columns else (height, width)
-    size = (runs - 1) * leading + length
-    return as_strided(matrix, (size,), (step,), writeable=False), leading, by_columns
+    count, length = (width, height) if by_columns else (height, width)
+    size = (count - 1) * leading + length
+    memory = as_strided(matrix, (size,), (step,), writeable=False)
+    return Runs(memory, height, leading, by_columns)
 
 
-def _split(
-    shape: tuple[int, int], leading: int, by_columns: bool, itemsize: int
-) -> tuple[int, int, int]:
-    """Return how many rows to fold into a run, how many columns a tile has, and the segments.
-
-    `itemsize` is that of the partial results.
-    """
-    height, width = shape
-    if by_columns:
-        fold, tile, runs = 1, COLUMNS, height // LANES
+def _split(runs: Runs, width: int, itemsize: int) -> Cut:
+    """Cut a matrix of `width` columns; `itemsize` is that of the partial results."""
+    if runs.by_columns:
+        fold, tile = LANES, COLUMNS
     else:
-        fold = max(1, min(RUN // width, height)) if leading == width else 1
-        runs = height // fold
+        fold = max(1, min(RUN // width, runs.height)) if runs.leading == width else 1
         tile = min(TILE_BYTES // itemsize, max(RUN, -(-width // TASKS)))
         tile = -(-width // -(-width // tile))
     tiles = -(-width // tile)
-    return fold, tile, max(1, min(-(-TASKS // tiles), runs // SEGMENT))
+    return Cut(fold, tile, max(1, min(-(-TASKS // tiles), runs.height // fold // SEGMENT)))
 
 
-@kernel
-def _power_sums_of_rows(memory, leading, height, fold, tile, square, divisor, partial):
-    """Split: one task a (segment, column tile)."""
+def _reduce(runs: Runs, cut: Cut, how: Any, partial: NDArray) -> None:
+    """Reduce the rows of each segment to a row of `partial`, on all threads."""
     segments, width = partial.shape
-    for task in prange(segments * -(-width // tile)):
-        _sum_tile(np.int64(task), memory, leading, height, fold, tile, square, divisor, partial)
+    workers = min(get_num_threads(), segments * -(-width // cut.tile))
+    counter, (memory, height, leading, by_columns) = np.zeros(1, np.int64), runs
+    if by_columns:
+        _reduce_columns(workers, memory, height, leading, how, counter, partial)
+    else:
+        lengths = cut.fold, cut.tile
+        _reduce_rows(workers, memory, height, leading, lengths, how, counter, partial)
 
 
-@scalar
-def _sum_tile(task, memory, leading, height, fold, tile, square, divisor, partial):
-    """Sum the rows of one segment of a tile of columns."""
-    segments, width = partial.shape
-    tiles = -(-width // tile)
-    segment, left = task // tiles, task % tiles * tile
-    runs, count = height // fold, min(tile, width - left)
-    begin, end = segment * runs // segments, (segment + 1) * runs // segments
-    total = np.zeros(fold * count, partial.dtype)
-    step = fold * leading
-    _add_powers(memory, begin * step + left, step, end - begin, square, total)
-    if segment == segments - 1:
-        rest = total[: (height - runs * fold) * count]
-        _add_powers(memory, runs * step + left, 0, 1, square, rest)
-    _fold_sums(total, count)
-    for j in range(count):
-        partial[segment, left + j] = total[j] / divisor
+@task_kernel
+def _reduce_rows(memory, height, leading, lengths, how, counter, partial):
+    """Reduce columns of contiguous rows. Split: workers take a (segment, tile of columns)."""
+    (fold, tile), (segments, width) = lengths, partial.shape
+    tiles, runs, step = -(-width // tile), height // fold, fold * leading
+    lanes = np.empty(fold * tile, partial.dtype)
+    task = fetch_add(counter)
+    while task < segments * tiles:
+        segment, left = task // tiles, task % tiles * tile
+        begin, end = segment * runs // segments, (segment + 1) * runs // segments
+        count = min(tile, width - left)
+        total = lanes[: fold * count]
+        total[:] = 0
+        at = begin * step + left
+        _reduce_runs(memory, at, step, fold * count, end - begin, how, total)
+        if segment == segments - 1:
+            rest = (height - runs * fold) * count
+            _take_runs(memory, runs * step + left, step, rest, np.int64(1), how, total)
+        _fold(total, count, how)
+        for j in range(count):
+            partial[segment, left + j] = _finished(total[j], how)
+        task = fetch_add(counter)
 
 
-@kernel
-def _power_sums_of_columns(memory, leading, height, square, divisor, partial):
-    """Split: one task a (segment, `COLUMNS` columns)."""
-    segments, width = partial.shape
-    for task in prange(segments * -(-width // COLUMNS)):
-        _sum_columns(np.int64(task), memory, leading, height, square, divisor, partial)
-
-
-@scalar
-def _sum_columns(task, memory, leading, height, square, divisor, partial):
-    """Sum one segment of a few contiguous columns."""
+@task_kernel
+def _reduce_columns(memory, height, leading, how, counter, partial):
+    """Reduce contiguous columns. Split: workers take a (segment, `COLUMNS` columns)."""
     segments, width = partial.shape
     tiles = -(-width // COLUMNS)
-    segment, left = task // tiles, task % tiles * COLUMNS
-    begin, end = segment * height // segments, (segment + 1) * height // segments
-    whole, rest = (end - begin) // LANES, (end - begin) % LANES
-    lanes = np.empty(LANES, partial.dtype)
-    for j in range(left, min(left + COLUMNS, width)):
-        at = j * leading + begin
-        if not whole:
-            total = _short_power_sum(memory, at, rest, square, partial.dtype.type(0))
-            partial[segment, j] = total / divisor
-            continue
-        lanes[:] = 0
-        _add_powers(memory, at, LANES, whole, square, lanes)
-        _add_powers(memory, at + whole * LANES, 0, 1, square, lanes[:rest])
-        _fold_sums(lanes, 1)
-        partial[segment, j] = lanes[0] / divisor
+    lanes = np.empty(LANES, partial.dtype)  # as many as a constant: loops over them are unrolled
+    task = fetch_add(counter)
+    while task < segments * tiles:
+        segment, left = task // tiles, task % tiles * COLUMNS
+        begin, end = segment * height // segments, (segment + 1) * height // segments
+        runs, rest = (end - begin) // LANES, (end - begin) % LANES
+        for j in range(left, min(left + COLUMNS, width)):
+            at = j * leading + begin
+            if runs:
+                lanes[:] = 0
+                _reduce_runs(memory, at, LANES, LANES, runs, how, lanes)
+                _take_runs(memory, at + runs * LANES, LANES, rest, 1, how, lanes)
+                _fold(lanes, 1, how)
+                total = lanes[0]
+            else:
+                total = _reduce_few(memory[at : at + rest], partial.dtype.type(0), how)
+            partial[segment, j] = _finished(total, how)
+        task = fetch_add(counter)
 
 
 @scalar
-def _term(x, square):
-    """What an element adds: ``x ** 2``, or ``|x|``."""
-    return squared(x) if square else magnitude(x)
+def _reduce_few(run, total, how):
+    """Reduce a few elements, in order."""
+    for i in range(len(run)):
+        total = _merged(total, _term(run[i], how), how)
+    return total
 
 
 @scalar
-def _add_powers(memory, at, leading, runs, square, total):
-    """Add ``|x|`` or ``x ** 2`` of `runs` runs of memory to `total`, by partial sums of their own."""
+def _reduce_runs(memory, at, step, width, runs, how, total):
+    """Take runs of memory, in chunks with partial results of their own."""
     if runs <= CHUNK:
-        _add_powers_of_chunk(memory, at, leading, runs, square, total)
+        _take_runs(memory, at, step, width, runs, how, total)
         return
     chunk = np.empty_like(total)
     for first in range(0, runs, CHUNK):
         chunk[:] = 0
         count = min(CHUNK, runs - first)
-        _add_powers_of_chunk(memory, at + first * leading, leading, count, square, chunk)
-        for j in range(len(total)):
-            total[j] += chunk[j]
+        _take_runs(memory, at + first * step, step, width, count, how, chunk)
+        for j in range(width):
+            total[j] = _merged(total[j], chunk[j], how)
 
 
 @scalar
-def _add_powers_of_chunk(memory, at, leading, runs, square, chunk):
-    """Add runs eight at a time, so that a partial sum is loaded and stored once for eight elements."""
-    width = len(chunk)
+def _take_runs(memory, at, step, width, runs, how, total):
+    """Take runs of memory eight at a time, so that a partial result is loaded and stored once for eight."""
     for run in range(0, runs - 7, 8):
-        first = _four_runs(memory, at + run * leading, leading, width)
-        second = _four_runs(memory, at + (run + 4) * leading, leading, width)
-        if square:  # the loops decide nothing
-            _add_eight(first, second, True, chunk)
-        else:
-            _add_eight(first, second, False, chunk)
-    real = chunk.dtype.type
-    for run in range(runs - runs % 8, runs):
-        a = memory[at + run * leading : at + run * leading + width]
+        a, b, c, d = _four_runs(memory, at + run * step, step, width)
+        e, f, g, h = _four_runs(memory, at + (run + 4) * step, step, width)
         for j in range(width):
-            chunk[j] += _term(real(widen(a[j])), square)
+            p = _merged(_term(a[j], how), _term(b[j], how), how)
+            q = _merged(_term(c[j], how), _term(d[j], how), how)
+            r = _merged(_term(e[j], how), _term(f[j], how), how)
+            s = _merged(_term(g[j], how), _term(h[j], how), how)
+            four, other = _merged(p, q, how), _merged(r, s, how)
+            total[j] = _merged(total[j], _merged(four, other, how), how)
+    for run in range(runs - runs % 8, runs):
+        a = memory[at + run * step : at + run * step + width]
+        for j in range(width):
+            total[j] = _merged(total[j], _term(a[j], how), how)
 
 
 @inlined
-def _add_eight(first, second, square, chunk):
-    """Add twice four runs to partial sums."""
-    real = chunk.dtype.type
-    a, b, c, d = first
-    e, f, g, h = second
-    for j in range(len(chunk)):
-        p, q = _term(real(widen(a[j])), square), _term(real(widen(b[j])), square)
-        r, s = _term(real(widen(c[j])), square), _term(real(widen(d[j])), square)
-        t, u = _term(real(widen(e[j])), square), _term(real(widen(f[j])), square)
-        v, w = _term(real(widen(g[j])), square), _term(real(widen(h[j])), square)
-        chunk[j] += ((p + q) + (r + s)) + ((t + u) + (v + w))
-
-
-@scalar
-def _short_power_sum(memory, at, count, square, total):
-    """Add ``|x|`` or ``x ** 2`` of a few elements to a number."""
-    run, real = memory[at : at + count], type(total)
-    for i in range(count):
-        total += _term(real(widen(run[i])), square)
-    return total
-
-
-@scalar
-def _fold_sums(total, width):
-    """Add the rows of a flat matrix in halves, down to its first `width` elements."""
-    rows = len(total) // width
-    while rows > 1:
-        half = rows // 2
-        rows -= half
-        upper = total[rows * width : (rows + half) * width]
-        for j in range(len(upper)):
-            total[j] += upper[j]
-
-
-@scalar
-def _four_runs(memory, at, leading, width):
+def _four_runs(memory, at, step, width):
     """Views of four runs: an index from `range` needs no check for being negative, a sum does."""
     return (
         memory[at : at + width],
-        memory[at + leading : at + leading + width],
-        memory[at + 2 * leading : at + 2 * leading + width],
-        memory[at + 3 * leading : at + 3 * leading + width],
+        memory[at + step : at + step + width],
+        memory[at + 2 * step : at + 2 * step + width],
+        memory[at + 3 * step : at + 3 * step + width],
     )
 
 
-@kernel
-def _magnitude_max_of_rows(memory, leading, height, fold, tile, partial):
-    """Split: one task a (segment, column tile)."""
-    segments, width = partial.shape
-    for task in prange(segments * -(-width // tile)):
-        _largest_of_tile(np.int64(task), memory, leading, height, fold, tile, partial)
-
-
 @scalar
-def _largest_of_tile(task, memory, leading, height, fold, tile, partial):
-    """Find the largest magnitudes of one segment of a tile of columns."""
-    segments, width = partial.shape
-    tiles = -(-width // tile)
-    segment, left = task // tiles, task % tiles * tile
-    runs, count = height // fold, min(tile, width - left)
-    begin, end = segment * runs // segments, (segment + 1) * runs // segments
-    largest = np.zeros(fold * count, partial.dtype)
-    step = fold * leading
-    _raise_to_magnitudes(memory, begin * step + left, step, end - begin, largest)
-    if segment == segments - 1:
-        rest = largest[: (height - runs * fold) * count]
-        _raise_to_magnitudes(memory, runs * step + left, 0, 1, rest)
-    _fold_magnitudes(largest, count)
-    for j in range(count):
-        partial[segment, left + j] = largest[j]
+def _fold(total, count, how):
+    """Merge the rows of a flat matrix in halves, down to its first `count` elements."""
+    rows = len(total) // count
+    while rows > 1:
+        half = rows // 2
+        rows -= half
+        other = total[rows * count : (rows + half) * count]
+        for j in range(len(other)):
+            total[j] = _merged(total[j], other[j], how)
 
 
-@kernel
-def _magnitude_max_of_columns(memory, leading, height, partial):
-    """Split: one task a (segment, `COLUMNS` columns)."""
-    segments, width = partial.shape
-    for task in prange(segments * -(-width // COLUMNS)):
-        _largest_of_columns(np.int64(task), memory, leading, height, partial)
+def _term(x, how):
+    """What an element adds."""
+    return how.term(x, how)
 
 
-@scalar
-def _largest_of_columns(task, memory, leading, height, partial):
-    """Find the largest magnitudes of one segment of a few contiguous columns."""
-    segments, width = partial.shape
-    tiles = -(-width // COLUMNS)
-    segment, left = task // tiles, task % tiles * COLUMNS
-    begin, end = segment * height // segments, (segment + 1) * height // segments
-    whole, rest = (end - begin) // LANES, (end - begin) % LANES
-    lanes = np.empty(LANES, partial.dtype)
-    for j in range(left, min(left + COLUMNS, width)):
-        at = j * leading + begin
-        if not whole:
-            partial[segment, j] = _short_magnitude_max(memory, at, rest)
-            continue
-        lanes[:] = 0
-        _raise_to_magnitudes(memory, at, LANES, whole, lanes)
-        _raise_to_magnitudes(memory, at + whole * LANES, 0, 1, lanes[:rest])
-        _fold_magnitudes(lanes, 1)
-        partial[segment, j] = lanes[0]
+def _merged(total, other, how):
+    """Two partial results as one."""
+    return how.merged(total, other, how)
 
 
-@scalar
-def _raise_to_magnitudes(memory, at, leading, runs, largest):
-    """Raise `largest` to the magnitudes of `runs` runs of memory, eight at a time."""
-    width = len(largest)
-    for run in range(0, runs - 7, 8):
-        a, b, c, d = _four_runs(memory, at + run * leading, leading, width)
-        e, f, g, h = _four_runs(memory, at + (run + 4) * leading, leading, width)
-        for j in range(width):
-            most = larger_magnitude(larger_magnitude(largest[j], a[j]), b[j])
-            most = larger_magnitude(larger_magnitude(most, c[j]), d[j])
-            most = larger_magnitude(larger_magnitude(most, e[j]), f[j])
-            largest[j] = larger_magnitude(larger_magnitude(most, g[j]), h[j])
-    for run in range(runs - runs % 8, runs):
-        a = memory[at + run * leading : at + run * leading + width]
-        for j in range(width):
-            largest[j] = larger_magnitude(largest[j], a[j])
+def _finished(total, how):
+    """The result of all of them."""
+    return how.finished(total, how)
 
 
-@scalar
-def _short_magnitude_max(memory, at, count):
-    """Return the largest magnitude of a few elements."""
-    run = memory[at : at + count]
-    largest = memory.dtype.type(0)
-    for i in range(count):
-        largest = larger_magnitude(largest, run[i])
-    return largest
+@overload(_term)
+def _compiled_term(x, how):
+    return how.instance_class.term
 
 
-@scalar
-def _fold_magnitudes(largest, width):
-    """Raise the first `width` elements of a flat matrix to those below them."""
-    for row in range(1, len(largest) // width):
-        below = largest[row * width : (row + 1) * width]
-        for j in range(width):
-            largest[j] = larger_magnitude(largest[j], below[j])
+@overload(_merged)
+def _compiled_merged(total, other, how):
+    return how.instance_class.merged
+
+
+@overload(_finished)
+def _compiled_finished(total, how):
+    return how.instance_class.finished

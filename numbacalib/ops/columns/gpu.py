@@ -62,7 +62,7 @@ def magnitude_peaks(matrix: Any) -> Any:
 
 
 class Reduction(NamedTuple):
-    """What is reduced, as device functions."""
+    """Device functions of a reduction."""
 
     decode: Callable
     """Takes an element as it lies in memory."""
@@ -75,7 +75,7 @@ class Reduction(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How a matrix is cut."""
+    """Cut of a matrix into segments and strips."""
 
     threads: tuple[int, int]
     width: int
@@ -90,7 +90,7 @@ class Plan(NamedTuple):
 
 
 def plan(matrix: Any) -> Plan:
-    """Say how a matrix, or the carrier of one, is cut into segments and strips."""
+    """Cut a matrix, or the carrier of one, into segments and strips."""
     rows, columns = matrix.shape
     threads = WIDE if rows <= FEW_ROWS else TALL
     width, load, unpack = 1, _load_element, _unpack_element
@@ -107,7 +107,7 @@ def plan(matrix: Any) -> Plan:
 
 
 def _has_vectors(matrix: Any) -> bool:
-    """Whether the rows of a matrix are whole runs of 16 bytes, each at a multiple of 16 bytes."""
+    """Return whether the rows of a matrix are whole runs of 16 bytes, each at a multiple of 16 bytes."""
     size = matrix.dtype.itemsize
     aligned = not (matrix.shape[1] * size % 16 or matrix.strides[0] % 16 or address(matrix) % 16)
     return aligned and matrix.strides[1] == size and not SIMULATED

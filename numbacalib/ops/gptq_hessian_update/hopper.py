@@ -15,7 +15,7 @@ from numba.cuda import types
 
 from numbacalib.ops.gptq_hessian_update import operands
 from numbacalib.runtime import device, product, ptx
-from numbacalib.runtime.device import Array, cuda
+from numbacalib.runtime.device import DeviceArray, cuda
 from numbacalib.runtime.finite_gpu import NONE
 from numbacalib.runtime.half import widen
 from numbacalib.runtime.launch import launch
@@ -45,7 +45,12 @@ COMBINE_WARPS, COMBINE_BATCH = 4, 4
 
 
 def rank_update(
-    hessian: Array, x: Array, alpha: float, beta: float, out: Array, first_bad: Array
+    hessian: DeviceArray,
+    x: DeviceArray,
+    alpha: float,
+    beta: float,
+    out: DeviceArray,
+    first_bad: DeviceArray,
 ) -> None:
     """Set `out` to ``beta * hessian + alpha * x^T x``; x in float32 or as a 16-bit carrier.
 
@@ -77,13 +82,13 @@ def rank_update(
 
 def _update(
     kernels: SimpleNamespace,
-    parts: list[Array],
-    scales: Array | None,
-    hessian: Array,
-    out: Array,
+    parts: list[DeviceArray],
+    scales: DeviceArray | None,
+    hessian: DeviceArray,
+    out: DeviceArray,
     alpha: float,
     beta: float,
-    first_bad: Array,
+    first_bad: DeviceArray,
 ) -> None:
     """Launch the product of one block whose operand is `parts`: itself, or high and low."""
     number = device.current_device()

@@ -14,7 +14,7 @@ from numba.cuda import types
 
 from numbacalib.ops.columns import gpu as columns
 from numbacalib.runtime import device, ptx
-from numbacalib.runtime.device import Array, cuda
+from numbacalib.runtime.device import DeviceArray, cuda
 from numbacalib.runtime.half import widen
 from numbacalib.runtime.launch import launch
 
@@ -26,7 +26,7 @@ SPLIT_ROWS, BATCH = 32, 8
 SHARED = columns.TALL[::-1]
 
 
-def split(x: Any) -> tuple[Array, Array, Array]:
+def split(x: Any) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
     """Return (high [B, K], low [B, K], scales [K]) of a float32 matrix.
 
     ``(high + low) * scales**2`` is the matrix. A column with a value that is not finite becomes zero
@@ -40,12 +40,12 @@ def split(x: Any) -> tuple[Array, Array, Array]:
     halves = device.empty((2 * rows, pairs), np.uint32)
     grid = -(-pairs // THREADS), -(-rows // SPLIT_ROWS)
     launch(_split, grid, THREADS, x, scales, halves)
-    high = Array(halves.address, (rows, width), np.dtype(np.uint16), halves, (4 * pairs, 2))
-    low = Array(high.address + 4 * pairs * rows, high.shape, high.dtype, halves, high.strides)
+    high = DeviceArray(halves.address, (rows, width), np.dtype(np.uint16), halves, (4 * pairs, 2))
+    low = DeviceArray(high.address + 4 * pairs * rows, high.shape, high.dtype, halves, high.strides)
     return high, low, scales
 
 
-def aligned(x: Array) -> Array:
+def aligned(x: DeviceArray) -> DeviceArray:
     """Return a 16-bit matrix as the copy engine takes it: as it lies if its strides allow, or a copy.
 
     Elements of a row are neighbours, and rows start at multiples of 16 bytes.
@@ -84,7 +84,7 @@ def _scales(peaks, scales):
 
 @cuda.jit(device=True)
 def _factor(scales, column):
-    """What a column is multiplied by, twice, since the square may not be representable; or 0."""
+    """Return a column's factor, applied twice since its square may not be representable; or 0."""
     if column < scales.shape[0] and scales[column] > 0:
         return np.float32(1) / scales[column]
     return np.float32(0)

@@ -9,6 +9,7 @@ import numpy as np
 from numbacalib.ops.gptq_quantize_column import cpu
 from numbacalib.ops.gptq_quantize_column.factor import upper_factor
 from numbacalib.runtime import checks
+from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import call
 from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.gptq import GroupedCodes
@@ -24,15 +25,15 @@ def _gpu() -> Any:
 
 
 def gptq_quantize_column(
-    weight: Any,
-    h_inv: Any,
+    weight: ArrayT,
+    h_inv: ArrayT,
     num_bits: int,
-    group_size: int,
+    group_size: int | None,
     symmetric: bool,
     *,
-    out: Any = None,
+    out: tuple[ArrayT, ArrayT, ArrayT] | None = None,
     stream: Any = None,
-) -> tuple[Any, Any, Any]:
+) -> tuple[ArrayT, ArrayT, ArrayT]:
     """Quantize a weight with error compensation by the inverse Hessian.
 
     Column by column, left to right, with each group's scale and zero point found at its first column
@@ -49,8 +50,8 @@ def gptq_quantize_column(
         symmetric matrix that is not diagonal is taken as the inverse Hessian itself and factored.
     num_bits : int
         2 to 8.
-    group_size : int
-        Input channels that share a scale; divides K. K itself is one scale a row.
+    group_size : int or None
+        Input channels that share a scale; divides K. None is one scale a row.
     symmetric : bool
         Grid: see `numbacalib.spec.grid`.
     out : tuple of arrays, optional
@@ -78,32 +79,46 @@ def gptq_quantize_column(
     Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
     Transformers" (2022), algorithm 1. Blocks only batch the updates: every column sees the
     compensation of all columns before it, and so does every group's scale.
+
+    Examples
+    --------
+    Inputs that go together let the second 3.4 make up for the first:
+
+    >>> import numpy as np
+    >>> from numbacalib import gptq_inverse_hessian, gptq_quantize_column
+    >>> hessian = np.full((4, 4), 0.9, np.float32)
+    >>> np.fill_diagonal(hessian, 1)
+    >>> factor = gptq_inverse_hessian(hessian)
+    >>> weight = np.array([[0, 3.4, 3.4, 15]], np.float32)
+    >>> values, scales, zeros = gptq_quantize_column(weight, factor, 4, None, False)
+    >>> values
+    array([[ 0.,  3.,  4., 15.]], dtype=float32)
+    >>> scales, zeros
+    (array([[1.]], dtype=float32), array([[0.]], dtype=float32))
     """
-    arrays = out if out is not None else (None, None, None)
-    if not (isinstance(arrays, tuple) and len(arrays) == 3):
-        raise TypeError(f"out: expected a tuple of three arrays, got {type(out).__name__}")
     names = "out[0]", "out[1]", "out[2]"
-    named = {"weight": weight, "h_inv": h_inv, **dict(zip(names, arrays, strict=True))}
-    with call(cpu, _gpu, stream, **named) as (kernels, weight, h_inv, *arrays):
+    if out is not None and not (isinstance(out, tuple) and len(out) == len(names)):
+        raise TypeError(f"out: expected a tuple of three arrays, got {type(out).__name__}")
+    arrays: dict[str, Any] = {"weight": weight, "h_inv": h_inv}
+    arrays |= zip(names, out or [None] * len(names), strict=True)
+    with call(cpu, _gpu, stream, **arrays) as (kernels, weight, h_inv, *results):
         rows, channels = checks.matrix("weight", weight, ("M", "K"))
         checks.matrix("h_inv", h_inv, (channels, channels))
         bits = checks.integer("num_bits", num_bits, 2, 8)
-        group_size = checks.integer("group_size", group_size, 1, channels)
-        if channels % group_size:
-            raise ValueError(f"group_size: expected a divisor of K = {channels}, got {group_size}")
+        size = checks.group_size(group_size, channels)
         symmetric = checks.boolean("symmetric", symmetric)
         dtype = checks.result_dtype(weight, h_inv)
         if out is not None:
-            groups = channels // group_size
+            groups = channels // size
             shapes = (rows, channels), (rows, groups), (rows, groups)
-            for name, array, shape in zip(names, arrays, shapes, strict=True):
+            for name, array, shape in zip(names, results, shapes, strict=True):
                 checks.output(name, array, shape, dtype)
-            out = tuple(arrays)
         require_finite("weight", weight)
         require_finite("h_inv", h_inv)
         factor = upper_factor(kernels, h_inv, dtype)
         grid = Grid(bits, symmetric)
-        return kernels.quantize_columns(weight, factor, grid, group_size, dtype, out)
+        taken = None if out is None else tuple(results)
+        return kernels.quantize_columns(weight, factor, grid, size, dtype, taken)
 
 
 def quantize_direct(

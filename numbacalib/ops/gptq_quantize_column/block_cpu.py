@@ -1,8 +1,8 @@
 """GPTQ's recurrence inside a block of columns, on a tile of rows whose block lies in the first-level cache.
 
 Everything here lies transposed, ``[columns, TILE]``, so that the rows are the lanes of vectors; it comes
-and goes as tiles of `LANES` rows, as products read them. Lanes past the last row hold zeros or what came
-before: no row ever reads another's lane.
+and goes as packed row panels of `LANES` rows, as products read them. Lanes past the last row hold zeros or
+what came before: no row ever reads another's lane.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from numbacalib.ops.range_search import cpu as range_search
 from numbacalib.runtime.jit import inlined, scalar
-from numbacalib.runtime.tile_product import COLUMNS, LANES, add_tile
+from numbacalib.runtime.tile_product import COLUMNS, LANES, add_microtile
 from numbacalib.spec.gptq import column_error, compensated, reciprocal
 from numbacalib.spec.grid import code_of, stored_grid, unsigned, value_of
 
@@ -27,10 +27,10 @@ STEP = 8
 
 
 class Columns(NamedTuple):
-    """How the columns are cut."""
+    """Cut of the columns into panels and blocks."""
 
     edges: NDArray[np.int64]
-    """Where panels begin, and the end."""
+    """First column of each panel, and the end."""
     length: int
     """Columns of a block."""
     group_of: NDArray[np.int64]
@@ -38,16 +38,16 @@ class Columns(NamedTuple):
     group_size: int
     """0 where scales are given."""
     within: bool
-    """Whether scales are found of groups that lie within blocks; else a whole group is looked at."""
+    """True where scales are found of groups that lie within blocks; else a whole group is looked at."""
     inverse: bool
-    """Whether the factor is that of the inverse Hessian."""
+    """True for the factor of the inverse Hessian, False for that of the Hessian."""
 
 
 class Rows(NamedTuple):
-    """What a chunk of rows, or a tile of it, works on: ``[tiles, columns, LANES]`` each."""
+    """Packed row panels of a chunk of rows, or of a tile of it: ``[panels, columns, LANES]`` each."""
 
     history: Any
-    """Of all columns: ``-E`` or ``D`` of those so far, the weights of those to come."""
+    """All columns: ``-E`` or ``D`` of those so far, the weights of those to come."""
     panel: Any
     """Compensated weights."""
     errors: Any
@@ -55,23 +55,23 @@ class Rows(NamedTuple):
 
 
 @scalar
-def find_scales(tiles, rows, index, search, bounds, found):
+def find_scales(row_panels, rows, index, search, bounds, found):
     """Find the grids of a whole group, `index`, of `rows` (first, count), and store them.
 
-    They span the group, `tiles` [TILE // LANES, n, LANES], or are searched for where there is a `search`.
+    They span the group, `row_panels` [TILE // LANES, n, LANES], or are searched for with a `search`.
     """
     first, count = rows
-    group = np.empty((tiles.shape[1], TILE), tiles.dtype)
-    _gather(tiles, group)
+    group = np.empty((row_panels.shape[1], TILE), row_panels.dtype)
+    _gather(row_panels, group)
     if search is None:
-        scale, zero = np.empty(TILE, tiles.dtype), np.empty(TILE, tiles.dtype)
+        scale, zero = np.empty(TILE, row_panels.dtype), np.empty(TILE, row_panels.dtype)
         _span(group, bounds, scale, zero)
         _store(scale, zero, rows, index, found)
     else:
         lanes = range_search.TILE
-        scale, zero = np.ones(lanes, tiles.dtype), np.zeros(lanes, tiles.dtype)
-        factors = np.zeros((len(group), lanes), tiles.dtype)
-        weights = np.empty((len(group), lanes), tiles.dtype)
+        scale, zero = np.ones(lanes, row_panels.dtype), np.zeros(lanes, row_panels.dtype)
+        factors = np.zeros((len(group), lanes), row_panels.dtype)
+        weights = np.empty((len(group), lanes), row_panels.dtype)
         for lane in range(0, count, lanes):
             row, some = first + lane, min(lanes, count - lane)
             for j in range(len(group)):
@@ -122,7 +122,7 @@ def quantize_block(tile, corner, begin, start, stop, rows, columns, bounds, foun
     if columns.inverse:
         _distribute(error, kept)
     else:
-        _take_away(block, kept)
+        _subtract(block, kept)
     if stop < tile.errors.shape[1]:
         _distribute(error, tile.errors[:, start:stop])
     _keep_codes(code, loss, rows, begin + start, found)
@@ -138,31 +138,31 @@ def _group_end(group_of, first):
 
 
 @scalar
-def _gather(tiles, block):
-    """Bring tiles [TILE // LANES, n, LANES] side by side, to [n, TILE]."""
+def _gather(row_panels, block):
+    """Bring packed row panels [TILE // LANES, n, LANES] side by side, to [n, TILE]."""
     for t in range(TILE // LANES):
         for j in range(len(block)):
-            given, taken = tiles[t, j], block[j, t * LANES : (t + 1) * LANES]
+            given, taken = row_panels[t, j], block[j, t * LANES : (t + 1) * LANES]
             for r in range(LANES):
                 taken[r] = given[r]
 
 
 @scalar
-def _distribute(block, tiles):
+def _distribute(block, row_panels):
     """Undo `_gather`."""
     for t in range(TILE // LANES):
         for j in range(len(block)):
-            given, taken = block[j, t * LANES : (t + 1) * LANES], tiles[t, j]
+            given, taken = block[j, t * LANES : (t + 1) * LANES], row_panels[t, j]
             for r in range(LANES):
                 taken[r] = given[r]
 
 
 @scalar
-def _take_away(block, tiles):
+def _subtract(block, row_panels):
     """Subtract what `_distribute` would store."""
     for t in range(TILE // LANES):
-        for j in range(tiles.shape[1]):
-            taken, left = block[j, t * LANES : (t + 1) * LANES], tiles[t, j]
+        for j in range(row_panels.shape[1]):
+            taken, left = block[j, t * LANES : (t + 1) * LANES], row_panels[t, j]
             for r in range(LANES):
                 left[r] -= taken[r]
 
@@ -238,4 +238,4 @@ def _compensate_rest(block, error, corner, step, end, width):
     """Add the errors of columns `step` to `end` to all columns after them."""
     for k in range(end, width, COLUMNS):
         for lane in range(0, TILE, LANES):
-            add_tile(error, (step, lane), corner, (step, k), end - step, block, (k, lane))
+            add_microtile(error, (step, lane), corner, (step, k), end - step, block, (k, lane))

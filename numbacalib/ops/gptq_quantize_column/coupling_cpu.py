@@ -1,4 +1,4 @@
-"""What compensates a panel of columns for those before it, prepared once for all rows of a weight."""
+"""Coupling of each panel of columns to those before it, prepared once for all rows of a weight."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numbacalib.runtime.tasks import (
     LOWER,
     NORMAL,
     call_fortran,
-    claim,
+    fetch_add,
 )
 from numbacalib.runtime.tile_product import COLUMNS
 
@@ -29,14 +29,14 @@ BLOCK = 128
 
 
 class Coupling(NamedTuple):
-    """What compensates panels, in the order in which products read it; see `panel_strips`."""
+    """Coefficients that compensate panels, packed as products read them; see `packed_columns`."""
 
-    strips: Any
-    """Flat memory."""
+    packed: Any
+    """Flat memory of packed column panels."""
     starts: Any
-    """Where those of each panel begin in it, and the end."""
+    """Start of each panel's in it, and the end."""
     corners: Any
-    """What couples the columns of each block, and zeros: [blocks, length, length + COLUMNS]."""
+    """Coefficients among the columns of each block, and zeros: [blocks, length, length + COLUMNS]."""
 
 
 def couple_panels(
@@ -52,8 +52,8 @@ def couple_panels(
     widths = np.diff(edges)
     first = np.append(0, np.cumsum(-(-widths // BLOCK)))
     inverses = np.empty((0 if inverse else first[-1], BLOCK, BLOCK), dtype)
-    strips = widths // length * block_strips(length) + block_strips(widths % length)
-    starts = np.append(0, np.cumsum(COLUMNS * strips * edges[1:]))
+    counts = widths // length * packed_count(length) + packed_count(widths % length)
+    starts = np.append(0, np.cumsum(COLUMNS * counts * edges[1:]))
     blocks = int((-(-widths // length)).sum())
     corners = np.zeros((blocks, length, length + COLUMNS), dtype)
     coupling = Coupling(np.empty(starts[-1], dtype), starts, corners)
@@ -68,23 +68,23 @@ def couple_panels(
 
 
 @register_jitable
-def block_strips(length):
-    """Strips of `COLUMNS` that a block makes: the last is filled up with zeros."""
+def packed_count(length):
+    """Return how many packed column panels a block makes: the last is filled up with zeros."""
     return -(-length // COLUMNS)
 
 
 @register_jitable
-def panel_strips(coupling, edges, p):
-    """View what couples panel p: ``[strips, end, COLUMNS]``, its blocks' strips one after the other."""
-    flat = coupling.strips[coupling.starts[p] : coupling.starts[p + 1]]
+def packed_columns(coupling, edges, p):
+    """View what couples panel p, packed block by block: column panels ``[n, end, COLUMNS]``."""
+    flat = coupling.packed[coupling.starts[p] : coupling.starts[p + 1]]
     return flat.reshape(-1, edges[p + 1], COLUMNS)
 
 
 @register_jitable
-def block_of(strips, start, length):
-    """View the strips of the block of a panel that starts at its column `start`."""
-    count = block_strips(length)
-    return strips[start // length * count : (start // length + 1) * count]
+def block_of(packed, start, length):
+    """View the packed columns of the block of a panel that starts at its column `start`."""
+    count = packed_count(length)
+    return packed[start // length * count : (start // length + 1) * count]
 
 
 @register_jitable
@@ -96,9 +96,9 @@ def panel_corners(coupling, edges, p):
 
 @task_kernel
 def _invert_blocks(trtri, factor, edges, first, counter, inverses):
-    """Invert the triangles on the diagonal of each ``R_pp``. Split: workers claim panels."""
+    """Invert the triangles on the diagonal of each ``R_pp``. Split: workers take panels."""
     info = np.empty(1, np.int32)
-    p = claim(counter)
+    p = fetch_add(counter)
     while p < len(edges) - 1:
         for block in range(first[p], first[p + 1]):
             at = edges[p] + (block - first[p]) * BLOCK
@@ -106,21 +106,21 @@ def _invert_blocks(trtri, factor, edges, first, counter, inverses):
             widen_block(factor, at, at, inverse[:size, :size])
             # Column-major LAPACK sees the transpose, a lower triangle, and its inverse.
             call_fortran(trtri, (LOWER, NORMAL, size, inverse, BLOCK, info))
-        p = claim(counter)
+        p = fetch_add(counter)
 
 
 @task_kernel
 def _couple(gemm, trmm, factor, edges, length, first, inverses, counter, coupling):
     """Fill in the panels, solved where there are inverses.
 
-    Split: workers claim strips of rows.
+    Split: workers take runs of rows.
     """
-    memory = np.empty(ROWS * edges[1], coupling.strips.dtype)
-    task = claim(counter)
+    memory = np.empty(ROWS * edges[1], coupling.packed.dtype)
+    task = fetch_add(counter)
     before = 0
     for p in range(len(edges) - 1):
         begin, end = edges[p], edges[p + 1]
-        panel = panel_strips(coupling, edges, p)
+        packed = packed_columns(coupling, edges, p)
         tasks = -(-end // ROWS)
         while task < before + tasks:
             top = (task - before) * ROWS
@@ -132,8 +132,8 @@ def _couple(gemm, trmm, factor, edges, length, first, inverses, counter, couplin
                 own = inverses[first[p] : first[p + 1]]
                 _solve_rows(gemm, trmm, factor, begin, max(top - begin, 0), own, rows)
             _keep_corners(rows, top, begin, panel_corners(coupling, edges, p))
-            _lay_out(rows, length, top, panel)
-            task = claim(counter)
+            _pack(rows, length, top, packed)
+            task = fetch_add(counter)
         before += tasks
 
 
@@ -189,15 +189,15 @@ def _keep_corners(rows, top, begin, corners):
 
 
 @scalar
-def _lay_out(rows, length, top, panel):
-    """Distribute rows [n, w] to the strips of a panel, from its row `top` on."""
-    width, per_block = rows.shape[1], block_strips(length)
-    for s in range(len(panel)):
+def _pack(rows, length, top, packed):
+    """Pack rows [n, w] of a panel as column panels, from its row `top` on."""
+    width, per_block = rows.shape[1], packed_count(length)
+    for s in range(len(packed)):
         block = s // per_block * length
         first = block + s % per_block * COLUMNS
         count = min(COLUMNS, block + length - first, width - first)
         for i in range(len(rows)):
-            given, taken = rows[i, first : first + count], panel[s, top + i]
+            given, taken = rows[i, first : first + count], packed[s, top + i]
             if count == COLUMNS:
                 for c in range(COLUMNS):
                     taken[c] = given[c]

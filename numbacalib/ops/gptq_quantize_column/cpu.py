@@ -6,8 +6,8 @@ block by block inside the panel by small ones, and column by column inside a blo
 A group's scale is found where all columns before it have been compensated for: groups up to a block
 long lie within one, longer ones are a panel each.
 
-A chunk lies transposed, so that its rows are the lanes of vectors, and in tiles, as
-`numbacalib.runtime.tile_product` reads them.
+A chunk is packed as row panels, as `numbacalib.runtime.tile_product` reads them: its rows are the lanes of
+vectors.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from numbacalib.ops.gptq_quantize_column.block_cpu import (
 from numbacalib.ops.gptq_quantize_column.coupling_cpu import (
     block_of,
     couple_panels,
+    packed_columns,
     panel_corners,
-    panel_strips,
 )
 from numbacalib.ops.grid import cpu as grid_kernels
 from numbacalib.ops.range_search.cpu import Search
@@ -37,16 +37,16 @@ from numbacalib.runtime.blas import cholesky_lower
 from numbacalib.runtime.half import carrier
 from numbacalib.runtime.jit import inlined, task_kernel
 from numbacalib.runtime.strides import rows_view
-from numbacalib.runtime.tasks import claim
-from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product, load_tile
+from numbacalib.runtime.tasks import fetch_add
+from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product, pack_rows
 from numbacalib.spec.gptq import FactorLook, GroupedCodes
 from numbacalib.spec.grid import Grid, group_indices
 from numbacalib.spec.range_search import RangeSearch
 
 CHUNK = 256
-"""About the rows of a chunk: what reads a panel's coupling while it lies in the second-level cache."""
+"""Rows of a chunk, about: they read a panel's coupling while it lies in the second-level cache."""
 CHUNKS = 8
-"""Least chunks, of at least a `TILE`: fewer would leave threads waiting for the last."""
+"""Least number of chunks, of at least a `TILE`: fewer would leave threads waiting for the last."""
 STRIP = 256
 """Rows that are looked at together for whether they are 0 below the diagonal."""
 
@@ -188,7 +188,7 @@ def _cut(
 
 
 def _panel_edges(channels: int, group_size: int) -> NDArray[np.int64]:
-    """Where panels begin, and the end: a long group each, or whole groups of about `BLOCK` columns."""
+    """Return where panels begin, and the end: one long group each, or about `BLOCK` columns of groups."""
     width = group_size if group_size > BLOCK else BLOCK - BLOCK % group_size
     return np.append(np.arange(0, channels, width), channels)
 
@@ -205,15 +205,15 @@ def _block_length(group_size: int, single: bool) -> int:
 
 @task_kernel
 def _sweep(chunks, counter, source, coupling, columns, search, bounds, found):
-    """Quantize chunks of rows. Split: workers claim chunks."""
+    """Quantize chunks of rows. Split: workers take chunks."""
     height, width = found.codes.shape
     units = -(-height // TILE)
     most = -(-units // chunks) * (TILE // LANES)
     real, wide = found.scales.dtype, columns.edges[1]
-    # a strip's last columns may lie behind the panel
+    # the last packed columns may lie behind the panel
     panel = np.zeros((most, wide + COLUMNS, LANES), real)
     chunk = Rows(np.empty((most, width, LANES), real), panel, np.empty((most, wide, LANES), real))
-    task = claim(counter)
+    task = fetch_add(counter)
     while task < chunks:
         first = task * units // chunks * TILE
         count = min((task + 1) * units // chunks * TILE, height) - first
@@ -221,25 +221,25 @@ def _sweep(chunks, counter, source, coupling, columns, search, bounds, found):
             found.losses[i] = 0
         for p in range(len(columns.edges) - 1):
             _sweep_panel(p, first, count, source, coupling, columns, search, bounds, chunk, found)
-        task = claim(counter)
+        task = fetch_add(counter)
 
 
 @inlined
 def _sweep_panel(p, first, count, source, coupling, columns, search, bounds, chunk, found):
     """Quantize panel p of `count` rows from `first`, for which the panels before it are done."""
     begin, end, length = columns.edges[p], columns.edges[p + 1], columns.length
-    strips, top = panel_strips(coupling, columns.edges, p), np.int64(0)
+    packed, top = packed_columns(coupling, columns.edges, p), np.int64(0)
     corners = panel_corners(coupling, columns.edges, p)
-    tiles = -(-count // LANES)
+    row_panels = -(-count // LANES)
     _load(source, first, begin, end, count, chunk.history, chunk.panel)
-    before = chunk.history[:tiles, :begin]
+    before = chunk.history[:row_panels, :begin]
     for start in range(0, end - begin, length):
-        own = block_of(strips, start, length)
+        own = block_of(packed, start, length)
         add_product(before, own, top, chunk.panel[:, start:])
     for start in range(0, end - begin, length):
         stop = min(start + length, end - begin)
-        own = block_of(strips, start, length)
-        add_product(chunk.errors[:tiles, :start], own, begin, chunk.panel[:, start:])
+        own = block_of(packed, start, length)
+        add_product(chunk.errors[:row_panels, :start], own, begin, chunk.panel[:, start:])
         size = columns.group_size
         opens = size > 0 and not columns.within and start % size == 0
         for lane in range(0, count, TILE):
@@ -255,12 +255,12 @@ def _sweep_panel(p, first, count, source, coupling, columns, search, bounds, chu
 
 @inlined
 def _load(source, first, begin, end, count, original, panel):
-    """Transpose a panel's weights from row `first` on, into two places."""
+    """Pack a panel's weights from row `first` on, into two places."""
     rows = np.zeros((LANES, end - begin), panel.dtype)
     for top in range(0, count, LANES):
-        tile = top // LANES
-        load_tile(source, first + top, min(LANES, count - top), begin, rows, panel[tile])
+        i = top // LANES
+        pack_rows(source, first + top, min(LANES, count - top), begin, rows, panel[i])
         for j in range(end - begin):
-            column, copy = panel[tile, j], original[tile, begin + j]
+            column, copy = panel[i, j], original[i, begin + j]
             for r in range(LANES):
                 copy[r] = column[r]

@@ -32,7 +32,7 @@ DEPTH = 4 if SIMULATED else 16
 """Rows of the right operand that a product holds in shared memory at a time."""
 RIGHT = DEPTH * BLOCK
 ALIGNMENT = None if SIMULATED else 16
-"""Of shared arrays that are read 16 bytes at a time."""
+"""Bytes to which shared arrays that are read 16 bytes at a time are aligned."""
 EMPTY = np.int64(-1)
 """Column of an empty position."""
 

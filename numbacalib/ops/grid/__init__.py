@@ -54,7 +54,7 @@ def grid_values(codes: Any, scales: Any, zeros: Any, group_of: Any, bits: int) -
 
 
 def count_clipped(matrix: Any, scales: Any, zeros: Any, group_of: Any, bits: int) -> int:
-    """How many elements of a matrix lie more than a step past the ends of their unsigned grid."""
+    """Count the elements of a matrix that lie more than a step past the ends of their unsigned grid."""
     arrays = {"matrix": matrix, "scales": scales, "zeros": zeros}
     with call(cpu, _gpu, **arrays) as (kernels, *taken):
         return kernels.count_clipped(*taken, group_of, Grid(bits, symmetric=False))

@@ -10,10 +10,10 @@ import numpy as np
 
 from numbacalib.runtime import checks, device
 from numbacalib.runtime.device import cuda
-from numbacalib.runtime.finite import not_finite
 from numbacalib.runtime.finite_gpu import FirstIndex
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import launch
+from numbacalib.runtime.not_finite import not_finite
 from numbacalib.spec.grid import Grid, code_of, is_clipped, stored_grid, unsigned, value_of
 
 THREADS = 4 if device.SIMULATED else 128

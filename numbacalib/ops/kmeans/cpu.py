@@ -14,7 +14,7 @@ from numbacalib.runtime import checks
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
-from numbacalib.runtime.tasks import claim
+from numbacalib.runtime.tasks import fetch_add
 
 DIGIT = 10
 """Bits that are sorted by at a time: their counts fit the first-level cache."""
@@ -34,17 +34,17 @@ STRIP = 32
 
 
 class Memory(NamedTuple):
-    """What a worker needs for a row of n values, kept for the next: memory given back is slow to get."""
+    """Buffers of a worker for a row of n values, kept for the next: memory given back is slow to get."""
 
     values: Any
-    """This and `weights` of the dtype of centroids."""
+    """Like `weights`, of the dtype of centroids."""
     weights: Any
     words: Any
     """uint32 or uint64 [2, n]: an index, and a key of two digits below it."""
     starts: Any
     firsts: Any
     masses: Any
-    """This and what follows [n + 1], and `PADDING`."""
+    """Like those that follow, [n + 1] and `PADDING`."""
     moments: Any
     energies: Any
     rest: Any
@@ -70,15 +70,15 @@ def kmeans_rows(
 
 @kernel
 def _cluster_rows(matrix, importance, codes, centroids, integer, word, counter, workers):
-    """Split: workers, each of which claims rows from the counter."""
+    """Split: workers, each of which takes rows from the counter."""
     rows, columns = codes.shape
     for _ in prange(workers):
         memory = _memory(columns, centroids.dtype, word)
-        i = claim(counter)
+        i = fetch_add(counter)
         while i < rows:
             factors = importance[min(i, len(importance) - 1)]
             _cluster_row(matrix[i], factors, codes[i], centroids[i], integer, memory)
-            i = claim(counter)
+            i = fetch_add(counter)
 
 
 @scalar
@@ -117,7 +117,7 @@ def _cluster_row(row, importance, codes, centroids, integer, memory):
 
 @scalar
 def _scale(span):
-    """What to multiply values by, so that their differences and the inverse of these are finite."""
+    """Return a factor of values that makes their differences, and the inverses of these, finite."""
     if span == np.inf:
         return 0.5
     return 1.0 if span > TINY else 1 / TINY
@@ -125,7 +125,7 @@ def _scale(span):
 
 @scalar
 def _extremes(values, integer):
-    """Least and largest of finite values, found as integers of their width: this vectorizes."""
+    """Return the least and the largest of finite values, found as integers: this vectorizes."""
     bits = values.view(integer)
     low = high = _turned(bits[0], bits)
     for j in range(len(bits)):
@@ -175,7 +175,7 @@ def _ascending(values, low, span, memory):
 
 @scalar
 def _count(words, starts):
-    """Where the words of each value of a digit begin, once they are sorted by it."""
+    """Find where the words of each value of a digit begin, once they are sorted by it."""
     starts[:] = 0
     for word in words:
         starts[0, word & LARGEST_DIGIT] += ONE
@@ -190,7 +190,7 @@ def _count(words, starts):
 
 @scalar
 def _tied(word, other):
-    """Whether the keys of two words are equal."""
+    """Return whether the keys of two words are equal."""
     return ((word ^ other) & KEY) == 0
 
 
@@ -238,9 +238,9 @@ def _sort_run(values, order):
 
 @scalar
 def _clusters(values, weights, order, scale, share, clusters, memory):
-    """Where in `order` distinct values that weigh something begin, [n + 1], and which begin a cluster.
+    """Cut a row into clusters, by sums of the row where these are precise enough, as nearly always.
 
-    By sums of the row if they are precise enough, which they nearly always are.
+    Returns where in `order` distinct values that weigh something begin, [n + 1], and which begin a cluster.
     """
     firsts, sums, lost = _distinct(values, weights, order, scale, share, memory)
     count = len(firsts) - 1
@@ -259,7 +259,7 @@ def _clusters(values, weights, order, scale, share, clusters, memory):
 
 @scalar
 def _points(values, weights, order, scale, share, firsts):
-    """Where distinct values that weigh something begin, [n + 1], the values, and their weights."""
+    """Find where distinct values that weigh something begin, [n + 1], the values, and their weights."""
     places, masses = np.empty(len(order)), np.empty(len(order))
     count = np.uint64(0)
     for place in range(len(order)):
@@ -275,9 +275,9 @@ def _points(values, weights, order, scale, share, firsts):
 
 @scalar
 def _distinct(values, weights, order, scale, share, memory):
-    """Where in `order` distinct values that weigh something begin, [n + 1], and the sums up to each.
+    """Find where in `order` distinct values that weigh something begin, [n + 1], and the sums up to each.
 
-    Also whether a weight is lost in float64 beside those before it: sums rise strictly. They are of
+    Also returns whether a weight is lost in float64 beside those before it: sums rise strictly. They are of
     distances from the middle value, where they cancel least, as fractions of the widest distance;
     `scale` keeps these from overflowing.
     """

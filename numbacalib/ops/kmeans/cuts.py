@@ -45,7 +45,7 @@ class Sums(NamedTuple):
 
 @scalar
 def best_cuts(sums, clusters, memory):
-    """Where the clusters with the least error begin, and the last one ends: [clusters + 1].
+    """Find where the clusters with the least error begin, and the last one ends: [clusters + 1].
 
     There are more points than clusters.
     """
@@ -63,7 +63,7 @@ def best_cuts(sums, clusters, memory):
 
 @scalar
 def are_precise(sums, cuts):
-    """Whether rounding of the sums is at most about `TOLERANCE` of the error that cuts leave.
+    """Return whether rounding of the sums is at most about `TOLERANCE` of the error that cuts leave.
 
     Differences of sums are off by what rounds the whole, whose distances are up to 1.
     """
@@ -198,7 +198,7 @@ def _solve_block(sums, penalty, rest, begins, solved, last, end):
 
 @scalar
 def _stop(sums, rest, begin, stop, solved, last):
-    """Where to end the search for the begin of the last cluster of the first `last` points.
+    """Return where to end the search for the begin of the last cluster of the first `last` points.
 
     From there on, all that comes before the cluster costs more than cuts whose last cluster begins
     as far ahead of `begin`, that of the `solved` points, as there are points more. `stop` is where the

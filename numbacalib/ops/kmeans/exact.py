@@ -38,7 +38,7 @@ class Spans(NamedTuple):
 
 @scalar
 def exact_cuts(places, inverse, masses, clusters):
-    """Where the clusters begin, and the last one ends: [clusters + 1].
+    """Find where the clusters begin, and the last one ends: [clusters + 1].
 
     `places` are the points, ascending and all different, `masses` their weights, above 0. Distances
     times `inverse` are at most 1. There are more points than clusters.
@@ -62,7 +62,7 @@ def exact_cuts(places, inverse, masses, clusters):
 
 @scalar
 def _with_one_more(spans, losses, c, end, begins):
-    """Least errors of the points up to each from c to `end`, in c + 1 clusters, and their last begins."""
+    """Find least errors of the points up to each from c to `end`, in c + 1 clusters, and last begins."""
     found = np.empty_like(losses)
     length = end - c + 1
     step = 1

@@ -25,7 +25,7 @@ class Search(NamedTuple):
     """A search as kernels take it."""
 
     shares: NDArray
-    """Of the full range, to try."""
+    """Shares of the full range to try."""
     norm: np.float32
     importance: NDArray
     """The carrier of [1, K] or [M, K]."""

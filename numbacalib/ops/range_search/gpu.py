@@ -86,7 +86,7 @@ def _search(real: type) -> Any:
             errors[thread], found[thread] = best, index
             cuda.syncthreads()
             if thread == 0:
-                # of equals the widest: the one with the least index
+                # of equal losses the widest range: the least index
                 for other in range(1, THREADS):
                     nearer = errors[other] == best and found[other] < index
                     if errors[other] < best or nearer:

@@ -12,7 +12,7 @@ from numbacalib.runtime.jit import kernel
 from numbacalib.spec.scale_refit import lowers_loss, solve_steps
 
 TILE_BYTES = 1 << 27
-"""Of the matrices of rows that are solved together."""
+"""Bytes of the matrices of rows that are solved together."""
 
 
 def refitted_scales(

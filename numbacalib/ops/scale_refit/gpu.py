@@ -21,7 +21,7 @@ THREADS = 4 if device.SIMULATED else 64
 MOST_BLOCKS = 65535
 """Blocks of a grid along y."""
 TILE_BYTES = 1 << 31
-"""Of the matrices of rows that are solved together."""
+"""Bytes of the matrices of rows that are solved together."""
 
 solve_steps, lowers_loss = scale_refit.solve_steps, scale_refit.lowers_loss
 if device.SIMULATED:  # whose arrays compiled functions do not take

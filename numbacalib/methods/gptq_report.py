@@ -1,0 +1,25 @@
+"""What GPTQ tells of a layer beside its codes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class GptqReport(NamedTuple):
+    """Loss, damping and rank of a layer that GPTQ quantized."""
+
+    loss: float
+    """``trace(D (H + damping) D^T)`` for ``D = W - Q``, the loss that GPTQ descends."""
+    percdamp: float
+    """Damping as a fraction of the mean of the Hessian's diagonal: as asked, or as it grew."""
+    damping: float
+    """What was added to the diagonal of the Hessian."""
+    tries: int
+    """Factorisations it took."""
+    smallest_pivot: float
+    """Least pivot of the damped Hessian, as a fraction of the mean of the Hessian's diagonal: one
+    near `percdamp` is a direction that no input took, held up by damping alone."""
+    dead: int
+    """Input channels that no token excited; their weights became 0."""
+    effective_rank: float
+    """Number of independent channels that would vary as much together: see `effective_rank`."""
