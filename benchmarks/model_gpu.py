@@ -229,14 +229,14 @@ def ours(run: Run, options: argparse.Namespace) -> list[Row]:
 
 def peer(run: Run) -> list[Row]:
     """Rows of llm-compressor on the same checkpoint and token ids, by its defaults and at its best."""
-    from oneshot import oneshot_seconds
+    from oneshot import run_oneshot
 
     length = run.settings.sequence_length
     tokens = read_sequences(open_checkpoint(run.model), [run.text], length, run.settings.samples)
     rows = []
     for batch in (8, 1):
         who = f"{PEER}, batch {batch} on the device" if batch > 1 else f"{PEER}, defaults"
-        seconds, memory = oneshot_seconds(
+        _, seconds, memory = run_oneshot(
             run.model, tokens, bits=4, group_size=128, batch=batch, device=run.device
         )
         print(f"{who}: {seconds:.2f} s, {memory:.1f} GiB")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -159,7 +159,9 @@ def _trial(job: Job) -> tuple[float, float, float]:
         key=lambda stage: _stage_work(job, 0, stage),
     )
     kinds = [kind for kind in stage if _name(block, kind) in job.grids]
-    settings = on_grid(job.settings, job.grids[_name(block, kinds[0])])
+    grid = job.grids[_name(block, kinds[0])]
+    # the trial has no second stream, and its target would take no more time
+    settings = replace(on_grid(job.settings, grid), target="layerwise")
     weights = {_name(block, kind): block.linears[kind] for kind in kinds}
     factors = None
     if (importance := job.importance) is not None:
