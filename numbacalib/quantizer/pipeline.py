@@ -217,13 +217,15 @@ def _writers(
     job: Job, kept: Work, paths: Sequence[Path], formats: Sequence[Format]
 ) -> list[ModelWriter]:
     """Return the writers of the output, for which there is room, and for what is to be kept."""
+    for path in paths:
+        path.mkdir(exist_ok=True)  # one for each format, where there are several
     writers = [
         each.writer(path, job.checkpoint, job.grids)
         for each, path in zip(formats, paths, strict=True)
     ]
     blocks = job.decoder.config.num_layers
     left = kept_bytes(job.weights, job.grids) * (blocks - kept.finished) // blocks
-    output = paths[0] if paths[0].is_dir() else paths[0].parent
+    output = paths[0].parent if paths[1:] else paths[0]
     require_space({output: sum(writer.planned_bytes for writer in writers), kept.directory: left})
     return writers
 
