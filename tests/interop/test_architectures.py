@@ -13,7 +13,7 @@ from models.tiny import TEXT, tiny_tokenizer
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from numbacalib.formats.compressed_tensors import weight_reader
+from numbacalib.formats import dequantized
 from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.quantizer import Settings, quantize
@@ -80,8 +80,7 @@ def test_transformers_loads_quantized_checkpoints(tmp_path: Path, variant: str) 
     tokens = random_tokens(24)
     with torch.no_grad():
         theirs = model(torch.from_numpy(tokens)).logits.numpy()
-    checkpoint = open_checkpoint(output)
-    decoder = Decoder(checkpoint, weight_reader(checkpoint))
+    decoder = Decoder(dequantized(open_checkpoint(output)))
     ours = decoder.logits(decoder.forward(tokens))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
 
