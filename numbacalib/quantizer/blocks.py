@@ -37,7 +37,7 @@ log = logging.getLogger("numbacalib")
 
 @dataclass(frozen=True)
 class Job:
-    """What a run is about, opened and checked."""
+    """Inputs and outputs of a run, opened and checked."""
 
     checkpoint: Checkpoint
     decoder: Decoder

@@ -34,6 +34,7 @@ from numbacalib.models import (
 )
 from numbacalib.models.hub import revision_of
 from numbacalib.models.layer_tensors import expert_stages, stages
+from numbacalib.quantizer.ahead import compiled_ahead
 from numbacalib.quantizer.blocks import Job, on_grid, quantize_blocks
 from numbacalib.quantizer.calibration import (
     Calibration,
@@ -174,6 +175,7 @@ def quantize(
         with (
             open_work(kept_in, job.identity, anew=clean) as kept,
             new_directory(output, clean=True) as directory,  # what is of worth is in the work
+            compiled_ahead(job.checkpoint, settings, place),
         ):
             paths = [directory / each.name if written[1:] else directory for each in written]
             writers = _writers(job, kept, paths, written)
