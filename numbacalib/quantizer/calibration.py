@@ -57,8 +57,8 @@ IMATRIX = "imatrix.gguf"
 """Name of the importance file beside the statistics."""
 
 
-Group = Sequence[tuple[Stage, InputStatistics | ExpertInputs]]
-"""Stages whose layers are equal, with what is known of their inputs."""
+Group = Sequence[tuple[Stage, InputStatistics | ExpertInputs | None]]
+"""Stages whose layers are equal, with what is known of their inputs; None without a calibration."""
 
 
 class Calibration(Protocol):
@@ -150,11 +150,9 @@ class TextCalibration:
 
     def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
         """See `Calibration`: the same states as after `stages`, without what statistics cost."""
-        for part in self._decoder.batches(self._hidden):
-            block.forward(part)
+        block.forward_parts(list(self._decoder.batches(self._hidden)))
         if self._original is not None:
-            for part in self._decoder.batches(self._original):
-                original.forward(part)
+            original.forward_parts(list(self._decoder.batches(self._original)))
 
 
 class SavedCalibration:
@@ -329,7 +327,8 @@ def run_stages(
             (_Stream.exits, half.exit_stages),
         ):
             factor = half.residual_factor if gather is _Stream.exits else None
-            yield from _gathered(group, streams, partial(gather, number=number), factor)
+            if group:
+                yield from _gathered(group, streams, partial(gather, number=number), factor)
         if not isinstance(half, Experts):
             for stream in streams:
                 stream.finish(number)
@@ -378,6 +377,8 @@ class _Stream:
         return map(half.input, self.parts)
 
     def _holds(self, half: Sublayer) -> bool:
+        if isinstance(half, Experts):
+            return False
         wide = self._tokens * half.width * self.block.dtype.itemsize
         return not half.is_cheap or wide <= self._held_bytes
 

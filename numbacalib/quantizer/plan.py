@@ -143,7 +143,8 @@ def require_memory(job: Job, plan: Plan, resident_bytes: int) -> None:
 
 def _trial(job: Job) -> tuple[float, float, float]:
     """Seconds a token and block, seconds a unit of `_work`, and seconds that went to compiling."""
-    block = job.decoder.block(0)
+    index = min(int(name.split(".")[2]) for name in job.grids)  # the first with a layer not skipped
+    block = job.decoder.block(index)
     found: Mapping[Any, Any] = {}
     first = again = 0.0
     tokens = 0
@@ -153,10 +154,10 @@ def _trial(job: Job) -> tuple[float, float, float]:
         found, first = _timed(lambda: calibration.trial(block.copied()))
         found, again = _timed(lambda: calibration.trial(block.copied()))
     elif calibration is not None:
-        found = dict(calibration.preview(0, block))
+        found = dict(calibration.preview(index, block))
     stage = min(
         (stage for stage in block.stages if any(_name(block, kind) in job.grids for kind in stage)),
-        key=lambda stage: _stage_work(job, 0, stage),
+        key=lambda stage: _stage_work(job, index, stage),
     )
     kinds = [kind for kind in stage if _name(block, kind) in job.grids]
     grid = job.grids[_name(block, kinds[0])]
@@ -171,7 +172,7 @@ def _trial(job: Job) -> tuple[float, float, float]:
     _, solve_again = _timed(solve)
     forward = again / tokens if tokens else 0.0
     compiled = max(0.0, first - again) + max(0.0, solve_first - solve_again)
-    return forward, solve_again / _stage_work(job, 0, stage), compiled
+    return forward, solve_again / _stage_work(job, index, stage), compiled
 
 
 def _timed(action: Callable[[], Any]) -> tuple[Any, float]:
