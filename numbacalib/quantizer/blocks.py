@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.format import LayerGrid
 from numbacalib.methods import (
-    CodebookWeight,
     ExpertInputs,
     LayerReport,
     LayerSettings,
@@ -118,7 +117,15 @@ def _quantize_block(
         for kinds in _equal_layers(group, own):
             shown = kinds if len(kinds) < 4 else (kinds[0], "...", kinds[-1])
             progress.show(f"{at}: quantizing {', '.join(shown)}")
-            results = _solve(job, block, {kind: inputs[kind] for kind in kinds}, own[kinds[0]])
+            given: list[Any] = [inputs[kind] for kind in kinds]
+            weights = {f"{block.name}.{kind}": block.linears[kind] for kind in kinds}
+            if isinstance(given[0], ExpertInputs):
+                results = quantize_experts(weights, given, own[kinds[0]])
+            elif len(group) > 1:
+                results = quantize_each(weights, given, own[kinds[0]])
+            else:
+                factors = _factors(job, weights)
+                results = quantize_layers(weights, given[0], own[kinds[0]], factors)
             for kind, (quantized, report) in zip(kinds, results, strict=True):
                 # no codebooks: see settings.check
                 assert isinstance(quantized, QuantizedWeight)
@@ -147,20 +154,11 @@ def _equal_layers(group: Group, settings: Mapping[str, LayerSettings]) -> list[S
     return [kinds for stage in stages for kinds in _alike(stage, settings)]
 
 
-def _solve(
-    job: Job, block: DecoderBlock, inputs: Mapping[str, Any], settings: LayerSettings
-) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
-    """Quantize layers together, by what is known of the `inputs` of each."""
-    weights = {f"{block.name}.{kind}": block.linears[kind] for kind in inputs}
-    known = list(inputs.values())
-    if isinstance(known[0], ExpertInputs):
-        return quantize_experts(weights, known, settings)
-    if known[0] is None and job.importance is None:
-        return quantize_each(weights, known, settings)
-    factors = None
-    if job.importance is not None:
-        factors = {name: job.decoder.place.put(job.importance[name]) for name in weights}
-    return quantize_layers(weights, known[0], settings, factors)
+def _factors(job: Job, layers: Iterable[str]) -> dict[str, Any] | None:
+    """Weights of errors of layers, where an importance is given."""
+    if job.importance is None:
+        return None
+    return {name: job.decoder.place.put(job.importance[name]) for name in layers}
 
 
 def _skip_block(
@@ -261,6 +259,18 @@ def _check_fallbacks(reports: Sequence[LayerReport], layers: int, settings: Sett
 def _warn_of_calibration(reports: Sequence[LayerReport]) -> None:
     """Say where the text was too little, or only looked like enough, or did not reach a layer."""
     remedy = "calibrate on more text, or shrink the Hessian toward its diagonal"
+    if remedied := [report for report in reports if report.remedy is not None]:
+        log.warning(
+            "%d of %d layers were of experts that saw few tokens (%d for %d, %s): %d were solved from all "
+            "tokens of their block, the others with a shrunk Hessian",
+            len(remedied),
+            len(reports),
+            remedied[0].tokens,
+            remedied[0].shape[1],
+            remedied[0].name,
+            sum(report.remedy == "pooled" for report in remedied),
+        )
+        reports = [report for report in reports if report.remedy is None]
     if poor := [report for report in reports if report.full_rank is False]:
         log.warning(
             "%d of %d layers had fewer tokens than channels (%d for %d, %s): %s",

@@ -18,7 +18,7 @@ import numpy as np
 from numbacalib.formats.safetensors_writer import SHARD_BYTES
 from numbacalib.methods import quantize_layers
 from numbacalib.models import DecoderBlock
-from numbacalib.models.layer_tensors import linear_shapes, stages
+from numbacalib.models.layer_tensors import expert_shapes, expert_stages, linear_shapes, stages
 from numbacalib.quantizer.blocks import Job, on_grid
 from numbacalib.quantizer.calibration import SILENT, TextCalibration
 from numbacalib.quantizer.preflight import in_units
@@ -186,8 +186,12 @@ def _name(block: DecoderBlock, kind: str) -> str:
 
 
 def _work(job: Job, index: int) -> float:
-    """Work of quantizing a block."""
-    return sum(_stage_work(job, index, stage) for stage in stages(job.decoder.config, index))
+    """Work of quantizing a block; its experts are equal."""
+    config = job.decoder.config
+    experts = expert_stages(config, index)
+    one = sum(_stage_work(job, index, stage) for stage in experts[0]) if experts else 0
+    own = sum(_stage_work(job, index, stage) for stage in stages(config, index))
+    return own + one * len(experts)
 
 
 def _stage_work(job: Job, index: int, stage: tuple[str, ...]) -> float:
@@ -199,7 +203,8 @@ def _stage_work(job: Job, index: int, stage: tuple[str, ...]) -> float:
 
 def _size(job: Job, index: int, stage: tuple[str, ...]) -> tuple[int, int]:
     """Rows of all layers of a stage that are quantized, and their channels."""
-    shapes = linear_shapes(job.decoder.config, index)
+    config = job.decoder.config
+    shapes = linear_shapes(config, index) | expert_shapes(config, index)
     own = [
         shapes[f"{kind}.weight"] for kind in stage if f"model.layers.{index}.{kind}" in job.grids
     ]
@@ -221,7 +226,16 @@ def _working_bytes(job: Job, index: int, tokens: int) -> int:
         rows, channels = _size(job, index, stage)
         squares = _SQUARES + 2 * (streams - 1) if job.calibration is not None else 0
         solving = max(solving, 4 * (squares * channels**2 + _COPIES * rows * channels))
-    return whole + batch + held + solving
+    return whole + batch + held + solving + _expert_bytes(job, index, tokens)
+
+
+def _expert_bytes(job: Job, index: int, tokens: int) -> int:
+    """Bytes of a block's experts: some at work, codes of all, and inputs and sums of all tokens."""
+    config = job.decoder.config
+    codes = sum(rows * channels for rows, channels in expert_shapes(config, index).values())
+    if not codes:
+        return 0
+    return job.decoder.place.held_bytes + codes + 2 * 4 * tokens * config.hidden_size
 
 
 def _minutes(seconds: float) -> str:
