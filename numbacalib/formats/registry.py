@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
 
 FORMATS: dict[str, Format] = {
-    each.name: each
-    for each in (CompressedTensors(), Gptq(1), Gptq(2), Awq(), Mlx(), *GGUF_FORMATS)
+    each.name: each for each in (CompressedTensors(), Gptq(1), Gptq(2), Awq(), Mlx(), *GGUF_FORMATS)
 }
 """Every format of whole language models, by its name on the command line."""
 
