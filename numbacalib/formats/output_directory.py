@@ -14,6 +14,7 @@ from pathlib import Path
 
 from numbacalib.formats.durable import sync
 from numbacalib.formats.output_lock import locked
+from numbacalib.terminal import RejectedError
 
 log = logging.getLogger("numbacalib")
 
@@ -38,7 +39,8 @@ def new_directory(path: str | Path, *, clean: bool = False) -> Iterator[Path]:
     - where an empty directory was, which may be a mount point and keeps its mode and owner, the
       directory, ``.numbacalib.partial-<random>`` in it, is emptied into it, `LAST` as the last.
 
-    If that fails the work is done, and not removed: the error names where it is.
+    If that fails the work is done, and not removed: the error names where it is. After a `RejectedError` in
+    the body it stays too, as ``<name>.failed-<random>``.
 
     Parameters
     ----------
@@ -57,6 +59,8 @@ def new_directory(path: str | Path, *, clean: bool = False) -> Iterator[Path]:
     ValueError
         If `path` is a file or a directory with something in it, or if another process is writing
         to it; nothing is touched.
+    RejectedError
+        As the body raised it, with the name under which the files are kept.
     OSError
         If the disk refuses: before the body, in it, or while finishing.
     """
@@ -71,6 +75,9 @@ def new_directory(path: str | Path, *, clean: bool = False) -> Iterator[Path]:
         partial.mkdir()
         try:
             yield partial
+        except RejectedError as error:
+            failed = partial.rename(partial.with_name(f"{path.name}.failed-{partial.name[-8:]}"))
+            raise type(error)(f"{error}; what was written is kept in {failed}") from error
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise

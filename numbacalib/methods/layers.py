@@ -175,6 +175,19 @@ def quantize_each(
     ------
     ValueError, TypeError, numpy.linalg.LinAlgError
         As `quantize_layer`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import LayerSettings, quantize_each
+    >>> from numbacalib.statistics import InputStatistics
+    >>> weights = {f"experts.{e}": np.full((2, 8), e + 1, np.float32) for e in range(2)}
+    >>> statistics = [InputStatistics(8) for _ in weights]
+    >>> for e, own in enumerate(statistics):
+    ...     own.update(np.eye(8, dtype=np.float32)[: 4 + e])  # tokens of this expert
+    >>> settings = LayerSettings(bits=4, group_size=8)
+    >>> [report.tokens for _, report in quantize_each(weights, statistics, settings)]
+    [4, 5]
     """
     layers = list(zip(weights, weights.values(), statistics, strict=True))
     if not any(map(is_cuda_array, weights.values())):
@@ -195,7 +208,7 @@ def _in_one_launch(
     if settings.ranges in ("mse", "weighted"):
         options["search"] = settings.search
     if settings.ranges == "weighted":
-        squares = [reshaped(own.mean_square, (1, len(own.mean_square))) for own in statistics]
+        squares = [reshaped(own.mean_square, (1, len(own.hessian))) for own in statistics]
         options["importance"] = joined_rows(squares)
     shares = [_share(own, settings) for own in statistics]
     hessians = [
@@ -445,7 +458,7 @@ def _gptq(
 
 
 def _share(statistics: InputStatistics, settings: LayerSettings) -> float:
-    """How far a Hessian is to be shrunk."""
+    """Return the share by which a Hessian is to be shrunk."""
     if settings.shrinkage is None:
         return shrinkage_for(statistics.hessian, statistics.tokens)
     return settings.shrinkage

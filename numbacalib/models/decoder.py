@@ -207,8 +207,27 @@ class Decoder:
         # the last token of a sequence predicts none
         targets = np.roll(tokens, -1, axis=-1)
         targets[..., -1] = -1
-        found = self._cross_entropy(self._final_norm(hidden), targets.ravel())
+        found = self._cross_entropy(hidden, targets.ravel())
         return found.reshape(tokens.shape)[..., : length - 1]
+
+    def score_tiles(self, hidden: Array) -> Iterator[tuple[int, int, Array]]:
+        """Logits of states ``[..., hidden_size]``, never more than a tile of them in memory.
+
+        Yields
+        ------
+        start, first : int
+            Number of the tile's first state, and of its first entry of the vocabulary.
+        scores : float32 ``[states, entries]``
+        """
+        x = self._final_norm(hidden)
+        x = x.reshape(-1, x.shape[-1])
+        biases = self._head_bias()
+        for index, entries in enumerate(self._checkpoint.tiles(self._head, _VOCABULARY)):
+            first, weight = index * _VOCABULARY, self.place.put(entries, self._dtype)
+            bias = None if biases is None else row_range(biases, first, first + len(entries))
+            for start in range(0, len(x), self.place.score_rows):
+                rows = x[start : start + self.place.score_rows]
+                yield start, first, self._scores(rows, weight, bias)
 
     def loss(self, tokens: ArrayLike) -> float:
         """Mean of `token_losses` over ``tokens`` ``[..., T]``; perplexity is its exponential."""
@@ -238,25 +257,18 @@ class Decoder:
             cap(scores, self.config.logit_cap)
         return scores
 
-    def _cross_entropy(self, x: Array, targets: NDArray[np.int64]) -> NDArray[np.float32]:
-        """``logsumexp(x head^T) - (x head^T)[target]`` for each vector, in parts of the vocabulary."""
-        *_, size = x.shape
-        x = x.reshape(-1, size)
-        starts = range(0, len(targets), self.place.score_rows)
-        tiles = []
-        for start in starts:
+    def _cross_entropy(self, hidden: Array, targets: NDArray[np.int64]) -> NDArray[np.float32]:
+        """``logsumexp(logits) - logits[target]`` for each state, in parts of the vocabulary."""
+        tiles = {}
+        for start in range(0, len(targets), self.place.score_rows):
             wanted = targets[start : start + self.place.score_rows]
             state = np.zeros((3, len(wanted)), np.float32)
             state[0] = LOWEST
-            tiles.append((from_host(wanted, x), from_host(state, x)))
-        biases = self._head_bias()
-        for index, entries in enumerate(self._checkpoint.tiles(self._head, _VOCABULARY)):
-            first, weight = index * _VOCABULARY, self.place.put(entries, self._dtype)
-            bias = None if biases is None else row_range(biases, first, first + len(entries))
-            for start, (wanted, state) in zip(starts, tiles, strict=True):
-                rows = x[start : start + self.place.score_rows]
-                add_scores(self._scores(rows, weight, bias), first, wanted, state)
-        return np.concatenate([to_host(losses(state)) for _, state in tiles])
+            tiles[start] = from_host(wanted, hidden), from_host(state, hidden)
+        for start, first, scores in self.score_tiles(hidden):
+            wanted, state = tiles[start]
+            add_scores(scores, first, wanted, state)
+        return np.concatenate([to_host(losses(state)) for _, state in tiles.values()])
 
     def _vector(self, name: str) -> Array:
         """A norm as it multiplies, or a bias, float32, all of it finite."""

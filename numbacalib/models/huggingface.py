@@ -98,6 +98,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         for file in self._copied.values():
             self.files.watch(file, _COPIED_BYTES)
         self._entries: dict[str, TensorEntry] = {}
+        self._dropped: dict[str, str] = {}
         self._views: dict[str, View] = {}
         self._stored_names: dict[str, str] = {}
         for header in weight_headers(self.files, path):
@@ -109,6 +110,10 @@ class HuggingFaceCheckpoint(Checkpoint):
         self._drop_denied(config, packed)
         if config.tie_word_embeddings:
             self._drop_tied_head()
+
+    @property
+    def dropped(self) -> dict[str, str]:
+        return dict(self._dropped)
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._entries)
@@ -173,6 +178,7 @@ class HuggingFaceCheckpoint(Checkpoint):
     def _add(self, stored_name: str, entry: TensorEntry) -> None:
         name = canonical_name(stored_name, self.config)
         if is_buffer(name):
+            self._dropped[name] = "a table that is computed from the configuration"
             return
         try:
             experts = expert_entries(self.config, name, entry)
@@ -227,6 +233,7 @@ class HuggingFaceCheckpoint(Checkpoint):
             return
         if head[1:3] == table[1:3] and self._same_bytes(head, table):
             del self._entries[HEAD]
+            self._dropped[HEAD] = f"repeats {EMBEDDINGS}, to which it is tied"
             return
         log.warning(
             "%s: config.json ties %s to the embeddings, and it holds something else: it is used, as in "

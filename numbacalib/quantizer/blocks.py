@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ log = logging.getLogger("numbacalib")
 
 @dataclass(frozen=True)
 class Job:
-    """What a run is about, opened and checked."""
+    """Inputs and outputs of a run, opened and checked."""
 
     checkpoint: Checkpoint
     decoder: Decoder
@@ -42,6 +43,10 @@ class Job:
     calibration: Calibration | None
     """None is a method that needs no activations."""
     importance: Mapping[str, NDArray] | None
+    tokens: int
+    """Of calibration that run through the model; 0 where none do."""
+    held_out: NDArray[np.integer]
+    """Sequences [S, T] that the output is evaluated on; none with S = 0."""
     identity: dict[str, Any]
 
 
@@ -60,20 +65,22 @@ def quantize_blocks(job: Job, kept: Work) -> None:
     """Quantize every block that is not finished yet, and keep it."""
     layers = job.decoder.config.num_layers
     reports: list[LayerReport] = []
-    with Progress(layers) as progress, np.errstate(**SILENT):
+    with Progress(layers, done=kept.finished) as progress, np.errstate(**SILENT):
         for index in range(layers):
-            progress.show(f"block {index + 1} of {layers}: reading")
             if index < kept.finished:
+                progress.show(f"block {index + 1} of {layers}: finished before")
                 finished = kept.load(index)
                 if kept.finished < layers and job.calibration is not None:
                     _skip_block(job, job.decoder.block(index), finished, job.calibration)
             else:
+                progress.show(f"block {index + 1} of {layers}: reading")
                 block = job.decoder.block(index)
                 job.checkpoint.check_unchanged()
                 finished = _quantize_block(job, index, block, reports, progress)
                 kept.save(index, finished)
             reports += finished.reports
-            progress.step(f"block {index + 1} of {layers}")
+            if index >= kept.finished:
+                progress.step(f"block {index + 1} of {layers}")
         kept.settle()
     _warn_of_calibration(reports)
 
@@ -90,9 +97,9 @@ def _quantize_block(
     at = f"block {index + 1} of {count}"
     layer_settings = _layer_settings(block, settings, job.grids)
     done = FinishedBlock({}, [], {}, {})
-    run: Iterable[tuple[Stage, InputStatistics | None]]
+    run: Iterable[Sequence[tuple[Stage, Any]]]
     if job.calibration is None:
-        run = [(stage, None) for stage in block.stages]
+        run = [[(stage, None)] for stage in block.stages]
     else:
         folded: dict[Stage, NDArray] = {}
         if settings.channel_scales == "awq":
@@ -100,8 +107,9 @@ def _quantize_block(
             preview = job.calibration.preview(index, block)
             folded = _fold_scales(job, block, preview, layer_settings, done)
         run = job.calibration.stages(index, block, folded)
-    for stage, statistics in run:
-        for kinds in _alike(stage, layer_settings):
+    for stage, statistics in chain.from_iterable(run):
+        taken = tuple(kind for kind in stage if kind in layer_settings)
+        for kinds in _alike(taken, layer_settings):
             progress.show(f"{at}: quantizing {', '.join(kinds)}")
             names = {f"{block.name}.{kind}": kind for kind in kinds}
             factors = None
@@ -115,7 +123,7 @@ def _quantize_block(
                 block.linears[kind] = quantized.dequantize(block.dtype)
                 done.layers[name] = quantized.to_host()
                 done.reports.append(report)
-        _check_fallbacks([*before, *done.reports], len(block.linears) * count, settings)
+        _check_fallbacks([*before, *done.reports], len(job.grids), settings)
         progress.show(f"{at}: running the text through it")
     return done
 
@@ -140,8 +148,12 @@ def _skip_block(
 def _layer_settings(
     block: DecoderBlock, settings: Settings, grids: Mapping[str, LayerGrid]
 ) -> dict[str, LayerSettings]:
-    """Settings of each of a block's linear layers, by short name: on its grid, as stored."""
-    return {kind: on_grid(settings, grids[f"{block.name}.{kind}"]) for kind in block.linears}
+    """Settings of each of a block's layers that are quantized, by short name: on its grid, as stored."""
+    return {
+        kind: on_grid(settings, grids[name])
+        for kind in block.linears
+        if (name := f"{block.name}.{kind}") in grids
+    }
 
 
 def _alike(stage: Stage, settings: Mapping[str, LayerSettings]) -> list[Stage]:
@@ -162,13 +174,15 @@ def _fold_scales(
     layer_settings: Mapping[str, LayerSettings],
     done: FinishedBlock,
 ) -> dict[Stage, NDArray]:
-    """Scale the block's channels by AWQ where something can take up the scales.
+    """Scale the block's channels by AWQ where something can take up the scales, and no layer is skipped.
 
     Returns the scales by stage; what was found, and the vectors that changed, go to `done`.
     """
     folded: dict[Stage, NDArray] = {}
     for stage, statistics in preview:
-        if block.producer(stage) is None:
+        producer = block.producer(stage)
+        changed_layers = {*stage, producer} & block.linears.keys()
+        if producer is None or not changed_layers <= layer_settings.keys():
             continue
         found = awq_scales(
             [block.linears[kind] for kind in stage],

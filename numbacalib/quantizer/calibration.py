@@ -137,6 +137,17 @@ class TextCalibration:
             for part in parts:
                 require_range(f"{block.name}.{block.mlp.stages[-1][1][0]}", part)
 
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that go through a layer together."""
+        part = next(self._decoder.batches(self._hidden))
+        return math.prod(part.shape[:2])
+
+    def trial(self, block: DecoderBlock) -> dict[Stage, Any]:
+        """Statistics of one batch alone, by stage; the text does not move on."""
+        part = copied(next(self._decoder.batches(self._hidden)))
+        return dict(run_stages(block, self._decoder, part))
+
     def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
         """See `Calibration`: the same states as after `stages`, without what statistics cost."""
         for part in self._decoder.batches(self._hidden):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+import numbacalib
 from numbacalib.formats.format import Format, LayerGrid, ModelWriter
 from numbacalib.formats.group_lengths import listed
 from numbacalib.formats.output_directory import (
@@ -29,7 +31,9 @@ from numbacalib.models import (
     open_checkpoint,
     open_place,
 )
+from numbacalib.models.hub import revision_of
 from numbacalib.models.layer_tensors import stages
+from numbacalib.quantizer.ahead import compiled_ahead
 from numbacalib.quantizer.blocks import Job, on_grid, quantize_blocks
 from numbacalib.quantizer.calibration import (
     Calibration,
@@ -38,12 +42,25 @@ from numbacalib.quantizer.calibration import (
 )
 from numbacalib.quantizer.identity import identity_of, stamps_of
 from numbacalib.quantizer.importance import read_importance
+from numbacalib.quantizer.plan import Plan, make_plan, require_memory
 from numbacalib.quantizer.preflight import require_space
+from numbacalib.quantizer.proof import prove
+from numbacalib.quantizer.report import (
+    Clock,
+    RunReport,
+    peak_memory,
+    recorded_warnings,
+    resident_memory,
+)
 from numbacalib.quantizer.settings import Settings, check
-from numbacalib.quantizer.text import read_sequences
+from numbacalib.quantizer.text import read_sequences, read_split, spread
 from numbacalib.quantizer.work import Work, kept_bytes, open_work
+from numbacalib.terminal import Callback, reporting
 
 log = logging.getLogger("numbacalib")
+
+HELD_OUT_TOKENS = 1024
+"""Of the calibration's text that the output is evaluated on by default: a few percent of a run's time."""
 
 
 def quantize(
@@ -53,12 +70,17 @@ def quantize(
     text: Sequence[str | Path] = (),
     statistics: str | Path | None = None,
     importance: str | Path | None = None,
-    settings: Settings,
+    settings: Settings | None = None,
     formats: Sequence[str] = ("compressed-tensors",),
     device: str = "auto",
+    held_out: Sequence[str | Path] = (),
+    max_kl: float | None = None,
     clean: bool = False,
     work: str | Path | None = None,
-) -> list[LayerReport]:
+    planned: Callable[[Plan], object] | None = None,
+    progress: Callback | None = None,
+    **options: Any,
+) -> RunReport:
     """Quantize the linear layers of a model's decoder blocks and write a loadable checkpoint.
 
     GPTQ runs block by block and layer by layer on the activations that the layers quantized before
@@ -78,22 +100,33 @@ def quantize(
     importance : path, optional
         What `numbacalib.quantizer.read_importance` reads, for the ranges "weighted" instead of the
         mean squares of the text.
-    settings : Settings
+    settings : Settings, optional
+        Or its attributes by name, as `options`: ``quantize(model, output, text=[file], bits=3)``.
     formats : sequence of str, default ("compressed-tensors",)
         Names of `numbacalib.formats.FORMATS`. Of several, which must have a grid in common, each gets a
         directory of its name in `output`.
     device : str, default "auto"
         Where the model runs and its layers are quantized: see `numbacalib.models.open_place`.
+    held_out : sequence of paths
+        Text to evaluate the output on before it takes its name. By default a few of the sequences that the
+        calibration leaves of its text.
+    max_kl : float, optional
+        The run fails where the output's predictions are further than this from the model's there: mean KL
+        divergence, nats a token.
     clean : bool, default False
         Begin anew where a killed run left finished blocks.
     work : path, optional
         A directory to keep finished blocks in until the output is complete; a hidden one beside the output
         by default. A run that was killed goes on from there when it is started again.
+    planned : callable, optional
+        Called with the `Plan` before the first block.
+    progress : callable, optional
+        Called with what is being done, the steps done and the steps in all, instead of a bar on standard
+        error.
 
     Returns
     -------
-    list of LayerReport
-        In the order in which the layers ran.
+    RunReport
 
     Raises
     ------
@@ -104,6 +137,9 @@ def quantize(
         If the disk refuses later. Where the checkpoint was complete, it is kept, and the message names it.
     ModuleNotFoundError
         If a package of the extra `models` is missing.
+    numbacalib.quantizer.ProofError
+        If what was written is not what it should be, or further from the model than `max_kl`. It is kept
+        beside the output, by a name that says so.
     numpy.linalg.LinAlgError
         If a layer's damped Hessian is not positive definite, or too many were not at first.
 
@@ -115,34 +151,103 @@ def quantize(
     >>> reports[0].name, reports[0].tokens, reports[0].loss < reports[0].rtn_loss
     ('model.layers.0.self_attn.q_proj', 64, True)
     """
+    settings = _settings(settings, options)
     check(settings, importance)
     written = formats_named(formats)
     for each in written:
         each.check(_asked(settings, np.dtype(np.float32)))
     require_new_directory(Path(os.path.realpath(output)))
-    job = _open_job(model, text, statistics, importance, settings, written, open_place(device))
-    kept_in = work_directory(output) if work is None else Path(work)
-    with (
-        open_work(kept_in, job.identity, anew=clean) as kept,
-        new_directory(output, clean=True) as directory,  # what is worth anything is in the work
-    ):
-        directories = [directory / each.name if written[1:] else directory for each in written]
-        writers = [
-            each.writer(path, job.checkpoint, job.grids)
-            for each, path in zip(written, directories, strict=True)
-        ]
-        total = sum(writer.planned_bytes for writer in writers)
-        require_space({directory: total, kept.directory: kept_bytes(job.weights, job.grids)})
-        with ExitStack() as stack:
-            for writer in writers:
-                stack.enter_context(writer)
-            quantize_blocks(job, kept)
-            return _write_layers(job, kept, writers)
+    clock = Clock()
+    with recorded_warnings() as warnings, reporting(progress):
+        with clock.phase("reading"):
+            inputs = {
+                "text": [str(file) for file in text],
+                "held_out": [str(file) for file in held_out],
+                "statistics": None if statistics is None else str(statistics),
+                "importance": None if importance is None else str(importance),
+            }
+            place = open_place(device)
+            job = _open_job(model, text, held_out, statistics, importance, settings, written, place)
+        if max_kl is not None and not len(job.held_out):
+            raise ValueError("max_kl: expected a held-out text, or more text than is calibrated on")
+        kept_in = work_directory(output) if work is None else Path(work)
+        with (
+            open_work(kept_in, job.identity, anew=clean) as kept,
+            new_directory(output, clean=True) as directory,  # what is of worth is in the work
+            compiled_ahead(job.checkpoint, settings, place),
+        ):
+            paths = [directory / each.name if written[1:] else directory for each in written]
+            writers = _writers(job, kept, paths, written)
+            with clock.phase("planning"):
+                plan = _plan(job, kept, writers)
+            if planned is not None:
+                planned(plan)
+            with ExitStack() as stack:
+                for writer in writers:
+                    stack.enter_context(writer)
+                with clock.phase("quantizing"):
+                    quantize_blocks(job, kept)
+                with clock.phase("writing"):
+                    layers = _write_layers(job, kept, writers)
+                    stack.close()
+            with clock.phase("proving"):
+                proofs = [
+                    prove(job.checkpoint, kept, path, job.held_out, place, max_kl) for path in paths
+                ]
+    return RunReport(
+        version=numbacalib.__version__,
+        model=str(model),
+        revision=revision_of(job.checkpoint.path),
+        output=str(output),
+        device=place.name,
+        formats=[each.name for each in written],
+        settings=job.identity["settings"],
+        inputs=inputs,
+        layers=layers,
+        original_bytes=sum(map(job.checkpoint.stored_bytes, job.checkpoint.names())),
+        output_bytes=writers[0].planned_bytes,
+        resumed_blocks=kept.finished,
+        seconds=clock.seconds,
+        peak_bytes=peak_memory(),
+        plan=plan,
+        proofs=proofs,
+        warnings=warnings,
+    )
+
+
+def _writers(
+    job: Job, kept: Work, paths: Sequence[Path], formats: Sequence[Format]
+) -> list[ModelWriter]:
+    """Return the writers of the output, for which there is room, and for what is to be kept."""
+    writers = [
+        each.writer(path, job.checkpoint, job.grids)
+        for each, path in zip(formats, paths, strict=True)
+    ]
+    blocks = job.decoder.config.num_layers
+    left = kept_bytes(job.weights, job.grids) * (blocks - kept.finished) // blocks
+    output = paths[0] if paths[0].is_dir() else paths[0].parent
+    require_space({output: sum(writer.planned_bytes for writer in writers), kept.directory: left})
+    return writers
+
+
+def _plan(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> Plan:
+    """Return the plan of a run that fits into memory."""
+    resident = resident_memory()
+    plan = make_plan(
+        job,
+        output_bytes=sum(writer.planned_bytes for writer in writers),
+        scratch_bytes=kept_bytes(job.weights, job.grids),
+        finished=kept.finished,
+        resident_bytes=resident,
+    )
+    require_memory(job, plan, resident)
+    return plan
 
 
 def _open_job(
     model: str | Path,
     text: Sequence[str | Path],
+    held_out: Sequence[str | Path],
     statistics: str | Path | None,
     importance: str | Path | None,
     settings: Settings,
@@ -154,13 +259,14 @@ def _open_job(
     if stored_format(checkpoint) is not None:
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
     decoder = Decoder(checkpoint, place=place)
-    shapes = _layer_shapes(checkpoint)
+    shapes = _layer_shapes(checkpoint, settings)
     grids = _grids(checkpoint, settings, formats)
     factors = None
     if importance is not None:
         factors = read_importance(importance, shapes)
     calibration: Calibration | None = None
-    tokens = None
+    tokens, length = None, settings.sequence_length
+    others = np.empty((0, length), np.int32)
     if statistics is not None:
         if text:
             raise ValueError("text: expected none where statistics are given")
@@ -171,12 +277,29 @@ def _open_job(
             )
         calibration = SavedCalibration(statistics, checkpoint, decoder)
     elif settings.calibrated(importance is not None) or settings.channel_scales != "none":
-        tokens = read_sequences(checkpoint, text, settings.sequence_length, settings.samples)
-        calibration = TextCalibration(decoder, tokens, settings.target == "propagated")
+        if not text:
+            raise ValueError("text: required, since this calibrates; --method rtn alone needs none")
+        most = max(1, HELD_OUT_TOKENS // length)
+        tokens, others = read_split(checkpoint, text, length, settings.samples, most)
+        calibration = TextCalibration(decoder, tokens, propagated=settings.target == "propagated")
+    if held_out:
+        others = read_sequences(checkpoint, held_out, length)
+        others = others[spread(len(others), min(settings.samples, len(others)))]
     identity = identity_of(checkpoint, settings, formats, place, tokens)
     identity |= stamps_of(statistics=statistics, importance=importance)
     weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
-    return Job(checkpoint, decoder, settings, weights, grids, calibration, factors, identity)
+    return Job(
+        checkpoint,
+        decoder,
+        settings,
+        weights,
+        grids,
+        calibration,
+        factors,
+        0 if tokens is None else tokens.size,
+        others,
+        identity,
+    )
 
 
 def _write_layers(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> list[LayerReport]:
@@ -199,8 +322,12 @@ def _grids(
     checkpoint: Checkpoint, settings: Settings, formats: Sequence[Format]
 ) -> dict[str, LayerGrid]:
     """Say how the model's linear layers are to be stored, and in the log what deviates."""
-    weights = {name: checkpoint.info(f"{name}.weight") for name in _layer_shapes(checkpoint)}
-    asked = {name: _asked(settings, info.dtype) for name, info in weights.items()}
+    shapes = _layer_shapes(checkpoint, settings)
+    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
+    asked = {
+        name: replace(_asked(settings, info.dtype), bits=settings.bits_of(name))
+        for name, info in weights.items()
+    }
     grids = common_grids(formats, weights, asked)
     for grid in dict.fromkeys(grids.values()):
         on_grid(settings, grid).check()
@@ -231,11 +358,21 @@ def _asked(settings: Settings, dtype: np.dtype) -> LayerGrid:
     )
 
 
-def _layer_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
+def _layer_shapes(checkpoint: Checkpoint, settings: Settings) -> dict[str, tuple[int, int]]:
     """M and K of the linear layers that are quantized, by name without ``.weight``."""
     shapes = {}
     for index in range(checkpoint.config.num_layers):
         for kind in (kind for stage in stages(checkpoint.config, index) for kind in stage):
             rows, channels = checkpoint.info(f"model.layers.{index}.{kind}.weight").shape
             shapes[f"model.layers.{index}.{kind}"] = rows, channels
-    return shapes
+    settings.check_layers(shapes)
+    return {name: shape for name, shape in shapes.items() if not settings.skips(name)}
+
+
+def _settings(settings: Settings | None, options: Mapping[str, Any]) -> Settings:
+    """Return the settings that were given, whole or by name."""
+    if settings is None:
+        return Settings(**options)
+    if options:
+        raise TypeError(f"settings: expected them or {min(options)}, got both")
+    return settings

@@ -37,13 +37,13 @@ def require_space(planned: Mapping[Path, int]) -> None:
         usage = shutil.disk_usage(directory)
         if usage.total and usage.free < together[system]:  # network file systems may not know
             raise OSError(
-                f"{directory.parent}: expected room for {_size(together[system])}, "
-                f"found {_size(usage.free)} free"
+                f"{directory.parent}: expected room for {in_units(together[system])}, "
+                f"found {in_units(usage.free)} free"
             )
 
 
-def _size(number: float) -> str:
-    """A number of bytes in the unit in which it has one to three digits before the point."""
+def in_units(number: float) -> str:
+    """Return a number of bytes in the unit in which it has one to three digits before the point."""
     unit = 0
     while number >= 1000 and unit + 1 < len(_UNITS):
         number /= 1000

@@ -71,7 +71,7 @@ class InputStatistics:
         self.residual: Any = None
 
     @property
-    def mean_square(self) -> Any:
+    def mean_square(self) -> Array:
         """``mean_n x[n, j] ** 2``, [K]: llama.cpp's importance matrix."""
         return scaled(diagonal(self.hessian), 0.5)
 

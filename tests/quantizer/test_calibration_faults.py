@@ -246,8 +246,9 @@ def test_text_that_only_looks_like_enough_is_said(tmp_path, text, model, caplog,
     assert run(*command, "--text", text, "--output", tmp_path / "varied") == 0
     assert "directions" not in caplog.text
     report = tmp_path / "report.json"
-    assert run(*command, "--text", few, "--output", tmp_path / "few", "--report", report) == 0
-    first = json.loads(report.read_text())[0]
+    command += ["--text", few, "--report", report, "--verbose"]
+    assert run(*command, "--output", tmp_path / "few") == 0
+    first = json.loads(report.read_text())["layers"][0]
     assert first["full_rank"]
     assert 1 < first["effective_rank"] < 16
     assert "vary in few directions (model.layers.0." in caplog.text
@@ -273,9 +274,12 @@ def test_a_file_that_changes_under_the_run_ends_it(
         os.utime(file, ns=(0, 0))
         return tokens(*_, **__)
 
-    module = pipeline if command == "quantize" else calibration
-    tokens = module.read_sequences
-    monkeypatch.setattr(module, "read_sequences", touch)
+    module, name = {
+        "quantize": (pipeline, "read_split"),
+        "collect": (calibration, "read_sequences"),
+    }[command]
+    tokens = getattr(module, name)
+    monkeypatch.setattr(module, name, touch)
     groups = GROUPS if command == "quantize" else []
     assert_refused(capsys, tmp_path, str(file), command, model, "--text", text, *SHORT, *groups)
 

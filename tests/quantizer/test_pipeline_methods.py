@@ -239,7 +239,7 @@ def test_options_reach_the_layers(tmp_path, text, model, options):
     output, report = tmp_path / "out", tmp_path / "report.json"
     command = ["quantize", model, "--text", text, *SHORT, *GROUPS, "--bits", "3", *options]
     assert run(*command, "--output", output, "--report", report) == 0
-    layers = json.loads(report.read_text())
+    layers = json.loads(report.read_text())["layers"]
     assert len(layers) == 14
     assert layers[0].keys() == set(LayerReport.__dataclass_fields__)
     ratios = [layer["loss"] / layer["rtn_loss"] for layer in layers]
@@ -249,7 +249,7 @@ def test_options_reach_the_layers(tmp_path, text, model, options):
 
 def test_fewer_tokens_than_channels_are_said(tmp_path, text, model, caplog, capsys):
     command = ["quantize", model, "--text", text, *GROUPS, "--sequence-length", "40"]
-    assert run(*command, "--samples", "1", "--output", tmp_path / "out") == 0
+    assert run(*command, "--samples", "1", "-v", "--output", tmp_path / "out") == 0
     assert (
         "14 of 14 layers had fewer tokens than channels (40 for 64, model.layers.0" in caplog.text
     )
@@ -270,7 +270,7 @@ def test_a_run_fails_where_too_many_layers_need_more_damping(tmp_path, text, mod
         capsys.readouterr().err
     )
     assert not output.exists()
-    assert run(*command, "--max-fallbacks", "1") == 0
+    assert run(*command, "--max-fallbacks", "1", "-v") == 0
     assert "0.01 (2 tries)" in capsys.readouterr().out
     assert "model.layers.1.mlp.down_proj: the Hessian was not positive definite" in caplog.text
 

@@ -125,8 +125,8 @@ def test_the_report_has_the_layers_of_both_runs(tmp_path, monkeypatch, model, te
     interrupted_at(monkeypatch, 2, *command)
     assert run(*command) == 0
     report = json.loads((tmp_path / "report.json").read_text())
-    layers = report if isinstance(report, list) else report["layers"]
-    assert len(layers) == 7 * LAYERS
+    assert len(report["layers"]) == 7 * LAYERS
+    assert report["resumed_blocks"] == 2
 
 
 # What is kept, and where
