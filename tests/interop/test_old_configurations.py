@@ -1,4 +1,4 @@
-"""Configurations as files on the hub have them, of several releases, against transformers' reading of them."""
+"""Configurations as files on the hub have them, of several releases, as transformers reads them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from numbacalib.models import Decoder, open_checkpoint
 
-SU = {key: LONGROPE[key] for key in ("short_factor", "long_factor")} | {"type": "su"}
+LONG = {key: LONGROPE[key] for key in ("short_factor", "long_factor")} | {"type": "longrope"}
 ALPHA = {"type": "dynamic", "alpha": 50.0, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0}
 ALPHA |= {"beta_fast": 32, "beta_slow": 1}
 
@@ -37,17 +37,17 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma3_text", {"rope_parameters": {FULL: {"rope_type": "default", "rope_theta": 300.0}}},
     ),
     "a pattern instead of types": (
-        "gemma3_text", {"layer_types": ..., "sliding_window_pattern": 2},
+        "gemma3_text", {"layer_types": ..., "sliding_window_pattern": 3},
     ),
     "YaRN of full layers alone": (
         "olmo3", {"rope_parameters": ..., "rope_theta": 5e5, "rope_scaling": YARN},
     ),
-    "two names of longrope": (
+    "longrope whose first length is beside": (
         "phi3",
         {
             "rope_parameters": ...,
             "rope_theta": 1e4,
-            "rope_scaling": SU,
+            "rope_scaling": LONG,
             "partial_rotary_factor": 0.75,
             "original_max_position_embeddings": 16,
         },
@@ -92,7 +92,7 @@ def test_perplexity_of(tmp_path: Path, name: str) -> None:
     expected = loss_of(model, tokens)
     assert Decoder(open_checkpoint(tmp_path)).loss(tokens) == pytest.approx(expected, abs=RTOL)
     same = ("other names", "a name of", "a part by", "gelu of", "synonyms", "caps by")
-    assert name.startswith(same) or abs(expected - before) > 10 * RTOL, "nothing to compare"
+    assert name.startswith(same) or abs(expected - before) > RTOL, "nothing to compare"
 
 
 def test_a_decoder_whose_configuration_is_flat(tmp_path: Path) -> None:
