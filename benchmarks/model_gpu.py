@@ -31,9 +31,10 @@ import numpy as np
 from harness import RESULTS, Row, describe_machine, figure, write_csv
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from numbacalib.formats.safetensors_format import DirectoryWriter
 from numbacalib.formats.safetensors_writer import SafetensorsWriter
 from numbacalib.models import Decoder, open_checkpoint
-from numbacalib.quantizer import Settings, pipeline, quantize
+from numbacalib.quantizer import Settings, quantize
 from numbacalib.quantizer.text import read_sequences
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -175,10 +176,8 @@ def phases(run: Run) -> tuple[float, dict[str, float]]:
     calls = {
         "reading blocks": (Decoder, "block"),
         "embedding": (Decoder, "embed"),
-        "packing": (pipeline, "pack"),
-        "writing": (SafetensorsWriter, "add"),
-        "copying": (SafetensorsWriter, "add_stored"),
-        "closing files": (SafetensorsWriter, "__exit__"),
+        "packing and writing": (DirectoryWriter, "add_layer"),
+        "copying and closing": (DirectoryWriter, "__exit__"),
     }
     with timed(cuda.synchronize, calls) as totals:
         return run.seconds(), totals

@@ -25,7 +25,7 @@ from numbacalib.ops.token_loss import add_scores, cap, losses
 from numbacalib.statistics import InputStatistics
 
 DTYPES = ("float32", "float16", "bfloat16")
-"""What models are stored in; of bfloat16 only where ml_dtypes is installed."""
+"""Dtypes that models are stored in; bfloat16 only where ml_dtypes is installed."""
 
 METHODS = (
     ("rtn", "full"),
@@ -35,10 +35,10 @@ METHODS = (
     ("gptq", "weighted"),
     ("kmeans", "full"),
 )
-"""Of layers, with the ranges that have kernels of their own."""
+"""Methods of layers, with the ranges that have kernels of their own."""
 
-TOKENS, ROWS, CHANNELS, GROUP = 96, 48, 64, 32
-"""Sizes of the arrays: kernels do not depend on them."""
+TOKENS, ROWS, CHANNELS, GROUP = 96, 48, 256, 32
+"""Sizes of the arrays: every kernel has something to do, as CHANNELS are more than a factor's panel."""
 
 
 def warm_up(dtypes: Sequence[str] | None = None) -> None:
@@ -106,7 +106,7 @@ def _pack() -> None:
 
 
 def _decode() -> None:
-    """What a model computes; on the CPU it is float32 whatever its weights are."""
+    """Run what a model computes; on the CPU it is float32 whatever its weights are."""
     x, weight = np.ones((TOKENS, CHANNELS), np.float32), np.ones((CHANNELS, CHANNELS), np.float32)
     heads = linear(rms_norm(x, x[0], 1e-6), weight).reshape(1, TOKENS, 1, CHANNELS)
     angles = np.zeros((TOKENS, CHANNELS // 2), np.float32)

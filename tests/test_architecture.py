@@ -16,8 +16,9 @@ FLOORS = (
     {"methods", "models"},
     {"formats"},
     {"quantizer"},
-    {"demo", "warm_up"},
+    {"config_file", "demo", "options", "warm_up"},
     {"cli"},
+    {"__main__"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]

@@ -18,6 +18,7 @@ that such a layer is not written either.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,11 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits, word_count
 from numbacalib.formats.format import GridRules, LayerGrid
+from numbacalib.formats.grid_finders import zeros_from_1
 from numbacalib.formats.packed_schemes import FORMAT, METHOD, PackedSchemes, read_schemes
 from numbacalib.formats.safetensors_format import (
     GridOf,
+    Left,
     SafetensorsFormat,
     read_g_idx,
     require_integer_zeros,
@@ -56,6 +59,7 @@ class CompressedTensors(SafetensorsFormat):
     name = METHOD
     methods = (METHOD,)
     rules = GridRules(bits=tuple(range(2, 9)))
+    finders = (zeros_from_1,)
     parts = (
         "weight_packed",
         "weight_scale",
@@ -84,21 +88,22 @@ class CompressedTensors(SafetensorsFormat):
                 )
         return grids
 
-    def configuration(self, grids: Mapping[str, LayerGrid], ignore: list[str]) -> dict[str, Any]:
+    def configuration(self, grids: Mapping[str, LayerGrid], left: Left) -> dict[str, Any]:
         """See `SafetensorsFormat`."""
         layers: dict[tuple[int, int | None, bool], list[str]] = {}
         for layer, grid in grids.items():
             layers.setdefault((grid.bits, grid.group_size, grid.symmetric), []).append(layer)
         # A layer's name goes before its class in any order; in this one nothing warns.
         kinds = sorted(layers, key=lambda kind: len(layers[kind]))
-        targets = [*(layers[kind] for kind in kinds[:-1]), ["Linear"]]
+        named = ([_target(layer, left) for layer in layers[kind]] for kind in kinds[:-1])
+        targets = [*named, ["Linear"]]
         groups = [_config_group(*kind, names) for kind, names in zip(kinds, targets, strict=True)]
         config: dict[str, Any] = {
             "quant_method": METHOD,
             "format": FORMAT,
             "quantization_status": "compressed",
             "config_groups": {f"group_{index}": group for index, group in enumerate(groups)},
-            "ignore": ignore,
+            "ignore": [*left.layers, *(f"re:.*{re.escape(part)}.*" for part in left.parts)],
             "kv_cache_scheme": None,
         }
         if not all(grid.symmetric for grid in grids.values()):
@@ -188,6 +193,12 @@ class CompressedTensors(SafetensorsFormat):
 
 def _schemes(checkpoint: Checkpoint) -> PackedSchemes:
     return read_schemes(Fields(checkpoint.hf_config()).object("quantization_config"))
+
+
+def _target(layer: str, left: Left) -> str:
+    """A layer's name, or an expression where runtimes have something before it."""
+    end = re.escape(layer.removeprefix("model."))
+    return rf"re:.*\.{end}$" if left.is_wrapped else layer
 
 
 def _config_group(

@@ -124,6 +124,8 @@ class Format(abc.ABC):
 
     name: str
     rules: GridRules
+    finders: tuple[GridFinder, ...] = ()
+    """What finds grids that other formats ask for and this one stores too."""
     methods: tuple[str, ...] = ()
     """What its ``quant_method`` may be in a Hugging Face configuration."""
 
@@ -182,6 +184,7 @@ class Format(abc.ABC):
             layer: replace(
                 grid,
                 group_size=lengths[layer],
+                find=grid.find if grid.find in self.finders else None,
                 scale_dtype=self.rules.scale_dtype(weights[layer].dtype),
             )
             for layer, grid in asked.items()

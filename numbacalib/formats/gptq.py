@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.bit_packing import WORD_BITS, pack_bits, unpack_bits
 from numbacalib.formats.format import GridRules, LayerGrid
+from numbacalib.formats.grid_finders import zeros_from_1
 from numbacalib.formats.safetensors_format import (
     GridOf,
+    Left,
     SafetensorsFormat,
     one_grid,
     read_g_idx,
@@ -35,12 +37,8 @@ from numbacalib.formats.safetensors_format import (
     written_group_size,
 )
 from numbacalib.methods import QuantizedWeight
-from numbacalib.methods.rounding import find_scales
-from numbacalib.methods.settings import GridSettings
 from numbacalib.models.checkpoint import TensorInfo
 from numbacalib.models.fields import Fields
-from numbacalib.ops.grid import stored_arrays
-from numbacalib.ops.matrix import from_host, to_host
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
@@ -96,6 +94,7 @@ class Gptq(SafetensorsFormat):
         row_multiple=32,
         channel_multiple=32,
     )
+    finders = (zeros_from_1,)
     parts = ("qweight", "qzeros", "scales", "g_idx")
 
     def __init__(self, version: int) -> None:
@@ -128,7 +127,7 @@ class Gptq(SafetensorsFormat):
             for layer, grid in super().grids(weights, asked).items()
         }
 
-    def configuration(self, grids: Mapping[str, LayerGrid], ignore: list[str]) -> dict[str, Any]:
+    def configuration(self, grids: Mapping[str, LayerGrid], left: Left) -> dict[str, Any]:
         """See `SafetensorsFormat`."""
         grid = next(iter(grids.values()))
         config = {
@@ -141,9 +140,10 @@ class Gptq(SafetensorsFormat):
             "lm_head": "lm_head" in grids,
             "pack_dtype": "int32",
         }
-        left = [layer for layer in ignore if layer != "lm_head"]
-        if left:  # GPTQModel's way to except layers
-            config["dynamic"] = {f"{_EXCEPT}^{re.escape(layer)}$": {} for layer in left}
+        excepted = [f"^{re.escape(name)}$" for name in left.layers if name != "lm_head"]
+        excepted += [f".*{re.escape(part)}.*" for part in left.parts]
+        if excepted:  # GPTQModel's way to except layers
+            config["dynamic"] = {f"{_EXCEPT}{expression}": {} for expression in excepted}
         return {"quantization_config": config}
 
     def files(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,16 +231,3 @@ class Gptq(SafetensorsFormat):
         if any(not key.startswith(_EXCEPT) for key in dynamic):
             raise config.error("dynamic", f"{_EXCEPT} before each expression")
         return one_grid(config, self.rules.bits, config.flag("sym", True), _HARMLESS)
-
-
-def zeros_from_1(weight: Any, settings: GridSettings) -> tuple[Any, Any]:
-    """Grids of the integer kind without a zero of 0, which only groups without a negative weight have.
-
-    Such a group loses one step of its range. See `GridFinder`.
-    """
-    scales, zeros = find_scales(weight, settings)
-    *stored, require_finite_scales = stored_arrays(
-        scales, zeros, settings.scale_dtype, settings.grid
-    )
-    require_finite_scales()
-    return stored[0], from_host(np.maximum(to_host(stored[1]), np.uint8(1)), stored[0])

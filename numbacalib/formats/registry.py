@@ -10,6 +10,7 @@ from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.formats.format import Format, LayerGrid
 from numbacalib.formats.gguf import GGUF_FORMATS
 from numbacalib.formats.gptq import Gptq
+from numbacalib.formats.mlx import Mlx
 from numbacalib.models.checkpoint import TensorInfo
 from numbacalib.models.fields import Fields
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
 
 FORMATS: dict[str, Format] = {
-    each.name: each for each in (CompressedTensors(), Gptq(1), Gptq(2), Awq(), *GGUF_FORMATS)
+    each.name: each for each in (CompressedTensors(), Gptq(1), Gptq(2), Awq(), Mlx(), *GGUF_FORMATS)
 }
 """Every format of whole language models, by its name on the command line."""
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import get_num_threads
 from numpy.typing import NDArray
 
 from numbacalib.linalg.factors import TINY, HessianFactors
 from numbacalib.runtime.blas import cholesky_lower, invert_triangle
 from numbacalib.runtime.blas_tiles import solve_rows as solve
 from numbacalib.runtime.half import carrier, widen, widen_block
-from numbacalib.runtime.jit import kernel, scalar, task_kernel
+from numbacalib.runtime.jit import task_kernel
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import fetch_add
 from numbacalib.runtime.tile_product import COLUMNS, LANES, add_microtile, add_product, pack_rows
@@ -76,57 +77,76 @@ def _factor(hessian: NDArray, damping: float, memory: NDArray, upper: NDArray) -
     need both axes reversed, solves triangular systems, which is slower, and packs what it multiplies at
     each product. The row panels lie in `memory`, where `upper` begins, too.
     """
-    size, source, workers = len(upper), rows_view(carrier(hessian)), get_num_threads()
-    count = -(-size // LANES)
-    row_panels = memory[: count * LANES * size].reshape(count, size, LANES)
+    size, source = len(upper), rows_view(carrier(hessian))
+    row_panels = memory[: -(-size // LANES) * LANES * size].reshape(-1, size, LANES)
     flat = np.empty(PANEL * size, upper.dtype)
     for begin in range((size - 1) // PANEL * PANEL, -1, -PANEL):
         end = min(begin + PANEL, size)
-        behind = size - end
+        behind, top = size - end, begin // LANES
         column_panels = flat[: behind * PANEL].reshape(PANEL // COLUMNS, behind, COLUMNS)
         own = np.empty((end - begin, end - begin), upper.dtype)
-        counters = np.zeros((3, 1), np.int64)
-        _begin_panel(workers, source, damping, begin, column_panels, row_panels, counters, own)
+        _run(_pack_negated, behind, SLICE, row_panels[top:, end:], column_panels)
+        _run(_begin_rows, len(own), LANES, source, damping, begin, column_panels, row_panels, own)
         if minor := cholesky_lower(own):
             upper[:] = 0
             return behind + minor
-        own = np.tril(own)[::-1, ::-1].copy()
-        inverse = own.copy()
-        if begin:  # else no rows wait for it
+        own = np.tril(own)[::-1, ::-1]
+        packed = _packed(own, LANES)
+        row_panels[top : top + len(packed), begin:end] = packed
+        if begin:
+            inverse = own.copy()
             invert_triangle(inverse, lower=False)
-        group = min(GROUP, max(1, begin // (LANES * workers * SHARE)))
-        _finish_panel(workers, source, own, inverse, group, column_panels, row_panels, counters[2])
-    _store_rows(workers, row_panels, np.zeros(1, np.int64), upper)
+            factors = np.ascontiguousarray(_packed(inverse, COLUMNS))
+            group = min(GROUP, max(1, begin // (LANES * get_num_threads() * SHARE)))
+            panels = column_panels, row_panels
+            _run(_finish_rows, begin, group * LANES, source, factors, group, *panels)
+    _run(_store_rows, size, LANES, row_panels, upper)
     return 0
 
 
-@kernel
-def _begin_panel(workers, source, damping, begin, column_panels, row_panels, counters, own):
-    """Pack a panel's own rows as column panels, and compensate the block on its diagonal.
-
-    Sets the lower triangle of `own` to the block, with both axes reversed. Split: workers take columns
-    of these, then row panels.
-    """
-    for _ in prange(workers):
-        _pack_columns(row_panels, begin, len(own), counters[0], column_panels)
-    for _ in prange(workers):
-        _begin_rows(source, damping, begin, column_panels, row_panels, counters[1], own)
+def _run(function: task_kernel, length: int, step: int, *arguments: Any) -> None:
+    """Run a kernel whose tasks are `step` of `length` each; their counter is its first argument."""
+    tasks = -(-length // step)
+    if tasks:
+        function(min(get_num_threads(), tasks), np.zeros(1, np.int64), *arguments)
 
 
-@scalar
-def _pack_columns(row_panels, begin, width, counter, column_panels):
-    """Take columns of a panel's own rows, and pack them."""
+def _packed(rows: NDArray, lanes: int) -> NDArray:
+    """Return a matrix [n, w] as panels [-, w, lanes] of its rows, with zeros behind the last one."""
+    count, width = -(-len(rows) // lanes), rows.shape[1]
+    padded = np.zeros((count * lanes, width), rows.dtype)
+    padded[: len(rows)] = rows
+    return padded.reshape(count, lanes, width).swapaxes(1, 2)
+
+
+@task_kernel
+def _pack_negated(counter, rows, column_panels):
+    """Negate and pack a panel's own rows as column panels. Split: workers take columns."""
     behind = column_panels.shape[1]
-    rows = row_panels[begin // LANES :, begin + width :]
+    turn = np.empty(TURN, column_panels.dtype)
     first = fetch_add(counter) * SLICE
     while first < behind:
-        _pack_negated(rows, first, min(first + SLICE, behind), column_panels)
+        last = min(first + SLICE, behind)
+        for n in range(len(column_panels) * COLUMNS // TURN):
+            top, left = n * (TURN // LANES), n * (TURN // COLUMNS)
+            for k in range(first, last):
+                for t in range(TURN // LANES):
+                    given = rows[top + t, k]
+                    for r in range(LANES):
+                        turn[t * LANES + r] = -given[r]
+                for s in range(TURN // COLUMNS):
+                    taken = column_panels[left + s, k]
+                    for c in range(COLUMNS):
+                        taken[c] = turn[s * COLUMNS + c]
         first = fetch_add(counter) * SLICE
 
 
-@scalar
-def _begin_rows(source, damping, begin, column_panels, row_panels, counter, own):
-    """Take row panels of the block on the diagonal, damp and compensate them."""
+@task_kernel
+def _begin_rows(counter, source, damping, begin, column_panels, row_panels, own):
+    """Damp and compensate the block on the diagonal of a panel.
+
+    Sets the lower triangle of `own` to the block, with both axes reversed. Split: workers take row panels.
+    """
     width, behind = len(own), column_panels.shape[1]
     end = begin + width
     rows = np.zeros((LANES, width), own.dtype)
@@ -149,37 +169,13 @@ def _begin_rows(source, damping, begin, column_panels, row_panels, counter, own)
         top = fetch_add(counter) * LANES
 
 
-@kernel
-def _finish_panel(workers, source, own, inverse, group, column_panels, row_panels, counter):
+@task_kernel
+def _finish_rows(counter, source, factors, group, column_panels, row_panels):
     """Compensate the rows before a panel's own, and multiply them by ``R_pp^-T``.
 
-    `own` is ``R_pp``, which is stored, and `inverse` its inverse. Split: workers take groups of row panels.
-    """
-    factors = _store_block(own, inverse, row_panels, row_panels.shape[1] - column_panels.shape[1])
-    for _ in prange(workers):
-        _finish_rows(source, factors, group, column_panels, row_panels, counter)
-
-
-@scalar
-def _store_block(own, inverse, row_panels, end):
-    """Store ``R_pp``, whose columns end at `end`; return its inverse's transpose as column panels."""
-    width = len(own)
-    begin = end - width
-    factors = np.zeros((-(-width // COLUMNS), width, COLUMNS), own.dtype)
-    for i in range(width):
-        row_panel, lane = row_panels[(begin + i) // LANES], i % LANES
-        for j in range(i, width):
-            row_panel[begin + j, lane] = own[i, j]
-            factors[i // COLUMNS, j, i % COLUMNS] = inverse[i, j]
-    return factors
-
-
-@scalar
-def _finish_rows(source, factors, group, column_panels, row_panels, counter):
-    """Take groups of row panels before a panel's own rows, compensate and multiply them.
-
-    The last column panel may reach behind the matrix: what is added there is 0, to columns of the next
-    row panel that lie below the diagonal.
+    `factors` is ``R_pp^-T``, packed as column panels; the last of them may reach behind the matrix: what
+    is added there is 0, to columns of the next row panel that lie below the diagonal. Split: workers take
+    groups of row panels.
     """
     width, behind = factors.shape[1], column_panels.shape[1]
     end = row_panels.shape[1] - behind
@@ -206,7 +202,7 @@ def _finish_rows(source, factors, group, column_panels, row_panels, counter):
 
 
 @task_kernel
-def _store_rows(row_panels, counter, upper):
+def _store_rows(counter, row_panels, upper):
     """Unpack row panels into the rows whose memory they fill, with 0 below the diagonal.
 
     Split: workers take row panels.
@@ -226,20 +222,3 @@ def _store_rows(row_panels, counter, upper):
                 for j in range(left, min(left + SLICE, size)):
                     row[j] = copy[j, r] if j >= top + r else 0
         t = fetch_add(counter)
-
-
-@scalar
-def _pack_negated(row_panels, first, last, column_panels):
-    """Negate a panel's own rows, columns `first` to `last`, packed anew: `TURN` rows at a time."""
-    rows = np.empty(TURN, column_panels.dtype)
-    for turn in range(len(column_panels) * COLUMNS // TURN):
-        row, column = turn * (TURN // LANES), turn * (TURN // COLUMNS)
-        for k in range(first, last):
-            for t in range(TURN // LANES):
-                given = row_panels[row + t, k]
-                for r in range(LANES):
-                    rows[t * LANES + r] = -given[r]
-            for s in range(TURN // COLUMNS):
-                taken = column_panels[column + s, k]
-                for c in range(COLUMNS):
-                    taken[c] = rows[s * COLUMNS + c]

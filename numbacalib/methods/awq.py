@@ -36,7 +36,7 @@ LEAST_SCALE = 1e-4
 
 
 class ChannelScales(NamedTuple):
-    """What the search found for layers that share an input."""
+    """Channel scales that the search found for layers that share an input."""
 
     scales: Array
     """s, float32 [K], positive: multiply the weights' channels, divide the inputs."""

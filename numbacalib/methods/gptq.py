@@ -21,7 +21,7 @@ from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.range_search import RangeSearch
 
 BATCH_BYTES = 4 << 30
-"""Of float32 Hessians that go together through a GPU, beside factors and couplings of the same size."""
+"""Bytes of float32 Hessians that go through a GPU together, beside factors and couplings of that size."""
 
 
 def gptq(

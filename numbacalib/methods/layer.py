@@ -1,4 +1,4 @@
-"""What a layer is to become, and the report of how it went."""
+"""Settings by which a layer is quantized, and the report about it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ original with it than with 2.4."""
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSettings:
-    """How to quantize a linear layer; the names are those of `gptq` and `rtn`."""
+    """Settings of a linear layer's quantization; the names are those of `gptq` and `rtn`."""
 
     method: str = "gptq"
     """"gptq", "rtn", or "kmeans" for `codebook`, whose codebooks are of whole rows: no group size,
@@ -42,7 +42,7 @@ class LayerSettings:
     """Finds scales and zeros as a format stores them, before codes are chosen; by default they are those
     of the integer grid, with scales in `scale_dtype`."""
     ranges: str = "full"
-    """What a group's grid spans: all its weights ("full"); the part with the least error ("mse"), or
+    """Span of a group's grid: all its weights ("full"); the part with the least error ("mse"), or
     the least error weighted by each channel's mean square input or by an importance ("weighted"), by
     `RangeSearch`; for round-to-nearest also the part with the least error of the group's output
     ("clip", `awq_clip`). Codebooks weigh their errors with "weighted", and do not with "full"."""
@@ -50,14 +50,14 @@ class LayerSettings:
     """Power of the errors that `RangeSearch` sums, with the ranges "mse" and "weighted". None is its own,
     but `COARSE_NORM` at 2 bits, where a large error costs more than its square says."""
     target: str = "layerwise"
-    """What the codes are to stand for: the layer's weight ("layerwise"), or one that also repairs what the
+    """Weight that the codes stand for: the layer's own ("layerwise"), or one that also repairs what the
     quantized layers before spoilt ("propagated", `propagated_target`), from statistics that have the
     original model's inputs."""
     target_strength: float = 0.25
-    """Of the propagated target, 0 to 1. More fits the calibration text better, and other texts worse unless
-    there is a lot of it."""
+    """Strength of the propagated target, 0 to 1. More fits the calibration text better, and other texts
+    worse unless there is a lot of it."""
     refit: bool = False
-    """Whether to solve for the scales once the codes are known: `refit_scales`."""
+    """True to solve for the scales once the codes are known: `refit_scales`."""
     percdamp: float = 0.01
     damping_tries: int = 5
     shrinkage: float | None = 0.0
@@ -66,7 +66,7 @@ class LayerSettings:
     static_groups: bool = False
 
     def calibrated(self, importance: bool = False) -> bool:
-        """Whether a layer needs statistics of its inputs, with or without an `importance` given."""
+        """Return whether a layer needs statistics of its inputs, with or without an `importance` given."""
         weighted = self.ranges == "weighted" and not importance
         solved = self.refit or self.target == "propagated"
         return self.method == "gptq" or weighted or self.ranges == "clip" or solved
@@ -149,7 +149,7 @@ def flag(name: str, value: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerReport:
-    """How one linear layer went. What a method does not use or measure is None."""
+    """Report about one linear layer. What its method does not use or measure is None."""
 
     name: str
     method: str
@@ -162,11 +162,11 @@ class LayerReport:
     """Share of the weights that lie more than a step past the ends of their grid."""
     tokens: int | None = None
     full_rank: bool | None = None
-    """Whether there were at least as many tokens as live channels."""
+    """True where there were at least as many tokens as live channels."""
     dead: int | None = None
     """Channels that no token excited."""
     effective_rank: float | None = None
-    """In how many independent channels the inputs vary as much as they do, at most K; by GPTQ alone."""
+    """Number of independent channels that would vary as much as the inputs do, at most K; by GPTQ alone."""
     loss: float | None = None
     """Squared error of the layer's outputs, `output_loss`: with a propagated target to those that the
     original layer has of its original inputs."""
@@ -179,14 +179,16 @@ class LayerReport:
     smallest_pivot: float | None = None
     stored_bytes: int | None = None
     """Bytes of the layer's packed tensors."""
+    remedy: str | None = None
+    """Remedy for an expert whose own tokens said too little: see `quantize_experts`."""
 
     @property
     def fell_back(self) -> bool:
-        """Whether the layer took more damping than was asked for."""
+        """True where the layer took more damping than was asked for."""
         return self.tries is not None and self.tries > 1
 
     @property
     def low_rank(self) -> bool:
-        """Whether the inputs vary in too few directions for what the layer has, however many tokens."""
+        """True where the inputs vary in too few directions for the layer, however many the tokens."""
         live = self.shape[1] - (self.dead or 0)
         return self.effective_rank is not None and self.effective_rank < LEAST_RANK * live

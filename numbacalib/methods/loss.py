@@ -1,4 +1,4 @@
-"""How far a quantized weight is from what it was."""
+"""Losses of a quantized weight against the original."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a layer's weight is to become: checked before any work, the same for every method."""
+"""Grids and searches as the methods take them: checked before any work, the same for every method."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from numbacalib.spec.grid import SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_FLOAT32, G
 from numbacalib.spec.range_search import RangeSearch
 
 STORAGE = {"float16": SCALE_FLOAT16, "bfloat16": SCALE_BFLOAT16, "float32": SCALE_FLOAT32}
-"""How the grid rounds scales, by the name of the dtype that stores them."""
+"""Rounding of scales by the grid, by the name of the dtype that stores them."""
 
 LARGEST_ZERO = float(1 << 20)
-"""Of given zeros, in scales: far beyond any grid's codes, and well within what float32 rounds."""
+"""Largest of given zeros, in scales: far beyond any grid's codes, and well within what float32 rounds."""
 
 
 class GridSettings(NamedTuple):
@@ -26,13 +26,13 @@ class GridSettings(NamedTuple):
 
     grid: Grid
     group_size: int
-    """In channels; K is one scale a row."""
+    """Channels that share a scale; K where a whole row does."""
     scale_dtype: np.dtype
     search: RangeSearch | None
     importance: Any
     """Weights of the search's errors, [1, K] or [M, K]; or None."""
     fixed: FixedGrids | None = None
-    """Where scales are not found, but given."""
+    """Grids that were given, where scales are not to be found."""
 
 
 class FixedGrids(NamedTuple):

@@ -9,7 +9,7 @@ from numbacalib.runtime.backend import arrays_of_one_device
 
 
 def shrinkage_for(hessian: Array, tokens: int) -> float:
-    """How far to shrink a Hessian that was estimated from so many tokens, 0 to 1.
+    """Find the share by which to shrink a Hessian that was estimated from so many tokens, 0 to 1.
 
     ``sum (1 - r**2)**2 / tokens / sum r**2`` over the correlations r of different channels: the
     share that minimises the expected squared error of the correlations for independent draws from a

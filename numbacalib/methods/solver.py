@@ -23,18 +23,18 @@ from numbacalib.runtime.finite import start_finite_check
 from numbacalib.spec.grid import group_indices
 
 DAMPING_GROWTH = 4.0
-"""By how much damping grows after a factorisation that failed."""
+"""Factor by which damping grows after a factorisation that failed."""
 LEAST_GROWN_DAMPING = 0.01
-"""What it grows to from less, 0 included."""
+"""Damping to which less grows, 0 included."""
 LARGEST_DAMPING = 1e6
-"""What it may be and grow to: with more, float32 sees nothing of the Hessian beside it."""
+"""Largest damping to ask for and to grow to: beside more, float32 sees nothing of the Hessian."""
 ROUNDING = 1e-6
 """Share of the mean diagonal that float32 products of Hessians leave open."""
 
 
 @dataclass(frozen=True)
 class Solver:
-    """How the Hessians are prepared and in which order the columns are quantized; see `gptq`."""
+    """Preparation of the Hessians and order of the columns; see `gptq`."""
 
     percdamp: float
     damping_tries: int
@@ -63,9 +63,9 @@ class Layers:
     hessians: Any
     """[E, K, K]."""
     rows: Sequence[int]
-    """Of each layer: one a Hessian, or those that share the one there is."""
+    """Rows of each layer: one a Hessian, or those that share the one there is."""
     names: Sequence[str]
-    """What errors call the Hessians."""
+    """Names of the Hessians in errors."""
     unchecked: Mapping[str, Any] = field(default_factory=dict)
     """Arrays that may hold values that are not finite, by what errors call them."""
 
@@ -126,7 +126,7 @@ def solve(layers: Layers, settings: GridSettings, solver: Solver) -> list[Quanti
 
 
 def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
-    """How many independent channels would vary as much as the K of a Hessian do together.
+    """Return how many independent channels would vary as much as the K of a Hessian do together.
 
     ``K log det(I + H / damping) / sum_j log(1 + H[j, j] / damping)`` over live channels: K where no
     channel says anything of another (Hadamard's inequality), and about the rank where all else is below

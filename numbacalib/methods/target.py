@@ -1,4 +1,4 @@
-"""What a layer's codes are to stand for, when the layers before it are quantized already."""
+"""Targets of a layer's codes, when the layers before it are quantized already."""
 
 from __future__ import annotations
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.block_weights import Array, BlockWeights
+from numbacalib.models.experts import Experts
 from numbacalib.models.layer_tensors import Stage, parts
 from numbacalib.models.rope import RotaryEmbedding
 from numbacalib.models.sublayers import MLP, Attention, Sublayer
@@ -40,10 +42,11 @@ class DecoderBlock:
     attention, mlp : Sublayer
     linears : dict of str to array ``[M, K]``
         Weights of the linear layers by short name, such as ``"mlp.down_proj"``; assign to replace one.
+        Those of experts are among them while they are loaded: `Experts.loaded`.
     dtype : dtype
         In what products are computed: that in which the weights came.
     stages : tuple of tuple of str
-        The linear layers in the order they run, grouped by the input they share.
+        The linear layers in the order they run, grouped by the input they share; without experts.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class DecoderBlock:
         self.dtype = weights.dtype
         self.parallel = weights.config.architecture.parallel
         self.attention: Sublayer = Attention(weights, index, rope)
-        self.mlp: Sublayer = MLP(weights, index)
+        self.mlp: Sublayer = (Experts if weights.config.mixture_of(index) else MLP)(weights, index)
         self.sublayers = self.attention, self.mlp
         self.stages = tuple(
             stage for half in self.sublayers for stage in (*half.entry_stages, *half.exit_stages)
@@ -74,6 +77,15 @@ class DecoderBlock:
         x = self.mlp.input(hidden)
         self.attention.forward(hidden)
         return self.mlp.add_output(hidden, self.mlp.inner(x))
+
+    def forward_parts(self, parts: Sequence[Array]) -> None:
+        """Run all stages on each part ``[..., T, hidden_size]`` of the tokens, in place."""
+        if self.parallel:
+            for part in parts:
+                self.forward(part)
+            return
+        for half in self.sublayers:
+            half.forward_parts(parts)
 
     def producer(self, stage: Stage) -> str | None:
         """Name what a stage's inputs are proportional to, channel by channel; None if nothing is.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -27,21 +28,28 @@ class BlockWeights:
         By short name, such as ``"mlp.down_proj"``.
     vectors : dict of str to float32 array
         Norms and biases by short name with ``.weight`` or ``.bias``; norms as they multiply.
+    read : callable
+        Short names of linear layers to their weights, from the file: of experts, while they are needed.
     dtype : dtype
         In what products are computed: that in which the weights came.
     """
 
     def __init__(
-        self, config: ModelConfig, linears: dict[str, Array], vectors: dict[str, Array]
+        self,
+        config: ModelConfig,
+        linears: dict[str, Array],
+        vectors: dict[str, Array],
+        read: Callable[[Iterable[str]], dict[str, Array]],
     ) -> None:
         self.config = config
+        self.read = read
         self.linears = linears
         self.vectors = vectors
         self.dtype = np.dtype(next(iter(linears.values())).dtype)
 
     def copied(self) -> BlockWeights:
         """Return the same weights, which stay when those of this one are replaced."""
-        twin = BlockWeights(self.config, dict(self.linears), dict(self.vectors))
+        twin = BlockWeights(self.config, dict(self.linears), dict(self.vectors), self.read)
         twin.dtype = self.dtype
         return twin
 

@@ -48,6 +48,11 @@ class Checkpoint(abc.ABC):
         """The files that it is read from."""
         return InputFiles()
 
+    @property
+    def dropped(self) -> dict[str, str]:
+        """Tensors of the files that `names` leaves out, and why."""
+        return {}
+
     def check_unchanged(self) -> None:
         """Compare every file that it was opened from, tokenizer included, with what it was then.
 

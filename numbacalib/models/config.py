@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.description import ACTIVATIONS, Architecture
 from numbacalib.models.fields import Fields
+from numbacalib.models.mixture import Mixture
 from numbacalib.models.rope_parameters import read_rope, read_ropes
+from numbacalib.models.wrappers import WRAPPERS, decoder_config
 
 __all__ = ["ModelConfig", "Rope"]
 
@@ -101,6 +103,10 @@ class ModelConfig:
         Factors of embeddings, of what attention and MLP add to the residual stream, and of logits.
     query_growth : (float, int), optional
         ``(b, n)`` by which queries grow with their position p: ``1 + b log(1 + floor(p / n))``.
+    mixture : Mixture, optional
+        Experts.
+    further_layers : int
+        Blocks after the last one that predict tokens after the next: they are not run.
     """
 
     model_type: str
@@ -133,6 +139,8 @@ class ModelConfig:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     query_growth: tuple[float, int] | None = None
+    mixture: Mixture | None = None
+    further_layers: int = 0
 
     @property
     def architecture(self) -> Architecture:
@@ -145,6 +153,10 @@ class ModelConfig:
         return Rope(
             self.rope_theta, self.rope_scaling, self.rotary_dim, self.max_position_embeddings
         )
+
+    def mixture_of(self, index: int) -> Mixture | None:
+        """The mixture of experts of a layer, or None."""
+        return self.mixture if self.mixture and self.mixture.layers[index] else None
 
     def rope_of(self, index: int) -> Rope | None:
         """The rotary embedding of a layer, or None."""
@@ -169,12 +181,13 @@ class ModelConfig:
             not know, a missing key, a wrong type, a value out of its range, or sizes that do not
             fit together.
         """
-        fields = Fields(config)
-        architecture = ARCHITECTURES[fields.choice("model_type", tuple(ARCHITECTURES))]
+        fields = Fields(decoder_config(config))
+        architecture = ARCHITECTURES[fields.choice("model_type", (*ARCHITECTURES, *WRAPPERS))]
         for key in QUANTIZATION:  # how the weights are stored, which their format reads
             fields.object(key, None)
         options = _read_shape(fields, architecture)
         options |= _read_biases(fields, architecture)
+        options["further_layers"] = fields.integer("num_nextn_predict_layers", 0, 1000, None) or 0
         result = cls(**(options | architecture.read(fields, options)))
         known = {*_HARMLESS.split(), *architecture.harmless}
         harmless = {key for key in fields if key in known or key.startswith("_")}

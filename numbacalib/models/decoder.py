@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numbacalib.models.layer_tensors import (
     HEAD_BIAS,
     NORM,
     NORM_BIAS,
+    expert_shapes,
     is_norm,
     linear_shapes,
     outer_vector_shapes,
@@ -74,7 +76,7 @@ class Decoder:
         shapes: dict[str, tuple[int, ...]] = {EMBEDDINGS: table, self._head: table}
         shapes |= outer_vector_shapes(self.config)
         for index in range(self.config.num_layers):
-            linears = linear_shapes(self.config, index) if weight is None else {}
+            linears = self._linear_shapes(index) if weight is None else {}
             for name, shape in (linears | vector_shapes(self.config, index)).items():
                 shapes[_full_name(index, name)] = shape
         self._check(shapes)
@@ -101,7 +103,7 @@ class Decoder:
         return hidden.reshape(*tokens.shape, self.config.hidden_size)
 
     def block(self, index: int) -> DecoderBlock:
-        """Read block ``index``, ``0 .. num_layers - 1``; nothing of it is kept here.
+        """Read block ``index``, ``0 .. num_layers - 1``, without its experts; nothing of it is kept here.
 
         For a device, the next one is then read ahead, to the host.
 
@@ -110,28 +112,38 @@ class Decoder:
         ValueError
             If a value is not finite: names the file, the tensor and the place.
         """
-        linears, checks = {}, []
-        for name, shape in linear_shapes(self.config, index).items():
-            full_name = _full_name(index, name)
-            weight = self._weight(full_name)
-            if weight.shape != shape:
-                raise ValueError(
-                    f"{self._checkpoint.path}: {full_name}: expected shape {shape}, got {weight.shape}"
-                )
-            there = self.place.put(weight, self._dtype)
-            checks.append(start_finite_check(f"{self._checkpoint.path}: {full_name}", there))
-            linears[name.removesuffix(".weight")] = there
+        layers = [name.removesuffix(".weight") for name in linear_shapes(self.config, index)]
+        linears = self._linears(index, layers)
         vectors = {
             name: self._vector(_full_name(index, name))
             for name in vector_shapes(self.config, index)
         }
-        for require_finite_weight in checks:
-            require_finite_weight()
         if index + 1 < self.config.num_layers:
             following = linear_shapes(self.config, index + 1)
             self._weight.start(_full_name(index + 1, name) for name in following)
-        weights = BlockWeights(self.config, linears, vectors)
+        weights = BlockWeights(self.config, linears, vectors, partial(self._linears, index))
         return DecoderBlock(_full_name(index), index, weights, self._rope(index))
+
+    def _linear_shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of a block's linear layers, those of experts too."""
+        return linear_shapes(self.config, index) | expert_shapes(self.config, index)
+
+    def _linears(self, index: int, layers: Iterable[str]) -> dict[str, Array]:
+        """Weights of linear layers of a block, by their short names, all of them finite."""
+        shapes = self._linear_shapes(index)
+        linears, checks = {}, []
+        for layer in layers:
+            name, shape = _full_name(index, f"{layer}.weight"), shapes[f"{layer}.weight"]
+            weight = self._weight(name)
+            if weight.shape != shape:
+                raise ValueError(
+                    f"{self._checkpoint.path}: {name}: expected shape {shape}, got {weight.shape}"
+                )
+            linears[layer] = self.place.put(weight, self._dtype)
+            checks.append(start_finite_check(f"{self._checkpoint.path}: {name}", linears[layer]))
+        for require_finite_weight in checks:
+            require_finite_weight()
+        return linears
 
     def _rope(self, index: int) -> RotaryEmbedding | None:
         """The rotary embedding of a block, which others may share."""
@@ -142,8 +154,8 @@ class Decoder:
         return self._ropes.setdefault(str(rope), own)
 
     def block_tensors(self, index: int) -> list[str]:
-        """Names of the tensors that `block` reads."""
-        shapes = linear_shapes(self.config, index) | vector_shapes(self.config, index)
+        """Names of the tensors of a block, experts included."""
+        shapes = self._linear_shapes(index) | vector_shapes(self.config, index)
         return [_full_name(index, name) for name in shapes]
 
     def forward(self, tokens: ArrayLike) -> Array:
@@ -152,9 +164,7 @@ class Decoder:
         *_, length, size = hidden.shape
         sequences = hidden.reshape(-1, length, size)
         for index in range(self.config.num_layers):
-            block = self.block(index)
-            for part in self.batches(sequences):
-                block.forward(part)
+            self.block(index).forward_parts(list(self.batches(sequences)))
         return hidden
 
     def batches(self, hidden: Array) -> Iterator[Array]:
@@ -197,8 +207,27 @@ class Decoder:
         # the last token of a sequence predicts none
         targets = np.roll(tokens, -1, axis=-1)
         targets[..., -1] = -1
-        found = self._cross_entropy(self._final_norm(hidden), targets.ravel())
+        found = self._cross_entropy(hidden, targets.ravel())
         return found.reshape(tokens.shape)[..., : length - 1]
+
+    def score_tiles(self, hidden: Array) -> Iterator[tuple[int, int, Array]]:
+        """Logits of states ``[..., hidden_size]``, never more than a tile of them in memory.
+
+        Yields
+        ------
+        start, first : int
+            Number of the tile's first state, and of its first entry of the vocabulary.
+        scores : float32 ``[states, entries]``
+        """
+        x = self._final_norm(hidden)
+        x = x.reshape(-1, x.shape[-1])
+        biases = self._head_bias()
+        for index, entries in enumerate(self._checkpoint.tiles(self._head, _VOCABULARY)):
+            first, weight = index * _VOCABULARY, self.place.put(entries, self._dtype)
+            bias = None if biases is None else row_range(biases, first, first + len(entries))
+            for start in range(0, len(x), self.place.score_rows):
+                rows = x[start : start + self.place.score_rows]
+                yield start, first, self._scores(rows, weight, bias)
 
     def loss(self, tokens: ArrayLike) -> float:
         """Mean of `token_losses` over ``tokens`` ``[..., T]``; perplexity is its exponential."""
@@ -228,25 +257,18 @@ class Decoder:
             cap(scores, self.config.logit_cap)
         return scores
 
-    def _cross_entropy(self, x: Array, targets: NDArray[np.int64]) -> NDArray[np.float32]:
-        """``logsumexp(x head^T) - (x head^T)[target]`` for each vector, in parts of the vocabulary."""
-        *_, size = x.shape
-        x = x.reshape(-1, size)
-        starts = range(0, len(targets), self.place.score_rows)
-        tiles = []
-        for start in starts:
+    def _cross_entropy(self, hidden: Array, targets: NDArray[np.int64]) -> NDArray[np.float32]:
+        """``logsumexp(logits) - logits[target]`` for each state, in parts of the vocabulary."""
+        tiles = {}
+        for start in range(0, len(targets), self.place.score_rows):
             wanted = targets[start : start + self.place.score_rows]
             state = np.zeros((3, len(wanted)), np.float32)
             state[0] = LOWEST
-            tiles.append((from_host(wanted, x), from_host(state, x)))
-        biases = self._head_bias()
-        for index, entries in enumerate(self._checkpoint.tiles(self._head, _VOCABULARY)):
-            first, weight = index * _VOCABULARY, self.place.put(entries, self._dtype)
-            bias = None if biases is None else row_range(biases, first, first + len(entries))
-            for start, (wanted, state) in zip(starts, tiles, strict=True):
-                rows = x[start : start + self.place.score_rows]
-                add_scores(self._scores(rows, weight, bias), first, wanted, state)
-        return np.concatenate([to_host(losses(state)) for _, state in tiles])
+            tiles[start] = from_host(wanted, hidden), from_host(state, hidden)
+        for start, first, scores in self.score_tiles(hidden):
+            wanted, state = tiles[start]
+            add_scores(scores, first, wanted, state)
+        return np.concatenate([to_host(losses(state)) for _, state in tiles.values()])
 
     def _vector(self, name: str) -> Array:
         """A norm as it multiplies, or a bias, float32, all of it finite."""

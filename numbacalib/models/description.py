@@ -9,7 +9,7 @@ from typing import Any
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.rope_parameters import NO_WORDS, Words
 
-__all__ = ["ACTIVATIONS", "FULL", "SLIDING", "Architecture"]
+__all__ = ["ACTIVATIONS", "FULL", "SLIDING", "Architecture", "ExpertNames"]
 __all__ += ["kinds_of_layers", "no_windows", "windows_of_kinds"]
 
 Options = dict[str, Any]
@@ -60,13 +60,55 @@ def no_windows(fields: Fields, options: Options) -> Options:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertNames:
+    """What the parts of a mixture of experts are called in a block, beside `Architecture.linears`.
+
+    Attributes
+    ----------
+    router : str
+        The layer whose outputs choose a token's experts.
+    correction : str
+        The tensor that is added to its scores in the choice alone; "" for none.
+    each : str
+        What the layers' names of one expert begin with, before its number.
+    gate, up, down : str
+        How they end.
+    shared : str
+        What the names of the MLP begin with that all tokens go through; "" for none.
+    shared_gate : str
+        The layer whose sigmoid its output is multiplied by; "" for none.
+    fused_gate_up, fused_down : str
+        What files call the tensors that hold all experts, if not `each` with ``gate_up_proj`` and
+        ``down_proj``: ``[E, 2 size, hidden_size]``, gates before ups, and ``[E, hidden_size, size]``.
+    transposed : bool
+        Whether those are ``[E, hidden_size, 2 size]`` and ``[E, size, hidden_size]``.
+    interleaved : bool
+        Whether each gate in them is followed by its up.
+    """
+
+    router: str = "mlp.gate"
+    correction: str = ""
+    each: str = "mlp.experts"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    shared: str = ""
+    shared_gate: str = ""
+    fused_gate_up: str = ""
+    fused_down: str = ""
+    transposed: bool = False
+    interleaved: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """One family of decoders, as transformers implements it.
 
     Attributes
     ----------
     model_type, causal_lm : str
-        Its names in a ``config.json``: ``model_type``, and the class under ``architectures``.
+        Its names in a ``config.json``: ``model_type``, and the class under ``architectures``, which is
+        empty where it comes in a wrapper alone.
     title : str
         The models that people know it by.
     renamed : Mapping
@@ -74,6 +116,8 @@ class Architecture:
         they differ: ``{"model.final_layernorm.": "model.norm."}``.
     linears, norms : Mapping
         As `SEPARATE` and `PRE_NORMS`; names in a block.
+    experts : ExpertNames, optional
+        In the blocks that have a mixture of them (`numbacalib.models.config.Mixture`).
     norm : str
         "rms" or "layer".
     norm_offset : float
@@ -114,6 +158,7 @@ class Architecture:
     renamed: Mapping[str, str] = field(default_factory=dict)
     linears: Mapping[str, str] = field(default_factory=lambda: SEPARATE)
     norms: Mapping[str, str] = field(default_factory=lambda: PRE_NORMS)
+    experts: ExpertNames | None = None
     norm: str = "rms"
     norm_offset: float = 0.0
     norm_bias: bool = False

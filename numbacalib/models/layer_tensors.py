@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from numbacalib.models.config import ModelConfig
+from numbacalib.models.wrappers import beside_decoder, decoder_name
 
 __all__ = ["EMBEDDINGS", "HEAD", "HEAD_BIAS", "NORM", "NORM_BIAS"]
-__all__ += ["Part", "Stage", "canonical_name", "check_names", "is_buffer", "is_norm"]
+__all__ += ["Part", "Stage", "canonical_name", "check_names", "denied", "is_buffer", "is_norm"]
+__all__ += ["beside", "expert_parts", "expert_shapes", "expert_stages"]
 __all__ += ["linear_shapes", "outer_vector_shapes", "parts", "stages", "vector_shapes"]
 
 Stage = tuple[str, ...]
@@ -46,6 +48,7 @@ _PACKED = (
 
 def canonical_name(name: str, config: ModelConfig) -> str:
     """The name that a tensor of a file has here; those of a base model have no ``model.``."""
+    name = decoder_name(name)
     for theirs, ours in config.architecture.renamed.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
@@ -57,11 +60,11 @@ def is_buffer(name: str) -> bool:
     return name.endswith(_BUFFERS)
 
 
-def check_names(config: ModelConfig, names: Iterable[str], *, packed: bool = False) -> None:
-    """Refuse tensors of the decoder that its configuration has no place for.
+def denied(config: ModelConfig, names: Iterable[str], *, packed: bool = False) -> list[str]:
+    """Tensors of the decoder that its configuration has no place for.
 
-    Their presence means that the configuration does not describe the model: biases that it denies,
-    more layers, experts. Takes time for the names that are there, whatever ``num_layers`` says.
+    They mean that the configuration does not describe the model: biases that it denies, more layers,
+    experts. Takes time for the names that are there, whatever ``num_layers`` says.
 
     Parameters
     ----------
@@ -70,30 +73,50 @@ def check_names(config: ModelConfig, names: Iterable[str], *, packed: bool = Fal
         As `canonical_name` returns them.
     packed : bool, default False
         Whether linear layers may be quantized.
-
-    Raises
-    ------
-    ValueError
-        One line that names the first one.
     """
     known: dict[int, set[str]] = {}
     outside = {EMBEDDINGS, HEAD, *outer_vector_shapes(config)}
     if packed:
         outside |= set(_packed_parts((EMBEDDINGS, HEAD)))
+    found = []
     for name in names:
         layer = _LAYER.fullmatch(name)
         if layer:
             index = int(layer[1])
             if index < config.num_layers and index not in known:
                 known[index] = _known_in_block(config, index, packed)
-            has_place = layer[2] in known.get(index, ())
+            further = config.num_layers <= index < config.num_layers + config.further_layers
+            has_place = further or layer[2] in known.get(index, ())
         else:
             has_place = name in outside or not name.startswith(_DECODER)
         if not has_place:
-            raise ValueError(
-                f"{name}: expected no such tensor in a {config.model_type} of {config.num_layers} "
-                "layers as its configuration describes it"
-            )
+            found.append(name)
+    return found
+
+
+def check_names(config: ModelConfig, names: Iterable[str]) -> None:
+    """Refuse tensors of the decoder that its configuration has no place for.
+
+    Raises
+    ------
+    ValueError
+        One line that names the first one.
+    """
+    if found := denied(config, names):
+        raise ValueError(
+            f"{found[0]}: expected no such tensor in a {config.model_type} of {config.num_layers} "
+            "layers as its configuration describes it"
+        )
+
+
+def beside(config: ModelConfig, names: Iterable[str]) -> list[str]:
+    """Parts of modules' names that say they are in the file but not of the decoder that is quantized.
+
+    Towers and projectors of other media, and the layers after the last that predict further tokens.
+    """
+    last = config.num_layers
+    further = [f"layers.{last + index}." for index in range(config.further_layers)]
+    return [*further, *beside_decoder(names, _DECODER)]
 
 
 def _packed_parts(weights: Iterable[str]) -> Iterator[str]:
@@ -103,7 +126,7 @@ def _packed_parts(weights: Iterable[str]) -> Iterator[str]:
 
 
 def _known_in_block(config: ModelConfig, index: int, packed: bool) -> set[str]:
-    linears = linear_shapes(config, index)
+    linears = linear_shapes(config, index) | expert_shapes(config, index)
     known = {*linears, *vector_shapes(config, index)}
     if packed:
         known |= set(_packed_parts(linears))
@@ -124,11 +147,11 @@ class Part(NamedTuple):
 def parts(config: ModelConfig, index: int) -> dict[str, Part]:
     """The linear layers of a block by role, or parts of them: see `numbacalib.models.description`.
 
-    Here and below `index` is the block's number.
+    In the place of an MLP a block with experts has the one that all tokens share, or none. Here and below
+    `index` is the block's number.
     """
-    del index  # all blocks are alike so far
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    inner, hidden = config.intermediate_size, config.hidden_size
+    inner, hidden = _mlp_width(config, index), config.hidden_size
     rows = {
         "query": queries,
         "key": keys,
@@ -138,7 +161,7 @@ def parts(config: ModelConfig, index: int) -> dict[str, Part]:
         "up": inner,
         "down": hidden,
     }
-    linears = config.architecture.linears
+    linears = _linears(config, index)
     found, ends = {}, dict.fromkeys(linears.values(), 0)
     for role, name in linears.items():
         begin = ends[name]
@@ -154,14 +177,70 @@ def stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
     def named(*roles: str) -> Stage:
         return tuple(dict.fromkeys(linears[role] for role in roles if role in linears))
 
-    return named("query", "key", "value"), named("output"), named("gate", "up"), named("down")
+    found = named("query", "key", "value"), named("output"), named("gate", "up"), named("down")
+    return tuple(stage for stage in found if stage)
+
+
+def expert_parts(config: ModelConfig, index: int) -> list[dict[str, Part]]:
+    """The linear layers of each of a block's experts by role, ``gate``, ``up`` and ``down``."""
+    mixture, names = config.mixture_of(index), config.architecture.experts
+    if mixture is None or names is None:
+        return []
+    rows = {"gate": mixture.size, "up": mixture.size, "down": config.hidden_size}
+    ends = {"gate": names.gate, "up": names.up, "down": names.down}
+    return [
+        {
+            role: Part(f"{names.each}.{expert}.{ends[role]}", 0, count, count)
+            for role, count in rows.items()
+        }
+        for expert in range(mixture.experts)
+    ]
+
+
+def expert_stages(config: ModelConfig, index: int) -> list[tuple[Stage, Stage]]:
+    """The layers of each of a block's experts that share an input, in the order they run."""
+    return [
+        ((own["gate"].name, own["up"].name), (own["down"].name,))
+        for own in expert_parts(config, index)
+    ]
+
+
+def expert_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
+    """Shapes [M, K] of the linear layers of a block's experts, by their tensor's name in the block."""
+    mixture = config.mixture_of(index)
+    if mixture is None:
+        return {}
+    return {
+        f"{part.name}.weight": (part.rows, mixture.size if role == "down" else config.hidden_size)
+        for own in expert_parts(config, index)
+        for role, part in own.items()
+    }
+
+
+def _linears(config: ModelConfig, index: int) -> dict[str, str]:
+    """Names of a block's linear layers by role, without experts."""
+    linears, experts = dict(config.architecture.linears), config.architecture.experts
+    mixture = config.mixture_of(index)
+    if mixture is None or experts is None:
+        return linears
+    ends = {"gate": experts.gate, "up": experts.up, "down": experts.down}
+    for role, end in ends.items():
+        del linears[role]
+        if mixture.shared_size:
+            linears[role] = f"{experts.shared}.{end}"
+    return linears
+
+
+def _mlp_width(config: ModelConfig, index: int) -> int:
+    mixture = config.mixture_of(index)
+    return config.intermediate_size if mixture is None else mixture.shared_size
 
 
 def linear_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
     """Shapes [M, K] of a block's linear layers, by their tensor's name in the block."""
     columns = {
         "output": config.num_heads * config.head_dim,
-        "down": config.intermediate_size,
+        "down": _mlp_width(config, index),
     }
     return {
         f"{part.name}.weight": (part.rows, columns.get(role, config.hidden_size))
@@ -181,9 +260,27 @@ def vector_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]
     biased = {"output": config.output_bias} | dict.fromkeys(
         ("query", "key", "value"), config.attention_bias
     )
-    for role, part in parts(config, index).items():
-        if biased.get(role, config.mlp_bias):
-            shapes[f"{part.name}.bias"] = (part.rows,)
+    for own in (parts(config, index), *expert_parts(config, index)):
+        for role, part in own.items():
+            if biased.get(role, config.mlp_bias):
+                shapes[f"{part.name}.bias"] = (part.rows,)
+    return shapes | _router_shapes(config, index)
+
+
+def _router_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of what chooses and weighs experts: float32 as norms are, and never quantized."""
+    mixture, names = config.mixture_of(index), config.architecture.experts
+    if mixture is None or names is None:
+        return {}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{names.router}.weight": (mixture.experts, config.hidden_size)
+    }
+    if mixture.router_bias:
+        shapes[f"{names.router}.bias"] = (mixture.experts,)
+    if names.correction:
+        shapes[names.correction] = (mixture.experts,)
+    if names.shared_gate:
+        shapes[f"{names.shared_gate}.weight"] = (1, config.hidden_size)
     return shapes
 
 

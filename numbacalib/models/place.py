@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,6 +70,15 @@ class Place:
 
         return device.zeros(shape, np.float32)
 
+    def free_bytes(self) -> int | None:
+        """Memory that is free here, for all that a process may have; None where the system does not say."""
+        if self.name != "cpu":
+            from numbacalib.runtime.device import SIMULATED, cuda
+
+            return None if SIMULATED else int(cuda.current_context().get_memory_info().free)
+        limits = [_available(), _left_of_group()]
+        return min((limit for limit in limits if limit is not None), default=None)
+
     def product_dtype(self, stored: np.dtype) -> np.dtype:
         """Tell in what products of a weight stored so are computed; their sums are float32.
 
@@ -76,6 +87,24 @@ class Place:
         if self.name == "cpu" or stored == np.float64:
             return np.dtype(np.float32)
         return stored
+
+
+def _available() -> int | None:
+    """What Linux could give to a process without swapping."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return None
+
+
+def _left_of_group() -> int | None:
+    """What a container's limit leaves, by cgroup v2."""
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # a limit may be "max"
+        limit = int((group / "memory.max").read_text())
+        return limit - int((group / "memory.current").read_text())
+    return None
 
 
 HOST = Place("cpu", batch_tokens=4096, score_rows=256, held_bytes=1 << 30)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from numbacalib.models.checkpoint import Checkpoint
+from numbacalib.models.hub import local_path
 from numbacalib.models.input_files import InputFiles
 from numbacalib.models.layer_tensors import check_names
 from numbacalib.runtime.extras import extra
@@ -18,8 +19,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Parameters
     ----------
     path : str or Path
-        A directory with ``config.json`` and ``model.safetensors`` or its index, or a GGUF file of any
-        name.
+        A directory with ``config.json`` and ``model.safetensors`` or its index, a GGUF file of any name,
+        or where there is neither an id of the Hugging Face hub, ``owner/name`` or ``owner/name@revision``.
 
     Returns
     -------
@@ -45,7 +46,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         from numbacalib.models.gguf_file import is_gguf
         from numbacalib.models.huggingface import HuggingFaceCheckpoint
 
-    path = Path(path)
+    path = local_path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")
     if path.is_dir():

@@ -14,19 +14,20 @@ each of `entry_stages` and `exit_stages`.
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from numbacalib.models.block_weights import Array, BlockWeights
-from numbacalib.models.layer_tensors import Stage, parts, stages
+from numbacalib.models.layer_tensors import Part, Stage, parts, stages
 from numbacalib.models.rope import RotaryEmbedding
 from numbacalib.ops.activation import activate
 from numbacalib.ops.attention import attention
 from numbacalib.ops.matrix import add_scaled, cast
 from numbacalib.ops.rotary import rotate
 
-__all__ = ["MLP", "Attention", "Sublayer"]
+__all__ = ["MLP", "Attention", "Sublayer", "activated"]
 
 
 class Sublayer(abc.ABC):
@@ -90,6 +91,11 @@ class Sublayer(abc.ABC):
     def forward(self, hidden: Array) -> Array:
         """Run it on ``hidden``, in place, and return that."""
         return self.add_output(hidden, self.inner(self.input(hidden)))
+
+    def forward_parts(self, parts: Sequence[Array]) -> None:
+        """Run it on each part of the tokens, in place."""
+        for part in parts:
+            self.forward(part)
 
     def _add(self, hidden: Array, part: Any, x: Array) -> Array:
         """Add a linear layer's sums, normalized and scaled as the architecture does."""
@@ -182,16 +188,21 @@ class MLP(Sublayer):
         self._parts = parts(self._config, index)
         *_, entry, exit_ = stages(self._config, index)
         self.entry_stages, self.exit_stages = (entry,), (exit_,)
-        self.width = self._config.intermediate_size
+        up = self._parts["up"]
+        self.width = up.end - up.begin
 
     def inner(self, x: Array) -> Array:
         """``activation(gate) * up``, or ``activation(up)``, ``[..., T, intermediate_size]``."""
-        up = self._weights.project(self._parts["up"], x)
-        if "gate" not in self._parts:
-            return activate(up, self._config.activation)
-        gate = self._weights.project(self._parts["gate"], x)
-        return activate(gate, self._config.activation, up)
+        return activated(self._weights, self._parts, x)
 
     def add_output(self, hidden: Array, inner: Array) -> Array:
         """Project the activations, and add that."""
         return self._add(hidden, self._parts["down"], inner)
+
+
+def activated(weights: BlockWeights, roles: Mapping[str, Part], x: Array) -> Array:
+    """From an MLP's inputs to those of its last layer, by the layers that are its gate and up."""
+    activation, up = weights.config.activation, weights.project(roles["up"], x)
+    if "gate" not in roles:
+        return activate(up, activation)
+    return activate(weights.project(roles["gate"], x), activation, up)

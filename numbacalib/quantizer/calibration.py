@@ -1,4 +1,4 @@
-"""What the linear layers of a model are fed: statistics of a text run through it, or from files."""
+"""Inputs of a model's linear layers: statistics of a text run through it, or from files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.imatrix import write_imatrix
 from numbacalib.formats.output_directory import new_directory
+from numbacalib.methods import ExpertInputs
 from numbacalib.models import (
     EMBEDDINGS,
     Checkpoint,
@@ -23,10 +24,12 @@ from numbacalib.models import (
     open_checkpoint,
     open_place,
 )
-from numbacalib.models.layer_tensors import stages
+from numbacalib.models.experts import Experts
+from numbacalib.models.layer_tensors import Stage, stages
 from numbacalib.models.sublayers import Sublayer
 from numbacalib.ops.magnitudes import channel_magnitudes
 from numbacalib.ops.matrix import copied, to_host, weighted_sum
+from numbacalib.quantizer.expert_calibration import expert_groups
 from numbacalib.quantizer.fingerprint import hash_tensors, require_same_model, write_fingerprint
 from numbacalib.quantizer.preflight import require_space, statistics_bytes
 from numbacalib.quantizer.progress import Progress
@@ -43,33 +46,39 @@ from numbacalib.statistics import (
 )
 
 LARGEST_HIDDEN = 1e17
-"""Of a norm's inputs: the squares of 30,000 of them stay within float32."""
+"""Largest input of a norm: the squares of 30,000 of them stay within float32."""
 
 SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
-"""For `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy too."""
+"""Arguments of `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy."""
 
 log = logging.getLogger("numbacalib")
 
 IMATRIX = "imatrix.gguf"
 """Name of the importance file beside the statistics."""
 
-Stage = tuple[str, ...]
-"""Short names of the layers of a block that share an input."""
+
+Group = Sequence[tuple[Stage, InputStatistics | ExpertInputs]]
+"""Stages whose layers are equal, with what is known of their inputs."""
 
 
 class Calibration(Protocol):
-    """Where the statistics of a block's inputs come from; blocks are asked for in their order."""
+    """Source of the statistics of a block's inputs; blocks are asked for in their order."""
 
     def preview(self, index: int, block: DecoderBlock) -> Sequence[tuple[Stage, InputStatistics]]:
-        """Statistics of all stages of the block as it is."""
+        """Statistics of all stages of the block as it is, but for experts."""
 
     def stages(
         self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
-    ) -> Iterable[tuple[Stage, InputStatistics]]:
+    ) -> Iterable[Group]:
         """Statistics of stage after stage, while the caller replaces each stage's weights.
+
+        Equal stages of several experts come together, others alone.
 
         `folded` holds the channel scales by which inputs are divided since the preview.
         """
+
+    def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
+        """Leave a block behind that was quantized before, beside the one before it was."""
 
 
 class TextCalibration:
@@ -81,6 +90,8 @@ class TextCalibration:
     ----------
     decoder : Decoder
     tokens : integer array [S, T]
+    everything : bool, default False
+        Let the statistics of each expert be of all tokens, not of those that are routed to it.
     propagated : bool, default False
         Let the original blocks run beside the quantized ones, for statistics that also have the original
         model's inputs. It takes as much time again for running the text, half as much again for the
@@ -88,9 +99,15 @@ class TextCalibration:
     """
 
     def __init__(
-        self, decoder: Decoder, tokens: NDArray[np.integer], propagated: bool = False
+        self,
+        decoder: Decoder,
+        tokens: NDArray[np.integer],
+        *,
+        everything: bool = False,
+        propagated: bool = False,
     ) -> None:
         self._decoder = decoder
+        self._everything = everything
         self._hidden = decoder.embed(tokens)
         self._original = copied(self._hidden) if propagated else None
         if propagated:
@@ -107,13 +124,37 @@ class TextCalibration:
 
     def stages(
         self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
-    ) -> Iterator[tuple[Stage, InputStatistics]]:
+    ) -> Iterator[Group]:
         """See `Calibration`; what was folded shows in the inputs themselves."""
         del index, folded
-        if self._original is None:
-            return run_stages(block, self._decoder, self._hidden)
         # a copy of the folded block: both see the same scaled channels
-        return run_stages(block, self._decoder, self._hidden, (block.copied(), self._original))
+        original = None if self._original is None else (block.copied(), self._original)
+        for found in run_stages(block, self._decoder, self._hidden, original):
+            yield [found]
+        if isinstance(block.mlp, Experts):
+            parts, place = list(self._decoder.batches(self._hidden)), self._decoder.place
+            yield from expert_groups(block, parts, self._everything, place.held_bytes)
+            for part in parts:
+                require_range(f"{block.name}.{block.mlp.stages[-1][1][0]}", part)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that go through a layer together."""
+        part = next(self._decoder.batches(self._hidden))
+        return math.prod(part.shape[:2])
+
+    def trial(self, block: DecoderBlock) -> dict[Stage, Any]:
+        """Statistics of one batch alone, by stage; the text does not move on."""
+        part = copied(next(self._decoder.batches(self._hidden)))
+        return dict(run_stages(block, self._decoder, part))
+
+    def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
+        """See `Calibration`: the same states as after `stages`, without what statistics cost."""
+        for part in self._decoder.batches(self._hidden):
+            block.forward(part)
+        if self._original is not None:
+            for part in self._decoder.batches(self._original):
+                original.forward(part)
 
 
 class SavedCalibration:
@@ -156,10 +197,13 @@ class SavedCalibration:
 
     def stages(
         self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
-    ) -> Iterator[tuple[Stage, InputStatistics]]:
+    ) -> Iterator[Group]:
         """See `Calibration`."""
         for stage, statistics in self.preview(index, block):
-            yield stage, statistics.divided(folded[stage]) if stage in folded else statistics
+            yield [(stage, statistics.divided(folded[stage]) if stage in folded else statistics)]
+
+    def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
+        """See `Calibration`: no block depends on the one before."""
 
 
 def collect(
@@ -219,8 +263,13 @@ def _write_statistics(
 ) -> None:
     """Do what `collect` does, into a directory."""
     checkpoint = open_checkpoint(model)
+    if checkpoint.config.mixture is not None:
+        raise ValueError(
+            f"{model}: expected a model without experts, whose statistics by the tokens that are routed "
+            "to each are not saved: give quantize the text"
+        )
     decoder = Decoder(checkpoint, place=place)
-    require_space(directory, statistics_bytes(checkpoint))
+    require_space({directory: statistics_bytes(checkpoint)})
     tokens = read_sequences(checkpoint, text, sequence_length, samples)
     layers = decoder.config.num_layers
     with Progress(layers) as progress, np.errstate(**SILENT):
@@ -247,7 +296,7 @@ def _write_statistics(
 
 
 class _Squares(NamedTuple):
-    """What an importance file needs of a layer, once its Hessian is on disk."""
+    """Squared inputs of a layer for an importance file, once its Hessian is on disk."""
 
     tokens: int
     mean_square: NDArray[np.float32]
@@ -260,6 +309,8 @@ def run_stages(
     original: tuple[DecoderBlock, Any] | None = None,
 ) -> Iterator[tuple[Stage, InputStatistics]]:
     """Pass all sequences through a block, in place, stopping where a stage's inputs are known.
+
+    Experts are left out, with what they give to the residual stream: see `expert_groups`.
 
     Yields the names of the layers that share an input, and that input's statistics; the caller
     replaces the layers' weights before it goes on, so that what follows runs on quantized ones. The
@@ -279,8 +330,9 @@ def run_stages(
         ):
             factor = half.residual_factor if gather is _Stream.exits else None
             yield from _gathered(group, streams, partial(gather, number=number), factor)
-        for stream in streams:
-            stream.finish(number)
+        if not isinstance(half, Experts):
+            for stream in streams:
+                stream.finish(number)
 
 
 class _Stream:
@@ -317,7 +369,7 @@ class _Stream:
         for part in self.parts:
             inner = self._inner.pop(0) if self._holds(half) else half.inner(next(inputs))
             half.add_output(part, inner)
-            self._require_range(half.exit_stages[-1], part)
+            require_range(f"{self.block.name}.{half.exit_stages[-1][0]}", part)
         self._inputs = held
 
     def _sublayer_inputs(self, half: Sublayer) -> Iterator[Any]:
@@ -329,15 +381,16 @@ class _Stream:
         wide = self._tokens * half.width * self.block.dtype.itemsize
         return not half.is_cheap or wide <= self._held_bytes
 
-    def _require_range(self, stage: Stage, hidden: Any) -> None:
-        """Check that hidden states [..., hidden] can be normalized, once a stage has added to them."""
-        _, largest = channel_magnitudes(rows_of(hidden))
-        reached = float(to_host(largest).max())
-        if not reached <= LARGEST_HIDDEN:
-            raise ValueError(
-                f"{self.block.name}.{stage[0]}: hidden states reach {reached:g} after it, beyond the "
-                f"{LARGEST_HIDDEN:g} whose squares float32 can sum"
-            )
+
+def require_range(layer: str, hidden: Any) -> None:
+    """Check that hidden states [..., hidden] can be normalized, once a layer has added to them."""
+    _, largest = channel_magnitudes(rows_of(hidden))
+    reached = float(to_host(largest).max())
+    if not reached <= LARGEST_HIDDEN:
+        raise ValueError(
+            f"{layer}: hidden states reach {reached:g} after it, beyond the "
+            f"{LARGEST_HIDDEN:g} whose squares float32 can sum"
+        )
 
 
 def _gathered(

@@ -58,7 +58,7 @@ class _Turns:
 
     @property
     def is_left_out(self) -> bool:
-        """Whether this thread takes no turns."""
+        """Return whether this thread takes no turns."""
         return getattr(self._here, "left_out", False)
 
     def __enter__(self) -> None:

@@ -48,7 +48,7 @@ def relu(x):
 
 @scalar
 def activated(kind, x):
-    """One of the activations by its number."""
+    """Apply one of the activations by its number."""
     if kind == SILU:
         value = silu(x)
     elif kind == GELU:

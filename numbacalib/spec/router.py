@@ -1,4 +1,4 @@
-"""Which experts a token goes to, and how much each of them counts.
+"""Choice of a token's experts, and the weight of each.
 
 Softmax over all experts, of which a token keeps the best: Shazeer et al. (2017), arXiv 1701.06538; with
 the kept ones made to sum to 1: Jiang et al. (2024), arXiv 2401.04088. Sigmoid scores, a bias that counts in
@@ -36,21 +36,21 @@ class RoutingNumbers(NamedTuple):
 
 @dataclass(frozen=True)
 class Routing:
-    """How the router's scores are read."""
+    """Reading of a router's scores."""
 
     experts: int
-    """Of each token, at least 1."""
+    """Experts of each token, at least 1."""
     scoring: str = "softmax"
     """"softmax" over all experts, or "sigmoid" of each."""
     normalized: bool = True
-    """Whether the weights of a token's experts are made to sum to 1."""
+    """True where the weights of a token's experts are made to sum to 1."""
     factor: float = 1.0
-    """What all weights are multiplied by."""
+    """Factor of all weights."""
     groups: int = 1
     """Runs of experts of equal length, of which only the best have a token's experts."""
     kept_groups: int = 1
     group_best: int = 1
-    """How many of a group's best scores add up to the group's own."""
+    """Number of a group's best scores that add up to the group's own."""
 
     def numbers(self, biased: bool) -> RoutingNumbers:
         """Return what kernels read, `biased` where there is a bias."""

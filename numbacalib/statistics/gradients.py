@@ -52,7 +52,7 @@ class GradientStatistics:
         self.fisher: Any = np.zeros(sizes, np.float32)
 
     @property
-    def fisher_sum(self) -> Any:
+    def fisher_sum(self) -> Array:
         """``sum_n g[n] ** 2``: larger the more was seen, as papers that add gradients up have it."""
         return scaled(self.fisher, float(self.samples))
 

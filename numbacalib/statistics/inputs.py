@@ -1,4 +1,4 @@
-"""What calibration collects of a layer's inputs: streaming, mergeable, savable."""
+"""Statistics of a layer's inputs: streaming, mergeable, savable."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from numbacalib.statistics.reader import StatisticsFile, opened
 
 
 class InputStatistics:
-    """All that the methods need of a linear layer's inputs, each token weighing the same.
+    """Moments and magnitudes of a linear layer's inputs, each token weighing the same.
 
     They are kept on the device of the first inputs: NumPy arrays, or Numba device arrays.
 
@@ -71,7 +71,7 @@ class InputStatistics:
         self.residual: Any = None
 
     @property
-    def mean_square(self) -> Any:
+    def mean_square(self) -> Array:
         """``mean_n x[n, j] ** 2``, [K]: llama.cpp's importance matrix."""
         return scaled(diagonal(self.hessian), 0.5)
 

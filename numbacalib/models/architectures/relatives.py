@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from numbacalib.models.description import (
     PRE_NORMS,
     SEPARATE,
@@ -15,6 +17,7 @@ from numbacalib.models.description import (
     windows_of_kinds,
 )
 from numbacalib.models.fields import Fields
+from numbacalib.models.rope_parameters import Words
 
 _ATTENTION = {"attention": "attention_bias", "output": "attention_bias"}
 _ALL = _ATTENTION | {"mlp": "mlp_bias"}
@@ -127,17 +130,33 @@ GLM4 = Architecture(
 )
 
 
-def _granite(fields: Fields, options: Options) -> Options:
+GLM4V = replace(
+    GLM4,
+    model_type="glm4v_text",
+    causal_lm="",
+    title="GLM-4.1V",
+    defaults={key: value for key, value in _GLM.items() if key != "head_dim"},
+    # the three positions of an image's part are one for text
+    rope_words=Words({"mrope": "default"}, ("mrope_section",)),
+)
+
+
+def granite_factors(fields: Fields) -> Options:
+    """The four multipliers of Granite."""
+
     def factor(key: str) -> float:
         return float(fields.number(key, 1e-6, 1e6, 1.0))
 
     return {
-        **no_windows(fields, options),
         "embedding_scale": factor("embedding_multiplier"),
         "residual_scale": factor("residual_multiplier"),
         "attention_scale": factor("attention_multiplier"),
         "logit_scale": 1 / factor("logits_scaling"),
     }
+
+
+def _granite(fields: Fields, options: Options) -> Options:
+    return no_windows(fields, options) | granite_factors(fields)
 
 
 GRANITE = Architecture(

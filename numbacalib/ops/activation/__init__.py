@@ -16,7 +16,7 @@ ACTIVATIONS = {
     "relu": activations.RELU,
     "squared_relu": activations.SQUARED_RELU,
 }
-"""Those of `numbacalib.spec.activations`, by name."""
+"""Numbers of the activations of `numbacalib.spec.activations`, by name."""
 
 
 def _gpu() -> Any:

@@ -13,10 +13,10 @@ from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import launch
 from numbacalib.spec.decoder import capped, first_key, weight_of
 
-EDGE = 2 if device.SIMULATED else 8
+EDGE = device.sized(8, simulated=2)
 """A block is EDGE x EDGE threads."""
 SHARED_BYTES = 48 << 10
-"""What a block may use."""
+"""Shared memory that a block may use."""
 LOWEST = np.float32(-3e38)
 """Below any score; a difference of two of it is a number, which one of infinities is not."""
 
@@ -43,7 +43,7 @@ def attention(
 
 
 def _suits_tensor_cores(dtype: np.dtype, size: int) -> bool:
-    """Whether `tensor_cores` takes heads of these: 16-bit floats whose rows begin at 16 bytes.
+    """Return whether `tensor_cores` takes heads of these: 16-bit floats whose rows begin at 16 bytes.
 
     It has no caps of scores: models with caps take the portable form.
     """
@@ -53,7 +53,7 @@ def _suits_tensor_cores(dtype: np.dtype, size: int) -> bool:
 
 
 def _rows_of_a_thread(size: int) -> int:
-    """How many queries, and keys of a tile, each row of threads takes: as shared memory allows."""
+    """Return how many queries, and keys of a tile, a row of threads takes: as shared memory allows."""
     for share in (4, 2):
         rows = EDGE * share
         if 4 * (2 * rows * (size + 1) + rows * (rows + 3)) <= SHARED_BYTES:

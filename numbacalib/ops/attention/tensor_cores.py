@@ -82,14 +82,14 @@ def _kernel(element: str, padded: int) -> Any:
 
     @cuda.jit(device=True, forceinline=True)
     def offset_of_keys(step, lane):
-        """Where this lane's row of the keys' matrices begins: keys, then numbers of a head."""
+        """Return where this lane's row of the keys' matrices begins: keys, then numbers of a head."""
         row = (lane & 7) + ((lane >> 4) & 1) * 8
         chunk = 2 * step + ((lane >> 3) & 1)
         return types.uint32(row * row_bytes + ((chunk ^ (lane & 7)) << 4))
 
     @cuda.jit(device=True, forceinline=True)
     def offset_of_values(step, lane):
-        """Where this lane's row of the values' matrices begins: keys, then numbers of a head."""
+        """Return where this lane's row of the values' matrices begins: keys, then numbers of a head."""
         row = (lane & 7) + ((lane >> 3) & 1) * 8
         chunk = 2 * step + ((lane >> 4) & 1)
         return types.uint32(row * row_bytes + ((chunk ^ (lane & 7)) << 4))

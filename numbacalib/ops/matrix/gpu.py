@@ -13,11 +13,9 @@ from numbacalib.runtime import checks, device
 from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import column_blocks, launch
 
-THREADS = 4 if device.SIMULATED else 128
-MOST_ROWS = 65535
-"""Blocks of a grid along y."""
+THREADS = device.sized(128, simulated=4)
 
 
 def to_host(array: Any) -> NDArray:
@@ -173,8 +171,7 @@ def _cast(array: Any, dtype: np.dtype) -> Any:
 
 
 def _tiles(matrix: Any) -> tuple[int, int]:
-    """Blocks along the columns and along the rows."""
-    return -(-matrix.shape[1] // THREADS), min(matrix.shape[0], MOST_ROWS)
+    return column_blocks(matrix.shape, THREADS)
 
 
 @cuda.jit

@@ -14,27 +14,25 @@ from numbacalib.runtime.blas_gpu import add_linear, has_libraries
 from numbacalib.runtime.block_gpu import block_max, block_sum
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import column_blocks, launch
 
-THREADS = 4 if device.SIMULATED else 128
-ROWS, COLUMNS = (2, 2) if device.SIMULATED else (16, 4)
+THREADS = device.sized(128, simulated=4)
+ROWS, COLUMNS = device.sized((16, 4), simulated=(2, 2))
 """Rows of a block, and columns of a thread."""
-DEPTH = 4 if device.SIMULATED else 32
+DEPTH = device.sized(32, simulated=4)
 """Columns of the errors that a block holds in shared memory."""
 STRIP = THREADS * COLUMNS
 FEW_ERRORS = 1 << 18
 """Fewer are multiplied in float32."""
-MOST_ROWS = 65535
-"""Blocks of a grid along y."""
 
 
 def trace_of_errors(weight: Any, values: Any, hessian: Any, channel_scales: Any) -> float:
     """See `numbacalib.ops.proxy_loss.trace_of_errors`."""
-    rows, channels = weight.shape
+    channels = weight.shape[1]
     if channel_scales is None:
         channel_scales = device.from_host(np.ones(channels, np.float32))
     errors = device.empty(weight.shape, np.float32)
-    blocks = -(-channels // THREADS), min(rows, MOST_ROWS)
+    blocks = column_blocks(weight.shape, THREADS)
     source = carrier(weight)
     launch(_errors, blocks, THREADS, source, values, carrier(channel_scales), errors)
     if hessian.dtype == np.float32 and (device.SIMULATED or has_libraries()):

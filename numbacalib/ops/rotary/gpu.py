@@ -12,7 +12,7 @@ from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import launch
 from numbacalib.spec.decoder import paired, rotated
 
-THREADS = 4 if device.SIMULATED else 256
+THREADS = device.sized(256, simulated=4)
 
 
 def rotate(tokens: Any, size: int, cos: Any, sin: Any, interleaved: bool) -> None:

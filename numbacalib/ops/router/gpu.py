@@ -11,7 +11,7 @@ from numbacalib.runtime.device import cuda
 from numbacalib.runtime.launch import launch
 from numbacalib.spec.router import Routing, route_token
 
-THREADS = 4 if device.SIMULATED else 128
+THREADS = device.sized(128, simulated=4)
 
 
 def route(scores: Any, routing: Routing, bias: Any) -> tuple[Any, Any]:

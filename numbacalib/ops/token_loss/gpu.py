@@ -12,7 +12,7 @@ from numbacalib.runtime.device import cuda
 from numbacalib.runtime.launch import launch
 from numbacalib.spec.decoder import capped, negative_log_likelihood, weight_of
 
-THREADS = 4 if device.SIMULATED else 256
+THREADS = device.sized(256, simulated=4)
 """A power of two, for maxima and sums over a block."""
 
 
