@@ -177,6 +177,8 @@ def quantize(
             compiled_ahead(job.checkpoint, settings, place),
         ):
             paths = [directory / each.name if written[1:] else directory for each in written]
+            for path in paths:
+                path.mkdir(exist_ok=True)
             writers = _writers(job, kept, paths, written)
             with clock.phase("planning"):
                 plan = _plan(job, kept, writers)
@@ -225,8 +227,7 @@ def _writers(
     ]
     blocks = job.decoder.config.num_layers
     left = kept_bytes(job.weights, job.grids) * (blocks - kept.finished) // blocks
-    output = paths[0] if paths[0].is_dir() else paths[0].parent
-    require_space({output: sum(writer.planned_bytes for writer in writers), kept.directory: left})
+    require_space({paths[0]: sum(writer.planned_bytes for writer in writers), kept.directory: left})
     return writers
 
 
