@@ -37,7 +37,7 @@ METHODS = (
 """Of layers, with the ranges that have kernels of their own."""
 
 TOKENS, ROWS, CHANNELS, GROUP = 96, 48, 256, 32
-"""Sizes of the arrays: every kernel has something to do, so that CHANNELS are more than a factor's panel."""
+"""Sizes of the arrays. Every kernel has something to do: CHANNELS are more than a panel of a factor."""
 
 
 def warm_up(dtypes: Sequence[str] | None = None) -> None:
