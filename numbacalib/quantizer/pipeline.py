@@ -181,8 +181,6 @@ def quantize(
             compiled_ahead(job.checkpoint, settings, place),
         ):
             paths = [directory / each.name if written[1:] else directory for each in written]
-            for path in paths:
-                path.mkdir(exist_ok=True)
             writers = _writers(job, kept, paths, written)
             with clock.phase("planning"):
                 plan = _plan(job, kept, writers)
