@@ -191,10 +191,17 @@ def peer(run: Run) -> list[Row]:
     length = run.settings.sequence_length
     tokens = read_sequences(open_checkpoint(run.model), [run.text], length, run.settings.samples)
     rows = []
-    for batch in (8, 1):
+    for batch, ours in ((8, False), (1, False), (8, True)):  # what is replaced stays so
         who = f"{PEER}, batch {batch} on the device" if batch > 1 else f"{PEER}, defaults"
+        who += ", two functions ours" if ours else ""
         _, seconds, memory = run_oneshot(
-            run.model, tokens, bits=4, group_size=128, batch=batch, device=run.device
+            run.model,
+            tokens,
+            bits=4,
+            group_size=128,
+            batch=batch,
+            ours=ours,
+            device=run.device,
         )
         print(f"{who}: {seconds:.2f} s, {memory:.1f} GiB")
         row = figure("quantize, the blocks alone", run.name, seconds, "s", dtype="bfloat16")

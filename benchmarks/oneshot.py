@@ -75,14 +75,19 @@ def run_oneshot(
     group_size: int,
     symmetric: bool = True,
     batch: int = 8,
+    ours: bool = False,
     device: str,
 ) -> Oneshot:
     """Quantize a checkpoint by GPTQ with llm-compressor's order "static".
 
     With a `batch` above 1, everything stays on the device, the fastest way that it has; with 1 it runs by
-    its defaults.
+    its defaults. With `ours`, its two functions are those of `replaced` from then on.
     """
     load_llm_compressor()
+    if ours:
+        from replaced import replace_gptq
+
+        replace_gptq()
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor import oneshot
     from llmcompressor.modifiers.gptq import GPTQModifier
