@@ -118,7 +118,9 @@ def _quantize_block(
         for kinds in _equal_layers(group, own):
             shown = kinds if len(kinds) < 4 else (kinds[0], "...", kinds[-1])
             progress.show(f"{at}: quantizing {', '.join(shown)}")
-            results = _solve(job, block, {kind: inputs[kind] for kind in kinds}, own[kinds[0]])
+            results = quantize_group(
+                job, block, {kind: inputs[kind] for kind in kinds}, own[kinds[0]]
+            )
             for kind, (quantized, report) in zip(kinds, results, strict=True):
                 # no codebooks: see settings.check
                 assert isinstance(quantized, QuantizedWeight)
@@ -147,7 +149,7 @@ def _equal_layers(group: Group, settings: Mapping[str, LayerSettings]) -> list[S
     return [kinds for stage in stages for kinds in _alike(stage, settings)]
 
 
-def _solve(
+def quantize_group(
     job: Job, block: DecoderBlock, inputs: Mapping[str, Any], settings: LayerSettings
 ) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
     """Quantize layers together, by what is known of the `inputs` of each."""
@@ -183,7 +185,11 @@ def _skip_block(
         if kind in block.linears:
             block.linears[kind] = dequantized(weight)
     block.read_experts(
-        lambda kinds: {kind: dequantized(finished.layers[f"{block.name}.{kind}"]) for kind in kinds}
+        lambda kinds: {
+            kind: dequantized(finished.layers[name])
+            for kind in kinds
+            if (name := f"{block.name}.{kind}") in finished.layers
+        }
     )
     calibration.skip(block, original)
 
