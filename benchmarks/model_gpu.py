@@ -1,26 +1,41 @@
-"""Quantizes whole models of named shapes on a GPU, from files to files, and says where the time goes.
+"""Whole models of named shapes on a GPU, from files to files: ours, and llm-compressor's ``oneshot``.
 
-Weights are random bfloat16, and so is the text: only times and memory mean something. Run it as
-``python benchmarks/model_gpu.py 1b`` on a machine with a GPU (extras `models` and `cuda`).
+    python benchmarks/model_gpu.py 1b --cold --peer
+    python benchmarks/model_gpu.py 8b
+
+Weights are random bfloat16, and so is the text: only times and memory mean something. Needs the extras
+`models` and `cuda`, and for `--peer` torch, transformers, accelerate and compressed-tensors. What a device
+still has to do counts where it is waited for.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import cProfile
 import json
+import os
 import pstats
 import shutil
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import ml_dtypes
 import numpy as np
+from harness import RESULTS, Row, describe_machine, figure, write_csv
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from numbacalib.formats.safetensors_format import DirectoryWriter
 from numbacalib.formats.safetensors_writer import SafetensorsWriter
-from numbacalib.quantizer import Settings, evaluate, quantize
+from numbacalib.models import Decoder, open_checkpoint
+from numbacalib.quantizer import Settings, quantize
+from numbacalib.quantizer.text import read_sequences
 
 SHAPES: dict[str, dict[str, int]] = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "heads": 32},
@@ -89,8 +104,154 @@ def write_text(file: Path, tokens: int) -> None:
     file.write_bytes(letters.tobytes())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+GOALS = {"1b": (5.0, None), "8b": (30.0, 60.0)}
+"""Seconds that a shape may take: with reading and writing apart, and from files to files."""
+PACKAGES = ("numba", "numba-cuda", "numpy", "cupy-cuda13x")
+PEER = "llm-compressor"
+
+
+class Run:
+    """One model, one text and the settings."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        shape = SHAPES[options.shape]
+        if options.layers:
+            shape = shape | {"num_hidden_layers": options.layers}
+        self.name = f"{options.shape}, {shape['num_hidden_layers']} blocks"
+        self.device: str = options.device
+        self.folder: Path = options.folder
+        self.model = options.folder / f"{options.shape}-{shape['num_hidden_layers']}"
+        self.text = options.folder / f"text-{options.samples * options.sequence_length}.txt"
+        if not self.model.exists():
+            begin = time.perf_counter()
+            write_model(self.model, shape)
+            print(f"wrote {self.model} in {time.perf_counter() - begin:.1f} s")
+        write_text(self.text, options.samples * options.sequence_length)
+        self.settings = Settings(
+            bits=4,
+            group_size=128,
+            symmetric=True,
+            samples=options.samples,
+            sequence_length=options.sequence_length,
+        )
+
+    def seconds(self) -> float:
+        """Seconds from files to files."""
+        output = self.folder / "quantized"
+        shutil.rmtree(output, ignore_errors=True)
+        begin = time.perf_counter()
+        quantize(self.model, output, text=[self.text], settings=self.settings, device=self.device)
+        return time.perf_counter() - begin
+
+
+@contextlib.contextmanager
+def timed(
+    wait: Callable[[], None], calls: dict[str, tuple[Any, str]]
+) -> Iterator[dict[str, float]]:
+    """Add up the seconds in functions, each an owner and a name, the device's work before them apart."""
+    totals = dict.fromkeys(calls, 0.0)
+    with contextlib.ExitStack() as patches:
+        for title, (owner, name) in calls.items():
+            original = getattr(owner, name)
+
+            def clocked(
+                *arguments: Any, _run: Any = original, _title: str = title, **named: Any
+            ) -> Any:
+                wait()
+                begin = time.perf_counter()
+                try:
+                    return _run(*arguments, **named)
+                finally:
+                    wait()
+                    totals[_title] += time.perf_counter() - begin
+
+            patches.enter_context(patch.object(owner, name, clocked))
+        yield totals
+
+
+def phases(run: Run) -> tuple[float, dict[str, float]]:
+    """Seconds of a whole run, and of what of it reads and writes."""
+    from numba import cuda
+
+    calls = {
+        "reading blocks": (Decoder, "block"),
+        "embedding": (Decoder, "embed"),
+        "packing and writing": (DirectoryWriter, "add_layer"),
+        "copying and closing": (DirectoryWriter, "__exit__"),
+    }
+    with timed(cuda.synchronize, calls) as totals:
+        return run.seconds(), totals
+
+
+def cold_seconds(options: argparse.Namespace) -> float:
+    """Seconds of the same in a process that finds no kernels on disk, the process's start apart."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, options.shape, "--once"]
+        for name in ("layers", "samples", "sequence_length", "folder", "device"):
+            if getattr(options, name) is not None:
+                command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+        environment = os.environ | {"NUMBA_CACHE_DIR": folder}
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
+        return float(done.stdout.split()[-1])
+
+
+def ours(run: Run, options: argparse.Namespace) -> list[Row]:
+    """Rows of our run: the least of several, without its reading and writing, and cold."""
+    from numba import cuda
+
+    apart, whole = GOALS[options.shape] if not options.layers else (None, None)
+    times = [run.seconds() for _ in range(1 + options.runs)][1:]
+    print("from files to files: " + ", ".join(f"{seconds:.2f}" for seconds in times) + " s")
+    total, parts = phases(run)
+    print(f"in phases: {total:.2f} s, of which")
+    for title, seconds in parts.items():
+        print(f"  {title}: {seconds:.2f} s")
+    memory = cuda.current_context().get_memory_info()
+    taken = (memory.total - memory.free) / 2**30
+    print(f"device memory taken: {taken:.1f} GiB")
+    apart_seconds = total - sum(parts.values())
+    figures = [
+        ("files to files", min(times), "s", whole),
+        ("reading and writing apart", apart_seconds, "s", apart),
+        ("device memory", taken, "GiB", None),
+    ]
+    if options.cold:
+        cold = cold_seconds(options)
+        print(f"without kernels on disk: {cold:.2f} s")
+        figures.append(("no kernels on disk", cold, "s", None))
+    return [
+        figure(f"quantize, {op}", run.name, value, unit, dtype="bfloat16", limit=limit)
+        for op, value, unit, limit in figures
+    ]
+
+
+def peer(run: Run) -> list[Row]:
+    """Rows of llm-compressor on the same checkpoint and token ids, by its defaults and at its best."""
+    from oneshot import oneshot_seconds
+
+    length = run.settings.sequence_length
+    tokens = read_sequences(open_checkpoint(run.model), [run.text], length, run.settings.samples)
+    rows = []
+    for batch in (8, 1):
+        who = f"{PEER}, batch {batch} on the device" if batch > 1 else f"{PEER}, defaults"
+        seconds, memory = oneshot_seconds(
+            run.model, tokens, bits=4, group_size=128, batch=batch, device=run.device
+        )
+        print(f"{who}: {seconds:.2f} s, {memory:.1f} GiB")
+        row = figure(
+            "quantize, reading and writing apart", run.name, seconds, "s", dtype="bfloat16"
+        )
+        rows.append(row._replace(who=who))
+        row = figure("quantize, device memory", run.name, memory, "GiB", dtype="bfloat16")
+        rows.append(row._replace(who=who))
+    return rows
+
+
+def main() -> int:
+    """Measure and write the CSV."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("--layers", type=int)
     parser.add_argument("--samples", type=int, default=128)
@@ -98,50 +259,30 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/numbacalib-model"))
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--cold", action="store_true", help="a run without kernels on disk, too")
+    parser.add_argument("--peer", action="store_true", help="llm-compressor, too")
+    parser.add_argument("--once", action="store_true", help="run once, and print the seconds")
     parser.add_argument("--profile", action="store_true", help="where the host's time goes")
     options = parser.parse_args()
-    shape = SHAPES[options.shape]
-    if options.layers:
-        shape = shape | {"num_hidden_layers": options.layers}
-    model = options.folder / f"{options.shape}-{shape['num_hidden_layers']}"
-    if not model.exists():
-        begin = time.perf_counter()
-        write_model(model, shape)
-        print(f"wrote {model} in {time.perf_counter() - begin:.1f} s")
-    text = options.folder / "text.txt"
-    write_text(text, options.samples * options.sequence_length)
-    settings = Settings(
-        bits=4,
-        group_size=128,
-        symmetric=True,
-        samples=options.samples,
-        sequence_length=options.sequence_length,
-    )
-    for run in range(options.runs):
-        output = options.folder / "quantized"
-        shutil.rmtree(output, ignore_errors=True)
+    run = Run(options)
+    if options.once:
+        print(run.seconds())
+        return 0
+    if options.profile:
+        run.seconds()
         profile = cProfile.Profile()
-        begin = time.perf_counter()
-        if options.profile:
-            profile.enable()
-        layers = quantize(model, output, text=[text], settings=settings, device=options.device)
-        profile.disable()
-        wall = time.perf_counter() - begin
-        solves = sum(layer.seconds for layer in layers)
-        print(f"run {run + 1}: {wall:.2f} s, of which {solves:.2f} s in layers")
-        if options.profile:
-            pstats.Stats(profile).sort_stats("tottime").print_stats(18)
-    begin = time.perf_counter()
-    result = evaluate(
-        output, [text], sequence_length=options.sequence_length, samples=16, device=options.device
-    )
-    print(f"evaluate: loss {result.loss:.4f} in {time.perf_counter() - begin:.2f} s")
-    if options.device != "cpu":
-        from numba import cuda
+        profile.runcall(run.seconds)
+        pstats.Stats(profile).sort_stats("tottime").print_stats(25)
+        return 0
+    import cupy
 
-        memory = cuda.current_context().get_memory_info()
-        print(f"device memory taken at the end: {(memory.total - memory.free) / 1e9:.1f} GB")
+    rows = ours(run, options) + (peer(run) if options.peer else [])
+    machine = describe_machine(
+        *PACKAGES, machine=cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    )
+    print(write_csv(f"model-{options.shape}-gpu", machine, rows, RESULTS))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

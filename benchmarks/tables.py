@@ -55,6 +55,20 @@ class QualityRow(NamedTuple):
     over the calibration text and gradients."""
 
 
+class OnnxRow(NamedTuple):
+    """One ONNX model by one method, as it stands in the CSV."""
+
+    model: str
+    bits: int
+    method: str
+    error: float
+    """Frobenius norm of the difference of an output to float's, a share of float's."""
+    seconds: float
+    """Of quantizing, calibration included."""
+    megabytes: float
+    """Of the file."""
+
+
 class ProxyRow(NamedTuple):
     """Losses of all layers of a model by one setting, as they stand in the CSV."""
 
@@ -266,6 +280,29 @@ def proxy_body(rows: list[ProxyRow]) -> str:
     return "\n\n".join(parts)
 
 
+def onnx_body(rows: list[OnnxRow]) -> str:
+    """Return one table a model: errors and seconds by width, the least error of each in bold."""
+    parts = []
+    for model, group in groupby(rows, key=lambda row: row.model):
+        found = {(row.method, row.bits): row for row in group}
+        widths = sorted({bits for _, bits in found}, reverse=True)
+        least = {
+            bits: min(row.error for row in found.values() if row.bits == bits) for bits in widths
+        }
+        header = [f"{model}, error"]
+        header += [f"{bits} bits" for bits in widths] + [f"s, {bits} bits" for bits in widths]
+        lines = []
+        for method in dict.fromkeys(method for method, _ in found):
+            own = [found.get((method, bits)) for bits in widths]
+            errors = [
+                "-" if row is None else _least_in_bold(row.error, least[row.bits], 4) for row in own
+            ]
+            seconds = ["-" if row is None else f"{row.seconds:.1f}" for row in own]
+            lines.append([method, *errors, *seconds])
+        parts.append(table(header, lines))
+    return "\n\n".join(parts)
+
+
 def demo_body(rows: list[DemoRow]) -> str:
     """Return the table that the demo prints."""
     header = ["SmolLM2-135M-Instruct", "perplexity", "bits a weight", "MB of layers"]
@@ -289,6 +326,7 @@ TABLES = {
     "gptq": Table("gptq_gpu.py", Row, speed_body),
     "hessian": Table("hessian_gpu.py", Row, speed_body),
     "kmeans": Table("kmeans.py", Row, kmeans_body),
+    "onnx": Table("onnx_models.py", OnnxRow, onnx_body),
     "proxy": Table("proxy.py", ProxyRow, proxy_body),
     "quality": Table("quality.py", QualityRow, quality_body),
 }

@@ -40,7 +40,7 @@ they are first used; the last needs ``numbacalib[models]``.
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 import numbacalib.runtime.threads  # noqa: F401  (before NumPy and Numba)  # isort: skip
 
@@ -66,11 +66,13 @@ _ROOMS = ("methods", "quantizer", "statistics")
 """Modules that are imported when they are first used."""
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
+    if name == "quantize":
+        return importlib.import_module(f"{__name__}.quantizer").quantize
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS})
+    return sorted({*globals(), *_ROOMS, "quantize"})

@@ -1,4 +1,4 @@
-"""What a run has to do with its terminal: streams that may be gone, signals that ask it to end."""
+"""Terminal of a run: streams that may be gone, signals that ask it to end."""
 
 from __future__ import annotations
 
@@ -9,8 +9,43 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextvars import ContextVar
 from types import FrameType
 from typing import TextIO
+
+
+class RejectedError(Exception):
+    """What was made is not what it should be: it is kept to be looked at, and the exit status is 1."""
+
+
+Callback = Callable[[str, int, int], object]
+"""Called with what is being done, the steps done and the steps in all."""
+
+_callback: ContextVar[Callback | None] = ContextVar("callback", default=None)
+
+
+def callback() -> Callback | None:
+    """What progress is reported to, instead of standard error; None is nothing."""
+    return _callback.get()
+
+
+@contextmanager
+def reporting(to: Callback | None) -> Iterator[None]:
+    """Report progress inside the ``with`` statement to a callable, instead of standard error.
+
+    None changes nothing.
+    """
+    token = _callback.set(to or _callback.get())
+    try:
+        yield
+    finally:
+        _callback.reset(token)
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Show nothing: for `reporting`."""
+    del what, done, total
+
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, what `kill` and service managers send, and a terminal that was closed."""
@@ -50,7 +85,7 @@ class GuardedStream(io.TextIOBase):
         self._do(lambda stream: stream.flush())
 
     def isatty(self) -> bool:
-        """Whether the stream is a terminal that is still there."""
+        """Return whether the stream is a terminal that is still there."""
         return self._stream is not None and not self._stream.closed and self._stream.isatty()
 
     def fileno(self) -> int:

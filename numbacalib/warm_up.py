@@ -15,16 +15,17 @@ import numpy as np
 import numbacalib
 from numbacalib import methods
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits
+from numbacalib.ops.activation import activate
 from numbacalib.ops.attention import attention
-from numbacalib.ops.gated_silu import gated_silu
+from numbacalib.ops.layer_norm import layer_norm
 from numbacalib.ops.linear import linear
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
-from numbacalib.ops.token_loss import add_scores, losses
+from numbacalib.ops.token_loss import add_scores, cap, losses
 from numbacalib.statistics import InputStatistics
 
 DTYPES = ("float32", "float16", "bfloat16")
-"""What models are stored in; of bfloat16 only where ml_dtypes is installed."""
+"""Dtypes that models are stored in; bfloat16 only where ml_dtypes is installed."""
 
 METHODS = (
     ("rtn", "full"),
@@ -34,10 +35,10 @@ METHODS = (
     ("gptq", "weighted"),
     ("kmeans", "full"),
 )
-"""Of layers, with the ranges that have kernels of their own."""
+"""Methods of layers, with the ranges that have kernels of their own."""
 
 TOKENS, ROWS, CHANNELS, GROUP = 96, 48, 256, 32
-"""Sizes of the arrays. Every kernel has something to do: CHANNELS are more than a panel of a factor."""
+"""Sizes of the arrays: every kernel has something to do, as CHANNELS are more than a factor's panel."""
 
 
 def warm_up(dtypes: Sequence[str] | None = None) -> None:
@@ -105,12 +106,14 @@ def _pack() -> None:
 
 
 def _decode() -> None:
-    """What a model computes; on the CPU it is float32 whatever its weights are."""
+    """Run what a model computes; on the CPU it is float32 whatever its weights are."""
     x, weight = np.ones((TOKENS, CHANNELS), np.float32), np.ones((CHANNELS, CHANNELS), np.float32)
     heads = linear(rms_norm(x, x[0], 1e-6), weight).reshape(1, TOKENS, 1, CHANNELS)
     angles = np.zeros((TOKENS, CHANNELS // 2), np.float32)
     rotate(heads, angles, angles)
-    gated_silu(attention(heads, heads, heads).reshape(TOKENS, CHANNELS), x)
+    layer_norm(x, x[0], None, 1e-6)
+    activate(activate(attention(heads, heads, heads).reshape(TOKENS, CHANNELS), "silu", x), "relu")
     state = np.zeros((3, TOKENS), np.float32)
     add_scores(x, 0, np.zeros(TOKENS, np.int64), state)
     losses(state)
+    cap(x, 30.0)

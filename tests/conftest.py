@@ -18,6 +18,9 @@ settings.register_profile("cudasim", deadline=None, max_examples=6, derandomize=
 
 def pytest_addoption(parser):
     parser.addoption("--backend", choices=("numpy", "cudasim", "cuda"), default="numpy")
+    parser.addoption(
+        "--kills", type=int, default=6, help="how often tests/quantizer/test_resume.py kills"
+    )
 
 
 def pytest_configure(config):

@@ -200,3 +200,30 @@ def kmeans_error_recurrence(row, weights, clusters):
     for _ in range(clusters):
         least = [0.0] + [min(least[a] + runs[a, b] for a in range(b)) for b in range(1, n + 1)]
     return least[n]
+
+
+def fixed_grids(weight, hessian, scales, zeros, bits, order=None, percdamp=0.01):
+    """Codes and values, both [M, K], of GPTQ on given grids [M, G]; round-to-nearest without a Hessian.
+
+    The zero's whole part is added after rounding, which ties to even.
+    """
+    w = np.array(weight, np.float64)
+    rows, channels = w.shape
+    size = channels // np.shape(scales)[1]
+    order = list(range(channels)) if order is None else [int(j) for j in order]
+    u = np.eye(channels)
+    if hessian is not None:
+        ordered = np.asarray(hessian, np.float64)[np.ix_(order, order)]
+        u = naive.gptq_inverse_hessian(ordered, percdamp)
+    codes, values = np.empty(w.shape, np.int64), np.empty(w.shape)
+    for i in range(rows):
+        for position, j in enumerate(order):
+            scale, zero = float(scales[i][j // size]), float(zeros[i][j // size])
+            whole = np.rint(zero)
+            code = np.rint(w[i, j] / scale + (zero - whole)) + whole
+            codes[i, j] = min(max(code, 0), 2**bits - 1)
+            values[i, j] = (codes[i, j] - zero) * scale
+            error = (w[i, j] - values[i, j]) / u[position, position]
+            for later in range(position + 1, channels):
+                w[i, order[later]] -= error * u[position, later]
+    return codes, values

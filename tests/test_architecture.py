@@ -1,8 +1,9 @@
-"""Rooms import downward only, as docs/architecture.md has them."""
+"""Rooms import downward only, as docs/architecture.md has them, and no modules import in a circle."""
 
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,30 +16,45 @@ FLOORS = (
     {"methods", "models"},
     {"formats"},
     {"quantizer"},
-    {"demo", "warm_up"},
+    {"config_file", "demo", "options", "warm_up"},
     {"cli"},
+    {"__main__"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]
+
+
+def module_of(file):
+    return ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(
+        ".__init__"
+    )
+
+
+MODULES = {module_of(file) for file in PACKAGE.rglob("*.py")}
 
 
 def room_of(file):
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_rooms(file):
-    """Rooms of the package that a file imports, inside functions too."""
+def imported_modules(file):
+    """Modules of the package that a file imports, inside functions too."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         match node:
-            case ast.ImportFrom(module="numbacalib", names=names):
-                modules = [f"numbacalib.{alias.name}" for alias in names]
-            case ast.ImportFrom(module=str(module)):
-                modules = [module]
+            case ast.ImportFrom(module=str(module), names=names):
+                members = {f"{module}.{alias.name}" for alias in names}
+                found = members & MODULES or {module}
             case ast.Import(names=names):
-                modules = [alias.name for alias in names]
+                found = {alias.name for alias in names}
             case _:
                 continue
-        yield from (name.split(".")[1] for name in modules if name.startswith("numbacalib."))
+        yield from found & MODULES
+
+
+def imported_rooms(file):
+    """Rooms of the package that a file imports, inside functions too."""
+    modules = (name.split(".") for name in imported_modules(file))
+    return {name[1] for name in modules if len(name) > 1}
 
 
 def test_every_room_has_a_floor():
@@ -50,6 +66,15 @@ def test_imports_run_downward(room):
     for file in FILES:
         if room_of(file) != room:
             continue
-        for other in set(imported_rooms(file)) - {room}:
+        for other in imported_rooms(file) - {room}:
             level = FLOOR[other] < FLOOR[room] or FLOOR[room] == FLOOR[other] == 0
             assert level, f"{file.relative_to(PACKAGE)} imports {other}"
+
+
+def test_no_modules_import_in_a_circle():
+    """Not by imports inside of functions either: a module can be understood without what uses it."""
+    graph = {module_of(file): set(imported_modules(file)) - {module_of(file)} for file in FILES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))

@@ -20,6 +20,7 @@ from numbacalib.methods import (
     rtn,
     shrinkage_for,
 )
+from numbacalib.runtime import backend
 from numbacalib.statistics import GradientStatistics, InputStatistics
 
 M, K, E = 3, 8, 2
@@ -184,6 +185,15 @@ def test_none_is_a_type_error_that_names_the_argument(name, argument):
         called(name, **{argument: None})
 
 
+TOKENS = {
+    ("InputStatistics", "inputs"),
+    ("awq_channel_scores", "activations"),
+    ("fisher_information", "gradients"),
+    ("gptq_hessian_update", "x_block"),
+}
+"""Arguments that take any number of axes."""
+
+
 @pytest.mark.parametrize("shape", ["no axes", "empty", "more axes", "wider"])
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
 def test_other_shapes_are_a_value_error_that_names_an_argument(name, argument, shape):
@@ -194,7 +204,7 @@ def test_other_shapes_are_a_value_error_that_names_an_argument(name, argument, s
         "more axes": array[(None,) * 4],
         "wider": np.concatenate([array, array], axis=-1),
     }[shape]
-    taken = (name, argument) in {("InputStatistics", "inputs")} and shape == "more axes"
+    taken = (name, argument) in TOKENS and shape == "more axes"
     alone = len(FUNCTIONS[name].arrays) == 1 and name not in (
         "InputStatistics",
         "GradientStatistics",
@@ -263,6 +273,23 @@ def test_only_values_matter(name, form):
 def test_a_matrix_of_numpy_is_read_as_an_array():
     assert_same(rtn(weight().view(np.matrix), **GRID), rtn(weight(), **GRID))
     assert_same(called("gptq", hessian=hessian().view(np.matrix)), called("gptq"))
+
+
+def test_a_weight_is_converted_once_by_all_operations_of_a_call(monkeypatch):
+    """What the first has taken is what the kernels of all get: no operation makes an array of it again."""
+    converted = []
+    plain = backend._plain
+
+    def counted(array):
+        taken = plain(array)
+        if taken is not array and np.shares_memory(taken, given):
+            converted.append(array)
+        return taken
+
+    monkeypatch.setattr(backend, "_plain", counted)
+    given = weight().view(np.matrix)
+    gptq(given, hessian(), **GRID, act_order="desc", static_groups=True)
+    assert len(converted) == 1
 
 
 OPTIONS = [

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from models import naive_llama
 
+from numbacalib.ops.activation import ACTIVATIONS, activate
 from numbacalib.ops.attention import attention
-from numbacalib.ops.gated_silu import gated_silu
+from numbacalib.ops.layer_norm import layer_norm
 from numbacalib.ops.linear import linear
-from numbacalib.ops.matrix import from_host
+from numbacalib.ops.matrix import add_scaled, from_host, row_range
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
-from numbacalib.ops.token_loss import LOWEST, add_scores, losses
+from numbacalib.ops.token_loss import LOWEST, add_scores, cap, losses
 from numbacalib.spec.exponential import exp
 
 RTOL = {np.float32: 2e-5, np.float16: 2e-3, ml_dtypes.bfloat16: 1.6e-2}
@@ -74,14 +75,78 @@ def test_rotary_embedding(backend, dtype):
     assert_near(backend.numpy(moved), expected, dtype)
 
 
-def test_gated_silu(backend, dtype):
-    gate, up = normal(0, 3, 37, dtype=dtype) * dtype(4), normal(1, 3, 37, dtype=dtype)
-    gate[0, :4] = [-100, 100, -88.5, 0]
-    wide = gate.astype(np.float64)
-    expected = wide / (1 + np.exp(-wide)) * up.astype(np.float64)
-    moved = backend.array(gate.copy())
-    backend.call(gated_silu, moved, up)
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_a_part_of_each_head_turns(backend, dtype, interleaved):
+    heads = normal(0, 2, 5, 3, 8, dtype=dtype)
+    angles = np.arange(5)[:, None] * 100.0 ** (-np.arange(3) / 3)
+    moved = backend.array(heads.copy())
+    cos, sin = np.cos(angles).astype("f4"), np.sin(angles).astype("f4")
+    backend.call(rotate, moved, cos, sin, interleaved=interleaved)
+    wide = heads.astype(np.float64)
+    expected = np.array(
+        [
+            [[naive_llama.rotate(h, t, 100.0, 6, interleaved) for h in token]
+             for t, token in enumerate(sequence)]
+            for sequence in wide
+        ]
+    )  # fmt: skip
     assert_near(backend.numpy(moved), expected, dtype)
+
+
+@pytest.mark.parametrize("columns", [1, 15, 16, 65])
+@pytest.mark.parametrize("weights", [1, 2])
+@pytest.mark.parametrize("biased", [False, True])
+def test_layer_norm(backend, dtype, columns, weights, biased):
+    """With one weight for all vectors, or for each of two that follow each other."""
+    x, weight = normal(0, 3, 2, columns, dtype=dtype) + dtype(3), normal(1, weights, columns)
+    bias = normal(2, weights, columns) if biased else None
+    actual = backend.call(layer_norm, x, weight, bias, 1e-5, dtype=dtype)
+    assert actual.dtype == dtype
+    wide = x.astype(np.float64)
+    expected = np.empty(x.shape)
+    for i in range(2):
+        own = i % weights
+        other = bias[own].astype(np.float64) if biased else 0.0
+        w = weight[own].astype(np.float64)
+        expected[:, i] = naive_llama.layer_norm(wide[:, i], w, other, 1e-5)
+    assert_near(actual, expected, dtype)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(backend, dtype, name, gated):
+    x, up = normal(0, 3, 37, dtype=dtype) * dtype(4), normal(1, 3, 37, dtype=dtype)
+    x[0, :4] = [-100, 100, -88.5, 0]
+    expected = naive_llama.activation(name, x.astype(np.float64))
+    if gated:
+        expected = expected * up.astype(np.float64)
+    moved = backend.array(x.copy())
+    backend.call(activate, moved, name, *((up,) if gated else ()))
+    assert_near(backend.numpy(moved), expected, dtype)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_pass_on_nan(backend, name):
+    moved = backend.array(np.array([[np.nan, 1]], np.float32))
+    backend.call(activate, moved, name)
+    np.testing.assert_array_equal(np.isnan(backend.numpy(moved)), [[True, False]])
+
+
+def test_capped_scores(backend):
+    scores = normal(0, 3, 37) * 40
+    scores[0, :4] = [-1e9, 1e9, 0, 1e-3]
+    moved = backend.array(scores.copy())
+    backend.call(cap, moved, 30.0)
+    assert_near(backend.numpy(moved), 30 * np.tanh(scores.astype(np.float64) / 30))
+
+
+def test_scaled_sums_and_ranges_of_rows(backend):
+    target, values = normal(0, 2, 3, 5), normal(1, 2, 3, 5)
+    moved = backend.array(target.copy())
+    backend.call(add_scaled, moved, values, 0.25)
+    assert_near(backend.numpy(moved), target.astype(np.float64) + 0.25 * values)
+    matrix = normal(2, 6, 4)
+    assert_near(backend.call(row_range, matrix, 2, 5), matrix[2:5].astype(np.float64))
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -109,6 +174,24 @@ def test_attention(backend, case, window, heads, size):
     actual = backend.call(attention, queries, keys, values, window)
     wide = [array.astype(np.float64) for array in (queries, keys, values)]
     expected = [naive_llama.attention(*(w[s] for w in wide), window) for s in range(2)]
+    assert_near(actual, np.array(expected))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"scale": 0.7}, {"cap": 1.5}, {"sinks": True}, {"scale": 0.7, "cap": 2.0, "sinks": True}],
+    ids=lambda options: "-".join(options),
+)
+@pytest.mark.parametrize("window", [None, 3])
+def test_options_of_attention(backend, options, window):
+    length = LENGTHS[backend.name][-1]
+    queries, keys, values = (normal(i, 2, length, 6 if i == 0 else 2, 8) for i in range(3))
+    options = dict(options)
+    if "sinks" in options:
+        options["sinks"] = normal(3, 6) * 2
+    actual = backend.call(attention, queries, keys, values, window, **options)
+    wide = [array.astype(np.float64) for array in (queries, keys, values)]
+    expected = [naive_llama.attention(*(w[s] for w in wide), window, **options) for s in range(2)]
     assert_near(actual, np.array(expected))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from numbacalib.methods import gptq
-from numbacalib.methods.gptq import effective_rank
+from numbacalib.methods.solver import effective_rank
 
 CHANNELS = 64
 

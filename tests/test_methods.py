@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numbacalib.methods import QuantizedWeight, codebook, gptq, proxy_loss, rtn
+from numbacalib.methods import QuantizedWeight, codebook, gptq, gptq_batch, proxy_loss, rtn
 
 SCALE_DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32)
 
@@ -170,6 +170,19 @@ def test_dead_channels_become_zero(backend):
     np.testing.assert_array_equal(weight, kept)
 
 
+def test_methods_give_one_kind_of_weight(backend):
+    """Where inputs do not go together, GPTQ rounds to nearest; a report is no part of the weight."""
+    channels = 6 if backend.name == "cudasim" else 24
+    weight = cases.random_matrix(1, (3, channels), np.float32)
+    hessian = np.eye(channels, dtype=np.float32)
+    nearest = backend.call(rtn, weight, bits=4, group_size=None)
+    solved = backend.call(gptq, weight, hessian, bits=4, group_size=None)
+    (batched,) = backend.call(gptq_batch, weight[None], hessian[None], bits=4, group_size=None)
+    assert nearest == solved == batched
+    assert nearest.report is None
+    assert solved.report.tries == batched.report.tries == 1
+
+
 def test_whole_row_is_one_group(backend):
     channels = 34 if backend.name == "cudasim" else 341
     weight = cases.random_matrix(1, (3, channels), np.float32)
@@ -196,6 +209,22 @@ def test_proxy_loss_agrees_with_the_definition(backend, rows, channels, dtype):
     expected = naive.proxy_loss(divided, 0 * divided, hessian)
     loss = backend.call(proxy_loss, weight, quantized, hessian, scales)
     assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_proxy_loss_by_halves_of_the_errors(backend, monkeypatch):
+    """As many errors are multiplied on a GPU: their rows by any power of two, dead channels beside."""
+    if backend.name != "numpy":
+        from numbacalib.ops.proxy_loss import gpu
+
+        monkeypatch.setattr(gpu, "FEW_ERRORS", 0)
+    weight = cases.random_matrix(1, (12, 40), np.float32)
+    weight *= np.logspace(-30, 12, 12, dtype=np.float32)[:, None]
+    weight[3] = 0
+    hessian = cases.random_hessian(2, 40).astype(np.float32)
+    hessian[5] = hessian[:, 5] = 0
+    quantized = rtn(weight, bits=3, group_size=8, scale_dtype=np.float32)
+    expected = naive.proxy_loss(weight, quantized.dequantize(), hessian)
+    assert backend.call(proxy_loss, weight, quantized, hessian) == pytest.approx(expected, rel=1e-3)
 
 
 def test_proxy_loss_of_a_codebook():

@@ -18,10 +18,12 @@ from numbacalib.methods import (
     propagated_target,
     proxy_loss,
     quantize_layer,
+    quantize_layers,
     refit_scales,
     rtn,
     shrinkage_for,
     solve,
+    solver,
 )
 from numbacalib.statistics import (
     InputStatistics,
@@ -334,3 +336,38 @@ def test_errors_name_the_layer_and_the_argument(layer, settings, message):
     weight, statistics = layer
     with pytest.raises(ValueError, match=message):
         quantize_layer("q", weight, statistics, LayerSettings(**(PLAIN | settings)))
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_layers_of_one_input_come_out_as_one_by_one(backend, monkeypatch, method):
+    """Rows do not depend on each other; the Hessian that they share is factored once."""
+    weights = {
+        f"block.{name}": backend.array(cases.random_matrix(seed, (rows, 32), np.float32))
+        for seed, (name, rows) in enumerate([("q", 24), ("k", 8), ("v", 8)])
+    }
+    statistics = InputStatistics(32)
+    statistics.update(backend.array(cases.random_matrix(7, (64, 32), np.float32)))
+    settings = LayerSettings(method=method, bits=3, group_size=16, ranges="weighted")
+    factored = []
+    factor = solver.factor_hessians
+    monkeypatch.setattr(
+        solver, "factor_hessians", lambda *a, **b: factored.append(1) or factor(*a, **b)
+    )
+    together = quantize_layers(weights, statistics, settings)
+    assert len(factored) == (method == "gptq")
+    for (name, weight), (quantized, report) in zip(weights.items(), together, strict=True):
+        alone, other = quantize_layer(name, weight, statistics, settings)
+        assert quantized == alone
+        assert dataclasses.replace(report, seconds=0) == dataclasses.replace(other, seconds=0)
+
+
+def test_an_error_of_layers_names_the_one_that_it_is_about():
+    weights = {"q": np.ones((4, 8), np.float32), "k": np.full((4, 8), np.nan, np.float32)}
+    statistics = InputStatistics(8)
+    statistics.update(cases.random_matrix(1, (32, 8), np.float32))
+    for method in ("gptq", "rtn"):
+        settings = LayerSettings(method=method, bits=4, group_size=8)
+        with pytest.raises(
+            ValueError, match=r"^k: weight: expected finite values, got nan at \[0, 0\]"
+        ):
+            quantize_layers(weights, statistics, settings)

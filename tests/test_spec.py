@@ -11,7 +11,7 @@ import pytest
 import numbacalib
 
 PACKAGE = Path(numbacalib.__file__).parent
-DECORATORS = {"scalar", "inlined"}
+DECORATORS = {"scalar", "inlined", "register_jitable"}
 """What makes a compiled formula of a function."""
 
 

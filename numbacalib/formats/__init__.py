@@ -1,26 +1,28 @@
-"""Writers and readers of the checkpoints that runtimes load."""
+"""Writers and readers of the checkpoints that runtimes load.
 
-from numbacalib.formats.compressed_tensors import (
-    PackedLayers,
-    PackedLayout,
-    is_compressed,
-    pack,
-    unpack,
-    weight_reader,
-)
+`Format` says what one is; `FORMATS` has those of whole language models by name.
+"""
+
+from numbacalib.formats.dequantized import dequantized
+from numbacalib.formats.format import Format, GridRules, LayerGrid, ModelWriter, StoredLayers
 from numbacalib.formats.imatrix import read_imatrix, write_imatrix
 from numbacalib.formats.output_directory import new_directory
+from numbacalib.formats.registry import FORMATS, common_grids, formats_named, stored_format
 from numbacalib.formats.safetensors_writer import SafetensorsWriter
 
 __all__ = [
-    "PackedLayers",
-    "PackedLayout",
+    "FORMATS",
+    "Format",
+    "GridRules",
+    "LayerGrid",
+    "ModelWriter",
     "SafetensorsWriter",
-    "is_compressed",
+    "StoredLayers",
+    "common_grids",
+    "dequantized",
+    "formats_named",
     "new_directory",
-    "pack",
     "read_imatrix",
-    "unpack",
-    "weight_reader",
+    "stored_format",
     "write_imatrix",
 ]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 SHORTEST = 16
 """Channels of the shortest group that is taken without having been asked for."""
 
 
 def group_lengths(
-    channels: Mapping[str, int], asked: int | None, *, uniform: bool
+    channels: Mapping[str, int],
+    asked: int | None,
+    *,
+    uniform: bool,
+    allowed: Collection[int] | None = None,
 ) -> dict[str, int | None]:
     """Return the length of each layer's groups: the longest up to `asked` that divides its K.
 
@@ -22,26 +26,33 @@ def group_lengths(
         None is one scale a row, in every layer.
     uniform : bool
         Whether the file holds one length: then it divides every K.
+    allowed : collection of int, optional
+        Lengths that the file can hold; all by default.
 
     Raises
     ------
     ValueError
-        If `asked` does not divide, and only lengths below `SHORTEST` do: says what to use instead.
+        If `asked` does not divide, and only lengths below `SHORTEST` do, or none that is allowed: says
+        what to use instead.
     """
     if asked is None:
         return dict.fromkeys(channels)
     # a length divides every K where it divides their greatest common divisor
     common = math.gcd(*channels.values())
-    lengths = {K: _longest(common if uniform else K, asked) for K in channels.values()}
+    fitting = {K: _divisors(common if uniform else K, allowed) for K in channels.values()}
+    lengths = {K: max((n for n in sizes if n <= asked), default=0) for K, sizes in fitting.items()}
     for K, length in lengths.items():
         if length < min(asked, SHORTEST):
-            longer = _divisors(common if uniform else K, max(asked + 1, SHORTEST))
-            use = [*map(str, longer[:1]), "-1 (one scale a row)"]
-            if uniform and len(lengths) > 1:
+            longer = [size for size in fitting[K] if size >= max(asked + 1, SHORTEST)]
+            use = [*map(str, longer[:1]), *(() if allowed else ["none (one scale a row)"])]
+            if uniform and len(lengths) > 1 and not allowed:
                 use.append("the symmetric grid, which takes a length a layer")
+            below = f"{length}, the longest below it that does, is under {SHORTEST}"
+            if not length:
+                below = f"no shorter one of {listed(allowed or ())} does"
             raise ValueError(
                 f"group_size: {asked} does not divide K = {listed(lengths if uniform else [K])}, and "
-                f"{length}, the longest below it that does, is under {SHORTEST}: use {' or '.join(use)}"
+                f"{below}: use {' or '.join(use) or 'another format'}"
             )
     return {layer: lengths[K] for layer, K in channels.items()}
 
@@ -51,9 +62,6 @@ def listed(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(set(numbers))))
 
 
-def _longest(divided: int, asked: int) -> int:
-    return max(size for size in _divisors(divided) if size <= asked)
-
-
-def _divisors(number: int, least: int = 1) -> list[int]:
-    return [size for size in range(least, number + 1) if number % size == 0]
+def _divisors(number: int, allowed: Collection[int] | None) -> list[int]:
+    """Divisors of a number in ascending order, of those that are allowed."""
+    return [size for size in sorted(allowed or range(1, number + 1)) if number % size == 0]

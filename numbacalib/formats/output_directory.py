@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from numbacalib.formats.durable import sync
 from numbacalib.formats.output_lock import locked
+from numbacalib.terminal import RejectedError
 
 log = logging.getLogger("numbacalib")
 
@@ -24,7 +26,6 @@ _INSIDE = (
 )
 _LOST_FOUND = "lost+found"  # a new file system has one: a volume that is mounted is no less empty
 _NO_RENAME = {errno.EBUSY, errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 
 
 @contextmanager
@@ -38,7 +39,8 @@ def new_directory(path: str | Path, *, clean: bool = False) -> Iterator[Path]:
     - where an empty directory was, which may be a mount point and keeps its mode and owner, the
       directory, ``.numbacalib.partial-<random>`` in it, is emptied into it, `LAST` as the last.
 
-    If that fails the work is done, and not removed: the error names where it is.
+    If that fails the work is done, and not removed: the error names where it is. After a `RejectedError` in
+    the body it stays too, as ``<name>.failed-<random>``.
 
     Parameters
     ----------
@@ -57,13 +59,15 @@ def new_directory(path: str | Path, *, clean: bool = False) -> Iterator[Path]:
     ValueError
         If `path` is a file or a directory with something in it, or if another process is writing
         to it; nothing is touched.
+    RejectedError
+        As the body raised it, with the name under which the files are kept.
     OSError
         If the disk refuses: before the body, in it, or while finishing.
     """
     path = Path(os.path.realpath(path))
     require_new_directory(path)
-    room, name = (path, _INSIDE) if path.is_dir() else (path.parent, path.name)
-    with _existing(room), locked(room / f".{name}.lock", path) as alone:
+    room, name = _room_of(path)
+    with existing(room), locked(room / f".{name}.lock", path) as alone:
         require_new_directory(path)  # the run that held the lock a moment ago may have finished
         if alone:
             _look_for_leftovers(room, name, clean)
@@ -71,10 +75,24 @@ def new_directory(path: str | Path, *, clean: bool = False) -> Iterator[Path]:
         partial.mkdir()
         try:
             yield partial
+        except RejectedError as error:
+            failed = partial.rename(partial.with_name(f"{path.name}.failed-{partial.name[-8:]}"))
+            raise type(error)(f"{error}; what was written is kept in {failed}") from error
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         _finish(partial, path)
+
+
+def work_directory(path: str | Path) -> Path:
+    """Where what is finished of an output is kept until all of it is, as the partial directory is."""
+    room, name = _room_of(Path(os.path.realpath(path)))
+    return room / f".{name}.work"
+
+
+def _room_of(path: Path) -> tuple[Path, str]:
+    """In which directory what belongs to an output is hidden meanwhile, and by what name."""
+    return (path, _INSIDE) if path.is_dir() else (path.parent, path.name)
 
 
 def require_new_directory(path: Path) -> None:
@@ -90,7 +108,7 @@ def require_new_directory(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: expected a new or empty directory, found a file")
     if path.is_dir():
-        mine = re.compile(rf"{_partial_pattern(_INSIDE)}|\.{_INSIDE}\.lock")
+        mine = re.compile(rf"{_partial_pattern(_INSIDE)}|\.{_INSIDE}\.(lock|work)")
         others = [
             entry.name
             for entry in path.iterdir()
@@ -108,7 +126,7 @@ def _partial_pattern(name: str) -> str:
 
 
 @contextmanager
-def _existing(directory: Path) -> Iterator[None]:
+def existing(directory: Path) -> Iterator[None]:
     """Make a directory and its parents; those that are still empty go again after an exception."""
     missing = [each for each in (directory, *directory.parents) if not each.exists()]
     nearest = missing[-1].parent if missing else directory
@@ -143,10 +161,10 @@ def _finish(partial: Path, path: Path) -> None:
     """Sync what was written and bring it to `path`; whatever happens, the files are kept."""
     try:
         for entry in (*partial.rglob("*"), partial):
-            _sync(entry)
+            sync(entry)
         _publish(partial, path)
         for directory in (path, path.parent):
-            _sync(directory)
+            sync(directory)
     except BaseException as error:
         text = (
             f"{path}: {str(error) or 'interrupted'}; all files are kept in {_kept(partial, path)}"
@@ -190,19 +208,3 @@ def _kept(partial: Path, path: Path) -> Path:
         return partial.rename(kept)
     except OSError:
         return partial
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file's contents, or a directory's entries, are on the disk.
-
-    File systems that cannot say so for directories, and directories that may not be read, are let pass.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if error.errno not in _NO_SYNC:
-            raise

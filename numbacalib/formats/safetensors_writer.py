@@ -7,6 +7,7 @@ https://huggingface.co/docs/safetensors/index#format
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -98,7 +99,7 @@ class SafetensorsWriter:
 
     def _flush(self) -> None:
         self._shards.append(list(self._pending))
-        _write_file(self._shard_path(len(self._shards)), self._pending)
+        write_safetensors(self._shard_path(len(self._shards)), self._pending)
         self._pending, self._pending_bytes = {}, 0
 
     def _close(self) -> None:
@@ -122,7 +123,14 @@ class SafetensorsWriter:
         return self._directory / f"shard-{number:05d}.partial"
 
 
-def _write_file(path: Path, tensors: dict[str, StoredTensor]) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """Write one file.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses.
+    """
     # Wide elements first: every tensor then starts at a multiple of its element's size.
     order = sorted(tensors, key=lambda name: -STORED_TYPES[tensors[name].dtype_name].bits)
     # transformers asks for the format and refuses a file without it.

@@ -60,6 +60,15 @@ def gptq_inverse_hessian(hessian: ArrayT, *, percdamp: float = 0.01, stream: Any
     -----
     On the CPU, BLAS divides the inversion of a factor of more than 1024 channels among its threads: there
     another number of threads may round otherwise. `gptq` needs no inverse, and gives the same bits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib import gptq_inverse_hessian
+    >>> hessian = np.array([[4, 2], [2, 3]], np.float32)
+    >>> factor = gptq_inverse_hessian(hessian, percdamp=0)
+    >>> np.allclose(factor.T @ factor, np.linalg.inv(hessian))
+    True
     """
     with call(cpu, _gpu, stream, hessian=hessian) as (kernels, hessian):
         checks.square("hessian", hessian)

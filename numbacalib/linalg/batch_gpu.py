@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from numbacalib.runtime import blas_gpu, device
-from numbacalib.runtime.device import SIMULATED, cuda
+from numbacalib.runtime.device import cuda, sized
 from numbacalib.runtime.half import widen
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import column_blocks, launch
 from numbacalib.runtime.triangles_gpu import SMALL_TILE, at, invert_blocks
 from numbacalib.spec.damping import damped
 
-BLOCK = 12 if SIMULATED else 128
+BLOCK = sized(128, simulated=12)
 """Columns that are factored together."""
 LEAST = 4
 """Fewer matrices are factored sooner one after the other."""
@@ -39,7 +39,7 @@ def factor(hessians: Any, summary: Any, dtype: np.dtype) -> Any:
     inverse = device.empty((count, 1, BLOCK, BLOCK), dtype)
     begins = range(0, size, BLOCK)
     starts = device.from_host(np.array([*begins, size]))
-    blocks = -(-size // 256), min(size, 65535), count
+    blocks = *column_blocks((size, size), 256), count
     launch(_damped, blocks, 256, hessians, summary, rest)
     factor_block, shared_bytes = _factor_block(real), PITCH * BLOCK * dtype.itemsize
     for p in reversed(range(len(begins))):

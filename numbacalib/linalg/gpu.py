@@ -10,13 +10,13 @@ import numpy as np
 from numbacalib.linalg import batch_gpu
 from numbacalib.linalg.factors import TINY, HessianFactors
 from numbacalib.runtime import blas_gpu, device
-from numbacalib.runtime.device import SIMULATED, cuda
+from numbacalib.runtime.device import cuda, sized
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.launch import launch
 from numbacalib.spec.damping import damped, is_dead
 
-THREADS = 4 if SIMULATED else 256
-TILE, TILE_ROWS = (4, 2) if SIMULATED else (32, 8)
+THREADS = sized(256, simulated=4)
+TILE, TILE_ROWS = sized((32, 8), simulated=(4, 2))
 """Edge of a tile that is transposed in shared memory, and rows of it that threads take at once."""
 PITCH = TILE + 1
 

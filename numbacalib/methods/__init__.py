@@ -2,9 +2,11 @@
 
 from numbacalib.methods.awq import ChannelScales, awq_clip, awq_scales
 from numbacalib.methods.codebook import CodebookWeight, codebook
-from numbacalib.methods.gptq import gptq, gptq_batch
+from numbacalib.methods.experts import ExpertInputs, quantize_experts
+from numbacalib.methods.gptq import gptq, gptq_batch, gptq_shared
 from numbacalib.methods.gptq_report import GptqReport
-from numbacalib.methods.layer import LayerReport, LayerSettings, quantize_layer, solve
+from numbacalib.methods.layer import LayerReport, LayerSettings
+from numbacalib.methods.layers import quantize_each, quantize_layer, quantize_layers, solve
 from numbacalib.methods.loss import clipped_share, proxy_loss
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.refit import refit_scales
@@ -16,6 +18,7 @@ from numbacalib.spec.range_search import RangeSearch
 __all__ = [
     "ChannelScales",
     "CodebookWeight",
+    "ExpertInputs",
     "GptqReport",
     "LayerReport",
     "LayerSettings",
@@ -27,10 +30,14 @@ __all__ = [
     "codebook",
     "gptq",
     "gptq_batch",
+    "gptq_shared",
     "output_loss",
     "propagated_target",
     "proxy_loss",
+    "quantize_each",
+    "quantize_experts",
     "quantize_layer",
+    "quantize_layers",
     "refit_scales",
     "rtn",
     "shrinkage_for",

@@ -36,7 +36,7 @@ LEAST_SCALE = 1e-4
 
 
 class ChannelScales(NamedTuple):
-    """What the search found for layers that share an input."""
+    """Channel scales that the search found for layers that share an input."""
 
     scales: Array
     """s, float32 [K], positive: multiply the weights' channels, divide the inputs."""
@@ -84,10 +84,33 @@ def awq_scales(
     points : int, default 20
         Exponents to try.
 
+    Returns
+    -------
+    ChannelScales
+
     Raises
     ------
     ValueError, TypeError
         If an argument does not fit, or a value is not finite (the first index is named).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import awq_scales
+    >>> from numbacalib.statistics import InputStatistics
+    >>> inputs = np.ones((4, 8), np.float32)
+    >>> inputs[:, 0] = 16  # a channel with large inputs
+    >>> statistics = InputStatistics(8)
+    >>> statistics.update(inputs)
+    >>> weight = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
+    >>> hessian, magnitude = statistics.hessian, statistics.mean_abs
+    >>> found = awq_scales([weight], hessian, magnitude, bits=3, group_size=8)
+    >>> found.exponent
+    0.5
+    >>> found.scales
+    array([2. , 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], dtype=float32)
+    >>> found.loss < 0.1 * found.identity_loss
+    True
     """
     if not isinstance(weights, Sequence):
         raise TypeError(f"weights: expected a sequence of arrays, got {type(weights).__name__}")
@@ -146,6 +169,26 @@ def awq_clip(
         As for `rtn`.
     points : int, default 20
     least : float, default 0.5
+
+    Returns
+    -------
+    QuantizedWeight
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import awq_clip, proxy_loss, rtn
+    >>> from numbacalib.statistics import InputStatistics
+    >>> inputs = np.ones((4, 8), np.float32)
+    >>> inputs[:, 0] = 16  # a channel with large inputs
+    >>> statistics = InputStatistics(8)
+    >>> statistics.update(inputs)
+    >>> weight = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
+    >>> clipped = awq_clip(weight, statistics.hessian, bits=3, group_size=8)
+    >>> nearest = rtn(weight, bits=3, group_size=8)
+    >>> loss = proxy_loss(weight, clipped, statistics.hessian)
+    >>> loss < 0.1 * proxy_loss(weight, nearest, statistics.hessian)
+    True
     """
     with arrays_of_one_device(weight=weight, hessian=hessian) as (weight, hessian):
         settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype)

@@ -49,6 +49,10 @@ def codebook(weight: NDArray, *, bits: int, importance: NDArray | None = None) -
         Weights of the errors: Fisher information, which makes this the dense part of SqueezeLLM, or
         the mean square of each input channel. Weights of importance 0 take the nearest entry.
 
+    Returns
+    -------
+    CodebookWeight
+
     Raises
     ------
     ValueError, TypeError
@@ -58,6 +62,16 @@ def codebook(weight: NDArray, *, bits: int, importance: NDArray | None = None) -
     -----
     Kim et al., "SqueezeLLM: Dense-and-Sparse Quantization" (2023), section 4.1, equation 4. They
     approximate it with Lloyd's iterations; here it is solved (see `numbacalib.ops.kmeans`).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import codebook
+    >>> quantized = codebook(np.array([[1, 1, 2, 8, 9, 9]], np.float32), bits=2)
+    >>> quantized.centroids
+    array([[1., 2., 8., 9.]], dtype=float32)
+    >>> quantized.codes
+    array([[0, 0, 1, 2, 3, 3]], dtype=uint8)
     """
     for name, array in (("weight", weight), ("importance", importance)):
         if is_cuda_array(array):

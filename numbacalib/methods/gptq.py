@@ -1,62 +1,27 @@
-"""GPTQ of a layer, from its weight and its Hessian."""
+"""GPTQ of a layer, from its weight and its Hessian; of layers that share one, and of equal layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-from numbacalib.linalg import factor_hessians
-from numbacalib.methods.gptq_report import GptqReport
-from numbacalib.methods.order import ACT_ORDERS, column_orders
 from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.methods.rounding import find_scales, stored_runs
-from numbacalib.methods.settings import GridSettings, grid_settings
-from numbacalib.ops.gptq_quantize_column import quantize_direct
-from numbacalib.ops.matrix import diagonals, stacked_rows, take, to_host, without_columns
-from numbacalib.ops.shrinkage import shrunk
+from numbacalib.methods.settings import grid_settings
+from numbacalib.methods.solver import Layers, Solver, solve
+from numbacalib.ops.matrix import joined_rows, stacked_rows, take
 from numbacalib.runtime import checks
+from numbacalib.runtime.alone import each_alone
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
-from numbacalib.runtime.finite import require_finite, start_finite_check
-from numbacalib.spec.grid import group_indices
+from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.range_search import RangeSearch
 
-DAMPING_GROWTH = 4.0
-"""By how much damping grows after a factorisation that failed."""
-LEAST_GROWN_DAMPING = 0.01
-"""What it grows to from less, 0 included."""
-LARGEST_DAMPING = 1e6
-"""What it may be and grow to: with more, float32 sees nothing of the Hessian beside it."""
-ROUNDING = 1e-6
-"""Share of the mean diagonal that float32 products of Hessians leave open."""
 BATCH_BYTES = 4 << 30
-"""Of float32 Hessians that go together through a GPU, beside factors and couplings of the same size."""
-
-
-@dataclass(frozen=True)
-class _Solver:
-    """How the Hessians are prepared and in which order the columns are quantized; see `gptq`."""
-
-    percdamp: float
-    damping_tries: int
-    shrinkage: float
-    act_order: str
-    static_groups: bool
-
-    def __post_init__(self) -> None:
-        """Check each setting, before any work."""
-        if not 0 <= checks.finite_number("percdamp", self.percdamp) <= LARGEST_DAMPING:
-            raise ValueError(f"percdamp: expected 0 to {LARGEST_DAMPING:g}, got {self.percdamp}")
-        checks.boolean("static_groups", self.static_groups)
-        checks.integer("damping_tries", self.damping_tries, 1, 100)
-        if not 0 <= checks.finite_number("shrinkage", self.shrinkage) <= 1:
-            raise ValueError(f"shrinkage: expected 0 to 1, got {self.shrinkage}")
-        if self.act_order not in ACT_ORDERS:
-            raise ValueError(f"act_order: expected {', '.join(ACT_ORDERS)}, got {self.act_order!r}")
+"""Bytes of float32 Hessians that go through a GPU together, beside factors and couplings of that size."""
 
 
 def gptq(
@@ -74,6 +39,8 @@ def gptq(
     shrinkage: float = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
+    scales: ArrayT | None = None,
+    zeros: ArrayT | None = None,
 ) -> QuantizedWeight[ArrayT]:
     """Quantize a weight by GPTQ, without inverting the Hessian.
 
@@ -109,6 +76,10 @@ def gptq(
         "group_aware", they stay as they are.
     static_groups : bool, default False
         Find all scales from the weights as they come, before any is compensated.
+    scales, zeros : arrays [M, G], optional
+        Grids that a format, or a caller, has fixed: scales in `scale_dtype`, of any sign but not 0, and
+        zeros as unsigned codes have them, uint8 or real numbers, none with `symmetric`.
+        ``value = (code - zero) * scale`` with codes in ``[0, 2 ** bits - 1]``.
 
     Returns
     -------
@@ -127,18 +98,99 @@ def gptq(
     -----
     Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
     Transformers" (2022); `quantize_direct` has the form without an inverse.
+
+    Examples
+    --------
+    Inputs that go together let the second 3.4 make up for the first:
+
+    >>> import numpy as np
+    >>> from numbacalib.methods import gptq
+    >>> hessian = np.full((4, 4), 0.9, np.float32)
+    >>> np.fill_diagonal(hessian, 1)
+    >>> weight = np.array([[0, 3.4, 3.4, 15]], np.float32)
+    >>> quantized = gptq(weight, hessian, bits=4, group_size=None)
+    >>> quantized.codes
+    array([[ 0,  3,  4, 15]], dtype=uint8)
+    >>> quantized.report.tries, quantized.report.dead
+    (1, 0)
     """
-    solver = _Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
-    arrays = {"weight": weight, "hessian": hessian, "importance": importance}
-    with arrays_of_one_device(**arrays) as (weight, hessian, importance):
-        settings = grid_settings(
-            weight, bits, group_size, symmetric, scale_dtype, search, importance
-        )
+    solver = Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
+    arrays = {"weight": weight, "hessian": hessian}
+    options = {"importance": importance, "scales": scales, "zeros": zeros}
+    with arrays_of_one_device(**arrays, **options) as (weight, hessian, *given):
+        settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, *given)
         channels = weight.shape[1]
         checks.matrix("hessian", hessian, (channels, channels))
         unchecked = {"hessian": hessian, "weight": weight}
         stack = checks.stack_of_one(hessian)
-        return _solve(weight, stack, ["hessian"], unchecked, settings, solver)[0]
+        layers = Layers(weight, stack, [weight.shape[0]], ["hessian"], unchecked)
+        return solve(layers, settings, solver)[0]
+
+
+def gptq_shared(
+    weights: Mapping[str, ArrayT],
+    hessian: ArrayT,
+    *,
+    bits: int,
+    group_size: int | None = 128,
+    symmetric: bool = False,
+    scale_dtype: DTypeLike = np.float16,
+    search: RangeSearch | None = None,
+    importance: ArrayT | None = None,
+    percdamp: float = 0.01,
+    damping_tries: int = 5,
+    shrinkage: float = 0.0,
+    act_order: str = "none",
+    static_groups: bool = False,
+) -> dict[str, QuantizedWeight[ArrayT]]:
+    """Quantize layers that have one input, and so one Hessian, as `gptq` does each: it is factored once.
+
+    Parameters
+    ----------
+    weights : mapping of str to array [M_i, K]
+        Of one dtype. Errors name a weight by its key.
+    hessian : array [K, K]
+    bits, group_size, symmetric, scale_dtype, search
+        As in `gptq`.
+    importance : array [K], optional
+    percdamp, damping_tries, shrinkage, act_order, static_groups
+        As in `gptq`.
+
+    Returns
+    -------
+    dict of str to QuantizedWeight
+        Each with a `GptqReport`.
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.linalg.LinAlgError
+        As `gptq`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import gptq, gptq_shared
+    >>> hessian = np.eye(8, dtype=np.float32)
+    >>> query = np.linspace(-1, 1, 24, dtype=np.float32).reshape(3, 8)
+    >>> found = gptq_shared({"q_proj": query, "k_proj": query[:2]}, hessian, bits=4, group_size=8)
+    >>> found["q_proj"] == gptq(query, hessian, bits=4, group_size=8)
+    True
+    """
+    solver = Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
+    arrays = {"hessian": hessian, "importance": importance, **weights}
+    with arrays_of_one_device(**arrays) as (hessian, importance, *matrices):
+        channels = hessian.shape[-1]
+        checks.matrix("hessian", hessian, (channels, channels))
+        for name, matrix in zip(weights, matrices, strict=True):
+            checks.matrix(name, matrix, ("M", channels))
+        joined = joined_rows(matrices)
+        settings = grid_settings(
+            joined, bits, group_size, symmetric, scale_dtype, search, importance
+        )
+        unchecked = {"hessian": hessian} | dict(zip(weights, matrices, strict=True))
+        stack = checks.stack_of_one(hessian)
+        layers = Layers(joined, stack, list(map(len, matrices)), ["hessian"], unchecked)
+        return dict(zip(weights, solve(layers, settings, solver), strict=True))
 
 
 def gptq_batch(
@@ -156,20 +208,25 @@ def gptq_batch(
     shrinkage: float = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
+    scales: ArrayT | None = None,
+    zeros: ArrayT | None = None,
 ) -> list[QuantizedWeight[ArrayT]]:
     """Quantize equal layers, such as a model's experts, each by its own Hessian, as `gptq` does.
 
     On a GPU every step is one launch for many layers, which together keep it busy where one alone does
-    not; as many at a time as `BATCH_BYTES` hold.
+    not; as many at a time as `BATCH_BYTES` hold. On the CPU each layer is solved on one thread, as many at
+    a time as there are threads: `numbacalib.runtime.alone`.
 
     Parameters
     ----------
     weights : array [E, M, K], float16, bfloat16, float32 or float64
     hessians : array [E, K, K]
-    importance : array [E, K] or [E, M, K], optional
-    bits, group_size, symmetric, scale_dtype, search, percdamp, damping_tries, shrinkage, act_order, \
-static_groups
+    bits, group_size, symmetric, scale_dtype, search
         As in `gptq`.
+    importance : array [E, K] or [E, M, K], optional
+    percdamp, damping_tries, shrinkage, act_order, static_groups
+        As in `gptq`.
+    scales, zeros : arrays [E, M, G], optional
 
     Returns
     -------
@@ -180,28 +237,47 @@ static_groups
     ------
     ValueError, TypeError, numpy.linalg.LinAlgError
         As `gptq`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import gptq, gptq_batch
+    >>> weights = np.linspace(-1, 1, 48, dtype=np.float32).reshape(2, 3, 8)
+    >>> hessians = np.stack([np.eye(8, dtype=np.float32)] * 2)
+    >>> first, second = gptq_batch(weights, hessians, bits=4, group_size=8)
+    >>> second == gptq(weights[1], hessians[1], bits=4, group_size=8)
+    True
     """
-    solver = _Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
+    solver = Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
     arrays = {"weights": weights, "hessians": hessians, "importance": importance}
-    with arrays_of_one_device(**arrays) as (weights, hessians, importance):
+    fixed = {"scales": scales, "zeros": zeros}
+    with arrays_of_one_device(**arrays, **fixed) as (weights, hessians, importance, *given):
         count, rows, channels = checks.stack("weights", weights, ("E", "M", "K"))
         checks.stack("hessians", hessians, (count, channels, channels))
         weight, hessian = stacked_rows(weights), stacked_rows(hessians)
         require_finite("weights", weight.reshape(count, rows, channels))
         require_finite("hessians", hessian.reshape(count, channels, channels))
         errors = _importance_of_rows(importance, count, rows, channels)
+        given = [
+            _grids_of_rows(name, array, count) for name, array in zip(fixed, given, strict=True)
+        ]
         grid = bits, group_size, symmetric, scale_dtype, search
-        size = max(1, BATCH_BYTES // (4 * channels * channels)) if is_cuda_array(weights) else 1
-        found = []
-        for first in range(0, count, size):
+        on_gpu = is_cuda_array(weights)
+        size = max(1, BATCH_BYTES // (4 * channels * channels)) if on_gpu else 1
+
+        def solve_from(first: int) -> list[QuantizedWeight]:
             last = min(first + size, count)
             run = slice(first * rows, last * rows)
-            own = None if errors is None else errors[run]
-            settings = grid_settings(weight[run], *grid, own)
+            own = [None if array is None else array[run] for array in (errors, *given)]
+            settings = grid_settings(weight[run], *grid, *own)
             stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
             names = [f"hessians[{e}]" for e in range(first, last)]
-            found += _solve(weight[run], stack, names, {}, settings, solver)
-        return found
+            layers = Layers(weight[run], stack, [rows] * (last - first), names)
+            return solve(layers, settings, solver)
+
+        starts = range(0, count, size)
+        runs = map(solve_from, starts) if on_gpu else each_alone(solve_from, starts)
+        return list(chain.from_iterable(runs))
 
 
 def _importance_of_rows(importance: Any, count: int, rows: int, channels: int) -> Any:
@@ -214,134 +290,10 @@ def _importance_of_rows(importance: Any, count: int, rows: int, channels: int) -
     return stacked_rows(importance)
 
 
-def _solve(
-    weight: Any,
-    hessians: Any,
-    names: list[str],
-    unchecked: dict[str, Any],
-    settings: GridSettings,
-    solver: _Solver,
-) -> list[QuantizedWeight]:
-    """Quantize E equal runs of rows [E * M, K] by their Hessians [E, K, K]; see `gptq`.
-
-    `names` are what errors call the Hessians, `unchecked` are arrays that may not be finite.
-    """
-    dtype = checks.result_dtype(weight, hessians)
-    permutations = None
-    if solver.act_order != "none":
-        spread = to_host(diagonals(hessians)).astype(np.float64)
-        permutations = column_orders(spread, solver.act_order, settings.group_size)
-        hessians = _permuted(hessians, permutations)
-    if solver.shrinkage:
-        hessians = shrunk(hessians, solver.shrinkage)
-    percdamps, tries = [solver.percdamp] * len(hessians), [1] * len(hessians)
-    while True:
-        factors = factor_hessians(hessians, percdamps, dtype=dtype)
-        # a GPU factors meanwhile, and goes on as if all were well, rather than wait to be told
-        finite = [start_finite_check(*item) for item in unchecked.items()]
-        if not (factors.are_known and any(factors.minors)):
-            dead = factors.dead
-            if permutations is not None:
-                dead = take(dead, np.argsort(permutations, axis=1), 1)
-            weights, row_losses, require_finite_scales = _sweep(
-                without_columns(weight, dead),
-                factors.upper,
-                permutations,
-                settings,
-                solver.static_groups,
-            )
-        for require_finite_values in finite:
-            require_finite_values()
-        unchecked = {}
-        if not any(factors.minors):
-            break
-        for e, minor in enumerate(factors.minors):
-            grown = max(DAMPING_GROWTH * percdamps[e], LEAST_GROWN_DAMPING)
-            if minor and (tries[e] == solver.damping_tries or grown > LARGEST_DAMPING):
-                raise factors.error(e, names[e], percdamps[e])
-            if minor:
-                percdamps[e] = grown
-                tries[e] += 1
-    require_finite_scales()
-
-    losses = to_host(row_losses).reshape(len(hessians), -1).sum(axis=1)
-    damped = percdamps, factors.dampings, tries, factors.smallest_pivots
-    spectra = to_host(diagonals(hessians)), to_host(diagonals(factors.upper)), factors.dampings
-    ranks = map(effective_rank, *spectra)
-    reports = map(GptqReport, losses.tolist(), *damped, factors.dead_counts, ranks)
-    return [replace(found, report=own) for found, own in zip(weights, reports, strict=True)]
-
-
-def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
-    """How many independent channels would vary as much as the K of a Hessian do together.
-
-    ``K log det(I + H / damping) / sum_j log(1 + H[j, j] / damping)`` over live channels: K where no
-    channel says anything of another (Hadamard's inequality), and about the rank where all else is below
-    the damping. It costs nothing beside the factor, whose pivots have the determinant. Without damping,
-    `ROUNDING` of the mean diagonal is in its place.
-
-    Parameters
-    ----------
-    diagonal : array [K]
-        Of the Hessian before damping.
-    roots : array [K]
-        Diagonal of the Cholesky factor of the damped Hessian.
-    damping : float
-        What was added to the diagonal.
-    """
-    live = diagonal > 0
-    if not live.any():
-        return 0.0
-    spread = diagonal[live].astype(np.float64)
-    floor = max(damping, ROUNDING * diagonal.mean(dtype=np.float64))
-    left = np.clip(roots[live].astype(np.float64) ** 2 - damping, 0, spread)  # up to rounding
-    return float(len(spread) * np.log1p(left / floor).sum() / np.log1p(spread / floor).sum())
-
-
-def _permuted(hessians: Any, permutations: NDArray[np.int64]) -> Any:
-    """Permute the channels of Hessians [E, K, K], each by its row of [E, K]."""
-    count, size, _ = hessians.shape
-    rows = permutations + size * np.arange(count)[:, None]
-    moved = take(stacked_rows(hessians), rows.ravel(), 0)
-    return take(moved, permutations, 1).reshape(count, size, size)
-
-
-def _sweep(
-    weight: Any,
-    upper: Any,
-    permutations: NDArray[np.int64] | None,
-    settings: GridSettings,
-    static_groups: bool,
-) -> tuple[list[QuantizedWeight], Any, Callable[[], None]]:
-    """Quantize the columns in the order of the factors, and permute the codes back.
-
-    Also returns the losses of the rows, and what raises if a scale is too large for its dtype.
-    """
-    count, channels, _ = upper.shape
-    groups = np.tile(group_indices(channels, settings.group_size), (count, 1))
-    permuted = weight if permutations is None else take(weight, permutations, 1)
-    if static_groups:
-        scales, zeros = find_scales(weight, settings)
-        group_of = groups if permutations is None else np.take_along_axis(groups, permutations, 1)
-        found = quantize_direct(permuted, upper, settings.grid, group_of, scales, zeros)
-    else:
-        importance = settings.importance
-        if importance is not None and permutations is not None:
-            importance = take(importance, permutations, 1)
-        ranges = {"search": settings.search, "importance": importance}
-        found = quantize_direct(permuted, upper, settings.grid, groups, **ranges)
-    codes, scales, zeros = found.codes, found.scales, found.zeros
-    g_idx: list[NDArray[np.int64] | None] = [None] * count
-    if permutations is not None:
-        natural = np.argsort(permutations, axis=1)
-        codes = take(codes, natural, 1)
-        if not static_groups:
-            group_of = np.take_along_axis(groups, natural, 1)
-            first = group_of[:, :: settings.group_size]
-            runs = (group_of == np.take_along_axis(first, groups, 1)).all(axis=1)
-            # where groups are still runs of channels, their scales go where the channels went
-            first = np.where(runs[:, None], first, np.arange(first.shape[1]))
-            scales, zeros = take(scales, first, 1), take(zeros, first, 1)
-            g_idx = [None if runs[e] else group_of[e] for e in range(count)]
-    weights, require_finite_scales = stored_runs(codes, scales, zeros, g_idx, settings)
-    return weights, found.losses, require_finite_scales
+def _grids_of_rows(name: str, grids: Any, count: int) -> Any:
+    """Return given scales or zeros [E, M, G] as a matrix [E * M, G]."""
+    if grids is None:
+        return None
+    if len(grids.shape) != 3 or grids.shape[0] != count:
+        raise ValueError(f"{name}: expected shape [{count}, M, G], got {list(grids.shape)}")
+    return stacked_rows(grids)

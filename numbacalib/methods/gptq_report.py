@@ -1,4 +1,4 @@
-"""What GPTQ tells of a layer beside its codes."""
+"""The report of GPTQ about a layer, beside its codes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class GptqReport(NamedTuple):
     percdamp: float
     """Damping as a fraction of the mean of the Hessian's diagonal: as asked, or as it grew."""
     damping: float
-    """What was added to the diagonal of the Hessian."""
+    """Number that was added to the diagonal of the Hessian."""
     tries: int
     """Factorisations it took."""
     smallest_pivot: float

@@ -1,33 +1,18 @@
-"""One layer by any method, with a report of how it went."""
+"""Settings by which a layer is quantized, and the report about it."""
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from numbacalib.methods.awq import awq_clip
-from numbacalib.methods.codebook import CodebookWeight, codebook
-from numbacalib.methods.gptq import LARGEST_DAMPING, gptq
-from numbacalib.methods.loss import clipped_share
 from numbacalib.methods.order import ACT_ORDERS
-from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.methods.refit import refit_scales
-from numbacalib.methods.rtn import rtn
-from numbacalib.methods.shrinkage import shrinkage_for
-from numbacalib.methods.target import output_loss, propagated_target
-from numbacalib.ops.matrix import diagonal, to_host
+from numbacalib.methods.settings import GridFinder
+from numbacalib.methods.solver import LARGEST_DAMPING
 from numbacalib.runtime import checks
-from numbacalib.runtime.array import ArrayT
 from numbacalib.spec.range_search import RangeSearch
-from numbacalib.statistics import InputStatistics
-
-log = logging.getLogger("numbacalib")
 
 LEAST_RANK = 0.25
 """Effective rank, as a share of the live channels, below which inputs are said to be too few: all layers
@@ -43,7 +28,7 @@ original with it than with 2.4."""
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSettings:
-    """How to quantize a linear layer; the names are those of `gptq` and `rtn`."""
+    """Settings of a linear layer's quantization; the names are those of `gptq` and `rtn`."""
 
     method: str = "gptq"
     """"gptq", "rtn", or "kmeans" for `codebook`, whose codebooks are of whole rows: no group size,
@@ -53,8 +38,11 @@ class LayerSettings:
     """Input channels that share a scale; None is one scale a row."""
     symmetric: bool = False
     scale_dtype: DTypeLike = np.float16
+    find_grid: GridFinder | None = None
+    """Finds scales and zeros as a format stores them, before codes are chosen; by default they are those
+    of the integer grid, with scales in `scale_dtype`."""
     ranges: str = "full"
-    """What a group's grid spans: all its weights ("full"); the part with the least error ("mse"), or
+    """Span of a group's grid: all its weights ("full"); the part with the least error ("mse"), or
     the least error weighted by each channel's mean square input or by an importance ("weighted"), by
     `RangeSearch`; for round-to-nearest also the part with the least error of the group's output
     ("clip", `awq_clip`). Codebooks weigh their errors with "weighted", and do not with "full"."""
@@ -62,14 +50,14 @@ class LayerSettings:
     """Power of the errors that `RangeSearch` sums, with the ranges "mse" and "weighted". None is its own,
     but `COARSE_NORM` at 2 bits, where a large error costs more than its square says."""
     target: str = "layerwise"
-    """What the codes are to stand for: the layer's weight ("layerwise"), or one that also repairs what the
+    """Weight that the codes stand for: the layer's own ("layerwise"), or one that also repairs what the
     quantized layers before spoilt ("propagated", `propagated_target`), from statistics that have the
     original model's inputs."""
     target_strength: float = 0.25
-    """Of the propagated target, 0 to 1. More fits the calibration text better, and other texts worse unless
-    there is a lot of it."""
+    """Strength of the propagated target, 0 to 1. More fits the calibration text better, and other texts
+    worse unless there is a lot of it."""
     refit: bool = False
-    """Whether to solve for the scales once the codes are known: `refit_scales`."""
+    """True to solve for the scales once the codes are known: `refit_scales`."""
     percdamp: float = 0.01
     damping_tries: int = 5
     shrinkage: float | None = 0.0
@@ -78,7 +66,7 @@ class LayerSettings:
     static_groups: bool = False
 
     def calibrated(self, importance: bool = False) -> bool:
-        """Whether a layer needs statistics of its inputs, with or without an `importance` given."""
+        """Return whether a layer needs statistics of its inputs, with or without an `importance` given."""
         weighted = self.ranges == "weighted" and not importance
         solved = self.refit or self.target == "propagated"
         return self.method == "gptq" or weighted or self.ranges == "clip" or solved
@@ -124,6 +112,27 @@ class LayerSettings:
             share("shrinkage", self.shrinkage)
         flag("symmetric", self.symmetric)
         flag("static_groups", self.static_groups)
+        if self.find_grid is not None:
+            self.check_fixed()
+
+    def check_fixed(self) -> None:
+        """Check that nothing changes the scales of a grid that a format fixes before codes are chosen.
+
+        Raises
+        ------
+        ValueError
+            Naming the setting that would.
+        """
+        if self.method == "kmeans":
+            raise ValueError("method: expected gptq or rtn where the format fixes the grid")
+        if self.ranges == "clip":
+            raise ValueError(
+                "ranges: expected full, mse or weighted where the format fixes the grid"
+            )
+        if self.refit:
+            raise ValueError("refit: expected False where the format fixes the grid")
+        if self.method == "gptq" and not self.static_groups and self.act_order != "none":
+            raise ValueError("static_groups: expected True where the format fixes the grid")
 
 
 def share(name: str, value: Any) -> None:
@@ -140,7 +149,7 @@ def flag(name: str, value: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerReport:
-    """How one linear layer went. What a method does not use or measure is None."""
+    """Report about one linear layer. What its method does not use or measure is None."""
 
     name: str
     method: str
@@ -153,11 +162,11 @@ class LayerReport:
     """Share of the weights that lie more than a step past the ends of their grid."""
     tokens: int | None = None
     full_rank: bool | None = None
-    """Whether there were at least as many tokens as live channels."""
+    """True where there were at least as many tokens as live channels."""
     dead: int | None = None
     """Channels that no token excited."""
     effective_rank: float | None = None
-    """In how many independent channels the inputs vary as much as they do, at most K; by GPTQ alone."""
+    """Number of independent channels that would vary as much as the inputs do, at most K; by GPTQ alone."""
     loss: float | None = None
     """Squared error of the layer's outputs, `output_loss`: with a propagated target to those that the
     original layer has of its original inputs."""
@@ -170,189 +179,16 @@ class LayerReport:
     smallest_pivot: float | None = None
     stored_bytes: int | None = None
     """Bytes of the layer's packed tensors."""
+    remedy: str | None = None
+    """Remedy for an expert whose own tokens said too little: see `quantize_experts`."""
 
     @property
     def fell_back(self) -> bool:
-        """Whether the layer took more damping than was asked for."""
+        """True where the layer took more damping than was asked for."""
         return self.tries is not None and self.tries > 1
 
     @property
     def low_rank(self) -> bool:
-        """Whether the inputs vary in too few directions for what the layer has, however many tokens."""
+        """True where the inputs vary in too few directions for the layer, however many the tokens."""
         live = self.shape[1] - (self.dead or 0)
         return self.effective_rank is not None and self.effective_rank < LEAST_RANK * live
-
-
-def quantize_layer(
-    name: str,
-    weight: ArrayT,
-    statistics: InputStatistics | None,
-    settings: LayerSettings,
-    importance: ArrayT | None = None,
-) -> tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]:
-    """Quantize one layer and measure it against round-to-nearest.
-
-    Parameters
-    ----------
-    name : str
-        For the report, for errors and for the log.
-    weight : array [M, K], float16, bfloat16, float32 or float64
-    statistics : InputStatistics or None
-        Of the layer's inputs. None is for methods that need none, which then measure no loss.
-    settings : LayerSettings
-    importance : array [K] or [M, K], optional
-        Weights of the errors with the ranges "weighted", instead of the mean squares of the inputs:
-        Fisher information, or what an importance file has.
-
-    Raises
-    ------
-    ValueError, TypeError, numpy.linalg.LinAlgError
-        As `gptq` and `rtn`, with the layer's name in front.
-    """
-    begin = time.perf_counter()
-    try:
-        _check(statistics, settings, importance)
-        quantized, measured = _quantize(name, weight, statistics, settings, importance)
-    except (ValueError, TypeError, np.linalg.LinAlgError) as error:
-        raise type(error)(f"{name}: {error}") from error
-    report = LayerReport(
-        name=name,
-        method=settings.method,
-        shape=(weight.shape[0], weight.shape[1]),
-        bits=quantized.bits,
-        group_size=quantized.group_size,
-        seconds=time.perf_counter() - begin,
-        **measured,
-    )
-    return quantized, report
-
-
-def solve(
-    weights: Mapping[str, ArrayT],
-    statistics: Mapping[str, InputStatistics],
-    settings: LayerSettings,
-    importance: Mapping[str, ArrayT] | None = None,
-) -> Iterator[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
-    """Quantize named layers from their weights and statistics alone, one after the other.
-
-    With `load_weights` and `load_statistics` this needs neither the model nor the text again,
-    whatever the bits, groups and method. `importance` is each layer's, for `quantize_layer`.
-
-    Raises
-    ------
-    ValueError
-        If a layer has no statistics, or no importance where others have, before any work.
-    """
-    given = {"statistics": statistics} | ({} if importance is None else {"importance": importance})
-    for argument, layers in given.items():
-        if missing := [name for name in weights if name not in layers]:
-            raise ValueError(f"{argument}: expected one for each weight, none for {missing[0]}")
-    for name, weight in weights.items():
-        weights_of_errors = None if importance is None else importance[name]
-        yield quantize_layer(name, weight, statistics[name], settings, weights_of_errors)
-
-
-def _check(statistics: InputStatistics | None, settings: LayerSettings, importance: Any) -> None:
-    settings.check()
-    if importance is not None and settings.ranges != "weighted":
-        raise ValueError(f"importance: expected None with ranges {settings.ranges!r}")
-    if settings.calibrated(importance is not None):
-        if statistics is None:
-            raise ValueError("statistics: expected the layer's inputs to be calibrated, got None")
-        if statistics.tokens == 0:
-            raise ValueError("statistics: expected at least one token")
-    if settings.target == "propagated" and (statistics is None or statistics.cross is None):
-        raise ValueError("statistics: expected the original model's inputs too for this target")
-
-
-def _quantize(
-    name: str,
-    weight: Any,
-    statistics: InputStatistics | None,
-    settings: LayerSettings,
-    importance: Any,
-) -> tuple[QuantizedWeight | CodebookWeight, dict[str, Any]]:
-    """Quantize, and return what was measured by the report's names."""
-    plain: dict[str, Any] = {
-        "bits": settings.bits,
-        "group_size": None if settings.method == "kmeans" else settings.group_size,
-        "symmetric": settings.symmetric,
-        "scale_dtype": settings.scale_dtype,
-    }
-    options = dict(plain)
-    if settings.ranges in ("mse", "weighted"):
-        options["search"] = settings.search
-    if settings.ranges == "weighted":
-        if importance is None and statistics is not None:
-            importance = statistics.mean_square
-        options["importance"] = importance
-
-    target = weight
-    if statistics is not None and settings.target == "propagated":
-        target = propagated_target(
-            weight,
-            statistics.hessian,
-            statistics.cross,
-            statistics.residual,
-            strength=settings.target_strength,
-            percdamp=settings.percdamp,
-            damping_tries=settings.damping_tries,
-        )
-    quantized: QuantizedWeight | CodebookWeight
-    measured: dict[str, Any] = {}
-    if settings.method == "kmeans":
-        quantized = codebook(target, bits=settings.bits, importance=importance)
-    elif statistics is not None and settings.method == "gptq":
-        quantized, measured = _gptq(name, target, statistics, settings, options)
-    elif statistics is not None and settings.ranges == "clip":
-        quantized = awq_clip(target, statistics.hessian, **options)
-    else:
-        quantized = rtn(target, **options)
-    if isinstance(quantized, QuantizedWeight):
-        if settings.refit and statistics is not None:
-            quantized = refit_scales(target, quantized, statistics.hessian)
-        measured["clipped"] = clipped_share(target, quantized)
-    if statistics is not None:
-        hessian = statistics.hessian
-        dead = int((to_host(diagonal(hessian)) == 0).sum())
-        measured |= {
-            "tokens": statistics.tokens,
-            "full_rank": statistics.tokens >= len(hessian) - dead,
-            "dead": dead,
-            "loss": output_loss(weight, quantized, statistics),
-            "rtn_loss": output_loss(weight, rtn(weight, **plain), statistics),
-        }
-    return quantized, measured
-
-
-def _gptq(
-    name: str,
-    weight: Any,
-    statistics: InputStatistics,
-    settings: LayerSettings,
-    options: Mapping[str, Any],
-) -> tuple[QuantizedWeight, dict[str, Any]]:
-    """Quantize by GPTQ; `options` are the grid's and the search's."""
-    shrinkage = settings.shrinkage
-    if shrinkage is None:
-        shrinkage = shrinkage_for(statistics.hessian, statistics.tokens)
-    quantized = gptq(
-        weight,
-        statistics.hessian,
-        percdamp=settings.percdamp,
-        damping_tries=settings.damping_tries,
-        shrinkage=shrinkage,
-        act_order=settings.act_order,
-        static_groups=settings.static_groups,
-        **options,
-    )
-    report = quantized.report
-    assert report is not None
-    if report.tries > 1:
-        log.warning(
-            "%s: the Hessian was not positive definite with percdamp %g; %g was enough",
-            name,
-            settings.percdamp,
-            report.percdamp,
-        )
-    return quantized, {"shrinkage": shrinkage, **report._asdict()}

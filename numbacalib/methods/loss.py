@@ -1,4 +1,4 @@
-"""How far a quantized weight is from what it was."""
+"""Losses of a quantized weight against the original."""
 
 from __future__ import annotations
 
@@ -34,10 +34,24 @@ def proxy_loss(
         What `weight` was multiplied by, channel by channel, where the layer's inputs are divided by
         it and the Hessian is that of the inputs before: ``D = (W - Q) / s``.
 
+    Returns
+    -------
+    float
+
     Raises
     ------
     ValueError, TypeError
         If a shape or dtype does not fit, or the arrays are on different devices.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import proxy_loss, rtn
+    >>> hessian = np.full((4, 4), 0.9, np.float32)
+    >>> np.fill_diagonal(hessian, 1)
+    >>> weight = np.array([[0, 3.4, 3.4, 15]], np.float32)
+    >>> round(proxy_loss(weight, rtn(weight, bits=4, group_size=None), hessian), 3)
+    0.608
     """
     arrays = {"weight": weight, "hessian": hessian, "channel_scales": channel_scales}
     with arrays_of_one_device(**arrays) as (weight, hessian, channel_scales):
@@ -50,7 +64,30 @@ def proxy_loss(
 
 
 def clipped_share(weight: Array, quantized: QuantizedWeight) -> float:
-    """Share of the weights [M, K] that lie more than one step past the ends of their grid."""
+    """Return the share of weights that lie more than one step past the ends of their grid.
+
+    Parameters
+    ----------
+    weight : array [M, K], float16, bfloat16, float32 or float64
+    quantized : QuantizedWeight
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a shape or dtype does not fit, or the arrays are on different devices.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import clipped_share, rtn
+    >>> quantized = rtn(np.array([[0, 3, 7, 15]], np.float32), bits=4, group_size=None)
+    >>> clipped_share(np.array([[0, 3, 7, 20]], np.float32), quantized)
+    0.25
+    """
     with arrays_of_one_device(weight=weight) as (weight,):
         checks.matrix("weight", weight, ("M", "K"))
         _check_shape(weight, quantized)

@@ -38,15 +38,15 @@ class QuantizedWeight(Generic[ArrayT]):
     scales: ArrayT
     """[M, G], in the dtype in which they are stored."""
     zeros: ArrayT
-    """uint8 [M, G]."""
+    """[M, G], uint8, or float32 where the grid has real ones."""
     bits: int
     group_size: int
-    """Input channels that share a scale; K is one scale a row."""
+    """Input channels that share a scale: K where a whole row does."""
     symmetric: bool
     g_idx: NDArray[np.int64] | None = None
     """Group of each input channel, [K] on the host, where groups are not runs of channels."""
     report: GptqReport | None = field(default=None, compare=False)
-    """Of GPTQ, where it chose the codes; None with other methods."""
+    """Report of GPTQ, where it chose the codes; None with other methods."""
 
     @property
     def group_of(self) -> NDArray[np.int64]:

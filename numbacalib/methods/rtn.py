@@ -23,6 +23,8 @@ def rtn(
     scale_dtype: DTypeLike = np.float16,
     search: RangeSearch | None = None,
     importance: ArrayT | None = None,
+    scales: ArrayT | None = None,
+    zeros: ArrayT | None = None,
 ) -> QuantizedWeight[ArrayT]:
     """Quantize a weight by rounding to nearest.
 
@@ -44,6 +46,10 @@ def rtn(
     importance : array [K] or [M, K], optional
         Weights of the search's errors: the mean square of each input channel (llama.cpp's importance
         matrix), or Fisher information.
+    scales, zeros : arrays [M, G], optional
+        Grids that a format, or a caller, has fixed: scales in `scale_dtype`, of any sign but not 0, and
+        zeros as unsigned codes have them, uint8 or real numbers, none with `symmetric`.
+        ``value = (code - zero) * scale`` with codes in ``[0, 2 ** bits - 1]``.
 
     Returns
     -------
@@ -54,10 +60,19 @@ def rtn(
     ValueError, TypeError
         If a setting does not fit, a weight is not finite (the first index is named), or the arrays are
         on different devices.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import rtn
+    >>> quantized = rtn(np.array([[0, 3.4, 3.4, 15]], np.float32), bits=4, group_size=None)
+    >>> quantized.codes
+    array([[ 0,  3,  3, 15]], dtype=uint8)
+    >>> quantized.scales, quantized.zeros
+    (array([[1.]], dtype=float16), array([[0]], dtype=uint8))
     """
-    with arrays_of_one_device(weight=weight, importance=importance) as (weight, importance):
-        settings = grid_settings(
-            weight, bits, group_size, symmetric, scale_dtype, search, importance
-        )
+    options = {"importance": importance, "scales": scales, "zeros": zeros}
+    with arrays_of_one_device(weight=weight, **options) as (weight, *given):
+        settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, *given)
         require_finite("weight", weight)
         return rounded(weight, settings)

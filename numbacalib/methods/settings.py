@@ -1,20 +1,24 @@
-"""What a layer's weight is to become: checked before any work, the same for every method."""
+"""Grids and searches as the methods take them: checked before any work, the same for every method."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from numbacalib.ops.matrix import cast, from_host, to_host
 from numbacalib.runtime import checks
-from numbacalib.runtime.finite import require_non_negative
+from numbacalib.runtime.finite import require_finite, require_non_negative
 from numbacalib.spec.grid import SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_FLOAT32, Grid
 from numbacalib.spec.range_search import RangeSearch
 
 STORAGE = {"float16": SCALE_FLOAT16, "bfloat16": SCALE_BFLOAT16, "float32": SCALE_FLOAT32}
-"""How the grid rounds scales, by the name of the dtype that stores them."""
+"""Rounding of scales by the grid, by the name of the dtype that stores them."""
+
+LARGEST_ZERO = float(1 << 20)
+"""Largest of given zeros, in scales: far beyond any grid's codes, and well within what float32 rounds."""
 
 
 class GridSettings(NamedTuple):
@@ -22,11 +26,32 @@ class GridSettings(NamedTuple):
 
     grid: Grid
     group_size: int
-    """In channels; K is one scale a row."""
+    """Channels that share a scale; K where a whole row does."""
     scale_dtype: np.dtype
     search: RangeSearch | None
     importance: Any
     """Weights of the search's errors, [1, K] or [M, K]; or None."""
+    fixed: FixedGrids | None = None
+    """Grids that were given, where scales are not to be found."""
+
+
+class FixedGrids(NamedTuple):
+    """Scales and zeros of a weight's groups that a format, or a caller, has fixed."""
+
+    scales: Any
+    """[M, G], in the dtype that stores them."""
+    zeros: Any
+    """[M, G], as unsigned codes have them: uint8, or float32 where they are real."""
+
+
+class GridFinder(Protocol):
+    """A format's own way of finding grids, for `LayerSettings.find_grid`: what it returns it can store."""
+
+    def __call__(self, weight: Any, settings: GridSettings) -> tuple[Any, Any]:
+        """Return scales [M, G] in ``settings.scale_dtype`` and zeros as `gptq` takes them.
+
+        `weight` [M, K] and the arrays of `settings` are of one device, and what is returned is of it too.
+        """
 
 
 def grid_settings(
@@ -37,6 +62,8 @@ def grid_settings(
     scale_dtype: DTypeLike,
     search: RangeSearch | None = None,
     importance: Any = None,
+    scales: Any = None,
+    zeros: Any = None,
 ) -> GridSettings:
     """Check what a finite weight is to become, or raise an error that names the argument.
 
@@ -59,7 +86,43 @@ def grid_settings(
         if search is None:
             raise ValueError("importance: expected None without a range search")
         importance = non_negative("importance", importance, [(channels,), (rows, channels)])
-    return GridSettings(grid, size, dtype, search, importance)
+    fixed = None
+    if scales is not None:
+        if search is not None:
+            raise ValueError("search: expected None where scales are given")
+        fixed = _fixed_grids(scales, zeros, (rows, channels // size), dtype, grid)
+    elif zeros is not None:
+        raise ValueError("zeros: expected None without scales")
+    return GridSettings(grid, size, dtype, search, importance, fixed)
+
+
+def _fixed_grids(
+    scales: Any, zeros: Any, shape: tuple[int, int], dtype: np.dtype, grid: Grid
+) -> FixedGrids:
+    """Check scales and zeros that were given, and complete them."""
+    checks.matrix("scales", scales, shape)
+    if scales.dtype != dtype:
+        raise TypeError(f"scales: expected scale_dtype {dtype}, got {scales.dtype}")
+    require_finite("scales", scales)
+    if not (to_host(cast(scales, np.float32)) != 0).all():
+        raise ValueError("scales: expected numbers other than 0, got 0")
+    if grid.symmetric:
+        if zeros is not None:
+            raise ValueError("zeros: expected None with symmetric")
+        middle = np.full(shape, 1 << (grid.bits - 1), np.uint8)
+        return FixedGrids(scales, from_host(middle, scales))
+    if zeros is None:
+        raise ValueError(f"zeros: expected {list(shape)} beside scales without symmetric, got None")
+    if zeros.dtype != np.uint8:
+        checks.matrix("zeros", zeros, shape)
+        require_finite("zeros", zeros)
+        zeros = cast(zeros, np.float32)
+    elif tuple(zeros.shape) != shape:
+        raise ValueError(f"zeros: expected shape {list(shape)}, got {list(zeros.shape)}")
+    largest = float(np.abs(to_host(zeros)).max())
+    if largest > LARGEST_ZERO:
+        raise ValueError(f"zeros: expected at most {LARGEST_ZERO:g} scales, got {largest:g}")
+    return FixedGrids(scales, zeros)
 
 
 def non_negative(name: str, array: Any, shapes: Sequence[tuple[int, ...]]) -> Any:

@@ -9,7 +9,7 @@ from numbacalib.runtime.backend import arrays_of_one_device
 
 
 def shrinkage_for(hessian: Array, tokens: int) -> float:
-    """How far to shrink a Hessian that was estimated from so many tokens, 0 to 1.
+    """Find the share by which to shrink a Hessian that was estimated from so many tokens, 0 to 1.
 
     ``sum (1 - r**2)**2 / tokens / sum r**2`` over the correlations r of different channels: the
     share that minimises the expected squared error of the correlations for independent draws from a
@@ -21,6 +21,11 @@ def shrinkage_for(hessian: Array, tokens: int) -> float:
     tokens : int
         At least 1.
 
+    Returns
+    -------
+    float
+        The `shrinkage` of `gptq`.
+
     Raises
     ------
     ValueError, TypeError
@@ -31,6 +36,13 @@ def shrinkage_for(hessian: Array, tokens: int) -> float:
     Schäfer and Strimmer, "A Shrinkage Approach to Large-Scale Covariance Matrix Estimation and
     Implications for Functional Genomics" (2005), target D, with the large-sample variance
     ``(1 - r**2)**2 / n`` of a normal distribution's correlation.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import shrinkage_for
+    >>> shrinkage_for(np.array([[1, 0.5], [0.5, 1]]), tokens=9)
+    0.25
     """
     tokens = checks.integer("tokens", tokens, 1, 1 << 62)
     with arrays_of_one_device(hessian=hessian) as (hessian,):

@@ -1,4 +1,4 @@
-"""What a layer's codes are to stand for, when the layers before it are quantized already."""
+"""Targets of a layer's codes, when the layers before it are quantized already."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from numbacalib.linalg import factor_hessians, solve_rows
-from numbacalib.methods.gptq import DAMPING_GROWTH, LEAST_GROWN_DAMPING
 from numbacalib.methods.loss import proxy_loss
 from numbacalib.methods.quantized_weight import StoredWeight
+from numbacalib.methods.solver import DAMPING_GROWTH, LEAST_GROWN_DAMPING
 from numbacalib.ops.matrix import cast, to_host, weighted_sum
 from numbacalib.ops.products import group_dots, product
 from numbacalib.runtime import checks
@@ -69,6 +69,16 @@ def propagated_target(
     Arai and Ichikawa, "Quantization Error Propagation" (NeurIPS 2025), whose strength this is; "Qronos"
     (arXiv 2505.11695) damps C and H alike, as here; the residual term is of "WaterSIC"
     (arXiv 2603.04956).
+
+    Examples
+    --------
+    Where the layers before halved the inputs, the weights have to double:
+
+    >>> import numpy as np
+    >>> from numbacalib.methods import propagated_target
+    >>> weight, hessian = np.array([[1.0, 2.0]]), np.diag([1.0, 4.0])
+    >>> propagated_target(weight, hessian, cross=2 * hessian, percdamp=0)
+    array([[2., 4.]])
     """
     arrays = {"weight": weight, "hessian": hessian, "cross": cross, "residual": residual}
     with arrays_of_one_device(**arrays) as (weight, hessian, cross, residual):
@@ -119,6 +129,20 @@ def output_loss(weight: Array, quantized: StoredWeight, statistics: InputStatist
     Returns
     -------
     float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import output_loss, rtn
+    >>> from numbacalib.statistics import InputStatistics
+    >>> inputs = np.array([[1, 2, 3, 4], [4, 3, 2, 1]], np.float32)
+    >>> statistics = InputStatistics(4)
+    >>> statistics.update(inputs)
+    >>> weight = np.array([[0, 3.4, 3.4, 15]], np.float32)
+    >>> quantized = rtn(weight, bits=4, group_size=None)
+    >>> errors = inputs @ (weight - quantized.dequantize()).T
+    >>> bool(np.isclose(output_loss(weight, quantized, statistics), 2 / len(inputs) * (errors**2).sum()))
+    True
     """
     loss = proxy_loss(weight, quantized, statistics.hessian)
     if statistics.cross is None:

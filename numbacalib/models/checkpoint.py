@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 
 from numbacalib.models.config import ModelConfig
 from numbacalib.models.input_files import InputFiles
-from numbacalib.models.layer_tensors import check_names
 from numbacalib.models.safetensors_file import StoredTensor
-from numbacalib.runtime.extras import extra
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
+__all__ = ["Checkpoint", "TensorInfo"]
 
 
 class TensorInfo(NamedTuple):
@@ -49,6 +47,11 @@ class Checkpoint(abc.ABC):
     def files(self) -> InputFiles:
         """The files that it is read from."""
         return InputFiles()
+
+    @property
+    def dropped(self) -> dict[str, str]:
+        """Tensors of the files that `names` leaves out, and why."""
+        return {}
 
     def check_unchanged(self) -> None:
         """Compare every file that it was opened from, tokenizer included, with what it was then.
@@ -124,6 +127,10 @@ class Checkpoint(abc.ABC):
         """
         return StoredTensor.of(self.tensor(name))
 
+    def stored_name(self, name: str) -> str:
+        """What transformers calls a tensor, or a part of a packed layer, where it has another name."""
+        return name
+
     @abc.abstractmethod
     def hf_config(self) -> dict[str, Any]:
         """The contents of a Hugging Face ``config.json`` for this model; a fresh copy."""
@@ -145,49 +152,3 @@ class Checkpoint(abc.ABC):
 
     def _unknown(self, name: str) -> ValueError:
         return ValueError(f"{self.path}: there is no tensor {name!r} in it")
-
-
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a Hugging Face directory or a GGUF file.
-
-    Parameters
-    ----------
-    path : str or Path
-        A directory with ``config.json`` and ``model.safetensors`` or its index, or a GGUF file of any
-        name.
-
-    Returns
-    -------
-    Checkpoint
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is nothing at ``path``.
-    ValueError
-        If it is neither of the two, damaged or cut short, or of an architecture that is not
-        supported. The message is one line that names the file.
-    """
-    # Imported here because both readers derive from Checkpoint.
-    with extra("models"):
-        from numbacalib.models.gguf import GGUFCheckpoint
-        from numbacalib.models.gguf_file import is_gguf
-        from numbacalib.models.huggingface import HuggingFaceCheckpoint
-
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or directory")
-    if path.is_dir():
-        return HuggingFaceCheckpoint(path)
-    files = InputFiles()
-    files.watch(path)
-    if not is_gguf(path):
-        raise ValueError(f"{path}: expected a directory with config.json, or a .gguf file")
-    checkpoint = GGUFCheckpoint(path)
-    checkpoint.files = files
-    try:
-        # An unsupported architecture is an error now, not later.
-        check_names(checkpoint.config, checkpoint.names())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return checkpoint

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
-from numbacalib.models.fields import LARGEST, Fields
-from numbacalib.models.packed_schemes import read_schemes
-from numbacalib.models.rope_parameters import read_rope
+from numbacalib.models.architectures import ARCHITECTURES
+from numbacalib.models.description import ACTIVATIONS, Architecture
+from numbacalib.models.fields import Fields
+from numbacalib.models.mixture import Mixture
+from numbacalib.models.rope_parameters import read_rope, read_ropes
+from numbacalib.models.wrappers import WRAPPERS, decoder_config
 
-__all__ = ["MODEL_TYPES", "ModelConfig"]
-
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-"""The architectures that `ModelConfig` and the forward pass know."""
-
-# What the architecture's own configuration class in transformers 5 takes where a file leaves an
-# option out. Llama has as many key-value heads as heads then; null means that in all of them.
-_MAX_POSITIONS = {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
-_KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
-_WINDOW = 4096
-_MAX_WINDOW_LAYERS = 28
-
-_LAYER_TYPES = ("full_attention", "sliding_attention")
+__all__ = ["ModelConfig", "Rope"]
 
 # Keys that say nothing about what the model computes: of training, of generation, of the tokenizer,
 # of how the file came about.
@@ -44,32 +36,77 @@ is_llama_config transformers.js_config unsloth_version unsloth_fixed
 """
 
 
+QUANTIZATION = ("quantization_config", "quantization")
+"""Where a configuration says how weights are quantized: of all formats, and of MLX."""
+
+
+class Rope(NamedTuple):
+    """A rotary embedding.
+
+    Attributes
+    ----------
+    theta : float
+        Base of its frequencies.
+    scaling : Mapping
+        Parameters of the scaling, with ``rope_type``.
+    dim : int
+        How many dimensions of a head turn, the first ones.
+    max_position_embeddings : int
+        Longest sequence that the model is meant for.
+    """
+
+    theta: float
+    scaling: Mapping[str, Any]
+    dim: int
+    max_position_embeddings: int
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape and options of a Llama-family decoder.
+    """Shape and options of a decoder.
 
     Attributes
     ----------
     model_type : str
-        One of `MODEL_TYPES`.
+        A key of `ARCHITECTURES`.
     hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim, vocab_size : int
         Sizes; ``num_heads`` is a multiple of ``num_kv_heads`` and ``head_dim`` is even.
     max_position_embeddings : int
         Longest sequence, in tokens, that the model is meant for.
+    activation : str
+        Of the MLP, one of `numbacalib.ops.activation.ACTIVATIONS`.
     rms_norm_eps : float
-        Added to the mean square in every RMSNorm.
+        Added to the mean square, or variance, in every norm.
     rope_theta : float
         Base of the rotary frequencies.
     rope_scaling : Mapping
         Parameters of the rotary scaling, with ``rope_type``; ``{"rope_type": "default"}`` for none.
+    rotary_dim : int
+        How many dimensions of a head turn.
+    local_rope : (float, Mapping), optional
+        Base and scaling of the layers with windows, where those have others.
+    rotary_layers : tuple of bool
+        Which layers turn their queries and keys; empty for all.
     tie_word_embeddings : bool
         Whether the output head is the embedding table.
-    attention_bias, output_bias, mlp_bias : bool
-        Biases of q/k/v, of the attention's output projection, and of the three MLP projections.
+    attention_bias, output_bias, mlp_bias, head_bias : bool
+        Biases of q/k/v, of the attention's output projection, of the MLP's projections and of the head.
     qk_norm : bool
-        RMSNorm over each head of the queries and keys, before the rotary embedding (qwen3).
+        Whether queries and keys are normalized.
     sliding_windows : tuple of (int or None)
         For each layer, how many positions a token attends to, itself included; None for all.
+    attention_scale : float, optional
+        By what the products of queries and keys are multiplied; ``head_dim ** -0.5`` by default.
+    attention_cap, logit_cap : float
+        Soft caps of scores and of logits: see `numbacalib.ops.attention`; 0 for none.
+    embedding_scale, residual_scale, logit_scale : float
+        Factors of embeddings, of what attention and MLP add to the residual stream, and of logits.
+    query_growth : (float, int), optional
+        ``(b, n)`` by which queries grow with their position p: ``1 + b log(1 + floor(p / n))``.
+    mixture : Mixture, optional
+        Experts.
+    further_layers : int
+        Blocks after the last one that predict tokens after the next: they are not run.
     """
 
     model_type: str
@@ -81,15 +118,54 @@ class ModelConfig:
     head_dim: int
     vocab_size: int
     max_position_embeddings: int = 2048
+    activation: str = "silu"
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     rope_scaling: Mapping[str, Any] = field(default_factory=lambda: {"rope_type": "default"})
+    rotary_dim: int = 0
+    local_rope: tuple[float, Mapping[str, Any]] | None = None
+    rotary_layers: tuple[bool, ...] = ()
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
+    head_bias: bool = False
     qk_norm: bool = False
     sliding_windows: tuple[int | None, ...] = ()
+    attention_scale: float | None = None
+    attention_cap: float = 0.0
+    logit_cap: float = 0.0
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    query_growth: tuple[float, int] | None = None
+    mixture: Mixture | None = None
+    further_layers: int = 0
+
+    @property
+    def architecture(self) -> Architecture:
+        """The description that it is an instance of."""
+        return ARCHITECTURES[self.model_type]
+
+    @cached_property
+    def rope(self) -> Rope:
+        """The rotary embedding, of layers without windows where there are two."""
+        return Rope(
+            self.rope_theta, self.rope_scaling, self.rotary_dim, self.max_position_embeddings
+        )
+
+    def mixture_of(self, index: int) -> Mixture | None:
+        """The mixture of experts of a layer, or None."""
+        return self.mixture if self.mixture and self.mixture.layers[index] else None
+
+    def rope_of(self, index: int) -> Rope | None:
+        """The rotary embedding of a layer, or None."""
+        if self.rotary_layers and not self.rotary_layers[index]:
+            return None
+        if self.local_rope is None or self.sliding_windows[index] is None:
+            return self.rope
+        theta, scaling = self.local_rope
+        return self.rope._replace(theta=theta, scaling=scaling)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
@@ -105,66 +181,101 @@ class ModelConfig:
             not know, a missing key, a wrong type, a value out of its range, or sizes that do not
             fit together.
         """
-        fields = Fields(config)
-        model_type = fields.choice("model_type", MODEL_TYPES)
-        fields.choice("hidden_act", ("silu", "swish"), "silu")  # two names of one function
-        if "quantization" in fields:
-            raise fields.error("quantization", "no weights packed by MLX, but those they came from")
-        if (quantization := fields.object("quantization_config", None)) is not None:
-            read_schemes(quantization)
-
-        num_layers = fields.integer("num_hidden_layers", 1, 10_000)
-        num_heads = fields.integer("num_attention_heads", 1, 65_536)
-        hidden_size = fields.integer("hidden_size", 1, 1 << 20)
-        head_dim = _head_dim(fields, model_type, hidden_size, num_heads)
-        max_positions = fields.integer(
-            "max_position_embeddings", 1, default=_MAX_POSITIONS[model_type]
-        )
-        theta, scaling = read_rope(fields, head_dim=head_dim, max_positions=max_positions)
-        # Queries, keys and values of qwen2 have biases whatever its file says, mistral's never.
-        bias = model_type != "mistral" and fields.flag("attention_bias", False)
-        result = cls(
-            model_type=model_type,
-            hidden_size=hidden_size,
-            intermediate_size=fields.integer("intermediate_size", 1, 1 << 24),
-            num_layers=num_layers,
-            num_heads=num_heads,
-            num_kv_heads=_num_kv_heads(fields, model_type, num_heads),
-            head_dim=head_dim,
-            vocab_size=fields.integer("vocab_size", 1, 1 << 28),
-            max_position_embeddings=max_positions,
-            rms_norm_eps=fields.number("rms_norm_eps", 1e-12, 0.1, 1e-6),
-            rope_theta=theta,
-            rope_scaling=scaling,
-            tie_word_embeddings=fields.flag("tie_word_embeddings", False),
-            attention_bias=bias or model_type == "qwen2",
-            output_bias=bias and model_type != "qwen2",
-            mlp_bias=model_type == "llama" and fields.flag("mlp_bias", False),
-            qk_norm=model_type == "qwen3",
-            sliding_windows=_sliding_windows(fields, model_type, num_layers),
-        )
-        known = _HARMLESS.split()
+        fields = Fields(decoder_config(config))
+        architecture = ARCHITECTURES[fields.choice("model_type", (*ARCHITECTURES, *WRAPPERS))]
+        for key in QUANTIZATION:  # how the weights are stored, which their format reads
+            fields.object(key, None)
+        options = _read_shape(fields, architecture)
+        options |= _read_biases(fields, architecture)
+        options["further_layers"] = fields.integer("num_nextn_predict_layers", 0, 1000, None) or 0
+        result = cls(**(options | architecture.read(fields, options)))
+        known = {*_HARMLESS.split(), *architecture.harmless}
         harmless = {key for key in fields if key in known or key.startswith("_")}
-        fields.refuse_unread(harmless, f" in a {model_type}")
+        fields.refuse_unread(harmless, f" in a {architecture.model_type}")
         return result
 
 
-def _head_dim(fields: Fields, model_type: str, hidden_size: int, num_heads: int) -> int:
-    head_dim = fields.integer("head_dim", 2, 65_536, 128 if model_type == "qwen3" else None)
+def _read_shape(fields: Fields, architecture: Architecture) -> dict[str, Any]:
+    """What every decoder has, by the architecture's own keys and defaults."""
+    key, defaults = architecture.key, architecture.defaults
+    activation = fields.choice(key("hidden_act"), tuple(ACTIVATIONS), _activation(defaults))
+    num_heads = fields.integer(key("num_attention_heads"), 1, 65_536)
+    hidden_size = fields.integer(key("hidden_size"), 1, 1 << 20)
+    head_dim = _head_dim(fields, architecture, hidden_size, num_heads)
+    max_positions = fields.integer(
+        key("max_position_embeddings"), 1, default=defaults["max_position_embeddings"]
+    )
+    return {
+        "model_type": architecture.model_type,
+        "hidden_size": hidden_size,
+        "intermediate_size": fields.integer(key("intermediate_size"), 1, 1 << 24),
+        "num_layers": fields.integer(key("num_hidden_layers"), 1, 10_000),
+        "num_heads": num_heads,
+        "num_kv_heads": _num_kv_heads(fields, architecture, num_heads),
+        "head_dim": head_dim,
+        "vocab_size": fields.integer(key("vocab_size"), 1, 1 << 28),
+        "max_position_embeddings": max_positions,
+        "activation": ACTIVATIONS[activation],
+        "rms_norm_eps": fields.number(
+            key("rms_norm_eps"), 1e-12, 0.1, defaults.get("rms_norm_eps", 1e-6)
+        ),
+        "tie_word_embeddings": fields.flag(
+            "tie_word_embeddings", defaults.get("tie_word_embeddings", False)
+        ),
+    } | _read_rotary(fields, architecture, head_dim, max_positions)
+
+
+def _read_rotary(
+    fields: Fields, architecture: Architecture, head_dim: int, max_positions: int
+) -> dict[str, Any]:
+    """The rotary embedding, or both of them."""
+    defaults = architecture.defaults
+    if not architecture.local_rope_key:
+        theta, scaling, dim = read_rope(
+            fields,
+            head_dim=head_dim,
+            max_positions=max_positions,
+            theta=defaults.get("rope_theta"),
+            share=defaults.get("partial_rotary_factor"),
+            original=defaults.get("original_max_position_embeddings"),
+            words=architecture.rope_words,
+        )
+        return {"rope_theta": theta, "rope_scaling": scaling, "rotary_dim": dim}
+    theta, scaling, local = read_ropes(
+        fields,
+        dim=head_dim,
+        max_positions=max_positions,
+        theta=defaults["rope_theta"],
+        local_key=architecture.local_rope_key,
+        local_theta=defaults["local_rope_theta"],
+    )
+    return {
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "rotary_dim": head_dim,
+        "local_rope": local,
+    }
+
+
+def _head_dim(fields: Fields, architecture: Architecture, hidden_size: int, num_heads: int) -> int:
+    head_dim = fields.integer("head_dim", 2, 65_536, architecture.defaults.get("head_dim"))
     if head_dim is None:
         if hidden_size % num_heads:
-            raise fields.error("num_attention_heads", f"a divisor of hidden_size {hidden_size}")
+            key = architecture.key("num_attention_heads")
+            raise fields.error(key, f"a divisor of hidden_size {hidden_size}")
         head_dim = hidden_size // num_heads
     if head_dim % 2:
         raise ValueError(f"head_dim: expected an even number, got {head_dim}")
     return int(head_dim)
 
 
-def _num_kv_heads(fields: Fields, model_type: str, num_heads: int) -> int:
-    key = "num_key_value_heads"
+def _num_kv_heads(fields: Fields, architecture: Architecture, num_heads: int) -> int:
+    """As many as heads for null, and where neither the file nor transformers' default says."""
+    key = architecture.key("num_key_value_heads")
     count = fields.integer(key, 1, num_heads, None)
     if count is None:
-        count = num_heads if key in fields else _KV_HEADS.get(model_type, num_heads)
+        default = architecture.defaults.get("num_key_value_heads", num_heads)
+        count = num_heads if key in fields else default
     if num_heads % count:
         raise ValueError(
             f"{key}: expected a divisor of num_attention_heads={num_heads}, got {count}"
@@ -172,32 +283,18 @@ def _num_kv_heads(fields: Fields, model_type: str, num_heads: int) -> int:
     return int(count)
 
 
-def _sliding_windows(fields: Fields, model_type: str, num_layers: int) -> tuple[int | None, ...]:
-    """Each layer's window; ``layer_types`` of a mistral are read as transformers' ministral does."""
-    key = "sliding_window"
-    if model_type == "llama":
-        fields.nothing(key, "use_sliding_window")  # runtimes disagree about what they mean there
-    window = fields.integer(key, 1, LARGEST, None)
-    if key not in fields and model_type != "llama":
-        window = _WINDOW
-    switch = fields.flag("use_sliding_window", model_type == "mistral")
-    first = fields.integer("max_window_layers", 0, LARGEST, _MAX_WINDOW_LAYERS)
-    if model_type == "mistral":
-        first = 0
-        if window is not None and not switch:
-            raise fields.error("use_sliding_window", f"true where sliding_window is {window}")
-    if not switch:
-        window = None
-    kinds = fields.texts("layer_types", None)
-    if kinds is None:
-        return tuple(window if layer >= first else None for layer in range(num_layers))
-    if len(kinds) != num_layers:
-        raise ValueError(f"layer_types: expected {num_layers} entries, got {len(kinds)}")
-    known = _LAYER_TYPES if window is not None else _LAYER_TYPES[:1]
-    unknown = [kind for kind in kinds if kind not in known]
-    if unknown:
-        expected = " or ".join(known)
-        raise ValueError(
-            f"layer_types: expected {expected} in every entry, got {unknown[0][:80]!r}"
-        )
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+def _activation(defaults: Mapping[str, Any]) -> str:
+    return str(defaults.get("hidden_act", "silu"))
+
+
+def _read_biases(fields: Fields, architecture: Architecture) -> dict[str, bool]:
+    """Which linear layers have biases: see `Architecture.biases`."""
+    options = {}
+    for part in ("attention", "output", "mlp"):
+        given = architecture.biases.get(part, False)
+        if not isinstance(given, bool):
+            keys = (given,) if isinstance(given, str) else given
+            flags = [fields.flag(key, architecture.defaults.get(key, False)) for key in keys]
+            given = any(flags)
+        options[f"{part}_bias"] = given
+    return options

@@ -65,7 +65,9 @@ class Fields:
         value = self._value(key, fits, f"a number from {low:g} to {high:g}", default)
         return None if value is None else float(value)
 
-    def integers(self, key: str, low: int, length: int | None = None) -> list[int]:
+    def integers(
+        self, key: str, low: int, length: int | None = None, default: Any = _REQUIRED
+    ) -> Any:
         """A list of integers not below ``low``, any number of them or ``length``."""
 
         def fits(value: Any) -> bool:
@@ -74,7 +76,7 @@ class Fields:
             )
 
         count = "" if length is None else f"{length} "
-        return list(self._value(key, fits, f"a list of {count}integers, {low} or more", _REQUIRED))
+        return self._value(key, fits, f"a list of {count}integers, {low} or more", default)
 
     def text(self, key: str) -> str:
         """A string."""
@@ -117,6 +119,10 @@ class Fields:
         """Another object, as `Fields`."""
         value = self._value(key, lambda value: isinstance(value, Mapping), "an object", default)
         return value if value is None else Fields(value, self.label(key))
+
+    def updated(self, other: Fields) -> Fields:
+        """The same object with the keys of another, none of them read."""
+        return Fields({**self._values, **other._values}, self._name)
 
     def nothing(self, *keys: str) -> None:
         """Refuse keys that are there and say anything: other than null, false or empty."""

@@ -21,13 +21,14 @@ from numbacalib.models.gguf_config import (
 from numbacalib.models.gguf_file import GGUFFile, TensorEntry, named
 from numbacalib.models.gguf_names import hf_name
 from numbacalib.models.gguf_tokenizer import build_tokenizer, tokenizer_config
+from numbacalib.models.gguf_types import TensorType
 from numbacalib.models.tokenizer import named_errors
 from numbacalib.runtime.extras import extra
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["GGUFCheckpoint"]
+__all__ = ["GGUFCheckpoint", "permuted"]
 
 _EMBEDDINGS = "model.embed_tokens.weight"
 
@@ -78,21 +79,40 @@ class GGUFCheckpoint(Checkpoint):
         return TensorInfo(entry.shape, entry.kind.dtype or np.dtype(np.float32))
 
     def tensor(self, name: str) -> NDArray[Any]:
-        entry = self._entry(name)
-        projection = re.search(r"self_attn\.([qk])_proj\.", name)
-        heads = 0
-        if projection and self._architecture == "llama":
-            heads = self.config.num_heads if projection[1] == "q" else self.config.num_kv_heads
-            if entry.shape[0] != heads * self.config.head_dim:
-                raise ValueError(
-                    f"{self.path}: {name}: expected {heads} heads of {self.config.head_dim}, "
-                    f"got shape {entry.shape}"
-                )
+        heads = self._permuted_heads(name)
         result = self._file.read(self._names[name])
         if heads:
             result = _unpermute(result, heads)
         result.flags.writeable = False
         return result
+
+    def kind(self, name: str) -> TensorType:
+        """How a tensor is stored."""
+        return self._entry(name).kind
+
+    def blocks(self, name: str) -> NDArray[np.uint8]:
+        """Rows of a matrix as they are stored, uint8 [M, bytes], in the order of `tensor`."""
+        entry, heads = self._entry(name), self._permuted_heads(name)
+        result = self._file.read_bytes(self._names[name]).reshape(entry.shape[0], -1)
+        return _unpermute(result, heads) if heads else result
+
+    def metadata_bytes(self) -> dict[str, bytes]:
+        """All metadata by key, each value's type and bytes as they are in the file."""
+        return self._file.metadata_bytes()
+
+    def _permuted_heads(self, name: str) -> int:
+        """Heads of queries or keys whose rows GGUF has in another order; 0 for everything else."""
+        entry = self._entry(name)
+        projection = re.search(r"self_attn\.([qk])_proj\.", name)
+        if not projection or self._architecture != "llama":
+            return 0
+        heads = self.config.num_heads if projection[1] == "q" else self.config.num_kv_heads
+        if entry.shape[0] != heads * self.config.head_dim:
+            raise ValueError(
+                f"{self.path}: {name}: expected {heads} heads of {self.config.head_dim}, "
+                f"got shape {entry.shape}"
+            )
+        return heads
 
     def hf_config(self) -> dict[str, Any]:
         return copy.deepcopy(self._hf_config)
@@ -123,6 +143,12 @@ class GGUFCheckpoint(Checkpoint):
         types = {entry.kind.name for entry in tensors if len(entry.shape) == 2}
         narrow = {"F16": "float16", "BF16": "bfloat16"}
         return narrow.get(types.pop(), "float32") if len(types) == 1 else "float32"
+
+
+def permuted(tensor: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Rows of q or k in the order of GGUF's llama convention: the inverse of `_unpermute`."""
+    paired = tensor.reshape(heads, 2, -1, *tensor.shape[1:])
+    return np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(tensor.shape)
 
 
 def _unpermute(tensor: NDArray[Any], heads: int) -> NDArray[Any]:

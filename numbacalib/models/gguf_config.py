@@ -227,7 +227,7 @@ def _llama3_scaling(config: dict[str, Any], divisors: NDArray[Any]) -> dict[str,
     The file holds the divisors only. Every release so far used the same bounds, so the largest
     divisor is all that is unknown; the others must then agree.
     """
-    plain, _ = inverse_frequencies(ModelConfig.from_hf(config), 1)
+    plain, _ = inverse_frequencies(ModelConfig.from_hf(config).rope, 1)
     if divisors.shape != plain.shape or not np.all((divisors > 0) & np.isfinite(divisors)):
         raise ValueError(
             f"{ROPE_DIVISORS}: expected {len(plain)} positive numbers, got shape {divisors.shape}"
@@ -239,7 +239,8 @@ def _llama3_scaling(config: dict[str, Any], divisors: NDArray[Any]) -> dict[str,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    scaled, _ = inverse_frequencies(ModelConfig.from_hf(config | {"rope_scaling": scaling}), 1)
+    own = ModelConfig.from_hf(config | {"rope_scaling": scaling})
+    scaled, _ = inverse_frequencies(own.rope, 1)
     if not np.allclose(plain / scaled, divisors, rtol=1e-4):
         raise ValueError(f"{ROPE_DIVISORS}: not the divisors of Llama 3's rotary scaling")
     return scaling

@@ -90,7 +90,8 @@ class GGUFFile:
         with named(self.path), _open(self.path, io.DEFAULT_BUFFER_SIZE) as file:
             self._state = _state(file)
             size = self._state[0]
-            self.metadata, self.tensors = _read_header(_Cursor(file, size), size)
+            header = _read_header(_Cursor(file, size), size)
+            self.metadata, self.tensors, self._spans = header
 
     def read(self, name: str) -> NDArray[Any]:
         """Read the tensor: plain types in their own dtype, quantized ones as float32.
@@ -105,9 +106,7 @@ class GGUFFile:
         """
         entry = self.tensors[name]
         count = math.prod(entry.shape)
-        with named(self.path), _open(self.path, 0) as file:
-            if _state(file) != self._state:
-                raise ValueError("the file has changed since it was opened")
+        with self._reopened() as file:
             file.seek(entry.begin)
             try:
                 with named(name):
@@ -115,6 +114,41 @@ class GGUFFile:
             except MemoryError:
                 raise ValueError(f"{name}: its {count} values do not fit into memory") from None
         return values.reshape(entry.shape)
+
+    def read_bytes(self, name: str) -> NDArray[np.uint8]:
+        """Read the tensor as it is stored.
+
+        Raises
+        ------
+        KeyError, ValueError
+            As `read`.
+        """
+        entry = self.tensors[name]
+        stored = np.empty(entry.end - entry.begin, np.uint8)
+        with self._reopened() as file:
+            file.seek(entry.begin)
+            _fill(file, stored)
+        return stored
+
+    def metadata_bytes(self) -> dict[str, bytes]:
+        """Read all metadata by key, each value's type and bytes as they are in the file.
+
+        Raises
+        ------
+        ValueError
+            If the file has changed since it was opened.
+        """
+        with self._reopened() as file:
+            header = np.empty(max((end for _, end in self._spans.values()), default=0), np.uint8)
+            _fill(file, header)
+        return {key: header[begin:end].tobytes() for key, (begin, end) in self._spans.items()}
+
+    @contextmanager
+    def _reopened(self) -> Iterator[Any]:
+        with named(self.path), _open(self.path, 0) as file:
+            if _state(file) != self._state:
+                raise ValueError("the file has changed since it was opened")
+            yield file
 
     def require_readable(self) -> None:
         """Raise a `ValueError` that names the first tensor whose type cannot be dequantized."""
@@ -222,7 +256,11 @@ class _Cursor:
         raise ValueError(f"truncated, the header goes on beyond the file's {self._size} bytes")
 
 
-def _read_header(cursor: _Cursor, size: int) -> tuple[Metadata, dict[str, TensorEntry]]:
+_Spans = dict[str, tuple[int, int]]
+"""Where the metadata's values begin and end, by key."""
+
+
+def _read_header(cursor: _Cursor, size: int) -> tuple[Metadata, dict[str, TensorEntry], _Spans]:
     if size < 4 or cursor.take(4) != MAGIC:
         raise ValueError("not a GGUF file, the first four bytes are not GGUF")
     _check_version(cursor.number())
@@ -230,12 +268,15 @@ def _read_header(cursor: _Cursor, size: int) -> tuple[Metadata, dict[str, Tensor
     tensor_count = cursor.count(8 + 4 + 8 + 4 + 8, "number of tensors")
     value_count = cursor.count(8 + 4 + 1, "number of metadata")
     values: dict[str, Any] = {}
+    spans: _Spans = {}
     for _ in range(value_count):
         key = cursor.name(_LONGEST_KEY)
         if key in values:
             raise ValueError(f"{key}: expected each key once, got it again")
+        begin = cursor.position
         with named(key):
             values[key] = _read_value(cursor)
+        spans[key] = begin, cursor.position
     metadata = Metadata(values)
     if metadata.integer("split.count", 1) > 1:
         raise ValueError(
@@ -255,7 +296,7 @@ def _read_header(cursor: _Cursor, size: int) -> tuple[Metadata, dict[str, Tensor
     start = -(-cursor.position // alignment) * alignment
     tensors = {name: entry._replace(begin=start + entry.begin) for name, entry in tensors.items()}
     _check_spans(tensors.items(), size)
-    return metadata, tensors
+    return metadata, tensors, spans
 
 
 def _check_version(version: int) -> None:

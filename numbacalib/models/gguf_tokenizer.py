@@ -15,7 +15,7 @@ from numbacalib.models.gguf_metadata import Metadata
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["build_tokenizer", "tokenizer_config"]
+__all__ = ["PRETOKENIZERS", "build_tokenizer", "tokenizer_config"]
 
 # Token types of the metadata: 0 undefined, 2 unknown and 6 byte are the others.
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _LAST_TYPE = 1, 3, 4, 5, 6
@@ -44,7 +44,7 @@ class _PreTokenizer(NamedTuple):
 
 
 _LLAMA3 = _PreTokenizer((_WORDS.replace("DIGITS", "{1,3}"),), whole_words=True, adds_bos=True)
-_PRETOKENIZERS = {
+PRETOKENIZERS = {
     "default": _PreTokenizer(
         (r"[\p{P}\$\+<=>\^~\|]+", _GPT2_PATTERN, r"\p{N}+", "[0-9][0-9][0-9]")
     ),
@@ -182,9 +182,9 @@ def _token_id(metadata: Metadata, name: str, tokens: int) -> int | None:
 def _byte_level(metadata: Metadata, vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    kind = _PRETOKENIZERS.get(metadata.string("pre", ""))
+    kind = PRETOKENIZERS.get(metadata.string("pre", ""))
     if kind is None:
-        raise metadata.error("pre", f"one of {', '.join(_PRETOKENIZERS)}")
+        raise metadata.error("pre", f"one of {', '.join(PRETOKENIZERS)}")
     merges = []
     for merge in metadata.strings("merges"):
         left, _, right = merge.partition(" ")

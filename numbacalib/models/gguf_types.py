@@ -103,6 +103,16 @@ def tensor_type(number: int) -> TensorType:
     raise ValueError(f"expected a GGML tensor type, got number {number}")
 
 
+def type_named(name: str) -> TensorType:
+    """Look a type up by its name."""
+    return _TYPES[type_numbers()[name]]
+
+
+def type_numbers() -> dict[str, int]:
+    """Return the numbers of all types in the file, by name."""
+    return {kind.name: number for number, kind in _TYPES.items()}
+
+
 def require_readable(kind: TensorType) -> None:
     """Raise a `ValueError` that names the type where the ``gguf`` package cannot dequantize it."""
     if kind.dtype is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -17,6 +18,7 @@ JSON_BYTES = 16 << 20
 """Longest JSON file that is read: 16 MiB, a hundred times what a large model's config.json takes."""
 
 _DEPTH = 32
+_DISK_FAILS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO}
 
 
 class _Stamp(NamedTuple):
@@ -56,6 +58,8 @@ class InputFiles:
         ------
         ValueError
             As `watch`, and if the file ends before, or has no room in memory.
+        OSError
+            If the disk fails.
         """
         size = self.watch(path)
         length = max(0, size - offset) if length is None else length
@@ -74,7 +78,7 @@ class InputFiles:
                         raise ValueError(f"{path}: truncated, it ends at byte {offset + done}")
                     done += count
         except OSError as error:
-            raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+            raise _refused(path, error) from None
         return data
 
     def read_bytes(self, path: Path, limit: int) -> bytes:
@@ -114,6 +118,13 @@ class InputFiles:
         """
         for path in self._stamps:
             self.watch(path)
+
+    def stamps(self, root: Path) -> dict[str, list[int]]:
+        """Size and time of modification (ns) of every file seen so far, by its name below `root`."""
+        return {
+            os.path.relpath(path, root): [stamp.size, stamp.mtime_ns]
+            for path, stamp in self._stamps.items()
+        }
 
     def _compare(self, path: Path, status: os.stat_result) -> None:
         if not stat.S_ISREG(status.st_mode):
@@ -171,4 +182,10 @@ def _status(path: Path) -> os.stat_result:
         found = "a link to a file that is gone" if path.is_symlink() else "none"
         raise ValueError(f"{path}: expected a file, found {found}") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        raise _refused(path, error) from None
+
+
+def _refused(path: Path, error: OSError) -> Exception:
+    """What to raise where a file cannot be read: a disk that fails may work the next time."""
+    kind = OSError if error.errno in _DISK_FAILS else ValueError
+    return kind(f"{path}: cannot be read ({error.strerror})")

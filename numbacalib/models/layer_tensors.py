@@ -1,16 +1,28 @@
-"""The tensors of a Llama-family decoder: their names, their shapes, and those that have no place."""
+"""The tensors of a decoder: their names, their shapes, and those that have no place.
+
+Outside of the blocks all decoders have the names that llama has in transformers; `Architecture.renamed`
+says what files have instead. In a block they are the architecture's own.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from numbacalib.models.config import ModelConfig
+from numbacalib.models.wrappers import beside_decoder, decoder_name
 
-__all__ = ["EMBEDDINGS", "HEAD", "canonical_name", "check_names", "is_buffer"]
-__all__ += ["linear_shapes", "vector_shapes"]
+__all__ = ["EMBEDDINGS", "HEAD", "HEAD_BIAS", "NORM", "NORM_BIAS"]
+__all__ += ["Part", "Stage", "canonical_name", "check_names", "denied", "is_buffer", "is_norm"]
+__all__ += ["beside", "expert_parts", "expert_shapes", "expert_stages"]
+__all__ += ["linear_shapes", "outer_vector_shapes", "parts", "stages", "vector_shapes"]
+
+Stage = tuple[str, ...]
+"""Short names of the layers of a block that share an input."""
 
 EMBEDDINGS, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+NORM_BIAS, HEAD_BIAS = "model.norm.bias", "lm_head.bias"
 
 _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)")
 # What belongs to the decoder, and so must be one of its tensors; anything else is beside it.
@@ -25,12 +37,21 @@ _BUFFERS = (
     ".masked_bias",
     ".position_ids",
 )
-# What compressed-tensors has in the place of a linear layer's ``weight``.
-_PACKED = ("packed", "scale", "shape", "zero_point", "g_idx")
+# What quantized checkpoints have in the place of a linear layer's ``weight``: those of
+# compressed-tensors, of GPTQ and AWQ, and of MLX, which has a ``weight`` too.
+_PACKED = (
+    *("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"),
+    *("qweight", "qzeros", "scales", "g_idx"),
+    *("scales", "biases"),
+)
 
 
-def canonical_name(name: str) -> str:
-    """The name in a causal language model of transformers: that of a base model gets ``model.``."""
+def canonical_name(name: str, config: ModelConfig) -> str:
+    """The name that a tensor of a file has here; those of a base model have no ``model.``."""
+    name = decoder_name(name)
+    for theirs, ours in config.architecture.renamed.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
     return f"model.{name}" if name.startswith(_BARE) else name
 
 
@@ -39,11 +60,11 @@ def is_buffer(name: str) -> bool:
     return name.endswith(_BUFFERS)
 
 
-def check_names(config: ModelConfig, names: Iterable[str], *, packed: bool = False) -> None:
-    """Refuse tensors of the decoder that its configuration has no place for.
+def denied(config: ModelConfig, names: Iterable[str], *, packed: bool = False) -> list[str]:
+    """Tensors of the decoder that its configuration has no place for.
 
-    Their presence means that the configuration does not describe the model: biases that it denies,
-    more layers, experts. Takes time for the names that are there, whatever ``num_layers`` says.
+    They mean that the configuration does not describe the model: biases that it denies, more layers,
+    experts. Takes time for the names that are there, whatever ``num_layers`` says.
 
     Parameters
     ----------
@@ -51,59 +72,242 @@ def check_names(config: ModelConfig, names: Iterable[str], *, packed: bool = Fal
     names : iterable of str
         As `canonical_name` returns them.
     packed : bool, default False
-        Whether linear layers may be stored by compressed-tensors.
+        Whether linear layers may be quantized.
+    """
+    known: dict[int, set[str]] = {}
+    outside = {EMBEDDINGS, HEAD, *outer_vector_shapes(config)}
+    if packed:
+        outside |= set(_packed_parts((EMBEDDINGS, HEAD)))
+    found = []
+    for name in names:
+        layer = _LAYER.fullmatch(name)
+        if layer:
+            index = int(layer[1])
+            if index < config.num_layers and index not in known:
+                known[index] = _known_in_block(config, index, packed)
+            further = config.num_layers <= index < config.num_layers + config.further_layers
+            has_place = further or layer[2] in known.get(index, ())
+        else:
+            has_place = name in outside or not name.startswith(_DECODER)
+        if not has_place:
+            found.append(name)
+    return found
+
+
+def check_names(config: ModelConfig, names: Iterable[str]) -> None:
+    """Refuse tensors of the decoder that its configuration has no place for.
 
     Raises
     ------
     ValueError
         One line that names the first one.
     """
-    linears = linear_shapes(config)
-    known = linears.keys() | vector_shapes(config).keys()
+    if found := denied(config, names):
+        raise ValueError(
+            f"{found[0]}: expected no such tensor in a {config.model_type} of {config.num_layers} "
+            "layers as its configuration describes it"
+        )
+
+
+def beside(config: ModelConfig, names: Iterable[str]) -> list[str]:
+    """Parts of modules' names that say they are in the file but not of the decoder that is quantized.
+
+    Towers and projectors of other media, and the layers after the last that predict further tokens.
+    """
+    last = config.num_layers
+    further = [f"layers.{last + index}." for index in range(config.further_layers)]
+    return [*further, *beside_decoder(names, _DECODER)]
+
+
+def _packed_parts(weights: Iterable[str]) -> Iterator[str]:
+    """Names of what is in the place of weights that are quantized."""
+    for name in weights:
+        yield from (name.replace("weight", part) for part in _PACKED)
+
+
+def _known_in_block(config: ModelConfig, index: int, packed: bool) -> set[str]:
+    linears = linear_shapes(config, index) | expert_shapes(config, index)
+    known = {*linears, *vector_shapes(config, index)}
     if packed:
-        known |= {f"{name}_{part}" for name in linears for part in _PACKED}
-    for name in names:
-        layer = _LAYER.fullmatch(name)
-        if layer:
-            has_place = int(layer[1]) < config.num_layers and layer[2] in known
-        else:
-            has_place = name in (EMBEDDINGS, NORM, HEAD) or not name.startswith(_DECODER)
-        if not has_place:
-            raise ValueError(
-                f"{name}: expected no such tensor in a {config.model_type} of {config.num_layers} "
-                "layers as its configuration describes it"
-            )
+        known |= set(_packed_parts(linears))
+    return known
 
 
-def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes [M, K] of a block's linear layers, by their tensor's name in the block."""
-    hidden, inner = config.hidden_size, config.intermediate_size
+class Part(NamedTuple):
+    """The rows of a linear layer that have one role."""
+
+    name: str
+    """Of the layer, in its block."""
+    begin: int
+    end: int
+    rows: int
+    """Of the whole layer."""
+
+
+def parts(config: ModelConfig, index: int) -> dict[str, Part]:
+    """The linear layers of a block by role, or parts of them: see `numbacalib.models.description`.
+
+    In the place of an MLP a block with experts has the one that all tokens share, or none. Here and below
+    `index` is the block's number.
+    """
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    inner, hidden = _mlp_width(config, index), config.hidden_size
+    rows = {
+        "query": queries,
+        "key": keys,
+        "value": keys,
+        "output": hidden,
+        "gate": inner,
+        "up": inner,
+        "down": hidden,
+    }
+    linears = _linears(config, index)
+    found, ends = {}, dict.fromkeys(linears.values(), 0)
+    for role, name in linears.items():
+        begin = ends[name]
+        ends[name] += rows[role]
+        found[role] = begin, ends[name]
+    return {role: Part(name, *found[role], rows=ends[name]) for role, name in linears.items()}
+
+
+def stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
+    """The linear layers of a block in the order they run, grouped by the input they share."""
+    linears = {role: part.name for role, part in parts(config, index).items()}
+
+    def named(*roles: str) -> Stage:
+        return tuple(dict.fromkeys(linears[role] for role in roles if role in linears))
+
+    found = named("query", "key", "value"), named("output"), named("gate", "up"), named("down")
+    return tuple(stage for stage in found if stage)
+
+
+def expert_parts(config: ModelConfig, index: int) -> list[dict[str, Part]]:
+    """The linear layers of each of a block's experts by role, ``gate``, ``up`` and ``down``."""
+    mixture, names = config.mixture_of(index), config.architecture.experts
+    if mixture is None or names is None:
+        return []
+    rows = {"gate": mixture.size, "up": mixture.size, "down": config.hidden_size}
+    ends = {"gate": names.gate, "up": names.up, "down": names.down}
+    return [
+        {
+            role: Part(f"{names.each}.{expert}.{ends[role]}", 0, count, count)
+            for role, count in rows.items()
+        }
+        for expert in range(mixture.experts)
+    ]
+
+
+def expert_stages(config: ModelConfig, index: int) -> list[tuple[Stage, Stage]]:
+    """The layers of each of a block's experts that share an input, in the order they run."""
+    return [
+        ((own["gate"].name, own["up"].name), (own["down"].name,))
+        for own in expert_parts(config, index)
+    ]
+
+
+def expert_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
+    """Shapes [M, K] of the linear layers of a block's experts, by their tensor's name in the block."""
+    mixture = config.mixture_of(index)
+    if mixture is None:
+        return {}
     return {
-        "self_attn.q_proj.weight": (queries, hidden),
-        "self_attn.k_proj.weight": (keys, hidden),
-        "self_attn.v_proj.weight": (keys, hidden),
-        "self_attn.o_proj.weight": (hidden, queries),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
+        f"{part.name}.weight": (part.rows, mixture.size if role == "down" else config.hidden_size)
+        for own in expert_parts(config, index)
+        for role, part in own.items()
     }
 
 
-def vector_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _linears(config: ModelConfig, index: int) -> dict[str, str]:
+    """Names of a block's linear layers by role, without experts."""
+    linears, experts = dict(config.architecture.linears), config.architecture.experts
+    mixture = config.mixture_of(index)
+    if mixture is None or experts is None:
+        return linears
+    ends = {"gate": experts.gate, "up": experts.up, "down": experts.down}
+    for role, end in ends.items():
+        del linears[role]
+        if mixture.shared_size:
+            linears[role] = f"{experts.shared}.{end}"
+    return linears
+
+
+def _mlp_width(config: ModelConfig, index: int) -> int:
+    mixture = config.mixture_of(index)
+    return config.intermediate_size if mixture is None else mixture.shared_size
+
+
+def linear_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
+    """Shapes [M, K] of a block's linear layers, by their tensor's name in the block."""
+    columns = {
+        "output": config.num_heads * config.head_dim,
+        "down": _mlp_width(config, index),
+    }
+    return {
+        f"{part.name}.weight": (part.rows, columns.get(role, config.hidden_size))
+        for role, part in parts(config, index).items()
+    }
+
+
+def vector_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
     """Shapes of a block's norms, and of the biases that this architecture has."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for role, name in config.architecture.norms.items():
+        shape: tuple[int, ...] | None = (config.hidden_size,)
+        if role in ("query", "key"):
+            shape = _head_norm_shape(config, role)
+        if shape is not None:
+            shapes |= _norm_shapes(config, name, shape)
+    biased = {"output": config.output_bias} | dict.fromkeys(
+        ("query", "key", "value"), config.attention_bias
+    )
+    for own in (parts(config, index), *expert_parts(config, index)):
+        for role, part in own.items():
+            if biased.get(role, config.mlp_bias):
+                shapes[f"{part.name}.bias"] = (part.rows,)
+    return shapes | _router_shapes(config, index)
+
+
+def _router_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of what chooses and weighs experts: float32 as norms are, and never quantized."""
+    mixture, names = config.mixture_of(index), config.architecture.experts
+    if mixture is None or names is None:
+        return {}
     shapes: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (config.hidden_size,),
-        "post_attention_layernorm.weight": (config.hidden_size,),
+        f"{names.router}.weight": (mixture.experts, config.hidden_size)
     }
-    if config.qk_norm:
-        shapes["self_attn.q_norm.weight"] = shapes["self_attn.k_norm.weight"] = (config.head_dim,)
-    for name, shape in linear_shapes(config).items():
-        biased = config.attention_bias
-        if name.startswith("mlp."):
-            biased = config.mlp_bias
-        elif name.startswith("self_attn.o_proj"):
-            biased = config.output_bias
-        if biased:
-            shapes[name.replace(".weight", ".bias")] = shape[:1]
+    if mixture.router_bias:
+        shapes[f"{names.router}.bias"] = (mixture.experts,)
+    if names.correction:
+        shapes[names.correction] = (mixture.experts,)
+    if names.shared_gate:
+        shapes[f"{names.shared_gate}.weight"] = (1, config.hidden_size)
     return shapes
+
+
+def outer_vector_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the final norm and of the head's bias, by their whole names."""
+    shapes = _norm_shapes(config, NORM.removesuffix(".weight"), (config.hidden_size,))
+    return shapes | ({HEAD_BIAS: (config.vocab_size,)} if config.head_bias else {})
+
+
+def is_norm(config: ModelConfig, name: str) -> bool:
+    """Whether a tensor is the weight of a norm, by its whole name."""
+    norms = (f".{norm}.weight" for norm in config.architecture.norms.values())
+    return name == NORM or name.endswith(tuple(norms))
+
+
+def _head_norm_shape(config: ModelConfig, role: str) -> tuple[int, ...] | None:
+    """Shape of the norm of queries or keys; None where there is none."""
+    if not config.qk_norm:
+        return None
+    heads, size = config.num_heads if role == "query" else config.num_kv_heads, config.head_dim
+    return {"head": (size,), "heads": (heads, size), "all": (heads * size,)}[
+        config.architecture.qk_norm
+    ]
+
+
+def _norm_shapes(
+    config: ModelConfig, name: str, shape: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
+    shapes = {f"{name}.weight": shape}
+    return shapes | ({f"{name}.bias": shape} if config.architecture.norm_bias else {})

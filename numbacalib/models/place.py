@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,18 @@ class Place:
         there = device.from_host(np.ascontiguousarray(array))
         return there if dtype is None else cast(there, dtype)
 
+    def staging(self, size: int) -> NDArray[np.uint8]:
+        """Return so many bytes of host memory from which copies come here fastest.
+
+        From a device's a copy goes on while the host does: what is put from there must stay as it is until
+        the device was waited for.
+        """
+        if self.name == "cpu":
+            return np.empty(size, np.uint8)
+        from numbacalib.runtime import device
+
+        return device.pinned(size)
+
     def zeros(self, shape: tuple[int, ...]) -> Any:
         """Return float32 zeros."""
         if self.name == "cpu":
@@ -55,6 +69,15 @@ class Place:
         from numbacalib.runtime import device
 
         return device.zeros(shape, np.float32)
+
+    def free_bytes(self) -> int | None:
+        """Memory that is free here, for all that a process may have; None where the system does not say."""
+        if self.name != "cpu":
+            from numbacalib.runtime.device import SIMULATED, cuda
+
+            return None if SIMULATED else int(cuda.current_context().get_memory_info().free)
+        limits = [_available(), _left_of_group()]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def product_dtype(self, stored: np.dtype) -> np.dtype:
         """Tell in what products of a weight stored so are computed; their sums are float32.
@@ -64,6 +87,24 @@ class Place:
         if self.name == "cpu" or stored == np.float64:
             return np.dtype(np.float32)
         return stored
+
+
+def _available() -> int | None:
+    """What Linux could give to a process without swapping."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return None
+
+
+def _left_of_group() -> int | None:
+    """What a container's limit leaves, by cgroup v2."""
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # a limit may be "max"
+        limit = int((group / "memory.max").read_text())
+        return limit - int((group / "memory.current").read_text())
+    return None
 
 
 HOST = Place("cpu", batch_tokens=4096, score_rows=256, held_bytes=1 << 30)
@@ -78,12 +119,22 @@ def open_place(device: str = "auto") -> Place:
         ``"cpu"``, ``"cuda"`` (the first device), ``"cuda:N"``, or ``"auto"``: the first CUDA device
         where there is one and the extra `cuda` is installed, else the host.
 
+    Returns
+    -------
+    Place
+
     Raises
     ------
     ValueError
         If it is none of these, or there is no such device.
     ModuleNotFoundError
         If the extra `cuda` is not installed.
+
+    Examples
+    --------
+    >>> from numbacalib.models import open_place
+    >>> open_place("cpu").name
+    'cpu'
     """
     if device == "cpu":
         return HOST

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.models.config import ModelConfig
+from numbacalib.models.config import Rope
 from numbacalib.models.place import HOST, Place
 
 __all__ = ["RotaryEmbedding", "inverse_frequencies"]
@@ -21,34 +21,34 @@ def _powers(dim: int, theta: float) -> NDArray[np.float64]:
     return theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
 
 
-def _default(config: ModelConfig, _length: int) -> Frequencies:
-    return _powers(config.head_dim, config.rope_theta), 1.0
+def _default(rope: Rope, _length: int) -> Frequencies:
+    return _powers(rope.dim, rope.theta), 1.0
 
 
-def _linear(config: ModelConfig, _length: int) -> Frequencies:
+def _linear(rope: Rope, _length: int) -> Frequencies:
     """Position interpolation (Chen et al. 2023, arXiv:2306.15595)."""
-    factor = config.rope_scaling["factor"]
-    return _powers(config.head_dim, config.rope_theta) / factor, 1.0
+    factor = rope.scaling["factor"]
+    return _powers(rope.dim, rope.theta) / factor, 1.0
 
 
-def _dynamic(config: ModelConfig, length: int) -> Frequencies:
+def _dynamic(rope: Rope, length: int) -> Frequencies:
     """NTK-aware base that grows with the sequence (Peng et al. 2023, arXiv:2309.00071, app. A)."""
-    dim, factor = config.head_dim, config.rope_scaling["factor"]
-    stretch = max(length, config.max_position_embeddings) / config.max_position_embeddings
-    theta = config.rope_theta * (factor * stretch - (factor - 1)) ** (dim / (dim - 2))
+    dim, factor = rope.dim, rope.scaling["factor"]
+    stretch = max(length, rope.max_position_embeddings) / rope.max_position_embeddings
+    theta = rope.theta * (factor * stretch - (factor - 1)) ** (dim / (dim - 2))
     return _powers(dim, theta), 1.0
 
 
-def _yarn(config: ModelConfig, _length: int) -> Frequencies:
+def _yarn(rope: Rope, _length: int) -> Frequencies:
     """YaRN (Peng et al. 2023, arXiv:2309.00071, section 3): interpolate slow dimensions only."""
-    given, dim = config.rope_scaling, config.head_dim
+    given, dim = rope.scaling, rope.dim
     factor = given["factor"]
     original = given["original_max_position_embeddings"]
 
     def dimension_of(rotations: float) -> float:
         """The pair that turns so many times within the original context."""
         log_ratio = math.log(original / (rotations * 2 * math.pi))
-        return dim * log_ratio / (2 * math.log(config.rope_theta))
+        return dim * log_ratio / (2 * math.log(rope.theta))
 
     low = dimension_of(given.get("beta_fast") or 32)
     high = dimension_of(given.get("beta_slow") or 1)
@@ -57,12 +57,12 @@ def _yarn(config: ModelConfig, _length: int) -> Frequencies:
     low, high = max(low, 0), min(high, dim - 1)
     width = high - low if high != low else 0.001
     ramp = np.clip((np.arange(dim // 2) - low) / width, 0, 1)
-    powers = _powers(dim, config.rope_theta)
-    return powers * (1 - ramp) + powers / factor * ramp, _yarn_attention(config, factor)
+    powers = _powers(dim, rope.theta)
+    return powers * (1 - ramp) + powers / factor * ramp, _yarn_attention(rope, factor)
 
 
-def _yarn_attention(config: ModelConfig, factor: float) -> float:
-    given = config.rope_scaling
+def _yarn_attention(rope: Rope, factor: float) -> float:
+    given = rope.scaling
     if given.get("attention_factor") is not None:
         return float(given["attention_factor"])
 
@@ -74,31 +74,31 @@ def _yarn_attention(config: ModelConfig, factor: float) -> float:
     return magnitude(1.0)
 
 
-def _llama3(config: ModelConfig, _length: int) -> Frequencies:
+def _llama3(rope: Rope, _length: int) -> Frequencies:
     """Llama 3.1: long wavelengths are interpolated, short ones kept, a smooth step between."""
-    factor = config.rope_scaling["factor"]
-    original = config.rope_scaling["original_max_position_embeddings"]
-    low, high = config.rope_scaling["low_freq_factor"], config.rope_scaling["high_freq_factor"]
-    powers = _powers(config.head_dim, config.rope_theta)
+    factor = rope.scaling["factor"]
+    original = rope.scaling["original_max_position_embeddings"]
+    low, high = rope.scaling["low_freq_factor"], rope.scaling["high_freq_factor"]
+    powers = _powers(rope.dim, rope.theta)
     turns = original * powers / (2 * math.pi)
     kept = np.clip((turns - low) / (high - low), 0, 1)
     return powers * (kept + (1 - kept) / factor), 1.0
 
 
-def _longrope(config: ModelConfig, length: int) -> Frequencies:
+def _longrope(rope: Rope, length: int) -> Frequencies:
     """LongRoPE (Ding et al. 2024, arXiv:2402.13753): a factor for each dimension."""
-    given = config.rope_scaling
+    given = rope.scaling
     original = given["original_max_position_embeddings"]
     key = "long_factor" if length > original else "short_factor"
     factors = np.asarray(given[key], dtype=np.float64)
     scaling = given.get("attention_factor")
     if scaling is None:
-        factor = given.get("factor") or config.max_position_embeddings / original
+        factor = given.get("factor") or rope.max_position_embeddings / original
         scaling = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    return _powers(config.head_dim, config.rope_theta) / factors, float(scaling)
+    return _powers(rope.dim, rope.theta) / factors, float(scaling)
 
 
-_FREQUENCIES: dict[str, Callable[[ModelConfig, int], Frequencies]] = {
+_FREQUENCIES: dict[str, Callable[[Rope, int], Frequencies]] = {
     "default": _default,
     "linear": _linear,
     "dynamic": _dynamic,
@@ -108,16 +108,16 @@ _FREQUENCIES: dict[str, Callable[[ModelConfig, int], Frequencies]] = {
 }
 
 
-def inverse_frequencies(config: ModelConfig, length: int) -> Frequencies:
+def inverse_frequencies(rope: Rope, length: int) -> Frequencies:
     """Angle per position of each pair of dimensions, for a sequence of ``length`` tokens.
 
     Returns
     -------
-    frequencies : float64 ``[head_dim / 2]``, radians per position
+    frequencies : float64 ``[dim / 2]``, radians per position
     attention_scaling : float
         By which cosine and sine are multiplied.
     """
-    return _FREQUENCIES[config.rope_scaling["rope_type"]](config, length)
+    return _FREQUENCIES[rope.scaling["rope_type"]](rope, length)
 
 
 class RotaryEmbedding:
@@ -125,28 +125,49 @@ class RotaryEmbedding:
 
     Parameters
     ----------
-    config : ModelConfig
+    rope : Rope
     place : Place
         Where the tables are.
+    growth : (float, int), optional
+        By how much queries grow with their position: see `ModelConfig.query_growth`.
     """
 
-    def __init__(self, config: ModelConfig, place: Place = HOST) -> None:
-        self._config = config
+    def __init__(
+        self, rope: Rope, place: Place = HOST, growth: tuple[float, int] | None = None
+    ) -> None:
+        self._rope = rope
         self._place = place
+        self._growth = growth
         self._length = 0
         self._tables: tuple[Any, Any]
+        self._query_tables: tuple[Any, Any]
 
     def tables(self, length: int) -> tuple[Any, Any]:
-        """Cosine and sine at positions ``0 .. length - 1``, float32 ``[length, head_dim / 2]``.
+        """Cosine and sine at positions ``0 .. length - 1``, float32 ``[length, dim / 2]``.
 
         The last length's tables are kept: all blocks ask for the same.
         """
-        if length != self._length:
-            frequencies, scaling = inverse_frequencies(self._config, length)
-            angles = np.arange(length)[:, None] * frequencies
-            self._tables = (
-                self._place.put((np.cos(angles) * scaling).astype(np.float32)),
-                self._place.put((np.sin(angles) * scaling).astype(np.float32)),
-            )
-            self._length = length
+        self._make(length)
         return self._tables
+
+    def query_tables(self, length: int) -> tuple[Any, Any]:
+        """Return the tables of queries, which are those of keys unless queries grow."""
+        self._make(length)
+        return self._query_tables
+
+    def _make(self, length: int) -> None:
+        if length == self._length:
+            return
+        frequencies, scaling = inverse_frequencies(self._rope, length)
+        positions = np.arange(length)[:, None]
+        self._tables = self._query_tables = self._put(positions * frequencies, scaling)
+        if self._growth is not None:
+            rate, period = self._growth
+            growth = 1 + rate * np.log1p(positions // period)
+            self._query_tables = self._put(positions * frequencies, scaling * growth)
+        self._length = length
+
+    def _put(self, angles: NDArray[np.float64], scale: Any) -> tuple[Any, Any]:
+        tables = ((function(angles) * scale).astype(np.float32) for function in (np.cos, np.sin))
+        cos, sin = map(self._place.put, tables)
+        return cos, sin

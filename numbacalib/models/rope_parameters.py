@@ -7,15 +7,28 @@ transformers 5 keeps them in ``rope_parameters``; before that there were ``rope_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from numbacalib.models.fields import Fields
 
-__all__ = ["ROPE_TYPES", "read_rope"]
+__all__ = ["NO_WORDS", "ROPE_TYPES", "Words", "read_rope", "read_ropes"]
 
 _DEFAULT_THETA = 10000.0
 _THETA = (1.0001, 1e15)
+
+
+class Words(NamedTuple):
+    """What an architecture's files say of its rotary embedding and those of others do not."""
+
+    synonyms: Mapping[str, str] = MappingProxyType({})
+    """Types of scaling that stand for others."""
+    others: Sequence[str] = ()
+    """Keys that somebody else reads, or that change nothing."""
+
+
+NO_WORDS = Words()
 
 
 class _Type(NamedTuple):
@@ -53,8 +66,17 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def read_rope(config: Fields, *, head_dim: int, max_positions: int) -> tuple[float, dict[str, Any]]:
-    """Base of the rotary frequencies, and the scaling's parameters with ``rope_type``.
+def read_rope(
+    config: Fields,
+    *,
+    head_dim: int,
+    max_positions: int,
+    theta: float | None = None,
+    share: float | None = None,
+    original: int | None = None,
+    words: Words = NO_WORDS,
+) -> tuple[float, dict[str, Any], int]:
+    """Base of the rotary frequencies, the scaling's parameters with ``rope_type``, and what turns.
 
     ``rope_scaling`` counts before ``rope_parameters``; a ``rope_theta`` in what counts before one
     beside it; ``original_max_position_embeddings`` beside before one within.
@@ -65,6 +87,14 @@ def read_rope(config: Fields, *, head_dim: int, max_positions: int) -> tuple[flo
         The whole configuration.
     head_dim, max_positions : int
         Dimensions of a head, and the longest sequence.
+    theta : float, optional
+        The base where a file says none; 10000 by default.
+    share : float, optional
+        The part of a head that turns where a file says none; None where all of it does, always.
+    original : int, optional
+        The context length before the scaling where a file says none, `max_positions` by default.
+    words : Words, optional
+        What the architecture's own files say.
 
     Raises
     ------
@@ -77,11 +107,71 @@ def read_rope(config: Fields, *, head_dim: int, max_positions: int) -> tuple[flo
         config.object(key, None) or Fields({}, key) for key in ("rope_scaling", "rope_parameters")
     )
     rope = scaling or parameters
-    for fields in (config, rope):
-        fields.choice("partial_rotary_factor", (1, 1.0), None)
-    theta = _theta(config, rope, parameters)
+    dim = _rotary_dim(config, rope, head_dim, share)
+    found = _theta(config, rope, parameters, theta or _DEFAULT_THETA)
+    result = _read_scaling(
+        config, rope, dim=dim, max_positions=original or max_positions, words=words
+    )
+    return found, result, dim
+
+
+def read_ropes(
+    config: Fields,
+    *,
+    dim: int,
+    max_positions: int,
+    theta: float,
+    local_key: str,
+    local_theta: float,
+) -> tuple[float, dict[str, Any], tuple[float, dict[str, Any]]]:
+    """Base and scaling of the layers without windows, and those of the layers with.
+
+    They stand in ``rope_parameters`` by type of layer. Files of transformers 4 have ``rope_theta`` and
+    ``rope_scaling`` for the former, which count where ``rope_parameters`` has nothing of their name, and
+    `local_key` for the base of the latter.
+
+    Parameters
+    ----------
+    config : Fields
+        The whole configuration.
+    dim, max_positions : int
+        Dimensions of a head that turn, and the longest sequence.
+    theta, local_theta : float
+        The bases where a file says none.
+    local_key : str
+
+    Raises
+    ------
+    ValueError
+        As `read_rope`.
+    """
+    empty: dict[str, Any] = {}
+    sets = config.object("rope_parameters", None) or Fields(empty, "rope_parameters")
+    full = sets.object("full_attention", None) or Fields(empty, sets.label("full_attention"))
+    local = sets.object("sliding_attention", None) or Fields(empty, sets.label("sliding_attention"))
+    sets.refuse_unread(owner=" in parameters by type of layer")
+    if (scaling := config.object("rope_scaling", None)) is not None:
+        full = full.updated(scaling)
+    theta = config.number("rope_theta", *_THETA, theta)
+    local_theta = config.number(local_key, *_THETA, local_theta)
+    found = [
+        (
+            rope.number("rope_theta", *_THETA, base),
+            _read_scaling(config, rope, dim=dim, max_positions=max_positions),
+        )
+        for rope, base in ((full, theta), (local, local_theta))
+    ]
+    return *found[0], found[1]
+
+
+def _read_scaling(
+    config: Fields, rope: Fields, *, dim: int, max_positions: int, words: Words = NO_WORDS
+) -> dict[str, Any]:
+    """The parameters of one scaling with ``rope_type``, once nothing else is left in its object."""
     # Files of 2023 say "type"; some say both, and then it does not count.
-    kind = rope.choice("rope_type" if "rope_type" in rope else "type", tuple(ROPE_TYPES), "default")
+    key, known = "rope_type" if "rope_type" in rope else "type", (*ROPE_TYPES, *words.synonyms)
+    kind = rope.choice(key, known, "default")
+    kind = words.synonyms.get(kind, kind)
     result: dict[str, Any] = {"rope_type": kind}
     for name in ROPE_TYPES[kind].required:
         result[name] = rope.number(name, *_RANGES[name])
@@ -90,19 +180,37 @@ def read_rope(config: Fields, *, head_dim: int, max_positions: int) -> tuple[flo
     original = _original(config, rope, max_positions)
     if ROPE_TYPES[kind].original:
         result["original_max_position_embeddings"] = original
-    _check_type(kind, rope, result, head_dim)
-    rope.refuse_unread(harmless=("type", "finetuned"), owner=f" in a rope of type {kind}")
-    return theta, {key: value for key, value in result.items() if value is not None}
+    _check_type(kind, rope, result, dim)
+    rope.refuse_unread(
+        harmless=("type", "finetuned", *words.others), owner=f" in a rope of type {kind}"
+    )
+    return {key: value for key, value in result.items() if value is not None}
 
 
-def _theta(config: Fields, rope: Fields, parameters: Fields) -> float:
+def _rotary_dim(config: Fields, rope: Fields, head_dim: int, share: float | None) -> int:
+    """Dimensions of a head that turn; what is within the rope's object counts before what is beside."""
+    key = "partial_rotary_factor"
+    if share is None:
+        for fields in (config, rope):
+            fields.choice(key, (1, 1.0), None)
+        return head_dim
+    beside = config.number(key, 0.01, 1, None)
+    within = rope.number(key, 0.01, 1, None)
+    given = within if within is not None else beside
+    dim = int(head_dim * (share if given is None else given))
+    if dim % 2 or not dim:
+        raise config.error(key, f"an even number of the {head_dim} dimensions of a head, not {dim}")
+    return dim
+
+
+def _theta(config: Fields, rope: Fields, parameters: Fields, default: float) -> float:
     beside = config.number("rope_theta", *_THETA) if "rope_theta" in config else None
     if "rope_theta" in rope:
         return float(rope.number("rope_theta", *_THETA))
     if beside is None and "rope_theta" in parameters:
         # transformers would take its default here, which cannot be what was meant.
         raise rope.error("rope_theta", "it here or beside, as rope_parameters does not count then")
-    return _DEFAULT_THETA if beside is None else float(beside)
+    return default if beside is None else float(beside)
 
 
 def _original(config: Fields, rope: Fields, max_positions: int) -> int:
@@ -112,12 +220,12 @@ def _original(config: Fields, rope: Fields, max_positions: int) -> int:
     return int(beside or within or max_positions)
 
 
-def _check_type(kind: str, rope: Fields, result: dict[str, Any], head_dim: int) -> None:
+def _check_type(kind: str, rope: Fields, result: dict[str, Any], dim: int) -> None:
     """Read and check what only one type has."""
     if kind == "yarn":
         if "truncate" in rope:
             result["truncate"] = rope.flag("truncate")
-    elif kind == "dynamic" and head_dim < 4:
+    elif kind == "dynamic" and dim < 4:
         raise rope.error("rope_type", "another one where head_dim is 2")
     elif kind == "llama3" and not result["low_freq_factor"] < result["high_freq_factor"]:
         raise rope.error(
@@ -125,4 +233,4 @@ def _check_type(kind: str, rope: Fields, result: dict[str, Any], head_dim: int) 
         )
     elif kind == "longrope":
         for name in ("short_factor", "long_factor"):
-            result[name] = rope.numbers(name, head_dim // 2, 1e-3, 1e6)
+            result[name] = rope.numbers(name, dim // 2, 1e-3, 1e6)

@@ -1,10 +1,11 @@
-"""What the linear layers of a model are fed: statistics of a text run through it, or from files."""
+"""Inputs of a model's linear layers: statistics of a text run through it, or from files."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.imatrix import write_imatrix
 from numbacalib.formats.output_directory import new_directory
+from numbacalib.methods import ExpertInputs
 from numbacalib.models import (
     EMBEDDINGS,
     Checkpoint,
@@ -22,8 +24,12 @@ from numbacalib.models import (
     open_checkpoint,
     open_place,
 )
+from numbacalib.models.experts import Experts
+from numbacalib.models.layer_tensors import Stage, stages
+from numbacalib.models.sublayers import Sublayer
 from numbacalib.ops.magnitudes import channel_magnitudes
 from numbacalib.ops.matrix import copied, to_host, weighted_sum
+from numbacalib.quantizer.expert_calibration import expert_groups
 from numbacalib.quantizer.fingerprint import hash_tensors, require_same_model, write_fingerprint
 from numbacalib.quantizer.preflight import require_space, statistics_bytes
 from numbacalib.quantizer.progress import Progress
@@ -40,33 +46,39 @@ from numbacalib.statistics import (
 )
 
 LARGEST_HIDDEN = 1e17
-"""Of a norm's inputs: the squares of 30,000 of them stay within float32."""
+"""Largest input of a norm: the squares of 30,000 of them stay within float32."""
 
 SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
-"""For `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy too."""
+"""Arguments of `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy."""
 
 log = logging.getLogger("numbacalib")
 
 IMATRIX = "imatrix.gguf"
 """Name of the importance file beside the statistics."""
 
-Stage = tuple[str, ...]
-"""Short names of the layers of a block that share an input."""
+
+Group = Sequence[tuple[Stage, InputStatistics | ExpertInputs]]
+"""Stages whose layers are equal, with what is known of their inputs."""
 
 
 class Calibration(Protocol):
-    """Where the statistics of a block's inputs come from; blocks are asked for in their order."""
+    """Source of the statistics of a block's inputs; blocks are asked for in their order."""
 
     def preview(self, index: int, block: DecoderBlock) -> Sequence[tuple[Stage, InputStatistics]]:
-        """Statistics of all stages of the block as it is."""
+        """Statistics of all stages of the block as it is, but for experts."""
 
     def stages(
         self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
-    ) -> Iterable[tuple[Stage, InputStatistics]]:
+    ) -> Iterable[Group]:
         """Statistics of stage after stage, while the caller replaces each stage's weights.
+
+        Equal stages of several experts come together, others alone.
 
         `folded` holds the channel scales by which inputs are divided since the preview.
         """
+
+    def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
+        """Leave a block behind that was quantized before, beside the one before it was."""
 
 
 class TextCalibration:
@@ -78,6 +90,8 @@ class TextCalibration:
     ----------
     decoder : Decoder
     tokens : integer array [S, T]
+    everything : bool, default False
+        Let the statistics of each expert be of all tokens, not of those that are routed to it.
     propagated : bool, default False
         Let the original blocks run beside the quantized ones, for statistics that also have the original
         model's inputs. It takes as much time again for running the text, half as much again for the
@@ -85,9 +99,15 @@ class TextCalibration:
     """
 
     def __init__(
-        self, decoder: Decoder, tokens: NDArray[np.integer], propagated: bool = False
+        self,
+        decoder: Decoder,
+        tokens: NDArray[np.integer],
+        *,
+        everything: bool = False,
+        propagated: bool = False,
     ) -> None:
         self._decoder = decoder
+        self._everything = everything
         self._hidden = decoder.embed(tokens)
         self._original = copied(self._hidden) if propagated else None
         if propagated:
@@ -104,13 +124,37 @@ class TextCalibration:
 
     def stages(
         self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
-    ) -> Iterator[tuple[Stage, InputStatistics]]:
+    ) -> Iterator[Group]:
         """See `Calibration`; what was folded shows in the inputs themselves."""
         del index, folded
-        if self._original is None:
-            return run_stages(block, self._decoder, self._hidden)
         # a copy of the folded block: both see the same scaled channels
-        return run_stages(block, self._decoder, self._hidden, (block.copied(), self._original))
+        original = None if self._original is None else (block.copied(), self._original)
+        for found in run_stages(block, self._decoder, self._hidden, original):
+            yield [found]
+        if isinstance(block.mlp, Experts):
+            parts, place = list(self._decoder.batches(self._hidden)), self._decoder.place
+            yield from expert_groups(block, parts, self._everything, place.held_bytes)
+            for part in parts:
+                require_range(f"{block.name}.{block.mlp.stages[-1][1][0]}", part)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that go through a layer together."""
+        part = next(self._decoder.batches(self._hidden))
+        return math.prod(part.shape[:2])
+
+    def trial(self, block: DecoderBlock) -> dict[Stage, Any]:
+        """Statistics of one batch alone, by stage; the text does not move on."""
+        part = copied(next(self._decoder.batches(self._hidden)))
+        return dict(run_stages(block, self._decoder, part))
+
+    def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
+        """See `Calibration`: the same states as after `stages`, without what statistics cost."""
+        for part in self._decoder.batches(self._hidden):
+            block.forward(part)
+        if self._original is not None:
+            for part in self._decoder.batches(self._original):
+                original.forward(part)
 
 
 class SavedCalibration:
@@ -133,7 +177,7 @@ class SavedCalibration:
             if not file.is_file():
                 raise FileNotFoundError(f"{file}: no such file")
             stored = stored_channels(file)
-            for stage in DecoderBlock.stages:
+            for stage in stages(decoder.config, index):
                 name = f"model.layers.{index}.{stage[0]}"
                 channels = checkpoint.info(f"{name}.weight").shape[1]
                 if stored.get(name) != channels:
@@ -153,10 +197,13 @@ class SavedCalibration:
 
     def stages(
         self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
-    ) -> Iterator[tuple[Stage, InputStatistics]]:
+    ) -> Iterator[Group]:
         """See `Calibration`."""
         for stage, statistics in self.preview(index, block):
-            yield stage, statistics.divided(folded[stage]) if stage in folded else statistics
+            yield [(stage, statistics.divided(folded[stage]) if stage in folded else statistics)]
+
+    def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
+        """See `Calibration`: no block depends on the one before."""
 
 
 def collect(
@@ -187,6 +234,14 @@ def collect(
         If an input does not fit, or there is no room for the output; nothing has been written then.
     ModuleNotFoundError
         If a package of the extra `models` is missing.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import Settings, collect, quantize
+    >>> collect("model", "collected", text=["text.txt"], samples=2, sequence_length=32)
+    >>> for bits in (4, 3):
+    ...     settings = Settings(bits=bits, group_size=32)
+    ...     _ = quantize("model", f"model-{bits}bit", statistics="collected", settings=settings)
     """
     with extra("models"):  # what is missing is missed now, not after the last block
         import gguf  # noqa: F401
@@ -208,8 +263,13 @@ def _write_statistics(
 ) -> None:
     """Do what `collect` does, into a directory."""
     checkpoint = open_checkpoint(model)
+    if checkpoint.config.mixture is not None:
+        raise ValueError(
+            f"{model}: expected a model without experts, whose statistics by the tokens that are routed "
+            "to each are not saved: give quantize the text"
+        )
     decoder = Decoder(checkpoint, place=place)
-    require_space(directory, statistics_bytes(checkpoint))
+    require_space({directory: statistics_bytes(checkpoint)})
     tokens = read_sequences(checkpoint, text, sequence_length, samples)
     layers = decoder.config.num_layers
     with Progress(layers) as progress, np.errstate(**SILENT):
@@ -236,7 +296,7 @@ def _write_statistics(
 
 
 class _Squares(NamedTuple):
-    """What an importance file needs of a layer, once its Hessian is on disk."""
+    """Squared inputs of a layer for an importance file, once its Hessian is on disk."""
 
     tokens: int
     mean_square: NDArray[np.float32]
@@ -250,6 +310,8 @@ def run_stages(
 ) -> Iterator[tuple[Stage, InputStatistics]]:
     """Pass all sequences through a block, in place, stopping where a stage's inputs are known.
 
+    Experts are left out, with what they give to the residual stream: see `expert_groups`.
+
     Yields the names of the layers that share an input, and that input's statistics; the caller
     replaces the layers' weights before it goes on, so that what follows runs on quantized ones. The
     residual stream and the attention's result are held for all tokens; the MLP's wide activations
@@ -261,101 +323,106 @@ def run_stages(
     streams = [_Stream(block, decoder, hidden)]
     if original is not None:
         streams.append(_Stream(original[0], decoder, original[1]))
-    config = decoder.config
-    attention, projection, expansion, contraction = block.stages
-    yield _gathered(attention, config.hidden_size, streams, _Stream.attention_inputs)
-    width = config.num_heads * config.head_dim
-    yield _gathered(projection, width, streams, _Stream.contexts, into_residual=True)
-    yield _gathered(expansion, config.hidden_size, streams, _Stream.mlp_inputs)
-    width = config.intermediate_size
-    yield _gathered(contraction, width, streams, _Stream.activations, into_residual=True)
-    for stream in streams:
-        stream.finish()
+    for number, half in enumerate(block.sublayers):
+        for gather, group in (
+            (_Stream.entries, half.entry_stages),
+            (_Stream.exits, half.exit_stages),
+        ):
+            factor = half.residual_factor if gather is _Stream.exits else None
+            yield from _gathered(group, streams, partial(gather, number=number), factor)
+        if not isinstance(half, Experts):
+            for stream in streams:
+                stream.finish(number)
 
 
 class _Stream:
-    """A block's pass over all sequences, part by part: each method yields a stage's inputs."""
+    """A block's pass over all sequences, part by part: `entries` and `exits` yield stages' inputs."""
 
     def __init__(self, block: DecoderBlock, decoder: Decoder, hidden: Any) -> None:
-        self._block = block
-        self.name = block.name
-        self._contexts: list[Any] = []
-        self._activations: list[Any] = []
+        self.block = block
         self.parts = list(decoder.batches(hidden))
-        sequences, length, _ = hidden.shape
-        wide = sequences * length * decoder.config.intermediate_size * block.dtype.itemsize
-        self._hold = wide <= decoder.place.held_bytes
+        self._inputs: list[Any] = []  # of the MLP beside attention
+        self._inner: list[Any] = []
+        self._tokens = math.prod(hidden.shape[:2])
+        self._held_bytes = decoder.place.held_bytes
 
-    def attention_inputs(self) -> Iterator[Any]:
-        return map(self._block.attention_input, self.parts)
+    def entries(self, number: int) -> Iterator[list[Any]]:
+        """Inputs of a sublayer's entry stages, for each part."""
+        half = self.block.sublayers[number]
+        return (half.entries(x) for x in self._sublayer_inputs(half))
 
-    def contexts(self) -> Iterator[Any]:
+    def exits(self, number: int) -> Iterator[list[Any]]:
+        """Inputs of a sublayer's exit stages, for each part."""
+        half = self.block.sublayers[number]
+        for x in self._sublayer_inputs(half):
+            inner = half.inner(x)
+            if self._holds(half):
+                self._inner.append(inner)
+            yield half.exits(inner)
+
+    def finish(self, number: int) -> None:
+        """Add what a sublayer gives to the residual stream."""
+        half = self.block.sublayers[number]
+        inputs = self._sublayer_inputs(half)
+        beside = self.block.parallel and half is self.block.attention
+        held = [self.block.mlp.input(part) for part in self.parts] if beside else []
         for part in self.parts:
-            context = self._block.attention(self._block.attention_input(part))
-            self._contexts.append(context)
-            yield context
+            inner = self._inner.pop(0) if self._holds(half) else half.inner(next(inputs))
+            half.add_output(part, inner)
+            require_range(f"{self.block.name}.{half.exit_stages[-1][0]}", part)
+        self._inputs = held
 
-    def mlp_inputs(self) -> Iterator[Any]:
-        for part in self.parts:
-            self._block.attention_output(part, self._contexts.pop(0))
-            self._require_range(self._block.stages[1], part)
-            yield self._block.mlp_input(part)
+    def _sublayer_inputs(self, half: Sublayer) -> Iterator[Any]:
+        if half is self.block.mlp and self._inputs:
+            return iter(self._inputs)
+        return map(half.input, self.parts)
 
-    def activations(self) -> Iterator[Any]:
-        for part in self.parts:
-            activation = self._block.mlp(self._block.mlp_input(part))
-            if self._hold:
-                self._activations.append(activation)
-            yield activation
+    def _holds(self, half: Sublayer) -> bool:
+        wide = self._tokens * half.width * self.block.dtype.itemsize
+        return not half.is_cheap or wide <= self._held_bytes
 
-    def finish(self) -> None:
-        for part in self.parts:
-            if self._hold:
-                activation = self._activations.pop(0)
-            else:
-                activation = self._block.mlp(self._block.mlp_input(part))
-            self._block.mlp_output(part, activation)
-            self._require_range(self._block.stages[3], part)
 
-    def _require_range(self, stage: Stage, hidden: Any) -> None:
-        """Check that hidden states [..., hidden] can be normalized, once a stage has added to them."""
-        _, largest = channel_magnitudes(rows_of(hidden))
-        reached = float(to_host(largest).max())
-        if not reached <= LARGEST_HIDDEN:
-            raise ValueError(
-                f"{self._block.name}.{stage[0]}: hidden states reach {reached:g} after it, beyond the "
-                f"{LARGEST_HIDDEN:g} whose squares float32 can sum"
-            )
+def require_range(layer: str, hidden: Any) -> None:
+    """Check that hidden states [..., hidden] can be normalized, once a layer has added to them."""
+    _, largest = channel_magnitudes(rows_of(hidden))
+    reached = float(to_host(largest).max())
+    if not reached <= LARGEST_HIDDEN:
+        raise ValueError(
+            f"{layer}: hidden states reach {reached:g} after it, beyond the "
+            f"{LARGEST_HIDDEN:g} whose squares float32 can sum"
+        )
 
 
 def _gathered(
-    stage: Stage,
-    channels: int,
+    group: Sequence[Stage],
     streams: list[_Stream],
-    inputs: Callable[[_Stream], Iterator[Any]],
-    into_residual: bool = False,
-) -> tuple[Stage, InputStatistics]:
-    """Collect a stage's inputs, of the original stream too where there are two.
+    inputs: Callable[[_Stream], Iterator[list[Any]]],
+    residual_factor: float | None,
+) -> Iterator[tuple[Stage, InputStatistics]]:
+    """Collect the inputs of stages that run together, of the original stream too where there are two.
 
     Weights and embeddings are known to be finite, so that it is activations that left float32 if a value
     is not: the error names the layer.
     """
-    statistics = InputStatistics(channels)
-    layer = f"{streams[0].name}.{stage[0]}"
+    block = streams[0].block
+    statistics = [InputStatistics(block.linears[stage[0]].shape[1]) for stage in group]
     passes = [inputs(stream) for stream in streams]
     parts = [stream.parts for stream in streams]
     for given in zip(*passes, *parts, strict=True):
-        companions = []
-        if len(streams) > 1:
+        residual = None
+        if len(streams) > 1 and residual_factor is not None:
             own, wanted = given[2:]
-            residual = weighted_sum(wanted, own, 1.0, -1.0) if into_residual else None
-            companions = [given[1], residual]
-        try:
-            statistics.update(given[0], *companions)
-        except ValueError as error:
-            raise ValueError(f"{layer}: {error}: activations overflow float32") from None
-    require_finite(f"{layer}: mean of squared inputs", statistics.hessian)
-    return stage, statistics
+            residual = weighted_sum(wanted, own, 1 / residual_factor, -1 / residual_factor)
+        for number, stage in enumerate(group):
+            companions = [given[1][number], residual] if len(streams) > 1 else []
+            try:
+                statistics[number].update(given[0][number], *companions)
+            except ValueError as error:
+                layer = f"{block.name}.{stage[0]}"
+                raise ValueError(f"{layer}: {error}: activations overflow float32") from None
+    for stage, found in zip(group, statistics, strict=True):
+        require_finite(f"{block.name}.{stage[0]}: mean of squared inputs", found.hessian)
+        yield stage, found
 
 
 def _file_name(index: int) -> str:

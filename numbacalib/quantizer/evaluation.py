@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.formats.compressed_tensors import is_compressed, weight_reader
-from numbacalib.models import Decoder, open_checkpoint, open_place
+from numbacalib.formats.dequantized import dequantized
+from numbacalib.models import Checkpoint, Decoder, Place, open_checkpoint, open_place
+from numbacalib.quantizer.divergence import divergences
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import read_sequences
-from numbacalib.runtime.finite import NotFiniteError, require_finite
+from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.not_finite import NotFiniteError
 
 SWEEP_TOKENS = 65536
 """Tokens whose states an evaluation holds at a time."""
@@ -22,13 +25,22 @@ SWEEP_TOKENS = 65536
 _LARGEST = math.log(np.finfo(np.float64).max)
 
 
-class Evaluation(NamedTuple):
-    """Next-token prediction over a text."""
+@dataclass(frozen=True)
+class Evaluation:
+    """Next-token prediction over a text, in nats a token."""
 
     loss: float
-    """Mean negative log likelihood, nats a token."""
+    """Mean negative log likelihood."""
     tokens: int
     """Tokens predicted."""
+    loss_error: float | None = None
+    """Standard error of the loss over the sequences; None of one sequence."""
+    kl: float | None = None
+    """Mean KL divergence of the predictions from another model's; None where there is none."""
+    kl_error: float | None = None
+    """Standard error of `kl` over the sequences."""
+    original_loss: float | None = None
+    """The other model's loss."""
 
     @property
     def perplexity(self) -> float:
@@ -43,6 +55,7 @@ def evaluate(
     sequence_length: int = 512,
     samples: int | None = None,
     device: str = "auto",
+    against: str | Path | None = None,
 ) -> Evaluation:
     """Perplexity of a model, quantized or not, on a text cut into sequences of one length.
 
@@ -51,7 +64,7 @@ def evaluate(
     Parameters
     ----------
     model : path
-        A Hugging Face directory (plain or compressed-tensors `pack-quantized`) or a GGUF file.
+        A Hugging Face directory, plain or in one of `numbacalib.formats.FORMATS`, or a GGUF file.
     text : sequence of paths
         UTF-8 text files.
     sequence_length : int, default 512
@@ -59,6 +72,12 @@ def evaluate(
         Sequences to take, evenly spaced over the text; all by default.
     device : str, default "auto"
         Where the model runs: see `numbacalib.models.open_place`.
+    against : path, optional
+        Another model of the same vocabulary, such as the original, for the divergence from it.
+
+    Returns
+    -------
+    Evaluation
 
     Raises
     ------
@@ -66,39 +85,111 @@ def evaluate(
         If an input does not fit.
     FloatingPointError
         If the embeddings, a block or the head give a NaN or an infinity: the first that does so.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import evaluate
+    >>> result = evaluate("model", ["text.txt"], sequence_length=32, samples=2)
+    >>> result.tokens, round(result.perplexity, -2)
+    (62, 600.0)
     """
-    checkpoint = open_checkpoint(model)
-    compressed = is_compressed(checkpoint.hf_config())
-    reader = weight_reader(checkpoint) if compressed else None
-    decoder = Decoder(checkpoint, reader, open_place(device))
-    tokens = read_sequences(checkpoint, text, sequence_length, samples)
+    place = open_place(device)
+    subjects = [
+        Subject.opened(path, place) for path in ([model] if against is None else [model, against])
+    ]
+    tokens = read_sequences(subjects[0].checkpoint, text, sequence_length, samples)
+    return measure(tokens, *subjects)
+
+
+class Subject(NamedTuple):
+    """A model that is measured."""
+
+    name: str
+    checkpoint: Checkpoint
+    decoder: Decoder
+
+    @classmethod
+    def opened(cls, path: str | Path, place: Place) -> Subject:
+        """Open a checkpoint, quantized or not.
+
+        Raises
+        ------
+        ValueError, OSError
+            As `numbacalib.models.open_checkpoint`.
+        """
+        checkpoint = dequantized(open_checkpoint(path))
+        return cls(str(path), checkpoint, Decoder(checkpoint, place=place))
+
+
+def measure(
+    tokens: NDArray[np.integer], subject: Subject, original: Subject | None = None
+) -> Evaluation:
+    """Evaluate a model on tokens [S, T], and where there is an `original`, against it.
+
+    Raises
+    ------
+    ValueError
+        If their vocabularies differ.
+    FloatingPointError
+        As `evaluate`.
+    """
+    subjects = [subject] if original is None else [subject, original]
+    sizes = [each.decoder.config.vocab_size for each in subjects]
+    if sizes[0] != sizes[-1]:
+        raise ValueError(
+            f"{subjects[-1].name}: expected the {sizes[0]} tokens of {subject.name}, got {sizes[-1]}"
+        )
     sweeps = np.array_split(tokens, -(-tokens.size // SWEEP_TOKENS))
-    total = 0.0
+    blocks = sum(each.decoder.config.num_layers for each in subjects)
+    sums = []
     # What overflows is reported, by name and once.
-    with Progress(len(sweeps) * decoder.config.num_layers) as progress, np.errstate(all="ignore"):
+    with Progress(len(sweeps) * blocks) as progress, np.errstate(all="ignore"):
         for sweep in sweeps:
             try:
-                total += _sweep(model, decoder, sweep, progress)
-                checkpoint.check_unchanged()
+                sums.append(_sweep(subjects, sweep, progress))
+                for each in subjects:
+                    each.checkpoint.check_unchanged()
             except NotFiniteError as error:  # of the tensors read, too
                 raise FloatingPointError(str(error)) from None
-    predicted = tokens.size - len(tokens)
-    return Evaluation(total / predicted, predicted)
+    found = np.concatenate(sums, axis=1) / (tokens.shape[1] - 1)
+    means = [float(row.mean()) for row in found]
+    errors = [
+        None if len(row) < 2 else float(row.std(ddof=1) / math.sqrt(len(row))) for row in found
+    ]
+    others: dict[str, float | None] = {}
+    if original is not None:
+        others = {"original_loss": means[1], "kl": means[2], "kl_error": errors[2]}
+    return Evaluation(means[0], tokens.size - len(tokens), errors[0], **others)
 
 
 def _sweep(
-    model: str | Path, decoder: Decoder, tokens: NDArray[np.integer], progress: Progress
-) -> float:
-    """Sum of the losses over sequences that fit into memory together."""
+    subjects: Sequence[Subject], tokens: NDArray[np.integer], progress: Progress
+) -> NDArray[np.float64]:
+    """Sums over each sequence, float64 [n, S]: each model's losses, and the KL where there are two."""
+    states, rows = [], []
+    for each in subjects:
+        hidden = _states(each, tokens, progress)
+        losses = each.decoder.token_losses(hidden, tokens)
+        require_finite(f"{each.name}: the final norm and head", losses)
+        states.append(hidden)
+        rows.append(losses.sum(axis=1, dtype=np.float64))
+    if len(subjects) > 1:
+        own, original = (each.decoder for each in subjects)
+        found = divergences(original, states[1], own, states[0])
+        rows.append(found[:, :-1].sum(axis=1))  # the last token of a sequence predicts none
+    return np.stack(rows)
+
+
+def _states(subject: Subject, tokens: NDArray[np.integer], progress: Progress) -> Any:
+    """States after the last block, of sequences that fit into memory together."""
+    decoder = subject.decoder
     hidden = decoder.embed(tokens)
-    require_finite(f"{model}: the embeddings", hidden)
+    require_finite(f"{subject.name}: the embeddings", hidden)
     for index in range(decoder.config.num_layers):
         progress.show(f"evaluating block {index + 1} of {decoder.config.num_layers}")
         block = decoder.block(index)
         for part in decoder.batches(hidden):
             block.forward(part)
-            require_finite(f"{model}: {block.name}", part)
+            require_finite(f"{subject.name}: {block.name}", part)
         progress.step()
-    losses = decoder.token_losses(hidden, tokens)
-    require_finite(f"{model}: the final norm and head", losses)
-    return float(losses.sum(dtype=np.float64))
+    return hidden

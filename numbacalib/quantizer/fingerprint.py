@@ -1,4 +1,4 @@
-"""What statistics were collected from: a model's configuration, and hashes of the weights it ran on."""
+"""Fingerprint of what statistics were collected from: a model's configuration and hashes of its weights."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _form(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The configuration as JSON gives it back."""
+    """Return the configuration as JSON gives it back."""
     config: dict[str, Any] = json.loads(json.dumps(asdict(checkpoint.config)))
     del config["tie_word_embeddings"]  # of the output head
     return config

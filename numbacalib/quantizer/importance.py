@@ -28,6 +28,10 @@ def read_importance(
     shapes : mapping of str to (int, int), optional
         M and K of the layers that must be there, with an importance [K] or [M, K] that fits.
 
+    Returns
+    -------
+    dict of str to array [K] or [M, K]
+
     Raises
     ------
     OSError
@@ -35,6 +39,14 @@ def read_importance(
     ValueError
         If the file is of neither kind or damaged, a layer is not there, or its importance has another
         shape. The message is one line that names the file.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import collect, read_importance
+    >>> collect("model", "collected", text=["text.txt"], samples=2, sequence_length=32)
+    >>> importance = read_importance("collected/imatrix.gguf")
+    >>> importance["model.layers.0.mlp.down_proj"].shape
+    (96,)
     """
     found: dict[str, NDArray]
     if is_gguf(path):

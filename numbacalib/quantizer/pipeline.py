@@ -2,49 +2,65 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from numbacalib.formats.compressed_tensors import PackedLayout, is_compressed, pack, packed_bytes
+import numbacalib
+from numbacalib.formats.format import Format, LayerGrid, ModelWriter
 from numbacalib.formats.group_lengths import listed
-from numbacalib.formats.output_directory import new_directory
-from numbacalib.formats.safetensors_writer import SafetensorsWriter
+from numbacalib.formats.output_directory import (
+    new_directory,
+    require_new_directory,
+    work_directory,
+)
+from numbacalib.formats.registry import common_grids, formats_named, stored_format
 from numbacalib.methods import (
     LayerReport,
-    LayerSettings,
-    QuantizedWeight,
-    awq_scales,
-    quantize_layer,
 )
 from numbacalib.models import (
     Checkpoint,
     Decoder,
-    DecoderBlock,
     Place,
     open_checkpoint,
     open_place,
 )
+from numbacalib.models.hub import revision_of
+from numbacalib.models.layer_tensors import stages
+from numbacalib.quantizer.ahead import compiled_ahead
+from numbacalib.quantizer.blocks import Job, on_grid, quantize_blocks
 from numbacalib.quantizer.calibration import (
-    SILENT,
     Calibration,
     SavedCalibration,
-    Stage,
     TextCalibration,
 )
+from numbacalib.quantizer.identity import identity_of, stamps_of
 from numbacalib.quantizer.importance import read_importance
+from numbacalib.quantizer.plan import Plan, make_plan, require_memory
 from numbacalib.quantizer.preflight import require_space
-from numbacalib.quantizer.progress import Progress
+from numbacalib.quantizer.proof import prove
+from numbacalib.quantizer.report import (
+    Clock,
+    RunReport,
+    peak_memory,
+    recorded_warnings,
+    resident_memory,
+)
 from numbacalib.quantizer.settings import Settings, check
-from numbacalib.quantizer.text import read_sequences
-from numbacalib.statistics import InputStatistics
+from numbacalib.quantizer.text import read_sequences, read_split, spread
+from numbacalib.quantizer.work import Work, kept_bytes, open_work
+from numbacalib.terminal import Callback, reporting
 
 log = logging.getLogger("numbacalib")
+
+HELD_OUT_TOKENS = 1024
+"""Of the calibration's text that the output is evaluated on by default: a few percent of a run's time."""
 
 
 def quantize(
@@ -54,16 +70,22 @@ def quantize(
     text: Sequence[str | Path] = (),
     statistics: str | Path | None = None,
     importance: str | Path | None = None,
-    settings: Settings,
+    settings: Settings | None = None,
+    formats: Sequence[str] = ("compressed-tensors",),
     device: str = "auto",
+    held_out: Sequence[str | Path] = (),
+    max_kl: float | None = None,
     clean: bool = False,
-) -> list[LayerReport]:
+    work: str | Path | None = None,
+    planned: Callable[[Plan], object] | None = None,
+    progress: Callback | None = None,
+    **options: Any,
+) -> RunReport:
     """Quantize the linear layers of a model's decoder blocks and write a loadable checkpoint.
 
     GPTQ runs block by block and layer by layer on the activations that the layers quantized before
     produce; layers that share an input share its Hessian. Embeddings, norms, biases and the head are
-    copied as they are. `output` is a Hugging Face directory in the compressed-tensors
-    `pack-quantized` format; it appears when it is complete.
+    copied as they are. `output` appears when it is complete.
 
     Parameters
     ----------
@@ -78,58 +100,173 @@ def quantize(
     importance : path, optional
         What `numbacalib.quantizer.read_importance` reads, for the ranges "weighted" instead of the
         mean squares of the text.
-    settings : Settings
+    settings : Settings, optional
+        Or its attributes by name, as `options`: ``quantize(model, output, text=[file], bits=3)``.
+    formats : sequence of str, default ("compressed-tensors",)
+        Names of `numbacalib.formats.FORMATS`. Of several, which must have a grid in common, each gets a
+        directory of its name in `output`.
     device : str, default "auto"
         Where the model runs and its layers are quantized: see `numbacalib.models.open_place`.
+    held_out : sequence of paths
+        Text to evaluate the output on before it takes its name. By default a few of the sequences that the
+        calibration leaves of its text.
+    max_kl : float, optional
+        The run fails where the output's predictions are further than this from the model's there: mean KL
+        divergence, nats a token.
     clean : bool, default False
-        Remove what killed runs to the same output left beside it.
+        Begin anew where a killed run left finished blocks.
+    work : path, optional
+        A directory to keep finished blocks in until the output is complete; a hidden one beside the output
+        by default. A run that was killed goes on from there when it is started again.
+    planned : callable, optional
+        Called with the `Plan` before the first block.
+    progress : callable, optional
+        Called with what is being done, the steps done and the steps in all, instead of a bar on standard
+        error.
 
     Returns
     -------
-    list of LayerReport
-        In the order in which the layers ran.
+    RunReport
 
     Raises
     ------
     ValueError, TypeError, OSError
-        If an input does not fit, or there is no room for the output; nothing has been written then.
+        If an input does not fit, there is no room for the output, or the finished blocks of a killed run
+        are of other inputs or settings; nothing has been written then.
     OSError
         If the disk refuses later. Where the checkpoint was complete, it is kept, and the message names it.
     ModuleNotFoundError
         If a package of the extra `models` is missing.
+    numbacalib.quantizer.ProofError
+        If what was written is not what it should be, or further from the model than `max_kl`. It is kept
+        beside the output, by a name that says so.
     numpy.linalg.LinAlgError
         If a layer's damped Hessian is not positive definite, or too many were not at first.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import Settings, quantize
+    >>> settings = Settings(bits=4, group_size=32, samples=2, sequence_length=32)
+    >>> reports = quantize("model", "quantized", text=["text.txt"], settings=settings)
+    >>> reports[0].name, reports[0].tokens, reports[0].loss < reports[0].rtn_loss
+    ('model.layers.0.self_attn.q_proj', 64, True)
     """
+    settings = _settings(settings, options)
     check(settings, importance)
-    place = open_place(device)
-    with new_directory(output, clean=clean) as directory:
-        return _write_checkpoint(directory, model, text, statistics, importance, settings, place)
+    written = formats_named(formats)
+    for each in written:
+        each.check(_asked(settings, np.dtype(np.float32)))
+    require_new_directory(Path(os.path.realpath(output)))
+    clock = Clock()
+    with recorded_warnings() as warnings, reporting(progress):
+        with clock.phase("reading"):
+            inputs = {
+                "text": [str(file) for file in text],
+                "held_out": [str(file) for file in held_out],
+                "statistics": None if statistics is None else str(statistics),
+                "importance": None if importance is None else str(importance),
+            }
+            place = open_place(device)
+            job = _open_job(model, text, held_out, statistics, importance, settings, written, place)
+        if max_kl is not None and not len(job.held_out):
+            raise ValueError("max_kl: expected a held-out text, or more text than is calibrated on")
+        kept_in = work_directory(output) if work is None else Path(work)
+        with (
+            open_work(kept_in, job.identity, anew=clean) as kept,
+            new_directory(output, clean=True) as directory,  # what is of worth is in the work
+            compiled_ahead(job.checkpoint, settings, place),
+        ):
+            paths = [directory / each.name if written[1:] else directory for each in written]
+            writers = _writers(job, kept, paths, written)
+            with clock.phase("planning"):
+                plan = _plan(job, kept, writers)
+            if planned is not None:
+                planned(plan)
+            with ExitStack() as stack:
+                for writer in writers:
+                    stack.enter_context(writer)
+                with clock.phase("quantizing"):
+                    quantize_blocks(job, kept)
+                with clock.phase("writing"):
+                    layers = _write_layers(job, kept, writers)
+                    stack.close()
+            with clock.phase("proving"):
+                proofs = [
+                    prove(job.checkpoint, kept, path, job.held_out, place, max_kl) for path in paths
+                ]
+    return RunReport(
+        version=numbacalib.__version__,
+        model=str(model),
+        revision=revision_of(job.checkpoint.path),
+        output=str(output),
+        device=place.name,
+        formats=[each.name for each in written],
+        settings=job.identity["settings"],
+        inputs=inputs,
+        layers=layers,
+        original_bytes=sum(map(job.checkpoint.stored_bytes, job.checkpoint.names())),
+        output_bytes=writers[0].planned_bytes,
+        resumed_blocks=kept.finished,
+        seconds=clock.seconds,
+        peak_bytes=peak_memory(),
+        plan=plan,
+        proofs=proofs,
+        warnings=warnings,
+    )
 
 
-def _write_checkpoint(
-    directory: Path,
+def _writers(
+    job: Job, kept: Work, paths: Sequence[Path], formats: Sequence[Format]
+) -> list[ModelWriter]:
+    """Return the writers of the output, for which there is room, and for what is to be kept."""
+    writers = [
+        each.writer(path, job.checkpoint, job.grids)
+        for each, path in zip(formats, paths, strict=True)
+    ]
+    blocks = job.decoder.config.num_layers
+    left = kept_bytes(job.weights, job.grids) * (blocks - kept.finished) // blocks
+    output = paths[0] if paths[0].is_dir() else paths[0].parent
+    require_space({output: sum(writer.planned_bytes for writer in writers), kept.directory: left})
+    return writers
+
+
+def _plan(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> Plan:
+    """Return the plan of a run that fits into memory."""
+    resident = resident_memory()
+    plan = make_plan(
+        job,
+        output_bytes=sum(writer.planned_bytes for writer in writers),
+        scratch_bytes=kept_bytes(job.weights, job.grids),
+        finished=kept.finished,
+        resident_bytes=resident,
+    )
+    require_memory(job, plan, resident)
+    return plan
+
+
+def _open_job(
     model: str | Path,
     text: Sequence[str | Path],
+    held_out: Sequence[str | Path],
     statistics: str | Path | None,
     importance: str | Path | None,
     settings: Settings,
+    formats: Sequence[Format],
     place: Place,
-) -> list[LayerReport]:
-    """Do what `quantize` does, into a directory; what is small is written before the first block."""
+) -> Job:
+    """Read all that a run starts from but the blocks, and check that it goes together."""
     checkpoint = open_checkpoint(model)
-    if is_compressed(checkpoint.hf_config()):
+    if stored_format(checkpoint) is not None:
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
     decoder = Decoder(checkpoint, place=place)
-    layout = _layout(checkpoint, settings)
-    packed = {f"{name}.weight" for name in layout.group_sizes}
-    copied = [name for name in checkpoint.names() if name not in packed]
-    copied_bytes = sum(map(checkpoint.stored_bytes, copied))
-    require_space(directory, copied_bytes + _packed_bytes(checkpoint, layout, settings))
-    _write_description(directory, checkpoint, layout)
+    shapes = _layer_shapes(checkpoint, settings)
+    grids = _grids(checkpoint, settings, formats)
     factors = None
     if importance is not None:
-        factors = read_importance(importance, _layer_shapes(checkpoint))
+        factors = read_importance(importance, shapes)
     calibration: Calibration | None = None
+    tokens, length = None, settings.sequence_length
+    others = np.empty((0, length), np.int32)
     if statistics is not None:
         if text:
             raise ValueError("text: expected none where statistics are given")
@@ -140,223 +277,102 @@ def _write_checkpoint(
             )
         calibration = SavedCalibration(statistics, checkpoint, decoder)
     elif settings.calibrated(importance is not None) or settings.channel_scales != "none":
-        tokens = read_sequences(checkpoint, text, settings.sequence_length, settings.samples)
-        propagated = settings.target == "propagated"
-        calibration = TextCalibration(decoder, tokens, propagated)
-    with SafetensorsWriter(directory) as writer:
-        results = _quantize_blocks(
-            checkpoint, decoder, calibration, factors, settings, layout, writer
-        )
-        for name in copied:
-            if name not in writer:  # a norm that took up channel scales
-                writer.add_stored(name, checkpoint.stored(name))
-    return results
+        if not text:
+            raise ValueError("text: required, since this calibrates; --method rtn alone needs none")
+        most = max(1, HELD_OUT_TOKENS // length)
+        tokens, others = read_split(checkpoint, text, length, settings.samples, most)
+        calibration = TextCalibration(decoder, tokens, propagated=settings.target == "propagated")
+    if held_out:
+        others = read_sequences(checkpoint, held_out, length)
+        others = others[spread(len(others), min(settings.samples, len(others)))]
+    identity = identity_of(checkpoint, settings, formats, place, tokens)
+    identity |= stamps_of(statistics=statistics, importance=importance)
+    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
+    return Job(
+        checkpoint,
+        decoder,
+        settings,
+        weights,
+        grids,
+        calibration,
+        factors,
+        0 if tokens is None else tokens.size,
+        others,
+        identity,
+    )
 
 
-def _packed_bytes(checkpoint: Checkpoint, layout: PackedLayout, settings: Settings) -> int:
-    """Bytes of all layers that are quantized, as they will be stored."""
-    total = 0
-    for name, group_size in layout.group_sizes.items():
-        shape, dtype = checkpoint.info(f"{name}.weight")
-        total += packed_bytes(
-            (shape[0], shape[1]),
-            group_size,
-            bits=settings.bits,
-            symmetric=settings.symmetric,
-            scale_dtype=scale_dtype(dtype),
-        )
-    return total
-
-
-def scale_dtype(weight_dtype: np.dtype) -> np.dtype:
-    """What a layer's scales are stored in: the model's own dtype.
-
-    compressed-tensors multiplies codes by scales in the scales' dtype and converts afterwards, so
-    that any other choice would round the weights twice.
-    """
-    return np.dtype(np.float32) if weight_dtype == np.float64 else weight_dtype
-
-
-def _layout(checkpoint: Checkpoint, settings: Settings) -> PackedLayout:
-    """Say how the model's linear layers are to be stored, and in the log what deviates."""
-    shapes = _layer_shapes(checkpoint)
-    asked, symmetric = settings.group_size, settings.symmetric
-    layout = PackedLayout(shapes, bits=settings.bits, group_size=asked, symmetric=symmetric)
-    others: dict[int | None, set[int]] = {}
-    for name, size in layout.group_sizes.items():
-        if size != asked:
-            others.setdefault(size, set()).add(shapes[name][1])
-    if others:
-        taken = ", ".join(f"{size} for K = {listed(K)}" for size, K in others.items())
-        why = (
-            f"does not divide {'K' if symmetric else 'every K, and the file format has one length'}"
-        )
-        log.warning("group_size %s %s: groups of %s", asked, why, taken)
-    return layout
-
-
-def _layer_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
-    """M and K of the linear layers that are quantized, by name without ``.weight``."""
-    shapes = {}
-    for index in range(checkpoint.config.num_layers):
-        for kind in (kind for stage in DecoderBlock.stages for kind in stage):
-            rows, channels = checkpoint.info(f"model.layers.{index}.{kind}.weight").shape
-            shapes[f"model.layers.{index}.{kind}"] = rows, channels
-    return shapes
-
-
-def _quantize_blocks(
-    checkpoint: Checkpoint,
-    decoder: Decoder,
-    calibration: Calibration | None,
-    importance: Mapping[str, NDArray] | None,
-    settings: Settings,
-    layout: PackedLayout,
-    writer: SafetensorsWriter,
-) -> list[LayerReport]:
-    """Quantize block after block; `calibration` None is a method that needs no activations."""
-    layers = decoder.config.num_layers
-    reports: list[LayerReport] = []
-    with Progress(layers * len(DecoderBlock.stages)) as progress, np.errstate(**SILENT):
-        for index in range(layers):
-            at = f"block {index + 1} of {layers}"
-            progress.show(f"{at}: reading")
-            block = decoder.block(index)
-            checkpoint.check_unchanged()
-            layer_settings = _layer_settings(checkpoint, block, settings, layout)
-            stages: Iterable[tuple[Stage, InputStatistics | None]]
-            if calibration is None:
-                stages = [(stage, None) for stage in block.stages]
-            else:
-                folded: dict[Stage, NDArray] = {}
-                if settings.channel_scales == "awq":
-                    progress.show(f"{at}: scaling channels")
-                    dtype = checkpoint.info(f"{block.name}.input_layernorm.weight").dtype
-                    preview = calibration.preview(index, block)
-                    folded, vectors = _fold_scales(block, preview, settings, layer_settings, dtype)
-                    for name, vector in vectors.items():
-                        writer.add(f"{block.name}.{name}", vector)
-                stages = calibration.stages(index, block, folded)
-            for stage, statistics in stages:
-                for kind in stage:
-                    progress.show(f"{at}: quantizing {kind}")
-                    name = f"{block.name}.{kind}"
-                    factors = None
-                    if importance is not None:
-                        factors = decoder.place.put(importance[name])
-                    quantized, report = quantize_layer(
-                        name, block.linears[kind], statistics, layer_settings[kind], factors
-                    )
-                    # no codebooks: see settings.check
-                    assert isinstance(quantized, QuantizedWeight)
-                    block.linears[kind] = quantized.dequantize(block.dtype)
-                    tensors = pack(quantized.to_host())
-                    for part, tensor in tensors.items():
-                        writer.add(f"{name}.{part}", tensor)
-                    stored = sum(tensor.nbytes for tensor in tensors.values())
-                    reports.append(replace(report, stored_bytes=stored))
-                _check_fallbacks(reports, len(block.linears) * layers, settings)
-                progress.step(at if stage == block.stages[-1] else "")
-                progress.show(f"{at}: running the text through it")
-    _warn_of_calibration(reports)
+def _write_layers(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> list[LayerReport]:
+    """Hand all blocks that are kept to the writers; return their reports, with what the layers take."""
+    reports = []
+    for index in range(job.decoder.config.num_layers):
+        block = kept.load(index)
+        for name, vector in block.vectors.items():
+            for writer in writers:
+                writer.add(name, vector)
+        for report in block.reports:
+            stored = [
+                writer.add_layer(report.name, block.layers[report.name]) for writer in writers
+            ]
+            reports.append(replace(report, stored_bytes=stored[0]))
     return reports
 
 
-def _layer_settings(
-    checkpoint: Checkpoint, block: DecoderBlock, settings: Settings, layout: PackedLayout
-) -> dict[str, LayerSettings]:
-    """Settings of each of a block's linear layers, by short name: groups and scales as stored."""
-    return {
-        kind: replace(
-            settings,
-            group_size=layout.group_sizes[f"{block.name}.{kind}"],
-            scale_dtype=scale_dtype(checkpoint.info(f"{block.name}.{kind}.weight").dtype),
-        )
-        for kind in block.linears
+def _grids(
+    checkpoint: Checkpoint, settings: Settings, formats: Sequence[Format]
+) -> dict[str, LayerGrid]:
+    """Say how the model's linear layers are to be stored, and in the log what deviates."""
+    shapes = _layer_shapes(checkpoint, settings)
+    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
+    asked = {
+        name: replace(_asked(settings, info.dtype), bits=settings.bits_of(name))
+        for name, info in weights.items()
     }
-
-
-def _fold_scales(
-    block: DecoderBlock,
-    preview: Sequence[tuple[Stage, InputStatistics]],
-    settings: Settings,
-    layer_settings: Mapping[str, LayerSettings],
-    dtype: np.dtype,
-) -> tuple[dict[Stage, NDArray], dict[str, NDArray]]:
-    """Scale the block's channels by AWQ where something can take up the scales.
-
-    Returns the scales by stage, and the block's vectors that changed, as `dtype`.
-    """
-    folded: dict[Stage, NDArray] = {}
-    vectors: dict[str, NDArray] = {}
-    for stage, statistics in preview:
-        if block.producer(stage) is None:
-            continue
-        found = awq_scales(
-            [block.linears[kind] for kind in stage],
-            statistics.hessian,
-            statistics.mean_abs if settings.awq_magnitude == "mean" else statistics.max_abs,
-            weight_term=settings.awq_weight_term,
-            bits=layer_settings[stage[0]].bits,
-            group_size=layer_settings[stage[0]].group_size,
-            symmetric=layer_settings[stage[0]].symmetric,
-            scale_dtype=layer_settings[stage[0]].scale_dtype,
-        )
-        folded[stage], changed = block.fold(stage, found.scales, dtype)
-        vectors |= changed
-    return folded, vectors
-
-
-def _check_fallbacks(reports: Sequence[LayerReport], layers: int, settings: Settings) -> None:
-    """Fail as soon as too many layers needed more damping than was asked for."""
-    count = sum(report.fell_back for report in reports)
-    if count > settings.max_fallbacks * layers:
-        raise np.linalg.LinAlgError(
-            f"{count} of {layers} layers needed more damping than percdamp {settings.percdamp:g}, "
-            f"above the share of {settings.max_fallbacks:g}: {reports[-1].name} was the last"
-        )
-
-
-def _warn_of_calibration(reports: Sequence[LayerReport]) -> None:
-    """Say where the text was too little, or only looked like enough, or did not reach a layer."""
-    remedy = "calibrate on more text, or shrink the Hessian toward its diagonal"
-    if poor := [report for report in reports if report.full_rank is False]:
+    grids = common_grids(formats, weights, asked)
+    for grid in dict.fromkeys(grids.values()):
+        on_grid(settings, grid).check()
+    others: dict[tuple[int | None, int | None], set[int]] = {}
+    for name, grid in grids.items():
+        sizes = asked[name].group_size, grid.group_size
+        if sizes[0] != sizes[1] and grid.find is None:
+            others.setdefault(sizes, set()).add(weights[name].shape[1])
+    for (size, taken), channels in others.items():
+        divides = any(K % (size or 1) == 0 for K in channels)
+        why = "every K, and the file format has one length" if divides else "K"
+        K = listed(channels)
         log.warning(
-            "%d of %d layers had fewer tokens than channels (%d for %d, %s): %s",
-            len(poor),
-            len(reports),
-            poor[0].tokens,
-            poor[0].shape[1],
-            poor[0].name,
-            remedy,
+            "group_size %s does not divide %s: groups of %s for K = %s", size, why, taken, K
         )
-    if low := [report for report in reports if report.low_rank]:
-        worst = min(low, key=lambda report: (report.effective_rank or 0) / report.shape[1])
-        log.warning(
-            "the inputs of %d of %d layers vary in few directions (%s: effective rank %.3g of %d, from "
-            "%d tokens that are much alike): %s",
-            len(low),
-            len(reports),
-            worst.name,
-            worst.effective_rank,
-            worst.shape[1],
-            worst.tokens,
-            remedy.replace("more text", "more varied text"),
-        )
-    if dead := [report for report in reports if report.dead == report.shape[1]]:
-        log.warning(
-            "%d of %d layers had inputs of zeros alone (%s): gptq makes their weights 0",
-            len(dead),
-            len(reports),
-            dead[0].name,
-        )
+    return grids
 
 
-def _write_description(directory: Path, checkpoint: Checkpoint, layout: PackedLayout) -> None:
-    """Write config.json with its quantization, and the tokenizer's files."""
-    config = checkpoint.hf_config() | {"quantization_config": layout.quantization_config()}
-    text = json.dumps(config, indent=2) + "\n"
-    (directory / "config.json").write_text(text, encoding="utf-8")
-    for name, content in checkpoint.tokenizer_files().items():
-        (directory / name).parent.mkdir(exist_ok=True)  # of additional chat templates
-        (directory / name).write_bytes(content)
+def _asked(settings: Settings, dtype: np.dtype) -> LayerGrid:
+    """Return the grid of a layer with weights of `dtype`, before a format says how it is stored."""
+    unordered = settings.method == "gptq" and settings.act_order == "desc"
+    return LayerGrid(
+        settings.bits,
+        settings.group_size,
+        settings.symmetric,
+        dtype,
+        g_idx=unordered and not settings.static_groups,
+    )
+
+
+def _layer_shapes(checkpoint: Checkpoint, settings: Settings) -> dict[str, tuple[int, int]]:
+    """M and K of the linear layers that are quantized, by name without ``.weight``."""
+    shapes = {}
+    for index in range(checkpoint.config.num_layers):
+        for kind in (kind for stage in stages(checkpoint.config, index) for kind in stage):
+            rows, channels = checkpoint.info(f"model.layers.{index}.{kind}.weight").shape
+            shapes[f"model.layers.{index}.{kind}"] = rows, channels
+    settings.check_layers(shapes)
+    return {name: shape for name, shape in shapes.items() if not settings.skips(name)}
+
+
+def _settings(settings: Settings | None, options: Mapping[str, Any]) -> Settings:
+    """Return the settings that were given, whole or by name."""
+    if settings is None:
+        return Settings(**options)
+    if options:
+        raise TypeError(f"settings: expected them or {min(options)}, got both")
+    return settings

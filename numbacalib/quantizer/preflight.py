@@ -1,11 +1,13 @@
-"""What can be known of the end of a run is checked before its first block."""
+"""Checks before the first block of what is needed at the end of a run."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from numbacalib.models import Checkpoint, DecoderBlock
+from numbacalib.models import Checkpoint
+from numbacalib.models.layer_tensors import stages
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
@@ -14,29 +16,34 @@ def statistics_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of what `collect` writes of a model: a Hessian and two vectors an input, and sums a layer."""
     total = 0
     for index in range(checkpoint.config.num_layers):
-        for stage in DecoderBlock.stages:
+        for stage in stages(checkpoint.config, index):
             channels = checkpoint.info(f"model.layers.{index}.{stage[0]}.weight").shape[1]
             total += 4 * channels * (channels + 2 + len(stage))
     return total
 
 
-def require_space(directory: Path, planned: int) -> None:
-    """Check that the file system of `directory` has room for what is to be written there.
+def require_space(planned: Mapping[Path, int]) -> None:
+    """Check that there is room for what is to be written to directories.
 
     Raises
     ------
     OSError
-        If it has less; one line with both numbers.
+        If a file system has less than what goes there; one line with both numbers.
     """
-    usage = shutil.disk_usage(directory)
-    if usage.total and usage.free < planned:  # some network file systems do not know their size
-        raise OSError(
-            f"{directory.parent}: expected room for {_size(planned)}, found {_size(usage.free)} free"
-        )
+    together: dict[int, int] = {}
+    for directory, size in planned.items():
+        system = directory.stat().st_dev
+        together[system] = together.get(system, 0) + size
+        usage = shutil.disk_usage(directory)
+        if usage.total and usage.free < together[system]:  # network file systems may not know
+            raise OSError(
+                f"{directory.parent}: expected room for {in_units(together[system])}, "
+                f"found {in_units(usage.free)} free"
+            )
 
 
-def _size(number: float) -> str:
-    """A number of bytes in the unit in which it has one to three digits before the point."""
+def in_units(number: float) -> str:
+    """Return a number of bytes in the unit in which it has one to three digits before the point."""
     unit = 0
     while number >= 1000 and unit + 1 < len(_UNITS):
         number /= 1000

@@ -1,14 +1,214 @@
-"""Plain-text tables of what a run found."""
+"""What a run found: an object, JSON, a settings file for a later run, plain-text tables."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Sequence
-from dataclasses import asdict
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from numbacalib.formats.durable import write_whole
 from numbacalib.methods import LayerReport
+from numbacalib.quantizer.evaluation import Evaluation
+from numbacalib.quantizer.plan import Plan
+from numbacalib.quantizer.preflight import in_units
+from numbacalib.quantizer.proof import Proof
+
+WORST = 5
+"""Layers that a summary names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """How a run of `numbacalib.quantizer.quantize` went."""
+
+    version: str
+    model: str
+    revision: str | None
+    """Commit of a model of the Hugging Face hub."""
+    output: str
+    device: str
+    formats: list[str]
+    settings: dict[str, Any]
+    """By the names of `Settings`."""
+    inputs: dict[str, Any]
+    """Files of text, held-out text, statistics and importance."""
+    layers: list[LayerReport]
+    """In the order in which they ran."""
+    original_bytes: int
+    """Of all tensors of the model."""
+    output_bytes: int
+    """Of all tensors of the output, of the first format."""
+    resumed_blocks: int
+    """Blocks that a killed run had finished."""
+    seconds: dict[str, float]
+    """By phase, of this run."""
+    peak_bytes: int
+    """Most memory of the host that the process has held."""
+    plan: Plan
+    """What all of this was expected to be."""
+    proofs: list[Proof]
+    """Of the output in each format."""
+    warnings: list[str]
+
+    @property
+    def bits_a_weight(self) -> float:
+        """Of the quantized layers, scales and zero points included."""
+        weights = sum(layer.shape[0] * layer.shape[1] for layer in self.layers)
+        return 8 * sum(layer.stored_bytes or 0 for layer in self.layers) / weights
+
+    @property
+    def planned_seconds(self) -> float:
+        """What the phases took that the plan is about."""
+        return sum(self.seconds[name] for name in self.plan.seconds)
+
+    def as_json(self) -> str:
+        """Return all of it as JSON, by the names of the attributes."""
+        own = asdict(self) | {"bits_a_weight": self.bits_a_weight}
+        return json.dumps(own, indent=2) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write the JSON.
+
+        Raises
+        ------
+        OSError
+            If the disk refuses.
+        """
+        Path(path).write_text(self.as_json(), encoding="utf-8")
+
+    def summary(self) -> str:
+        """Return what fits a terminal: sizes, time, the worst layers, the loss."""
+        lines = [
+            f"{self.bits_a_weight:.2f} bits a weight in {len(self.layers)} layers; "
+            f"{self.original_bytes / 1e6:.1f} MB before, {self.output_bytes / 1e6:.1f} MB after; "
+            f"{sum(self.seconds.values()):.1f} s",
+            f"planned {sum(self.plan.seconds.values()):.1f} s and "
+            f"{in_units(self.plan.peak_bytes)} of memory, took {self.planned_seconds:.1f} s and "
+            f"{in_units(self.peak_bytes)}",
+        ]
+        lines += worst_layers(self.layers)
+        for proof in self.proofs[:1]:
+            if proof.evaluation is not None:
+                lines.append(f"held-out text: {evaluation_line(proof.evaluation)}")
+        return "\n".join(lines)
+
+
+def save_layers(path: str | Path, layers: Sequence[LayerReport]) -> None:
+    """Write the reports of layers alone as JSON, as `RunReport` has them.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses.
+    """
+    found = {"layers": [asdict(layer) for layer in layers]}
+    Path(path).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def evaluation_line(found: Evaluation) -> str:
+    """Say what an evaluation found, the divergence in a line of its own."""
+    line = f"perplexity {found.perplexity:.4f} over {found.tokens} tokens"
+    if found.kl is not None:
+        error = "" if found.kl_error is None else f" +- {found.kl_error:.2g}"
+        line += f"\nKL to the original {found.kl:.4g}{error} nats a token"
+    return line
+
+
+def worst_layers(layers: Sequence[LayerReport]) -> list[str]:
+    """Table of the layers whose method gained the least over rounding to the nearest; none if none has."""
+    ratios = {
+        layer.name: (layer.loss / layer.rtn_loss, layer)
+        for layer in layers
+        if layer.loss is not None and layer.rtn_loss
+    }
+    worst = sorted(ratios.values(), key=lambda pair: -pair[0])[:WORST]
+    if not worst or all(layer.method == "rtn" for _, layer in worst):
+        return []
+    rows = [
+        [layer.name, str(layer.bits), _number(layer.loss), _number(layer.rtn_loss), f"{ratio:.3f}"]
+        for ratio, layer in worst
+    ]
+    return [table([f"worst of {len(layers)} layers", "bits", "loss", "RTN loss", "ratio"], rows)]
+
+
+class Clock:
+    """Seconds by phase.
+
+    Attributes
+    ----------
+    seconds : dict of str to float
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time that the ``with`` statement takes to a phase."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begin
+
+
+@contextmanager
+def recorded_warnings() -> Iterator[list[str]]:
+    """Note the warnings of the package's log inside the ``with`` statement."""
+    found: list[str] = []
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    log, notes = logging.getLogger("numbacalib"), Notes(logging.WARNING)
+    log.addHandler(notes)
+    try:
+        yield found
+    finally:
+        log.removeHandler(notes)
+
+
+def resident_memory() -> int:
+    """Bytes of the host's memory that the process holds now, where the system says so, else at most."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return peak_memory()
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_memory() -> int:
+    """Most bytes of the host's memory that the process has held so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def write_config(path: Path, options: Mapping[str, Any]) -> None:
+    """Write a settings file: options of the command line by name, in TOML, without those that are None.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses.
+    """
+    lines = [
+        f"{name} = {_toml(value)}\n" for name, value in options.items() if value not in (None, [])
+    ]
+    write_whole(path, lambda partial: partial.write_text("".join(lines), encoding="utf-8"))
+
+
+def _toml(value: Any) -> str:
+    """A value of TOML; its strings, lists, numbers and truth values are those of JSON, non-ASCII as is."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -74,12 +274,6 @@ def require_writable(path: str | Path, output: str | Path) -> None:
         path.open("a").close()
     if new:
         path.unlink()
-
-
-def save_layers(path: str | Path, reports: Sequence[LayerReport]) -> None:
-    """Write the reports of a run as a JSON list, one object a layer by the names of `LayerReport`."""
-    text = json.dumps([asdict(report) for report in reports], indent=2)
-    Path(path).write_text(text + "\n", encoding="utf-8")
 
 
 def _tokens(report: LayerReport) -> str:

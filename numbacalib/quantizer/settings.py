@@ -1,21 +1,32 @@
-"""What a run is asked to do, checked before anything is read."""
+"""Settings of a run, checked before anything is read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from numbacalib.methods import LayerSettings
-from numbacalib.methods.layer import flag, share
+from numbacalib.methods.layer import RANGES, TARGETS, flag, share
+from numbacalib.methods.order import ACT_ORDERS
 from numbacalib.runtime import checks
 
 CHANNEL_SCALES = ("none", "awq")
 MAGNITUDES = ("mean", "max")
+CHOICES = {
+    "ranges": ("auto", *RANGES),
+    "target": TARGETS,
+    "act_order": ACT_ORDERS,
+    "channel_scales": CHANNEL_SCALES,
+    "awq_magnitude": MAGNITUDES,
+}
+"""Values of the settings that have a few, by their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(LayerSettings):
-    """How to quantize the linear layers of a model; each layer's `scale_dtype` is the model's own."""
+    """Settings of a model's quantization; each layer's `scale_dtype` is the model's own."""
 
     ranges: str = "auto"
     """As in `LayerSettings`, or "auto": "weighted" with gptq, where it leaves less of every model that was
@@ -26,9 +37,13 @@ class Settings(LayerSettings):
     channel_scales: str = "none"
     """Scale input channels first, and fold that into what produces them: "none" or "awq"."""
     awq_magnitude: str = "mean"
-    """What the scales are powers of: "mean" or "max" of a channel's absolute inputs."""
+    """Magnitude that the scales are powers of: "mean" or "max" of a channel's absolute inputs."""
     awq_weight_term: bool = False
-    """Whether the scales also fall with the channel's weights: see `awq_scales`."""
+    """True to let the scales also fall with the channel's weights: see `awq_scales`."""
+    skip: tuple[str, ...] = ()
+    """Patterns of layers' names, as shells have them, whose layers stay as they are."""
+    layer_bits: Mapping[str, int] = field(default_factory=dict)
+    """Bits of the layers whose names a pattern fits, instead of `bits`; the last that fits counts."""
     samples: int = 64
     """Calibration sequences, evenly spaced over the text."""
     sequence_length: int = 512
@@ -39,6 +54,37 @@ class Settings(LayerSettings):
         if self.ranges == "auto":
             object.__setattr__(self, "ranges", "weighted" if self.method == "gptq" else "full")
 
+    def skips(self, layer: str) -> bool:
+        """Whether a layer stays as it is."""
+        return any(fnmatchcase(layer, pattern) for pattern in self.skip)
+
+    def bits_of(self, layer: str) -> int:
+        """Bits of a layer."""
+        fitting = [bits for pattern, bits in self.layer_bits.items() if fnmatchcase(layer, pattern)]
+        return fitting[-1] if fitting else self.bits
+
+    def check_layers(self, layers: Iterable[str]) -> None:
+        """Check that every pattern fits one of a model's layers, and that not all are skipped.
+
+        Raises
+        ------
+        ValueError
+            Naming the pattern.
+        """
+        names = list(layers)
+        for option, patterns in (("skip", self.skip), ("bits", self.layer_bits)):
+            for pattern in patterns:
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    raise ValueError(
+                        f"{option}: expected patterns of layers such as {names[0]}, none fits {pattern!r}"
+                    )
+        if all(map(self.skips, names)):
+            raise ValueError("skip: expected patterns that leave a layer to quantize")
+
+
+DEFAULTS = {each.name: each.default for each in fields(Settings)}
+"""Defaults of all settings, by their names."""
+
 
 def check(settings: Settings, importance: str | Path | None) -> None:
     """Check what does not depend on a layer, before anything is read."""
@@ -46,6 +92,10 @@ def check(settings: Settings, importance: str | Path | None) -> None:
     if settings.method == "kmeans":
         raise ValueError("method: expected gptq or rtn, since the file format has no codebooks")
     check_sequences(settings.samples, settings.sequence_length)
+    if isinstance(settings.skip, str):
+        raise TypeError("skip: expected a sequence of patterns, got one")
+    for pattern, bits in settings.layer_bits.items():
+        checks.integer(f"bits of {pattern}", bits, 2, 8)
     share("max_fallbacks", settings.max_fallbacks)
     flag("awq_weight_term", settings.awq_weight_term)
     if settings.channel_scales not in CHANNEL_SCALES:
@@ -63,10 +113,6 @@ def check(settings: Settings, importance: str | Path | None) -> None:
         )
     if importance is not None and settings.ranges != "weighted":
         raise ValueError(f"importance: expected none with ranges {settings.ranges!r}")
-    if settings.act_order == "desc" and not settings.static_groups:
-        raise ValueError(
-            "act_order: expected static_groups with 'desc', since the file format has no g_idx"
-        )
 
 
 def check_sequences(samples: int, sequence_length: int) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
-import io
 import logging
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +11,38 @@ from numpy.typing import NDArray
 
 from numbacalib.models import Checkpoint
 from numbacalib.models.text_encoder import TextEncoder
+from numbacalib.quantizer.documents import BLOCK, file_size, read_documents
 from numbacalib.quantizer.progress import Progress
-
-BLOCK = 1 << 16
-"""Bytes that are read and tokenized at a time: an `Encoding` takes 200 times the size of its text."""
 
 log = logging.getLogger("numbacalib")
 
 
 def read_sequences(
+    checkpoint: Checkpoint, files: Sequence[str | Path], length: int, samples: int | None = None
+) -> NDArray[np.int32]:
+    """Tokenize text files and cut them into sequences, int32 [S, length]: all, or some, evenly spaced.
+
+    See `read_all_sequences` for the parameters, but `samples`, which says how many to take, and errors.
+    """
+    sequences = read_all_sequences(checkpoint, files, length, samples)
+    return sequences if samples is None else sequences[spread(len(sequences), samples)]
+
+
+def read_split(
+    checkpoint: Checkpoint, files: Sequence[str | Path], length: int, samples: int, held_out: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return what `read_sequences` does, and up to `held_out` of the sequences that it leaves.
+
+    See `read_all_sequences` for the other parameters and errors.
+    """
+    sequences = read_all_sequences(checkpoint, files, length, samples)
+    taken = spread(len(sequences), samples)
+    others = np.setdiff1d(np.arange(len(sequences)), taken)
+    others = others[spread(len(others), min(held_out, len(others)))]
+    return sequences[taken], sequences[others]
+
+
+def read_all_sequences(
     checkpoint: Checkpoint, files: Sequence[str | Path], length: int, samples: int | None = None
 ) -> NDArray[np.int32]:
     r"""Tokenize text files and cut them into sequences, int32 [S, length].
@@ -32,8 +52,7 @@ def read_sequences(
     every sequence, as part of its length. Those that it puts after a text stand nowhere: no sequence
     ends where a text does.
 
-    Files are UTF-8, with or without a byte-order mark, and their lines end as in Python's text mode:
-    all of ``\r\n``, ``\r`` and ``\n`` are ``\n``.
+    `numbacalib.quantizer.documents` says what files may be.
 
     Parameters
     ----------
@@ -43,13 +62,13 @@ def read_sequences(
     length : int
         Tokens of a sequence, at least 2.
     samples : int, optional
-        How many sequences to take, evenly spaced over the text; all by default.
+        How many sequences there must be.
 
     Raises
     ------
     ValueError
-        If a file is not a regular file of UTF-8 text, the tokenizer refuses it or gives tokens that
-        the model lacks, or the text is shorter than one sequence, or than `samples` of them.
+        If a file is not a regular file of text or of its kind, the tokenizer refuses it or gives tokens
+        that the model lacks, or the text is shorter than one sequence, or than `samples` of them.
     TypeError
         If `files` is one path.
     OSError
@@ -62,7 +81,7 @@ def read_sequences(
     if samples is not None and samples < 1:
         raise ValueError(f"samples: expected at least 1, got {samples}")
     paths = [Path(file) for file in files]
-    blocks = sum(-(-_size(file) // BLOCK) for file in paths)
+    blocks = sum(-(-file_size(file) // BLOCK) for file in paths)
     positions = checkpoint.config.max_position_embeddings
     if length > positions:
         log.warning(
@@ -76,7 +95,7 @@ def read_sequences(
     pieces = [np.empty(0, np.int32)]
     with Progress(max(1, blocks)) as progress:
         for file in paths:
-            pieces += encoder.pieces(_read(file, progress))
+            pieces += encoder.pieces(read_documents(file, checkpoint, progress))
     tokens = np.concatenate(pieces)
     own = length - len(encoder.prefix)
     if own < 1:
@@ -84,64 +103,26 @@ def read_sequences(
             f"sequence_length: expected more than the {len(encoder.prefix)} special tokens that "
             f"begin a sequence, got {length}"
         )
-    return _cut(tokens, np.array(encoder.prefix, np.int32), own, samples)
+    wanted = 1 if samples is None else samples
+    return _cut(tokens, np.array(encoder.prefix, np.int32), own, wanted)
 
 
 def _cut(
-    tokens: NDArray[np.int32], prefix: NDArray[np.int32], own: int, samples: int | None
+    tokens: NDArray[np.int32], prefix: NDArray[np.int32], own: int, wanted: int
 ) -> NDArray[np.int32]:
-    """Sequences of `prefix` and `own` tokens of the text."""
+    """Sequences of `prefix` and `own` tokens of the text, all that there are, at least `wanted`."""
     available = len(tokens) // own
-    wanted = 1 if samples is None else samples
     if available < wanted:
         raise ValueError(
             f"text: expected at least {wanted * own} tokens for {wanted} sequence"
             f"{'s' if wanted > 1 else ''} of {own + len(prefix)}, got {len(tokens)}"
         )
-    cut = tokens[: available * own].reshape(available, own)
-    if samples is not None:
-        cut = cut[np.arange(samples) * available // samples]
-    result = np.empty((len(cut), len(prefix) + own), np.int32)
+    result = np.empty((available, len(prefix) + own), np.int32)
     result[:, : len(prefix)] = prefix
-    result[:, len(prefix) :] = cut
+    result[:, len(prefix) :] = tokens[: available * own].reshape(available, own)
     return result
 
 
-def _size(file: Path) -> int:
-    """Bytes of a file that can be read to its end, which pipes and devices need not have."""
-    status = file.stat()
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
-        raise ValueError(f"{file}: expected a file of text, got {kind}")
-    return status.st_size
-
-
-def _read(file: Path, progress: Progress) -> Iterator[str]:
-    r"""Decode a file block by block, without a byte-order mark and with ``\n`` for all line ends."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    lines = io.IncrementalNewlineDecoder(None, translate=True)
-    begin, is_first = 0, True
-    with file.open("rb") as stream:
-        while True:
-            data = stream.read(BLOCK)
-            if (nul := data.find(b"\0")) >= 0:
-                raise ValueError(f"{file}: expected UTF-8 text, got a zero at byte {begin + nul}")
-            held = len(decoder.getstate()[0])  # the beginning of a character, of the block before
-            try:
-                text = decoder.decode(data, final=not data)
-            except UnicodeDecodeError as error:
-                at = error.start
-                raise ValueError(
-                    f"{file}: expected UTF-8 text, got 0x{error.object[at]:02x} at byte "
-                    f"{begin - held + at}"
-                ) from None
-            text = lines.decode(text, final=not data)
-            if is_first:
-                text, is_first = text.removeprefix("\ufeff"), False
-            if text:
-                yield text
-            if not data:
-                return
-            begin += len(data)
-            progress.step()
-            progress.show(f"tokenizing {file.name}")
+def spread(available: int, wanted: int) -> NDArray[np.int64]:
+    """Numbers of `wanted` of so many sequences, evenly spaced."""
+    return np.arange(wanted) * available // wanted

@@ -10,6 +10,9 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import DTypeLike, NDArray
 
+CUDA_DLPACK = 2
+"""DLPack's number for memory of a CUDA device."""
+
 
 class Array(Protocol):
     """An array of NumPy, or of any library on a CUDA device.

@@ -7,8 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-CUDA_DLPACK = 2
-"""DLPack's name for memory of a CUDA device."""
+from numbacalib.runtime.array import CUDA_DLPACK, DeviceArray
 
 
 def is_cuda_array(array: Any) -> bool:
@@ -17,9 +16,9 @@ def is_cuda_array(array: Any) -> bool:
 
 
 def _interface(array: Any) -> Any:
-    """The CUDA array interface of `array`, or one of Numba's arrays as it is; None if it is neither."""
-    if hasattr(array, "__cuda_ndarray__"):
-        return array  # no interface in the simulator, a slow one without it
+    """Return the CUDA array interface of an array, or an array of ours or Numba's as it is, else None."""
+    if type(array) is DeviceArray or hasattr(array, "__cuda_ndarray__"):
+        return array  # Numba's have no interface in the simulator; all these have a slow one
     return getattr(array, "__cuda_array_interface__", None)
 
 

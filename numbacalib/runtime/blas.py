@@ -55,7 +55,7 @@ def single_threaded() -> Iterator[None]:
     OpenBLAS is told so. A BLAS without its switch either sees that it is called inside a parallel region
     or lines its callers up: slower, with the same results.
     """
-    switch = _thread_switch()
+    switch = None if launching.is_left_out else _thread_switch()
     with launching:
         if switch is None:
             yield

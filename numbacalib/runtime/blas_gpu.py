@@ -23,7 +23,7 @@ from numbacalib.runtime.device import (
     write,
 )
 from numbacalib.runtime.half import is_bfloat16
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import column_blocks, launch
 from numbacalib.runtime.memory import cupy_stream, has_cupy
 
 THREADS = 256
@@ -70,7 +70,7 @@ def invert_upper(triangle: Any) -> Any:
     from cupy_backends.cuda.libs import cublas
 
     inverse = empty(triangle.shape, triangle.dtype)
-    blocks = -(-len(triangle) // THREADS), min(len(triangle), 65535)
+    blocks = column_blocks(triangle.shape, THREADS)
     launch(_identity, blocks, THREADS, inverse)
     size = len(triangle)
     one = np.ones(1, triangle.dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import cuda
@@ -16,14 +16,20 @@ from numba.core import config
 from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.runtime import streams
-from numbacalib.runtime.array import DeviceArray
-from numbacalib.runtime.backend import CUDA_DLPACK
+from numbacalib.runtime.array import CUDA_DLPACK, DeviceArray
 from numbacalib.runtime.extras import extra
 from numbacalib.runtime.half import bfloat16, is_bfloat16
 from numbacalib.runtime.streams import check
 
+Size = TypeVar("Size")
 SIMULATED = bool(config.ENABLE_CUDASIM)
 """True where kernels run in Numba's CUDA simulator, as Python."""
+
+
+def sized(real: Size, *, simulated: Size) -> Size:
+    """Return a size of kernels: a small one in the simulator, whose threads are Python's."""
+    return simulated if SIMULATED else real
+
 
 if not SIMULATED:
     with extra("cuda"):
@@ -88,12 +94,13 @@ class open_call:  # noqa: N801 - used like a function
         if SIMULATED or (stream is None and streams.is_open() and all(map(_is_here, self.arrays))):
             return  # as most calls that ops make of others
         given = {n: (array, interfaces[n]) for n, array in arrays.items() if array is not None}
-        if device_count() > 1:
-            of_arrays = _device_of(given)
+        here = current_device()  # a thread's first call has no context yet
+        number = _device_of(given) if device_count() > 1 else here
+        if number != here:
+            of_arrays = cuda.gpus[number]
             of_arrays.__enter__()
             self._device = of_arrays
         try:
-            current_device()  # a thread's first call has no context yet
             made_on: list[Any] = []
             for found in given.values():
                 made_on += _streams_of(*found)
@@ -114,9 +121,9 @@ class open_call:  # noqa: N801 - used like a function
 
 def _memory(array: Any) -> Memory | None:
     """Return the memory of ours that an array lies in, if it is one of ours."""
-    owner = array.owner if type(array) is DeviceArray else None
-    if isinstance(array, Result):
-        owner = array.gpu_data.owner
+    owner = array.owner if type(array) is DeviceArray else array
+    if isinstance(owner, Result):
+        owner = owner.gpu_data.owner
     return owner if isinstance(owner, Memory) else None
 
 
@@ -135,13 +142,13 @@ def _streams_of(array: Any, interface: Any) -> list[Any]:
     return [*found, memory.stream] if memory else found
 
 
-def _device_of(arrays: dict[str, tuple[Any, Any]]) -> Any:
-    """Return what makes the GPU of arrays, each with its interface, the current one."""
+def _device_of(arrays: dict[str, tuple[Any, Any]]) -> int:
+    """Return the number of the GPU that arrays, each with its interface, are on."""
     numbers = {name: _number_of_device(*found) for name, found in arrays.items()}
     if len(set(numbers.values())) > 1:
         found = ", ".join(f"{name} on GPU {number}" for name, number in numbers.items())
         raise TypeError(f"expected all arrays of one call on one device, got {found}")
-    return cuda.gpus[next(iter(numbers.values()), current_device())]
+    return next(iter(numbers.values()), current_device())
 
 
 def _number_of_device(array: Any, interface: Any = None) -> int:
@@ -155,12 +162,16 @@ def _number_of_device(array: Any, interface: Any = None) -> int:
     start = _address(array, interface)
     if not start:  # an empty array has no memory
         return current_device()
-    ordinal = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-    return int(check(driver.cuPointerGetAttribute(ordinal, start)))
+    from cuda.bindings import runtime
+
+    # the driver's own query, cuPointerGetAttribute, has 0 for every ordinal in cuda.bindings 13.0
+    return int(check(runtime.cudaPointerGetAttributes(start)).device)
 
 
 def _address(array: Any, interface: Any = None) -> int:
-    """Address of the first element of another library's array, or of Numba's."""
+    """Address of an array's first element."""
+    if type(array) is DeviceArray:
+        return array.address
     if hasattr(array, "__cuda_ndarray__"):
         return array.device_ctypes_pointer.value or 0
     return interface["data"][0] or 0
@@ -204,9 +215,16 @@ def numba_array(array: DeviceArray) -> Any:
     """Return a Numba device array over the same memory."""
     pointer = driver.CUdeviceptr(array.address)
     size = array.size * array.dtype.itemsize
-    memory = MemoryPointer(cuda.current_context(), pointer, size, owner=array.owner)
+    memory = MemoryPointer(_context(current_device()), pointer, size, owner=array.owner)
     stream = current_stream()
     return Result(array.shape, array.strides, array.dtype, stream=stream, gpu_data=memory)
+
+
+@functools.cache
+def _context(number: int) -> Any:
+    """Return Numba's context of the current device, which is device `number`; Numba takes long to."""
+    del number
+    return cuda.current_context()
 
 
 @functools.cache
@@ -282,6 +300,14 @@ def write(target: Any, array: NDArray) -> None:
     # the driver has read pageable memory when this returns
     source = array.ctypes.data, array.nbytes, driver.CUstream(stream_handle())
     check(driver.cuMemcpyHtoDAsync(target.address, *source))
+
+
+def pinned(size: int) -> NDArray[np.uint8]:
+    """Return uninitialised host memory that the device reads by itself: `write` from it does not wait."""
+    if SIMULATED or not size:
+        return np.empty(size, np.uint8)
+    current_device()  # a thread's first call has no context yet
+    return cuda.pinned_array(size, np.uint8)
 
 
 def copy(source: Any, target: Any) -> None:

@@ -14,11 +14,8 @@ from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
 from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.half import infinity_bits, limit_bits, magnitude_bits
 from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.not_finite import not_finite
 from numbacalib.runtime.strides import rows_view
-
-
-class NotFiniteError(ValueError):
-    """A value that is not finite, where finite ones were expected."""
 
 
 def require_finite(name: str, array: Any, limit: float = math.inf) -> None:
@@ -67,17 +64,6 @@ def _rows_below(limit: np.integer, bits: NDArray, mask: int) -> NDArray:
 
 def _nothing() -> None:
     """Wait for a check that has ended."""
-
-
-def not_finite(
-    name: str, value: Any, index: int, shape: tuple[int, ...], limit: float = math.inf
-) -> NotFiniteError:
-    """Return the error for the value at a row-major index of an array of some shape."""
-    where = ", ".join(str(int(i)) for i in np.unravel_index(index, shape))
-    expected = "finite values"
-    if math.isfinite(value):
-        expected = f"magnitudes below {limit:.3g}"
-    return NotFiniteError(f"{name}: expected {expected}, got {value} at [{where}]")
 
 
 def require_non_negative(name: str, matrix: Any) -> None:

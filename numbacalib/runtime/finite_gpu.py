@@ -10,18 +10,16 @@ import numpy as np
 from numbacalib.runtime import device
 from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.device import cuda
-from numbacalib.runtime.finite import not_finite
 from numbacalib.runtime.half import carrier, limit_bits, magnitude_bits, widen
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import column_blocks, launch
+from numbacalib.runtime.not_finite import not_finite
 
 if not device.SIMULATED:
     from cuda.bindings import driver
 
-THREADS = 4 if device.SIMULATED else 256
+THREADS = device.sized(256, simulated=4)
 ROWS = 32
 """Rows that a block takes at a time: each thread looks at one column of them."""
-MOST_BLOCKS = 65535
-"""Blocks of a grid along y."""
 NONE = np.int64(0x7F7F7F7F7F7F7F7F)
 """Index that stands for none, where all values are finite: above every index, made by setting bytes."""
 
@@ -87,7 +85,7 @@ class FiniteCheck:
         bits = magnitude_bits(self._matrix)
         mask = bits.dtype.type(np.iinfo(bits.dtype).max)
         least_bad = limit_bits(limit, array.dtype)
-        grid = -(-columns // THREADS), min(-(-rows // ROWS), MOST_BLOCKS)
+        grid = column_blocks((-(-rows // ROWS), columns), THREADS)
         self._found = FirstIndex()
         self.first = self._found.array
         launch(_first_non_finite, grid, THREADS, bits, mask, least_bad, upper, self.first)

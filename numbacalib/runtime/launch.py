@@ -38,6 +38,9 @@ PACKED = not SIMULATED and numba_cuda_version.rsplit(".", 1)[0] in TESTED
 if PACKED:
     from numbacalib.runtime import cubins
 
+MOST_BLOCKS = 65535
+"""Blocks of a grid along y and along z: CUDA's limit."""
+
 _FORMATS = {
     bool: "?7x",
     int: "q",
@@ -118,6 +121,12 @@ def launch(kernel: Any, grid: Any, threads: Any, *arguments: Any, shared_bytes: 
     prepared.layout.pack_into(prepared.parameters, 0, *values)
     sizes = *_three(grid), *_three(threads), shared_bytes
     check(driver.cuLaunchKernel(prepared.function, *sizes, stream_handle(), prepared.pointers, 0))
+
+
+def column_blocks(shape: tuple[int, int], threads: int) -> tuple[int, int]:
+    """Return the grid of a kernel with one thread a column, whose blocks stride over the rows."""
+    rows, columns = shape
+    return -(-columns // threads), min(rows, MOST_BLOCKS)
 
 
 def _function(key: tuple, arguments: tuple, shared_bytes: int) -> Any:

@@ -13,7 +13,8 @@ on themselves (`numbacalib.runtime.blas.single_threaded`), and small factorisati
 Limits: Numba follows NUMBA_NUM_THREADS, or OMP_NUM_THREADS where only that is set; OpenBLAS follows
 OPENBLAS_NUM_THREADS or OMP_NUM_THREADS, and a kernel that calls it Numba's. Several Python threads may
 call at once: `launching` lets one kernel or one of our own calls of BLAS run at a time, on all threads of
-its pool, whatever Numba's threading layer is (one of them aborts when it is entered twice).
+its pool, whatever Numba's threading layer is (one of them aborts when it is entered twice). Threads of
+`numbacalib.runtime.alone` take no turns: whoever started them holds the turn, and each launches on itself.
 
 Processes: GNU OpenMP, which is Numba's usual layer on Linux, ends a forked process that enters it again.
 So that `multiprocessing` does not wait for such workers for ever, ours raise an error instead. Numba's
@@ -38,6 +39,7 @@ class _Turns:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._here = threading.local()
         self._lost = False
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(
@@ -50,7 +52,18 @@ class _Turns:
         self._lock.release()
         self._lost = _uses_gnu_openmp()
 
+    def leave_out_this_thread(self) -> None:
+        """Let this thread of somebody's who holds the turn go on without one of its own, until it ends."""
+        self._here.left_out = True
+
+    @property
+    def is_left_out(self) -> bool:
+        """Return whether this thread takes no turns."""
+        return getattr(self._here, "left_out", False)
+
     def __enter__(self) -> None:
+        if self.is_left_out:
+            return
         if self._lost:
             raise RuntimeError(
                 "this process was forked from one that had run parallel kernels, and GNU OpenMP does not "
@@ -60,7 +73,8 @@ class _Turns:
         self._lock.acquire()
 
     def __exit__(self, *exception: object) -> None:
-        self._lock.release()
+        if not self.is_left_out:
+            self._lock.release()
 
 
 launching = _Turns()

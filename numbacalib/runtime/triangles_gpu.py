@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from numbacalib.runtime.device import SIMULATED, cuda
+from numbacalib.runtime.device import cuda, sized
 from numbacalib.runtime.jit import scalar
 
-SMALL_TILE = 2 if SIMULATED else 16
+SMALL_TILE = sized(16, simulated=2)
 """Edge of the tiles in which blocks are inverted, an element a thread."""
 
 

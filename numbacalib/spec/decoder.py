@@ -1,9 +1,9 @@
 """Elementwise formulas of a decoder, those beside its matrix products, in float32.
 
-RMSNorm: Zhang and Sennrich (2019), arXiv 1910.07467, equation 4. Rotary embedding: Su et al. (2021),
-arXiv 2104.09864, equation 34, with the halves of a head as pairs, as Hugging Face orders them. SwiGLU:
-Shazeer (2020), arXiv 2002.05202, equation 6. Softmax by parts: Milakov and Gimelshein (2018), arXiv
-1805.02867, algorithm 3.
+RMSNorm: Zhang and Sennrich (2019), arXiv 1910.07467, equation 4. LayerNorm: Ba et al. (2016), arXiv
+1607.06450, equation 3. Rotary embedding: Su et al. (2021), arXiv 2104.09864, equation 34. Softmax by
+parts: Milakov and Gimelshein (2018), arXiv 1805.02867, algorithm 3. Soft caps: Gemma 2 (2024), arXiv
+2408.00118, section 2.
 """
 
 from __future__ import annotations
@@ -29,9 +29,17 @@ def rotated(first, second, cos, sin):
 
 
 @scalar
-def gated(gate, up):
-    """``silu(gate) * up``."""
-    return gate / (np.float32(1) + exp(-gate)) * up
+def paired(pair, half, interleaved):
+    """The dimensions of a head that turn together: ``i`` and ``i + half``, or neighbours."""
+    return (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + half)
+
+
+@scalar
+def capped(score, cap):
+    """``cap * tanh(score / cap)``, where ``tanh(y) = 1 - 2 / (1 + exp(2 y))``; as it is for a cap of 0."""
+    if cap == np.float32(0):
+        return score
+    return cap - np.float32(2) * cap / (np.float32(1) + exp(np.float32(2) * (score / cap)))
 
 
 @scalar

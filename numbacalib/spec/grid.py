@@ -10,6 +10,11 @@ Codes are integers in ``[low, high]``; the range of a group always includes 0, s
 with ``levels = 2**bits - 1``, ``code = clip(rint(w / scale) + zero, low, high)`` and
 ``value = (code - zero) * scale``. A group that is all zeros has ``scale = 1``.
 
+A grid that a format has fixed may have a real zero, such as the ``minimum / scale`` of one whose
+``value = scale * code - minimum``, and a negative scale: the code is then
+``clip(rint(w / scale + fraction) + whole, low, high)`` with the two parts of the zero, which is the same
+line for integers.
+
 Quotients are formed before rounding and products kept out of the sums that decide a tie, since a
 device compiler may contract ``a * b + c`` and move the tie.
 """
@@ -104,12 +109,12 @@ def code_of(weight, scale, zero, bounds):
 def code_at(quotient, zero, bounds):
     """Code of a weight that is `quotient` scales, in its type.
 
-    The quotient is clipped before it is rounded, past anything that could reach the grid, so that
-    `rint` stays in its domain.
+    The whole part of the zero point is added after rounding, so that ties go to even quotients. What is
+    rounded is clipped before, to integers, so that `rint` stays in its domain.
     """
-    reach = (bounds.high - bounds.low) + (bounds.high - bounds.low)
-    code = rint(min(max(quotient, -reach), reach)) + zero
-    return min(max(code, bounds.low), bounds.high)
+    whole = rint(zero)
+    position = quotient + (zero - whole)
+    return rint(min(max(position, bounds.low - whole), bounds.high - whole)) + whole
 
 
 @inlined

@@ -1,4 +1,4 @@
-"""What calibration collects: streaming, mergeable, savable."""
+"""Statistics that calibration collects: streaming, mergeable, savable."""
 
 from numbacalib.statistics.gradients import GradientStatistics, load_fisher, save_fisher
 from numbacalib.statistics.inputs import (

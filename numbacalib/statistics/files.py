@@ -1,4 +1,4 @@
-"""How statistics are written."""
+"""Writing statistics."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class GradientStatistics:
         self.fisher: Any = np.zeros(sizes, np.float32)
 
     @property
-    def fisher_sum(self) -> Any:
+    def fisher_sum(self) -> Array:
         """``sum_n g[n] ** 2``: larger the more was seen, as papers that add gradients up have it."""
         return scaled(self.fisher, float(self.samples))
 
@@ -132,7 +132,27 @@ _PARTS = ("fisher", "samples")
 
 
 def save_fisher(path: str | Path, statistics: Mapping[str, GradientStatistics]) -> None:
-    """Write the statistics of named parameters to one safetensors file (extra `models`)."""
+    """Write the statistics of named parameters to one safetensors file (extra `models`).
+
+    Parameters
+    ----------
+    path : str or Path
+    statistics : mapping of str to GradientStatistics
+        Of the parameters, by name.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses; nothing new is at `path` then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.statistics import GradientStatistics, save_fisher
+    >>> statistics = GradientStatistics((2,))
+    >>> statistics.update(np.array([[1, 2], [3, 0]], np.float32))
+    >>> save_fisher("fisher.safetensors", {"q_proj": statistics})
+    """
     tensors: dict[str, NDArray] = {}
     for name, parameter in statistics.items():
         tensors[f"{name}.fisher"] = to_host(parameter.fisher)
@@ -143,12 +163,31 @@ def save_fisher(path: str | Path, statistics: Mapping[str, GradientStatistics]) 
 def load_fisher(path: str | Path) -> dict[str, GradientStatistics]:
     """Read what `save_fisher` wrote, by parameter.
 
+    Parameters
+    ----------
+    path : str or Path
+        Of a safetensors file (extra `models`).
+
+    Returns
+    -------
+    dict of str to GradientStatistics
+
     Raises
     ------
     OSError
         If the file cannot be opened.
     ValueError
         If the file is damaged or of another kind. The message is one line that names the file.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.statistics import GradientStatistics, load_fisher, save_fisher
+    >>> statistics = GradientStatistics((2,))
+    >>> statistics.update(np.array([[1, 2], [3, 0]], np.float32))
+    >>> save_fisher("fisher.safetensors", {"q_proj": statistics})
+    >>> load_fisher("fisher.safetensors")["q_proj"].fisher
+    array([5., 2.], dtype=float32)
     """
     statistics: dict[str, GradientStatistics] = {}
     with opened(path, "save_fisher") as file:

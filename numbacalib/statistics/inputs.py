@@ -1,4 +1,4 @@
-"""What calibration collects of a layer's inputs: streaming, mergeable, savable."""
+"""Statistics of a layer's inputs: streaming, mergeable, savable."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from numbacalib.statistics.reader import StatisticsFile, opened
 
 
 class InputStatistics:
-    """All that the methods need of a linear layer's inputs, each token weighing the same.
+    """Moments and magnitudes of a linear layer's inputs, each token weighing the same.
 
     They are kept on the device of the first inputs: NumPy arrays, or Numba device arrays.
 
@@ -71,7 +71,7 @@ class InputStatistics:
         self.residual: Any = None
 
     @property
-    def mean_square(self) -> Any:
+    def mean_square(self) -> Array:
         """``mean_n x[n, j] ** 2``, [K]: llama.cpp's importance matrix."""
         return scaled(diagonal(self.hessian), 0.5)
 
@@ -227,6 +227,28 @@ def save_statistics(
 
     Layers that share one `InputStatistics` object, since they share an input, are stored once. With
     their weights beside them, the layers can be quantized again without the model.
+
+    Parameters
+    ----------
+    path : str or Path
+    statistics : mapping of str to InputStatistics
+        Of the layers, by name.
+    weights : mapping of str to array [M, K], optional
+        Of the same layers, in any of the four dtypes.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses; nothing new is at `path` then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.statistics import InputStatistics, save_statistics
+    >>> statistics = InputStatistics(3)
+    >>> statistics.update(np.array([[1, -4, 0], [-2, 3, 0]], np.float32))
+    >>> weight = np.ones((2, 3), np.float32)
+    >>> save_statistics("layers.safetensors", {"q_proj": statistics}, {"q_proj": weight})
     """
     tensors: dict[str, NDArray] = {}
     stored_as: dict[str, str] = {}
@@ -245,12 +267,32 @@ def save_statistics(
 def load_statistics(path: str | Path) -> dict[str, InputStatistics]:
     """Read what `save_statistics` wrote; layers that shared one object do so again.
 
+    Parameters
+    ----------
+    path : str or Path
+        Of a safetensors file (extra `models`).
+
+    Returns
+    -------
+    dict of str to InputStatistics
+        By layer.
+
     Raises
     ------
     OSError
         If the file cannot be opened.
     ValueError
         If the file is damaged or of another kind. The message is one line that names the file.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.statistics import InputStatistics, load_statistics, save_statistics
+    >>> statistics = InputStatistics(3)
+    >>> statistics.update(np.array([[1, -4, 0], [-2, 3, 0]], np.float32))
+    >>> save_statistics("layers.safetensors", {"q_proj": statistics})
+    >>> load_statistics("layers.safetensors")["q_proj"].max_abs
+    array([2., 4., 0.], dtype=float32)
     """
     layers: dict[str, InputStatistics] = {}
     with opened(path, "save_statistics") as file:
@@ -276,12 +318,28 @@ def load_statistics(path: str | Path) -> dict[str, InputStatistics]:
 def stored_channels(path: str | Path) -> dict[str, int]:
     """Return K of the layers whose statistics a file holds, by name, from its header alone.
 
+    Parameters
+    ----------
+    path : str or Path
+        Of a safetensors file (extra `models`).
+
+    Returns
+    -------
+    dict of str to int
+
     Raises
     ------
     OSError
         If the file cannot be opened.
     ValueError
         If the file is damaged or of another kind. The message is one line that names the file.
+
+    Examples
+    --------
+    >>> from numbacalib.statistics import InputStatistics, save_statistics, stored_channels
+    >>> save_statistics("layers.safetensors", {"q_proj": InputStatistics(3)})
+    >>> stored_channels("layers.safetensors")
+    {'q_proj': 3}
     """
     with opened(path, "save_statistics") as file:
         stored_as = _stored_as(file)
@@ -292,12 +350,31 @@ def stored_channels(path: str | Path) -> dict[str, int]:
 def load_weights(path: str | Path) -> dict[str, NDArray]:
     """Read the weights that `save_statistics` wrote beside the statistics, by layer.
 
+    Parameters
+    ----------
+    path : str or Path
+        Of a safetensors file (extra `models`).
+
+    Returns
+    -------
+    dict of str to array [M, K]
+        In the dtypes in which they were saved.
+
     Raises
     ------
     OSError
         If the file cannot be opened.
     ValueError
         If the file is damaged or of another kind. The message is one line that names the file.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.statistics import InputStatistics, load_weights, save_statistics
+    >>> weights = {"q_proj": np.ones((2, 3), np.float16)}
+    >>> save_statistics("layers.safetensors", {"q_proj": InputStatistics(3)}, weights)
+    >>> load_weights("layers.safetensors")["q_proj"].dtype
+    dtype('float16')
     """
     floats = ("F16", "BF16", "F32", "F64")
     with opened(path, "save_statistics") as file:

@@ -15,7 +15,7 @@ from numbacalib.runtime.extras import extra
 __all__ = ["StatisticsFile", "opened"]
 
 _MOST_DIMENSIONS = 64
-"""Of NumPy's arrays."""
+"""Most dimensions of NumPy's arrays."""
 
 
 class StatisticsFile:
@@ -35,7 +35,7 @@ class StatisticsFile:
         self.metadata: dict[str, str] = file.metadata() or {}
 
     def error(self, message: str) -> ValueError:
-        """What to raise, with the file's name."""
+        """Return the error to raise, with the file's name."""
         return ValueError(f"{self._path}: {_printable(message)}")
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -125,5 +125,5 @@ def opened(path: str | Path, writer: str) -> Iterator[StatisticsFile]:
 
 
 def _printable(message: str) -> str:
-    """One line, whatever the names in the file are."""
+    """Return a message as one line, whatever the names in the file are."""
     return "".join(letter if letter.isprintable() else " " for letter in message)

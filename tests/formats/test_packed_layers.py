@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import ml_dtypes
@@ -11,20 +10,17 @@ import pytest
 from formats.naive_packing import naive_pack
 from hypothesis import given
 from hypothesis import strategies as st
-from models.tiny import tiny_config, tiny_tensors
+from models.tiny import write_tiny_checkpoint
 
-from numbacalib.formats.compressed_tensors import (
-    PackedLayers,
-    PackedLayout,
-    is_compressed,
-    pack,
-    unpack,
-    weight_reader,
-)
-from numbacalib.formats.safetensors_writer import SafetensorsWriter
+from numbacalib.formats import LayerGrid, dequantized, stored_format
+from numbacalib.formats.compressed_tensors import CompressedTensors
+from numbacalib.formats.safetensors_format import Left
 from numbacalib.methods import QuantizedWeight, rtn
 from numbacalib.models import open_checkpoint
+from numbacalib.models.checkpoint import TensorInfo
 
+FORMAT = CompressedTensors()
+pack = FORMAT.pack
 SCALE_DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 
 
@@ -42,6 +38,13 @@ def quantized_weights(draw):
         group_size=group_size,
         symmetric=symmetric,
     )
+
+
+def unpack(tensors, layer: QuantizedWeight) -> QuantizedWeight:
+    """Read back tensors on the grid of a layer."""
+    size = layer.group_size if layer.group_size < layer.codes.shape[1] else None
+    grid = LayerGrid(layer.bits, size, layer.symmetric, np.dtype(np.float32))
+    return FORMAT.unpack(tensors, grid)
 
 
 def assert_same(actual: QuantizedWeight, expected: QuantizedWeight) -> None:
@@ -71,9 +74,7 @@ def test_tensors_of_a_layer(quantized):
 
 @given(quantized_weights())
 def test_round_trip(quantized):
-    assert_same(
-        unpack(pack(quantized), bits=quantized.bits, symmetric=quantized.symmetric), quantized
-    )
+    assert_same(unpack(pack(quantized), quantized), quantized)
 
 
 def small_layer(**settings) -> QuantizedWeight:
@@ -87,11 +88,11 @@ def test_groups_out_of_order_are_read_but_not_written():
     with pytest.raises(ValueError, match="g_idx: expected None"):
         pack(layer)
     tensors = pack(small_layer()) | {"weight_g_idx": g_idx.astype(np.int32)}
-    read = unpack(tensors, bits=3, symmetric=False)
+    read = unpack(tensors, small_layer())
     np.testing.assert_array_equal(read.dequantize(), layer.dequantize())
     tensors["weight_g_idx"][7] = 3
     with pytest.raises(ValueError, match="weight_g_idx: expected 0 to 2, got 0 to 3"):
-        unpack(tensors, bits=3, symmetric=False)
+        unpack(tensors, small_layer())
 
 
 @pytest.mark.parametrize(
@@ -118,16 +119,31 @@ def test_damaged_layer(name, damage, message):
     if damaged is not None:
         tensors[name] = damaged
     with pytest.raises(ValueError, match=message):
-        unpack(tensors, bits=3, symmetric=False)
+        unpack(tensors, small_layer())
 
 
 SHAPES = {"a.q_proj": (24, 96), "a.k_proj": (24, 96), "a.down_proj": (24, 80)}
 
 
-def test_symmetric_layout_has_a_config_group_for_each_length():
-    layout = PackedLayout(SHAPES, bits=4, group_size=32, symmetric=True)
-    assert layout.group_sizes == {"a.q_proj": 32, "a.k_proj": 32, "a.down_proj": 20}
-    config = layout.quantization_config()
+def grids_of(shapes, *, bits, group_size, symmetric, dtype=np.float32):
+    """Grids of layers of these shapes, all asked to be on the same one."""
+    weights = {name: TensorInfo(shape, np.dtype(dtype)) for name, shape in shapes.items()}
+    asked = LayerGrid(bits, group_size, symmetric, np.dtype(dtype))
+    return FORMAT.grids(weights, dict.fromkeys(shapes, asked))
+
+
+def sizes_of(grids):
+    return {name: grid.group_size for name, grid in grids.items()}
+
+
+def config_of(grids):
+    return FORMAT.configuration(grids, Left())["quantization_config"]
+
+
+def test_a_symmetric_model_has_a_config_group_for_each_length():
+    grids = grids_of(SHAPES, bits=4, group_size=32, symmetric=True)
+    assert sizes_of(grids) == {"a.q_proj": 32, "a.k_proj": 32, "a.down_proj": 20}
+    config = config_of(grids)
     assert "dequantize" not in config
     first, second = config["config_groups"].values()
     assert first["targets"] == ["a.down_proj"]
@@ -136,21 +152,40 @@ def test_symmetric_layout_has_a_config_group_for_each_length():
     assert (second["weights"]["strategy"], second["weights"]["group_size"]) == ("group", 32)
 
 
-def test_asymmetric_layout_has_groups_of_one_length():
-    layout = PackedLayout(SHAPES, bits=4, group_size=32, symmetric=False)
-    assert set(layout.group_sizes.values()) == {16}
-    (group,) = layout.quantization_config()["config_groups"].values()
+def test_an_asymmetric_model_has_groups_of_one_length():
+    grids = grids_of(SHAPES, bits=4, group_size=32, symmetric=False)
+    assert set(sizes_of(grids).values()) == {16}
+    (group,) = config_of(grids)["config_groups"].values()
     assert (group["targets"], group["weights"]["group_size"]) == (["Linear"], 16)
+
+
+def test_widths_are_by_layer_on_symmetric_grids_alone():
+    weights = {name: TensorInfo(shape, np.dtype(np.float32)) for name, shape in SHAPES.items()}
+    asked = {
+        name: LayerGrid(8 if "down" in name else 4, 16, True, np.dtype(np.float32))
+        for name in SHAPES
+    }
+    grids = FORMAT.grids(weights, asked)
+    assert grids == asked
+    first, second = config_of(grids)["config_groups"].values()
+    assert (first["targets"], first["weights"]["num_bits"]) == (["a.down_proj"], 8)
+    assert (second["targets"], second["weights"]["num_bits"]) == (["Linear"], 4)
+    asymmetric = {name: replace(grid, symmetric=False) for name, grid in asked.items()}
+    with pytest.raises(
+        ValueError,
+        match=r"all layers on one grid .* a\.k_proj on 4 bits, .* a\.down_proj on 8 bits",
+    ):
+        FORMAT.grids(weights, asymmetric)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("group_size", [32, None])
-def test_layout_of_groups_that_divide(group_size, symmetric):
-    layout = PackedLayout(
+def test_grids_of_groups_that_divide(group_size, symmetric):
+    grids = grids_of(
         {"q": (24, 96), "k": (24, 64)}, bits=4, group_size=group_size, symmetric=symmetric
     )
-    assert layout.group_sizes == {"q": group_size, "k": group_size}
-    (group,) = layout.quantization_config()["config_groups"].values()
+    assert sizes_of(grids) == {"q": group_size, "k": group_size}
+    (group,) = config_of(grids)["config_groups"].values()
     strategy = "channel" if group_size is None else "group"
     assert (group["weights"]["strategy"], group["weights"]["group_size"]) == (strategy, group_size)
 
@@ -159,51 +194,51 @@ def test_zero_points_that_no_client_reads_are_refused():
     """One word of 4-bit zero points a group; tests/interop shows that all others are read."""
     small = {"a.k_proj": (8, 64)}
     with pytest.raises(ValueError, match=r"a\.k_proj: .* 4-bit zero points of 8 rows in 2 groups"):
-        PackedLayout(small, bits=4, group_size=32, symmetric=False)
+        grids_of(small, bits=4, group_size=32, symmetric=False)
     for bits, size, symmetric in ((4, 32, True), (4, None, False), (4, 64, False), (5, 32, False)):
-        PackedLayout(small, bits=bits, group_size=size, symmetric=symmetric)
-    PackedLayout({"a.k_proj": (9, 64)}, bits=4, group_size=32, symmetric=False)
+        grids_of(small, bits=bits, group_size=size, symmetric=symmetric)
+    grids_of({"a.k_proj": (9, 64)}, bits=4, group_size=32, symmetric=False)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_checkpoint_round_trip(tmp_path, symmetric):
     """What the reader gives is what was quantized; everything else is as it was."""
-    config = tiny_config(intermediate_size=80)
-    tensors = tiny_tensors(config)
-    layers = {
-        name.removesuffix(".weight"): tensor
-        for name, tensor in tensors.items()
-        if name.endswith("_proj.weight")
-    }
-    layout = PackedLayout(
-        {name: weight.shape for name, weight in layers.items()},
-        bits=3,
-        group_size=32,
-        symmetric=symmetric,
+    source = open_checkpoint(
+        write_tiny_checkpoint(tmp_path / "source", dtype="bfloat16", intermediate_size=80)
     )
-    assert set(layout.group_sizes.values()) == ({32, 20} if symmetric else {16})
-    expected = {}
-    with SafetensorsWriter(tmp_path) as writer:
-        for name, tensor in tensors.items():
-            layer = name.removesuffix(".weight")
-            if layer not in layers:
-                writer.add(name, tensor.astype(ml_dtypes.bfloat16))
-                expected[name] = tensor.astype(ml_dtypes.bfloat16).astype(np.float32)
-                continue
-            size = layout.group_sizes[layer]
-            quantized = rtn(tensor, bits=3, group_size=size, symmetric=symmetric)
-            for kind, part in pack(quantized).items():
-                writer.add(f"{layer}.{kind}", part)
-            expected[name] = quantized.dequantize()
-    config["quantization_config"] = layout.quantization_config()
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    layers = [name.removesuffix(".weight") for name in source.names() if "_proj.w" in name]
+    shapes = {layer: source.info(f"{layer}.weight").shape for layer in layers}
+    settings = {"bits": 3, "symmetric": symmetric}
+    grids = grids_of(shapes, group_size=32, dtype=ml_dtypes.bfloat16, **settings)
+    assert set(sizes_of(grids).values()) == ({32, 20} if symmetric else {16})
+    expected = {
+        name: source.tensor(name).astype(np.float32)
+        for name in source.names()
+        if name.removesuffix(".weight") not in layers
+    }
+    (tmp_path / "written").mkdir()
+    with FORMAT.writer(tmp_path / "written", source, grids) as writer:
+        for layer, grid in grids.items():
+            weight = source.tensor(f"{layer}.weight")
+            quantized = rtn(
+                weight, group_size=grid.group_size, scale_dtype=grid.scale_dtype, **settings
+            )
+            assert writer.add_layer(layer, quantized) == FORMAT.packed_bytes(weight.shape, grid)
+            expected[f"{layer}.weight"] = quantized.dequantize()
 
-    checkpoint = open_checkpoint(tmp_path)
-    assert is_compressed(checkpoint.hf_config())
-    assert set(PackedLayers(checkpoint)) == set(layers)
-    read = weight_reader(checkpoint)
+    checkpoint = open_checkpoint(tmp_path / "written")
+    data = (checkpoint.path / "model.safetensors").read_bytes()
+    header = int.from_bytes(data[:8], "little")
+    assert len(data) == 8 + header + writer.planned_bytes
+    form = stored_format(checkpoint)
+    assert form.name == "compressed-tensors"
+    assert set(form.layers(checkpoint)) == set(layers)
+    read = dequantized(checkpoint)
+    assert set(read.names()) == set(expected)
     for name, values in expected.items():
-        np.testing.assert_array_equal(read(name), values, strict=True)
+        assert read.info(name).shape == values.shape
+        np.testing.assert_array_equal(read.tensor(name).astype(np.float32), values, strict=True)
+    assert "quantization_config" not in read.hf_config()
 
 
 class FakeCheckpoint:
@@ -235,8 +270,11 @@ def config_groups(**bits_of_target):
 
 
 def packed_config(**changes):
-    config = PackedLayout({}, bits=3, group_size=16, symmetric=True).quantization_config()
-    return config | changes
+    return config_of({"a.q": LayerGrid(3, 16, True, np.dtype(np.float32))}) | changes
+
+
+def packed_layers(config, tensors):
+    return FORMAT.layers(FakeCheckpoint(config, tensors))
 
 
 def test_a_layer_is_matched_by_name_then_expression_then_class():
@@ -247,7 +285,7 @@ def test_a_layer_is_matched_by_name_then_expression_then_class():
         for kind, tensor in pack(small_layer(bits=bits, symmetric=True)).items()
     }
     groups = config_groups(**{"Linear": 8, "re:a[.]": 5, "a.q": 2})
-    packed = PackedLayers(FakeCheckpoint(packed_config(config_groups=groups), tensors))
+    packed = packed_layers(packed_config(config_groups=groups), tensors)
     for name, bits in layers.items():
         assert_same(packed[name], small_layer(bits=bits, symmetric=True))
 
@@ -258,21 +296,21 @@ def test_a_layer_without_a_config_group():
     with pytest.raises(
         ValueError, match=r"^somewhere: quantization_config: expected a config group for a\.q"
     ):
-        PackedLayers(FakeCheckpoint(config, tensors))
+        packed_layers(config, tensors)
 
 
 def test_a_layer_is_stored_in_one_way():
     tensors = {f"a.q.{kind}": t for kind, t in pack(small_layer(symmetric=True)).items()}
     tensors["a.q.weight"] = np.zeros((5, 48), np.float32)
     with pytest.raises(ValueError, match=r"^somewhere: a\.q\.weight_packed: expected no a\.q\.w"):
-        PackedLayers(FakeCheckpoint(packed_config(), tensors))
+        packed_layers(packed_config(), tensors)
 
 
 def test_groups_are_as_long_as_the_configuration_says():
     tensors = {f"a.q.{kind}": t for kind, t in pack(small_layer(symmetric=True)).items()}
     config = packed_config(config_groups=config_groups(Linear=3))
     config["config_groups"]["group_0"]["weights"]["group_size"] = 48
-    packed = PackedLayers(FakeCheckpoint(config, tensors))
+    packed = packed_layers(config, tensors)
     with pytest.raises(ValueError, match=r"a\.q\.weight_scale: expected groups of 48 .* of 16"):
         packed["a.q"]
 
@@ -280,13 +318,13 @@ def test_groups_are_as_long_as_the_configuration_says():
 def test_a_damaged_layer_is_named():
     tensors = {f"a.q.{kind}": t for kind, t in pack(small_layer(symmetric=True)).items()}
     del tensors["a.q.weight_scale"]
-    packed = PackedLayers(FakeCheckpoint(packed_config(), tensors))
+    packed = packed_layers(packed_config(), tensors)
     with pytest.raises(ValueError, match=r"^somewhere: a\.q\.weight_scale: expected a tensor"):
         packed["a.q"]
 
 
 def test_not_quantized():
-    assert not is_compressed({"model_type": "llama"})
+    assert stored_format(FakeCheckpoint(None, {})) is None
 
 
 WEIGHTS = packed_config()["config_groups"]["group_0"]
@@ -296,8 +334,8 @@ WEIGHTS = packed_config()["config_groups"]["group_0"]
     ("config", "message"),
     [
         (
-            {"quant_method": "gptq", "bits": 4},
-            "quant_method: expected compressed-tensors, got 'gptq'",
+            {"quant_method": "bitsandbytes", "bits": 4},
+            "quant_method: expected one that is read here .*awq, compressed-tensors.*got 'bits",
         ),
         (packed_config(format="nvfp4-pack-quantized"), "format: expected pack-quantized"),
         (packed_config(kv_cache_scheme={"num_bits": 8}), "kv_cache_scheme: expected null"),
@@ -328,6 +366,4 @@ WEIGHTS = packed_config()["config_groups"]["group_0"]
 )
 def test_other_quantizations_are_refused_before_any_work(config, message):
     with pytest.raises(ValueError, match=message):
-        is_compressed({"quantization_config": config})
-    with pytest.raises(ValueError, match=message):
-        weight_reader(FakeCheckpoint(config, {}))
+        dequantized(FakeCheckpoint(config, {}))

@@ -185,13 +185,10 @@ def _packed_damage(random_: random.Random, directory: Path) -> None:
 
 
 def _read_packed(path: Path) -> None:
-    from numbacalib.formats import is_compressed, weight_reader
+    from numbacalib.formats import dequantized
     from numbacalib.models import Decoder, open_checkpoint
 
-    checkpoint = open_checkpoint(path)
-    if is_compressed(checkpoint.hf_config()):
-        decoder = Decoder(checkpoint, weight_reader(checkpoint))
-        decoder.block(0)
+    Decoder(dequantized(open_checkpoint(path))).block(0)
 
 
 TARGETS = {

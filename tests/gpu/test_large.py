@@ -7,6 +7,7 @@ import torch
 
 import numbacalib
 from numbacalib.linalg import factor_hessians
+from numbacalib.methods import gptq, proxy_loss, rtn
 from numbacalib.ops.gptq_quantize_column import quantize_direct
 from numbacalib.spec.grid import Grid, group_indices
 
@@ -127,3 +128,21 @@ def test_gptq_of_a_weight_beyond_32_bit_indices(generator):
     torch.testing.assert_close(
         tensor(whole.losses)[-1000:].sum(), tensor(alone.losses).sum(), rtol=1e-3, atol=0
     )
+
+
+@pytest.mark.parametrize("decades", [0, 4], ids=["even", "outliers"])
+def test_proxy_loss_of_a_large_layer(decades, generator):
+    """Half floats of errors are of no account, whatever channels of a Hessian are far above the others."""
+    rows, channels = 1536, 4096
+    x = normal(2 * channels, channels, torch.float32, generator)
+    x *= 10 ** (decades * torch.rand(channels, device="cuda", generator=generator) - decades / 2)
+    weight = normal(rows, channels, torch.float32, generator)
+    hessian = gram(x)
+    single = hessian.float()
+    for quantized in (
+        rtn(weight, bits=3, group_size=128),
+        gptq(weight, single, bits=3, group_size=128),
+    ):
+        error = (weight - tensor(quantized.dequantize())).double()
+        expected = float(((error @ single.double()) * error).sum())
+        assert proxy_loss(weight, quantized, single) == pytest.approx(expected, rel=2e-4)

@@ -349,10 +349,12 @@ def test_a_result_outlives_the_stream_it_was_made_on():
 
 def test_the_process_ends_quietly_while_results_are_alive():
     code = """
+import logging
 import numpy as np
 from numba import cuda
 import numbacalib
 from numbacalib.statistics import InputStatistics
+logging.getLogger("numbacalib").setLevel(logging.ERROR)  # it tells of kernels that are compiled
 large = numbacalib.gptq_hessian_update(
     cuda.to_device(np.zeros((2048, 2048), np.float32)), cuda.to_device(np.ones((4, 2048), np.float32))
 )

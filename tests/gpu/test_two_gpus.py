@@ -2,6 +2,7 @@
 
 import cases
 import cupy
+import numba.cuda
 import numpy as np
 import pytest
 import torch
@@ -37,6 +38,31 @@ def test_arrays_of_two_gpus_are_a_type_error():
     assert statistics.tokens == 64
 
 
+class Interface:
+    """An array of a library that speaks the array interface alone."""
+
+    def __init__(self, array):
+        self._owner = array
+        self.__cuda_array_interface__ = array.__cuda_array_interface__
+
+
+def test_every_kind_of_array_is_found_where_it_is():
+    """Numba's arrays and mere interfaces name no device: their addresses do."""
+    for number in (0, 1):
+        with numba.cuda.gpus[number]:
+            array = numba.cuda.to_device(weight())
+        for kind in (array, Interface(array)):
+            with pytest.raises(TypeError, match=f"gradients on GPU {number}"):
+                numbacalib.fisher_information(
+                    kind, out=torch.zeros(128, device=f"cuda:{1 - number}")
+                )
+            found = numbacalib.fisher_information(kind)
+            with numba.cuda.gpus[number]:
+                np.testing.assert_allclose(
+                    found.copy_to_host(), (weight() ** 2).mean(axis=0), rtol=1e-5
+                )
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_runs_where_its_arrays_are(number):
     """Whichever GPU is the current one."""
@@ -48,6 +74,8 @@ def test_runs_where_its_arrays_are(number):
             found = gptq(*arrays, **GRID)
             codes = torch.from_dlpack(found.codes)
             assert codes.device.index == number
+            attributes = cupy.cuda.runtime.pointerGetAttributes(codes.data_ptr())
+            assert attributes.device == number
             differ = (codes.cpu().numpy() != expected.codes).mean()
             assert differ < 0.02
             assert found.report.loss == pytest.approx(expected.report.loss, rel=0.02)

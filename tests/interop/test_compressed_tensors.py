@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from compressed_tensors.compressors import PackedQuantizationCompressor
 from compressed_tensors.compressors.pack_quantized import pack_to_int32, unpack_from_int32
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
-from models.tiny import tiny_config, tiny_tensors
+from models.tiny import write_tiny_checkpoint
 from safetensors.numpy import save
 from safetensors.torch import load
 from transformers import AutoModelForCausalLM
 
+from numbacalib.formats import LayerGrid, dequantized
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits
-from numbacalib.formats.compressed_tensors import PackedLayout, pack, weight_reader
+from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.formats.output_directory import new_directory
-from numbacalib.formats.safetensors_writer import SafetensorsWriter
+from numbacalib.formats.safetensors_format import Left
 from numbacalib.methods import QuantizedWeight, rtn
 from numbacalib.models import Decoder, open_checkpoint
+from numbacalib.models.checkpoint import TensorInfo
 
-DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+FORMAT = CompressedTensors()
+
+
+def grids_of(shapes, *, bits, group_size, symmetric):
+    weights = {name: TensorInfo(shape, np.dtype(np.float32)) for name, shape in shapes.items()}
+    asked = LayerGrid(bits, group_size, symmetric, np.dtype(np.float32))
+    return FORMAT.grids(weights, dict.fromkeys(shapes, asked))
+
+
+def config_of(grids):
+    return FORMAT.configuration(grids, Left())["quantization_config"]
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -52,11 +65,11 @@ def test_packing_is_that_of_compressed_tensors(bits, axis):
 def decompressed(rows: int, channels: int, **settings) -> tuple[np.ndarray, np.ndarray]:
     """A layer's weight, and what compressed-tensors makes of it as it comes from a file."""
     weight = np.random.default_rng(rows).standard_normal((rows, channels)).astype(np.float32)
-    layout = PackedLayout({"q": weight.shape}, **settings)
-    settings["group_size"] = layout.group_sizes["q"]
+    grids = grids_of({"q": weight.shape}, **settings)
+    settings["group_size"] = grids["q"].group_size
     quantized = rtn(weight, **settings, scale_dtype=np.float32)
-    tensors = load(save(pack(quantized)))
-    (group,) = layout.quantization_config()["config_groups"].values()
+    tensors = load(save(FORMAT.pack(quantized)))
+    (group,) = config_of(grids)["config_groups"].values()
     theirs = PackedQuantizationCompressor.decompress(
         tensors, QuantizationScheme.model_validate(group)
     )
@@ -91,19 +104,17 @@ def test_what_is_refused_cannot_be_read():
     """If this fails, compressed-tensors reads one word of 4-bit zero points: write them then."""
     weight = np.random.default_rng(0).standard_normal((8, 96)).astype(np.float32)
     quantized = rtn(weight, bits=4, group_size=32, symmetric=False, scale_dtype=np.float32)
-    layout = PackedLayout({"q": (9, 96)}, bits=4, group_size=32, symmetric=False)
-    (group,) = layout.quantization_config()["config_groups"].values()
+    grids = grids_of({"q": (9, 96)}, bits=4, group_size=32, symmetric=False)
+    (group,) = config_of(grids)["config_groups"].values()
     scheme = QuantizationScheme.model_validate(group)
     with pytest.raises(RuntimeError, match="must be 1 to view Int as Byte"):
-        PackedQuantizationCompressor.decompress(load(save(pack(quantized))), scheme)
+        PackedQuantizationCompressor.decompress(load(save(FORMAT.pack(quantized))), scheme)
 
 
 def test_config_is_understood_in_full():
     for symmetric in (False, True):
-        layout = PackedLayout(
-            {"q": (9, 96), "k": (9, 80)}, bits=3, group_size=32, symmetric=symmetric
-        )
-        config = layout.quantization_config()
+        shapes = {"q": (9, 96), "k": (9, 80)}
+        config = config_of(grids_of(shapes, bits=3, group_size=32, symmetric=symmetric))
         config.pop("dequantize", None)
         parsed = json.loads(QuantizationConfig.model_validate(config).model_dump_json())
         for name, group in config["config_groups"].items():
@@ -115,44 +126,52 @@ def test_config_is_understood_in_full():
 
 
 def write_quantized(
-    directory: Path, model_type: str, dtype: str, bits: int, symmetric: bool, group_size: int | None
+    directory: Path, model_type: str, dtype: str, asked: LayerGrid, wide: Sequence[str] = ()
 ) -> dict[str, QuantizedWeight]:
-    """Write a tiny random model, K = 192 in its down projections and else 96; return its layers."""
+    """Write a tiny random model, K = 192 in its down projections and else 96; return its layers.
+
+    Layers with one of `wide` in their names have 8 bits.
+    """
     sizes = {"hidden_size": 96, "head_dim": 24, "intermediate_size": 192}
-    config = tiny_config(model_type, **sizes, dtype=dtype)
-    tensors = tiny_tensors(config)
-    weights = {
-        name.removesuffix(".weight"): tensor
-        for name, tensor in tensors.items()
-        if name.endswith("_proj.weight")
-    }
-    layout = PackedLayout(
-        {layer: weight.shape for layer, weight in weights.items()},
-        bits=bits,
-        group_size=group_size,
-        symmetric=symmetric,
+    source = open_checkpoint(
+        write_tiny_checkpoint(directory.with_name("source"), model_type, dtype, **sizes)
     )
-    quantized = {
-        layer: rtn(
-            weight,
-            bits=bits,
-            group_size=layout.group_sizes[layer],
-            symmetric=symmetric,
-            scale_dtype=DTYPES[dtype],
-        )
-        for layer, weight in weights.items()
+    layers = [name.removesuffix(".weight") for name in source.names() if "_proj.weight" in name]
+    asked_of = {
+        layer: replace(asked, bits=8) if any(part in layer for part in wide) else asked
+        for layer in layers
     }
-    config["quantization_config"] = layout.quantization_config()
-    with new_directory(directory) as partial:
-        (partial / "config.json").write_text(json.dumps(config))
-        with SafetensorsWriter(partial) as writer:
-            for layer, weight in quantized.items():
-                for kind, tensor in pack(weight).items():
-                    writer.add(f"{layer}.{kind}", tensor)
-            for name, tensor in tensors.items():
-                if name.removesuffix(".weight") not in quantized:
-                    writer.add(name, tensor.astype(DTYPES[dtype]))
+    grids = FORMAT.grids({layer: source.info(f"{layer}.weight") for layer in layers}, asked_of)
+    quantized = {}
+    with new_directory(directory) as partial, FORMAT.writer(partial, source, grids) as writer:
+        for layer, grid in grids.items():
+            quantized[layer] = rtn(
+                source.tensor(f"{layer}.weight"),
+                bits=grid.bits,
+                group_size=grid.group_size,
+                symmetric=grid.symmetric,
+                scale_dtype=grid.scale_dtype,
+            )
+            writer.add_layer(layer, quantized[layer])
     return quantized
+
+
+def loaded(directory: Path):
+    """The model as transformers loads it, with nothing missing or left over."""
+    model, report = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+    assert not any(report.values()), report
+    return model
+
+
+def test_transformers_loads_widths_by_layer(tmp_path):
+    asked = LayerGrid(4, 32, True, np.dtype(np.float32))
+    quantized = write_quantized(tmp_path / "q", "llama", "float32", asked, ["down", "k_proj"])
+    assert {weight.bits for weight in quantized.values()} == {4, 8}
+    model = loaded(tmp_path / "q")
+    model(torch.arange(4)[None])  # weights are decompressed in the first pass
+    for layer, ours in quantized.items():
+        theirs = model.get_submodule(layer).weight
+        assert torch.equal(theirs, torch.from_numpy(ours.dequantize())), layer
 
 
 @pytest.mark.parametrize(
@@ -175,9 +194,9 @@ def test_transformers_loads_what_we_write(tmp_path, model_type, bits, symmetric,
     Groups of 32 divide every K; of 128 asked for, 96 are taken everywhere; of 64, symmetric models have
     48 and 64, asymmetric ones 48; None is the whole row. qwen2 has biases.
     """
-    quantized = write_quantized(tmp_path / "q", model_type, dtype, bits, symmetric, group_size)
-    model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "q", output_loading_info=True)
-    assert not any(report.values()), report
+    asked = LayerGrid(bits, group_size, symmetric, np.dtype(np.float32))
+    quantized = write_quantized(tmp_path / "q", model_type, dtype, asked)
+    model = loaded(tmp_path / "q")
     tokens = np.arange(12)
     with torch.no_grad():
         logits = model(torch.from_numpy(tokens)[None]).logits[0]
@@ -188,8 +207,7 @@ def test_transformers_loads_what_we_write(tmp_path, model_type, bits, symmetric,
         assert torch.equal(theirs, expected), layer
 
     if dtype == "float32":
-        checkpoint = open_checkpoint(tmp_path / "q")
-        decoder = Decoder(checkpoint, weight_reader(checkpoint))
+        decoder = Decoder(dequantized(open_checkpoint(tmp_path / "q")))
         expected = decoder.logits(decoder.forward(tokens))
         bound = 1e-4 * np.abs(expected).max()
         np.testing.assert_allclose(logits.numpy(), expected, rtol=0, atol=bound)

@@ -129,8 +129,8 @@ def test_logits_of_every_rope_scaling(
     checkpoint = open_checkpoint(tmp_path)
     compare(model, checkpoint, random_tokens())
 
-    plain, _ = inverse_frequencies(ModelConfig.from_hf(tiny_config(rope_theta=5000.0)), LENGTH)
-    frequencies, attention = inverse_frequencies(checkpoint.config, LENGTH)
+    plain, _ = inverse_frequencies(ModelConfig.from_hf(tiny_config(rope_theta=5000.0)).rope, LENGTH)
+    frequencies, attention = inverse_frequencies(checkpoint.config.rope, LENGTH)
     changed = attention != 1 or not np.allclose(frequencies, plain)
     assert changed == (scaling["rope_type"] != "default"), "the scaling has no effect to compare"
 

@@ -6,7 +6,7 @@ import torch
 from models.tiny import TEXT, random_tokens, write_tiny_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from numbacalib.formats.compressed_tensors import weight_reader
+from numbacalib.formats import dequantized
 from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.quantizer import Settings, quantize
 
@@ -16,8 +16,7 @@ def assert_transformers_agrees(directory, tokens):
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     with torch.no_grad():
         theirs = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
-    checkpoint = open_checkpoint(directory)
-    decoder = Decoder(checkpoint, weight_reader(checkpoint))
+    decoder = Decoder(dequantized(open_checkpoint(directory)))
     ours = decoder.logits(decoder.forward(tokens))
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4 * np.abs(ours).max())
 

@@ -7,6 +7,7 @@ queries: Ainslie et al. 2023. SwiGLU: Shazeer 2020.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,18 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return np.array([row / math.sqrt(np.mean(row * row) + eps) * weight for row in x])
 
 
-def rotate(head: Array, position: int, theta: float) -> Array:
-    half = len(head) // 2
-    result = np.empty_like(head)
-    for i in range(half):
-        angle = position * theta ** (-2 * i / len(head))
-        a, b = head[i], head[i + half]
-        result[i] = a * math.cos(angle) - b * math.sin(angle)
-        result[i + half] = b * math.cos(angle) + a * math.sin(angle)
+def rotate(
+    head: Array, position: int, theta: float, dim: int = 0, interleaved: bool = False
+) -> Array:
+    """Turn the first `dim` dimensions, all of them by default."""
+    dim = dim or len(head)
+    result = head.copy()
+    for i in range(dim // 2):
+        angle = position * theta ** (-2 * i / dim)
+        left, right = (2 * i, 2 * i + 1) if interleaved else (i, i + dim // 2)
+        a, b = head[left], head[right]
+        result[left] = a * math.cos(angle) - b * math.sin(angle)
+        result[right] = b * math.cos(angle) + a * math.sin(angle)
     return result
 
 
@@ -35,16 +40,47 @@ def softmax(scores: Array) -> Array:
     return exponentials / exponentials.sum()
 
 
-def attention(queries: Array, keys: Array, values: Array, window: int | None = None) -> Array:
+def layer_norm(x: Array, weight: Array, bias: Array | float, eps: float) -> Array:
+    return np.array([(row - row.mean()) / math.sqrt(row.var() + eps) * weight + bias for row in x])
+
+
+def activation(name: str, x: Array) -> Array:
+    """An MLP's activation, from its definition."""
+    functions: dict[str, Callable[[float], float]] = {
+        "silu": lambda v: v / (1 + math.exp(-v)),
+        "gelu": lambda v: v / 2 * (1 + math.erf(v / math.sqrt(2))),
+        "gelu_tanh": lambda v: (
+            v / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
+        ),
+        "relu": lambda v: max(v, 0),
+        "squared_relu": lambda v: max(v, 0) ** 2,
+    }
+    return np.vectorize(functions[name], otypes=[np.float64])(x)
+
+
+def attention(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    window: int | None = None,
+    scale: float | None = None,
+    cap: float = 0,
+    sinks: Array | None = None,
+) -> Array:
     """Causal attention of ``[T, heads, d]`` queries to ``[T, kv_heads, d]`` keys and values."""
     length, heads, size = queries.shape
     group = heads // keys.shape[1]
+    scale = 1 / math.sqrt(size) if scale is None else scale
     result = np.empty_like(queries)
     for t in range(length):
         first = 0 if window is None else max(0, t - window + 1)
         for head in range(heads):
-            seen = keys[first : t + 1, head // group]
-            weights = softmax(seen @ queries[t, head] / math.sqrt(size))
+            scores = keys[first : t + 1, head // group] @ queries[t, head] * scale
+            if cap:
+                scores = cap * np.tanh(scores / cap)
+            if sinks is not None:
+                scores = np.append(scores, sinks[head])
+            weights = softmax(scores)[: t + 1 - first]
             result[t, head] = weights @ values[first : t + 1, head // group]
     return result
 

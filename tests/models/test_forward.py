@@ -61,15 +61,15 @@ def test_activations_stand_large_values(tmp_path: Path) -> None:
     x = np.ones((3, 64), dtype=np.float32)
     block.linears["mlp.gate_proj"] = np.full((96, 64), -10, dtype=np.float32)
     with np.errstate(all="raise", under="ignore"):
-        np.testing.assert_array_equal(block.mlp(x), 0)
+        np.testing.assert_array_equal(block.mlp.inner(x), 0)
 
 
 def test_stages_compose_to_forward_for_one_and_several_sequences(tmp_path: Path) -> None:
     block = Decoder(open_checkpoint(write_tiny_checkpoint(tmp_path, "qwen3"))).block(1)
     hidden = np.random.default_rng(0).standard_normal((3, 11, 64), dtype=np.float32)
     result = hidden.copy()
-    block.attention_output(result, block.attention(block.attention_input(result)))
-    block.mlp_output(result, block.mlp(block.mlp_input(result)))
+    for half in block.sublayers:
+        half.add_output(result, half.inner(half.input(result)))
     assert not np.array_equal(hidden, result)
     np.testing.assert_array_equal(block.forward(hidden.copy()), result)
     assert_close(np.stack([block.forward(sequence) for sequence in hidden]), result)
@@ -82,9 +82,9 @@ def test_replaced_weights_take_effect_in_their_stage(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((5, 64), dtype=np.float32)
     activation = np.ones((5, 96), dtype=np.float32)
     block.linears["mlp.down_proj"] = np.zeros((64, 96), dtype=np.float32)
-    np.testing.assert_array_equal(block.mlp_output(x.copy(), activation), x)
+    np.testing.assert_array_equal(block.mlp.add_output(x.copy(), activation), x)
     block.linears["self_attn.v_proj"] = np.zeros((32, 64), dtype=np.float32)
-    np.testing.assert_array_equal(block.attention(x), 0)
+    np.testing.assert_array_equal(block.attention.inner(x), 0)
     assert decoder.block(0).linears["mlp.down_proj"].any()
 
 

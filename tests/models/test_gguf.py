@@ -118,7 +118,7 @@ def test_yarn_turns_as_ggml_does(tmp_path: Path) -> None:
     keys |= {"yarn_beta_fast": fast, "yarn_beta_slow": slow, "attn_factor": attention}
     extra = {f"llama.rope.scaling.{key}": value for key, value in keys.items()}
     write_gguf(tmp_path / "tiny.gguf", tiny_config(), extra=extra)
-    actual, scaling = inverse_frequencies(open_checkpoint(tmp_path / "tiny.gguf").config, 1)
+    actual, scaling = inverse_frequencies(open_checkpoint(tmp_path / "tiny.gguf").config.rope, 1)
 
     def corrected(turns: float) -> float:
         return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
@@ -142,8 +142,8 @@ def test_frequency_divisors_are_recognised_as_llama3(tmp_path: Path) -> None:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    plain, _ = inverse_frequencies(ModelConfig.from_hf(config), 1)
-    scaled, _ = inverse_frequencies(ModelConfig.from_hf(config | {"rope_scaling": scaling}), 1)
+    plain, _ = inverse_frequencies(ModelConfig.from_hf(config).rope, 1)
+    scaled, _ = inverse_frequencies(ModelConfig.from_hf(config | {"rope_scaling": scaling}).rope, 1)
     divisors = (plain / scaled).astype(np.float32)
     write_gguf(file, config, tensors={"rope_freqs.weight": divisors})
     assert open_checkpoint(file).config.rope_scaling == scaling

@@ -157,7 +157,7 @@ def test_an_error_of_the_configuration_names_its_file(tmp_path: Path) -> None:
     write_tiny_checkpoint(tmp_path)
     for wrong in (
         {"rope_scaling": {"rope_type": "mrope"}},
-        {"quantization_config": {"quant_method": "gptq"}},
+        {"quantization_config": 4},
         {"rms_norm_eps": float("nan")},
     ):
         (tmp_path / "config.json").write_text(json.dumps(tiny_config(**wrong)))

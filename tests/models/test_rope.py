@@ -17,11 +17,11 @@ PLAIN = 10000.0 ** (-np.arange(0, 16, 2) / 16)
 
 
 def frequencies(length: int = 32, **scaling: Any) -> tuple[Any, float]:
-    return inverse_frequencies(ModelConfig.from_hf(tiny_config(rope_scaling=scaling)), length)
+    return inverse_frequencies(ModelConfig.from_hf(tiny_config(rope_scaling=scaling)).rope, length)
 
 
 def test_default_frequencies_fall_geometrically() -> None:
-    actual, attention = inverse_frequencies(ModelConfig.from_hf(tiny_config()), 32)
+    actual, attention = inverse_frequencies(ModelConfig.from_hf(tiny_config()).rope, 32)
     np.testing.assert_allclose(actual, PLAIN)
     assert attention == 1
 
@@ -85,7 +85,7 @@ def test_longrope_changes_factors_beyond_the_original_length() -> None:
 
 
 def test_scores_depend_on_the_distance_only() -> None:
-    rope = RotaryEmbedding(ModelConfig.from_hf(tiny_config()))
+    rope = RotaryEmbedding(ModelConfig.from_hf(tiny_config()).rope)
     heads = np.tile(np.random.default_rng(0).standard_normal((2, 16)), (1, 40, 1, 1))
     heads = heads.astype(np.float32)
     rotate(heads, *rope.tables(40))
@@ -106,4 +106,4 @@ def test_scores_depend_on_the_distance_only() -> None:
 )
 def test_what_is_not_supported_says_so(scaling: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        RotaryEmbedding(ModelConfig.from_hf(tiny_config(rope_scaling=scaling)))
+        RotaryEmbedding(ModelConfig.from_hf(tiny_config(rope_scaling=scaling)).rope)

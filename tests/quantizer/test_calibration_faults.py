@@ -10,7 +10,7 @@ from models.tiny import TEXT, tiny_tokenizer, write_tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 
 from numbacalib.cli import main
-from numbacalib.quantizer import Settings, calibration, pipeline, quantize
+from numbacalib.quantizer import Settings, blocks, calibration, pipeline, quantize
 from numbacalib.statistics import GradientStatistics, save_fisher
 
 SHORT = ["--samples", "4", "--sequence-length", "32"]
@@ -145,7 +145,7 @@ def without_tokens(file):
 def test_incomplete_statistics_are_found_before_any_work(
     tmp_path, model, saved, capsys, monkeypatch, name, damage, message
 ):
-    monkeypatch.setattr(pipeline, "quantize_layer", None)
+    monkeypatch.setattr(blocks, "quantize_layers", None)
     damage(saved / name)
     assert_refused(capsys, tmp_path, message, "quantize", model, *GROUPS, "--statistics", saved)
 
@@ -221,7 +221,7 @@ def bad_fisher(shape, value=1.0):
 def test_importance_is_checked_as_a_whole_first(
     tmp_path, model, capsys, monkeypatch, damaged, message
 ):
-    monkeypatch.setattr(pipeline, "quantize_layer", None)
+    monkeypatch.setattr(blocks, "quantize_layers", None)
     shapes = {
         name.removesuffix(".weight"): tensor.shape
         for name, tensor in load_file(model / "model.safetensors").items()
@@ -246,8 +246,9 @@ def test_text_that_only_looks_like_enough_is_said(tmp_path, text, model, caplog,
     assert run(*command, "--text", text, "--output", tmp_path / "varied") == 0
     assert "directions" not in caplog.text
     report = tmp_path / "report.json"
-    assert run(*command, "--text", few, "--output", tmp_path / "few", "--report", report) == 0
-    first = json.loads(report.read_text())[0]
+    command += ["--text", few, "--report", report, "--verbose"]
+    assert run(*command, "--output", tmp_path / "few") == 0
+    first = json.loads(report.read_text())["layers"][0]
     assert first["full_rank"]
     assert 1 < first["effective_rank"] < 16
     assert "vary in few directions (model.layers.0." in caplog.text
@@ -273,9 +274,12 @@ def test_a_file_that_changes_under_the_run_ends_it(
         os.utime(file, ns=(0, 0))
         return tokens(*_, **__)
 
-    module = pipeline if command == "quantize" else calibration
-    tokens = module.read_sequences
-    monkeypatch.setattr(module, "read_sequences", touch)
+    module, name = {
+        "quantize": (pipeline, "read_split"),
+        "collect": (calibration, "read_sequences"),
+    }[command]
+    tokens = getattr(module, name)
+    monkeypatch.setattr(module, name, touch)
     groups = GROUPS if command == "quantize" else []
     assert_refused(capsys, tmp_path, str(file), command, model, "--text", text, *SHORT, *groups)
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from models.described import write_described_checkpoint
 from models.tiny import TEXT, write_tiny_checkpoint
 
 from numbacalib.cli import main
-from numbacalib.formats.compressed_tensors import PackedLayers
+from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.formats.imatrix import read_imatrix
 from numbacalib.methods import LayerReport
 from numbacalib.models import Decoder, open_checkpoint
@@ -84,6 +85,33 @@ def test_folding_leaves_a_block_as_it_is(tmp_path, dtype, overrides):
     assert np.abs(after - before).max() < (0.02 if coarse else 1e-5) * scale
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("model_type", "folded"), [("gemma2", 4), ("phi3", 2), ("cohere", 2), ("olmo2", 2), ("phi", 1)]
+)
+def test_folding_leaves_blocks_of_other_architectures(tmp_path, dtype, model_type, folded):
+    """Norms that store weights minus 1, fused layers and norms that two sublayers share among them."""
+    write_described_checkpoint(tmp_path, model_type, dtype, num_key_value_heads=4)
+    checkpoint = open_checkpoint(tmp_path)
+    decoder = Decoder(checkpoint)
+    block = decoder.block(0)
+    rng = np.random.default_rng(1)
+    hidden = rng.normal(size=(2, 9, decoder.config.hidden_size)).astype(np.float32)
+    before = block.forward(hidden.copy())
+    stages = [stage for stage in block.stages if block.producer(stage) is not None]
+    assert len(stages) == folded
+    for stage in stages:
+        channels = block.linears[stage[0]].shape[1]
+        asked = np.exp(0.3 * rng.normal(size=channels)).astype(np.float32)
+        scales, vectors = block.fold(stage, asked, checkpoint.tensor("model.norm.weight").dtype)
+        np.testing.assert_allclose(scales, asked, rtol=2**-6)
+        for name, vector in vectors.items():
+            assert vector.dtype == checkpoint.tensor(f"{block.name}.{name}").dtype
+    after = block.forward(hidden.copy())
+    coarse = dtype != "float32" and checkpoint.config.attention_bias
+    assert np.abs(after - before).max() < (0.02 if coarse else 1e-5) * np.abs(before - hidden).max()
+
+
 def test_with_fewer_key_value_heads_o_proj_has_no_producer(tmp_path):
     decoder = Decoder(open_checkpoint(write_tiny_checkpoint(tmp_path, num_key_value_heads=2)))
     block = decoder.block(0)
@@ -99,7 +127,7 @@ def test_awq_scales_are_folded_into_the_checkpoint(tmp_path, text, model, capsys
     original = perplexity(capsys, model, "--text", text)
     assert perplexity(capsys, output, "--text", text) == pytest.approx(original, rel=0.02)
     before, after = open_checkpoint(model), open_checkpoint(output)
-    assert len(PackedLayers(after)) == 14
+    assert len(CompressedTensors().layers(after)) == 14
     changed = [
         name
         for name in before.names()
@@ -118,7 +146,9 @@ def test_statistics_are_collected_once_and_quantized_from_again(tmp_path, text, 
     command = ["quantize", model, *GROUPS, "--bits", "3"]
     assert run(*command, "--text", text, *SHORT, "--output", from_text) == 0
     assert run(*command, "--statistics", saved, "--output", from_files) == 0
-    left, right = (PackedLayers(open_checkpoint(path)) for path in (from_text, from_files))
+    left, right = (
+        CompressedTensors().layers(open_checkpoint(path)) for path in (from_text, from_files)
+    )
     first = "model.layers.0.self_attn.q_proj"
     np.testing.assert_array_equal(left[first].codes, right[first].codes)
     # what comes later was calibrated on the original model instead of the quantized one
@@ -132,7 +162,7 @@ def test_statistics_are_collected_once_and_quantized_from_again(tmp_path, text, 
 
 
 def packed_codes(path):
-    layers = PackedLayers(open_checkpoint(path))
+    layers = CompressedTensors().layers(open_checkpoint(path))
     return {name: layers[name].codes for name in layers}
 
 
@@ -209,7 +239,7 @@ def test_options_reach_the_layers(tmp_path, text, model, options):
     output, report = tmp_path / "out", tmp_path / "report.json"
     command = ["quantize", model, "--text", text, *SHORT, *GROUPS, "--bits", "3", *options]
     assert run(*command, "--output", output, "--report", report) == 0
-    layers = json.loads(report.read_text())
+    layers = json.loads(report.read_text())["layers"]
     assert len(layers) == 14
     assert layers[0].keys() == set(LayerReport.__dataclass_fields__)
     ratios = [layer["loss"] / layer["rtn_loss"] for layer in layers]
@@ -219,7 +249,7 @@ def test_options_reach_the_layers(tmp_path, text, model, options):
 
 def test_fewer_tokens_than_channels_are_said(tmp_path, text, model, caplog, capsys):
     command = ["quantize", model, "--text", text, *GROUPS, "--sequence-length", "40"]
-    assert run(*command, "--samples", "1", "--output", tmp_path / "out") == 0
+    assert run(*command, "--samples", "1", "-v", "--output", tmp_path / "out") == 0
     assert (
         "14 of 14 layers had fewer tokens than channels (40 for 64, model.layers.0" in caplog.text
     )
@@ -240,7 +270,7 @@ def test_a_run_fails_where_too_many_layers_need_more_damping(tmp_path, text, mod
         capsys.readouterr().err
     )
     assert not output.exists()
-    assert run(*command, "--max-fallbacks", "1") == 0
+    assert run(*command, "--max-fallbacks", "1", "-v") == 0
     assert "0.01 (2 tries)" in capsys.readouterr().out
     assert "model.layers.1.mlp.down_proj: the Hessian was not positive definite" in caplog.text
 
@@ -257,7 +287,7 @@ OTHERS = ["--ranges", "weighted", "--range-norm", "3"]
 def outputs_error(model, output, tokens):
     """Mean squared difference of the hidden states after the last block."""
     states = [Decoder(open_checkpoint(model)).forward(tokens)]
-    layers = PackedLayers(open_checkpoint(output))
+    layers = CompressedTensors().layers(open_checkpoint(output))
 
     def weight(name):
         return layers[name.removesuffix(".weight")].dequantize()

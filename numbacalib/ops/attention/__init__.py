@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from numbacalib.ops.attention import cpu
@@ -15,11 +16,20 @@ def _gpu() -> Any:
     return gpu
 
 
-def attention(queries: Any, keys: Any, values: Any, window: int | None = None) -> Any:
+def attention(
+    queries: Any,
+    keys: Any,
+    values: Any,
+    window: int | None = None,
+    *,
+    scale: float | None = None,
+    cap: float = 0.0,
+    sinks: Any = None,
+) -> Any:
     """Attend from each position of a sequence to itself and those before it.
 
-    ``softmax(q k^T / sqrt(D)) v``, computed in float32 and with memory that does not grow with the
-    square of T: by parts of the keys, as Milakov and Gimelshein (2018), arXiv 1805.02867.
+    ``softmax(scale q k^T) v``, computed in float32 and with memory that does not grow with the square of
+    T: by parts of the keys, as Milakov and Gimelshein (2018), arXiv 1805.02867.
 
     Parameters
     ----------
@@ -29,10 +39,21 @@ def attention(queries: Any, keys: Any, values: Any, window: int | None = None) -
         H' divides H; query head h reads key head ``h // (H / H')``.
     window : int, optional
         Attend to the last `window` positions only, the token's own included.
+    scale : float, optional
+        By what scores are multiplied, ``1 / sqrt(D)`` by default.
+    cap : float, default 0
+        Scaled scores s become ``cap * tanh(s / cap)`` (Gemma 2, arXiv 2408.00118, section 2); none for 0.
+    sinks : float32 array [H], optional
+        A score of each head that takes part in its softmaxes, and has no value (as in GPT-OSS, arXiv
+        2508.10925; Xiao et al. (2023), arXiv 2309.17453).
 
     Returns
     -------
     array [S, T, H, D], of the same dtype
     """
-    with call(cpu, _gpu, queries=queries, keys=keys, values=values) as (kernels, q, k, v):
-        return kernels.attention(q, k, v, window or 0)
+    *_, size = queries.shape
+    scale = 1 / math.sqrt(size) if scale is None else scale
+    with call(cpu, _gpu, queries=queries, keys=keys, values=values, sinks=sinks) as (
+        kernels, q, k, v, sinks,
+    ):  # fmt: skip
+        return kernels.attention(q, k, v, window or 0, scale, cap, sinks)

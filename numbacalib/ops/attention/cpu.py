@@ -6,8 +6,6 @@ vector operations over queries.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numba import get_num_threads
 from numpy.typing import NDArray
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from numbacalib.runtime.blas import routine, single_threaded
 from numbacalib.runtime.jit import scalar, task_kernel
 from numbacalib.runtime.tasks import NORMAL, call_fortran, fetch_add
-from numbacalib.spec.decoder import first_key, weight_of
+from numbacalib.spec.decoder import capped, first_key, weight_of
 
 TILE = 64
 """Positions whose queries are a task, with those of the heads that share their keys."""
@@ -26,19 +24,30 @@ LOWEST = np.float32(-3e38)
 TRANSPOSED = np.uint8(ord("T"))
 
 
-def attention(queries: NDArray, keys: NDArray, values: NDArray, window: int) -> NDArray:
+def attention(
+    queries: NDArray,
+    keys: NDArray,
+    values: NDArray,
+    window: int,
+    scale: float,
+    cap: float,
+    sinks: NDArray | None,
+) -> NDArray:
     """See `numbacalib.ops.attention.attention`; a window of 0 is none."""
     context = np.empty_like(queries)
-    scale = np.float32(1 / math.sqrt(queries.shape[3]))
     gemm, workers = routine("gemm", queries.dtype), get_num_threads()
+    begin = np.zeros((2, queries.shape[2]), np.float32)
+    begin[0] = LOWEST if sinks is None else sinks
+    begin[1] = sinks is not None
+    options = window, np.float32(scale), np.float32(cap)
     with single_threaded():
         counter = np.zeros(1, np.int64)
-        _attend(workers, gemm, queries, keys, values, window, scale, counter, context)
+        _attend(workers, gemm, queries, keys, values, *options, begin, counter, context)
     return context
 
 
 @task_kernel
-def _attend(gemm, queries, keys, values, window, scale, counter, context):
+def _attend(gemm, queries, keys, values, window, scale, cap, begin, counter, context):
     """Split: workers take tiles of positions of a sequence and a key head, the longest first."""
     sequences, length, heads, size = queries.shape
     pairs = sequences * keys.shape[2]
@@ -57,13 +66,14 @@ def _attend(gemm, queries, keys, values, window, scale, counter, context):
         tile, state = tile_memory[:count], state_memory[:, :count]
         sums = sums_memory[: size * count].reshape(size, count)
         _take_queries(queries[s], start, head, group, scale, tile)
-        state[0], state[1], sums[...] = LOWEST, np.float32(0), np.float32(0)
+        _begin(begin, head, group, state)
+        sums[...] = np.float32(0)
         for first in range(first_key(start, window), stop, KEYS):
             last = min(first + KEYS, stop)
             scores = scores_memory[: (last - first) * count].reshape(last - first, count)
             here, there = keys[s, first:, head], values[s, first:, head]
             _multiply(gemm, tile, here, keys.shape[2] * size, scores)
-            _weigh(scores, first, start, group, window, state, sums)
+            _weigh(scores, first, start, group, window, cap, state, sums)
             _add_values(gemm, scores, there, keys.shape[2] * size, sums)
         _give(sums, state[1], start, head, group, context[s])
         task = fetch_add(counter)
@@ -76,6 +86,14 @@ def _take_queries(queries, start, head, group, scale, tile):
         given = queries[start + c // group, head * group + c % group]
         for d in range(len(given)):
             tile[c, d] = given[d] * scale
+
+
+@scalar
+def _begin(begin, head, group, state):
+    """Begin each softmax with its head's largest score and sum: those of its sink, or of nothing."""
+    for c in range(state.shape[1]):
+        state[0, c] = begin[0, head * group + c % group]
+        state[1, c] = begin[1, head * group + c % group]
 
 
 @scalar
@@ -107,7 +125,7 @@ def _add_values(gemm, scores, values, step, sums):
 
 
 @scalar
-def _weigh(scores, first, start, group, window, state, sums):
+def _weigh(scores, first, start, group, window, cap, state, sums):
     """Make weights of scores, and bring what was summed so far to the same largest scores.
 
     Key ``first + i`` is seen by a run of the tile's queries.
@@ -119,6 +137,9 @@ def _weigh(scores, first, start, group, window, state, sums):
     for i in range(len(scores)):
         row = scores[i]
         low, high = _seen(first + i, start, group, window, count)
+        if cap > np.float32(0):
+            for c in range(low, high):
+                row[c] = capped(row[c], cap)
         for c in range(low, high):
             largest[c] = max(largest[c], row[c])
     for c in range(count):

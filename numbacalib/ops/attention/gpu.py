@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import numpy as np
@@ -12,41 +11,49 @@ from numbacalib.runtime import device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import launch
-from numbacalib.spec.decoder import first_key, weight_of
+from numbacalib.spec.decoder import capped, first_key, weight_of
 
-EDGE = 2 if device.SIMULATED else 8
+EDGE = device.sized(8, simulated=2)
 """A block is EDGE x EDGE threads."""
 SHARED_BYTES = 48 << 10
-"""What a block may use."""
+"""Shared memory that a block may use."""
 LOWEST = np.float32(-3e38)
 """Below any score; a difference of two of it is a number, which one of infinities is not."""
 
 
-def attention(queries: Any, keys: Any, values: Any, window: int) -> Any:
+def attention(
+    queries: Any, keys: Any, values: Any, window: int, scale: float, cap: float, sinks: Any
+) -> Any:
     """See `numbacalib.ops.attention.attention`; a window of 0 is none."""
     sequences, length, heads, size = queries.shape
-    if _suits_tensor_cores(queries.dtype, size):
+    if not cap and _suits_tensor_cores(queries.dtype, size):
         from numbacalib.ops.attention import tensor_cores
 
-        return tensor_cores.attention(queries, keys, values, window)
+        return tensor_cores.attention(queries, keys, values, window, scale, sinks)
     context = device.empty(queries.shape, queries.dtype)
     share = _rows_of_a_thread(size)
     grid = -(-length // (EDGE * share)), heads, sequences
-    scale = np.float32(1 / math.sqrt(size))
     arrays = (carrier(array) for array in (queries, keys, values, context))
-    launch(_kernel(size, share), grid, (EDGE, EDGE), *arrays, window, scale)
+    has_sinks = sinks is not None
+    if sinks is None:
+        sinks = device.zeros((heads,), np.float32)
+    options = window, np.float32(scale), np.float32(cap), sinks, has_sinks
+    launch(_kernel(size, share), grid, (EDGE, EDGE), *arrays, *options)
     return context
 
 
 def _suits_tensor_cores(dtype: np.dtype, size: int) -> bool:
-    """Whether `tensor_cores` takes heads of these: 16-bit floats whose rows begin at 16 bytes."""
+    """Return whether `tensor_cores` takes heads of these: 16-bit floats whose rows begin at 16 bytes.
+
+    It has no caps of scores: models with caps take the portable form.
+    """
     if device.SIMULATED or dtype.itemsize != 2 or size % 8 or size > 128:
         return False
     return cuda.get_current_device().compute_capability >= (8, 0)
 
 
 def _rows_of_a_thread(size: int) -> int:
-    """How many queries, and keys of a tile, each row of threads takes: as shared memory allows."""
+    """Return how many queries, and keys of a tile, a row of threads takes: as shared memory allows."""
     for share in (4, 2):
         rows = EDGE * share
         if 4 * (2 * rows * (size + 1) + rows * (rows + 3)) <= SHARED_BYTES:
@@ -61,7 +68,7 @@ def _kernel(size: int, share: int) -> Any:
     padded = size + 1
 
     @cuda.jit
-    def attend(queries, keys, values, context, window, scale):
+    def attend(queries, keys, values, context, window, scale, cap, sinks, has_sinks):
         """One block a tile of queries of a head; a thread every EDGE-th row and column of it."""
         mine = cuda.shared.array((rows, padded), np.float32)
         theirs = cuda.shared.array((rows, padded), np.float32)
@@ -82,8 +89,10 @@ def _kernel(size: int, share: int) -> Any:
             if start + r < length:
                 value = np.float32(widen(queries[s, start + r, head, d])) * scale
             mine[r, d] = value
+        peak = sinks[head] if has_sinks else LOWEST
+        total = np.float32(1) if has_sinks else np.float32(0)
         for r in range(thread, rows, EDGE * EDGE):
-            largest[r], totals[r] = LOWEST, np.float32(0)
+            largest[r], totals[r] = peak, total
         for i in range(share):
             for c in range(columns):
                 sums[i, c] = np.float32(0)
@@ -106,7 +115,7 @@ def _kernel(size: int, share: int) -> Any:
                         scores[i, j] += mine[ty + EDGE * i, d] * theirs[tx + EDGE * j, d]
             for i in range(share):
                 for j in range(share):
-                    weights[ty + EDGE * i, tx + EDGE * j] = scores[i, j]
+                    weights[ty + EDGE * i, tx + EDGE * j] = capped(scores[i, j], cap)
             cuda.syncthreads()
             for r in range(thread, rows, EDGE * EDGE):
                 query = start + r

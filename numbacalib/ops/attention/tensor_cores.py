@@ -27,14 +27,19 @@ LOWEST = np.float32(-3e38)
 
 
 def attention(
-    queries: DeviceArray, keys: DeviceArray, values: DeviceArray, window: int
+    queries: DeviceArray,
+    keys: DeviceArray,
+    values: DeviceArray,
+    window: int,
+    scale: float,
+    sinks: DeviceArray | None,
 ) -> DeviceArray:
     """See `numbacalib.ops.attention.attention`; a window of 0 is none, and D is a multiple of 8."""
     context = device.empty(queries.shape, queries.dtype)
     sequences, length, heads, size = queries.shape
     element = "f16" if queries.dtype == np.float16 else "bf16"
     grid = -(-length // QUERIES), heads, sequences
-    scale = np.float32(math.log2(math.e) / math.sqrt(size))
+    powers_of_two = np.float32(math.log2(math.e) * scale)
     padded = -(-size // 64) * 64
     addresses = tuple(array.address for array in (queries, keys, values, context))
     sizes = length, heads, keys.shape[2], size
@@ -45,7 +50,9 @@ def attention(
         *addresses,
         *sizes,
         window,
-        scale,
+        powers_of_two,
+        np.float32(scale),
+        0 if sinks is None else sinks.address,
         shared_bytes=8
         * _keys(padded)
         * padded,  # two tiles of keys and two of values, 16 bits each
@@ -75,14 +82,14 @@ def _kernel(element: str, padded: int) -> Any:
 
     @cuda.jit(device=True, forceinline=True)
     def offset_of_keys(step, lane):
-        """Where this lane's row of the keys' matrices begins: keys, then numbers of a head."""
+        """Return where this lane's row of the keys' matrices begins: keys, then numbers of a head."""
         row = (lane & 7) + ((lane >> 4) & 1) * 8
         chunk = 2 * step + ((lane >> 3) & 1)
         return types.uint32(row * row_bytes + ((chunk ^ (lane & 7)) << 4))
 
     @cuda.jit(device=True, forceinline=True)
     def offset_of_values(step, lane):
-        """Where this lane's row of the values' matrices begins: keys, then numbers of a head."""
+        """Return where this lane's row of the values' matrices begins: keys, then numbers of a head."""
         row = (lane & 7) + ((lane >> 3) & 1) * 8
         chunk = 2 * step + ((lane >> 4) & 1)
         return types.uint32(row * row_bytes + ((chunk ^ (lane & 7)) << 4))
@@ -115,8 +122,13 @@ def _kernel(element: str, padded: int) -> Any:
             mma.copy_chunk(types.uint32(place), source + types.uint64(where), count)
 
     @cuda.jit(launch_bounds=(THREADS, blocks))
-    def attend(queries, keys, values, context, length, heads, sources, size, window, scale):
-        """One block a tile of queries of a head, a warp 16 of them; the longest rows first."""
+    def attend(
+        queries, keys, values, context, length, heads, sources, size, window, scale, natural, sinks
+    ):
+        """One block a tile of queries of a head, a warp 16 of them; the longest rows first.
+
+        Scores are powers of 2 once multiplied by `scale`, of e by `natural`.
+        """
         shared = cuda.shared.array(0, types.float32)
         base = types.int64(ptx.shared_address(shared))
         thread = types.int64(cuda.threadIdx.x)
@@ -137,6 +149,10 @@ def _kernel(element: str, padded: int) -> Any:
         o = nothing()
         peak0 = peak1 = LOWEST
         total0 = total1 = np.float32(0)
+        if sinks != 0:
+            # its weight is 1 in the sum of the four threads that share a row
+            peak0 = peak1 = ptx.load_constant(types.uint64(sinks + head * 4)) / natural
+            total0 = total1 = np.float32(1) if lane & 3 == 0 else np.float32(0)
         below = row + 8
         low = (types.int32(first_key(row, window)), types.int32(first_key(below, window)))
         high = (types.int32(row + 1), types.int32(below + 1))

@@ -52,6 +52,15 @@ def awq_channel_scores(
     -----
     Salience by activation magnitude is from Lin et al., "AWQ: Activation-aware Weight Quantization
     for LLM Compression and Acceleration" (2023), section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib import awq_channel_scores
+    >>> activations = np.array([[1, -4, 0], [-2, 3, 0]], np.float32)
+    >>> weights = np.array([[1, 1, 1], [3, -1, 1]], np.float32)
+    >>> awq_channel_scores(activations, weights)
+    array([4., 4., 0.], dtype=float32)
     """
     arrays: dict[str, Any] = {"activations": activations, "weights": weights, "out": out}
     with call(cpu, _gpu, stream, **arrays) as (kernels, activations, weights, out):

@@ -11,12 +11,10 @@ from numbacalib.ops.proxy_loss.gpu import group_losses
 from numbacalib.runtime import checks, device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, widen
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import column_blocks, launch
 from numbacalib.spec.grid import Grid, clipped_grid, code_of, value_of
 
-THREADS = 4 if device.SIMULATED else 128
-MOST_ROWS = 65535
-"""Blocks of a grid along y."""
+THREADS = device.sized(128, simulated=4)
 
 
 def clip_scales(
@@ -31,7 +29,7 @@ def clip_scales(
     bounds = grid.bounds(dtype)
     source = carrier(matrix)
     each_group = -(-scales.size // THREADS), THREADS
-    each_weight = (-(-channels // THREADS), min(rows, MOST_ROWS)), THREADS
+    each_weight = column_blocks((rows, channels), THREADS), THREADS
     launch(_ranges, *each_group, source, lo, hi, least)
     for share in shares:
         launch(_errors, *each_weight, source, lo, hi, share, bounds, errors)

@@ -100,11 +100,11 @@ class Runs(NamedTuple):
     leading: int
     """Elements between the beginnings of two rows (columns)."""
     by_columns: bool
-    """Whether it is the columns that are contiguous."""
+    """True where the columns are contiguous, False where the rows are."""
 
 
 class Cut(NamedTuple):
-    """How a matrix is cut."""
+    """Cut of a matrix into segments and tiles."""
 
     fold: int
     """Rows of a run."""
@@ -304,12 +304,12 @@ def _fold(total, count, how):
 
 
 def _term(x, how):
-    """What an element adds."""
+    """Return what an element adds."""
     return how.term(x, how)
 
 
 def _merged(total, other, how):
-    """Two partial results as one."""
+    """Merge two partial results."""
     return how.merged(total, other, how)
 
 

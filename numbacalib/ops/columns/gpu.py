@@ -14,24 +14,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numbacalib.runtime.device import SIMULATED, address, cuda, empty, result
+from numbacalib.runtime.device import SIMULATED, address, cuda, empty, result, sized
 from numbacalib.runtime.half import carrier, magnitude_bits, widen
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import MOST_BLOCKS, launch
 from numbacalib.spec.awq import magnitude
 from numbacalib.spec.fisher import squared
 
-WIDE, TALL = ((4, 1), (3, 2)) if SIMULATED else ((256, 1), (32, 8))
+WIDE, TALL = sized(((256, 1), (32, 8)), simulated=((4, 1), (3, 2)))
 """Threads of a block along the columns and along the rows, for few rows and for many. The simulator
 has few, for it makes each a Python thread."""
-FEW_ROWS = 3 if SIMULATED else 64
-SHORT, LONG = (5, 10) if SIMULATED else (256, 2048)
+FEW_ROWS = sized(64, simulated=3)
+SHORT, LONG = sized((256, 2048), simulated=(5, 10))
 """Rows of a segment, least and most: long ones leave less to merge, short ones make more blocks, and
 no thread adds more than 256 numbers, which bounds the rounding error."""
-BLOCKS = 8 if SIMULATED else 1024
+BLOCKS = sized(1024, simulated=8)
 """Blocks that a grid is to have: what keeps a large device busy, and not more to merge than need be."""
-MOST_SEGMENTS = 65535
-"""Blocks of a grid along y; beyond, segments are longer."""
-FEW_SEGMENTS = 3 if SIMULATED else 512
+FEW_SEGMENTS = sized(512, simulated=3)
 """Segments that a last kernel merges in less time than a launch takes."""
 
 
@@ -100,7 +98,7 @@ def plan(matrix: Any) -> Plan:
         width, load, unpack = 16 // matrix.dtype.itemsize, load_words, elements_of
     strips = -(-columns // (threads[0] * width))
     wanted = min(-(-rows // SHORT), -(-BLOCKS // strips))
-    segments = min(max(-(-rows // LONG), wanted), MOST_SEGMENTS)
+    segments = min(max(-(-rows // LONG), wanted), MOST_BLOCKS)  # beyond, segments are longer
     segment_rows = -(-rows // segments)
     grid = strips, -(-rows // segment_rows)
     return Plan(threads, width, load, unpack, grid, segment_rows)

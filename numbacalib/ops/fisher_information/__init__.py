@@ -51,6 +51,13 @@ def fisher_information(
     -----
     The diagonal of the empirical Fisher information matrix, as SqueezeLLM uses it for sensitivity:
     Kim et al., "SqueezeLLM: Dense-and-Sparse Quantization" (2023), section 4.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib import fisher_information
+    >>> fisher_information(np.array([[1, 2], [3, 0]], np.float32))
+    array([5., 2.], dtype=float32)
     """
     with call(cpu, _gpu, stream, gradients=gradients, out=out) as (kernels, gradients, out):
         _, *shape = checks.samples("gradients", gradients)

@@ -68,6 +68,15 @@ def gptq_hessian_update(
     -----
     Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
     Transformers" (2022), section 3: ``H = 2 X X^T`` for inputs in columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib import gptq_hessian_update
+    >>> hessian = np.zeros((2, 2), np.float32)
+    >>> gptq_hessian_update(hessian, np.array([[1, 2], [3, 0]], np.float32))
+    array([[10.,  2.],
+           [ 2.,  4.]], dtype=float32)
     """
     arrays = {"hessian": hessian, "x_block": x_block, "out": out}
     in_place = "hessian" if out is hessian else None

@@ -15,10 +15,10 @@ from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.launch import launch
 from numbacalib.spec.hessian import updated
 
-EDGE = 4 if device.SIMULATED else 8
+EDGE = device.sized(8, simulated=4)
 """A block is EDGE x EDGE threads, a thread EDGE x EDGE elements of its tile."""
 TILE = EDGE * EDGE
-RUN = 8 if device.SIMULATED else 4096
+RUN = device.sized(4096, simulated=8)
 """Rows that one thread adds up: sums of runs are added in order, which bounds the rounding error."""
 FEW_ROWS = 8
 """Fewer float32 rows are taken as they are: a sum so short would show that `hopper` halves keep 22

@@ -79,6 +79,22 @@ def gptq_quantize_column(
     Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
     Transformers" (2022), algorithm 1. Blocks only batch the updates: every column sees the
     compensation of all columns before it, and so does every group's scale.
+
+    Examples
+    --------
+    Inputs that go together let the second 3.4 make up for the first:
+
+    >>> import numpy as np
+    >>> from numbacalib import gptq_inverse_hessian, gptq_quantize_column
+    >>> hessian = np.full((4, 4), 0.9, np.float32)
+    >>> np.fill_diagonal(hessian, 1)
+    >>> factor = gptq_inverse_hessian(hessian)
+    >>> weight = np.array([[0, 3.4, 3.4, 15]], np.float32)
+    >>> values, scales, zeros = gptq_quantize_column(weight, factor, 4, None, False)
+    >>> values
+    array([[ 0.,  3.,  4., 15.]], dtype=float32)
+    >>> scales, zeros
+    (array([[1.]], dtype=float32), array([[0.]], dtype=float32))
     """
     names = "out[0]", "out[1]", "out[2]"
     if out is not None and not (isinstance(out, tuple) and len(out) == len(names)):

@@ -37,13 +37,13 @@ from numbacalib.ops.grid import gpu as grid_kernels
 from numbacalib.ops.range_search import gpu as search_kernels
 from numbacalib.runtime import blas_gpu, device
 from numbacalib.runtime.half import carrier
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import column_blocks, launch
 from numbacalib.runtime.triangles_gpu import SMALL_TILE, invert_blocks
 from numbacalib.spec.gptq import FactorLook, GroupedCodes
 from numbacalib.spec.grid import Grid, group_indices
 from numbacalib.spec.range_search import RangeSearch
 
-PANEL = 3 * BLOCK if device.SIMULATED else 4 * BLOCK
+PANEL = device.sized(4 * BLOCK, simulated=3 * BLOCK)
 """Columns between two products over the whole history."""
 
 
@@ -70,7 +70,15 @@ def inspect_factor(matrix: Any, dtype: np.dtype) -> FactorLook:
     factor = device.empty((size, size), dtype)
     findings = device.from_host(np.array([size, 0], np.int64))
     least = np.finfo(dtype).tiny
-    launch(inspect, _by_columns(size), THREADS, carrier(matrix), least, factor, findings)
+    launch(
+        inspect,
+        column_blocks((size, size), THREADS),
+        THREADS,
+        carrier(matrix),
+        least,
+        factor,
+        findings,
+    )
     bad, below = device.read(findings).tolist()
     if bad == size:
         return FactorLook(factor, None, None, not below)
@@ -80,7 +88,9 @@ def inspect_factor(matrix: Any, dtype: np.dtype) -> FactorLook:
 def asymmetry(look: FactorLook) -> float:
     """See `numbacalib.ops.gptq_quantize_column.factor.upper_factor`."""
     findings = device.zeros((2,), np.int64)
-    launch(measure_asymmetry, _by_columns(len(look.matrix)), THREADS, look.matrix, findings)
+    launch(
+        measure_asymmetry, column_blocks(look.matrix.shape, THREADS), THREADS, look.matrix, findings
+    )
     largest, difference = device.read(findings).view(np.float64)
     return float(difference / largest)
 
@@ -90,11 +100,6 @@ def cholesky(look: FactorLook, dtype: np.dtype) -> tuple[Any, int]:
     info = device.empty((1,), np.int32)
     blas_gpu.cholesky_upper(look.matrix, info)
     return look.matrix, int(device.read(info)[0])
-
-
-def _by_columns(size: int) -> tuple[int, int]:
-    """Blocks along the columns and along the rows of a square matrix."""
-    return -(-size // THREADS), min(size, 65535)
 
 
 def sweep_runs(
@@ -144,7 +149,7 @@ def _sweep(
     losses = device.empty((rows,), np.float64)
     history = device.empty((rows, channels), dtype)
     source = carrier(weight)
-    across = -(-channels // THREADS), min(-(-rows // 16), 65535)
+    across = column_blocks((-(-rows // 16), channels), THREADS)
     launch(product_kernels(dtype.type).start, across, THREADS, source, history, losses)
     quantize = quantize_kernel(dtype.type, found and not whole, not inverse)
     tiles = tile_count(rows, len(factors), dtype.type)

@@ -231,9 +231,9 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
     def divisor(scale):
         """A power of two that makes a scale neither tiny nor huge, and the reciprocal of the product."""
         shift = real(1)
-        if scale < SMALL:
+        if abs(scale) < SMALL:
             shift = real(HUGE)
-        if scale > LARGE:
+        if abs(scale) > LARGE:
             shift = real(1 / HUGE)
         return shift, real(1) / (scale * shift)
 

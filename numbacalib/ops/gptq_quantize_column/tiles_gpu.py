@@ -15,23 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from numbacalib.runtime.device import SIMULATED, cuda
+from numbacalib.runtime.device import cuda, sized
 from numbacalib.runtime.half import widen
 from numbacalib.runtime.triangles_gpu import at
 
-BLOCK = 12 if SIMULATED else 128
+BLOCK = sized(128, simulated=12)
 """Positions of a block: the recurrence stays in shared memory."""
-STEP = 4 if SIMULATED else 8
+STEP = sized(8, simulated=4)
 """Positions that a thread walks in registers."""
 STEPS = BLOCK // STEP
-THREADS, ACROSS = (4, 2) if SIMULATED else (128, 32)
+THREADS, ACROSS = sized((128, 32), simulated=(4, 2))
 DOWN = THREADS // ACROSS
 COLUMNS = BLOCK // ACROSS
 """Positions that a thread owns in a product."""
-DEPTH = 4 if SIMULATED else 16
+DEPTH = sized(16, simulated=4)
 """Rows of the right operand that a product holds in shared memory at a time."""
 RIGHT = DEPTH * BLOCK
-ALIGNMENT = None if SIMULATED else 16
+ALIGNMENT = sized(16, simulated=None)
 """Bytes to which shared arrays that are read 16 bytes at a time are aligned."""
 EMPTY = np.int64(-1)
 """Column of an empty position."""
@@ -40,9 +40,7 @@ EMPTY = np.int64(-1)
 @functools.cache
 def tile_rows(real: type) -> int:
     """Rows of a tile: as many as shared memory and registers hold."""
-    if SIMULATED:
-        return 2
-    return 32 if real == np.float32 else 16
+    return sized(32 if real == np.float32 else 16, simulated=2)
 
 
 def tile_count(height: int, factors: int, real: type) -> int:

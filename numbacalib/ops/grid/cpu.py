@@ -10,9 +10,9 @@ from numba import prange
 from numpy.typing import NDArray
 
 from numbacalib.runtime import checks
-from numbacalib.runtime.finite import not_finite
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.not_finite import not_finite
 from numbacalib.runtime.strides import rows_view
 from numbacalib.spec.grid import Grid, code_of, is_clipped, stored_grid, unsigned, value_of
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from numbacalib.runtime import checks, device
 from numbacalib.runtime.device import cuda
-from numbacalib.runtime.finite import not_finite
 from numbacalib.runtime.finite_gpu import FirstIndex
 from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import column_blocks, launch
+from numbacalib.runtime.not_finite import not_finite
 from numbacalib.spec.grid import Grid, code_of, is_clipped, stored_grid, unsigned, value_of
 
-THREADS = 4 if device.SIMULATED else 128
+THREADS = device.sized(128, simulated=4)
 
 
 def find_scales(matrix: Any, group_size: int, grid: Grid) -> tuple[Any, Any]:
@@ -86,8 +86,7 @@ def count_clipped(matrix: Any, scales: Any, zeros: Any, group_of: np.ndarray, gr
 
 
 def _tiles(matrix: Any) -> tuple[int, int]:
-    """Blocks along the columns and along the rows, of which a grid has at most 65535."""
-    return -(-matrix.shape[1] // THREADS), min(matrix.shape[0], 65535)
+    return column_blocks(matrix.shape, THREADS)
 
 
 @cuda.jit

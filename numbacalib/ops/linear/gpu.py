@@ -10,18 +10,16 @@ from numbacalib.runtime import device
 from numbacalib.runtime.blas_gpu import add_linear
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import column_blocks, launch
 
-THREADS = 4 if device.SIMULATED else 256
-MOST_ROWS = 65535
-"""Blocks of a grid along y."""
+THREADS = device.sized(256, simulated=4)
 
 
 def product(x: Any, weight: Any, bias: Any, dtype: np.dtype) -> Any:
     """See `numbacalib.ops.linear.linear`."""
     result = device.empty((x.shape[0], weight.shape[0]), dtype)
     if bias is not None:
-        launch(_fill, _blocks(result), THREADS, bias, carrier(result))
+        launch(_fill, column_blocks(result.shape, THREADS), THREADS, bias, carrier(result))
     add_linear(x, weight, result, keep=bias is not None)
     return result
 
@@ -29,12 +27,8 @@ def product(x: Any, weight: Any, bias: Any, dtype: np.dtype) -> Any:
 def add_product(x: Any, weight: Any, bias: Any, target: Any) -> None:
     """Add the product to `target` [N, M]."""
     if bias is not None:
-        launch(_add, _blocks(target), THREADS, bias, target)
+        launch(_add, column_blocks(target.shape, THREADS), THREADS, bias, target)
     add_linear(x, weight, target, keep=True)
-
-
-def _blocks(matrix: Any) -> tuple[int, int]:
-    return -(-matrix.shape[1] // THREADS), min(matrix.shape[0], MOST_ROWS)
 
 
 @cuda.jit

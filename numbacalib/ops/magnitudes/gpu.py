@@ -12,7 +12,7 @@ from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.launch import launch
 from numbacalib.spec.awq import magnitude
 
-THREADS = 4 if device.SIMULATED else 128
+THREADS = device.sized(128, simulated=4)
 
 
 def relative_magnitudes(weight: Any, group_size: int) -> Any:

@@ -5,6 +5,7 @@ Vectors are taken, too, where it says ``[..., K]``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -77,10 +78,17 @@ def reshaped(array: Any, shape: tuple[int, ...]) -> Any:
         return kernels.reshaped(array, shape)
 
 
-def split_rows(matrix: Any, count: int) -> list[Any]:
-    """Return equal runs of the rows of a matrix, in its own memory, as callers get arrays."""
+def split_rows(matrix: Any, lengths: Sequence[int]) -> list[Any]:
+    """Return runs of the rows of a matrix, in its own memory, as callers get arrays."""
     with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):
-        return kernels.split_rows(matrix, count)
+        return kernels.split_rows(matrix, lengths)
+
+
+def joined_rows(matrices: Sequence[Any]) -> Any:
+    """Return matrices [M_i, K] of one dtype, one below the other: a copy, unless it is one alone."""
+    named = {f"matrices[{i}]": matrix for i, matrix in enumerate(matrices)}
+    with call(cpu, _gpu, **named) as (kernels, *matrices):
+        return matrices[0] if len(matrices) == 1 else kernels.joined_rows(matrices)
 
 
 def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
@@ -96,6 +104,21 @@ def put_rows(target: Any, indices: NDArray[np.int64], rows: Any) -> None:
     """Set ``target[indices]`` to rows of the same dtype, in place."""
     with call(cpu, _gpu, target=target, rows=rows) as (kernels, target, rows):
         kernels.put_rows(target, indices, rows)
+
+
+def add_rows(target: Any, indices: NDArray[np.int64], rows: Any, factors: Any) -> None:
+    """Add ``factors[i] * rows[i]`` to ``target[indices[i]]``, in place.
+
+    Parameters
+    ----------
+    target : float32 array [N, M]
+    indices : int64 array [n] on the host
+        No index twice.
+    rows : array [n, M], float16, bfloat16 or float32
+    factors : float32 array [n]
+    """
+    with call(cpu, _gpu, target=target, rows=rows, factors=factors) as (kernels, *arrays):
+        kernels.add_rows(arrays[0], indices, *arrays[1:])
 
 
 def without_columns(matrix: Any, dead: Any) -> Any:
@@ -129,6 +152,18 @@ def weighted_sum(left: Any, right: Any, a: float, b: float) -> Any:
     """``a * left + b * right`` of arrays [..., K], of any float dtypes, in the accumulators' dtype."""
     with call(cpu, _gpu, left=left, right=right) as (kernels, left, right):
         return kernels.weighted_sum(left, right, a, b)
+
+
+def add_scaled(target: Any, values: Any, factor: float) -> None:
+    """Add ``factor * values`` to `target`, in place; float32 [..., K], C-contiguous."""
+    with call(cpu, _gpu, target=target, values=values) as (kernels, target, values):
+        kernels.add_scaled(target, values, np.float32(factor))
+
+
+def row_range(matrix: Any, begin: int, end: int) -> Any:
+    """Rows `begin` to `end` of a matrix, or numbers of a vector, in its own memory."""
+    with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):
+        return kernels.row_range(matrix, begin, end)
 
 
 def larger(left: Any, right: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,9 +51,14 @@ def reshaped(array: NDArray, shape: tuple[int, ...]) -> NDArray:
     return array if array.shape == shape else array.reshape(shape)
 
 
-def split_rows(matrix: NDArray, count: int) -> list[NDArray]:
+def split_rows(matrix: NDArray, lengths: Sequence[int]) -> list[NDArray]:
     """See `numbacalib.ops.matrix.split_rows`."""
-    return [matrix] if count == 1 else np.split(matrix, count)
+    return np.split(matrix, np.cumsum(lengths)[:-1])
+
+
+def joined_rows(matrices: Sequence[NDArray]) -> NDArray:
+    """See `numbacalib.ops.matrix.joined_rows`."""
+    return np.concatenate(matrices)
 
 
 def take(matrix: NDArray, indices: NDArray[np.int64], axis: int) -> NDArray:
@@ -69,6 +76,11 @@ def take(matrix: NDArray, indices: NDArray[np.int64], axis: int) -> NDArray:
 def put_rows(target: NDArray, indices: NDArray[np.int64], rows: NDArray) -> None:
     """See `numbacalib.ops.matrix.put_rows`."""
     target[indices] = rows
+
+
+def add_rows(target: NDArray, indices: NDArray[np.int64], rows: NDArray, factors: NDArray) -> None:
+    """See `numbacalib.ops.matrix.add_rows`."""
+    target[indices] += rows.astype(target.dtype, copy=False) * factors[:, None]
 
 
 def without_columns(matrix: NDArray, dead: NDArray) -> NDArray:
@@ -93,6 +105,16 @@ def weighted_sum(left: NDArray, right: NDArray, a: float, b: float) -> NDArray:
     total: NDArray = left.astype(dtype, copy=False) * dtype.type(a)
     total += right.astype(dtype, copy=False) * dtype.type(b)
     return total
+
+
+def add_scaled(target: NDArray, values: NDArray, factor: np.float32) -> None:
+    """See `numbacalib.ops.matrix.add_scaled`."""
+    target += values if factor == 1 else factor * values
+
+
+def row_range(matrix: NDArray, begin: int, end: int) -> NDArray:
+    """See `numbacalib.ops.matrix.row_range`."""
+    return matrix[begin:end]
 
 
 def larger(left: NDArray, right: NDArray) -> NDArray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,9 @@ from numbacalib.runtime import checks, device
 from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import column_blocks, launch
 
-THREADS = 4 if device.SIMULATED else 128
-MOST_ROWS = 65535
-"""Blocks of a grid along y."""
+THREADS = device.sized(128, simulated=4)
 
 
 def to_host(array: Any) -> NDArray:
@@ -76,12 +76,24 @@ def reshaped(array: Any, shape: tuple[int, ...]) -> Any:
     return device.result(array if array.shape == shape else array.reshape(*shape))
 
 
-def split_rows(matrix: Any, count: int) -> list[Any]:
+def split_rows(matrix: Any, lengths: Sequence[int]) -> list[Any]:
     """See `numbacalib.ops.matrix.split_rows`."""
-    if count == 1:
+    if len(lengths) == 1:
         return [device.result(matrix)]
-    rows = len(matrix) // count
-    return [device.result(matrix[e * rows : (e + 1) * rows]) for e in range(count)]
+    ends = itertools.accumulate(lengths)
+    return [device.result(matrix[end - n : end]) for n, end in zip(lengths, ends, strict=True)]
+
+
+def joined_rows(matrices: Sequence[Any]) -> Any:
+    """See `numbacalib.ops.matrix.joined_rows`."""
+    rows = sum(map(len, matrices))
+    joined = device.empty((rows, matrices[0].shape[1]), matrices[0].dtype)
+    top = 0
+    for matrix in matrices:
+        copies = carrier(matrix), carrier(joined[top : top + len(matrix)])
+        launch(_copy, _tiles(copies[-1]), THREADS, *copies)
+        top += len(matrix)
+    return joined
 
 
 def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
@@ -98,6 +110,12 @@ def put_rows(target: Any, indices: NDArray[np.int64], rows: Any) -> None:
     """See `numbacalib.ops.matrix.put_rows`."""
     where = device.from_host(np.ascontiguousarray(indices))
     launch(_put_rows, _tiles(rows), THREADS, carrier(rows), where, carrier(target))
+
+
+def add_rows(target: Any, indices: NDArray[np.int64], rows: Any, factors: Any) -> None:
+    """See `numbacalib.ops.matrix.add_rows`."""
+    where = device.from_host(np.ascontiguousarray(indices))
+    launch(_add_rows, _tiles(rows), THREADS, carrier(rows), where, factors, target)
 
 
 def without_columns(matrix: Any, dead: Any) -> Any:
@@ -126,6 +144,17 @@ def weighted_sum(left: Any, right: Any, a: float, b: float) -> Any:
     return device.result(total)
 
 
+def add_scaled(target: Any, values: Any, factor: np.float32) -> None:
+    """See `numbacalib.ops.matrix.add_scaled`."""
+    matrices = rows_of(target), rows_of(values)
+    launch(_add_scaled, _tiles(matrices[0]), THREADS, *matrices, factor)
+
+
+def row_range(matrix: Any, begin: int, end: int) -> Any:
+    """See `numbacalib.ops.matrix.row_range`."""
+    return device.result(matrix[begin:end])
+
+
 def larger(left: Any, right: Any) -> Any:
     """See `numbacalib.ops.matrix.larger`."""
     found = device.empty(left.shape, np.float32)
@@ -142,8 +171,7 @@ def _cast(array: Any, dtype: np.dtype) -> Any:
 
 
 def _tiles(matrix: Any) -> tuple[int, int]:
-    """Blocks along the columns and along the rows."""
-    return -(-matrix.shape[1] // THREADS), min(matrix.shape[0], MOST_ROWS)
+    return column_blocks(matrix.shape, THREADS)
 
 
 @cuda.jit
@@ -184,6 +212,14 @@ def _put_rows(rows, indices, target):
 
 
 @cuda.jit
+def _add_rows(rows, indices, factors, target):
+    j = cuda.grid(1)
+    if j < rows.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), rows.shape[0], cuda.gridDim.y):
+            target[indices[i], j] += factors[i] * np.float32(widen(rows[i, j]))
+
+
+@cuda.jit
 def _without_columns(matrix, dead, kept):
     j = cuda.grid(1)
     run = kept.shape[0] // dead.shape[0]
@@ -212,6 +248,14 @@ def _weighted_sum(left, right, total, a, b):
     if j < total.shape[1]:
         for i in range(np.int64(cuda.blockIdx.y), total.shape[0], cuda.gridDim.y):
             total[i, j] = a * real(widen(left[i, j])) + b * real(widen(right[i, j]))
+
+
+@cuda.jit
+def _add_scaled(target, values, factor):
+    j = cuda.grid(1)
+    if j < target.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), target.shape[0], cuda.gridDim.y):
+            target[i, j] += factor * values[i, j]
 
 
 @cuda.jit

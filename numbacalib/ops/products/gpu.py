@@ -11,11 +11,9 @@ from numbacalib.runtime import device
 from numbacalib.runtime.blas_gpu import multiply
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, widen
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import MOST_BLOCKS, launch
 
-THREADS = 4 if device.SIMULATED else 128
-MOST_GROUPS = 65535
-"""Blocks of a grid along y."""
+THREADS = device.sized(128, simulated=4)
 
 
 def product(left: Any, right: Any) -> Any:
@@ -35,7 +33,7 @@ def group_dots(left: Any, right: Any, group_size: int) -> Any:
     """See `numbacalib.ops.products.group_dots`."""
     rows, channels = left.shape
     dots = device.empty((rows, channels // group_size), np.float64)
-    blocks = rows, min(dots.shape[1], MOST_GROUPS)
+    blocks = rows, min(dots.shape[1], MOST_BLOCKS)
     launch(_group_dots, blocks, THREADS, carrier(left), carrier(right), group_size, dots)
     return device.result(dots)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -10,28 +11,28 @@ import numpy as np
 from numbacalib.ops.columns import gpu as columns
 from numbacalib.runtime import checks, device
 from numbacalib.runtime.blas_gpu import add_linear, has_libraries
-from numbacalib.runtime.block_gpu import block_sum
+from numbacalib.runtime.block_gpu import block_max, block_sum
 from numbacalib.runtime.device import cuda
-from numbacalib.runtime.half import carrier, widen
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.half import carrier, narrow, widen
+from numbacalib.runtime.launch import column_blocks, launch
 
-THREADS = 4 if device.SIMULATED else 128
-ROWS, COLUMNS = (2, 2) if device.SIMULATED else (16, 4)
+THREADS = device.sized(128, simulated=4)
+ROWS, COLUMNS = device.sized((16, 4), simulated=(2, 2))
 """Rows of a block, and columns of a thread."""
-DEPTH = 4 if device.SIMULATED else 32
+DEPTH = device.sized(32, simulated=4)
 """Columns of the errors that a block holds in shared memory."""
 STRIP = THREADS * COLUMNS
-MOST_ROWS = 65535
-"""Blocks of a grid along y."""
+FEW_ERRORS = 1 << 18
+"""Fewer are multiplied in float32."""
 
 
 def trace_of_errors(weight: Any, values: Any, hessian: Any, channel_scales: Any) -> float:
     """See `numbacalib.ops.proxy_loss.trace_of_errors`."""
-    rows, channels = weight.shape
+    channels = weight.shape[1]
     if channel_scales is None:
         channel_scales = device.from_host(np.ones(channels, np.float32))
     errors = device.empty(weight.shape, np.float32)
-    blocks = -(-channels // THREADS), min(rows, MOST_ROWS)
+    blocks = column_blocks(weight.shape, THREADS)
     source = carrier(weight)
     launch(_errors, blocks, THREADS, source, values, carrier(channel_scales), errors)
     if hessian.dtype == np.float32 and (device.SIMULATED or has_libraries()):
@@ -44,10 +45,35 @@ def trace_of_errors(weight: Any, values: Any, hessian: Any, channel_scales: Any)
 def _trace_by_blas(errors: Any, hessian: Any) -> float:
     """``trace(D H D^T)``, whose product is BLAS's: ``D H^T``, which has the same trace."""
     products = device.empty(errors.shape, np.float32)
-    add_linear(errors, hessian, products, keep=False)
+    if errors.size < FEW_ERRORS:
+        factors = device.from_host(np.ones(len(errors), np.float32))
+        add_linear(errors, hessian, products, keep=False)
+    else:
+        factors = _add_halves(errors, hessian, products)
     losses = device.empty((len(errors),), np.float64)
-    launch(_row_dots, len(errors), THREADS, products, errors, losses)
+    launch(_row_dots, len(errors), THREADS, products, errors, factors, losses)
     return float(device.read(losses).sum())
+
+
+def _add_halves(errors: Any, hessian: Any, products: Any) -> Any:
+    """Set `products` to ``D H^T`` on tensor cores, each row divided by its power of two, which is returned.
+
+    The Hessian goes as two float16 matrices, see `operands.split`, and the errors as one: their roundings
+    are of either sign, and what they add to the trace is less than 1e-5 of it for `FEW_ERRORS` and more.
+    """
+    factors = device.empty((len(errors),), np.float32)
+    halves = device.empty(errors.shape, np.float16)
+    if device.SIMULATED:
+        parts, scales = [hessian], device.from_host(np.ones(len(hessian), np.float32))
+    else:
+        from numbacalib.ops.gptq_hessian_update.operands import split
+
+        *pair, scales = split(hessian)
+        parts = [half.view(np.float16) for half in pair]
+    launch(_halve, len(errors), THREADS, errors, scales, carrier(halves), factors)
+    for keep, part in enumerate(parts):
+        add_linear(halves, part, products, keep=bool(keep))
+    return factors
 
 
 def group_losses(errors: Any, hessian: Any, group_size: int) -> Any:
@@ -75,8 +101,33 @@ def _errors(weight, values, channel_scales, errors):
 
 
 @cuda.jit
-def _row_dots(left, right, dots):
-    """One block a row, its threads every `THREADS`-th column."""
+def _halve(errors, scales, halves, factors):
+    """Write ``D s**2`` as float16: a row times a power of two, whose inverse is its factor.
+
+    The Hessian's columns are divided by ``s**2``, which is a power of two, too. One block a row, its
+    threads every `THREADS`-th column.
+    """
+    shared = cuda.shared.array(THREADS, np.float32)
+    i, thread = np.int64(cuda.blockIdx.x), cuda.threadIdx.x
+    peak = np.float32(0)
+    for j in range(thread, errors.shape[1], THREADS):
+        peak = max(peak, abs(errors[i, j] * scales[j] * scales[j]))
+    shared[thread] = peak
+    peak = block_max(shared, thread)
+    # float16 ends at 65504: the peak of what is stored lies about 2**14
+    factor = np.float32(1)
+    if peak > 0:
+        factor = np.float32(2.0 ** max(math.floor(math.log2(peak)) - 14, -126))
+    for j in range(thread, errors.shape[1], THREADS):
+        value = errors[i, j] * scales[j] * scales[j] / factor
+        halves[i, j] = narrow(value, halves[i, j])
+    if thread == 0:
+        factors[i] = factor
+
+
+@cuda.jit
+def _row_dots(left, right, factors, dots):
+    """``factors[i] * sum_j left[i, j] right[i, j]``: one block a row, threads every `THREADS`-th column."""
     parts = cuda.shared.array(THREADS, np.float64)
     i, thread = np.int64(cuda.blockIdx.x), cuda.threadIdx.x
     total = 0.0
@@ -85,7 +136,7 @@ def _row_dots(left, right, dots):
     parts[thread] = total
     total = block_sum(parts, thread)
     if thread == 0:
-        dots[i] = total
+        dots[i] = total * factors[i]
 
 
 @functools.cache

@@ -10,13 +10,11 @@ import numpy as np
 from numbacalib.runtime import checks, device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, widen
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import MOST_BLOCKS, launch
 from numbacalib.spec.grid import Grid, code_of, stored_grid, value_of
 from numbacalib.spec.range_search import RangeSearch, weighted_cost
 
-THREADS = 4 if device.SIMULATED else 128
-MOST_GROUPS = 65535
-"""Blocks of a grid along y."""
+THREADS = device.sized(128, simulated=4)
 
 
 def search_scales(
@@ -43,7 +41,7 @@ def search_scales_into(
     norm = np.float32(search.norm)
     bounds = grid.bounds(dtype)
     arguments = carrier(matrix), carrier(importance), shares, norm, bounds, scales, zeros
-    launch(_search(dtype.type), (rows, min(groups, MOST_GROUPS)), THREADS, *arguments)
+    launch(_search(dtype.type), (rows, min(groups, MOST_BLOCKS)), THREADS, *arguments)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import launch
 from numbacalib.spec.decoder import inverse_rms
 
-THREADS = 4 if device.SIMULATED else 256
+THREADS = device.sized(256, simulated=4)
 """A power of two, for the sum of the threads' parts."""
 
 

@@ -15,15 +15,18 @@ def _gpu() -> Any:
     return gpu
 
 
-def rotate(heads: Any, cos: Any, sin: Any) -> None:
-    """Turn heads [S, T, H, D] in place, each by its position: dimension i pairs with ``i + D / 2``.
+def rotate(heads: Any, cos: Any, sin: Any, *, interleaved: bool = False) -> None:
+    """Turn the first R dimensions of heads [S, T, H, D] in place, each head by its position.
 
     Parameters
     ----------
     heads : array [S, T, H, D], C-contiguous, float16, bfloat16 or float32
-    cos, sin : float32 arrays [T, D / 2]
+    cos, sin : float32 arrays [T, R / 2]
         Cosines and sines at each position.
+    interleaved : bool, default False
+        Whether dimension 2i pairs with 2i + 1, instead of i with ``i + R / 2``.
     """
     with call(cpu, _gpu, heads=heads, cos=cos, sin=sin) as (kernels, heads, cos, sin):
         sequences, length, count, size = heads.shape
-        kernels.rotate(heads.reshape(sequences * length, count * size), cos, sin)
+        tokens = heads.reshape(sequences * length, count * size)
+        kernels.rotate(tokens, size, cos, sin, interleaved)

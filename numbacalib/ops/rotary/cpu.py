@@ -8,24 +8,25 @@ from numpy.typing import NDArray
 
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.jit import kernel
-from numbacalib.spec.decoder import rotated
+from numbacalib.spec.decoder import paired, rotated
 
 
-def rotate(tokens: NDArray, cos: NDArray, sin: NDArray) -> None:
-    """See `numbacalib.ops.rotary.rotate`; tokens [S * T, H * D]."""
-    _rotate(carrier(tokens), cos, sin)
+def rotate(tokens: NDArray, size: int, cos: NDArray, sin: NDArray, interleaved: bool) -> None:
+    """See `numbacalib.ops.rotary.rotate`; tokens [S * T, H * size]."""
+    _rotate(carrier(tokens), size, cos, sin, interleaved)
 
 
 @kernel
-def _rotate(tokens, cos, sin):
+def _rotate(tokens, size, cos, sin, interleaved):
     """Split: one task a token."""
     half = cos.shape[1]
     for i in prange(len(tokens)):
         token, c, s = tokens[i], cos[i % len(cos)], sin[i % len(cos)]
-        for begin in range(0, len(token), 2 * half):
-            left, right = token[begin : begin + half], token[begin + half : begin + 2 * half]
-            for j in range(half):
-                a, b = np.float32(widen(left[j])), np.float32(widen(right[j]))
-                first, second = rotated(a, b, c[j], s[j])
-                left[j] = narrow(first, left[j])
-                right[j] = narrow(second, right[j])
+        for begin in range(0, len(token), size):
+            head = token[begin : begin + size]
+            for pair in range(half):
+                left, right = paired(pair, half, interleaved)
+                a, b = np.float32(widen(head[left])), np.float32(widen(head[right]))
+                first, second = rotated(a, b, c[pair], s[pair])
+                head[left] = narrow(first, head[left])
+                head[right] = narrow(second, head[right])

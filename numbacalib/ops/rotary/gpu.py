@@ -10,27 +10,27 @@ from numbacalib.runtime import device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import launch
-from numbacalib.spec.decoder import rotated
+from numbacalib.spec.decoder import paired, rotated
 
-THREADS = 4 if device.SIMULATED else 256
+THREADS = device.sized(256, simulated=4)
 
 
-def rotate(tokens: Any, cos: Any, sin: Any) -> None:
-    """See `numbacalib.ops.rotary.rotate`; tokens [S * T, H * D]."""
-    launch(_rotate, tokens.shape[0], THREADS, carrier(tokens), cos, sin)
+def rotate(tokens: Any, size: int, cos: Any, sin: Any, interleaved: bool) -> None:
+    """See `numbacalib.ops.rotary.rotate`; tokens [S * T, H * size]."""
+    launch(_rotate, tokens.shape[0], THREADS, carrier(tokens), size, cos, sin, interleaved)
 
 
 @cuda.jit
-def _rotate(tokens, cos, sin):
+def _rotate(tokens, size, cos, sin, interleaved):
     """One block a token, its threads every `THREADS`-th pair."""
     i = np.int64(cuda.blockIdx.x)
     half = cos.shape[1]
     position = i % cos.shape[0]
-    for pair in range(cuda.threadIdx.x, tokens.shape[1] // 2, THREADS):
-        j = pair % half
-        left = pair // half * 2 * half + j
-        right = left + half
+    for index in range(cuda.threadIdx.x, tokens.shape[1] // size * half, THREADS):
+        pair, begin = index % half, index // half * size
+        left, right = paired(pair, half, interleaved)
+        left, right = begin + left, begin + right
         a, b = np.float32(widen(tokens[i, left])), np.float32(widen(tokens[i, right]))
-        first, second = rotated(a, b, cos[position, j], sin[position, j])
+        first, second = rotated(a, b, cos[position, pair], sin[position, pair])
         tokens[i, left] = narrow(first, tokens[i, left])
         tokens[i, right] = narrow(second, tokens[i, right])

@@ -14,12 +14,10 @@ from numbacalib.runtime import device
 from numbacalib.runtime.blas_gpu import multiply
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import column_blocks, launch
 from numbacalib.spec import scale_refit
 
-THREADS = 4 if device.SIMULATED else 64
-MOST_BLOCKS = 65535
-"""Blocks of a grid along y."""
+THREADS = device.sized(64, simulated=4)
 TILE_BYTES = 1 << 31
 """Bytes of the matrices of rows that are solved together."""
 
@@ -44,7 +42,7 @@ def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: A
 def _refit_tile(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: Any, found: Any) -> None:
     (rows, groups), channels = scales.shape, codes.shape[1]
     size = channels // groups
-    tiles = -(-rows // THREADS), min(channels, MOST_BLOCKS)
+    tiles = column_blocks((channels, rows), THREADS)
     each_group = -(-rows // THREADS), groups
     centered, products = (device.empty((channels, rows), errors.dtype) for _ in range(2))
     matrices = device.empty((groups, groups, rows), np.float64)

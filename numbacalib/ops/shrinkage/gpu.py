@@ -10,11 +10,9 @@ from numbacalib.ops.columns import gpu as columns
 from numbacalib.runtime import checks, device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, widen
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import column_blocks, launch
 
-THREADS = 4 if device.SIMULATED else 128
-MOST_ROWS = 65535
-"""Blocks of a grid along y."""
+THREADS = device.sized(128, simulated=4)
 
 
 def shrunk(hessians: Any, share: float) -> Any:
@@ -22,7 +20,7 @@ def shrunk(hessians: Any, share: float) -> Any:
     dtype = checks.result_dtype(hessians)
     count, size, _ = hessians.shape
     result = device.empty(hessians.shape, dtype)
-    blocks = -(-size // THREADS), min(size, MOST_ROWS), count
+    blocks = *column_blocks((size, size), THREADS), count
     launch(_shrunk, blocks, THREADS, carrier(hessians), dtype.type(1 - share), result)
     return device.result(result)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from numbacalib.ops.token_loss import cpu
+from numbacalib.runtime import checks
 from numbacalib.runtime.backend import call
 
 
@@ -29,6 +32,12 @@ def add_scores(scores: Any, first: int, targets: Any, state: Any) -> None:
     """
     with call(cpu, _gpu, scores=scores, targets=targets, state=state) as (kernels, *arrays):
         kernels.add_scores(arrays[0], first, *arrays[1:])
+
+
+def cap(scores: Any, limit: float) -> None:
+    """Replace scores, float32 [..., V'], C-contiguous, by ``limit * tanh(scores / limit)``."""
+    with call(cpu, _gpu, scores=scores) as (kernels, scores):
+        kernels.cap(checks.rows_of(scores), np.float32(limit))
 
 
 def losses(state: Any) -> Any:

@@ -7,7 +7,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from numbacalib.runtime.jit import kernel
-from numbacalib.spec.decoder import negative_log_likelihood, weight_of
+from numbacalib.spec.decoder import capped, negative_log_likelihood, weight_of
 
 LANES = 16
 """Partial maxima and sums, each of every so many entries: see `numbacalib.ops.rms_norm.cpu`."""
@@ -16,6 +16,11 @@ LANES = 16
 def add_scores(scores: NDArray, first: int, targets: NDArray, state: NDArray) -> None:
     """See `numbacalib.ops.token_loss.add_scores`."""
     _add(scores, first, targets, state)
+
+
+def cap(scores: NDArray, limit: np.float32) -> None:
+    """See `numbacalib.ops.token_loss.cap`; rows [N, V']."""
+    _cap(scores, limit)
 
 
 def losses(state: NDArray) -> NDArray:
@@ -53,6 +58,15 @@ def _add(scores, first, targets, state):
         state[0, i], state[1, i] = largest, total
         if first <= targets[i] and targets[i] < first + columns:
             state[2, i] = row[targets[i] - first]
+
+
+@kernel
+def _cap(scores, limit):
+    """Split: one task a row."""
+    for i in prange(len(scores)):
+        row = scores[i]
+        for j in range(len(row)):
+            row[j] = capped(row[j], limit)
 
 
 @kernel

@@ -10,15 +10,20 @@ from numbacalib.runtime import device
 from numbacalib.runtime.block_gpu import block_max, block_sum
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.launch import launch
-from numbacalib.spec.decoder import negative_log_likelihood, weight_of
+from numbacalib.spec.decoder import capped, negative_log_likelihood, weight_of
 
-THREADS = 4 if device.SIMULATED else 256
+THREADS = device.sized(256, simulated=4)
 """A power of two, for maxima and sums over a block."""
 
 
 def add_scores(scores: Any, first: int, targets: Any, state: Any) -> None:
     """See `numbacalib.ops.token_loss.add_scores`."""
     launch(_add, scores.shape[0], THREADS, scores, first, targets, state)
+
+
+def cap(scores: Any, limit: np.float32) -> None:
+    """See `numbacalib.ops.token_loss.cap`; rows [N, V']."""
+    launch(_cap, scores.shape[0], THREADS, scores, limit)
 
 
 def losses(state: Any) -> Any:
@@ -50,6 +55,14 @@ def _add(scores, first, targets, state):
         state[0, i] = largest
         if first <= targets[i] and targets[i] < first + columns:
             state[2, i] = scores[i, targets[i] - first]
+
+
+@cuda.jit
+def _cap(scores, limit):
+    """One block a row, its threads every `THREADS`-th entry."""
+    i = np.int64(cuda.blockIdx.x)
+    for j in range(cuda.threadIdx.x, scores.shape[1], THREADS):
+        scores[i, j] = capped(scores[i, j], limit)
 
 
 @cuda.jit

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from numbacalib.formats.target_pattern import TargetPattern
 from numbacalib.models.fields import Fields
-from numbacalib.models.target_pattern import TargetPattern
 
 __all__ = ["FORMAT", "METHOD", "PackedScheme", "PackedSchemes", "read_schemes"]
 

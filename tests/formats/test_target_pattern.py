@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numbacalib.models.packed_schemes import PackedScheme, PackedSchemes
-from numbacalib.models.target_pattern import TargetPattern
+from numbacalib.formats.packed_schemes import PackedScheme, PackedSchemes
+from numbacalib.formats.target_pattern import TargetPattern
 
 NAMES = [
     "model.layers.0.self_attn.q_proj",

@@ -1,0 +1,274 @@
+"""A format is a description of the grids that it can store, a writer and a reader.
+
+To add one: derive from `Format` (from `SafetensorsFormat` where it is a Hugging Face directory), say in
+`rules` which grids it stores, and name it in `registry.FORMATS`. The quantizer then
+
+1. asks `grids` how each layer is to be stored, which refuses what the file cannot hold, before any work;
+2. chooses codes on exactly these grids, their scales rounded to what the file has;
+3. hands each layer to the `ModelWriter` that `writer` returns, which writes it and copies the rest.
+
+`layers` reads them back, for `evaluate`, `convert` and the tests.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.formats.group_lengths import group_lengths
+from numbacalib.methods import QuantizedWeight
+from numbacalib.methods.settings import GridFinder
+from numbacalib.models.checkpoint import TensorInfo
+
+if TYPE_CHECKING:
+    from numbacalib.models import Checkpoint
+
+
+@dataclass(frozen=True)
+class LayerGrid:
+    """The grid on which a layer's codes are chosen: what the file will hold of it."""
+
+    bits: int
+    group_size: int | None
+    """Input channels that share a scale; None is one scale a row."""
+    symmetric: bool
+    scale_dtype: np.dtype
+    """What scales are stored in."""
+    find: GridFinder | None = None
+    """Finds scales and zeros as the file stores them, where that is more than rounding scales of the
+    integer grid to `scale_dtype`: real zeros, super-blocks. Two grids are equal only with the same one."""
+    g_idx: bool = False
+    """Whether groups may be other than runs of channels."""
+
+    def __str__(self) -> str:
+        """Describe it in an error."""
+        size = "one scale a row" if self.group_size is None else f"groups of {self.group_size}"
+        kind = "symmetric" if self.symmetric else "asymmetric"
+        own = "" if self.find is None else ", as the format fixes it"
+        order = " of any channels" if self.g_idx else ""
+        return f"{self.bits} bits, {kind}, {size}{order}, scales in {self.scale_dtype}{own}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridRules:
+    """Which grids a format can store."""
+
+    bits: tuple[int, ...]
+    symmetric: tuple[bool, ...] = (True, False)
+    group_sizes: tuple[int, ...] | None = None
+    """None: any that divides K."""
+    whole_rows: bool = True
+    """Whether one scale a row can be stored."""
+    scale_dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
+    """Layers' own dtypes that scales can be stored in; in the place of any other one, the first."""
+    g_idx: bool = False
+    """Whether groups may be other than runs of channels."""
+    row_multiple: int = 1
+    """M is a multiple of it."""
+    channel_multiple: int = 1
+    """K is a multiple of it."""
+
+    def check(self, grid: LayerGrid) -> None:
+        """Refuse a grid that no layer can be stored on, with what can be.
+
+        Raises
+        ------
+        ValueError
+        """
+        if grid.bits not in self.bits:
+            raise ValueError(f"bits: expected {_one_of(self.bits)}, got {grid.bits}")
+        if grid.symmetric not in self.symmetric:
+            kinds = ("asymmetric", "symmetric")
+            raise ValueError(
+                f"symmetric: expected the {kinds[not grid.symmetric]} grid, got the "
+                f"{kinds[grid.symmetric]} one"
+            )
+        sizes = self.group_sizes or ()
+        expected = _one_of((*sizes, *((-1,) if self.whole_rows else ())))
+        if grid.group_size is None and not self.whole_rows:
+            raise ValueError(f"group_size: expected {expected}, got one scale a row")
+        if sizes and grid.group_size not in (None, *sizes):
+            raise ValueError(f"group_size: expected {expected}, got {grid.group_size}")
+        if grid.g_idx and not self.g_idx:
+            raise ValueError(
+                "act_order: expected static_groups with 'desc', since the file format has no g_idx"
+            )
+
+    def check_shape(self, layer: str, shape: tuple[int, ...]) -> None:
+        """Refuse a layer of M rows and K channels whose lengths do not fit.
+
+        Raises
+        ------
+        ValueError
+        """
+        multiples = self.row_multiple, self.channel_multiple
+        for axis, length, multiple in zip("MK", shape, multiples, strict=True):
+            if length % multiple:
+                raise ValueError(f"{layer}: expected {axis} a multiple of {multiple}, got {length}")
+
+    def scale_dtype(self, weight_dtype: np.dtype) -> np.dtype:
+        """Return what the scales of a layer with such weights are stored in."""
+        own = weight_dtype.name in self.scale_dtypes
+        return weight_dtype if own else np.dtype(self.scale_dtypes[0])
+
+
+class Format(abc.ABC):
+    """A format by its name on the command line."""
+
+    name: str
+    rules: GridRules
+    finders: tuple[GridFinder, ...] = ()
+    """What finds grids that other formats ask for and this one stores too."""
+    methods: tuple[str, ...] = ()
+    """What its ``quant_method`` may be in a Hugging Face configuration."""
+
+    def check(self, asked: LayerGrid) -> None:
+        """Refuse a grid that no file of this format can hold, before anything is read.
+
+        Raises
+        ------
+        ValueError
+        """
+        self.rules.check(asked)
+
+    def is_uniform(self, asked: Mapping[str, LayerGrid]) -> bool:
+        """Whether all layers of such grids must be stored on the same one."""
+        del asked
+        return False
+
+    def grids(
+        self, weights: Mapping[str, TensorInfo], asked: Mapping[str, LayerGrid]
+    ) -> dict[str, LayerGrid]:
+        """Return the grid of each layer as it will be stored: what was asked for, where that can be.
+
+        Only lengths of groups that do not divide K, and dtypes of scales, give way. What it returns
+        it returns again when that is asked for.
+
+        Parameters
+        ----------
+        weights : mapping of str to TensorInfo
+            Shape M, K and dtype of each layer's weight, by its name, such as
+            ``"model.layers.0.mlp.down_proj"``.
+        asked : mapping of str to LayerGrid
+            Of the same layers.
+
+        Raises
+        ------
+        ValueError
+            If a layer cannot be stored on a grid like the one asked for.
+        """
+        for grid in dict.fromkeys(asked.values()):
+            self.check(grid)
+        for layer, info in weights.items():
+            self.rules.check_shape(layer, info.shape)
+        uniform = self.is_uniform(asked)
+        if uniform:
+            _require_one_grid(asked)
+        lengths: dict[str, int | None] = {}
+        for size in dict.fromkeys(grid.group_size for grid in asked.values()):
+            channels = {
+                layer: weights[layer].shape[1]
+                for layer, grid in asked.items()
+                if grid.group_size == size
+            }
+            allowed = self.rules.group_sizes
+            lengths |= group_lengths(channels, size, uniform=uniform, allowed=allowed)
+        return {
+            layer: replace(
+                grid,
+                group_size=lengths[layer],
+                find=grid.find if grid.find in self.finders else None,
+                scale_dtype=self.rules.scale_dtype(weights[layer].dtype),
+            )
+            for layer, grid in asked.items()
+        }
+
+    @abc.abstractmethod
+    def writer(
+        self, directory: Path, checkpoint: Checkpoint, grids: Mapping[str, LayerGrid]
+    ) -> ModelWriter:
+        """Return what writes a model, the layers on their `grids`, into a `directory` that exists.
+
+        Raises
+        ------
+        ValueError
+            If the model has something that the format cannot hold.
+        """
+
+    @abc.abstractmethod
+    def recognizes(self, checkpoint: Checkpoint) -> bool:
+        """Whether a checkpoint's configuration says that its layers are in this format."""
+
+    @abc.abstractmethod
+    def layers(self, checkpoint: Checkpoint) -> StoredLayers:
+        """Return the quantized layers of a checkpoint that it recognizes; each is read when asked for.
+
+        Raises
+        ------
+        ValueError
+            If the configuration is not understood, or the tensors do not fit it.
+        """
+
+
+class StoredLayers(Mapping[str, QuantizedWeight]):
+    """Quantized linear layers of a checkpoint, by name, such as ``"model.layers.0.self_attn.q_proj"``."""
+
+    @abc.abstractmethod
+    def shape(self, layer: str) -> tuple[int, int]:
+        """M and K of a layer, without reading its codes."""
+
+    @abc.abstractmethod
+    def tensors(self, layer: str) -> tuple[str, ...]:
+        """Names of the checkpoint's tensors that the layer is stored in."""
+
+
+class ModelWriter(abc.ABC):
+    """Writes one checkpoint, layer by layer; a context manager.
+
+    Entering writes what is small, the description. Leaving without an exception copies the tensors of
+    the source that no call gave, and closes the files.
+    """
+
+    planned_bytes: int
+    """Bytes of all tensors that it will write; known on construction."""
+
+    @abc.abstractmethod
+    def add_layer(self, name: str, quantized: QuantizedWeight) -> int:
+        """Write a layer of NumPy arrays on its grid; return the bytes that it takes."""
+
+    @abc.abstractmethod
+    def add(self, name: str, tensor: NDArray[Any]) -> None:
+        """Write a tensor in the place of the source's own, such as a norm that took up scales."""
+
+    @abc.abstractmethod
+    def __enter__(self) -> ModelWriter: ...
+
+    @abc.abstractmethod
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+def _require_one_grid(asked: Mapping[str, LayerGrid]) -> None:
+    kinds = {(grid.bits, grid.group_size, grid.symmetric): name for name, grid in asked.items()}
+    if len(kinds) > 1:
+        one, other, *_ = kinds.values()
+        raise ValueError(
+            f"expected all layers on one grid in this format, got {one} on {asked[one]} and {other} on "
+            f"{asked[other]}"
+        )
+
+
+def _one_of(values: tuple[int, ...]) -> str:
+    names = [str(value) for value in values]
+    return " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)

@@ -1,0 +1,108 @@
+"""Which type each tensor of a GGUF file gets, for the mixes that users know by name.
+
+As llama.cpp chooses them with an importance matrix, for the architectures that are written here:
+https://github.com/ggml-org/llama.cpp/blob/master/src/llama-quant.cpp (``llama_tensor_get_type_impl``,
+``tensor_type_fallback``).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from numbacalib.formats.gguf_blocks import BLOCK_TYPES
+
+EMBEDDINGS, HEAD = "token_embd.weight", "output.weight"
+
+_BASE = {
+    "Q4_0": ("Q4_0", 2),
+    "Q4_1": ("Q4_1", 3),
+    "Q8_0": ("Q8_0", 7),
+    "Q5_0": ("Q5_0", 8),
+    "Q5_1": ("Q5_1", 9),
+    "Q2_K": ("Q2_K", 10),
+    "Q3_K_S": ("Q3_K", 11),
+    "Q3_K_M": ("Q3_K", 12),
+    "Q3_K_L": ("Q3_K", 13),
+    "Q4_K_S": ("Q4_K", 14),
+    "Q4_K_M": ("Q4_K", 15),
+    "Q5_K_S": ("Q5_K", 16),
+    "Q5_K_M": ("Q5_K", 17),
+    "Q6_K": ("Q6_K", 18),
+}
+"""Type of most tensors, and the number of ``general.file_type`` (``enum llama_ftype``)."""
+MIXES = tuple(_BASE)
+_FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+"""Types in blocks of 32 for rows that are no whole blocks of 256."""
+
+
+class Layers(NamedTuple):
+    """What of a model the mixes look at."""
+
+    depth: int
+    heads_per_kv: int
+    tied: bool
+
+
+def file_type(mix: str) -> int:
+    """Return the number of ``general.file_type``."""
+    return _BASE[mix][1]
+
+
+def tensor_type_of(mix: str, name: str, channels: int, layers: Layers) -> str:
+    """Return the type of a matrix.
+
+    Parameters
+    ----------
+    mix : str
+        One of `MIXES`.
+    name : str
+        As GGUF has it.
+    channels : int
+        K.
+    layers : Layers
+    """
+    base = _BASE[mix][0]
+    if name == HEAD or (name == EMBEDDINGS and layers.tied):
+        whole = channels % BLOCK_TYPES[base].grid.values == 0
+        wanted = "Q6_K" if whole and base != "Q8_0" else "Q8_0"
+    elif match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name):
+        wanted = _layer_type(mix, base, match[2], int(match[1]), layers)
+    else:
+        wanted = base
+    if channels % BLOCK_TYPES[wanted].grid.values:
+        wanted = _FALLBACKS.get(wanted, wanted)
+    return wanted
+
+
+def _layer_type(mix: str, base: str, kind: str, layer: int, layers: Layers) -> str:
+    """Return the type of a matrix of a block, for rows of whole blocks."""
+    eighth = layers.depth // 8
+    late_or_third = layer >= 7 * layers.depth // 8 or (layer - eighth) % 3 == 2
+    more = layer < eighth or late_or_third
+    if kind == "attn_v":
+        wanted = {
+            "Q2_K": "Q4_K" if layers.heads_per_kv >= 4 else "Q3_K",
+            "Q3_K_M": "Q5_K" if layer < 2 else "Q4_K",
+            "Q3_K_L": "Q5_K",
+            "Q4_K_S": "Q5_K" if layer < 4 else base,
+            "Q4_K_M": "Q6_K" if more else base,
+            "Q5_K_M": "Q6_K" if more else base,
+        }.get(mix, base)
+        # of a model of 70B eight heads share these weights
+        large = layers.depth == 80 and layers.heads_per_kv > 1 and wanted in ("Q3_K", "Q4_K")
+        return "Q5_K" if large else wanted
+    if kind == "ffn_down":
+        return {
+            "Q4_0": "Q4_1" if layer < eighth else base,
+            "Q5_0": "Q5_1" if layer < eighth else base,
+            "Q2_K": "Q3_K",
+            "Q3_K_M": "Q5_K" if layer < layers.depth // 16 else "Q4_K",
+            "Q3_K_L": "Q5_K",
+            "Q4_K_S": "Q5_K" if layer < eighth else base,
+            "Q4_K_M": "Q6_K" if more else base,
+            "Q5_K_M": "Q6_K" if more else base,
+        }.get(mix, base)
+    if kind == "attn_output":
+        return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(mix, base)
+    return base

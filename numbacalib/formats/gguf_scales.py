@@ -1,0 +1,96 @@
+"""Scales of groups as blocks store them: found for a weight, and taken apart again without loss.
+
+A quantized weight has the products alone, each group's scale and zero. What a block holds, its own two
+float16 numbers and the small integers of its groups, follows from them: all parts of a product are exact
+in float32, so that any split into such numbers is the same grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.formats.gguf_blocks import BLOCK_TYPES
+from numbacalib.methods.block_scales import block_scales
+from numbacalib.methods.settings import GridSettings
+from numbacalib.ops.matrix import from_host
+from numbacalib.spec.block_grid import BlockGrid, BlockScales
+
+MINIMUM_BITS = 18
+"""Of a minimum's significand: 11 of float16 and those of an integer; a zero, in float32, keeps more."""
+
+
+@dataclass(frozen=True)
+class BlockFinder:
+    """Finds the grids of one of GGML's types, with weights of errors where the settings have them.
+
+    See `numbacalib.methods.settings.GridFinder`.
+    """
+
+    kind: str
+
+    def __call__(self, weight: Any, settings: GridSettings) -> tuple[Any, Any]:
+        """Return scales and, where the type has minima, real zeros."""
+        grid = BLOCK_TYPES[self.kind].grid
+        scales, zeros = block_scales(weight, grid, settings.importance).grids(grid)
+        return from_host(scales, weight), from_host(zeros, weight) if grid.minima else None
+
+
+def split_scales(scales: NDArray[Any], zeros: NDArray[Any], grid: BlockGrid) -> BlockScales:
+    """Take scales and zeros [M, G] apart into what blocks hold.
+
+    Raises
+    ------
+    ValueError
+        If blocks cannot hold them.
+    """
+    rows = len(scales)
+    wide = scales.astype(np.float64)
+    low, high = grid.scale_range
+    block, integers = _factored(wide.reshape(-1, grid.groups), low, high)
+    minima = np.zeros(len(block)), np.ones(integers.shape)
+    if grid.minima:
+        found = _rounded(zeros.astype(np.float64) * wide, MINIMUM_BITS if grid.scale_bits else 11)
+        minima = _factored(found.reshape(-1, grid.groups), min(low, 0), high)
+    elif (zeros != grid.half).any():
+        raise ValueError(f"zeros: expected {grid.half} in blocks without minima")
+    return BlockScales(
+        block.astype(np.float16).reshape(rows, -1),
+        minima[0].astype(np.float16).reshape(rows, -1),
+        integers.astype(np.int8).reshape(rows, -1),
+        minima[1].astype(np.uint8).reshape(rows, -1),
+    )
+
+
+def _rounded(numbers: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
+    """Round to so many bits of significand."""
+    significand, exponent = np.frexp(numbers)
+    scale = 2.0**bits
+    return np.ldexp(np.rint(significand * scale) / scale, exponent)
+
+
+def _factored(
+    products: NDArray[np.float64], low: int, high: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Split rows of numbers into one float16 each and integers from `low` to `high`."""
+    largest = np.take_along_axis(products, np.abs(products).argmax(1)[:, None], 1)[:, 0]
+    common = np.where(largest == 0, 1.0, np.nan)
+    for integer in range(high, low - 1, -1):
+        if integer == 0 or not np.isnan(common).any():
+            continue
+        tried = largest / integer
+        with np.errstate(over="ignore"):
+            fits = tried.astype(np.float16) == tried
+        parts = products / np.where(fits, tried, 1)[:, None]
+        fits &= ((parts == np.rint(parts)) & (parts >= low) & (parts <= high)).all(1)
+        common = np.where(np.isnan(common) & fits, tried, common)
+    if np.isnan(common).any():
+        row = int(np.isnan(common).argmax())
+        raise ValueError(
+            f"scales: expected a float16 times integers up to {high}, got {products[row, :2].tolist()} "
+            "in a block"
+        )
+    return common, np.rint(products / common[:, None])

@@ -1,0 +1,129 @@
+"""GGUF files written tensor by tensor, in any order: their sizes are known before.
+
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.models.gguf_types import TensorType, type_numbers
+
+ALIGNMENT = 32
+"""Bytes at a multiple of which tensors begin, where a file does not say otherwise."""
+
+_VERSION = 3
+_STRING, _ARRAY = 8, 9
+_KINDS = {"uint32": 4, "int32": 5, "float32": 6, "bool": 7}
+"""Numbers of the types of metadata that are written."""
+
+
+class PlannedTensor(NamedTuple):
+    """A tensor that will be written: its type and NumPy's shape."""
+
+    kind: TensorType
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return int(np.prod(self.shape)) // self.kind.values * self.kind.size
+
+
+def encoded(value: Any) -> bytes:
+    """Return a metadata value as the file has it, its type before it.
+
+    Integers become uint32, floats float32; lists are of text, arrays of int32 or float32.
+    """
+    if isinstance(value, str):
+        return struct.pack("<I", _STRING) + _text(value)
+    if isinstance(value, list):
+        head = struct.pack("<IIQ", _ARRAY, _STRING, len(value))
+        return head + b"".join(map(_text, value))
+    if isinstance(value, np.ndarray):
+        kind = _KINDS[value.dtype.name]
+        return struct.pack("<IIQ", _ARRAY, kind, len(value)) + value.tobytes()
+    dtype: Any = {bool: np.bool_, int: np.uint32, float: np.float32}[type(value)]
+    number: NDArray[Any] = np.array(value, dtype)
+    return struct.pack("<I", _KINDS[number.dtype.name]) + number.tobytes()
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+class GGUFWriter:
+    """Writes one file whose tensors are all planned; a context manager.
+
+    Parameters
+    ----------
+    path : Path
+    metadata : mapping of str to bytes
+        Values as `encoded` has them.
+    tensors : mapping of str to PlannedTensor
+        In the order of the file.
+    """
+
+    def __init__(
+        self, path: Path, metadata: Mapping[str, bytes], tensors: Mapping[str, PlannedTensor]
+    ) -> None:
+        self._path, self._tensors = path, tensors
+        self._written = dict.fromkeys(tensors, 0)
+        numbers, table, end = type_numbers(), [], 0
+        begins = {}
+        for name, tensor in tensors.items():
+            begins[name] = end
+            sizes = tensor.shape[::-1]  # from the fastest axis
+            entry = struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)
+            table.append(_text(name) + entry + struct.pack("<IQ", numbers[tensor.kind.name], end))
+            end += -(-tensor.size // ALIGNMENT) * ALIGNMENT
+        values = (_text(key) + value for key, value in metadata.items())
+        counts = struct.pack("<4sIQQ", b"GGUF", _VERSION, len(tensors), len(metadata))
+        header = b"".join([counts, *values, *table])
+        self._header = header + bytes(-len(header) % ALIGNMENT)
+        self._begins = {name: len(self._header) + begin for name, begin in begins.items()}
+        self.planned_bytes = len(self._header) + end
+
+    def add(self, name: str, part: NDArray[np.uint8]) -> None:
+        """Write the next bytes of a tensor.
+
+        Raises
+        ------
+        OSError
+            If the disk refuses.
+        """
+        self._file.seek(self._begins[name] + self._written[name])
+        self._file.write(np.ascontiguousarray(part).data)
+        self._written[name] += part.size
+
+    def __contains__(self, name: str) -> bool:
+        """Whether something of a tensor was written."""
+        return self._written[name] > 0
+
+    def __enter__(self) -> GGUFWriter:
+        self._file: BinaryIO = self._path.open("wb")
+        self._file.write(self._header)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._file:
+            if kind is None:
+                for name, tensor in self._tensors.items():
+                    if self._written[name] != tensor.size:
+                        raise ValueError(
+                            f"{name}: expected {tensor.size} bytes, got {self._written[name]}"
+                        )
+                self._file.truncate(self.planned_bytes)

@@ -1,0 +1,112 @@
+"""MatMulNBits, ONNX Runtime's product with quantized weights, in NumPy arrays.
+
+For a weight [M, K] in G blocks a row, of which the last may be cut short by K:
+
+- ``B`` uint8 [M, G, block * bits / 8], unsigned codes, a stream of bits a block, least significant first;
+- ``scales`` [M, G], in the weight's own dtype;
+- ``zero_points`` uint8 [M, ceil(G * bits / 8)], a stream of bits a row; without them zeros are
+  ``2 ** (bits - 1)``.
+
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.formats.bit_packing import pack_bits, unpack_bits, word_count
+from numbacalib.formats.format import GridRules
+from numbacalib.methods import QuantizedWeight
+
+RULES = GridRules(
+    bits=(2, 4, 8),
+    group_sizes=(16, 32, 64, 128, 256),
+    whole_rows=False,
+    scale_dtypes=("float32", "float16"),
+)
+"""What it stores; K may be any number."""
+
+
+class PackedProduct(NamedTuple):
+    """Inputs of a MatMulNBits node after the first, by their names there."""
+
+    B: NDArray[np.uint8]
+    scales: NDArray[Any]
+    zero_points: NDArray[np.uint8] | None
+
+
+def padded(channels: int, block: int) -> int:
+    """Return K filled up to whole blocks, on which codes are chosen."""
+    return -(-channels // block) * block
+
+
+def pack(quantized: QuantizedWeight) -> PackedProduct:
+    """Pack a weight of whole blocks, [M, G * block].
+
+    Raises
+    ------
+    ValueError
+        If it has groups out of order, or real zeros.
+    """
+    if quantized.g_idx is not None:
+        raise ValueError("g_idx: expected None, MatMulNBits has groups in order")
+    if quantized.zeros.dtype != np.uint8:
+        raise ValueError(f"zeros: expected integers in MatMulNBits, got {quantized.zeros.dtype}")
+    rows, groups = quantized.scales.shape
+    bits, block = quantized.bits, quantized.group_size
+    words = pack_bits(quantized.codes.reshape(rows * groups, block), bits)
+    codes = words.view(np.uint8).reshape(rows, groups, block * bits // 8)
+    zeros = None
+    if not quantized.symmetric:
+        zeros = pack_bits(quantized.zeros, bits).view(np.uint8)[:, : -(-groups * bits // 8)]
+    return PackedProduct(codes, quantized.scales, zeros)
+
+
+def unpack(packed: PackedProduct, bits: int, block: int) -> QuantizedWeight:
+    """Read back what `pack` returned.
+
+    Raises
+    ------
+    ValueError
+        If a shape or dtype does not fit the others.
+    """
+    codes = np.asarray(packed.B)
+    if codes.dtype != np.uint8 or codes.ndim != 3 or codes.shape[2] != block * bits // 8:
+        raise ValueError(
+            f"B: expected uint8 [M, G, {block * bits // 8}], got {codes.dtype} {list(codes.shape)}"
+        )
+    rows, groups, _ = codes.shape
+    scales = np.asarray(packed.scales)
+    if scales.size != rows * groups:
+        raise ValueError(f"scales: expected {rows} x {groups}, got {list(scales.shape)}")
+    zeros = np.full((rows, groups), 1 << (bits - 1), np.uint8)
+    if packed.zero_points is not None:
+        stored = np.asarray(packed.zero_points)
+        width = -(-groups * bits // 8)
+        if stored.dtype != np.uint8 or stored.size != rows * width:
+            raise ValueError(
+                f"zero_points: expected uint8 {rows} x {width}, got {stored.dtype} {list(stored.shape)}"
+            )
+        words = np.zeros((rows, 4 * word_count(groups, bits)), np.uint8)
+        words[:, :width] = stored.reshape(rows, width)
+        zeros = unpack_bits(words.view(np.int32), bits, groups)
+    words = np.ascontiguousarray(codes).reshape(rows * groups, -1).view(np.int32)
+    return QuantizedWeight(
+        unpack_bits(words, bits, block).reshape(rows, groups * block),
+        scales.reshape(rows, groups),
+        zeros,
+        bits,
+        block,
+        packed.zero_points is None,
+    )
+
+
+def packed_bytes(shape: tuple[int, int], bits: int, block: int, symmetric: bool, item: int) -> int:
+    """Bytes of what `pack` returns for a weight [M, K] with scales of `item` bytes each."""
+    rows, channels = shape
+    groups = -(-channels // block)
+    zeros = 0 if symmetric else -(-groups * bits // 8)
+    return rows * (groups * (block * bits // 8 + item) + zeros)

@@ -1,0 +1,341 @@
+"""An ONNX model as linear layers: products with a constant weight, found, read and replaced.
+
+A layer is a weight that MatMul nodes have as their second input, or Gemm nodes without scaling and without
+a transposed first input. Its nodes may be several, through Identity nodes too. Weights are initializers or
+the values of Constant nodes, in the file or beside it (external data). What is in subgraphs is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.formats.matmul_nbits import PackedProduct, pack, unpack
+from numbacalib.methods import QuantizedWeight
+from numbacalib.runtime.extras import extra
+
+with extra("onnx"):
+    import onnx
+    from google.protobuf.message import DecodeError
+    from onnx import external_data_helper, helper, numpy_helper
+
+DOMAIN = "com.microsoft"
+PRODUCT = "MatMulNBits"
+INLINE_BYTES = 1 << 30
+"""Of the tensors of a model; with more they are written beside it, as files of 2 GiB cannot be read."""
+
+_FLOATS = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.FLOAT16: np.float16}
+
+
+@dataclass
+class GraphLayer:
+    """A constant weight and the nodes that multiply by it."""
+
+    name: str
+    """The first node's, or its output's."""
+    weight: str
+    """Name of the tensor."""
+    transposed: bool
+    """Whether the tensor is [K, M], as MatMul has it, and not [M, K]."""
+    shape: tuple[int, int]
+    """M, K."""
+    dtype: np.dtype
+    nodes: list[Any] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of what its nodes multiply, each once."""
+        return tuple(dict.fromkeys(node.input[0] for node in self.nodes))
+
+
+class OnnxGraph:
+    """A model read from a file; tensors beside it are read when they are asked for.
+
+    Parameters
+    ----------
+    path : Path
+
+    Attributes
+    ----------
+    layers : list of GraphLayer
+        In the order of their first nodes.
+    left : dict of str to str
+        Products that stay as they are: why, by the node's name.
+
+    Raises
+    ------
+    ValueError
+        If it is not an ONNX model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.proto = onnx.load(str(path), load_external_data=False)
+        except DecodeError:
+            raise ValueError(f"{path}: expected an ONNX model, found something else") from None
+        if not self.proto.graph.node:
+            raise ValueError(f"{path}: expected an ONNX model with nodes, found none")
+        graph = self.proto.graph
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "Constant" and (value := _attributes(node).get("value")) is not None:
+                self._tensors[node.output[0]] = value
+        self._added: list[Any] = []
+        self._products: dict[str, list[Any]] = {}
+        self.left: dict[str, str] = {}
+        self.layers = self._find()
+
+    def weight(self, layer: GraphLayer) -> NDArray[Any]:
+        """Return the weight of a layer, [M, K].
+
+        Raises
+        ------
+        ValueError
+            If the file beside the model is missing or short.
+        """
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(self._tensors[layer.weight])
+        folder = str(self.path.parent)
+        try:
+            if external_data_helper.uses_external_data(tensor):
+                external_data_helper.load_external_data_for_tensor(tensor, folder)
+            matrix = numpy_helper.to_array(tensor)
+        except (OSError, ValueError, onnx.checker.ValidationError) as error:
+            raise ValueError(f"{self.path}: {layer.weight}: {error}") from None
+        return matrix.T if layer.transposed else matrix
+
+    def probe(self, names: Sequence[str]) -> bytes:
+        """Return the model with these tensors as its outputs, to be run on its own inputs."""
+        probed = onnx.ModelProto()
+        probed.CopyFrom(self.proto)
+        del probed.graph.output[:]
+        probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        return bytes(probed.SerializeToString())
+
+    def replace(
+        self, layer: GraphLayer, quantized: QuantizedWeight, divisor: NDArray[Any] | None = None
+    ) -> int:
+        """Put MatMulNBits in the place of a layer's nodes; return the bytes of its tensors.
+
+        `quantized` is [M, G * block], filled up beyond K; `divisor` [K] is by what its input channels are
+        divided first, where they were scaled.
+        """
+        packed = pack(quantized)
+        names = [f"{layer.name}.{part}" for part in PackedProduct._fields]
+        given = {
+            name: np.ascontiguousarray(each)
+            for name, each in zip(names, packed, strict=True)
+            if each is not None
+        }
+        self._added += [numpy_helper.from_array(each, name) for name, each in given.items()]
+        if divisor is not None:
+            factors = (1 / divisor).astype(layer.dtype)
+            self._added.append(numpy_helper.from_array(factors, f"{layer.name}.factors"))
+        rows, channels = layer.shape
+        sizes = {"K": channels, "N": rows, "bits": quantized.bits}
+        sizes["block_size"] = quantized.group_size
+        for node in layer.nodes:
+            self._products[node.output[0]] = _product(
+                layer, node, list(given), sizes, is_scaled=divisor is not None
+            )
+        return sum(each.nbytes for each in given.values())
+
+    def stored_bytes(self) -> int:
+        """Bytes of the tensors that a saved model would have now."""
+        graph = self._rewritten().graph
+        return sum(
+            each.ByteSize() + _external_bytes(each)
+            for each in (*graph.initializer, *_constants(graph))
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the model with what was replaced; large ones have their tensors in a file beside them.
+
+        Raises
+        ------
+        ValueError
+            If a file beside the source is missing or short.
+        OSError
+            If the disk refuses.
+        """
+        total = self.stored_bytes()
+        proto = self._rewritten()
+        try:
+            external_data_helper.load_external_data_for_model(proto, str(self.path.parent))
+        except (OSError, ValueError, onnx.checker.ValidationError) as error:
+            raise ValueError(f"{self.path}: {error}") from None
+        beside: dict[str, Any] = {}
+        if total > INLINE_BYTES:
+            beside = {"save_as_external_data": True, "location": f"{path.name}.data"}
+        onnx.save(proto, str(path), **beside)
+
+    def _rewritten(self) -> Any:
+        """Return a copy with the new products, and without tensors that nothing uses any more."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        graph = proto.graph
+        nodes = [made for node in graph.node for made in self._products.get(_output(node), [node])]
+        graph.ClearField("node")
+        graph.node.extend(nodes)
+        used = _drop_unused_constants(graph)
+        tensors = [each for each in graph.initializer if each.name in used] + self._added
+        graph.ClearField("initializer")
+        graph.initializer.extend(tensors)
+        inputs = [
+            each for each in graph.input if each.name in used or each.name not in self._tensors
+        ]
+        graph.ClearField("input")
+        graph.input.extend(inputs)
+        if self._products and DOMAIN not in {each.domain for each in proto.opset_import}:
+            proto.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+        return proto
+
+    def _find(self) -> list[GraphLayer]:
+        """Find the layers, and note why other products with a constant weight are none."""
+        found: dict[tuple[str, bool], GraphLayer] = {}
+        names: dict[str, str] = {}  # of tensors that go by others, through Identity
+        for node in self.proto.graph.node:
+            if any(each.HasField("g") or each.graphs for each in node.attribute):
+                self.left[_name(node)] = "a subgraph"
+            if node.op_type == "Identity":
+                names[node.output[0]] = names.get(node.input[0], node.input[0])
+            if node.op_type not in ("MatMul", "Gemm") or len(node.input) < 2:
+                continue
+            weight = names.get(node.input[1], node.input[1])
+            tensor = self._tensors.get(weight)
+            if tensor is None:
+                continue
+            if reason := _why_not(node, tensor):
+                self.left[_name(node)] = reason
+                continue
+            transposed = node.op_type == "MatMul" or not _attributes(node).get("transB", 0)
+            rows, channels = reversed(tensor.dims) if transposed else tensor.dims
+            dtype = np.dtype(_FLOATS[tensor.data_type])
+            layer = GraphLayer(_name(node), weight, transposed, (rows, channels), dtype)
+            found.setdefault((weight, transposed), layer).nodes.append(node)
+        return list(found.values())
+
+
+def read_products(path: Path) -> dict[str, tuple[QuantizedWeight, int]]:
+    """Read the quantized layers of a model back: their weights, filled up to whole blocks, and K.
+
+    Raises
+    ------
+    ValueError
+        If a tensor does not fit its node.
+    """
+    proto = onnx.load(str(path))
+    tensors = {each.name: each for each in proto.graph.initializer}
+    layers = {}
+    for node in proto.graph.node:
+        if node.op_type != PRODUCT:
+            continue
+        sizes = _attributes(node)
+        names = [*node.input[1:4], "", ""][:3]
+        parts = [numpy_helper.to_array(tensors[name]) if name else None for name in names]
+        codes, scales, zeros = parts
+        if codes is None or scales is None:
+            raise ValueError(f"{path}: {_name(node)}: expected codes and scales, found none")
+        try:
+            packed = PackedProduct(codes, scales, zeros)
+            layers[_name(node)] = unpack(packed, sizes["bits"], sizes["block_size"]), sizes["K"]
+        except ValueError as error:
+            raise ValueError(f"{path}: {_name(node)}: {error}") from None
+    return layers
+
+
+def _product(
+    layer: GraphLayer, node: Any, tensors: list[str], sizes: Mapping[str, int], *, is_scaled: bool
+) -> list[Any]:
+    """Nodes that compute what one of a layer's nodes did: scaling, MatMulNBits, Gemm's addend."""
+    made, first, output = [], node.input[0], node.output[0]
+    if is_scaled:
+        scaled = f"{output}.scaled"
+        made.append(helper.make_node("Mul", [first, f"{layer.name}.factors"], [scaled]))
+        first = scaled
+    addend = node.input[2] if len(node.input) > 2 else ""
+    product = f"{output}.product" if addend else output
+    name = _name(node)
+    made.append(
+        helper.make_node(PRODUCT, [first, *tensors], [product], name, domain=DOMAIN, **sizes)
+    )
+    if addend:
+        made.append(helper.make_node("Add", [product, addend], [output]))
+    return made
+
+
+def _why_not(node: Any, tensor: Any) -> str | None:
+    """Why a product with a constant is no layer; None if it is one."""
+    if tensor.data_type not in _FLOATS:
+        return f"a weight of {onnx.TensorProto.DataType.Name(tensor.data_type)}"
+    if len(tensor.dims) != 2 or 0 in tensor.dims:
+        return f"a weight of shape {list(tensor.dims)}"
+    if node.op_type == "Gemm":
+        options = {"alpha": 1.0, "beta": 1.0, "transA": 0} | _attributes(node)
+        if options["transA"] or options["alpha"] != 1 or options["beta"] != 1:
+            return "a scaled or transposed Gemm"
+    return None
+
+
+def _attributes(node: Any) -> dict[str, Any]:
+    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
+
+
+def _name(node: Any) -> str:
+    return str(node.name or _output(node))
+
+
+def _output(node: Any) -> str:
+    """Name of a node's first output, which no other node has."""
+    return str(node.output[0]) if node.output else ""
+
+
+def _replace_nodes(graph: Any, nodes: list[Any]) -> None:
+    graph.ClearField("node")
+    graph.node.extend(nodes)
+
+
+def _drop_unused_constants(graph: Any) -> set[str]:
+    """Drop Constant and Identity nodes whose results nothing reads; return the names that are read."""
+    used = {each.name for each in graph.output}
+    kept = []
+    for node in reversed(graph.node):  # what reads a result comes after it
+        if node.op_type in ("Constant", "Identity") and not used & set(node.output):
+            continue
+        kept.append(node)
+        used |= set(node.input) | _read_in_subgraphs(node)
+    _replace_nodes(graph, kept[::-1])
+    return used
+
+
+def _read_in_subgraphs(node: Any) -> set[str]:
+    """Names that a node's subgraphs read; those of their own do no harm."""
+    used: set[str] = set()
+    for attribute in node.attribute:
+        for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+            used |= {each.name for each in graph.output}
+            for inner in graph.node:
+                used |= set(inner.input) | _read_in_subgraphs(inner)
+    return used
+
+
+def _constants(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        if node.op_type == "Constant" and (value := _attributes(node).get("value")) is not None:
+            yield value
+
+
+def _external_bytes(tensor: Any) -> int:
+    """Bytes of a tensor that are in another file."""
+    if not external_data_helper.uses_external_data(tensor):
+        return 0
+    length = external_data_helper.ExternalDataInfo(tensor).length
+    if length:
+        return int(length)
+    return int(np.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)

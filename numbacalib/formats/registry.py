@@ -1,0 +1,88 @@
+"""The formats by their names, what they share, and which one a checkpoint is in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from numbacalib.formats.awq import Awq
+from numbacalib.formats.compressed_tensors import CompressedTensors
+from numbacalib.formats.format import Format, LayerGrid
+from numbacalib.formats.gguf import GGUF_FORMATS
+from numbacalib.formats.gptq import Gptq
+from numbacalib.formats.mlx import Mlx
+from numbacalib.models.checkpoint import TensorInfo
+from numbacalib.models.fields import Fields
+
+if TYPE_CHECKING:
+    from numbacalib.models import Checkpoint
+
+FORMATS: dict[str, Format] = {
+    each.name: each for each in (CompressedTensors(), Gptq(1), Gptq(2), Awq(), Mlx(), *GGUF_FORMATS)
+}
+"""Every format of whole language models, by its name on the command line."""
+
+
+def formats_named(names: Sequence[str]) -> list[Format]:
+    """Return the formats of these names.
+
+    Raises
+    ------
+    ValueError
+        If there is no such format, or one is named twice.
+    TypeError
+        If `names` is one name.
+    """
+    if isinstance(names, str):
+        raise TypeError("formats: expected a sequence of names, got one name")
+    if not names:
+        raise ValueError("formats: expected at least one name")
+    for name in names:
+        if name not in FORMATS:
+            raise ValueError(f"format: expected {', '.join(FORMATS)}, got {name!r}")
+        if names.count(name) > 1:
+            raise ValueError(f"format: expected each once, got {name} twice")
+    return [FORMATS[name] for name in names]
+
+
+def common_grids(
+    formats: Sequence[Format],
+    weights: Mapping[str, TensorInfo],
+    asked: Mapping[str, LayerGrid],
+) -> dict[str, LayerGrid]:
+    """Return the grids on which one solve serves several formats: those of one that all others take.
+
+    Raises
+    ------
+    ValueError
+        If a format cannot store what is asked for, or no such grids exist.
+    """
+    proposals = {each.name: each.grids(weights, asked) for each in formats}
+    for grids in proposals.values():
+        if all(each.grids(weights, grids) == grids for each in formats):
+            return grids
+    (one, first), (other, second), *_ = proposals.items()
+    layer = next(layer for layer in first if first[layer] != second[layer])
+    raise ValueError(
+        f"format: expected formats whose grids agree, {layer} would have {first[layer]} in {one} and "
+        f"{second[layer]} in {other}: quantize once for each"
+    )
+
+
+def stored_format(checkpoint: Checkpoint) -> Format | None:
+    """Return the format in which a checkpoint's layers are quantized; None where they are not.
+
+    Raises
+    ------
+    ValueError
+        If they are quantized in a way that no format here reads.
+    """
+    for each in FORMATS.values():
+        if each.recognizes(checkpoint):
+            return each
+    config = Fields(checkpoint.hf_config()).object("quantization_config", None)
+    if config is None:
+        return None
+    methods = {method for each in FORMATS.values() for method in each.methods}
+    error = config.error("quant_method", f"one that is read here ({', '.join(sorted(methods))})")
+    raise ValueError(f"{checkpoint.path}/config.json: {error}")

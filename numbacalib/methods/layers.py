@@ -1,0 +1,508 @@
+"""Layers by any method, each with a report of how it went."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from numbacalib.methods.awq import awq_clip
+from numbacalib.methods.codebook import CodebookWeight, codebook
+from numbacalib.methods.gptq import gptq_batch, gptq_shared
+from numbacalib.methods.layer import LayerReport, LayerSettings
+from numbacalib.methods.loss import clipped_share
+from numbacalib.methods.quantized_weight import QuantizedWeight
+from numbacalib.methods.refit import refit_scales
+from numbacalib.methods.rtn import rtn
+from numbacalib.methods.settings import GridFinder, grid_settings
+from numbacalib.methods.shrinkage import shrinkage_for
+from numbacalib.methods.target import output_loss, propagated_target
+from numbacalib.ops.matrix import diagonal, joined_rows, reshaped, to_host
+from numbacalib.ops.shrinkage import shrunk
+from numbacalib.runtime.alone import each_alone
+from numbacalib.runtime.array import ArrayT
+from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
+from numbacalib.runtime.finite import require_finite
+from numbacalib.statistics import InputStatistics
+
+log = logging.getLogger("numbacalib")
+
+
+def quantize_layer(
+    name: str,
+    weight: ArrayT,
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    importance: ArrayT | None = None,
+) -> tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]:
+    """Quantize one layer and measure it against round-to-nearest.
+
+    Parameters
+    ----------
+    name : str
+        For the report, for errors and for the log.
+    weight : array [M, K], float16, bfloat16, float32 or float64
+    statistics : InputStatistics or None
+        Of the layer's inputs. None is for methods that need none, which then measure no loss.
+    settings : LayerSettings
+    importance : array [K] or [M, K], optional
+        Weights of the errors with the ranges "weighted", instead of the mean squares of the inputs:
+        Fisher information, or what an importance file has.
+
+    Returns
+    -------
+    quantized : QuantizedWeight or CodebookWeight
+    report : LayerReport
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.linalg.LinAlgError
+        As `gptq` and `rtn`, with the layer's name in front.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import LayerSettings, quantize_layer
+    >>> from numbacalib.statistics import InputStatistics
+    >>> inputs = np.ones((4, 8), np.float32)
+    >>> inputs[:, 0] = 16  # a channel with large inputs
+    >>> statistics = InputStatistics(8)
+    >>> statistics.update(inputs)
+    >>> weight = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
+    >>> settings = LayerSettings(bits=3, group_size=8)
+    >>> quantized, report = quantize_layer("mlp.down_proj", weight, statistics, settings)
+    >>> quantized.codes.shape, report.tokens, report.loss < 0.1 * report.rtn_loss
+    ((2, 8), 4, True)
+    """
+    importances = None if importance is None else {name: importance}
+    (result,) = quantize_layers({name: weight}, statistics, settings, importances)
+    return result
+
+
+def quantize_layers(
+    weights: Mapping[str, ArrayT],
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    importance: Mapping[str, ArrayT] | None = None,
+) -> list[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
+    """Quantize layers that have one input, such as a block's q, k and v, and measure each.
+
+    What depends on the input alone, such as the factor of GPTQ's Hessian, is found once.
+
+    Parameters
+    ----------
+    weights : mapping of str to array [M_i, K]
+        By the names of the layers.
+    statistics, settings
+        As in `quantize_layer`, the same for all.
+    importance : mapping of str to array [K] or [M_i, K], optional
+        Of each layer, for `quantize_layer`.
+
+    Returns
+    -------
+    list of (QuantizedWeight or CodebookWeight, LayerReport)
+        In the order of the weights.
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.linalg.LinAlgError
+        As `quantize_layer`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import LayerSettings, quantize_layers
+    >>> from numbacalib.statistics import InputStatistics
+    >>> inputs = np.ones((4, 8), np.float32)
+    >>> inputs[:, 0] = 16  # a channel with large inputs
+    >>> statistics = InputStatistics(8)
+    >>> statistics.update(inputs)
+    >>> weight = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
+    >>> settings = LayerSettings(bits=3, group_size=8)
+    >>> layers = {"q_proj": weight, "k_proj": -weight}
+    >>> for quantized, report in quantize_layers(layers, statistics, settings):
+    ...     print(report.name, quantized.codes.shape)
+    q_proj (2, 8)
+    k_proj (2, 8)
+    """
+    begin = time.perf_counter()
+    with _named(weights):
+        _check(statistics, settings, importance)
+        targets = {}
+        for name, weight in weights.items():
+            with _named([name]):
+                targets[name] = _target(weight, statistics, settings)
+        found, measured = _quantized(targets, statistics, settings, importance)
+        if settings.refit and statistics is not None:
+            found = _refitted(targets, found, statistics)
+        if statistics is not None:
+            measured |= _inputs(statistics)
+    together = (time.perf_counter() - begin) / len(weights)
+    return [
+        _reported(name, weight, targets[name], quantized, statistics, settings, measured, together)
+        for (name, weight), quantized in zip(weights.items(), found, strict=True)
+    ]
+
+
+def quantize_each(
+    weights: Mapping[str, ArrayT],
+    statistics: Sequence[InputStatistics | None],
+    settings: LayerSettings,
+) -> list[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
+    """Quantize equal layers with an input of their own each, such as experts, and measure each.
+
+    On the CPU each is quantized on one thread, as many at a time as there are threads; on a GPU steps of
+    GPTQ are launches for many layers, as `gptq_batch` has them.
+
+    Parameters
+    ----------
+    weights : mapping of str to array [M, K]
+        By the names of the layers.
+    statistics : sequence of InputStatistics or None
+        Of each layer's inputs.
+    settings : LayerSettings
+
+    Returns
+    -------
+    list of (QuantizedWeight or CodebookWeight, LayerReport)
+        In the order of the weights.
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.linalg.LinAlgError
+        As `quantize_layer`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import LayerSettings, quantize_each
+    >>> from numbacalib.statistics import InputStatistics
+    >>> weights = {f"experts.{e}": np.full((2, 8), e + 1, np.float32) for e in range(2)}
+    >>> statistics = [InputStatistics(8) for _ in weights]
+    >>> for e, own in enumerate(statistics):
+    ...     own.update(np.eye(8, dtype=np.float32)[: 4 + e])  # tokens of this expert
+    >>> settings = LayerSettings(bits=4, group_size=8)
+    >>> [report.tokens for _, report in quantize_each(weights, statistics, settings)]
+    [4, 5]
+    """
+    layers = list(zip(weights, weights.values(), statistics, strict=True))
+    if not any(map(is_cuda_array, weights.values())):
+        return each_alone(lambda layer: quantize_layer(*layer, settings), layers)
+    given = [own for own in statistics if own is not None]
+    free = settings.target == "layerwise" and settings.find_grid is None
+    if given and settings.method == "gptq" and free:
+        return _in_one_launch(weights, given, settings)
+    return [quantize_layer(*layer, settings) for layer in layers]
+
+
+def _in_one_launch(
+    weights: Mapping[str, Any], statistics: Sequence[InputStatistics], settings: LayerSettings
+) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
+    """Do what `quantize_each` does, by one `gptq_batch`."""
+    begin = time.perf_counter()
+    options = grid_options(settings) | _solver_options(settings)
+    if settings.ranges in ("mse", "weighted"):
+        options["search"] = settings.search
+    if settings.ranges == "weighted":
+        squares = [reshaped(own.mean_square, (1, len(own.hessian))) for own in statistics]
+        options["importance"] = joined_rows(squares)
+    shares = [_share(own, settings) for own in statistics]
+    hessians = [
+        own.hessian if share == 0 else shrunk(own.hessian.reshape(1, *own.hessian.shape), share)
+        for own, share in zip(statistics, shares, strict=True)
+    ]
+    with _named(weights):
+        for own in statistics:
+            _check(own, settings, None)
+        stack = _stacked([hessian.reshape(*hessian.shape[-2:]) for hessian in hessians])
+        found = gptq_batch(_stacked(list(weights.values())), stack, **options)
+        if settings.refit:
+            pairs = zip(weights.values(), found, statistics, strict=True)
+            found = [refit_scales(weight, own, given.hessian) for weight, own, given in pairs]
+    together = (time.perf_counter() - begin) / len(weights)
+    layers = zip(weights.items(), found, statistics, shares, strict=True)
+    return [
+        _reported(
+            name,
+            weight,
+            weight,
+            own,
+            given,
+            settings,
+            _inputs(given) | {"shrinkage": share},
+            together,
+        )
+        for (name, weight), own, given, share in layers
+    ]
+
+
+def _stacked(matrices: Sequence[Any]) -> Any:
+    """Copy equal matrices [M, K] into an array [E, M, K]."""
+    return reshaped(joined_rows(matrices), (len(matrices), *matrices[0].shape))
+
+
+def _reported(
+    name: str,
+    weight: Any,
+    target: Any,
+    quantized: QuantizedWeight | CodebookWeight,
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    measured: Mapping[str, Any],
+    seconds: float,
+) -> tuple[QuantizedWeight | CodebookWeight, LayerReport]:
+    """Measure a quantized layer, and report of it with what was `measured` and took `seconds` before."""
+    begin = time.perf_counter()
+    figures: dict[str, Any] = {}
+    if isinstance(quantized, QuantizedWeight) and quantized.report is not None:
+        figures = quantized.report._asdict()
+    with _named([name]):
+        figures |= measured
+        figures |= _measured(weight, target, quantized, statistics, settings)
+    report = LayerReport(
+        name=name,
+        method=settings.method,
+        shape=(weight.shape[0], weight.shape[1]),
+        bits=quantized.bits,
+        group_size=quantized.group_size,
+        seconds=seconds + time.perf_counter() - begin,
+        **figures,
+    )
+    if report.fell_back:
+        log.warning(
+            "%s: the Hessian was not positive definite with percdamp %g; %g was enough",
+            name,
+            settings.percdamp,
+            report.percdamp,
+        )
+    return quantized, report
+
+
+@contextmanager
+def _named(names: Iterable[str]) -> Iterator[None]:
+    """Begin errors with a layer's name: the first, unless they begin with one."""
+    try:
+        yield
+    except (ValueError, TypeError, np.linalg.LinAlgError) as error:
+        begins = [name for name in names if str(error).startswith(f"{name}: ")]
+        text = str(error) if begins else f"{next(iter(names))}: {error}"
+        raise type(error)(text) from error
+
+
+def solve(
+    weights: Mapping[str, ArrayT],
+    statistics: Mapping[str, InputStatistics],
+    settings: LayerSettings,
+    importance: Mapping[str, ArrayT] | None = None,
+) -> Iterator[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
+    """Quantize named layers from their weights and statistics alone, one after the other.
+
+    With `load_weights` and `load_statistics` this needs neither the model nor the text again,
+    whatever the bits, groups and method.
+
+    Parameters
+    ----------
+    weights : mapping of str to array [M, K]
+        Of the layers, by name.
+    statistics : mapping of str to InputStatistics
+        Of each layer's inputs.
+    settings : LayerSettings
+    importance : mapping of str to array [K] or [M, K], optional
+        Of each layer, for `quantize_layer`.
+
+    Yields
+    ------
+    quantized : QuantizedWeight or CodebookWeight
+    report : LayerReport
+        Of the layers in the order of the weights.
+
+    Raises
+    ------
+    ValueError
+        If a layer has no statistics, or no importance where others have, before any work.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import LayerSettings, solve
+    >>> from numbacalib.statistics import InputStatistics
+    >>> inputs = np.ones((4, 8), np.float32)
+    >>> inputs[:, 0] = 16  # a channel with large inputs
+    >>> statistics = InputStatistics(8)
+    >>> statistics.update(inputs)
+    >>> weight = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
+    >>> settings = LayerSettings(bits=3, group_size=8)
+    >>> for quantized, report in solve({"q_proj": weight}, {"q_proj": statistics}, settings):
+    ...     print(report.name, quantized.codes.shape)
+    q_proj (2, 8)
+    """
+    given = {"statistics": statistics} | ({} if importance is None else {"importance": importance})
+    for argument, layers in given.items():
+        if missing := [name for name in weights if name not in layers]:
+            raise ValueError(f"{argument}: expected one for each weight, none for {missing[0]}")
+    for name, weight in weights.items():
+        weights_of_errors = None if importance is None else importance[name]
+        yield quantize_layer(name, weight, statistics[name], settings, weights_of_errors)
+
+
+def _check(statistics: InputStatistics | None, settings: LayerSettings, importance: Any) -> None:
+    settings.check()
+    if importance is not None and settings.ranges != "weighted":
+        raise ValueError(f"importance: expected None with ranges {settings.ranges!r}")
+    if settings.calibrated(importance is not None):
+        if statistics is None:
+            raise ValueError("statistics: expected the layer's inputs to be calibrated, got None")
+        if statistics.tokens == 0:
+            raise ValueError("statistics: expected at least one token")
+    if settings.target == "propagated" and (statistics is None or statistics.cross is None):
+        raise ValueError("statistics: expected the original model's inputs too for this target")
+
+
+def _target(weight: Any, statistics: InputStatistics | None, settings: LayerSettings) -> Any:
+    """Return what a layer is to be: its weight, or the one that the quantized inputs need."""
+    if statistics is None or settings.target == "layerwise":
+        return weight
+    return propagated_target(
+        weight,
+        statistics.hessian,
+        statistics.cross,
+        statistics.residual,
+        strength=settings.target_strength,
+        percdamp=settings.percdamp,
+        damping_tries=settings.damping_tries,
+    )
+
+
+def grid_options(settings: LayerSettings) -> dict[str, Any]:
+    """Return the grid's settings, by the names that all methods have for them."""
+    return {
+        "bits": settings.bits,
+        "group_size": None if settings.method == "kmeans" else settings.group_size,
+        "symmetric": settings.symmetric,
+        "scale_dtype": settings.scale_dtype,
+    }
+
+
+def _quantized(
+    targets: Mapping[str, Any],
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    importance: Mapping[str, Any] | None,
+) -> tuple[Sequence[QuantizedWeight | CodebookWeight], dict[str, Any]]:
+    """Quantize by the settings' method; return also what reports of all the layers say of it."""
+    alike = grid_options(settings)
+    if settings.ranges in ("mse", "weighted"):
+        alike["search"] = settings.search
+    if settings.ranges == "weighted" and importance is None and statistics is not None:
+        alike["importance"] = statistics.mean_square
+    options = {name: dict(alike) for name in targets}
+    for name, own in options.items():
+        if importance is not None:
+            own["importance"] = importance[name]
+        if settings.find_grid is not None:
+            own |= _fixed_grid(targets[name], settings.find_grid, own)
+    if statistics is not None and settings.method == "gptq":
+        return _gptq(targets, statistics, settings, options)
+    found = []
+    for name, target in targets.items():
+        with _named([name]):
+            found.append(_alone(target, statistics, settings, options[name]))
+    return found, {}
+
+
+def _alone(
+    target: Any,
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    options: Mapping[str, Any],
+) -> QuantizedWeight | CodebookWeight:
+    """Quantize a layer by a method that has nothing to share."""
+    if settings.method == "kmeans":
+        return codebook(target, bits=settings.bits, importance=options.get("importance"))
+    if statistics is not None and settings.ranges == "clip":
+        return awq_clip(target, statistics.hessian, **options)
+    return rtn(target, **options)
+
+
+def _fixed_grid(weight: Any, find: GridFinder, options: dict[str, Any]) -> dict[str, Any]:
+    """Find scales and zeros as a format fixes them, as arguments of a method in place of a search's."""
+    search, importance = options.pop("search", None), options.pop("importance", None)
+    with arrays_of_one_device(weight=weight, importance=importance) as (weight, importance):
+        settings = grid_settings(weight, search=search, importance=importance, **options)
+        require_finite("weight", weight)
+        scales, zeros = find(weight, settings)
+    return {"scales": scales, "zeros": zeros}
+
+
+def _gptq(
+    targets: Mapping[str, Any],
+    statistics: InputStatistics,
+    settings: LayerSettings,
+    options: Mapping[str, dict[str, Any]],
+) -> tuple[list[QuantizedWeight], dict[str, Any]]:
+    """Quantize by GPTQ, together where the layers may share; `options` are each one's grid and search."""
+    shrinkage = _share(statistics, settings)
+    solver = _solver_options(settings) | {"shrinkage": shrinkage}
+    first, *others = options.values()
+    same = all(own[key] is first[key] for own in others for key in first)
+    apart = not same or len({target.dtype for target in targets.values()}) > 1
+    found: list[QuantizedWeight] = []
+    for names in [[name] for name in targets] if apart else [list(targets)]:
+        weights = {f"{name}: weight": targets[name] for name in names}
+        found += gptq_shared(weights, statistics.hessian, **solver, **options[names[0]]).values()
+    return found, {"shrinkage": shrinkage}
+
+
+def _share(statistics: InputStatistics, settings: LayerSettings) -> float:
+    """Return the share by which a Hessian is to be shrunk."""
+    if settings.shrinkage is None:
+        return shrinkage_for(statistics.hessian, statistics.tokens)
+    return settings.shrinkage
+
+
+def _solver_options(settings: LayerSettings) -> dict[str, Any]:
+    """Return what only GPTQ is asked for, by its names, but the shrinkage."""
+    return {
+        "percdamp": settings.percdamp,
+        "damping_tries": settings.damping_tries,
+        "act_order": settings.act_order,
+        "static_groups": settings.static_groups,
+    }
+
+
+def _refitted(
+    targets: Mapping[str, Any], found: Sequence[Any], statistics: InputStatistics
+) -> list[QuantizedWeight]:
+    """Fit scales to the codes that were found."""
+    pairs = zip(targets.values(), found, strict=True)
+    return [refit_scales(target, quantized, statistics.hessian) for target, quantized in pairs]
+
+
+def _inputs(statistics: InputStatistics) -> dict[str, Any]:
+    """Return the figures of reports about a layer's inputs."""
+    hessian = statistics.hessian
+    dead = int((to_host(diagonal(hessian)) == 0).sum())
+    full = statistics.tokens >= len(hessian) - dead
+    return {"tokens": statistics.tokens, "full_rank": full, "dead": dead}
+
+
+def _measured(
+    weight: Any,
+    target: Any,
+    quantized: QuantizedWeight | CodebookWeight,
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+) -> dict[str, Any]:
+    """Measure a quantized layer by the report's names."""
+    measured: dict[str, Any] = {}
+    if isinstance(quantized, QuantizedWeight):
+        measured["clipped"] = clipped_share(target, quantized)
+    if statistics is not None:
+        rounded = rtn(weight, **grid_options(settings))
+        measured["loss"] = output_loss(weight, quantized, statistics)
+        measured["rtn_loss"] = output_loss(weight, rounded, statistics)
+    return measured

@@ -1,0 +1,203 @@
+"""GPTQ's solver: layers that share a Hessian, or that are equal, from their weights to codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.linalg import factor_hessians
+from numbacalib.methods.gptq_report import GptqReport
+from numbacalib.methods.order import ACT_ORDERS, column_orders
+from numbacalib.methods.quantized_weight import QuantizedWeight
+from numbacalib.methods.rounding import find_scales, stored_runs
+from numbacalib.methods.settings import GridSettings
+from numbacalib.ops.gptq_quantize_column import quantize_direct
+from numbacalib.ops.matrix import diagonals, stacked_rows, take, to_host, without_columns
+from numbacalib.ops.shrinkage import shrunk
+from numbacalib.runtime import checks
+from numbacalib.runtime.finite import start_finite_check
+from numbacalib.spec.grid import group_indices
+
+DAMPING_GROWTH = 4.0
+"""Factor by which damping grows after a factorisation that failed."""
+LEAST_GROWN_DAMPING = 0.01
+"""Damping to which less grows, 0 included."""
+LARGEST_DAMPING = 1e6
+"""Largest damping to ask for and to grow to: beside more, float32 sees nothing of the Hessian."""
+ROUNDING = 1e-6
+"""Share of the mean diagonal that float32 products of Hessians leave open."""
+
+
+@dataclass(frozen=True)
+class Solver:
+    """Preparation of the Hessians and order of the columns; see `gptq`."""
+
+    percdamp: float
+    damping_tries: int
+    shrinkage: float
+    act_order: str
+    static_groups: bool
+
+    def __post_init__(self) -> None:
+        """Check each setting, before any work."""
+        if not 0 <= checks.finite_number("percdamp", self.percdamp) <= LARGEST_DAMPING:
+            raise ValueError(f"percdamp: expected 0 to {LARGEST_DAMPING:g}, got {self.percdamp}")
+        checks.boolean("static_groups", self.static_groups)
+        checks.integer("damping_tries", self.damping_tries, 1, 100)
+        if not 0 <= checks.finite_number("shrinkage", self.shrinkage) <= 1:
+            raise ValueError(f"shrinkage: expected 0 to 1, got {self.shrinkage}")
+        if self.act_order not in ACT_ORDERS:
+            raise ValueError(f"act_order: expected {', '.join(ACT_ORDERS)}, got {self.act_order!r}")
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Layers to be quantized together: rows below rows."""
+
+    weight: Any
+    """[sum of the rows, K]: equal runs of rows for each Hessian."""
+    hessians: Any
+    """[E, K, K]."""
+    rows: Sequence[int]
+    """Rows of each layer: one a Hessian, or those that share the one there is."""
+    names: Sequence[str]
+    """Names of the Hessians in errors."""
+    unchecked: Mapping[str, Any] = field(default_factory=dict)
+    """Arrays that may hold values that are not finite, by what errors call them."""
+
+
+def solve(layers: Layers, settings: GridSettings, solver: Solver) -> list[QuantizedWeight]:
+    """Quantize layers, see `numbacalib.methods.gptq`; each result has its report."""
+    weight, hessians, unchecked = layers.weight, layers.hessians, layers.unchecked
+    dtype = checks.result_dtype(weight, hessians)
+    permutations = None
+    if solver.act_order != "none":
+        spread = to_host(diagonals(hessians)).astype(np.float64)
+        permutations = column_orders(spread, solver.act_order, settings.group_size)
+        hessians = _permuted(hessians, permutations)
+    if solver.shrinkage:
+        hessians = shrunk(hessians, solver.shrinkage)
+    percdamps, tries = [solver.percdamp] * len(hessians), [1] * len(hessians)
+    while True:
+        factors = factor_hessians(hessians, percdamps, dtype=dtype)
+        # a GPU factors meanwhile, and goes on as if all were well, rather than wait to be told
+        finite = [start_finite_check(*item) for item in unchecked.items()]
+        if not (factors.are_known and any(factors.minors)):
+            dead = factors.dead
+            if permutations is not None:
+                dead = take(dead, np.argsort(permutations, axis=1), 1)
+            weights, row_losses, require_finite_scales = _sweep(
+                without_columns(weight, dead),
+                factors.upper,
+                permutations,
+                settings,
+                solver.static_groups,
+                layers.rows,
+            )
+        for require_finite_values in finite:
+            require_finite_values()
+        unchecked = {}
+        if not any(factors.minors):
+            break
+        for e, minor in enumerate(factors.minors):
+            grown = max(DAMPING_GROWTH * percdamps[e], LEAST_GROWN_DAMPING)
+            if minor and (tries[e] == solver.damping_tries or grown > LARGEST_DAMPING):
+                raise factors.error(e, layers.names[e], percdamps[e])
+            if minor:
+                percdamps[e] = grown
+                tries[e] += 1
+    require_finite_scales()
+
+    owners = np.arange(len(layers.rows)) % len(hessians)  # of the layers, among the Hessians
+    ends = np.cumsum(layers.rows)
+    losses = [run.sum() for run in np.split(to_host(row_losses).ravel(), ends[:-1])]
+    damped = percdamps, factors.dampings, tries, factors.smallest_pivots
+    spectra = to_host(diagonals(hessians)), to_host(diagonals(factors.upper)), factors.dampings
+    ranks = map(effective_rank, *spectra)
+    figures = list(zip(*damped, factors.dead_counts, ranks, strict=True))
+    return [
+        replace(found, report=GptqReport(float(loss), *figures[owner]))
+        for found, loss, owner in zip(weights, losses, owners, strict=True)
+    ]
+
+
+def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
+    """Return how many independent channels would vary as much as the K of a Hessian do together.
+
+    ``K log det(I + H / damping) / sum_j log(1 + H[j, j] / damping)`` over live channels: K where no
+    channel says anything of another (Hadamard's inequality), and about the rank where all else is below
+    the damping. It costs nothing beside the factor, whose pivots have the determinant. Without damping,
+    `ROUNDING` of the mean diagonal is in its place.
+
+    Parameters
+    ----------
+    diagonal : array [K]
+        Of the Hessian before damping.
+    roots : array [K]
+        Diagonal of the Cholesky factor of the damped Hessian.
+    damping : float
+        What was added to the diagonal.
+    """
+    live = diagonal > 0
+    if not live.any():
+        return 0.0
+    spread = diagonal[live].astype(np.float64)
+    floor = max(damping, ROUNDING * diagonal.mean(dtype=np.float64))
+    left = np.clip(roots[live].astype(np.float64) ** 2 - damping, 0, spread)  # up to rounding
+    return float(len(spread) * np.log1p(left / floor).sum() / np.log1p(spread / floor).sum())
+
+
+def _permuted(hessians: Any, permutations: NDArray[np.int64]) -> Any:
+    """Permute the channels of Hessians [E, K, K], each by its row of [E, K]."""
+    count, size, _ = hessians.shape
+    rows = permutations + size * np.arange(count)[:, None]
+    moved = take(stacked_rows(hessians), rows.ravel(), 0)
+    return take(moved, permutations, 1).reshape(count, size, size)
+
+
+def _sweep(
+    weight: Any,
+    upper: Any,
+    permutations: NDArray[np.int64] | None,
+    settings: GridSettings,
+    static_groups: bool,
+    rows: Sequence[int],
+) -> tuple[list[QuantizedWeight], Any, Callable[[], None]]:
+    """Quantize the columns in the order of the factors, and permute the codes back.
+
+    Also returns the losses of the rows, and what raises if a scale is too large for its dtype.
+    """
+    count, channels, _ = upper.shape
+    groups = np.tile(group_indices(channels, settings.group_size), (count, 1))
+    permuted = weight if permutations is None else take(weight, permutations, 1)
+    static_groups = static_groups or settings.fixed is not None
+    if static_groups:
+        scales, zeros = find_scales(weight, settings)
+        group_of = groups if permutations is None else np.take_along_axis(groups, permutations, 1)
+        found = quantize_direct(permuted, upper, settings.grid, group_of, scales, zeros)
+    else:
+        importance = settings.importance
+        if importance is not None and permutations is not None:
+            importance = take(importance, permutations, 1)
+        ranges = {"search": settings.search, "importance": importance}
+        found = quantize_direct(permuted, upper, settings.grid, groups, **ranges)
+    codes, scales, zeros = found.codes, found.scales, found.zeros
+    g_idx: list[NDArray[np.int64] | None] = [None] * count
+    if permutations is not None:
+        natural = np.argsort(permutations, axis=1)
+        codes = take(codes, natural, 1)
+        if not static_groups:
+            group_of = np.take_along_axis(groups, natural, 1)
+            first = group_of[:, :: settings.group_size]
+            runs = (group_of == np.take_along_axis(first, groups, 1)).all(axis=1)
+            # where groups are still runs of channels, their scales go where the channels went
+            first = np.where(runs[:, None], first, np.arange(first.shape[1]))
+            scales, zeros = take(scales, first, 1), take(zeros, first, 1)
+            g_idx = [None if runs[e] else group_of[e] for e in range(count)]
+    each = [g_idx[i % count] for i in range(len(rows))]
+    weights, require_finite_scales = stored_runs(codes, scales, zeros, rows, each, settings)
+    return weights, found.losses, require_finite_scales

@@ -1,0 +1,96 @@
+"""Llama and those that differ from it by biases and windows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from numbacalib.models.description import (
+    FULL,
+    SLIDING,
+    Architecture,
+    Options,
+    kinds_of_layers,
+    window_of,
+    windows_of_kinds,
+)
+from numbacalib.models.fields import LARGEST, Fields
+from numbacalib.models.rope_parameters import Words
+
+_WINDOW = 4096
+
+LLAMA = Architecture(
+    model_type="llama",
+    causal_lm="LlamaForCausalLM",
+    title="Llama 1 to 3",
+    defaults={"max_position_embeddings": 2048},
+    biases={"attention": "attention_bias", "output": "attention_bias", "mlp": "mlp_bias"},
+)
+
+
+def _mistral(fields: Fields, options: Options) -> Options:
+    """One window for all layers; ``layer_types`` are read as transformers' ministral does."""
+    window = window_of(fields, _WINDOW)
+    if not fields.flag("use_sliding_window", True) and window is not None:
+        raise fields.error("use_sliding_window", f"true where sliding_window is {window}")
+    fields.integer("max_window_layers", 0, LARGEST, 0)
+    return windows_of_kinds(kinds_of_layers(fields, options["num_layers"], window), window)
+
+
+MISTRAL = Architecture(
+    model_type="mistral",
+    causal_lm="MistralForCausalLM",
+    title="Mistral",
+    defaults={"max_position_embeddings": 131072, "num_key_value_heads": 8},
+    read=_mistral,
+)
+
+
+def qwen_windows(fields: Fields, options: Options) -> Options:
+    """A window where ``use_sliding_window`` says so, for the layers from ``max_window_layers`` on."""
+    window = window_of(fields, _WINDOW)
+    first = fields.integer("max_window_layers", 0, LARGEST, 28)
+    if not fields.flag("use_sliding_window", False):
+        window = None
+    count = options["num_layers"]
+    default = [SLIDING if window and layer >= first else FULL for layer in range(count)]
+    return windows_of_kinds(kinds_of_layers(fields, count, window, default), window)
+
+
+_QWEN_DEFAULTS = {"max_position_embeddings": 32768, "num_key_value_heads": 32}
+
+QWEN2 = Architecture(
+    model_type="qwen2",
+    causal_lm="Qwen2ForCausalLM",
+    title="Qwen 1.5 to 2.5",
+    defaults=_QWEN_DEFAULTS,
+    biases={"attention": True},  # whatever its file says
+    harmless=("attention_bias",),
+    read=qwen_windows,
+)
+
+
+# The decoder of a model that sees: the three positions of its rotary embedding are one for text.
+_MROPE = Words({"mrope": "default"}, ("mrope_section", "mrope_interleaved"))
+
+QWEN2_VL = replace(
+    QWEN2, model_type="qwen2_vl_text", title="Qwen 2 VL", rope_words=_MROPE, causal_lm=""
+)
+QWEN2_5_VL = replace(QWEN2_VL, model_type="qwen2_5_vl_text", title="Qwen 2.5 VL")
+
+
+def _qwen3(fields: Fields, options: Options) -> Options:
+    return qwen_windows(fields, options) | {"qk_norm": True}
+
+
+QWEN3 = Architecture(
+    model_type="qwen3",
+    causal_lm="Qwen3ForCausalLM",
+    title="Qwen 3",
+    defaults=_QWEN_DEFAULTS | {"head_dim": 128},
+    biases={"attention": "attention_bias", "output": "attention_bias"},
+    read=_qwen3,
+)
+
+QWEN3_VL = replace(
+    QWEN3, model_type="qwen3_vl_text", title="Qwen 3 VL", rope_words=_MROPE, causal_lm=""
+)

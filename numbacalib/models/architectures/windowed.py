@@ -1,0 +1,186 @@
+"""Relatives of Llama whose layers differ: windows, and layers that do not turn their queries and keys."""
+
+from __future__ import annotations
+
+from numbacalib.models.description import (
+    FULL,
+    PRE_NORMS,
+    SLIDING,
+    Architecture,
+    Options,
+    every,
+    kinds_of_layers,
+    no_windows,
+    window_of,
+    windows_of_kinds,
+)
+from numbacalib.models.fields import Fields
+from numbacalib.models.rope_parameters import Words
+
+
+def _ministral(fields: Fields, options: Options) -> Options:
+    window = window_of(fields, 4096)
+    return windows_of_kinds(kinds_of_layers(fields, options["num_layers"], window), window)
+
+
+MINISTRAL = Architecture(
+    model_type="ministral",
+    causal_lm="MinistralForCausalLM",
+    title="Ministral",
+    defaults={"max_position_embeddings": 131072, "num_key_value_heads": 8},
+    read=_ministral,
+)
+
+
+def _ministral3(fields: Fields, options: Options) -> Options:
+    """All layers have the window, if there is one; queries grow with their position."""
+    rope = fields.object("rope_parameters")
+    beta = rope.number("llama_4_scaling_beta", 0, 1e3)
+    original = rope.integer("original_max_position_embeddings", 1)
+    window = window_of(fields, None)
+    kinds = [FULL if window is None else SLIDING] * options["num_layers"]
+    fields.nothing("layer_types")
+    return windows_of_kinds(kinds, window) | {"query_growth": (beta, original)}
+
+
+def _smollm3(fields: Fields, options: Options) -> Options:
+    """Every fourth layer does not turn; it is that one which has a window, where there is one."""
+    count = options["num_layers"]
+    period = fields.integer("no_rope_layer_interval", 1, default=4)
+    turns = [(index + 1) % period != 0 for index in range(count)]
+    if (flags := fields.integers("no_rope_layers", 0, count, None)) is not None:
+        turns = [bool(flag) for flag in flags]
+    window = window_of(fields, None)
+    if not fields.flag("use_sliding_window", False):
+        window = None
+    fields.integer("max_window_layers", 0, default=0)
+    default = [FULL if window is None or turn else SLIDING for turn in turns]
+    windows = windows_of_kinds(kinds_of_layers(fields, count, window, default), window)
+    return windows | {"rotary_layers": tuple(turns)}
+
+
+MINISTRAL3 = Architecture(
+    model_type="ministral3",
+    causal_lm="Ministral3ForCausalLM",
+    title="Ministral 3",
+    rope_words=Words(others=("llama_4_scaling_beta", "max_position_embeddings")),
+    defaults={
+        "max_position_embeddings": 262144,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-5,
+    },
+    read=_ministral3,
+)
+
+
+SMOLLM3 = Architecture(
+    model_type="smollm3",
+    causal_lm="SmolLM3ForCausalLM",
+    title="SmolLM 3",
+    defaults={
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "rope_theta": 2e6,
+        "tie_word_embeddings": True,
+    },
+    biases={"attention": "attention_bias", "output": "attention_bias", "mlp": "mlp_bias"},
+    read=_smollm3,
+)
+
+_POST_NORMS = {
+    "attention_output": "post_attention_layernorm",
+    "mlp_output": "post_feedforward_layernorm",
+    "query": "self_attn.q_norm",
+    "key": "self_attn.k_norm",
+}
+_OLMO_DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5}
+_OLMO_BIASES = {"attention": "attention_bias", "output": "attention_bias"}
+
+
+def _olmo2(fields: Fields, options: Options) -> Options:
+    return no_windows(fields, options) | {"qk_norm": True}
+
+
+OLMO2 = Architecture(
+    model_type="olmo2",
+    causal_lm="Olmo2ForCausalLM",
+    title="OLMo 2",
+    norms=_POST_NORMS,
+    qk_norm="all",
+    defaults=_OLMO_DEFAULTS,
+    biases=_OLMO_BIASES,
+    read=_olmo2,
+)
+
+
+def _olmo3(fields: Fields, options: Options) -> Options:
+    window = window_of(fields, 4096)
+    count = options["num_layers"]
+    kinds = kinds_of_layers(fields, count, window, every(count, 4) if window else None)
+    return windows_of_kinds(kinds, window) | {"qk_norm": True}
+
+
+OLMO3 = Architecture(
+    model_type="olmo3",
+    causal_lm="Olmo3ForCausalLM",
+    title="OLMo 3",
+    norms=_POST_NORMS,
+    qk_norm="all",
+    local_rope_key="rope_local_base_freq",
+    defaults=_OLMO_DEFAULTS | {"rope_theta": 5e5, "local_rope_theta": 5e5},
+    biases=_OLMO_BIASES,
+    read=_olmo3,
+)
+
+
+def _exaone4(fields: Fields, options: Options) -> Options:
+    """Where there are windows, only the layers with them turn."""
+    window, count = window_of(fields, 4096), options["num_layers"]
+    period = 4
+    if "layer_types" not in fields:  # beside those it is a name, such as LLLG
+        period = fields.integer("sliding_window_pattern", 1, default=4)
+    kinds = kinds_of_layers(fields, count, window, every(count, period) if window else None)
+    turns = tuple(window is None or kind == SLIDING for kind in kinds)
+    return windows_of_kinds(kinds, window) | {"qk_norm": True, "rotary_layers": turns}
+
+
+EXAONE4 = Architecture(
+    model_type="exaone4",
+    causal_lm="Exaone4ForCausalLM",
+    title="EXAONE 4",
+    norms=_POST_NORMS,
+    defaults={
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+    },
+    harmless=("sliding_window_pattern",),
+    read=_exaone4,
+)
+
+
+def _hunyuan(fields: Fields, options: Options) -> Options:
+    """An ``alpha`` of the scaling stretches the base, whatever the length of a sequence."""
+    rope = fields.object("rope_parameters", None) or fields.object("rope_scaling", None)
+    alpha = rope.number("alpha", 1e-3, 1e9, None) if rope else None
+    found = no_windows(fields, options) | {"qk_norm": True}
+    if alpha and options["rope_scaling"]["rope_type"] == "dynamic":
+        dim = options["rotary_dim"]
+        found["rope_theta"] = options["rope_theta"] * alpha ** (dim / (dim - 2))
+        found["rope_scaling"] = {"rope_type": "default"}
+    return found
+
+
+HUNYUAN = Architecture(
+    model_type="hunyuan_v1_dense",
+    causal_lm="HunYuanDenseV1ForCausalLM",
+    title="Hunyuan dense",
+    norms=PRE_NORMS | {"query": "self_attn.query_layernorm", "key": "self_attn.key_layernorm"},
+    norm_after_rotary=True,
+    rope_words=Words(others=("alpha", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")),
+    defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
+    biases={"attention": "attention_bias", "output": "attention_bias"},
+    harmless=("eod_token_id", "use_qk_norm"),
+    read=_hunyuan,
+)

@@ -1,0 +1,164 @@
+"""One decoder block: attention and MLP, and the folding of channel scales into what produces inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.models.block_weights import Array, BlockWeights
+from numbacalib.models.experts import Experts
+from numbacalib.models.layer_tensors import Stage, parts
+from numbacalib.models.rope import RotaryEmbedding
+from numbacalib.models.sublayers import MLP, Attention, Sublayer
+from numbacalib.ops.matrix import from_host, scaled, to_host
+
+__all__ = ["DecoderBlock"]
+
+
+class DecoderBlock:
+    """One decoder block: attention and MLP, each added to the residual stream.
+
+    The forward pass is cut where a linear layer's input appears (`numbacalib.models.sublayers`), so
+    that a quantizer sees it and replaces ``linears[name]`` before the next stage runs. Activations are
+    ``[T, ...]`` for one sequence or ``[S, T, ...]`` for several of equal length, at positions
+    ``0 .. T - 1``. The residual stream is float32; inputs of linear layers are of `dtype`, and sums
+    float32.
+
+    Parameters
+    ----------
+    name : str
+        What its tensors' names begin with, such as ``"model.layers.0"``.
+    index : int
+        Its number.
+    weights : BlockWeights
+    rope : RotaryEmbedding or None
+
+    Attributes
+    ----------
+    name : str
+    attention, mlp : Sublayer
+    linears : dict of str to array ``[M, K]``
+        Weights of the linear layers by short name, such as ``"mlp.down_proj"``; assign to replace one.
+        Those of experts are among them while they are loaded: `Experts.loaded`.
+    dtype : dtype
+        In what products are computed: that in which the weights came.
+    stages : tuple of tuple of str
+        The linear layers in the order they run, grouped by the input they share; without experts.
+    """
+
+    def __init__(
+        self, name: str, index: int, weights: BlockWeights, rope: RotaryEmbedding | None
+    ) -> None:
+        self.name = name
+        self._index = index
+        self._weights = weights
+        self._rope = rope
+        self.linears = weights.linears
+        self.dtype = weights.dtype
+        self.parallel = weights.config.architecture.parallel
+        self.attention: Sublayer = Attention(weights, index, rope)
+        self.mlp: Sublayer = (Experts if weights.config.mixture_of(index) else MLP)(weights, index)
+        self.sublayers = self.attention, self.mlp
+        self.stages = tuple(
+            stage for half in self.sublayers for stage in (*half.entry_stages, *half.exit_stages)
+        )
+
+    def copied(self) -> DecoderBlock:
+        """Return the same block, whose weights stay when those of this one are replaced."""
+        return DecoderBlock(self.name, self._index, self._weights.copied(), self._rope)
+
+    def forward(self, hidden: Array) -> Array:
+        """Run all stages on ``hidden`` ``[..., T, hidden_size]``, in place, and return it."""
+        if not self.parallel:
+            return self.mlp.forward(self.attention.forward(hidden))
+        x = self.mlp.input(hidden)
+        self.attention.forward(hidden)
+        return self.mlp.add_output(hidden, self.mlp.inner(x))
+
+    def forward_parts(self, parts: Sequence[Array]) -> None:
+        """Run all stages on each part ``[..., T, hidden_size]`` of the tokens, in place."""
+        if self.parallel:
+            for part in parts:
+                self.forward(part)
+            return
+        for half in self.sublayers:
+            half.forward_parts(parts)
+
+    def producer(self, stage: Stage) -> str | None:
+        """Name what a stage's inputs are proportional to, channel by channel; None if nothing is.
+
+        With fewer key-value heads than heads, several of o_proj's inputs come from one output of v_proj.
+        Nothing that other layers read too, or that only a part of a layer is, takes up channel scales.
+        """
+        config = self._weights.config
+        norms, linears = config.architecture.norms, parts(config, self._index)
+        if stage in self.attention.exit_stages:
+            grouped = config.num_heads != config.num_kv_heads
+            return None if grouped else _alone(linears["value"])
+        if stage in self.mlp.exit_stages:
+            return _alone(linears["up"]) if "gate" in linears else None
+        if self.parallel and "mlp" not in norms:
+            return None
+        return norms.get("attention" if stage in self.attention.entry_stages else "mlp")
+
+    def fold(
+        self, stage: Stage, scales: Array, dtype: np.dtype
+    ) -> tuple[Array, dict[str, NDArray[Any]]]:
+        """Multiply the input channels of a stage's weights, and divide what produces them.
+
+        The block computes what it did, up to the rounding of sums and of biases: a norm's weight is
+        rounded to how it is stored, and the layers after it are scaled by what that leaves.
+
+        Parameters
+        ----------
+        stage : tuple of str
+            One of `stages` that has a `producer`.
+        scales : float32 [K], positive
+        dtype : dtype
+            What norms and biases are stored in.
+
+        Returns
+        -------
+        scales : float32 [K]
+            By what the channels were scaled exactly.
+        vectors : dict of str to array
+            Norms and biases that changed, as they are stored, by short name with ``.weight`` or ``.bias``.
+        """
+        producer, held = self.producer(stage), self._weights.vectors
+        factors = to_host(scales)
+        before = {
+            name: to_host(vector)
+            for name, vector in held.items()
+            if name.rpartition(".")[0] == producer
+        }
+        # by how much norms multiply more than is stored
+        offset = np.float32(self._weights.config.architecture.norm_offset)
+        offsets = {
+            name: offset * (name == f"{producer}.weight" and producer not in self.linears)
+            for name in before
+        }
+        vectors = {
+            name: (vector / factors - offsets[name]).astype(dtype)
+            for name, vector in before.items()
+        }
+        if producer in self.linears:
+            weight = self.linears[producer]
+            self.linears[producer] = scaled(weight, 1.0, from_host(1 / factors, weight))
+        else:
+            weight = before[f"{producer}.weight"]
+            kept = vectors[f"{producer}.weight"].astype(np.float32) + offset
+            factors = np.divide(weight, kept, out=np.ones_like(weight), where=kept != 0)
+        for name, vector in vectors.items():
+            held[name] = from_host(vector.astype(np.float32) + offsets[name], scales)
+        scales = from_host(factors, scales)
+        for name in stage:
+            self.linears[name] = scaled(self.linears[name], scales)
+        return scales, vectors
+
+
+def _alone(part: Any) -> str | None:
+    """Name the layer whose rows all have one role."""
+    return part.name if part.end - part.begin == part.rows else None

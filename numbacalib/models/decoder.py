@@ -1,0 +1,323 @@
+"""Forward pass of a decoder on either device, one block in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from numbacalib.models.block import DecoderBlock
+from numbacalib.models.block_weights import Array, BlockWeights, normalized
+from numbacalib.models.checkpoint import Checkpoint
+from numbacalib.models.layer_tensors import (
+    EMBEDDINGS,
+    HEAD,
+    HEAD_BIAS,
+    NORM,
+    NORM_BIAS,
+    expert_shapes,
+    is_norm,
+    linear_shapes,
+    outer_vector_shapes,
+    vector_shapes,
+)
+from numbacalib.models.place import HOST, Place
+from numbacalib.models.read_ahead import ReadAhead
+from numbacalib.models.rope import RotaryEmbedding
+from numbacalib.ops.linear import linear
+from numbacalib.ops.matrix import cast, from_host, put_rows, row_range, scaled, take, to_host
+from numbacalib.ops.token_loss import LOWEST, add_scores, cap, losses
+from numbacalib.runtime.finite import require_finite, start_finite_check
+from numbacalib.runtime.not_finite import not_finite
+
+__all__ = ["Decoder"]
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+# Vocabulary entries at a time: neither the embeddings, nor the head, nor the logits are ever whole.
+_VOCABULARY = 8192
+
+
+class Decoder:
+    """A language model that reads its weights block by block.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    weight : callable, optional
+        Full tensor name to float weight ``[M, K]``, for the blocks' linear layers; where the
+        checkpoint stores them in another form (packed codes), this is who unpacks them. By default
+        they are read as stored. Embeddings, norms, biases and head always are.
+    place : Place, default the host
+        Where it runs.
+
+    Raises
+    ------
+    ValueError
+        If a tensor is missing, or has another shape than the configuration says or no floating
+        type, or if the rotary scaling is not supported. All before any weight is read.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        weight: Callable[[str], NDArray[Any]] | None = None,
+        place: Place = HOST,
+    ) -> None:
+        self.config = checkpoint.config
+        self.place = place
+        self._checkpoint = checkpoint
+        self._weight = ReadAhead(weight or checkpoint.tensor, place)
+        self._ropes: dict[str, RotaryEmbedding] = {}
+        self._head = EMBEDDINGS if self.config.tie_word_embeddings else HEAD
+        table = (self.config.vocab_size, self.config.hidden_size)
+        shapes: dict[str, tuple[int, ...]] = {EMBEDDINGS: table, self._head: table}
+        shapes |= outer_vector_shapes(self.config)
+        for index in range(self.config.num_layers):
+            linears = self._linear_shapes(index) if weight is None else {}
+            for name, shape in (linears | vector_shapes(self.config, index)).items():
+                shapes[_full_name(index, name)] = shape
+        self._check(shapes)
+
+    def embed(self, tokens: ArrayLike) -> Array:
+        """Embeddings float32 ``[..., T, hidden_size]`` of integer ``tokens`` ``[..., T]``.
+
+        Raises
+        ------
+        ValueError
+            For a token outside the vocabulary, or one whose embedding is not finite.
+        """
+        tokens = self._tokens(tokens)
+        flat = tokens.ravel()
+        hidden = self.place.zeros((len(flat), self.config.hidden_size))
+        for index, rows in enumerate(self._checkpoint.tiles(EMBEDDINGS, _VOCABULARY)):
+            here = np.flatnonzero(flat // _VOCABULARY == index)
+            if len(here):
+                found = take(self.place.put(rows), flat[here] % _VOCABULARY, 0)
+                self._require_finite_rows(found, flat[here])
+                put_rows(hidden, here, cast(found, np.float32))
+        if self.config.embedding_scale != 1:
+            hidden = scaled(hidden, self.config.embedding_scale)
+        return hidden.reshape(*tokens.shape, self.config.hidden_size)
+
+    def block(self, index: int) -> DecoderBlock:
+        """Read block ``index``, ``0 .. num_layers - 1``, without its experts; nothing of it is kept here.
+
+        For a device, the next one is then read ahead, to the host.
+
+        Raises
+        ------
+        ValueError
+            If a value is not finite: names the file, the tensor and the place.
+        """
+        layers = [name.removesuffix(".weight") for name in linear_shapes(self.config, index)]
+        linears = self._linears(index, layers)
+        vectors = {
+            name: self._vector(_full_name(index, name))
+            for name in vector_shapes(self.config, index)
+        }
+        if index + 1 < self.config.num_layers:
+            following = linear_shapes(self.config, index + 1)
+            self._weight.start(_full_name(index + 1, name) for name in following)
+        weights = BlockWeights(self.config, linears, vectors, partial(self._linears, index))
+        return DecoderBlock(_full_name(index), index, weights, self._rope(index))
+
+    def _linear_shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of a block's linear layers, those of experts too."""
+        return linear_shapes(self.config, index) | expert_shapes(self.config, index)
+
+    def _linears(self, index: int, layers: Iterable[str]) -> dict[str, Array]:
+        """Weights of linear layers of a block, by their short names, all of them finite."""
+        shapes = self._linear_shapes(index)
+        linears, checks = {}, []
+        for layer in layers:
+            name, shape = _full_name(index, f"{layer}.weight"), shapes[f"{layer}.weight"]
+            weight = self._weight(name)
+            if weight.shape != shape:
+                raise ValueError(
+                    f"{self._checkpoint.path}: {name}: expected shape {shape}, got {weight.shape}"
+                )
+            linears[layer] = self.place.put(weight, self._dtype)
+            checks.append(start_finite_check(f"{self._checkpoint.path}: {name}", linears[layer]))
+        for require_finite_weight in checks:
+            require_finite_weight()
+        return linears
+
+    def _rope(self, index: int) -> RotaryEmbedding | None:
+        """The rotary embedding of a block, which others may share."""
+        rope = self.config.rope_of(index)
+        if rope is None:
+            return None
+        own = RotaryEmbedding(rope, self.place, self.config.query_growth)
+        return self._ropes.setdefault(str(rope), own)
+
+    def block_tensors(self, index: int) -> list[str]:
+        """Names of the tensors of a block, experts included."""
+        shapes = self._linear_shapes(index) | vector_shapes(self.config, index)
+        return [_full_name(index, name) for name in shapes]
+
+    def forward(self, tokens: ArrayLike) -> Array:
+        """Hidden states after the last block, float32 ``[..., T, hidden_size]``."""
+        hidden = self.embed(tokens)
+        *_, length, size = hidden.shape
+        sequences = hidden.reshape(-1, length, size)
+        for index in range(self.config.num_layers):
+            self.block(index).forward_parts(list(self.batches(sequences)))
+        return hidden
+
+    def batches(self, hidden: Array) -> Iterator[Array]:
+        """Runs of whole sequences of ``[S, T, hidden_size]``, about `Place.batch_tokens` tokens each."""
+        step = max(1, self.place.batch_tokens // hidden.shape[1])
+        for start in range(0, len(hidden), step):
+            yield hidden[start : start + step]
+
+    def logits(self, hidden: Array) -> Array:
+        """Final norm and output head: ``[..., hidden_size]`` to float32 ``[..., vocab_size]``.
+
+        The result is large; `token_losses` never holds more than a tile of it.
+        """
+        head = self.place.put(self._checkpoint.tensor(self._head), self._dtype)
+        return self._scores(self._final_norm(hidden), head, self._head_bias())
+
+    def token_losses(self, hidden: Array, tokens: ArrayLike) -> Array:
+        """Negative log likelihood, in nats, of each token after the first of its sequence.
+
+        Parameters
+        ----------
+        hidden : float32 ``[..., T, hidden_size]``
+            States after the last block, as `forward` returns them.
+        tokens : integer ``[..., T]``
+            The tokens they were computed from.
+
+        Returns
+        -------
+        float32 ``[..., T - 1]``
+
+        Raises
+        ------
+        ValueError
+            For a token outside the vocabulary, or ``T`` below 2.
+        """
+        tokens = self._tokens(tokens)
+        length = tokens.shape[-1]
+        if length < 2:
+            raise ValueError("tokens: expected sequences of at least 2, got 1")
+        # the last token of a sequence predicts none
+        targets = np.roll(tokens, -1, axis=-1)
+        targets[..., -1] = -1
+        found = self._cross_entropy(hidden, targets.ravel())
+        return found.reshape(tokens.shape)[..., : length - 1]
+
+    def score_tiles(self, hidden: Array) -> Iterator[tuple[int, int, Array]]:
+        """Logits of states ``[..., hidden_size]``, never more than a tile of them in memory.
+
+        Yields
+        ------
+        start, first : int
+            Number of the tile's first state, and of its first entry of the vocabulary.
+        scores : float32 ``[states, entries]``
+        """
+        x = self._final_norm(hidden)
+        x = x.reshape(-1, x.shape[-1])
+        biases = self._head_bias()
+        for index, entries in enumerate(self._checkpoint.tiles(self._head, _VOCABULARY)):
+            first, weight = index * _VOCABULARY, self.place.put(entries, self._dtype)
+            bias = None if biases is None else row_range(biases, first, first + len(entries))
+            for start in range(0, len(x), self.place.score_rows):
+                rows = x[start : start + self.place.score_rows]
+                yield start, first, self._scores(rows, weight, bias)
+
+    def loss(self, tokens: ArrayLike) -> float:
+        """Mean of `token_losses` over ``tokens`` ``[..., T]``; perplexity is its exponential."""
+        return float(self.token_losses(self.forward(tokens), tokens).mean(dtype=np.float64))
+
+    @property
+    def _dtype(self) -> np.dtype:
+        """What products are computed in."""
+        return self.place.product_dtype(self._checkpoint.info(EMBEDDINGS).dtype)
+
+    def _final_norm(self, hidden: Array) -> Array:
+        """States as the head takes them: a factor of logits is one of the norm."""
+        scale = self.config.logit_scale
+        weight, bias = (
+            scaled(self._vector(name), scale) if name in outer_vector_shapes(self.config) else None
+            for name in (NORM, NORM_BIAS)
+        )
+        return normalized(self.config, hidden, weight, bias, self._dtype)
+
+    def _head_bias(self) -> Array | None:
+        return self._vector(HEAD_BIAS) if self.config.head_bias else None
+
+    def _scores(self, x: Array, head: Array, bias: Array | None) -> Array:
+        """Logits of entries of the vocabulary."""
+        scores = linear(x, head, bias, dtype=np.float32)
+        if self.config.logit_cap:
+            cap(scores, self.config.logit_cap)
+        return scores
+
+    def _cross_entropy(self, hidden: Array, targets: NDArray[np.int64]) -> NDArray[np.float32]:
+        """``logsumexp(logits) - logits[target]`` for each state, in parts of the vocabulary."""
+        tiles = {}
+        for start in range(0, len(targets), self.place.score_rows):
+            wanted = targets[start : start + self.place.score_rows]
+            state = np.zeros((3, len(wanted)), np.float32)
+            state[0] = LOWEST
+            tiles[start] = from_host(wanted, hidden), from_host(state, hidden)
+        for start, first, scores in self.score_tiles(hidden):
+            wanted, state = tiles[start]
+            add_scores(scores, first, wanted, state)
+        return np.concatenate([to_host(losses(state)) for _, state in tiles.values()])
+
+    def _vector(self, name: str) -> Array:
+        """A norm as it multiplies, or a bias, float32, all of it finite."""
+        stored = self._checkpoint.tensor(name)
+        if self.config.architecture.norm_offset and is_norm(self.config, name):
+            stored = stored.astype(np.float32) + np.float32(self.config.architecture.norm_offset)
+        vector = self.place.put(stored, np.float32)
+        require_finite(f"{self._checkpoint.path}: {name}", vector)
+        return vector
+
+    def _require_finite_rows(self, rows: Array, tokens: NDArray[np.int64]) -> None:
+        """Check the embeddings of tokens; an error says where in the table a value is not finite."""
+        name = f"{self._checkpoint.path}: {EMBEDDINGS}"
+        try:
+            require_finite(name, rows)
+        except ValueError:
+            values = to_host(cast(rows, np.float32))
+            row, column = np.argwhere(~np.isfinite(values))[0]
+            shape = (self.config.vocab_size, self.config.hidden_size)
+            where = int(tokens[row]) * shape[1] + int(column)
+            raise not_finite(name, values[row, column], where, shape) from None
+
+    def _tokens(self, tokens: ArrayLike) -> NDArray[np.int64]:
+        array = np.asarray(tokens)
+        if array.ndim < 1 or array.size == 0 or array.dtype.kind not in "iu":
+            raise ValueError(
+                f"tokens: expected integers [..., T], got {array.dtype} of shape {array.shape}"
+            )
+        if array.min() < 0 or array.max() >= self.config.vocab_size:
+            raise ValueError(
+                f"tokens: expected 0 to {self.config.vocab_size - 1}, "
+                f"got {array.min()} to {array.max()}"
+            )
+        return array.astype(np.int64)
+
+    def _check(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        path, names = self._checkpoint.path, set(self._checkpoint.names())
+        missing = [name for name in shapes if name not in names]
+        if missing:
+            raise ValueError(f"{path}: {len(missing)} tensors are missing, first {missing[0]}")
+        for name, shape in shapes.items():
+            info = self._checkpoint.info(name)
+            if info.shape != shape:
+                raise ValueError(f"{path}: {name}: expected shape {shape}, got {info.shape}")
+            if info.dtype.name not in _FLOATS:
+                raise ValueError(
+                    f"{path}: {name}: expected {', '.join(_FLOATS)}, got {info.dtype.name}"
+                )
+
+
+def _full_name(index: int, *name: str) -> str:
+    return ".".join(["model.layers", str(index), *name])

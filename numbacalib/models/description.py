@@ -1,0 +1,232 @@
+"""What an architecture is: the names of its tensors, the options of its forward pass, its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from numbacalib.models.fields import LARGEST, Fields
+from numbacalib.models.rope_parameters import NO_WORDS, Words
+
+__all__ = ["ACTIVATIONS", "FULL", "SLIDING", "Architecture", "ExpertNames"]
+__all__ += ["kinds_of_layers", "no_windows", "windows_of_kinds"]
+
+Options = dict[str, Any]
+"""Attributes of a `ModelConfig`, by name."""
+
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "squared_relu",
+}
+"""What configurations call the functions of `numbacalib.ops.activation`: synonyms are one function."""
+
+SEPARATE: dict[str, str] = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "output": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+"""The linear layers of a block by role. Roles of one name are one layer, whose rows follow each other in
+the order of the roles. Without a gate the MLP is ``down(activation(up(x)))``."""
+
+PRE_NORMS: dict[str, str] = {
+    "attention": "input_layernorm",
+    "mlp": "post_attention_layernorm",
+    "query": "self_attn.q_norm",
+    "key": "self_attn.k_norm",
+}
+"""The norms of a block by role: before attention and MLP, after them (``attention_output`` and
+``mlp_output``, before the sum with the residual stream), and of queries and keys. A role that is not there
+has no norm; without one of its own, the MLP of a parallel block shares the attention's."""
+
+
+def no_windows(fields: Fields, options: Options) -> Options:
+    """Layers that all attend to the whole sequence, whatever their file says of windows."""
+    fields.nothing("sliding_window", "use_sliding_window")  # runtimes disagree about their meaning
+    fields.integer("max_window_layers", 0, LARGEST, 0)
+    return windows_of_kinds(kinds_of_layers(fields, options["num_layers"], None), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertNames:
+    """What the parts of a mixture of experts are called in a block, beside `Architecture.linears`.
+
+    Attributes
+    ----------
+    router : str
+        The layer whose outputs choose a token's experts.
+    correction : str
+        The tensor that is added to its scores in the choice alone; "" for none.
+    each : str
+        What the layers' names of one expert begin with, before its number.
+    gate, up, down : str
+        How they end.
+    shared : str
+        What the names of the MLP begin with that all tokens go through; "" for none.
+    shared_gate : str
+        The layer whose sigmoid its output is multiplied by; "" for none.
+    fused_gate_up, fused_down : str
+        What files call the tensors that hold all experts, if not `each` with ``gate_up_proj`` and
+        ``down_proj``: ``[E, 2 size, hidden_size]``, gates before ups, and ``[E, hidden_size, size]``.
+    transposed : bool
+        Whether those are ``[E, hidden_size, 2 size]`` and ``[E, size, hidden_size]``.
+    interleaved : bool
+        Whether each gate in them is followed by its up.
+    """
+
+    router: str = "mlp.gate"
+    correction: str = ""
+    each: str = "mlp.experts"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    shared: str = ""
+    shared_gate: str = ""
+    fused_gate_up: str = ""
+    fused_down: str = ""
+    transposed: bool = False
+    interleaved: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """One family of decoders, as transformers implements it.
+
+    Attributes
+    ----------
+    model_type, causal_lm : str
+        Its names in a ``config.json``: ``model_type``, and the class under ``architectures``, which is
+        empty where it comes in a wrapper alone.
+    title : str
+        The models that people know it by.
+    renamed : Mapping
+        Beginnings of its tensors' names outside of the blocks, and what ours are (`layer_tensors`), where
+        they differ: ``{"model.final_layernorm.": "model.norm."}``.
+    linears, norms : Mapping
+        As `SEPARATE` and `PRE_NORMS`; names in a block.
+    experts : ExpertNames, optional
+        In the blocks that have a mixture of them (`numbacalib.models.config.Mixture`).
+    norm : str
+        "rms" or "layer".
+    norm_offset : float
+        What is added to the weight of every norm: 1 where files hold weights minus 1.
+    norm_bias : bool
+        Whether norms have biases (LayerNorm).
+    qk_norm : str
+        Over what queries and keys are normalized, where they are: "head" (each head, with one weight),
+        "heads" (each head, with its own) or "all" (all heads together).
+    norm_after_rotary : bool
+        Whether queries and keys are normalized after they are turned.
+    interleaved : bool
+        Whether neighbours turn together: see `numbacalib.ops.rotary.rotate`.
+    parallel : bool
+        Whether the MLP's input is the block's, not what attention has added to.
+    local_rope_key : str
+        What files of transformers 4 call the rotary base of layers with windows, where these have one of
+        their own.
+    rope_words : Words
+        What its files say of the rotary embedding and others' do not.
+    keys : Mapping
+        The configuration's own names of what `ModelConfig.from_hf` reads under llama's.
+    defaults : Mapping
+        What transformers takes where a file leaves a key out, by llama's name, where it is not llama's.
+    biases : Mapping
+        The key that says whether the linear layers ``attention`` (query, key and value), ``output`` and
+        ``mlp`` have biases, or keys one of which says so, or whether they have.
+    harmless : sequence of str
+        Further keys that do not change what it computes.
+    read : callable
+        The options that are this architecture's own, from the file's keys and what was read before: the
+        windows, at least.
+    """
+
+    model_type: str
+    causal_lm: str
+    title: str
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    linears: Mapping[str, str] = field(default_factory=lambda: SEPARATE)
+    norms: Mapping[str, str] = field(default_factory=lambda: PRE_NORMS)
+    experts: ExpertNames | None = None
+    norm: str = "rms"
+    norm_offset: float = 0.0
+    norm_bias: bool = False
+    qk_norm: str = "head"
+    norm_after_rotary: bool = False
+    interleaved: bool = False
+    parallel: bool = False
+    local_rope_key: str = ""
+    rope_words: Words = NO_WORDS
+    keys: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    biases: Mapping[str, bool | str | tuple[str, ...]] = field(default_factory=dict)
+    harmless: Sequence[str] = ()
+    read: Callable[[Fields, Options], Options] = no_windows
+
+    def key(self, name: str) -> str:
+        """What the configuration calls what llama's calls `name`."""
+        return self.keys.get(name, name)
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def kinds_of_layers(
+    fields: Fields, count: int, window: int | None, default: Sequence[str] | None = None
+) -> Sequence[str]:
+    """The ``layer_types`` of a file, `FULL` or `SLIDING` (with a window only) for each layer.
+
+    Parameters
+    ----------
+    fields : Fields
+    count : int
+        Layers.
+    window : int or None
+    default : sequence of str, optional
+        For a file without; `SLIDING` everywhere by default, where there is a window.
+
+    Raises
+    ------
+    ValueError
+        If a kind is unknown, or their number is another.
+    """
+    kinds = fields.texts("layer_types", None)
+    if kinds is None:
+        kinds = default or [FULL if window is None else SLIDING] * count
+    if len(kinds) != count:
+        raise ValueError(f"layer_types: expected {count} entries, got {len(kinds)}")
+    known = (FULL,) if window is None else (FULL, SLIDING)
+    unknown = [kind for kind in kinds if kind not in known]
+    if unknown:
+        expected = " or ".join(known)
+        raise ValueError(
+            f"layer_types: expected {expected} in every entry, got {unknown[0][:80]!r}"
+        )
+    return tuple(kinds)
+
+
+def windows_of_kinds(kinds: Sequence[str], window: int | None) -> Options:
+    """The option ``sliding_windows``: the window of each layer that slides."""
+    return {"sliding_windows": tuple(window if kind == SLIDING else None for kind in kinds)}
+
+
+def every(count: int, period: int) -> list[str]:
+    """Layers of which each `period`-th sees all, and the others a window."""
+    return [FULL if (index + 1) % period == 0 else SLIDING for index in range(count)]
+
+
+def window_of(fields: Fields, default: int | None) -> int | None:
+    """The ``sliding_window`` of a file, null for none; of one without, the default."""
+    window: int | None = fields.integer("sliding_window", 1, LARGEST, None)
+    return default if "sliding_window" not in fields else window

@@ -1,0 +1,211 @@
+"""A mixture of experts in the place of a block's MLP, its weights read a few experts at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.models.block_weights import Array, BlockWeights
+from numbacalib.models.layer_tensors import expert_parts, expert_stages
+from numbacalib.models.sublayers import MLP, Sublayer, activated
+from numbacalib.ops.linear import linear
+from numbacalib.ops.matrix import add_rows, add_scaled, cast, take, to_host, zeros
+from numbacalib.ops.router import route
+from numbacalib.spec.router import Routing
+
+__all__ = ["Experts", "ExpertsRun"]
+
+_SHARED = Routing(experts=1, scoring="sigmoid", normalized=False)
+"""The gate of the expert that all tokens share: a router of one, whose sigmoid is its weight."""
+
+
+class Experts(MLP):
+    """Experts of which each token goes through a few, and an MLP beside them where there is one.
+
+    `entry_stages`, `exit_stages` and `inner` are those of that MLP. Experts themselves run by an
+    `ExpertsRun` over all tokens, so that each is read once.
+
+    Parameters
+    ----------
+    weights : BlockWeights
+    index : int
+        The block's number.
+    """
+
+    def __init__(self, weights: BlockWeights, index: int) -> None:
+        mixture, names = weights.config.mixture_of(index), weights.config.architecture.experts
+        assert mixture is not None
+        assert names is not None
+        if mixture.shared_size:
+            super().__init__(weights, index)
+        else:
+            Sublayer.__init__(self, weights)
+            self.entry_stages, self.exit_stages, self.width = (), (), 0
+        self._names, self.mixture = names, mixture
+        self.stages = expert_stages(self._config, index)
+        self.parts = expert_parts(self._config, index)
+
+    def entries(self, x: Array) -> list[Array]:
+        return [x] if self.entry_stages else []
+
+    def inner(self, x: Array) -> Any:
+        """The shared MLP's activations; None where there is none."""
+        return super().inner(x) if self.entry_stages else None
+
+    def exits(self, inner: Any) -> list[Array]:
+        return [inner] if self.exit_stages else []
+
+    def forward_parts(self, parts: Sequence[Array]) -> None:
+        run = ExpertsRun(self, parts)
+        for expert in range(self.mixture.experts):
+            with self.loaded([expert]):
+                run.add(expert, run.activations(expert))
+        run.finish()
+
+    def forward(self, hidden: Array) -> Array:
+        self.forward_parts([hidden])
+        return hidden
+
+    def add_output(self, hidden: Array, inner: Any) -> Array:
+        """Run on ``hidden``; the experts find the activations of their tokens themselves."""
+        del inner
+        return self.forward(hidden)
+
+    def routes(self, x: Array) -> _Routes:
+        """Choose the experts of tokens ``[..., hidden_size]``."""
+        vectors, names = self._weights.vectors, self._names
+        rows = cast(x.reshape(-1, x.shape[-1]), np.float32)
+        bias = vectors.get(f"{names.router}.bias")
+        scores = linear(rows, vectors[f"{names.router}.weight"], bias)
+        correction = vectors[names.correction] if names.correction else None
+        return _Routes(*route(scores, self.mixture.routing, correction))
+
+    def add_shared(self, sums: Array, x: Array) -> None:
+        """Add what the shared MLP makes of tokens ``x``, to ``sums`` [N, hidden_size]."""
+        if not self.exit_stages:
+            return
+        part, inner = self._parts["down"], self.inner(x).reshape(len(sums), -1)
+        if not self._names.shared_gate:
+            self._weights.project(part, inner, add_to=sums)
+            return
+        rows = cast(x.reshape(-1, x.shape[-1]), np.float32)
+        scores = linear(rows, self._weights.vectors[f"{self._names.shared_gate}.weight"])
+        _, factors = route(scores, _SHARED)
+        output = self._weights.project(part, inner, dtype=np.float32)
+        add_rows(sums, np.arange(len(sums)), output, factors.reshape(-1))
+
+    def add_sums(self, hidden: Array, sums: Array) -> None:
+        """Add the sums over experts to the residual stream, normalized and scaled."""
+        if self._output_norm is not None:
+            sums = self._weights.norm(self._output_norm, sums, np.float32)
+        add_scaled(hidden.reshape(sums.shape), sums, self._config.residual_scale)
+
+    def expert_inner(self, expert: int, rows: Array) -> Array:
+        """From an expert's inputs to those of its last layer."""
+        return activated(self._weights, self.parts[expert], rows)
+
+    def expert_output(self, expert: int, inner: Array) -> Array:
+        """An expert's outputs, float32."""
+        return self._weights.project(self.parts[expert]["down"], inner, dtype=np.float32)
+
+    @contextmanager
+    def loaded(self, experts: Sequence[int]) -> Iterator[None]:
+        """Have the weights of experts among the block's linear layers, from its file, for a time."""
+        names = [part.name for expert in experts for part in self.parts[expert].values()]
+        linears = self._weights.linears
+        linears |= self._weights.read(names)
+        try:
+            yield
+        finally:
+            for name in names:
+                del linears[name]
+
+
+class _Routes:
+    """The tokens of each expert."""
+
+    def __init__(self, experts: Array, weights: Array) -> None:
+        count, kept = experts.shape
+        chosen = to_host(experts).ravel()
+        self._order = np.argsort(chosen, kind="stable")
+        self._tokens = self._order // kept
+        self._chosen = chosen[self._order]
+        self._weights = weights.reshape(count * kept, 1)
+
+    def tokens(self, expert: int) -> NDArray[np.int64]:
+        """Which tokens go to an expert."""
+        return self._tokens[self._run(expert)]
+
+    def factors(self, expert: int) -> Array:
+        """How much it counts for each of them, float32 [n]."""
+        return take(self._weights, self._order[self._run(expert)], 0).reshape(-1)
+
+    def _run(self, expert: int) -> slice:
+        first, last = np.searchsorted(self._chosen, [expert, expert + 1])
+        return slice(int(first), int(last))
+
+
+class Piece(NamedTuple):
+    """Rows of an expert that come from one part of the tokens."""
+
+    part: int
+    rows: Array
+
+
+class ExpertsRun:
+    """All tokens on their way through a block's experts, whose weights are there for a few at a time.
+
+    Parameters
+    ----------
+    experts : Experts
+    parts : sequence of float32 arrays ``[..., hidden_size]``
+        The residual stream, to which `finish` adds.
+
+    Attributes
+    ----------
+    experts : Experts
+    inputs : list of arrays ``[..., hidden_size]``
+        Normalized tokens of each part: what every expert may get.
+    """
+
+    def __init__(self, experts: Experts, parts: Sequence[Array]) -> None:
+        self.experts, self._parts = experts, parts
+        self.inputs = [experts.input(part) for part in parts]
+        self._rows = [x.reshape(-1, x.shape[-1]) for x in self.inputs]
+        self._routes = [experts.routes(x) for x in self.inputs]
+        self._sums = [zeros(tuple(rows.shape), rows) for rows in self._rows]
+
+    def rows(self, expert: int) -> list[Piece]:
+        """The tokens of an expert."""
+        found = []
+        for part, (rows, routes) in enumerate(zip(self._rows, self._routes, strict=True)):
+            tokens = routes.tokens(expert)
+            if len(tokens):
+                found.append(Piece(part, take(rows, tokens, 0)))
+        return found
+
+    def activations(self, expert: int) -> list[Piece]:
+        """The inputs of the last layer of a loaded expert, of its tokens."""
+        inner = self.experts.expert_inner
+        return [Piece(part, inner(expert, rows)) for part, rows in self.rows(expert)]
+
+    def activations_of_all(self, expert: int) -> Iterator[Array]:
+        """The same of all tokens, part by part, as if they were its own."""
+        return (self.experts.expert_inner(expert, rows) for rows in self._rows)
+
+    def add(self, expert: int, activations: Sequence[Piece]) -> None:
+        """Add the outputs of a loaded expert, from what `activations` gave."""
+        for part, inner in activations:
+            routes = self._routes[part]
+            output = self.experts.expert_output(expert, inner)
+            add_rows(self._sums[part], routes.tokens(expert), output, routes.factors(expert))
+
+    def finish(self) -> None:
+        """Add the sums over experts, and what the shared MLP gives, to the residual stream."""
+        for hidden, x, sums in zip(self._parts, self.inputs, self._sums, strict=True):
+            self.experts.add_shared(sums, x)
+            self.experts.add_sums(hidden, sums)

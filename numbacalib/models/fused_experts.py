@@ -1,0 +1,130 @@
+"""Tensors that hold a layer of all experts of a block, taken apart into a tensor each.
+
+Transformers keeps experts so in memory, and some architectures in their files, too: gates and ups in one
+tensor, one after the other or in turns, as ``[E, M, K]`` or transposed. Runtimes read quantized ones by a
+module each, so that this is how they are named here, whatever the file.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from numbacalib.models.config import ModelConfig
+from numbacalib.models.description import ExpertNames
+from numbacalib.models.mixture import Mixture
+from numbacalib.models.safetensors_file import TensorEntry
+
+__all__ = ["View", "expert_entries"]
+
+_LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)")
+
+
+class View(NamedTuple):
+    """How a tensor lies in what is stored, or in its transpose: which rows, or numbers of a vector."""
+
+    transposed: bool
+    rows: slice
+
+    def of(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Return the tensor, in the memory of what is stored."""
+        return (stored.T if self.transposed else stored)[self.rows]
+
+    def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        first, *rest = reversed(stored) if self.transposed else stored
+        return len(range(*self.rows.indices(first))), *rest
+
+
+Entries = dict[str, tuple[TensorEntry, View]]
+
+
+def expert_entries(config: ModelConfig, name: str, entry: TensorEntry) -> Entries | None:
+    """Where the tensors of each expert lie in one that holds all of them, by their names; None for others.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    name : str
+        Of a tensor, as `canonical_name` returns it.
+    entry : TensorEntry
+
+    Raises
+    ------
+    ValueError
+        If the tensor is of another shape than the configuration says; names the tensor.
+    """
+    layer, names = _LAYER.fullmatch(name), config.architecture.experts
+    if layer is None or names is None or int(layer[1]) >= config.num_layers:
+        return None
+    mixture = config.mixture_of(int(layer[1]))
+    fused = _Fused.of(names, layer[2])
+    if mixture is None or fused is None:
+        return None
+    expected = fused.shape(mixture, config.hidden_size)
+    if entry.shape != expected:
+        raise ValueError(f"{name}: expected shape {expected}, got {entry.shape}")
+    prefix = f"model.layers.{layer[1]}.{names.each}"
+    return fused.entries(prefix, entry)
+
+
+class _Fused(NamedTuple):
+    """One kind of tensor that holds all experts."""
+
+    names: ExpertNames
+    roles: tuple[str, ...]
+    bias: bool
+
+    @classmethod
+    def of(cls, names: ExpertNames, tensor: str) -> _Fused | None:
+        """The kind that a tensor is of, by its name in the block."""
+        gate_up = names.fused_gate_up or f"{names.each}.gate_up_proj"
+        down = names.fused_down or f"{names.each}.down_proj"
+        return {
+            gate_up: cls(names, ("gate", "up"), False),
+            down: cls(names, ("down",), False),
+            f"{gate_up}_bias": cls(names, ("gate", "up"), True),
+            f"{down}_bias": cls(names, ("down",), True),
+        }.get(tensor)
+
+    @property
+    def transposed(self) -> bool:
+        return self.names.transposed and not self.bias
+
+    def shape(self, mixture: Mixture, hidden: int) -> tuple[int, ...]:
+        """Shape of the tensor."""
+        rows, columns = (
+            (2 * mixture.size, hidden) if len(self.roles) > 1 else (hidden, mixture.size)
+        )
+        if self.bias:
+            return mixture.experts, rows
+        return mixture.experts, *((columns, rows) if self.transposed else (rows, columns))
+
+    def entries(self, prefix: str, entry: TensorEntry) -> Entries:
+        """Where the tensors of each expert lie."""
+        count, *shape = entry.shape
+        kind = "bias" if self.bias else "weight"
+        found = {}
+        for expert in range(count):
+            length = entry.length // count
+            own = entry._replace(
+                shape=tuple(shape), begin=entry.begin + expert * length, length=length
+            )
+            for number, role in enumerate(self.roles):
+                tensor = f"{prefix}.{expert}.{getattr(self.names, role)}.{kind}"
+                found[tensor] = self._part(own, number)
+        return found
+
+    def _part(self, own: TensorEntry, number: int) -> tuple[TensorEntry, View]:
+        """Where one role's part of an expert lies; a run of bytes where its rows are one."""
+        count = len(self.roles)
+        if count > 1 and self.names.interleaved:
+            return own, View(self.transposed, slice(number, None, count))
+        rows = own.shape[-1 if self.transposed else 0] // count
+        if self.transposed:
+            return own, View(True, slice(number * rows, (number + 1) * rows))
+        shape, length = (rows, *own.shape[1:]), own.length // count
+        part = own._replace(shape=shape, begin=own.begin + number * length, length=length)
+        return part, View(False, slice(None))

@@ -1,0 +1,35 @@
+"""What a configuration says of a mixture of experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from numbacalib.spec.router import Routing
+
+__all__ = ["Mixture"]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Experts, of which each token goes through a few.
+
+    Attributes
+    ----------
+    experts : int
+        Of a block.
+    size : int
+        Width between an expert's layers.
+    layers : tuple of bool
+        Which blocks have experts in the place of an MLP.
+    routing : Routing
+    shared_size : int
+        Width of the MLP beside them that all tokens go through; 0 for none.
+    router_bias : bool
+    """
+
+    experts: int
+    size: int
+    layers: tuple[bool, ...]
+    routing: Routing
+    shared_size: int = 0
+    router_bias: bool = False

@@ -1,0 +1,64 @@
+"""Tensors that will be needed next, read by a thread while a device works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.models.place import Place
+
+__all__ = ["ReadAhead"]
+
+
+class ReadAhead:
+    """Reads tensors by name: at once, or ahead of their use where there is a device to read for.
+
+    What is read ahead lies in memory from which a device copies fastest; it is one block's, and used
+    again, so that a tensor must be on the device before more is read ahead. The host reads nothing ahead:
+    its threads have work.
+
+    Parameters
+    ----------
+    read : callable
+        From a tensor's name to its values.
+    place : Place
+        Where they will be put.
+    """
+
+    def __init__(self, read: Callable[[str], NDArray[Any]], place: Place) -> None:
+        self._read = read
+        self._place = place
+        self._pending: dict[str, Future[NDArray[Any]]] = {}
+        self._buffers: dict[int, NDArray[np.uint8]] = {}
+        self._thread: ThreadPoolExecutor | None = None
+
+    def start(self, names: Iterable[str]) -> None:
+        """Begin to read tensors, in their order; what was begun before and not asked for is dropped."""
+        if self._place.name == "cpu":
+            return
+        self._thread = self._thread or ThreadPoolExecutor(1, "read-ahead")
+        for future in self._pending.values():
+            future.cancel()
+        self._pending = {
+            name: self._thread.submit(self._staged, name, number)
+            for number, name in enumerate(names)
+        }
+
+    def __call__(self, name: str) -> NDArray[Any]:
+        """Return a tensor, or raise what reading it raised."""
+        future = self._pending.pop(name, None)
+        return self._read(name) if future is None else future.result()
+
+    def _staged(self, name: str, number: int) -> NDArray[Any]:
+        """Read a tensor into the buffer of a number."""
+        tensor = self._read(name)
+        buffer = self._buffers.get(number)
+        if buffer is None or len(buffer) < tensor.nbytes:
+            buffer = self._buffers[number] = self._place.staging(tensor.nbytes)
+        staged = buffer[: tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
+        np.copyto(staged, tensor)
+        return staged

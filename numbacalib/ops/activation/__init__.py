@@ -1,0 +1,46 @@
+"""The activation of an MLP, gated or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numbacalib.ops.activation import cpu
+from numbacalib.runtime import checks
+from numbacalib.runtime.backend import call
+from numbacalib.spec import activations
+
+ACTIVATIONS = {
+    "silu": activations.SILU,
+    "gelu": activations.GELU,
+    "gelu_tanh": activations.GELU_TANH,
+    "relu": activations.RELU,
+    "squared_relu": activations.SQUARED_RELU,
+}
+"""Numbers of the activations of `numbacalib.spec.activations`, by name."""
+
+
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.activation import gpu
+
+    return gpu
+
+
+def activate(x: Any, name: str, times: Any = None) -> Any:
+    """Replace `x` by its activation, computed in float32, and return it.
+
+    Parameters
+    ----------
+    x : array [..., M], C-contiguous, float16, bfloat16 or float32
+    name : str
+        One of `ACTIVATIONS`.
+    times : array [..., M], C-contiguous, of the same dtype, optional
+        What the activation is multiplied by: `x` is the gate of a gated MLP, and this what it lets through.
+    """
+    kind = ACTIVATIONS[name]
+    with call(cpu, _gpu, x=x, times=times) as (kernels, rows, others):
+        if others is None:
+            kernels.activate(checks.rows_of(rows), kind)
+        else:
+            kernels.gate(checks.rows_of(rows), checks.rows_of(others), kind)
+    return x

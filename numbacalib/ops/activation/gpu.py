@@ -1,0 +1,42 @@
+"""GPU kernels of an MLP's activation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from numbacalib.runtime import device
+from numbacalib.runtime.device import cuda
+from numbacalib.runtime.half import carrier, narrow, widen
+from numbacalib.runtime.launch import launch
+from numbacalib.spec.activations import activated
+
+THREADS = device.sized(256, simulated=4)
+
+
+def activate(x: Any, kind: int) -> None:
+    """See `numbacalib.ops.activation.activate`; rows [N, M]."""
+    launch(_activate, x.shape[0], THREADS, carrier(x), kind)
+
+
+def gate(x: Any, times: Any, kind: int) -> None:
+    """See `numbacalib.ops.activation.activate`; rows [N, M]."""
+    launch(_gate, x.shape[0], THREADS, carrier(x), carrier(times), kind)
+
+
+@cuda.jit
+def _activate(x, kind):
+    """One block a row, its threads every `THREADS`-th column."""
+    i = np.int64(cuda.blockIdx.x)
+    for j in range(cuda.threadIdx.x, x.shape[1], THREADS):
+        x[i, j] = narrow(activated(kind, np.float32(widen(x[i, j]))), x[i, j])
+
+
+@cuda.jit
+def _gate(x, times, kind):
+    """One block a row, its threads every `THREADS`-th column."""
+    i = np.int64(cuda.blockIdx.x)
+    for j in range(cuda.threadIdx.x, x.shape[1], THREADS):
+        value = activated(kind, np.float32(widen(x[i, j]))) * np.float32(widen(times[i, j]))
+        x[i, j] = narrow(value, x[i, j])

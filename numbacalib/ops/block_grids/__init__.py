@@ -1,0 +1,34 @@
+"""Search of grids whose scales are themselves quantized, in blocks: see `numbacalib.spec.block_grid`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numbacalib.ops.block_grids import cpu
+from numbacalib.runtime.backend import call
+from numbacalib.spec.block_grid import BlockGrid, BlockScales
+
+
+def search_block_grids(matrix: Any, grid: BlockGrid, importance: Any) -> BlockScales:
+    """Find scales and minima of all blocks, as they are stored, with little weighted squared error.
+
+    The error is ``sum_j importance[j] * (w[j] - value[j]) ** 2`` with each value the nearest of its grid.
+
+    Parameters
+    ----------
+    matrix : array [M, K], float16, bfloat16, float32 or float64
+        Finite; the values of a block divide K.
+    grid : BlockGrid
+    importance : float32 array [1, K] or [M, K]
+        Above 0.
+
+    Notes
+    -----
+    First each group's real scale and minimum: from several shares of its range, codes are rounded and
+    the two solved for by least squares. Then the block's two numbers from the largest of its groups', a
+    few of them tried, each group's integers from those beside the quotient, and the block's numbers
+    again by least squares over all its codes, kept where the error falls. No group's scale is 0, since
+    code 0 says the same of any scale.
+    """
+    with call(cpu, None, matrix=matrix, importance=importance) as (kernels, matrix, importance):
+        return kernels.search_block_grids(matrix, grid, importance)

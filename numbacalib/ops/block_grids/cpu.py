@@ -1,0 +1,396 @@
+"""CPU kernel of the search of block grids: tiles of rows, transposed, rows being the lanes of a vector."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from numbacalib.runtime.half import carrier, widen
+from numbacalib.runtime.jit import kernel, scalar
+from numbacalib.runtime.strides import rows_view
+from numbacalib.spec.block_grid import LEAST_SHARE, BlockGrid, BlockScales
+from numbacalib.spec.grid import Bounds, Grid, code_of, stored_scale, value_of
+
+TILE = 16
+"""Rows that are searched together: one or two vector registers."""
+ROUNDS = 2
+"""Number of times that integers beside a group's are tried and the block's numbers solved for again."""
+STEPS = 5
+"""Block scales that are tried, half a step of the largest group's integer apart."""
+FLOAT16 = 1
+"""`SCALE_FLOAT16`, as kernels take it."""
+
+
+class _Shape(NamedTuple):
+    """Contents of a block, as kernels take them."""
+
+    groups: int
+    minima: bool
+    half: np.float32
+    low: np.float32
+    high: np.float32
+    """Range of a group's integers."""
+
+
+class _Search(NamedTuple):
+    """A search on one grid."""
+
+    bounds: Bounds
+    shares: Any
+    groups: int
+    minima: bool
+    half: Any
+    low: Any
+    high: Any
+
+
+class _Tile(NamedTuple):
+    """A block of `TILE` rows: ``[values, TILE]``."""
+
+    weights: Any
+    factors: Any
+
+
+class _Found(NamedTuple):
+    """Of a block of `TILE` rows."""
+
+    scale: Any
+    """[TILE], of the block."""
+    minimum: Any
+    scales: Any
+    """Integers of the groups, [groups, TILE]."""
+    minima: Any
+    errors: Any
+    """[groups, TILE]."""
+
+
+def search_block_grids(matrix: NDArray, grid: BlockGrid, importance: NDArray) -> BlockScales:
+    """See `numbacalib.ops.block_grids.search_block_grids`."""
+    rows, channels = matrix.shape
+    blocks = channels // grid.values
+    real = np.float32
+    ends = map(real, grid.scale_range)
+    bounds = Grid(grid.bits, symmetric=False).bounds(np.dtype(real))
+    shape = _Shape(grid.groups, grid.minima, real(grid.half), *ends)
+    scale, minimum = np.empty((rows, blocks), real), np.empty((rows, blocks), real)
+    scales = np.empty((rows, blocks * grid.groups), np.int8)
+    minima = np.empty(scales.shape, np.uint8)
+    source, numbers = rows_view(carrier(matrix)), (scale, minimum, scales, minima)
+    _search(source, importance, grid.shares(), bounds, shape, *numbers)
+    with np.errstate(over="ignore"):
+        return BlockScales(scale.astype(np.float16), minimum.astype(np.float16), scales, minima)
+
+
+@kernel
+def _search(matrix, importance, shares, bounds, shape, scale, minimum, scales, minima):
+    """Split: one task a (tile of rows, block)."""
+    rows, blocks = scale.shape
+    values = matrix.shape[1] // blocks
+    for task in prange(-(-rows // TILE) * blocks):
+        grid = _searched(bounds, shares, shape)
+        first, b = np.int64(task) // blocks * TILE, np.int64(task) % blocks
+        count = min(TILE, rows - first)
+        weights = np.zeros((values, TILE), np.float32)
+        factors = np.ones((values, TILE), np.float32)
+        for r in range(count):
+            row = min(first + r, len(importance) - 1)
+            for j in range(values):
+                weights[j, r] = np.float32(widen(matrix[first + r, b * values + j]))
+                factors[j, r] = importance[row, b * values + j]
+        found = _search_block(_Tile(weights, factors), grid)
+        for r in range(count):
+            scale[first + r, b], minimum[first + r, b] = found.scale[r], found.minimum[r]
+            for g in range(grid.groups):
+                scales[first + r, b * grid.groups + g] = np.int8(found.scales[g, r])
+                minima[first + r, b * grid.groups + g] = np.uint8(found.minima[g, r])
+
+
+@scalar
+def _searched(bounds, shares, shape):
+    """Put arrays and numbers together, which a parallel loop takes apart only."""
+    ends = shape.low, shape.high
+    return _Search(bounds, shares, shape.groups, shape.minima, shape.half, ends[0], ends[1])
+
+
+@scalar
+def _search_block(tile, grid):
+    """Find a block's numbers and integers, in each row by itself."""
+    shape = grid.groups, TILE
+    scales, minima = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    for g in range(grid.groups):
+        _fit_group(_group(tile, g, grid), grid, scales[g], minima[g])
+    found = _empty(grid)
+    if grid.groups == 1:
+        for r in range(TILE):
+            found.scale[r] = _stored(scales[0, r])
+            found.minimum[r] = _stored(minima[0, r]) if grid.minima else np.float32(0)
+            found.scales[0, r] = found.minima[0, r] = np.float32(1)
+            if grid.minima:
+                found.scale[r] = _long_enough(found.scale[r], found.minimum[r], np.float32(1))
+        return found
+    _divide(tile, scales, minima, grid, found)
+    for _ in range(ROUNDS):
+        for g in range(grid.groups):
+            _try_neighbours(_group(tile, g, grid), g, grid, found)
+        _solve(tile, grid, found)
+    return found
+
+
+@scalar
+def _empty(grid):
+    shape = grid.groups, TILE
+    return _Found(
+        np.empty(TILE, np.float32),
+        np.zeros(TILE, np.float32),
+        np.empty(shape, np.float32),
+        np.zeros(shape, np.float32),
+        np.empty(shape, np.float32),
+    )
+
+
+@scalar
+def _group(tile, g, grid):
+    """Values of one group of a block."""
+    size = len(tile.weights) // grid.groups
+    return _Tile(tile.weights[g * size : (g + 1) * size], tile.factors[g * size : (g + 1) * size])
+
+
+@scalar
+def _stored(number):
+    """Round a number of either sign as float16 stores it, never to 0."""
+    rounded = stored_scale(abs(number), FLOAT16)
+    return -rounded if number < 0 else rounded
+
+
+@scalar
+def _long_enough(scale, minimum, integer):
+    """Raise a stored scale to where `integer` minima are few enough scales."""
+    return max(scale, _stored(abs(minimum) * integer * np.float32(LEAST_SHARE)))
+
+
+@scalar
+def _zero(scale, minimum, grid):
+    """Zero point of a grid with a real minimum, or with none."""
+    return minimum / scale if grid.minima else grid.half
+
+
+@scalar
+def _fit_group(group, grid, scale, minimum):
+    """Find each row's real scale and minimum of one group."""
+    lo, hi = np.zeros(TILE, np.float32), np.zeros(TILE, np.float32)
+    for j in range(len(group.weights)):
+        for r in range(TILE):
+            lo[r] = min(lo[r], group.weights[j, r])
+            hi[r] = max(hi[r], group.weights[j, r])
+    tried, offset = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    best = np.full(TILE, np.float32(np.inf))
+    tiny = np.float32(2.0**-24)
+    for share in grid.shares:
+        if grid.minima:
+            # what is clipped lies below, above, or on both sides
+            for below in (np.float32(0), np.float32(0.5), np.float32(1)):
+                for r in range(TILE):
+                    tried[r] = max(share * ((hi[r] - lo[r]) / grid.bounds.levels), tiny)
+                    offset[r] = -(lo[r] + below * (1 - share) * (hi[r] - lo[r]))
+                _refine(group, grid, tried, offset, best, scale, minimum)
+        else:
+            # the longer side takes the larger weight, and the other sign is tried too
+            for sign in (np.float32(1), np.float32(-1)):
+                for r in range(TILE):
+                    longer = -lo[r] if -lo[r] > hi[r] else -hi[r]
+                    tried[r] = sign * share * longer / grid.half
+                    if abs(tried[r]) < tiny:
+                        tried[r] = tiny
+                _refine(group, grid, tried, offset, best, scale, minimum)
+    for _ in range(2):
+        tried[:] = scale
+        offset[:] = minimum
+        _refine(group, grid, tried, offset, best, scale, minimum)
+
+
+@scalar
+def _refine(group, grid, tried, offset, best, scale, minimum):
+    """Solve for scale and minimum with the codes of those tried; keep them where they are better."""
+    _least_squares(group, grid, tried, offset)
+    zero, error = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    for r in range(TILE):
+        zero[r] = _zero(tried[r], offset[r], grid)
+    _errors(group, tried, zero, grid, error)
+    for r in range(TILE):
+        if error[r] < best[r]:
+            best[r], scale[r], minimum[r] = error[r], tried[r], offset[r]
+
+
+@scalar
+def _least_squares(group, grid, scale, offset):
+    """Replace scale and minimum by those with the least error for the same codes."""
+    zero = np.empty(TILE, np.float32)
+    for r in range(TILE):
+        zero[r] = _zero(scale[r], offset[r], grid)
+    ones, q, qq, x, xq = np.zeros((5, TILE), np.float32)
+    for j in range(len(group.weights)):
+        for r in range(TILE):
+            weight, factor = group.weights[j, r], group.factors[j, r]
+            code = code_of(weight, scale[r], zero[r], grid.bounds)
+            if not grid.minima:
+                code -= grid.half
+            ones[r] += factor
+            q[r] += factor * code
+            qq[r] += factor * (code * code)
+            x[r] += factor * weight
+            xq[r] += factor * (weight * code)
+    for r in range(TILE):
+        if grid.minima:
+            spread = ones[r] * qq[r] - q[r] * q[r]
+            solved = (ones[r] * xq[r] - q[r] * x[r]) / spread
+            lowest = (solved * q[r] - x[r]) / ones[r]
+            if not lowest >= 0:
+                solved, lowest = xq[r] / qq[r], np.float32(0)
+            if solved > scale[r] / 8 and solved < scale[r] * 8:
+                scale[r], offset[r] = solved, lowest
+        elif qq[r] > 0 and xq[r] != 0:
+            scale[r] = xq[r] / qq[r]
+
+
+@scalar
+def _errors(group, scale, zero, grid, error):
+    """Sum the weighted squared errors of one group's nearest values."""
+    error[:] = 0
+    for j in range(len(group.weights)):
+        for r in range(TILE):
+            code = code_of(group.weights[j, r], scale[r], zero[r], grid.bounds)
+            e = value_of(code, scale[r], zero[r]) - group.weights[j, r]
+            error[r] += group.factors[j, r] * (e * e)
+
+
+@scalar
+def _divide(tile, scales, minima, grid, found):
+    """Choose the block's numbers and the groups' integers for real scales and minima."""
+    tried = _empty(grid)
+    best = np.full(TILE, np.float32(np.inf))
+    for step in range(STEPS):
+        shift = np.float32(0.5) * np.float32(step - STEPS // 2)
+        for r in range(TILE):
+            largest, deepest = scales[0, r], minima[0, r]
+            for g in range(1, grid.groups):
+                if abs(scales[g, r]) > abs(largest):
+                    largest = scales[g, r]
+                deepest = max(deepest, minima[g, r])
+            reach = grid.high if grid.minima else grid.low
+            tried.scale[r] = _stored(largest / (reach + (shift if grid.minima else -shift)))
+            if grid.minima:
+                tried.minimum[r] = _stored(deepest / grid.high)
+                tried.scale[r] = _long_enough(tried.scale[r], tried.minimum[r], grid.high)
+            for g in range(grid.groups):
+                tried.scales[g, r] = _integer(scales[g, r] / tried.scale[r], grid)
+                if grid.minima:
+                    whole = np.rint(minima[g, r] / tried.minimum[r])
+                    tried.minima[g, r] = min(max(whole, np.float32(0)), grid.high)
+        _keep_better(tile, grid, tried, best, found)
+
+
+@scalar
+def _integer(quotient, grid):
+    """Nearest integer that a group's scale may be, but 0."""
+    whole = min(max(np.rint(quotient), grid.low), grid.high)
+    if whole == 0:
+        return np.float32(-1) if quotient < 0 and not grid.minima else np.float32(1)
+    return whole
+
+
+@scalar
+def _keep_better(tile, grid, tried, best, found):
+    """Keep in each row what was tried where its error is less than the `best` so far."""
+    total = np.zeros(TILE, np.float32)
+    for g in range(grid.groups):
+        _group_errors(_group(tile, g, grid), g, grid, tried, tried.errors[g])
+        for r in range(TILE):
+            total[r] += tried.errors[g, r]
+    for r in range(TILE):
+        if total[r] < best[r]:
+            best[r] = total[r]
+            found.scale[r], found.minimum[r] = tried.scale[r], tried.minimum[r]
+            for g in range(grid.groups):
+                found.scales[g, r], found.minima[g, r] = tried.scales[g, r], tried.minima[g, r]
+                found.errors[g, r] = tried.errors[g, r]
+
+
+@scalar
+def _group_errors(group, g, grid, found, error):
+    """Errors of group g with the block's numbers and the group's integers."""
+    scale, zero = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    for r in range(TILE):
+        scale[r] = found.scale[r] * found.scales[g, r]
+        zero[r] = _zero(scale[r], found.minimum[r] * found.minima[g, r], grid)
+    _errors(group, scale, zero, grid, error)
+
+
+@scalar
+def _try_neighbours(group, g, grid, found):
+    """Try integers beside those of group g."""
+    scale, minimum = found.scales[g].copy(), found.minima[g].copy()
+    best_scale, best_minimum = scale.copy(), minimum.copy()
+    error, best = np.empty(TILE, np.float32), found.errors[g]
+    reach = 1 if grid.minima else 0
+    for up in range(-1, 2):
+        for deeper in range(-reach, reach + 1):
+            if up == 0 and deeper == 0:
+                continue
+            for r in range(TILE):
+                moved = min(max(scale[r] + np.float32(up), grid.low), grid.high)
+                found.scales[g, r] = moved if moved != 0 else scale[r]
+                moved = minimum[r] + np.float32(deeper)
+                found.minima[g, r] = min(max(moved, np.float32(0)), grid.high)
+            _group_errors(group, g, grid, found, error)
+            for r in range(TILE):
+                if error[r] < best[r]:
+                    best[r] = error[r]
+                    best_scale[r], best_minimum[r] = found.scales[g, r], found.minima[g, r]
+    found.scales[g] = best_scale
+    found.minima[g] = best_minimum
+
+
+@scalar
+def _solve(tile, grid, found):
+    """Solve for the block's numbers with all integers fixed; keep them where they are better."""
+    aa, ab, bb, ax, bx = np.zeros((5, TILE), np.float32)
+    for g in range(grid.groups):
+        group = _group(tile, g, grid)
+        for j in range(len(group.weights)):
+            for r in range(TILE):
+                weight, factor = group.weights[j, r], group.factors[j, r]
+                scale = found.scale[r] * found.scales[g, r]
+                zero = _zero(scale, found.minimum[r] * found.minima[g, r], grid)
+                code = code_of(weight, scale, zero, grid.bounds)
+                if not grid.minima:
+                    code -= grid.half
+                a, b = code * found.scales[g, r], found.minima[g, r]
+                aa[r] += factor * (a * a)
+                ab[r] += factor * (a * b)
+                bb[r] += factor * (b * b)
+                ax[r] += factor * (a * weight)
+                bx[r] += factor * (b * weight)
+    tried = _empty(grid)
+    tried.scales[:] = found.scales
+    tried.minima[:] = found.minima
+    best = np.zeros(TILE, np.float32)
+    for r in range(TILE):
+        for g in range(grid.groups):
+            best[r] += found.errors[g, r]
+        scale, minimum = found.scale[r], found.minimum[r]
+        spread = aa[r] * bb[r] - ab[r] * ab[r]
+        if grid.minima and spread > 0:
+            scale = (ax[r] * bb[r] - bx[r] * ab[r]) / spread
+            minimum = max((ax[r] * ab[r] - bx[r] * aa[r]) / spread, np.float32(0))
+        elif aa[r] > 0:
+            scale = ax[r] / aa[r]
+        if not (abs(scale) < np.inf and (scale > 0 or not grid.minima)):
+            scale, minimum = found.scale[r], found.minimum[r]
+        tried.scale[r], tried.minimum[r] = _stored(scale), minimum
+        if grid.minima:
+            tried.minimum[r] = _stored(minimum)
+            tried.scale[r] = _long_enough(tried.scale[r], tried.minimum[r], grid.high)
+    _keep_better(tile, grid, tried, best, found)

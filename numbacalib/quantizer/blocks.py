@@ -1,0 +1,250 @@
+"""The blocks of a model, one after the other: each quantized on what the quantized ones before produce."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.formats.format import LayerGrid
+from numbacalib.methods import (
+    LayerReport,
+    LayerSettings,
+    QuantizedWeight,
+    awq_scales,
+    quantize_layers,
+)
+from numbacalib.models import Checkpoint, Decoder, DecoderBlock, TensorInfo
+from numbacalib.ops.matrix import to_host
+from numbacalib.quantizer.calibration import SILENT, Calibration, Stage
+from numbacalib.quantizer.progress import Progress
+from numbacalib.quantizer.settings import Settings
+from numbacalib.quantizer.work import FinishedBlock, Work
+from numbacalib.statistics import InputStatistics
+
+log = logging.getLogger("numbacalib")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Inputs and outputs of a run, opened and checked."""
+
+    checkpoint: Checkpoint
+    decoder: Decoder
+    settings: Settings
+    weights: Mapping[str, TensorInfo]
+    """Of the layers that are quantized, by name without ``.weight``."""
+    grids: Mapping[str, LayerGrid]
+    calibration: Calibration | None
+    """None is a method that needs no activations."""
+    importance: Mapping[str, NDArray] | None
+    tokens: int
+    """Of calibration that run through the model; 0 where none do."""
+    held_out: NDArray[np.integer]
+    """Sequences [S, T] that the output is evaluated on; none with S = 0."""
+    identity: dict[str, Any]
+
+
+def on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
+    return replace(
+        settings,
+        bits=grid.bits,
+        group_size=grid.group_size,
+        symmetric=grid.symmetric,
+        scale_dtype=grid.scale_dtype,
+        find_grid=grid.find,
+    )
+
+
+def quantize_blocks(job: Job, kept: Work) -> None:
+    """Quantize every block that is not finished yet, and keep it."""
+    layers = job.decoder.config.num_layers
+    reports: list[LayerReport] = []
+    with Progress(layers, done=kept.finished) as progress, np.errstate(**SILENT):
+        for index in range(layers):
+            if index < kept.finished:
+                progress.show(f"block {index + 1} of {layers}: finished before")
+                finished = kept.load(index)
+                if kept.finished < layers and job.calibration is not None:
+                    _skip_block(job, job.decoder.block(index), finished, job.calibration)
+            else:
+                progress.show(f"block {index + 1} of {layers}: reading")
+                block = job.decoder.block(index)
+                job.checkpoint.check_unchanged()
+                finished = _quantize_block(job, index, block, reports, progress)
+                kept.save(index, finished)
+            reports += finished.reports
+            if index >= kept.finished:
+                progress.step(f"block {index + 1} of {layers}")
+        kept.settle()
+    _warn_of_calibration(reports)
+
+
+def _quantize_block(
+    job: Job,
+    index: int,
+    block: DecoderBlock,
+    before: Sequence[LayerReport],
+    progress: Progress,
+) -> FinishedBlock:
+    """Quantize a block, whose weights are replaced; `before` are the reports of those before it."""
+    settings, count = job.settings, job.decoder.config.num_layers
+    at = f"block {index + 1} of {count}"
+    layer_settings = _layer_settings(block, settings, job.grids)
+    done = FinishedBlock({}, [], {}, {})
+    run: Iterable[Sequence[tuple[Stage, Any]]]
+    if job.calibration is None:
+        run = [[(stage, None)] for stage in block.stages]
+    else:
+        folded: dict[Stage, NDArray] = {}
+        if settings.channel_scales == "awq":
+            progress.show(f"{at}: scaling channels")
+            preview = job.calibration.preview(index, block)
+            folded = _fold_scales(job, block, preview, layer_settings, done)
+        run = job.calibration.stages(index, block, folded)
+    for stage, statistics in chain.from_iterable(run):
+        taken = tuple(kind for kind in stage if kind in layer_settings)
+        for kinds in _alike(taken, layer_settings):
+            progress.show(f"{at}: quantizing {', '.join(kinds)}")
+            names = {f"{block.name}.{kind}": kind for kind in kinds}
+            factors = None
+            if (importance := job.importance) is not None:
+                factors = {name: job.decoder.place.put(importance[name]) for name in names}
+            weights = {name: block.linears[kind] for name, kind in names.items()}
+            results = quantize_layers(weights, statistics, layer_settings[kinds[0]], factors)
+            for (name, kind), (quantized, report) in zip(names.items(), results, strict=True):
+                # no codebooks: see settings.check
+                assert isinstance(quantized, QuantizedWeight)
+                block.linears[kind] = quantized.dequantize(block.dtype)
+                done.layers[name] = quantized.to_host()
+                done.reports.append(report)
+        _check_fallbacks([*before, *done.reports], len(job.grids), settings)
+        progress.show(f"{at}: running the text through it")
+    return done
+
+
+def _skip_block(
+    job: Job, block: DecoderBlock, finished: FinishedBlock, calibration: Calibration
+) -> None:
+    """Do to the calibration what quantizing a block did to it: the same folds, the same weights."""
+    place = job.decoder.place
+    for stage in block.stages:
+        if stage[0] in finished.scales:
+            scales = place.put(finished.scales[stage[0]])
+            block.fold(stage, scales, _producer_dtype(job, block, stage))
+    original = block.copied()
+    for name, weight in finished.layers.items():
+        kind = name.removeprefix(f"{block.name}.")
+        arrays = {name: place.put(getattr(weight, name)) for name in ("codes", "scales", "zeros")}
+        block.linears[kind] = replace(weight, **arrays).dequantize(block.dtype)
+    calibration.skip(block, original)
+
+
+def _layer_settings(
+    block: DecoderBlock, settings: Settings, grids: Mapping[str, LayerGrid]
+) -> dict[str, LayerSettings]:
+    """Settings of each of a block's layers that are quantized, by short name: on its grid, as stored."""
+    return {
+        kind: on_grid(settings, grids[name])
+        for kind in block.linears
+        if (name := f"{block.name}.{kind}") in grids
+    }
+
+
+def _alike(stage: Stage, settings: Mapping[str, LayerSettings]) -> list[Stage]:
+    """Split a stage into the layers that have the same settings, in their order."""
+    groups: list[list[str]] = []
+    for kind in stage:
+        if groups and settings[groups[-1][0]] == settings[kind]:
+            groups[-1].append(kind)
+        else:
+            groups.append([kind])
+    return [tuple(group) for group in groups]
+
+
+def _fold_scales(
+    job: Job,
+    block: DecoderBlock,
+    preview: Sequence[tuple[Stage, InputStatistics]],
+    layer_settings: Mapping[str, LayerSettings],
+    done: FinishedBlock,
+) -> dict[Stage, NDArray]:
+    """Scale the block's channels by AWQ where something can take up the scales, and no layer is skipped.
+
+    Returns the scales by stage; what was found, and the vectors that changed, go to `done`.
+    """
+    folded: dict[Stage, NDArray] = {}
+    for stage, statistics in preview:
+        producer = block.producer(stage)
+        changed_layers = {*stage, producer} & block.linears.keys()
+        if producer is None or not changed_layers <= layer_settings.keys():
+            continue
+        found = awq_scales(
+            [block.linears[kind] for kind in stage],
+            statistics.hessian,
+            statistics.mean_abs if job.settings.awq_magnitude == "mean" else statistics.max_abs,
+            weight_term=job.settings.awq_weight_term,
+            bits=layer_settings[stage[0]].bits,
+            group_size=layer_settings[stage[0]].group_size,
+            symmetric=layer_settings[stage[0]].symmetric,
+            scale_dtype=layer_settings[stage[0]].scale_dtype,
+        )
+        done.scales[stage[0]] = to_host(found.scales)
+        folded[stage], changed = block.fold(stage, found.scales, _producer_dtype(job, block, stage))
+        done.vectors.update({f"{block.name}.{name}": vector for name, vector in changed.items()})
+    return folded
+
+
+def _producer_dtype(job: Job, block: DecoderBlock, stage: Stage) -> np.dtype:
+    """In what that is stored which takes up a stage's channel scales."""
+    return job.checkpoint.info(f"{block.name}.{block.producer(stage)}.weight").dtype
+
+
+def _check_fallbacks(reports: Sequence[LayerReport], layers: int, settings: Settings) -> None:
+    """Fail as soon as too many layers needed more damping than was asked for."""
+    count = sum(report.fell_back for report in reports)
+    if count > settings.max_fallbacks * layers:
+        raise np.linalg.LinAlgError(
+            f"{count} of {layers} layers needed more damping than percdamp {settings.percdamp:g}, "
+            f"above the share of {settings.max_fallbacks:g}: {reports[-1].name} was the last"
+        )
+
+
+def _warn_of_calibration(reports: Sequence[LayerReport]) -> None:
+    """Say where the text was too little, or only looked like enough, or did not reach a layer."""
+    remedy = "calibrate on more text, or shrink the Hessian toward its diagonal"
+    if poor := [report for report in reports if report.full_rank is False]:
+        log.warning(
+            "%d of %d layers had fewer tokens than channels (%d for %d, %s): %s",
+            len(poor),
+            len(reports),
+            poor[0].tokens,
+            poor[0].shape[1],
+            poor[0].name,
+            remedy,
+        )
+    if low := [report for report in reports if report.low_rank]:
+        worst = min(low, key=lambda report: (report.effective_rank or 0) / report.shape[1])
+        log.warning(
+            "the inputs of %d of %d layers vary in few directions (%s: effective rank %.3g of %d, from "
+            "%d tokens that are much alike): %s",
+            len(low),
+            len(reports),
+            worst.name,
+            worst.effective_rank,
+            worst.shape[1],
+            worst.tokens,
+            remedy.replace("more text", "more varied text"),
+        )
+    if dead := [report for report in reports if report.dead == report.shape[1]]:
+        log.warning(
+            "%d of %d layers had inputs of zeros alone (%s): gptq makes their weights 0",
+            len(dead),
+            len(reports),
+            dead[0].name,
+        )

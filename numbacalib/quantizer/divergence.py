@@ -1,0 +1,56 @@
+"""How far a model's predictions are from another's: the Kullback-Leibler divergence, token by token.
+
+``KL(p || q) = sum_v p_v (log p_v - log q_v)`` of the next token's probabilities, with p the original's.
+The logits come from the models in tiles; what is summed over them is summed on the host, in float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.models import Decoder
+from numbacalib.ops.matrix import to_host
+
+
+def divergences(
+    original: Decoder, states: Any, other: Decoder, other_states: Any
+) -> NDArray[np.float64]:
+    """KL of each token's prediction, in nats.
+
+    Parameters
+    ----------
+    original, other : Decoder
+        Of one vocabulary and at one place.
+    states, other_states : float32 [..., hidden_size]
+        After their last blocks, of the same tokens.
+
+    Returns
+    -------
+    float64 [...]
+    """
+    shape = states.shape[:-1]
+    sums = np.zeros((5, int(np.prod(shape))))
+    sums[:2] = -np.inf
+    tiles = zip(original.score_tiles(states), other.score_tiles(other_states), strict=True)
+    for (start, _, p), (_, _, q) in tiles:
+        _add(to_host(p).astype(np.float64), to_host(q), sums[:, start : start + len(p)])
+    top_p, top_q, sum_p, sum_q, difference = sums
+    found = difference / sum_p - (top_p + np.log(sum_p)) + (top_q + np.log(sum_q))
+    return np.maximum(found, 0.0).reshape(shape)  # never negative but by rounding
+
+
+def _add(p: NDArray[np.float64], q: NDArray[np.float32], sums: NDArray[np.float64]) -> None:
+    """Add a part of the vocabulary, of logits [n, v], to sums that are relative to the largest so far.
+
+    The sums are those largest logits of both, ``sum e^p``, ``sum e^q`` and ``sum e^p (p - q)``.
+    """
+    tops = np.maximum(sums[:2], [p.max(axis=1), q.max(axis=1)])
+    shrink_p, shrink_q = np.exp(sums[:2] - tops)
+    sums[:2] = tops
+    weights = np.exp(p - tops[0][:, None])
+    sums[2] = sums[2] * shrink_p + weights.sum(axis=1)
+    sums[3] = sums[3] * shrink_q + np.exp(q - tops[1][:, None]).sum(axis=1)
+    sums[4] = sums[4] * shrink_p + np.einsum("nv,nv->n", weights, p - q)

@@ -1,0 +1,136 @@
+"""Statistics of the inputs of experts, from the tokens that are routed to each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
+from typing import Any
+
+from numbacalib.methods import ExpertInputs
+from numbacalib.models import DecoderBlock
+from numbacalib.models.experts import Experts, ExpertsRun
+from numbacalib.models.layer_tensors import Stage
+from numbacalib.runtime.finite import require_finite
+from numbacalib.statistics import InputStatistics
+
+EXPERTS = ("routed", "all")
+"""Tokens that the statistics of an expert are of: those routed to it, or all of the layer."""
+
+Group = list[tuple[Stage, ExpertInputs]]
+
+
+def expert_groups(
+    block: DecoderBlock, parts: Sequence[Any], everything: bool, most_bytes: int
+) -> Iterator[Group]:
+    """Pass all tokens through a block's experts, in place, stopping where inputs of some are known.
+
+    Yields, for a few experts at a time, the names of the layers that share an input and what is known of
+    it: first of their gates and ups, then of their last layers. These experts' weights are loaded
+    meanwhile, for the caller to replace; so what follows runs on quantized ones.
+
+    Parameters
+    ----------
+    block : DecoderBlock
+        With experts in the place of its MLP.
+    parts : sequence of float32 arrays ``[..., hidden_size]``
+        The residual stream.
+    everything : bool
+        Let all tokens stand for those of each expert.
+    most_bytes : int
+        Of the weights and Hessians that are held together.
+    """
+    experts = block.mlp
+    assert isinstance(experts, Experts)
+    run = ExpertsRun(experts, parts)
+    hidden, size = int(parts[0].shape[-1]), experts.mixture.size
+    # weights in float32, and Hessians with the factors that are made of them
+    each = 4 * (3 * hidden * size + 3 * hidden**2 + 3 * size**2)
+    step = max(1, most_bytes // each)
+    pooled = cache(partial(_collected, block, experts.stages[0][0], hidden, run.inputs))
+    for first in range(0, experts.mixture.experts, step):
+        numbers = range(first, min(first + step, experts.mixture.experts))
+        with experts.loaded(numbers):
+            yield [_entry(block, run, number, everything, pooled) for number in numbers]
+            found = {number: run.activations(number) for number in numbers}
+            yield [
+                _exit(block, run, number, [rows for _, rows in found[number]], everything)
+                for number in numbers
+            ]
+            for number in numbers:
+                run.add(number, found[number])
+    run.finish()
+
+
+def _entry(
+    block: DecoderBlock,
+    run: ExpertsRun,
+    number: int,
+    everything: bool,
+    pooled: Callable[[], InputStatistics],
+) -> tuple[Stage, ExpertInputs]:
+    """Return the statistics of the inputs of an expert's gate and up."""
+    stage, _ = run.experts.stages[number]
+    rows = [] if everything else [piece for _, piece in run.rows(number)]
+    return stage, _inputs(block, stage, run.inputs[0].shape[-1], rows, everything, pooled)
+
+
+def _exit(
+    block: DecoderBlock, run: ExpertsRun, number: int, rows: Sequence[Any], everything: bool
+) -> tuple[Stage, ExpertInputs]:
+    """Return the statistics of the inputs of an expert's last layer."""
+    _, stage = run.experts.stages[number]
+    channels = run.experts.mixture.size
+
+    def pooled() -> InputStatistics:
+        return _collected(block, stage, channels, run.activations_of_all(number))
+
+    return stage, _inputs(block, stage, channels, rows, everything, pooled)
+
+
+def _inputs(
+    block: DecoderBlock,
+    stage: Stage,
+    channels: int,
+    rows: Sequence[Any],
+    everything: bool,
+    pooled: Callable[[], InputStatistics],
+) -> ExpertInputs:
+    collected = partial(_collected, block, stage, channels)
+    if everything:
+        own = pooled()
+        return ExpertInputs(own, lambda: (own, own), lambda: own)
+
+    @cache
+    def halves() -> tuple[InputStatistics, InputStatistics]:
+        first, second = _halves(rows)
+        return collected(first), collected(second)
+
+    return ExpertInputs(collected(rows), halves, pooled)
+
+
+def _halves(rows: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Cut matrices in two where half of their rows come before."""
+    left = sum(len(part) for part in rows) // 2
+    first, second = [], []
+    for part in rows:
+        count = min(left, len(part))
+        if count:
+            first.append(part[:count])
+        if count < len(part):
+            second.append(part[count:])
+        left -= count
+    return first, second
+
+
+def _collected(
+    block: DecoderBlock, stage: Stage, channels: int, rows: Iterable[Any]
+) -> InputStatistics:
+    """Collect inputs; an error says which layer's they are."""
+    statistics, layer = InputStatistics(channels), f"{block.name}.{stage[0]}"
+    for part in rows:
+        try:
+            statistics.update(part)
+        except ValueError as error:
+            raise ValueError(f"{layer}: {error}: activations overflow float32") from None
+    require_finite(f"{layer}: mean of squared inputs", statistics.hessian)
+    return statistics

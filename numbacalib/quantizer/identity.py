@@ -1,0 +1,99 @@
+"""Identity of a run: everything that its output depends on, to tell whether another is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import numbacalib
+from numbacalib.formats.format import Format
+from numbacalib.models import Checkpoint, Place
+from numbacalib.models.input_files import InputFiles
+from numbacalib.quantizer.settings import Settings
+
+_PACKAGES = ("numba", "numpy", "scipy", "numba-cuda", "cupy-cuda13x")
+"""Whose versions may change the last bit."""
+_MOST = 5
+"""Differences that a message names."""
+
+
+def identity_of(
+    checkpoint: Checkpoint,
+    settings: Settings,
+    formats: Sequence[Format],
+    place: Place,
+    tokens: NDArray[np.integer] | None,
+) -> dict[str, Any]:
+    """Return what a run's output depends on, as JSON has it; `stamps_of` has the rest.
+
+    The model's files are told by size and time of modification, as a run tells whether they change under
+    it: to read all weights before the first block would take longer than a GPU takes to quantize them.
+    The text is told by its tokens, so that its files may move.
+    """
+    root = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    own = asdict(settings) | {"scale_dtype": np.dtype(settings.scale_dtype).name}
+    text = None
+    if tokens is not None:
+        digest = hashlib.sha256(np.ascontiguousarray(tokens, np.int64).data).hexdigest()
+        text = {"sequences": tokens.shape, "tokens": digest}
+    found = {
+        "version": {"numbacalib": numbacalib.__version__, **_versions()},
+        "device": place.name.partition(":")[0],
+        "settings": own,
+        "formats": [each.name for each in formats],
+        "model": checkpoint.files.stamps(root),
+        "text": text,
+    }
+    return dict(json.loads(json.dumps(found)))
+
+
+def stamps_of(**paths: str | Path | None) -> dict[str, dict[str, list[int]] | None]:
+    """Sizes and times of modification of files, or of the files in directories, by the names of paths."""
+    return {name: None if path is None else _stamps(Path(path)) for name, path in paths.items()}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say in what two identities differ, the first few of it."""
+    was, own = _flat(before), _flat(now)
+    different = [
+        f"{key} was {was.get(key, 'not there')}, is {own.get(key, 'not there')}"
+        for key in dict.fromkeys([*was, *own])
+        if was.get(key) != own.get(key)
+    ]
+    if len(different) > _MOST:
+        different[_MOST:] = [f"and {len(different) - _MOST} more"]
+    return different
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Values of nested mappings by the names that lead to them."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{above} {key}".lstrip()
+        found |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
+    return found
+
+
+def _stamps(path: Path) -> dict[str, list[int]]:
+    files = InputFiles()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        files.watch(file)
+    return files.stamps(path if path.is_dir() else path.parent)
+
+
+def _versions() -> dict[str, str]:
+    installed = {}
+    for name in _PACKAGES:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed

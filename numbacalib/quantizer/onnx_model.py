@@ -1,0 +1,213 @@
+"""ONNX models: calibrated by ONNX Runtime, quantized layer by layer, written with MatMulNBits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.formats.format import LayerGrid
+from numbacalib.formats.matmul_nbits import RULES, packed_bytes, padded
+from numbacalib.formats.output_directory import new_directory
+from numbacalib.methods import (
+    LayerReport,
+    LayerSettings,
+    QuantizedWeight,
+    awq_scales,
+    quantize_layer,
+)
+from numbacalib.quantizer.onnx_samples import Samples
+from numbacalib.quantizer.preflight import require_space
+from numbacalib.quantizer.progress import Progress
+from numbacalib.quantizer.settings import Settings, check
+from numbacalib.runtime.extras import extra
+from numbacalib.statistics import InputStatistics
+
+if TYPE_CHECKING:
+    from numbacalib.formats.onnx_graph import GraphLayer, OnnxGraph
+
+log = logging.getLogger("numbacalib")
+
+NAME = "onnx"
+"""Of the format on the command line."""
+
+
+def quantize_onnx(
+    model: str | Path,
+    output: str | Path,
+    *,
+    calibration: str | Path | None = None,
+    settings: Settings,
+    clean: bool = False,
+) -> list[LayerReport]:
+    """Quantize the products with constant weights of an ONNX model, for ONNX Runtime.
+
+    The model runs in ONNX Runtime on the calibration's samples; what each layer is fed is summed into its
+    statistics as it comes. Every layer sees the original model's inputs. A weight that several nodes share
+    is quantized once, from all that is multiplied by it.
+
+    Parameters
+    ----------
+    model : path
+        An ONNX file; tensors may be in files beside it.
+    output : path
+        Absent, or an empty directory: it gets a file of the model's name. It appears when it is complete.
+    calibration : path, optional
+        ``.npz``: an array for each input of the model by its name, samples along the first axis. With
+        round-to-nearest on full ranges none is needed.
+    settings : Settings
+        Of those, `bits` are 2, 4 or 8, and `group_size` is 16 to 256, a block, which need not divide K.
+        `samples` and `sequence_length` are of no effect: all samples are taken.
+    clean : bool, default False
+        Remove what killed runs to the same output left beside it.
+
+    Returns
+    -------
+    list of LayerReport
+        In the order of the graph.
+
+    Raises
+    ------
+    ValueError, TypeError, OSError
+        If an input does not fit, or there is no room for the output; nothing has been written then.
+    ModuleNotFoundError
+        If a package of the extra `onnx` is missing.
+    numpy.linalg.LinAlgError
+        If a layer's damped Hessian is not positive definite.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import Settings, quantize_onnx
+    >>> settings = Settings(bits=4, group_size=32)
+    >>> reports = quantize_onnx("model.onnx", "quantized", calibration="x.npz", settings=settings)
+    >>> reports[0].tokens, reports[0].loss < reports[0].rtn_loss
+    (256, True)
+    """
+    check(settings, None)
+    _check(settings)
+    with extra("onnx"):
+        import onnxruntime  # noqa: F401
+
+        from numbacalib.formats.onnx_graph import OnnxGraph
+    graph = OnnxGraph(_existing(model))
+    layers = graph.layers
+    if not layers:
+        raise ValueError(
+            f"{model}: expected MatMul or Gemm nodes with a constant weight, found none"
+        )
+    for name, reason in graph.left.items():
+        log.warning("%s stays as it is: %s", name, reason)
+    samples = None
+    if settings.calibrated() or settings.channel_scales != "none":
+        if calibration is None:
+            raise ValueError("calibration: expected a file of inputs, got None")
+        samples = Samples(graph, _existing(calibration))
+    elif calibration is not None:
+        raise ValueError("calibration: expected None with round-to-nearest on full ranges")
+    block = settings.group_size
+    assert block is not None  # the rules have no whole rows
+    with new_directory(output, clean=clean) as directory:
+        saved = sum(_saved_bytes(each, settings.bits, block, settings.symmetric) for each in layers)
+        require_space({directory: graph.stored_bytes() - saved})
+        reports: list[LayerReport] = []
+        found: Iterable[tuple[list[GraphLayer], InputStatistics | None]] = (
+            [([each], None) for each in layers] if samples is None else samples.statistics(block)
+        )
+        with Progress(len(layers)) as progress:
+            progress.show("running the samples")
+            for members, statistics in found:
+                reports += _quantize(graph, members, statistics, settings)
+                for layer in members:
+                    progress.step(layer.name)
+        graph.save(directory / Path(model).name)
+    order = {layer.name: index for index, layer in enumerate(layers)}
+    return sorted(reports, key=lambda report: order[report.name])
+
+
+def _saved_bytes(layer: GraphLayer, bits: int, block: int, symmetric: bool) -> int:
+    """By how much a layer's tensors shrink."""
+    rows, channels = layer.shape
+    item = layer.dtype.itemsize
+    return rows * channels * item - packed_bytes(layer.shape, bits, block, symmetric, item)
+
+
+def _check(settings: Settings) -> None:
+    """Refuse settings that the format or the graph cannot hold."""
+    grid = LayerGrid(settings.bits, settings.group_size, settings.symmetric, np.dtype(np.float32))
+    unordered = settings.method == "gptq" and settings.act_order == "desc"
+    RULES.check(replace(grid, g_idx=unordered and not settings.static_groups))
+    if settings.target != "layerwise":
+        raise ValueError(f"target: expected layerwise for ONNX, got {settings.target!r}")
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return path
+
+
+def _quantize(
+    graph: OnnxGraph,
+    layers: Sequence[GraphLayer],
+    statistics: InputStatistics | None,
+    settings: Settings,
+) -> list[LayerReport]:
+    """Quantize layers that share their inputs, and replace them in the graph."""
+    own = [_on_layer(settings, layer) for layer in layers]
+    weights = [
+        _filled(graph.weight(layer), each.group_size)
+        for layer, each in zip(layers, own, strict=True)
+    ]
+    scales = None
+    if statistics is not None and settings.channel_scales == "awq":
+        scales = _channel_scales(weights, statistics, layers[0].shape[1], settings, own[0])
+        weights = [(weight * scales).astype(weight.dtype) for weight in weights]
+        statistics = statistics.divided(scales)
+    reports = []
+    for layer, weight, each in zip(layers, weights, own, strict=True):
+        quantized, report = quantize_layer(layer.name, weight, statistics, each)
+        assert isinstance(quantized, QuantizedWeight)  # no codebooks: see settings.check
+        divisor = None if scales is None else scales[: layer.shape[1]]
+        stored = graph.replace(layer, quantized.to_host(), divisor)
+        reports.append(replace(report, shape=layer.shape, stored_bytes=stored))
+    return reports
+
+
+def _on_layer(settings: Settings, layer: GraphLayer) -> LayerSettings:
+    return replace(settings, scale_dtype=RULES.scale_dtype(layer.dtype))
+
+
+def _channel_scales(
+    weights: Sequence[NDArray[Any]],
+    statistics: InputStatistics,
+    channels: int,
+    settings: Settings,
+    own: LayerSettings,
+) -> NDArray[np.float32]:
+    """Scales of the input channels by AWQ, [K] filled up; a Mul node will divide by them."""
+    magnitude = statistics.mean_abs if settings.awq_magnitude == "mean" else statistics.max_abs
+    magnitude = magnitude.copy()
+    magnitude[channels:] = magnitude[:channels].mean()  # of no layer's, and so of no effect
+    found = awq_scales(
+        weights,
+        statistics.hessian,
+        magnitude,
+        weight_term=settings.awq_weight_term,
+        bits=own.bits,
+        group_size=own.group_size,
+        symmetric=own.symmetric,
+        scale_dtype=own.scale_dtype,
+    )
+    return np.asarray(found.scales)
+
+
+def _filled(weight: NDArray[Any], block: int | None) -> NDArray[Any]:
+    """Fill up the rows of a weight [M, K] with zeros to whole blocks."""
+    channels = weight.shape[1]
+    return np.pad(weight, ((0, 0), (0, padded(channels, block or channels) - channels)))

@@ -1,0 +1,149 @@
+"""Inputs of an ONNX model's layers: samples run through ONNX Runtime, reduced as they come."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.formats.matmul_nbits import padded
+from numbacalib.runtime.extras import extra
+from numbacalib.statistics import InputStatistics
+
+if TYPE_CHECKING:
+    from numbacalib.formats.onnx_graph import GraphLayer, OnnxGraph
+
+BATCH = 8
+"""Samples that run together, where the model does not say how many."""
+HESSIAN_BYTES = 1 << 30
+"""Of Hessians that are collected in one pass over the samples."""
+
+
+class Samples:
+    """Samples by the names of a model's inputs, and what the model makes of them.
+
+    Parameters
+    ----------
+    graph : OnnxGraph
+        With layers.
+    path : Path
+        ``.npz``: an array for each input of the model, samples along the first axis.
+
+    Raises
+    ------
+    ValueError
+        If the file or its arrays do not fit, or ONNX Runtime does not run the model.
+    """
+
+    def __init__(self, graph: OnnxGraph, path: Path) -> None:
+        self._graph = graph
+        inputs = self._session(graph.layers[0].inputs).get_inputs()
+        self._arrays = _read_samples(path, [each.name for each in inputs])
+        self._count = min(map(len, self._arrays.values()))
+        fixed = {each.shape[0] for each in inputs if each.shape}
+        sizes = [size for size in fixed if isinstance(size, int)]
+        self._batch = min(sizes, default=min(BATCH, self._count))
+        if self._count < self._batch or max(map(len, self._arrays.values())) > self._count:
+            lengths = {name: len(array) for name, array in self._arrays.items()}
+            raise ValueError(
+                f"{path}: expected as many samples of each input, {self._batch} or more, got {lengths}"
+            )
+
+    def statistics(self, block: int) -> Iterator[tuple[list[GraphLayer], InputStatistics]]:
+        """Yield layers that multiply the same tensors, with the statistics of these, filled up to blocks.
+
+        The samples run once for each `HESSIAN_BYTES`, and after a layer's statistics are yielded they are
+        not kept.
+        """
+        shared: dict[tuple[str, ...], list[GraphLayer]] = {}
+        for layer in self._graph.layers:
+            shared.setdefault(layer.inputs, []).append(layer)
+        part: dict[tuple[str, ...], InputStatistics] = {}
+        size = 0
+        for inputs, layers in shared.items():
+            channels = padded(layers[0].shape[1], block)
+            if part and size + 4 * channels**2 > HESSIAN_BYTES:
+                yield from self._collected(part, shared)
+                size = 0
+            part[inputs] = InputStatistics(channels)
+            size += 4 * channels**2
+        yield from self._collected(part, shared)
+
+    def _collected(
+        self,
+        part: dict[tuple[str, ...], InputStatistics],
+        shared: dict[tuple[str, ...], list[GraphLayer]],
+    ) -> Iterator[tuple[list[GraphLayer], InputStatistics]]:
+        """Fill the statistics of some inputs in one pass, then hand them out and forget them."""
+        names = tuple(dict.fromkeys(name for inputs in part for name in inputs))
+        for tensors in self._run(names):
+            for inputs, statistics in part.items():
+                for name in inputs:
+                    try:
+                        statistics.update(_filled(tensors[name], len(statistics.hessian)))
+                    except ValueError as error:
+                        raise ValueError(f"{shared[inputs][0].name}: {error}") from None
+        for inputs in list(part):
+            yield shared[inputs], part.pop(inputs)
+
+    def _run(self, names: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield the tensors of these names, batch after batch; what is left at the end is dropped."""
+        session = self._session(names)
+        for first in range(0, self._count - self._batch + 1, self._batch):
+            batch = {
+                name: array[first : first + self._batch] for name, array in self._arrays.items()
+            }
+            with self._named():
+                found = session.run(list(names), batch)
+            yield dict(zip(names, found, strict=True))
+
+    def _session(self, names: Sequence[str]) -> Any:
+        with extra("onnx"):
+            import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        folder = str(self._graph.path.parent.resolve())
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", folder
+        )
+        with self._named():
+            return onnxruntime.InferenceSession(
+                self._graph.probe(names), options, providers=["CPUExecutionProvider"]
+            )
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Name the model in what ONNX Runtime has to say, whose errors have no class of their own."""
+        try:
+            yield
+        except Exception as error:
+            raise ValueError(
+                f"{self._graph.path}: ONNX Runtime does not run it: {error}"
+            ) from error
+
+
+def _filled(tensor: NDArray[Any], channels: int) -> NDArray[Any]:
+    """Fill up the last axis with zeros."""
+    missing = channels - tensor.shape[-1]
+    return np.pad(tensor, [(0, 0)] * (tensor.ndim - 1) + [(0, missing)]) if missing else tensor
+
+
+def _read_samples(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Read an array for each name, and refuse files with others."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (ValueError, OSError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: expected a .npz file of arrays: {error}") from None
+    if arrays.keys() != set(names):
+        raise ValueError(
+            f"{path}: expected arrays named {', '.join(sorted(names))}, got {', '.join(sorted(arrays))}"
+        )
+    if empty := [name for name, array in arrays.items() if array.ndim == 0 or not array.size]:
+        raise ValueError(f"{path}: {empty[0]}: expected at least one sample, got none")
+    return arrays

@@ -1,0 +1,279 @@
+"""Finished parts of a run, kept on disk until its output is complete: a killed run goes on from there.
+
+A block is one file of codes, grids and reports. The hidden states after it are not kept: they are as
+large for a small model as for a deep one, and writing them after every block would cost most runs more
+than a resumed one saves. They are computed again, by a forward pass through the finished blocks, which
+gives the same bits. Nothing in a run draws random numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.formats.bit_packing import pack_bits, unpack_bits, word_count
+from numbacalib.formats.durable import write_whole
+from numbacalib.formats.format import LayerGrid
+from numbacalib.formats.output_directory import existing
+from numbacalib.formats.output_lock import locked
+from numbacalib.formats.safetensors_writer import write_safetensors
+from numbacalib.methods import LayerReport, QuantizedWeight
+from numbacalib.models import TensorInfo
+from numbacalib.models.input_files import InputFiles
+from numbacalib.models.safetensors_file import STORED_TYPES, StoredTensor, read_header
+from numbacalib.quantizer.identity import differences
+
+log = logging.getLogger("numbacalib")
+
+IDENTITY = "run.json"
+"""Name of the file that says what run the work is of."""
+LOCK = "lock"
+DESCRIPTION = "description"
+"""Name of the tensor that holds a block's JSON: one file is whole or not at all, two might not be."""
+
+_BLOCKS = "block-*.safetensors"
+_SAME_AGAIN = (ValueError, TypeError, FloatingPointError)
+"""Errors in which the same inputs and settings end every time."""
+
+
+@dataclass(frozen=True)
+class FinishedBlock:
+    """A decoder block as it was quantized; arrays are the host's."""
+
+    layers: dict[str, QuantizedWeight]
+    """By full name without ``.weight``."""
+    reports: list[LayerReport]
+    vectors: dict[str, NDArray[Any]]
+    """Norms and biases that took up channel scales, by full name."""
+    scales: dict[str, NDArray[Any]]
+    """Channel scales that were folded, by the first layer of the stage that they are of."""
+
+
+class Work:
+    """The finished blocks in a directory. Made by `open_work`.
+
+    Attributes
+    ----------
+    directory : Path
+    finished : int
+        Blocks, from the first on, that were there when it was opened.
+    """
+
+    def __init__(self, directory: Path, writer: ThreadPoolExecutor) -> None:
+        self.directory = directory
+        self.finished = _count(directory)
+        self._writer = writer
+        self._pending: Future[None] | None = None
+
+    def save(self, index: int, block: FinishedBlock) -> None:
+        """Keep a block; it is written while the next one is worked on.
+
+        Raises
+        ------
+        OSError
+            If the disk refused this block's predecessor.
+        """
+        tensors = {name: StoredTensor.of(array) for name, array in _arrays_of(block).items()}
+        self.settle()
+        file = _file(self.directory, index)
+        self._pending = self._writer.submit(
+            write_whole, file, lambda path: write_safetensors(path, tensors)
+        )
+
+    def settle(self) -> None:
+        """Wait until what was saved is on the disk.
+
+        Raises
+        ------
+        OSError
+            If the disk refuses.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def load(self, index: int) -> FinishedBlock:
+        """Read a finished block.
+
+        Raises
+        ------
+        ValueError
+            If its file is damaged.
+        """
+        file = _file(self.directory, index)
+        files = InputFiles()
+        arrays = {}
+        for name, entry in read_header(files, file).items():
+            data = files.read(file, entry.begin, entry.length)
+            dtype = STORED_TYPES[entry.dtype_name].dtype
+            assert dtype is not None  # see _arrays_of
+            arrays[name] = data.view(dtype).reshape(entry.shape)
+        return _block_of(arrays)
+
+
+@contextmanager
+def open_work(directory: Path, identity: Mapping[str, Any], *, anew: bool) -> Iterator[Work]:
+    """Open a directory in which a run keeps what is finished, and remove it when the run is.
+
+    After an exception it stays if any block is finished, unless the same inputs would raise it again.
+
+    Parameters
+    ----------
+    directory : Path
+        Absent, empty, or what a run with the same `identity` left.
+    identity : mapping
+        What the run is of, as `numbacalib.quantizer.identity.identity_of` has it.
+    anew : bool
+        Whether to remove what is there, of whatever run.
+
+    Raises
+    ------
+    ValueError
+        If the directory has something else in it, is of another run, or another process uses it.
+    OSError
+        If the disk refuses.
+    """
+    with existing(directory):
+        with locked(directory / LOCK, directory), ThreadPoolExecutor(1) as writer:
+            if anew:
+                _remove(directory)
+            _require_same_run(directory, identity)
+            work = Work(directory, writer)
+            try:
+                yield work
+            except BaseException as error:
+                with suppress(OSError):  # the error that came first counts
+                    work.settle()
+                count = _count(directory)
+                if not count or isinstance(error, _SAME_AGAIN):
+                    _remove(directory)
+                else:
+                    log.warning(
+                        "%d blocks are kept in %s: the same command goes on from there (--clean begins "
+                        "anew)",
+                        count,
+                        directory,
+                    )
+                raise
+            _remove(directory)
+        with suppress(OSError):  # a mount point stays
+            directory.rmdir()
+
+
+def kept_bytes(weights: Mapping[str, TensorInfo], grids: Mapping[str, LayerGrid]) -> int:
+    """Bytes that layers on such grids take at most, as they are kept; zeros may be float32."""
+    total = 0
+    for name, grid in grids.items():
+        rows, channels = weights[name].shape
+        groups = channels // (grid.group_size or channels)
+        words = word_count(channels, grid.bits)
+        total += rows * (4 * words + groups * (grid.scale_dtype.itemsize + 4))
+    return total
+
+
+def _require_same_run(directory: Path, identity: Mapping[str, Any]) -> None:
+    """Check that what is in a directory is of the run, or say in an empty one what it will be of."""
+    file = directory / IDENTITY
+    for left in directory.glob("*.partial"):
+        left.unlink()
+    others = [entry.name for entry in directory.iterdir() if entry.name != LOCK]
+    if not others:
+        text = json.dumps(identity, indent=1) + "\n"
+        write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
+        return
+    if IDENTITY not in others:
+        raise ValueError(
+            f"{directory}: expected an empty directory or what a killed run left, found one with "
+            f"files in it, such as {min(others)}"
+        )
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: expected what a run writes ({error})") from None
+    if different := differences(kept, identity):
+        raise ValueError(
+            f"{directory}: a killed run of another kind left it: {'; '.join(different)}; give it the "
+            "same again, another --work, or --clean to begin anew"
+        )
+
+
+def _remove(directory: Path) -> None:
+    """Remove the files of a run; blocks first, so that what is left is never without its identity."""
+    for file in (*directory.glob(_BLOCKS), *directory.glob("*.partial"), directory / IDENTITY):
+        file.unlink(missing_ok=True)
+
+
+def _file(directory: Path, index: int) -> Path:
+    return directory / _BLOCKS.replace("*", f"{index:04d}")
+
+
+def _count(directory: Path) -> int:
+    """Blocks that are finished, from the first on."""
+    count = 0
+    while _file(directory, count).is_file():
+        count += 1
+    return count
+
+
+def _arrays_of(block: FinishedBlock) -> dict[str, NDArray[Any]]:
+    """Name all arrays of a block; what is no array is JSON in one more."""
+    arrays: dict[str, NDArray[Any]] = {}
+    layers = {}
+    for name, weight in block.layers.items():
+        arrays[f"{name}.codes"] = pack_bits(weight.codes, weight.bits)
+        arrays[f"{name}.scales"] = weight.scales
+        arrays[f"{name}.zeros"] = weight.zeros
+        if weight.g_idx is not None:
+            arrays[f"{name}.g_idx"] = weight.g_idx
+        layers[name] = {
+            "bits": weight.bits,
+            "group_size": weight.group_size,
+            "symmetric": weight.symmetric,
+            "columns": weight.codes.shape[1],
+        }
+    for name, vector in block.vectors.items():
+        arrays[f"{name}.vector"] = vector
+    for name, scales in block.scales.items():
+        arrays[f"{name}.channel_scales"] = scales
+    description = {
+        "layers": layers,
+        "reports": [asdict(report) for report in block.reports],
+        "vectors": list(block.vectors),
+        "scales": list(block.scales),
+    }
+    arrays[DESCRIPTION] = np.frombuffer(json.dumps(description).encode(), np.uint8)
+    return arrays
+
+
+def _block_of(arrays: Mapping[str, NDArray[Any]]) -> FinishedBlock:
+    """Undo `_arrays_of`."""
+    description = json.loads(arrays[DESCRIPTION].tobytes())
+    layers = {}
+    for name, own in description["layers"].items():
+        columns, bits = own.pop("columns"), own["bits"]
+        words = arrays[f"{name}.codes"]
+        assert words.shape[1] == word_count(columns, bits)
+        codes = unpack_bits(words, bits, columns)
+        layers[name] = QuantizedWeight(
+            codes,
+            arrays[f"{name}.scales"],
+            arrays[f"{name}.zeros"],
+            **own,
+            g_idx=arrays.get(f"{name}.g_idx"),
+        )
+    reports = [
+        LayerReport(**report | {"shape": tuple(report["shape"])})
+        for report in description["reports"]
+    ]
+    vectors = {name: arrays[f"{name}.vector"] for name in description["vectors"]}
+    scales = {name: arrays[f"{name}.channel_scales"] for name in description["scales"]}
+    return FinishedBlock(layers, reports, vectors, scales)

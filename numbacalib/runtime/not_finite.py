@@ -1,0 +1,23 @@
+"""The error for values that are not finite."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+
+class NotFiniteError(ValueError):
+    """A value that is not finite, where finite ones were expected."""
+
+
+def not_finite(
+    name: str, value: Any, index: int, shape: tuple[int, ...], limit: float = math.inf
+) -> NotFiniteError:
+    """Return the error for the value at a row-major index of an array of some shape."""
+    where = ", ".join(str(int(i)) for i in np.unravel_index(index, shape))
+    expected = "finite values"
+    if math.isfinite(value):
+        expected = f"magnitudes below {limit:.3g}"
+    return NotFiniteError(f"{name}: expected {expected}, got {value} at [{where}]")

@@ -1,0 +1,62 @@
+"""The activations of a decoder's MLP, element by element, in float32.
+
+SiLU and the gate of SwiGLU: Shazeer (2020), arXiv 2002.05202, equation 6. GELU: Hendrycks and Gimpel
+(2016), arXiv 1606.08415, section 2, exactly and by a hyperbolic tangent. Squared ReLU: So et al. (2021),
+arXiv 2109.08668, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from numbacalib.runtime.jit import scalar
+from numbacalib.spec.exponential import exp
+
+SILU, GELU, GELU_TANH, RELU, SQUARED_RELU = range(5)
+"""Numbers by which kernels take them."""
+
+ROOT_HALF = np.float32(math.sqrt(0.5))
+TWICE_ROOT = np.float32(2 * math.sqrt(2 / math.pi))
+CUBIC = np.float32(0.044715)
+
+
+@scalar
+def silu(x):
+    """``x / (1 + exp(-x))``."""
+    return x / (np.float32(1) + exp(-x))
+
+
+@scalar
+def gelu(x):
+    """``x / 2 * (1 + erf(x / sqrt(2)))``."""
+    return np.float32(0.5) * x * (np.float32(1) + np.float32(math.erf(x * ROOT_HALF)))
+
+
+@scalar
+def gelu_tanh(x):
+    """``x / 2 * (1 + tanh(y))`` with ``y = sqrt(2 / pi) (x + 0.044715 x**3)``: ``x / (1 + exp(-2 y))``."""
+    return x / (np.float32(1) + exp(-TWICE_ROOT * (x + CUBIC * x * x * x)))
+
+
+@scalar
+def relu(x):
+    """``max(x, 0)``; NaN stays NaN."""
+    return np.float32(0) if x < np.float32(0) else x
+
+
+@scalar
+def activated(kind, x):
+    """Apply one of the activations by its number."""
+    if kind == SILU:
+        value = silu(x)
+    elif kind == GELU:
+        value = gelu(x)
+    elif kind == GELU_TANH:
+        value = gelu_tanh(x)
+    else:
+        value = relu(x)
+        if kind == SQUARED_RELU:
+            value = value * value
+    return value

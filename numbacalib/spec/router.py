@@ -1,0 +1,139 @@
+"""Choice of a token's experts, and the weight of each.
+
+Softmax over all experts, of which a token keeps the best: Shazeer et al. (2017), arXiv 1701.06538; with
+the kept ones made to sum to 1: Jiang et al. (2024), arXiv 2401.04088. Sigmoid scores, a bias that counts in
+the choice alone, and experts in groups of which the best are kept: DeepSeek-AI (2024), arXiv 2412.19437,
+equations 12 to 16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numba.extending import register_jitable
+
+from numbacalib.runtime.jit import scalar
+from numbacalib.spec.exponential import exp
+
+LOWEST = np.float32(-3.4e38)
+"""Below any score that is chosen."""
+LEAST_SUM = np.float32(1e-20)
+"""Added to what kept sigmoids are divided by: all may be 0."""
+
+
+class RoutingNumbers(NamedTuple):
+    """A `Routing` as kernels take it."""
+
+    sigmoid: bool
+    biased: bool
+    normalized: bool
+    factor: np.float32
+    kept_groups: int
+    group_best: int
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Reading of a router's scores."""
+
+    experts: int
+    """Experts of each token, at least 1."""
+    scoring: str = "softmax"
+    """"softmax" over all experts, or "sigmoid" of each."""
+    normalized: bool = True
+    """True where the weights of a token's experts are made to sum to 1."""
+    factor: float = 1.0
+    """Factor of all weights."""
+    groups: int = 1
+    """Runs of experts of equal length, of which only the best have a token's experts."""
+    kept_groups: int = 1
+    group_best: int = 1
+    """Number of a group's best scores that add up to the group's own."""
+
+    def numbers(self, biased: bool) -> RoutingNumbers:
+        """Return what kernels read, `biased` where there is a bias."""
+        return RoutingNumbers(
+            self.scoring == "sigmoid",
+            biased,
+            self.normalized,
+            np.float32(self.factor),
+            self.kept_groups,
+            self.group_best,
+        )
+
+
+@scalar
+def sigmoid(x):
+    """``1 / (1 + exp(-x))``."""
+    return np.float32(1) / (np.float32(1) + exp(-x))
+
+
+@register_jitable
+def next_best(scores, begin, end, last):
+    """Index of the best of ``scores[begin:end]`` after `last`, where -1 is before the first.
+
+    Falling scores, equal ones by their index: it needs no memory of those before. Among NaNs, which are not
+    ordered, it may stay where it is.
+    """
+    best = -1
+    for j in range(begin, end):
+        after = last < 0 or scores[j] < scores[last] or (scores[j] == scores[last] and j > last)
+        if after and (best < 0 or scores[j] > scores[best]):
+            best = j
+    return best if best >= 0 else max(last, begin)
+
+
+@register_jitable
+def leave_out_groups(choice, totals, numbers):
+    """Set scores of all groups but the best to `LOWEST`; `totals` [groups] is memory for their scores."""
+    count = totals.shape[0]
+    size = choice.shape[0] // count
+    for g in range(count):
+        total, last = np.float32(0), -1
+        for _ in range(numbers.group_best):
+            last = next_best(choice, g * size, (g + 1) * size, last)
+            total += choice[last]
+        totals[g] = total
+    last = -1
+    for _ in range(numbers.kept_groups):
+        last = next_best(totals, 0, count, last)
+    for g in range(count):
+        if totals[g] < totals[last] or (totals[g] == totals[last] and g > last):
+            for j in range(g * size, (g + 1) * size):
+                choice[j] = LOWEST
+
+
+@register_jitable
+def route_token(scores, bias, choice, totals, numbers, experts, weights):
+    """Choose a token's experts [k], best first, and find their weights [k], from its scores [E].
+
+    `choice` [E] and `totals` [groups] are memory. With softmax the scores themselves are compared, since it
+    keeps their order.
+    """
+    count = scores.shape[0]
+    for j in range(count):
+        choice[j] = sigmoid(scores[j]) if numbers.sigmoid else scores[j]
+        if numbers.biased:
+            choice[j] += bias[j]
+    if totals.shape[0] > 1:
+        leave_out_groups(choice, totals, numbers)
+    last = -1
+    largest = scores[next_best(scores, 0, count, -1)]
+    total = np.float32(0)
+    for k in range(experts.shape[0]):
+        last = next_best(choice, 0, count, last)
+        experts[k] = last
+        weights[k] = sigmoid(scores[last]) if numbers.sigmoid else exp(scores[last] - largest)
+        total += weights[k]
+    if not numbers.normalized:
+        total = np.float32(1)
+        if not numbers.sigmoid:
+            total = np.float32(0)
+            for j in range(count):
+                total += exp(scores[j] - largest)
+    elif numbers.sigmoid:
+        total += LEAST_SUM
+    for k in range(experts.shape[0]):
+        weights[k] = weights[k] / total * numbers.factor

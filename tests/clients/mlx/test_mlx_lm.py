@@ -1,0 +1,57 @@
+"""MLX checkpoints loaded by mlx-lm, on the CPU."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from clients.tiny_llama import TOKENS, assert_same_logits, write_quantized
+from mlx_lm import load
+
+from numbacalib.formats import FORMATS, LayerGrid
+from numbacalib.methods import rtn
+from numbacalib.models import open_checkpoint
+
+mx.set_default_device(mx.cpu)
+
+BOUND = 2e-2
+"""Of the largest logit: mlx computes in the checkpoint's 16 bits."""
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_mlx_lm(tmp_path, bits, size, symmetric):
+    settings = {"bits": bits, "group_size": size, "symmetric": symmetric}
+    directory = write_quantized(tmp_path, "mlx", **settings)
+    model, _ = load(str(directory))
+    kinds = {type(module).__name__ for _, module in model.named_modules()}
+    assert "QuantizedLinear" in kinds
+    logits = model(mx.array(TOKENS)[None])[0].astype(mx.float32)
+    assert_same_logits(np.array(logits), directory, BOUND)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_mlx_dequantizes_to_our_weights(tmp_path, bits):
+    """Codes, scales and biases as mlx reads them, in float32."""
+    settings = {"bits": bits, "group_size": 64}
+    checkpoint = open_checkpoint(write_quantized(tmp_path, "mlx", **settings))
+    for name, layer in FORMATS["mlx"].layers(checkpoint).items():
+        parts = [mx.array(checkpoint.tensor(f"{name}.{part}")) for part in FORMATS["mlx"].parts]
+        wide = [part.astype(mx.float32) for part in parts[1:]]
+        theirs = np.array(mx.dequantize(parts[0], *wide, **settings))
+        ours = layer.dequantize()
+        np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-6 * abs(ours).max())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_we_read_what_mlx_quantizes(bits):
+    """Negative scales and real biases, as mlx finds them."""
+    weight = np.random.default_rng(0).standard_normal((24, 128)).astype(np.float16)
+    parts = mx.quantize(mx.array(weight), group_size=32, bits=bits)
+    tensors = dict(zip(FORMATS["mlx"].parts, map(np.array, parts), strict=True))
+    theirs = np.array(mx.dequantize(*parts, group_size=32, bits=bits).astype(mx.float32))
+    read = FORMATS["mlx"].unpack(tensors, LayerGrid(bits, 32, False, np.dtype(np.float16)))
+    np.testing.assert_allclose(read.dequantize(), theirs, rtol=0, atol=2**-10 * abs(theirs).max())
+    plain = rtn(weight, bits=bits, group_size=32)
+    assert abs(read.dequantize() - weight).mean() < 2 * abs(plain.dequantize() - weight).mean()

@@ -1,0 +1,239 @@
+"""A tiny random checkpoint of every architecture, as transformers itself writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": None,
+}
+"""Of every model, where its variant does not say otherwise: K of 64 and 96, M of 32 to 320."""
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0 + i / 8 for i in range(6)],
+    "long_factor": [2.0 + i for i in range(6)],
+    "original_max_position_embeddings": 16,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+BY_KIND = {
+    "full_attention": {"rope_theta": 5e4, **YARN},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+QWEN_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+GLM_EXPERTS = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "routed_scaling_factor": 1.5,
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 7},
+    "qwen2": {},
+    "qwen3": {"head_dim": 24},
+    "gemma": {"head_dim": 24, "num_key_value_heads": 1},
+    "gemma2": {"head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 10},
+    "gemma2-uncapped": {
+        "head_dim": 16,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "layer_types": [FULL, SLIDING],
+        "sliding_window": 5,
+    },
+    "gemma3_text": {
+        "head_dim": 24,
+        "sliding_window": 7,
+        "num_hidden_layers": 3,
+        "layer_types": [SLIDING, FULL, SLIDING],
+    },
+    "gemma3_text-scaled": {
+        "head_dim": 16,
+        "sliding_window": 7,
+        "rope_parameters": BY_KIND,
+        "layer_types": [SLIDING, FULL],
+        "final_logit_softcapping": 5.0,
+    },
+    "phi3": {"sliding_window": 9},
+    "phi3-longrope": {"rope_parameters": LONGROPE | {"partial_rotary_factor": 0.75}},
+    "ministral": {"head_dim": 16, "sliding_window": 7, "layer_types": [FULL, SLIDING]},
+    "ministral3": {
+        "head_dim": 16,
+        "rope_parameters": YARN | {"rope_theta": 1e4, "llama_4_scaling_beta": 0.5},
+    },
+    "smollm3": {"num_hidden_layers": 4},
+    "smollm3-windows": {
+        "no_rope_layers": [0, 1],
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "olmo2": {"attention_bias": True},
+    "olmo3": {"num_hidden_layers": 4, "sliding_window": 7, "rope_parameters": BY_KIND},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 4.0,
+    },
+    "starcoder2": {"sliding_window": 9},
+    "cohere": {"use_qk_norm": True},
+    "cohere-biased": {"attention_bias": True, "logit_scale": 0.5},
+    "cohere2": {"num_hidden_layers": 4, "sliding_window": 7},
+    "glm": {"head_dim": 16},
+    "glm4": {"head_dim": 16, "attention_bias": False},
+    "arcee": {"mlp_bias": True},
+    "seed_oss": {"head_dim": 16, "attention_out_bias": True},
+    "ernie4_5": {"head_dim": 16, "use_bias": True},
+    "exaone4": {"num_hidden_layers": 4, "sliding_window": 7},
+    "exaone4-full": {"sliding_window": None, "layer_types": [FULL, FULL]},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_dense-alpha": {
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "dynamic",
+            "rope_theta": 1e4,
+            "alpha": 50.0,
+            "factor": 1.0,
+        },
+    },
+    "helium": {"head_dim": 16},
+    "internlm3": {"head_dim": 16, "qkv_bias": True, "bias": True},
+    "phi": {"num_key_value_heads": 4},
+    "mixtral": {"head_dim": 16, "num_local_experts": 4},
+    "mixtral-window": {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 7},
+    "qwen2_moe": QWEN_EXPERTS | {"shared_expert_intermediate_size": 48},
+    "qwen2_moe-sparse": QWEN_EXPERTS
+    | {
+        "num_hidden_layers": 5,
+        "shared_expert_intermediate_size": 32,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [3],
+        "norm_topk_prob": True,
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "max_window_layers": 3,
+    },
+    "qwen3_moe": QWEN_EXPERTS | {"head_dim": 16, "norm_topk_prob": True},
+    "qwen3_moe-window": QWEN_EXPERTS
+    | {"use_sliding_window": True, "sliding_window": 7, "attention_bias": True},
+    "granitemoe": {
+        "num_local_experts": 4,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 4.0,
+    },
+    "glm4_moe": GLM_EXPERTS | {"head_dim": 16, "use_qk_norm": True},
+    "glm4_moe-groups": GLM_EXPERTS
+    | {"n_group": 4, "topk_group": 2, "n_shared_experts": 2, "attention_bias": True},
+}
+"""Overrides of `SIZES` by ``model_type``, with something after a hyphen for further variants."""
+
+
+MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+TOWER |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+BLOCKS = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2}
+BLOCKS |= {"out_hidden_size": 64, "patch_size": 14}
+
+WRAPPED: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "text_config": {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 7},
+        "vision_config": TOWER | {"model_type": "siglip_vision_model"},
+        "mm_tokens_per_image": 1,
+    },
+    "mistral3": {
+        "text_config": {
+            "model_type": "ministral3",
+            "head_dim": 16,
+            "rope_parameters": VARIANTS["ministral3"]["rope_parameters"],
+        },
+        "vision_config": TOWER | {"model_type": "pixtral", "head_dim": 16},
+        "tie_word_embeddings": False,
+    },
+    "llava": {
+        "text_config": {"model_type": "llama"},
+        "vision_config": TOWER | {"model_type": "clip_vision_model"},
+    },
+    "internvl": {
+        "text_config": {"model_type": "qwen3", "head_dim": 16},
+        "vision_config": TOWER | {"image_size": [28, 28], "patch_size": [14, 14]},
+    },
+    "aya_vision": {
+        # this release's wrapper leaves the factor of logits out, vLLM's has it
+        "text_config": {"model_type": "cohere2", "sliding_window": 7, "logit_scale": 1.0},
+        "vision_config": TOWER | {"model_type": "siglip_vision_model"},
+    },
+    "qwen2_vl": {
+        "text_config": {"rope_parameters": MROPE},
+        "vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2},
+    },
+    "qwen2_5_vl": {"text_config": {"rope_parameters": MROPE}, "vision_config": BLOCKS},
+    "qwen3_vl": {
+        "text_config": {"rope_parameters": MROPE, "head_dim": 16},
+        "vision_config": BLOCKS | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+    },
+    "glm4v": {
+        "text_config": {
+            "rope_parameters": MROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}
+        },
+        "vision_config": BLOCKS,
+    },
+    "idefics3": {"text_config": {"model_type": "llama"}, "vision_config": TOWER},
+    "smolvlm": {"text_config": {"model_type": "llama"}, "vision_config": TOWER},
+}
+"""Models that hold a decoder of text, by ``model_type``."""
+
+
+def config_of(variant: str, **overrides: Any) -> Any:
+    """The configuration of a variant, as transformers has it."""
+    model_type = variant.partition("-")[0]
+    if model_type in WRAPPED:
+        given = WRAPPED[model_type]
+        return AutoConfig.for_model(
+            model_type, **given | {"text_config": SIZES | given["text_config"]}
+        )
+    return AutoConfig.for_model(model_type, **(SIZES | VARIANTS[variant] | overrides))
+
+
+def save(
+    directory: Path, variant: str, dtype: torch.dtype = torch.float32, **overrides: Any
+) -> Any:
+    """Write a model with weights large enough that every part shows in the logits, and return it."""
+    torch.manual_seed(0)
+    shards = overrides.pop("max_shard_size", "5GB")
+    kind = AutoModelForImageTextToText if variant in WRAPPED else AutoModelForCausalLM
+    model = kind.from_config(config_of(variant, **overrides)).to(dtype).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                mean = 0.0 if variant.startswith("gemma") else 1.0
+                parameter.normal_(mean, 0.1)
+            elif parameter.ndim == 1:
+                parameter.normal_(0, 0.3)
+            else:
+                parameter.normal_(0, 1.5 * parameter.shape[-1] ** -0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0, 0.2)
+    model.save_pretrained(directory, max_shard_size=shards)
+    return model

@@ -1,0 +1,94 @@
+"""Random checkpoints of other architectures than llama's, with the tensors that their descriptions name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from models.tiny import VOCAB_SIZE, tiny_tokenizer
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from numbacalib.models import ModelConfig
+from numbacalib.models.layer_tensors import (
+    EMBEDDINGS,
+    HEAD,
+    linear_shapes,
+    outer_vector_shapes,
+    vector_shapes,
+)
+
+DESCRIBED: dict[str, dict[str, Any]] = {
+    # norms minus 1 before and after, caps, windows, GELU, scaled embeddings
+    "gemma2": {"sliding_window": 3, "query_pre_attn_scalar": 10, "hidden_activation": "gelu"},
+    # LayerNorm, parallel, neighbours turn, normalized heads, a factor of logits
+    "cohere": {"use_qk_norm": True, "attention_bias": True},
+    # fused layers, of which a part turns
+    "phi3": {"partial_rotary_factor": 0.5},
+    # norms after, of all heads together
+    "olmo2": {},
+    # no gate, biases everywhere, names of its own
+    "phi": {"hidden_act": "gelu"},
+    # factors of the residual stream, of scores and of logits
+    "granite": {"residual_multiplier": 0.5, "attention_multiplier": 0.2, "logits_scaling": 4.0},
+}
+"""Options of the forward pass, each in one of them."""
+
+
+def described_config(model_type: str, **overrides: Any) -> dict[str, Any]:
+    """A ``config.json`` of 2 layers, 4 query heads on 2 key heads, K of 64 and 96."""
+    config = {
+        "model_type": model_type,
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 128,
+    }
+    return config | DESCRIBED[model_type] | overrides
+
+
+def described_tensors(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+    """Random weights by the names that files have."""
+    rng = np.random.default_rng(seed)
+    table = (config.vocab_size, config.hidden_size)
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDINGS: table, **outer_vector_shapes(config)}
+    if not config.tie_word_embeddings:
+        shapes[HEAD] = table
+    for index in range(config.num_layers):
+        own = linear_shapes(config, index) | vector_shapes(config, index)
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in own.items()}
+    theirs = {ours: name for name, ours in config.architecture.renamed.items()}
+    tensors = {}
+    for name, shape in shapes.items():
+        values = rng.standard_normal(shape, np.float32)
+        if "norm" in name and name.endswith(".weight"):
+            values = 1 - np.float32(config.architecture.norm_offset) + 0.1 * values
+        elif len(shape) == 1:
+            values *= 0.1
+        elif name != EMBEDDINGS:
+            values *= shape[1] ** -0.5
+        beginning = next((ours for ours in theirs if name.startswith(ours)), "")
+        tensors[theirs.get(beginning, "") + name.removeprefix(beginning)] = values
+    return tensors
+
+
+def write_described_checkpoint(
+    directory: Path, model_type: str, dtype: str = "float32", **overrides: Any
+) -> Path:
+    """Write a random checkpoint with a tokenizer, and return its directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = described_config(model_type, torch_dtype=dtype, **overrides)
+    (directory / "config.json").write_text(json.dumps(config))
+    numpy_dtype = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
+    tensors = described_tensors(ModelConfig.from_hf(config))
+    stored = {name: tensor.astype(numpy_dtype) for name, tensor in tensors.items()}
+    save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
+    tiny_tokenizer().save(str(directory / "tokenizer.json"))
+    return directory
