@@ -55,6 +55,20 @@ class QualityRow(NamedTuple):
     over the calibration text and gradients."""
 
 
+class OnnxRow(NamedTuple):
+    """One ONNX model by one method, as it stands in the CSV."""
+
+    model: str
+    bits: int
+    method: str
+    error: float
+    """Frobenius norm of the difference of an output to float's, a share of float's."""
+    seconds: float
+    """Of quantizing, calibration included."""
+    megabytes: float
+    """Of the file."""
+
+
 class ProxyRow(NamedTuple):
     """Losses of all layers of a model by one setting, as they stand in the CSV."""
 
@@ -78,6 +92,23 @@ class ProxyRow(NamedTuple):
     def worse(self) -> bool:
         """Whether ours is worse beyond noise."""
         return self.ratio - 1 > 3 * self.ratio_error
+
+
+class TrainedRow(NamedTuple):
+    """A model that a script trained, by one method, as it stands in the CSV."""
+
+    bits: int
+    method: str
+    text: str
+    """The evaluation's kind of text."""
+    nats: float
+    """Loss above the original's, a token."""
+    nats_error: float
+    """Its standard error over sequences, paired."""
+    kl: float
+    kl_error: float
+    seconds: float
+    """Of the whole command, from files to files; of llm-compressor, of its `oneshot` alone."""
 
 
 class Table(NamedTuple):
@@ -266,6 +297,56 @@ def proxy_body(rows: list[ProxyRow]) -> str:
     return "\n\n".join(parts)
 
 
+def onnx_body(rows: list[OnnxRow]) -> str:
+    """Return one table a model: errors and seconds by width, the least error of each in bold."""
+    parts = []
+    for model, group in groupby(rows, key=lambda row: row.model):
+        found = {(row.method, row.bits): row for row in group}
+        widths = sorted({bits for _, bits in found}, reverse=True)
+        least = {
+            bits: min(row.error for row in found.values() if row.bits == bits) for bits in widths
+        }
+        header = [f"{model}, error"]
+        header += [f"{bits} bits" for bits in widths] + [f"s, {bits} bits" for bits in widths]
+        lines = []
+        for method in dict.fromkeys(method for method, _ in found):
+            own = [found.get((method, bits)) for bits in widths]
+            errors = [
+                "-" if row is None else _least_in_bold(row.error, least[row.bits], 4) for row in own
+            ]
+            seconds = ["-" if row is None else f"{row.seconds:.1f}" for row in own]
+            lines.append([method, *errors, *seconds])
+        parts.append(table(header, lines))
+    return "\n\n".join(parts)
+
+
+def trained_body(rows: list[TrainedRow]) -> str:
+    """Return one table a width, the least of each column in bold."""
+    parts = []
+    texts = list(dict.fromkeys(row.text for row in rows))
+    for bits, group in groupby(rows, key=lambda row: row.bits):
+        of_width = list(group)
+        found = {(row.method, row.text): row for row in of_width}
+        least = {
+            (kind, text): min(getattr(row, kind) for row in of_width if row.text == text)
+            for kind in ("nats", "kl")
+            for text in texts
+        }
+        header = [f"{bits} bits"]
+        header += [f"{kind}, {text}" for text in texts for kind in ("nats", "KL")] + ["seconds"]
+        lines = []
+        for method in dict.fromkeys(row.method for row in of_width):
+            cells = []
+            for text in texts:
+                row = found[method, text]
+                for kind, error in (("nats", row.nats_error), ("kl", row.kl_error)):
+                    value = _least_in_bold(getattr(row, kind), least[kind, text], 4)
+                    cells.append(f"{value} ± {error:.4f}")
+            lines.append([method, *cells, f"{found[method, texts[0]].seconds:.1f}"])
+        parts.append(table(header, lines))
+    return "\n\n".join(parts)
+
+
 def demo_body(rows: list[DemoRow]) -> str:
     """Return the table that the demo prints."""
     header = ["SmolLM2-135M-Instruct", "perplexity", "bits a weight", "MB of layers"]
@@ -289,6 +370,9 @@ TABLES = {
     "gptq": Table("gptq_gpu.py", Row, speed_body),
     "hessian": Table("hessian_gpu.py", Row, speed_body),
     "kmeans": Table("kmeans.py", Row, kmeans_body),
+    "model": Table("model_gpu.py", Row, speed_body),
+    "onnx": Table("onnx_models.py", OnnxRow, onnx_body),
     "proxy": Table("proxy.py", ProxyRow, proxy_body),
+    "trained": Table("trained.py", TrainedRow, trained_body),
     "quality": Table("quality.py", QualityRow, quality_body),
 }

@@ -38,7 +38,7 @@ METHODS = (
 """Methods of layers, with the ranges that have kernels of their own."""
 
 TOKENS, ROWS, CHANNELS, GROUP = 96, 48, 256, 32
-"""Sizes of the arrays: every kernel has something to do, so that CHANNELS exceed a factor's panel."""
+"""Sizes of the arrays: every kernel has something to do, as CHANNELS are more than a factor's panel."""
 
 
 def warm_up(dtypes: Sequence[str] | None = None) -> None:

@@ -118,6 +118,16 @@ def test_more_rows_than_a_tile(backend):
     check(backend, cases.random_matrix(1, (rows, 12)), upper_factor(1, 12), 3, 4, False)
 
 
+def test_no_group_size_is_one_scale_a_row(backend):
+    weight, factor = cases.random_matrix(1, (3, 8), np.float32), np.eye(8, dtype=np.float32)
+    arguments = backend.array(weight), backend.array(factor)
+    found = numbacalib.gptq_quantize_column(*arguments, 4, None, False)
+    expected = numbacalib.gptq_quantize_column(*arguments, 4, 8, False)
+    for array, same in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(backend.numpy(array), backend.numpy(same))
+    assert backend.numpy(found[1]).shape == (3, 1)
+
+
 def test_zero_group_and_constant_group(backend):
     weight = np.zeros((2, 8))
     weight[1] = 0.25

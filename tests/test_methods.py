@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numbacalib.methods import QuantizedWeight, codebook, gptq, proxy_loss, rtn
+from numbacalib.methods import QuantizedWeight, codebook, gptq, gptq_batch, proxy_loss, rtn
 
 SCALE_DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32)
 
@@ -168,6 +168,19 @@ def test_dead_channels_become_zero(backend):
     assert report.dead == 1
     np.testing.assert_array_equal(quantized.dequantize()[:, 3], 0)
     np.testing.assert_array_equal(weight, kept)
+
+
+def test_methods_give_one_kind_of_weight(backend):
+    """Where inputs do not go together, GPTQ rounds to nearest; a report is no part of the weight."""
+    channels = 6 if backend.name == "cudasim" else 24
+    weight = cases.random_matrix(1, (3, channels), np.float32)
+    hessian = np.eye(channels, dtype=np.float32)
+    nearest = backend.call(rtn, weight, bits=4, group_size=None)
+    solved = backend.call(gptq, weight, hessian, bits=4, group_size=None)
+    (batched,) = backend.call(gptq_batch, weight[None], hessian[None], bits=4, group_size=None)
+    assert nearest == solved == batched
+    assert nearest.report is None
+    assert solved.report.tries == batched.report.tries == 1
 
 
 def test_whole_row_is_one_group(backend):

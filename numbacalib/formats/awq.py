@@ -23,6 +23,7 @@ from numbacalib.formats.format import GridRules, LayerGrid
 from numbacalib.formats.grid_finders import zeros_from_1
 from numbacalib.formats.safetensors_format import (
     GridOf,
+    Left,
     SafetensorsFormat,
     one_grid,
     require_integer_zeros,
@@ -64,7 +65,7 @@ class Awq(SafetensorsFormat):
         del asked
         return True
 
-    def configuration(self, grids: Mapping[str, LayerGrid], ignore: list[str]) -> dict[str, Any]:
+    def configuration(self, grids: Mapping[str, LayerGrid], left: Left) -> dict[str, Any]:
         """See `SafetensorsFormat`."""
         grid = next(iter(grids.values()))
         return {
@@ -74,7 +75,7 @@ class Awq(SafetensorsFormat):
                 "bits": grid.bits,
                 "group_size": written_group_size(grid),
                 "zero_point": True,
-                "modules_to_not_convert": ignore,
+                "modules_to_not_convert": [*left.layers, *left.parts],
             }
         }
 

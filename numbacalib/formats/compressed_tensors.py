@@ -18,6 +18,7 @@ that such a layer is not written either.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ from numbacalib.formats.grid_finders import zeros_from_1
 from numbacalib.formats.packed_schemes import FORMAT, METHOD, PackedSchemes, read_schemes
 from numbacalib.formats.safetensors_format import (
     GridOf,
+    Left,
     SafetensorsFormat,
     read_g_idx,
     require_integer_zeros,
@@ -107,7 +109,7 @@ class CompressedTensors(SafetensorsFormat):
                 )
         return grids
 
-    def configuration(self, grids: Mapping[str, LayerGrid], ignore: list[str]) -> dict[str, Any]:
+    def configuration(self, grids: Mapping[str, LayerGrid], left: Left) -> dict[str, Any]:
         """See `SafetensorsFormat`."""
         layers: dict[tuple[int, int | None, bool], list[str]] = {}
         experts: set[tuple[int, int | None, bool]] = set()
@@ -119,7 +121,8 @@ class CompressedTensors(SafetensorsFormat):
                 layers.setdefault(kind, []).append(layer)
         # A layer's name goes before its class in any order; in this one nothing warns.
         kinds = sorted(layers, key=lambda kind: len(layers[kind]))
-        targets = [*(layers[kind] for kind in kinds[:-1]), ["Linear"]]
+        named = ([_target(layer, left) for layer in layers[kind]] for kind in kinds[:-1])
+        targets = [*named, ["Linear"]]
         groups = [_config_group(*kind, [f"re:{EXPERT}"]) for kind in experts]
         groups += [_config_group(*kind, names) for kind, names in zip(kinds, targets, strict=True)]
         config: dict[str, Any] = {
@@ -127,7 +130,7 @@ class CompressedTensors(SafetensorsFormat):
             "format": FORMAT,
             "quantization_status": "compressed",
             "config_groups": {f"group_{index}": group for index, group in enumerate(groups)},
-            "ignore": ignore,
+            "ignore": [*left.layers, *(f"re:.*{re.escape(part)}.*" for part in left.parts)],
             "kv_cache_scheme": None,
         }
         if experts or self.is_uniform(grids):
@@ -218,6 +221,12 @@ class CompressedTensors(SafetensorsFormat):
 
 def _schemes(checkpoint: Checkpoint) -> PackedSchemes:
     return read_schemes(Fields(checkpoint.hf_config()).object("quantization_config"))
+
+
+def _target(layer: str, left: Left) -> str:
+    """A layer's name, or an expression where runtimes have something before it."""
+    end = re.escape(layer.removeprefix("model."))
+    return rf"re:.*\.{end}$" if left.is_wrapped else layer
 
 
 def _config_group(

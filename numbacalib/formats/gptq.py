@@ -27,6 +27,7 @@ from numbacalib.formats.format import GridRules, LayerGrid
 from numbacalib.formats.grid_finders import zeros_from_1
 from numbacalib.formats.safetensors_format import (
     GridOf,
+    Left,
     SafetensorsFormat,
     one_grid,
     read_g_idx,
@@ -126,7 +127,7 @@ class Gptq(SafetensorsFormat):
             for layer, grid in super().grids(weights, asked).items()
         }
 
-    def configuration(self, grids: Mapping[str, LayerGrid], ignore: list[str]) -> dict[str, Any]:
+    def configuration(self, grids: Mapping[str, LayerGrid], left: Left) -> dict[str, Any]:
         """See `SafetensorsFormat`."""
         grid = next(iter(grids.values()))
         config = {
@@ -139,9 +140,10 @@ class Gptq(SafetensorsFormat):
             "lm_head": "lm_head" in grids,
             "pack_dtype": "int32",
         }
-        left = [layer for layer in ignore if layer != "lm_head"]
-        if left:  # GPTQModel's way to except layers
-            config["dynamic"] = {f"{_EXCEPT}^{re.escape(layer)}$": {} for layer in left}
+        excepted = [f"^{re.escape(name)}$" for name in left.layers if name != "lm_head"]
+        excepted += [f".*{re.escape(part)}.*" for part in left.parts]
+        if excepted:  # GPTQModel's way to except layers
+            config["dynamic"] = {f"{_EXCEPT}{expression}": {} for expression in excepted}
         return {"quantization_config": config}
 
     def files(self, configuration: Mapping[str, Any]) -> dict[str, Any]:

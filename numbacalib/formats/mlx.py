@@ -25,6 +25,7 @@ from numbacalib.formats.format import GridRules, LayerGrid
 from numbacalib.formats.grid_finders import biases_of, stored_biases
 from numbacalib.formats.safetensors_format import (
     GridOf,
+    Left,
     SafetensorsFormat,
     stored_floats,
     stored_tensor,
@@ -61,9 +62,9 @@ class Mlx(SafetensorsFormat):
             for layer, grid in super().grids(weights, asked).items()
         }
 
-    def configuration(self, grids: Mapping[str, LayerGrid], ignore: list[str]) -> dict[str, Any]:
+    def configuration(self, grids: Mapping[str, LayerGrid], left: Left) -> dict[str, Any]:
         """See `SafetensorsFormat`; layers that are not on the first one's grid are named."""
-        del ignore  # mlx-lm sees by a layer's tensors whether it is quantized
+        del left  # mlx-lm sees by a layer's tensors whether it is quantized
         described = {layer: _described(grid) for layer, grid in grids.items()}
         first = next(iter(described.values()))
         others = {layer: own for layer, own in described.items() if own != first}

@@ -1,8 +1,8 @@
 """An ONNX model as linear layers: products with a constant weight, found, read and replaced.
 
 A layer is a weight that MatMul nodes have as their second input, or Gemm nodes without scaling and without
-a transposed first input. Its nodes may be several. Weights are initializers or the values of Constant
-nodes, in the file or beside it (external data). What is in subgraphs is left alone.
+a transposed first input. Its nodes may be several, through Identity nodes too. Weights are initializers or
+the values of Constant nodes, in the file or beside it (external data). What is in subgraphs is left alone.
 """
 
 from __future__ import annotations
@@ -183,17 +183,10 @@ class OnnxGraph:
         nodes = [made for node in graph.node for made in self._products.get(_output(node), [node])]
         graph.ClearField("node")
         graph.node.extend(nodes)
-        used = _used_names(graph)
+        used = _drop_unused_constants(graph)
         tensors = [each for each in graph.initializer if each.name in used] + self._added
         graph.ClearField("initializer")
         graph.initializer.extend(tensors)
-        kept = [
-            node
-            for node in graph.node
-            if node.op_type != "Constant" or any(name in used for name in node.output)
-        ]
-        graph.ClearField("node")
-        graph.node.extend(kept)
         inputs = [
             each for each in graph.input if each.name in used or each.name not in self._tensors
         ]
@@ -206,12 +199,16 @@ class OnnxGraph:
     def _find(self) -> list[GraphLayer]:
         """Find the layers, and note why other products with a constant weight are none."""
         found: dict[tuple[str, bool], GraphLayer] = {}
+        names: dict[str, str] = {}  # of tensors that go by others, through Identity
         for node in self.proto.graph.node:
             if any(each.HasField("g") or each.graphs for each in node.attribute):
                 self.left[_name(node)] = "a subgraph"
+            if node.op_type == "Identity":
+                names[node.output[0]] = names.get(node.input[0], node.input[0])
             if node.op_type not in ("MatMul", "Gemm") or len(node.input) < 2:
                 continue
-            tensor = self._tensors.get(node.input[1])
+            weight = names.get(node.input[1], node.input[1])
+            tensor = self._tensors.get(weight)
             if tensor is None:
                 continue
             if reason := _why_not(node, tensor):
@@ -220,10 +217,8 @@ class OnnxGraph:
             transposed = node.op_type == "MatMul" or not _attributes(node).get("transB", 0)
             rows, channels = reversed(tensor.dims) if transposed else tensor.dims
             dtype = np.dtype(_FLOATS[tensor.data_type])
-            layer = GraphLayer(_name(node), tensor.name, transposed, (rows, channels), dtype)
-            layer = found.setdefault((node.input[1], transposed), layer)
-            layer.weight = node.input[1]
-            layer.nodes.append(node)
+            layer = GraphLayer(_name(node), weight, transposed, (rows, channels), dtype)
+            found.setdefault((weight, transposed), layer).nodes.append(node)
         return list(found.values())
 
 
@@ -301,15 +296,32 @@ def _output(node: Any) -> str:
     return str(node.output[0]) if node.output else ""
 
 
-def _used_names(graph: Any) -> set[str]:
-    """Names that something reads: outputs, nodes, and nodes of subgraphs."""
+def _replace_nodes(graph: Any, nodes: list[Any]) -> None:
+    graph.ClearField("node")
+    graph.node.extend(nodes)
+
+
+def _drop_unused_constants(graph: Any) -> set[str]:
+    """Drop Constant and Identity nodes whose results nothing reads; return the names that are read."""
     used = {each.name for each in graph.output}
-    for node in graph.node:
-        used |= set(node.input)
-        for attribute in node.attribute:
-            inner = ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs)
-            for subgraph in inner:
-                used |= _used_names(subgraph)
+    kept = []
+    for node in reversed(graph.node):  # what reads a result comes after it
+        if node.op_type in ("Constant", "Identity") and not used & set(node.output):
+            continue
+        kept.append(node)
+        used |= set(node.input) | _read_in_subgraphs(node)
+    _replace_nodes(graph, kept[::-1])
+    return used
+
+
+def _read_in_subgraphs(node: Any) -> set[str]:
+    """Names that a node's subgraphs read; those of their own do no harm."""
+    used: set[str] = set()
+    for attribute in node.attribute:
+        for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+            used |= {each.name for each in graph.output}
+            for inner in graph.node:
+                used |= set(inner.input) | _read_in_subgraphs(inner)
     return used
 
 

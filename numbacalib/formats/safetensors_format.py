@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,27 @@ from numbacalib.formats.safetensors_writer import SafetensorsWriter
 from numbacalib.methods import QuantizedWeight
 from numbacalib.methods.settings import STORAGE
 from numbacalib.models.fields import Fields
+from numbacalib.models.layer_tensors import beside
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
 
 GridOf = Callable[[str], LayerGrid]
 """From a layer's name to its grid, as a configuration has it; scales' dtypes are those of the tensors."""
+
+
+class Left(NamedTuple):
+    """What of a model stays as it is, by the names that runtimes have."""
+
+    layers: Sequence[str] = ("lm_head",)
+    """Linear layers of the decoder."""
+    parts: Sequence[str] = ()
+    """What is in the names of all that is no part of the decoder, such as ``"vision_tower"``."""
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether runtimes have something before the decoder's names."""
+        return bool(self.parts)
 
 
 class SafetensorsFormat(Format):
@@ -32,8 +47,8 @@ class SafetensorsFormat(Format):
     """Names of a layer's tensors, of which the first is always there; the last may be missing."""
 
     @abc.abstractmethod
-    def configuration(self, grids: Mapping[str, LayerGrid], ignore: list[str]) -> dict[str, Any]:
-        """Return what ``config.json`` has besides the model's own; `ignore` are linear layers left."""
+    def configuration(self, grids: Mapping[str, LayerGrid], left: Left) -> dict[str, Any]:
+        """Return what ``config.json`` has besides the model's own; `left` is not quantized."""
 
     def files(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
         """Return further JSON files by name, of what `configuration` returned; none by default."""
@@ -203,19 +218,21 @@ class PackedLayers(StoredLayers):
         return len(self._grids)
 
 
-def unquantized_linears(checkpoint: Checkpoint, grids: Mapping[str, LayerGrid]) -> list[str]:
-    """Names of the matrices besides embeddings that a checkpoint has and `grids` do not: its head."""
-    names = [
-        name.removesuffix(".weight") for name in checkpoint.names() if name.endswith(".weight")
-    ]
-    embeddings = "embed_tokens"
+def unquantized_linears(checkpoint: Checkpoint, grids: Mapping[str, LayerGrid]) -> Left:
+    """Tell what matrices besides embeddings a checkpoint has and `grids` do not: its head, and others."""
+    parts = beside(checkpoint.config, checkpoint.names())
     linears = [
-        name
-        for name in names
-        if len(checkpoint.info(f"{name}.weight").shape) == 2 and not name.endswith(embeddings)
+        name.removesuffix(".weight")
+        for name in checkpoint.names()
+        if name.endswith(".weight") and len(checkpoint.info(name).shape) == 2
     ]
-    tied = [] if "lm_head" in linears else ["lm_head"]
-    return [name for name in [*linears, *tied] if name not in grids]
+    own = [
+        name
+        for name in linears
+        if not name.endswith("embed_tokens") and not any(part in name for part in parts)
+    ]
+    tied = [] if "lm_head" in own else ["lm_head"]
+    return Left([name for name in [*own, *tied] if name not in grids], parts)
 
 
 def stored_tensor(

@@ -12,27 +12,28 @@ from numbacalib.methods.layers import grid_options, quantize_each, quantize_laye
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rtn import rtn
 from numbacalib.methods.target import output_loss
+from numbacalib.runtime.array import ArrayT
 from numbacalib.statistics import InputStatistics
 
 Result = tuple[QuantizedWeight | CodebookWeight, LayerReport]
 
 
 class ExpertInputs(NamedTuple):
-    """What is known of the inputs of one expert's layer.
+    """Statistics of the inputs of one expert's layer.
 
     The functions are called for experts whose own tokens say too little.
     """
 
     own: InputStatistics
-    """Of the tokens that were routed to it, of which there may be none."""
+    """Statistics of the tokens that were routed to it, of which there may be none."""
     halves: Callable[[], tuple[InputStatistics, InputStatistics]]
-    """Of two halves of these tokens."""
+    """Statistics of two halves of these tokens."""
     pooled: Callable[[], InputStatistics]
-    """Of all tokens of the layer, as if they were routed to it."""
+    """Statistics of all tokens of the layer, as if they were routed to it."""
 
 
 def quantize_experts(
-    weights: Mapping[str, Any], inputs: Sequence[ExpertInputs], settings: LayerSettings
+    weights: Mapping[str, ArrayT], inputs: Sequence[ExpertInputs], settings: LayerSettings
 ) -> list[Result]:
     """Quantize one layer of each of several experts, together, from the tokens routed to each.
 
@@ -50,10 +51,37 @@ def quantize_experts(
     inputs : sequence of ExpertInputs
     settings : LayerSettings
 
+    Returns
+    -------
+    list of (QuantizedWeight or CodebookWeight, LayerReport)
+        In the order of the weights.
+
     Raises
     ------
     ValueError, TypeError, numpy.linalg.LinAlgError
         As `quantize_layer`.
+
+    Examples
+    --------
+    An expert that saw no token is quantized with the inputs of all:
+
+    >>> import numpy as np
+    >>> from numbacalib.methods import ExpertInputs, LayerSettings, quantize_experts
+    >>> from numbacalib.statistics import InputStatistics
+    >>> tokens = np.random.default_rng(0).standard_normal((32, 8), np.float32)
+    >>> def seen(rows):
+    ...     statistics = InputStatistics(8)
+    ...     if len(rows):
+    ...         statistics.update(rows)
+    ...     return statistics
+    >>> def inputs_of(own):
+    ...     halves = np.array_split(own, 2)
+    ...     return ExpertInputs(seen(own), lambda: tuple(map(seen, halves)), lambda: seen(tokens))
+    >>> weights = {f"experts.{e}": tokens[e : e + 3] for e in range(2)}
+    >>> inputs = [inputs_of(tokens), inputs_of(tokens[:0])]
+    >>> settings = LayerSettings(bits=4, group_size=8)
+    >>> [report.remedy for _, report in quantize_experts(weights, inputs, settings)]
+    [None, 'pooled']
     """
     given = dict(zip(weights, inputs, strict=True))
     if not settings.calibrated():
@@ -69,7 +97,7 @@ def quantize_experts(
 
 
 def _says_too_little(report: LayerReport) -> bool:
-    """Whether the tokens of a layer vary in too few directions: in as many as there are, at most."""
+    """Return whether the tokens of a layer vary in too few directions: in as many as there are, at most."""
     live = report.shape[1] - (report.dead or 0)
     few = report.tokens is not None and report.tokens < LEAST_RANK * live
     return report.effective_rank is not None and (few or report.low_rank)

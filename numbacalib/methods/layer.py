@@ -180,7 +180,7 @@ class LayerReport:
     stored_bytes: int | None = None
     """Bytes of the layer's packed tensors."""
     remedy: str | None = None
-    """What an expert was solved by whose own tokens said too little: see `quantize_experts`."""
+    """Remedy for an expert whose own tokens said too little: see `quantize_experts`."""
 
     @property
     def fell_back(self) -> bool:

@@ -175,6 +175,19 @@ def quantize_each(
     ------
     ValueError, TypeError, numpy.linalg.LinAlgError
         As `quantize_layer`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import LayerSettings, quantize_each
+    >>> from numbacalib.statistics import InputStatistics
+    >>> weights = {f"experts.{e}": np.full((2, 8), e + 1, np.float32) for e in range(2)}
+    >>> statistics = [InputStatistics(8) for _ in weights]
+    >>> for e, own in enumerate(statistics):
+    ...     own.update(np.eye(8, dtype=np.float32)[: 4 + e])  # tokens of this expert
+    >>> settings = LayerSettings(bits=4, group_size=8)
+    >>> [report.tokens for _, report in quantize_each(weights, statistics, settings)]
+    [4, 5]
     """
     layers = list(zip(weights, weights.values(), statistics, strict=True))
     if not any(map(is_cuda_array, weights.values())):
@@ -195,7 +208,7 @@ def _in_one_launch(
     if settings.ranges in ("mse", "weighted"):
         options["search"] = settings.search
     if settings.ranges == "weighted":
-        squares = [reshaped(own.mean_square, (1, len(own.mean_square))) for own in statistics]
+        squares = [reshaped(own.mean_square, (1, len(own.hessian))) for own in statistics]
         options["importance"] = joined_rows(squares)
     shares = [_share(own, settings) for own in statistics]
     hessians = [
@@ -415,6 +428,10 @@ def _alone(
     return rtn(target, **options)
 
 
+_FIXED = ("scales", "zeros")
+"""Options that are of one weight alone, where a format fixes its grid."""
+
+
 def _fixed_grid(weight: Any, find: GridFinder, options: dict[str, Any]) -> dict[str, Any]:
     """Find scales and zeros as a format fixes them, as arguments of a method in place of a search's."""
     search, importance = options.pop("search", None), options.pop("importance", None)
@@ -435,17 +452,23 @@ def _gptq(
     shrinkage = _share(statistics, settings)
     solver = _solver_options(settings) | {"shrinkage": shrinkage}
     first, *others = options.values()
-    same = all(own[key] is first[key] for own in others for key in first)
+    alike = [key for key in first if key not in _FIXED]
+    same = all(own[key] is first[key] for own in others for key in alike)
     apart = not same or len({target.dtype for target in targets.values()}) > 1
     found: list[QuantizedWeight] = []
     for names in [[name] for name in targets] if apart else [list(targets)]:
-        weights = {f"{name}: weight": targets[name] for name in names}
-        found += gptq_shared(weights, statistics.hessian, **solver, **options[names[0]]).values()
+        keys = {name: f"{name}: weight" for name in names}
+        own = {key: options[names[0]][key] for key in alike}
+        for key in _FIXED:
+            if first.get(key) is not None:
+                own[key] = {keys[name]: options[name][key] for name in names}
+        weights = {keys[name]: targets[name] for name in names}
+        found += gptq_shared(weights, statistics.hessian, **solver, **own).values()
     return found, {"shrinkage": shrinkage}
 
 
 def _share(statistics: InputStatistics, settings: LayerSettings) -> float:
-    """How far a Hessian is to be shrunk."""
+    """Return the share by which a Hessian is to be shrunk."""
     if settings.shrinkage is None:
         return shrinkage_for(statistics.hessian, statistics.tokens)
     return settings.shrinkage

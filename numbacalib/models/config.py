@@ -12,6 +12,7 @@ from numbacalib.models.description import ACTIVATIONS, Architecture
 from numbacalib.models.fields import Fields
 from numbacalib.models.mixture import Mixture
 from numbacalib.models.rope_parameters import read_rope, read_ropes
+from numbacalib.models.wrappers import WRAPPERS, decoder_config
 
 __all__ = ["ModelConfig", "Rope"]
 
@@ -180,12 +181,13 @@ class ModelConfig:
             not know, a missing key, a wrong type, a value out of its range, or sizes that do not
             fit together.
         """
-        fields = Fields(config)
-        architecture = ARCHITECTURES[fields.choice("model_type", tuple(ARCHITECTURES))]
+        fields = Fields(decoder_config(config))
+        architecture = ARCHITECTURES[fields.choice("model_type", (*ARCHITECTURES, *WRAPPERS))]
         for key in QUANTIZATION:  # how the weights are stored, which their format reads
             fields.object(key, None)
         options = _read_shape(fields, architecture)
         options |= _read_biases(fields, architecture)
+        options["further_layers"] = fields.integer("num_nextn_predict_layers", 0, 1000, None) or 0
         result = cls(**(options | architecture.read(fields, options)))
         known = {*_HARMLESS.split(), *architecture.harmless}
         harmless = {key for key in fields if key in known or key.startswith("_")}

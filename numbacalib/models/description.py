@@ -107,7 +107,8 @@ class Architecture:
     Attributes
     ----------
     model_type, causal_lm : str
-        Its names in a ``config.json``: ``model_type``, and the class under ``architectures``.
+        Its names in a ``config.json``: ``model_type``, and the class under ``architectures``, which is
+        empty where it comes in a wrapper alone.
     title : str
         The models that people know it by.
     renamed : Mapping

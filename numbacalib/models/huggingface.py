@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -13,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo
-from numbacalib.models.config import QUANTIZATION
+from numbacalib.models.config import QUANTIZATION, ModelConfig
 from numbacalib.models.fused_experts import View, expert_entries
 from numbacalib.models.layer_tensors import (
     EMBEDDINGS,
     HEAD,
     canonical_name,
-    check_names,
+    denied,
     is_buffer,
 )
 from numbacalib.models.safetensors_file import (
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HuggingFaceCheckpoint"]
 
+log = logging.getLogger("numbacalib")
+
 _COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -46,6 +49,9 @@ _COPIED = (
     "tokenizer.model",
     "tekken.json",
     "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
 )
 _COPIED_BEGINNINGS = ("CHAT_TEMPLATE.", "LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 _TEMPLATES = "additional_chat_templates"
@@ -60,7 +66,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     The weights are those that transformers reads: ``model.safetensors``, else the shards of
     ``model.safetensors.index.json``. Buffers of older versions are left out, and so is a head that
-    repeats the embeddings it is tied to.
+    repeats the embeddings it is tied to. A head that differs from them counts, as in transformers 5.
 
     Parameters
     ----------
@@ -71,14 +77,13 @@ class HuggingFaceCheckpoint(Checkpoint):
     ------
     ValueError
         One line that names the file (and its key or tensor): if a file is missing, damaged or
-        shorter than its header says, if the configuration is not understood, or if there are
-        tensors that it denies.
+        shorter than its header says, or if the configuration is not understood.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         config_file = path / "config.json"
-        self._hf_config = self.files.read_json(config_file)
+        self._hf_config = dict(self.files.read_json(config_file))
         try:
             config = self.config
         except ValueError as error:
@@ -102,10 +107,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         packed = any(self._hf_config.get(key) is not None for key in QUANTIZATION)
         if not packed:
             self._refuse_mlx()
-        try:
-            check_names(config, self._entries, packed=packed)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        self._drop_denied(config, packed)
         if config.tie_word_embeddings:
             self._drop_tied_head()
 
@@ -204,22 +206,43 @@ class HuggingFaceCheckpoint(Checkpoint):
                     "scales) in config.json, found none"
                 )
 
-    def _drop_tied_head(self) -> None:
-        """Leave out a stored head that equals the embeddings.
+    def _drop_denied(self, config: ModelConfig, packed: bool) -> None:
+        """Leave out what the configuration has no place for, as transformers does, and say so."""
+        names = denied(config, self._entries, packed=packed)
+        for name in names:
+            del self._entries[name]
+        if names:
+            log.warning(
+                "%s: %d tensors have no place in a %s of %d layers as config.json describes it, and are "
+                "left out, as by transformers: %s",
+                self.path,
+                len(names),
+                config.model_type,
+                config.num_layers,
+                ", ".join(repr(name[:200]) for name in names[:3]),
+            )
 
-        Of one that differs, transformers 5 computes with the head, transformers 4 and vLLM with the
-        embeddings.
+    def _drop_tied_head(self) -> None:
+        """Leave out a stored head that equals the embeddings, or untie one that does not.
+
+        Of the latter, transformers 5 computes with the head, transformers 4 and vLLM with the embeddings:
+        once the configuration says what the file does, all of them agree.
         """
         head, table = self._entries.get(HEAD), self._entries.get(EMBEDDINGS)
         if head is None or table is None:
             return
-        if head[1:3] != table[1:3] or not self._same_bytes(head, table):
-            raise ValueError(
-                f"{head.file}: {HEAD}: expected what {EMBEDDINGS} holds, as config.json ties them, "
-                "found something else; set tie_word_embeddings to false to use it"
-            )
-        del self._entries[HEAD]
-        self._dropped[HEAD] = f"repeats {EMBEDDINGS}, to which it is tied"
+        if head[1:3] == table[1:3] and self._same_bytes(head, table):
+            del self._entries[HEAD]
+            self._dropped[HEAD] = f"repeats {EMBEDDINGS}, to which it is tied"
+            return
+        log.warning(
+            "%s: config.json ties %s to the embeddings, and it holds something else: it is used, as in "
+            "transformers 5, and the output's config.json says so",
+            head.file,
+            HEAD,
+        )
+        self._hf_config["tie_word_embeddings"] = False
+        del self.config
 
     def _same_bytes(self, one: TensorEntry, other: TensorEntry) -> bool:
         for start in range(0, one.length, _COMPARED):

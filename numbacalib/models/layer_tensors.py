@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from numbacalib.models.config import ModelConfig
+from numbacalib.models.wrappers import beside_decoder, decoder_name
 
 __all__ = ["EMBEDDINGS", "HEAD", "HEAD_BIAS", "NORM", "NORM_BIAS"]
-__all__ += ["Part", "Stage", "canonical_name", "check_names", "is_buffer", "is_norm"]
-__all__ += ["expert_parts", "expert_shapes", "expert_stages"]
+__all__ += ["Part", "Stage", "canonical_name", "check_names", "denied", "is_buffer", "is_norm"]
+__all__ += ["beside", "expert_parts", "expert_shapes", "expert_stages"]
 __all__ += ["linear_shapes", "outer_vector_shapes", "parts", "stages", "vector_shapes"]
 
 Stage = tuple[str, ...]
@@ -47,6 +48,7 @@ _PACKED = (
 
 def canonical_name(name: str, config: ModelConfig) -> str:
     """The name that a tensor of a file has here; those of a base model have no ``model.``."""
+    name = decoder_name(name)
     for theirs, ours in config.architecture.renamed.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
@@ -58,11 +60,11 @@ def is_buffer(name: str) -> bool:
     return name.endswith(_BUFFERS)
 
 
-def check_names(config: ModelConfig, names: Iterable[str], *, packed: bool = False) -> None:
-    """Refuse tensors of the decoder that its configuration has no place for.
+def denied(config: ModelConfig, names: Iterable[str], *, packed: bool = False) -> list[str]:
+    """Tensors of the decoder that its configuration has no place for.
 
-    Their presence means that the configuration does not describe the model: biases that it denies,
-    more layers, experts. Takes time for the names that are there, whatever ``num_layers`` says.
+    They mean that the configuration does not describe the model: biases that it denies, more layers,
+    experts. Takes time for the names that are there, whatever ``num_layers`` says.
 
     Parameters
     ----------
@@ -71,16 +73,12 @@ def check_names(config: ModelConfig, names: Iterable[str], *, packed: bool = Fal
         As `canonical_name` returns them.
     packed : bool, default False
         Whether linear layers may be quantized.
-
-    Raises
-    ------
-    ValueError
-        One line that names the first one.
     """
     known: dict[int, set[str]] = {}
     outside = {EMBEDDINGS, HEAD, *outer_vector_shapes(config)}
     if packed:
         outside |= set(_packed_parts((EMBEDDINGS, HEAD)))
+    found = []
     for name in names:
         layer = _LAYER.fullmatch(name)
         if layer:
@@ -92,10 +90,33 @@ def check_names(config: ModelConfig, names: Iterable[str], *, packed: bool = Fal
         else:
             has_place = name in outside or not name.startswith(_DECODER)
         if not has_place:
-            raise ValueError(
-                f"{name}: expected no such tensor in a {config.model_type} of {config.num_layers} "
-                "layers as its configuration describes it"
-            )
+            found.append(name)
+    return found
+
+
+def check_names(config: ModelConfig, names: Iterable[str]) -> None:
+    """Refuse tensors of the decoder that its configuration has no place for.
+
+    Raises
+    ------
+    ValueError
+        One line that names the first one.
+    """
+    if found := denied(config, names):
+        raise ValueError(
+            f"{found[0]}: expected no such tensor in a {config.model_type} of {config.num_layers} "
+            "layers as its configuration describes it"
+        )
+
+
+def beside(config: ModelConfig, names: Iterable[str]) -> list[str]:
+    """Parts of modules' names that say they are in the file but not of the decoder that is quantized.
+
+    Towers and projectors of other media, and the layers after the last that predict further tokens.
+    """
+    last = config.num_layers
+    further = [f"layers.{last + index}." for index in range(config.further_layers)]
+    return [*further, *beside_decoder(names, _DECODER)]
 
 
 def _packed_parts(weights: Iterable[str]) -> Iterator[str]:

@@ -13,6 +13,9 @@ from numbacalib.models.layer_tensors import Stage
 from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics import InputStatistics
 
+EXPERTS = ("routed", "all")
+"""Tokens that the statistics of an expert are of: those routed to it, or all of the layer."""
+
 Group = list[tuple[Stage, ExpertInputs | None]]
 
 
@@ -81,7 +84,7 @@ def _entry(
     everything: bool,
     pooled: Callable[[], InputStatistics],
 ) -> tuple[Stage, ExpertInputs]:
-    """What is known of the inputs of an expert's gate and up."""
+    """Return the statistics of the inputs of an expert's gate and up."""
     stage, _ = run.experts.stages[number]
     rows = [] if everything else [piece for _, piece in run.rows(number)]
     *_, hidden = run.inputs[0].shape
@@ -91,7 +94,7 @@ def _entry(
 def _exit(
     block: DecoderBlock, run: ExpertsRun, number: int, rows: Sequence[Any], everything: bool
 ) -> tuple[Stage, ExpertInputs]:
-    """What is known of the inputs of an expert's last layer."""
+    """Return the statistics of the inputs of an expert's last layer."""
     _, stage = run.experts.stages[number]
     channels = run.experts.mixture.size
 

@@ -1,4 +1,4 @@
-"""What a run is of: everything that its output depends on, to tell whether another is the same."""
+"""Identity of a run: everything that its output depends on, to tell whether another is the same."""
 
 from __future__ import annotations
 

@@ -79,6 +79,14 @@ def quantize_onnx(
         If a package of the extra `onnx` is missing.
     numpy.linalg.LinAlgError
         If a layer's damped Hessian is not positive definite.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import Settings, quantize_onnx
+    >>> settings = Settings(bits=4, group_size=32)
+    >>> reports = quantize_onnx("model.onnx", "quantized", calibration="x.npz", settings=settings)
+    >>> reports[0].tokens, reports[0].loss < reports[0].rtn_loss
+    (256, True)
     """
     check(settings, None)
     _check(settings)

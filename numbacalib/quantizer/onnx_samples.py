@@ -1,4 +1,4 @@
-"""What the layers of an ONNX model are fed: samples run through ONNX Runtime, reduced as they come."""
+"""Inputs of an ONNX model's layers: samples run through ONNX Runtime, reduced as they come."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ from numbacalib.models import (
 )
 from numbacalib.models.hub import revision_of
 from numbacalib.models.layer_tensors import expert_stages, stages
+from numbacalib.quantizer.ahead import compiled_ahead
 from numbacalib.quantizer.blocks import Job, on_grid, quantize_blocks
 from numbacalib.quantizer.calibration import (
     Calibration,
@@ -101,7 +102,7 @@ def quantize(
         What `numbacalib.quantizer.read_importance` reads, for the ranges "weighted" instead of the
         mean squares of the text.
     settings : Settings, optional
-        Or its attributes by name, as `options`: ``quantize(model, output, text=[file], bits=3)``.
+        Or its attributes by name: ``quantize(model, output, text=[file], bits=3)``.
     formats : sequence of str, default ("compressed-tensors",)
         Names of `numbacalib.formats.FORMATS`. Of several, which must have a grid in common, each gets a
         directory of its name in `output`.
@@ -123,6 +124,8 @@ def quantize(
     progress : callable, optional
         Called with what is being done, the steps done and the steps in all, instead of a bar on standard
         error.
+    **options
+        Attributes of `Settings`, where no `settings` are given.
 
     Returns
     -------
@@ -145,10 +148,11 @@ def quantize(
 
     Examples
     --------
-    >>> from numbacalib.quantizer import Settings, quantize
-    >>> settings = Settings(bits=4, group_size=32, samples=2, sequence_length=32)
-    >>> reports = quantize("model", "quantized", text=["text.txt"], settings=settings)
-    >>> reports[0].name, reports[0].tokens, reports[0].loss < reports[0].rtn_loss
+    >>> from numbacalib.quantizer import quantize
+    >>> options = {"bits": 4, "group_size": 32, "samples": 2, "sequence_length": 32}
+    >>> report = quantize("model", "quantized", text=["text.txt"], **options)
+    >>> layer = report.layers[0]
+    >>> layer.name, layer.tokens, layer.loss < layer.rtn_loss
     ('model.layers.0.self_attn.q_proj', 64, True)
     """
     settings = _settings(settings, options)
@@ -174,6 +178,7 @@ def quantize(
         with (
             open_work(kept_in, job.identity, anew=clean) as kept,
             new_directory(output, clean=True) as directory,  # what is of worth is in the work
+            compiled_ahead(job.checkpoint, settings, place),
         ):
             paths = [directory / each.name if written[1:] else directory for each in written]
             writers = _writers(job, kept, paths, written)
@@ -191,7 +196,8 @@ def quantize(
                     stack.close()
             with clock.phase("proving"):
                 proofs = [
-                    prove(job.checkpoint, kept, path, job.held_out, place, max_kl) for path in paths
+                    prove(job.checkpoint, kept, each, path, job.held_out, place, max_kl)
+                    for each, path in zip(written, paths, strict=True)
                 ]
     return RunReport(
         version=numbacalib.__version__,
@@ -218,13 +224,15 @@ def _writers(
     job: Job, kept: Work, paths: Sequence[Path], formats: Sequence[Format]
 ) -> list[ModelWriter]:
     """Return the writers of the output, for which there is room, and for what is to be kept."""
+    for path in paths:
+        path.mkdir(exist_ok=True)  # one for each format, where there are several
     writers = [
         each.writer(path, job.checkpoint, job.grids)
         for each, path in zip(formats, paths, strict=True)
     ]
     blocks = job.decoder.config.num_layers
     left = kept_bytes(job.weights, job.grids) * (blocks - kept.finished) // blocks
-    output = paths[0] if paths[0].is_dir() else paths[0].parent
+    output = paths[0].parent if paths[1:] else paths[0]
     require_space({output: sum(writer.planned_bytes for writer in writers), kept.directory: left})
     return writers
 

@@ -1,4 +1,4 @@
-"""What is finished of a run, kept on disk until its output is complete: a killed run goes on from there.
+"""Finished parts of a run, kept on disk until its output is complete: a killed run goes on from there.
 
 A block is one file of codes, grids and reports. The hidden states after it are not kept: they are as
 large for a small model as for a deep one, and writing them after every block would cost most runs more
@@ -35,14 +35,14 @@ from numbacalib.quantizer.identity import differences
 log = logging.getLogger("numbacalib")
 
 IDENTITY = "run.json"
-"""What the work is of."""
+"""Name of the file that says what run the work is of."""
 LOCK = "lock"
 DESCRIPTION = "description"
 """Name of the tensor that holds a block's JSON: one file is whole or not at all, two might not be."""
 
 _BLOCKS = "block-*.safetensors"
 _SAME_AGAIN = (ValueError, TypeError, FloatingPointError)
-"""What the same inputs and settings end in every time."""
+"""Errors in which the same inputs and settings end every time."""
 
 
 @dataclass(frozen=True)

@@ -94,12 +94,13 @@ class open_call:  # noqa: N801 - used like a function
         if SIMULATED or (stream is None and streams.is_open() and all(map(_is_here, self.arrays))):
             return  # as most calls that ops make of others
         given = {n: (array, interfaces[n]) for n, array in arrays.items() if array is not None}
-        if device_count() > 1:
-            of_arrays = _device_of(given)
+        here = current_device()  # a thread's first call has no context yet
+        number = _device_of(given) if device_count() > 1 else here
+        if number != here:
+            of_arrays = cuda.gpus[number]
             of_arrays.__enter__()
             self._device = of_arrays
         try:
-            current_device()  # a thread's first call has no context yet
             made_on: list[Any] = []
             for found in given.values():
                 made_on += _streams_of(*found)
@@ -141,13 +142,13 @@ def _streams_of(array: Any, interface: Any) -> list[Any]:
     return [*found, memory.stream] if memory else found
 
 
-def _device_of(arrays: dict[str, tuple[Any, Any]]) -> Any:
-    """Return what makes the GPU of arrays, each with its interface, the current one."""
+def _device_of(arrays: dict[str, tuple[Any, Any]]) -> int:
+    """Return the number of the GPU that arrays, each with its interface, are on."""
     numbers = {name: _number_of_device(*found) for name, found in arrays.items()}
     if len(set(numbers.values())) > 1:
         found = ", ".join(f"{name} on GPU {number}" for name, number in numbers.items())
         raise TypeError(f"expected all arrays of one call on one device, got {found}")
-    return cuda.gpus[next(iter(numbers.values()), current_device())]
+    return next(iter(numbers.values()), current_device())
 
 
 def _number_of_device(array: Any, interface: Any = None) -> int:
@@ -214,9 +215,16 @@ def numba_array(array: DeviceArray) -> Any:
     """Return a Numba device array over the same memory."""
     pointer = driver.CUdeviceptr(array.address)
     size = array.size * array.dtype.itemsize
-    memory = MemoryPointer(cuda.current_context(), pointer, size, owner=array.owner)
+    memory = MemoryPointer(_context(current_device()), pointer, size, owner=array.owner)
     stream = current_stream()
     return Result(array.shape, array.strides, array.dtype, stream=stream, gpu_data=memory)
+
+
+@functools.cache
+def _context(number: int) -> Any:
+    """Return Numba's context of the current device, which is device `number`; Numba takes long to."""
+    del number
+    return cuda.current_context()
 
 
 @functools.cache

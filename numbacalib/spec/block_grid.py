@@ -23,7 +23,7 @@ where float32 rounds."""
 
 
 class BlockGrid(NamedTuple):
-    """What a block holds."""
+    """Contents of a block."""
 
     bits: int
     """Of a code."""
@@ -42,7 +42,7 @@ class BlockGrid(NamedTuple):
 
     @property
     def half(self) -> int:
-        """What is taken from a code where there are no minima."""
+        """Number that is subtracted from a code where there are no minima."""
         return 1 << (self.bits - 1)
 
     @property

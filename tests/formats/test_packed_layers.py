@@ -14,6 +14,7 @@ from models.tiny import write_tiny_checkpoint
 
 from numbacalib.formats import LayerGrid, dequantized, stored_format
 from numbacalib.formats.compressed_tensors import CompressedTensors
+from numbacalib.formats.safetensors_format import Left
 from numbacalib.methods import QuantizedWeight, rtn
 from numbacalib.models import open_checkpoint
 from numbacalib.models.checkpoint import TensorInfo
@@ -136,7 +137,7 @@ def sizes_of(grids):
 
 
 def config_of(grids):
-    return FORMAT.configuration(grids, ["lm_head"])["quantization_config"]
+    return FORMAT.configuration(grids, Left())["quantization_config"]
 
 
 def test_a_symmetric_model_has_a_config_group_for_each_length():

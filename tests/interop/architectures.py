@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 SIZES: dict[str, Any] = {
     "vocab_size": 320,
@@ -149,9 +149,69 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Overrides of `SIZES` by ``model_type``, with something after a hyphen for further variants."""
 
 
+MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+TOWER |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+BLOCKS = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2}
+BLOCKS |= {"out_hidden_size": 64, "patch_size": 14}
+
+WRAPPED: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "text_config": {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 7},
+        "vision_config": TOWER | {"model_type": "siglip_vision_model"},
+        "mm_tokens_per_image": 1,
+    },
+    "mistral3": {
+        "text_config": {
+            "model_type": "ministral3",
+            "head_dim": 16,
+            "rope_parameters": VARIANTS["ministral3"]["rope_parameters"],
+        },
+        "vision_config": TOWER | {"model_type": "pixtral", "head_dim": 16},
+        "tie_word_embeddings": False,
+    },
+    "llava": {
+        "text_config": {"model_type": "llama"},
+        "vision_config": TOWER | {"model_type": "clip_vision_model"},
+    },
+    "internvl": {
+        "text_config": {"model_type": "qwen3", "head_dim": 16},
+        "vision_config": TOWER | {"image_size": [28, 28], "patch_size": [14, 14]},
+    },
+    "aya_vision": {
+        # this release's wrapper leaves the factor of logits out, vLLM's has it
+        "text_config": {"model_type": "cohere2", "sliding_window": 7, "logit_scale": 1.0},
+        "vision_config": TOWER | {"model_type": "siglip_vision_model"},
+    },
+    "qwen2_vl": {
+        "text_config": {"rope_parameters": MROPE},
+        "vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2},
+    },
+    "qwen2_5_vl": {"text_config": {"rope_parameters": MROPE}, "vision_config": BLOCKS},
+    "qwen3_vl": {
+        "text_config": {"rope_parameters": MROPE, "head_dim": 16},
+        "vision_config": BLOCKS | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+    },
+    "glm4v": {
+        "text_config": {
+            "rope_parameters": MROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}
+        },
+        "vision_config": BLOCKS,
+    },
+    "idefics3": {"text_config": {"model_type": "llama"}, "vision_config": TOWER},
+    "smolvlm": {"text_config": {"model_type": "llama"}, "vision_config": TOWER},
+}
+"""Models that hold a decoder of text, by ``model_type``."""
+
+
 def config_of(variant: str, **overrides: Any) -> Any:
     """The configuration of a variant, as transformers has it."""
     model_type = variant.partition("-")[0]
+    if model_type in WRAPPED:
+        given = WRAPPED[model_type]
+        return AutoConfig.for_model(
+            model_type, **given | {"text_config": SIZES | given["text_config"]}
+        )
     return AutoConfig.for_model(model_type, **(SIZES | VARIANTS[variant] | overrides))
 
 
@@ -161,7 +221,8 @@ def save(
     """Write a model with weights large enough that every part shows in the logits, and return it."""
     torch.manual_seed(0)
     shards = overrides.pop("max_shard_size", "5GB")
-    model = AutoModelForCausalLM.from_config(config_of(variant, **overrides)).to(dtype).eval()
+    kind = AutoModelForImageTextToText if variant in WRAPPED else AutoModelForCausalLM
+    model = kind.from_config(config_of(variant, **overrides)).to(dtype).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name and name.endswith("weight"):

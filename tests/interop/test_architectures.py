@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from interop.architectures import VARIANTS, save
+from interop.architectures import VARIANTS, WRAPPED, save
 from models.tiny import TEXT, tiny_tokenizer
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from numbacalib.formats import dequantized
 from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.models.architectures import ARCHITECTURES
+from numbacalib.models.wrappers import WRAPPERS
 from numbacalib.quantizer import Settings, quantize
 
 RTOL = 1e-5
 """Of the perplexity; both sides compute in float32 and add in another order."""
+
+
+OTHERS = "vision|visual|projector|connector"
+"""What is in the names of all that is no decoder."""
 
 
 def random_tokens(length: int = 80) -> NDArray[Any]:
@@ -65,18 +73,19 @@ def test_tied_and_untied_heads(tmp_path: Path, variant: str, tied: bool) -> None
     assert Decoder(checkpoint).loss(tokens) == pytest.approx(loss_of(model, tokens), abs=RTOL)
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if "-" not in name])
-def test_transformers_loads_quantized_checkpoints(tmp_path: Path, variant: str) -> None:
-    """With channel scales wherever something takes them up, and biases and fused layers of every kind."""
+def quantized(tmp_path: Path, variant: str) -> Path:
+    """A quantized checkpoint, with channel scales wherever something takes them up."""
     save(tmp_path / "model", variant)
     (tmp_path / "text.txt").write_text(TEXT * 4, encoding="utf-8")
     tiny_tokenizer().save(str(tmp_path / "model" / "tokenizer.json"))
     settings = Settings(
         bits=4, group_size=32, samples=4, sequence_length=32, channel_scales="awq", symmetric=True
     )
-    output = tmp_path / "out"
-    quantize(tmp_path / "model", output, text=[tmp_path / "text.txt"], settings=settings)
-    model = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32).eval()
+    quantize(tmp_path / "model", tmp_path / "out", text=[tmp_path / "text.txt"], settings=settings)
+    return tmp_path / "out"
+
+
+def assert_same_logits(output: Path, model: Any) -> None:
     tokens = random_tokens(24)
     with torch.no_grad():
         theirs = model(torch.from_numpy(tokens)).logits.numpy()
@@ -85,5 +94,43 @@ def test_transformers_loads_quantized_checkpoints(tmp_path: Path, variant: str) 
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
 
 
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "-" not in name])
+def test_transformers_loads_quantized_checkpoints(tmp_path: Path, variant: str) -> None:
+    output = quantized(tmp_path, variant)
+    model = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32).eval()
+    assert_same_logits(output, model)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_decoders_within_other_models(tmp_path: Path, wrapper: str) -> None:
+    """The decoder is quantized, the rest is copied under its own names and ignored."""
+    output = quantized(tmp_path, wrapper)
+    whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    checkpoint, tokens = open_checkpoint(tmp_path / "model"), random_tokens()
+    assert Decoder(checkpoint).loss(tokens) == pytest.approx(
+        loss_of(whole.eval(), tokens), abs=RTOL
+    )
+    model = AutoModelForImageTextToText.from_pretrained(output, dtype=torch.float32).eval()
+    assert_same_logits(output, model)
+    before, after = (load_file(path / "model.safetensors") for path in (tmp_path / "model", output))
+    others = {name for name in before if re.search(OTHERS, name)}
+    assert others
+    for name in others:
+        np.testing.assert_array_equal(after[name].view(np.uint8), before[name].view(np.uint8))
+    assert {re.sub("weight_.*", "weight", name) for name in after} == set(before)
+    ignore = json.loads((output / "config.json").read_text())["quantization_config"]["ignore"]
+    linears = [n for n, module in whole.named_modules() if isinstance(module, torch.nn.Linear)]
+    for name in linears:
+        ignored = name in ignore or any(
+            re.match(expression.removeprefix("re:"), name) for expression in ignore
+        )
+        assert ignored == (name == "lm_head" or bool(re.search(OTHERS, name))), name
+
+
+def test_every_wrapper_is_compared() -> None:
+    assert set(WRAPPED) == set(WRAPPERS) - {"llava_next", "llava_onevision"}  # as llava
+
+
 def test_every_architecture_is_compared() -> None:
-    assert {variant.partition("-")[0] for variant in VARIANTS} == set(ARCHITECTURES)
+    alone = {name for name, architecture in ARCHITECTURES.items() if architecture.causal_lm}
+    assert {variant.partition("-")[0] for variant in VARIANTS} == alone

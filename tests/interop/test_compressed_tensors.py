@@ -23,6 +23,7 @@ from numbacalib.formats import LayerGrid, dequantized
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.formats.output_directory import new_directory
+from numbacalib.formats.safetensors_format import Left
 from numbacalib.methods import QuantizedWeight, rtn
 from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.models.checkpoint import TensorInfo
@@ -37,7 +38,7 @@ def grids_of(shapes, *, bits, group_size, symmetric):
 
 
 def config_of(grids):
-    return FORMAT.configuration(grids, ["lm_head"])["quantization_config"]
+    return FORMAT.configuration(grids, Left())["quantization_config"]
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

@@ -115,16 +115,25 @@ def test_names_of_a_base_model_and_old_tables(tmp_path: Path) -> None:
     assert_same_logits(tmp_path)
 
 
-def test_a_tied_head_of_its_own_is_not_tied_there(tmp_path: Path) -> None:
-    """Why it is refused here: this release computes with the head, the one before with the table."""
+def test_a_tied_head_of_its_own_counts(tmp_path: Path) -> None:
+    """As in transformers 5; transformers 4 and vLLM take the embeddings."""
     write_tiny_checkpoint(tmp_path, tie_word_embeddings=True)
     file = tmp_path / "model.safetensors"
     tensors = load_file(file)
     table = tensors["model.embed_tokens.weight"]
     save_file(tensors | {"lm_head.weight": table + 1}, file, metadata={"format": "pt"})
-    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    model = assert_same_logits(tmp_path)
     np.testing.assert_array_equal(model.lm_head.weight.detach().numpy(), table + 1)
-    with pytest.raises(ValueError, match="set tie_word_embeddings to false"):
-        open_checkpoint(tmp_path)
     save_file(tensors | {"lm_head.weight": table.copy()}, file, metadata={"format": "pt"})
+    assert_same_logits(tmp_path)
+
+
+def test_tensors_that_the_configuration_denies_do_not_count(tmp_path: Path) -> None:
+    write_tiny_checkpoint(tmp_path)
+    file = tmp_path / "model.safetensors"
+    denied = {
+        "model.layers.0.self_attn.q_proj.bias": np.ones(64, np.float32),
+        "model.layers.2.input_layernorm.weight": np.ones(64, np.float32),
+    }
+    save_file(load_file(file) | denied, file, metadata={"format": "pt"})
     assert_same_logits(tmp_path)

@@ -15,6 +15,7 @@ from models.tiny import tiny_config, tiny_tensors, write_tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 
 from numbacalib.models import Checkpoint, Decoder, open_checkpoint
+from numbacalib.quantizer import Settings, quantize
 
 EMBEDDINGS, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 QUERY = "model.layers.0.self_attn.q_proj"
@@ -178,15 +179,33 @@ def test_a_device_is_refused(tmp_path: Path) -> None:
         (f"model.layers.{'9' * 5000}.input_layernorm.weight"[:1000], {}),
     ],
 )
-def test_what_the_configuration_denies_is_refused(
-    tmp_path: Path, name: str, overrides: dict[str, Any]
+def test_what_the_configuration_denies_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, overrides: dict[str, Any]
 ) -> None:
+    """As transformers does, whose warning is among many."""
     write_tiny_checkpoint(tmp_path, **overrides)
+    expected = open_checkpoint(tmp_path).names()
+    assert not caplog.records
     rewrite(tmp_path, **{name: np.zeros(4, np.float32)})
-    with pytest.raises(
-        ValueError, match=f"^{tmp_path}: {name}: expected no such tensor in a llama"
-    ):
-        open_checkpoint(tmp_path)
+    assert set(open_checkpoint(tmp_path).names()) == set(expected)
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path}: 1 tensors have no place in a llama of 2 layers")
+    assert name[:200] in message
+
+
+def test_layers_that_predict_further_tokens_are_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tiny_checkpoint(tmp_path, num_nextn_predict_layers=1)
+    further = "model.layers.2.eh_proj.weight"
+    rewrite(tmp_path, **{further: np.ones((4, 4), np.float32)})
+    assert further in open_checkpoint(tmp_path).names()
+    assert not caplog.records
+    output = tmp_path / "out"
+    quantize(tmp_path, output, settings=Settings(method="rtn", group_size=32))
+    np.testing.assert_array_equal(open_checkpoint(output).tensor(further), 1)
+    config = json.loads((output / "config.json").read_text())
+    assert config["quantization_config"]["ignore"] == ["lm_head", r"re:.*layers\.2\..*"]
 
 
 def test_tables_of_older_versions_are_left_out(tmp_path: Path) -> None:
@@ -206,16 +225,25 @@ def test_names_of_a_base_model_get_their_prefix(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_a_tied_head_is_the_embeddings_or_refused(tmp_path: Path) -> None:
+def test_a_tied_head_of_its_own_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And the configuration says so from then on, so that no runtime takes the embeddings."""
     write_tiny_checkpoint(tmp_path, tie_word_embeddings=True)
     table = load_file(tmp_path / "model.safetensors")[EMBEDDINGS]
     rewrite(tmp_path, **{HEAD: table.copy()})
     checkpoint = open_checkpoint(tmp_path)
     assert HEAD not in checkpoint.names()
-    for head in (table + 1, table.astype(np.float16), table[:8]):
+    assert not caplog.records
+    for head in (table + 1, table.astype(np.float16)):
         rewrite(tmp_path, **{HEAD: head})
-        with pytest.raises(ValueError, match=f"{HEAD}: expected what {EMBEDDINGS} holds"):
-            open_checkpoint(tmp_path)
+        checkpoint = open_checkpoint(tmp_path)
+        np.testing.assert_array_equal(checkpoint.tensor(HEAD), head)
+        assert not checkpoint.config.tie_word_embeddings
+        assert checkpoint.hf_config()["tie_word_embeddings"] is False
+    assert len(caplog.records) == 2
+    assert f"ties {HEAD} to the embeddings" in caplog.text
+    rewrite(tmp_path, **{HEAD: table[:8]})
+    with pytest.raises(ValueError, match=f"{HEAD}: expected shape"):
+        Decoder(open_checkpoint(tmp_path))
 
 
 def test_weights_packed_by_mlx_are_named(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from numbacalib.models.description import (
     FULL,
     SLIDING,
@@ -12,6 +14,7 @@ from numbacalib.models.description import (
     windows_of_kinds,
 )
 from numbacalib.models.fields import LARGEST, Fields
+from numbacalib.models.rope_parameters import Words
 
 _WINDOW = 4096
 
@@ -66,6 +69,15 @@ QWEN2 = Architecture(
 )
 
 
+# The decoder of a model that sees: the three positions of its rotary embedding are one for text.
+_MROPE = Words({"mrope": "default"}, ("mrope_section", "mrope_interleaved"))
+
+QWEN2_VL = replace(
+    QWEN2, model_type="qwen2_vl_text", title="Qwen 2 VL", rope_words=_MROPE, causal_lm=""
+)
+QWEN2_5_VL = replace(QWEN2_VL, model_type="qwen2_5_vl_text", title="Qwen 2.5 VL")
+
+
 def _qwen3(fields: Fields, options: Options) -> Options:
     return qwen_windows(fields, options) | {"qk_norm": True}
 
@@ -77,4 +89,8 @@ QWEN3 = Architecture(
     defaults=_QWEN_DEFAULTS | {"head_dim": 128},
     biases={"attention": "attention_bias", "output": "attention_bias"},
     read=_qwen3,
+)
+
+QWEN3_VL = replace(
+    QWEN3, model_type="qwen3_vl_text", title="Qwen 3 VL", rope_words=_MROPE, causal_lm=""
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from numbacalib.models.description import (
     PRE_NORMS,
     SEPARATE,
@@ -15,6 +17,7 @@ from numbacalib.models.description import (
     windows_of_kinds,
 )
 from numbacalib.models.fields import Fields
+from numbacalib.models.rope_parameters import Words
 
 _ATTENTION = {"attention": "attention_bias", "output": "attention_bias"}
 _ALL = _ATTENTION | {"mlp": "mlp_bias"}
@@ -124,6 +127,17 @@ GLM4 = Architecture(
     interleaved=True,
     defaults=_GLM,
     biases={"attention": "attention_bias"},
+)
+
+
+GLM4V = replace(
+    GLM4,
+    model_type="glm4v_text",
+    causal_lm="",
+    title="GLM-4.1V",
+    defaults={key: value for key, value in _GLM.items() if key != "head_dim"},
+    # the three positions of an image's part are one for text
+    rope_words=Words({"mrope": "default"}, ("mrope_section",)),
 )
 
 

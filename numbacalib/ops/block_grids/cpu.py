@@ -17,7 +17,7 @@ from numbacalib.spec.grid import Bounds, Grid, code_of, stored_scale, value_of
 TILE = 16
 """Rows that are searched together: one or two vector registers."""
 ROUNDS = 2
-"""How often integers beside a group's are tried and the block's numbers solved for again."""
+"""Number of times that integers beside a group's are tried and the block's numbers solved for again."""
 STEPS = 5
 """Block scales that are tried, half a step of the largest group's integer apart."""
 FLOAT16 = 1
@@ -25,7 +25,7 @@ FLOAT16 = 1
 
 
 class _Shape(NamedTuple):
-    """What a block holds, as kernels take it."""
+    """Contents of a block, as kernels take them."""
 
     groups: int
     minima: bool

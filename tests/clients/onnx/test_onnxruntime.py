@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 
 import numpy as np
@@ -55,6 +56,15 @@ def outputs_of(path, x):
 
 def assert_close(actual, expected, bound=EXACT):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=bound * np.abs(expected).max())
+
+
+def test_the_example_of_the_docstring_runs(tmp_path, monkeypatch):
+    product(tmp_path, weight_of(64, 48))
+    mixing = RNG.standard_normal((64, 64)) / 8  # channels that go together
+    np.savez(tmp_path / "x.npz", x=(RNG.standard_normal((256, 64)) @ mixing).astype(np.float32))
+    monkeypatch.chdir(tmp_path)
+    (example,) = doctest.DocTestFinder(recurse=False).find(quantize_onnx, module=False)
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def dense(layer, channels):
@@ -152,14 +162,16 @@ def test_gptq_sees_what_the_layer_is_fed(tmp_path, channels):
 
 
 def test_shared_weights_accumulate_over_their_uses(tmp_path):
-    """Two nodes, one of which sees all channels of the other zeroed but the first half, and reversed."""
+    """Two nodes, the second by another name, which see half of the channels."""
     mask = np.zeros(64, np.float32)
     mask[:32] = 1
     nodes = [
         helper.make_node("Mul", ["x", "mask"], ["a"]),
         helper.make_node("Neg", ["a"], ["b"]),
         helper.make_node("MatMul", ["a", "w"], ["c"], "first"),
-        helper.make_node("MatMul", ["b", "w"], ["d"], "second"),
+        helper.make_node("Identity", ["w"], ["again"]),
+        helper.make_node("Identity", ["again"], ["once more"]),
+        helper.make_node("MatMul", ["b", "once more"], ["d"], "second"),
         helper.make_node("MatMul", ["x", "v"], ["e"], "third"),
         helper.make_node("Add", ["c", "d"], ["f"]),
         helper.make_node("Add", ["e", "f"], ["y"]),
@@ -209,7 +221,7 @@ def test_what_else_is_a_layer_and_what_is_not(tmp_path):
         helper.make_node("Gemm", ["c", "h32"], ["d"], "halved", alpha=0.5),
         helper.make_node("MatMul", ["d", "stack"], ["e"], "stacked"),
         helper.make_node("MatMul", ["d", "d2"], ["h"], "activations"),
-        helper.make_node("Identity", ["g"], ["d2"]),
+        helper.make_node("Neg", ["g"], ["d2"]),
         helper.make_node("If", ["yes"], ["i"], "branch", then_branch=then, else_branch=otherwise),
         helper.make_node("Add", ["i", "e"], ["y"]),
     ]
@@ -245,7 +257,7 @@ def test_what_else_is_a_layer_and_what_is_not(tmp_path):
         layer, channels = layers[name]
         c = c @ dense(layer, channels).T + (tensors["bias"] if name == "gemm" else 0)
     d = 0.5 * c @ tensors["h32"]
-    expected = d @ tensors["g"] @ tensors["g"] + d @ tensors["stack"][0]
+    expected = -d @ tensors["g"] @ tensors["g"] + d @ tensors["stack"][0]
     (y,) = outputs_of(written, x)
     assert_close(y.reshape(expected.shape), expected)
 

@@ -1,0 +1,96 @@
+"""Models that hold a decoder of text beside others: towers that see or hear, and what projects from them.
+
+The decoder's configuration is their ``text_config``; files of transformers 4 may have it flat. Text alone
+runs through the decoder as if it were on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from numbacalib.models.fields import Fields
+
+__all__ = ["WRAPPERS", "beside_decoder", "decoder_config", "decoder_name"]
+
+WRAPPERS = {
+    "aya_vision": "cohere2",
+    "gemma3": "gemma3_text",
+    "glm4v": "glm4v_text",
+    "idefics3": "llama",
+    "internvl": "qwen2",
+    "llava": "llama",
+    "llava_next": "llama",
+    "llava_onevision": "qwen2",
+    "mistral3": "mistral",
+    "qwen2_5_vl": "qwen2_5_vl_text",
+    "qwen2_vl": "qwen2_vl_text",
+    "qwen3_vl": "qwen3_vl_text",
+    "smolvlm": "llama",
+}
+"""By ``model_type``: that of the decoder where the file does not say it."""
+
+_TEXT = "text_config"
+_OTHERS = ("vision_config", "audio_config")
+# Beginnings of the decoder's names in such a model, of transformers 4 and 5, and what ours are.
+_PREFIXES = {
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "model.language_model.": "model.",
+    "model.text_model.": "model.",
+}
+
+
+def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration of the decoder in a ``config.json``: the whole of it where there are no others.
+
+    Whether the head is tied says the outer one, in which a file that leaves it out means yes: a head that
+    the file has counts all the same.
+
+    Raises
+    ------
+    ValueError
+        If ``text_config`` is no object.
+    """
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in WRAPPERS:
+        return config
+    fields = Fields(config)
+    if fields.object(_TEXT, None) is not None:
+        inner = {"model_type": WRAPPERS[kind], **config[_TEXT]}
+    else:
+        inner = {key: value for key, value in config.items() if key not in _OTHERS}
+        inner["model_type"] = WRAPPERS[kind]
+        inner = {key: value for key, value in inner.items() if not _of_images(key)}
+    inner["tie_word_embeddings"] = fields.flag("tie_word_embeddings", True)
+    outer = ("quantization_config", "quantization")
+    return inner | {key: config[key] for key in outer if key in config}
+
+
+def _of_images(key: str) -> bool:
+    return key.startswith(("vision_", "image_", "video_"))
+
+
+def decoder_name(name: str) -> str:
+    """The name of a tensor in the decoder alone; of others, as it is."""
+    for theirs, ours in _PREFIXES.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def beside_decoder(names: Iterable[str], decoder: tuple[str, ...]) -> list[str]:
+    """Parts of modules' names that are in all of these tensors that are not the decoder's.
+
+    The runtimes have other names before and after ``language_model``, so that these are only those of a
+    tower, or a projector: ``"vision_tower"``.
+
+    Parameters
+    ----------
+    names : iterable of str
+        As `decoder_name` gives them.
+    decoder : tuple of str
+        Beginnings of the decoder's names.
+    """
+    others = (name.removeprefix("model.") for name in names if not name.startswith(decoder))
+    return sorted({name.split(".")[0] for name in others})
