@@ -40,7 +40,7 @@ DESCRIBED: dict[str, dict[str, Any]] = {
         "num_experts": 3,
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 16,
-        "shared_expert_intermediate_size": 8,
+        "shared_expert_intermediate_size": 16,
         "mlp_only_layers": [1],
     },
     # sigmoids with a correction, groups of experts, a factor
