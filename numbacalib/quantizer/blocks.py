@@ -118,9 +118,8 @@ def _quantize_block(
         for kinds in _equal_layers(group, own):
             shown = kinds if len(kinds) < 4 else (kinds[0], "...", kinds[-1])
             progress.show(f"{at}: quantizing {', '.join(shown)}")
-            results = quantize_group(
-                job, block, {kind: inputs[kind] for kind in kinds}, own[kinds[0]]
-            )
+            chosen = {kind: inputs[kind] for kind in kinds}
+            results = quantize_group(job, block, chosen, own[kinds[0]], len(group) > 1)
             for kind, (quantized, report) in zip(kinds, results, strict=True):
                 # no codebooks: see settings.check
                 assert isinstance(quantized, QuantizedWeight)
@@ -150,19 +149,23 @@ def _equal_layers(group: Group, settings: Mapping[str, LayerSettings]) -> list[S
 
 
 def quantize_group(
-    job: Job, block: DecoderBlock, inputs: Mapping[str, Any], settings: LayerSettings
+    job: Job,
+    block: DecoderBlock,
+    inputs: Mapping[str, Any],
+    settings: LayerSettings,
+    each: bool = False,
 ) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
-    """Quantize layers together, by what is known of the `inputs` of each."""
+    """Quantize layers together, by what is known of their inputs: the same of all, or of `each` its own."""
     weights = {f"{block.name}.{kind}": block.linears[kind] for kind in inputs}
-    known = list(inputs.values())
-    if isinstance(known[0], ExpertInputs):
-        return quantize_experts(weights, known, settings)
-    if known[0] is None and job.importance is None:
-        return quantize_each(weights, known, settings)
+    given = list(inputs.values())
+    if isinstance(given[0], ExpertInputs):
+        return quantize_experts(weights, given, settings)
+    if each:
+        return quantize_each(weights, given, settings)
     factors = None
     if job.importance is not None:
         factors = {name: job.decoder.place.put(job.importance[name]) for name in weights}
-    return quantize_layers(weights, known[0], settings, factors)
+    return quantize_layers(weights, given[0], settings, factors)
 
 
 def _skip_block(
@@ -267,6 +270,18 @@ def _check_fallbacks(reports: Sequence[LayerReport], layers: int, settings: Sett
 def _warn_of_calibration(reports: Sequence[LayerReport]) -> None:
     """Say where the text was too little, or only looked like enough, or did not reach a layer."""
     remedy = "calibrate on more text, or shrink the Hessian toward its diagonal"
+    if remedied := [report for report in reports if report.remedy is not None]:
+        log.warning(
+            "%d of %d layers were of experts that saw few tokens (%d for %d, %s): %d were solved from all "
+            "tokens of their block, the others with a shrunk Hessian",
+            len(remedied),
+            len(reports),
+            remedied[0].tokens,
+            remedied[0].shape[1],
+            remedied[0].name,
+            sum(report.remedy == "pooled" for report in remedied),
+        )
+        reports = [report for report in reports if report.remedy is None]
     if poor := [report for report in reports if report.full_rank is False]:
         log.warning(
             "%d of %d layers had fewer tokens than channels (%d for %d, %s): %s",

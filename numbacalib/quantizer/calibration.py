@@ -131,9 +131,13 @@ class TextCalibration:
         original = None if self._original is None else (block.copied(), self._original)
         for found in run_stages(block, self._decoder, self._hidden, original):
             yield [found]
+        yield from self._expert_groups(block, list(self._decoder.batches(self._hidden)))
+
+    def _expert_groups(self, block: DecoderBlock, parts: Sequence[Any]) -> Iterator[Group]:
+        """Statistics of a block's experts, where it has some, and what they give to the states."""
         if isinstance(block.mlp, Experts):
-            parts, place = list(self._decoder.batches(self._hidden)), self._decoder.place
-            yield from expert_groups(block, parts, self._everything, place.held_bytes)
+            held_bytes = self._decoder.place.held_bytes
+            yield from expert_groups(block, parts, self._everything, held_bytes)
             for part in parts:
                 require_range(f"{block.name}.{block.mlp.stages[-1][1][0]}", part)
 
@@ -146,7 +150,10 @@ class TextCalibration:
     def trial(self, block: DecoderBlock) -> dict[Stage, Any]:
         """Statistics of one batch alone, by stage; the text does not move on."""
         part = copied(next(self._decoder.batches(self._hidden)))
-        return dict(run_stages(block, self._decoder, part))
+        found = dict(run_stages(block, self._decoder, part))
+        for _ in self._expert_groups(block, [part]):
+            pass
+        return found
 
     def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
         """See `Calibration`: the same states as after `stages`, without what statistics cost."""

@@ -102,7 +102,7 @@ def quantize(
         What `numbacalib.quantizer.read_importance` reads, for the ranges "weighted" instead of the
         mean squares of the text.
     settings : Settings, optional
-        Or its attributes by name, as `options`: ``quantize(model, output, text=[file], bits=3)``.
+        Or its attributes by name: ``quantize(model, output, text=[file], bits=3)``.
     formats : sequence of str, default ("compressed-tensors",)
         Names of `numbacalib.formats.FORMATS`. Of several, which must have a grid in common, each gets a
         directory of its name in `output`.
@@ -124,6 +124,8 @@ def quantize(
     progress : callable, optional
         Called with what is being done, the steps done and the steps in all, instead of a bar on standard
         error.
+    **options
+        Attributes of `Settings`, where no `settings` are given.
 
     Returns
     -------
@@ -146,10 +148,11 @@ def quantize(
 
     Examples
     --------
-    >>> from numbacalib.quantizer import Settings, quantize
-    >>> settings = Settings(bits=4, group_size=32, samples=2, sequence_length=32)
-    >>> reports = quantize("model", "quantized", text=["text.txt"], settings=settings)
-    >>> reports[0].name, reports[0].tokens, reports[0].loss < reports[0].rtn_loss
+    >>> from numbacalib.quantizer import quantize
+    >>> options = {"bits": 4, "group_size": 32, "samples": 2, "sequence_length": 32}
+    >>> report = quantize("model", "quantized", text=["text.txt"], **options)
+    >>> layer = report.layers[0]
+    >>> layer.name, layer.tokens, layer.loss < layer.rtn_loss
     ('model.layers.0.self_attn.q_proj', 64, True)
     """
     settings = _settings(settings, options)

@@ -17,12 +17,7 @@ import numpy as np
 
 from numbacalib.formats.safetensors_writer import SHARD_BYTES
 from numbacalib.models import DecoderBlock
-from numbacalib.models.layer_tensors import (
-    expert_shapes,
-    expert_stages,
-    linear_shapes,
-    stages,
-)
+from numbacalib.models.layer_tensors import expert_shapes, expert_stages, linear_shapes, stages
 from numbacalib.quantizer.blocks import Job, on_grid, quantize_group
 from numbacalib.quantizer.calibration import SILENT, TextCalibration
 from numbacalib.quantizer.preflight import in_units
@@ -165,8 +160,9 @@ def _trial(job: Job) -> tuple[float, float, float]:
         key=lambda stage: _stage_work(job, index, stage),
     )
     kinds = [kind for kind in stage if _name(block, kind) in job.grids]
-    # of one batch there are no inputs of the original model
-    settings = replace(on_grid(job.settings, job.grids[_name(block, kinds[0])]), target="layerwise")
+    grid = job.grids[_name(block, kinds[0])]
+    # the trial has no second stream, and its target would take no more time
+    settings = replace(on_grid(job.settings, grid), target="layerwise")
     inputs = dict.fromkeys(kinds, found.get(stage))
 
     def solve() -> object:
@@ -206,10 +202,12 @@ def _token_weights(job: Job, index: int) -> float:
 
 
 def _work(job: Job, index: int) -> float:
-    """Work of quantizing a block."""
+    """Work of quantizing a block; its experts are equal."""
     config = job.decoder.config
-    experts = [stage for each in expert_stages(config, index) for stage in each]
-    return sum(_stage_work(job, index, stage) for stage in [*stages(config, index), *experts])
+    experts = expert_stages(config, index)
+    one = sum(_stage_work(job, index, stage) for stage in experts[0]) if experts else 0
+    own = sum(_stage_work(job, index, stage) for stage in stages(config, index))
+    return own + one * len(experts)
 
 
 def _stage_work(job: Job, index: int, stage: tuple[str, ...]) -> float:
@@ -244,7 +242,16 @@ def _working_bytes(job: Job, index: int, tokens: int) -> int:
         rows, channels = _size(job, index, stage)
         squares = _SQUARES + 2 * (streams - 1) if job.calibration is not None else 0
         solving = max(solving, 4 * (squares * channels**2 + _COPIES * rows * channels))
-    return whole + batch + held + solving
+    return whole + batch + held + solving + _expert_bytes(job, index, tokens)
+
+
+def _expert_bytes(job: Job, index: int, tokens: int) -> int:
+    """Bytes of a block's experts: some at work, codes of all, and inputs and sums of all tokens."""
+    config = job.decoder.config
+    codes = sum(rows * channels for rows, channels in expert_shapes(config, index).values())
+    if not codes:
+        return 0
+    return job.decoder.place.held_bytes + codes + 2 * 4 * tokens * config.hidden_size
 
 
 def _minutes(seconds: float) -> str:

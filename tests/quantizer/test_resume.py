@@ -69,9 +69,9 @@ def quantized_layers(monkeypatch):
     names = []
     real = blocks.quantize_group
 
-    def noting(job, block, inputs, settings):
+    def noting(job, block, inputs, *arguments):
         names.extend(inputs)
-        return real(job, block, inputs, settings)
+        return real(job, block, inputs, *arguments)
 
     monkeypatch.setattr(blocks, "quantize_group", noting)
     return names
