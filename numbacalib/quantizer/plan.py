@@ -1,7 +1,7 @@
 """The plan of a run: what it will write, hold and take, known before its first block.
 
 Sizes are those of the output and of arrays, by the model's shapes. Times are those of a trial on this
-machine: one batch of the text through the first block, and the layers of one of its stages quantized, each
+machine: a few sequences of the text through the first block, and the layers of one of its stages quantized, each
 twice, since the first time may compile kernels. Running the text takes time by its tokens, GPTQ by
 ``K^3 / 3 + M K^2`` of its stages, rounding by ``M K``.
 """
@@ -150,7 +150,7 @@ def _trial(job: Job) -> tuple[float, float, float]:
     tokens = 0
     calibration = job.calibration
     if isinstance(calibration, TextCalibration):
-        tokens = calibration.batch_tokens
+        tokens = calibration.trial_tokens
         found, first = _timed(lambda: calibration.trial(block.copied()))
         found, again = _timed(lambda: calibration.trial(block.copied()))
     elif calibration is not None:
@@ -170,8 +170,7 @@ def _trial(job: Job) -> tuple[float, float, float]:
 
     _, solve_first = _timed(solve)
     _, solve_again = _timed(solve)
-    # experts are not in the trial
-    forward = again / (tokens * _dense_weights(job, index)) if tokens else 0.0
+    forward = again / (tokens * _token_weights(job, index)) if tokens else 0.0
     compiled = max(0.0, first - again) + max(0.0, solve_first - solve_again)
     return forward, solve_again / _stage_work(job, index, stage), compiled
 
@@ -186,19 +185,13 @@ def _name(block: DecoderBlock, kind: str) -> str:
     return f"{block.name}.{kind}"
 
 
-def _dense_weights(job: Job, index: int) -> int:
-    """Weights of a block that every token meets."""
-    shapes = linear_shapes(job.decoder.config, index).values()
-    return sum(rows * channels for rows, channels in shapes)
-
-
 def _token_weights(job: Job, index: int) -> float:
     """Weights of a block that a token meets, those of the experts that are chosen for it among them."""
     config = job.decoder.config
     mixture = config.mixture_of(index)
     experts = sum(rows * channels for rows, channels in expert_shapes(config, index).values())
     chosen = 0.0 if mixture is None else experts * mixture.routing.experts / mixture.experts
-    return _dense_weights(job, index) + chosen
+    return chosen + sum(rows * channels for rows, channels in linear_shapes(config, index).values())
 
 
 def _work(job: Job, index: int) -> float:
