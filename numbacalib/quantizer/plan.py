@@ -1,8 +1,8 @@
 """The plan of a run: what it will write, hold and take, known before its first block.
 
 Sizes are those of the output and of arrays, by the model's shapes. Times are those of a trial on this
-machine: a few sequences of the text through the first block, and the layers of one of its stages quantized, each
-twice, since the first time may compile kernels. Running the text takes time by its tokens, GPTQ by
+machine: a few sequences of the text through the first block, and the layers of one of its stages
+quantized, each twice, since the first time may compile kernels. Running the text takes time by its tokens, GPTQ by
 ``K^3 / 3 + M K^2`` of its stages, rounding by ``M K``.
 """
 
