@@ -118,8 +118,9 @@ def _quantize_block(
         for kinds in _equal_layers(group, own):
             shown = kinds if len(kinds) < 4 else (kinds[0], "...", kinds[-1])
             progress.show(f"{at}: quantizing {', '.join(shown)}")
-            chosen = {kind: inputs[kind] for kind in kinds}
-            results = quantize_group(job, block, chosen, own[kinds[0]], len(group) > 1)
+            results = quantize_group(
+                job, block, {kind: inputs[kind] for kind in kinds}, own[kinds[0]]
+            )
             for kind, (quantized, report) in zip(kinds, results, strict=True):
                 # no codebooks: see settings.check
                 assert isinstance(quantized, QuantizedWeight)
@@ -149,23 +150,19 @@ def _equal_layers(group: Group, settings: Mapping[str, LayerSettings]) -> list[S
 
 
 def quantize_group(
-    job: Job,
-    block: DecoderBlock,
-    inputs: Mapping[str, Any],
-    settings: LayerSettings,
-    each: bool = False,
+    job: Job, block: DecoderBlock, inputs: Mapping[str, Any], settings: LayerSettings
 ) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
-    """Quantize layers together, by what is known of their inputs: the same of all, or of `each` its own."""
+    """Quantize layers together, by what is known of the `inputs` of each."""
     weights = {f"{block.name}.{kind}": block.linears[kind] for kind in inputs}
-    given = list(inputs.values())
-    if isinstance(given[0], ExpertInputs):
-        return quantize_experts(weights, given, settings)
-    if each:
-        return quantize_each(weights, given, settings)
+    known = list(inputs.values())
+    if isinstance(known[0], ExpertInputs):
+        return quantize_experts(weights, known, settings)
+    if any(own is not known[0] for own in known) or (known[0] is None and job.importance is None):
+        return quantize_each(weights, known, settings)
     factors = None
     if job.importance is not None:
         factors = {name: job.decoder.place.put(job.importance[name]) for name in weights}
-    return quantize_layers(weights, given[0], settings, factors)
+    return quantize_layers(weights, known[0], settings, factors)
 
 
 def _skip_block(
