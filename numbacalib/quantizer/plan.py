@@ -2,8 +2,8 @@
 
 Sizes are those of the output and of arrays, by the model's shapes. Times are those of a trial on this
 machine: a few sequences of the text through the first block, and the layers of one of its stages
-quantized, each twice, since the first time may compile kernels. Running the text takes time by its tokens, GPTQ by
-``K^3 / 3 + M K^2`` of its stages, rounding by ``M K``.
+quantized, each twice, since the first time may compile kernels. Running the text takes time by the
+weights that its tokens meet, GPTQ by ``K^3 / 3 + M K^2`` of its stages, rounding by ``M K``.
 """
 
 from __future__ import annotations
