@@ -234,6 +234,13 @@ def _verify(options: argparse.Namespace) -> None:
         print(evaluation_line(found.evaluation))
 
 
+def _report(options: argparse.Namespace) -> None:
+    from numbacalib.quantizer.page import write_page
+
+    write_page(options.run, options.output)
+    print(f"written to {options.output}")
+
+
 def _demo(options: argparse.Namespace) -> None:
     from numbacalib import demo
 
@@ -251,6 +258,7 @@ _COMMANDS = {
     "collect": _collect,
     "evaluate": _evaluate,
     "verify": _verify,
+    "report": _report,
     "demo": _demo,
     "warm-up": _warm_up,
 }
