@@ -38,7 +38,15 @@ EXAMPLES = {
 SETTINGS = (
     *("method", "group_size", "symmetric", "channel_scales", "awq_magnitude", "awq_weight_term"),
     *("ranges", "range_norm", "target", "target_strength", "refit", "act_order", "static_groups"),
-    *("percdamp", "damping_tries", "shrinkage", "max_fallbacks", "samples", "sequence_length"),
+    *(
+        "experts",
+        "percdamp",
+        "damping_tries",
+        "shrinkage",
+        "max_fallbacks",
+        "samples",
+        "sequence_length",
+    ),
 )
 """Options that are settings by the same names."""
 
@@ -104,6 +112,12 @@ def add_methods(quantize: argparse.ArgumentParser) -> None:
         "--static-groups",
         action=argparse.BooleanOptionalAction,
         help="find all scales before any column is compensated (default)",
+    )
+    quantize.add_argument(
+        "--experts",
+        choices=CHOICES["experts"],
+        help="tokens that an expert is calibrated on: those that its router sends to it, or all (default "
+        "%(default)s)",
     )
     quantize.add_argument("--percdamp", type=float, help="damping (default %(default)s)")
     quantize.add_argument(

@@ -13,7 +13,7 @@ To add one: derive from `Format` (from `SafetensorsFormat` where it is a Hugging
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -91,7 +91,7 @@ class GridRules:
                 f"{kinds[grid.symmetric]} one"
             )
         sizes = self.group_sizes or ()
-        expected = _one_of((*sizes, *((-1,) if self.whole_rows else ())))
+        expected = _one_of((*sizes, *(("none",) if self.whole_rows else ())))
         if grid.group_size is None and not self.whole_rows:
             raise ValueError(f"group_size: expected {expected}, got one scale a row")
         if sizes and grid.group_size not in (None, *sizes):
@@ -164,11 +164,16 @@ class Format(abc.ABC):
         ValueError
             If a layer cannot be stored on a grid like the one asked for.
         """
+        return self.stored_grids(weights, asked, uniform=self.is_uniform(asked))
+
+    def stored_grids(
+        self, weights: Mapping[str, TensorInfo], asked: Mapping[str, LayerGrid], *, uniform: bool
+    ) -> dict[str, LayerGrid]:
+        """Return what `grids` does, of layers that must be on one grid where they are `uniform`."""
         for grid in dict.fromkeys(asked.values()):
             self.check(grid)
-        for layer, info in weights.items():
-            self.rules.check_shape(layer, info.shape)
-        uniform = self.is_uniform(asked)
+        for layer in asked:
+            self.rules.check_shape(layer, weights[layer].shape)
         if uniform:
             _require_one_grid(asked)
         lengths: dict[str, int | None] = {}
@@ -269,6 +274,6 @@ def _require_one_grid(asked: Mapping[str, LayerGrid]) -> None:
         )
 
 
-def _one_of(values: tuple[int, ...]) -> str:
+def _one_of(values: Sequence[int | str]) -> str:
     names = [str(value) for value in values]
     return " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)

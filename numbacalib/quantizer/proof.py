@@ -127,6 +127,10 @@ def verify(
     sequence_length, samples, device
         As in `numbacalib.quantizer.evaluate`.
 
+    Returns
+    -------
+    Proof
+
     Raises
     ------
     ProofError
@@ -136,6 +140,14 @@ def verify(
         If an input does not fit, a damaged checkpoint among them.
     FloatingPointError
         As `numbacalib.quantizer.evaluate`.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import quantize, verify
+    >>> _ = quantize("model", "quantized", method="rtn", bits=8, group_size=32)
+    >>> proof = verify("quantized", against="model")
+    >>> proof.quantized, proof.changed
+    (14, ())
     """
     if max_kl is not None and not (against and text):
         raise ValueError("max_kl: expected a text and what to verify against with it")

@@ -75,7 +75,7 @@ def test_losses_of_other_architectures(tmp_path, backend, device, model_type):
     )
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "phi3"])
+@pytest.mark.parametrize("model_type", ["gemma2", "phi3", "qwen2_moe"])
 def test_other_architectures_are_quantized_as_on_the_host(
     tmp_path, backend, device, text, model_type
 ):
