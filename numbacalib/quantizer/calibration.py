@@ -302,7 +302,13 @@ def _write_statistics(
                 squares[name] = _Squares(inputs.tokens, to_host(inputs.mean_square))
             progress.step(f"block {index + 1} of {layers}")
         datasets = [Path(file).name for file in text]
-        write_imatrix(directory / IMATRIX, squares, datasets=datasets, chunk_size=sequence_length)
+        write_imatrix(
+            directory / IMATRIX,
+            squares,
+            datasets=datasets,
+            chunk_size=sequence_length,
+            model_type=checkpoint.config.model_type,
+        )
         write_fingerprint(directory, checkpoint, hashes)
 
 
