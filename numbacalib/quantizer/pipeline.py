@@ -262,7 +262,8 @@ def _open_job(
 ) -> Job:
     """Read all that a run starts from but the blocks, and check that it goes together."""
     checkpoint = open_checkpoint(model)
-    if stored_format(checkpoint) is not None:
+    form = stored_format(checkpoint)
+    if form is not None and not form.plain:
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
     _check_experts(checkpoint, settings, statistics, importance)
     decoder = Decoder(checkpoint, place=place)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.formats.format import StoredLayers
+from numbacalib.formats.format import Format, StoredLayers
 from numbacalib.formats.registry import stored_format
 from numbacalib.models import Checkpoint, Place, open_checkpoint, open_place
 from numbacalib.models.safetensors_file import StoredTensor
@@ -73,7 +73,8 @@ def prove(
     """
     try:
         written = open_checkpoint(path)
-        layers = _stored_layers(written)
+        form = _format_of(written)
+        layers = form.layers(written)
         accounted, changed = set(), {}
         for index in range(source.config.num_layers):
             block = kept.load(index)
@@ -85,7 +86,7 @@ def prove(
         others = [name for name in source.names() if name not in accounted]
         for name in others:
             expected = StoredTensor.of(changed[name]) if name in changed else source.stored(name)
-            if name not in written.names() or not _equal(written.stored(name), expected):
+            if name not in written.names() or not form.holds(written, name, expected):
                 raise ProofError(f"{path}: {name}: not what was to be written")
         parts = {part for layer in layers for part in layers.tensors(layer)}
         if extra := [name for name in written.names() if name not in parts and name not in others]:
@@ -154,7 +155,7 @@ def verify(
     place = open_place(device)
     path = Path(checkpoint)
     written = open_checkpoint(path)
-    layers = _stored_layers(written)
+    layers = _format_of(written).layers(written)
     for name, layer in layers.items():
         if not np.isfinite(to_host(layer.dequantize())).all():
             raise ProofError(f"{path}: {name}: weights that are not finite")
@@ -195,11 +196,11 @@ def _compared(
     return copied, tuple(changed)
 
 
-def _stored_layers(checkpoint: Checkpoint) -> StoredLayers:
+def _format_of(checkpoint: Checkpoint) -> Format:
     form = stored_format(checkpoint)
     if form is None:
         raise ValueError(f"{checkpoint.path}: expected a quantized checkpoint, got a plain one")
-    return form.layers(checkpoint)
+    return form
 
 
 def _equal(one: StoredTensor, other: StoredTensor) -> bool:
