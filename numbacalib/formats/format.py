@@ -131,7 +131,7 @@ class Format(abc.ABC):
     """What its ``quant_method`` may be in a Hugging Face configuration."""
 
     plain = False
-    """Whether `open_checkpoint` shows the weights that codes stand for, so that such a file is a source, too."""
+    """Whether `open_checkpoint` shows the weights that codes stand for: such a file is a source, too."""
 
     def check(self, asked: LayerGrid) -> None:
         """Refuse a grid that no file of this format can hold, before anything is read.
