@@ -28,9 +28,9 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
         If it is quantized in a way that no format here reads.
     """
     form = stored_format(checkpoint)
-    if form is None or form.plain:
-        return checkpoint
-    return DequantizedCheckpoint(checkpoint, form.layers(checkpoint))
+    return (
+        checkpoint if form is None else DequantizedCheckpoint(checkpoint, form.layers(checkpoint))
+    )
 
 
 class DequantizedCheckpoint(Checkpoint):

@@ -26,7 +26,6 @@ from numbacalib.formats.group_lengths import group_lengths
 from numbacalib.methods import QuantizedWeight
 from numbacalib.methods.settings import GridFinder
 from numbacalib.models.checkpoint import TensorInfo
-from numbacalib.models.safetensors_file import StoredTensor
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
@@ -130,9 +129,6 @@ class Format(abc.ABC):
     methods: tuple[str, ...] = ()
     """What its ``quant_method`` may be in a Hugging Face configuration."""
 
-    plain = False
-    """Whether `open_checkpoint` shows the weights that codes stand for: such a file is a source, too."""
-
     def check(self, asked: LayerGrid) -> None:
         """Refuse a grid that no file of this format can hold, before anything is read.
 
@@ -214,11 +210,6 @@ class Format(abc.ABC):
     @abc.abstractmethod
     def recognizes(self, checkpoint: Checkpoint) -> bool:
         """Whether a checkpoint's configuration says that its layers are in this format."""
-
-    def holds(self, written: Checkpoint, name: str, expected: StoredTensor) -> bool:
-        """Whether a tensor that is no quantized layer is what it was to be: by default to the bit."""
-        found = written.stored(name)
-        return found[:2] == expected[:2] and np.array_equal(found.data, expected.data)
 
     @abc.abstractmethod
     def layers(self, checkpoint: Checkpoint) -> StoredLayers:

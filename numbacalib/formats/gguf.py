@@ -35,7 +35,6 @@ from numbacalib.models.gguf import GGUFCheckpoint, permuted
 from numbacalib.models.gguf_config import ROPE_DIVISORS
 from numbacalib.models.gguf_names import gguf_name
 from numbacalib.models.gguf_types import type_named
-from numbacalib.models.safetensors_file import STORED_TYPES, StoredTensor
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
@@ -51,7 +50,6 @@ class GGUF(Format):
     """One of llama.cpp's mixes of types: it says the type of each tensor, and so bits and groups."""
 
     rules = GridRules(bits=(2, 3, 4, 5, 6, 8), channel_multiple=32)
-    plain = True
 
     def __init__(self, mix: str) -> None:
         self.mix, self.name = mix, f"{PREFIX}{mix}"
@@ -80,22 +78,9 @@ class GGUF(Format):
         return FileWriter(self.mix, directory, checkpoint, grids)
 
     def recognizes(self, checkpoint: Checkpoint) -> bool:
-        """See `Format`."""
-        own = file_type(self.mix)
-        return isinstance(checkpoint, GGUFCheckpoint) and checkpoint.file_type == own
-
-    def holds(self, written: Checkpoint, name: str, expected: StoredTensor) -> bool:
-        """See `Format`: vectors as float32; of embeddings and head the first rows, encoded again."""
-        assert isinstance(written, GGUFCheckpoint)
-        dtype = STORED_TYPES[expected.dtype_name].dtype
-        assert dtype is not None  # the decoder has read it
-        wanted = expected.data.view(dtype).reshape(expected.shape)
-        kind = written.kind(name).name
-        if kind not in BLOCK_TYPES:
-            return np.array_equal(written.tensor(name), wanted.astype(np.float32))
-        rows = pack_blocks(nearest(wanted[:ROWS], kind), kind)
-        same = written.info(name).shape == wanted.shape
-        return same and np.array_equal(written.blocks(name)[:ROWS], rows)
+        """Never: `GGUFCheckpoint` itself shows the weights that blocks stand for."""
+        del checkpoint
+        return False
 
     def layers(self, checkpoint: Checkpoint) -> BlockLayers:
         """See `Format`."""
@@ -264,7 +249,6 @@ class BlockLayers(StoredLayers):
             name.removesuffix(".weight"): kind
             for name in checkpoint.names()
             if (kind := checkpoint.kind(name).name) in BLOCK_TYPES
-            and name.startswith("model.layers.")
         }
 
     def shape(self, layer: str) -> tuple[int, int]:

@@ -86,12 +86,6 @@ class GGUFCheckpoint(Checkpoint):
         result.flags.writeable = False
         return result
 
-    @property
-    def file_type(self) -> int | None:
-        """What most of its tensors are stored in, as ``general.file_type`` has it."""
-        with named(self.path):
-            return self._file.metadata.integer("general.file_type")
-
     def kind(self, name: str) -> TensorType:
         """How a tensor is stored."""
         return self._entry(name).kind

@@ -19,8 +19,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Parameters
     ----------
     path : str or Path
-        A directory with ``config.json`` and ``model.safetensors`` or its index, a GGUF file of any name or
-        a directory with one alone,
+        A directory with ``config.json`` and ``model.safetensors`` or its index, a GGUF file of any name,
         or where there is neither an id of the Hugging Face hub, ``owner/name`` or ``owner/name@revision``.
 
     Returns
@@ -51,10 +50,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or directory")
     if path.is_dir():
-        alone = [*path.glob("*.gguf")]  # as `numbacalib quantize --format gguf:...` leaves it
-        if len(alone) != 1 or (path / "config.json").exists():
-            return HuggingFaceCheckpoint(path)
-        (path,) = alone
+        return HuggingFaceCheckpoint(path)
     files = InputFiles()
     files.watch(path)
     if not is_gguf(path):

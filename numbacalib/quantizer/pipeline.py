@@ -196,7 +196,8 @@ def quantize(
                     stack.close()
             with clock.phase("proving"):
                 proofs = [
-                    prove(job.checkpoint, kept, path, job.held_out, place, max_kl) for path in paths
+                    prove(job.checkpoint, kept, each, path, job.held_out, place, max_kl)
+                    for each, path in zip(written, paths, strict=True)
                 ]
     return RunReport(
         version=numbacalib.__version__,
@@ -262,8 +263,7 @@ def _open_job(
 ) -> Job:
     """Read all that a run starts from but the blocks, and check that it goes together."""
     checkpoint = open_checkpoint(model)
-    form = stored_format(checkpoint)
-    if form is not None and not form.plain:
+    if stored_format(checkpoint) is not None:
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
     _check_experts(checkpoint, settings, statistics, importance)
     decoder = Decoder(checkpoint, place=place)
