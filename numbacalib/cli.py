@@ -234,6 +234,14 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--samples", type=int, help="sequences (default: the whole text)")
     _add_length(verify)
 
+    convert = commands.add_parser(
+        "convert", help="write a quantized checkpoint in another format, without loss"
+    )
+    convert.set_defaults(run=_convert)
+    convert.add_argument("model", type=Path, help="quantized directory or GGUF file")
+    convert.add_argument("--format", required=True, metavar="NAME", help="of the output")
+    _add_output(convert)
+
     demo = commands.add_parser(
         "demo", help="fetch SmolLM2-135M, quantize it to 4 and 3 bits, compare perplexities"
     )
@@ -438,6 +446,13 @@ def _verify(options: argparse.Namespace) -> None:
             print(f"left out: {name}: {reason}")
     if found.evaluation:
         print(evaluation_line(found.evaluation))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from numbacalib.quantizer import convert
+
+    grids = convert(options.model, options.output, to=options.format, clean=options.clean)
+    print(f"{len(grids)} layers written to {options.output}, with the same weights to the bit")
 
 
 def _demo(options: argparse.Namespace) -> None:
