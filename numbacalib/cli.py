@@ -241,6 +241,13 @@ def _report(options: argparse.Namespace) -> None:
     print(f"written to {options.output}")
 
 
+def _convert(options: argparse.Namespace) -> None:
+    from numbacalib.quantizer import convert
+
+    grids = convert(options.model, options.output, to=options.format, clean=options.clean)
+    print(f"{len(grids)} layers written to {options.output}, with the same weights to the bit")
+
+
 def _demo(options: argparse.Namespace) -> None:
     from numbacalib import demo
 
@@ -258,6 +265,7 @@ _COMMANDS = {
     "collect": _collect,
     "evaluate": _evaluate,
     "verify": _verify,
+    "convert": _convert,
     "report": _report,
     "demo": _demo,
     "warm-up": _warm_up,

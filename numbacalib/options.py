@@ -155,6 +155,13 @@ def command_parser() -> argparse.ArgumentParser:
     verify.add_argument("--samples", type=int, help="sequences (default: the whole text)")
     _add_length(verify)
 
+    convert = commands.add_parser(
+        "convert", help="write a quantized checkpoint in another format, without loss"
+    )
+    convert.add_argument("model", type=Path, help="quantized directory or GGUF file")
+    convert.add_argument("--format", required=True, metavar="NAME", help="of the output")
+    _add_output(convert)
+
     report = commands.add_parser(
         "report", help="make a page of what a run's --report wrote, one HTML file with charts"
     )
