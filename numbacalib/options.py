@@ -197,7 +197,7 @@ def config_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 _NONE = {"shrinkage": "auto", "group_size": "none"}
-"""What the command line calls None."""
+"""Words of the command line for None."""
 _NOT_OF_A_RUN = {"run", "prints_result", "output", "report", "work", "clean", "quiet", "verbose"}
 _NOT_OF_A_RUN |= {"plan", "calibration"}
 

@@ -27,7 +27,7 @@ class ProofError(RejectedError):
 
 @dataclass(frozen=True)
 class Proof:
-    """What is known of a checkpoint that was read back."""
+    """Findings about a checkpoint that was read back."""
 
     quantized: int
     """Linear layers that are read as codes."""
@@ -203,7 +203,7 @@ def _stored_layers(checkpoint: Checkpoint) -> StoredLayers:
 
 
 def _equal(one: StoredTensor, other: StoredTensor) -> bool:
-    """Whether two tensors are the same to the bit."""
+    """Return whether two tensors are the same to the bit."""
     return one[:2] == other[:2] and np.array_equal(one.data, other.data)
 
 
