@@ -244,7 +244,7 @@ def _stored_layers(checkpoint: Checkpoint) -> StoredLayers:
 
 
 def _same(found: StoredTensor, expected: StoredTensor) -> bool:
-    """Whether a tensor is another to the bit, or its values in a type that holds them all."""
+    """Return whether a tensor is another to the bit, or its values in a type that holds them all."""
     if found.shape != expected.shape:
         return False
     if found.dtype_name == expected.dtype_name:
