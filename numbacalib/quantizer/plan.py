@@ -33,7 +33,7 @@ _SQUARES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run is expected to take."""
+    """Plan of a run: what it is expected to take."""
 
     layers: int
     """That are quantized."""
