@@ -100,7 +100,7 @@ def test_patterns_of_llama3_alone(name: str) -> None:
     """Without its begin of text, and without words taken whole."""
     own, llama3 = PRETOKENIZERS[name], PRETOKENIZERS["llama-bpe"]
     assert own.patterns == llama3.patterns
-    assert not (own.whole_words or own.adds_bos or own.composes)
+    assert (own.whole_words, own.adds_bos, own.composes) == (False, False, False)
 
 
 @pytest.mark.parametrize("name", ["deepseek-r1-qwen", "megrez", "f2llmv2", "kormo", "grok-2"])
