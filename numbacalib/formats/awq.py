@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 METHOD = "awq"
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Which of 8 rows of the weight each 4 bits of a word hold, from the least significant on."""
+"""Rows, of 8 of the weight, that the 4 bits of a word hold, from the least significant on."""
 
 _HARMLESS = ("modules_to_not_convert", "meta", "lm_head", "desc_act", "do_fuse", "fuse_max_seq_len")
 

@@ -27,16 +27,16 @@ GridOf = Callable[[str], LayerGrid]
 
 
 class Left(NamedTuple):
-    """What of a model stays as it is, by the names that runtimes have."""
+    """Parts of a model that stay as they are, by the names that runtimes have."""
 
     layers: Sequence[str] = ("lm_head",)
     """Linear layers of the decoder."""
     parts: Sequence[str] = ()
-    """What is in the names of all that is no part of the decoder, such as ``"vision_tower"``."""
+    """Parts of the names of all that is no part of the decoder, such as ``"vision_tower"``."""
 
     @property
     def is_wrapped(self) -> bool:
-        """Whether runtimes have something before the decoder's names."""
+        """Return whether runtimes have something before the decoder's names."""
         return bool(self.parts)
 
 

@@ -236,7 +236,7 @@ class Decoder:
 
     @property
     def _dtype(self) -> np.dtype:
-        """What products are computed in."""
+        """Return the dtype in which products are computed."""
         return self.place.product_dtype(self._checkpoint.info(EMBEDDINGS).dtype)
 
     def _final_norm(self, hidden: Array) -> Array:
