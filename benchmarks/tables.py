@@ -111,6 +111,19 @@ class TrainedRow(NamedTuple):
     """Of the whole command, from files to files; of llm-compressor, of its `oneshot` alone."""
 
 
+class GgufRow(NamedTuple):
+    """A GGUF file as llama.cpp scores it, as it stands in the CSV."""
+
+    mix: str
+    who: str
+    megabytes: float
+    perplexity: float
+    kl: float
+    """From the original, nats a token."""
+    kl_error: float
+    """Its standard error over sequences."""
+
+
 class Table(NamedTuple):
     """How the files of one benchmark become a table."""
 
@@ -347,6 +360,22 @@ def trained_body(rows: list[TrainedRow]) -> str:
     return "\n\n".join(parts)
 
 
+def gguf_body(rows: list[GgufRow]) -> str:
+    """Return one table of all files, the least KL of each mix in bold."""
+    least = {row.mix: min(other.kl for other in rows if other.mix == row.mix) for row in rows}
+    lines = [
+        [
+            row.mix,
+            row.who,
+            f"{row.megabytes:.2f}",
+            f"{row.perplexity:.3f}",
+            f"{_least_in_bold(row.kl, least[row.mix], 5)} ± {row.kl_error:.5f}",
+        ]
+        for row in rows
+    ]
+    return table(["type", "by", "MB", "perplexity", "KL"], lines)
+
+
 def demo_body(rows: list[DemoRow]) -> str:
     """Return the table that the demo prints."""
     header = ["SmolLM2-135M-Instruct", "perplexity", "bits a weight", "MB of layers"]
@@ -362,12 +391,28 @@ def demo_body(rows: list[DemoRow]) -> str:
     return table(header, lines)
 
 
+class ExpertsRow(NamedTuple):
+    """A figure of `experts.py`, in words."""
+
+    what: str
+    case: str
+    figure: str
+    part: str = ""
+
+
+def experts_body(rows: list[ExpertsRow]) -> str:
+    """Return one line a figure."""
+    return table(["what", "case", "figure"], [row[:3] for row in rows])
+
+
 TABLES = {
     "awq": Table("awq_gpu.py", Row, speed_body),
     "cpu": Table("cpu.py", Row, speed_body),
     "demo": Table("demo.py", DemoRow, demo_body),
+    "experts": Table("experts.py", ExpertsRow, experts_body),
     "fisher": Table("fisher_gpu.py", Row, speed_body),
     "gptq": Table("gptq_gpu.py", Row, speed_body),
+    "gguf": Table("gguf_quality.py", GgufRow, gguf_body),
     "hessian": Table("hessian_gpu.py", Row, speed_body),
     "kmeans": Table("kmeans.py", Row, kmeans_body),
     "model": Table("model_gpu.py", Row, speed_body),

@@ -138,6 +138,14 @@ class Format(abc.ABC):
         """
         self.rules.check(asked)
 
+    def holds(self, layer: str) -> bool:
+        """Whether its clients load a layer of this name quantized: those of blocks, by default."""
+        return layer.startswith("model.layers.")
+
+    def opened_at(self, directory: Path) -> Path:
+        """Return what `open_checkpoint` takes of a directory that a writer of this format filled."""
+        return directory
+
     def is_uniform(self, asked: Mapping[str, LayerGrid]) -> bool:
         """Whether all layers of such grids must be stored on the same one."""
         del asked

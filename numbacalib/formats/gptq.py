@@ -111,6 +111,10 @@ class Gptq(SafetensorsFormat):
                 "begin at 1: use static_groups, the symmetric grid or gptq_v2"
             )
 
+    def holds(self, layer: str) -> bool:
+        """See `Format`; heads too."""
+        return super().holds(layer) or layer == "lm_head"
+
     def is_uniform(self, asked: Mapping[str, LayerGrid]) -> bool:
         """See `Format`."""
         del asked

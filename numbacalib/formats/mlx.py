@@ -53,6 +53,10 @@ class Mlx(SafetensorsFormat):
     )
     parts = ("weight", "scales", "biases")
 
+    def holds(self, layer: str) -> bool:
+        """See `Format`; mlx-lm loads embeddings and heads too."""
+        return super().holds(layer) or layer in ("lm_head", "model.embed_tokens")
+
     def grids(
         self, weights: Mapping[str, TensorInfo], asked: Mapping[str, LayerGrid]
     ) -> dict[str, LayerGrid]:

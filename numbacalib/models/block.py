@@ -71,8 +71,18 @@ class DecoderBlock:
         return DecoderBlock(self.name, self._index, self._weights.copied(), self._rope)
 
     def read_experts(self, read: Callable[[Iterable[str]], dict[str, Array]]) -> None:
-        """Take the weights of experts from elsewhere: by their short names, whenever they are loaded."""
-        self._weights.read = read
+        """Take weights of experts from elsewhere: by their short names, whenever they are loaded.
+
+        Those that `read` does not return are taken from where they were.
+        """
+        before = self._weights.read
+
+        def found(kinds: Iterable[str]) -> dict[str, Array]:
+            wanted = list(kinds)
+            own = read(wanted)
+            return own | before([kind for kind in wanted if kind not in own])
+
+        self._weights.read = found
 
     def forward(self, hidden: Array) -> Array:
         """Run all stages on ``hidden`` ``[..., T, hidden_size]``, in place, and return it."""

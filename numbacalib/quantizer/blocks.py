@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.format import LayerGrid
 from numbacalib.methods import (
+    CodebookWeight,
     ExpertInputs,
     LayerReport,
     LayerSettings,
@@ -117,15 +118,9 @@ def _quantize_block(
         for kinds in _equal_layers(group, own):
             shown = kinds if len(kinds) < 4 else (kinds[0], "...", kinds[-1])
             progress.show(f"{at}: quantizing {', '.join(shown)}")
-            given: list[Any] = [inputs[kind] for kind in kinds]
-            weights = {f"{block.name}.{kind}": block.linears[kind] for kind in kinds}
-            if isinstance(given[0], ExpertInputs):
-                results = quantize_experts(weights, given, own[kinds[0]])
-            elif len(group) > 1:
-                results = quantize_each(weights, given, own[kinds[0]])
-            else:
-                factors = _factors(job, weights)
-                results = quantize_layers(weights, given[0], own[kinds[0]], factors)
+            results = quantize_group(
+                job, block, {kind: inputs[kind] for kind in kinds}, own[kinds[0]]
+            )
             for kind, (quantized, report) in zip(kinds, results, strict=True):
                 # no codebooks: see settings.check
                 assert isinstance(quantized, QuantizedWeight)
@@ -154,11 +149,20 @@ def _equal_layers(group: Group, settings: Mapping[str, LayerSettings]) -> list[S
     return [kinds for stage in stages for kinds in _alike(stage, settings)]
 
 
-def _factors(job: Job, layers: Iterable[str]) -> dict[str, Any] | None:
-    """Weights of errors of layers, where an importance is given."""
-    if job.importance is None:
-        return None
-    return {name: job.decoder.place.put(job.importance[name]) for name in layers}
+def quantize_group(
+    job: Job, block: DecoderBlock, inputs: Mapping[str, Any], settings: LayerSettings
+) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
+    """Quantize layers together, by what is known of the `inputs` of each."""
+    weights = {f"{block.name}.{kind}": block.linears[kind] for kind in inputs}
+    known = list(inputs.values())
+    if isinstance(known[0], ExpertInputs):
+        return quantize_experts(weights, known, settings)
+    if any(own is not known[0] for own in known) or (known[0] is None and job.importance is None):
+        return quantize_each(weights, known, settings)
+    factors = None
+    if job.importance is not None:
+        factors = {name: job.decoder.place.put(job.importance[name]) for name in weights}
+    return quantize_layers(weights, known[0], settings, factors)
 
 
 def _skip_block(
@@ -181,7 +185,11 @@ def _skip_block(
         if kind in block.linears:
             block.linears[kind] = dequantized(weight)
     block.read_experts(
-        lambda kinds: {kind: dequantized(finished.layers[f"{block.name}.{kind}"]) for kind in kinds}
+        lambda kinds: {
+            kind: dequantized(finished.layers[name])
+            for kind in kinds
+            if (name := f"{block.name}.{kind}") in finished.layers
+        }
     )
     calibration.skip(block, original)
 

@@ -42,7 +42,7 @@ def expert_groups(
     experts = block.mlp
     assert isinstance(experts, Experts)
     run = ExpertsRun(experts, parts)
-    hidden = int(parts[0].shape[-1])
+    *_, hidden = parts[0].shape
     pooled = cache(partial(_collected, block, experts.stages[0][0], hidden, run.inputs))
     for numbers in _runs_of_experts(experts, hidden, most_bytes):
         with experts.loaded(numbers):
@@ -87,7 +87,8 @@ def _entry(
     """Return the statistics of the inputs of an expert's gate and up."""
     stage, _ = run.experts.stages[number]
     rows = [] if everything else [piece for _, piece in run.rows(number)]
-    return stage, _inputs(block, stage, run.inputs[0].shape[-1], rows, everything, pooled)
+    *_, hidden = run.inputs[0].shape
+    return stage, _inputs(block, stage, hidden, rows, everything, pooled)
 
 
 def _exit(

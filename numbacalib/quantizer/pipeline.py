@@ -196,7 +196,8 @@ def quantize(
                     stack.close()
             with clock.phase("proving"):
                 proofs = [
-                    prove(job.checkpoint, kept, path, job.held_out, place, max_kl) for path in paths
+                    prove(job.checkpoint, kept, each, path, job.held_out, place, max_kl)
+                    for each, path in zip(written, paths, strict=True)
                 ]
     return RunReport(
         version=numbacalib.__version__,
