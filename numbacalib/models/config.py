@@ -181,16 +181,18 @@ class ModelConfig:
             not know, a missing key, a wrong type, a value out of its range, or sizes that do not
             fit together.
         """
-        fields = Fields(decoder_config(config))
-        architecture = ARCHITECTURES[fields.choice("model_type", (*ARCHITECTURES, *WRAPPERS))]
+        decoder = decoder_config(config)
+        fields = Fields(decoder)
+        kinds = (*ARCHITECTURES, *WRAPPERS) if decoder is config else tuple(ARCHITECTURES)
+        architecture = ARCHITECTURES[fields.choice("model_type", kinds)]
         for key in QUANTIZATION:  # how the weights are stored, which their format reads
             fields.object(key, None)
         options = _read_shape(fields, architecture)
         options |= _read_biases(fields, architecture)
         options["further_layers"] = fields.integer("num_nextn_predict_layers", 0, 1000, None) or 0
         result = cls(**(options | architecture.read(fields, options)))
-        known = {*_HARMLESS.split(), *architecture.harmless}
-        harmless = {key for key in fields if key in known or key.startswith("_")}
+        silent = {*_HARMLESS.split(), *architecture.harmless}
+        harmless = {key for key in fields if key in silent or key.startswith("_")}
         fields.refuse_unread(harmless, f" in a {architecture.model_type}")
         return result
 
