@@ -56,10 +56,7 @@ def test_more_channels_than_a_mirror_tile_and_more_rows_than_a_chunk(backend, dt
     )
 
 
-def test_long_half_blocks_are_converted_chunk_by_chunk(monkeypatch):
-    from numbacalib.ops.gptq_hessian_update import cpu
-
-    monkeypatch.setattr(cpu, "CHUNK_ELEMENTS", 1)
+def test_the_old_matrix_counts_once_however_many_slices_a_half_block_has():
     x_block = cases.random_matrix(3, (600, 5), np.float16)
     hessian = symmetric_matrix(1, 5)
     updated = numbacalib.gptq_hessian_update(hessian, x_block, beta=0.5)

@@ -172,11 +172,16 @@ class Format(abc.ABC):
         ValueError
             If a layer cannot be stored on a grid like the one asked for.
         """
+        return self.stored_grids(weights, asked, uniform=self.is_uniform(asked))
+
+    def stored_grids(
+        self, weights: Mapping[str, TensorInfo], asked: Mapping[str, LayerGrid], *, uniform: bool
+    ) -> dict[str, LayerGrid]:
+        """Return what `grids` does, of layers that must be on one grid where they are `uniform`."""
         for grid in dict.fromkeys(asked.values()):
             self.check(grid)
-        for layer, info in weights.items():
-            self.rules.check_shape(layer, info.shape)
-        uniform = self.is_uniform(asked)
+        for layer in asked:
+            self.rules.check_shape(layer, weights[layer].shape)
         if uniform:
             _require_one_grid(asked)
         lengths: dict[str, int | None] = {}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from numbacalib.linalg.factors import TINY, HessianFactors
 from numbacalib.runtime.blas import cholesky_lower, invert_triangle
-from numbacalib.runtime.blas_tiles import solve_rows as solve
+from numbacalib.runtime.blas_rows import solve_rows as solve
 from numbacalib.runtime.half import carrier, widen, widen_block
 from numbacalib.runtime.jit import task_kernel
 from numbacalib.runtime.strides import rows_view

@@ -57,8 +57,8 @@ IMATRIX = "imatrix.gguf"
 """Name of the importance file beside the statistics."""
 
 
-Group = Sequence[tuple[Stage, InputStatistics | ExpertInputs]]
-"""Stages whose layers are equal, with what is known of their inputs."""
+Group = Sequence[tuple[Stage, InputStatistics | ExpertInputs | None]]
+"""Stages whose layers are equal, with what is known of their inputs; None without a calibration."""
 
 
 class Calibration(Protocol):
@@ -131,9 +131,13 @@ class TextCalibration:
         original = None if self._original is None else (block.copied(), self._original)
         for found in run_stages(block, self._decoder, self._hidden, original):
             yield [found]
+        yield from self._expert_groups(block, list(self._decoder.batches(self._hidden)))
+
+    def _expert_groups(self, block: DecoderBlock, parts: Sequence[Any]) -> Iterator[Group]:
+        """Statistics of a block's experts, where it has some, and what they give to the states."""
         if isinstance(block.mlp, Experts):
-            parts, place = list(self._decoder.batches(self._hidden)), self._decoder.place
-            yield from expert_groups(block, parts, self._everything, place.held_bytes)
+            held_bytes = self._decoder.place.held_bytes
+            yield from expert_groups(block, parts, self._everything, held_bytes)
             for part in parts:
                 require_range(f"{block.name}.{block.mlp.stages[-1][1][0]}", part)
 
@@ -146,15 +150,16 @@ class TextCalibration:
     def trial(self, block: DecoderBlock) -> dict[Stage, Any]:
         """Statistics of one batch alone, by stage; the text does not move on."""
         part = copied(next(self._decoder.batches(self._hidden)))
-        return dict(run_stages(block, self._decoder, part))
+        found = dict(run_stages(block, self._decoder, part))
+        for _ in self._expert_groups(block, [part]):
+            pass
+        return found
 
     def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
         """See `Calibration`: the same states as after `stages`, without what statistics cost."""
-        for part in self._decoder.batches(self._hidden):
-            block.forward(part)
+        block.forward_parts(list(self._decoder.batches(self._hidden)))
         if self._original is not None:
-            for part in self._decoder.batches(self._original):
-                original.forward(part)
+            original.forward_parts(list(self._decoder.batches(self._original)))
 
 
 class SavedCalibration:
@@ -329,7 +334,8 @@ def run_stages(
             (_Stream.exits, half.exit_stages),
         ):
             factor = half.residual_factor if gather is _Stream.exits else None
-            yield from _gathered(group, streams, partial(gather, number=number), factor)
+            if group:
+                yield from _gathered(group, streams, partial(gather, number=number), factor)
         if not isinstance(half, Experts):
             for stream in streams:
                 stream.finish(number)
@@ -378,6 +384,8 @@ class _Stream:
         return map(half.input, self.parts)
 
     def _holds(self, half: Sublayer) -> bool:
+        if isinstance(half, Experts):
+            return False
         wide = self._tokens * half.width * self.block.dtype.itemsize
         return not half.is_cheap or wide <= self._held_bytes
 

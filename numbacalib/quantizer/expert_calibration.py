@@ -16,7 +16,7 @@ from numbacalib.statistics import InputStatistics
 EXPERTS = ("routed", "all")
 """Tokens that the statistics of an expert are of: those routed to it, or all of the layer."""
 
-Group = list[tuple[Stage, ExpertInputs]]
+Group = list[tuple[Stage, ExpertInputs | None]]
 
 
 def expert_groups(
@@ -42,13 +42,9 @@ def expert_groups(
     experts = block.mlp
     assert isinstance(experts, Experts)
     run = ExpertsRun(experts, parts)
-    hidden, size = int(parts[0].shape[-1]), experts.mixture.size
-    # weights in float32, and Hessians with the factors that are made of them
-    each = 4 * (3 * hidden * size + 3 * hidden**2 + 3 * size**2)
-    step = max(1, most_bytes // each)
+    hidden = int(parts[0].shape[-1])
     pooled = cache(partial(_collected, block, experts.stages[0][0], hidden, run.inputs))
-    for first in range(0, experts.mixture.experts, step):
-        numbers = range(first, min(first + step, experts.mixture.experts))
+    for numbers in _runs_of_experts(experts, hidden, most_bytes):
         with experts.loaded(numbers):
             yield [_entry(block, run, number, everything, pooled) for number in numbers]
             found = {number: run.activations(number) for number in numbers}
@@ -59,6 +55,26 @@ def expert_groups(
             for number in numbers:
                 run.add(number, found[number])
     run.finish()
+
+
+def groups_of_weights(block: DecoderBlock, most_bytes: int) -> Iterator[Group]:
+    """Yield the groups of `expert_groups` with nothing known of their inputs: no tokens pass."""
+    experts = block.mlp
+    assert isinstance(experts, Experts)
+    hidden = block.linears[block.stages[0][0]].shape[1]
+    for numbers in _runs_of_experts(experts, hidden, most_bytes):
+        with experts.loaded(numbers):
+            for stages in zip(*(experts.stages[number] for number in numbers), strict=True):
+                yield [(stage, None) for stage in stages]
+
+
+def _runs_of_experts(experts: Experts, hidden: int, most_bytes: int) -> Iterator[range]:
+    """Cut a block's experts into runs that fit into memory together."""
+    size, count = experts.mixture.size, experts.mixture.experts
+    # weights in float32, and Hessians with the factors that are made of them
+    each = 4 * (3 * hidden * size + 3 * hidden**2 + 3 * size**2)
+    step = max(1, most_bytes // each)
+    return (range(first, min(first + step, count)) for first in range(0, count, step))
 
 
 def _entry(

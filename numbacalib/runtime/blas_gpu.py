@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from numbacalib.runtime import blas, blas_tiles
+from numbacalib.runtime import blas, blas_rows
 from numbacalib.runtime.device import (
     SIMULATED,
     address,
@@ -100,7 +100,7 @@ def solve_triangle(upper: Any, rows: Any, *, transposed: bool) -> None:
     """
     if not has_libraries():
         found = read(rows)
-        blas_tiles.solve_rows(read(upper), found, transposed=transposed)
+        blas_rows.solve_rows(read(upper), found, transposed=transposed)
         write(rows, found)
         return
     from cupy.cuda.device import get_cublas_handle

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from numbacalib.formats.compressed_tensors import weight_reader
+from numbacalib.formats import dequantized
 from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.wrappers import WRAPPERS
@@ -89,8 +89,7 @@ def assert_same_logits(output: Path, model: Any) -> None:
     tokens = random_tokens(24)
     with torch.no_grad():
         theirs = model(torch.from_numpy(tokens)).logits.numpy()
-    checkpoint = open_checkpoint(output)
-    decoder = Decoder(checkpoint, weight_reader(checkpoint))
+    decoder = Decoder(dequantized(open_checkpoint(output)))
     ours = decoder.logits(decoder.forward(tokens))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
 

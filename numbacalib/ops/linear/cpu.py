@@ -1,11 +1,11 @@
-"""A linear layer's product on the CPU: BLAS in tiles, with the same sums at any number of threads."""
+"""A linear layer's product on the CPU: with the same sums at any number of threads."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.runtime.blas_tiles import multiply
+from numbacalib.runtime.packed_product import multiply
 
 
 def product(x: NDArray, weight: NDArray, bias: NDArray | None, dtype: np.dtype) -> NDArray:

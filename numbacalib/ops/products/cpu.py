@@ -1,4 +1,4 @@
-"""Products on the CPU: BLAS, and one task a row for the dot products."""
+"""Products on the CPU, and one task a row for the dot products."""
 
 from __future__ import annotations
 
@@ -6,28 +6,20 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from numbacalib.runtime import blas_tiles
+from numbacalib.runtime import packed_product
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel
 from numbacalib.runtime.strides import rows_view
 
-CHUNK_ELEMENTS = 1 << 22
-"""Elements of 16-bit inputs that are converted at a time."""
-
 
 def product(left: NDArray, right: NDArray) -> NDArray:
     """See `numbacalib.ops.products.product`."""
-    return blas_tiles.product(left, right)
+    return packed_product.product(left, right)
 
 
 def add_moment(target: NDArray, left: NDArray, right: NDArray, factor: float, keep: float) -> None:
     """See `numbacalib.ops.products.add_moment`."""
-    step = max(256, CHUNK_ELEMENTS // max(target.shape))
-    for first in range(0, len(left), step):
-        part = slice(first, first + step)
-        own, other = (np.ascontiguousarray(array[part], target.dtype) for array in (left, right))
-        blas_tiles.add_moment(target, own, other, factor, keep)
-        keep = 1.0
+    packed_product.add_moment(target, left, right, factor, keep)
 
 
 def group_dots(left: NDArray, right: NDArray, group_size: int) -> NDArray:
