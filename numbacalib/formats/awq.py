@@ -28,6 +28,7 @@ from numbacalib.formats.safetensors_format import (
     one_grid,
     require_integer_zeros,
     stored_floats,
+    stored_matrix,
     stored_tensor,
     written_group_size,
 )
@@ -119,7 +120,7 @@ class Awq(SafetensorsFormat):
     def stored_shape(self, checkpoint: Checkpoint, layer: str, grid: LayerGrid) -> tuple[int, int]:
         """See `SafetensorsFormat`."""
         del grid
-        channels, words = checkpoint.info(f"{layer}.qweight").shape
+        channels, words = stored_matrix(checkpoint, f"{layer}.qweight")
         return 8 * words, channels
 
     def recognizes(self, checkpoint: Checkpoint) -> bool:

@@ -33,6 +33,7 @@ from numbacalib.formats.safetensors_format import (
     read_g_idx,
     require_integer_zeros,
     stored_floats,
+    stored_matrix,
     stored_tensor,
     written_group_size,
 )
@@ -212,7 +213,7 @@ class Gptq(SafetensorsFormat):
 
     def stored_shape(self, checkpoint: Checkpoint, layer: str, grid: LayerGrid) -> tuple[int, int]:
         """See `SafetensorsFormat`."""
-        words, rows = checkpoint.info(f"{layer}.qweight").shape
+        words, rows = stored_matrix(checkpoint, f"{layer}.qweight")
         return rows, words * WORD_BITS // grid.bits
 
     def recognizes(self, checkpoint: Checkpoint) -> bool:

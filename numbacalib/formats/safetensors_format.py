@@ -218,6 +218,20 @@ class PackedLayers(StoredLayers):
         return len(self._grids)
 
 
+def stored_matrix(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
+    """Return the shape of a tensor that is to be a matrix.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    shape = checkpoint.info(name).shape
+    if len(shape) != 2:
+        raise ValueError(f"{checkpoint.path}: {name}: expected a matrix, got {list(shape)}")
+    return shape[0], shape[1]
+
+
 def unquantized_linears(checkpoint: Checkpoint, grids: Mapping[str, LayerGrid]) -> Left:
     """Tell what matrices besides embeddings a checkpoint has and `grids` do not: its head, and others."""
     parts = beside(checkpoint.config, checkpoint.names())
