@@ -11,7 +11,6 @@ still has to do counts where it is waited for.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import cProfile
 import json
 import os
@@ -21,19 +20,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import ml_dtypes
 import numpy as np
 from harness import RESULTS, Row, describe_machine, figure, write_csv
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from numbacalib.formats.safetensors_format import DirectoryWriter
 from numbacalib.formats.safetensors_writer import SafetensorsWriter
-from numbacalib.models import Decoder, open_checkpoint
+from numbacalib.models import open_checkpoint
 from numbacalib.quantizer import Settings, quantize
 from numbacalib.quantizer.text import read_sequences
 
@@ -105,9 +101,10 @@ def write_text(file: Path, tokens: int) -> None:
 
 
 GOALS = {"1b": (5.0, None), "8b": (30.0, 60.0)}
-"""Seconds that a shape may take: with reading and writing apart, and from files to files."""
+"""Seconds that a shape may take: its blocks, and from files to files."""
 PACKAGES = ("numba", "numba-cuda", "numpy", "cupy-cuda13x")
-PEER = "llm-compressor"
+PEER, BATCH = "llm-compressor", 8
+"""The batch at which it is fastest."""
 
 
 class Run:
@@ -135,52 +132,15 @@ class Run:
             sequence_length=options.sequence_length,
         )
 
-    def seconds(self) -> float:
-        """Seconds from files to files."""
+    def seconds(self) -> tuple[float, dict[str, float]]:
+        """Seconds from files to files, and of the phases that the report has."""
         output = self.folder / "quantized"
         shutil.rmtree(output, ignore_errors=True)
         begin = time.perf_counter()
-        quantize(self.model, output, text=[self.text], settings=self.settings, device=self.device)
-        return time.perf_counter() - begin
-
-
-@contextlib.contextmanager
-def timed(
-    wait: Callable[[], None], calls: dict[str, tuple[Any, str]]
-) -> Iterator[dict[str, float]]:
-    """Add up the seconds in functions, each an owner and a name, the device's work before them apart."""
-    totals = dict.fromkeys(calls, 0.0)
-    with contextlib.ExitStack() as patches:
-        for title, (owner, name) in calls.items():
-            original = getattr(owner, name)
-
-            def clocked(
-                *arguments: Any, _run: Any = original, _title: str = title, **named: Any
-            ) -> Any:
-                wait()
-                begin = time.perf_counter()
-                try:
-                    return _run(*arguments, **named)
-                finally:
-                    wait()
-                    totals[_title] += time.perf_counter() - begin
-
-            patches.enter_context(patch.object(owner, name, clocked))
-        yield totals
-
-
-def phases(run: Run) -> tuple[float, dict[str, float]]:
-    """Seconds of a whole run, and of what of it reads and writes."""
-    from numba import cuda
-
-    calls = {
-        "reading blocks": (Decoder, "block"),
-        "embedding": (Decoder, "embed"),
-        "packing and writing": (DirectoryWriter, "add_layer"),
-        "copying and closing": (DirectoryWriter, "__exit__"),
-    }
-    with timed(cuda.synchronize, calls) as totals:
-        return run.seconds(), totals
+        report = quantize(
+            self.model, output, text=[self.text], settings=self.settings, device=self.device
+        )
+        return time.perf_counter() - begin, report.seconds
 
 
 def cold_seconds(options: argparse.Namespace) -> float:
@@ -198,23 +158,21 @@ def cold_seconds(options: argparse.Namespace) -> float:
 
 
 def ours(run: Run, options: argparse.Namespace) -> list[Row]:
-    """Rows of our run: the least of several, without its reading and writing, and cold."""
+    """Rows of our run: the least of several, that of its blocks alone, and cold."""
     from numba import cuda
 
     apart, whole = GOALS[options.shape] if not options.layers else (None, None)
-    times = [run.seconds() for _ in range(1 + options.runs)][1:]
-    print("from files to files: " + ", ".join(f"{seconds:.2f}" for seconds in times) + " s")
-    total, parts = phases(run)
-    print(f"in phases: {total:.2f} s, of which")
-    for title, seconds in parts.items():
-        print(f"  {title}: {seconds:.2f} s")
+    found = [run.seconds() for _ in range(1 + options.runs)][1:]
+    for wall, phases in found:
+        listed = ", ".join(f"{name} {own:.2f}" for name, own in phases.items())
+        print(f"from files to files: {wall:.2f} s: {listed}")
     memory = cuda.current_context().get_memory_info()
     taken = (memory.total - memory.free) / 2**30
     print(f"device memory taken: {taken:.1f} GiB")
-    apart_seconds = total - sum(parts.values())
+    walls, phases = zip(*found, strict=True)
     figures = [
-        ("files to files", min(times), "s", whole),
-        ("reading and writing apart", apart_seconds, "s", apart),
+        ("files to files", min(walls), "s", whole),
+        ("the blocks alone", min(each["quantizing"] for each in phases), "s", apart),
         ("device memory", taken, "GiB", None),
     ]
     if options.cold:
@@ -228,21 +186,25 @@ def ours(run: Run, options: argparse.Namespace) -> list[Row]:
 
 
 def peer(run: Run) -> list[Row]:
-    """Rows of llm-compressor on the same checkpoint and token ids, by its defaults and at its best."""
-    from oneshot import oneshot_seconds
+    """Rows of llm-compressor at its best on the same checkpoint and token ids, and with two functions ours."""
+    from oneshot import run_oneshot
 
     length = run.settings.sequence_length
     tokens = read_sequences(open_checkpoint(run.model), [run.text], length, run.settings.samples)
     rows = []
-    for batch in (8, 1):
-        who = f"{PEER}, batch {batch} on the device" if batch > 1 else f"{PEER}, defaults"
-        seconds, memory = oneshot_seconds(
-            run.model, tokens, bits=4, group_size=128, batch=batch, device=run.device
+    for ours in (False, True):  # what is replaced stays so
+        who = f"{PEER}, batch {BATCH} on the device" + (", two functions ours" if ours else "")
+        _, seconds, memory = run_oneshot(
+            run.model,
+            tokens,
+            bits=4,
+            group_size=128,
+            batch=BATCH,
+            ours=ours,
+            device=run.device,
         )
         print(f"{who}: {seconds:.2f} s, {memory:.1f} GiB")
-        row = figure(
-            "quantize, reading and writing apart", run.name, seconds, "s", dtype="bfloat16"
-        )
+        row = figure("quantize, the blocks alone", run.name, seconds, "s", dtype="bfloat16")
         rows.append(row._replace(who=who))
         row = figure("quantize, device memory", run.name, memory, "GiB", dtype="bfloat16")
         rows.append(row._replace(who=who))
@@ -259,14 +221,19 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/numbacalib-model"))
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--gib", type=float, help="limit of CuPy's pool of device memory")
     parser.add_argument("--cold", action="store_true", help="a run without kernels on disk, too")
     parser.add_argument("--peer", action="store_true", help="llm-compressor, too")
     parser.add_argument("--once", action="store_true", help="run once, and print the seconds")
     parser.add_argument("--profile", action="store_true", help="where the host's time goes")
     options = parser.parse_args()
+    if options.gib:
+        import cupy
+
+        cupy.get_default_memory_pool().set_limit(int(options.gib * 2**30))
     run = Run(options)
     if options.once:
-        print(run.seconds())
+        print(f"{run.seconds()[0]:.2f}")
         return 0
     if options.profile:
         run.seconds()

@@ -13,7 +13,7 @@ import time
 import zipfile
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
@@ -57,15 +57,37 @@ def load_llm_compressor() -> None:
     sys.path.append(str(folder))
 
 
-def oneshot_seconds(
-    folder: Path, tokens: NDArray, *, bits: int, group_size: int, batch: int, device: str
-) -> tuple[float, float]:
-    """Quantize a checkpoint, symmetric, with its order "static": seconds of `oneshot`, and GiB at most.
+class Oneshot(NamedTuple):
+    """A model that `oneshot` quantized: its weights are what the codes stand for."""
 
-    Loading the model before it and saving it are not counted. With a `batch` above 1, everything stays on
-    the device, the fastest way that it has; with 1 it runs by its defaults.
+    model: Any
+    seconds: float
+    """Of the call alone: loading the model before it and saving it are not counted."""
+    gib: float
+    """Of device memory, at most."""
+
+
+def run_oneshot(
+    folder: Path,
+    tokens: NDArray,
+    *,
+    bits: int,
+    group_size: int,
+    symmetric: bool = True,
+    batch: int = 8,
+    ours: bool = False,
+    device: str,
+) -> Oneshot:
+    """Quantize a checkpoint by GPTQ with llm-compressor's order "static".
+
+    With a `batch` above 1, everything stays on the device, the fastest way that it has; with 1 it runs by
+    its defaults. With `ours`, its two functions are those of `replaced` from then on.
     """
     load_llm_compressor()
+    if ours:
+        from replaced import replace_gptq
+
+        replace_gptq()
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor import oneshot
     from llmcompressor.modifiers.gptq import GPTQModifier
@@ -74,14 +96,19 @@ def oneshot_seconds(
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device)
     processor = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-    ids = torch.from_numpy(tokens)
+    ids = torch.from_numpy(tokens).long()
     samples = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
     weights = QuantizationArgs(
-        num_bits=bits, strategy="group", group_size=group_size, symmetric=True, actorder="static"
+        num_bits=bits,
+        strategy="group",
+        group_size=group_size,
+        symmetric=symmetric,
+        actorder="static",
     )
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
     kept: dict[str, Any] = {"sequential_offload_device": device} if batch > 1 else {}
-    if device != "cpu":
+    on_gpu = device != "cpu"
+    if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     begin = time.perf_counter()
@@ -93,7 +120,7 @@ def oneshot_seconds(
         num_calibration_samples=len(samples),
         **kept,
     )
-    if device == "cpu":
-        return time.perf_counter() - begin, 0.0
-    torch.cuda.synchronize()
-    return time.perf_counter() - begin, torch.cuda.max_memory_allocated() / 2**30
+    if on_gpu:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - begin
+    return Oneshot(model, seconds, torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0)

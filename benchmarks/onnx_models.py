@@ -3,11 +3,11 @@
     python benchmarks/onnx_models.py [--docs]
 
 paraphrase-MiniLM-L3 (18 products) embeds sentences: calibrated on annual messages of presidents of the
-United States up to 1990, compared on later ones by the embeddings of all tokens. rxnmap (8 weights, each used
-7 or 8 times) maps atoms of reactions: its samples are drawn at random, and its one output, an attention, is
-compared. Errors are Frobenius norms, a share of the float output's. ONNX Runtime's "GPTQ" is that of
-neural-compressor, which comes with it and needs torch. Writes ``results/onnx-<machine>.csv``. Needs the extras
-`models`, `onnx` and `benchmarks`.
+United States up to 1990, compared on later ones by the embeddings of all tokens. rxnmap (8 weights, each
+used 7 or 8 times) maps atoms of reactions: its samples are drawn at random, and its one output, an
+attention, is compared. Errors are Frobenius norms, a share of the float output's. ONNX Runtime's "GPTQ" is
+that of neural-compressor, which comes with it and needs torch; it takes minutes, and the first model alone.
+Writes ``results/onnx-<machine>.csv``. Needs the extras `models`, `onnx` and `benchmarks`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ RXNMAP = (
     "2.0",
     "c330c6b2250bd024807abffc45f51d2953489fa52a9caa20e82572e4463d5de6",
 )
-LENGTH, SAMPLES, HELD_OUT = 64, 256, 64
+LENGTH, SAMPLES, HELD_OUT = 64, 128, 64
 ATOMS, REACTIONS = 48, 32
 BLOCK = 32
 

@@ -94,6 +94,36 @@ class ProxyRow(NamedTuple):
         return self.ratio - 1 > 3 * self.ratio_error
 
 
+class TrainedRow(NamedTuple):
+    """A model that a script trained, by one method, as it stands in the CSV."""
+
+    bits: int
+    method: str
+    text: str
+    """The evaluation's kind of text."""
+    nats: float
+    """Loss above the original's, a token."""
+    nats_error: float
+    """Its standard error over sequences, paired."""
+    kl: float
+    kl_error: float
+    seconds: float
+    """Of the whole command, from files to files; of llm-compressor, of its `oneshot` alone."""
+
+
+class GgufRow(NamedTuple):
+    """A GGUF file as llama.cpp scores it, as it stands in the CSV."""
+
+    mix: str
+    who: str
+    megabytes: float
+    perplexity: float
+    kl: float
+    """From the original, nats a token."""
+    kl_error: float
+    """Its standard error over sequences."""
+
+
 class Table(NamedTuple):
     """How the files of one benchmark become a table."""
 
@@ -303,6 +333,49 @@ def onnx_body(rows: list[OnnxRow]) -> str:
     return "\n\n".join(parts)
 
 
+def trained_body(rows: list[TrainedRow]) -> str:
+    """Return one table a width, the least of each column in bold."""
+    parts = []
+    texts = list(dict.fromkeys(row.text for row in rows))
+    for bits, group in groupby(rows, key=lambda row: row.bits):
+        of_width = list(group)
+        found = {(row.method, row.text): row for row in of_width}
+        least = {
+            (kind, text): min(getattr(row, kind) for row in of_width if row.text == text)
+            for kind in ("nats", "kl")
+            for text in texts
+        }
+        header = [f"{bits} bits"]
+        header += [f"{kind}, {text}" for text in texts for kind in ("nats", "KL")] + ["seconds"]
+        lines = []
+        for method in dict.fromkeys(row.method for row in of_width):
+            cells = []
+            for text in texts:
+                row = found[method, text]
+                for kind, error in (("nats", row.nats_error), ("kl", row.kl_error)):
+                    value = _least_in_bold(getattr(row, kind), least[kind, text], 4)
+                    cells.append(f"{value} ± {error:.4f}")
+            lines.append([method, *cells, f"{found[method, texts[0]].seconds:.1f}"])
+        parts.append(table(header, lines))
+    return "\n\n".join(parts)
+
+
+def gguf_body(rows: list[GgufRow]) -> str:
+    """Return one table of all files, the least KL of each mix in bold."""
+    least = {row.mix: min(other.kl for other in rows if other.mix == row.mix) for row in rows}
+    lines = [
+        [
+            row.mix,
+            row.who,
+            f"{row.megabytes:.2f}",
+            f"{row.perplexity:.3f}",
+            f"{_least_in_bold(row.kl, least[row.mix], 5)} ± {row.kl_error:.5f}",
+        ]
+        for row in rows
+    ]
+    return table(["type", "by", "MB", "perplexity", "KL"], lines)
+
+
 def demo_body(rows: list[DemoRow]) -> str:
     """Return the table that the demo prints."""
     header = ["SmolLM2-135M-Instruct", "perplexity", "bits a weight", "MB of layers"]
@@ -318,15 +391,33 @@ def demo_body(rows: list[DemoRow]) -> str:
     return table(header, lines)
 
 
+class ExpertsRow(NamedTuple):
+    """A figure of `experts.py`, in words."""
+
+    what: str
+    case: str
+    figure: str
+    part: str = ""
+
+
+def experts_body(rows: list[ExpertsRow]) -> str:
+    """Return one line a figure."""
+    return table(["what", "case", "figure"], [row[:3] for row in rows])
+
+
 TABLES = {
     "awq": Table("awq_gpu.py", Row, speed_body),
     "cpu": Table("cpu.py", Row, speed_body),
     "demo": Table("demo.py", DemoRow, demo_body),
+    "experts": Table("experts.py", ExpertsRow, experts_body),
     "fisher": Table("fisher_gpu.py", Row, speed_body),
     "gptq": Table("gptq_gpu.py", Row, speed_body),
+    "gguf": Table("gguf_quality.py", GgufRow, gguf_body),
     "hessian": Table("hessian_gpu.py", Row, speed_body),
     "kmeans": Table("kmeans.py", Row, kmeans_body),
+    "model": Table("model_gpu.py", Row, speed_body),
     "onnx": Table("onnx_models.py", OnnxRow, onnx_body),
     "proxy": Table("proxy.py", ProxyRow, proxy_body),
+    "trained": Table("trained.py", TrainedRow, trained_body),
     "quality": Table("quality.py", QualityRow, quality_body),
 }

@@ -10,24 +10,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-import numbacalib
-from numbacalib.config_file import with_config
-from numbacalib.options import (
-    BITS,
-    EXAMPLES,
-    EXITS,
-    MAX_KL,
-    TEXT,
-    add_methods,
-    add_proof,
-    config_of,
-    settings_of,
-)
+from numbacalib.config_file import config_of, settings_of, with_config
+from numbacalib.options import command_parser
 from numbacalib.terminal import (
     RejectedError,
     ending_signals,
@@ -64,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     with guarded_streams() as output:
         try:
-            options = _parser().parse_args(
+            options = command_parser().parse_args(
                 with_config(sys.argv[1:] if arguments is None else arguments)
             )
         except (ValueError, OSError) as error:
@@ -73,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ending_signals() as ignore_signals:
             try:
                 with _quieted(options.quiet), suppress(_PlannedOnlyError):
-                    options.run(options)
+                    _COMMANDS[options.command](options)
             except np.linalg.LinAlgError as error:  # a ValueError to Python
                 return _fail(FAILED, error)
             except INPUT_ERRORS as error:
@@ -111,200 +99,6 @@ def _fail(status: int, error: object) -> int:
     text = " ".join(str(error).split()) or type(error).__name__
     print(f"numbacalib: error: {text}", file=sys.stderr)
     return status
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="numbacalib", description="Calibrate and quantize LLMs without torch.", epilog=EXITS
-    )
-    parser.add_argument(
-        "--version", action="version", version=f"numbacalib {numbacalib.__version__}"
-    )
-    parser.set_defaults(prints_result=False)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    quantize = commands.add_parser("quantize", help="quantize a model and write a checkpoint")
-    quantize.set_defaults(run=_quantize)
-    _add_model(quantize)
-    source = quantize.add_mutually_exclusive_group()
-    source.add_argument("--text", nargs="+", type=Path, default=[], **TEXT)
-    source.add_argument(
-        "--statistics", type=Path, metavar="DIR", help="what collect wrote, instead of a text"
-    )
-    source.add_argument(
-        "--calibration",
-        type=Path,
-        metavar="FILE",
-        help="for ONNX models: .npz with an array for each input by its name, samples first",
-    )
-    quantize.add_argument(
-        "--method",
-        choices=("gptq", "rtn", "awq"),
-        default="gptq",
-        help="awq is rtn with --channel-scales awq and --ranges clip (default gptq)",
-    )
-    quantize.add_argument(
-        "--bits",
-        nargs="+",
-        default=[BITS],
-        metavar="N",
-        help="2 to 8, or PATTERN=N for the layers whose names the pattern fits (default 4)",
-    )
-    quantize.add_argument(
-        "--skip",
-        nargs="+",
-        default=[],
-        metavar="PATTERN",
-        help="layers that stay as they are, such as '*.down_proj' or 'model.layers.0.*'",
-    )
-    quantize.add_argument(
-        "--group-size",
-        type=_size_or_none,
-        default=128,
-        help="input channels that share a scale; none is one scale a row (default 128)",
-    )
-    grid = quantize.add_mutually_exclusive_group()
-    grid.add_argument("--symmetric", action="store_true", default=False)
-    grid.add_argument("--asymmetric", action="store_false", dest="symmetric", help="(default)")
-    quantize.add_argument(
-        "--format",
-        nargs="+",
-        metavar="NAME",
-        help="of the output: compressed-tensors (default), gptq, gptq_v2, awq, mlx; onnx for ONNX models; "
-        "of several, which must have a grid in common, each gets a directory of its name in the output",
-    )
-    add_methods(quantize)
-    _add_samples(quantize)
-    _add_output(quantize)
-    quantize.add_argument(
-        "--work",
-        type=Path,
-        metavar="DIR",
-        help="where finished blocks are kept until the output is complete (default: beside it)",
-    )
-    quantize.add_argument(
-        "--report",
-        type=Path,
-        metavar="FILE",
-        help="how the run went, JSON; its settings go beside it, as .toml, for --config",
-    )
-    quantize.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="options by name, TOML; those of the command line go before them",
-    )
-    add_proof(quantize)
-    quantize.add_argument(
-        "--plan",
-        action="store_true",
-        help="print what the run will take, and end before its first block",
-    )
-
-    collect = commands.add_parser(
-        "collect", help="save the statistics of a model's inputs, to quantize from more than once"
-    )
-    collect.set_defaults(run=_collect)
-    _add_model(collect)
-    collect.add_argument("--text", nargs="+", type=Path, required=True, **TEXT)
-    _add_samples(collect)
-    _add_output(collect)
-
-    evaluate = commands.add_parser("evaluate", help="print a model's perplexity on a text")
-    evaluate.set_defaults(run=_evaluate, prints_result=True)
-    _add_model(evaluate)
-    evaluate.add_argument("--text", nargs="+", type=Path, required=True, metavar="FILE")
-    evaluate.add_argument("--samples", type=int, help="sequences (default: the whole text)")
-    _add_length(evaluate)
-    evaluate.add_argument(
-        "--against", type=Path, metavar="MODEL", help="the original, for the KL divergence from it"
-    )
-    evaluate.add_argument("--json", action="store_true", help="print all that was found as JSON")
-
-    verify = commands.add_parser(
-        "verify", help="read all of a quantized checkpoint, and compare it with its original"
-    )
-    verify.set_defaults(run=_verify, prints_result=True)
-    _add_model(verify)
-    verify.add_argument("--against", type=Path, metavar="MODEL", help="the original")
-    verify.add_argument(
-        "--text", nargs="+", type=Path, default=[], metavar="FILE", help="to evaluate on"
-    )
-    verify.add_argument("--max-kl", type=float, metavar="NATS", help=MAX_KL)
-    verify.add_argument("--samples", type=int, help="sequences (default: the whole text)")
-    _add_length(verify)
-
-    demo = commands.add_parser(
-        "demo", help="fetch SmolLM2-135M, quantize it to 4 and 3 bits, compare perplexities"
-    )
-    demo.set_defaults(run=_demo)
-    _add_device(demo)
-    demo.add_argument("--output", type=Path, default=Path("smollm2-135m-gptq"), metavar="DIR")
-
-    warm_up = commands.add_parser(
-        "warm-up", help="compile the CPU's kernels ahead, which are then kept on disk"
-    )
-    warm_up.set_defaults(run=_warm_up)
-    warm_up.add_argument(
-        "--dtypes",
-        nargs="+",
-        choices=("float16", "bfloat16", "float32", "float64"),
-        help="of inputs and weights (default: all but float64)",
-    )
-    for name, command in commands.choices.items():
-        _add_verbosity(command)
-        if name in EXAMPLES:
-            command.formatter_class = argparse.RawDescriptionHelpFormatter
-            command.epilog = f"examples:{EXAMPLES[name]}\n\n{EXITS}"
-    return parser
-
-
-def _add_verbosity(command: argparse.ArgumentParser) -> None:
-    amount = command.add_mutually_exclusive_group()
-    amount.add_argument("-q", "--quiet", action="store_true", help="print errors and results alone")
-    amount.add_argument("-v", "--verbose", action="store_true", help="print more: every layer")
-
-
-def _size_or_none(text: str) -> int | None:
-    return None if text == "none" else int(text)
-
-
-def _add_samples(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--samples", type=int, default=64, help="calibration sequences (default 64)"
-    )
-    _add_length(parser)
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="new, or an empty directory"
-    )
-    parser.add_argument(
-        "--clean",
-        action="store_true",
-        help="remove what killed runs to the same output left, and begin anew",
-    )
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="Hugging Face directory or hub id, or GGUF file")
-    _add_device(parser)
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="DEVICE",
-        help="cpu, cuda, cuda:N, or auto: a GPU where there is one (default auto)",
-    )
-
-
-def _add_length(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--sequence-length", type=int, default=512, help="tokens of a sequence (default 512)"
-    )
 
 
 def _quantize(options: argparse.Namespace) -> None:
@@ -440,6 +234,20 @@ def _verify(options: argparse.Namespace) -> None:
         print(evaluation_line(found.evaluation))
 
 
+def _report(options: argparse.Namespace) -> None:
+    from numbacalib.quantizer.page import write_page
+
+    write_page(options.run, options.output)
+    print(f"written to {options.output}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from numbacalib.quantizer import convert
+
+    grids = convert(options.model, options.output, to=options.format, clean=options.clean)
+    print(f"{len(grids)} layers written to {options.output}, with the same weights to the bit")
+
+
 def _demo(options: argparse.Namespace) -> None:
     from numbacalib import demo
 
@@ -450,6 +258,18 @@ def _warm_up(options: argparse.Namespace) -> None:
     from numbacalib.warm_up import warm_up
 
     warm_up(options.dtypes)
+
+
+_COMMANDS = {
+    "quantize": _quantize,
+    "collect": _collect,
+    "evaluate": _evaluate,
+    "verify": _verify,
+    "convert": _convert,
+    "report": _report,
+    "demo": _demo,
+    "warm-up": _warm_up,
+}
 
 
 if __name__ == "__main__":

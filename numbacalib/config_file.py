@@ -1,11 +1,17 @@
-"""A settings file in TOML: options of a command by name, which go before those of the command line."""
+"""Options made into settings, and kept in a file: TOML, options of a command by their names."""
 
 from __future__ import annotations
 
+import argparse
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from numbacalib.options import BITS, SETTINGS
+
+if TYPE_CHECKING:
+    from numbacalib.quantizer import Settings
 
 
 def with_config(arguments: Sequence[str]) -> list[str]:
@@ -88,3 +94,71 @@ def _as_arguments(file: Path, option: str, value: Any) -> list[str]:
     raise ValueError(
         f"{file}: {option[2:]}: expected text, a number, true or false, or a list of them"
     )
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Return the settings that options of `quantize` stand for.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If bits are no numbers, or a setting is none.
+    """
+    from numbacalib.quantizer import Settings
+
+    given: dict[str, Any] = {name: getattr(options, name) for name in SETTINGS}
+    if options.method == "awq":  # as published: scales, clipping, rounding
+        given |= {"method": "rtn", "channel_scales": "awq"}
+        given["ranges"] = "clip" if options.ranges == "auto" else options.ranges
+    bits, layer_bits = _bits(options.bits)
+    return Settings(
+        **given,
+        bits=bits,
+        layer_bits=layer_bits,
+        skip=tuple(options.skip),
+    )
+
+
+def config_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a run by name, for a settings file: all but where the run leaves what."""
+    found: dict[str, Any] = {}
+    for name, value in vars(options).items():
+        if name in _NOT_OF_A_RUN:
+            continue
+        if value is None and name in _NONE:
+            value = _NONE[name]
+        if isinstance(value, list):
+            value = [str(item) for item in value]
+        elif isinstance(value, Path):
+            value = str(value)
+        found[name.replace("_", "-")] = value
+    return found
+
+
+_NONE = {"shrinkage": "auto", "group_size": "none"}
+"""Words of the command line for None."""
+_NOT_OF_A_RUN = {
+    "command",
+    "prints_result",
+    "output",
+    "report",
+    "work",
+    "clean",
+    "quiet",
+    "verbose",
+}
+_NOT_OF_A_RUN |= {"plan", "calibration"}
+
+
+def _bits(given: Sequence[str]) -> tuple[int, dict[str, int]]:
+    """Split what --bits was given into the bits of most layers, and those of patterns."""
+    plain, layers = BITS, {}
+    for text in given:
+        pattern, _, number = text.rpartition("=")
+        if not number.lstrip("-").isdecimal():
+            raise ValueError(f"bits: expected a number or PATTERN=NUMBER, got {text!r}")
+        if pattern:
+            layers[pattern] = int(number)
+        else:
+            plain = number
+    return int(plain), layers

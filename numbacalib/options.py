@@ -1,14 +1,12 @@
-"""Options of the command line that many settings have: those of the methods, and how they are read."""
+"""The command line's commands and options, and what they say of themselves."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from numbacalib.quantizer import Settings
+import numbacalib
 
 EXITS = (
     "Exit status: 0 done, 1 failed on the way, 2 an input does not fit, 130 interrupted, "
@@ -32,18 +30,240 @@ EXAMPLES = {
   numbacalib evaluate quantized/ --text held-out.txt --against MODEL --json""",
     "verify": """
   numbacalib verify quantized/ --against MODEL --text held-out.txt --max-kl 0.1""",
+    "report": """
+  numbacalib report run.json --output run.html""",
+    "convert": """
+  numbacalib convert quantized/ --format mlx --output converted/""",
 }
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line, whose ``command`` names what is asked for."""
+    parser = argparse.ArgumentParser(
+        prog="numbacalib", description="Calibrate and quantize LLMs without torch.", epilog=EXITS
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"numbacalib {numbacalib.__version__}"
+    )
+    parser.set_defaults(prints_result=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+
+    quantize = commands.add_parser("quantize", help="quantize a model and write a checkpoint")
+    _add_model(quantize)
+    source = quantize.add_mutually_exclusive_group()
+    source.add_argument("--text", nargs="+", type=Path, default=[], **TEXT)
+    source.add_argument(
+        "--statistics", type=Path, metavar="DIR", help="what collect wrote, instead of a text"
+    )
+    source.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="for ONNX models: .npz with an array for each input by its name, samples first",
+    )
+    quantize.add_argument(
+        "--method",
+        choices=("gptq", "rtn", "awq"),
+        default="gptq",
+        help="awq is rtn with --channel-scales awq and --ranges clip (default gptq)",
+    )
+    quantize.add_argument(
+        "--bits",
+        nargs="+",
+        default=[BITS],
+        metavar="N",
+        help="2 to 8, or PATTERN=N for the layers whose names the pattern fits (default 4)",
+    )
+    quantize.add_argument(
+        "--skip",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="layers that stay as they are, such as '*.down_proj' or 'model.layers.0.*'",
+    )
+    quantize.add_argument(
+        "--group-size",
+        type=_size_or_none,
+        default=128,
+        help="input channels that share a scale; none is one scale a row (default 128)",
+    )
+    grid = quantize.add_mutually_exclusive_group()
+    grid.add_argument("--symmetric", action="store_true", default=False)
+    grid.add_argument("--asymmetric", action="store_false", dest="symmetric", help="(default)")
+    quantize.add_argument(
+        "--format",
+        nargs="+",
+        metavar="NAME",
+        help="of the output: compressed-tensors (default), gptq, gptq_v2, awq, mlx; onnx for ONNX models; "
+        "of several, which must have a grid in common, each gets a directory of its name in the output",
+    )
+    _add_methods(quantize)
+    _add_samples(quantize)
+    _add_output(quantize)
+    quantize.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="where finished blocks are kept until the output is complete (default: beside it)",
+    )
+    quantize.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="how the run went, JSON; its settings go beside it, as .toml, for --config",
+    )
+    quantize.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="options by name, TOML; those of the command line go before them",
+    )
+    _add_proof(quantize)
+    quantize.add_argument(
+        "--plan",
+        action="store_true",
+        help="print what the run will take, and end before its first block",
+    )
+
+    collect = commands.add_parser(
+        "collect", help="save the statistics of a model's inputs, to quantize from more than once"
+    )
+    _add_model(collect)
+    collect.add_argument("--text", nargs="+", type=Path, required=True, **TEXT)
+    _add_samples(collect)
+    _add_output(collect)
+
+    evaluate = commands.add_parser("evaluate", help="print a model's perplexity on a text")
+    evaluate.set_defaults(prints_result=True)
+    _add_model(evaluate)
+    evaluate.add_argument("--text", nargs="+", type=Path, required=True, metavar="FILE")
+    evaluate.add_argument("--samples", type=int, help="sequences (default: the whole text)")
+    _add_length(evaluate)
+    evaluate.add_argument(
+        "--against", type=Path, metavar="MODEL", help="the original, for the KL divergence from it"
+    )
+    evaluate.add_argument("--json", action="store_true", help="print all that was found as JSON")
+
+    verify = commands.add_parser(
+        "verify", help="read all of a quantized checkpoint, and compare it with its original"
+    )
+    verify.set_defaults(prints_result=True)
+    _add_model(verify)
+    verify.add_argument("--against", type=Path, metavar="MODEL", help="the original")
+    verify.add_argument(
+        "--text", nargs="+", type=Path, default=[], metavar="FILE", help="to evaluate on"
+    )
+    verify.add_argument("--max-kl", type=float, metavar="NATS", help=MAX_KL)
+    verify.add_argument("--samples", type=int, help="sequences (default: the whole text)")
+    _add_length(verify)
+
+    convert = commands.add_parser(
+        "convert", help="write a quantized checkpoint in another format, without loss"
+    )
+    convert.add_argument("model", type=Path, help="quantized directory or GGUF file")
+    convert.add_argument("--format", required=True, metavar="NAME", help="of the output")
+    _add_output(convert)
+
+    report = commands.add_parser(
+        "report", help="make a page of what a run's --report wrote, one HTML file with charts"
+    )
+    report.add_argument("run", type=Path, help="JSON of quantize --report")
+    report.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the page; replaced if it is there",
+    )
+
+    demo = commands.add_parser(
+        "demo", help="fetch SmolLM2-135M, quantize it to 4 and 3 bits, compare perplexities"
+    )
+    _add_device(demo)
+    demo.add_argument("--output", type=Path, default=Path("smollm2-135m-gptq"), metavar="DIR")
+
+    warm_up = commands.add_parser(
+        "warm-up", help="compile the CPU's kernels ahead, which are then kept on disk"
+    )
+    warm_up.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=("float16", "bfloat16", "float32", "float64"),
+        help="of inputs and weights (default: all but float64)",
+    )
+    for name, command in commands.choices.items():
+        _add_verbosity(command)
+        if name in EXAMPLES:
+            command.formatter_class = argparse.RawDescriptionHelpFormatter
+            command.epilog = f"examples:{EXAMPLES[name]}\n\n{EXITS}"
+    return parser
+
+
+def _add_verbosity(command: argparse.ArgumentParser) -> None:
+    amount = command.add_mutually_exclusive_group()
+    amount.add_argument("-q", "--quiet", action="store_true", help="print errors and results alone")
+    amount.add_argument("-v", "--verbose", action="store_true", help="print more: every layer")
+
+
+def _size_or_none(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
+def _add_samples(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--samples", type=int, default=64, help="calibration sequences (default 64)"
+    )
+    _add_length(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="new, or an empty directory"
+    )
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="remove what killed runs to the same output left, and begin anew",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="Hugging Face directory or hub id, or GGUF file")
+    _add_device(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:N, or auto: a GPU where there is one (default auto)",
+    )
+
+
+def _add_length(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sequence-length", type=int, default=512, help="tokens of a sequence (default 512)"
+    )
 
 
 SETTINGS = (
     *("method", "group_size", "symmetric", "channel_scales", "awq_magnitude", "awq_weight_term"),
     *("ranges", "range_norm", "target", "target_strength", "refit", "act_order", "static_groups"),
-    *("percdamp", "damping_tries", "shrinkage", "max_fallbacks", "samples", "sequence_length"),
+    *(
+        "experts",
+        "percdamp",
+        "damping_tries",
+        "shrinkage",
+        "max_fallbacks",
+        "samples",
+        "sequence_length",
+    ),
 )
 """Options that are settings by the same names."""
 
 
-def add_methods(quantize: argparse.ArgumentParser) -> None:
+def _add_methods(quantize: argparse.ArgumentParser) -> None:
     """Add the methods' options, whose names, choices and defaults are those of `quantizer.Settings`."""
     from numbacalib.quantizer.settings import CHOICES, DEFAULTS
 
@@ -105,6 +325,12 @@ def add_methods(quantize: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="find all scales before any column is compensated (default)",
     )
+    quantize.add_argument(
+        "--experts",
+        choices=CHOICES["experts"],
+        help="tokens that an expert is calibrated on: those that its router sends to it, or all (default "
+        "%(default)s)",
+    )
     quantize.add_argument("--percdamp", type=float, help="damping (default %(default)s)")
     quantize.add_argument(
         "--damping-tries",
@@ -130,7 +356,7 @@ def _share_or_auto(text: str) -> float | None:
     return None if text == "auto" else float(text)
 
 
-def add_proof(quantize: argparse.ArgumentParser) -> None:
+def _add_proof(quantize: argparse.ArgumentParser) -> None:
     quantize.add_argument(
         "--held-out",
         nargs="+",
@@ -141,62 +367,3 @@ def add_proof(quantize: argparse.ArgumentParser) -> None:
         "the calibration leaves)",
     )
     quantize.add_argument("--max-kl", type=float, metavar="NATS", help=MAX_KL)
-
-
-def settings_of(options: argparse.Namespace) -> Settings:
-    """Return the settings that options of `quantize` stand for.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If bits are no numbers, or a setting is none.
-    """
-    from numbacalib.quantizer import Settings
-
-    given: dict[str, Any] = {name: getattr(options, name) for name in SETTINGS}
-    if options.method == "awq":  # as published: scales, clipping, rounding
-        given |= {"method": "rtn", "channel_scales": "awq"}
-        given["ranges"] = "clip" if options.ranges == "auto" else options.ranges
-    bits, layer_bits = _bits(options.bits)
-    return Settings(
-        **given,
-        bits=bits,
-        layer_bits=layer_bits,
-        skip=tuple(options.skip),
-    )
-
-
-def config_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of a run by name, for a settings file: all but where the run leaves what."""
-    found: dict[str, Any] = {}
-    for name, value in vars(options).items():
-        if name in _NOT_OF_A_RUN:
-            continue
-        if value is None and name in _NONE:
-            value = _NONE[name]
-        if isinstance(value, list):
-            value = [str(item) for item in value]
-        elif isinstance(value, Path):
-            value = str(value)
-        found[name.replace("_", "-")] = value
-    return found
-
-
-_NONE = {"shrinkage": "auto", "group_size": "none"}
-"""What the command line calls None."""
-_NOT_OF_A_RUN = {"run", "prints_result", "output", "report", "work", "clean", "quiet", "verbose"}
-_NOT_OF_A_RUN |= {"plan", "calibration"}
-
-
-def _bits(given: Sequence[str]) -> tuple[int, dict[str, int]]:
-    """Split what --bits was given into the bits of most layers, and those of patterns."""
-    plain, layers = BITS, {}
-    for text in given:
-        pattern, _, number = text.rpartition("=")
-        if not number.lstrip("-").isdecimal():
-            raise ValueError(f"bits: expected a number or PATTERN=NUMBER, got {text!r}")
-        if pattern:
-            layers[pattern] = int(number)
-        else:
-            plain = number
-    return int(plain), layers

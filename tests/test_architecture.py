@@ -16,7 +16,8 @@ FLOORS = (
     {"methods", "models"},
     {"formats"},
     {"quantizer"},
-    {"config_file", "demo", "options", "warm_up"},
+    {"demo", "options", "warm_up"},
+    {"config_file"},
     {"cli"},
     {"__main__"},
 )

@@ -16,6 +16,8 @@ import pytest
 from models.tiny import TEXT, write_tiny_checkpoint
 
 from numbacalib import cli
+from numbacalib.models.architectures import ARCHITECTURES
+from numbacalib.models.wrappers import WRAPPERS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -67,7 +69,7 @@ def test_files_that_are_named_exist(document):
     text = FENCED.sub("", document.read_text(encoding="utf-8"))
     for path in re.findall(r"`([\w.*-]+/[\w./*-]+)`", text):
         found = [*ROOT.glob(path), *(ROOT / "numbacalib").glob(path)]
-        assert found or path.startswith("smollm2"), path
+        assert found or path.startswith(("smollm2", "HuggingFaceTB/")), path
 
 
 def test_links_of_the_readme_lead_to_every_document():
@@ -154,6 +156,46 @@ def options():
     }
 
 
+def architectures():
+    """The table of architectures, made from their descriptions."""
+    within = {}
+    for wrapper, decoder in WRAPPERS.items():
+        within.setdefault(decoder, []).append(f"`{wrapper}`")
+    lines = ["| models | `model_type` | decoder of | has |", "|:-|:-|:-|:-|"]
+    for name, own in sorted(ARCHITECTURES.items(), key=lambda item: item[1].title.lower()):
+        wrappers = ", ".join(within.get(name, []))
+        lines.append(f"| {own.title} | `{name}` | {wrappers} | {', '.join(traits(own))} |")
+    return "\n".join(lines)
+
+
+def traits(own):
+    """What a description says that llama's does not."""
+    if own.norm == "layer":
+        yield "LayerNorm"
+    if own.norm_offset:
+        yield "norms of 1 + w"
+    if "attention_output" in own.norms:
+        yield "four norms" if "attention" in own.norms else "norms after"
+    if own.parallel:
+        yield "parallel MLP"
+    if own.interleaved:
+        yield "neighbours turn"
+    if own.local_rope_key:
+        yield "two rotary bases"
+    if len(set(own.linears.values())) < len(own.linears):
+        yield "fused layers"
+    if "gate" not in own.linears:
+        yield "no gate"
+    if own.experts is not None:
+        yield "experts"
+
+
+def test_architectures_are_those_described():
+    text = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| models .*?(?=\n\n)", text, re.DOTALL | re.MULTILINE)
+    assert table == architectures(), f"replace the table by\n{architectures()}"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_options_in_documents_exist(document):
     text = document.read_text(encoding="utf-8")
@@ -190,7 +232,7 @@ def test_examples_of_docstrings_run(module, tmp_path, monkeypatch):
     room = importlib.import_module(module)
     finder = doctest.DocTestFinder(recurse=False)
     objects = {module: room}
-    for name in set(room.__all__) - ELSEWHERE:
+    for name in (each for each in room.__all__ if each not in ELSEWHERE):
         thing = getattr(room, name)
         objects[name] = thing
         if isinstance(thing, type):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_methods_gptq import layer
 
-from numbacalib.methods import gptq, gptq_batch, rtn
+from numbacalib.methods import gptq, gptq_batch, gptq_shared, rtn
 
 GRIDS = ["real", "integer", "symmetric"]
 ORDERS = [{}, {"act_order": "desc"}, {"act_order": "desc", "static_groups": True}]
@@ -132,3 +132,31 @@ def test_errors_of_a_batch_name_the_argument():
     weight, hessian = layer(5)
     with pytest.raises(ValueError, match=r"scales: expected shape \[1, M, G\], got \[4, 3\]"):
         gptq_batch(weight[None], hessian[None], bits=4, group_size=8, scales=FLOAT, zeros=FLOAT)
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_layers_that_share_a_hessian_have_given_grids_of_their_own(backend, kind):
+    weight, hessian = layer(5)
+    weights = {"one": weight, "two": weight[:3] * 2}
+    found_alone, given, plain = {}, {"scales": {}, "zeros": {}}, {}
+    for seed, (name, own) in enumerate(weights.items()):
+        options, _ = grids(kind, len(own), 3, 4, seed=seed)
+        for key, arrays in given.items():
+            if key in options:
+                arrays[name] = backend.array(options[key])
+        plain = {key: value for key, value in options.items() if key not in given}
+        found_alone[name] = backend.call(gptq, own, hessian, group_size=8, **options)
+    moved = {name: backend.array(own) for name, own in weights.items()}
+    mappings = {key: arrays for key, arrays in given.items() if arrays}
+    found = gptq_shared(moved, backend.array(hessian), group_size=8, **plain, **mappings)
+    for name, alone in found_alone.items():
+        np.testing.assert_array_equal(backend.numpy(found[name].codes), alone.codes)
+        np.testing.assert_array_equal(backend.numpy(found[name].scales), alone.scales)
+        np.testing.assert_array_equal(backend.numpy(found[name].zeros), alone.zeros)
+
+
+def test_given_grids_of_a_shared_hessian_are_of_every_weight():
+    weight, hessian = layer(5)
+    options = {"bits": 4, "group_size": 8, "symmetric": True, "scales": {"one": FLOAT}}
+    with pytest.raises(ValueError, match="scales: expected one for each weight, none for two"):
+        gptq_shared({"one": weight, "two": weight}, hessian, **options)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,12 +39,18 @@ from numbacalib.formats.safetensors_format import (
     stored_floats,
     stored_tensor,
 )
+from numbacalib.formats.target_pattern import TargetPattern
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.models.checkpoint import TensorInfo
 from numbacalib.models.fields import Fields
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
+
+
+EXPERT = r".*\.experts\.\d+\..*"
+"""Names of the linear layers of experts, as a config group's target has them."""
+_EXPERT = TargetPattern(EXPERT)
 
 
 class CompressedTensors(SafetensorsFormat):
@@ -54,6 +61,11 @@ class CompressedTensors(SafetensorsFormat):
     layers), so that all its layers are on one grid. Scales are in the weights' own dtype, since
     compressed-tensors multiplies codes by scales in the scales' dtype and converts afterwards: any
     other would round the weights twice.
+
+    Experts are linear layers of their own, ``<...>.experts.<number>.<...>``. Transformers and vLLM read no
+    zero points of theirs, and one grid for all: they are symmetric, with groups of one length, in a config
+    group of their own, which their names choose. Transformers makes its own tensors of all experts of
+    them while it loads (``dequantize``), and then the other layers are of one grid, too.
     """
 
     name = METHOD
@@ -68,6 +80,10 @@ class CompressedTensors(SafetensorsFormat):
         "weight_g_idx",
     )
 
+    def holds(self, layer: str) -> bool:
+        """See `Format`; heads too."""
+        return super().holds(layer) or layer == "lm_head"
+
     def is_uniform(self, asked: Mapping[str, LayerGrid]) -> bool:
         """See `Format`."""
         return not all(grid.symmetric for grid in asked.values())
@@ -76,7 +92,16 @@ class CompressedTensors(SafetensorsFormat):
         self, weights: Mapping[str, TensorInfo], asked: Mapping[str, LayerGrid]
     ) -> dict[str, LayerGrid]:
         """See `Format`; zero points that compressed-tensors cannot read back are refused."""
-        grids = super().grids(weights, asked)
+        experts = {
+            layer: replace(grid, symmetric=True)
+            for layer, grid in asked.items()
+            if _EXPERT.matches(layer)
+        }
+        others = {layer: grid for layer, grid in asked.items() if layer not in experts}
+        uniform = bool(experts) or self.is_uniform(asked)
+        grids: dict[str, LayerGrid] = {}
+        for part in (others, experts):
+            grids |= self.stored_grids(weights, part, uniform=uniform) if part else {}
         for layer, grid in grids.items():
             rows, length = weights[layer].shape
             groups = length // (grid.group_size or length)
@@ -91,13 +116,19 @@ class CompressedTensors(SafetensorsFormat):
     def configuration(self, grids: Mapping[str, LayerGrid], left: Left) -> dict[str, Any]:
         """See `SafetensorsFormat`."""
         layers: dict[tuple[int, int | None, bool], list[str]] = {}
+        experts: set[tuple[int, int | None, bool]] = set()
         for layer, grid in grids.items():
-            layers.setdefault((grid.bits, grid.group_size, grid.symmetric), []).append(layer)
+            kind = grid.bits, grid.group_size, grid.symmetric
+            if _EXPERT.matches(layer):
+                experts.add(kind)
+            else:
+                layers.setdefault(kind, []).append(layer)
         # A layer's name goes before its class in any order; in this one nothing warns.
         kinds = sorted(layers, key=lambda kind: len(layers[kind]))
         named = ([_target(layer, left) for layer in layers[kind]] for kind in kinds[:-1])
         targets = [*named, ["Linear"]]
-        groups = [_config_group(*kind, names) for kind, names in zip(kinds, targets, strict=True)]
+        groups = [_config_group(*kind, [f"re:{EXPERT}"]) for kind in experts]
+        groups += [_config_group(*kind, names) for kind, names in zip(kinds, targets, strict=True)]
         config: dict[str, Any] = {
             "quant_method": METHOD,
             "format": FORMAT,
@@ -106,9 +137,10 @@ class CompressedTensors(SafetensorsFormat):
             "ignore": [*left.layers, *(f"re:.*{re.escape(part)}.*" for part in left.parts)],
             "kv_cache_scheme": None,
         }
-        if not all(grid.symmetric for grid in grids.values()):
+        if experts or self.is_uniform(grids):
             # Transformers decompresses on the first forward pass, or while loading if this is set.
-            # The former fails on zero points: compressed-tensors 0.20 expects them unpacked there.
+            # The former fails on zero points, which compressed-tensors 0.20 expects unpacked there, and
+            # knows nothing of experts.
             config["dequantize"] = True
         return {"quantization_config": config}
 

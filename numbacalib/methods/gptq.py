@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -142,6 +142,8 @@ def gptq_shared(
     shrinkage: float = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
+    scales: Mapping[str, ArrayT] | None = None,
+    zeros: Mapping[str, ArrayT] | None = None,
 ) -> dict[str, QuantizedWeight[ArrayT]]:
     """Quantize layers that have one input, and so one Hessian, as `gptq` does each: it is factored once.
 
@@ -155,6 +157,8 @@ def gptq_shared(
     importance : array [K], optional
     percdamp, damping_tries, shrinkage, act_order, static_groups
         As in `gptq`.
+    scales, zeros : mappings of str to array [M_i, G], optional
+        Of each weight, as in `gptq`.
 
     Returns
     -------
@@ -177,15 +181,17 @@ def gptq_shared(
     True
     """
     solver = Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
+    fixed = {"scales": scales, "zeros": zeros}
     arrays = {"hessian": hessian, "importance": importance, **weights}
     with arrays_of_one_device(**arrays) as (hessian, importance, *matrices):
-        channels = hessian.shape[-1]
+        _, channels = checks.matrix("hessian", hessian, ("K", "K"))
         checks.matrix("hessian", hessian, (channels, channels))
         for name, matrix in zip(weights, matrices, strict=True):
             checks.matrix(name, matrix, ("M", channels))
         joined = joined_rows(matrices)
+        grids = [_joined_grids(name, grid, list(weights)) for name, grid in fixed.items()]
         settings = grid_settings(
-            joined, bits, group_size, symmetric, scale_dtype, search, importance
+            joined, bits, group_size, symmetric, scale_dtype, search, importance, *grids
         )
         unchecked = {"hessian": hessian} | dict(zip(weights, matrices, strict=True))
         stack = checks.stack_of_one(hessian)
@@ -288,6 +294,19 @@ def _importance_of_rows(importance: Any, count: int, rows: int, channels: int) -
         return take(importance, np.repeat(np.arange(count), rows), 0)
     checks.stack("importance", importance, (count, rows, channels))
     return stacked_rows(importance)
+
+
+def _joined_grids(
+    name: str, grids: Mapping[str, ArrayT] | None, weights: Sequence[str]
+) -> ArrayT | None:
+    """Return given scales or zeros of weights as those of their rows together."""
+    if grids is None:
+        return None
+    if missing := [weight for weight in weights if weight not in grids]:
+        raise ValueError(f"{name}: expected one for each weight, none for {missing[0]}")
+    named = {f"{name}[{weight!r}]": grids[weight] for weight in weights}
+    with arrays_of_one_device(**named) as arrays:
+        return joined_rows(arrays)
 
 
 def _grids_of_rows(name: str, grids: Any, count: int) -> Any:

@@ -26,7 +26,7 @@ from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime.alone import each_alone
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
-from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.finite import require_finite, start_finite_check
 from numbacalib.statistics import InputStatistics
 
 log = logging.getLogger("numbacalib")
@@ -218,6 +218,9 @@ def _in_one_launch(
     with _named(weights):
         for own in statistics:
             _check(own, settings, None)
+        finite = [start_finite_check(f"{name}: weight", each) for name, each in weights.items()]
+        for require_finite_weight in finite:  # by name: the stack's own check has a number alone
+            require_finite_weight()
         stack = _stacked([hessian.reshape(*hessian.shape[-2:]) for hessian in hessians])
         found = gptq_batch(_stacked(list(weights.values())), stack, **options)
         if settings.refit:
@@ -428,6 +431,10 @@ def _alone(
     return rtn(target, **options)
 
 
+_FIXED = ("scales", "zeros")
+"""Options that are of one weight alone, where a format fixes its grid."""
+
+
 def _fixed_grid(weight: Any, find: GridFinder, options: dict[str, Any]) -> dict[str, Any]:
     """Find scales and zeros as a format fixes them, as arguments of a method in place of a search's."""
     search, importance = options.pop("search", None), options.pop("importance", None)
@@ -448,12 +455,18 @@ def _gptq(
     shrinkage = _share(statistics, settings)
     solver = _solver_options(settings) | {"shrinkage": shrinkage}
     first, *others = options.values()
-    same = all(own[key] is first[key] for own in others for key in first)
+    alike = [key for key in first if key not in _FIXED]
+    same = all(own[key] is first[key] for own in others for key in alike)
     apart = not same or len({target.dtype for target in targets.values()}) > 1
     found: list[QuantizedWeight] = []
     for names in [[name] for name in targets] if apart else [list(targets)]:
-        weights = {f"{name}: weight": targets[name] for name in names}
-        found += gptq_shared(weights, statistics.hessian, **solver, **options[names[0]]).values()
+        keys = {name: f"{name}: weight" for name in names}
+        own = {key: options[names[0]][key] for key in alike}
+        for key in _FIXED:
+            if first.get(key) is not None:
+                own[key] = {keys[name]: options[name][key] for name in names}
+        weights = {keys[name]: targets[name] for name in names}
+        found += gptq_shared(weights, statistics.hessian, **solver, **own).values()
     return found, {"shrinkage": shrinkage}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,20 @@ class DecoderBlock:
         """Return the same block, whose weights stay when those of this one are replaced."""
         return DecoderBlock(self.name, self._index, self._weights.copied(), self._rope)
 
+    def read_experts(self, read: Callable[[Iterable[str]], dict[str, Array]]) -> None:
+        """Take weights of experts from elsewhere: by their short names, whenever they are loaded.
+
+        Those that `read` does not return are taken from where they were.
+        """
+        before = self._weights.read
+
+        def found(kinds: Iterable[str]) -> dict[str, Array]:
+            wanted = list(kinds)
+            own = read(wanted)
+            return own | before([kind for kind in wanted if kind not in own])
+
+        self._weights.read = found
+
     def forward(self, hidden: Array) -> Array:
         """Run all stages on ``hidden`` ``[..., T, hidden_size]``, in place, and return it."""
         if not self.parallel:
@@ -100,7 +114,8 @@ class DecoderBlock:
             return None if grouped else _alone(linears["value"])
         if stage in self.mlp.exit_stages:
             return _alone(linears["up"]) if "gate" in linears else None
-        if self.parallel and "mlp" not in norms:
+        routed = isinstance(self.mlp, Experts) and stage in self.mlp.entry_stages
+        if routed or (self.parallel and "mlp" not in norms):
             return None
         return norms.get("attention" if stage in self.attention.entry_stages else "mlp")
 

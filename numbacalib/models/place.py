@@ -1,4 +1,4 @@
-"""Where a model's arrays are: on the host, or on a CUDA device."""
+"""Places of a model's arrays: the host, or a CUDA device."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.ops.matrix import cast
+
+if TYPE_CHECKING:
+    from numbacalib.runtime.memory import Room
 
 log = logging.getLogger("numbacalib")
 
@@ -73,9 +76,9 @@ class Place:
     def free_bytes(self) -> int | None:
         """Memory that is free here, for all that a process may have; None where the system does not say."""
         if self.name != "cpu":
-            from numbacalib.runtime.device import SIMULATED, cuda
+            from numbacalib.runtime.device import SIMULATED
 
-            return None if SIMULATED else int(cuda.current_context().get_memory_info().free)
+            return None if SIMULATED else _room().free
         limits = [_available(), _left_of_group()]
         return min((limit for limit in limits if limit is not None), default=None)
 
@@ -89,8 +92,14 @@ class Place:
         return stored
 
 
+def _room() -> Room:
+    from numbacalib.runtime.memory import room
+
+    return room()
+
+
 def _available() -> int | None:
-    """What Linux could give to a process without swapping."""
+    """Return what Linux could give to a process without swapping."""
     with suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -99,7 +108,7 @@ def _available() -> int | None:
 
 
 def _left_of_group() -> int | None:
-    """What a container's limit leaves, by cgroup v2."""
+    """Return what a container's limit leaves, by cgroup v2."""
     group = Path("/sys/fs/cgroup")
     with suppress(OSError, ValueError):  # a limit may be "max"
         limit = int((group / "memory.max").read_text())
@@ -176,5 +185,5 @@ def _cuda(number: int) -> Place:
     from numbacalib.runtime.device import SIMULATED, cuda
 
     cuda.select_device(number)
-    memory = 1 << 20 if SIMULATED else cuda.current_context().get_memory_info().total
+    memory = 1 << 20 if SIMULATED else _room().total
     return Place(f"cuda:{number}", batch_tokens=32768, score_rows=8192, held_bytes=memory // 4)

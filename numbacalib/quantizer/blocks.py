@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,21 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.format import LayerGrid
 from numbacalib.methods import (
+    CodebookWeight,
+    ExpertInputs,
     LayerReport,
     LayerSettings,
     QuantizedWeight,
     awq_scales,
+    quantize_each,
+    quantize_experts,
     quantize_layers,
 )
 from numbacalib.models import Checkpoint, Decoder, DecoderBlock, TensorInfo
+from numbacalib.models.experts import Experts
 from numbacalib.ops.matrix import to_host
-from numbacalib.quantizer.calibration import SILENT, Calibration, Stage
+from numbacalib.quantizer.calibration import SILENT, Calibration, Group, Stage
+from numbacalib.quantizer.expert_calibration import groups_of_weights
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.work import FinishedBlock, Work
@@ -95,11 +100,11 @@ def _quantize_block(
     """Quantize a block, whose weights are replaced; `before` are the reports of those before it."""
     settings, count = job.settings, job.decoder.config.num_layers
     at = f"block {index + 1} of {count}"
-    layer_settings = _layer_settings(block, settings, job.grids)
+    layer_settings = _layer_settings(block, settings, job.grids, block.linears)
     done = FinishedBlock({}, [], {}, {})
-    run: Iterable[Sequence[tuple[Stage, Any]]]
+    run: Iterable[Group]
     if job.calibration is None:
-        run = [[(stage, None)] for stage in block.stages]
+        run = _without_calibration(block, job.decoder.place.held_bytes)
     else:
         folded: dict[Stage, NDArray] = {}
         if settings.channel_scales == "awq":
@@ -107,25 +112,57 @@ def _quantize_block(
             preview = job.calibration.preview(index, block)
             folded = _fold_scales(job, block, preview, layer_settings, done)
         run = job.calibration.stages(index, block, folded)
-    for stage, statistics in chain.from_iterable(run):
-        taken = tuple(kind for kind in stage if kind in layer_settings)
-        for kinds in _alike(taken, layer_settings):
-            progress.show(f"{at}: quantizing {', '.join(kinds)}")
-            names = {f"{block.name}.{kind}": kind for kind in kinds}
-            factors = None
-            if (importance := job.importance) is not None:
-                factors = {name: job.decoder.place.put(importance[name]) for name in names}
-            weights = {name: block.linears[kind] for name, kind in names.items()}
-            results = quantize_layers(weights, statistics, layer_settings[kinds[0]], factors)
-            for (name, kind), (quantized, report) in zip(names.items(), results, strict=True):
+    for group in run:
+        inputs = {kind: given for stage, given in group for kind in stage}
+        own = _layer_settings(block, settings, job.grids, inputs)
+        for kinds in _equal_layers(group, own):
+            shown = kinds if len(kinds) < 4 else (kinds[0], "...", kinds[-1])
+            progress.show(f"{at}: quantizing {', '.join(shown)}")
+            results = quantize_group(
+                job, block, {kind: inputs[kind] for kind in kinds}, own[kinds[0]]
+            )
+            for kind, (quantized, report) in zip(kinds, results, strict=True):
                 # no codebooks: see settings.check
                 assert isinstance(quantized, QuantizedWeight)
                 block.linears[kind] = quantized.dequantize(block.dtype)
-                done.layers[name] = quantized.to_host()
+                done.layers[f"{block.name}.{kind}"] = quantized.to_host()
                 done.reports.append(report)
         _check_fallbacks([*before, *done.reports], len(job.grids), settings)
         progress.show(f"{at}: running the text through it")
     return done
+
+
+def _without_calibration(block: DecoderBlock, most_bytes: int) -> Iterator[Group]:
+    """All layers of a block, for a method that needs no activations."""
+    for stage in block.stages:
+        yield [(stage, None)]
+    if isinstance(block.mlp, Experts):
+        yield from groups_of_weights(block, most_bytes)
+
+
+def _equal_layers(group: Group, settings: Mapping[str, LayerSettings]) -> list[Stage]:
+    """Split a group into layers that are quantized together, in the order they run."""
+    (stage, inputs), *others = group
+    stages = [stage]
+    if others or isinstance(inputs, ExpertInputs):
+        stages = list(zip(*(stage for stage, _ in group), strict=True))
+    return [kinds for stage in stages for kinds in _alike(stage, settings)]
+
+
+def quantize_group(
+    job: Job, block: DecoderBlock, inputs: Mapping[str, Any], settings: LayerSettings
+) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
+    """Quantize layers together, by what is known of the `inputs` of each."""
+    weights = {f"{block.name}.{kind}": block.linears[kind] for kind in inputs}
+    known = list(inputs.values())
+    if isinstance(known[0], ExpertInputs):
+        return quantize_experts(weights, known, settings)
+    if any(own is not known[0] for own in known) or (known[0] is None and job.importance is None):
+        return quantize_each(weights, known, settings)
+    factors = None
+    if job.importance is not None:
+        factors = {name: job.decoder.place.put(job.importance[name]) for name in weights}
+    return quantize_layers(weights, known[0], settings, factors)
 
 
 def _skip_block(
@@ -138,28 +175,40 @@ def _skip_block(
             scales = place.put(finished.scales[stage[0]])
             block.fold(stage, scales, _producer_dtype(job, block, stage))
     original = block.copied()
+
+    def dequantized(weight: QuantizedWeight) -> Any:
+        arrays = {name: place.put(getattr(weight, name)) for name in ("codes", "scales", "zeros")}
+        return replace(weight, **arrays).dequantize(block.dtype)
+
     for name, weight in finished.layers.items():
         kind = name.removeprefix(f"{block.name}.")
-        arrays = {name: place.put(getattr(weight, name)) for name in ("codes", "scales", "zeros")}
-        block.linears[kind] = replace(weight, **arrays).dequantize(block.dtype)
+        if kind in block.linears:
+            block.linears[kind] = dequantized(weight)
+    block.read_experts(
+        lambda kinds: {
+            kind: dequantized(finished.layers[name])
+            for kind in kinds
+            if (name := f"{block.name}.{kind}") in finished.layers
+        }
+    )
     calibration.skip(block, original)
 
 
 def _layer_settings(
-    block: DecoderBlock, settings: Settings, grids: Mapping[str, LayerGrid]
+    block: DecoderBlock, settings: Settings, grids: Mapping[str, LayerGrid], kinds: Iterable[str]
 ) -> dict[str, LayerSettings]:
-    """Settings of each of a block's layers that are quantized, by short name: on its grid, as stored."""
+    """Settings of those of a block's layers that are quantized, by short name: on its grid, as stored."""
     return {
         kind: on_grid(settings, grids[name])
-        for kind in block.linears
+        for kind in kinds
         if (name := f"{block.name}.{kind}") in grids
     }
 
 
 def _alike(stage: Stage, settings: Mapping[str, LayerSettings]) -> list[Stage]:
-    """Split a stage into the layers that have the same settings, in their order."""
+    """Split those of a stage's layers that have settings into equal ones, in their order."""
     groups: list[list[str]] = []
-    for kind in stage:
+    for kind in (kind for kind in stage if kind in settings):
         if groups and settings[groups[-1][0]] == settings[kind]:
             groups[-1].append(kind)
         else:
@@ -218,6 +267,18 @@ def _check_fallbacks(reports: Sequence[LayerReport], layers: int, settings: Sett
 def _warn_of_calibration(reports: Sequence[LayerReport]) -> None:
     """Say where the text was too little, or only looked like enough, or did not reach a layer."""
     remedy = "calibrate on more text, or shrink the Hessian toward its diagonal"
+    if remedied := [report for report in reports if report.remedy is not None]:
+        log.warning(
+            "%d of %d layers were of experts that saw few tokens (%d for %d, %s): %d were solved from all "
+            "tokens of their block, the others with a shrunk Hessian",
+            len(remedied),
+            len(reports),
+            remedied[0].tokens,
+            remedied[0].shape[1],
+            remedied[0].name,
+            sum(report.remedy == "pooled" for report in remedied),
+        )
+        reports = [report for report in reports if report.remedy is None]
     if poor := [report for report in reports if report.full_rank is False]:
         log.warning(
             "%d of %d layers had fewer tokens than channels (%d for %d, %s): %s",

@@ -53,12 +53,14 @@ SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
 
 log = logging.getLogger("numbacalib")
 
+TRIAL_TOKENS = 4096
+"""Of a batch by which a run's time is measured ahead: a GPU takes a whole text at once."""
 IMATRIX = "imatrix.gguf"
 """Name of the importance file beside the statistics."""
 
 
-Group = Sequence[tuple[Stage, InputStatistics | ExpertInputs]]
-"""Stages whose layers are equal, with what is known of their inputs."""
+Group = Sequence[tuple[Stage, InputStatistics | ExpertInputs | None]]
+"""Stages whose layers are equal, with what is known of their inputs; None without a calibration."""
 
 
 class Calibration(Protocol):
@@ -131,30 +133,39 @@ class TextCalibration:
         original = None if self._original is None else (block.copied(), self._original)
         for found in run_stages(block, self._decoder, self._hidden, original):
             yield [found]
+        yield from self._expert_groups(block, list(self._decoder.batches(self._hidden)))
+
+    def _expert_groups(self, block: DecoderBlock, parts: Sequence[Any]) -> Iterator[Group]:
+        """Statistics of a block's experts, where it has some, and what they give to the states."""
         if isinstance(block.mlp, Experts):
-            parts, place = list(self._decoder.batches(self._hidden)), self._decoder.place
-            yield from expert_groups(block, parts, self._everything, place.held_bytes)
+            held_bytes = self._decoder.place.held_bytes
+            yield from expert_groups(block, parts, self._everything, held_bytes)
             for part in parts:
                 require_range(f"{block.name}.{block.mlp.stages[-1][1][0]}", part)
 
     @property
-    def batch_tokens(self) -> int:
-        """Tokens that go through a layer together."""
+    def trial_tokens(self) -> int:
+        """Tokens of `trial`."""
+        return math.prod(self._few().shape[:2])
+
+    def _few(self) -> Any:
+        """Sequences of about `TRIAL_TOKENS` tokens."""
         part = next(self._decoder.batches(self._hidden))
-        return math.prod(part.shape[:2])
+        return part[: max(1, TRIAL_TOKENS // part.shape[1])]
 
     def trial(self, block: DecoderBlock) -> dict[Stage, Any]:
-        """Statistics of one batch alone, by stage; the text does not move on."""
-        part = copied(next(self._decoder.batches(self._hidden)))
-        return dict(run_stages(block, self._decoder, part))
+        """Statistics of a few sequences alone, by stage; the text does not move on."""
+        part = copied(self._few())
+        found = dict(run_stages(block, self._decoder, part))
+        for _ in self._expert_groups(block, [part]):
+            pass
+        return found
 
     def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
         """See `Calibration`: the same states as after `stages`, without what statistics cost."""
-        for part in self._decoder.batches(self._hidden):
-            block.forward(part)
+        block.forward_parts(list(self._decoder.batches(self._hidden)))
         if self._original is not None:
-            for part in self._decoder.batches(self._original):
-                original.forward(part)
+            original.forward_parts(list(self._decoder.batches(self._original)))
 
 
 class SavedCalibration:
@@ -291,7 +302,13 @@ def _write_statistics(
                 squares[name] = _Squares(inputs.tokens, to_host(inputs.mean_square))
             progress.step(f"block {index + 1} of {layers}")
         datasets = [Path(file).name for file in text]
-        write_imatrix(directory / IMATRIX, squares, datasets=datasets, chunk_size=sequence_length)
+        write_imatrix(
+            directory / IMATRIX,
+            squares,
+            datasets=datasets,
+            chunk_size=sequence_length,
+            model_type=checkpoint.config.model_type,
+        )
         write_fingerprint(directory, checkpoint, hashes)
 
 
@@ -329,7 +346,8 @@ def run_stages(
             (_Stream.exits, half.exit_stages),
         ):
             factor = half.residual_factor if gather is _Stream.exits else None
-            yield from _gathered(group, streams, partial(gather, number=number), factor)
+            if group:
+                yield from _gathered(group, streams, partial(gather, number=number), factor)
         if not isinstance(half, Experts):
             for stream in streams:
                 stream.finish(number)
@@ -378,6 +396,8 @@ class _Stream:
         return map(half.input, self.parts)
 
     def _holds(self, half: Sublayer) -> bool:
+        if isinstance(half, Experts):
+            return False
         wide = self._tokens * half.width * self.block.dtype.itemsize
         return not half.is_cheap or wide <= self._held_bytes
 

@@ -16,7 +16,7 @@ from numbacalib.statistics import InputStatistics
 EXPERTS = ("routed", "all")
 """Tokens that the statistics of an expert are of: those routed to it, or all of the layer."""
 
-Group = list[tuple[Stage, ExpertInputs]]
+Group = list[tuple[Stage, ExpertInputs | InputStatistics | None]]
 
 
 def expert_groups(
@@ -42,13 +42,9 @@ def expert_groups(
     experts = block.mlp
     assert isinstance(experts, Experts)
     run = ExpertsRun(experts, parts)
-    hidden, size = int(parts[0].shape[-1]), experts.mixture.size
-    # weights in float32, and Hessians with the factors that are made of them
-    each = 4 * (3 * hidden * size + 3 * hidden**2 + 3 * size**2)
-    step = max(1, most_bytes // each)
+    *_, hidden = parts[0].shape
     pooled = cache(partial(_collected, block, experts.stages[0][0], hidden, run.inputs))
-    for first in range(0, experts.mixture.experts, step):
-        numbers = range(first, min(first + step, experts.mixture.experts))
+    for numbers in _runs_of_experts(experts, hidden, most_bytes):
         with experts.loaded(numbers):
             yield [_entry(block, run, number, everything, pooled) for number in numbers]
             found = {number: run.activations(number) for number in numbers}
@@ -61,22 +57,45 @@ def expert_groups(
     run.finish()
 
 
+def groups_of_weights(block: DecoderBlock, most_bytes: int) -> Iterator[Group]:
+    """Yield the groups of `expert_groups` with nothing known of their inputs: no tokens pass."""
+    experts = block.mlp
+    assert isinstance(experts, Experts)
+    hidden = block.linears[block.stages[0][0]].shape[1]
+    for numbers in _runs_of_experts(experts, hidden, most_bytes):
+        with experts.loaded(numbers):
+            for stages in zip(*(experts.stages[number] for number in numbers), strict=True):
+                yield [(stage, None) for stage in stages]
+
+
+def _runs_of_experts(experts: Experts, hidden: int, most_bytes: int) -> Iterator[range]:
+    """Cut a block's experts into runs that fit into memory together."""
+    size, count = experts.mixture.size, experts.mixture.experts
+    # weights in float32, and Hessians with the factors that are made of them
+    each = 4 * (3 * hidden * size + 3 * hidden**2 + 3 * size**2)
+    step = max(1, most_bytes // each)
+    return (range(first, min(first + step, count)) for first in range(0, count, step))
+
+
 def _entry(
     block: DecoderBlock,
     run: ExpertsRun,
     number: int,
     everything: bool,
     pooled: Callable[[], InputStatistics],
-) -> tuple[Stage, ExpertInputs]:
+) -> tuple[Stage, ExpertInputs | InputStatistics]:
     """Return the statistics of the inputs of an expert's gate and up."""
     stage, _ = run.experts.stages[number]
-    rows = [] if everything else [piece for _, piece in run.rows(number)]
-    return stage, _inputs(block, stage, run.inputs[0].shape[-1], rows, everything, pooled)
+    if everything:
+        return stage, pooled()
+    *_, hidden = run.inputs[0].shape
+    rows = [piece for _, piece in run.rows(number)]
+    return stage, _inputs(block, stage, hidden, rows, pooled)
 
 
 def _exit(
     block: DecoderBlock, run: ExpertsRun, number: int, rows: Sequence[Any], everything: bool
-) -> tuple[Stage, ExpertInputs]:
+) -> tuple[Stage, ExpertInputs | InputStatistics]:
     """Return the statistics of the inputs of an expert's last layer."""
     _, stage = run.experts.stages[number]
     channels = run.experts.mixture.size
@@ -84,7 +103,7 @@ def _exit(
     def pooled() -> InputStatistics:
         return _collected(block, stage, channels, run.activations_of_all(number))
 
-    return stage, _inputs(block, stage, channels, rows, everything, pooled)
+    return stage, pooled() if everything else _inputs(block, stage, channels, rows, pooled)
 
 
 def _inputs(
@@ -92,13 +111,10 @@ def _inputs(
     stage: Stage,
     channels: int,
     rows: Sequence[Any],
-    everything: bool,
     pooled: Callable[[], InputStatistics],
 ) -> ExpertInputs:
+    """Return the statistics of an expert, from the rows of its tokens."""
     collected = partial(_collected, block, stage, channels)
-    if everything:
-        own = pooled()
-        return ExpertInputs(own, lambda: (own, own), lambda: own)
 
     @cache
     def halves() -> tuple[InputStatistics, InputStatistics]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from numbacalib.models import (
     open_place,
 )
 from numbacalib.models.hub import revision_of
-from numbacalib.models.layer_tensors import stages
+from numbacalib.models.layer_tensors import expert_stages, stages
 from numbacalib.quantizer.ahead import compiled_ahead
 from numbacalib.quantizer.blocks import Job, on_grid, quantize_blocks
 from numbacalib.quantizer.calibration import (
@@ -101,7 +102,7 @@ def quantize(
         What `numbacalib.quantizer.read_importance` reads, for the ranges "weighted" instead of the
         mean squares of the text.
     settings : Settings, optional
-        Or its attributes by name, as `options`: ``quantize(model, output, text=[file], bits=3)``.
+        Or its attributes by name: ``quantize(model, output, text=[file], bits=3)``.
     formats : sequence of str, default ("compressed-tensors",)
         Names of `numbacalib.formats.FORMATS`. Of several, which must have a grid in common, each gets a
         directory of its name in `output`.
@@ -123,6 +124,8 @@ def quantize(
     progress : callable, optional
         Called with what is being done, the steps done and the steps in all, instead of a bar on standard
         error.
+    **options
+        Attributes of `Settings`, where no `settings` are given.
 
     Returns
     -------
@@ -145,10 +148,11 @@ def quantize(
 
     Examples
     --------
-    >>> from numbacalib.quantizer import Settings, quantize
-    >>> settings = Settings(bits=4, group_size=32, samples=2, sequence_length=32)
-    >>> reports = quantize("model", "quantized", text=["text.txt"], settings=settings)
-    >>> reports[0].name, reports[0].tokens, reports[0].loss < reports[0].rtn_loss
+    >>> from numbacalib.quantizer import quantize
+    >>> options = {"bits": 4, "group_size": 32, "samples": 2, "sequence_length": 32}
+    >>> report = quantize("model", "quantized", text=["text.txt"], **options)
+    >>> layer = report.layers[0]
+    >>> layer.name, layer.tokens, layer.loss < layer.rtn_loss
     ('model.layers.0.self_attn.q_proj', 64, True)
     """
     settings = _settings(settings, options)
@@ -192,7 +196,8 @@ def quantize(
                     stack.close()
             with clock.phase("proving"):
                 proofs = [
-                    prove(job.checkpoint, kept, path, job.held_out, place, max_kl) for path in paths
+                    prove(job.checkpoint, kept, each, path, job.held_out, place, max_kl)
+                    for each, path in zip(written, paths, strict=True)
                 ]
     return RunReport(
         version=numbacalib.__version__,
@@ -219,13 +224,15 @@ def _writers(
     job: Job, kept: Work, paths: Sequence[Path], formats: Sequence[Format]
 ) -> list[ModelWriter]:
     """Return the writers of the output, for which there is room, and for what is to be kept."""
+    for path in paths:
+        path.mkdir(exist_ok=True)  # one for each format, where there are several
     writers = [
         each.writer(path, job.checkpoint, job.grids)
         for each, path in zip(formats, paths, strict=True)
     ]
     blocks = job.decoder.config.num_layers
     left = kept_bytes(job.weights, job.grids) * (blocks - kept.finished) // blocks
-    output = paths[0] if paths[0].is_dir() else paths[0].parent
+    output = paths[0].parent if paths[1:] else paths[0]
     require_space({output: sum(writer.planned_bytes for writer in writers), kept.directory: left})
     return writers
 
@@ -258,12 +265,13 @@ def _open_job(
     checkpoint = open_checkpoint(model)
     if stored_format(checkpoint) is not None:
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
+    _check_experts(checkpoint, settings, statistics, importance)
     decoder = Decoder(checkpoint, place=place)
     shapes = _layer_shapes(checkpoint, settings)
     grids = _grids(checkpoint, settings, formats)
     factors = None
     if importance is not None:
-        factors = read_importance(importance, shapes)
+        factors = read_importance(importance, shapes, model_type=checkpoint.config.model_type)
     calibration: Calibration | None = None
     tokens, length = None, settings.sequence_length
     others = np.empty((0, length), np.int32)
@@ -281,7 +289,12 @@ def _open_job(
             raise ValueError("text: required, since this calibrates; --method rtn alone needs none")
         most = max(1, HELD_OUT_TOKENS // length)
         tokens, others = read_split(checkpoint, text, length, settings.samples, most)
-        calibration = TextCalibration(decoder, tokens, propagated=settings.target == "propagated")
+        calibration = TextCalibration(
+            decoder,
+            tokens,
+            everything=settings.experts == "all",
+            propagated=settings.target == "propagated",
+        )
     if held_out:
         others = read_sequences(checkpoint, held_out, length)
         others = others[spread(len(others), min(settings.samples, len(others)))]
@@ -300,6 +313,23 @@ def _open_job(
         others,
         identity,
     )
+
+
+def _check_experts(
+    checkpoint: Checkpoint,
+    settings: Settings,
+    statistics: str | Path | None,
+    importance: str | Path | None,
+) -> None:
+    """Refuse what is not there for a mixture of experts."""
+    if checkpoint.config.mixture is None:
+        return
+    given = {"statistics": statistics, "importance": importance}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name}: expected none with a model of experts, got {value}")
+    if settings.target == "propagated":
+        raise ValueError("target: expected layerwise with a model of experts, got 'propagated'")
 
 
 def _write_layers(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> list[LayerReport]:
@@ -331,6 +361,8 @@ def _grids(
     grids = common_grids(formats, weights, asked)
     for grid in dict.fromkeys(grids.values()):
         on_grid(settings, grid).check()
+    if any(asked[name].symmetric != grid.symmetric for name, grid in grids.items()):
+        log.warning("experts are on the symmetric grid: runtimes read no zero points of theirs")
     others: dict[tuple[int | None, int | None], set[int]] = {}
     for name, grid in grids.items():
         sizes = asked[name].group_size, grid.group_size
@@ -362,7 +394,8 @@ def _layer_shapes(checkpoint: Checkpoint, settings: Settings) -> dict[str, tuple
     """M and K of the linear layers that are quantized, by name without ``.weight``."""
     shapes = {}
     for index in range(checkpoint.config.num_layers):
-        for kind in (kind for stage in stages(checkpoint.config, index) for kind in stage):
+        experts = chain.from_iterable(expert_stages(checkpoint.config, index))
+        for kind in chain.from_iterable([*stages(checkpoint.config, index), *experts]):
             rows, channels = checkpoint.info(f"model.layers.{index}.{kind}.weight").shape
             shapes[f"model.layers.{index}.{kind}"] = rows, channels
     settings.check_layers(shapes)

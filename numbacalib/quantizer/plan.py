@@ -1,25 +1,24 @@
 """The plan of a run: what it will write, hold and take, known before its first block.
 
 Sizes are those of the output and of arrays, by the model's shapes. Times are those of a trial on this
-machine: one batch of the text through the first block, and the layers of one of its stages quantized, each
-twice, since the first time may compile kernels. Running the text takes time by its tokens, GPTQ by
-``K^3 / 3 + M K^2`` of its stages, rounding by ``M K``.
+machine: a few sequences of the text through the first block, and the layers of one of its stages
+quantized, each twice, since the first time may compile kernels. Running the text takes time by the
+weights that its tokens meet, GPTQ by ``K^3 / 3 + M K^2`` of its stages, rounding by ``M K``.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from numbacalib.formats.safetensors_writer import SHARD_BYTES
-from numbacalib.methods import quantize_layers
 from numbacalib.models import DecoderBlock
-from numbacalib.models.layer_tensors import linear_shapes, stages
-from numbacalib.quantizer.blocks import Job, on_grid
+from numbacalib.models.layer_tensors import expert_shapes, expert_stages, linear_shapes, stages
+from numbacalib.quantizer.blocks import Job, on_grid, quantize_group
 from numbacalib.quantizer.calibration import SILENT, TextCalibration
 from numbacalib.quantizer.preflight import in_units
 from numbacalib.terminal import reporting, silent
@@ -34,7 +33,7 @@ _SQUARES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run is expected to take."""
+    """Plan of a run: what it is expected to take."""
 
     layers: int
     """That are quantized."""
@@ -89,12 +88,13 @@ def make_plan(
         forward, solving, compiled = _trial(job)
     tokens = job.tokens
     blocks = job.decoder.config.num_layers
+    passes = [forward * _token_weights(job, index) for index in range(blocks)]
     seconds = {
-        "quantizing": forward * tokens * (blocks - finished)
+        "quantizing": tokens * sum(passes[finished:])
         + solving * sum(_work(job, index) for index in range(finished, blocks)),
         "writing": output_bytes / MOVED,
         # both models run over it
-        "proving": output_bytes / MOVED + 2 * forward * blocks * job.held_out.size,
+        "proving": output_bytes / MOVED + 2 * job.held_out.size * sum(passes),
     }
     on_device = job.decoder.place.name != "cpu"
     working = max(_working_bytes(job, index, tokens) for index in range(blocks))
@@ -142,34 +142,37 @@ def require_memory(job: Job, plan: Plan, resident_bytes: int) -> None:
 
 
 def _trial(job: Job) -> tuple[float, float, float]:
-    """Seconds a token and block, seconds a unit of `_work`, and seconds that went to compiling."""
-    block = job.decoder.block(0)
+    """Seconds a token and weight, seconds a unit of `_work`, and seconds that went to compiling."""
+    index = min(int(name.split(".")[2]) for name in job.grids)  # the first with a layer not skipped
+    block = job.decoder.block(index)
     found: Mapping[Any, Any] = {}
     first = again = 0.0
     tokens = 0
     calibration = job.calibration
     if isinstance(calibration, TextCalibration):
-        tokens = calibration.batch_tokens
+        tokens = calibration.trial_tokens
         found, first = _timed(lambda: calibration.trial(block.copied()))
         found, again = _timed(lambda: calibration.trial(block.copied()))
     elif calibration is not None:
-        found = dict(calibration.preview(0, block))
+        found = dict(calibration.preview(index, block))
     stage = min(
         (stage for stage in block.stages if any(_name(block, kind) in job.grids for kind in stage)),
-        key=lambda stage: _stage_work(job, 0, stage),
+        key=lambda stage: _stage_work(job, index, stage),
     )
     kinds = [kind for kind in stage if _name(block, kind) in job.grids]
-    settings = on_grid(job.settings, job.grids[_name(block, kinds[0])])
-    weights = {_name(block, kind): block.linears[kind] for kind in kinds}
-    factors = None
-    if (importance := job.importance) is not None:
-        factors = {name: job.decoder.place.put(importance[name]) for name in weights}
-    solve = lambda: quantize_layers(weights, found.get(stage), settings, factors)  # noqa: E731
+    grid = job.grids[_name(block, kinds[0])]
+    # the trial has no second stream, and its target would take no more time
+    settings = replace(on_grid(job.settings, grid), target="layerwise")
+    inputs = dict.fromkeys(kinds, found.get(stage))
+
+    def solve() -> object:
+        return quantize_group(job, block, inputs, settings)
+
     _, solve_first = _timed(solve)
     _, solve_again = _timed(solve)
-    forward = again / tokens if tokens else 0.0
+    forward = again / (tokens * _token_weights(job, index)) if tokens else 0.0
     compiled = max(0.0, first - again) + max(0.0, solve_first - solve_again)
-    return forward, solve_again / _stage_work(job, 0, stage), compiled
+    return forward, solve_again / _stage_work(job, index, stage), compiled
 
 
 def _timed(action: Callable[[], Any]) -> tuple[Any, float]:
@@ -182,9 +185,22 @@ def _name(block: DecoderBlock, kind: str) -> str:
     return f"{block.name}.{kind}"
 
 
+def _token_weights(job: Job, index: int) -> float:
+    """Weights of a block that a token meets, those of the experts that are chosen for it among them."""
+    config = job.decoder.config
+    mixture = config.mixture_of(index)
+    experts = sum(rows * channels for rows, channels in expert_shapes(config, index).values())
+    chosen = 0.0 if mixture is None else experts * mixture.routing.experts / mixture.experts
+    return chosen + sum(rows * channels for rows, channels in linear_shapes(config, index).values())
+
+
 def _work(job: Job, index: int) -> float:
-    """Work of quantizing a block."""
-    return sum(_stage_work(job, index, stage) for stage in stages(job.decoder.config, index))
+    """Work of quantizing a block; its experts are equal."""
+    config = job.decoder.config
+    experts = expert_stages(config, index)
+    one = sum(_stage_work(job, index, stage) for stage in experts[0]) if experts else 0
+    own = sum(_stage_work(job, index, stage) for stage in stages(config, index))
+    return own + one * len(experts)
 
 
 def _stage_work(job: Job, index: int, stage: tuple[str, ...]) -> float:
@@ -196,7 +212,8 @@ def _stage_work(job: Job, index: int, stage: tuple[str, ...]) -> float:
 
 def _size(job: Job, index: int, stage: tuple[str, ...]) -> tuple[int, int]:
     """Rows of all layers of a stage that are quantized, and their channels."""
-    shapes = linear_shapes(job.decoder.config, index)
+    config = job.decoder.config
+    shapes = linear_shapes(config, index) | expert_shapes(config, index)
     own = [
         shapes[f"{kind}.weight"] for kind in stage if f"model.layers.{index}.{kind}" in job.grids
     ]
@@ -218,7 +235,16 @@ def _working_bytes(job: Job, index: int, tokens: int) -> int:
         rows, channels = _size(job, index, stage)
         squares = _SQUARES + 2 * (streams - 1) if job.calibration is not None else 0
         solving = max(solving, 4 * (squares * channels**2 + _COPIES * rows * channels))
-    return whole + batch + held + solving
+    return whole + batch + held + solving + _expert_bytes(job, index, tokens)
+
+
+def _expert_bytes(job: Job, index: int, tokens: int) -> int:
+    """Bytes of a block's experts: some at work, codes of all, and inputs and sums of all tokens."""
+    config = job.decoder.config
+    codes = sum(rows * channels for rows, channels in expert_shapes(config, index).values())
+    if not codes:
+        return 0
+    return job.decoder.place.held_bytes + codes + 2 * 4 * tokens * config.hidden_size
 
 
 def _minutes(seconds: float) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.formats.format import StoredLayers
+from numbacalib.formats.format import Format, StoredLayers
+from numbacalib.formats.gguf import BlockLayers
 from numbacalib.formats.registry import stored_format
 from numbacalib.models import Checkpoint, Place, open_checkpoint, open_place
-from numbacalib.models.safetensors_file import StoredTensor
+from numbacalib.models.gguf import GGUFCheckpoint
+from numbacalib.models.safetensors_file import STORED_TYPES, StoredTensor
 from numbacalib.ops.matrix import to_host
 from numbacalib.quantizer.evaluation import Evaluation, Subject, measure
 from numbacalib.quantizer.text import read_sequences
@@ -27,14 +29,16 @@ class ProofError(RejectedError):
 
 @dataclass(frozen=True)
 class Proof:
-    """What is known of a checkpoint that was read back."""
+    """Findings about a checkpoint that was read back."""
 
     quantized: int
     """Linear layers that are read as codes."""
     copied: int
-    """Tensors that are the source's to the bit."""
+    """Tensors that are the source's: to the bit, or where a format has one type for all, in value."""
     changed: tuple[str, ...] = ()
     """Tensors that are not, such as norms that took up channel scales."""
+    rounded: tuple[str, ...] = ()
+    """Tensors that the format rounds to the nearest on a grid, such as embeddings in GGUF."""
     dropped: Mapping[str, str] = field(default_factory=dict)
     """Tensors of the source's files that are left out, and why."""
     evaluation: Evaluation | None = None
@@ -44,6 +48,7 @@ class Proof:
 def prove(
     source: Checkpoint,
     kept: Work,
+    form: Format,
     path: Path,
     held_out: NDArray[np.integer],
     place: Place,
@@ -57,8 +62,10 @@ def prove(
         The original.
     kept : Work
         All its blocks, as they were quantized.
+    form : Format
+        Of the checkpoint.
     path : Path
-        The checkpoint.
+        Its directory.
     held_out : integer array [S, T]
         Sequences to evaluate on; none with S = 0.
     place : Place
@@ -72,34 +79,41 @@ def prove(
         Naming what differs.
     """
     try:
-        written = open_checkpoint(path)
-        layers = _stored_layers(written)
-        accounted, changed = set(), {}
-        for index in range(source.config.num_layers):
-            block = kept.load(index)
-            for name, weight in block.layers.items():
-                if name not in layers or layers[name] != weight:
-                    raise ProofError(f"{path}: {name}: other codes or scales than were chosen")
-                accounted.add(f"{name}.weight")
-            changed.update(block.vectors)
-        others = [name for name in source.names() if name not in accounted]
-        for name in others:
-            expected = StoredTensor.of(changed[name]) if name in changed else source.stored(name)
-            if name not in written.names() or not _equal(written.stored(name), expected):
-                raise ProofError(f"{path}: {name}: not what was to be written")
-        parts = {part for layer in layers for part in layers.tensors(layer)}
-        if extra := [name for name in written.names() if name not in parts and name not in others]:
+        written = open_checkpoint(_model_file(path))
+        layers = form.layers(written)
+        chosen, changed = _compared_with_kept(source, kept, layers, path)
+        found = _compared(written, layers, source, chosen, changed)
+        if found.other:
+            raise ProofError(f"{path}: {found.other[0]}: not what was to be written")
+        known = {*source.names(), *(part for layer in layers for part in layers.tensors(layer))}
+        if extra := [name for name in written.names() if name not in known]:
             raise ProofError(f"{path}: {extra[0]}: a tensor that the original does not have")
         evaluation = None
         if len(held_out):
-            evaluation = measure(
-                held_out, Subject.opened(path, place), Subject.opened(source.path, place)
-            )
+            subjects = [Subject.opened(each, place) for each in (written.path, source.path)]
+            evaluation = measure(held_out, *subjects)
     except (ValueError, FloatingPointError) as error:
         raise ProofError(str(error)) from error
     _require_kl(path, evaluation, max_kl)
-    copied = len(others) - len(changed)
-    return Proof(len(layers), copied, tuple(changed), source.dropped, evaluation)
+    return Proof(
+        len(chosen), found.copied, tuple(changed), found.rounded, source.dropped, evaluation
+    )
+
+
+def _compared_with_kept(
+    source: Checkpoint, kept: Work, layers: StoredLayers, path: Path
+) -> tuple[set[str], dict[str, NDArray[Any]]]:
+    """Compare layers with those that were chosen; return their names, and the vectors that changed."""
+    names: set[str] = set()
+    changed: dict[str, NDArray[Any]] = {}
+    for index in range(source.config.num_layers):
+        block = kept.load(index)
+        for name, weight in block.layers.items():
+            if name not in layers or layers[name] != weight:
+                raise ProofError(f"{path}: {name}: other codes or scales than were chosen")
+        names |= block.layers.keys()
+        changed |= block.vectors
+    return names, changed
 
 
 def verify(
@@ -127,6 +141,10 @@ def verify(
     sequence_length, samples, device
         As in `numbacalib.quantizer.evaluate`.
 
+    Returns
+    -------
+    Proof
+
     Raises
     ------
     ProofError
@@ -136,43 +154,71 @@ def verify(
         If an input does not fit, a damaged checkpoint among them.
     FloatingPointError
         As `numbacalib.quantizer.evaluate`.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import quantize, verify
+    >>> _ = quantize("model", "quantized", method="rtn", bits=8, group_size=32)
+    >>> proof = verify("quantized", against="model")
+    >>> proof.quantized, proof.changed
+    (14, ())
     """
     if max_kl is not None and not (against and text):
         raise ValueError("max_kl: expected a text and what to verify against with it")
     place = open_place(device)
-    path = Path(checkpoint)
+    path = _model_file(Path(checkpoint))
     written = open_checkpoint(path)
     layers = _stored_layers(written)
     for name, layer in layers.items():
         if not np.isfinite(to_host(layer.dequantize())).all():
             raise ProofError(f"{path}: {name}: weights that are not finite")
     original = None if against is None else open_checkpoint(against)
-    copied, changed = _compared(written, layers, original) if original else (0, ())
+    found = _Comparison(0, (), ())
+    if original is not None:
+        found = _compared(written, layers, original, chosen=layers)
     evaluation = None
     if text:
         subjects = [Subject.opened(each, place) for each in (path, against) if each is not None]
         tokens = read_sequences(subjects[0].checkpoint, text, sequence_length, samples)
         evaluation = measure(tokens, *subjects)
     _require_kl(path, evaluation, max_kl)
-    dropped = original.dropped if original else {}
-    return Proof(len(layers), copied, changed, dropped, evaluation)
+    dropped = {} if original is None else original.dropped
+    return Proof(len(layers), found.copied, found.other, (), dropped, evaluation)
+
+
+class _Comparison(NamedTuple):
+    """Tensors of an original, as a checkpoint has them."""
+
+    copied: int
+    rounded: tuple[str, ...]
+    other: tuple[str, ...]
 
 
 def _compared(
-    written: Checkpoint, layers: StoredLayers, original: Checkpoint
-) -> tuple[int, tuple[str, ...]]:
-    """Count the tensors that are equal in both, and name those that are not."""
-    copied, changed = 0, []
+    written: Checkpoint,
+    layers: StoredLayers,
+    original: Checkpoint,
+    chosen: Collection[str] = (),
+    changed: Mapping[str, NDArray[Any]] | None = None,
+) -> _Comparison:
+    """Find every tensor of the original: `chosen` layers are known, `changed` are as they should be."""
+    names = set(written.names())
+    copied, rounded, other = 0, [], []
     for name in original.names():
         layer = name.removesuffix(".weight")
+        shape: tuple[int, ...]
         if layer in layers:
-            shape: tuple[int, ...] = layers.shape(layer)
-        elif name in written.names():
+            shape = layers.shape(layer)
+            if layer not in chosen:
+                rounded.append(name)
+        elif name in names:
             shape = written.info(name).shape
-            if _equal(written.stored(name), original.stored(name)):
+            own = (changed or {}).get(name)
+            expected = original.stored(name) if own is None else StoredTensor.of(own)
+            if not _same(written.stored(name), expected):
+                other.append(name)
+            elif own is None:
                 copied += 1
-            else:
-                changed.append(name)
         else:
             raise ProofError(f"{written.path}: {name}: missing")
         if shape != original.info(name).shape:
@@ -180,19 +226,34 @@ def _compared(
                 f"{written.path}: {name}: expected shape {list(original.info(name).shape)}, got "
                 f"{list(shape)}"
             )
-    return copied, tuple(changed)
+    return _Comparison(copied, tuple(rounded), tuple(other))
+
+
+def _model_file(path: Path) -> Path:
+    """Path by which an output is opened: the directory, or the GGUF file that is in it."""
+    return next(iter(path.glob("*.gguf")), path)
 
 
 def _stored_layers(checkpoint: Checkpoint) -> StoredLayers:
     form = stored_format(checkpoint)
-    if form is None:
-        raise ValueError(f"{checkpoint.path}: expected a quantized checkpoint, got a plain one")
-    return form.layers(checkpoint)
+    if form is not None:
+        return form.layers(checkpoint)
+    if isinstance(checkpoint, GGUFCheckpoint):
+        return BlockLayers(checkpoint)
+    raise ValueError(f"{checkpoint.path}: expected a quantized checkpoint, got a plain one")
 
 
-def _equal(one: StoredTensor, other: StoredTensor) -> bool:
-    """Whether two tensors are the same to the bit."""
-    return one[:2] == other[:2] and np.array_equal(one.data, other.data)
+def _same(found: StoredTensor, expected: StoredTensor) -> bool:
+    """Return whether a tensor is another to the bit, or its values in a type that holds them all."""
+    if found.shape != expected.shape:
+        return False
+    if found.dtype_name == expected.dtype_name:
+        return np.array_equal(found.data, expected.data)
+    kinds = STORED_TYPES[found.dtype_name].dtype, STORED_TYPES[expected.dtype_name].dtype
+    if kinds[0] is None or kinds[1] is None:
+        return False
+    own, wanted = found.data.view(kinds[0]), expected.data.view(kinds[1])
+    return np.array_equal(own.astype(np.float64), wanted.astype(np.float64))
 
 
 def _require_kl(path: Path, evaluation: Evaluation | None, max_kl: float | None) -> None:

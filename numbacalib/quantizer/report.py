@@ -1,18 +1,23 @@
-"""What a run found: an object, JSON, a settings file for a later run, plain-text tables."""
+"""Report of a run: an object, JSON, a settings file for a later run, plain-text tables."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import re
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+import numpy as np
 
 from numbacalib.formats.durable import write_whole
 from numbacalib.methods import LayerReport
@@ -21,13 +26,15 @@ from numbacalib.quantizer.plan import Plan
 from numbacalib.quantizer.preflight import in_units
 from numbacalib.quantizer.proof import Proof
 
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+
 WORST = 5
 """Layers that a summary names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """How a run of `numbacalib.quantizer.quantize` went."""
+    """Report of a run of `numbacalib.quantizer.quantize`."""
 
     version: str
     model: str
@@ -53,7 +60,7 @@ class RunReport:
     peak_bytes: int
     """Most memory of the host that the process has held."""
     plan: Plan
-    """What all of this was expected to be."""
+    """Plan of the run, with what all of this was expected to be."""
     proofs: list[Proof]
     """Of the output in each format."""
     warnings: list[str]
@@ -66,7 +73,7 @@ class RunReport:
 
     @property
     def planned_seconds(self) -> float:
-        """What the phases took that the plan is about."""
+        """Seconds of the phases that the plan is about."""
         return sum(self.seconds[name] for name in self.plan.seconds)
 
     def as_json(self) -> str:
@@ -228,27 +235,88 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def layer_table(reports: Sequence[LayerReport]) -> str:
-    """Table of the layers of a run: loss against round-to-nearest, and what may have gone wrong."""
+    """Table of the layers of a run: loss against round-to-nearest, and what may have gone wrong.
+
+    The experts of a block have one row for each of their layers, with a second table of how many tokens
+    reached them.
+    """
+    experts: dict[str, list[LayerReport]] = {}
     rows = []
     for report in reports:
-        rows.append(
-            [
-                report.name,
-                f"{report.shape[0]} x {report.shape[1]}",
-                str(report.group_size),
-                _number(report.loss),
-                _number(report.rtn_loss),
-                _ratio(report.loss, report.rtn_loss),
-                _tokens(report),
-                _number(report.effective_rank),
-                _damping(report),
-                _number(report.smallest_pivot),
-                "-" if report.clipped is None else f"{100 * report.clipped:.2f}",
-                f"{report.seconds:.2f}",
-            ]
-        )
+        name = _EXPERT.sub(".experts.*.", report.name)
+        if name == report.name:
+            rows.append(_row(report))
+            continue
+        if name not in experts:
+            rows.append([name])  # filled in once all experts are known
+        experts.setdefault(name, []).append(report)
+    for row in rows:
+        row[1:] = _row_of_experts(experts[row[0]]) if row[0] in experts else row[1:]
     header = ["layer", "M x K", "group", "loss", "RTN loss", "ratio", "tokens", "rank"]
-    return table([*header, "percdamp", "least pivot", "clipped %", "seconds"], rows)
+    layers = table([*header, "percdamp", "least pivot", "clipped %", "seconds"], rows)
+    return f"{layers}\n\n{expert_table(experts)}" if experts else layers
+
+
+def expert_table(experts: Mapping[str, Sequence[LayerReport]]) -> str:
+    """Table of the layers of experts, by the name that they share: tokens of each, and remedies."""
+    rows = []
+    for name, reports in experts.items():
+        tokens = [report.tokens for report in reports if report.tokens is not None]
+        counts = [min(tokens), round(median(tokens)), max(tokens)] if tokens else ["-"] * 3
+        remedies = Counter(report.remedy for report in reports)
+        found = tokens.count(0), remedies["shrinkage"], remedies["pooled"]
+        rows.append([name, str(len(reports)), *map(str, (*counts, *found))])
+    header = ["experts", "number", "least tokens", "median", "most", "without any"]
+    return table([*header, "shrunk", "by all tokens"], rows)
+
+
+def _row(report: LayerReport) -> list[str]:
+    return [
+        report.name,
+        f"{report.shape[0]} x {report.shape[1]}",
+        str(report.group_size),
+        _number(report.loss),
+        _number(report.rtn_loss),
+        _ratio(report.loss, report.rtn_loss),
+        _tokens(report),
+        _number(report.effective_rank),
+        _damping(report),
+        _number(report.smallest_pivot),
+        "-" if report.clipped is None else f"{100 * report.clipped:.2f}",
+        f"{report.seconds:.2f}",
+    ]
+
+
+def _row_of_experts(reports: Sequence[LayerReport]) -> list[str]:
+    """Sum up experts: losses by their tokens, means of shares, the least of what may be too little."""
+    first = reports[0]
+
+    def known(name: str) -> list[Any]:
+        values = (getattr(report, name) for report in reports)
+        return [value for value in values if value is not None]
+
+    def least(name: str) -> float | None:
+        return min(known(name), default=None)
+
+    weights = [report.tokens or 0 for report in reports]
+    losses: list[float | None] = [None, None]
+    if sum(weights) and len(known("loss")) == len(reports):
+        losses = [np.average(known(name), weights=weights) for name in ("loss", "rtn_loss")]
+    clipped = known("clipped")
+    fell_back = sum(report.fell_back for report in reports)
+    return [
+        f"{len(reports)} x {first.shape[0]} x {first.shape[1]}",
+        str(first.group_size),
+        _number(losses[0]),
+        _number(losses[1]),
+        _ratio(*losses),
+        str(sum(weights)) if known("tokens") else "-",
+        _number(least("effective_rank")),
+        _number(least("percdamp")) + (f" ({fell_back} with more)" if fell_back else ""),
+        _number(least("smallest_pivot")),
+        f"{100 * sum(clipped) / len(clipped):.2f}" if clipped else "-",
+        f"{sum(known('seconds')):.2f}",
+    ]
 
 
 def require_writable(path: str | Path, output: str | Path) -> None:

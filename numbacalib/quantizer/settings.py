@@ -14,12 +14,14 @@ from numbacalib.runtime import checks
 
 CHANNEL_SCALES = ("none", "awq")
 MAGNITUDES = ("mean", "max")
+EXPERTS = ("routed", "all")
 CHOICES = {
     "ranges": ("auto", *RANGES),
     "target": TARGETS,
     "act_order": ACT_ORDERS,
     "channel_scales": CHANNEL_SCALES,
     "awq_magnitude": MAGNITUDES,
+    "experts": EXPERTS,
 }
 """Values of the settings that have a few, by their names."""
 
@@ -40,6 +42,8 @@ class Settings(LayerSettings):
     """Magnitude that the scales are powers of: "mean" or "max" of a channel's absolute inputs."""
     awq_weight_term: bool = False
     """True to let the scales also fall with the channel's weights: see `awq_scales`."""
+    experts: str = "routed"
+    """Tokens that the statistics of an expert are of: those "routed" to it, or "all" of the layer."""
     skip: tuple[str, ...] = ()
     """Patterns of layers' names, as shells have them, whose layers stay as they are."""
     layer_bits: Mapping[str, int] = field(default_factory=dict)
@@ -55,7 +59,7 @@ class Settings(LayerSettings):
             object.__setattr__(self, "ranges", "weighted" if self.method == "gptq" else "full")
 
     def skips(self, layer: str) -> bool:
-        """Whether a layer stays as it is."""
+        """Return whether a layer stays as it is."""
         return any(fnmatchcase(layer, pattern) for pattern in self.skip)
 
     def bits_of(self, layer: str) -> int:
@@ -103,6 +107,8 @@ def check(settings: Settings, importance: str | Path | None) -> None:
             f"channel_scales: expected {' or '.join(CHANNEL_SCALES)}, "
             f"got {settings.channel_scales!r}"
         )
+    if settings.experts not in EXPERTS:
+        raise ValueError(f"experts: expected {' or '.join(EXPERTS)}, got {settings.experts!r}")
     if settings.awq_magnitude not in MAGNITUDES:
         raise ValueError(
             f"awq_magnitude: expected {' or '.join(MAGNITUDES)}, got {settings.awq_magnitude!r}"

@@ -11,7 +11,7 @@ import functools
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba.core import config
 
@@ -126,20 +126,34 @@ class _Stream:
         return 0, self._handle
 
 
-def _available() -> str:
-    """Say how much memory the current device has for us."""
-    _, free, total = driver.cuMemGetInfo()
-    limit = 0
-    if has_cupy():
-        from cupy import get_default_memory_pool
+class Room(NamedTuple):
+    """Memory of the current device, in bytes, as a limit of CuPy's pool leaves it."""
 
-        pool = get_default_memory_pool()
-        free += pool.free_bytes()
-        limit = pool.get_limit()
-        if limit:
-            free = min(free, limit - pool.used_bytes())
-    bound = f"that CuPy's pool is limited to ({limit:,})" if limit else f"it has ({total:,})"
-    return f"{free:,} are free of what {bound}"
+    free: int
+    total: int
+    limited: bool
+    """True where it is the pool that is limited to the total."""
+
+
+def room() -> Room:
+    """Return how much memory the current device has for us."""
+    _, free, total = driver.cuMemGetInfo()
+    if not has_cupy():
+        return Room(free, total, limited=False)
+    from cupy import get_default_memory_pool
+
+    pool = get_default_memory_pool()
+    free += pool.free_bytes()
+    limit = pool.get_limit()
+    if not limit:
+        return Room(free, total, limited=False)
+    return Room(min(free, limit - pool.used_bytes()), min(limit, total), limited=True)
+
+
+def _available() -> str:
+    found = room()
+    bound = "that CuPy's pool is limited to" if found.limited else "it has"
+    return f"{found.free:,} are free of what {bound} ({found.total:,})"
 
 
 class _Block:

@@ -111,7 +111,7 @@ class GradientStatistics:
             )
         merged = GradientStatistics(self.fisher.shape)
         merged.samples = self.samples + other.samples
-        # what has seen nothing may be on another device
+        # statistics that have seen nothing may be on another device
         left, right = (self if self.samples else other), (other if other.samples else self)
         share = self.samples / max(merged.samples, 1)
         merged.fisher = blended(left.fisher, right.fisher, share)

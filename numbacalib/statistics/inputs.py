@@ -166,7 +166,7 @@ class InputStatistics:
         merged = InputStatistics(len(self.hessian))
         merged.tokens = self.tokens + other.tokens
         share = self.tokens / max(merged.tokens, 1)
-        # what has seen nothing may be on another device
+        # statistics that have seen nothing may be on another device
         left, right = (self if self.tokens else other), (other if other.tokens else self)
         for name in ("hessian", "mean_abs", *left.companions):
             setattr(merged, name, blended(getattr(left, name), getattr(right, name), share))

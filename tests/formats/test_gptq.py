@@ -21,6 +21,7 @@ from numbacalib.models.checkpoint import TensorInfo
 from numbacalib.quantizer import Settings, evaluate, quantize
 
 SCALE_DTYPES = (np.float16, ml_dtypes.bfloat16)
+DIRECTORIES = ["compressed-tensors", "gptq", "gptq_v2", "awq", "mlx"]
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
@@ -156,8 +157,8 @@ WEIGHTS = {"q": TensorInfo((64, 64), np.dtype(np.float32))}
     [
         ("gptq", {"bits": 5}, "bits: expected 2, 3, 4 or 8, got 5"),
         ("awq", {"bits": 3}, "bits: expected 4, got 3"),
-        ("gptq", {"group_size": 48}, "group_size: expected 16, .* 1024 or -1, got 48"),
-        ("awq", {"group_size": 16}, "group_size: expected 32, 64, 128 or -1, got 16"),
+        ("gptq", {"group_size": 48}, "group_size: expected 16, .* 1024 or none, got 48"),
+        ("awq", {"group_size": 16}, "group_size: expected 32, 64, 128 or none, got 16"),
         ("awq", {"g_idx": True}, "act_order: expected static_groups with 'desc'"),
         ("gptq", {"g_idx": True}, "act_order: expected static_groups .* or gptq_v2"),
     ],
@@ -178,7 +179,7 @@ def test_shapes_that_are_refused():
 def test_formats_agree_on_a_grid_or_say_why_not():
     half = {"q": TensorInfo((64, 64), np.dtype(np.float16))}
     asked = {"q": LayerGrid(4, 32, True, np.dtype(np.float16))}
-    every = list(FORMATS.values())
+    every = [FORMATS[name] for name in DIRECTORIES]
     assert common_grids(every, half, asked) == asked
     asymmetric = {"q": replace(asked["q"], symmetric=False)}
     # version 1 lacks the zero of 0, which the others can do without
@@ -211,7 +212,7 @@ def test_groups_without_negative_weights_have_a_zero_of_1(tmp_path):
 
 
 ONE_SOLVE = [
-    ({"bits": 4, "group_size": 32, "symmetric": True}, list(FORMATS)),
+    ({"bits": 4, "group_size": 32, "symmetric": True}, DIRECTORIES),
     ({"bits": 3, "symmetric": True, "group_size": None}, ["gptq", "gptq_v2", "compressed-tensors"]),
     ({"bits": 8, "group_size": 32, "act_order": "desc", "static_groups": False}, ["gptq_v2"]),
 ]

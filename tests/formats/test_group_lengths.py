@@ -31,14 +31,19 @@ def test_the_longest_divisor_up_to_the_one_asked_for(channels, asked, uniform, e
 @pytest.mark.parametrize(
     ("channels", "asked", "uniform", "message"),
     [
-        ({"a": 262}, 128, False, "128 does not divide K = 262, and 2, .* use 131 or -1"),
-        ({"a": 64}, 12, False, "12 does not divide K = 64, and 8, .* under 16: use 16 or -1"),
-        ({"a": 127}, 64, True, r"64 does not divide K = 127, and 1, .* use 127 or -1 \(one scale"),
+        ({"a": 262}, 128, False, "128 does not divide K = 262, and 2, .* use 131 or none"),
+        ({"a": 64}, 12, False, "12 does not divide K = 64, and 8, .* under 16: use 16 or none"),
+        (
+            {"a": 127},
+            64,
+            True,
+            r"64 does not divide K = 127, and 1, .* use 127 or none \(one scale",
+        ),
         (
             {"a": 96, "b": 88},
             64,
             True,
-            "divide K = 88, 96, and 8, .*: use -1 .* or the symmetric grid",
+            "divide K = 88, 96, and 8, .*: use none .* or the symmetric grid",
         ),
     ],
 )

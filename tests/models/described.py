@@ -16,6 +16,7 @@ from numbacalib.models import ModelConfig
 from numbacalib.models.layer_tensors import (
     EMBEDDINGS,
     HEAD,
+    expert_shapes,
     linear_shapes,
     outer_vector_shapes,
     vector_shapes,
@@ -34,6 +35,24 @@ DESCRIBED: dict[str, dict[str, Any]] = {
     "phi": {"hidden_act": "gelu"},
     # factors of the residual stream, of scores and of logits
     "granite": {"residual_multiplier": 0.5, "attention_multiplier": 0.2, "logits_scaling": 4.0},
+    # experts, and an MLP with a gate that all tokens go through, but in the second layer
+    "qwen2_moe": {
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "mlp_only_layers": [1],
+    },
+    # sigmoids with a correction, groups of experts, a factor
+    "glm4_moe": {
+        "n_routed_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "n_group": 3,
+        "topk_group": 2,
+        "routed_scaling_factor": 1.5,
+        "first_k_dense_replace": 0,
+    },
 }
 """Options of the forward pass, each in one of them."""
 
@@ -63,6 +82,7 @@ def described_tensors(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[n
         shapes[HEAD] = table
     for index in range(config.num_layers):
         own = linear_shapes(config, index) | vector_shapes(config, index)
+        own |= expert_shapes(config, index)
         shapes |= {f"model.layers.{index}.{name}": shape for name, shape in own.items()}
     theirs = {ours: name for name, ours in config.architecture.renamed.items()}
     tensors = {}

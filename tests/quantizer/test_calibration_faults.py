@@ -145,7 +145,7 @@ def without_tokens(file):
 def test_incomplete_statistics_are_found_before_any_work(
     tmp_path, model, saved, capsys, monkeypatch, name, damage, message
 ):
-    monkeypatch.setattr(blocks, "quantize_layers", None)
+    monkeypatch.setattr(blocks, "quantize_group", None)
     damage(saved / name)
     assert_refused(capsys, tmp_path, message, "quantize", model, *GROUPS, "--statistics", saved)
 
@@ -221,7 +221,7 @@ def bad_fisher(shape, value=1.0):
 def test_importance_is_checked_as_a_whole_first(
     tmp_path, model, capsys, monkeypatch, damaged, message
 ):
-    monkeypatch.setattr(blocks, "quantize_layers", None)
+    monkeypatch.setattr(blocks, "quantize_group", None)
     shapes = {
         name.removesuffix(".weight"): tensor.shape
         for name, tensor in load_file(model / "model.safetensors").items()

@@ -319,7 +319,7 @@ def test_an_interrupt_leaves_nothing(tmp_path, text, model, monkeypatch, capsys)
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(blocks, "quantize_layers", interrupt)
+    monkeypatch.setattr(blocks, "quantize_group", interrupt)
     assert run("quantize", model, "--text", text, *SHORT, "--output", tmp_path / "out") == 130
     assert_one_line(capsys, "interrupted")
     assert not list(tmp_path.glob("*out*"))

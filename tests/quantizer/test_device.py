@@ -9,7 +9,7 @@ from models.tiny import TEXT, write_tiny_checkpoint
 
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import HOST, Decoder, open_checkpoint, open_place
-from numbacalib.quantizer import Settings, collect, evaluate, quantize
+from numbacalib.quantizer import Settings, blocks, collect, evaluate, quantize
 
 DEVICES = {"numpy": "cpu", "cudasim": "cuda", "cuda": "cuda"}
 
@@ -47,7 +47,8 @@ def test_a_model_is_quantized_as_on_the_host(tmp_path, backend, device, text):
     reports = {}
     for place in {"cpu": 0, device: 0}:
         output = tmp_path / f"on-{place}"
-        reports[place] = quantize(model, output, text=text, settings=settings, device=place)
+        report = quantize(model, output, text=text, settings=settings, device=place)
+        reports[place] = report.layers
     for expected, actual in zip(reports["cpu"], reports[device], strict=True):
         assert actual.name == expected.name
         assert actual.loss == pytest.approx(expected.loss, rel=1e-3)
@@ -75,7 +76,7 @@ def test_losses_of_other_architectures(tmp_path, backend, device, model_type):
     )
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "phi3"])
+@pytest.mark.parametrize("model_type", ["gemma2", "phi3", "qwen2_moe"])
 def test_other_architectures_are_quantized_as_on_the_host(
     tmp_path, backend, device, text, model_type
 ):
@@ -86,7 +87,7 @@ def test_other_architectures_are_quantized_as_on_the_host(
         channel_scales="awq",
     )  # fmt: skip
     reports = [
-        quantize(model, tmp_path / f"on-{place}", text=text, settings=settings, device=place)
+        quantize(model, tmp_path / f"on-{place}", text=text, settings=settings, device=place).layers
         for place in {"cpu": 0, device: 0}
     ]
     for expected, actual in zip(reports[0], reports[-1], strict=True):
@@ -107,14 +108,14 @@ def test_statistics_are_collected_and_quantized_from(tmp_path, backend, device, 
     collect(model, tmp_path / "statistics", text=text, samples=2, sequence_length=8, device=device)
     settings = Settings(method="rtn", bits=4, group_size=8, channel_scales="awq")
     for place in {"cpu", device}:
-        reports = quantize(
+        report = quantize(
             model,
             tmp_path / f"on-{place}",
             statistics=tmp_path / "statistics",
             settings=settings,
             device=place,
         )
-        assert all(report.loss == report.rtn_loss for report in reports)
+        assert all(layer.loss == layer.rtn_loss for layer in report.layers)
 
 
 def test_a_propagated_target_is_as_on_the_host(tmp_path, backend, device, text):
@@ -136,14 +137,36 @@ def test_a_propagated_target_is_as_on_the_host(tmp_path, backend, device, text):
     )
     losses = {
         place: [
-            report.loss
-            for report in quantize(
+            layer.loss
+            for layer in quantize(
                 model, tmp_path / f"on-{place}", text=text, settings=settings, device=place
-            )
+            ).layers
         ]
         for place in {"cpu", device}
     }
     assert losses[device] == pytest.approx(losses["cpu"], rel=5e-3)
+
+
+def test_a_run_goes_on_to_the_same_bytes(tmp_path, backend, device, text, monkeypatch):
+    """Its blocks come back from the host, and the text passes through them on the device."""
+    sizes = SMALLEST if backend.name == "cudasim" else {}
+    model = write_tiny_checkpoint(tmp_path / "model", **sizes | {"num_hidden_layers": 2})
+    options = {"bits": 4, "group_size": 8, "samples": 2, "sequence_length": 8, "device": device}
+    options |= {"text": text, "channel_scales": "awq", "target": "propagated"}
+    quantize(model, tmp_path / "whole", **options)
+    real = blocks.quantize_group
+
+    def interrupted(job, block, *rest):
+        if block.name == "model.layers.1":
+            raise KeyboardInterrupt
+        return real(job, block, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(blocks, "quantize_group", interrupted)
+        quantize(model, tmp_path / "out", **options)
+    assert quantize(model, tmp_path / "out", **options).resumed_blocks == 1
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
+    assert files[0] == files[1]
 
 
 def test_names_of_devices():

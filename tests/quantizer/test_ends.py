@@ -40,7 +40,7 @@ def no_block(monkeypatch):
     def reached(*_, **__):
         pytest.fail("a block was reached")
 
-    monkeypatch.setattr(blocks, "quantize_layers", reached)
+    monkeypatch.setattr(blocks, "quantize_group", reached)
     monkeypatch.setattr(calibration, "run_stages", reached)
 
 
@@ -209,7 +209,7 @@ WAIT_IN_A_LAYER = """
         os.kill(os.getpid(), signal.SIGINT)
 
     again, *arguments = sys.argv[1:]
-    blocks.quantize_layers = wait
+    blocks.quantize_group = wait
     if again == "again":
         shutil.rmtree = interrupted_removal
     sys.exit(main(arguments))
@@ -249,7 +249,7 @@ WITH_A_TERMINAL = """
     from numbacalib.quantizer import blocks
 
     fcntl.ioctl(2, termios.TIOCSCTTY, 0)  # standard error is the terminal that controls this process
-    real = blocks.quantize_layers
+    real = blocks.quantize_group
 
     def after_a_while(*arguments):
         print("inside", file=sys.stderr, flush=True)
@@ -259,7 +259,7 @@ WITH_A_TERMINAL = """
     seconds = float(sys.argv[1])
     if sys.argv[2] == "nohup":
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    blocks.quantize_layers = after_a_while
+    blocks.quantize_group = after_a_while
     sys.exit(main(sys.argv[3:]))
 """
 
@@ -384,7 +384,7 @@ def test_errors_are_one_line(tmp_path, model, capsys, monkeypatch, error, status
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(blocks, "quantize_layers", fail)
+    monkeypatch.setattr(blocks, "quantize_group", fail)
     assert run("quantize", model, *RTN, "--output", tmp_path / "out") == status
     assert_one_line(capsys.readouterr().err, "")
     assert not list(tmp_path.glob("*out*"))

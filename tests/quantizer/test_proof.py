@@ -138,7 +138,7 @@ def test_a_bit_that_was_written_wrong_is_found(tmp_path, model, text, capsys, mo
     assert (kept / "config.json").is_file()
     assert not (tmp_path / "out").exists()
     # the blocks are kept: without the fault the same command comes to its end, and leaves the failed one
-    monkeypatch.setattr("numbacalib.quantizer.blocks.quantize_layers", None)
+    monkeypatch.setattr("numbacalib.quantizer.blocks.quantize_group", None)
     assert run(*command) == 0
     assert verify(tmp_path / "out", against=model).quantized == 14
     assert kept.exists()
@@ -178,25 +178,35 @@ def test_a_kl_needs_a_text(tmp_path, model, capsys):
     assert not list(tmp_path.glob("*out*"))
 
 
-@pytest.mark.parametrize("formats", [["gptq"], ["gptq", "compressed-tensors"], ["awq"]], ids=str)
-def test_every_format_is_proved(tmp_path, text, formats):
-    if formats == ["awq"]:
-        model = write_tiny_checkpoint(tmp_path / "model", "llama", dtype="float16")
-        settings = {"group_size": 32, "symmetric": False}
-    else:
-        model = write_tiny_checkpoint(tmp_path / "model", "llama", dtype="float16")
-        settings = {"group_size": 32, "symmetric": True}
-    report = quantize(
-        model,
-        tmp_path / "out",
-        text=[text],
-        formats=formats,
-        samples=4,
-        sequence_length=32,
-        **settings,
-    )
+@pytest.mark.parametrize(
+    ("formats", "settings"),
+    [
+        (["gptq"], {"symmetric": True}),
+        (["gptq", "compressed-tensors"], {"symmetric": True}),
+        (["awq"], {}),
+        (["mlx"], {}),
+    ],
+    ids=str,
+)
+def test_every_format_is_proved(tmp_path, text, formats, settings):
+    model = write_tiny_checkpoint(tmp_path / "model", "llama", dtype="float16")
+    options = {"group_size": 32, "samples": 4, "sequence_length": 32, "formats": formats}
+    report = quantize(model, tmp_path / "out", text=[text], **options, **settings)
     assert [proof.quantized for proof in report.proofs] == [14] * len(formats)
     assert len({proof.evaluation.loss for proof in report.proofs}) == 1
+
+
+def test_gguf_files_are_proved_and_verified(tmp_path, text):
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
+    model = write_tiny_checkpoint(tmp_path / "model", dtype="float16", **sizes)
+    options = {"samples": 4, "sequence_length": 32, "formats": ["gguf:Q4_K_M"]}
+    (proof,) = quantize(model, tmp_path / "out", text=[text], **options).proofs
+    assert proof.quantized == 14
+    assert set(proof.rounded) == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert proof.copied == 5
+    assert proof.evaluation.kl > 0
+    found = verify(tmp_path / "out", against=model, text=[text], sequence_length=32)
+    assert (found.quantized, found.copied, found.changed) == (16, 5, ())
 
 
 # verify
@@ -258,9 +268,9 @@ def test_held_out_sequences_are_others_than_those_of_calibration(
     seen = {}
     real = pipeline.prove
 
-    def prove(source, kept, path, held_out, *rest):
+    def prove(source, kept, form, path, held_out, *rest):
         seen["held_out"] = held_out
-        return real(source, kept, path, held_out, *rest)
+        return real(source, kept, form, path, held_out, *rest)
 
     monkeypatch.setattr(pipeline, "prove", prove)
     real_calibration = pipeline.TextCalibration

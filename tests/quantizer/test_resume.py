@@ -47,14 +47,14 @@ def contents(directory):
 
 def fail_in_block(monkeypatch, index, error):
     """Let the first layer of a block fail."""
-    real = blocks.quantize_layers
+    real = blocks.quantize_group
 
-    def failing(weights, *arguments):
-        if f"model.layers.{index}.self_attn.q_proj" in weights:
+    def failing(job, block, *arguments):
+        if block.name == f"model.layers.{index}":
             raise error
-        return real(weights, *arguments)
+        return real(job, block, *arguments)
 
-    monkeypatch.setattr(blocks, "quantize_layers", failing)
+    monkeypatch.setattr(blocks, "quantize_group", failing)
 
 
 def interrupted_at(monkeypatch, index, *command):
@@ -67,13 +67,13 @@ def interrupted_at(monkeypatch, index, *command):
 def quantized_layers(monkeypatch):
     """Names of the layers that are quantized from now on."""
     names = []
-    real = blocks.quantize_layers
+    real = blocks.quantize_group
 
-    def noting(weights, *arguments):
-        names.extend(weights)
-        return real(weights, *arguments)
+    def noting(job, block, inputs, *arguments):
+        names.extend(inputs)
+        return real(job, block, inputs, *arguments)
 
-    monkeypatch.setattr(blocks, "quantize_layers", noting)
+    monkeypatch.setattr(blocks, "quantize_group", noting)
     return names
 
 
@@ -202,7 +202,7 @@ def test_work_of_others_is_refused(tmp_path, model, text, capsys):
 
 def test_two_runs_do_not_share_work(tmp_path, model, text, capsys, monkeypatch):
     command = ["quantize", model, "--text", text, *SHORT, "--work", tmp_path / "work"]
-    real, status = blocks.quantize_layers, []
+    real, status = blocks.quantize_group, []
 
     def second(*arguments):
         if not status:
@@ -210,7 +210,7 @@ def test_two_runs_do_not_share_work(tmp_path, model, text, capsys, monkeypatch):
             status[0] = run(*command, "--output", tmp_path / "second")
         return real(*arguments)
 
-    monkeypatch.setattr(blocks, "quantize_layers", second)
+    monkeypatch.setattr(blocks, "quantize_group", second)
     assert run(*command, "--output", tmp_path / "first") == 0
     assert status == [2]
     assert f"{tmp_path / 'work'}: another run is writing to it" in capsys.readouterr().err
@@ -284,14 +284,14 @@ def test_another_version_is_refused(tmp_path, monkeypatch, model, text, capsys):
 
 
 def test_a_model_that_changes_meanwhile_ends_the_run(tmp_path, monkeypatch, model, text, capsys):
-    real = blocks.quantize_layers
+    real = blocks.quantize_group
 
-    def changing(weights, *arguments):
-        if any(name.startswith("model.layers.2") for name in weights):
+    def changing(job, block, *arguments):
+        if block.name == "model.layers.2":
             os.utime(model / "model.safetensors", ns=(1, 1))
-        return real(weights, *arguments)
+        return real(job, block, *arguments)
 
-    monkeypatch.setattr(blocks, "quantize_layers", changing)
+    monkeypatch.setattr(blocks, "quantize_group", changing)
     command = ["quantize", model, "--text", text, *SHORT, "--output", tmp_path / "out"]
     assert run(*command) == 2
     assert "model.safetensors: the file has changed" in capsys.readouterr().err
@@ -380,7 +380,8 @@ def test_a_run_killed_at_random_points_goes_on_to_the_same_bytes(
         output = tmp_path / f"out-{done}"
         while not output.exists():
             resumed += bool(list(tmp_path.glob(f".{output.name}.work/block-*")))
-            ended = killed_after(moments.uniform(0, seconds), *command, output)
+            moment = moments.uniform(0, seconds) if done < kills else 600
+            ended = killed_after(moment, *command, output)
             assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
             done += ended.returncode != 0
         assert contents(output) == whole

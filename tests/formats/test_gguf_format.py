@@ -93,7 +93,7 @@ def test_gptq_chooses_codes_on_what_is_stored(tmp_path):
             text=[tmp_path / "text"],
             settings=settings,
             formats=["gguf:Q2_K"],
-        )
+        ).layers
         losses[method] = [report.loss for report in reports]
         assert {report.bits for report in reports} == {2, 3}
         assert all(report.stored_bytes > 0 for report in reports)

@@ -1,0 +1,142 @@
+"""GGUF files of one size: ours against llama.cpp's own quantizer with the same importance.
+
+    NUMBACALIB_LIBLLAMA=.../libllama.so python benchmarks/gguf_quality.py MODEL [--docs]
+
+Both start from the same weights and see the same calibration text: its mean squares are llama.cpp's
+importance matrix. llama.cpp scores all files, by its logits on later messages of presidents: perplexity,
+and KL from what it computes of the original in float32. MODEL is a directory or a GGUF file, such as the
+model that `trained.py` leaves, whose rows are whole blocks of 256.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import describe_machine, write_csv
+from numpy.typing import NDArray
+from report import parser, report
+from tables import GgufRow
+
+from numbacalib import demo
+from numbacalib.formats import read_imatrix
+from numbacalib.formats.gguf_metadata import architecture_of, model_metadata, rope_divisors
+from numbacalib.formats.gguf_mixes import file_type
+from numbacalib.formats.gguf_vocabulary import vocabulary_metadata
+from numbacalib.formats.gguf_writer import GGUFWriter, PlannedTensor, encoded
+from numbacalib.models import Checkpoint, open_checkpoint
+from numbacalib.models.gguf import GGUFCheckpoint, permuted
+from numbacalib.models.gguf_names import gguf_name
+from numbacalib.models.gguf_types import type_named
+from numbacalib.quantizer import collect, quantize
+from numbacalib.quantizer.text import read_sequences
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from clients.llama_cpp.libllama import Llama, Model
+
+MIXES = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q4_0")
+CALIBRATED, EVALUATED = range(1930, 1991), range(1991, 2027)
+OURS: dict[str, dict[str, Any]] = {
+    "numbacalib, GPTQ": {},
+    "numbacalib, propagated": {"target": "propagated"},
+    "numbacalib, round-to-nearest": {"method": "rtn", "ranges": "weighted"},
+}
+THEIRS = "llama-quantize with imatrix"
+
+
+def plain_file(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the original's weights as llama.cpp's converter does with ``--outtype f32``."""
+    metadata = model_metadata(checkpoint) | vocabulary_metadata(checkpoint)
+    kind, config = type_named("F32"), checkpoint.config
+    arrays = {}
+    for name in checkpoint.names():
+        values = checkpoint.tensor(name).astype(np.float32)
+        for part, heads in (("q", config.num_heads), ("k", config.num_kv_heads)):
+            if f"self_attn.{part}_proj." in name and architecture_of(config) == "llama":
+                values = permuted(values, heads)
+        arrays[gguf_name(name)] = values
+    if (divisors := rope_divisors(config)) is not None:
+        arrays["rope_freqs.weight"] = divisors
+    planned = {name: PlannedTensor(kind, values.shape) for name, values in arrays.items()}
+    entries = {key: encoded(value) for key, value in metadata.items()}
+    with GGUFWriter(path, entries, planned) as writer:
+        for name, values in arrays.items():
+            writer.add(name, values.view(np.uint8).ravel())
+
+
+def log_probabilities(
+    llama: Llama, file: Path, sequences: NDArray[np.integer]
+) -> list[NDArray[np.float32]]:
+    """Logarithms of what llama.cpp predicts after each token of each sequence."""
+    found = []
+    with Model(llama, file, sequences.shape[1]) as model:
+        for tokens in sequences:
+            logits = model.logits(tokens).astype(np.float64)
+            logits -= logits.max(axis=1, keepdims=True)
+            logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+            found.append(logits.astype(np.float32))
+    return found
+
+
+def scored(
+    mix: str, who: str, file: Path, own: list[NDArray], original: list[NDArray], tokens: NDArray
+) -> GgufRow:
+    """Compare a file's predictions with the original's."""
+    losses, kls = [], []
+    for mine, theirs, sequence in zip(own, original, tokens, strict=True):
+        losses.append(-mine[np.arange(len(sequence) - 1), sequence[1:]].mean(dtype=np.float64))
+        kls.append((np.exp(theirs) * (theirs - mine)).sum(axis=1, dtype=np.float64).mean())
+    error = float(np.std(kls, ddof=1) / len(kls) ** 0.5)
+    perplexity = float(np.exp(np.mean(losses)))
+    row = GgufRow(mix, who, file.stat().st_size / 1e6, perplexity, float(np.mean(kls)), error)
+    print(f"{mix}, {who}: perplexity {perplexity:.3f}, KL {row.kl:.5f} ± {error:.5f}", flush=True)
+    return row
+
+
+def main() -> int:
+    """Quantize, score, and write the CSV."""
+    options = parser(__doc__)
+    options.add_argument("model", type=Path)
+    options.add_argument("--samples", type=int, default=64, help="calibration sequences")
+    options.add_argument("--sequences", type=int, default=24, help="to score")
+    options.add_argument("--length", type=int, default=256)
+    options.add_argument("--mixes", nargs="+", default=MIXES)
+    given = options.parse_args()
+    llama, checkpoint = Llama(), open_checkpoint(given.model)
+    text = demo.speeches(CALIBRATED)
+    sampled: dict[str, Any] = {"samples": given.samples, "sequence_length": given.length}
+    tokens = read_sequences(checkpoint, demo.speeches(EVALUATED), given.length, given.sequences)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="numbacalib-") as scratch:
+        folder = Path(scratch)
+        original = given.model
+        if not isinstance(checkpoint, GGUFCheckpoint):
+            original = folder / "original.gguf"
+            plain_file(checkpoint, original)
+        collect(given.model, folder / "statistics", text=text, **sampled)
+        means = read_imatrix(folder / "statistics" / "imatrix.gguf")
+        importance = {gguf_name(f"{name}.weight"): mean for name, mean in means.items()}
+        expected = log_probabilities(llama, original, tokens)
+        rows.append(scored("F32", "original", original, expected, expected, tokens))
+        for mix in given.mixes:
+            target = folder / f"{mix}.gguf"
+            llama.quantize(original, target, file_type(mix), importance)
+            files = {THEIRS: target}
+            for number, (who, settings) in enumerate(OURS.items()):
+                output = folder / f"{mix}-{number}"
+                own = sampled | settings
+                quantize(given.model, output, text=text, formats=[f"gguf:{mix}"], **own)
+                files[who] = output / f"model-{mix}.gguf"
+            for who, file in files.items():
+                found = log_probabilities(llama, file, tokens)
+                rows.append(scored(mix, who, file, found, expected, tokens))
+    facts = {"evaluation": f"{given.model.name}, {tokens.size} tokens scored by llama.cpp"}
+    machine = describe_machine("numba", "numpy", **facts)
+    return report(write_csv("gguf", machine, rows), docs=given.docs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Blocks against ggml's own code, as libgguf has it: bytes, and the weighted error of the search."""
+
+import libgguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+
+from numbacalib.formats.gguf import nearest
+from numbacalib.formats.gguf_blocks import BLOCK_TYPES, pack_blocks, unpack_blocks
+
+TYPES = sorted(BLOCK_TYPES)
+
+
+def weights(kind, seed):
+    rng = np.random.default_rng(seed)
+    shape = 32, 768
+    made = {
+        "normal": rng.normal(size=shape),
+        "heavy": rng.standard_t(4, size=shape),
+        "laplace": rng.laplace(size=shape),
+    }
+    return (0.02 * made[kind]).astype(np.float32), rng.lognormal(sigma=1.5, size=shape[1])
+
+
+def read(stored, name):
+    number, shape = GGMLQuantizationType[name], (len(stored), -1)
+    return libgguf.dequantize_rows(stored, number).reshape(shape)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_ggml_reads_what_we_write_and_we_what_it_writes(name):
+    weight, importance = weights("normal", 0)
+    ours = nearest(weight, name, importance)
+    values = ours.dequantize(BLOCK_TYPES[name].grid)
+    stored = pack_blocks(ours, name)
+    np.testing.assert_allclose(read(stored, name), values, rtol=1e-6, atol=1e-8)
+    theirs = libgguf.quantize_rows(weight, GGMLQuantizationType[name], importance)
+    theirs = np.asarray(theirs).view(np.uint8).reshape(len(weight), -1)
+    back = unpack_blocks(theirs, name)
+    np.testing.assert_array_equal(pack_blocks(back, name), theirs)
+    values = back.dequantize(BLOCK_TYPES[name].grid)
+    np.testing.assert_allclose(values, read(theirs, name), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("kind", ["normal", "heavy", "laplace"])
+@pytest.mark.parametrize("name", TYPES)
+def test_the_weighted_error_is_below_ggmls(name, kind, weighted):
+    """Of the same rows with the same importance, or with none on both sides."""
+    weight, importance = weights(kind, 1)
+    given = importance if weighted else None
+    ours = nearest(weight, name, given).dequantize(BLOCK_TYPES[name].grid)
+    stored = libgguf.quantize_rows(weight, GGMLQuantizationType[name], given)
+    theirs = read(np.asarray(stored).view(np.uint8).reshape(len(weight), -1), name)
+    factors = importance if weighted else np.ones(weight.shape[1])
+    error, their_error = ((factors * (each - weight) ** 2).sum() for each in (ours, theirs))
+    assert error < their_error

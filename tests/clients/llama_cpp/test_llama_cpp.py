@@ -1,0 +1,103 @@
+"""llama.cpp loads the GGUF files that are written, and computes what our weights say.
+
+Its activations are rounded to 8 bits, ours are float32: logits agree within `BOUND` of the largest.
+"""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+from clients.llama_cpp.libllama import Llama, Model
+from models.tiny import TEXT, random_tokens, tiny_config, write_tiny_checkpoint
+from models.tiny_gguf import tokenizer_metadata, write_gguf
+
+from numbacalib.formats.gguf_mixes import MIXES, Layers, file_type, tensor_type_of
+from numbacalib.models import Decoder, open_checkpoint
+from numbacalib.models.gguf_file import GGUFFile
+from numbacalib.quantizer import Settings, quantize
+
+BOUND = 0.04
+WHOLE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return Llama()
+
+
+def agree(llama, model, output, mix, settings):
+    """Quantize, and compare logits and tokens of llama.cpp with ours over the same file."""
+    quantize(model, output, settings=settings, formats=[f"gguf:{mix}"])
+    (file,) = output.iterdir()
+    checkpoint = open_checkpoint(file)
+    tokens = random_tokens(1, 48)
+    decoder = Decoder(checkpoint)
+    ours = np.asarray(decoder.logits(decoder.forward(tokens)))[0]
+    with Model(llama, file) as loaded:
+        theirs = loaded.logits(tokens[0])
+        for text in (TEXT, "don't DON'T\n\n  x=12345; 東京 🙂"):
+            assert loaded.tokenize(text) == checkpoint.tokenizer.encode(text).ids
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=BOUND * np.abs(ours).max())
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("sizes", [{}, WHOLE], ids=["blocks of 32", "blocks of 256"])
+def test_llama_cpp_computes_what_our_weights_say(llama, tmp_path, mix, sizes):
+    source = write_tiny_checkpoint(tmp_path / "m", **sizes)
+    agree(llama, source, tmp_path / "out", mix, Settings(method="rtn"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_architectures(llama, tmp_path, kind, tied):
+    source = write_tiny_checkpoint(tmp_path / "m", kind, tie_word_embeddings=tied, **WHOLE)
+    agree(llama, source, tmp_path / "out", "Q6_K", Settings(method="rtn"))
+
+
+@pytest.mark.parametrize("scaling", [LLAMA3, YARN, {"rope_type": "linear", "factor": 4.0}])
+def test_rotary_scaling(llama, tmp_path, scaling):
+    source = write_tiny_checkpoint(tmp_path / "m", rope_scaling=scaling, **WHOLE)
+    agree(llama, source, tmp_path / "out", "Q6_K", Settings(method="rtn"))
+
+
+def test_a_gguf_source(llama, tmp_path):
+    write_gguf(tmp_path / "source.gguf", tiny_config(**WHOLE), extra=tokenizer_metadata())
+    agree(llama, tmp_path / "source.gguf", tmp_path / "out", "Q4_K_M", Settings(method="rtn"))
+
+
+SHAPES = [(16, 8, 2, 256, True), (9, 8, 1, 256, False), (17, 4, 2, 288, True), (2, 4, 4, 96, False)]
+"""Blocks, heads, key-value heads, hidden size, tied."""
+
+
+@pytest.mark.parametrize(("depth", "heads", "kv", "hidden", "tied"), SHAPES)
+def test_mixes_are_those_of_llama_cpp(llama, tmp_path, depth, heads, kv, hidden, tied):
+    """Type for type, against its own quantizer with an importance matrix."""
+    config = tiny_config(
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        hidden_size=hidden,
+        head_dim=32,
+        intermediate_size=256,
+        tie_word_embeddings=tied,
+    )
+    source, target = tmp_path / "source.gguf", tmp_path / "target.gguf"
+    write_gguf(source, config, extra=tokenizer_metadata())
+    entries = GGUFFile(source).tensors
+    importance = {name: np.ones(e.shape[-1]) for name, e in entries.items() if len(e.shape) == 2}
+    layers = Layers(depth, heads // kv, tied)
+    for mix in MIXES:
+        llama.quantize(source, target, file_type(mix), importance)
+        theirs = {name: entry.kind.name for name, entry in GGUFFile(target).tensors.items()}
+        for name in importance:
+            assert tensor_type_of(mix, name, entries[name].shape[1], layers) == theirs[name], name
+        assert gguf.LlamaFileType(file_type(mix)).name == f"MOSTLY_{mix}"

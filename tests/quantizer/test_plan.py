@@ -1,0 +1,129 @@
+"""The plan of a run: sizes to the byte, times from a trial, and refusals of what cannot fit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from models.tiny import TEXT, write_tiny_checkpoint
+
+import numbacalib
+from numbacalib.cli import main
+from numbacalib.models.place import Place
+from numbacalib.quantizer import blocks, pipeline, plan
+
+SHORT = ["--samples", "4", "--sequence-length", "32", "--group-size", "32"]
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT * 20, encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_tiny_checkpoint(tmp_path / "model", dtype="bfloat16", num_hidden_layers=4)
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--method", "rtn"],
+        ["--channel-scales", "awq"],
+        ["--skip", "*layers.0*"],
+        ["--target", "propagated"],
+    ],
+    ids=str,
+)
+def test_the_plan_alone_writes_nothing(tmp_path, model, text, capsys, monkeypatch, options):
+    monkeypatch.setattr(blocks, "quantize_group", None)  # the trial's own is the plan's
+    command = ["quantize", model, "--text", text, *SHORT, *options]
+    assert run(*command, "--plan", "--output", tmp_path / "out") == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("plan: ") for line in lines)
+    assert f"plan: {21 if options[:1] == ['--skip'] else 28} layers at 4." in lines[0]
+    assert "kB of output" in lines[1]
+    assert "quantizing" in lines[2]
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_sizes_are_those_that_come(tmp_path, model, text):
+    seen = []
+    report = numbacalib.quantize(
+        model,
+        tmp_path / "out",
+        text=[text],
+        samples=4,
+        sequence_length=32,
+        group_size=32,
+        planned=seen.append,
+    )
+    assert seen == [report.plan]
+    assert report.plan.bits_a_weight == pytest.approx(report.bits_a_weight)
+    assert report.plan.output_bytes == report.output_bytes
+    assert report.plan.layers == len(report.layers)
+    assert report.plan.tokens == 128
+    assert set(report.plan.seconds) <= set(report.seconds)
+    assert all(seconds > 0 for seconds in report.plan.seconds.values())
+    assert report.plan.peak_bytes > 0
+    assert report.plan.device_bytes == 0
+    assert "planned" in report.summary()
+    assert json.loads(report.as_json())["plan"]["output_bytes"] == report.output_bytes
+
+
+def test_what_is_finished_is_not_planned_again(tmp_path, model, text, monkeypatch):
+    command = ["quantize", model, "--text", text, *SHORT, "--output", tmp_path / "out"]
+    real = blocks.quantize_group
+
+    def interrupt(job, block, *rest):
+        if block.name == "model.layers.3":
+            raise KeyboardInterrupt
+        return real(job, block, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks, "quantize_group", interrupt)
+        assert run(*command) == 130
+    finished = []
+    real_plan = plan.make_plan
+    monkeypatch.setattr(
+        "numbacalib.quantizer.pipeline.make_plan",
+        lambda job, **sizes: finished.append(sizes["finished"]) or real_plan(job, **sizes),
+    )
+    assert run(*command) == 0
+    assert finished == [3]
+
+
+def test_too_little_memory_names_what_would_fit(tmp_path, text, capsys, monkeypatch):
+    model = write_tiny_checkpoint(tmp_path / "model", intermediate_size=4096)
+    command = ["quantize", model, "--text", text, "--samples", 16, "--sequence-length", 32]
+    command += ["--group-size", 32, "--output", tmp_path / "out"]
+    jobs = []
+    monkeypatch.setattr(pipeline, "require_memory", lambda job, *_: jobs.append(job))
+    assert run(*command, "--plan") == 0
+    monkeypatch.undo()
+    enough = max(plan._working_bytes(jobs[0], index, 8 * 32) for index in range(2))
+    monkeypatch.setattr(Place, "free_bytes", lambda _: enough)
+    assert run(*command) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "cpu: expected " in error
+    assert " of free memory for the run, found " in error
+    assert error.endswith(": --samples 8 would fit")
+    monkeypatch.setattr(Place, "free_bytes", lambda _: 1000)
+    assert run(*command) == 1
+    assert capsys.readouterr().err.endswith("found 1 kB: no option would fit\n")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_the_system_says_what_is_free():
+    from numbacalib.models import HOST
+
+    assert HOST.free_bytes() > 1 << 20
