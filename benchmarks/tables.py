@@ -391,10 +391,25 @@ def demo_body(rows: list[DemoRow]) -> str:
     return table(header, lines)
 
 
+class ExpertsRow(NamedTuple):
+    """A figure of `experts.py`, in words."""
+
+    what: str
+    case: str
+    figure: str
+    part: str = ""
+
+
+def experts_body(rows: list[ExpertsRow]) -> str:
+    """Return one line a figure."""
+    return table(["what", "case", "figure"], [row[:3] for row in rows])
+
+
 TABLES = {
     "awq": Table("awq_gpu.py", Row, speed_body),
     "cpu": Table("cpu.py", Row, speed_body),
     "demo": Table("demo.py", DemoRow, demo_body),
+    "experts": Table("experts.py", ExpertsRow, experts_body),
     "fisher": Table("fisher_gpu.py", Row, speed_body),
     "gptq": Table("gptq_gpu.py", Row, speed_body),
     "gguf": Table("gguf_quality.py", GgufRow, gguf_body),

@@ -234,6 +234,20 @@ def _verify(options: argparse.Namespace) -> None:
         print(evaluation_line(found.evaluation))
 
 
+def _report(options: argparse.Namespace) -> None:
+    from numbacalib.quantizer.page import write_page
+
+    write_page(options.run, options.output)
+    print(f"written to {options.output}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from numbacalib.quantizer import convert
+
+    grids = convert(options.model, options.output, to=options.format, clean=options.clean)
+    print(f"{len(grids)} layers written to {options.output}, with the same weights to the bit")
+
+
 def _demo(options: argparse.Namespace) -> None:
     from numbacalib import demo
 
@@ -251,6 +265,8 @@ _COMMANDS = {
     "collect": _collect,
     "evaluate": _evaluate,
     "verify": _verify,
+    "convert": _convert,
+    "report": _report,
     "demo": _demo,
     "warm-up": _warm_up,
 }

@@ -136,7 +136,7 @@ def config_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 _NONE = {"shrinkage": "auto", "group_size": "none"}
-"""What the command line calls None."""
+"""Words of the command line for None."""
 _NOT_OF_A_RUN = {
     "command",
     "prints_result",

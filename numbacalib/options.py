@@ -30,6 +30,10 @@ EXAMPLES = {
   numbacalib evaluate quantized/ --text held-out.txt --against MODEL --json""",
     "verify": """
   numbacalib verify quantized/ --against MODEL --text held-out.txt --max-kl 0.1""",
+    "report": """
+  numbacalib report run.json --output run.html""",
+    "convert": """
+  numbacalib convert quantized/ --format mlx --output converted/""",
 }
 
 
@@ -152,6 +156,25 @@ def command_parser() -> argparse.ArgumentParser:
     verify.add_argument("--max-kl", type=float, metavar="NATS", help=MAX_KL)
     verify.add_argument("--samples", type=int, help="sequences (default: the whole text)")
     _add_length(verify)
+
+    convert = commands.add_parser(
+        "convert", help="write a quantized checkpoint in another format, without loss"
+    )
+    convert.add_argument("model", type=Path, help="quantized directory or GGUF file")
+    convert.add_argument("--format", required=True, metavar="NAME", help="of the output")
+    _add_output(convert)
+
+    report = commands.add_parser(
+        "report", help="make a page of what a run's --report wrote, one HTML file with charts"
+    )
+    report.add_argument("run", type=Path, help="JSON of quantize --report")
+    report.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the page; replaced if it is there",
+    )
 
     demo = commands.add_parser(
         "demo", help="fetch SmolLM2-135M, quantize it to 4 and 3 bits, compare perplexities"

@@ -15,7 +15,7 @@ from typing import TextIO
 
 
 class RejectedError(Exception):
-    """What was made is not what it should be: it is kept to be looked at, and the exit status is 1."""
+    """A result is not what it should be: it is kept to be looked at, and the exit status is 1."""
 
 
 Callback = Callable[[str, int, int], object]
@@ -25,7 +25,7 @@ _callback: ContextVar[Callback | None] = ContextVar("callback", default=None)
 
 
 def callback() -> Callback | None:
-    """What progress is reported to, instead of standard error; None is nothing."""
+    """Function that progress is reported to, instead of standard error; None for nothing."""
     return _callback.get()
 
 

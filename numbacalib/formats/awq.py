@@ -28,6 +28,7 @@ from numbacalib.formats.safetensors_format import (
     one_grid,
     require_integer_zeros,
     stored_floats,
+    stored_matrix,
     stored_tensor,
     written_group_size,
 )
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 METHOD = "awq"
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Which of 8 rows of the weight each 4 bits of a word hold, from the least significant on."""
+"""Rows, of 8 of the weight, that the 4 bits of a word hold, from the least significant on."""
 
 _HARMLESS = ("modules_to_not_convert", "meta", "lm_head", "desc_act", "do_fuse", "fuse_max_seq_len")
 
@@ -119,7 +120,7 @@ class Awq(SafetensorsFormat):
     def stored_shape(self, checkpoint: Checkpoint, layer: str, grid: LayerGrid) -> tuple[int, int]:
         """See `SafetensorsFormat`."""
         del grid
-        channels, words = checkpoint.info(f"{layer}.qweight").shape
+        channels, words = stored_matrix(checkpoint, f"{layer}.qweight")
         return 8 * words, channels
 
     def recognizes(self, checkpoint: Checkpoint) -> bool:

@@ -80,6 +80,10 @@ class CompressedTensors(SafetensorsFormat):
         "weight_g_idx",
     )
 
+    def holds(self, layer: str) -> bool:
+        """See `Format`; heads too."""
+        return super().holds(layer) or layer == "lm_head"
+
     def is_uniform(self, asked: Mapping[str, LayerGrid]) -> bool:
         """See `Format`."""
         return not all(grid.symmetric for grid in asked.values())

@@ -54,6 +54,10 @@ class GGUF(Format):
     def __init__(self, mix: str) -> None:
         self.mix, self.name = mix, f"{PREFIX}{mix}"
 
+    def opened_at(self, directory: Path) -> Path:
+        """See `Format`."""
+        return directory / _file_name(self.mix)
+
     def check(self, asked: LayerGrid) -> None:
         """See `Format`; bits and groups are the mix's, whatever is asked for."""
 
@@ -88,6 +92,10 @@ class GGUF(Format):
 
 
 GGUF_FORMATS = tuple(map(GGUF, MIXES))
+
+
+def _file_name(mix: str) -> str:
+    return f"model-{mix}.gguf"
 
 
 def block_grid(kind: str) -> LayerGrid:
@@ -126,7 +134,7 @@ class FileWriter(ModelWriter):
         if self._divisors is not None:
             planned[ROPE_DIVISORS] = PlannedTensor(type_named("F32"), self._divisors.shape)
         self._warn_of_fallbacks(planned)
-        path = directory / f"model-{mix}.gguf"
+        path = directory / _file_name(mix)
         self._file = GGUFWriter(path, _metadata(checkpoint, mix), planned)
         self._tensors = planned
         self.planned_bytes = self._file.planned_bytes

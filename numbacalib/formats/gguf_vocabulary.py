@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from numbacalib.models.gguf_metadata import Metadata
-from numbacalib.models.gguf_tokenizer import PRETOKENIZERS, build_tokenizer
+from numbacalib.models.gguf_pretokenizers import DISTINCT
+from numbacalib.models.gguf_tokenizer import build_tokenizer
 from numbacalib.models.tokenizer import named_errors
 from numbacalib.runtime.extras import extra
 
@@ -57,7 +58,7 @@ def vocabulary_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
                 return candidate | specials | _chat_template(checkpoint)
         raise ValueError(
             "pre_tokenizer: expected text split in a way that GGUF has a name for "
-            f"({', '.join(PRETOKENIZERS)}), got another one"
+            f"({', '.join(DISTINCT)}), got another one"
         )
 
 
@@ -87,7 +88,7 @@ def _candidates(described: Mapping[str, Any], tokens: dict[str, Any]) -> Iterato
     """Metadata to try, with each way of splitting text that this kind of vocabulary has."""
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in _merges(described)]
     if tokens["tokenizer.ggml.model"] == "gpt2":
-        for name in PRETOKENIZERS:
+        for name in DISTINCT:
             yield tokens | {"tokenizer.ggml.pre": name, "tokenizer.ggml.merges": merges}
         return
     ranks = {merge.replace(" ", "", 1): rank for rank, merge in reversed([*enumerate(merges)])}

@@ -33,6 +33,7 @@ from numbacalib.formats.safetensors_format import (
     read_g_idx,
     require_integer_zeros,
     stored_floats,
+    stored_matrix,
     stored_tensor,
     written_group_size,
 )
@@ -110,6 +111,10 @@ class Gptq(SafetensorsFormat):
                 "act_order: expected static_groups with 'desc' on the asymmetric grid of gptq, whose zeros "
                 "begin at 1: use static_groups, the symmetric grid or gptq_v2"
             )
+
+    def holds(self, layer: str) -> bool:
+        """See `Format`; heads too."""
+        return super().holds(layer) or layer == "lm_head"
 
     def is_uniform(self, asked: Mapping[str, LayerGrid]) -> bool:
         """See `Format`."""
@@ -208,7 +213,7 @@ class Gptq(SafetensorsFormat):
 
     def stored_shape(self, checkpoint: Checkpoint, layer: str, grid: LayerGrid) -> tuple[int, int]:
         """See `SafetensorsFormat`."""
-        words, rows = checkpoint.info(f"{layer}.qweight").shape
+        words, rows = stored_matrix(checkpoint, f"{layer}.qweight")
         return rows, words * WORD_BITS // grid.bits
 
     def recognizes(self, checkpoint: Checkpoint) -> bool:

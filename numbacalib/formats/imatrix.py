@@ -24,7 +24,7 @@ _SUMS, _COUNTS = ".in_sum2", ".counts"
 
 
 class SquaredInputs(Protocol):
-    """What is written of a layer's inputs; `InputStatistics` has it."""
+    """Figures of a layer's inputs that are written; `InputStatistics` has them."""
 
     @property
     def tokens(self) -> int:
@@ -41,6 +41,7 @@ def write_imatrix(
     *,
     datasets: Sequence[str] = (),
     chunk_size: int = 512,
+    model_type: str = "llama",
 ) -> None:
     """Write the mean squares of layers' inputs for ``llama-quantize --imatrix`` (extra `models`).
 
@@ -52,6 +53,8 @@ def write_imatrix(
         What the text was, for the file's readers.
     chunk_size : int, default 512
         Tokens of a chunk, in which llama.cpp counts the text.
+    model_type : str, default "llama"
+        The architecture whose names of layers these are, by Hugging Face's name of it.
 
     Raises
     ------
@@ -65,7 +68,7 @@ def write_imatrix(
     for name, layer in statistics.items():
         if layer.tokens == 0:
             raise ValueError(f"statistics: expected tokens in every layer, got none in {name}")
-    tensors = {gguf_name(f"{name}.weight"): layer for name, layer in statistics.items()}
+    tensors = {gguf_name(f"{name}.weight", model_type): layer for name, layer in statistics.items()}
     tokens = max((layer.tokens for layer in tensors.values()), default=0)
     writer = gguf.GGUFWriter(path, arch="")  # the form belongs to no architecture
     writer.add_type(gguf.GGUFType.IMATRIX)
@@ -82,10 +85,16 @@ def write_imatrix(
     writer.close()
 
 
-def read_imatrix(path: str | Path) -> dict[str, NDArray[np.float32]]:
+def read_imatrix(path: str | Path, *, model_type: str = "llama") -> dict[str, NDArray[np.float32]]:
     """Mean squares [K] of layers' inputs, by Hugging Face's names without ``.weight``.
 
     Each can be the `importance` of `numbacalib.methods.rtn`.
+
+    Parameters
+    ----------
+    path : str or Path
+    model_type : str, default "llama"
+        As in `write_imatrix`.
 
     Raises
     ------
@@ -110,7 +119,7 @@ def read_imatrix(path: str | Path) -> dict[str, NDArray[np.float32]]:
             raise ValueError(f"{file.path}: {name}: expected {layer}{other} beside it, got none")
         if other == _COUNTS:
             with named(file.path):
-                key = hf_name(layer).removesuffix(".weight")
+                key = hf_name(layer, model_type).removesuffix(".weight")
             means[key] = _mean_square(file, layer)
     if not means:
         raise ValueError(f"{file.path}: expected sums of squares (*{_SUMS}), found none")

@@ -28,6 +28,7 @@ from numbacalib.formats.safetensors_format import (
     Left,
     SafetensorsFormat,
     stored_floats,
+    stored_matrix,
     stored_tensor,
 )
 from numbacalib.methods import QuantizedWeight
@@ -52,6 +53,10 @@ class Mlx(SafetensorsFormat):
         scale_dtypes=("float16", "bfloat16"),
     )
     parts = ("weight", "scales", "biases")
+
+    def holds(self, layer: str) -> bool:
+        """See `Format`; mlx-lm loads embeddings and heads too."""
+        return super().holds(layer) or layer in ("lm_head", "model.embed_tokens")
 
     def grids(
         self, weights: Mapping[str, TensorInfo], asked: Mapping[str, LayerGrid]
@@ -114,7 +119,7 @@ class Mlx(SafetensorsFormat):
 
     def stored_shape(self, checkpoint: Checkpoint, layer: str, grid: LayerGrid) -> tuple[int, int]:
         """See `SafetensorsFormat`."""
-        rows, words = checkpoint.info(f"{layer}.weight").shape
+        rows, words = stored_matrix(checkpoint, f"{layer}.weight")
         return rows, words * WORD_BITS // grid.bits
 
     def recognizes(self, checkpoint: Checkpoint) -> bool:

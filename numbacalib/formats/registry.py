@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from numbacalib.formats.awq import Awq
 from numbacalib.formats.compressed_tensors import CompressedTensors
-from numbacalib.formats.format import Format, LayerGrid
+from numbacalib.formats.format import Format, LayerGrid, StoredLayers
 from numbacalib.formats.gguf import GGUF_FORMATS
 from numbacalib.formats.gptq import Gptq
 from numbacalib.formats.mlx import Mlx
 from numbacalib.models.checkpoint import TensorInfo
 from numbacalib.models.fields import Fields
+from numbacalib.models.gguf_file import is_gguf
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
@@ -86,3 +87,17 @@ def stored_format(checkpoint: Checkpoint) -> Format | None:
     methods = {method for each in FORMATS.values() for method in each.methods}
     error = config.error("quant_method", f"one that is read here ({', '.join(sorted(methods))})")
     raise ValueError(f"{checkpoint.path}/config.json: {error}")
+
+
+def stored_layers(checkpoint: Checkpoint) -> StoredLayers | None:
+    """Return the quantized layers of a checkpoint, of a GGUF file too; None where there are none.
+
+    Raises
+    ------
+    ValueError
+        If they are quantized in a way that no format here reads.
+    """
+    form = stored_format(checkpoint)
+    if form is None and is_gguf(checkpoint.path):
+        form = GGUF_FORMATS[0]  # any of them reads all types
+    return None if form is None else form.layers(checkpoint)

@@ -27,16 +27,16 @@ GridOf = Callable[[str], LayerGrid]
 
 
 class Left(NamedTuple):
-    """What of a model stays as it is, by the names that runtimes have."""
+    """Parts of a model that stay as they are, by the names that runtimes have."""
 
     layers: Sequence[str] = ("lm_head",)
     """Linear layers of the decoder."""
     parts: Sequence[str] = ()
-    """What is in the names of all that is no part of the decoder, such as ``"vision_tower"``."""
+    """Parts of the names of all that is no part of the decoder, such as ``"vision_tower"``."""
 
     @property
     def is_wrapped(self) -> bool:
-        """Whether runtimes have something before the decoder's names."""
+        """Return whether runtimes have something before the decoder's names."""
         return bool(self.parts)
 
 
@@ -216,6 +216,20 @@ class PackedLayers(StoredLayers):
 
     def __len__(self) -> int:
         return len(self._grids)
+
+
+def stored_matrix(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
+    """Return the shape of a tensor that is to be a matrix.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    shape = checkpoint.info(name).shape
+    if len(shape) != 2:
+        raise ValueError(f"{checkpoint.path}: {name}: expected a matrix, got {list(shape)}")
+    return shape[0], shape[1]
 
 
 def unquantized_linears(checkpoint: Checkpoint, grids: Mapping[str, LayerGrid]) -> Left:

@@ -26,7 +26,7 @@ from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime.alone import each_alone
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
-from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.finite import require_finite, start_finite_check
 from numbacalib.statistics import InputStatistics
 
 log = logging.getLogger("numbacalib")
@@ -218,6 +218,9 @@ def _in_one_launch(
     with _named(weights):
         for own in statistics:
             _check(own, settings, None)
+        finite = [start_finite_check(f"{name}: weight", each) for name, each in weights.items()]
+        for require_finite_weight in finite:  # by name: the stack's own check has a number alone
+            require_finite_weight()
         stack = _stacked([hessian.reshape(*hessian.shape[-2:]) for hessian in hessians])
         found = gptq_batch(_stacked(list(weights.values())), stack, **options)
         if settings.refit:

@@ -220,7 +220,8 @@ class Decoder:
         scores : float32 ``[states, entries]``
         """
         x = self._final_norm(hidden)
-        x = x.reshape(-1, x.shape[-1])
+        *_, size = x.shape
+        x = x.reshape(-1, size)
         biases = self._head_bias()
         for index, entries in enumerate(self._checkpoint.tiles(self._head, _VOCABULARY)):
             first, weight = index * _VOCABULARY, self.place.put(entries, self._dtype)
@@ -235,7 +236,7 @@ class Decoder:
 
     @property
     def _dtype(self) -> np.dtype:
-        """What products are computed in."""
+        """Return the dtype in which products are computed."""
         return self.place.product_dtype(self._checkpoint.info(EMBEDDINGS).dtype)
 
     def _final_norm(self, hidden: Array) -> Array:

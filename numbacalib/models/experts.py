@@ -15,6 +15,7 @@ from numbacalib.models.sublayers import MLP, Sublayer, activated
 from numbacalib.ops.linear import linear
 from numbacalib.ops.matrix import add_rows, add_scaled, cast, take, to_host, zeros
 from numbacalib.ops.router import route
+from numbacalib.runtime.checks import rows_of
 from numbacalib.spec.router import Routing
 
 __all__ = ["Experts", "ExpertsRun"]
@@ -78,7 +79,7 @@ class Experts(MLP):
     def routes(self, x: Array) -> _Routes:
         """Choose the experts of tokens ``[..., hidden_size]``."""
         vectors, names = self._weights.vectors, self._names
-        rows = cast(x.reshape(-1, x.shape[-1]), np.float32)
+        rows = cast(rows_of(x), np.float32)
         bias = vectors.get(f"{names.router}.bias")
         scores = linear(rows, vectors[f"{names.router}.weight"], bias)
         correction = vectors[names.correction] if names.correction else None
@@ -92,7 +93,7 @@ class Experts(MLP):
         if not self._names.shared_gate:
             self._weights.project(part, inner, add_to=sums)
             return
-        rows = cast(x.reshape(-1, x.shape[-1]), np.float32)
+        rows = cast(rows_of(x), np.float32)
         scores = linear(rows, self._weights.vectors[f"{self._names.shared_gate}.weight"])
         _, factors = route(scores, _SHARED)
         output = self._weights.project(part, inner, dtype=np.float32)
@@ -137,11 +138,11 @@ class _Routes:
         self._weights = weights.reshape(count * kept, 1)
 
     def tokens(self, expert: int) -> NDArray[np.int64]:
-        """Which tokens go to an expert."""
+        """Return which tokens go to an expert."""
         return self._tokens[self._run(expert)]
 
     def factors(self, expert: int) -> Array:
-        """How much it counts for each of them, float32 [n]."""
+        """Return how much it counts for each of them, float32 [n]."""
         return take(self._weights, self._order[self._run(expert)], 0).reshape(-1)
 
     def _run(self, expert: int) -> slice:
@@ -175,7 +176,7 @@ class ExpertsRun:
     def __init__(self, experts: Experts, parts: Sequence[Array]) -> None:
         self.experts, self._parts = experts, parts
         self.inputs = [experts.input(part) for part in parts]
-        self._rows = [x.reshape(-1, x.shape[-1]) for x in self.inputs]
+        self._rows = [rows_of(x) for x in self.inputs]
         self._routes = [experts.routes(x) for x in self.inputs]
         self._sums = [zeros(tuple(rows.shape), rows) for rows in self._rows]
 

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo
+from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_config import (
+    FACTORS,
     ROPE_DIVISORS,
     architecture_of,
     hf_config,
@@ -22,6 +24,7 @@ from numbacalib.models.gguf_file import GGUFFile, TensorEntry, named
 from numbacalib.models.gguf_names import hf_name
 from numbacalib.models.gguf_tokenizer import build_tokenizer, tokenizer_config
 from numbacalib.models.gguf_types import TensorType
+from numbacalib.models.layer_tensors import is_norm
 from numbacalib.models.tokenizer import named_errors
 from numbacalib.runtime.extras import extra
 
@@ -31,10 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["GGUFCheckpoint", "permuted"]
 
 _EMBEDDINGS = "model.embed_tokens.weight"
+_ROPE = (ROPE_DIVISORS, *FACTORS.values())
 
 
 class GGUFCheckpoint(Checkpoint):
-    """A GGUF file of a Llama-family model.
+    """A GGUF file of a model that `GGUF_ARCHITECTURES` has.
 
     Tensors of every type that the ``gguf`` package dequantizes; quantized ones become float32 each time
     `tensor` is called.
@@ -55,21 +59,26 @@ class GGUFCheckpoint(Checkpoint):
         self._file = GGUFFile(path)
         with named(path):
             self._architecture = architecture_of(self._file.metadata)
+            self._own = GGUF_ARCHITECTURES[self._architecture]
             self._names = {
-                hf_name(name): name for name in self._file.tensors if name != ROPE_DIVISORS
+                hf_name(name, self._own.model_type): name
+                for name in self._file.tensors
+                if name not in _ROPE
             }
             if _EMBEDDINGS not in self._names:
                 raise ValueError("token_embd.weight: expected the embeddings, got none")
         self._file.require_readable()
-        divisors = self._file.read(ROPE_DIVISORS) if ROPE_DIVISORS in self._file.tensors else None
+        factors = {name: self._file.read(name) for name in _ROPE if name in self._file.tensors}
         with named(path):
             self._hf_config = hf_config(
                 self._file.metadata,
                 self._architecture,
                 {name: self._entry(name).shape for name in self._names},
-                divisors,
+                factors,
             )
             self._hf_config["torch_dtype"] = self._dtype()
+            # GGUF's norms are as they multiply
+            self._offset = np.float32(self.config.architecture.norm_offset)
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._names)
@@ -83,11 +92,13 @@ class GGUFCheckpoint(Checkpoint):
         result = self._file.read(self._names[name])
         if heads:
             result = _unpermute(result, heads)
+        if self._offset and is_norm(self.config, name):
+            result = result - self._offset
         result.flags.writeable = False
         return result
 
     def kind(self, name: str) -> TensorType:
-        """How a tensor is stored."""
+        """Return the type in which a tensor is stored."""
         return self._entry(name).kind
 
     def blocks(self, name: str) -> NDArray[np.uint8]:
@@ -104,7 +115,7 @@ class GGUFCheckpoint(Checkpoint):
         """Heads of queries or keys whose rows GGUF has in another order; 0 for everything else."""
         entry = self._entry(name)
         projection = re.search(r"self_attn\.([qk])_proj\.", name)
-        if not projection or self._architecture != "llama":
+        if not projection or not self._own.permuted:
             return 0
         heads = self.config.num_heads if projection[1] == "q" else self.config.num_kv_heads
         if entry.shape[0] != heads * self.config.head_dim:

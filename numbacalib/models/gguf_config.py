@@ -15,30 +15,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.config import ModelConfig
+from numbacalib.models.description import FULL, SLIDING, Architecture
+from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_metadata import Metadata
 from numbacalib.models.rope import inverse_frequencies
 
-__all__ = ["ROPE_DIVISORS", "architecture_of", "hf_config"]
+__all__ = ["FACTORS", "ROPE_DIVISORS", "architecture_of", "hf_config"]
 
 ROPE_DIVISORS = "rope_freqs.weight"
 """Divisors of the rotary frequencies: how a file says that Llama 3's scaling applies."""
 
+FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
+"""Factors of longrope, by Hugging Face's names."""
+
 _TOKENS = "tokenizer.ggml.tokens"
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-_GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
 _UNDERSTOOD = {
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
     "attention.layer_norm_rms_epsilon",
-    "attention.sliding_window",
+    "attention.layer_norm_epsilon",
     "attention.value_length",
     "block_count",
     "context_length",
@@ -61,6 +60,7 @@ _NEUTRAL: dict[str, float] = {
     "attention.causal": True,
     "attention.clamp_kqv": 0,
     "attention.max_alibi_bias": 0,
+    "attention.sliding_window": 0,
     "attn_logit_softcapping": 0,
     "expert_count": 0,
     "expert_used_count": 0,
@@ -85,10 +85,13 @@ def architecture_of(metadata: Metadata) -> str:
     if kind != "model":
         raise ValueError(f"general.type: expected a model, got {kind!r}")
     architecture = metadata.string("general.architecture")
-    if architecture not in _GGUF_ARCHITECTURES:
-        raise metadata.error("general.architecture", f"one of {', '.join(_GGUF_ARCHITECTURES)}")
+    if architecture not in GGUF_ARCHITECTURES:
+        raise metadata.error("general.architecture", f"one of {', '.join(GGUF_ARCHITECTURES)}")
+    own = GGUF_ARCHITECTURES[architecture].keys
     options = metadata.under(f"{architecture}.")
     for key in options:
+        if key in own:
+            continue
         if key in _NEUTRAL:
             value = options.boolean(key) if isinstance(_NEUTRAL[key], bool) else options.number(key)
             if value != _NEUTRAL[key]:
@@ -104,7 +107,7 @@ def hf_config(
     metadata: Metadata,
     architecture: str,
     shapes: Mapping[str, tuple[int, ...]],
-    divisors: NDArray[Any] | None,
+    factors: Mapping[str, NDArray[Any]],
 ) -> dict[str, Any]:
     """The ``config.json`` that the model was converted from, as far as it matters.
 
@@ -115,41 +118,51 @@ def hf_config(
         What `architecture_of` gave.
     shapes : mapping of str to tuple of int
         The tensors, as Hugging Face names them.
-    divisors : array [head_dim / 2], optional
-        The tensor `ROPE_DIVISORS`, where the file has it.
+    factors : mapping of str to array [rotary dimensions / 2]
+        The tensors `ROPE_DIVISORS` and those of `FACTORS`, where the file has them.
 
     Raises
     ------
     ValueError
         If a value is absent, of another type, or not supported.
     """
+    own = GGUF_ARCHITECTURES[architecture]
     options = metadata.under(f"{architecture}.")
+    described = ARCHITECTURES[own.model_type]
+    config = _shape(metadata, options, described, shapes)
+    epsilon = f"attention.layer_norm_{'' if own.layer_norm else 'rms_'}epsilon"
+    if (value := options.number(epsilon)) is None:
+        raise options.error(epsilon, "a finite number")
+    config |= {described.key("rms_norm_eps"): value, "model_type": own.model_type}
+    config |= _bias_flags(described, shapes) | _rotary_share(options, described, config)
+    config |= own.read(options, config)
+    described = ARCHITECTURES[config["model_type"]]
+    config["architectures"] = [described.causal_lm]
+    for name in ("bos", "eos", "padding"):
+        token = metadata.integer(f"tokenizer.ggml.{name}_token_id")
+        if token is not None:
+            config[f"{name.removesuffix('ding')}_token_id"] = token
+    return _with_scaling(config, options, described, factors)
+
+
+def _shape(
+    metadata: Metadata,
+    options: Metadata,
+    described: Architecture,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, Any]:
+    """The keys of `hf_config` that every architecture has."""
     heads = options.required("attention.head_count")
     hidden = options.required("embedding_length")
-    # llama.cpp's default; transformers has another for qwen3
+    # llama.cpp's default; transformers has another for some
     head_dim = options.integer("attention.key_length", hidden // max(heads, 1))
-    queries = shapes.get("model.layers.0.self_attn.q_proj.weight", (heads * head_dim,))[0]
-    if heads * head_dim != queries:  # before anything is made of a size that is absurd
-        raise ValueError(
-            f"{architecture}.attention.head_count: expected heads that make up the {queries} rows of "
-            f"blk.0.attn_q.weight, got {heads} of {head_dim}"
-        )
+    _check_heads(options, described, heads, head_dim, shapes)
     vocabulary = shapes["model.embed_tokens.weight"][0]
     if _TOKENS in metadata and len(metadata.strings(_TOKENS)) > vocabulary:
         raise metadata.error(_TOKENS, f"at most the {vocabulary} of token_embd.weight")
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if options.integer(key, head_dim) != head_dim:
-            raise options.error(key, f"the whole head, {head_dim}")
-    window = options.integer("attention.sliding_window", 0)
-    if window and architecture != "llama":
-        raise options.error("attention.sliding_window", "0: windows of it are not supported")
-    if (epsilon := options.number("attention.layer_norm_rms_epsilon")) is None:
-        raise options.error("attention.layer_norm_rms_epsilon", "a finite number")
-    # mistral is "llama" in GGUF but for its window
-    model_type = "mistral" if window else architecture
-    config: dict[str, Any] = {
-        "architectures": [_ARCHITECTURES[model_type]],
-        "model_type": model_type,
+    if options.integer("attention.value_length", head_dim) != head_dim:
+        raise options.error("attention.value_length", f"the whole head, {head_dim}")
+    config = {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
         "intermediate_size": options.required("feed_forward_length"),
@@ -157,27 +170,95 @@ def hf_config(
         "num_attention_heads": heads,
         "num_key_value_heads": options.integer("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "hidden_act": "silu",
+        "hidden_act": described.defaults.get("hidden_act", "silu"),
         "max_position_embeddings": options.required("context_length"),
-        "rms_norm_eps": epsilon,
         "rope_theta": options.number("rope.freq_base", 10000.0),
         "tie_word_embeddings": "lm_head.weight" not in shapes,
-        "attention_bias": "model.layers.0.self_attn.q_proj.bias" in shapes,
-        "mlp_bias": "model.layers.0.mlp.gate_proj.bias" in shapes,
-        "use_sliding_window": bool(window),
     }
-    if window:
-        config["sliding_window"] = window
-    for name in ("bos", "eos", "padding"):
-        token = metadata.integer(f"tokenizer.ggml.{name}_token_id")
-        if token is not None:
-            config[f"{name.removesuffix('ding')}_token_id"] = token
+    return {described.key(name): value for name, value in config.items()}
+
+
+def _check_heads(
+    options: Metadata,
+    described: Architecture,
+    heads: int,
+    head_dim: int,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Compare heads with the queries' rows, before anything is made of a size that is absurd."""
+    fused = described.linears["query"] == described.linears["key"]
+    name = f"model.layers.0.{described.linears['query']}.weight"
+    queries = shapes.get(name, (heads * head_dim,))[0]
+    if queries < heads * head_dim if fused else queries != heads * head_dim:
+        raise options.error(
+            "attention.head_count",
+            f"heads that make up the {queries} rows of blk.0.attn_q{'kv' * fused}.weight, not {heads} of "
+            f"{head_dim}",
+        )
+
+
+def _bias_flags(described: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, bool]:
+    """The keys that say which layers have biases, from which have."""
+    flags: dict[str, bool] = {}
+    for part, role in (("attention", "query"), ("output", "output"), ("mlp", "up")):
+        key = described.biases.get(part, False)
+        if not isinstance(key, bool):
+            key = key if isinstance(key, str) else key[0]
+            flags.setdefault(key, f"model.layers.0.{described.linears[role]}.bias" in shapes)
+    return flags
+
+
+def _rotary_share(
+    options: Metadata, described: Architecture, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The part of a head that turns, of architectures where that may be less than all."""
+    size, key = config["head_dim"], "rope.dimension_count"
+    dims = options.integer(key, size)
+    if "partial_rotary_factor" in described.defaults:
+        if not 0 < dims <= size:
+            raise options.error(key, f"a part of the head's {size}")
+        return {"partial_rotary_factor": dims / size}
+    if dims != size:
+        raise options.error(key, f"the whole head, {size}")
+    return {}
+
+
+def _with_scaling(
+    config: dict[str, Any],
+    options: Metadata,
+    described: Architecture,
+    factors: Mapping[str, NDArray[Any]],
+) -> dict[str, Any]:
+    """A configuration with the scaling of its rotary embedding, or of both of them."""
+    if FACTORS["long_factor"] in factors:
+        return config | _longrope(options, factors)
     scaling = _rope_scaling(options)
-    if divisors is not None:
+    if ROPE_DIVISORS in factors:
         if scaling:
-            raise ValueError(f"{ROPE_DIVISORS}: expected none beside {architecture}.rope.scaling")
-        scaling = _llama3_scaling(config, divisors)
+            key = options.label("rope.scaling")
+            raise ValueError(f"{ROPE_DIVISORS}: expected none beside {key}")
+        scaling = _llama3_scaling(config, factors[ROPE_DIVISORS])
+    if described.local_rope_key:
+        local = {"rope_type": "default", "rope_theta": config.pop(described.local_rope_key)}
+        whole = scaling or {"rope_type": "default"}
+        full = whole | {"rope_theta": config.pop("rope_theta")}
+        return config | {"rope_parameters": {FULL: full, SLIDING: local}}
     return config | {"rope_scaling": scaling} if scaling else config
+
+
+def _longrope(options: Metadata, factors: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """LongRoPE's parameters, whose factors are tensors."""
+    missing = [name for name in FACTORS.values() if name not in factors]
+    if missing:
+        raise ValueError(f"{missing[0]}: expected it beside the other factors, got none")
+    original = options.required("rope.scaling.original_context_length")
+    scaling: dict[str, Any] = {
+        "rope_type": "longrope",
+        **{key: factors[name].tolist() for key, name in FACTORS.items()},
+    }
+    if (attention := options.number("rope.scaling.attn_factor")) is not None:
+        scaling["attention_factor"] = attention
+    return {"rope_scaling": scaling, "original_max_position_embeddings": original}
 
 
 def _block_count(options: Metadata, names: Collection[str]) -> int:

@@ -104,6 +104,14 @@ class Metadata:
         """An array of integers [N], which must be there."""
         return self._array(key, "iu", "an array of integers")
 
+    def flags(self, key: str) -> list[bool]:
+        """An array of true and false, which must be there."""
+        return [bool(flag) for flag in self._array(key, "b", "an array of true and false")]
+
+    def is_list(self, key: str) -> bool:
+        """Return whether there is an array."""
+        return isinstance(self._values.get(self._prefix + key), list | np.ndarray)
+
     def floats(self, key: str) -> NDArray[Any]:
         """An array of finite floating-point numbers [N], which must be there."""
         values = self._array(key, "f", "an array of finite numbers")
@@ -118,8 +126,12 @@ class Metadata:
             raise self.error(key, "an integer")
         return value
 
+    def label(self, key: str) -> str:
+        """The key with the prefix before it."""
+        return self._prefix + key
+
     def error(self, key: str, expected: str) -> ValueError:
-        """What to raise for a value that is not as expected."""
+        """Return the error to raise for a value that is not as expected."""
         value = self._values.get(self._prefix + key)
         if value is None:
             found = "none"

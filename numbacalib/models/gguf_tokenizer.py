@@ -11,50 +11,18 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numbacalib.models.gguf_metadata import Metadata
+from numbacalib.models.gguf_pretokenizers import PRETOKENIZERS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["PRETOKENIZERS", "build_tokenizer", "tokenizer_config"]
+__all__ = ["build_tokenizer", "tokenizer_config"]
 
 # Token types of the metadata: 0 undefined, 2 unknown and 6 byte are the others.
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _LAST_TYPE = 1, 3, 4, 5, 6
 
 _LONGEST_PIECE = 512
 """Characters of a SentencePiece token, each cut of which is looked up; trainers stop at 16 by default."""
-
-_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-class _PreTokenizer(NamedTuple):
-    """How text is taken apart before the merges: by each pattern in turn, matches and what is between.
-
-    Where `whole_words` is set, a word that is in the vocabulary is taken whole, even where merges would
-    not reach it.
-    """
-
-    patterns: tuple[str, ...]
-    composes: bool = False
-    whole_words: bool = False
-    adds_bos: bool = False
-
-
-_LLAMA3 = _PreTokenizer((_WORDS.replace("DIGITS", "{1,3}"),), whole_words=True, adds_bos=True)
-PRETOKENIZERS = {
-    "default": _PreTokenizer(
-        (r"[\p{P}\$\+<=>\^~\|]+", _GPT2_PATTERN, r"\p{N}+", "[0-9][0-9][0-9]")
-    ),
-    "gpt-2": _PreTokenizer((_GPT2_PATTERN,)),
-    "llama-bpe": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "llama3": _LLAMA3,
-    "qwen2": _PreTokenizer((_WORDS.replace("DIGITS", ""),), composes=True),
-    "smollm": _PreTokenizer((r"\p{N}", _GPT2_PATTERN)),
-}
 
 _UNDERSTOOD = {
     "add_bos_token",

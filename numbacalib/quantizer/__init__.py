@@ -1,6 +1,7 @@
 """A whole model: read, calibrate, quantize, write, prove, evaluate."""
 
 from numbacalib.quantizer.calibration import collect
+from numbacalib.quantizer.convert import convert
 from numbacalib.quantizer.evaluation import Evaluation, evaluate
 from numbacalib.quantizer.importance import read_importance
 from numbacalib.quantizer.onnx_model import quantize_onnx
@@ -18,6 +19,7 @@ __all__ = [
     "RunReport",
     "Settings",
     "collect",
+    "convert",
     "evaluate",
     "quantize",
     "quantize_onnx",

@@ -41,7 +41,7 @@ TOKENS = 1 << 20
 
 @dataclass(frozen=True)
 class _Order:
-    """What a process is to do, as it is sent to it."""
+    """Order of what a process is to do, as it is sent to it."""
 
     part: str
     model: str
@@ -71,7 +71,7 @@ def compiled_ahead(checkpoint: Checkpoint, settings: Settings, place: Place) -> 
 
 
 def _are_kept() -> bool:
-    """Whether compiled kernels are kept on disk, and a process can be started that compiles some."""
+    """Return whether compiled kernels are kept on disk, and a process can be started that compiles some."""
     from numbacalib.runtime.launch import PACKED
 
     return PACKED and bool(sys.executable)
@@ -102,13 +102,13 @@ def _started(order: _Order) -> subprocess.Popen[bytes]:
 
 
 def _forward(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """What passes the text through a block."""
+    """Run what passes the text through a block."""
     shape = 1, settings.sequence_length, decoder.config.hidden_size
     block.forward(decoder.place.zeros(shape))
 
 
 def _solve(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """What quantizes layers, and measures them."""
+    """Run what quantizes layers, and measures them."""
     for stage in (block.stages[0], block.stages[-1]):
         weights = {kind: block.linears[kind] for kind in stage}
         statistics = _statistics(decoder.place, weights[stage[0]].shape[1])
@@ -117,7 +117,7 @@ def _solve(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
 
 
 def _measure(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """What measures layers, the solver's apart."""
+    """Run what measures layers, the solver's apart."""
     _solve(decoder, block, replace(settings, method="rtn", ranges="full"))
 
 

@@ -53,6 +53,8 @@ SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
 
 log = logging.getLogger("numbacalib")
 
+TRIAL_TOKENS = 4096
+"""Of a batch by which a run's time is measured ahead: a GPU takes a whole text at once."""
 IMATRIX = "imatrix.gguf"
 """Name of the importance file beside the statistics."""
 
@@ -142,14 +144,18 @@ class TextCalibration:
                 require_range(f"{block.name}.{block.mlp.stages[-1][1][0]}", part)
 
     @property
-    def batch_tokens(self) -> int:
-        """Tokens that go through a layer together."""
+    def trial_tokens(self) -> int:
+        """Tokens of `trial`."""
+        return math.prod(self._few().shape[:2])
+
+    def _few(self) -> Any:
+        """Sequences of about `TRIAL_TOKENS` tokens."""
         part = next(self._decoder.batches(self._hidden))
-        return math.prod(part.shape[:2])
+        return part[: max(1, TRIAL_TOKENS // part.shape[1])]
 
     def trial(self, block: DecoderBlock) -> dict[Stage, Any]:
-        """Statistics of one batch alone, by stage; the text does not move on."""
-        part = copied(next(self._decoder.batches(self._hidden)))
+        """Statistics of a few sequences alone, by stage; the text does not move on."""
+        part = copied(self._few())
         found = dict(run_stages(block, self._decoder, part))
         for _ in self._expert_groups(block, [part]):
             pass
@@ -296,7 +302,13 @@ def _write_statistics(
                 squares[name] = _Squares(inputs.tokens, to_host(inputs.mean_square))
             progress.step(f"block {index + 1} of {layers}")
         datasets = [Path(file).name for file in text]
-        write_imatrix(directory / IMATRIX, squares, datasets=datasets, chunk_size=sequence_length)
+        write_imatrix(
+            directory / IMATRIX,
+            squares,
+            datasets=datasets,
+            chunk_size=sequence_length,
+            model_type=checkpoint.config.model_type,
+        )
         write_fingerprint(directory, checkpoint, hashes)
 
 

@@ -1,4 +1,4 @@
-"""How far a model's predictions are from another's: the Kullback-Leibler divergence, token by token.
+"""Kullback-Leibler divergence of a model's predictions from another's, token by token.
 
 ``KL(p || q) = sum_v p_v (log p_v - log q_v)`` of the next token's probabilities, with p the original's.
 The logits come from the models in tiles; what is summed over them is summed on the host, in float64.

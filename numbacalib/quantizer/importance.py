@@ -14,7 +14,10 @@ from numbacalib.statistics import load_fisher
 
 
 def read_importance(
-    path: str | Path, shapes: Mapping[str, tuple[int, int]] | None = None
+    path: str | Path,
+    shapes: Mapping[str, tuple[int, int]] | None = None,
+    *,
+    model_type: str = "llama",
 ) -> dict[str, NDArray]:
     """Read the importance of layers' weights (extra `models`), by names without ``.weight``.
 
@@ -27,6 +30,8 @@ def read_importance(
         `numbacalib.statistics.save_fisher` wrote: Fisher information [M, K].
     shapes : mapping of str to (int, int), optional
         M and K of the layers that must be there, with an importance [K] or [M, K] that fits.
+    model_type : str, default "llama"
+        The architecture whose names layers get, by Hugging Face's name of it.
 
     Returns
     -------
@@ -50,7 +55,7 @@ def read_importance(
     """
     found: dict[str, NDArray]
     if is_gguf(path):
-        found = dict(read_imatrix(path))
+        found = dict(read_imatrix(path, model_type=model_type))
     else:
         try:
             layers = load_fisher(path)

@@ -271,7 +271,7 @@ def _open_job(
     grids = _grids(checkpoint, settings, formats)
     factors = None
     if importance is not None:
-        factors = read_importance(importance, shapes)
+        factors = read_importance(importance, shapes, model_type=checkpoint.config.model_type)
     calibration: Calibration | None = None
     tokens, length = None, settings.sequence_length
     others = np.empty((0, length), np.int32)

@@ -1,9 +1,9 @@
 """The plan of a run: what it will write, hold and take, known before its first block.
 
 Sizes are those of the output and of arrays, by the model's shapes. Times are those of a trial on this
-machine: one batch of the text through the first block, and the layers of one of its stages quantized, each
-twice, since the first time may compile kernels. Running the text takes time by its tokens, GPTQ by
-``K^3 / 3 + M K^2`` of its stages, rounding by ``M K``.
+machine: a few sequences of the text through the first block, and the layers of one of its stages
+quantized, each twice, since the first time may compile kernels. Running the text takes time by the
+weights that its tokens meet, GPTQ by ``K^3 / 3 + M K^2`` of its stages, rounding by ``M K``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,7 @@ import numpy as np
 
 from numbacalib.formats.safetensors_writer import SHARD_BYTES
 from numbacalib.models import DecoderBlock
-from numbacalib.models.layer_tensors import (
-    expert_shapes,
-    expert_stages,
-    linear_shapes,
-    stages,
-)
+from numbacalib.models.layer_tensors import expert_shapes, expert_stages, linear_shapes, stages
 from numbacalib.quantizer.blocks import Job, on_grid, quantize_group
 from numbacalib.quantizer.calibration import SILENT, TextCalibration
 from numbacalib.quantizer.preflight import in_units
@@ -38,7 +33,7 @@ _SQUARES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run is expected to take."""
+    """Plan of a run: what it is expected to take."""
 
     layers: int
     """That are quantized."""
@@ -155,7 +150,7 @@ def _trial(job: Job) -> tuple[float, float, float]:
     tokens = 0
     calibration = job.calibration
     if isinstance(calibration, TextCalibration):
-        tokens = calibration.batch_tokens
+        tokens = calibration.trial_tokens
         found, first = _timed(lambda: calibration.trial(block.copied()))
         found, again = _timed(lambda: calibration.trial(block.copied()))
     elif calibration is not None:
@@ -165,8 +160,9 @@ def _trial(job: Job) -> tuple[float, float, float]:
         key=lambda stage: _stage_work(job, index, stage),
     )
     kinds = [kind for kind in stage if _name(block, kind) in job.grids]
-    # of one batch there are no inputs of the original model
-    settings = replace(on_grid(job.settings, job.grids[_name(block, kinds[0])]), target="layerwise")
+    grid = job.grids[_name(block, kinds[0])]
+    # the trial has no second stream, and its target would take no more time
+    settings = replace(on_grid(job.settings, grid), target="layerwise")
     inputs = dict.fromkeys(kinds, found.get(stage))
 
     def solve() -> object:
@@ -174,8 +170,7 @@ def _trial(job: Job) -> tuple[float, float, float]:
 
     _, solve_first = _timed(solve)
     _, solve_again = _timed(solve)
-    # experts are not in the trial
-    forward = again / (tokens * _dense_weights(job, index)) if tokens else 0.0
+    forward = again / (tokens * _token_weights(job, index)) if tokens else 0.0
     compiled = max(0.0, first - again) + max(0.0, solve_first - solve_again)
     return forward, solve_again / _stage_work(job, index, stage), compiled
 
@@ -190,26 +185,22 @@ def _name(block: DecoderBlock, kind: str) -> str:
     return f"{block.name}.{kind}"
 
 
-def _dense_weights(job: Job, index: int) -> int:
-    """Weights of a block that every token meets."""
-    shapes = linear_shapes(job.decoder.config, index).values()
-    return sum(rows * channels for rows, channels in shapes)
-
-
 def _token_weights(job: Job, index: int) -> float:
     """Weights of a block that a token meets, those of the experts that are chosen for it among them."""
     config = job.decoder.config
     mixture = config.mixture_of(index)
     experts = sum(rows * channels for rows, channels in expert_shapes(config, index).values())
     chosen = 0.0 if mixture is None else experts * mixture.routing.experts / mixture.experts
-    return _dense_weights(job, index) + chosen
+    return chosen + sum(rows * channels for rows, channels in linear_shapes(config, index).values())
 
 
 def _work(job: Job, index: int) -> float:
-    """Work of quantizing a block."""
+    """Work of quantizing a block; its experts are equal."""
     config = job.decoder.config
-    experts = [stage for each in expert_stages(config, index) for stage in each]
-    return sum(_stage_work(job, index, stage) for stage in [*stages(config, index), *experts])
+    experts = expert_stages(config, index)
+    one = sum(_stage_work(job, index, stage) for stage in experts[0]) if experts else 0
+    own = sum(_stage_work(job, index, stage) for stage in stages(config, index))
+    return own + one * len(experts)
 
 
 def _stage_work(job: Job, index: int, stage: tuple[str, ...]) -> float:

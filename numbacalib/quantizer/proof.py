@@ -29,7 +29,7 @@ class ProofError(RejectedError):
 
 @dataclass(frozen=True)
 class Proof:
-    """What is known of a checkpoint that was read back."""
+    """Findings about a checkpoint that was read back."""
 
     quantized: int
     """Linear layers that are read as codes."""
@@ -244,7 +244,7 @@ def _stored_layers(checkpoint: Checkpoint) -> StoredLayers:
 
 
 def _same(found: StoredTensor, expected: StoredTensor) -> bool:
-    """Whether a tensor is another to the bit, or its values in a type that holds them all."""
+    """Return whether a tensor is another to the bit, or its values in a type that holds them all."""
     if found.shape != expected.shape:
         return False
     if found.dtype_name == expected.dtype_name:

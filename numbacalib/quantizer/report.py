@@ -1,4 +1,4 @@
-"""What a run found: an object, JSON, a settings file for a later run, plain-text tables."""
+"""Report of a run: an object, JSON, a settings file for a later run, plain-text tables."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WORST = 5
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """How a run of `numbacalib.quantizer.quantize` went."""
+    """Report of a run of `numbacalib.quantizer.quantize`."""
 
     version: str
     model: str
@@ -60,7 +60,7 @@ class RunReport:
     peak_bytes: int
     """Most memory of the host that the process has held."""
     plan: Plan
-    """What all of this was expected to be."""
+    """Plan of the run, with what all of this was expected to be."""
     proofs: list[Proof]
     """Of the output in each format."""
     warnings: list[str]
@@ -73,7 +73,7 @@ class RunReport:
 
     @property
     def planned_seconds(self) -> float:
-        """What the phases took that the plan is about."""
+        """Seconds of the phases that the plan is about."""
         return sum(self.seconds[name] for name in self.plan.seconds)
 
     def as_json(self) -> str:

@@ -59,7 +59,7 @@ class Settings(LayerSettings):
             object.__setattr__(self, "ranges", "weighted" if self.method == "gptq" else "full")
 
     def skips(self, layer: str) -> bool:
-        """Whether a layer stays as it is."""
+        """Return whether a layer stays as it is."""
         return any(fnmatchcase(layer, pattern) for pattern in self.skip)
 
     def bits_of(self, layer: str) -> int:

@@ -100,10 +100,13 @@ class DeviceArray:
         """Return the same memory as another dtype of the same width."""
         return DeviceArray(self.address, self.shape, np.dtype(dtype), self.owner, self.strides)
 
-    def reshape(self, *shape: int) -> DeviceArray:
-        """Return the same memory in another shape; a ValueError where that takes a copy."""
+    def reshape(self, *shape: int | tuple[int, ...]) -> DeviceArray:
+        """Return the same memory in another shape; a ValueError where that takes a copy.
+
+        As NumPy has it: lengths one by one, or as a tuple.
+        """
         layout = as_strided(np.empty(1, self.dtype), self.shape, self.strides)
-        layout = layout.reshape(shape, copy=False)
+        layout = layout.reshape(*shape, copy=False)  # type: ignore[arg-type]
         return DeviceArray(self.address, layout.shape, self.dtype, self.owner, layout.strides)
 
     def __getitem__(self, key: Any) -> DeviceArray:

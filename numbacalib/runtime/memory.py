@@ -132,7 +132,7 @@ class Room(NamedTuple):
     free: int
     total: int
     limited: bool
-    """Whether it is the pool that is limited to the total."""
+    """True where it is the pool that is limited to the total."""
 
 
 def room() -> Room:

@@ -73,13 +73,18 @@ def test_tied_and_untied_heads(tmp_path: Path, variant: str, tied: bool) -> None
     assert Decoder(checkpoint).loss(tokens) == pytest.approx(loss_of(model, tokens), abs=RTOL)
 
 
-def quantized(tmp_path: Path, variant: str) -> Path:
+def quantized(tmp_path: Path, variant: str, *, symmetric: bool = True) -> Path:
     """A quantized checkpoint, with channel scales wherever something takes them up."""
     save(tmp_path / "model", variant)
     (tmp_path / "text.txt").write_text(TEXT * 4, encoding="utf-8")
     tiny_tokenizer().save(str(tmp_path / "model" / "tokenizer.json"))
     settings = Settings(
-        bits=4, group_size=32, samples=4, sequence_length=32, channel_scales="awq", symmetric=True
+        bits=4,
+        group_size=32,
+        samples=4,
+        sequence_length=32,
+        channel_scales="awq",
+        symmetric=symmetric,
     )
     quantize(tmp_path / "model", tmp_path / "out", text=[tmp_path / "text.txt"], settings=settings)
     return tmp_path / "out"
@@ -94,11 +99,40 @@ def assert_same_logits(output: Path, model: Any) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if "-" not in name])
+NOT_LOADED = ("granitemoe",)
+"""Transformers has no rule that makes their tensors of all experts of a module each: docs/formats.md."""
+
+
+@pytest.mark.parametrize(
+    "variant", [name for name in VARIANTS if "-" not in name and name not in NOT_LOADED]
+)
 def test_transformers_loads_quantized_checkpoints(tmp_path: Path, variant: str) -> None:
     output = quantized(tmp_path, variant)
     model = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32).eval()
     assert_same_logits(output, model)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("variant", ["mixtral", "qwen2_moe-sparse", "glm4_moe-groups"])
+def test_transformers_loads_experts_beside_layers_of_another_grid(
+    tmp_path: Path, variant: str, symmetric: bool
+) -> None:
+    """Every tensor has its place: experts are symmetric, the other layers as asked."""
+    output = quantized(tmp_path, variant, symmetric=symmetric)
+    model, found = AutoModelForCausalLM.from_pretrained(
+        output, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(found.values()), found
+    assert_same_logits(output, model.eval())
+
+
+@pytest.mark.parametrize("variant", NOT_LOADED)
+def test_what_transformers_does_not_load(tmp_path: Path, variant: str) -> None:
+    """If this fails, it does now: say so in docs/formats.md."""
+    output = quantized(tmp_path, variant)
+    _, found = AutoModelForCausalLM.from_pretrained(output, output_loading_info=True)
+    missing = {name.rpartition(".")[2] for name in found["missing_keys"]}
+    assert missing == {"gate_up_proj", "down_proj"}
 
 
 @pytest.mark.parametrize("wrapper", WRAPPED)

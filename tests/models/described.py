@@ -35,13 +35,13 @@ DESCRIBED: dict[str, dict[str, Any]] = {
     "phi": {"hidden_act": "gelu"},
     # factors of the residual stream, of scores and of logits
     "granite": {"residual_multiplier": 0.5, "attention_multiplier": 0.2, "logits_scaling": 4.0},
-    # experts, and an MLP with a gate that all tokens go through, in the second layer
+    # experts, and an MLP with a gate that all tokens go through, but in the second layer
     "qwen2_moe": {
-        "num_experts": 5,
+        "num_experts": 3,
         "num_experts_per_tok": 2,
-        "moe_intermediate_size": 32,
+        "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 16,
-        "decoder_sparse_step": 2,
+        "mlp_only_layers": [1],
     },
     # sigmoids with a correction, groups of experts, a factor
     "glm4_moe": {

@@ -66,7 +66,7 @@ def test_a_block_is_its_definition(tmp_path: Path, model_type: str) -> None:
     decoder, rng = Decoder(checkpoint), np.random.default_rng(0)
     parts = [rng.standard_normal((count, 7, 64), np.float32) for count in (1, 2, 1)]
     weights = {
-        name.removeprefix("model.layers.1."): checkpoint.tensor(name).astype(np.float64)
+        name.removeprefix("model.layers.0."): checkpoint.tensor(name).astype(np.float64)
         for name in checkpoint.names()
     }
     eps = checkpoint.config.rms_norm_eps
@@ -74,7 +74,7 @@ def test_a_block_is_its_definition(tmp_path: Path, model_type: str) -> None:
     for part in parts:
         rows = part.reshape(-1, 64).astype(np.float64)
         expected.append((rows + naive_block(weights, model_type, rows, eps)).reshape(part.shape))
-    block = decoder.block(1)
+    block = decoder.block(0)
     block.mlp.forward_parts(parts)
     for actual, wanted in zip(parts, expected, strict=True):
         assert_close(actual, wanted)
@@ -90,13 +90,13 @@ def test_experts_are_read_while_they_are_needed(tmp_path: Path) -> None:
         return checkpoint.tensor(name)
 
     decoder = Decoder(checkpoint, read)
-    block = decoder.block(1)
+    block = decoder.block(0)
     assert not [name for name in asked if ".experts." in name]
     assert not [name for name in block.linears if ".experts." in name]
     block.forward_parts([np.ones((2, 3, 64), np.float32), np.ones((1, 3, 64), np.float32)])
     experts = [name for name in asked if ".experts." in name]
     assert sorted(experts) == sorted(set(experts))
-    assert len(experts) == 3 * 5
+    assert len(experts) == 3 * 3
     assert not [name for name in block.linears if ".experts." in name]
 
 
@@ -250,5 +250,4 @@ def test_layers_that_predict_further_tokens_are_left_beside(tmp_path: Path) -> N
     assert "model.layers.2.eh_proj.weight" in open_checkpoint(folder).names()
     tensors["model.layers.3.eh_proj.weight"] = np.ones((64, 128), np.float32)
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"model.layers.3.eh_proj.weight: expected no such tensor"):
-        open_checkpoint(folder)
+    assert "model.layers.3.eh_proj.weight" not in open_checkpoint(folder).names()

@@ -158,8 +158,8 @@ def test_frequency_divisors_are_recognised_as_llama3(tmp_path: Path) -> None:
     ("extra", "message"),
     [
         (
-            {"general.architecture": "gemma"},
-            "general.architecture: expected one of llama, .*'gemma'",
+            {"general.architecture": "bert"},
+            "general.architecture: expected one of arcee, .*'bert'",
         ),
         ({"general.architecture": 3}, "general.architecture: expected text, got 3"),
         ({"general.type": "adapter"}, "general.type: expected a model, got 'adapter'"),

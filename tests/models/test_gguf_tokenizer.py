@@ -13,6 +13,7 @@ from models.tiny_gguf import metadata_of, tokenizer_metadata, write_gguf
 from tokenizers import Tokenizer
 
 from numbacalib.models import open_checkpoint
+from numbacalib.models.gguf_pretokenizers import PRETOKENIZERS
 from numbacalib.models.gguf_tokenizer import build_tokenizer
 
 TEXTS = (
@@ -69,11 +70,43 @@ def test_a_file_without_a_tokenizer_says_so_when_asked(tmp_path: Path) -> None:
         ("smollm", ["Don", "'t", "Ġsay", "ĠDON", "'", "T", "Ġ", *"1234", "ĠĠ", "Ġx", "Ċ", "!"]),
         ("llama-bpe", ["Don", "'t", "Ġsay", "ĠDON", "'T", "Ġ", "123", "4", "ĠĠ", "Ġx", "Ċ", "!"]),
         ("qwen2", ["Don", "'t", "Ġsay", "ĠDON", "'T", "Ġ", *"1234", "ĠĠ", "Ġx", "Ċ", "!"]),
+        ("tekken", ["Don", "'t", "Ġsay", "ĠDON", "'T", "Ġ", *"1234", "ĠĠ", "Ġx", "Ċ", "!"]),
+        ("gpt-4o", ["Don't", "Ġsay", "ĠDON'T", "Ġ", "123", "4", "ĠĠ", "Ġx", "Ċ", "!"]),
+        (
+            "deepseek-v3",
+            ["Don", "'t", "Ġsay", "ĠDON", "'T", "Ġ", "123", "4", "ĠĠ", "Ġx", "Ċ", "!"],
+        ),
     ],
 )
 def test_each_pre_tokenizer_splits_its_own_way(pre: str, expected: list[str]) -> None:
     tokenizer = built(tokenizer_metadata(pre))
     assert pieces(tokenizer, "Don't say DON'T 1234   x\n!") == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "same"),
+    [
+        ("falcon3 falcon-h1 pixtral midm-2.0 lfm2", "llama-bpe"),
+        ("phi-2 gigachat a.x-4.0 mellum exaone4 mpt olmo", "gpt-2"),
+        ("starcoder refact codeshell exaone minerva-7b mellum2", "smollm"),
+    ],
+)
+def test_names_of_one_pre_tokenizer(names: str, same: str) -> None:
+    assert all(PRETOKENIZERS[name] == PRETOKENIZERS[same] for name in names.split())
+
+
+@pytest.mark.parametrize("name", ["smaug-bpe", "dbrx", "glm4", "chatglm-bpe"])
+def test_patterns_of_llama3_alone(name: str) -> None:
+    """Without its begin of text, and without words taken whole."""
+    own, llama3 = PRETOKENIZERS[name], PRETOKENIZERS["llama-bpe"]
+    assert own.patterns == llama3.patterns
+    assert (own.whole_words, own.adds_bos, own.composes) == (False, False, False)
+
+
+@pytest.mark.parametrize("name", ["deepseek-r1-qwen", "megrez", "f2llmv2", "kormo", "grok-2"])
+def test_patterns_of_qwen2_alone(name: str) -> None:
+    """Characters are taken as they are: composing is Qwen's own."""
+    assert PRETOKENIZERS[name] == PRETOKENIZERS["qwen2"]._replace(composes=False)
 
 
 def test_llama3_begins_with_bos_and_takes_known_words_whole() -> None:
@@ -148,7 +181,7 @@ def test_sentencepiece_merges_by_score(text: str) -> None:
     ("change", "message"),
     [
         ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model: .*got 'bert'"),
-        ({"tokenizer.ggml.pre": "tekken"}, "tokenizer.ggml.pre: .*got 'tekken'"),
+        ({"tokenizer.ggml.pre": "bloom"}, "tokenizer.ggml.pre: .*got 'bloom'"),
         (
             {"tokenizer.ggml.token_type": [1]},
             "token_type: expected 0 to 6 for each of 320 tokens, got an array of 1",

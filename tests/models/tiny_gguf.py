@@ -71,7 +71,7 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
     for key, value in (extra or {}).items():
-        _add(writer, key, value)
+        add_value(writer, key, value)
     for name, tensor in (tensors or {}).items():
         writer.add_tensor(name, tensor)
     expected = {}
@@ -100,7 +100,7 @@ def metadata_of(values: dict[str, Any]) -> Metadata:
     return Metadata(values | numbers)
 
 
-def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     if isinstance(value, list):
         writer.add_array(key, value)
     elif isinstance(value, bool):

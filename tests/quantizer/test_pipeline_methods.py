@@ -112,6 +112,21 @@ def test_folding_leaves_blocks_of_other_architectures(tmp_path, dtype, model_typ
     assert np.abs(after - before).max() < (0.02 if coarse else 1e-5) * np.abs(before - hidden).max()
 
 
+@pytest.mark.parametrize("model_type", ["phi3", "phi", "gemma2"])
+def test_statistics_of_other_architectures(tmp_path, text, model_type):
+    """Their layers have names in GGUF, too, by which llama.cpp knows their importance."""
+    model = write_described_checkpoint(tmp_path / "model", model_type, num_key_value_heads=4)
+    saved = tmp_path / "saved"
+    assert run("collect", model, "--text", text, *SHORT, "--output", saved) == 0
+    layers = read_imatrix(saved / "imatrix.gguf", model_type=model_type)
+    linears = Decoder(open_checkpoint(model)).block(0).linears
+    assert set(layers) == {f"model.layers.{i}.{name}" for i in range(2) for name in linears}
+    for source in (["--statistics", saved], ["--text", text, *SHORT]):
+        more = ["--importance", saved / "imatrix.gguf", "--ranges", "weighted"]
+        output = tmp_path / source[0]
+        assert run("quantize", model, *source, *GROUPS, *more, "--output", output) == 0
+
+
 def test_with_fewer_key_value_heads_o_proj_has_no_producer(tmp_path):
     decoder = Decoder(open_checkpoint(write_tiny_checkpoint(tmp_path, num_key_value_heads=2)))
     block = decoder.block(0)
@@ -324,13 +339,13 @@ def test_the_first_layers_see_the_original_inputs(tmp_path):
     kept = {}
     for index in range(2):
         block = decoder.block(index)
-        for stage, statistics in calibration.stages(index, block, {}):
+        for ((stage, statistics),) in calibration.stages(index, block, {}):
             kept[index, stage] = statistics
             for kind in stage:  # what quantization would do, and more
                 block.linears[kind] = block.linears[kind] * np.float32(1.05)
     plain = TextCalibration(decoder, tokens)
     for index in range(2):
-        for stage, expected in plain.stages(index, decoder.block(index), {}):
+        for ((stage, expected),) in plain.stages(index, decoder.block(index), {}):
             found = kept[index, stage]
             # the original inputs' own moment follows from those that are kept
             h, c, d = found.hessian, found.cross, found.drift

@@ -69,9 +69,9 @@ def quantized_layers(monkeypatch):
     names = []
     real = blocks.quantize_group
 
-    def noting(job, block, inputs, settings):
+    def noting(job, block, inputs, *arguments):
         names.extend(inputs)
-        return real(job, block, inputs, settings)
+        return real(job, block, inputs, *arguments)
 
     monkeypatch.setattr(blocks, "quantize_group", noting)
     return names
@@ -380,7 +380,8 @@ def test_a_run_killed_at_random_points_goes_on_to_the_same_bytes(
         output = tmp_path / f"out-{done}"
         while not output.exists():
             resumed += bool(list(tmp_path.glob(f".{output.name}.work/block-*")))
-            ended = killed_after(moments.uniform(0, seconds), *command, output)
+            moment = moments.uniform(0, seconds) if done < kills else 600
+            ended = killed_after(moment, *command, output)
             assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
             done += ended.returncode != 0
         assert contents(output) == whole

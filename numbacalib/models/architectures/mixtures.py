@@ -31,7 +31,7 @@ _TRAINING = (
 
 
 def _counts(fields: Fields, experts: int, kept: int) -> tuple[int, int]:
-    """How many experts there are and how many a token goes through, by either key and its default."""
+    """Return how many experts there are and how many a token goes through, by either key and default."""
     keys = "num_local_experts", "num_experts", "n_routed_experts"
     given = [key for key in keys if key in fields]
     counts = {fields.integer(key, 1, _MOST) for key in given}
@@ -198,18 +198,11 @@ def _sigmoid_mixture(fields: Fields, options: Options, *, size: int, dense: int)
     return Mixture(count, size, layers, routing, shared * size)
 
 
-def _further_layers(fields: Fields) -> int:
-    """Layers that predict tokens after the next one, by either key."""
-    given = ("num_nextn_predict_layers", "num_mtp_layers")
-    return max(int(fields.integer(key, 0, 1000, 0)) for key in given)
-
-
 def _glm4_moe(fields: Fields, options: Options) -> Options:
     mixture = _sigmoid_mixture(fields, options, size=1408, dense=1)
     return no_windows(fields, options) | {
         "mixture": mixture,
         "qk_norm": fields.flag("use_qk_norm", False),
-        "further_layers": _further_layers(fields),
     }
 
 

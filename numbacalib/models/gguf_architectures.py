@@ -1,0 +1,174 @@
+"""Keys and orders of each architecture's GGUF files beside those that all have.
+
+Read from llama.cpp's ``src/models`` (which keys count, and what stands in their place) and ``conversion``
+(what is written), https://github.com/ggml-org/llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from numbacalib.models.description import FULL, SLIDING, every
+from numbacalib.models.gguf_metadata import Metadata
+
+__all__ = ["GGUF_ARCHITECTURES", "GGUFArchitecture"]
+
+Config = dict[str, Any]
+"""Keys of a Hugging Face ``config.json``."""
+
+_WINDOW = "attention.sliding_window"
+_PATTERN = "attention.sliding_window_pattern"
+
+
+def _nothing(options: Metadata, config: Config) -> Config:
+    del options, config
+    return {}
+
+
+class GGUFArchitecture(NamedTuple):
+    """One architecture as GGUF has it."""
+
+    model_type: str
+    """Hugging Face's, unless `read` says otherwise."""
+    permuted: bool = False
+    """True where rows of queries and keys are in the order of neighbours that turn together."""
+    layer_norm: bool = False
+    keys: tuple[str, ...] = ()
+    """Further keys that `read` reads."""
+    read: Callable[[Metadata, Config], Config] = _nothing
+    """From the file's options, and what of the configuration is known, to more of it."""
+
+
+def _llama(options: Metadata, config: Config) -> Config:
+    """Mistral is "llama" in GGUF but for its window."""
+    del config
+    if window := options.integer(_WINDOW, 0):
+        return {"model_type": "mistral", "sliding_window": window, "use_sliding_window": True}
+    return {"use_sliding_window": False}
+
+
+def _windows(options: Metadata, config: Config, default: int, period: int) -> Config:
+    """Windows of the layers that a pattern names: a flag each, or all but every so many."""
+    window = options.integer(_WINDOW, default)
+    count = config["num_hidden_layers"]
+    if not window:
+        return {"sliding_window": None, "layer_types": [FULL] * count}
+    if options.is_list(_PATTERN):
+        flags = options.flags(_PATTERN)
+        if len(flags) != count:
+            raise options.error(_PATTERN, f"a flag for each of {count} blocks")
+        return {
+            "sliding_window": window,
+            "layer_types": [SLIDING if flag else FULL for flag in flags],
+        }
+    period = options.integer(_PATTERN, period)
+    if period < 1:
+        raise options.error(_PATTERN, "a positive number")
+    return {"sliding_window": window, "layer_types": every(count, period)}
+
+
+def _gemma(options: Metadata, config: Config, largest: int, default: int, period: int) -> Config:
+    """The factor of scores is the head's but for the largest model, which is known by its layers."""
+    head = config["head_dim"]
+    if config["num_hidden_layers"] == largest:
+        head = config["hidden_size"] // config["num_attention_heads"]
+    caps = {
+        "final_logit_softcapping": options.number("final_logit_softcapping", 0.0) or None,
+        "query_pre_attn_scalar": head,
+    }
+    return _windows(options, config, default, period) | caps
+
+
+def _gemma2(options: Metadata, config: Config) -> Config:
+    found = _gemma(options, config, 46, 4096, 2)
+    cap = options.number("attn_logit_softcapping", 50.0)
+    final = options.number("final_logit_softcapping", 30.0)
+    return found | {"attn_logit_softcapping": cap, "final_logit_softcapping": final}
+
+
+def _gemma3(options: Metadata, config: Config) -> Config:
+    base = options.number("rope.freq_base_swa", 1e4)
+    return _gemma(options, config, 62, 0, 6) | {"rope_local_base_freq": base}
+
+
+def _phi3(options: Metadata, config: Config) -> Config:
+    del config
+    return {"sliding_window": options.integer(_WINDOW, 0) or None}
+
+
+def _granite(options: Metadata, config: Config) -> Config:
+    del config
+    if not options.boolean("rope.scaling.finetuned", True):
+        raise options.error("rope.scaling.finetuned", "true: no rotary embedding is not supported")
+    head = {"attention_multiplier": options.number("attention.scale", 0.0)}
+    return {
+        "logits_scaling": options.number("logit_scale", 1.0),
+        "residual_multiplier": options.number("residual_scale", 0.0) or 1.0,
+        "embedding_multiplier": options.number("embedding_scale", 0.0) or 1.0,
+    } | {key: value for key, value in head.items() if value}
+
+
+def _olmo(options: Metadata, config: Config) -> Config:
+    """The third is "olmo2" in GGUF, but for its windows."""
+    if not options.integer(_WINDOW, 0):
+        return {}
+    base = options.number("rope.freq_base_swa", config["rope_theta"])
+    windows = _windows(options, config, 0, 4)
+    return windows | {"model_type": "olmo3", "rope_local_base_freq": base}
+
+
+def _cohere(options: Metadata, config: Config) -> Config:
+    del config
+    return {"logit_scale": options.number("logit_scale", 1.0)}
+
+
+def _cohere2(options: Metadata, config: Config) -> Config:
+    return _cohere(options, config) | _windows(options, config, 0, 4)
+
+
+def _exaone4(options: Metadata, config: Config) -> Config:
+    """Only the largest model has windows."""
+    if config["num_hidden_layers"] != 64:
+        return {"sliding_window": None, "layer_types": [FULL] * config["num_hidden_layers"]}
+    return _windows(options, config, 4096, 4)
+
+
+_WINDOWS = (_WINDOW, _PATTERN)
+GGUF_ARCHITECTURES = {
+    "arcee": GGUFArchitecture("arcee", permuted=True),
+    "cohere2": GGUFArchitecture(
+        "cohere2", layer_norm=True, keys=("logit_scale", *_WINDOWS), read=_cohere2
+    ),
+    "command-r": GGUFArchitecture("cohere", layer_norm=True, keys=("logit_scale",), read=_cohere),
+    "ernie4_5": GGUFArchitecture("ernie4_5"),
+    "exaone4": GGUFArchitecture("exaone4", keys=_WINDOWS, read=_exaone4),
+    "gemma": GGUFArchitecture("gemma"),
+    "gemma2": GGUFArchitecture(
+        "gemma2",
+        keys=(*_WINDOWS, "attn_logit_softcapping", "final_logit_softcapping"),
+        read=_gemma2,
+    ),
+    "gemma3": GGUFArchitecture(
+        "gemma3_text",
+        keys=(*_WINDOWS, "rope.freq_base_swa", "final_logit_softcapping"),
+        read=_gemma3,
+    ),
+    "glm4": GGUFArchitecture("glm4"),
+    "granite": GGUFArchitecture(
+        "granite",
+        permuted=True,
+        keys=("logit_scale", "residual_scale", "embedding_scale", "attention.scale"),
+        read=_granite,
+    ),
+    "hunyuan-dense": GGUFArchitecture("hunyuan_v1_dense"),
+    "llama": GGUFArchitecture("llama", permuted=True, keys=(_WINDOW,), read=_llama),
+    "olmo2": GGUFArchitecture("olmo2", keys=(*_WINDOWS, "rope.freq_base_swa"), read=_olmo),
+    "phi3": GGUFArchitecture("phi3", keys=(_WINDOW,), read=_phi3),
+    "qwen2": GGUFArchitecture("qwen2"),
+    "qwen3": GGUFArchitecture("qwen3"),
+    "seed_oss": GGUFArchitecture("seed_oss"),
+    "smollm3": GGUFArchitecture("smollm3", permuted=True),
+    "starcoder2": GGUFArchitecture("starcoder2", layer_norm=True),
+}
+"""By ``general.architecture``."""

@@ -1,0 +1,197 @@
+"""One quantized checkpoint made into another format, without loss."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from numbacalib.formats.dequantized import DequantizedCheckpoint
+from numbacalib.formats.format import Format, LayerGrid, StoredLayers
+from numbacalib.formats.output_directory import new_directory, require_new_directory
+from numbacalib.formats.registry import formats_named, stored_layers
+from numbacalib.methods import QuantizedWeight
+from numbacalib.models import open_checkpoint
+from numbacalib.models.checkpoint import TensorInfo
+from numbacalib.quantizer.preflight import require_space
+from numbacalib.quantizer.progress import Progress
+
+log = logging.getLogger("numbacalib")
+
+LENGTHS = (1024, 512, 256, 128, 64, 32, 16)
+"""Of groups that longer ones may be cut into, where a format holds no longer ones."""
+
+
+def convert(
+    model: str | Path, output: str | Path, *, to: str, clean: bool = False
+) -> dict[str, LayerGrid]:
+    """Write a quantized checkpoint in another format, with the same weights to the bit.
+
+    Codes, scales and zeros are those of the source; groups that are too long for the format are cut into
+    shorter ones with equal scales. Quantized embeddings and heads are written as float32 where the format
+    does not hold them. What was written is read back and compared.
+
+    Parameters
+    ----------
+    model : path
+        A quantized checkpoint: a Hugging Face directory in one of `numbacalib.formats.FORMATS`, or a GGUF
+        file.
+    output : path
+        Absent, or an empty directory. It appears when it is complete.
+    to : str
+        Name of one of `numbacalib.formats.FORMATS`.
+    clean : bool, default False
+        Remove what killed runs to the same output left beside it.
+
+    Returns
+    -------
+    dict of str to LayerGrid
+        The grid of each layer as written.
+
+    Raises
+    ------
+    ValueError, TypeError, OSError
+        If the source is not quantized, or the format cannot hold it without loss: says why. Nothing has
+        been written then.
+
+    Examples
+    --------
+    >>> from numbacalib.quantizer import Settings, convert, quantize
+    >>> settings = Settings(method="rtn", bits=4, group_size=32, symmetric=True)
+    >>> _ = quantize("model", "quantized", settings=settings, formats=["gptq"])
+    >>> grids = convert("quantized", "converted", to="mlx")
+    >>> grids["model.layers.0.mlp.down_proj"].bits
+    4
+    """
+    (form,) = formats_named([to])
+    require_new_directory(Path(os.path.realpath(output)))
+    checkpoint = open_checkpoint(model)
+    stored = stored_layers(checkpoint)
+    if stored is None:
+        raise ValueError(f"{model}: expected a quantized checkpoint, got an unquantized one")
+    held = [layer for layer in stored if form.holds(layer)]
+    if not held:
+        raise ValueError(f"{model}: expected quantized layers that {form.name} holds, found none")
+    for layer in stored:
+        if layer not in held:
+            log.warning("%s: written as float32, since %s does not hold it", layer, form.name)
+    with Progress(2 * len(held)) as progress:
+        own = {}
+        for layer in held:
+            own[layer] = _grid_of(stored[layer])
+            progress.step()
+        grids = _held_grids(form, own, stored)
+        view = DequantizedCheckpoint(checkpoint, stored)
+        with new_directory(output, clean=clean) as directory:
+            writer = form.writer(directory, view, grids)
+            require_space({directory: writer.planned_bytes})
+            with writer:
+                for layer, weight in _cut_layers(stored, grids):
+                    try:
+                        writer.add_layer(layer, weight)
+                    except ValueError as error:
+                        raise ValueError(f"{layer}: {form.name} cannot hold it: {error}") from None
+                    progress.step()
+            _require_same(form, directory, stored, grids)
+    return grids
+
+
+def _grid_of(weight: QuantizedWeight) -> LayerGrid:
+    """Return the grid that a layer is on."""
+    channels = weight.codes.shape[1]
+    return LayerGrid(
+        weight.bits,
+        None if weight.group_size == channels else weight.group_size,
+        weight.symmetric,
+        weight.scales.dtype,
+        g_idx=weight.g_idx is not None,
+    )
+
+
+def _held_grids(
+    form: Format, own: Mapping[str, LayerGrid], stored: StoredLayers
+) -> dict[str, LayerGrid]:
+    """Return grids of the format with the same values, groups as they are or cut shorter.
+
+    Raises
+    ------
+    ValueError
+        If there are none: why the layers cannot stay as they are.
+    """
+    weights = {layer: TensorInfo(stored.shape(layer), own[layer].scale_dtype) for layer in own}
+    reasons = []
+    for length in (None, *LENGTHS):
+        asked = {layer: _cut(grid, weights[layer].shape[1], length) for layer, grid in own.items()}
+        try:
+            grids = form.grids(weights, asked)
+        except ValueError as error:
+            reasons.append(str(error))
+            continue
+        different = [layer for layer in own if not _same_values(asked[layer], grids[layer])]
+        if not different:
+            return grids
+        layer = different[0]
+        reasons.append(f"{layer}: is on {own[layer]}, and would be on {grids[layer]}")
+    raise ValueError(f"{form.name} cannot hold it without loss: {reasons[0]}")
+
+
+def _cut(grid: LayerGrid, channels: int, length: int | None) -> LayerGrid:
+    """Return the same grid with groups of `length`, where they are runs of channels that it divides.
+
+    A whole row that is no longer is a group of its length.
+    """
+    size = grid.group_size or channels
+    if length is None or grid.g_idx or size % min(size, length):
+        return grid
+    return replace(grid, group_size=min(size, length))
+
+
+def _same_values(one: LayerGrid, other: LayerGrid) -> bool:
+    """Return whether scales and codes of one grid can be put on the other as they are."""
+    return (one.bits, one.group_size, one.symmetric, one.scale_dtype, one.g_idx) == (
+        other.bits,
+        other.group_size,
+        other.symmetric,
+        other.scale_dtype,
+        other.g_idx,
+    )
+
+
+def _cut_layers(
+    stored: StoredLayers, grids: Mapping[str, LayerGrid]
+) -> Iterator[tuple[str, QuantizedWeight]]:
+    """Yield the layers with their groups as the grids have them."""
+    for layer, grid in grids.items():
+        weight = stored[layer]
+        channels = weight.codes.shape[1]
+        parts = weight.group_size // (grid.group_size or channels)
+        yield (
+            layer,
+            replace(
+                weight,
+                scales=np.repeat(weight.scales, parts, axis=1),
+                zeros=np.repeat(weight.zeros, parts, axis=1),
+                group_size=weight.group_size // parts,
+            ),
+        )
+
+
+def _require_same(
+    form: Format, directory: Path, stored: StoredLayers, grids: Mapping[str, LayerGrid]
+) -> None:
+    """Read what was written, and compare its weights with the source's.
+
+    Raises
+    ------
+    ValueError
+        If one differs.
+    """
+    written = stored_layers(open_checkpoint(form.opened_at(directory)))
+    assert written is not None  # it was written so
+    for layer in grids:
+        if not np.array_equal(written[layer].dequantize(), stored[layer].dequantize()):
+            raise ValueError(f"{layer}: {form.name} cannot hold it without loss")

@@ -1,0 +1,217 @@
+"""GGUF files of other architectures than llama's: the same configuration and losses as the original's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+import pytest
+from models.described import described_tensors
+from models.tiny import VOCAB_SIZE, random_tokens
+from models.tiny_gguf import add_value, interleaved
+from numpy.typing import NDArray
+
+from numbacalib.models import Decoder, ModelConfig, open_checkpoint
+from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
+from numbacalib.models.gguf_names import gguf_name, hf_name
+
+SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+}
+FULL, SLIDING = "full_attention", "sliding_attention"
+FACTORS = [1.0 + i / 4 for i in range(6)], [2.0 + i for i in range(6)]
+
+
+class Case(NamedTuple):
+    """A Hugging Face configuration, and what its GGUF file has beside the keys of all."""
+
+    config: dict[str, Any]
+    keys: Mapping[str, Any] = MappingProxyType({})
+    tensors: Mapping[str, NDArray[Any]] = MappingProxyType({})
+
+
+CASES = {
+    "arcee": Case({"model_type": "arcee", "mlp_bias": True}),
+    "command-r": Case({"model_type": "cohere", "logit_scale": 0.5}, {"logit_scale": 0.5}),
+    "cohere2": Case(
+        {"model_type": "cohere2", "logit_scale": 0.25, "sliding_window": 5},
+        {"logit_scale": 0.25, "attention.sliding_window": 5},
+    ),
+    "ernie4_5": Case({"model_type": "ernie4_5", "use_bias": True}),
+    "exaone4": Case({"model_type": "exaone4", "sliding_window": None}),
+    "gemma": Case({"model_type": "gemma"}),
+    "gemma2": Case(
+        {"model_type": "gemma2", "query_pre_attn_scalar": 16, "sliding_window": 5},
+        {
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "attention.sliding_window": 5,
+        },
+    ),
+    "gemma3": Case(
+        {
+            "model_type": "gemma3_text",
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 5,
+            "layer_types": [SLIDING, FULL, SLIDING, FULL],
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
+        {
+            "attention.sliding_window": 5,
+            "attention.sliding_window_pattern": [True, False, True, False],
+            "rope.scaling.type": "linear",
+            "rope.scaling.factor": 8.0,
+        },
+    ),
+    "glm4": Case({"model_type": "glm4"}, {"rope.dimension_count": 8}),
+    "granite": Case(
+        {
+            "model_type": "granite",
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.2,
+            "logits_scaling": 4.0,
+        },
+        {"embedding_scale": 3.0, "residual_scale": 0.5, "attention.scale": 0.2, "logit_scale": 4.0},
+    ),
+    "hunyuan-dense": Case({"model_type": "hunyuan_v1_dense"}),
+    "olmo2": Case({"model_type": "olmo2"}),
+    "olmo2-windows": Case(
+        {
+            "model_type": "olmo3",
+            "sliding_window": 5,
+            "rope_local_base_freq": 10000.0,
+            "rope_scaling": {
+                "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16,
+            },
+        },
+        {
+            "attention.sliding_window": 5,
+            "attention.sliding_window_pattern": [True, True, True, False],
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 16,
+        },
+    ),
+    "phi3": Case(
+        {"model_type": "phi3", "sliding_window": 5},
+        {"attention.sliding_window": 5, "rope.scaling.original_context_length": 4096},
+    ),
+    "phi3-longrope": Case(
+        {
+            "model_type": "phi3",
+            "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": 32,
+            "rope_scaling": {
+                "rope_type": "longrope",
+                "short_factor": FACTORS[0],
+                "long_factor": FACTORS[1],
+                "attention_factor": 1.1875,
+            },
+        },
+        {
+            "rope.dimension_count": 12,
+            "rope.scaling.original_context_length": 32,
+            "rope.scaling.attn_factor": 1.1875,
+        },
+        {
+            "rope_factors_short.weight": np.array(FACTORS[0], np.float32),
+            "rope_factors_long.weight": np.array(FACTORS[1], np.float32),
+        },
+    ),
+    "seed_oss": Case({"model_type": "seed_oss"}),
+    "smollm3": Case({"model_type": "smollm3"}),
+    "starcoder2": Case({"model_type": "starcoder2"}),
+}  # fmt: skip
+"""By ``general.architecture``, with something after a hyphen for further variants."""
+
+
+def write(path: Path, name: str, config: dict[str, Any], case: Case) -> None:
+    """Write what llama.cpp's conversion makes of a model; names are those of the ``gguf`` package."""
+    name = name.removesuffix("-windows").removesuffix("-longrope")
+    read = ModelConfig.from_hf(config)
+    writer = gguf.GGUFWriter(path, name)
+    keys = {
+        "block_count": read.num_layers,
+        "context_length": read.max_position_embeddings,
+        "embedding_length": read.hidden_size,
+        "feed_forward_length": read.intermediate_size,
+        "attention.head_count": read.num_heads,
+        "attention.head_count_kv": read.num_kv_heads,
+        "attention.key_length": read.head_dim,
+        "attention.value_length": read.head_dim,
+        "rope.freq_base": read.rope_theta,
+    }
+    kind = "" if read.architecture.norm == "layer" else "rms_"
+    keys[f"attention.layer_norm_{kind}epsilon"] = read.rms_norm_eps
+    for key, value in {**keys, **case.keys}.items():
+        add_value(writer, f"{name}.{key}", value)
+    (architecture,) = [a for a, known in gguf.MODEL_ARCH_NAMES.items() if known == name]
+    names = gguf.get_tensor_name_map(architecture, read.num_layers)
+    for theirs, values in described_tensors(read).items():
+        stored = values
+        if name.startswith("gemma") and theirs.endswith("norm.weight"):
+            stored = values + np.float32(1)
+        projection = theirs.split(".")[-2]
+        if name in ("arcee", "granite", "smollm3") and projection in ("q_proj", "k_proj"):
+            heads = read.num_heads if projection == "q_proj" else read.num_kv_heads
+            stored = interleaved(values, heads)
+        writer.add_tensor(names.get_name(theirs, (".weight", ".bias")), stored)
+    for tensor, values in case.tensors.items():
+        writer.add_tensor(tensor, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_files_are_read_as_what_they_were_made_from(tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    config = SIZES | case.config
+    for key, own in (("rms_norm_eps", "layer_norm_eps"), ("rms_norm_eps", "norm_epsilon")):
+        if config["model_type"] in ("cohere", "cohere2") and own == "layer_norm_eps":
+            config[own] = config.pop(key)
+        if config["model_type"] == "starcoder2" and own == "norm_epsilon":
+            config[own] = config.pop(key)
+    write(tmp_path / "model.gguf", name, config, case)
+    checkpoint = open_checkpoint(tmp_path / "model.gguf")
+    expected = ModelConfig.from_hf(
+        config | {"tie_word_embeddings": checkpoint.config.tie_word_embeddings}
+    )
+    assert checkpoint.config == expected
+    assert ModelConfig.from_hf(checkpoint.hf_config()) == expected
+    tensors = described_tensors(ModelConfig.from_hf(config))
+    for tensor in checkpoint.names():
+        rounded = 2**-24 if name.startswith("gemma") and "norm" in tensor else 0  # the 1 of norms
+        np.testing.assert_allclose(
+            checkpoint.tensor(tensor), tensors[tensor], rtol=0, atol=rounded, err_msg=tensor
+        )
+    assert np.isfinite(Decoder(checkpoint).loss(random_tokens(2, 40)))
+
+
+def test_every_architecture_of_files_is_tried() -> None:
+    tried = {name.removesuffix("-windows").removesuffix("-longrope") for name in CASES}
+    assert tried | {"llama", "qwen2", "qwen3"} == set(GGUF_ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", GGUF_ARCHITECTURES)
+def test_names_are_inverse(name: str) -> None:
+    model_type = GGUF_ARCHITECTURES[name].model_type
+    for theirs in ("blk.3.attn_output.weight", "token_embd.weight", "blk.0.ffn_down.bias"):
+        assert gguf_name(hf_name(theirs, model_type), model_type) == theirs
+    with pytest.raises(ValueError, match=r"no architecture that is supported: blk\.0\.attn_x"):
+        hf_name("blk.0.attn_x.weight", model_type)
