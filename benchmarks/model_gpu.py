@@ -186,7 +186,7 @@ def ours(run: Run, options: argparse.Namespace) -> list[Row]:
 
 
 def peer(run: Run) -> list[Row]:
-    """Rows of llm-compressor at its best on the same checkpoint and token ids, and with two functions ours."""
+    """Rows of llm-compressor on the same checkpoint and token ids, and with two of its functions ours."""
     from oneshot import run_oneshot
 
     length = run.settings.sequence_length

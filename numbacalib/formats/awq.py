@@ -25,6 +25,8 @@ from numbacalib.formats.safetensors_format import (
     GridOf,
     Left,
     SafetensorsFormat,
+    check_exceptions,
+    exceptions,
     one_grid,
     require_integer_zeros,
     stored_floats,
@@ -69,16 +71,15 @@ class Awq(SafetensorsFormat):
     def configuration(self, grids: Mapping[str, LayerGrid], left: Left) -> dict[str, Any]:
         """See `SafetensorsFormat`."""
         grid = next(iter(grids.values()))
-        return {
-            "quantization_config": {
-                "quant_method": METHOD,
-                "version": "gemm",
-                "bits": grid.bits,
-                "group_size": written_group_size(grid),
-                "zero_point": True,
-                "modules_to_not_convert": [*left.layers, *left.parts],
-            }
+        config = {
+            "quant_method": METHOD,
+            "version": "gemm",
+            "bits": grid.bits,
+            "group_size": written_group_size(grid),
+            "zero_point": True,
+            "modules_to_not_convert": [*left.layers, *left.parts],
         }
+        return {"quantization_config": config | exceptions(left)}
 
     def pack(self, quantized: QuantizedWeight) -> dict[str, NDArray[Any]]:
         """See `SafetensorsFormat`."""
@@ -136,6 +137,7 @@ class Awq(SafetensorsFormat):
         config.choice("checkpoint_format", ("gemm",), "gemm")
         config.choice("backend", ("autoawq",), "autoawq")
         config.choice("zero_point", (True,), True)
+        check_exceptions(config)
         return one_grid(config, (BITS,), False, _HARMLESS)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,9 @@ from numbacalib.models.layer_tensors import beside
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
+
+_EXCEPT = "-:"
+"""Begins an expression of GPTQModel's ``dynamic`` for layers that are not quantized."""
 
 GridOf = Callable[[str], LayerGrid]
 """From a layer's name to its grid, as a configuration has it; scales' dtypes are those of the tensors."""
@@ -312,6 +316,24 @@ def read_g_idx(
     if g_idx.min() < 0 or g_idx.max() >= groups:
         raise ValueError(f"{name}: expected 0 to {groups - 1}, got {g_idx.min()} to {g_idx.max()}")
     return g_idx
+
+
+def exceptions(left: Left) -> dict[str, Any]:
+    """Return what tells GPTQModel which layers besides the head are not quantized."""
+    excepted = [f"^{re.escape(name)}$" for name in left.layers if name != "lm_head"]
+    excepted += [f".*{re.escape(part)}.*" for part in left.parts]
+    return {"dynamic": {f"{_EXCEPT}{each}": {} for each in excepted}} if excepted else {}
+
+
+def check_exceptions(config: Fields) -> None:
+    """Refuse what GPTQModel may be told of single layers, but that they are not quantized.
+
+    Raises
+    ------
+    ValueError
+    """
+    if any(not key.startswith(_EXCEPT) for key in config.object("dynamic", None) or ()):
+        raise config.error("dynamic", f"{_EXCEPT} before each expression")
 
 
 def written_group_size(grid: LayerGrid) -> int:

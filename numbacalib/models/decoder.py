@@ -97,10 +97,14 @@ class Decoder:
             if len(here):
                 found = take(self.place.put(rows), flat[here] % VOCABULARY, 0)
                 self._require_finite_rows(found, flat[here])
-                put_rows(hidden, here, cast(found, np.float32))
-        if self.config.embedding_scale != 1:
-            hidden = scaled(hidden, self.config.embedding_scale)
+                put_rows(hidden, here, self._scaled(found))
         return hidden.reshape(*tokens.shape, self.config.hidden_size)
+
+    def _scaled(self, embeddings: Array) -> Array:
+        """Embeddings as they enter the first block, float32."""
+        if self.config.embedding_scale == 1:
+            return cast(embeddings, np.float32)
+        return scaled(cast(embeddings, np.float32), self.config.embedding_scale)
 
     def block(self, index: int) -> DecoderBlock:
         """Read block ``index``, ``0 .. num_layers - 1``, without its experts; nothing of it is kept here.
