@@ -1,4 +1,4 @@
-"""What a decoder needs to know about its architecture, read from a Hugging Face ``config.json``."""
+"""Configuration of a decoder, read from a Hugging Face ``config.json``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ is_llama_config transformers.js_config unsloth_version unsloth_fixed
 
 
 QUANTIZATION = ("quantization_config", "quantization")
-"""Where a configuration says how weights are quantized: of all formats, and of MLX."""
+"""Keys under which a configuration says how weights are quantized: of all formats, and of MLX."""
 
 
 class Rope(NamedTuple):
@@ -181,22 +181,24 @@ class ModelConfig:
             not know, a missing key, a wrong type, a value out of its range, or sizes that do not
             fit together.
         """
-        fields = Fields(decoder_config(config))
-        architecture = ARCHITECTURES[fields.choice("model_type", (*ARCHITECTURES, *WRAPPERS))]
+        decoder = decoder_config(config)
+        fields = Fields(decoder)
+        kinds = (*ARCHITECTURES, *WRAPPERS) if decoder is config else tuple(ARCHITECTURES)
+        architecture = ARCHITECTURES[fields.choice("model_type", kinds)]
         for key in QUANTIZATION:  # how the weights are stored, which their format reads
             fields.object(key, None)
         options = _read_shape(fields, architecture)
         options |= _read_biases(fields, architecture)
         options["further_layers"] = fields.integer("num_nextn_predict_layers", 0, 1000, None) or 0
         result = cls(**(options | architecture.read(fields, options)))
-        known = {*_HARMLESS.split(), *architecture.harmless}
-        harmless = {key for key in fields if key in known or key.startswith("_")}
+        silent = {*_HARMLESS.split(), *architecture.harmless}
+        harmless = {key for key in fields if key in silent or key.startswith("_")}
         fields.refuse_unread(harmless, f" in a {architecture.model_type}")
         return result
 
 
 def _read_shape(fields: Fields, architecture: Architecture) -> dict[str, Any]:
-    """What every decoder has, by the architecture's own keys and defaults."""
+    """Read what every decoder has, by the architecture's own keys and defaults."""
     key, defaults = architecture.key, architecture.defaults
     activation = fields.choice(key("hidden_act"), tuple(ACTIVATIONS), _activation(defaults))
     num_heads = fields.integer(key("num_attention_heads"), 1, 65_536)
@@ -288,7 +290,7 @@ def _activation(defaults: Mapping[str, Any]) -> str:
 
 
 def _read_biases(fields: Fields, architecture: Architecture) -> dict[str, bool]:
-    """Which linear layers have biases: see `Architecture.biases`."""
+    """Read which linear layers have biases: see `Architecture.biases`."""
     options = {}
     for part in ("attention", "output", "mlp"):
         given = architecture.biases.get(part, False)

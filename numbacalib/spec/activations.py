@@ -47,16 +47,22 @@ def relu(x):
 
 
 @scalar
+def squared_relu(x):
+    """``max(x, 0)**2``; NaN stays NaN."""
+    return relu(x) * relu(x)
+
+
+@scalar
 def activated(kind, x):
-    """Apply one of the activations by its number."""
+    """One of the activations by its number."""
     if kind == SILU:
         value = silu(x)
     elif kind == GELU:
         value = gelu(x)
     elif kind == GELU_TANH:
         value = gelu_tanh(x)
-    else:
+    elif kind == RELU:
         value = relu(x)
-        if kind == SQUARED_RELU:
-            value = value * value
+    else:
+        value = squared_relu(x)
     return value

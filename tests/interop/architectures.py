@@ -118,6 +118,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "helium": {"head_dim": 16},
     "internlm3": {"head_dim": 16, "qkv_bias": True, "bias": True},
     "phi": {"num_key_value_heads": 4},
+    "nemotron": {"attention_bias": True, "mlp_bias": True},
+    "stablelm": {"use_qkv_bias": True},
     "mixtral": {"head_dim": 16, "num_local_experts": 4},
     "mixtral-window": {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 7},
     "qwen2_moe": QWEN_EXPERTS | {"shared_expert_intermediate_size": 48},
@@ -226,7 +228,7 @@ def save(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name and name.endswith("weight"):
-                mean = 0.0 if variant.startswith("gemma") else 1.0
+                mean = 0.0 if variant.startswith(("gemma", "nemotron")) else 1.0
                 parameter.normal_(mean, 0.1)
             elif parameter.ndim == 1:
                 parameter.normal_(0, 0.3)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from models.tiny import tiny_config
 
 from numbacalib.models import ModelConfig
+from numbacalib.models.architectures import ARCHITECTURES
+from numbacalib.models.wrappers import WRAPPERS
 
 
 def test_both_generations_of_rope_keys_mean_the_same() -> None:
@@ -320,15 +322,40 @@ KEYS = ["rope_scaling", "rope_parameters", "quantization_config", "layer_types",
 KEYS += ["use_sliding_window", "max_window_layers", "attention_bias", "mlp_bias", *tiny_config()]
 
 
+OWN_KEYS = [
+    "text_config",
+    "no_rope_layers",
+    "no_rope_layer_interval",
+    "sliding_window_pattern",
+    "logit_scale",
+    "query_pre_attn_scalar",
+    "final_logit_softcapping",
+    "attn_logit_softcapping",
+    "embedding_multiplier",
+    "residual_multiplier",
+    "partial_rotary_factor",
+    "rope_local_base_freq",
+    "use_qk_norm",
+    "qk_layernorm",
+    "original_max_position_embeddings",
+    "num_nextn_predict_layers",
+    "num_experts_per_tok",
+]
+
+
 @given(
-    st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]),
-    st.dictionaries(st.sampled_from(KEYS), VALUES),
+    st.sampled_from([*ARCHITECTURES, *WRAPPERS]),
+    st.dictionaries(st.sampled_from(KEYS + OWN_KEYS), VALUES),
+    st.booleans(),
 )
 def test_any_configuration_is_read_or_refused_in_one_line(
-    model_type: str, changes: dict[str, Any]
+    model_type: str, changes: dict[str, Any], wrapped: bool
 ) -> None:
+    config = tiny_config(model_type) | changes
+    if wrapped:
+        config = {"model_type": model_type, "text_config": config}
     try:
-        ModelConfig.from_hf(tiny_config(model_type) | changes)
+        ModelConfig.from_hf(config)
         return
     except ValueError as error:
         message = str(error)

@@ -255,3 +255,45 @@ COHERE2 = Architecture(
     harmless=("cache_implementation", "order_of_interleaved_layers", "position_embedding_type"),
     read=_cohere2,
 )
+
+NEMOTRON = Architecture(
+    model_type="nemotron",
+    causal_lm="NemotronForCausalLM",
+    title="Nemotron 3, 4 and Minitron",
+    linears=without_gate("mlp.up_proj", "mlp.down_proj"),
+    norm="layer",
+    norm_bias=True,
+    norm_offset=1.0,
+    keys={"rms_norm_eps": "norm_eps"},
+    defaults={
+        "hidden_act": "relu2",
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "partial_rotary_factor": 0.5,
+    },
+    biases=_ALL,
+)
+
+
+def _stablelm(fields: Fields, options: Options) -> Options:
+    fields.nothing("use_parallel_residual", "qk_layernorm")
+    return no_windows(fields, options)
+
+
+STABLELM = Architecture(
+    model_type="stablelm",
+    causal_lm="StableLmForCausalLM",
+    title="StableLM 3B and 2 1.6B",
+    norm="layer",
+    norm_bias=True,
+    keys={"rms_norm_eps": "layer_norm_eps"},
+    defaults={
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "partial_rotary_factor": 0.25,
+    },
+    biases={"attention": "use_qkv_bias"},
+    harmless=("hidden_dropout", "norm_eps", "rotary_scaling_factor"),
+    read=_stablelm,
+)

@@ -7,8 +7,8 @@ from numba import prange
 from numpy.typing import NDArray
 
 from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.jit import kernel
-from numbacalib.spec.activations import activated
+from numbacalib.runtime.jit import inlined, kernel
+from numbacalib.spec.activations import GELU, GELU_TANH, RELU, SILU, SQUARED_RELU, activated
 
 
 def activate(x: NDArray, kind: int) -> None:
@@ -21,20 +21,46 @@ def gate(x: NDArray, times: NDArray, kind: int) -> None:
     _gate(carrier(x), carrier(times), kind)
 
 
+@inlined
+def _activate_row(kind, row):
+    for j in range(len(row)):
+        row[j] = narrow(activated(kind, np.float32(widen(row[j]))), row[j])
+
+
+@inlined
+def _gate_row(kind, row, other):
+    for j in range(len(row)):
+        value = activated(kind, np.float32(widen(row[j]))) * np.float32(widen(other[j]))
+        row[j] = narrow(value, row[j])
+
+
 @kernel
 def _activate(x, kind):
-    """Split: one task a row."""
+    """Split: one task a row; a loop for each kind, so that it becomes vector instructions."""
     for i in prange(len(x)):
-        row = x[i]
-        for j in range(len(row)):
-            row[j] = narrow(activated(kind, np.float32(widen(row[j]))), row[j])
+        if kind == SILU:
+            _activate_row(SILU, x[i])
+        elif kind == GELU:
+            _activate_row(GELU, x[i])
+        elif kind == GELU_TANH:
+            _activate_row(GELU_TANH, x[i])
+        elif kind == RELU:
+            _activate_row(RELU, x[i])
+        else:
+            _activate_row(SQUARED_RELU, x[i])
 
 
 @kernel
 def _gate(x, times, kind):
-    """Split: one task a row."""
+    """Split: one task a row; a loop for each kind, so that it becomes vector instructions."""
     for i in prange(len(x)):
-        row, other = x[i], times[i]
-        for j in range(len(row)):
-            value = activated(kind, np.float32(widen(row[j]))) * np.float32(widen(other[j]))
-            row[j] = narrow(value, row[j])
+        if kind == SILU:
+            _gate_row(SILU, x[i], times[i])
+        elif kind == GELU:
+            _gate_row(GELU, x[i], times[i])
+        elif kind == GELU_TANH:
+            _gate_row(GELU_TANH, x[i], times[i])
+        elif kind == RELU:
+            _gate_row(RELU, x[i], times[i])
+        else:
+            _gate_row(SQUARED_RELU, x[i], times[i])
