@@ -21,7 +21,9 @@ from numbacalib.ops.layer_norm import layer_norm
 from numbacalib.ops.linear import linear
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
+from numbacalib.ops.router import route
 from numbacalib.ops.token_loss import add_scores, cap, losses
+from numbacalib.spec.router import Routing
 from numbacalib.statistics import InputStatistics
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -113,6 +115,7 @@ def _decode() -> None:
     rotate(heads, angles, angles)
     layer_norm(x, x[0], None, 1e-6)
     activate(activate(attention(heads, heads, heads).reshape(TOKENS, CHANNELS), "silu", x), "relu")
+    route(x, Routing(experts=2))
     state = np.zeros((3, TOKENS), np.float32)
     add_scores(x, 0, np.zeros(TOKENS, np.int64), state)
     losses(state)
