@@ -2,11 +2,12 @@
 
 from numbacalib.methods.awq import ChannelScales, awq_clip, awq_scales
 from numbacalib.methods.codebook import CodebookWeight, codebook
+from numbacalib.methods.equal_layers import quantize_each
 from numbacalib.methods.experts import ExpertInputs, quantize_experts
 from numbacalib.methods.gptq import gptq, gptq_batch, gptq_shared
 from numbacalib.methods.gptq_report import GptqReport
 from numbacalib.methods.layer import LayerReport, LayerSettings
-from numbacalib.methods.layers import quantize_each, quantize_layer, quantize_layers, solve
+from numbacalib.methods.layers import quantize_layer, quantize_layers, solve
 from numbacalib.methods.loss import clipped_share, proxy_loss
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.refit import refit_scales

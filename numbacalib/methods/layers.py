@@ -12,7 +12,7 @@ import numpy as np
 
 from numbacalib.methods.awq import awq_clip
 from numbacalib.methods.codebook import CodebookWeight, codebook
-from numbacalib.methods.gptq import gptq_batch, gptq_shared
+from numbacalib.methods.gptq import gptq_shared
 from numbacalib.methods.layer import LayerReport, LayerSettings
 from numbacalib.methods.loss import clipped_share
 from numbacalib.methods.quantized_weight import QuantizedWeight
@@ -21,12 +21,10 @@ from numbacalib.methods.rtn import rtn
 from numbacalib.methods.settings import GridFinder, grid_settings
 from numbacalib.methods.shrinkage import shrinkage_for
 from numbacalib.methods.target import output_loss, propagated_target
-from numbacalib.ops.matrix import diagonal, joined_rows, reshaped, to_host
-from numbacalib.ops.shrinkage import shrunk
-from numbacalib.runtime.alone import each_alone
+from numbacalib.ops.matrix import diagonal, to_host
 from numbacalib.runtime.array import ArrayT
-from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
-from numbacalib.runtime.finite import require_finite, start_finite_check
+from numbacalib.runtime.backend import arrays_of_one_device
+from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics import InputStatistics
 
 log = logging.getLogger("numbacalib")
@@ -130,125 +128,25 @@ def quantize_layers(
     k_proj (2, 8)
     """
     begin = time.perf_counter()
-    with _named(weights):
-        _check(statistics, settings, importance)
+    with named(weights):
+        check_layer(statistics, settings, importance)
         targets = {}
         for name, weight in weights.items():
-            with _named([name]):
+            with named([name]):
                 targets[name] = _target(weight, statistics, settings)
         found, measured = _quantized(targets, statistics, settings, importance)
         if settings.refit and statistics is not None:
             found = _refitted(targets, found, statistics)
         if statistics is not None:
-            measured |= _inputs(statistics)
+            measured |= figures_of_inputs(statistics)
     together = (time.perf_counter() - begin) / len(weights)
     return [
-        _reported(name, weight, targets[name], quantized, statistics, settings, measured, together)
+        reported(name, weight, targets[name], quantized, statistics, settings, measured, together)
         for (name, weight), quantized in zip(weights.items(), found, strict=True)
     ]
 
 
-def quantize_each(
-    weights: Mapping[str, ArrayT],
-    statistics: Sequence[InputStatistics | None],
-    settings: LayerSettings,
-) -> list[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
-    """Quantize equal layers with an input of their own each, such as experts, and measure each.
-
-    On the CPU each is quantized on one thread, as many at a time as there are threads; on a GPU steps of
-    GPTQ are launches for many layers, as `gptq_batch` has them.
-
-    Parameters
-    ----------
-    weights : mapping of str to array [M, K]
-        By the names of the layers.
-    statistics : sequence of InputStatistics or None
-        Of each layer's inputs.
-    settings : LayerSettings
-
-    Returns
-    -------
-    list of (QuantizedWeight or CodebookWeight, LayerReport)
-        In the order of the weights.
-
-    Raises
-    ------
-    ValueError, TypeError, numpy.linalg.LinAlgError
-        As `quantize_layer`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from numbacalib.methods import LayerSettings, quantize_each
-    >>> from numbacalib.statistics import InputStatistics
-    >>> weights = {f"experts.{e}": np.full((2, 8), e + 1, np.float32) for e in range(2)}
-    >>> statistics = [InputStatistics(8) for _ in weights]
-    >>> for e, own in enumerate(statistics):
-    ...     own.update(np.eye(8, dtype=np.float32)[: 4 + e])  # tokens of this expert
-    >>> settings = LayerSettings(bits=4, group_size=8)
-    >>> [report.tokens for _, report in quantize_each(weights, statistics, settings)]
-    [4, 5]
-    """
-    layers = list(zip(weights, weights.values(), statistics, strict=True))
-    if not any(map(is_cuda_array, weights.values())):
-        return each_alone(lambda layer: quantize_layer(*layer, settings), layers)
-    given = [own for own in statistics if own is not None]
-    free = settings.target == "layerwise" and settings.find_grid is None
-    if given and settings.method == "gptq" and free:
-        return _in_one_launch(weights, given, settings)
-    return [quantize_layer(*layer, settings) for layer in layers]
-
-
-def _in_one_launch(
-    weights: Mapping[str, Any], statistics: Sequence[InputStatistics], settings: LayerSettings
-) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
-    """Do what `quantize_each` does, by one `gptq_batch`."""
-    begin = time.perf_counter()
-    options = grid_options(settings) | _solver_options(settings)
-    if settings.ranges in ("mse", "weighted"):
-        options["search"] = settings.search
-    if settings.ranges == "weighted":
-        squares = [reshaped(own.mean_square, (1, len(own.hessian))) for own in statistics]
-        options["importance"] = joined_rows(squares)
-    shares = [_share(own, settings) for own in statistics]
-    hessians = [
-        own.hessian if share == 0 else shrunk(own.hessian.reshape(1, *own.hessian.shape), share)
-        for own, share in zip(statistics, shares, strict=True)
-    ]
-    with _named(weights):
-        for own in statistics:
-            _check(own, settings, None)
-        finite = [start_finite_check(f"{name}: weight", each) for name, each in weights.items()]
-        for require_finite_weight in finite:  # by name: the stack's own check has a number alone
-            require_finite_weight()
-        stack = _stacked([hessian.reshape(*hessian.shape[-2:]) for hessian in hessians])
-        found = gptq_batch(_stacked(list(weights.values())), stack, **options)
-        if settings.refit:
-            pairs = zip(weights.values(), found, statistics, strict=True)
-            found = [refit_scales(weight, own, given.hessian) for weight, own, given in pairs]
-    together = (time.perf_counter() - begin) / len(weights)
-    layers = zip(weights.items(), found, statistics, shares, strict=True)
-    return [
-        _reported(
-            name,
-            weight,
-            weight,
-            own,
-            given,
-            settings,
-            _inputs(given) | {"shrinkage": share},
-            together,
-        )
-        for (name, weight), own, given, share in layers
-    ]
-
-
-def _stacked(matrices: Sequence[Any]) -> Any:
-    """Copy equal matrices [M, K] into an array [E, M, K]."""
-    return reshaped(joined_rows(matrices), (len(matrices), *matrices[0].shape))
-
-
-def _reported(
+def reported(
     name: str,
     weight: Any,
     target: Any,
@@ -263,7 +161,7 @@ def _reported(
     figures: dict[str, Any] = {}
     if isinstance(quantized, QuantizedWeight) and quantized.report is not None:
         figures = quantized.report._asdict()
-    with _named([name]):
+    with named([name]):
         figures |= measured
         figures |= _measured(weight, target, quantized, statistics, settings)
     report = LayerReport(
@@ -286,7 +184,7 @@ def _reported(
 
 
 @contextmanager
-def _named(names: Iterable[str]) -> Iterator[None]:
+def named(names: Iterable[str]) -> Iterator[None]:
     """Begin errors with a layer's name: the first, unless they begin with one."""
     try:
         yield
@@ -352,7 +250,9 @@ def solve(
         yield quantize_layer(name, weight, statistics[name], settings, weights_of_errors)
 
 
-def _check(statistics: InputStatistics | None, settings: LayerSettings, importance: Any) -> None:
+def check_layer(
+    statistics: InputStatistics | None, settings: LayerSettings, importance: Any
+) -> None:
     settings.check()
     if importance is not None and settings.ranges != "weighted":
         raise ValueError(f"importance: expected None with ranges {settings.ranges!r}")
@@ -412,7 +312,7 @@ def _quantized(
         return _gptq(targets, statistics, settings, options)
     found = []
     for name, target in targets.items():
-        with _named([name]):
+        with named([name]):
             found.append(_alone(target, statistics, settings, options[name]))
     return found, {}
 
@@ -452,8 +352,8 @@ def _gptq(
     options: Mapping[str, dict[str, Any]],
 ) -> tuple[list[QuantizedWeight], dict[str, Any]]:
     """Quantize by GPTQ, together where the layers may share; `options` are each one's grid and search."""
-    shrinkage = _share(statistics, settings)
-    solver = _solver_options(settings) | {"shrinkage": shrinkage}
+    shrinkage = share_for(statistics, settings)
+    solver = solver_options(settings) | {"shrinkage": shrinkage}
     first, *others = options.values()
     alike = [key for key in first if key not in _FIXED]
     same = all(own[key] is first[key] for own in others for key in alike)
@@ -470,14 +370,14 @@ def _gptq(
     return found, {"shrinkage": shrinkage}
 
 
-def _share(statistics: InputStatistics, settings: LayerSettings) -> float:
+def share_for(statistics: InputStatistics, settings: LayerSettings) -> float:
     """Return the share by which a Hessian is to be shrunk."""
     if settings.shrinkage is None:
         return shrinkage_for(statistics.hessian, statistics.tokens)
     return settings.shrinkage
 
 
-def _solver_options(settings: LayerSettings) -> dict[str, Any]:
+def solver_options(settings: LayerSettings) -> dict[str, Any]:
     """Return what only GPTQ is asked for, by its names, but the shrinkage."""
     return {
         "percdamp": settings.percdamp,
@@ -495,7 +395,7 @@ def _refitted(
     return [refit_scales(target, quantized, statistics.hessian) for target, quantized in pairs]
 
 
-def _inputs(statistics: InputStatistics) -> dict[str, Any]:
+def figures_of_inputs(statistics: InputStatistics) -> dict[str, Any]:
     """Return the figures of reports about a layer's inputs."""
     hessian = statistics.hessian
     dead = int((to_host(diagonal(hessian)) == 0).sum())

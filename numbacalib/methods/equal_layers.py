@@ -1,0 +1,130 @@
+"""Equal layers with an input of their own each, such as experts, quantized together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numbacalib.methods.codebook import CodebookWeight
+from numbacalib.methods.gptq import gptq_batch
+from numbacalib.methods.layer import LayerReport, LayerSettings
+from numbacalib.methods.layers import (
+    check_layer,
+    figures_of_inputs,
+    grid_options,
+    named,
+    quantize_layer,
+    reported,
+    share_for,
+    solver_options,
+)
+from numbacalib.methods.quantized_weight import QuantizedWeight
+from numbacalib.methods.refit import refit_scales
+from numbacalib.ops.matrix import joined_rows, reshaped
+from numbacalib.ops.shrinkage import shrunk
+from numbacalib.runtime.alone import each_alone
+from numbacalib.runtime.array import ArrayT
+from numbacalib.runtime.backend import is_cuda_array
+from numbacalib.runtime.finite import start_finite_check
+from numbacalib.statistics import InputStatistics
+
+
+def quantize_each(
+    weights: Mapping[str, ArrayT],
+    statistics: Sequence[InputStatistics | None],
+    settings: LayerSettings,
+) -> list[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
+    """Quantize equal layers with an input of their own each, such as experts, and measure each.
+
+    On the CPU each is quantized on one thread, as many at a time as there are threads; on a GPU steps of
+    GPTQ are launches for many layers, as `gptq_batch` has them.
+
+    Parameters
+    ----------
+    weights : mapping of str to array [M, K]
+        By the names of the layers.
+    statistics : sequence of InputStatistics or None
+        Of each layer's inputs.
+    settings : LayerSettings
+
+    Returns
+    -------
+    list of (QuantizedWeight or CodebookWeight, LayerReport)
+        In the order of the weights.
+
+    Raises
+    ------
+    ValueError, TypeError, numpy.linalg.LinAlgError
+        As `quantize_layer`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import LayerSettings, quantize_each
+    >>> from numbacalib.statistics import InputStatistics
+    >>> weights = {f"experts.{e}": np.full((2, 8), e + 1, np.float32) for e in range(2)}
+    >>> statistics = [InputStatistics(8) for _ in weights]
+    >>> for e, own in enumerate(statistics):
+    ...     own.update(np.eye(8, dtype=np.float32)[: 4 + e])  # tokens of this expert
+    >>> settings = LayerSettings(bits=4, group_size=8)
+    >>> [report.tokens for _, report in quantize_each(weights, statistics, settings)]
+    [4, 5]
+    """
+    layers = list(zip(weights, weights.values(), statistics, strict=True))
+    if not any(map(is_cuda_array, weights.values())):
+        return each_alone(lambda layer: quantize_layer(*layer, settings), layers)
+    given = [own for own in statistics if own is not None]
+    free = settings.target == "layerwise" and settings.find_grid is None
+    if given and settings.method == "gptq" and free:
+        return _in_one_launch(weights, given, settings)
+    return [quantize_layer(*layer, settings) for layer in layers]
+
+
+def _in_one_launch(
+    weights: Mapping[str, Any], statistics: Sequence[InputStatistics], settings: LayerSettings
+) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
+    """Do what `quantize_each` does, by one `gptq_batch`."""
+    begin = time.perf_counter()
+    options = grid_options(settings) | solver_options(settings)
+    if settings.ranges in ("mse", "weighted"):
+        options["search"] = settings.search
+    if settings.ranges == "weighted":
+        squares = [reshaped(own.mean_square, (1, len(own.hessian))) for own in statistics]
+        options["importance"] = joined_rows(squares)
+    shares = [share_for(own, settings) for own in statistics]
+    hessians = [
+        own.hessian if share == 0 else shrunk(own.hessian.reshape(1, *own.hessian.shape), share)
+        for own, share in zip(statistics, shares, strict=True)
+    ]
+    with named(weights):
+        for own in statistics:
+            check_layer(own, settings, None)
+        finite = [start_finite_check(f"{name}: weight", each) for name, each in weights.items()]
+        for require_finite_weight in finite:  # by name: the stack's own check has a number alone
+            require_finite_weight()
+        stack = _stacked([hessian.reshape(*hessian.shape[-2:]) for hessian in hessians])
+        found = gptq_batch(_stacked(list(weights.values())), stack, **options)
+        if settings.refit:
+            pairs = zip(weights.values(), found, statistics, strict=True)
+            found = [refit_scales(weight, own, given.hessian) for weight, own, given in pairs]
+    together = (time.perf_counter() - begin) / len(weights)
+    layers = zip(weights.items(), found, statistics, shares, strict=True)
+    return [
+        reported(
+            name,
+            weight,
+            weight,
+            own,
+            given,
+            settings,
+            figures_of_inputs(given) | {"shrinkage": share},
+            together,
+        )
+        for (name, weight), own, given, share in layers
+    ]
+
+
+def _stacked(matrices: Sequence[Any]) -> Any:
+    """Copy equal matrices [M, K] into an array [E, M, K]."""
+    return reshaped(joined_rows(matrices), (len(matrices), *matrices[0].shape))
