@@ -1,14 +1,17 @@
-"""Checks the docstrings of the public names by numpydoc's rules: ``python .ci/docstrings.py``.
+"""Checks docstrings: ``python .ci/docstrings.py``.
 
-Public are the names of ``__all__`` of the package and of the rooms that users call, with the public
-methods of their classes. Prints one line a fault, and exits 1 if there is any.
+Those of the public names by numpydoc's rules. Public are the names of ``__all__`` of the package and of the
+rooms that users call, with the public methods of their classes. Of all docstrings, those of variables too,
+the first word: a verb or a noun of the field. Prints one line a fault, and exits 1 if there is any.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import FunctionType
 
 from numpydoc.validate import validate
@@ -25,6 +28,9 @@ FORM = {"GL03", "GL06", "GL07", "GL08", "PR02", "PR03", "PR05", "PR10", "RT05", 
 lines, and parameters, where they are described, that are those of the signature, in its order."""
 OF_FUNCTIONS = FORM | {"EX01", "PR01", "RT01"}
 """Also an example, every parameter, and what is returned. Classes describe fields where they stand."""
+PACKAGE = Path(__file__).parent.parent / "numbacalib"
+QUESTIONS = ("What", "How", "Whether", "Where", "Which", "When", "Why", "Who")
+"""Words with which no docstring begins."""
 
 
 def public_names() -> Iterator[tuple[str, str, set[str]]]:
@@ -51,7 +57,19 @@ def faults() -> Iterator[str]:
                 yield f"{name}: {code} {message}"
 
 
+def questions() -> Iterator[str]:
+    """Give one line for each docstring that begins like a question."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    word = text.strip().partition(" ")[0]
+                    if word in QUESTIONS:
+                        where = f"{path.relative_to(PACKAGE.parent)}:{node.lineno}"
+                        yield f"{where}: expected a verb or a noun of the field first, got {word}"
+
+
 if __name__ == "__main__":
-    found = list(faults())
+    found = [*faults(), *questions()]
     print("\n".join(found))
     sys.exit(1 if found else 0)

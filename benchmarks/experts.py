@@ -52,7 +52,7 @@ SMALL: dict[str, Any] = {
     "norm_topk_prob": True,
     "max_position_embeddings": 256,
 }
-LENGTH, BATCH = 128, 16
+LENGTH, BATCH = 128, 8
 SAMPLES = (8, 128)
 LARGE: dict[str, Any] = {
     "model_type": "qwen3_moe",
@@ -217,17 +217,18 @@ def write_large(folder: Path, layers: int) -> None:
             writer.add(name, drawn.astype(ml_dtypes.bfloat16))
 
 
-def memory(folder: Path, layers: int, samples: int) -> Iterator[ExpertsRow]:
+def memory(folder: Path, layers: int, samples: int, experts: str) -> Iterator[ExpertsRow]:
     """Quantize blocks of real shapes; a process of its own would hold no more."""
     model = folder / "large"
     write_large(model, layers)
     options: dict[str, Any] = {"samples": samples, "sequence_length": 512, "symmetric": True}
+    options |= {"experts": experts, "ranges": "full"}  # a search takes time, and no memory
     found = quantize(model, folder / "large-quantized", text=text_files(), **options)
     shutil.rmtree(model)
     seconds = found.seconds["quantizing"] / layers
     yield ExpertsRow(
         "Qwen3-30B-A3B's shapes, 4 bits",
-        f"{layers} of {LAYERS} blocks, {samples * 512} tokens",
+        f"{layers} of {LAYERS} blocks, {samples * 512} tokens, {experts}",
         f"{found.peak_bytes / 1e9:.1f} GB of memory at most (planned {found.plan.peak_bytes / 1e9:.1f}), "
         f"the same for {LAYERS} blocks; {seconds:.0f} s a block beside "
         f"{os.getloadavg()[0]:.0f} other threads",
@@ -241,6 +242,7 @@ def main() -> int:
     arguments.add_argument("--steps", type=int, default=400, help="of training")
     arguments.add_argument("--layers", type=int, default=1)
     arguments.add_argument("--samples", type=int, default=32)
+    arguments.add_argument("--experts", default="routed")
     options = arguments.parse_args()
     machine = describe_machine(*PACKAGES)
     rows: dict[str, list[ExpertsRow]] = {}
@@ -251,7 +253,9 @@ def main() -> int:
         runs = {
             "together": together,
             "tokens": lambda: tokens(Path(folder), options.steps),
-            "memory": lambda: memory(Path(folder), options.layers, options.samples),
+            "memory": lambda: memory(
+                Path(folder), options.layers, options.samples, options.experts
+            ),
         }
         for part in options.parts or runs:
             rows[part] = [row._replace(part=part) for row in runs[part]()]

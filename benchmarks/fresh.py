@@ -24,9 +24,9 @@ CALLS = {
 FIRST_CALL = """
 import json, time
 import numpy as np
-x = np.ones((64, 64), np.float32)
-w = np.ones((64, 64), np.float32)
-h = np.eye(64, dtype=np.float32)
+x = np.ones((256, 256), np.float32)
+w = np.ones((256, 256), np.float32)
+h = np.eye(256, dtype=np.float32)
 start = time.perf_counter()
 import numbacalib
 imported = time.perf_counter()

@@ -5,9 +5,9 @@
 paraphrase-MiniLM-L3 (18 products) embeds sentences: calibrated on annual messages of presidents of the
 United States up to 1990, compared on later ones by the embeddings of all tokens. rxnmap (8 weights, each
 used 7 or 8 times) maps atoms of reactions: its samples are drawn at random, and its one output, an
-attention, is compared. Errors are Frobenius norms, a share of the float output's. ONNX Runtime's "GPTQ"
-is that of neural-compressor, which comes with it and needs torch. Writes ``results/onnx-<machine>.csv``.
-Needs the extras `models`, `onnx` and `benchmarks`.
+attention, is compared. Errors are Frobenius norms, a share of the float output's. ONNX Runtime's "GPTQ" is
+that of neural-compressor, which comes with it and needs torch; it takes minutes, and the first model alone.
+Writes ``results/onnx-<machine>.csv``. Needs the extras `models`, `onnx` and `benchmarks`.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ EXAMPLES = {
   numbacalib verify quantized/ --against MODEL --text held-out.txt --max-kl 0.1""",
     "report": """
   numbacalib report run.json --output run.html""",
+    "convert": """
+  numbacalib convert quantized/ --format mlx --output converted/""",
 }
 
 

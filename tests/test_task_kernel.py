@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,14 @@ def test_each_task_is_done_once(workers):
 def test_an_error_of_any_worker_is_raised(workers):
     with pytest.raises(ValueError, match="the last worker"):
         refuse(workers, np.zeros(1, np.int64), np.zeros(workers - 1))
+
+
+def test_threads_that_sleep_keep_no_array():
+    values = np.arange(1000)
+    kept = weakref.ref(values)
+    double(3, np.zeros(1, np.int64), values)
+    del values
+    assert kept() is None
 
 
 FORKED = """

@@ -25,9 +25,12 @@ from numbacalib.formats.safetensors_format import (
     GridOf,
     Left,
     SafetensorsFormat,
+    check_exceptions,
+    exceptions,
     one_grid,
     require_integer_zeros,
     stored_floats,
+    stored_matrix,
     stored_tensor,
     written_group_size,
 )
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 METHOD = "awq"
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Which of 8 rows of the weight each 4 bits of a word hold, from the least significant on."""
+"""Rows, of 8 of the weight, that the 4 bits of a word hold, from the least significant on."""
 
 _HARMLESS = ("modules_to_not_convert", "meta", "lm_head", "desc_act", "do_fuse", "fuse_max_seq_len")
 
@@ -68,16 +71,15 @@ class Awq(SafetensorsFormat):
     def configuration(self, grids: Mapping[str, LayerGrid], left: Left) -> dict[str, Any]:
         """See `SafetensorsFormat`."""
         grid = next(iter(grids.values()))
-        return {
-            "quantization_config": {
-                "quant_method": METHOD,
-                "version": "gemm",
-                "bits": grid.bits,
-                "group_size": written_group_size(grid),
-                "zero_point": True,
-                "modules_to_not_convert": [*left.layers, *left.parts],
-            }
+        config = {
+            "quant_method": METHOD,
+            "version": "gemm",
+            "bits": grid.bits,
+            "group_size": written_group_size(grid),
+            "zero_point": True,
+            "modules_to_not_convert": [*left.layers, *left.parts],
         }
+        return {"quantization_config": config | exceptions(left)}
 
     def pack(self, quantized: QuantizedWeight) -> dict[str, NDArray[Any]]:
         """See `SafetensorsFormat`."""
@@ -119,7 +121,7 @@ class Awq(SafetensorsFormat):
     def stored_shape(self, checkpoint: Checkpoint, layer: str, grid: LayerGrid) -> tuple[int, int]:
         """See `SafetensorsFormat`."""
         del grid
-        channels, words = checkpoint.info(f"{layer}.qweight").shape
+        channels, words = stored_matrix(checkpoint, f"{layer}.qweight")
         return 8 * words, channels
 
     def recognizes(self, checkpoint: Checkpoint) -> bool:
@@ -135,6 +137,7 @@ class Awq(SafetensorsFormat):
         config.choice("checkpoint_format", ("gemm",), "gemm")
         config.choice("backend", ("autoawq",), "autoawq")
         config.choice("zero_point", (True,), True)
+        check_exceptions(config)
         return one_grid(config, (BITS,), False, _HARMLESS)
 
 

@@ -34,7 +34,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
 
 
 class DequantizedCheckpoint(Checkpoint):
-    """What a checkpoint holds, with ``<layer>.weight`` float32 [M, K] for each quantized layer.
+    """Contents of a checkpoint, with ``<layer>.weight`` float32 [M, K] for each quantized layer.
 
     Nothing is kept: a layer is read and dequantized each time that its weight is asked for.
     """

@@ -40,12 +40,12 @@ class LayerGrid:
     """Input channels that share a scale; None is one scale a row."""
     symmetric: bool
     scale_dtype: np.dtype
-    """What scales are stored in."""
+    """Dtype in which scales are stored."""
     find: GridFinder | None = None
     """Finds scales and zeros as the file stores them, where that is more than rounding scales of the
     integer grid to `scale_dtype`: real zeros, super-blocks. Two grids are equal only with the same one."""
     g_idx: bool = False
-    """Whether groups may be other than runs of channels."""
+    """True where groups may be other than runs of channels."""
 
     def __str__(self) -> str:
         """Describe it in an error."""
@@ -58,18 +58,18 @@ class LayerGrid:
 
 @dataclass(frozen=True, kw_only=True)
 class GridRules:
-    """Which grids a format can store."""
+    """Rules for the grids that a format can store."""
 
     bits: tuple[int, ...]
     symmetric: tuple[bool, ...] = (True, False)
     group_sizes: tuple[int, ...] | None = None
     """None: any that divides K."""
     whole_rows: bool = True
-    """Whether one scale a row can be stored."""
+    """True where one scale a row can be stored."""
     scale_dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
     """Layers' own dtypes that scales can be stored in; in the place of any other one, the first."""
     g_idx: bool = False
-    """Whether groups may be other than runs of channels."""
+    """True where groups may be other than runs of channels."""
     row_multiple: int = 1
     """M is a multiple of it."""
     channel_multiple: int = 1
@@ -125,9 +125,9 @@ class Format(abc.ABC):
     name: str
     rules: GridRules
     finders: tuple[GridFinder, ...] = ()
-    """What finds grids that other formats ask for and this one stores too."""
+    """Finders of grids that other formats ask for and this one stores too."""
     methods: tuple[str, ...] = ()
-    """What its ``quant_method`` may be in a Hugging Face configuration."""
+    """Values of its ``quant_method`` in a Hugging Face configuration."""
 
     def check(self, asked: LayerGrid) -> None:
         """Refuse a grid that no file of this format can hold, before anything is read.
@@ -139,7 +139,7 @@ class Format(abc.ABC):
         self.rules.check(asked)
 
     def holds(self, layer: str) -> bool:
-        """Whether its clients load a layer of this name quantized: those of blocks, by default."""
+        """Return whether its clients load a layer of this name quantized: those of blocks, by default."""
         return layer.startswith("model.layers.")
 
     def opened_at(self, directory: Path) -> Path:
@@ -147,7 +147,7 @@ class Format(abc.ABC):
         return directory
 
     def is_uniform(self, asked: Mapping[str, LayerGrid]) -> bool:
-        """Whether all layers of such grids must be stored on the same one."""
+        """Return whether all layers of such grids must be stored on the same one."""
         del asked
         return False
 
@@ -217,7 +217,7 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def recognizes(self, checkpoint: Checkpoint) -> bool:
-        """Whether a checkpoint's configuration says that its layers are in this format."""
+        """Return whether a checkpoint's configuration says that its layers are in this format."""
 
     @abc.abstractmethod
     def layers(self, checkpoint: Checkpoint) -> StoredLayers:

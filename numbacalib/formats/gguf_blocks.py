@@ -68,7 +68,7 @@ class _Plane(NamedTuple):
 
 
 class _Scales(NamedTuple):
-    """How the integers of a block's groups are packed, and unpacked to scales and minima."""
+    """Packing of the integers of a block's groups, and unpacking to scales and minima."""
 
     size: int
     pack: Callable[[NDArray[np.int8], Bytes], Bytes]

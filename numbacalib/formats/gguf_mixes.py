@@ -1,4 +1,4 @@
-"""Which type each tensor of a GGUF file gets, for the mixes that users know by name.
+"""Types of a GGUF file's tensors, for the mixes that users know by name.
 
 As llama.cpp chooses them with an importance matrix, for the architectures that are written here:
 https://github.com/ggml-org/llama.cpp/blob/master/src/llama-quant.cpp (``llama_tensor_get_type_impl``,
@@ -37,7 +37,7 @@ _FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q
 
 
 class Layers(NamedTuple):
-    """What of a model the mixes look at."""
+    """Shape of a model as the mixes look at it."""
 
     depth: int
     heads_per_kv: int

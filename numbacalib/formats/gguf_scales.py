@@ -78,15 +78,17 @@ def _factored(
     """Split rows of numbers into one float16 each and integers from `low` to `high`."""
     largest = np.take_along_axis(products, np.abs(products).argmax(1)[:, None], 1)[:, 0]
     common = np.where(largest == 0, 1.0, np.nan)
-    for integer in range(high, low - 1, -1):
-        if integer == 0 or not np.isnan(common).any():
-            continue
-        tried = largest / integer
+    # the largest of a block mostly has an integer near the end of the range
+    for integer in sorted({*range(low, high + 1)} - {0}, key=lambda each: -abs(each)):
+        left = np.flatnonzero(np.isnan(common))
+        if not left.size:
+            break
+        tried = largest[left] / integer
         with np.errstate(over="ignore"):
             fits = tried.astype(np.float16) == tried
-        parts = products / np.where(fits, tried, 1)[:, None]
+        parts = products[left] / np.where(fits, tried, 1)[:, None]
         fits &= ((parts == np.rint(parts)) & (parts >= low) & (parts <= high)).all(1)
-        common = np.where(np.isnan(common) & fits, tried, common)
+        common[left[fits]] = tried[fits]
     if np.isnan(common).any():
         row = int(np.isnan(common).argmax())
         raise ValueError(

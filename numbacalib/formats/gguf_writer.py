@@ -105,7 +105,7 @@ class GGUFWriter:
         self._written[name] += part.size
 
     def __contains__(self, name: str) -> bool:
-        """Whether something of a tensor was written."""
+        """Return whether something of a tensor was written."""
         return self._written[name] > 0
 
     def __enter__(self) -> GGUFWriter:

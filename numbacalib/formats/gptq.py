@@ -14,7 +14,6 @@ are those of AutoGPTQ and GPTQModel (https://github.com/ModelCloud/GPTQModel).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -29,10 +28,13 @@ from numbacalib.formats.safetensors_format import (
     GridOf,
     Left,
     SafetensorsFormat,
+    check_exceptions,
+    exceptions,
     one_grid,
     read_g_idx,
     require_integer_zeros,
     stored_floats,
+    stored_matrix,
     stored_tensor,
     written_group_size,
 )
@@ -44,9 +46,6 @@ if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
 
 METHOD = "gptq"
-
-_EXCEPT = "-:"
-"""Begins an expression of ``dynamic`` for layers that are not quantized."""
 
 # How the codes were found and who did it, which no longer matters once they are there.
 _HARMLESS = (
@@ -144,11 +143,7 @@ class Gptq(SafetensorsFormat):
             "lm_head": "lm_head" in grids,
             "pack_dtype": "int32",
         }
-        excepted = [f"^{re.escape(name)}$" for name in left.layers if name != "lm_head"]
-        excepted += [f".*{re.escape(part)}.*" for part in left.parts]
-        if excepted:  # GPTQModel's way to except layers
-            config["dynamic"] = {f"{_EXCEPT}{expression}": {} for expression in excepted}
-        return {"quantization_config": config}
+        return {"quantization_config": config | exceptions(left)}
 
     def files(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
         """See `SafetensorsFormat`: the same once more, as AutoGPTQ and GPTQModel look for it."""
@@ -212,7 +207,7 @@ class Gptq(SafetensorsFormat):
 
     def stored_shape(self, checkpoint: Checkpoint, layer: str, grid: LayerGrid) -> tuple[int, int]:
         """See `SafetensorsFormat`."""
-        words, rows = checkpoint.info(f"{layer}.qweight").shape
+        words, rows = stored_matrix(checkpoint, f"{layer}.qweight")
         return rows, words * WORD_BITS // grid.bits
 
     def recognizes(self, checkpoint: Checkpoint) -> bool:
@@ -231,7 +226,5 @@ class Gptq(SafetensorsFormat):
         config.choice("format", (self.name,), self.name)
         config.choice("pack_dtype", ("int32",), "int32")
         config.nothing("adapter", "is_marlin_format")
-        dynamic = config.object("dynamic", None) or ()
-        if any(not key.startswith(_EXCEPT) for key in dynamic):
-            raise config.error("dynamic", f"{_EXCEPT} before each expression")
+        check_exceptions(config)
         return one_grid(config, self.rules.bits, config.flag("sym", True), _HARMLESS)

@@ -24,7 +24,7 @@ _SUMS, _COUNTS = ".in_sum2", ".counts"
 
 
 class SquaredInputs(Protocol):
-    """What is written of a layer's inputs; `InputStatistics` has it."""
+    """Figures of a layer's inputs that are written; `InputStatistics` has them."""
 
     @property
     def tokens(self) -> int:

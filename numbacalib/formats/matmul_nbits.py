@@ -27,7 +27,7 @@ RULES = GridRules(
     whole_rows=False,
     scale_dtypes=("float32", "float16"),
 )
-"""What it stores; K may be any number."""
+"""Grids that it stores; K may be any number."""
 
 
 class PackedProduct(NamedTuple):

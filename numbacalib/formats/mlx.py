@@ -28,6 +28,7 @@ from numbacalib.formats.safetensors_format import (
     Left,
     SafetensorsFormat,
     stored_floats,
+    stored_matrix,
     stored_tensor,
 )
 from numbacalib.methods import QuantizedWeight
@@ -118,7 +119,7 @@ class Mlx(SafetensorsFormat):
 
     def stored_shape(self, checkpoint: Checkpoint, layer: str, grid: LayerGrid) -> tuple[int, int]:
         """See `SafetensorsFormat`."""
-        rows, words = checkpoint.info(f"{layer}.weight").shape
+        rows, words = stored_matrix(checkpoint, f"{layer}.weight")
         return rows, words * WORD_BITS // grid.bits
 
     def recognizes(self, checkpoint: Checkpoint) -> bool:

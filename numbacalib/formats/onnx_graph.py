@@ -41,7 +41,7 @@ class GraphLayer:
     weight: str
     """Name of the tensor."""
     transposed: bool
-    """Whether the tensor is [K, M], as MatMul has it, and not [M, K]."""
+    """True where the tensor is [K, M], as MatMul has it, and not [M, K]."""
     shape: tuple[int, int]
     """M, K."""
     dtype: np.dtype
@@ -271,7 +271,7 @@ def _product(
 
 
 def _why_not(node: Any, tensor: Any) -> str | None:
-    """Why a product with a constant is no layer; None if it is one."""
+    """Return why a product with a constant is no layer; None if it is one."""
     if tensor.data_type not in _FLOATS:
         return f"a weight of {onnx.TensorProto.DataType.Name(tensor.data_type)}"
     if len(tensor.dims) != 2 or 0 in tensor.dims:

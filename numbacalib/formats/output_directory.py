@@ -85,7 +85,7 @@ def new_directory(path: str | Path, *, clean: bool = False) -> Iterator[Path]:
 
 
 def work_directory(path: str | Path) -> Path:
-    """Where what is finished of an output is kept until all of it is, as the partial directory is."""
+    """Return where finished parts of an output are kept until all of it is, as the partial directory is."""
     room, name = _room_of(Path(os.path.realpath(path)))
     return room / f".{name}.work"
 
@@ -200,7 +200,7 @@ def _publish(partial: Path, path: Path) -> None:
 
 
 def _kept(partial: Path, path: Path) -> Path:
-    """Where the finished files are, under a name that no later run takes for a leftover."""
+    """Return where the finished files are, under a name that no later run takes for a leftover."""
     if not partial.exists() or not any(partial.iterdir()):
         return path
     kept = partial.with_name(f"{path.name}.finished-{partial.name[-8:]}")

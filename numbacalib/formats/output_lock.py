@@ -60,7 +60,7 @@ def _take(file: Path, output: Path) -> tuple[int, bool]:
 
 
 def _is_open(file: Path, descriptor: int) -> bool:
-    """Whether `descriptor` is of the file that is still there by that name."""
+    """Return whether `descriptor` is of the file that is still there by that name."""
     try:
         return os.path.samestat(file.stat(), os.fstat(descriptor))
     except FileNotFoundError:

@@ -32,7 +32,7 @@ _HARMLESS_WEIGHTS = ("observer", "observer_kwargs", "actorder", "scale_dtype", "
 
 
 class PackedScheme(NamedTuple):
-    """How some of the layers are quantized."""
+    """Scheme by which some of the layers are quantized."""
 
     bits: int
     symmetric: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,21 +23,24 @@ from numbacalib.models.layer_tensors import beside
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
 
+_EXCEPT = "-:"
+"""Begins an expression of GPTQModel's ``dynamic`` for layers that are not quantized."""
+
 GridOf = Callable[[str], LayerGrid]
 """From a layer's name to its grid, as a configuration has it; scales' dtypes are those of the tensors."""
 
 
 class Left(NamedTuple):
-    """What of a model stays as it is, by the names that runtimes have."""
+    """Parts of a model that stay as they are, by the names that runtimes have."""
 
     layers: Sequence[str] = ("lm_head",)
     """Linear layers of the decoder."""
     parts: Sequence[str] = ()
-    """What is in the names of all that is no part of the decoder, such as ``"vision_tower"``."""
+    """Parts of the names of all that is no part of the decoder, such as ``"vision_tower"``."""
 
     @property
     def is_wrapped(self) -> bool:
-        """Whether runtimes have something before the decoder's names."""
+        """Return whether runtimes have something before the decoder's names."""
         return bool(self.parts)
 
 
@@ -218,6 +222,20 @@ class PackedLayers(StoredLayers):
         return len(self._grids)
 
 
+def stored_matrix(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
+    """Return the shape of a tensor that is to be a matrix.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    shape = checkpoint.info(name).shape
+    if len(shape) != 2:
+        raise ValueError(f"{checkpoint.path}: {name}: expected a matrix, got {list(shape)}")
+    return shape[0], shape[1]
+
+
 def unquantized_linears(checkpoint: Checkpoint, grids: Mapping[str, LayerGrid]) -> Left:
     """Tell what matrices besides embeddings a checkpoint has and `grids` do not: its head, and others."""
     parts = beside(checkpoint.config, checkpoint.names())
@@ -298,6 +316,24 @@ def read_g_idx(
     if g_idx.min() < 0 or g_idx.max() >= groups:
         raise ValueError(f"{name}: expected 0 to {groups - 1}, got {g_idx.min()} to {g_idx.max()}")
     return g_idx
+
+
+def exceptions(left: Left) -> dict[str, Any]:
+    """Return what tells GPTQModel which layers besides the head are not quantized."""
+    excepted = [f"^{re.escape(name)}$" for name in left.layers if name != "lm_head"]
+    excepted += [f".*{re.escape(part)}.*" for part in left.parts]
+    return {"dynamic": {f"{_EXCEPT}{each}": {} for each in excepted}} if excepted else {}
+
+
+def check_exceptions(config: Fields) -> None:
+    """Refuse what GPTQModel may be told of single layers, but that they are not quantized.
+
+    Raises
+    ------
+    ValueError
+    """
+    if any(not key.startswith(_EXCEPT) for key in config.object("dynamic", None) or ()):
+        raise config.error("dynamic", f"{_EXCEPT} before each expression")
 
 
 def written_group_size(grid: LayerGrid) -> int:

@@ -119,7 +119,7 @@ class SafetensorsWriter:
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _shard_path(self, number: int) -> Path:
-        """Where a shard stands until their number is known."""
+        """Return where a shard stands until their number is known."""
         return self._directory / f"shard-{number:05d}.partial"
 
 

@@ -51,7 +51,7 @@ class TargetPattern:
             raise self._error()
 
     def matches(self, name: str) -> bool:
-        """Whether the beginning of ``name`` fits, as ``re.match`` has it."""
+        """Return whether the beginning of ``name`` fits, as ``re.match`` has it."""
         return bool(self._step(name, {0}))
 
     def _peek(self) -> str:

@@ -184,8 +184,7 @@ def gptq_shared(
     fixed = {"scales": scales, "zeros": zeros}
     arrays = {"hessian": hessian, "importance": importance, **weights}
     with arrays_of_one_device(**arrays) as (hessian, importance, *matrices):
-        _, channels = checks.matrix("hessian", hessian, ("K", "K"))
-        checks.matrix("hessian", hessian, (channels, channels))
+        channels = checks.square("hessian", hessian)
         for name, matrix in zip(weights, matrices, strict=True):
             checks.matrix(name, matrix, ("M", channels))
         joined = joined_rows(matrices)

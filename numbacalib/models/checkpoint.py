@@ -106,7 +106,7 @@ class Checkpoint(abc.ABC):
         """
 
     def tiles(self, name: str, rows: int) -> Iterator[NDArray[Any]]:
-        """What `tensor` returns, ``rows`` rows at a time, and no more of it in memory if possible.
+        """Yield what `tensor` returns, ``rows`` rows at a time, and no more of it in memory if possible.
 
         Raises
         ------
@@ -128,7 +128,7 @@ class Checkpoint(abc.ABC):
         return StoredTensor.of(self.tensor(name))
 
     def stored_name(self, name: str) -> str:
-        """What transformers calls a tensor, or a part of a packed layer, where it has another name."""
+        """Return transformers' name of a tensor, or of a part of a packed layer, where it is another."""
         return name
 
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""What a decoder needs to know about its architecture, read from a Hugging Face ``config.json``."""
+"""Configuration of a decoder, read from a Hugging Face ``config.json``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ is_llama_config transformers.js_config unsloth_version unsloth_fixed
 
 
 QUANTIZATION = ("quantization_config", "quantization")
-"""Where a configuration says how weights are quantized: of all formats, and of MLX."""
+"""Keys under which a configuration says how weights are quantized: of all formats, and of MLX."""
 
 
 class Rope(NamedTuple):
@@ -198,7 +198,7 @@ class ModelConfig:
 
 
 def _read_shape(fields: Fields, architecture: Architecture) -> dict[str, Any]:
-    """What every decoder has, by the architecture's own keys and defaults."""
+    """Read what every decoder has, by the architecture's own keys and defaults."""
     key, defaults = architecture.key, architecture.defaults
     activation = fields.choice(key("hidden_act"), tuple(ACTIVATIONS), _activation(defaults))
     num_heads = fields.integer(key("num_attention_heads"), 1, 65_536)
@@ -290,7 +290,7 @@ def _activation(defaults: Mapping[str, Any]) -> str:
 
 
 def _read_biases(fields: Fields, architecture: Architecture) -> dict[str, bool]:
-    """Which linear layers have biases: see `Architecture.biases`."""
+    """Read which linear layers have biases: see `Architecture.biases`."""
     options = {}
     for part in ("attention", "output", "mlp"):
         given = architecture.biases.get(part, False)

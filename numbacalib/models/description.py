@@ -1,4 +1,4 @@
-"""What an architecture is: the names of its tensors, the options of its forward pass, its configuration."""
+"""Description of an architecture: names of its tensors, options of its forward pass, its configuration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ACTIVATIONS = {
     "relu": "relu",
     "relu2": "squared_relu",
 }
-"""What configurations call the functions of `numbacalib.ops.activation`: synonyms are one function."""
+"""Functions of `numbacalib.ops.activation` by their names in configurations; synonyms are one function."""
 
 SEPARATE: dict[str, str] = {
     "query": "self_attn.q_proj",
@@ -61,7 +61,7 @@ def no_windows(fields: Fields, options: Options) -> Options:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertNames:
-    """What the parts of a mixture of experts are called in a block, beside `Architecture.linears`.
+    """Names of the parts of a mixture of experts in a block, beside `Architecture.linears`.
 
     Attributes
     ----------
@@ -175,7 +175,7 @@ class Architecture:
     read: Callable[[Fields, Options], Options] = no_windows
 
     def key(self, name: str) -> str:
-        """What the configuration calls what llama's calls `name`."""
+        """Return the configuration's key for what llama's calls `name`."""
         return self.keys.get(name, name)
 
 

@@ -138,11 +138,11 @@ class _Routes:
         self._weights = weights.reshape(count * kept, 1)
 
     def tokens(self, expert: int) -> NDArray[np.int64]:
-        """Which tokens go to an expert."""
+        """Return which tokens go to an expert."""
         return self._tokens[self._run(expert)]
 
     def factors(self, expert: int) -> Array:
-        """How much it counts for each of them, float32 [n]."""
+        """Return how much it counts for each of them, float32 [n]."""
         return take(self._weights, self._order[self._run(expert)], 0).reshape(-1)
 
     def _run(self, expert: int) -> slice:

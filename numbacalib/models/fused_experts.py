@@ -23,7 +23,7 @@ _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)")
 
 
 class View(NamedTuple):
-    """How a tensor lies in what is stored, or in its transpose: which rows, or numbers of a vector."""
+    """Part of what is stored, or of its transpose, that is a tensor: its rows, or numbers of a vector."""
 
     transposed: bool
     rows: slice
@@ -42,7 +42,7 @@ Entries = dict[str, tuple[TensorEntry, View]]
 
 
 def expert_entries(config: ModelConfig, name: str, entry: TensorEntry) -> Entries | None:
-    """Where the tensors of each expert lie in one that holds all of them, by their names; None for others.
+    """Find where each expert's tensors lie in one that holds all, by their names; None for others.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class _Fused(NamedTuple):
         return mixture.experts, *((columns, rows) if self.transposed else (rows, columns))
 
     def entries(self, prefix: str, entry: TensorEntry) -> Entries:
-        """Where the tensors of each expert lie."""
+        """Find where the tensors of each expert lie."""
         count, *shape = entry.shape
         kind = "bias" if self.bias else "weight"
         found = {}
@@ -118,7 +118,7 @@ class _Fused(NamedTuple):
         return found
 
     def _part(self, own: TensorEntry, number: int) -> tuple[TensorEntry, View]:
-        """Where one role's part of an expert lies; a run of bytes where its rows are one."""
+        """Find where one role's part of an expert lies; a run of bytes where its rows are one."""
         count = len(self.roles)
         if count > 1 and self.names.interleaved:
             return own, View(self.transposed, slice(number, None, count))

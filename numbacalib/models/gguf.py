@@ -98,7 +98,7 @@ class GGUFCheckpoint(Checkpoint):
         return result
 
     def kind(self, name: str) -> TensorType:
-        """How a tensor is stored."""
+        """Return the type in which a tensor is stored."""
         return self._entry(name).kind
 
     def blocks(self, name: str) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""What GGUF files of each architecture have beside the keys and orders that all have.
+"""Keys and orders of each architecture's GGUF files beside those that all have.
 
 Read from llama.cpp's ``src/models`` (which keys count, and what stands in their place) and ``conversion``
 (what is written), https://github.com/ggml-org/llama.cpp.
@@ -32,7 +32,7 @@ class GGUFArchitecture(NamedTuple):
     model_type: str
     """Hugging Face's, unless `read` says otherwise."""
     permuted: bool = False
-    """Whether rows of queries and keys are in the order of neighbours that turn together."""
+    """True where rows of queries and keys are in the order of neighbours that turn together."""
     layer_norm: bool = False
     keys: tuple[str, ...] = ()
     """Further keys that `read` reads."""

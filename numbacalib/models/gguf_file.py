@@ -170,7 +170,7 @@ def named(what: str | Path) -> Iterator[None]:
 
 
 def is_gguf(path: str | Path) -> bool:
-    """Whether a regular file begins as GGUF files do, whatever its name."""
+    """Return whether a regular file begins as GGUF files do, whatever its name."""
     path = Path(path)
     if not path.is_file():
         return False
@@ -257,7 +257,7 @@ class _Cursor:
 
 
 _Spans = dict[str, tuple[int, int]]
-"""Where the metadata's values begin and end, by key."""
+"""Begin and end of the metadata's values, by key."""
 
 
 def _read_header(cursor: _Cursor, size: int) -> tuple[Metadata, dict[str, TensorEntry], _Spans]:

@@ -109,7 +109,7 @@ class Metadata:
         return [bool(flag) for flag in self._array(key, "b", "an array of true and false")]
 
     def is_list(self, key: str) -> bool:
-        """Whether there is an array."""
+        """Return whether there is an array."""
         return isinstance(self._values.get(self._prefix + key), list | np.ndarray)
 
     def floats(self, key: str) -> NDArray[Any]:
@@ -131,7 +131,7 @@ class Metadata:
         return self._prefix + key
 
     def error(self, key: str, expected: str) -> ValueError:
-        """What to raise for a value that is not as expected."""
+        """Return the error to raise for a value that is not as expected."""
         value = self._values.get(self._prefix + key)
         if value is None:
             found = "none"

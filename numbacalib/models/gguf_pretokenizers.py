@@ -1,4 +1,4 @@
-"""How byte-level tokenizers of GGUF files take a text apart before the merges, by ``tokenizer.ggml.pre``.
+"""Splitting of text before the merges by byte-level tokenizers of GGUF files, by ``tokenizer.ggml.pre``.
 
 Names, patterns and what goes with them: ``src/llama-vocab.cpp`` of https://github.com/ggml-org/llama.cpp,
 with the patterns as the models' own tokenizers have them where llama.cpp's engine lacks something. What
@@ -13,7 +13,7 @@ __all__ = ["DISTINCT", "PRETOKENIZERS", "PreTokenizer"]
 
 
 class PreTokenizer(NamedTuple):
-    """How text is taken apart before the merges: by each pattern in turn, matches and what is between.
+    """Splitting of text before the merges: by each pattern in turn, into matches and what is between.
 
     Where `whole_words` is set, a word that is in the vocabulary is taken whole, even where merges would
     not reach it.

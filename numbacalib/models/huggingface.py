@@ -270,7 +270,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
 
 def _copied_files(path: Path) -> Iterator[Path]:
-    """What an output directory needs besides config and weights; directories of the name are not."""
+    """Return what an output directory needs besides config and weights; directories of the name are not."""
     for file in sorted(path.iterdir()):
         copied = file.name in _COPIED or file.name.upper().startswith(_COPIED_BEGINNINGS)
         if copied and not file.is_dir():

@@ -169,7 +169,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _items(value: Any) -> list[Any]:
-    """What a JSON value holds; nothing for a scalar."""
+    """Return the values that a JSON value holds; none for a scalar."""
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []
@@ -186,6 +186,6 @@ def _status(path: Path) -> os.stat_result:
 
 
 def _refused(path: Path, error: OSError) -> Exception:
-    """What to raise where a file cannot be read: a disk that fails may work the next time."""
+    """Return what to raise where a file cannot be read: a disk that fails may work the next time."""
     kind = OSError if error.errno in _DISK_FAILS else ValueError
     return kind(f"{path}: cannot be read ({error.strerror})")

@@ -56,7 +56,7 @@ def canonical_name(name: str, config: ModelConfig) -> str:
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a tensor is a table of an older version that nothing reads any more."""
+    """Return whether a tensor is a table of an older version that nothing reads any more."""
     return name.endswith(_BUFFERS)
 
 
@@ -137,11 +137,11 @@ class Part(NamedTuple):
     """The rows of a linear layer that have one role."""
 
     name: str
-    """Of the layer, in its block."""
+    """Name of the layer, in its block."""
     begin: int
     end: int
     rows: int
-    """Of the whole layer."""
+    """Rows of the whole layer."""
 
 
 def parts(config: ModelConfig, index: int) -> dict[str, Part]:
@@ -291,7 +291,7 @@ def outer_vector_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def is_norm(config: ModelConfig, name: str) -> bool:
-    """Whether a tensor is the weight of a norm, by its whole name."""
+    """Return whether a tensor is the weight of a norm, by its whole name."""
     norms = (f".{norm}.weight" for norm in config.architecture.norms.values())
     return name == NORM or name.endswith(tuple(norms))
 

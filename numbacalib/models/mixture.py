@@ -1,4 +1,4 @@
-"""What a configuration says of a mixture of experts."""
+"""Configuration of a mixture of experts."""
 
 from __future__ import annotations
 

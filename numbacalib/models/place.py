@@ -1,4 +1,4 @@
-"""Where a model's arrays are: on the host, or on a CUDA device."""
+"""Places of a model's arrays: the host, or a CUDA device."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _room() -> Room:
 
 
 def _available() -> int | None:
-    """What Linux could give to a process without swapping."""
+    """Return what Linux could give to a process without swapping."""
     with suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -108,7 +108,7 @@ def _available() -> int | None:
 
 
 def _left_of_group() -> int | None:
-    """What a container's limit leaves, by cgroup v2."""
+    """Return what a container's limit leaves, by cgroup v2."""
     group = Path("/sys/fs/cgroup")
     with suppress(OSError, ValueError):  # a limit may be "max"
         limit = int((group / "memory.max").read_text())

@@ -20,7 +20,7 @@ _THETA = (1.0001, 1e15)
 
 
 class Words(NamedTuple):
-    """What an architecture's files say of its rotary embedding and those of others do not."""
+    """Synonyms and keys of the rotary embedding that only an architecture's own files have."""
 
     synonyms: Mapping[str, str] = MappingProxyType({})
     """Types of scaling that stand for others."""
@@ -37,7 +37,7 @@ class _Type(NamedTuple):
     required: Sequence[str] = ()
     optional: Sequence[str] = ()
     original: bool = False
-    """Whether it counts from the context length before the scaling."""
+    """True where it counts from the context length before the scaling."""
 
 
 ROPE_TYPES = {

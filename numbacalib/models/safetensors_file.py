@@ -98,7 +98,7 @@ class StoredTensor(NamedTuple):
 
 
 class TensorEntry(NamedTuple):
-    """Where a tensor lies."""
+    """Place of a tensor in its file."""
 
     file: Path
     dtype_name: str

@@ -117,7 +117,7 @@ class _Piece(NamedTuple):
 
 
 def _start(piece: _Piece) -> int:
-    """Where the next piece begins: before the last `OVERLAP` characters, and where a token does.
+    """Return where the next piece begins: before the last `OVERLAP` characters, and where a token does.
 
     A run of one character, as long as it may be, is so cut into the same tokens by both.
     """
@@ -127,7 +127,7 @@ def _start(piece: _Piece) -> int:
 
 
 def _join(left: _Piece, right: _Piece, begin: int) -> tuple[int, int] | None:
-    """How many tokens of `left` come before the join, and of `right` before it; None for no join.
+    """Return how many tokens of `left` and of `right` come before the join; None for no join.
 
     `right` begins at character `begin` of `left`.
     """

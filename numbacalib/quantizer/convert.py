@@ -151,7 +151,7 @@ def _cut(grid: LayerGrid, channels: int, length: int | None) -> LayerGrid:
 
 
 def _same_values(one: LayerGrid, other: LayerGrid) -> bool:
-    """Whether scales and codes of one grid can be put on the other as they are."""
+    """Return whether scales and codes of one grid can be put on the other as they are."""
     return (one.bits, one.group_size, one.symmetric, one.scale_dtype, one.g_idx) == (
         other.bits,
         other.group_size,

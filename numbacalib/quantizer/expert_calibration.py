@@ -16,7 +16,7 @@ from numbacalib.statistics import InputStatistics
 EXPERTS = ("routed", "all")
 """Tokens that the statistics of an expert are of: those routed to it, or all of the layer."""
 
-Group = list[tuple[Stage, ExpertInputs | None]]
+Group = list[tuple[Stage, ExpertInputs | InputStatistics | None]]
 
 
 def expert_groups(
@@ -83,17 +83,19 @@ def _entry(
     number: int,
     everything: bool,
     pooled: Callable[[], InputStatistics],
-) -> tuple[Stage, ExpertInputs]:
+) -> tuple[Stage, ExpertInputs | InputStatistics]:
     """Return the statistics of the inputs of an expert's gate and up."""
     stage, _ = run.experts.stages[number]
-    rows = [] if everything else [piece for _, piece in run.rows(number)]
+    if everything:
+        return stage, pooled()
     *_, hidden = run.inputs[0].shape
-    return stage, _inputs(block, stage, hidden, rows, everything, pooled)
+    rows = [piece for _, piece in run.rows(number)]
+    return stage, _inputs(block, stage, hidden, rows, pooled)
 
 
 def _exit(
     block: DecoderBlock, run: ExpertsRun, number: int, rows: Sequence[Any], everything: bool
-) -> tuple[Stage, ExpertInputs]:
+) -> tuple[Stage, ExpertInputs | InputStatistics]:
     """Return the statistics of the inputs of an expert's last layer."""
     _, stage = run.experts.stages[number]
     channels = run.experts.mixture.size
@@ -101,7 +103,7 @@ def _exit(
     def pooled() -> InputStatistics:
         return _collected(block, stage, channels, run.activations_of_all(number))
 
-    return stage, _inputs(block, stage, channels, rows, everything, pooled)
+    return stage, pooled() if everything else _inputs(block, stage, channels, rows, pooled)
 
 
 def _inputs(
@@ -109,13 +111,10 @@ def _inputs(
     stage: Stage,
     channels: int,
     rows: Sequence[Any],
-    everything: bool,
     pooled: Callable[[], InputStatistics],
 ) -> ExpertInputs:
+    """Return the statistics of an expert, from the rows of its tokens."""
     collected = partial(_collected, block, stage, channels)
-    if everything:
-        own = pooled()
-        return ExpertInputs(own, lambda: (own, own), lambda: own)
 
     @cache
     def halves() -> tuple[InputStatistics, InputStatistics]:

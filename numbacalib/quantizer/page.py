@@ -82,7 +82,7 @@ def _sizes(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _losses(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What was found on the held-out text; nothing where there was none."""
+    """Return the findings on the held-out text; none where there was none."""
     found = report["proofs"][0]["evaluation"]
     if found is None:
         return []

@@ -7,15 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import prange
+from numba import get_num_threads
 from numpy.typing import NDArray
 
 from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
 from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.half import infinity_bits, limit_bits, magnitude_bits
-from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.jit import task_kernel
 from numbacalib.runtime.not_finite import not_finite
 from numbacalib.runtime.strides import rows_view
+from numbacalib.runtime.tasks import fetch_add
+
+RUN = 1 << 16
+"""Elements of a task: so many that the counter costs nothing beside them."""
 
 
 def require_finite(name: str, array: Any, limit: float = math.inf) -> None:
@@ -57,8 +61,12 @@ def square_limit(count: int) -> float:
 
 def _rows_below(limit: np.integer, bits: NDArray, mask: int) -> NDArray:
     """Return whether all integers of each row, masked, are below a limit."""
-    clean = np.empty(len(bits), np.bool_)
-    _find_rows_below(limit, rows_view(bits), bits.shape[1], bits.dtype.type(mask), clean)
+    rows, columns = bits.shape
+    clean = np.empty(rows, np.bool_)
+    run = -(-RUN // max(columns, 1))
+    workers, counter = max(1, min(get_num_threads(), -(-rows // run))), np.zeros(1, np.int64)
+    numbers = limit, bits.dtype.type(mask)
+    _find_rows_below(workers, counter, numbers, rows_view(bits), columns, run, clean)
     return clean
 
 
@@ -86,11 +94,16 @@ def require_non_negative(name: str, matrix: Any) -> None:
         raise ValueError(f"{name}: expected finite values not below 0")
 
 
-@kernel
-def _find_rows_below(limit, bits, columns, mask, clean):
-    """Split: one task a row."""
-    for i in prange(len(bits)):
-        largest = mask & ~mask
-        for j in range(columns):
-            largest = max(largest, bits[i, j] & mask)
-        clean[i] = largest < limit
+@task_kernel
+def _find_rows_below(counter, numbers, bits, columns, run, clean):
+    """Find the rows that are below a limit, under a mask. Split: workers take runs of rows."""
+    limit, mask = numbers
+    first = fetch_add(counter) * run
+    while first < len(clean):
+        rows, found = bits[first : first + run], clean[first : first + run]
+        for i in range(len(found)):
+            largest = mask & ~mask
+            for j in range(columns):
+                largest = max(largest, rows[i, j] & mask)
+            found[i] = largest < limit
+        first = fetch_add(counter) * run

@@ -94,12 +94,14 @@ class _Workers:
     def _work(self) -> None:
         while True:
             function, arguments, ends = self._tasks.get()
+            failure = None
             try:
                 function(*arguments)
             except BaseException as error:
-                ends.put(error)
-            else:
-                ends.put(None)
+                failure = error
+            del function, arguments  # a thread that sleeps keeps no array
+            ends.put(failure)
+            del failure, ends
 
 
 @cache

@@ -3,10 +3,22 @@
 import numpy as np
 
 
-def plain_error(weight, bits, group_size, minima, importance):
+def factors(weight, values, importance):
+    """Weights of errors [M, K]: importance * sqrt(2 s + w**2), s the mean square of w's block."""
+    found = np.empty(weight.shape)
+    for i, row in enumerate(np.asarray(weight, np.float64)):
+        for begin in range(0, len(row), values):
+            block = row[begin : begin + values]
+            spread = 2 * (block**2).mean() + 2.0**-100
+            own = importance[begin : begin + values]
+            found[i, begin : begin + values] = own * np.sqrt((spread + block**2) / spread)
+    return found
+
+
+def plain_error(weight, bits, group_size, minima, factors_of_rows):
     """Weighted squared error of rounding to min-max grids of each group, scales not rounded."""
     total, levels = 0.0, 2**bits - 1
-    for row in np.asarray(weight, np.float64):
+    for row, importance in zip(np.asarray(weight, np.float64), factors_of_rows, strict=True):
         for begin in range(0, len(row), group_size):
             group = row[begin : begin + group_size]
             factors = importance[begin : begin + group_size]

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numbacalib.formats.gguf_blocks import BLOCK_TYPES, BlockWeight
-from numbacalib.formats.gguf_scales import split_scales
-from numbacalib.methods import rtn
+from numbacalib.formats.gguf_scales import BlockFinder, split_scales
+from numbacalib.methods import LayerSettings, quantize_layer, rtn
 from numbacalib.methods.block_scales import block_scales
+from numbacalib.statistics import InputStatistics
 
 TYPES = sorted(BLOCK_TYPES)
 KINDS = ("normal", "heavy", "constant", "sparse", "positive", "tiny", "zeros")
@@ -62,9 +63,10 @@ def test_the_error_is_within_that_of_a_plain_grid(name, kind):
     weight = weights(kind, 8, 2 * grid.values, 7)
     importance = np.random.default_rng(1).lognormal(size=weight.shape[1])
     quantized, _ = nearest(weight, name, importance)
-    error = (importance * (quantized.dequantize() - weight) ** 2).sum()
-    plain = naive_blocks.plain_error(weight, grid.bits, grid.group_size, grid.minima, importance)
-    floor = 1e-7 * (importance * weight**2).sum() + weight.size * importance.max() * 2.0**-48
+    factors = naive_blocks.factors(weight, grid.values, importance)
+    error = (factors * (quantized.dequantize() - weight) ** 2).sum()
+    plain = naive_blocks.plain_error(weight, grid.bits, grid.group_size, grid.minima, factors)
+    floor = 1e-7 * (factors * weight**2).sum() + weight.size * factors.max() * 2.0**-48
     assert error <= 1.2 * plain + floor
 
 
@@ -125,3 +127,30 @@ def test_grids_that_blocks_cannot_hold_are_refused(name, scales, zeros, message)
     scales, zeros = (np.array(each, np.float32)[None] for each in (scales, zeros))
     with pytest.raises(ValueError, match=message):
         split_scales(scales, zeros, BLOCK_TYPES[name].grid)
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1"])
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_a_layer_is_quantized_on_the_grids_of_blocks(backend, method, name):
+    """On either device: what comes can be stored, and weighs errors by the layer's inputs."""
+    grid, rng = BLOCK_TYPES[name].grid, np.random.default_rng(0)
+    weight = weights("normal", 3, 32, 0)
+    inputs = rng.normal(size=(64, 32)).astype(np.float32) * rng.lognormal(size=32)
+    statistics = InputStatistics(32)
+    statistics.update(backend.array(inputs.astype(np.float32)))
+    settings = LayerSettings(
+        method=method,
+        bits=grid.bits,
+        group_size=grid.group_size,
+        symmetric=not grid.minima,
+        scale_dtype=np.float32,
+        ranges="weighted",
+        find_grid=BlockFinder(name),
+    )
+    quantized, report = quantize_layer("q", backend.array(weight), statistics, settings)
+    quantized = quantized.to_host()
+    stored = split_scales(quantized.scales, quantized.zeros, grid)
+    expected = block_scales(weight, grid, backend.numpy(statistics.mean_square))
+    for mine, theirs in zip(stored, expected, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert report.loss < report.rtn_loss or method == "rtn"

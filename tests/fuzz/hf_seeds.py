@@ -134,7 +134,7 @@ _QUANTIZATION = {
 
 
 def _zeros(dtype: str, *shape: int) -> tuple[str, list[int], bytes]:
-    size = {"F32": 4, "BF16": 2, "I32": 4, "I64": 8}[dtype]
+    size = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "I64": 8}[dtype]
     count = 1
     for length in shape:
         count *= length
@@ -192,5 +192,42 @@ def packed_seed(directory: Path, form: int) -> Path:
             )
     config = _SIZES | _CONFIGS[0] | {"quantization_config": quantization}
     (directory / "config.json").write_text(json.dumps(config))
+    (directory / "model.safetensors").write_bytes(safetensors_bytes.file(tensors))
+    return directory
+
+
+_WIDE = 32
+_OTHERS: tuple[dict[str, Any], ...] = (
+    {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True, "sym": False},
+    {"quant_method": "awq", "bits": 4, "group_size": -1, "version": "gemm", "zero_point": True},
+    {"bits": 3, "group_size": 32, "mode": "affine"},
+)
+
+
+def other_seed(directory: Path, form: int) -> Path:
+    """Layers of 32 x 32 as GPTQ, AWQ and MLX store them."""
+    hf_seed(directory, 0)
+    sizes = {"hidden_size": _WIDE, "intermediate_size": _WIDE, "head_dim": _WIDE // 2}
+    config = _SIZES | sizes | {"num_key_value_heads": 2, "model_type": "llama"}
+    vectors = ("input_layernorm", "post_attention_layernorm")
+    tensors = {
+        "model.embed_tokens.weight": _zeros("F32", 4, _WIDE),
+        "model.norm.weight": _zeros("F32", _WIDE),
+        "lm_head.weight": _zeros("F32", 4, _WIDE),
+    } | {f"model.layers.0.{name}.weight": _zeros("F32", _WIDE) for name in vectors}
+    parts: dict[str, tuple[str, list[int], bytes]]
+    if form == 0:
+        parts = {"qweight": _zeros("I32", 4, _WIDE), "qzeros": _zeros("I32", 1, 4)}
+        parts |= {"scales": _zeros("F16", 1, _WIDE), "g_idx": _zeros("I32", _WIDE)}
+    elif form == 1:
+        parts = {"qweight": _zeros("I32", _WIDE, 4), "qzeros": _zeros("I32", 1, 4)}
+        parts |= {"scales": _zeros("F16", 1, _WIDE)}
+    else:
+        ones = "F16", [_WIDE, 1], struct.pack("<e", 1.0) * _WIDE
+        parts = {"weight": _zeros("U32", _WIDE, 3), "scales": ones, "biases": ones}
+    for name in _LINEARS:
+        tensors |= {f"model.layers.0.{name}.{part}": tensor for part, tensor in parts.items()}
+    key = "quantization" if form == 2 else "quantization_config"
+    (directory / "config.json").write_text(json.dumps(config | {key: _OTHERS[form]}))
     (directory / "model.safetensors").write_bytes(safetensors_bytes.file(tensors))
     return directory

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import gguf_bytes
 import safetensors_bytes
-from fuzz.hf_seeds import hf_seed, packed_seed
+from fuzz.hf_seeds import hf_seed, other_seed, packed_seed
 from fuzz.mutations import damaged_bytes, damaged_json, damaged_value
 
 
@@ -178,9 +178,10 @@ def _packed_damage(random_: random.Random, directory: Path) -> None:
     if random_.random() < 0.3:
         return _hf_damage(random_, directory)
     config = json.loads(file.read_text())
-    quantization = damaged_json(random_, json.dumps(config.pop("quantization_config")).encode())
+    (key,) = config.keys() & {"quantization_config", "quantization"}
+    quantization = damaged_json(random_, json.dumps(config.pop(key)).encode())
     text = json.dumps(config).encode()
-    file.write_bytes(text[:-1] + b', "quantization_config": ' + quantization + b"}")
+    file.write_bytes(text[:-1] + f', "{key}": '.encode() + quantization + b"}")
     return None
 
 
@@ -216,4 +217,5 @@ TARGETS = {
     "hugging face": Target(6, hf_seed, _hf_damage, _read_model),
     "tokenizer.json": Target(1, hf_seed, _tokenizer_damage, _read_tokenizer),
     "quantization_config": Target(2, packed_seed, _packed_damage, _read_packed),
+    "GPTQ, AWQ and MLX": Target(3, other_seed, _packed_damage, _read_packed),
 }

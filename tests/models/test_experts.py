@@ -250,5 +250,4 @@ def test_layers_that_predict_further_tokens_are_left_beside(tmp_path: Path) -> N
     assert "model.layers.2.eh_proj.weight" in open_checkpoint(folder).names()
     tensors["model.layers.3.eh_proj.weight"] = np.ones((64, 128), np.float32)
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"model.layers.3.eh_proj.weight: expected no such tensor"):
-        open_checkpoint(folder)
+    assert "model.layers.3.eh_proj.weight" not in open_checkpoint(folder).names()

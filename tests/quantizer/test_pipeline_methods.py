@@ -339,13 +339,13 @@ def test_the_first_layers_see_the_original_inputs(tmp_path):
     kept = {}
     for index in range(2):
         block = decoder.block(index)
-        for stage, statistics in calibration.stages(index, block, {}):
+        for ((stage, statistics),) in calibration.stages(index, block, {}):
             kept[index, stage] = statistics
             for kind in stage:  # what quantization would do, and more
                 block.linears[kind] = block.linears[kind] * np.float32(1.05)
     plain = TextCalibration(decoder, tokens)
     for index in range(2):
-        for stage, expected in plain.stages(index, decoder.block(index), {}):
+        for ((stage, expected),) in plain.stages(index, decoder.block(index), {}):
             found = kept[index, stage]
             # the original inputs' own moment follows from those that are kept
             h, c, d = found.hessian, found.cross, found.drift

@@ -31,7 +31,7 @@ _TRAINING = (
 
 
 def _counts(fields: Fields, experts: int, kept: int) -> tuple[int, int]:
-    """How many experts there are and how many a token goes through, by either key and its default."""
+    """Return how many experts there are and how many a token goes through, by either key and default."""
     keys = "num_local_experts", "num_experts", "n_routed_experts"
     given = [key for key in keys if key in fields]
     counts = {fields.integer(key, 1, _MOST) for key in given}

@@ -135,7 +135,7 @@ OLMO3 = Architecture(
 
 
 def _exaone4(fields: Fields, options: Options) -> Options:
-    """Where there are windows, only the layers with them turn."""
+    """Read the windows; where there are any, only the layers with them turn."""
     window, count = window_of(fields, 4096), options["num_layers"]
     period = 4
     if "layer_types" not in fields:  # beside those it is a name, such as LLLG

@@ -100,12 +100,24 @@ def _search(matrix, importance, shares, bounds, shape, scale, minimum, scales, m
             for j in range(values):
                 weights[j, r] = np.float32(widen(matrix[first + r, b * values + j]))
                 factors[j, r] = importance[row, b * values + j]
+        _add_magnitudes(weights, factors)
         found = _search_block(_Tile(weights, factors), grid)
         for r in range(count):
             scale[first + r, b], minimum[first + r, b] = found.scale[r], found.minimum[r]
             for g in range(grid.groups):
                 scales[first + r, b * grid.groups + g] = np.int8(found.scales[g, r])
                 minima[first + r, b * grid.groups + g] = np.uint8(found.minima[g, r])
+
+
+@scalar
+def _add_magnitudes(weights, factors):
+    """Multiply weights of errors by ``sqrt(2 s + w**2)``, over ``sqrt(2 s)``, s being the mean square."""
+    for r in range(TILE):
+        spread = np.float32(2.0**-100)
+        for j in range(len(weights)):
+            spread += weights[j, r] * weights[j, r] / np.float32(len(weights) / 2)
+        for j in range(len(weights)):
+            factors[j, r] *= np.sqrt((spread + weights[j, r] * weights[j, r]) / spread)
 
 
 @scalar

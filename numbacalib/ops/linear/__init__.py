@@ -22,7 +22,7 @@ def _gpu() -> Any:
 def linear(
     x: Any, weight: Any, bias: Any = None, *, dtype: DTypeLike | None = None, add_to: Any = None
 ) -> Any:
-    """``x W^T + b`` of all vectors together, with float32 sums; a product of BLAS.
+    """``x W^T + b`` of all vectors together, with float32 sums.
 
     Parameters
     ----------

@@ -45,17 +45,28 @@ def logits_of(model) -> np.ndarray:
         return model(input_ids=torch.from_numpy(TOKENS)[None]).logits[0].float().numpy()
 
 
-@pytest.mark.parametrize(("form", "bits", "size", "symmetric", "disordered"), CASES)
-def test_transformers(tmp_path, form, bits, size, symmetric, disordered):
-    directory = written(tmp_path, form, bits, size, symmetric, disordered)
+def loaded(directory, form, bits):
+    """The model as transformers loads it."""
     backend = {"gptq": "gptq_torch", "awq": "torch_awq"}[form.split("_")[0]]
     config = AwqConfig if form == "awq" else GPTQConfig
-    model = AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=torch.float32,
         device_map="cpu",
         quantization_config=config(bits=bits, backend=backend),
     )
+
+
+def itself(directory, form):
+    """The model as GPTQModel loads it."""
+    backend = BACKEND.AWQ_TORCH if form == "awq" else BACKEND.GPTQ_TORCH
+    return GPTQModel.load(str(directory), device="cpu", backend=backend).model
+
+
+@pytest.mark.parametrize(("form", "bits", "size", "symmetric", "disordered"), CASES)
+def test_transformers(tmp_path, form, bits, size, symmetric, disordered):
+    directory = written(tmp_path, form, bits, size, symmetric, disordered)
+    model = loaded(directory, form, bits)
     assert "Linear" not in {type(module).__name__ for module in model.model.modules()}
     assert_same_logits(logits_of(model), directory, BOUND)
 
@@ -66,9 +77,19 @@ def test_transformers(tmp_path, form, bits, size, symmetric, disordered):
 )
 def test_gptqmodel(tmp_path, form, bits, size, symmetric, disordered):
     directory = written(tmp_path, form, bits, size, symmetric, disordered)
-    backend = BACKEND.AWQ_TORCH if form == "awq" else BACKEND.GPTQ_TORCH
-    model = GPTQModel.load(str(directory), device="cpu", backend=backend)
-    assert_same_logits(logits_of(model.model), directory, 2e-2)
+    assert_same_logits(logits_of(itself(directory, form)), directory, 2e-2)
+
+
+@pytest.mark.parametrize("form", ["gptq", "awq"])
+@pytest.mark.parametrize("client", ["transformers", "gptqmodel"])
+def test_layers_that_stay_as_they_are(tmp_path, form, client):
+    settings = {"bits": 4, "group_size": 32, "symmetric": True, "skip": ("*.0.mlp.down_proj",)}
+    directory = write_quantized(tmp_path, form, **settings)
+    model = loaded(directory, form, 4) if client == "transformers" else itself(directory, form)
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    left = [name for name, kind in kinds.items() if kind == "Linear" and name.endswith("_proj")]
+    assert left == ["model.layers.0.mlp.down_proj"]
+    assert_same_logits(logits_of(model), directory, 2e-2)
 
 
 def test_gptqmodel_refuses_version_1_with_zeros(tmp_path):

@@ -46,12 +46,18 @@ def test_ggml_reads_what_we_write_and_we_what_it_writes(name):
 @pytest.mark.parametrize("kind", ["normal", "heavy", "laplace"])
 @pytest.mark.parametrize("name", TYPES)
 def test_the_weighted_error_is_below_ggmls(name, kind, weighted):
-    """Of the same rows with the same importance, or with none on both sides."""
+    """Of the same rows with the same importance, or with none on both sides.
+
+    Large weights count more, as in ggml's own search.
+    """
     weight, importance = weights(kind, 1)
     given = importance if weighted else None
     ours = nearest(weight, name, given).dequantize(BLOCK_TYPES[name].grid)
     stored = libgguf.quantize_rows(weight, GGMLQuantizationType[name], given)
     theirs = read(np.asarray(stored).view(np.uint8).reshape(len(weight), -1), name)
-    factors = importance if weighted else np.ones(weight.shape[1])
+    blocks = weight.reshape(len(weight), -1, 256)
+    spread = 2 * (blocks**2).mean(axis=2, keepdims=True)
+    factors = np.sqrt(spread + blocks**2).reshape(weight.shape)
+    factors = factors * importance if weighted else factors
     error, their_error = ((factors * (each - weight) ** 2).sum() for each in (ours, theirs))
     assert error < their_error
