@@ -9,6 +9,7 @@ from models.tiny import TEXT, write_tiny_checkpoint
 
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import HOST, Decoder, open_checkpoint, open_place
+from numbacalib.ops.matrix import to_host
 from numbacalib.quantizer import Settings, blocks, collect, evaluate, quantize
 
 DEVICES = {"numpy": "cpu", "cudasim": "cuda", "cuda": "cuda"}
@@ -76,7 +77,25 @@ def test_losses_of_other_architectures(tmp_path, backend, device, model_type):
     )
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "phi3", "qwen2_moe"])
+@pytest.mark.parametrize("model_type", ["gemma2", "cohere", "phi3"])
+def test_channel_scales_are_folded_there(tmp_path, backend, device, model_type):
+    """Into norms minus 1, and past fused layers and norms that two sublayers share."""
+    sizes = SMALLEST if backend.name == "cudasim" else {}
+    checkpoint = open_checkpoint(write_described_checkpoint(tmp_path, model_type, **sizes))
+    decoder = Decoder(checkpoint, place=open_place(device))
+    block, rng = decoder.block(0), np.random.default_rng(1)
+    hidden = rng.normal(size=(1, 3, decoder.config.hidden_size)).astype(np.float32)
+    before = to_host(block.forward(decoder.place.put(hidden.copy())))
+    for stage in block.stages:
+        if block.producer(stage) is not None:
+            channels = block.linears[stage[0]].shape[1]
+            scales = np.exp(0.3 * rng.normal(size=channels)).astype(np.float32)
+            block.fold(stage, decoder.place.put(scales), np.dtype(np.float32))
+    after = to_host(block.forward(decoder.place.put(hidden.copy())))
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before - hidden).max())
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_moe"])
 def test_other_architectures_are_quantized_as_on_the_host(
     tmp_path, backend, device, text, model_type
 ):
