@@ -189,11 +189,13 @@ def speed_body(rows: list[Row]) -> str:
         "| work | shape | type | numbacalib | share, target | others |",
         "|---|---|---|---|---|---|",
     ]
-    for (op, shape, dtype), case in groupby(rows, key=lambda row: row[:3]):
-        candidates = list(case)
+    cases: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        cases.setdefault((row.op, row.shape, row.dtype), []).append(row)
+    for (op, shape, dtype), candidates in cases.items():
         others = [row for row in candidates if not row.who.startswith((OURS, LIMIT))]
         ours = [row for row in candidates if row.who.startswith(OURS)]
-        times = ", ".join(f"{other.who} {_seconds(other.seconds)}" for other in others)
+        times = ", ".join(f"{other.who} {_figure_of(other)}" for other in others)
         if others and not ours:
             lines.append(f"| {op} | {shape} | {dtype} |  |  | {times} |")
         for row in ours:
@@ -201,6 +203,13 @@ def speed_body(rows: list[Row]) -> str:
             cells = (f"{op}{variant}", shape, dtype, _figure(row), _share(row), times)
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _figure_of(other: Row) -> str:
+    """Return a peer's time, or what else was measured of it."""
+    return (
+        f"{other.rate:.3g} {other.unit}" if math.isnan(other.seconds) else _seconds(other.seconds)
+    )
 
 
 def _figure(row: Row) -> str:
@@ -418,6 +427,5 @@ TABLES = {
     "model": Table("model_gpu.py", Row, speed_body),
     "onnx": Table("onnx_models.py", OnnxRow, onnx_body),
     "proxy": Table("proxy.py", ProxyRow, proxy_body),
-    "trained": Table("trained.py", TrainedRow, trained_body),
     "quality": Table("quality.py", QualityRow, quality_body),
 }

@@ -1,6 +1,6 @@
 """What methods leave of a model whose weights never lay on a grid: a small Llama trained here, by torch.
 
-    python benchmarks/trained.py [--device cuda] [--docs]
+    python benchmarks/trained.py [--device cuda]
 
 It is trained for some minutes on the presidents' annual messages of 1830 to 1990, and calibrated on a part
 of them. It is evaluated on later messages, and on earlier ones, which are of another kind; nats and KL are
@@ -10,6 +10,7 @@ measured by our evaluation. Needs torch, transformers, and for llm-compressor wh
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 import time
@@ -20,9 +21,8 @@ import numpy as np
 import torch
 from harness import describe_machine, write_csv
 from numpy.typing import NDArray
-from report import parser, report
 from safetensors.torch import load_file, save_file
-from tables import TrainedRow
+from tables import TrainedRow, trained_body
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from numbacalib import demo
@@ -188,9 +188,9 @@ class Subject:
 
 def main() -> int:
     """Train, measure, and write the CSV."""
-    options = parser(__doc__)
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--device", default="cuda")
-    options.add_argument("--steps", type=int, default=1200)
+    options.add_argument("--steps", type=int, default=400)
     options.add_argument("--folder", type=Path, default=Path("/tmp/numbacalib-trained"))
     options.add_argument("--no-peer", action="store_true", help="without llm-compressor")
     given = options.parse_args()
@@ -215,7 +215,9 @@ def main() -> int:
         evaluation=f"a Llama of 31M weights trained for {given.steps} steps, groups of {GROUP}",
         **facts,
     )
-    return report(write_csv("trained", machine, rows), docs=given.docs)
+    print(write_csv("trained", machine, rows))
+    print(trained_body(rows))
+    return 0
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ __all__ = ["Decoder"]
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 # Vocabulary entries at a time: neither the embeddings, nor the head, nor the logits are ever whole.
-_VOCABULARY = 8192
+VOCABULARY = 8192
 
 
 class Decoder:
@@ -92,10 +92,10 @@ class Decoder:
         tokens = self._tokens(tokens)
         flat = tokens.ravel()
         hidden = self.place.zeros((len(flat), self.config.hidden_size))
-        for index, rows in enumerate(self._checkpoint.tiles(EMBEDDINGS, _VOCABULARY)):
-            here = np.flatnonzero(flat // _VOCABULARY == index)
+        for index, rows in enumerate(self._checkpoint.tiles(EMBEDDINGS, VOCABULARY)):
+            here = np.flatnonzero(flat // VOCABULARY == index)
             if len(here):
-                found = take(self.place.put(rows), flat[here] % _VOCABULARY, 0)
+                found = take(self.place.put(rows), flat[here] % VOCABULARY, 0)
                 self._require_finite_rows(found, flat[here])
                 put_rows(hidden, here, self._scaled(found))
         return hidden.reshape(*tokens.shape, self.config.hidden_size)
@@ -227,8 +227,8 @@ class Decoder:
         *_, size = x.shape
         x = x.reshape(-1, size)
         biases = self._head_bias()
-        for index, entries in enumerate(self._checkpoint.tiles(self._head, _VOCABULARY)):
-            first, weight = index * _VOCABULARY, self.place.put(entries, self._dtype)
+        for index, entries in enumerate(self._checkpoint.tiles(self._head, VOCABULARY)):
+            first, weight = index * VOCABULARY, self.place.put(entries, self._dtype)
             bias = None if biases is None else row_range(biases, first, first + len(entries))
             for start in range(0, len(x), self.place.score_rows):
                 rows = x[start : start + self.place.score_rows]

@@ -44,14 +44,12 @@ from numbacalib.quantizer.calibration import (
 from numbacalib.quantizer.identity import identity_of, stamps_of
 from numbacalib.quantizer.importance import read_importance
 from numbacalib.quantizer.plan import Plan, make_plan, require_memory
-from numbacalib.quantizer.preflight import require_space
+from numbacalib.quantizer.preflight import peak_memory, require_space
 from numbacalib.quantizer.proof import prove
 from numbacalib.quantizer.report import (
     Clock,
     RunReport,
-    peak_memory,
     recorded_warnings,
-    resident_memory,
 )
 from numbacalib.quantizer.settings import Settings, check
 from numbacalib.quantizer.text import read_sequences, read_split, spread
@@ -239,15 +237,13 @@ def _writers(
 
 def _plan(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> Plan:
     """Return the plan of a run that fits into memory."""
-    resident = resident_memory()
     plan = make_plan(
         job,
         output_bytes=sum(writer.planned_bytes for writer in writers),
         scratch_bytes=kept_bytes(job.weights, job.grids),
         finished=kept.finished,
-        resident_bytes=resident,
     )
-    require_memory(job, plan, resident)
+    require_memory(job, plan)
     return plan
 
 

@@ -1,9 +1,10 @@
 """The plan of a run: what it will write, hold and take, known before its first block.
 
 Sizes are those of the output and of arrays, by the model's shapes. Times are those of a trial on this
-machine: a few sequences of the text through the first block, and the layers of one of its stages
-quantized, each twice, since the first time may compile kernels. Running the text takes time by the
-weights that its tokens meet, GPTQ by ``K^3 / 3 + M K^2`` of its stages, rounding by ``M K``.
+machine: a few sequences of the text through the first block, and the layers of its smallest stage and of
+its largest quantized; what comes first comes twice, since the first time may compile kernels. Running the
+text takes time by the weights that its tokens meet, GPTQ by ``K^3 / 3 + M K^2`` of each stage, rounding by
+``M K``, beside what any stage takes.
 """
 
 from __future__ import annotations
@@ -11,20 +12,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from numbacalib.formats.safetensors_writer import SHARD_BYTES
 from numbacalib.models import DecoderBlock
-from numbacalib.models.layer_tensors import expert_shapes, expert_stages, linear_shapes, stages
+from numbacalib.models.decoder import VOCABULARY
+from numbacalib.models.layer_tensors import (
+    Stage,
+    expert_shapes,
+    expert_stages,
+    linear_shapes,
+    stages,
+)
 from numbacalib.quantizer.blocks import Job, on_grid, quantize_group
 from numbacalib.quantizer.calibration import SILENT, TextCalibration
-from numbacalib.quantizer.preflight import in_units
+from numbacalib.quantizer.preflight import in_units, resident_memory
 from numbacalib.terminal import reporting, silent
 
 MOVED = 5e8
 """Bytes a second at which an output is written and read back, once each."""
+LATER = 100_000_000
+"""Bytes of code that is loaded on the way, kernels above all, as measured."""
+_SCORES = 6
+"""Float64 tiles of logits while two models are compared."""
 _COPIES = 4
 """Float32 copies of a stage's weights: as read, compensated, as codes, dequantized."""
 _SQUARES = 4
@@ -66,9 +78,7 @@ class Plan:
         )
 
 
-def make_plan(
-    job: Job, *, output_bytes: int, scratch_bytes: int, finished: int, resident_bytes: int
-) -> Plan:
+def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int) -> Plan:
     """Plan a run from its shapes and a trial.
 
     Parameters
@@ -78,43 +88,37 @@ def make_plan(
         Of all that is to be written.
     finished : int
         Blocks that a killed run has finished.
-    resident_bytes : int
-        Memory that the process holds already, with the text's hidden states.
     """
     names = {f"{name}.weight" for name in job.grids}
     copied = sum(map(job.checkpoint.stored_bytes, set(job.checkpoint.names()) - names))
     weights = sum(int(np.prod(info.shape)) for info in job.weights.values())
     with reporting(silent), np.errstate(**SILENT):
-        forward, solving, compiled = _trial(job)
+        trial = _trial(job)
     tokens = job.tokens
     blocks = job.decoder.config.num_layers
-    passes = [forward * _token_weights(job, index) for index in range(blocks)]
+    passes = [trial.forward * _token_weights(job, index) for index in range(blocks)]
     seconds = {
         "quantizing": tokens * sum(passes[finished:])
-        + solving * sum(_work(job, index) for index in range(finished, blocks)),
+        + sum(_solving(job, index, trial) for index in range(finished, blocks)),
         "writing": output_bytes / MOVED,
         # both models run over it
         "proving": output_bytes / MOVED + 2 * job.held_out.size * sum(passes),
     }
     on_device = job.decoder.place.name != "cpu"
-    working = max(_working_bytes(job, index, tokens) for index in range(blocks))
-    copying = min(output_bytes, SHARD_BYTES) + max(
-        map(job.checkpoint.stored_bytes, job.checkpoint.names())
-    )
     return Plan(
         layers=len(job.grids),
         tokens=tokens,
         bits_a_weight=8 * (output_bytes - copied) / weights,
         output_bytes=output_bytes,
         scratch_bytes=scratch_bytes,
-        peak_bytes=resident_bytes + max(0 if on_device else working, copying),
-        device_bytes=working + 4 * tokens * job.decoder.config.hidden_size if on_device else 0,
-        compile_seconds=compiled,
+        peak_bytes=resident_memory() + _host_bytes(job, tokens, output_bytes),
+        device_bytes=_working_bytes(job, tokens) if on_device else 0,
+        compile_seconds=trial.compiling,
         seconds=seconds,
     )
 
 
-def require_memory(job: Job, plan: Plan, resident_bytes: int) -> None:
+def require_memory(job: Job, plan: Plan) -> None:
     """Check that what a run will hold fits into the memory that is free where it runs.
 
     Raises
@@ -124,25 +128,39 @@ def require_memory(job: Job, plan: Plan, resident_bytes: int) -> None:
     """
     place = job.decoder.place
     free = place.free_bytes()
-    needed = plan.device_bytes or plan.peak_bytes - resident_bytes
-    if free is None or needed <= free:
+
+    def needed(tokens: int) -> int:
+        if plan.device_bytes:
+            return _working_bytes(job, tokens)
+        return _host_bytes(job, tokens, plan.output_bytes)
+
+    if free is None or needed(job.tokens) <= free:
         return
-    blocks = range(job.decoder.config.num_layers)
-    samples = job.settings.samples // 2
-    while samples and job.tokens:
-        tokens = samples * job.settings.sequence_length
-        if max(_working_bytes(job, index, tokens) for index in blocks) <= free:
-            break
+    samples = job.settings.samples // 2 if job.tokens else 0
+    while samples and needed(samples * job.settings.sequence_length) > free:
         samples //= 2
-    remedy = f"--samples {samples} would fit" if samples and job.tokens else "no option would fit"
+    remedy = f"--samples {samples} would fit" if samples else "no option would fit"
     raise MemoryError(
-        f"{place.name}: expected {in_units(needed)} of free memory for the run, found {in_units(free)}: "
-        f"{remedy}"
+        f"{place.name}: expected {in_units(needed(job.tokens))} of free memory for the run, found "
+        f"{in_units(free)}: {remedy}"
     )
 
 
-def _trial(job: Job) -> tuple[float, float, float]:
-    """Seconds a token and weight, seconds a unit of `_work`, and seconds that went to compiling."""
+class _Trial(NamedTuple):
+    """Seconds that parts of a run take."""
+
+    forward: float
+    """A token through a weight."""
+    stage: float
+    """Of a stage, whatever its size."""
+    work: float
+    """Of a unit of `_stage_work`."""
+    compiling: float
+    """Of kernels, which are there now."""
+
+
+def _trial(job: Job) -> _Trial:
+    """Measure on the first block that is quantized."""
     index = min(int(name.split(".")[2]) for name in job.grids)  # the first with a layer not skipped
     block = job.decoder.block(index)
     found: Mapping[Any, Any] = {}
@@ -155,24 +173,35 @@ def _trial(job: Job) -> tuple[float, float, float]:
         found, again = _timed(lambda: calibration.trial(block.copied()))
     elif calibration is not None:
         found = dict(calibration.preview(index, block))
-    stage = min(
+    ordered = sorted(
         (stage for stage in block.stages if any(_name(block, kind) in job.grids for kind in stage)),
         key=lambda stage: _stage_work(job, index, stage),
     )
+    small, large = ordered[0], ordered[-1]
+    solve_first = _solve(job, block, small, found.get(small))
+    solve_again = _solve(job, block, small, found.get(small))
+    works = [_stage_work(job, index, stage) for stage in (small, large)]
+    overhead, rate = 0.0, solve_again / works[0]
+    if works[1] > 2 * works[0]:
+        slower = _solve(job, block, large, found.get(large))
+        rate = max(0.0, slower - solve_again) / (works[1] - works[0])
+        overhead = max(0.0, solve_again - rate * works[0])
+    return _Trial(
+        again / (tokens * _token_weights(job, index)) if tokens else 0.0,
+        overhead,
+        rate,
+        max(0.0, first - again) + max(0.0, solve_first - solve_again),
+    )
+
+
+def _solve(job: Job, block: DecoderBlock, stage: Stage, statistics: Any) -> float:
+    """Seconds of quantizing the layers of a stage."""
     kinds = [kind for kind in stage if _name(block, kind) in job.grids]
     grid = job.grids[_name(block, kinds[0])]
     # the trial has no second stream, and its target would take no more time
     settings = replace(on_grid(job.settings, grid), target="layerwise")
-    inputs = dict.fromkeys(kinds, found.get(stage))
-
-    def solve() -> object:
-        return quantize_group(job, block, inputs, settings)
-
-    _, solve_first = _timed(solve)
-    _, solve_again = _timed(solve)
-    forward = again / (tokens * _token_weights(job, index)) if tokens else 0.0
-    compiled = max(0.0, first - again) + max(0.0, solve_first - solve_again)
-    return forward, solve_again / _stage_work(job, index, stage), compiled
+    inputs = dict.fromkeys(kinds, statistics)
+    return _timed(lambda: quantize_group(job, block, inputs, settings))[1]
 
 
 def _timed(action: Callable[[], Any]) -> tuple[Any, float]:
@@ -194,13 +223,17 @@ def _token_weights(job: Job, index: int) -> float:
     return chosen + sum(rows * channels for rows, channels in linear_shapes(config, index).values())
 
 
-def _work(job: Job, index: int) -> float:
-    """Work of quantizing a block; its experts are equal."""
+def _solving(job: Job, index: int, trial: _Trial) -> float:
+    """Seconds of quantizing a block's layers; its experts are equal."""
     config = job.decoder.config
     experts = expert_stages(config, index)
-    one = sum(_stage_work(job, index, stage) for stage in experts[0]) if experts else 0
-    own = sum(_stage_work(job, index, stage) for stage in stages(config, index))
-    return own + one * len(experts)
+    found = 0.0
+    for stage, count in [
+        *((stage, 1) for stage in stages(config, index)),
+        *((stage, len(experts)) for stage in (experts[0] if experts else ())),
+    ]:
+        found += count * (trial.stage + trial.work * _stage_work(job, index, stage))
+    return found
 
 
 def _stage_work(job: Job, index: int, stage: tuple[str, ...]) -> float:
@@ -220,31 +253,35 @@ def _size(job: Job, index: int, stage: tuple[str, ...]) -> tuple[int, int]:
     return sum(rows for rows, _ in own), shapes[f"{stage[0]}.weight"][1]
 
 
-def _working_bytes(job: Job, index: int, tokens: int) -> int:
-    """Bytes of arrays while a block is quantized on so many tokens, beside the hidden states."""
+def _host_bytes(job: Job, tokens: int, output_bytes: int) -> int:
+    """Bytes of the host's memory that a run on so many tokens takes beside what it holds already."""
+    place = job.decoder.place
+    largest = max(map(job.checkpoint.stored_bytes, job.checkpoint.names()))
+    writing = min(output_bytes, SHARD_BYTES) + largest
+    scores = min(job.held_out.size, place.score_rows) * VOCABULARY
+    proving = 2 * largest + 8 * _SCORES * scores
+    quantizing = _working_bytes(job, tokens) if place.name == "cpu" else 0
+    return LATER + max(quantizing, writing, proving)
+
+
+def _working_bytes(job: Job, tokens: int) -> int:
+    """Bytes of arrays while the largest block is quantized on so many tokens."""
+    return max(_block_bytes(job, index, tokens) for index in range(job.decoder.config.num_layers))
+
+
+def _block_bytes(job: Job, index: int, tokens: int) -> int:
     place, config = job.decoder.place, job.decoder.config
     shapes = linear_shapes(config, index).values()
     streams = 2 if job.settings.target == "propagated" else 1
-    whole = 4 * streams * sum(rows * channels for rows, channels in shapes)
+    weights = streams * sum(rows * channels for rows, channels in shapes)
     widest = max(channels for _, channels in shapes)
-    batch = 4 * min(tokens, place.batch_tokens) * 3 * widest
-    held = 4 * tokens * widest
-    held = held * streams if held <= place.held_bytes else 0
-    solving = 0
-    for stage in stages(config, index):
-        rows, channels = _size(job, index, stage)
-        squares = _SQUARES + 2 * (streams - 1) if job.calibration is not None else 0
-        solving = max(solving, 4 * (squares * channels**2 + _COPIES * rows * channels))
-    return whole + batch + held + solving + _expert_bytes(job, index, tokens)
-
-
-def _expert_bytes(job: Job, index: int, tokens: int) -> int:
-    """Bytes of a block's experts: some at work, codes of all, and inputs and sums of all tokens."""
-    config = job.decoder.config
-    codes = sum(rows * channels for rows, channels in expert_shapes(config, index).values())
-    if not codes:
-        return 0
-    return job.decoder.place.held_bytes + codes + 2 * 4 * tokens * config.hidden_size
+    batch = 3 * min(tokens, place.batch_tokens) * widest
+    held = streams * tokens * widest if 4 * tokens * widest <= place.held_bytes else 0
+    hidden = streams * tokens * config.hidden_size if place.name != "cpu" else 0
+    squares = _SQUARES + 2 * (streams - 1) if job.calibration is not None else 0
+    sizes = [_size(job, index, stage) for stage in stages(config, index)]
+    solving = max(squares * channels**2 + _COPIES * rows * channels for rows, channels in sizes)
+    return 4 * (weights + batch + held + hidden + solving)
 
 
 def _minutes(seconds: float) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,3 +52,18 @@ def in_units(number: float) -> str:
         number /= 1000
         unit += 1
     return f"{number:.3g} {_UNITS[unit]}"
+
+
+def resident_memory() -> int:
+    """Bytes of the host's memory that the process holds now, where the system says so, else at most."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return peak_memory()
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_memory() -> int:
+    """Most bytes of the host's memory that the process has held so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import re
-import resource
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -182,21 +180,6 @@ def recorded_warnings() -> Iterator[list[str]]:
         yield found
     finally:
         log.removeHandler(notes)
-
-
-def resident_memory() -> int:
-    """Bytes of the host's memory that the process holds now, where the system says so, else at most."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return peak_memory()
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def peak_memory() -> int:
-    """Most bytes of the host's memory that the process has held so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def write_config(path: Path, options: Mapping[str, Any]) -> None:

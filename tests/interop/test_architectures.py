@@ -73,14 +73,16 @@ def test_tied_and_untied_heads(tmp_path: Path, variant: str, tied: bool) -> None
     assert Decoder(checkpoint).loss(tokens) == pytest.approx(loss_of(model, tokens), abs=RTOL)
 
 
-def quantized(tmp_path: Path, variant: str, *, symmetric: bool = True) -> Path:
+def quantized(
+    tmp_path: Path, variant: str, *, symmetric: bool = True, group_size: int = 32
+) -> Path:
     """A quantized checkpoint, with channel scales wherever something takes them up."""
     save(tmp_path / "model", variant)
     (tmp_path / "text.txt").write_text(TEXT * 4, encoding="utf-8")
     tiny_tokenizer().save(str(tmp_path / "model" / "tokenizer.json"))
     settings = Settings(
         bits=4,
-        group_size=32,
+        group_size=group_size,
         samples=4,
         sequence_length=32,
         channel_scales="awq",
@@ -159,6 +161,16 @@ def test_decoders_within_other_models(tmp_path: Path, wrapper: str) -> None:
             re.match(expression.removeprefix("re:"), name) for expression in ignore
         )
         assert ignored == (name == "lm_head" or bool(re.search(OTHERS, name))), name
+
+
+def test_groups_of_two_lengths_within_another_model(tmp_path: Path) -> None:
+    """Layers are named by what all runtimes have in their names."""
+    output = quantized(tmp_path, "llava", group_size=64)
+    config = json.loads((output / "config.json").read_text())["quantization_config"]
+    named = config["config_groups"]["group_0"]
+    assert named["targets"] == [rf"re:.*\.layers\.{i}\.mlp\.down_proj$" for i in range(2)]
+    model = AutoModelForImageTextToText.from_pretrained(output, dtype=torch.float32).eval()
+    assert_same_logits(output, model)
 
 
 def test_every_wrapper_is_compared() -> None:

@@ -106,12 +106,17 @@ def test_too_little_memory_names_what_would_fit(tmp_path, text, capsys, monkeypa
     model = write_tiny_checkpoint(tmp_path / "model", intermediate_size=4096)
     command = ["quantize", model, "--text", text, "--samples", 16, "--sequence-length", 32]
     command += ["--group-size", 32, "--output", tmp_path / "out"]
-    jobs = []
-    monkeypatch.setattr(pipeline, "require_memory", lambda job, *_: jobs.append(job))
-    assert run(*command, "--plan") == 0
-    monkeypatch.undo()
-    enough = max(plan._working_bytes(jobs[0], index, 8 * 32) for index in range(2))
-    monkeypatch.setattr(Place, "free_bytes", lambda _: enough)
+    made = []
+    real = plan.make_plan
+
+    def make_plan(job, **sizes):
+        made.append(real(job, **sizes))
+        return made[-1]
+
+    monkeypatch.setattr(pipeline, "make_plan", make_plan)
+    monkeypatch.setattr(plan, "resident_memory", lambda: 0)
+    assert run(*command, "--samples", 8, "--plan") == 0
+    monkeypatch.setattr(Place, "free_bytes", lambda _: made[0].peak_bytes)
     assert run(*command) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "cpu: expected " in error

@@ -46,7 +46,7 @@ def test_the_divergence_is_its_definition(tmp_path, monkeypatch):
     """Over several tiles of the vocabulary and of the tokens."""
     from numbacalib.models import decoder as module
 
-    monkeypatch.setattr(module, "_VOCABULARY", 100)
+    monkeypatch.setattr(module, "VOCABULARY", 100)
     decoders = [
         Decoder(open_checkpoint(write_tiny_checkpoint(tmp_path / str(seed), seed=seed)))
         for seed in (0, 1)
