@@ -80,16 +80,32 @@ def test_gptqmodel(tmp_path, form, bits, size, symmetric, disordered):
     assert_same_logits(logits_of(itself(directory, form)), directory, 2e-2)
 
 
-@pytest.mark.parametrize("form", ["gptq", "awq"])
-@pytest.mark.parametrize("client", ["transformers", "gptqmodel"])
-def test_layers_that_stay_as_they_are(tmp_path, form, client):
-    settings = {"bits": 4, "group_size": 32, "symmetric": True, "skip": ("*.0.mlp.down_proj",)}
-    directory = write_quantized(tmp_path, form, **settings)
-    model = loaded(directory, form, 4) if client == "transformers" else itself(directory, form)
-    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
-    left = [name for name, kind in kinds.items() if kind == "Linear" and name.endswith("_proj")]
-    assert left == ["model.layers.0.mlp.down_proj"]
+SKIPPED = "model.layers.0.mlp.down_proj"
+ONE_SKIPPED = {"bits": 4, "group_size": 32, "symmetric": True, "skip": (SKIPPED,)}
+
+
+def left_in(model):
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module).__name__ == "Linear" and name.endswith("_proj")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("form", "load"),
+    [("gptq", itself), ("awq", itself), ("awq", lambda *given: loaded(*given, 4))],
+)
+def test_layers_that_stay_as_they_are(tmp_path, form, load):
+    directory = write_quantized(tmp_path, form, **ONE_SKIPPED)
+    model = load(directory, form)
+    assert left_in(model) == [SKIPPED]
     assert_same_logits(logits_of(model), directory, 2e-2)
+
+
+def test_transformers_takes_all_layers_of_gptq_for_quantized(tmp_path):
+    """If this fails, it has come to except layers: say so in docs/formats.md."""
+    assert not left_in(loaded(write_quantized(tmp_path, "gptq", **ONE_SKIPPED), "gptq", 4))
 
 
 def test_gptqmodel_refuses_version_1_with_zeros(tmp_path):
