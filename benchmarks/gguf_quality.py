@@ -1,6 +1,6 @@
 """GGUF files of one size: ours against llama.cpp's own quantizer with the same importance.
 
-    NUMBACALIB_LIBLLAMA=.../libllama.so python benchmarks/gguf_quality.py MODEL [--docs]
+    NUMBACALIB_LIBLLAMA=.../libllama.so python benchmarks/gguf_quality.py MODEL
 
 Both start from the same weights and see the same calibration text: its mean squares are llama.cpp's
 importance matrix. llama.cpp scores all files, by its logits on later messages of presidents: perplexity,
@@ -10,6 +10,7 @@ model that `trained.py` leaves, whose rows are whole blocks of 256.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -18,8 +19,7 @@ from typing import Any
 import numpy as np
 from harness import describe_machine, write_csv
 from numpy.typing import NDArray
-from report import parser, report
-from tables import GgufRow
+from tables import GgufRow, gguf_body
 
 from numbacalib import demo
 from numbacalib.formats import read_imatrix
@@ -98,7 +98,7 @@ def scored(
 
 def main() -> int:
     """Quantize, score, and write the CSV."""
-    options = parser(__doc__)
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("model", type=Path)
     options.add_argument("--samples", type=int, default=64, help="calibration sequences")
     options.add_argument("--sequences", type=int, default=24, help="to score")
@@ -135,7 +135,9 @@ def main() -> int:
                 rows.append(scored(mix, who, file, found, expected, tokens))
     facts = {"evaluation": f"{given.model.name}, {tokens.size} tokens scored by llama.cpp"}
     machine = describe_machine("numba", "numpy", **facts)
-    return report(write_csv("gguf", machine, rows), docs=given.docs)
+    print(write_csv("gguf", machine, rows))
+    print(gguf_body(rows))
+    return 0
 
 
 if __name__ == "__main__":

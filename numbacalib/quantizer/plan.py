@@ -198,8 +198,8 @@ def _solve(job: Job, block: DecoderBlock, stage: Stage, statistics: Any) -> floa
     """Seconds of quantizing the layers of a stage."""
     kinds = [kind for kind in stage if _name(block, kind) in job.grids]
     grid = job.grids[_name(block, kinds[0])]
-    # the trial has no second stream, and its target would take no more time
-    settings = replace(on_grid(job.settings, grid), target="layerwise")
+    # one batch has no second stream, and maybe too few tokens for the run's own damping
+    settings = replace(on_grid(job.settings, grid), target="layerwise", percdamp=1.0)
     inputs = dict.fromkeys(kinds, statistics)
     return _timed(lambda: quantize_group(job, block, inputs, settings))[1]
 

@@ -206,25 +206,25 @@ def _compared(
     copied, rounded, other = 0, [], []
     for name in original.names():
         layer = name.removesuffix(".weight")
-        shape: tuple[int, ...]
+        shapes: tuple[tuple[int, ...], tuple[int, ...]]
         if layer in layers:
-            shape = layers.shape(layer)
+            shapes = layers.shape(layer), original.info(name).shape
             if layer not in chosen:
                 rounded.append(name)
         elif name in names:
-            shape = written.info(name).shape
             own = (changed or {}).get(name)
+            found = written.stored(name)  # of any type, and so without `info`
             expected = original.stored(name) if own is None else StoredTensor.of(own)
-            if not _same(written.stored(name), expected):
+            shapes = found.shape, expected.shape
+            if not _same(found, expected):
                 other.append(name)
             elif own is None:
                 copied += 1
         else:
             raise ProofError(f"{written.path}: {name}: missing")
-        if shape != original.info(name).shape:
+        if shapes[0] != shapes[1]:
             raise ProofError(
-                f"{written.path}: {name}: expected shape {list(original.info(name).shape)}, got "
-                f"{list(shape)}"
+                f"{written.path}: {name}: expected shape {list(shapes[1])}, got {list(shapes[0])}"
             )
     return _Comparison(copied, tuple(rounded), tuple(other))
 
