@@ -376,13 +376,16 @@ def test_a_run_killed_at_random_points_goes_on_to_the_same_bytes(
     assert undisturbed.returncode == 0, undisturbed.stderr
     seconds, whole = float(undisturbed.stdout.split()[-1]), contents(tmp_path / "whole")
     moments, done, resumed = random.Random(0), 0, 0
-    while done < kills:
-        output = tmp_path / f"out-{done}"
+    for number in range(20 * kills):  # a run may end before it is killed
+        output = tmp_path / f"out-{number}"
         while not output.exists():
             resumed += bool(list(tmp_path.glob(f".{output.name}.work/block-*")))
-            moment = moments.uniform(0, seconds) if done < kills else 600
-            ended = killed_after(moment, *command, output)
+            enough = done >= kills and resumed
+            ended = killed_after(600 if enough else moments.uniform(0, seconds), *command, output)
             assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
             done += ended.returncode != 0
         assert contents(output) == whole
+        if done >= kills and resumed:
+            break
+    assert done >= kills
     assert resumed
