@@ -66,6 +66,8 @@ def decode(
     """See `numbacalib.ops.grid.grid_values`; codes are unsigned, zeros are the grid's own."""
     if out is None:
         out = np.empty(codes.shape, scales.dtype)
+    if not scales.flags.writeable:  # as files give them: Numba would compile another form
+        scales = scales.copy()
     _decode(codes, scales, zeros, group_of, grid.bounds(scales.dtype).low, out)
     return out
 
