@@ -104,7 +104,7 @@ GOALS = {"1b": (5.0, None), "8b": (30.0, 60.0)}
 """Seconds that a shape may take: its blocks, and from files to files."""
 PACKAGES = ("numba", "numba-cuda", "numpy", "cupy-cuda13x")
 PEER, BATCH = "llm-compressor", 8
-"""The batch at which it is fastest."""
+"""Sequences at a time; by default it takes one."""
 
 
 class Run:

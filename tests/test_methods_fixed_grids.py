@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from test_methods_gptq import layer
 
-from numbacalib.methods import gptq, gptq_batch, gptq_shared, rtn
+from numbacalib.methods import (
+    LayerSettings,
+    gptq,
+    gptq_batch,
+    gptq_shared,
+    quantize_layers,
+    rtn,
+)
+from numbacalib.statistics import InputStatistics
 
 GRIDS = ["real", "integer", "symmetric"]
 ORDERS = [{}, {"act_order": "desc"}, {"act_order": "desc", "static_groups": True}]
@@ -160,3 +168,18 @@ def test_given_grids_of_a_shared_hessian_are_of_every_weight():
     options = {"bits": 4, "group_size": 8, "symmetric": True, "scales": {"one": FLOAT}}
     with pytest.raises(ValueError, match="scales: expected one for each weight, none for two"):
         gptq_shared({"one": weight, "two": weight}, hessian, **options)
+
+
+def test_an_error_of_a_format_names_the_layer_that_it_is_about():
+    weights = {"q": np.ones((4, 8), np.float32), "k": np.full((4, 8), np.nan, np.float32)}
+    statistics = InputStatistics(8)
+    statistics.update(np.eye(8, dtype=np.float32))
+
+    def find(weight, settings):
+        return np.ones((len(weight), 1), np.float16), np.zeros((len(weight), 1), np.uint8)
+
+    settings = LayerSettings(bits=4, group_size=8, find_grid=find, static_groups=True)
+    with pytest.raises(
+        ValueError, match=r"^k: weight: expected finite values, got nan at \[0, 0\]"
+    ):
+        quantize_layers(weights, statistics, settings)

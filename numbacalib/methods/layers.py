@@ -307,7 +307,8 @@ def _quantized(
         if importance is not None:
             own["importance"] = importance[name]
         if settings.find_grid is not None:
-            own |= _fixed_grid(targets[name], settings.find_grid, own)
+            with named([name]):
+                own |= _fixed_grid(targets[name], settings.find_grid, own)
     if statistics is not None and settings.method == "gptq":
         return _gptq(targets, statistics, settings, options)
     found = []

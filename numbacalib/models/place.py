@@ -59,8 +59,6 @@ class Place:
         From a device's a copy goes on while the host does: what is put from there must stay as it is until
         the device was waited for.
         """
-        if self.name == "cpu":
-            return np.empty(size, np.uint8)
         from numbacalib.runtime import device
 
         return device.pinned(size)

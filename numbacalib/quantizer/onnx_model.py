@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("numbacalib")
 
-NAME = "onnx"
-"""Of the format on the command line."""
-
 
 def quantize_onnx(
     model: str | Path,

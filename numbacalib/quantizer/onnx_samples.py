@@ -111,14 +111,16 @@ class Samples:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", folder
         )
+        probe = self._graph.probe(names)
         with self._named():
-            return onnxruntime.InferenceSession(
-                self._graph.probe(names), options, providers=["CPUExecutionProvider"]
-            )
+            return onnxruntime.InferenceSession(probe, options, providers=["CPUExecutionProvider"])
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Name the model in what ONNX Runtime has to say, whose errors have no class of their own."""
+        """Name the model in what ONNX Runtime has to say, whose errors have no class of their own.
+
+        Nothing but its calls stands inside.
+        """
         try:
             yield
         except Exception as error:

@@ -59,7 +59,7 @@ def _add_halves(errors: Any, hessian: Any, products: Any) -> Any:
     """Set `products` to ``D H^T`` on tensor cores, each row divided by its power of two, which is returned.
 
     The Hessian goes as two float16 matrices, see `operands.split`, and the errors as one: their roundings
-    are of either sign, and what they add to the trace is less than 1e-5 of it for `FEW_ERRORS` and more.
+    are of either sign, and of `FEW_ERRORS` and more they are of no account in the trace.
     """
     factors = device.empty((len(errors),), np.float32)
     halves = device.empty(errors.shape, np.float16)
