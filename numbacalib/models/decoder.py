@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from numbacalib.models.layer_tensors import (
     outer_vector_shapes,
     vector_shapes,
 )
+from numbacalib.models.parts import Parts, StreamedParts
 from numbacalib.models.place import HOST, Place
 from numbacalib.models.read_ahead import ReadAhead
 from numbacalib.models.rope import RotaryEmbedding
@@ -90,15 +92,38 @@ class Decoder:
             For a token outside the vocabulary, or one whose embedding is not finite.
         """
         tokens = self._tokens(tokens)
-        flat = tokens.ravel()
-        hidden = self.place.zeros((len(flat), self.config.hidden_size))
-        for index, rows in enumerate(self._checkpoint.tiles(EMBEDDINGS, VOCABULARY)):
-            here = np.flatnonzero(flat // VOCABULARY == index)
-            if len(here):
-                found = take(self.place.put(rows), flat[here] % VOCABULARY, 0)
-                self._require_finite_rows(found, flat[here])
-                put_rows(hidden, here, self._scaled(found))
+        hidden = self.place.zeros((tokens.size, self.config.hidden_size))
+        self._embed(tokens.ravel(), hidden, self.place)
         return hidden.reshape(*tokens.shape, self.config.hidden_size)
+
+    def states(self, tokens: ArrayLike, *, streamed: bool = False) -> Parts:
+        """Embeddings of sequences ``[S, T]`` in parts that go through a layer together.
+
+        With `streamed` they are looked up on the host, and stay in pinned memory there.
+
+        Raises
+        ------
+        ValueError
+            As `embed`.
+        """
+        if not streamed:
+            return Parts(self.batches(self.embed(tokens)))
+        tokens = self._tokens(tokens)
+        shape = tokens.size, self.config.hidden_size
+        hidden = self.place.staging(4 * math.prod(shape)).view(np.float32).reshape(shape)
+        self._embed(tokens.ravel(), hidden, HOST)
+        return StreamedParts(
+            self.place, self.batches(hidden.reshape(*tokens.shape, self.config.hidden_size))
+        )
+
+    def _embed(self, tokens: NDArray[np.int64], hidden: Array, place: Place) -> None:
+        """Set the rows of `hidden`, at a place, to the embeddings of tokens."""
+        for index, rows in enumerate(self._checkpoint.tiles(EMBEDDINGS, VOCABULARY)):
+            here = np.flatnonzero(tokens // VOCABULARY == index)
+            if len(here):
+                found = take(place.put(rows), tokens[here] % VOCABULARY, 0)
+                self._require_finite_rows(found, tokens[here])
+                put_rows(hidden, here, self._scaled(found))
 
     def _scaled(self, embeddings: Array) -> Array:
         """Embeddings as they enter the first block, float32."""
@@ -166,9 +191,9 @@ class Decoder:
         """Hidden states after the last block, float32 ``[..., T, hidden_size]``."""
         hidden = self.embed(tokens)
         *_, length, size = hidden.shape
-        sequences = hidden.reshape(-1, length, size)
+        parts = Parts(self.batches(hidden.reshape(-1, length, size)))
         for index in range(self.config.num_layers):
-            self.block(index).forward_parts(list(self.batches(sequences)))
+            self.block(index).forward_parts(parts)
         return hidden
 
     def batches(self, hidden: Array) -> Iterator[Array]:

@@ -16,6 +16,7 @@ from numbacalib.ops.matrix import cast
 
 if TYPE_CHECKING:
     from numbacalib.runtime.memory import Room
+    from numbacalib.runtime.transfers import Transfers
 
 log = logging.getLogger("numbacalib")
 
@@ -62,6 +63,19 @@ class Place:
         from numbacalib.runtime import device
 
         return device.pinned(size)
+
+    def transfers(self) -> Transfers:
+        """Return the copies between pinned memory and this device that go on beside its work."""
+        from numbacalib.runtime.transfers import transfers
+
+        return transfers(self.name)
+
+    def give_back(self) -> None:
+        """Give back to a device's driver what the pool of memory keeps of what was freed."""
+        if self.name != "cpu":
+            from numbacalib.runtime.memory import give_back
+
+            give_back()
 
     def zeros(self, shape: tuple[int, ...]) -> Any:
         """Return float32 zeros."""

@@ -14,13 +14,14 @@ each of `entry_stages` and `exit_stages`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from numbacalib.models.block_weights import Array, BlockWeights
 from numbacalib.models.layer_tensors import Part, Stage, parts, stages
+from numbacalib.models.parts import Parts
 from numbacalib.models.rope import RotaryEmbedding
 from numbacalib.ops.activation import activate
 from numbacalib.ops.attention import attention
@@ -92,9 +93,9 @@ class Sublayer(abc.ABC):
         """Run it on ``hidden``, in place, and return that."""
         return self.add_output(hidden, self.inner(self.input(hidden)))
 
-    def forward_parts(self, parts: Sequence[Array]) -> None:
+    def forward_parts(self, parts: Parts) -> None:
         """Run it on each part of the tokens, in place."""
-        for part in parts:
+        for part in parts.changed():
             self.forward(part)
 
     def _add(self, hidden: Array, part: Any, x: Array) -> Array:

@@ -26,6 +26,7 @@ from numbacalib.methods import (
     LayerReport,
 )
 from numbacalib.models import (
+    EMBEDDINGS,
     Checkpoint,
     Decoder,
     Place,
@@ -43,7 +44,8 @@ from numbacalib.quantizer.calibration import (
 )
 from numbacalib.quantizer.identity import identity_of, stamps_of
 from numbacalib.quantizer.importance import read_importance
-from numbacalib.quantizer.plan import Plan, make_plan, require_memory
+from numbacalib.quantizer.memory import Demand
+from numbacalib.quantizer.plan import Plan, make_plan, out_of_memory, require_memory
 from numbacalib.quantizer.preflight import peak_memory, require_space
 from numbacalib.quantizer.proof import prove
 from numbacalib.quantizer.report import (
@@ -160,7 +162,7 @@ def quantize(
         each.check(_asked(settings, np.dtype(np.float32)))
     require_new_directory(Path(os.path.realpath(output)))
     clock = Clock()
-    with recorded_warnings() as warnings, reporting(progress):
+    with recorded_warnings() as warnings, reporting(progress), ExitStack() as beside:
         with clock.phase("reading"):
             inputs = {
                 "text": [str(file) for file in text],
@@ -169,14 +171,17 @@ def quantize(
                 "importance": None if importance is None else str(importance),
             }
             place = open_place(device)
-            job = _open_job(model, text, held_out, statistics, importance, settings, written, place)
+            checkpoint = open_checkpoint(model)
+            beside.enter_context(compiled_ahead(checkpoint, settings, place))
+            job = _open_job(
+                checkpoint, text, held_out, statistics, importance, settings, written, place
+            )
         if max_kl is not None and not len(job.held_out):
             raise ValueError("max_kl: expected a held-out text, or more text than is calibrated on")
         kept_in = work_directory(output) if work is None else Path(work)
         with (
             open_work(kept_in, job.identity, anew=clean) as kept,
             new_directory(output, clean=True) as directory,  # what is of worth is in the work
-            compiled_ahead(job.checkpoint, settings, place),
         ):
             paths = [directory / each.name if written[1:] else directory for each in written]
             writers = _writers(job, kept, paths, written)
@@ -188,7 +193,7 @@ def quantize(
                 for writer in writers:
                     stack.enter_context(writer)
                 with clock.phase("quantizing"):
-                    quantize_blocks(job, kept)
+                    _quantize_blocks(job, kept, plan)
                 with clock.phase("writing"):
                     layers = _write_layers(job, kept, writers)
                     stack.close()
@@ -235,6 +240,16 @@ def _writers(
     return writers
 
 
+def _quantize_blocks(job: Job, kept: Work, plan: Plan) -> None:
+    """Quantize the blocks, or raise a MemoryError once all that was held for them is free again."""
+    try:
+        quantize_blocks(job, kept)
+        return
+    except MemoryError as found:
+        error = found.with_traceback(None)  # whose frames hold arrays
+    raise out_of_memory(job, plan, error)
+
+
 def _plan(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> Plan:
     """Return the plan of a run that fits into memory."""
     plan = make_plan(
@@ -248,7 +263,7 @@ def _plan(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> Plan:
 
 
 def _open_job(
-    model: str | Path,
+    checkpoint: Checkpoint,
     text: Sequence[str | Path],
     held_out: Sequence[str | Path],
     statistics: str | Path | None,
@@ -258,9 +273,10 @@ def _open_job(
     place: Place,
 ) -> Job:
     """Read all that a run starts from but the blocks, and check that it goes together."""
-    checkpoint = open_checkpoint(model)
     if stored_format(checkpoint) is not None:
-        raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
+        raise ValueError(
+            f"{checkpoint.path}: expected an unquantized checkpoint, got a quantized one"
+        )
     _check_experts(checkpoint, settings, statistics, importance)
     decoder = Decoder(checkpoint, place=place)
     shapes = _layer_shapes(checkpoint, settings)
@@ -285,11 +301,14 @@ def _open_job(
             raise ValueError("text: required, since this calibrates; --method rtn alone needs none")
         most = max(1, HELD_OUT_TOKENS // length)
         tokens, others = read_split(checkpoint, text, length, settings.samples, most)
+        dtype = checkpoint.info(EMBEDDINGS).dtype
+        demand = Demand(checkpoint.config, place, settings, grids, dtype, calibrated=True)
         calibration = TextCalibration(
             decoder,
             tokens,
             everything=settings.experts == "all",
             propagated=settings.target == "propagated",
+            streamed=demand.must_stream(tokens.size),
         )
     if held_out:
         others = read_sequences(checkpoint, held_out, length)

@@ -148,6 +148,11 @@ def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None
             f"{name}: expected shape {list(shape)} and dtype {dtype}, "
             f"got {list(out.shape)} and {out.dtype}"
         )
+    contiguous(name, out)
+
+
+def contiguous(name: str, out: Any) -> None:
+    """Check that results can be written to an array in their order."""
     if isinstance(out, np.ndarray):
         fits = out.flags.c_contiguous and out.flags.writeable
     else:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from numbacalib.runtime import device
 from numbacalib.runtime.checks import rows_of
@@ -24,13 +26,14 @@ NONE = np.int64(0x7F7F7F7F7F7F7F7F)
 """Index that stands for none, where all values are finite: above every index, made by setting bytes."""
 
 
-def any_negative(matrix: Any) -> bool:
-    """Return whether an element of a finite matrix is below 0."""
-    found = device.zeros((1,), np.int64)
+def start_search(kernel: Any, matrix: Any) -> Callable[[], bool]:
+    """Start `first_negative` or `first_zero` on a matrix; return what waits for whether there is one."""
+    found = FirstIndex()
     rows, columns = matrix.shape
     grid = -(-columns // THREADS), -(-rows // ROWS)
-    launch(_any_negative, grid, THREADS, carrier(matrix), found)
-    return bool(device.read(found)[0])
+    launch(kernel, grid, THREADS, carrier(matrix), found.array)
+    found.copy()
+    return lambda: found.read() is not None
 
 
 class FirstIndex:
@@ -43,6 +46,8 @@ class FirstIndex:
     """
 
     def __init__(self) -> None:
+        self._word: _Word | None = None
+        self._index: int | None = None
         if device.SIMULATED:
             self.array = device.from_host(np.array([NONE]))
             return
@@ -56,8 +61,17 @@ class FirstIndex:
 
     def read(self) -> int | None:
         """Wait for the copy alone; return the index, or None."""
-        found = self._word.read() if self._word else int(device.read(self.array)[0])
-        return None if found == NONE else found
+        if self._index is None:
+            self._index = self._word.read() if self._word else int(device.read(self.array)[0])
+            self._give_word_back()
+        return None if self._index == NONE else self._index
+
+    def _give_word_back(self) -> None:
+        if self._word is not None:
+            self._word.give_back()
+            self._word = None
+
+    __del__ = _give_word_back  # of a check that nobody waited for
 
 
 class FiniteCheck:
@@ -102,33 +116,42 @@ class FiniteCheck:
         raise not_finite(self._name, device.read(value)[0], found, self._shape, self._limit)
 
 
+WORDS = 256
+"""Words that are made together: taking memory that a device copies to may wait for the device."""
+
+
 class _Word:
     """A number on its way to the host, in memory to which the device copies while the host goes on."""
 
     _spare: dict[int, list[_Word]] = {}  # noqa: RUF012 -- shared: making one takes longer than a check
 
-    def __init__(self) -> None:
+    def __init__(self, memory: NDArray[np.int64]) -> None:
         self.device = device.current_device()
-        self.memory = cuda.pinned_array(1, np.int64)
-        self.address = self.memory.ctypes.data
+        self.memory = memory
+        self.address = memory.ctypes.data
         self.copied = cuda.event(timing=False)
 
     @classmethod
     def copy_of(cls, array: Any) -> _Word:
+        spare = cls._spare.setdefault(device.current_device(), [])
         try:
-            word = cls._spare[device.current_device()].pop()
-        except (KeyError, IndexError):
-            word = cls()
+            word = spare.pop()
+        except IndexError:
+            made = [cls(memory) for memory in np.split(cuda.pinned_array(WORDS, np.int64), WORDS)]
+            word = made.pop()
+            spare += made
         stream = driver.CUstream(device.stream_handle())
+        word.copied.wait(device.current_stream())  # nobody may have waited for the copy before
         device.check(driver.cuMemcpyDtoHAsync(word.address, array.address, 8, stream))
         word.copied.record(device.current_stream())
         return word
 
     def read(self) -> int:
         self.copied.synchronize()
-        value = int(self.memory[0])
-        self._spare.setdefault(self.device, []).append(self)
-        return value
+        return int(self.memory[0])
+
+    def give_back(self) -> None:
+        self._spare[self.device].append(self)
 
 
 @cuda.jit
@@ -152,14 +175,25 @@ def _first_non_finite(bits, mask, least_bad, upper, first):
 
 
 @cuda.jit
-def _any_negative(matrix, found):
-    """Threads: one a column and `ROWS` rows; whichever finds one writes the same."""
+def first_negative(matrix, first):
+    """Find an element below 0 of a finite matrix. Threads: one a column and `ROWS` rows."""
     j = cuda.grid(1)
     if j < matrix.shape[1]:
         top = np.int64(cuda.blockIdx.y) * ROWS
         for i in range(top, min(top + ROWS, matrix.shape[0])):
             if widen(matrix[i, j]) < 0:
-                found[0] = 1
+                cuda.atomic.min(first, 0, i * matrix.shape[1] + j)
+
+
+@cuda.jit
+def first_zero(matrix, first):
+    """Find an element that is 0. Threads: one a column and `ROWS` rows."""
+    j = cuda.grid(1)
+    if j < matrix.shape[1]:
+        top = np.int64(cuda.blockIdx.y) * ROWS
+        for i in range(top, min(top + ROWS, matrix.shape[0])):
+            if widen(matrix[i, j]) == 0:
+                cuda.atomic.min(first, 0, i * matrix.shape[1] + j)
 
 
 @cuda.jit

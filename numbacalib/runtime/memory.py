@@ -150,6 +150,14 @@ def room() -> Room:
     return Room(min(free, limit - pool.used_bytes()), min(limit, total), limited=True)
 
 
+def give_back() -> None:
+    """Give what was freed back to the driver, as far as CuPy's pool has it."""
+    if not config.ENABLE_CUDASIM and has_cupy():
+        from cupy import get_default_memory_pool
+
+        get_default_memory_pool().free_all_blocks()
+
+
 def _available() -> str:
     found = room()
     bound = "that CuPy's pool is limited to" if found.limited else "it has"
