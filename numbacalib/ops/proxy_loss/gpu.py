@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from numbacalib.ops.columns import gpu as columns
+from numbacalib.ops.columns.reductions_gpu import VALUES
 from numbacalib.runtime import checks, device
 from numbacalib.runtime.blas_gpu import add_linear, has_libraries
 from numbacalib.runtime.block_gpu import block_max, block_sum
@@ -38,7 +39,7 @@ def trace_of_errors(weight: Any, values: Any, hessian: Any, channel_scales: Any)
     if hessian.dtype == np.float32 and (device.SIMULATED or has_libraries()):
         return _trace_by_blas(errors, hessian)
     losses = group_losses(errors, hessian, channels)
-    totals = columns.column_sums(losses, columns.VALUES, np.float64(1))
+    totals = columns.column_sums(losses, VALUES, np.float64(1))
     return float(device.read(totals).sum())
 
 
