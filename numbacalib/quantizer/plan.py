@@ -26,8 +26,9 @@ from numbacalib.models.layer_tensors import (
     linear_shapes,
     stages,
 )
-from numbacalib.quantizer.blocks import Job, on_grid, quantize_group
+from numbacalib.quantizer.blocks import quantize_group
 from numbacalib.quantizer.calibration import SILENT, TextCalibration
+from numbacalib.quantizer.job import Job, on_grid
 from numbacalib.quantizer.preflight import in_units, resident_memory
 from numbacalib.terminal import reporting, silent
 
