@@ -130,10 +130,8 @@ def stored_channels(path: str | Path) -> dict[str, int]:
 
     Raises
     ------
-    OSError
-        If the file cannot be opened.
-    ValueError
-        If the file is damaged or of another kind. The message is one line that names the file.
+    OSError, ValueError
+        As `load_statistics`.
 
     Examples
     --------
@@ -163,10 +161,8 @@ def load_weights(path: str | Path) -> dict[str, NDArray]:
 
     Raises
     ------
-    OSError
-        If the file cannot be opened.
-    ValueError
-        If the file is damaged or of another kind. The message is one line that names the file.
+    OSError, ValueError
+        As `load_statistics`.
 
     Examples
     --------
