@@ -7,15 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.ops.matrix import cast
-
-if TYPE_CHECKING:
-    from numbacalib.runtime.memory import Room
 
 log = logging.getLogger("numbacalib")
 
@@ -74,9 +71,9 @@ class Place:
     def free_bytes(self) -> int | None:
         """Memory that is free here, for all that a process may have; None where the system does not say."""
         if self.name != "cpu":
-            from numbacalib.runtime.device import SIMULATED
+            from numbacalib.runtime import device
 
-            return None if SIMULATED else _room().free
+            return device.free_bytes()
         limits = [_available(), _left_of_group()]
         return min((limit for limit in limits if limit is not None), default=None)
 
@@ -88,12 +85,6 @@ class Place:
         if self.name == "cpu" or stored == np.float64:
             return np.dtype(np.float32)
         return stored
-
-
-def _room() -> Room:
-    from numbacalib.runtime.memory import room
-
-    return room()
 
 
 def _available() -> int | None:
@@ -166,10 +157,11 @@ def open_place(device: str = "auto") -> Place:
 
 
 def _missing_packages() -> list[str]:
-    from numba.core import config
+    if find_spec("numba_cuda") is None:
+        return ["numba_cuda"]
+    from numbacalib.runtime import device
 
-    needed = ["numba_cuda"] if config.ENABLE_CUDASIM else ["numba_cuda", "cupy"]
-    return [name for name in needed if find_spec(name) is None]
+    return device.missing_packages()
 
 
 def _device_count() -> int:
@@ -180,8 +172,8 @@ def _device_count() -> int:
 
 
 def _cuda(number: int) -> Place:
-    from numbacalib.runtime.device import SIMULATED, cuda
+    from numbacalib.runtime import device
 
-    cuda.select_device(number)
-    memory = 1 << 20 if SIMULATED else _room().total
-    return Place(f"cuda:{number}", batch_tokens=32768, score_rows=8192, held_bytes=memory // 4)
+    device.cuda.select_device(number)
+    held = device.total_bytes() // 4
+    return Place(f"cuda:{number}", batch_tokens=32768, score_rows=8192, held_bytes=held)

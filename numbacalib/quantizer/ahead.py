@@ -72,7 +72,7 @@ def compiled_ahead(checkpoint: Checkpoint, settings: Settings, place: Place) -> 
 
 def _are_kept() -> bool:
     """Return whether compiled kernels are kept on disk, and a process can be started that compiles some."""
-    from numbacalib.runtime.launch import PACKED
+    from numbacalib.runtime.device import PACKED
 
     return PACKED and bool(sys.executable)
 

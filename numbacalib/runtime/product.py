@@ -22,7 +22,8 @@ from cuda.bindings import driver
 from numba.cuda import types
 
 from numbacalib.runtime import ptx, wgmma
-from numbacalib.runtime.device import check, cuda
+from numbacalib.runtime.device import cuda
+from numbacalib.runtime.streams import check
 
 ROWS = 64
 """Rows of the operands (the summed axis) in one stage."""

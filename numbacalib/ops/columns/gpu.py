@@ -25,7 +25,7 @@ from numbacalib.ops.columns.reductions_gpu import (
     same,
     total_alone,
 )
-from numbacalib.runtime.device import SIMULATED, address, cuda, empty, result, sized
+from numbacalib.runtime.device import HAS_PTX, address, cuda, empty, result, sized
 from numbacalib.runtime.half import carrier, magnitude_bits
 from numbacalib.runtime.launch import MOST_BLOCKS, launch
 
@@ -104,7 +104,7 @@ def _has_vectors(matrix: Any) -> bool:
     """Return whether the rows of a matrix are whole runs of 16 bytes, each at a multiple of 16 bytes."""
     size = matrix.dtype.itemsize
     aligned = not (matrix.shape[1] * size % 16 or matrix.strides[0] % 16 or address(matrix) % 16)
-    return aligned and matrix.strides[1] == size and not SIMULATED
+    return aligned and matrix.strides[1] == size and HAS_PTX
 
 
 def reduce_rows(
