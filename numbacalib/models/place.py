@@ -78,7 +78,7 @@ class Place:
         return min((limit for limit in limits if limit is not None), default=None)
 
     def product_dtype(self, stored: np.dtype) -> np.dtype:
-        """Tell in what products of a weight stored so are computed; their sums are float32.
+        """Return the dtype of products of a weight that is stored so; their sums are float32.
 
         The host's BLAS has no 16-bit floats; a device's tensor cores take them as they are.
         """

@@ -34,9 +34,9 @@ from numbacalib.runtime import kernel_files
 from numbacalib.statistics import InputStatistics
 
 LEAST_PROCESSORS = 8
-"""With fewer the processes would stand in the run's way."""
+"""Processors at least: with fewer the processes would stand in the run's way."""
 TOKENS = 1 << 20
-"""Said to have been seen: enough for any layer."""
+"""Tokens that are said to have been seen: enough for any layer."""
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,7 @@ def _fold_scales(
 
 
 def _producer_dtype(job: Job, block: DecoderBlock, stage: Stage) -> np.dtype:
-    """In what that is stored which takes up a stage's channel scales."""
+    """Dtype that stores what takes up a stage's channel scales."""
     return job.checkpoint.info(f"{block.name}.{block.producer(stage)}.weight").dtype
 
 

@@ -27,7 +27,7 @@ from numbacalib.quantizer.text import read_sequences, read_split, spread
 log = logging.getLogger("numbacalib")
 
 HELD_OUT_TOKENS = 1024
-"""Of the calibration's text that the output is evaluated on by default: a few percent of a run's time."""
+"""Tokens of the calibration's text that the output is evaluated on by default: a few percent of a run."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Job:
     decoder: Decoder
     settings: Settings
     weights: Mapping[str, TensorInfo]
-    """Of the layers that are quantized, by name without ``.weight``."""
+    """Weights of the layers that are quantized, by name without ``.weight``."""
     grids: Mapping[str, LayerGrid]
     calibration: Calibration | None
     """None is a method that needs no activations."""
     importance: Mapping[str, NDArray] | None
     tokens: int
-    """Of calibration that run through the model; 0 where none do."""
+    """Tokens of calibration that run through the model; 0 where none do."""
     held_out: NDArray[np.integer]
     """Sequences [S, T] that the output is evaluated on; none with S = 0."""
     identity: dict[str, Any]

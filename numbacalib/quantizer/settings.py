@@ -31,11 +31,11 @@ class Settings(LayerSettings):
     """Settings of a model's quantization; each layer's `scale_dtype` is the model's own."""
 
     ranges: str = "auto"
-    """As in `LayerSettings`, or "auto": "weighted" with gptq, where it leaves less of every model that was
-    measured, and "full" with rtn, which then needs no text."""
+    """Ranges as in `LayerSettings`, or "auto": "weighted" with gptq, where every model that was measured
+    loses less with it, and "full" with rtn, which then needs no text."""
     act_order: str = "desc"
+    """Order of the columns; perplexities are lower with this one than with the order as it comes."""
     static_groups: bool = True
-    """With "desc", a model's perplexity is lower than with the order as it comes."""
     channel_scales: str = "none"
     """Scale input channels first, and fold that into what produces them: "none" or "awq"."""
     awq_magnitude: str = "mean"
