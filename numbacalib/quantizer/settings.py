@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from numbacalib.methods import LayerSettings
-from numbacalib.methods.layer import RANGES, TARGETS, flag, share
+from numbacalib.methods.layer import RANGES, TARGETS, share
 from numbacalib.methods.order import ACT_ORDERS
 from numbacalib.runtime import checks
 
@@ -101,18 +101,10 @@ def check(settings: Settings, importance: str | Path | None) -> None:
     for pattern, bits in settings.layer_bits.items():
         checks.integer(f"bits of {pattern}", bits, 2, 8)
     share("max_fallbacks", settings.max_fallbacks)
-    flag("awq_weight_term", settings.awq_weight_term)
-    if settings.channel_scales not in CHANNEL_SCALES:
-        raise ValueError(
-            f"channel_scales: expected {' or '.join(CHANNEL_SCALES)}, "
-            f"got {settings.channel_scales!r}"
-        )
-    if settings.experts not in EXPERTS:
-        raise ValueError(f"experts: expected {' or '.join(EXPERTS)}, got {settings.experts!r}")
-    if settings.awq_magnitude not in MAGNITUDES:
-        raise ValueError(
-            f"awq_magnitude: expected {' or '.join(MAGNITUDES)}, got {settings.awq_magnitude!r}"
-        )
+    checks.boolean("awq_weight_term", settings.awq_weight_term)
+    checks.one_of("channel_scales", settings.channel_scales, CHANNEL_SCALES)
+    checks.one_of("experts", settings.experts, EXPERTS)
+    checks.one_of("awq_magnitude", settings.awq_magnitude, MAGNITUDES)
     if importance is not None and settings.channel_scales != "none":
         raise ValueError(
             "importance: expected none with channel scales, which change the weights it is of"

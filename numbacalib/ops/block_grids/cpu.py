@@ -47,7 +47,7 @@ class _Search(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Of a block of `TILE` rows."""
+    """Numbers that were found for a block of `TILE` rows."""
 
     scale: Any
     """[TILE], of the block."""
