@@ -51,8 +51,7 @@ class Solver:
         checks.integer("damping_tries", self.damping_tries, 1, 100)
         if not 0 <= checks.finite_number("shrinkage", self.shrinkage) <= 1:
             raise ValueError(f"shrinkage: expected 0 to 1, got {self.shrinkage}")
-        if self.act_order not in ACT_ORDERS:
-            raise ValueError(f"act_order: expected {', '.join(ACT_ORDERS)}, got {self.act_order!r}")
+        checks.one_of("act_order", self.act_order, ACT_ORDERS)
 
 
 @dataclass(frozen=True)

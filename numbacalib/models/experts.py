@@ -107,7 +107,7 @@ class Experts(MLP):
         add_scaled(hidden.reshape(sums.shape), sums, self._config.residual_scale)
 
     def expert_inner(self, expert: int, rows: Array) -> Array:
-        """From an expert's inputs to those of its last layer."""
+        """Compute the inputs of an expert's last layer from its own."""
         return activated(self._weights, self.parts[expert], rows)
 
     def expert_output(self, expert: int, inner: Array) -> Array:

@@ -61,7 +61,7 @@ class Sublayer(abc.ABC):
 
     @property
     def residual_factor(self) -> float | None:
-        """By what the exit layers' sums are multiplied on their way into the residual stream.
+        """Factor of the exit layers' sums on their way into the residual stream.
 
         None where a norm lies between.
         """
@@ -79,7 +79,7 @@ class Sublayer(abc.ABC):
 
     @abc.abstractmethod
     def inner(self, x: Array) -> Any:
-        """From what `input` gave, ``[..., T, hidden_size]``, to what `exits` and `add_output` take."""
+        """Compute what `exits` and `add_output` take from what `input` gave, ``[..., T, hidden_size]``."""
 
     def exits(self, inner: Any) -> list[Array]:
         """The inputs of the exit stages."""
@@ -202,7 +202,7 @@ class MLP(Sublayer):
 
 
 def activated(weights: BlockWeights, roles: Mapping[str, Part], x: Array) -> Array:
-    """From an MLP's inputs to those of its last layer, by the layers that are its gate and up."""
+    """Compute the inputs of an MLP's last layer from its own, by the layers that are its gate and up."""
     activation, up = weights.config.activation, weights.project(roles["up"], x)
     if "gate" not in roles:
         return activate(up, activation)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from numbacalib.linalg import factor_hessians
 from numbacalib.methods import LayerSettings, quantize_layers, rtn
-from numbacalib.methods.layers import grid_options
+from numbacalib.methods.layer_options import grid_options, searched_options
 from numbacalib.methods.order import column_orders
 from numbacalib.methods.settings import grid_settings
 from numbacalib.methods.solver import permuted, sweep
@@ -43,9 +43,9 @@ from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.statistics import InputStatistics
 
 LEAST_PROCESSORS = 8
-"""With fewer the processes would stand in the run's way."""
+"""Processors at least: with fewer the processes would stand in the run's way."""
 TOKENS = 1 << 20
-"""Said to have been seen: enough for any layer."""
+"""Tokens that are said to have been seen: enough for any layer."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def compiled_ahead(checkpoint: Checkpoint, settings: Settings, place: Place) -> 
 
 def _are_kept() -> bool:
     """Return whether compiled kernels are kept on disk, and a process can be started that compiles some."""
-    from numbacalib.runtime.launch import PACKED
+    from numbacalib.runtime.device import PACKED
 
     return PACKED and bool(sys.executable)
 
@@ -156,12 +156,10 @@ def _search(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     layer = _layer(block, settings)
     weight = block.linears[block.stages[0][0]]
     statistics = _statistics(decoder.place, weight.shape[1])
-    searched: dict[str, Any] = {}
-    if settings.ranges in ("mse", "weighted"):
-        searched["search"] = layer.search
+    options = searched_options(layer)
     if settings.ranges == "weighted":
-        searched["importance"] = statistics.mean_square
-    rtn(weight, **grid_options(layer), **searched).dequantize(block.dtype)
+        options["importance"] = statistics.mean_square
+    rtn(weight, **options).dequantize(block.dtype)
 
 
 def _measure(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:

@@ -48,7 +48,7 @@ SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
 log = logging.getLogger("numbacalib")
 
 TRIAL_TOKENS = 4096
-"""Of a batch by which a run's time is measured ahead: a GPU takes a whole text at once."""
+"""Tokens of the batch by which a run's time is measured ahead: a GPU takes a whole text at once."""
 IMATRIX = "imatrix.gguf"
 """Name of the importance file beside the statistics."""
 

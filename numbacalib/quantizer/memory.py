@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from numbacalib.models import Place
+from numbacalib.models import EMBEDDINGS, Decoder, Place
 from numbacalib.models.config import ModelConfig
 from numbacalib.models.layer_tensors import expert_shapes, linear_shapes, stages
 from numbacalib.quantizer.settings import Settings
@@ -33,7 +33,20 @@ class Demand:
     """Full names, without ``.weight``, of those that are quantized."""
     dtype: np.dtype
     """In what the model's weights are stored."""
-    calibrated: bool
+    calibrated: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        decoder: Decoder,
+        settings: Settings,
+        layers: Collection[str],
+        *,
+        calibrated: bool = True,
+    ) -> Demand:
+        """Return the demand of a run of a model."""
+        dtype = decoder.checkpoint.info(EMBEDDINGS).dtype
+        return cls(decoder.config, decoder.place, settings, layers, dtype, calibrated)
 
     def must_stream(self, tokens: int) -> bool:
         """Return whether the residual stream of so many tokens has no room on a device, but would pass it.

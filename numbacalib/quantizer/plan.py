@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numbacalib.formats.safetensors_writer import SHARD_BYTES
-from numbacalib.models import EMBEDDINGS, DecoderBlock
+from numbacalib.models import DecoderBlock
 from numbacalib.models.decoder import VOCABULARY
 from numbacalib.models.layer_tensors import (
     Stage,
@@ -26,8 +26,9 @@ from numbacalib.models.layer_tensors import (
     linear_shapes,
     stages,
 )
-from numbacalib.quantizer.blocks import Job, on_grid, quantize_group
+from numbacalib.quantizer.blocks import quantize_group
 from numbacalib.quantizer.calibration import SILENT, TextCalibration
+from numbacalib.quantizer.job import Job, on_grid
 from numbacalib.quantizer.memory import Demand, stage_size
 from numbacalib.quantizer.preflight import in_units, resident_memory
 from numbacalib.terminal import reporting, silent
@@ -171,14 +172,8 @@ def _remedy(job: Job, fits: Callable[[int], bool]) -> str:
 
 def demand_of(job: Job) -> Demand:
     """Return what decides how much memory a run takes."""
-    return Demand(
-        job.decoder.config,
-        job.decoder.place,
-        job.settings,
-        job.grids.keys(),
-        job.checkpoint.info(EMBEDDINGS).dtype,
-        job.calibration is not None,
-    )
+    calibrated = job.calibration is not None
+    return Demand.of(job.decoder, job.settings, job.grids.keys(), calibrated=calibrated)
 
 
 def _is_streamed(job: Job) -> bool:

@@ -194,3 +194,10 @@ def finite_number(name: str, value: Any) -> float:
     if not np.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value}")
     return float(value)
+
+
+def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Check that a setting is one of a few words."""
+    if value not in allowed:
+        *others, last = allowed
+        raise ValueError(f"{name}: expected {', '.join(others)} or {last}, got {value!r}")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from numbacalib.runtime import device
 from numbacalib.runtime.checks import rows_of
@@ -15,9 +14,6 @@ from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, limit_bits, magnitude_bits, widen
 from numbacalib.runtime.launch import column_blocks, launch
 from numbacalib.runtime.not_finite import not_finite
-
-if not device.SIMULATED:
-    from cuda.bindings import driver
 
 THREADS = device.sized(256, simulated=4)
 ROWS = 32
@@ -46,32 +42,16 @@ class FirstIndex:
     """
 
     def __init__(self) -> None:
-        self._word: _Word | None = None
-        self._index: int | None = None
-        if device.SIMULATED:
-            self.array = device.from_host(np.array([NONE]))
-            return
-        self.array = device.empty((1,), np.int64)
-        stream = driver.CUstream(device.stream_handle())
-        device.check(driver.cuMemsetD8Async(self.array.address, NONE & 0xFF, 8, stream))
+        self.array = device.filled((1,), np.int64, int(NONE) & 0xFF)
 
     def copy(self) -> None:
         """Start to copy what was found to the host; kernels launched later do not count."""
-        self._word = None if device.SIMULATED else _Word.copy_of(self.array)
+        self._word = device.start_reading(self.array)
 
     def read(self) -> int | None:
         """Wait for the copy alone; return the index, or None."""
-        if self._index is None:
-            self._index = self._word.read() if self._word else int(device.read(self.array)[0])
-            self._give_word_back()
-        return None if self._index == NONE else self._index
-
-    def _give_word_back(self) -> None:
-        if self._word is not None:
-            self._word.give_back()
-            self._word = None
-
-    __del__ = _give_word_back  # of a check that nobody waited for
+        found = self._word()
+        return None if found == NONE else found
 
 
 class FiniteCheck:
@@ -114,44 +94,6 @@ class FiniteCheck:
         value = device.empty((1,), np.float64)
         launch(_widen_one, 1, 1, carrier(self._matrix), row, column, value)
         raise not_finite(self._name, device.read(value)[0], found, self._shape, self._limit)
-
-
-WORDS = 256
-"""Words that are made together: taking memory that a device copies to may wait for the device."""
-
-
-class _Word:
-    """A number on its way to the host, in memory to which the device copies while the host goes on."""
-
-    _spare: dict[int, list[_Word]] = {}  # noqa: RUF012 -- shared: making one takes longer than a check
-
-    def __init__(self, memory: NDArray[np.int64]) -> None:
-        self.device = device.current_device()
-        self.memory = memory
-        self.address = memory.ctypes.data
-        self.copied = cuda.event(timing=False)
-
-    @classmethod
-    def copy_of(cls, array: Any) -> _Word:
-        spare = cls._spare.setdefault(device.current_device(), [])
-        try:
-            word = spare.pop()
-        except IndexError:
-            made = [cls(memory) for memory in np.split(cuda.pinned_array(WORDS, np.int64), WORDS)]
-            word = made.pop()
-            spare += made
-        stream = driver.CUstream(device.stream_handle())
-        word.copied.wait(device.current_stream())  # nobody may have waited for the copy before
-        device.check(driver.cuMemcpyDtoHAsync(word.address, array.address, 8, stream))
-        word.copied.record(device.current_stream())
-        return word
-
-    def read(self) -> int:
-        self.copied.synchronize()
-        return int(self.memory[0])
-
-    def give_back(self) -> None:
-        self._spare[self.device].append(self)
 
 
 @cuda.jit

@@ -12,7 +12,7 @@ from models.tiny import TEXT, write_tiny_checkpoint
 from numbacalib.models import Decoder, Place, open_checkpoint, open_place
 from numbacalib.models.parts import Parts
 from numbacalib.ops.matrix import add_scaled, to_host
-from numbacalib.quantizer import blocks, pipeline, quantize
+from numbacalib.quantizer import blocks, job, pipeline, quantize
 
 SMALLEST = {
     "hidden_size": 16,
@@ -39,7 +39,7 @@ def _sequences_alone(backend, monkeypatch):
 
     monkeypatch.setattr(pipeline, "open_place", opened)
     if backend.name == "cudasim":
-        monkeypatch.setattr(pipeline, "HELD_OUT_TOKENS", 8)
+        monkeypatch.setattr(job, "HELD_OUT_TOKENS", 8)
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from numbacalib.ops.matrix.gpu import contiguous
-from numbacalib.runtime import device
-from numbacalib.runtime.blas_gpu import has_libraries, multiply
+from numbacalib.runtime import blas_gpu, device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.finite import require_finite
 from numbacalib.runtime.finite_gpu import FiniteCheck
@@ -38,13 +37,13 @@ def rank_update(
     out = device.empty(hessian.shape, dtype) if out is None else out
     before: Any = carrier(hessian)
     x: Any = carrier(x_block)
-    if dtype == np.float32 and _has_capability_9_0() and _has_long_sums(x):
+    if dtype == np.float32 and device.has_capability_9_0() and _has_long_sums(x):
         from numbacalib.ops.gptq_hessian_update import hopper
 
         check = FiniteCheck("hessian", hessian, upper=True)
         hopper.rank_update(before, x, alpha, beta, out, check.first)
         check.require()
-    elif has_libraries() and dtype in (x_block.dtype, np.float32):
+    elif blas_gpu.has_libraries() and dtype in (x_block.dtype, np.float32):
         require_finite("hessian", hessian)
         update_by_blas(before, contiguous(x_block), alpha, beta, out)
     else:
@@ -64,24 +63,13 @@ def update_by_blas(hessian: Any, x: Any, alpha: float, beta: float, out: Any) ->
     launch(_begin, blocks, THREADS, hessian, out.dtype.type(beta), out)
     for first in range(0, len(x), RUN):
         run = x[first : first + RUN]
-        multiply(run, run, out, factor=alpha, keep=1.0, transposed=(True, False))
+        blas_gpu.multiply(run, run, out, factor=alpha, keep=1.0, transposed=(True, False))
     launch(_mirror, blocks, THREADS, out)
-
-
-def _has_capability_9_0() -> bool:
-    """Return whether the device's compute capability is 9.0, whose instructions `hopper` has."""
-    return not device.SIMULATED and _capability(device.current_device()) == (9, 0)
 
 
 def _has_long_sums(x: Any) -> bool:
     """Return whether the sums of a float32 block are long enough, see `FEW_ROWS`; 16-bit ones are exact."""
     return x.dtype != np.float32 or len(x) >= FEW_ROWS
-
-
-@functools.cache
-def _capability(number: int) -> tuple[int, int]:
-    """Compute capability of the current device, which is device `number`."""
-    return cuda.get_current_device().compute_capability
 
 
 @cuda.jit
