@@ -18,17 +18,27 @@ from numbacalib.models.layer_tensors import (
     HEAD_BIAS,
     NORM,
     NORM_BIAS,
+    POSITIONS,
     expert_shapes,
     is_norm,
     linear_shapes,
-    outer_vector_shapes,
+    outer_shapes,
     vector_shapes,
 )
 from numbacalib.models.place import HOST, Place
 from numbacalib.models.read_ahead import ReadAhead
 from numbacalib.models.rope import RotaryEmbedding
 from numbacalib.ops.linear import linear
-from numbacalib.ops.matrix import cast, from_host, put_rows, row_range, scaled, take, to_host
+from numbacalib.ops.matrix import (
+    add_scaled,
+    cast,
+    from_host,
+    put_rows,
+    row_range,
+    scaled,
+    take,
+    to_host,
+)
 from numbacalib.ops.token_loss import LOWEST, add_scores, cap, losses
 from numbacalib.runtime.finite import require_finite, start_finite_check
 from numbacalib.runtime.not_finite import not_finite
@@ -74,7 +84,7 @@ class Decoder:
         self._head = EMBEDDINGS if self.config.tie_word_embeddings else HEAD
         table = (self.config.vocab_size, self.config.hidden_size)
         shapes: dict[str, tuple[int, ...]] = {EMBEDDINGS: table, self._head: table}
-        shapes |= outer_vector_shapes(self.config)
+        shapes |= outer_shapes(self.config)
         for index in range(self.config.num_layers):
             linears = self._linear_shapes(index) if weight is None else {}
             for name, shape in (linears | vector_shapes(self.config, index)).items():
@@ -98,7 +108,22 @@ class Decoder:
                 found = take(self.place.put(rows), flat[here] % VOCABULARY, 0)
                 self._require_finite_rows(found, flat[here])
                 put_rows(hidden, here, self._scaled(found))
+        if self.config.positions:
+            self._add_positions(hidden, tokens.shape[-1])
         return hidden.reshape(*tokens.shape, self.config.hidden_size)
+
+    def _add_positions(self, hidden: Array, length: int) -> None:
+        """Add the learned vectors of positions to sequences of a length, ``[S * T, hidden_size]``."""
+        table, first = self._checkpoint.tensor(POSITIONS), self.config.first_position
+        if length > len(table) - first:
+            raise ValueError(
+                f"tokens: expected sequences of at most {len(table) - first}, for which there are learned "
+                f"positions, got {length}"
+            )
+        rows = self.place.put(table[first : first + length], np.float32)
+        require_finite(f"{self._checkpoint.path}: {POSITIONS}", rows)
+        for start in range(0, len(hidden), length):
+            add_scaled(row_range(hidden, start, start + length), rows, 1.0)
 
     def _scaled(self, embeddings: Array) -> Array:
         """Embeddings as they enter the first block, float32."""
@@ -247,7 +272,7 @@ class Decoder:
         """States as the head takes them: a factor of logits is one of the norm."""
         scale = self.config.logit_scale
         weight, bias = (
-            scaled(self._vector(name), scale) if name in outer_vector_shapes(self.config) else None
+            scaled(self._vector(name), scale) if name in outer_shapes(self.config) else None
             for name in (NORM, NORM_BIAS)
         )
         return normalized(self.config, hidden, weight, bias, self._dtype)

@@ -75,7 +75,7 @@ def test_a_model_is_quantized_as_on_the_host(tmp_path, backend, device, text):
 
 @pytest.mark.parametrize("model_type", DESCRIBED)
 def test_losses_of_other_architectures(tmp_path, backend, device, model_type):
-    sizes = SMALLEST if backend.name == "cudasim" else {}
+    sizes = SMALLEST | DESCRIBED[model_type] if backend.name == "cudasim" else {}
     checkpoint = open_checkpoint(write_described_checkpoint(tmp_path, model_type, **sizes))
     tokens = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, (1, 5))
     on_host = Decoder(checkpoint).loss(tokens)
