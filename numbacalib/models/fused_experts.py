@@ -45,7 +45,7 @@ _ENDINGS = {
     "_blocks": "weight_blocks",
     "_scales": "weight_scales",
 }
-"""How names of such tensors end, and those of their parts."""
+"""Ends of the names of such tensors, and of those of their parts."""
 
 Entries = dict[str, tuple[TensorEntry, View]]
 

@@ -192,7 +192,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         return self._views[name].shape(entry.shape) if name in self._views else entry.shape
 
     def _whole(self, name: str, entry: TensorEntry) -> NDArray[Any]:
-        """What is stored of a name, in its own dtype."""
+        """Read what is stored of a name, in its own dtype."""
         stored = self._read(name, entry, entry.begin, entry.shape)
         return self._views[name].of(stored) if name in self._views else stored
 

@@ -26,7 +26,7 @@ with extra("models"):
 __all__ = ["DTYPE", "PackedSource", "packed_source"]
 
 DTYPE = np.dtype(ml_dtypes.bfloat16)
-"""What packed weights are read as: the dtype that their models were trained in."""
+"""Packed weights are read as this: the dtype that their models were trained in."""
 
 Shape = tuple[int, ...]
 

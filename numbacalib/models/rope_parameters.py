@@ -28,9 +28,9 @@ class Words(NamedTuple):
     others: Sequence[str] = ()
     """Keys that somebody else reads, or that change nothing."""
     theta: str = "rope_theta"
-    """What files of older versions call the base, beside the scaling."""
+    """Name of the base in files of older versions, beside the scaling."""
     share: str = "partial_rotary_factor"
-    """What they call the part of a head that turns."""
+    """Name of the part of a head that turns there."""
 
 
 NO_WORDS = Words()
@@ -198,7 +198,7 @@ def _read_scaling(
 
 
 def _by_either_name(config: Fields, names: tuple[str, str], low: float, high: float) -> Any:
-    """What a file says under one name or the other; None where it does not.
+    """Read what a file says under one name or the other; None where it does not.
 
     Raises
     ------

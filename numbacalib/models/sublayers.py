@@ -239,7 +239,7 @@ class LatentAttention(Attention):
         return context.reshape(*x.shape[:-1], self.width)
 
     def _query_input(self, x: Array) -> Array:
-        """What queries come from."""
+        """Return what queries come from."""
         if not self._latent.query_size:
             return x
         return self._normed("query_latent", self._weights.project(self._parts["query_latent"], x))
@@ -248,8 +248,8 @@ class LatentAttention(Attention):
         """The keys' part that turns, ``[S, T, 1, rotary_dim]``, and the vectors ``[..., T, size]``."""
         *_, length, _ = x.shape
         both = self._weights.project(self._parts["latent"], x)
-        size, end = self._latent.size, both.shape[-1]
-        turned = column_range(both, size, end).reshape(-1, length, 1, end - size)
+        size, turning = self._latent.size, self._config.rotary_dim
+        turned = column_range(both, size, size + turning).reshape(-1, length, 1, turning)
         return turned, self._normed("latent", column_range(both, 0, size))
 
     def _normed(self, role: str, x: Array) -> Array:

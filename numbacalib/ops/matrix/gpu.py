@@ -163,8 +163,9 @@ def column_range(array: Any, begin: int, end: int) -> Any:
 
 def joined_columns(left: Any, right: Any) -> Any:
     """See `numbacalib.ops.matrix.joined_columns`."""
-    first, second = left.shape[-1], right.shape[-1]
-    joined = device.empty((*left.shape[:-1], first + second), left.dtype)
+    *heads, first = left.shape
+    *_, second = right.shape
+    joined = device.empty((*heads, first + second), left.dtype)
     _put_columns(left, 0, joined, 0, first)
     _put_columns(right, 0, joined, first, second)
     return joined
