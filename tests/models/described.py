@@ -62,6 +62,20 @@ DESCRIBED: dict[str, dict[str, Any]] = {
     },
     # learned positions, matrices that files hold transposed
     "gpt2": {},
+    "opt": {},
+    "gpt_neox": {},
+    "deepseek_v2": {
+        "num_key_value_heads": 4,
+        "q_lora_rank": None,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 4,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "n_shared_experts": 1,
+    },
     # queries, keys and values of a head of keys after each other
     "falcon": {"new_decoder_architecture": True, "bias": True},
     # experts, and an MLP with a gate that all tokens go through, but in the second layer
@@ -83,7 +97,7 @@ DESCRIBED: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 0,
     },
 }
-"""Options of the forward pass, each in one of them."""
+"""Options of the forward pass, each in one of them, and what configurations are tried of."""
 
 
 def described_config(model_type: str, **overrides: Any) -> dict[str, Any]:
