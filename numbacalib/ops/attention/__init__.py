@@ -51,9 +51,9 @@ def attention(
     -------
     array [S, T, H, V], of the same dtype
     """
-    *_, size = queries.shape
-    scale = 1 / math.sqrt(size) if scale is None else scale
     with call(cpu, _gpu, queries=queries, keys=keys, values=values, sinks=sinks) as (
         kernels, q, k, v, sinks,
     ):  # fmt: skip
+        *_, size = q.shape
+        scale = 1 / math.sqrt(size) if scale is None else scale
         return kernels.attention(q, k, v, window or 0, scale, cap, sinks)
