@@ -121,11 +121,6 @@ def stream_handle() -> int:
     return 0
 
 
-def current_stream() -> int:
-    """See `numbacalib.runtime.driver_device.current_stream`."""
-    return 0
-
-
 def capability(_number: int) -> tuple[int, int]:
     """Below any device's: kernels take their portable forms."""
     return 0, 0
