@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from numbacalib.models.config import Rope
 from numbacalib.models.place import HOST, Place
+from numbacalib.models.rope_parameters import yarn_magnitude
 
 __all__ = ["RotaryEmbedding", "inverse_frequencies"]
 
@@ -65,13 +66,10 @@ def _yarn_attention(rope: Rope, factor: float) -> float:
     given = rope.scaling
     if given.get("attention_factor") is not None:
         return float(given["attention_factor"])
-
-    def magnitude(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
     if given.get("mscale") and given.get("mscale_all_dim"):
-        return magnitude(given["mscale"]) / magnitude(given["mscale_all_dim"])
-    return magnitude(1.0)
+        whole = yarn_magnitude(factor, given["mscale_all_dim"])
+        return yarn_magnitude(factor, given["mscale"]) / whole
+    return yarn_magnitude(factor)
 
 
 def _llama3(rope: Rope, _length: int) -> Frequencies:

@@ -1,11 +1,20 @@
 """The architectures that the forward pass knows, a description each: docs/add-an-architecture.md."""
 
-from numbacalib.models.architectures import gemma, llama, mixtures, phi, relatives, windowed
+from numbacalib.models.architectures import (
+    gemma,
+    latent,
+    llama,
+    mixtures,
+    older,
+    phi,
+    relatives,
+    windowed,
+)
 from numbacalib.models.description import Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.model_type: architecture
-    for module in (llama, windowed, relatives, gemma, phi, mixtures)
+    for module in (llama, windowed, relatives, gemma, phi, mixtures, latent, older)
     for architecture in vars(module).values()
     if isinstance(architecture, Architecture)
 }
