@@ -87,7 +87,7 @@ def _in_one_launch(
     """Do what `quantize_each` does, by one `gptq_batch`."""
     begin = time.perf_counter()
     options = grid_options(settings) | solver_options(settings)
-    if settings.ranges in ("mse", "weighted"):
+    if settings.search is not None:
         options["search"] = settings.search
     if settings.ranges == "weighted":
         squares = [reshaped(own.mean_square, (1, len(own.hessian))) for own in statistics]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.refit import refit_scales
 from numbacalib.methods.rtn import rtn
 from numbacalib.methods.settings import GridFinder, grid_settings
-from numbacalib.methods.shrinkage import shrinkage_for
+from numbacalib.methods.shrinkage import distinct_tokens, shrinkage_for
 from numbacalib.methods.target import output_loss, propagated_target
 from numbacalib.ops.matrix import diagonal, to_host
 from numbacalib.runtime.array import ArrayT
@@ -164,6 +165,10 @@ def reported(
     with named([name]):
         figures |= measured
         figures |= _measured(weight, target, quantized, statistics, settings)
+    for key in ("loss", "rtn_loss"):
+        if figures.get(key) is not None and not math.isfinite(figures[key]):
+            log.warning("%s: its %s is beyond float32", name, key)
+            figures[key] = None
     report = LayerReport(
         name=name,
         method=settings.method,
@@ -298,7 +303,7 @@ def _quantized(
 ) -> tuple[Sequence[QuantizedWeight | CodebookWeight], dict[str, Any]]:
     """Quantize by the settings' method; return also what reports of all the layers say of it."""
     alike = grid_options(settings)
-    if settings.ranges in ("mse", "weighted"):
+    if settings.search is not None:
         alike["search"] = settings.search
     if settings.ranges == "weighted" and importance is None and statistics is not None:
         alike["importance"] = statistics.mean_square
@@ -374,7 +379,10 @@ def _gptq(
 def share_for(statistics: InputStatistics, settings: LayerSettings) -> float:
     """Return the share by which a Hessian is to be shrunk."""
     if settings.shrinkage is None:
-        return shrinkage_for(statistics.hessian, statistics.tokens)
+        tokens = distinct_tokens(
+            statistics.hessian, statistics.tokens, settings.percdamp, settings.damping_tries
+        )
+        return shrinkage_for(statistics.hessian, tokens)
     return settings.shrinkage
 
 

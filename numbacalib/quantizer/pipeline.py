@@ -29,6 +29,7 @@ from numbacalib.models import (
     Checkpoint,
     Decoder,
     Place,
+    TensorInfo,
     open_checkpoint,
     open_place,
 )
@@ -36,6 +37,7 @@ from numbacalib.models.hub import revision_of
 from numbacalib.models.layer_tensors import expert_stages, stages
 from numbacalib.quantizer.ahead import compiled_ahead
 from numbacalib.quantizer.blocks import Job, on_grid, quantize_blocks
+from numbacalib.quantizer.budget import check_formats, grids_within
 from numbacalib.quantizer.calibration import (
     Calibration,
     SavedCalibration,
@@ -264,7 +266,14 @@ def _open_job(
     _check_experts(checkpoint, settings, statistics, importance)
     decoder = Decoder(checkpoint, place=place)
     shapes = _layer_shapes(checkpoint, settings)
-    grids = _grids(checkpoint, settings, formats)
+    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
+    asked = {
+        name: replace(_asked(settings, info.dtype), bits=settings.bits_of(name))
+        for name, info in weights.items()
+    }
+    if settings.size is not None:
+        check_formats(formats)
+    grids = _grids(settings, formats, weights, asked)
     factors = None
     if importance is not None:
         factors = read_importance(importance, shapes, model_type=checkpoint.config.model_type)
@@ -296,7 +305,11 @@ def _open_job(
         others = others[spread(len(others), min(settings.samples, len(others)))]
     identity = identity_of(checkpoint, settings, formats, place, tokens)
     identity |= stamps_of(statistics=statistics, importance=importance)
-    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
+    if settings.size is not None:
+        if tokens is None:
+            raise ValueError("size: expected a text, whose inputs say what bits each layer needs")
+        asked = grids_within(decoder, tokens, settings, formats, weights, asked)
+        grids = _grids(settings, formats, weights, asked)
     return Job(
         checkpoint,
         decoder,
@@ -324,6 +337,8 @@ def _check_experts(
     for name, value in given.items():
         if value is not None:
             raise ValueError(f"{name}: expected none with a model of experts, got {value}")
+    if settings.size is not None:
+        raise ValueError(f"size: expected none with a model of experts, got {settings.size:g}")
     if settings.target == "propagated":
         raise ValueError("target: expected layerwise with a model of experts, got 'propagated'")
 
@@ -345,15 +360,12 @@ def _write_layers(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> list[
 
 
 def _grids(
-    checkpoint: Checkpoint, settings: Settings, formats: Sequence[Format]
+    settings: Settings,
+    formats: Sequence[Format],
+    weights: Mapping[str, TensorInfo],
+    asked: Mapping[str, LayerGrid],
 ) -> dict[str, LayerGrid]:
     """Say how the model's linear layers are to be stored, and in the log what deviates."""
-    shapes = _layer_shapes(checkpoint, settings)
-    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
-    asked = {
-        name: replace(_asked(settings, info.dtype), bits=settings.bits_of(name))
-        for name, info in weights.items()
-    }
     grids = common_grids(formats, weights, asked)
     for grid in dict.fromkeys(grids.values()):
         on_grid(settings, grid).check()

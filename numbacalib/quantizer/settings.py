@@ -48,6 +48,9 @@ class Settings(LayerSettings):
     """Patterns of layers' names, as shells have them, whose layers stay as they are."""
     layer_bits: Mapping[str, int] = field(default_factory=dict)
     """Bits of the layers whose names a pattern fits, instead of `bits`; the last that fits counts."""
+    size: float | None = None
+    """Bits a weight that the layers may take in all, scales included: bits and group size of each layer are
+    chosen for it, instead of `bits` and `group_size`."""
     samples: int = 64
     """Calibration sequences, evenly spaced over the text."""
     sequence_length: int = 512
@@ -100,6 +103,13 @@ def check(settings: Settings, importance: str | Path | None) -> None:
         raise TypeError("skip: expected a sequence of patterns, got one")
     for pattern, bits in settings.layer_bits.items():
         checks.integer(f"bits of {pattern}", bits, 2, 8)
+    if settings.size is not None:
+        if not 0 < checks.finite_number("size", settings.size) <= 16:
+            raise ValueError(f"size: expected bits a weight up to 16, got {settings.size}")
+        if settings.layer_bits:
+            raise ValueError("size: expected none with bits of single layers, which it chooses")
+        if settings.method != "gptq":
+            raise ValueError(f"size: expected none with {settings.method}, which has no factor")
     share("max_fallbacks", settings.max_fallbacks)
     flag("awq_weight_term", settings.awq_weight_term)
     if settings.channel_scales not in CHANNEL_SCALES:
