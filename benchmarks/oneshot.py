@@ -7,11 +7,13 @@ and auto-round.
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.machinery
 import shutil
 import sys
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -77,13 +79,15 @@ def run_oneshot(
     symmetric: bool = True,
     batch: int = 8,
     ours: bool = False,
+    skip: Sequence[str] = (),
     method: str = "gptq",
     observer: str | None = None,
     device: str,
 ) -> Oneshot:
     """Quantize a checkpoint by "gptq", with llm-compressor's order "static", or by "awq".
 
-    `observer` finds the ranges, by its name; by default the one that llm-compressor takes.
+    `skip` are patterns of layers, as shells have them. `observer` finds the ranges, by its name; by default
+    the one that llm-compressor takes.
     With a `batch` above 1, everything stays on the device, the fastest way that it has; with 1 it runs by
     its defaults. With `ours`, its two functions are those of `replaced` from then on.
     """
@@ -114,6 +118,7 @@ def run_oneshot(
     )
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
     targets: dict[str, Any] = {"config_groups": {"all": scheme}, "ignore": ["lm_head"]}
+    targets["ignore"] += [f"re:{fnmatch.translate(pattern)}" for pattern in skip]
     recipe = [GPTQModifier(**targets)]
     if method == "awq":
         recipe = [AWQModifier(), QuantizationModifier(**targets)]

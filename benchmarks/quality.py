@@ -50,14 +50,14 @@ class Model(NamedTuple):
     length: int
     """Tokens of a sequence."""
     group_size: int
-    grids: tuple[str, ...] = ("4s", "3a", "2a")
-    """Of `GRIDS`, those that are measured by default."""
+    skip: tuple[str, ...] = ()
+    """Patterns of layers that stay as they are, with llm-compressor too."""
 
 
 MODELS = {
     "llama": Model(512, 64),
     "gemma3_text": Model(512, 64),
-    "glassllm": Model(128, 32, ("4s", "3s", "2s")),  # no length of groups divides its K = 128 and 341
+    "glassllm": Model(128, 32, ("*.down_proj",)),  # whose K = 341 no length of groups divides
     "SmolLM2-135M": Model(512, 64),
 }
 FULL: dict[str, Any] = {"ranges": "full", "target": "layerwise", "refit": False}
@@ -98,7 +98,7 @@ class Experiment:
 
     def __init__(self, name: str, path: Path, texts: Texts, options: argparse.Namespace) -> None:
         self.name, self.path, self.device = name, path, options.device
-        self.length, self.group_size, _ = MODELS[name]
+        self.length, self.group_size, self.skip = MODELS[name]
         self.place = open_place(self.device)
         self.original = Subject.opened(path, self.place)
         self.scratch = options.models / "quantized"
@@ -120,7 +120,7 @@ class Experiment:
         shutil.rmtree(self.scratch, ignore_errors=True)
         given = METHODS[method]
         grid = {"bits": bits, "symmetric": symmetric, "group_size": self.group_size}
-        sampled = {"samples": self.samples, "sequence_length": self.length}
+        sampled = {"samples": self.samples, "sequence_length": self.length, "skip": self.skip}
         text = [] if method == "RTN" else self.text
         begin = time.perf_counter()
         report = quantize(
@@ -143,6 +143,7 @@ class Experiment:
             bits=bits,
             group_size=self.group_size,
             symmetric=symmetric,
+            skip=self.skip,
             device=self.device,
             **PEERS[method],
         )
@@ -189,9 +190,9 @@ def path_of(name: str, folder: Path, texts: Texts, device: str) -> Path:
     return path
 
 
-def cases(model: str, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+def cases(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Grids and methods that are asked for."""
-    for grid in options.grid or MODELS[model].grids:
+    for grid in options.grid:
         for method in [*METHODS, *PEERS]:
             if any(fnmatchcase(method, pattern) for pattern in options.method):
                 yield grid, method
@@ -202,7 +203,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--grid", nargs="+", choices=GRIDS)
+    parser.add_argument("--grid", nargs="+", choices=GRIDS, default=["4s", "3a", "2a"])
     parser.add_argument("--method", nargs="+", default=["*"], help="patterns of methods' names")
     parser.add_argument("--calibrate-on", choices=KINDS, default=KINDS[0])
     parser.add_argument("--tokens", type=int, default=TOKENS[0], help="of calibration")
@@ -239,7 +240,7 @@ def main() -> int:
     for name in options.model:
         path = path_of(name, options.models, texts, options.device)
         experiment = Experiment(name, path, texts, options)
-        for grid, method in cases(name, options):
+        for grid, method in cases(options):
             if time.monotonic() - begin > options.seconds:
                 print(f"no time for {name}, {grid}, {method} and what comes after", flush=True)
                 return 0
