@@ -78,7 +78,7 @@ def test_shrinkage_auto_follows_the_tokens_that_differ(repeated):
     """Nobody gains by counting a token more than once: other texts then lose more than by rounding."""
     rng = np.random.default_rng(5)
     mixing = rng.normal(size=(CHANNELS, CHANNELS)) / 8 + np.eye(CHANNELS)
-    few, others = (rng.normal(size=(rows, CHANNELS)) @ mixing for rows in (12, 4096))
+    few, others = (rng.normal(size=(rows, CHANNELS)) @ mixing for rows in (8, 4096))
     statistics = InputStatistics(CHANNELS)
     statistics.update(np.tile(few, (repeated, 1)).astype(np.float32))
     weight = rng.normal(size=(64, CHANNELS)).astype(np.float32)
@@ -88,6 +88,4 @@ def test_shrinkage_auto_follows_the_tokens_that_differ(repeated):
         quantized, report = quantize_layer("q", weight, statistics, settings)
         losses.append(float(np.square(others @ (weight - quantized.dequantize()).T).sum()))
     assert report.full_rank == (repeated > 1)
-    assert losses[0] <= 1.05 * losses[1]
-    if repeated > 1:
-        assert losses[0] < 0.7 * losses[1]
+    assert losses[0] < 0.8 * losses[1] if repeated > 1 else losses[0] == losses[1]

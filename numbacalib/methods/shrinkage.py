@@ -28,7 +28,7 @@ def distinct_tokens(hessian: Array, tokens: int, percdamp: float, tries: int) ->
     upper = damped_factor(hessian, percdamp, tries, checks.result_dtype(hessian))
     damping = percdamp * float(spread.mean(dtype=np.float64))
     rank = effective_rank(spread, to_host(diagonal(upper)), damping)
-    return max(1, round(rank)) if rank < LEAST_RANK * (spread > 0).sum() else tokens
+    return min(tokens, max(1, round(rank))) if rank < LEAST_RANK * (spread > 0).sum() else tokens
 
 
 def shrinkage_for(hessian: Array, tokens: int) -> float:
