@@ -140,7 +140,7 @@ def group_sizes(channels: int) -> list[int]:
 
 
 def _kinds(losses: Losses) -> Iterator[tuple[bool, Losses]]:
-    """What may be chosen from: everything, and less: one group size for all, or one grid for all."""
+    """Losses to choose from: all, and less: of one group size for all layers, or of one grid."""
     yield True, losses
     for size in GROUPS:
         of_size = {layer: _of_size(own, size) for layer, own in losses.items()}
