@@ -1,27 +1,32 @@
 """Small language models whose weights never lay on a grid: trained here, by torch, in half a minute.
 
-They learn from texts of two kinds: see `texts`. `python benchmarks/quality.py` measures what methods leave
-of them. Needs torch and transformers.
+    python benchmarks/trained.py llama FOLDER [--device cuda]
+
+They learn from texts of two kinds: see `texts`. `quality.py` trains them itself, and measures what methods
+leave of them. Needs torch and transformers.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from texts import read_texts
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 VOCABULARY, LENGTH, BATCH, STEPS = 4096, 512, 64, 400
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {
-        "hidden_size": 384,
+        "hidden_size": 512,
         "intermediate_size": 1024,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 3,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
     },
     "gemma3_text": {
         "hidden_size": 256,
@@ -85,3 +90,20 @@ def _tokenizer(files: list[Path]) -> Tokenizer:
     )
     tokenizer.train([str(file) for file in files], trainer)
     return tokenizer
+
+
+def main() -> int:
+    """Train one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kind", choices=SHAPES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    given = parser.parse_args()
+    files = read_texts(given.folder.parent).learnt
+    train(given.folder, given.kind, files, given.device, given.steps)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
