@@ -106,7 +106,7 @@ class TextCalibration:
         self._hidden = decoder.embed(tokens)
         self._original = copied(self._hidden) if propagated else None
         if propagated:
-            log.warning(
+            log.info(
                 "target propagated: the text runs through the original blocks too, in about twice the "
                 "time, with %.0f MiB of a second residual stream and as much again of activations",
                 4 * math.prod(self._hidden.shape) / 2**20,

@@ -178,7 +178,7 @@ def quantize(
         with (
             open_work(kept_in, job.identity, anew=clean) as kept,
             new_directory(output, clean=True) as directory,  # what is of worth is in the work
-            compiled_ahead(job.checkpoint, settings, place),
+            compiled_ahead(job.checkpoint, job.settings, place),
         ):
             paths = [directory / each.name if written[1:] else directory for each in written]
             writers = _writers(job, kept, paths, written)
@@ -263,6 +263,7 @@ def _open_job(
     checkpoint = open_checkpoint(model)
     if stored_format(checkpoint) is not None:
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
+    settings = settings.settled(text=bool(text), experts=checkpoint.config.mixture is not None)
     _check_experts(checkpoint, settings, statistics, importance)
     decoder = Decoder(checkpoint, place=place)
     shapes = _layer_shapes(checkpoint, settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -17,7 +17,7 @@ MAGNITUDES = ("mean", "max")
 EXPERTS = ("routed", "all")
 CHOICES = {
     "ranges": ("auto", *RANGES),
-    "target": TARGETS,
+    "target": ("auto", *TARGETS),
     "act_order": ACT_ORDERS,
     "channel_scales": CHANNEL_SCALES,
     "awq_magnitude": MAGNITUDES,
@@ -33,6 +33,9 @@ class Settings(LayerSettings):
     ranges: str = "auto"
     """As in `LayerSettings`, or "auto": "weighted" with gptq, where it leaves less of every model that was
     measured, and "full" with rtn, which then needs no text."""
+    target: str = "auto"
+    """As in `LayerSettings`, or "auto": "propagated" where gptq runs over a text and the model has no experts,
+    which left less of every model that was measured, and "layerwise" elsewhere."""
     act_order: str = "desc"
     static_groups: bool = True
     """With "desc", a model's perplexity is lower than with the order as it comes."""
@@ -60,6 +63,17 @@ class Settings(LayerSettings):
     def __post_init__(self) -> None:
         if self.ranges == "auto":
             object.__setattr__(self, "ranges", "weighted" if self.method == "gptq" else "full")
+
+    def check(self) -> None:
+        """See `LayerSettings`."""
+        LayerSettings.check(replace(self, target="layerwise") if self.target == "auto" else self)
+
+    def settled(self, *, text: bool, experts: bool) -> Settings:
+        """Return the settings of a run over a `text` or without one, with the target that it has."""
+        if self.target != "auto":
+            return self
+        propagated = text and not experts and self.method == "gptq"
+        return replace(self, target="propagated" if propagated else "layerwise")
 
     def skips(self, layer: str) -> bool:
         """Return whether a layer stays as it is."""
