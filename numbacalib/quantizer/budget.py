@@ -113,7 +113,7 @@ def _losses(
     weights: Mapping[str, TensorInfo],
 ) -> dict[str, dict[tuple[int, int], float]]:
     """Expected losses of all layers, each block on what the original ones before it produce."""
-    hidden = decoder.embed(tokens)
+    hidden = decoder.states(tokens)
     found: dict[str, dict[tuple[int, int], float]] = {}
     layers = decoder.config.num_layers
     with Progress(layers) as progress, np.errstate(**SILENT):

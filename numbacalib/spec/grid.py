@@ -60,7 +60,7 @@ class Bounds(NamedTuple):
     storage: int
     """Rounding of scales: `SCALE_EXACT` or another."""
     full_range: bool = False
-    """Whether a symmetric grid spans its longer side, with scales of either sign."""
+    """True where a symmetric grid spans its longer side, with scales of either sign."""
 
 
 @scalar
