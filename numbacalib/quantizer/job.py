@@ -18,6 +18,7 @@ from numbacalib.formats.registry import common_grids, stored_format
 from numbacalib.methods import LayerSettings
 from numbacalib.models import Checkpoint, Decoder, Place, TensorInfo
 from numbacalib.models.layer_tensors import expert_stages, stages
+from numbacalib.quantizer.budget import check_formats, grids_within
 from numbacalib.quantizer.calibration import Calibration, SavedCalibration, TextCalibration
 from numbacalib.quantizer.identity import identity_of, stamps_of
 from numbacalib.quantizer.importance import read_importance
@@ -95,7 +96,14 @@ def open_job(
         _check_experts(inputs, settings)
     decoder = Decoder(checkpoint, place=place)
     shapes = _layer_shapes(checkpoint, settings)
-    grids = _grids(checkpoint, settings, formats)
+    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
+    asked = {
+        name: replace(asked_grid(settings, info.dtype), bits=settings.bits_of(name))
+        for name, info in weights.items()
+    }
+    if settings.size is not None:
+        check_formats(formats)
+    grids = _grids(settings, formats, weights, asked)
     factors = None
     if inputs.importance is not None:
         model_type = checkpoint.config.model_type
@@ -104,13 +112,18 @@ def open_job(
     if inputs.held_out:
         others = read_sequences(checkpoint, inputs.held_out, settings.sequence_length)
         others = others[spread(len(others), min(settings.samples, len(others)))]
+    if settings.size is not None:
+        if tokens is None:
+            raise ValueError("size: expected a text, whose inputs say what bits each layer needs")
+        asked = grids_within(decoder, tokens, settings, formats, weights, asked)
+        grids = _grids(settings, formats, weights, asked)
     identity = identity_of(checkpoint, settings, formats, place, tokens)
     identity |= stamps_of(statistics=inputs.statistics, importance=inputs.importance)
     return Job(
         checkpoint=checkpoint,
         decoder=decoder,
         settings=settings,
-        weights={name: checkpoint.info(f"{name}.weight") for name in shapes},
+        weights=weights,
         grids=grids,
         calibration=calibration,
         importance=factors,
@@ -160,20 +173,19 @@ def _check_experts(inputs: Inputs, settings: Settings) -> None:
     for name, value in given.items():
         if value is not None:
             raise ValueError(f"{name}: expected none with a model of experts, got {value}")
+    if settings.size is not None:
+        raise ValueError(f"size: expected none with a model of experts, got {settings.size:g}")
     if settings.target == "propagated":
         raise ValueError("target: expected layerwise with a model of experts, got 'propagated'")
 
 
 def _grids(
-    checkpoint: Checkpoint, settings: Settings, formats: Sequence[Format]
+    settings: Settings,
+    formats: Sequence[Format],
+    weights: Mapping[str, TensorInfo],
+    asked: Mapping[str, LayerGrid],
 ) -> dict[str, LayerGrid]:
     """Say how the model's linear layers are to be stored, and in the log what deviates."""
-    shapes = _layer_shapes(checkpoint, settings)
-    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
-    asked = {
-        name: replace(asked_grid(settings, info.dtype), bits=settings.bits_of(name))
-        for name, info in weights.items()
-    }
     grids = common_grids(formats, weights, asked)
     for grid in dict.fromkeys(grids.values()):
         on_grid(settings, grid).check()
