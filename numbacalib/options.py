@@ -59,7 +59,8 @@ def command_parser() -> argparse.ArgumentParser:
         "--calibration",
         type=Path,
         metavar="FILE",
-        help="for ONNX models: .npz with an array for each input by its name, samples first",
+        help="for ONNX models: .npz with an array for each input by its name, samples first; or a text, "
+        "for models with a tokenizer.json beside them",
     )
     quantize.add_argument(
         "--method",
@@ -70,7 +71,7 @@ def command_parser() -> argparse.ArgumentParser:
     quantize.add_argument(
         "--bits",
         nargs="+",
-        default=[BITS],
+        default=argparse.SUPPRESS,
         metavar="N",
         help="2 to 8, or PATTERN=N for the layers whose names the pattern fits (default 4)",
     )
@@ -84,18 +85,25 @@ def command_parser() -> argparse.ArgumentParser:
     quantize.add_argument(
         "--group-size",
         type=_size_or_none,
-        default=128,
+        default=argparse.SUPPRESS,
         help="input channels that share a scale; none is one scale a row (default 128)",
     )
     grid = quantize.add_mutually_exclusive_group()
-    grid.add_argument("--symmetric", action="store_true", default=False)
-    grid.add_argument("--asymmetric", action="store_false", dest="symmetric", help="(default)")
+    grid.add_argument("--symmetric", action="store_true", default=argparse.SUPPRESS)
+    grid.add_argument(
+        "--asymmetric",
+        action="store_false",
+        dest="symmetric",
+        default=argparse.SUPPRESS,
+        help="(default)",
+    )
     quantize.add_argument(
         "--format",
         nargs="+",
         metavar="NAME",
-        help="of the output: compressed-tensors (default), gptq, gptq_v2, awq, mlx; onnx for ONNX models; "
-        "of several, which must have a grid in common, each gets a directory of its name in the output",
+        help="of the output: compressed-tensors (default), gptq, gptq_v2, awq, mlx, gguf:Q4_K_M and "
+        "other mixes; onnx or onnx:qdq for ONNX models; of several, which must have a grid in common, each "
+        "gets a directory of its name in the output",
     )
     _add_methods(quantize)
     _add_samples(quantize)
@@ -261,6 +269,9 @@ SETTINGS = (
     ),
 )
 """Options that are settings by the same names."""
+GRID: dict[str, Any] = {"bits": [BITS], "group_size": 128, "symmetric": False}
+"""Options of the grid, which some formats set themselves, with their defaults: what is not given is not
+among the parsed ones."""
 
 
 def _add_methods(quantize: argparse.ArgumentParser) -> None:
@@ -349,7 +360,7 @@ def _add_methods(quantize: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="fail where more of the layers need more damping (default %(default)s)",
     )
-    quantize.set_defaults(**{name: DEFAULTS[name] for name in SETTINGS})
+    quantize.set_defaults(**{name: DEFAULTS[name] for name in SETTINGS if name not in GRID})
 
 
 def _share_or_auto(text: str) -> float | None:

@@ -157,6 +157,7 @@ def quantize(
     check(settings, importance)
     written = formats_named(formats)
     for each in written:
+        each.check_own_grid(settings.grid_options)
         each.check(_asked(settings, np.dtype(np.float32)))
     require_new_directory(Path(os.path.realpath(output)))
     clock = Clock()
@@ -354,10 +355,13 @@ def _grids(
         name: replace(_asked(settings, info.dtype), bits=settings.bits_of(name))
         for name, info in weights.items()
     }
-    grids = common_grids(formats, weights, asked)
+    grids = common_grids([each.of_model(checkpoint.config) for each in formats], weights, asked)
     for grid in dict.fromkeys(grids.values()):
         on_grid(settings, grid).check()
-    if any(asked[name].symmetric != grid.symmetric for name, grid in grids.items()):
+    if any(
+        asked[name].symmetric != grid.symmetric and grid.find is None
+        for name, grid in grids.items()
+    ):
         log.warning("experts are on the symmetric grid: runtimes read no zero points of theirs")
     others: dict[tuple[int | None, int | None], set[int]] = {}
     for name, grid in grids.items():

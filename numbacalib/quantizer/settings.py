@@ -58,6 +58,13 @@ class Settings(LayerSettings):
         if self.ranges == "auto":
             object.__setattr__(self, "ranges", "weighted" if self.method == "gptq" else "full")
 
+    @property
+    def grid_options(self) -> list[str]:
+        """Names of the attributes that ask for another grid than by default."""
+        names = ("bits", "group_size", "symmetric")
+        found = [name for name in names if getattr(self, name) != DEFAULTS[name]]
+        return found + (["layer_bits"] if self.layer_bits else [])
+
     def skips(self, layer: str) -> bool:
         """Return whether a layer stays as it is."""
         return any(fnmatchcase(layer, pattern) for pattern in self.skip)
