@@ -157,8 +157,8 @@ def _quantize(options: argparse.Namespace) -> None:
 def _quantize_onnx(options: argparse.Namespace, settings: Settings) -> list[LayerReport]:
     from numbacalib.quantizer import quantize_onnx
 
-    (name, *others) = options.format or ["onnx"]
-    if others or name not in ONNX_OPERATORS:
+    form, *others = options.format or ["onnx"]
+    if others or form not in ONNX_OPERATORS:
         expected = " or ".join(ONNX_OPERATORS)
         raise ValueError(
             f"format: expected {expected} for an ONNX model, got {' '.join(options.format)}"
@@ -175,7 +175,7 @@ def _quantize_onnx(options: argparse.Namespace, settings: Settings) -> list[Laye
         options.output,
         calibration=options.calibration,
         settings=settings,
-        operator=ONNX_OPERATORS[name],
+        operator=ONNX_OPERATORS[form],
         clean=options.clean,
     )
 

@@ -14,7 +14,6 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import processors
 
 from numbacalib.cli import main
-from numbacalib.formats import dequantize_linear
 from numbacalib.formats.matmul_nbits import PackedProduct, pack, unpack
 from numbacalib.formats.onnx_graph import OnnxGraph
 from numbacalib.formats.onnx_nodes import read_products
@@ -135,28 +134,6 @@ def test_onnxruntime_multiplies_by_our_weights(
     assert_close(y, x @ dense(layer, channels).T)
     kinds = {node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node}
     assert operator in kinds
-
-
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_dequantize_linear_is_read_back(bits, transposed, symmetric):
-    for channels in (64, 50):
-        zeros = RNG.integers(0, 1 << bits, (7, 2), np.uint8)
-        layer = QuantizedWeight(
-            RNG.integers(0, 1 << bits, (7, 64), np.uint8),
-            RNG.uniform(0.1, 1, (7, 2)).astype(np.float32),
-            np.full_like(zeros, 1 << (bits - 1)) if symmetric else zeros,
-            bits,
-            32,
-            symmetric,
-        )
-        stored = dequantize_linear.pack(layer, channels, transposed=transposed)
-        back = dequantize_linear.unpack(stored, 32, transposed=transposed)
-        np.testing.assert_array_equal(back.codes[:, :channels], layer.codes[:, :channels])
-        assert not back.dequantize()[:, channels:].any()
-        for name in ("scales", "zeros"):
-            np.testing.assert_array_equal(getattr(back, name), getattr(layer, name))
 
 
 def test_an_old_model_is_converted_and_keeps_its_nodes(tmp_path):
