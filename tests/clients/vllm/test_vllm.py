@@ -1,4 +1,4 @@
-"""Checkpoints loaded by vLLM on the CPU, in an environment of its own: ``NUMBACALIB_VLLM`` names its Python."""
+"""Checkpoints loaded by vLLM on the CPU, in an environment of its own: the Python of NUMBACALIB_VLLM."""
 
 from __future__ import annotations
 
