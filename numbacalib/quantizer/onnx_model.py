@@ -143,7 +143,7 @@ _OPERATORS = {
 
 
 def _saved_bytes(layer: GraphLayer, settings: Settings, operator: str) -> int:
-    """By how much a layer's tensors shrink."""
+    """Bytes by which a layer's tensors shrink."""
     rows, channels = layer.shape
     item, block = layer.dtype.itemsize, settings.group_size
     assert block is not None  # the rules have no whole rows
