@@ -75,7 +75,8 @@ def _add_quantize(commands: Any) -> None:
         "--calibration",
         type=Path,
         metavar="FILE",
-        help="for ONNX models: .npz with an array for each input by its name, samples first",
+        help="for ONNX models: .npz with an array for each input by its name, samples first; or a text, "
+        "for models with a tokenizer.json beside them",
     )
     quantize.add_argument(
         "--method",
@@ -86,7 +87,7 @@ def _add_quantize(commands: Any) -> None:
     quantize.add_argument(
         "--bits",
         nargs="+",
-        default=[BITS],
+        default=argparse.SUPPRESS,
         metavar="N",
         help="2 to 8, or PATTERN=N for the layers whose names the pattern fits (default 4)",
     )
@@ -100,7 +101,7 @@ def _add_quantize(commands: Any) -> None:
     quantize.add_argument(
         "--group-size",
         type=_size_or_none,
-        default=128,
+        default=argparse.SUPPRESS,
         help="input channels that share a scale; none is one scale a row (default 128)",
     )
     quantize.add_argument(
@@ -110,8 +111,14 @@ def _add_quantize(commands: Any) -> None:
         help="bits a weight in all, scales included: bits and group size of each layer are chosen for it",
     )
     grid = quantize.add_mutually_exclusive_group()
-    grid.add_argument("--symmetric", action="store_true", default=False)
-    grid.add_argument("--asymmetric", action="store_false", dest="symmetric", help="(default)")
+    grid.add_argument("--symmetric", action="store_true", default=argparse.SUPPRESS)
+    grid.add_argument(
+        "--asymmetric",
+        action="store_false",
+        dest="symmetric",
+        default=argparse.SUPPRESS,
+        help="(default)",
+    )
     quantize.add_argument(
         "--full-range",
         action="store_true",
@@ -122,8 +129,9 @@ def _add_quantize(commands: Any) -> None:
         "--format",
         nargs="+",
         metavar="NAME",
-        help="of the output: compressed-tensors (default), gptq, gptq_v2, awq, mlx; onnx for ONNX models; "
-        "of several, which must have a grid in common, each gets a directory of its name in the output",
+        help="of the output: compressed-tensors (default), gptq, gptq_v2, awq, mlx, gguf:Q4_K_M and "
+        "other mixes; onnx or onnx:qdq for ONNX models; of several, which must have a grid in common, each "
+        "gets a directory of its name in the output",
     )
     _add_methods(quantize)
     _add_samples(quantize)
@@ -298,6 +306,9 @@ SETTINGS = (
     ),
 )
 """Options that are settings by the same names."""
+GRID: dict[str, Any] = {"bits": [BITS], "group_size": 128, "symmetric": False}
+"""Options of the grid, which some formats set themselves, with their defaults: what is not given is not
+among the parsed ones."""
 
 
 def _add_methods(quantize: argparse.ArgumentParser) -> None:
@@ -386,7 +397,7 @@ def _add_methods(quantize: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="fail where more of the layers need more damping (default %(default)s)",
     )
-    quantize.set_defaults(**{name: DEFAULTS[name] for name in SETTINGS})
+    quantize.set_defaults(**{name: DEFAULTS[name] for name in SETTINGS if name not in GRID})
 
 
 def _share_or_auto(text: str) -> float | None:

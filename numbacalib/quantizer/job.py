@@ -103,7 +103,8 @@ def open_job(
     }
     if settings.size is not None:
         check_formats(formats)
-    grids = _grids(settings, formats, weights, asked)
+    stored = [each.of_model(checkpoint.config) for each in formats]
+    grids = _grids(settings, stored, weights, asked)
     factors = None
     if inputs.importance is not None:
         model_type = checkpoint.config.model_type
@@ -115,8 +116,8 @@ def open_job(
     if settings.size is not None:
         if tokens is None:
             raise ValueError("size: expected a text, whose inputs say what bits each layer needs")
-        asked = grids_within(decoder, tokens, settings, formats, weights, asked)
-        grids = _grids(settings, formats, weights, asked)
+        asked = grids_within(decoder, tokens, settings, stored, weights, asked)
+        grids = _grids(settings, stored, weights, asked)
     identity = identity_of(checkpoint, settings, formats, place, tokens)
     identity |= stamps_of(statistics=inputs.statistics, importance=inputs.importance)
     return Job(
@@ -189,7 +190,10 @@ def _grids(
     grids = common_grids(formats, weights, asked)
     for grid in dict.fromkeys(grids.values()):
         on_grid(settings, grid).check()
-    if any(asked[name].symmetric != grid.symmetric for name, grid in grids.items()):
+    if any(
+        asked[name].symmetric != grid.symmetric and grid.find is None
+        for name, grid in grids.items()
+    ):
         log.warning("experts are on the symmetric grid: runtimes read no zero points of theirs")
     others: dict[tuple[int | None, int | None], set[int]] = {}
     for name, grid in grids.items():

@@ -129,6 +129,7 @@ def quantize(
     check(settings, importance)
     written = formats_named(formats)
     for each in written:
+        each.check_own_grid(settings.grid_options)
         each.check(asked_grid(settings, np.dtype(np.float32)))
     require_new_directory(Path(os.path.realpath(output)))
     clock = Clock()

@@ -75,6 +75,13 @@ class Settings(LayerSettings):
         propagated = text and not experts and self.method == "gptq"
         return replace(self, target="propagated" if propagated else "layerwise")
 
+    @property
+    def grid_options(self) -> list[str]:
+        """Names of the attributes that ask for another grid than by default."""
+        names = ("bits", "group_size", "symmetric")
+        found = [name for name in names if getattr(self, name) != DEFAULTS[name]]
+        return found + (["layer_bits"] if self.layer_bits else [])
+
     def skips(self, layer: str) -> bool:
         """Return whether a layer stays as it is."""
         return any(fnmatchcase(layer, pattern) for pattern in self.skip)
