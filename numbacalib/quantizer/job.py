@@ -1,4 +1,4 @@
-"""What a run starts from: inputs, opened and checked, and the grids of the layers."""
+"""Inputs of a run, opened and checked, and the grids of its layers."""
 
 from __future__ import annotations
 
