@@ -61,28 +61,35 @@ MODELS = {
     "SmolLM2-135M": Model(512, 64),
 }
 FULL: dict[str, Any] = {"ranges": "full", "target": "layerwise", "refit": False}
-WEIGHTED = FULL | {"ranges": "weighted"}
+AWQ: dict[str, Any] = {"channel_scales": "awq"}
+WEIGHTED: dict[str, Any] = {"ranges": "weighted"}
+SIGNED: dict[str, Any] = {"full_range": True}
+REFIT: dict[str, Any] = {"refit": True}
 
 
-def _propagated(strength: float, **options: Any) -> dict[str, Any]:
-    return WEIGHTED | {"target": "propagated", "target_strength": strength} | options
+def _propagated(strength: float) -> dict[str, Any]:
+    return {"target": "propagated", "target_strength": strength}
 
 
 METHODS: dict[str, dict[str, Any]] = {
     "RTN": {"method": "rtn"},
-    "AWQ": {"method": "rtn", "channel_scales": "awq", "ranges": "clip"},
-    "GPTQ, full ranges": FULL,
+    "AWQ": AWQ | {"method": "rtn", "ranges": "clip"},
+    "GPTQ": FULL,
+    "GPTQ, full range": FULL | SIGNED,
     "GPTQ, ranges mse": FULL | {"ranges": "mse"},
-    "GPTQ, ranges weighted": WEIGHTED,
-    "GPTQ, refit": FULL | {"refit": True},
-    "GPTQ, propagated 0.5": _propagated(0.5, ranges="full"),
-    "GPTQ, weighted, refit": WEIGHTED | {"refit": True},
-    "GPTQ, weighted, AWQ scales": WEIGHTED | {"channel_scales": "awq"},
-    "GPTQ, weighted, propagated 0.25": _propagated(0.25),
-    "GPTQ, weighted, propagated 0.5": _propagated(0.5),
-    "GPTQ, weighted, propagated 1": _propagated(1.0),
-    "GPTQ, weighted, propagated 0.25, refit": _propagated(0.25, refit=True),
-    "GPTQ, weighted, propagated 0.5, refit": _propagated(0.5, refit=True),
+    "GPTQ, ranges weighted": FULL | WEIGHTED,
+    "GPTQ, refit": FULL | REFIT,
+    "GPTQ, AWQ scales": FULL | AWQ,
+    "GPTQ, propagated 0.25": FULL | _propagated(0.25),
+    "GPTQ, propagated 0.5": FULL | _propagated(0.5),
+    "GPTQ, propagated 1": FULL | _propagated(1.0),
+    "GPTQ, weighted, full range": FULL | WEIGHTED | SIGNED,
+    "GPTQ, weighted, propagated 0.25": FULL | WEIGHTED | _propagated(0.25),
+    "GPTQ, weighted, propagated 0.5": FULL | WEIGHTED | _propagated(0.5),
+    "GPTQ, weighted, propagated 1": FULL | WEIGHTED | _propagated(1.0),
+    "GPTQ, weighted, propagated 0.5, refit": FULL | WEIGHTED | _propagated(0.5) | REFIT,
+    "GPTQ, weighted, propagated 0.5, AWQ scales": FULL | WEIGHTED | _propagated(0.5) | AWQ,
+    "GPTQ, weighted, propagated 0.5, full range": FULL | WEIGHTED | _propagated(0.5) | SIGNED,
     "GPTQ, default": {},
 }
 PEERS = {
@@ -194,6 +201,8 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Grids and methods that are asked for."""
     for grid in options.grid:
         for method in [*METHODS, *PEERS]:
+            if METHODS.get(method, {}).get("full_range") and not GRIDS[grid][1]:
+                continue
             if any(fnmatchcase(method, pattern) for pattern in options.method):
                 yield grid, method
 
