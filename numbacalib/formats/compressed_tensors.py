@@ -228,7 +228,7 @@ def _schemes(checkpoint: Checkpoint) -> PackedSchemes:
 
 
 def _ignored(left: Left) -> list[str]:
-    """What is not quantized: heads are at the end of runtimes' names, too, or all of one."""
+    """Names of what is not quantized: heads are at the end of runtimes' names, too, or all of one."""
     layers = [
         f"re:.*{layer}$" if left.is_wrapped and layer == "lm_head" else _target(layer, left)
         for layer in left.layers

@@ -327,7 +327,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
 
 def _beginnings(stored_name: str, name: str) -> tuple[str, str]:
-    """What is before the same end of two names."""
+    """Return what is before the same end of two names."""
     pairs = zip(reversed(stored_name), reversed(name), strict=False)
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     return stored_name[: len(stored_name) - same], name[: len(name) - same]
