@@ -120,6 +120,10 @@ def grid_settings(
     if search is not None:
         if not isinstance(search, RangeSearch):
             raise TypeError(f"search: expected a RangeSearch, got {type(search).__name__}")
+        if checks.boolean("search.full_range", search.full_range):
+            if not symmetric:
+                raise ValueError("search.full_range: expected False without symmetric")
+            grid = grid._replace(full_range=True)
         checks.integer("search.points", search.points, 1, 1 << 20)
         if not 0 <= checks.finite_number("search.least", search.least) < 1:
             raise ValueError(f"search.least: expected 0 to below 1, got {search.least}")

@@ -14,8 +14,8 @@ from numbacalib.models.config import ModelConfig
 from numbacalib.models.wrappers import beside_decoder, decoder_name
 
 __all__ = ["EMBEDDINGS", "HEAD", "HEAD_BIAS", "NORM", "NORM_BIAS", "POSITIONS"]
-__all__ += ["Part", "Stage", "canonical_name", "check_names", "denied", "is_buffer", "is_linear"]
-__all__ += ["is_norm", "module_name"]
+__all__ += ["Part", "Stage", "canonical_name", "check_names", "denied", "is_buffer", "is_decoders"]
+__all__ += ["is_linear", "is_norm", "module_name"]
 __all__ += ["beside", "expert_parts", "expert_shapes", "expert_stages"]
 __all__ += ["attention_stages", "linear_shapes", "mlp_stages", "outer_shapes", "parts"]
 __all__ += ["stages", "vector_shapes"]
@@ -135,6 +135,12 @@ def beside(config: ModelConfig, names: Iterable[str]) -> list[str]:
     last = config.num_layers
     further = [f"layers.{last + index}." for index in range(config.further_layers)]
     return [*further, *beside_decoder(names, _DECODER)]
+
+
+def is_decoders(config: ModelConfig, name: str) -> bool:
+    """Return whether a tensor is one that the decoder runs on: none that `beside` speaks of."""
+    layer = _LAYER.fullmatch(name)
+    return int(layer[1]) < config.num_layers if layer else name.startswith(_DECODER)
 
 
 def _packed_parts(weights: Iterable[str]) -> Iterator[str]:

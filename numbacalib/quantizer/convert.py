@@ -84,7 +84,7 @@ def convert(
         for layer in held:
             own[layer] = _grid_of(stored[layer])
             progress.step()
-        grids = _held_grids(form, own, stored)
+        grids = _held_grids(form.of_model(checkpoint.config), own, stored)
         view = DequantizedCheckpoint(checkpoint, stored)
         with new_directory(output, clean=clean) as directory:
             writer = form.writer(directory, view, grids)
