@@ -134,7 +134,7 @@ class CompressedTensors(SafetensorsFormat):
             "format": FORMAT,
             "quantization_status": "compressed",
             "config_groups": {f"group_{index}": group for index, group in enumerate(groups)},
-            "ignore": [*left.layers, *(f"re:.*{re.escape(part)}.*" for part in left.parts)],
+            "ignore": _ignored(left),
             "kv_cache_scheme": None,
         }
         if experts or self.is_uniform(grids):
@@ -225,6 +225,15 @@ class CompressedTensors(SafetensorsFormat):
 
 def _schemes(checkpoint: Checkpoint) -> PackedSchemes:
     return read_schemes(Fields(checkpoint.hf_config()).object("quantization_config"))
+
+
+def _ignored(left: Left) -> list[str]:
+    """Names of what is not quantized: heads are at the end of runtimes' names, too, or all of one."""
+    layers = [
+        f"re:.*{layer}$" if left.is_wrapped and layer == "lm_head" else _target(layer, left)
+        for layer in left.layers
+    ]
+    return layers + [f"re:.*{re.escape(part)}.*" for part in left.parts]
 
 
 def _target(layer: str, left: Left) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.description import ACTIVATIONS, Architecture
 from numbacalib.models.fields import Fields
+from numbacalib.models.growth import Growth
 from numbacalib.models.latent import Latent
 from numbacalib.models.mixture import Mixture
 from numbacalib.models.rope_parameters import read_rope, read_ropes
@@ -54,12 +55,15 @@ class Rope(NamedTuple):
         How many dimensions of a head turn, the first ones.
     max_position_embeddings : int
         Longest sequence that the model is meant for.
+    growth : Growth, optional
+        Of queries.
     """
 
     theta: float
     scaling: Mapping[str, Any]
     dim: int
     max_position_embeddings: int
+    growth: Growth | None = None
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,11 @@ class ModelConfig:
         Soft caps of scores and of logits: see `numbacalib.ops.attention`; 0 for none.
     embedding_scale, residual_scale, logit_scale : float
         Factors of embeddings, of what attention and MLP add to the residual stream, and of logits.
-    query_growth : (float, int), optional
-        ``(b, n)`` by which queries grow with their position p: ``1 + b log(1 + floor(p / n))``.
+    chunks : tuple of (int or None)
+        For each layer, the length of the runs of positions within which tokens attend to each other; None
+        for the whole sequence. Empty for that everywhere.
+    query_growth, still_growth : Growth, optional
+        Of the queries that turn, and of those in layers that do not.
     latent : Latent, optional
         Latent attention.
     gate_clamp : (float, float), optional
@@ -153,7 +160,9 @@ class ModelConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
-    query_growth: tuple[float, int] | None = None
+    chunks: tuple[int | None, ...] = ()
+    query_growth: Growth | None = None
+    still_growth: Growth | None = None
     latent: Latent | None = None
     gate_clamp: tuple[float, float] | None = None
     mixture: Mixture | None = None
@@ -168,18 +177,23 @@ class ModelConfig:
     @cached_property
     def rope(self) -> Rope:
         """The rotary embedding, of layers without windows where there are two."""
-        return Rope(
-            self.rope_theta, self.rope_scaling, self.rotary_dim, self.max_position_embeddings
-        )
+        length = self.max_position_embeddings
+        return Rope(self.rope_theta, self.rope_scaling, self.rotary_dim, length, self.query_growth)
 
     def mixture_of(self, index: int) -> Mixture | None:
         """The mixture of experts of a layer, or None."""
         return self.mixture if self.mixture and self.mixture.layers[index] else None
 
+    def turns(self, index: int) -> bool:
+        """Return whether queries and keys of a layer turn."""
+        return not self.rotary_layers or self.rotary_layers[index]
+
     def rope_of(self, index: int) -> Rope | None:
-        """The rotary embedding of a layer, or None."""
-        if self.rotary_layers and not self.rotary_layers[index]:
-            return None
+        """The rotary embedding of a layer, which may let queries grow alone; None for nothing of both."""
+        if not self.turns(index):
+            if self.still_growth is None:
+                return None
+            return self.rope._replace(scaling={"rope_type": "none"}, growth=self.still_growth)
         if self.local_rope is None or self.sliding_windows[index] is None:
             return self.rope
         theta, scaling = self.local_rope

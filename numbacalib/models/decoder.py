@@ -205,7 +205,7 @@ class Decoder:
         rope = self.config.rope_of(index)
         if rope is None:
             return None
-        own = RotaryEmbedding(rope, self.place, self.config.query_growth)
+        own = RotaryEmbedding(rope, self.place)
         return self._ropes.setdefault(str(rope), own)
 
     def block_tensors(self, index: int) -> list[str]:

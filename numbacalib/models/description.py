@@ -149,7 +149,8 @@ class Architecture:
         Whether norms have biases (LayerNorm).
     qk_norm : str
         Over what queries and keys are normalized, where they are: "head" (each head, with one weight),
-        "heads" (each head, with its own) or "all" (all heads together).
+        "heads" (each head, with its own), "all" (all heads together) or "unit" (each head, without a
+        weight, in layers where it turns).
     norm_after_rotary : bool
         Whether queries and keys are normalized after they are turned.
     interleaved : bool

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,8 +216,9 @@ class HuggingFaceCheckpoint(Checkpoint):
         except ValueError as error:
             raise ValueError(f"{entry.file}: {error}") from None
         if experts is not None:
+            theirs, ours = _beginnings(stored_name, name)
             for tensor, (part, view) in experts.items():
-                self._add(tensor, part)
+                self._add(theirs + tensor.removeprefix(ours), part)
                 self._views[tensor] = view
             return
         floats = entry.dtype_name in ("F64", "F32", "F16", "BF16")
@@ -322,6 +324,13 @@ class HuggingFaceCheckpoint(Checkpoint):
             return self._entries[name]
         except KeyError:
             raise self._unknown(name) from None
+
+
+def _beginnings(stored_name: str, name: str) -> tuple[str, str]:
+    """Return what is before the same end of two names."""
+    pairs = zip(reversed(stored_name), reversed(name), strict=False)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return stored_name[: len(stored_name) - same], name[: len(name) - same]
 
 
 def _copied_files(path: Path) -> Iterator[Path]:

@@ -15,7 +15,8 @@ A sublayer may have several stages at either end, as experts have, or between, a
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,16 @@ from numbacalib.models.parts import Parts
 from numbacalib.models.rope import RotaryEmbedding
 from numbacalib.ops.activation import activate, activate_clamped
 from numbacalib.ops.attention import attention
-from numbacalib.ops.matrix import add_scaled, cast, column_range, joined_columns
+from numbacalib.ops.matrix import (
+    add_scaled,
+    cast,
+    column_range,
+    from_host,
+    joined_columns,
+    joined_rows,
+    row_range,
+)
+from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
 
 __all__ = ["MLP", "Attention", "LatentAttention", "Sublayer", "activated"]
@@ -137,6 +147,8 @@ class Attention(Sublayer):
         config = self._config
         self._rope = rope
         self._window = config.sliding_windows[index]
+        self._chunk = config.chunks[index] if config.chunks else None
+        self._turns = config.turns(index)
         self._parts = parts(config, index)
         entry, *middle, exit_ = attention_stages(config, index)
         self.entry_stages, self.middle_stages, self.exit_stages = (entry,), tuple(middle), (exit_,)
@@ -149,6 +161,7 @@ class Attention(Sublayer):
         fused = "query_key_value" in self._parts
         queries, keys, values = self._taken_apart(x) if fused else self._projected(x)
         by_head = config.qk_norm and config.architecture.qk_norm != "all"
+        by_head = by_head and (self._turns or config.architecture.qk_norm != "unit")
         if by_head and not config.architecture.norm_after_rotary:
             queries, keys = self._normalized(queries, keys)
         if self._rope is not None:
@@ -157,16 +170,30 @@ class Attention(Sublayer):
             rotate(keys, *self._rope.tables(length), interleaved=interleaved)
         if by_head and config.architecture.norm_after_rotary:
             queries, keys = self._normalized(queries, keys)
-        context = attention(
-            queries,
-            keys,
-            values,
-            self._window,
+        attend = partial(
+            attention,
+            window=self._window,
             scale=config.attention_scale,
             cap=config.attention_cap,
             sinks=self._weights.vectors.get(config.architecture.sinks),
         )
-        return context.reshape(*x.shape[:-1], self.width)
+        if self._chunk is None or length <= self._chunk:
+            return attend(queries, keys, values).reshape(*x.shape[:-1], self.width)
+        found = [attend(*run) for run in self._runs((queries, keys, values), length)]
+        joined = joined_rows([run.reshape(-1, self.width) for run in found])
+        return joined.reshape(*x.shape[:-1], self.width)
+
+    def _runs(self, heads: Sequence[Array], length: int) -> Iterator[list[Array]]:
+        """Cut heads ``[S, T, ...]`` into runs of positions ``[1, t, ...]`` that do not see each other."""
+        flat = [array.reshape(-1, array.shape[2] * array.shape[3]) for array in heads]
+        step = self._chunk or length
+        for start in range(0, flat[0].shape[0], length):
+            for first in range(start, start + length, step):
+                end = min(first + step, start + length)
+                yield [
+                    row_range(rows, first, end).reshape(1, end - first, *array.shape[2:])
+                    for rows, array in zip(flat, heads, strict=True)
+                ]
 
     def _projected(self, x: Array) -> tuple[Array, Array, Array]:
         """Heads ``[S, T, heads, head_dim]`` of queries, keys and values."""
@@ -201,6 +228,10 @@ class Attention(Sublayer):
 
     def _normalized(self, queries: Array, keys: Array) -> tuple[Array, Array]:
         norms = self._config.architecture.norms
+        if self._config.architecture.qk_norm == "unit":
+            ones = from_host(np.ones(self._config.head_dim, np.float32), queries)
+            eps, dtype = self._config.rms_norm_eps, self._weights.dtype
+            return rms_norm(queries, ones, eps, dtype), rms_norm(keys, ones, eps, dtype)
         return self._weights.norm(norms["query"], queries), self._weights.norm(norms["key"], keys)
 
 

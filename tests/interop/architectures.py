@@ -60,6 +60,15 @@ MAGNITUDES = YARN | {"rope_theta": 1e4, "mscale": 1.2, "mscale_all_dim": 0.7}
 ELSEWHERE = {"intermediate_size": None, "num_key_value_heads": None}
 FALCON = ELSEWHERE | {"ffn_hidden_size": 96}
 
+LLAMA4 = {
+    "head_dim": 16,
+    "intermediate_size": 32,
+    "intermediate_size_mlp": 96,
+    "num_local_experts": 4,
+    "floor_scale": 5,
+    "attn_scale": 0.3,
+}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 7},
@@ -201,6 +210,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "layer_types": [FULL, SLIDING],
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
     },
+    "llama4_text": LLAMA4 | {"num_hidden_layers": 4},
+    "llama4_text-chunks": LLAMA4
+    | {
+        "no_rope_layers": [1, 0],
+        "attention_chunk_size": 7,
+        "num_experts_per_tok": 2,
+        "interleave_moe_layer_step": 2,
+        "use_qk_norm": False,
+        "attention_bias": True,
+    },
+    "llama4_text-still": LLAMA4
+    | {"attn_temperature_tuning": False, "attention_chunk_size": 13, "moe_layers": [0]},
     "gpt2": ELSEWHERE | {"n_inner": 96},
     "opt": ELSEWHERE | {"ffn_dim": 96, "word_embed_proj_dim": 64},
     "opt-unbiased": ELSEWHERE | {"ffn_dim": 96, "word_embed_proj_dim": 64, "enable_bias": False},
@@ -250,6 +271,11 @@ WRAPPED: dict[str, dict[str, Any]] = {
         },
         "vision_config": TOWER | {"model_type": "pixtral", "head_dim": 16},
         "tie_word_embeddings": False,
+    },
+    "llama4": {
+        "text_config": LLAMA4 | {"model_type": "llama4_text"},
+        "vision_config": TOWER
+        | {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
     },
     "llava": {
         "text_config": {"model_type": "llama"},
@@ -303,7 +329,9 @@ def save(
     torch.manual_seed(0)
     shards = overrides.pop("max_shard_size", "5GB")
     kind = AutoModelForImageTextToText if variant in WRAPPED else AutoModelForCausalLM
-    model = kind.from_config(config_of(variant, **overrides)).to(dtype).eval()
+    model = kind.from_config(config_of(variant, **overrides)).eval()
+    if dtype != torch.float32:  # which it is, but for tables of complex numbers
+        model = model.to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name and name.endswith("weight"):

@@ -60,6 +60,14 @@ DESCRIBED: dict[str, dict[str, Any]] = {
         "swiglu_limit": 1.0,
         "rope_scaling": {"rope_type": "linear", "factor": 2.0},
     },
+    # runs of positions, layers that do not turn and whose queries grow, experts of scaled inputs
+    "llama4_text": {
+        "intermediate_size_mlp": 16,
+        "num_local_experts": 3,
+        "no_rope_layers": [1, 0],
+        "attention_chunk_size": 3,
+        "floor_scale": 2,
+    },
     # learned positions, matrices that files hold transposed
     "gpt2": {},
     "opt": {},
@@ -115,7 +123,10 @@ def described_config(model_type: str, **overrides: Any) -> dict[str, Any]:
     }
     key = ARCHITECTURES[model_type].key
     options = config | DESCRIBED[model_type] | overrides
-    return {key(name): value for name, value in options.items()}
+    options = {key(name): value for name, value in options.items()}
+    if model_type == "llama4_text":  # llama's key is the experts' there
+        options["intermediate_size"] = 16
+    return options
 
 
 def described_tensors(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:

@@ -4,6 +4,7 @@ from numbacalib.models.architectures import (
     gemma,
     latent,
     llama,
+    llama4,
     mixtures,
     older,
     phi,
@@ -14,7 +15,7 @@ from numbacalib.models.description import Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.model_type: architecture
-    for module in (llama, windowed, relatives, gemma, phi, mixtures, latent, older)
+    for module in (llama, windowed, relatives, gemma, phi, mixtures, latent, older, llama4)
     for architecture in vars(module).values()
     if isinstance(architecture, Architecture)
 }
