@@ -34,7 +34,7 @@ class Result(DeviceNDArray):
     """
 
     taken: DeviceArray | None = None
-    """The same array as kernels take it; None for a part of another."""
+    """The same array as kernels take it, once it is known."""
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -118,7 +118,14 @@ def _memory(array: Any) -> Memory | None:
 
 def _as_kernels_take(array: Any) -> DeviceArray | None:
     """Return an array of ours as kernels take it; None for others, and for None."""
-    return array if type(array) is DeviceArray else getattr(array, "taken", None)
+    if type(array) is DeviceArray:
+        return array
+    if not isinstance(array, Result):
+        return None
+    memory = _memory(array)
+    if array.taken is None and memory:  # a part of another, or another shape of it
+        array.taken = DeviceArray(_address(array), array.shape, array.dtype, memory, array.strides)
+    return array.taken
 
 
 def _is_here(array: Any) -> bool:
