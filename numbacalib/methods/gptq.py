@@ -18,6 +18,7 @@ from numbacalib.runtime.alone import each_alone
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
 from numbacalib.runtime.finite import require_finite
+from numbacalib.spec.grid import INTEGER
 from numbacalib.spec.range_search import RangeSearch
 
 BATCH_BYTES = 4 << 30
@@ -41,6 +42,7 @@ def gptq(
     static_groups: bool = False,
     scales: ArrayT | None = None,
     zeros: ArrayT | None = None,
+    element: str = INTEGER,
 ) -> QuantizedWeight[ArrayT]:
     """Quantize a weight by GPTQ, without inverting the Hessian.
 
@@ -80,6 +82,9 @@ def gptq(
         Grids that a format, or a caller, has fixed: scales in `scale_dtype`, of any sign but not 0, and
         zeros as unsigned codes have them, uint8 or real numbers, none with `symmetric`.
         ``value = (code - zero) * scale`` with codes in ``[0, 2 ** bits - 1]``.
+    element : "int" or "e2m1", default "int"
+        Kind of the codes: integers, or floating-point numbers of 4 bits on a symmetric grid, such as those
+        of NVFP4 and MXFP4: see `fp4_scales`, which finds scales as these store them.
 
     Returns
     -------
@@ -118,7 +123,9 @@ def gptq(
     arrays = {"weight": weight, "hessian": hessian}
     options = {"importance": importance, "scales": scales, "zeros": zeros}
     with arrays_of_one_device(**arrays, **options) as (weight, hessian, *given):
-        settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, *given)
+        settings = grid_settings(
+            weight, bits, group_size, symmetric, scale_dtype, search, *given, element=element
+        )
         channels = weight.shape[1]
         checks.matrix("hessian", hessian, (channels, channels))
         unchecked = {"hessian": hessian, "weight": weight}
@@ -144,6 +151,7 @@ def gptq_shared(
     static_groups: bool = False,
     scales: Mapping[str, ArrayT] | None = None,
     zeros: Mapping[str, ArrayT] | None = None,
+    element: str = INTEGER,
 ) -> dict[str, QuantizedWeight[ArrayT]]:
     """Quantize layers that have one input, and so one Hessian, as `gptq` does each: it is factored once.
 
@@ -159,6 +167,8 @@ def gptq_shared(
         As in `gptq`.
     scales, zeros : mappings of str to array [M_i, G], optional
         Of each weight, as in `gptq`.
+    element
+        As in `gptq`.
 
     Returns
     -------
@@ -190,7 +200,15 @@ def gptq_shared(
         joined = joined_rows(matrices)
         grids = [_joined_grids(name, grid, list(weights)) for name, grid in fixed.items()]
         settings = grid_settings(
-            joined, bits, group_size, symmetric, scale_dtype, search, importance, *grids
+            joined,
+            bits,
+            group_size,
+            symmetric,
+            scale_dtype,
+            search,
+            importance,
+            *grids,
+            element=element,
         )
         unchecked = {"hessian": hessian} | dict(zip(weights, matrices, strict=True))
         stack = checks.stack_of_one(hessian)
@@ -215,6 +233,7 @@ def gptq_batch(
     static_groups: bool = False,
     scales: ArrayT | None = None,
     zeros: ArrayT | None = None,
+    element: str = INTEGER,
 ) -> list[QuantizedWeight[ArrayT]]:
     """Quantize equal layers, such as a model's experts, each by its own Hessian, as `gptq` does.
 
@@ -232,6 +251,8 @@ def gptq_batch(
     percdamp, damping_tries, shrinkage, act_order, static_groups
         As in `gptq`.
     scales, zeros : arrays [E, M, G], optional
+    element
+        As in `gptq`.
 
     Returns
     -------
@@ -274,7 +295,7 @@ def gptq_batch(
             last = min(first + size, count)
             run = slice(first * rows, last * rows)
             own = [None if array is None else array[run] for array in (errors, *given)]
-            settings = grid_settings(weight[run], *grid, *own)
+            settings = grid_settings(weight[run], *grid, *own, element=element)
             stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
             names = [f"hessians[{e}]" for e in range(first, last)]
             layers = Layers(weight[run], stack, [rows] * (last - first), names)

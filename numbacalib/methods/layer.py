@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from numbacalib.methods.order import ACT_ORDERS
-from numbacalib.methods.settings import GridFinder
+from numbacalib.methods.settings import GridFinder, check_element
 from numbacalib.methods.solver import LARGEST_DAMPING
 from numbacalib.runtime import checks
+from numbacalib.spec.grid import INTEGER
 from numbacalib.spec.range_search import RangeSearch
 
 LEAST_RANK = 0.25
@@ -37,6 +38,8 @@ class LayerSettings:
     group_size: int | None = 128
     """Input channels that share a scale; None is one scale a row."""
     symmetric: bool = False
+    element: str = INTEGER
+    """Kind of the codes: "int", or "e2m1" for floating-point numbers of 4 bits on the symmetric grid."""
     scale_dtype: DTypeLike = np.float16
     find_grid: GridFinder | None = None
     """Finds scales and zeros as a format stores them, before codes are chosen; by default they are those
@@ -111,6 +114,9 @@ class LayerSettings:
         if self.shrinkage is not None:
             share("shrinkage", self.shrinkage)
         flag("symmetric", self.symmetric)
+        check_element(self.element, self.bits, self.symmetric)
+        if self.element != INTEGER and (self.refit or self.method == "kmeans"):
+            raise ValueError(f"element: expected int with refit and kmeans, got {self.element!r}")
         flag("static_groups", self.static_groups)
         if self.find_grid is not None:
             self.check_fixed()

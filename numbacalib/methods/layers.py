@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from numbacalib.methods.loss import clipped_share
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.refit import refit_scales
 from numbacalib.methods.rtn import rtn
-from numbacalib.methods.settings import GridFinder, grid_settings
+from numbacalib.methods.settings import FoundGrids, grid_settings
 from numbacalib.methods.shrinkage import shrinkage_for
 from numbacalib.methods.target import output_loss, propagated_target
+from numbacalib.ops.columns import magnitude_max
 from numbacalib.ops.matrix import diagonal, to_host
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
@@ -287,6 +289,7 @@ def grid_options(settings: LayerSettings) -> dict[str, Any]:
         "group_size": None if settings.method == "kmeans" else settings.group_size,
         "symmetric": settings.symmetric,
         "scale_dtype": settings.scale_dtype,
+        "element": settings.element,
     }
 
 
@@ -303,12 +306,24 @@ def _quantized(
     if settings.ranges == "weighted" and importance is None and statistics is not None:
         alike["importance"] = statistics.mean_square
     options = {name: dict(alike) for name in targets}
-    for name, own in options.items():
-        if importance is not None:
+    if importance is not None:
+        for name, own in options.items():
             own["importance"] = importance[name]
-        if settings.find_grid is not None:
-            with named([name]):
-                own |= _fixed_grid(targets[name], settings.find_grid, own)
+    if settings.find_grid is not None:
+        hessian = None
+        if settings.ranges == "weighted" and importance is None and statistics is not None:
+            hessian = statistics.hessian
+        return _on_fixed_grids(targets, hessian, statistics, settings, options)
+    return _by_method(targets, statistics, settings, options)
+
+
+def _by_method(
+    targets: Mapping[str, Any],
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    options: Mapping[str, dict[str, Any]],
+) -> tuple[Sequence[QuantizedWeight | CodebookWeight], dict[str, Any]]:
+    """Quantize with each layer's own `options` of the method."""
     if statistics is not None and settings.method == "gptq":
         return _gptq(targets, statistics, settings, options)
     found = []
@@ -336,14 +351,36 @@ _FIXED = ("scales", "zeros")
 """Options that are of one weight alone, where a format fixes its grid."""
 
 
-def _fixed_grid(weight: Any, find: GridFinder, options: dict[str, Any]) -> dict[str, Any]:
-    """Find scales and zeros as a format fixes them, as arguments of a method in place of a search's."""
-    search, importance = options.pop("search", None), options.pop("importance", None)
-    with arrays_of_one_device(weight=weight, importance=importance) as (weight, importance):
-        settings = grid_settings(weight, search=search, importance=importance, **options)
-        require_finite("weight", weight)
-        scales, zeros = find(weight, settings)
-    return {"scales": scales, "zeros": zeros}
+def _on_fixed_grids(
+    targets: Mapping[str, Any],
+    hessian: Any,
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    options: Mapping[str, dict[str, Any]],
+) -> tuple[Sequence[QuantizedWeight | CodebookWeight], dict[str, Any]]:
+    """Find scales and zeros as a format fixes them, in place of a search, and quantize on these."""
+    assert settings.find_grid is not None
+    reach = [to_host(magnitude_max(each, np.dtype(np.float32))) for each in targets.values()]
+    largest = float(np.max([own.max() for own in reach]))
+    grids: dict[str, FoundGrids] = {}
+    for name, own in options.items():
+        search, importance = own.pop("search", None), own.pop("importance", None)
+        arrays = {"weight": targets[name], "importance": importance, "hessian": hessian}
+        with named([name]), arrays_of_one_device(**arrays) as (weight, importance, blocks):
+            given = grid_settings(weight, search=search, importance=importance, **own)
+            require_finite("weight", weight)
+            grids[name] = settings.find_grid(
+                weight, given._replace(hessian=blocks, largest=largest)
+            )
+        own["scales"], own["zeros"] = grids[name].scales, grids[name].zeros
+    found, measured = _by_method(targets, statistics, settings, options)
+    stored: list[QuantizedWeight | CodebookWeight] = []
+    for quantized, grid in zip(found, grids.values(), strict=True):
+        assert isinstance(
+            own, QuantizedWeight
+        )  # no codebooks on grids: see `LayerSettings.check_fixed`
+        stored.append(replace(quantized, global_scale=grid.global_scale))
+    return stored, measured
 
 
 def _gptq(

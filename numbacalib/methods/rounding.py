@@ -22,7 +22,7 @@ def find_scales(weight: Any, settings: GridSettings) -> tuple[Any, Any]:
     if settings.fixed is not None:
         dtype = checks.result_dtype(weight)
         scales, zeros = settings.fixed
-        own = to_host(zeros).astype(dtype) + settings.grid.bounds(dtype).low
+        own = to_host(zeros).astype(dtype) + dtype.type(settings.grid.offset)
         return cast(scales, dtype), from_host(own, scales)
     if settings.search is None:
         return grid_scales(weight, settings.group_size, settings.grid)
@@ -67,7 +67,14 @@ def stored_runs(
     grid = settings.grid.bits, settings.group_size, settings.grid.symmetric
     runs = (split_rows(array, rows) for array in (codes, *stored))
     weights = [
-        QuantizedWeight(codes, scales, zeros, *grid, own)
+        QuantizedWeight(
+            codes,
+            scales,
+            zeros,
+            *grid,
+            own,
+            element=settings.grid.element,
+        )
         for codes, scales, zeros, own in zip(*runs, g_idx, strict=True)
     ]
     return weights, require_finite_scales

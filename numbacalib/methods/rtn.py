@@ -11,6 +11,7 @@ from numbacalib.methods.settings import grid_settings
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
+from numbacalib.spec.grid import INTEGER
 from numbacalib.spec.range_search import RangeSearch
 
 
@@ -25,6 +26,7 @@ def rtn(
     importance: ArrayT | None = None,
     scales: ArrayT | None = None,
     zeros: ArrayT | None = None,
+    element: str = INTEGER,
 ) -> QuantizedWeight[ArrayT]:
     """Quantize a weight by rounding to nearest.
 
@@ -50,6 +52,9 @@ def rtn(
         Grids that a format, or a caller, has fixed: scales in `scale_dtype`, of any sign but not 0, and
         zeros as unsigned codes have them, uint8 or real numbers, none with `symmetric`.
         ``value = (code - zero) * scale`` with codes in ``[0, 2 ** bits - 1]``.
+    element : "int" or "e2m1", default "int"
+        Kind of the codes: integers, or floating-point numbers of 4 bits on a symmetric grid, such as those
+        of NVFP4 and MXFP4: see `fp4_scales`, which finds scales as these store them.
 
     Returns
     -------
@@ -73,6 +78,8 @@ def rtn(
     """
     options = {"importance": importance, "scales": scales, "zeros": zeros}
     with arrays_of_one_device(weight=weight, **options) as (weight, *given):
-        settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, *given)
+        settings = grid_settings(
+            weight, bits, group_size, symmetric, scale_dtype, search, *given, element=element
+        )
         require_finite("weight", weight)
         return rounded(weight, settings)

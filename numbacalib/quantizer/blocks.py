@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,14 @@ from numbacalib.methods import (
     quantize_experts,
     quantize_layers,
 )
-from numbacalib.models import Checkpoint, Decoder, DecoderBlock, TensorInfo
+from numbacalib.models import DecoderBlock
 from numbacalib.models.experts import Experts
 from numbacalib.ops.matrix import to_host
 from numbacalib.quantizer.calibration import SILENT, Calibration, Group, Stage
 from numbacalib.quantizer.expert_calibration import groups_of_weights
+from numbacalib.quantizer.job import Job
+from numbacalib.quantizer.layer_settings import on_grid
+from numbacalib.quantizer.outer import is_outer, quantize_outer
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.work import FinishedBlock, Work
@@ -35,47 +38,17 @@ from numbacalib.statistics import InputStatistics
 log = logging.getLogger("numbacalib")
 
 
-@dataclass(frozen=True)
-class Job:
-    """Inputs and outputs of a run, opened and checked."""
-
-    checkpoint: Checkpoint
-    decoder: Decoder
-    settings: Settings
-    weights: Mapping[str, TensorInfo]
-    """Of the layers that are quantized, by name without ``.weight``."""
-    grids: Mapping[str, LayerGrid]
-    calibration: Calibration | None
-    """None is a method that needs no activations."""
-    importance: Mapping[str, NDArray] | None
-    tokens: int
-    """Of calibration that run through the model; 0 where none do."""
-    held_out: NDArray[np.integer]
-    """Sequences [S, T] that the output is evaluated on; none with S = 0."""
-    identity: dict[str, Any]
-
-
-def on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
-    return replace(
-        settings,
-        bits=grid.bits,
-        group_size=grid.group_size,
-        symmetric=grid.symmetric,
-        scale_dtype=grid.scale_dtype,
-        find_grid=grid.find,
-    )
-
-
 def quantize_blocks(job: Job, kept: Work) -> None:
-    """Quantize every block that is not finished yet, and keep it."""
+    """Quantize every block that is not finished yet, and keep it; what is outside of them comes last."""
     layers = job.decoder.config.num_layers
     reports: list[LayerReport] = []
-    with Progress(layers, done=kept.finished) as progress, np.errstate(**SILENT):
+    outer = any(map(is_outer, job.grids))
+    with Progress(layers + outer, done=kept.finished) as progress, np.errstate(**SILENT):
         for index in range(layers):
             if index < kept.finished:
                 progress.show(f"block {index + 1} of {layers}: finished before")
                 finished = kept.load(index)
-                if kept.finished < layers and job.calibration is not None:
+                if kept.finished < layers + outer and job.calibration is not None:
                     _skip_block(job, job.decoder.block(index), finished, job.calibration)
             else:
                 progress.show(f"block {index + 1} of {layers}: reading")
@@ -86,6 +59,13 @@ def quantize_blocks(job: Job, kept: Work) -> None:
             reports += finished.reports
             if index >= kept.finished:
                 progress.step(f"block {index + 1} of {layers}")
+        if outer and kept.finished <= layers:
+            progress.show("quantizing what is outside of the blocks")
+            finished = quantize_outer(job)
+            kept.save(layers, finished)
+            _check_fallbacks([*reports, *finished.reports], len(job.grids), job.settings)
+            reports += finished.reports
+            progress.step("outside of the blocks")
         kept.settle()
     _warn_of_calibration(reports)
 
@@ -242,6 +222,7 @@ def _fold_scales(
             group_size=layer_settings[stage[0]].group_size,
             symmetric=layer_settings[stage[0]].symmetric,
             scale_dtype=layer_settings[stage[0]].scale_dtype,
+            element=layer_settings[stage[0]].element,
         )
         done.scales[stage[0]] = to_host(found.scales)
         folded[stage], changed = block.fold(stage, found.scales, _producer_dtype(job, block, stage))

@@ -35,7 +35,7 @@ from numbacalib.models import (
 from numbacalib.models.hub import revision_of
 from numbacalib.models.layer_tensors import expert_stages, stages
 from numbacalib.quantizer.ahead import compiled_ahead
-from numbacalib.quantizer.blocks import Job, on_grid, quantize_blocks
+from numbacalib.quantizer.blocks import quantize_blocks
 from numbacalib.quantizer.calibration import (
     Calibration,
     SavedCalibration,
@@ -43,6 +43,9 @@ from numbacalib.quantizer.calibration import (
 )
 from numbacalib.quantizer.identity import identity_of, stamps_of
 from numbacalib.quantizer.importance import read_importance
+from numbacalib.quantizer.job import Job
+from numbacalib.quantizer.layer_settings import on_grid
+from numbacalib.quantizer.outer import outer_layers
 from numbacalib.quantizer.plan import Plan, make_plan, require_memory
 from numbacalib.quantizer.preflight import peak_memory, require_space
 from numbacalib.quantizer.proof import prove
@@ -229,7 +232,7 @@ def _writers(
         for each, path in zip(formats, paths, strict=True)
     ]
     blocks = job.decoder.config.num_layers
-    left = kept_bytes(job.weights, job.grids) * (blocks - kept.finished) // blocks
+    left = kept_bytes(job.weights, job.grids) * max(0, blocks - kept.finished) // blocks
     output = paths[0].parent if paths[1:] else paths[0]
     require_space({output: sum(writer.planned_bytes for writer in writers), kept.directory: left})
     return writers
@@ -263,8 +266,12 @@ def _open_job(
         raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
     _check_experts(checkpoint, settings, statistics, importance)
     decoder = Decoder(checkpoint, place=place)
-    shapes = _layer_shapes(checkpoint, settings)
-    grids = _grids(checkpoint, settings, formats)
+    if settings.lm_head and (statistics is not None or importance is not None):
+        raise ValueError(
+            "lm_head: expected a text to calibrate it on, not statistics or importance"
+        )
+    shapes = _layer_shapes(checkpoint, settings, formats)
+    grids = _grids(checkpoint, shapes, settings, formats)
     factors = None
     if importance is not None:
         factors = read_importance(importance, shapes, model_type=checkpoint.config.model_type)
@@ -331,8 +338,7 @@ def _check_experts(
 def _write_layers(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> list[LayerReport]:
     """Hand all blocks that are kept to the writers; return their reports, with what the layers take."""
     reports = []
-    for index in range(job.decoder.config.num_layers):
-        block = kept.load(index)
+    for block in kept.blocks():
         for name, vector in block.vectors.items():
             for writer in writers:
                 writer.add(name, vector)
@@ -345,10 +351,12 @@ def _write_layers(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> list[
 
 
 def _grids(
-    checkpoint: Checkpoint, settings: Settings, formats: Sequence[Format]
+    checkpoint: Checkpoint,
+    shapes: Mapping[str, tuple[int, int]],
+    settings: Settings,
+    formats: Sequence[Format],
 ) -> dict[str, LayerGrid]:
     """Say how the model's linear layers are to be stored, and in the log what deviates."""
-    shapes = _layer_shapes(checkpoint, settings)
     weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
     asked = {
         name: replace(_asked(settings, info.dtype), bits=settings.bits_of(name))
@@ -357,7 +365,10 @@ def _grids(
     grids = common_grids(formats, weights, asked)
     for grid in dict.fromkeys(grids.values()):
         on_grid(settings, grid).check()
-    if any(asked[name].symmetric != grid.symmetric for name, grid in grids.items()):
+    if any(
+        asked[name].symmetric != grid.symmetric and grid.find is None
+        for name, grid in grids.items()
+    ):
         log.warning("experts are on the symmetric grid: runtimes read no zero points of theirs")
     others: dict[tuple[int | None, int | None], set[int]] = {}
     for name, grid in grids.items():
@@ -386,7 +397,9 @@ def _asked(settings: Settings, dtype: np.dtype) -> LayerGrid:
     )
 
 
-def _layer_shapes(checkpoint: Checkpoint, settings: Settings) -> dict[str, tuple[int, int]]:
+def _layer_shapes(
+    checkpoint: Checkpoint, settings: Settings, formats: Sequence[Format]
+) -> dict[str, tuple[int, int]]:
     """M and K of the linear layers that are quantized, by name without ``.weight``."""
     shapes = {}
     for index in range(checkpoint.config.num_layers):
@@ -394,6 +407,9 @@ def _layer_shapes(checkpoint: Checkpoint, settings: Settings) -> dict[str, tuple
         for kind in chain.from_iterable([*stages(checkpoint.config, index), *experts]):
             rows, channels = checkpoint.info(f"model.layers.{index}.{kind}.weight").shape
             shapes[f"model.layers.{index}.{kind}"] = rows, channels
+    for name in outer_layers(checkpoint, settings, formats):
+        rows, channels = checkpoint.info(f"{name}.weight").shape
+        shapes[name] = rows, channels
     settings.check_layers(shapes)
     return {name: shape for name, shape in shapes.items() if not settings.skips(name)}
 

@@ -26,8 +26,11 @@ from numbacalib.models.layer_tensors import (
     linear_shapes,
     stages,
 )
-from numbacalib.quantizer.blocks import Job, on_grid, quantize_group
+from numbacalib.quantizer.blocks import quantize_group
 from numbacalib.quantizer.calibration import SILENT, TextCalibration
+from numbacalib.quantizer.job import Job
+from numbacalib.quantizer.layer_settings import on_grid
+from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.preflight import in_units, resident_memory
 from numbacalib.terminal import reporting, silent
 
@@ -99,7 +102,8 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
     passes = [trial.forward * _token_weights(job, index) for index in range(blocks)]
     seconds = {
         "quantizing": tokens * sum(passes[finished:])
-        + sum(_solving(job, index, trial) for index in range(finished, blocks)),
+        + sum(_solving(job, index, trial) for index in range(finished, blocks))
+        + sum(trial.work * _work(job, *shape) for shape in _outer_shapes(job)),
         "writing": output_bytes / MOVED,
         # both models run over it
         "proving": output_bytes / MOVED + 2 * job.held_out.size * sum(passes),
@@ -161,7 +165,8 @@ class _Trial(NamedTuple):
 
 def _trial(job: Job) -> _Trial:
     """Measure on the first block that is quantized."""
-    index = min(int(name.split(".")[2]) for name in job.grids)  # the first with a layer not skipped
+    # the first with a layer not skipped
+    index = min(int(name.split(".")[2]) for name in job.grids if not is_outer(name))
     block = job.decoder.block(index)
     found: Mapping[Any, Any] = {}
     first = again = 0.0
@@ -237,10 +242,18 @@ def _solving(job: Job, index: int, trial: _Trial) -> float:
 
 
 def _stage_work(job: Job, index: int, stage: tuple[str, ...]) -> float:
-    rows, channels = _size(job, index, stage)
+    return _work(job, *_size(job, index, stage))
+
+
+def _work(job: Job, rows: int, channels: int) -> float:
     if job.settings.method == "gptq":
         return channels**3 / 3 + rows * channels**2
     return rows * channels
+
+
+def _outer_shapes(job: Job) -> list[tuple[int, ...]]:
+    """M and K of the layers outside of the blocks that are quantized."""
+    return [info.shape for name, info in job.weights.items() if is_outer(name)]
 
 
 def _size(job: Job, index: int, stage: tuple[str, ...]) -> tuple[int, int]:
@@ -265,8 +278,14 @@ def _host_bytes(job: Job, tokens: int, output_bytes: int) -> int:
 
 
 def _working_bytes(job: Job, tokens: int) -> int:
-    """Bytes of arrays while the largest block is quantized on so many tokens."""
-    return max(_block_bytes(job, index, tokens) for index in range(job.decoder.config.num_layers))
+    """Bytes of arrays while the largest block, or what is outside, is quantized on so many tokens."""
+    blocks = [_block_bytes(job, index, tokens) for index in range(job.decoder.config.num_layers)]
+    squares = _SQUARES if job.calibration is not None else 0
+    outer = [
+        4 * (squares * channels**2 + _COPIES * rows * channels + tokens * channels)
+        for rows, channels in _outer_shapes(job)
+    ]
+    return max([*blocks, *outer])
 
 
 def _block_bytes(job: Job, index: int, tokens: int) -> int:

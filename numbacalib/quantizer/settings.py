@@ -48,6 +48,10 @@ class Settings(LayerSettings):
     """Patterns of layers' names, as shells have them, whose layers stay as they are."""
     layer_bits: Mapping[str, int] = field(default_factory=dict)
     """Bits of the layers whose names a pattern fits, instead of `bits`; the last that fits counts."""
+    lm_head: bool = False
+    """True to quantize the head too, where the format stores it: a tied one with the embeddings."""
+    embeddings: bool = False
+    """True to round the embeddings too, where the format stores them."""
     samples: int = 64
     """Calibration sequences, evenly spaced over the text."""
     sequence_length: int = 512
@@ -82,7 +86,7 @@ class Settings(LayerSettings):
                     raise ValueError(
                         f"{option}: expected patterns of layers such as {names[0]}, none fits {pattern!r}"
                     )
-        if all(map(self.skips, names)):
+        if all(self.skips(name) for name in names if name.startswith("model.layers.")):
             raise ValueError("skip: expected patterns that leave a layer to quantize")
 
 
@@ -101,7 +105,8 @@ def check(settings: Settings, importance: str | Path | None) -> None:
     for pattern, bits in settings.layer_bits.items():
         checks.integer(f"bits of {pattern}", bits, 2, 8)
     share("max_fallbacks", settings.max_fallbacks)
-    flag("awq_weight_term", settings.awq_weight_term)
+    for name in ("awq_weight_term", "lm_head", "embeddings"):
+        flag(name, getattr(settings, name))
     if settings.channel_scales not in CHANNEL_SCALES:
         raise ValueError(
             f"channel_scales: expected {' or '.join(CHANNEL_SCALES)}, "
