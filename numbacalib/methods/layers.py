@@ -376,9 +376,7 @@ def _on_fixed_grids(
     found, measured = _by_method(targets, statistics, settings, options)
     stored: list[QuantizedWeight | CodebookWeight] = []
     for quantized, grid in zip(found, grids.values(), strict=True):
-        assert isinstance(
-            own, QuantizedWeight
-        )  # no codebooks on grids: see `LayerSettings.check_fixed`
+        assert isinstance(quantized, QuantizedWeight)  # see `LayerSettings.check_fixed`
         stored.append(replace(quantized, global_scale=grid.global_scale))
     return stored, measured
 
