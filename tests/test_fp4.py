@@ -146,19 +146,19 @@ def test_gptq_spreads_errors_on_scales_as_they_are_stored(backend, form, order):
 
 def test_scales_are_found_where_none_are_given(backend):
     """The largest weight of a group is 6, as compensated so far, and scales are rounded as stored."""
-    weight, hessian = layer(8)
+    weight, hessian = layer(8, channels=32)
     found = backend.call(gptq, weight, hessian, group_size=16, scale_dtype=np.float16, **GRID)
     first = np.abs(weight[:, :16]).max(axis=1) / 6
     np.testing.assert_array_equal(found.scales[:, 0], first.astype(np.float16))
     rounded = backend.call(rtn, weight, group_size=16, scale_dtype=np.float16, **GRID)
-    groups = np.abs(weight.reshape(4, 4, 16)).max(axis=2) / 6
+    groups = np.abs(weight.reshape(4, 2, 16)).max(axis=2) / 6
     np.testing.assert_array_equal(rounded.scales, groups.astype(np.float16))
     assert (rounded.zeros == 0).all()
     assert proxy_loss(weight, found, hessian) < proxy_loss(weight, rounded, hessian)
 
 
 def test_a_batch_and_layers_that_share_a_hessian_give_what_each_gives_alone(backend):
-    layers = [layer(seed) for seed in (9, 10)]
+    layers = [layer(seed, 2, 32) for seed in (9, 10)]
     weights, hessians = (np.stack(each).astype(np.float32) for each in zip(*layers, strict=True))
     scales = np.stack([fp4_scales(weight, "mxfp4").scales for weight in weights])
     options = {"group_size": 32, **FIXED}
@@ -175,7 +175,7 @@ def test_a_batch_and_layers_that_share_a_hessian_give_what_each_gives_alone(back
 
 
 def test_awq_and_measures_know_the_points(backend):
-    weight, hessian = (array.astype(np.float32) for array in layer(11))
+    weight, hessian = (array.astype(np.float32) for array in layer(11, channels=32))
     magnitude = np.sqrt(np.diagonal(hessian)).copy()
     options = {"group_size": 16, "scale_dtype": np.float32, **GRID}
     found = awq_scales(

@@ -18,9 +18,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba.core.extending import register_jitable
 from numpy.typing import NDArray
 
-from numbacalib.runtime.jit import inlined, scalar
+from numbacalib.runtime.jit import inlined
 from numbacalib.spec.scalars import rint
 
 LEAST, MOST = 0.5, 6.0
@@ -143,7 +144,7 @@ def nvfp4_global_scale(largest: float) -> np.float32:
         return np.minimum(most / np.float32(largest), np.finfo(np.float32).max)
 
 
-@scalar
+@register_jitable
 def first_scale(largest, limits):
     """Code of the first scale whose limit is above the largest magnitude of a group, or of the last one."""
     low, high = 0, len(limits) - 1
