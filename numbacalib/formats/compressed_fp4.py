@@ -90,7 +90,6 @@ class CompressedFp4(SafetensorsFormat):
     def configuration(self, grids: Mapping[str, LayerGrid], left: Left) -> dict[str, Any]:
         """See `SafetensorsFormat`."""
         del grids  # all are on the same one
-        dtype = _SCALE_DTYPES[self.name]
         weights = {
             "num_bits": BITS,
             "type": "float",
@@ -98,8 +97,7 @@ class CompressedFp4(SafetensorsFormat):
             "strategy": _STRATEGIES[self.name],
             "group_size": FP4[self.name].group_size,
             "dynamic": False,
-            "scale_dtype": dtype,
-            "zp_dtype": dtype,
+            "scale_dtype": _SCALE_DTYPES[self.name],
         }
         group = {"targets": ["Linear"], "weights": weights, "format": self._form}
         config = {
@@ -109,6 +107,8 @@ class CompressedFp4(SafetensorsFormat):
             "config_groups": {"group_0": group},
             "ignore": ignored(left),
             "kv_cache_scheme": None,
+            # else transformers 5.24 unpacks to bfloat16 in the first pass, and fails in any other dtype
+            "dequantize": True,
         }
         return {"quantization_config": config}
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
 from models.tiny import TEXT, random_tokens, write_tiny_checkpoint
 from safetensors.numpy import save
@@ -20,7 +23,7 @@ from numbacalib.quantizer import Settings, quantize
 
 KINDS = {"nvfp4": 16, "mxfp4": 32}
 BOUND = 2e-2
-"""Of the largest logit: transformers unpacks weights to bfloat16, and computes in it or in float32."""
+"""Of the largest logit: transformers unpacks weights to bfloat16."""
 
 
 def config_of(kind):
@@ -46,6 +49,7 @@ def test_config_is_understood_in_full(kind):
     group = config["config_groups"].pop("group_0")
     theirs = parsed["config_groups"]["group_0"]
     weights = group.pop("weights")
+    del config["dequantize"]  # of transformers
     assert theirs["weights"].items() >= weights.items()
     assert theirs.items() >= group.items()
     del config["config_groups"]
@@ -57,8 +61,6 @@ def test_compressed_tensors_unpacks_our_weights(kind):
     """To the bit, rounded once to the bfloat16 in which it unpacks them."""
     weight = np.random.default_rng(1).standard_normal((37, 96)).astype(np.float32)
     found, quantized = rounded(weight, kind)
-    from dataclasses import replace
-
     stored = replace(quantized, global_scale=found.global_scale)
     tensors = load(save(FORMATS[kind].pack(stored)))
     compressor = BaseCompressor.get_value_from_registry(f"{kind}-pack-quantized")
@@ -72,8 +74,6 @@ def test_codes_and_scales_are_those_of_compressed_tensors(kind):
     """Round-to-nearest without a search, packed by its own compressor from the same scales."""
     weight = np.random.default_rng(2).standard_normal((24, 64)).astype(np.float32)
     found, quantized = rounded(weight, kind)
-    from dataclasses import replace
-
     stored = replace(quantized, global_scale=found.global_scale)
     ours = load(save(FORMATS[kind].pack(stored)))
     divisor = found.global_scale
@@ -90,14 +90,12 @@ def test_codes_and_scales_are_those_of_compressed_tensors(kind):
 
 
 def unpacked(packed):
-    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
-
     rows, width = packed.shape
     return unpack_fp4_from_uint8(packed, rows, 2 * width)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformers_loads_what_we_write(tmp_path, kind, model_type, dtype):
     model = write_tiny_checkpoint(tmp_path / "model", model_type, dtype)
@@ -108,11 +106,9 @@ def test_transformers_loads_what_we_write(tmp_path, kind, model_type, dtype):
     assert_loads(tmp_path / "out", kind)
 
 
-def assert_loads(directory, kind, dtype=torch.float32):
+def assert_loads(directory, kind):
     """Compare weights to the bit and logits within the bound."""
-    theirs, report = AutoModelForCausalLM.from_pretrained(
-        directory, output_loading_info=True, dtype=dtype
-    )
+    theirs, report = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
     assert not any(report.values()), report
     tokens = random_tokens(24)
     with torch.no_grad():
