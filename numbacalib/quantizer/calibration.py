@@ -25,6 +25,7 @@ from numbacalib.models import (
 )
 from numbacalib.models.experts import Experts
 from numbacalib.models.layer_tensors import Stage, stages
+from numbacalib.models.parts import Parts
 from numbacalib.ops.matrix import copied, to_host
 from numbacalib.quantizer.expert_calibration import expert_groups
 from numbacalib.quantizer.fingerprint import hash_tensors, require_same_model, write_fingerprint
@@ -48,7 +49,7 @@ SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
 log = logging.getLogger("numbacalib")
 
 TRIAL_TOKENS = 4096
-"""Of a batch by which a run's time is measured ahead: a GPU takes a whole text at once."""
+"""Tokens of the batch by which a run's time is measured ahead: a GPU takes a whole text at once."""
 IMATRIX = "imatrix.gguf"
 """Name of the importance file beside the statistics."""
 
@@ -92,6 +93,8 @@ class TextCalibration:
         Let the original blocks run beside the quantized ones, for statistics that also have the original
         model's inputs. It takes as much time again for running the text, half as much again for the
         moments, and memory for a second residual stream, the activations of a stage and a block.
+    streamed : bool, default False
+        Keep the residual stream in pinned host memory, from where it passes through a device.
     """
 
     def __init__(
@@ -101,22 +104,24 @@ class TextCalibration:
         *,
         everything: bool = False,
         propagated: bool = False,
+        streamed: bool = False,
     ) -> None:
         self._decoder = decoder
         self._everything = everything
-        self._hidden = decoder.embed(tokens)
-        self._original = copied(self._hidden) if propagated else None
+        self.streamed = streamed
+        self._hidden = decoder.states(tokens, streamed=streamed)
+        self._original = self._hidden.copied() if propagated else None
         if propagated:
             log.warning(
                 "target propagated: the text runs through the original blocks too, in about twice the "
                 "time, with %.0f MiB of a second residual stream and as much again of activations",
-                4 * math.prod(self._hidden.shape) / 2**20,
+                4 * tokens.size * decoder.config.hidden_size / 2**20,
             )
 
     def preview(self, index: int, block: DecoderBlock) -> list[tuple[Stage, InputStatistics]]:
         """See `Calibration`."""
         del index
-        return list(run_stages(block, self._decoder, copied(self._hidden)))
+        return list(run_stages(block, self._decoder, self._hidden.copied()))
 
     def stages(
         self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
@@ -127,9 +132,9 @@ class TextCalibration:
         original = None if self._original is None else (block.copied(), self._original)
         for found in run_stages(block, self._decoder, self._hidden, original):
             yield [found]
-        yield from self._expert_groups(block, list(self._decoder.batches(self._hidden)))
+        yield from self._expert_groups(block, self._hidden)
 
-    def _expert_groups(self, block: DecoderBlock, parts: Sequence[Any]) -> Iterator[Group]:
+    def _expert_groups(self, block: DecoderBlock, parts: Parts) -> Iterator[Group]:
         """Statistics of a block's experts, where it has some, and what they give to the states."""
         if isinstance(block.mlp, Experts):
             held_bytes = self._decoder.place.held_bytes
@@ -141,7 +146,7 @@ class TextCalibration:
         """Statistics of the head's inputs, once the text has run through all blocks."""
         found = InputStatistics(self._decoder.config.hidden_size)
         streams = [self._hidden] if self._original is None else [self._hidden, self._original]
-        for parts in zip(*map(self._decoder.batches, streams), strict=True):
+        for parts in zip(*streams, strict=True):
             found.update(*map(self._decoder.head_inputs, parts))
         require_finite("the head: mean of squared inputs", found.hessian)
         return found
@@ -153,22 +158,22 @@ class TextCalibration:
 
     def _few(self) -> Any:
         """Sequences of about `TRIAL_TOKENS` tokens."""
-        part = next(self._decoder.batches(self._hidden))
+        part = next(iter(self._hidden))
         return part[: max(1, TRIAL_TOKENS // part.shape[1])]
 
     def trial(self, block: DecoderBlock) -> dict[Stage, Any]:
         """Statistics of a few sequences alone, by stage; the text does not move on."""
-        part = copied(self._few())
+        part = Parts([copied(self._few())])
         found = dict(run_stages(block, self._decoder, part))
-        for _ in self._expert_groups(block, [part]):
+        for _ in self._expert_groups(block, part):
             pass
         return found
 
     def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
         """See `Calibration`: the same states as after `stages`, without what statistics cost."""
-        block.forward_parts(list(self._decoder.batches(self._hidden)))
+        block.forward_parts(self._hidden)
         if self._original is not None:
-            original.forward_parts(list(self._decoder.batches(self._original)))
+            original.forward_parts(self._original)
 
 
 class SavedCalibration:
@@ -287,7 +292,7 @@ def _write_statistics(
     tokens = read_sequences(checkpoint, text, sequence_length, samples)
     layers = decoder.config.num_layers
     with Progress(layers) as progress, np.errstate(**SILENT):
-        hidden = decoder.embed(tokens)
+        hidden = decoder.states(tokens)
         hashes = hash_tensors(checkpoint, [EMBEDDINGS])
         squares = {}
         for index in range(layers):

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from numbacalib.formats.format import Format
-from numbacalib.methods import QuantizedWeight, quantize_layer
 from numbacalib.models import EMBEDDINGS, Checkpoint
 from numbacalib.models.layer_tensors import HEAD
-from numbacalib.quantizer.calibration import TextCalibration
-from numbacalib.quantizer.job import Job
-from numbacalib.quantizer.layer_settings import on_grid
 from numbacalib.quantizer.settings import Settings
-from numbacalib.quantizer.work import FinishedBlock
-from numbacalib.runtime.finite import require_finite
-from numbacalib.statistics import InputStatistics
 
 _HEAD, _EMBEDDINGS = (name.removesuffix(".weight") for name in (HEAD, EMBEDDINGS))
 
@@ -53,30 +45,3 @@ def outer_layers(
 def is_outer(layer: str) -> bool:
     """Return whether a layer is none of a block."""
     return layer in (_HEAD, _EMBEDDINGS)
-
-
-def quantize_outer(job: Job) -> FinishedBlock:
-    """Quantize the layers outside of the blocks, once the text has run through all of these.
-
-    The head is calibrated on what the final norm makes of the last block's outputs. Embeddings that are not
-    the head are looked up, not multiplied: they are rounded to the nearest.
-    """
-    done = FinishedBlock({}, [], {}, {})
-    for name in filter(is_outer, job.grids):
-        stored = f"{name}.weight"
-        weight = job.decoder.place.put(job.checkpoint.tensor(stored))
-        require_finite(f"{job.checkpoint.path}: {stored}", weight)
-        settings = on_grid(job.settings, job.grids[name])
-        statistics: InputStatistics | None = None
-        if name == head_of(job.checkpoint) and isinstance(job.calibration, TextCalibration):
-            statistics = job.calibration.head()
-        else:
-            plain = {"weighted": "mse", "clip": "full"}.get(settings.ranges, settings.ranges)
-            settings = replace(
-                settings, method="rtn", ranges=plain, refit=False, target="layerwise"
-            )
-        quantized, report = quantize_layer(name, weight, statistics, settings)
-        assert isinstance(quantized, QuantizedWeight)  # no codebooks: see settings.check
-        done.layers[name] = quantized.to_host()
-        done.reports.append(report)
-    return done

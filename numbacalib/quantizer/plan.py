@@ -28,8 +28,8 @@ from numbacalib.models.layer_tensors import (
 )
 from numbacalib.quantizer.blocks import quantize_group
 from numbacalib.quantizer.calibration import SILENT, TextCalibration
-from numbacalib.quantizer.job import Job
-from numbacalib.quantizer.layer_settings import on_grid
+from numbacalib.quantizer.job import Job, on_grid
+from numbacalib.quantizer.memory import Demand, stage_size
 from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.preflight import in_units, resident_memory
 from numbacalib.terminal import reporting, silent
@@ -40,10 +40,6 @@ LATER = 100_000_000
 """Bytes of code that is loaded on the way, kernels above all, as measured."""
 _SCORES = 6
 """Float64 tiles of logits while two models are compared."""
-_COPIES = 4
-"""Float32 copies of a stage's weights: as read, compensated, as codes, dequantized."""
-_SQUARES = 4
-"""Matrices [K, K] beside a stage's: its Hessian, damped and factored, couplings, one more for a search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +59,9 @@ class Plan:
     """Of the host's memory."""
     device_bytes: int
     """Of the device's memory; 0 on the host."""
+    streamed_bytes: int = 0
+    """Of hidden states in pinned memory of the host, from where they pass through the device; 0 where they
+    stay there."""
     compile_seconds: float
     """Of kernels, which the trial has compiled."""
     seconds: dict[str, float]
@@ -71,6 +70,8 @@ class Plan:
     def summary(self) -> str:
         """Return it in three lines."""
         device = f", {in_units(self.device_bytes)} on the device" if self.device_bytes else ""
+        if self.streamed_bytes:
+            device += f", {in_units(self.streamed_bytes)} of hidden states streamed to it"
         times = ", ".join(f"{name} {_minutes(own)}" for name, own in self.seconds.items())
         return (
             f"plan: {self.layers} layers at {self.bits_a_weight:.2f} bits a weight, "
@@ -109,6 +110,8 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
         "proving": output_bytes / MOVED + 2 * job.held_out.size * sum(passes),
     }
     on_device = job.decoder.place.name != "cpu"
+    streamed = on_device and _is_streamed(job)
+    demand = demand_of(job)
     return Plan(
         layers=len(job.grids),
         tokens=tokens,
@@ -116,7 +119,8 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
         output_bytes=output_bytes,
         scratch_bytes=scratch_bytes,
         peak_bytes=resident_memory() + _host_bytes(job, tokens, output_bytes),
-        device_bytes=_working_bytes(job, tokens) if on_device else 0,
+        device_bytes=demand.working_bytes(tokens, streamed=streamed) if on_device else 0,
+        streamed_bytes=demand.pinned_bytes(tokens) if streamed else 0,
         compile_seconds=trial.compiling,
         seconds=seconds,
     )
@@ -135,19 +139,47 @@ def require_memory(job: Job, plan: Plan) -> None:
 
     def needed(tokens: int) -> int:
         if plan.device_bytes:
-            return _working_bytes(job, tokens)
+            return demand_of(job).least_bytes(tokens)
         return _host_bytes(job, tokens, plan.output_bytes)
 
     if free is None or needed(job.tokens) <= free:
         return
-    samples = job.settings.samples // 2 if job.tokens else 0
-    while samples and needed(samples * job.settings.sequence_length) > free:
-        samples //= 2
-    remedy = f"--samples {samples} would fit" if samples else "no option would fit"
     raise MemoryError(
         f"{place.name}: expected {in_units(needed(job.tokens))} of free memory for the run, found "
-        f"{in_units(free)}: {remedy}"
+        f"{in_units(free)}: {_remedy(job, lambda tokens: needed(tokens) <= free)}"
     )
+
+
+def out_of_memory(job: Job, plan: Plan, error: MemoryError) -> MemoryError:
+    """Return the error of a run that found less memory than its plan, once what it had is free again."""
+    demand, place = demand_of(job), job.decoder.place
+    place.give_back()
+    free = place.free_bytes() or 0
+    planned = plan.device_bytes or plan.peak_bytes
+    # what was too little for the plan is so for all that takes as much
+    most = min(free, 3 * planned // 4)
+    remedy = _remedy(job, lambda tokens: demand.least_bytes(tokens) <= most)
+    return MemoryError(
+        f"{error}: the plan was {in_units(planned)}, {in_units(free)} are free without it: {remedy}"
+    )
+
+
+def _remedy(job: Job, fits: Callable[[int], bool]) -> str:
+    """Name an option with which a run would fit into memory."""
+    samples = job.settings.samples // 2 if job.tokens else 0
+    while samples and not fits(samples * job.settings.sequence_length):
+        samples //= 2
+    return f"--samples {samples} would fit" if samples else "no option would fit"
+
+
+def demand_of(job: Job) -> Demand:
+    """Return what decides how much memory a run takes."""
+    calibrated = job.calibration is not None
+    return Demand.of(job.decoder, job.settings, job.grids.keys(), calibrated=calibrated)
+
+
+def _is_streamed(job: Job) -> bool:
+    return isinstance(job.calibration, TextCalibration) and job.calibration.streamed
 
 
 class _Trial(NamedTuple):
@@ -242,13 +274,7 @@ def _solving(job: Job, index: int, trial: _Trial) -> float:
 
 
 def _stage_work(job: Job, index: int, stage: tuple[str, ...]) -> float:
-    return _work(job, *_size(job, index, stage))
-
-
-def _work(job: Job, rows: int, channels: int) -> float:
-    if job.settings.method == "gptq":
-        return channels**3 / 3 + rows * channels**2
-    return rows * channels
+    return _work(job, *stage_size(job.decoder.config, index, stage, job.grids))
 
 
 def _outer_shapes(job: Job) -> list[tuple[int, ...]]:
@@ -256,14 +282,10 @@ def _outer_shapes(job: Job) -> list[tuple[int, ...]]:
     return [info.shape for name, info in job.weights.items() if is_outer(name)]
 
 
-def _size(job: Job, index: int, stage: tuple[str, ...]) -> tuple[int, int]:
-    """Rows of all layers of a stage that are quantized, and their channels."""
-    config = job.decoder.config
-    shapes = linear_shapes(config, index) | expert_shapes(config, index)
-    own = [
-        shapes[f"{kind}.weight"] for kind in stage if f"model.layers.{index}.{kind}" in job.grids
-    ]
-    return sum(rows for rows, _ in own), shapes[f"{stage[0]}.weight"][1]
+def _work(job: Job, rows: int, channels: int) -> float:
+    if job.settings.method == "gptq":
+        return channels**3 / 3 + rows * channels**2
+    return rows * channels
 
 
 def _host_bytes(job: Job, tokens: int, output_bytes: int) -> int:
@@ -273,34 +295,11 @@ def _host_bytes(job: Job, tokens: int, output_bytes: int) -> int:
     writing = min(output_bytes, SHARD_BYTES) + largest
     scores = min(job.held_out.size, place.score_rows) * VOCABULARY
     proving = 2 * largest + 8 * _SCORES * scores
-    quantizing = _working_bytes(job, tokens) if place.name == "cpu" else 0
+    demand = demand_of(job)
+    quantizing = demand.working_bytes(tokens) if place.name == "cpu" else 0
+    if _is_streamed(job):
+        quantizing += demand.pinned_bytes(tokens)
     return LATER + max(quantizing, writing, proving)
-
-
-def _working_bytes(job: Job, tokens: int) -> int:
-    """Bytes of arrays while the largest block, or what is outside, is quantized on so many tokens."""
-    blocks = [_block_bytes(job, index, tokens) for index in range(job.decoder.config.num_layers)]
-    squares = _SQUARES if job.calibration is not None else 0
-    outer = [
-        4 * (squares * channels**2 + _COPIES * rows * channels + tokens * channels)
-        for rows, channels in _outer_shapes(job)
-    ]
-    return max([*blocks, *outer])
-
-
-def _block_bytes(job: Job, index: int, tokens: int) -> int:
-    place, config = job.decoder.place, job.decoder.config
-    shapes = linear_shapes(config, index).values()
-    streams = 2 if job.settings.target == "propagated" else 1
-    weights = streams * sum(rows * channels for rows, channels in shapes)
-    widest = max(channels for _, channels in shapes)
-    batch = 3 * min(tokens, place.batch_tokens) * widest
-    held = streams * tokens * widest if 4 * tokens * widest <= place.held_bytes else 0
-    hidden = streams * tokens * config.hidden_size if place.name != "cpu" else 0
-    squares = _SQUARES + 2 * (streams - 1) if job.calibration is not None else 0
-    sizes = [_size(job, index, stage) for stage in stages(config, index)]
-    solving = max(squares * channels**2 + _COPIES * rows * channels for rows, channels in sizes)
-    return 4 * (weights + batch + held + hidden + solving)
 
 
 def _minutes(seconds: float) -> str:
