@@ -113,3 +113,20 @@ def test_gptqmodel_refuses_version_1_with_zeros(tmp_path):
     directory = written(tmp_path, "gptq", 4, 32, False, False)
     with pytest.raises(ValueError, match="sym"):
         GPTQModel.load(str(directory), device="cpu", backend=BACKEND.GPTQ_TORCH)
+
+
+@pytest.mark.parametrize("load", [itself, lambda *given: loaded(*given, 4)])
+@pytest.mark.parametrize("form", ["gptq", "gptq_v2"])
+def test_heads(tmp_path, form, load):
+    directory = write_quantized(
+        tmp_path,
+        form,
+        bits=4,
+        group_size=32,
+        symmetric=True,
+        lm_head=True,
+        model={"vocab_size": 96},
+    )
+    model = load(directory, form)
+    assert type(model.lm_head).__name__ != "Linear"
+    assert_same_logits(logits_of(model), directory, 2e-2)
