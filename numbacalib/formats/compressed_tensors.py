@@ -55,6 +55,11 @@ EXPERT = r".*\.experts\.\d+\..*"
 _EXPERT = TargetPattern(EXPERT)
 
 
+def is_expert(layer: str) -> bool:
+    """Return whether a layer is of an expert, by its name."""
+    return _EXPERT.matches(layer)
+
+
 class CompressedTensors(SafetensorsFormat):
     """The format by its name, ``compressed-tensors``.
 
@@ -97,7 +102,7 @@ class CompressedTensors(SafetensorsFormat):
         experts = {
             layer: replace(grid, symmetric=True)
             for layer, grid in asked.items()
-            if _EXPERT.matches(layer)
+            if is_expert(layer)
         }
         others = {layer: grid for layer, grid in asked.items() if layer not in experts}
         uniform = bool(experts) or self.is_uniform(asked)
@@ -121,7 +126,7 @@ class CompressedTensors(SafetensorsFormat):
         experts: set[tuple[int, int | None, bool]] = set()
         for layer, grid in grids.items():
             kind = grid.bits, grid.group_size, grid.symmetric
-            if _EXPERT.matches(layer):
+            if is_expert(layer):
                 experts.add(kind)
             else:
                 layers.setdefault(kind, []).append(layer)
