@@ -75,7 +75,8 @@ def _add_quantize(commands: Any) -> None:
         "--calibration",
         type=Path,
         metavar="FILE",
-        help="for ONNX models: .npz with an array for each input by its name, samples first",
+        help="for ONNX models: .npz with an array for each input by its name, samples first; or a text, "
+        "for models with a tokenizer.json beside them",
     )
     quantize.add_argument(
         "--method",
@@ -86,7 +87,7 @@ def _add_quantize(commands: Any) -> None:
     quantize.add_argument(
         "--bits",
         nargs="+",
-        default=[BITS],
+        default=argparse.SUPPRESS,
         metavar="N",
         help="2 to 8, or PATTERN=N for the layers whose names the pattern fits (default 4)",
     )
@@ -100,18 +101,37 @@ def _add_quantize(commands: Any) -> None:
     quantize.add_argument(
         "--group-size",
         type=_size_or_none,
-        default=128,
+        default=argparse.SUPPRESS,
         help="input channels that share a scale; none is one scale a row (default 128)",
     )
+    quantize.add_argument(
+        "--size",
+        type=float,
+        metavar="BITS",
+        help="bits a weight in all, scales included: bits and group size of each layer are chosen for it",
+    )
     grid = quantize.add_mutually_exclusive_group()
-    grid.add_argument("--symmetric", action="store_true", default=False)
-    grid.add_argument("--asymmetric", action="store_false", dest="symmetric", help="(default)")
+    grid.add_argument("--symmetric", action="store_true", default=argparse.SUPPRESS)
+    grid.add_argument(
+        "--asymmetric",
+        action="store_false",
+        dest="symmetric",
+        default=argparse.SUPPRESS,
+        help="(default)",
+    )
+    quantize.add_argument(
+        "--full-range",
+        action="store_true",
+        help="with --symmetric: scales of either sign, which put a group's largest weight on the grid's "
+        "longer side",
+    )
     quantize.add_argument(
         "--format",
         nargs="+",
         metavar="NAME",
-        help="of the output: compressed-tensors (default), gptq, gptq_v2, awq, mlx; onnx for ONNX models; "
-        "of several, which must have a grid in common, each gets a directory of its name in the output",
+        help="of the output: compressed-tensors (default), gptq, gptq_v2, awq, mlx, gguf:Q4_K_M and "
+        "other mixes; onnx or onnx:qdq for ONNX models; of several, which must have a grid in common, each "
+        "gets a directory of its name in the output",
     )
     quantize.add_argument(
         "--lm-head",
@@ -283,7 +303,8 @@ def _add_length(parser: argparse.ArgumentParser) -> None:
 
 
 SETTINGS = (
-    *("method", "group_size", "symmetric", "channel_scales", "awq_magnitude", "awq_weight_term"),
+    *("method", "group_size", "size", "symmetric", "full_range", "channel_scales", "awq_magnitude"),
+    "awq_weight_term",
     *("ranges", "range_norm", "target", "target_strength", "refit", "act_order", "static_groups"),
     *("lm_head", "embeddings"),
     *(
@@ -297,6 +318,9 @@ SETTINGS = (
     ),
 )
 """Options that are settings by the same names."""
+GRID: dict[str, Any] = {"bits": [BITS], "group_size": 128, "symmetric": False}
+"""Options of the grid, which some formats set themselves, with their defaults: what is not given is not
+among the parsed ones."""
 
 
 def _add_methods(quantize: argparse.ArgumentParser) -> None:
@@ -385,7 +409,7 @@ def _add_methods(quantize: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="fail where more of the layers need more damping (default %(default)s)",
     )
-    quantize.set_defaults(**{name: DEFAULTS[name] for name in SETTINGS})
+    quantize.set_defaults(**{name: DEFAULTS[name] for name in SETTINGS if name not in GRID})
 
 
 def _share_or_auto(text: str) -> float | None:

@@ -231,13 +231,17 @@ class CompressedTensors(SafetensorsFormat):
         return grid_of
 
 
-def ignored(left: Left) -> list[str]:
-    """Return what a configuration names as not quantized."""
-    return [*left.layers, *(f"re:.*{re.escape(part)}.*" for part in left.parts)]
-
-
 def _schemes(checkpoint: Checkpoint) -> PackedSchemes:
     return read_schemes(Fields(checkpoint.hf_config()).object("quantization_config"))
+
+
+def ignored(left: Left) -> list[str]:
+    """Return names of what is not quantized, as runtimes that have something before them find them too."""
+    layers = [
+        f"re:.*{layer}$" if left.is_wrapped and layer == "lm_head" else _target(layer, left)
+        for layer in left.layers
+    ]
+    return layers + [f"re:.*{re.escape(part)}.*" for part in left.parts]
 
 
 def _target(layer: str, left: Left) -> str:

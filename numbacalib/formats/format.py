@@ -13,7 +13,7 @@ To add one: derive from `Format` (from `SafetensorsFormat` where it is a Hugging
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,8 @@ from numbacalib.spec.grid import INTEGER
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
+    from numbacalib.models.config import ModelConfig
+    from numbacalib.models.safetensors_file import StoredTensor
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ class Format(abc.ABC):
     """Finders of grids that other formats ask for and this one stores too."""
     methods: tuple[str, ...] = ()
     """Values of its ``quant_method`` in a Hugging Face configuration."""
+    own_grid = False
+    """True where the format says itself on which grid each layer is."""
 
     def check(self, asked: LayerGrid) -> None:
         """Refuse a grid that no file of this format can hold, before anything is read.
@@ -144,9 +148,35 @@ class Format(abc.ABC):
         """
         self.rules.check(asked)
 
+    def check_own_grid(self, given: Collection[str]) -> None:
+        """Refuse options of the grid, by name, where the format says itself what it is.
+
+        Raises
+        ------
+        ValueError
+        """
+        if self.own_grid and given:
+            name = next(iter(given))
+            raise ValueError(f"{name}: expected none with {self.name}, which sets the grid itself")
+
     def holds(self, layer: str) -> bool:
         """Return whether its clients load a layer of this name quantized: those of blocks, by default."""
         return layer.startswith("model.layers.")
+
+    def of_model(self, config: ModelConfig) -> Format:
+        """Return the format for a model, where `grids` depend on more of it than on its layers."""
+        del config
+        return self
+
+    def left_out(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """Return the tensors that a written checkpoint has no place for, and why: none by default."""
+        del checkpoint
+        return {}
+
+    def kept(self, config: ModelConfig, name: str, tensor: StoredTensor) -> StoredTensor:
+        """Return a copied tensor as it is read back: as it is, by default."""
+        del config, name
+        return tensor
 
     def opened_at(self, directory: Path) -> Path:
         """Return what `open_checkpoint` takes of a directory that a writer of this format filled."""

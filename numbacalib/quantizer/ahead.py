@@ -69,7 +69,8 @@ def compiled_ahead(checkpoint: Checkpoint, settings: Settings, place: Place) -> 
         yield
         return
     model = str(checkpoint.path)
-    processes = [_started(_Order(part, model, settings, place.name)) for part in _PARTS]
+    parts = [part for part in _PARTS if part != "target" or settings.target == "propagated"]
+    processes = [_started(_Order(part, model, settings, place.name)) for part in parts]
     try:
         yield
     finally:
@@ -175,6 +176,18 @@ def _solve(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
         quantize_layers(weights, statistics, _layer(block, settings))
 
 
+def _target(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
+    """Run what finds a propagated target, and measures losses to it."""
+    stage = block.stages[-1]
+    weight = block.linears[stage[0]]
+    inputs = decoder.place.put(np.eye(weight.shape[1], dtype=block.dtype))
+    outputs = decoder.place.zeros((weight.shape[1], weight.shape[0]))
+    statistics = InputStatistics(weight.shape[1])
+    statistics.update(inputs, inputs, outputs)
+    layer = replace(_layer(block, settings), method="rtn", target="propagated")
+    quantize_layers({stage[0]: weight}, statistics, layer)
+
+
 def _score(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     """Run what the proof of the output needs: the head's losses."""
     del block
@@ -191,6 +204,7 @@ _PARTS: dict[str, Callable[[Decoder, DecoderBlock, Settings], None]] = {
     "search": _search,
     "measure": _measure,
     "solve": _solve,
+    "target": _target,
     "score": _score,
 }
 """Parts of a run, of as much to compile each as may be: a process takes one."""

@@ -82,7 +82,7 @@ def convert(
         for layer in held:
             own[layer] = _grid_of(stored[layer])
             progress.step()
-        grids = _most_grids(form, own, stored)
+        grids = _most_grids(form.of_model(checkpoint.config), own, stored)
         for layer in stored:
             if layer not in grids:
                 log.warning("%s: written as float32, since %s does not hold it", layer, form.name)

@@ -129,6 +129,7 @@ def quantize(
     check(settings, importance)
     written = formats_named(formats)
     for each in written:
+        each.check_own_grid(settings.grid_options)
         each.check(asked_grid(settings, np.dtype(np.float32)))
     require_new_directory(Path(os.path.realpath(output)))
     clock = Clock()
@@ -137,6 +138,8 @@ def quantize(
             inputs = Inputs(model, text, held_out, statistics, importance)
             place = open_place(device)
             checkpoint = open_checkpoint(model)
+            experts = checkpoint.config.mixture is not None
+            settings = settings.settled(text=bool(text), experts=experts)
             beside.enter_context(compiled_ahead(checkpoint, settings, place))
             job = open_job(checkpoint, inputs, settings, written, place)
         if max_kl is not None and not len(job.held_out):

@@ -193,7 +193,11 @@ def refused(model, output, match, **options):
 def test_what_gguf_cannot_hold_is_refused_before_any_work(tmp_path):
     dynamic = {"rope_type": "dynamic", "factor": 2.0}
     source = write_tiny_checkpoint(tmp_path / "dynamic", rope_scaling=dynamic)
-    refused(source, tmp_path / "out", "rope_scaling: expected linear, llama3 or truncated yarn")
+    refused(
+        source,
+        tmp_path / "out",
+        "rope_scaling: expected linear, llama3, longrope or truncated yarn",
+    )
     source = write_tiny_checkpoint(tmp_path / "narrow", intermediate_size=80)
     refused(source, tmp_path / "out", "down_proj: expected K a multiple of 32, got 80")
     source = write_tiny_checkpoint(tmp_path / "plain")
