@@ -30,13 +30,7 @@ from numbacalib.models import Decoder, open_checkpoint, open_place
 from numbacalib.quantizer import evaluate, quantize
 from numbacalib.quantizer.text import read_sequences
 
-SHAPE = {
-    "hidden_size": 512,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-}
+HIDDEN, LAYERS = 512, 8
 VOCABULARY, LENGTH, BATCH = 4096, 512, 64
 TEXTS = {"later": range(1991, 2100), "earlier": range(1790, 1830)}
 TRAINED, CALIBRATED = range(1830, 1991), range(1930, 1991)
@@ -73,8 +67,8 @@ def tokenizer_of(files: list[Path]) -> Tokenizer:
     return tokenizer
 
 
-def train(folder: Path, files: list[Path], steps: int, device: str) -> None:
-    """Train a model on texts and write its checkpoint, bfloat16."""
+def train(folder: Path, files: list[Path], steps: int, device: str, hidden: int = HIDDEN) -> None:
+    """Train a model on texts and write its checkpoint, bfloat16; rows are multiples of its hidden size."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = tokenizer_of(files)
@@ -82,7 +76,14 @@ def train(folder: Path, files: list[Path], steps: int, device: str) -> None:
     stream = torch.tensor(ids, device=device)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, max_position_embeddings=LENGTH, tie_word_embeddings=True, **SHAPE
+        vocab_size=VOCABULARY,
+        max_position_embeddings=LENGTH,
+        tie_word_embeddings=True,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 128,
     )
     model = LlamaForCausalLM(config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
@@ -192,13 +193,19 @@ def main() -> int:
     options.add_argument("--device", default="cuda")
     options.add_argument("--steps", type=int, default=400)
     options.add_argument("--folder", type=Path, default=Path("/tmp/numbacalib-trained"))
+    options.add_argument("--hidden", type=int, default=HIDDEN, help="size of the model")
+    options.add_argument(
+        "--train-only", action="store_true", help="leave the model, measure nothing"
+    )
     options.add_argument("--no-peer", action="store_true", help="without llm-compressor")
     given = options.parse_args()
     folder = given.folder / "model"
     if not folder.exists():
         begin = time.perf_counter()
-        train(folder, demo.speeches(TRAINED), given.steps, given.device)
+        train(folder, demo.speeches(TRAINED), given.steps, given.device, given.hidden)
         print(f"trained in {time.perf_counter() - begin:.0f} s")
+    if given.train_only:
+        return 0
     subject = Subject(folder, given.device)
     for text, losses in subject.losses.items():
         print(f"original, {text} messages: {losses.mean():.4f} nats")
@@ -212,7 +219,7 @@ def main() -> int:
     facts = {} if name is None else {"machine": name}
     machine = describe_machine(
         *PACKAGES,
-        evaluation=f"a Llama of 31M weights trained for {given.steps} steps, groups of {GROUP}",
+        evaluation=f"a Llama of width {given.hidden} trained for {given.steps} steps, groups of {GROUP}",
         **facts,
     )
     print(write_csv("trained", machine, rows))
