@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
 
 
+OTHERS = "nvfp4-pack-quantized", "mxfp4-pack-quantized"
+"""Formats of compressed-tensors that are formats of their own here."""
 EXPERT = r".*\.experts\.\d+\..*"
 """Names of the linear layers of experts, as a config group's target has them."""
 _EXPERT = TargetPattern(EXPERT)
@@ -134,7 +136,7 @@ class CompressedTensors(SafetensorsFormat):
             "format": FORMAT,
             "quantization_status": "compressed",
             "config_groups": {f"group_{index}": group for index, group in enumerate(groups)},
-            "ignore": [*left.layers, *(f"re:.*{re.escape(part)}.*" for part in left.parts)],
+            "ignore": ignored(left),
             "kv_cache_scheme": None,
         }
         if experts or self.is_uniform(grids):
@@ -209,7 +211,8 @@ class CompressedTensors(SafetensorsFormat):
     def recognizes(self, checkpoint: Checkpoint) -> bool:
         """See `Format`."""
         config = checkpoint.hf_config().get("quantization_config")
-        return isinstance(config, Mapping) and config.get("quant_method") == METHOD
+        given = config if isinstance(config, Mapping) else {}
+        return given.get("quant_method") == METHOD and given.get("format") not in OTHERS
 
     def grid_of(self, checkpoint: Checkpoint) -> GridOf:
         """See `SafetensorsFormat`."""
@@ -221,6 +224,11 @@ class CompressedTensors(SafetensorsFormat):
             return LayerGrid(scheme.bits, scheme.group_size, scheme.symmetric, float32)
 
         return grid_of
+
+
+def ignored(left: Left) -> list[str]:
+    """Return what a configuration names as not quantized."""
+    return [*left.layers, *(f"re:.*{re.escape(part)}.*" for part in left.parts)]
 
 
 def _schemes(checkpoint: Checkpoint) -> PackedSchemes:

@@ -109,6 +109,7 @@ def _grid_of(weight: QuantizedWeight) -> LayerGrid:
         weight.symmetric,
         weight.scales.dtype,
         g_idx=weight.g_idx is not None,
+        element=weight.element,
     )
 
 
@@ -152,13 +153,7 @@ def _cut(grid: LayerGrid, channels: int, length: int | None) -> LayerGrid:
 
 def _same_values(one: LayerGrid, other: LayerGrid) -> bool:
     """Return whether scales and codes of one grid can be put on the other as they are."""
-    return (one.bits, one.group_size, one.symmetric, one.scale_dtype, one.g_idx) == (
-        other.bits,
-        other.group_size,
-        other.symmetric,
-        other.scale_dtype,
-        other.g_idx,
-    )
+    return replace(one, find=None) == replace(other, find=None)
 
 
 def _cut_layers(

@@ -22,6 +22,7 @@ from numbacalib.quantizer.calibration import Calibration, SavedCalibration, Text
 from numbacalib.quantizer.identity import identity_of, stamps_of
 from numbacalib.quantizer.importance import read_importance
 from numbacalib.quantizer.memory import Demand
+from numbacalib.quantizer.outer import outer_layers
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.text import read_sequences, read_split, spread
 
@@ -78,6 +79,7 @@ def on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
         symmetric=grid.symmetric,
         scale_dtype=grid.scale_dtype,
         find_grid=grid.find,
+        element=grid.element,
     )
 
 
@@ -93,9 +95,11 @@ def open_job(
         raise ValueError(f"{inputs.model}: expected an unquantized checkpoint, got a quantized one")
     if checkpoint.config.mixture is not None:
         _check_experts(inputs, settings)
+    if settings.lm_head and (inputs.statistics is not None or inputs.importance is not None):
+        raise ValueError("lm_head: expected a text to calibrate it on, no statistics or importance")
     decoder = Decoder(checkpoint, place=place)
-    shapes = _layer_shapes(checkpoint, settings)
-    grids = _grids(checkpoint, settings, formats)
+    shapes = _layer_shapes(checkpoint, settings, formats)
+    grids = _grids(checkpoint, shapes, settings, formats)
     factors = None
     if inputs.importance is not None:
         model_type = checkpoint.config.model_type
@@ -165,11 +169,13 @@ def _check_experts(inputs: Inputs, settings: Settings) -> None:
 
 
 def _grids(
-    checkpoint: Checkpoint, settings: Settings, formats: Sequence[Format]
+    checkpoint: Checkpoint,
+    layers: Collection[str],
+    settings: Settings,
+    formats: Sequence[Format],
 ) -> dict[str, LayerGrid]:
     """Say how the model's linear layers are to be stored, and in the log what deviates."""
-    shapes = _layer_shapes(checkpoint, settings)
-    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
+    weights = {name: checkpoint.info(f"{name}.weight") for name in layers}
     asked = {
         name: replace(asked_grid(settings, info.dtype), bits=settings.bits_of(name))
         for name, info in weights.items()
@@ -209,7 +215,9 @@ def asked_grid(settings: Settings, dtype: np.dtype) -> LayerGrid:
     )
 
 
-def _layer_shapes(checkpoint: Checkpoint, settings: Settings) -> dict[str, tuple[int, int]]:
+def _layer_shapes(
+    checkpoint: Checkpoint, settings: Settings, formats: Sequence[Format]
+) -> dict[str, tuple[int, int]]:
     """M and K of the linear layers that are quantized, by name without ``.weight``."""
     shapes = {}
     for index in range(checkpoint.config.num_layers):
@@ -217,5 +225,8 @@ def _layer_shapes(checkpoint: Checkpoint, settings: Settings) -> dict[str, tuple
         for kind in chain.from_iterable([*stages(checkpoint.config, index), *experts]):
             rows, channels = checkpoint.info(f"model.layers.{index}.{kind}.weight").shape
             shapes[f"model.layers.{index}.{kind}"] = rows, channels
+    for name in outer_layers(checkpoint, settings, formats):
+        rows, channels = checkpoint.info(f"{name}.weight").shape
+        shapes[name] = rows, channels
     settings.check_layers(shapes)
     return {name: shape for name, shape in shapes.items() if not settings.skips(name)}

@@ -48,6 +48,10 @@ class Settings(LayerSettings):
     """Patterns of layers' names, as shells have them, whose layers stay as they are."""
     layer_bits: Mapping[str, int] = field(default_factory=dict)
     """Bits of the layers whose names a pattern fits, instead of `bits`; the last that fits counts."""
+    lm_head: bool = False
+    """True to quantize the head too, where the format stores it: a tied one with the embeddings."""
+    embeddings: bool = False
+    """True to round the embeddings too, where the format stores them."""
     samples: int = 64
     """Calibration sequences, evenly spaced over the text."""
     sequence_length: int = 512
@@ -89,7 +93,7 @@ class Settings(LayerSettings):
                     raise ValueError(
                         f"{option}: expected patterns of layers such as {names[0]}, none fits {pattern!r}"
                     )
-        if all(map(self.skips, names)):
+        if all(self.skips(name) for name in names if name.startswith("model.layers.")):
             raise ValueError("skip: expected patterns that leave a layer to quantize")
 
 
@@ -108,7 +112,8 @@ def check(settings: Settings, importance: str | Path | None) -> None:
     for pattern, bits in settings.layer_bits.items():
         checks.integer(f"bits of {pattern}", bits, 2, 8)
     share("max_fallbacks", settings.max_fallbacks)
-    checks.boolean("awq_weight_term", settings.awq_weight_term)
+    for name in ("awq_weight_term", "lm_head", "embeddings"):
+        checks.boolean(name, getattr(settings, name))
     checks.one_of("channel_scales", settings.channel_scales, CHANNEL_SCALES)
     checks.one_of("experts", settings.experts, EXPERTS)
     checks.one_of("awq_magnitude", settings.awq_magnitude, MAGNITUDES)
