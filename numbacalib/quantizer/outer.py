@@ -1,4 +1,4 @@
-"""Layers outside of the blocks that are quantized, as asked for or by a format: the head and the embeddings."""
+"""Layers outside of the blocks that are quantized, as asked for or by a format: head and embeddings."""
 
 from __future__ import annotations
 
