@@ -148,7 +148,7 @@ def test_statistics_are_the_same_to_the_bit(tmp_path, backend, device, model_typ
 
 def test_a_run_out_of_memory_says_what_would_fit(tmp_path, backend, device, text, monkeypatch):
     model = write_tiny_checkpoint(tmp_path / "model", **sizes(backend))
-    options = {"samples": 2, "sequence_length": 8, "device": device}
+    options = {"group_size": 8, "samples": 2, "sequence_length": 8, "device": device}
     if backend.name == "cudasim":  # whose trial of GPTQ would take a minute
         options |= {"method": "rtn", "ranges": "weighted"}
 
