@@ -104,6 +104,12 @@ def _add_quantize(commands: Any) -> None:
         default=argparse.SUPPRESS,
         help="input channels that share a scale; none is one scale a row (default 128)",
     )
+    quantize.add_argument(
+        "--size",
+        type=float,
+        metavar="BITS",
+        help="bits a weight in all, scales included: bits and group size of each layer are chosen for it",
+    )
     grid = quantize.add_mutually_exclusive_group()
     grid.add_argument("--symmetric", action="store_true", default=argparse.SUPPRESS)
     grid.add_argument(
@@ -112,6 +118,12 @@ def _add_quantize(commands: Any) -> None:
         dest="symmetric",
         default=argparse.SUPPRESS,
         help="(default)",
+    )
+    quantize.add_argument(
+        "--full-range",
+        action="store_true",
+        help="with --symmetric: scales of either sign, which put a group's largest weight on the grid's "
+        "longer side",
     )
     quantize.add_argument(
         "--format",
@@ -291,7 +303,8 @@ def _add_length(parser: argparse.ArgumentParser) -> None:
 
 
 SETTINGS = (
-    *("method", "group_size", "symmetric", "channel_scales", "awq_magnitude", "awq_weight_term"),
+    *("method", "group_size", "size", "symmetric", "full_range", "channel_scales", "awq_magnitude"),
+    "awq_weight_term",
     *("ranges", "range_norm", "target", "target_strength", "refit", "act_order", "static_groups"),
     *("lm_head", "embeddings"),
     *(

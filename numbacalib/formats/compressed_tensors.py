@@ -55,6 +55,11 @@ EXPERT = r".*\.experts\.\d+\..*"
 _EXPERT = TargetPattern(EXPERT)
 
 
+def is_expert(layer: str) -> bool:
+    """Return whether a layer is of an expert, by its name."""
+    return _EXPERT.matches(layer)
+
+
 class CompressedTensors(SafetensorsFormat):
     """The format by its name, ``compressed-tensors``.
 
@@ -97,7 +102,7 @@ class CompressedTensors(SafetensorsFormat):
         experts = {
             layer: replace(grid, symmetric=True)
             for layer, grid in asked.items()
-            if _EXPERT.matches(layer)
+            if is_expert(layer)
         }
         others = {layer: grid for layer, grid in asked.items() if layer not in experts}
         uniform = bool(experts) or self.is_uniform(asked)
@@ -121,7 +126,7 @@ class CompressedTensors(SafetensorsFormat):
         experts: set[tuple[int, int | None, bool]] = set()
         for layer, grid in grids.items():
             kind = grid.bits, grid.group_size, grid.symmetric
-            if _EXPERT.matches(layer):
+            if is_expert(layer):
                 experts.add(kind)
             else:
                 layers.setdefault(kind, []).append(layer)
@@ -226,13 +231,17 @@ class CompressedTensors(SafetensorsFormat):
         return grid_of
 
 
-def ignored(left: Left) -> list[str]:
-    """Return what a configuration names as not quantized."""
-    return [*left.layers, *(f"re:.*{re.escape(part)}.*" for part in left.parts)]
-
-
 def _schemes(checkpoint: Checkpoint) -> PackedSchemes:
     return read_schemes(Fields(checkpoint.hf_config()).object("quantization_config"))
+
+
+def ignored(left: Left) -> list[str]:
+    """Return names of what is not quantized, as runtimes that have something before them find them too."""
+    layers = [
+        f"re:.*{layer}$" if left.is_wrapped and layer == "lm_head" else _target(layer, left)
+        for layer in left.layers
+    ]
+    return layers + [f"re:.*{re.escape(part)}.*" for part in left.parts]
 
 
 def _target(layer: str, left: Left) -> str:

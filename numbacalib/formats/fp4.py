@@ -98,18 +98,28 @@ def fp4_grid(finder: Fp4Finder) -> LayerGrid:
     return LayerGrid(BITS, size, True, np.dtype(np.float32), finder, element=E2M1)
 
 
+def require_fp4(quantized: QuantizedWeight) -> None:
+    """Refuse what is not codes of E2M1 with groups that are runs of channels.
+
+    Raises
+    ------
+    ValueError
+    """
+    if quantized.element != E2M1:
+        raise ValueError(f"codes: expected {E2M1} in this format, got {quantized.element}")
+    if quantized.g_idx is not None:
+        raise ValueError("g_idx: expected None, FP4 formats have no groups out of order")
+
+
 def pack_codes(quantized: QuantizedWeight) -> NDArray[np.uint8]:
     """Return codes as bytes [M, K / 2], the first of two in the lower bits.
 
     Raises
     ------
     ValueError
-        If they are no codes of E2M1, or groups are no runs of channels.
+        As `require_fp4`.
     """
-    if quantized.element != E2M1:
-        raise ValueError(f"codes: expected {E2M1} in this format, got {quantized.element}")
-    if quantized.g_idx is not None:
-        raise ValueError("g_idx: expected None, FP4 formats have no groups out of order")
+    require_fp4(quantized)
     return pack_bits(quantized.codes, BITS).view(np.uint8)
 
 

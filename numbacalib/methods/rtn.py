@@ -60,7 +60,7 @@ def rtn(
     element : "int" or "e2m1", default "int"
         Kind of the codes: integers, or floating-point numbers of 4 bits on a symmetric grid, such as those
         of NVFP4 and MXFP4: see `fp4_scales`, which finds scales as these store them.
-    signed: bool, default False
+    signed : bool, default False
         Return codes and zeros less ``2 ** (bits - 1)``, int8, as some formats and kernels have them.
     out : sequence of three arrays or None, optional
         Where to write codes [M, K], uint8 or int8, scales [M, G] in `scale_dtype`, and zeros [M, G] of

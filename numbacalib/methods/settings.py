@@ -55,14 +55,14 @@ class GridSettings(NamedTuple):
     largest: float | None = None
     """Largest magnitude of all weights that are quantized together, for a `GridFinder`."""
     delivery: Delivery | None = None
-    """How results are to come where a caller asked for another form than `QuantizedWeight` has."""
+    """Form of results, where a caller asked for another than `QuantizedWeight` has."""
 
 
 class Delivery(NamedTuple):
     """Form of results that a caller asked for."""
 
     signed: bool
-    """Whether codes and zeros have ``2 ** (bits - 1)`` less."""
+    """True for codes and zeros less ``2 ** (bits - 1)``."""
     out: Sequence[Any] = (None, None, None)
     """Arrays for the codes [M, K], scales and zeros [M, G]; None where they are to be made."""
 
@@ -143,10 +143,14 @@ def grid_settings(
     dtype = checks.float_dtype("scale_dtype", scale_dtype, tuple(STORAGE))
     symmetric = checks.boolean("symmetric", symmetric)
     check_element(element, bits, symmetric)
-    grid = Grid(bits, symmetric, STORAGE[dtype.name], element)
+    grid = Grid(bits, symmetric, STORAGE[dtype.name], element=element)
     if search is not None:
         if not isinstance(search, RangeSearch):
             raise TypeError(f"search: expected a RangeSearch, got {type(search).__name__}")
+        if checks.boolean("search.full_range", search.full_range):
+            if not symmetric or element != INTEGER:
+                raise ValueError("search.full_range: expected False without symmetric integers")
+            grid = grid._replace(full_range=True)
         checks.integer("search.points", search.points, 1, 1 << 20)
         if not 0 <= checks.finite_number("search.least", search.least) < 1:
             raise ValueError(f"search.least: expected 0 to below 1, got {search.least}")

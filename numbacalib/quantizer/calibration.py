@@ -112,7 +112,7 @@ class TextCalibration:
         self._hidden = decoder.states(tokens, streamed=streamed)
         self._original = self._hidden.copied() if propagated else None
         if propagated:
-            log.warning(
+            log.info(
                 "target propagated: the text runs through the original blocks too, in about twice the "
                 "time, with %.0f MiB of a second residual stream and as much again of activations",
                 4 * tokens.size * decoder.config.hidden_size / 2**20,

@@ -1,4 +1,4 @@
-"""What a run starts from: inputs, opened and checked, and the grids of the layers."""
+"""Inputs of a run, opened and checked, and the grids of its layers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from numbacalib.formats.registry import common_grids, stored_format
 from numbacalib.methods import LayerSettings
 from numbacalib.models import Checkpoint, Decoder, Place, TensorInfo
 from numbacalib.models.layer_tensors import expert_stages, stages
+from numbacalib.quantizer.budget import check_formats, grids_within
 from numbacalib.quantizer.calibration import Calibration, SavedCalibration, TextCalibration
 from numbacalib.quantizer.identity import identity_of, stamps_of
 from numbacalib.quantizer.importance import read_importance
@@ -99,7 +100,15 @@ def open_job(
         raise ValueError("lm_head: expected a text to calibrate it on, no statistics or importance")
     decoder = Decoder(checkpoint, place=place)
     shapes = _layer_shapes(checkpoint, settings, formats)
-    grids = _grids(checkpoint, shapes, settings, formats)
+    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
+    asked = {
+        name: replace(asked_grid(settings, info.dtype), bits=settings.bits_of(name))
+        for name, info in weights.items()
+    }
+    if settings.size is not None:
+        check_formats(formats)
+    stored = [each.of_model(checkpoint.config) for each in formats]
+    grids = _grids(settings, stored, weights, asked)
     factors = None
     if inputs.importance is not None:
         model_type = checkpoint.config.model_type
@@ -109,13 +118,18 @@ def open_job(
     if inputs.held_out:
         others = read_sequences(checkpoint, inputs.held_out, settings.sequence_length)
         others = others[spread(len(others), min(settings.samples, len(others)))]
+    if settings.size is not None:
+        if tokens is None:
+            raise ValueError("size: expected a text, whose inputs say what bits each layer needs")
+        asked = grids_within(decoder, tokens, settings, stored, weights, asked)
+        grids = _grids(settings, stored, weights, asked)
     identity = identity_of(checkpoint, settings, formats, place, tokens)
     identity |= stamps_of(statistics=inputs.statistics, importance=inputs.importance)
     return Job(
         checkpoint=checkpoint,
         decoder=decoder,
         settings=settings,
-        weights={name: checkpoint.info(f"{name}.weight") for name in shapes},
+        weights=weights,
         grids=grids,
         calibration=calibration,
         importance=factors,
@@ -165,23 +179,20 @@ def _check_experts(inputs: Inputs, settings: Settings) -> None:
     for name, value in given.items():
         if value is not None:
             raise ValueError(f"{name}: expected none with a model of experts, got {value}")
+    if settings.size is not None:
+        raise ValueError(f"size: expected none with a model of experts, got {settings.size:g}")
     if settings.target == "propagated":
         raise ValueError("target: expected layerwise with a model of experts, got 'propagated'")
 
 
 def _grids(
-    checkpoint: Checkpoint,
-    layers: Collection[str],
     settings: Settings,
     formats: Sequence[Format],
+    weights: Mapping[str, TensorInfo],
+    asked: Mapping[str, LayerGrid],
 ) -> dict[str, LayerGrid]:
     """Say how the model's linear layers are to be stored, and in the log what deviates."""
-    weights = {name: checkpoint.info(f"{name}.weight") for name in layers}
-    asked = {
-        name: replace(asked_grid(settings, info.dtype), bits=settings.bits_of(name))
-        for name, info in weights.items()
-    }
-    grids = common_grids([each.of_model(checkpoint.config) for each in formats], weights, asked)
+    grids = common_grids(formats, weights, asked)
     for grid in dict.fromkeys(grids.values()):
         on_grid(settings, grid).check()
     if any(

@@ -20,12 +20,12 @@ _SQUARES = 4
 _PASSING = 4
 """Parts of a residual stream that are on the device at once while it streams."""
 _MARGIN = 1.1
-"""What a pool of memory takes for arrays of different sizes, as measured."""
+"""Factor that a pool of memory takes for arrays of different sizes, as measured."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What decides how much memory a run takes."""
+    """Settings and shapes that decide how much memory a run takes."""
 
     config: ModelConfig
     place: Place

@@ -92,6 +92,7 @@ def quantize_onnx(
     (256, True)
     """
     check(settings, None)
+    settings = settings.settled(text=False, experts=False)
     _check(settings)
     if operator not in _OPERATORS:
         raise ValueError(f"operator: expected {' or '.join(_OPERATORS)}, got {operator!r}")
@@ -156,8 +157,10 @@ def _check(settings: Settings) -> None:
     grid = LayerGrid(settings.bits, settings.group_size, settings.symmetric, np.dtype(np.float32))
     unordered = settings.method == "gptq" and settings.act_order == "desc"
     RULES.check(replace(grid, g_idx=unordered and not settings.static_groups))
-    if settings.target != "layerwise":
+    if settings.target == "propagated":
         raise ValueError(f"target: expected layerwise for ONNX, got {settings.target!r}")
+    if settings.size is not None:
+        raise ValueError(f"size: expected none for ONNX, got {settings.size:g}")
 
 
 def _existing(path: str | Path) -> Path:

@@ -138,6 +138,8 @@ def quantize(
             inputs = Inputs(model, text, held_out, statistics, importance)
             place = open_place(device)
             checkpoint = open_checkpoint(model)
+            experts = checkpoint.config.mixture is not None
+            settings = settings.settled(text=bool(text), experts=experts)
             beside.enter_context(compiled_ahead(checkpoint, settings, place))
             job = open_job(checkpoint, inputs, settings, written, place)
         if max_kl is not None and not len(job.held_out):

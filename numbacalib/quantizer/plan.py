@@ -38,6 +38,8 @@ MOVED = 5e8
 """Bytes a second at which an output is written and read back, once each."""
 LATER = 100_000_000
 """Bytes of code that is loaded on the way, kernels above all, as measured."""
+_BESIDE = 2.5
+"""Times as long as one pass that the original model's beside it, with the moments of both, takes."""
 _SCORES = 6
 """Float64 tiles of logits while two models are compared."""
 
@@ -101,8 +103,9 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
     tokens = job.tokens
     blocks = job.decoder.config.num_layers
     passes = [trial.forward * _token_weights(job, index) for index in range(blocks)]
+    running = _BESIDE if job.settings.target == "propagated" else 1.0
     seconds = {
-        "quantizing": tokens * sum(passes[finished:])
+        "quantizing": running * tokens * sum(passes[finished:])
         + sum(_solving(job, index, trial) for index in range(finished, blocks))
         + sum(trial.work * _work(job, *shape) for shape in _outer_shapes(job)),
         "writing": output_bytes / MOVED,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -17,7 +17,7 @@ MAGNITUDES = ("mean", "max")
 EXPERTS = ("routed", "all")
 CHOICES = {
     "ranges": ("auto", *RANGES),
-    "target": TARGETS,
+    "target": ("auto", *TARGETS),
     "act_order": ACT_ORDERS,
     "channel_scales": CHANNEL_SCALES,
     "awq_magnitude": MAGNITUDES,
@@ -33,6 +33,9 @@ class Settings(LayerSettings):
     ranges: str = "auto"
     """Ranges as in `LayerSettings`, or "auto": "weighted" with gptq, where every model that was measured
     loses less with it, and "full" with rtn, which then needs no text."""
+    target: str = "auto"
+    """Target as in `LayerSettings`, or "auto": "propagated" where gptq runs over a text and the model has
+    no experts, and "layerwise" elsewhere."""
     act_order: str = "desc"
     """Order of the columns; perplexities are lower with this one than with the order as it comes."""
     static_groups: bool = True
@@ -48,6 +51,9 @@ class Settings(LayerSettings):
     """Patterns of layers' names, as shells have them, whose layers stay as they are."""
     layer_bits: Mapping[str, int] = field(default_factory=dict)
     """Bits of the layers whose names a pattern fits, instead of `bits`; the last that fits counts."""
+    size: float | None = None
+    """Bits a weight that the layers may take in all, scales included: bits and group size of each layer are
+    chosen for it, instead of `bits` and `group_size`."""
     lm_head: bool = False
     """True to quantize the head too, where the format stores it: a tied one with the embeddings."""
     embeddings: bool = False
@@ -61,6 +67,17 @@ class Settings(LayerSettings):
     def __post_init__(self) -> None:
         if self.ranges == "auto":
             object.__setattr__(self, "ranges", "weighted" if self.method == "gptq" else "full")
+
+    def check(self) -> None:
+        """See `LayerSettings`."""
+        LayerSettings.check(replace(self, target="layerwise") if self.target == "auto" else self)
+
+    def settled(self, *, text: bool, experts: bool) -> Settings:
+        """Return the settings of a run over a `text` or without one, with the target that it has."""
+        if self.target != "auto":
+            return self
+        propagated = text and not experts and self.method == "gptq"
+        return replace(self, target="propagated" if propagated else "layerwise")
 
     @property
     def grid_options(self) -> list[str]:
@@ -111,6 +128,13 @@ def check(settings: Settings, importance: str | Path | None) -> None:
         raise TypeError("skip: expected a sequence of patterns, got one")
     for pattern, bits in settings.layer_bits.items():
         checks.integer(f"bits of {pattern}", bits, 2, 8)
+    if settings.size is not None:
+        if not 0 < checks.finite_number("size", settings.size) <= 16:
+            raise ValueError(f"size: expected bits a weight up to 16, got {settings.size}")
+        if settings.layer_bits:
+            raise ValueError("size: expected none with bits of single layers, which it chooses")
+        if settings.method != "gptq":
+            raise ValueError(f"size: expected none with {settings.method}, which has no factor")
     share("max_fallbacks", settings.max_fallbacks)
     for name in ("awq_weight_term", "lm_head", "embeddings"):
         checks.boolean(name, getattr(settings, name))

@@ -6,6 +6,9 @@ Codes are integers in ``[low, high]``; the range of a group always includes 0, s
   codes in ``[0, levels]``;
 - symmetric: ``scale = 2 max|w| / levels``, ``zero = 0``, codes in
   ``[-2**(bits - 1), 2**(bits - 1) - 1]``;
+- symmetric over its full range: ``scale = extreme / -2**(bits - 1)`` with the weight of the largest
+  magnitude, whose sign decides that of the scale, so that it falls on the end of the longer side
+  (llama.cpp's Q4_0: https://github.com/ggml-org/ggml, ``quantize_row_q4_0_ref``);
 
 with ``levels = 2**bits - 1``, ``code = clip(rint(w / scale) + zero, low, high)`` and
 ``value = (code - zero) * scale``. A group that is all zeros has ``scale = 1``.
@@ -66,6 +69,8 @@ class Bounds(NamedTuple):
     symmetric: bool
     storage: int
     """Rounding of scales: `SCALE_EXACT` or another."""
+    full_range: bool = False
+    """True where a symmetric grid spans its longer side, with scales of either sign."""
 
 
 class FloatBounds(NamedTuple):
@@ -106,21 +111,25 @@ def _least_point(bounds):
 @scalar
 def group_scale(lo, hi, bounds):
     """Scale of a group whose weights span ``[lo, hi]``, ``lo <= 0 <= hi``, in their own type."""
-    span = max(-lo, hi) + max(-lo, hi) if bounds.symmetric else hi - lo
-    scale = span / bounds.levels
-    return scale if scale > 0 else bounds.levels / bounds.levels
+    if bounds.full_range:
+        scale = (lo if -lo >= hi else hi) / bounds.low
+    else:
+        span = max(-lo, hi) + max(-lo, hi) if bounds.symmetric else hi - lo
+        scale = span / bounds.levels
+    return scale if scale != 0 else bounds.levels / bounds.levels
 
 
 @scalar
 def stored_scale(scale, storage):
     """Round `scale` to the storage type, never to 0: codes are chosen against what is stored."""
+    size = abs(scale)
     if storage == SCALE_FLOAT16:
-        return round_mantissa(scale, 10, 2.0**-24)
-    if storage == SCALE_BFLOAT16:
-        return round_mantissa(scale, 7, 2.0**-133)
-    if storage == SCALE_FLOAT32:
-        return round_mantissa(scale, 23, 2.0**-149)
-    return scale
+        size = round_mantissa(size, 10, 2.0**-24)
+    elif storage == SCALE_BFLOAT16:
+        size = round_mantissa(size, 7, 2.0**-133)
+    elif storage == SCALE_FLOAT32:
+        size = round_mantissa(size, 23, 2.0**-149)
+    return size if scale > 0 else -size
 
 
 @inlined
@@ -209,6 +218,7 @@ class Grid(NamedTuple):
     bits: int
     symmetric: bool
     storage: int = SCALE_EXACT
+    full_range: bool = False
     element: str = INTEGER
     """One of `ELEMENTS`."""
 
@@ -224,4 +234,4 @@ class Grid(NamedTuple):
             return FloatBounds(*reach, True, self.storage, dtype.type(LEAST))
         low, high = code_range(self.bits, self.symmetric)
         ends = dtype.type(low), dtype.type(high), dtype.type(high - low)
-        return Bounds(*ends, self.symmetric, self.storage)
+        return Bounds(*ends, self.symmetric, self.storage, self.full_range)

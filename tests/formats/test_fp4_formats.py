@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import gguf
 import ml_dtypes
 import naive_fp4
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from models.tiny import TEXT, write_tiny_checkpoint
 
 from numbacalib.formats import FORMATS, LayerGrid, common_grids, dequantized, stored_format
+from numbacalib.formats.gguf_mxfp4 import pack_mxfp4, unpack_mxfp4
 from numbacalib.formats.registry import stored_layers
 from numbacalib.methods import QuantizedWeight, rtn
 from numbacalib.models import open_checkpoint
@@ -90,6 +92,37 @@ def test_layers(item):
     assert again.keys() == tensors.keys()
     for part, tensor in tensors.items():
         np.testing.assert_array_equal(again[part], tensor, strict=True)
+
+
+@given(st.integers(0, 99), st.integers(1, 5), st.integers(1, 4))
+def test_blocks_of_ggml(seed, rows, groups):
+    layer = random_layer(seed, rows, groups, "mxfp4", None)
+    stored = pack_mxfp4(layer)
+    assert stored.shape == (rows, 17 * groups)
+    assert unpack_mxfp4(stored) == layer
+    theirs = gguf.dequantize(stored, gguf.GGMLQuantizationType.MXFP4)
+    np.testing.assert_array_equal(theirs, layer.dequantize())
+
+
+def test_a_gguf_file(tmp_path, model, text):
+    """Layers of blocks on the grid, the head and the embeddings in 8 bits; into other formats and back."""
+    report = quantize(model, tmp_path / "out", text=[text], formats=["gguf:MXFP4"], **SHORT)
+    assert all(layer.loss < layer.rtn_loss for layer in report.layers[:7])
+    file = tmp_path / "out" / "model-MXFP4.gguf"
+    reader = gguf.GGUFReader(file)
+    types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert {types[name] for name in types if "ffn" in name and "norm" not in name} == {"MXFP4"}
+    assert types["token_embd.weight"] == types["output.weight"] == "Q8_0"
+    layers = stored_layers(open_checkpoint(file))
+    for name, layer in layers.items():
+        if name.startswith("model.layers."):
+            assert layer.element == "e2m1"
+            stored = open_checkpoint(file).tensor(f"{name}.weight")
+            np.testing.assert_array_equal(stored, layer.dequantize())
+    assert evaluate(file, [text], **SHORT).loss < 7
+    convert(file, tmp_path / "mxfp4", to="mxfp4")
+    for name, layer in stored_layers(open_checkpoint(tmp_path / "mxfp4")).items():
+        assert layer == layers[name]
 
 
 def test_types_of_the_tensors():

@@ -10,7 +10,8 @@ import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
-from models.tiny import TEXT, random_tokens, write_tiny_checkpoint
+from interop.architectures import save as save_model
+from models.tiny import TEXT, random_tokens, tiny_tokenizer, write_tiny_checkpoint
 from safetensors.numpy import save
 from safetensors.torch import load
 from transformers import AutoModelForCausalLM
@@ -94,6 +95,22 @@ def unpacked(packed):
     return unpack_fp4_from_uint8(packed, rows, 2 * width)
 
 
+@pytest.mark.parametrize("variant", ["mixtral", "qwen3_moe", "glm4_moe"])
+def test_experts(tmp_path, variant):
+    """Those on MXFP4 are loaded; those on NVFP4 are not written, since they would be misread."""
+    save_model(tmp_path / "model", variant)
+    tiny_tokenizer().save(str(tmp_path / "model" / "tokenizer.json"))
+    settings = Settings(method="rtn")
+    quantize(tmp_path / "model", tmp_path / "out", settings=settings, formats=["mxfp4"])
+    theirs, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    assert_logits(theirs, open_checkpoint(tmp_path / "out"))
+    with pytest.raises(ValueError, match="expected no experts, whose global scales"):
+        quantize(tmp_path / "model", tmp_path / "no", settings=settings, formats=["nvfp4"])
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,14 +127,18 @@ def assert_loads(directory, kind):
     """Compare weights to the bit and logits within the bound."""
     theirs, report = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
     assert not any(report.values()), report
-    tokens = random_tokens(24)
-    with torch.no_grad():
-        logits = theirs(torch.from_numpy(tokens)[None]).logits[0].float().numpy()
     checkpoint = open_checkpoint(directory)
     for layer, quantized in FORMATS[kind].layers(checkpoint).items():
         weight = theirs.get_submodule(layer).weight
         ours = torch.from_numpy(quantized.dequantize()).to(torch.bfloat16)
         assert torch.equal(weight.to(torch.bfloat16), ours), layer
+    assert_logits(theirs, checkpoint)
+
+
+def assert_logits(theirs, checkpoint):
+    tokens = random_tokens(24)
+    with torch.no_grad():
+        logits = theirs(torch.from_numpy(tokens)[None]).logits[0].float().numpy()
     decoder = Decoder(dequantized(checkpoint))
     expected = decoder.logits(decoder.forward(tokens))
     np.testing.assert_allclose(logits, expected, rtol=0, atol=BOUND * np.abs(expected).max())

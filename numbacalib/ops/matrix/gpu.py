@@ -154,6 +154,30 @@ def row_range(matrix: Any, begin: int, end: int) -> Any:
     return device.result(matrix[begin:end])
 
 
+def column_range(array: Any, begin: int, end: int) -> Any:
+    """See `numbacalib.ops.matrix.column_range`."""
+    part = device.empty((*array.shape[:-1], end - begin), array.dtype)
+    _put_columns(array, begin, part, 0, end - begin)
+    return part
+
+
+def joined_columns(left: Any, right: Any) -> Any:
+    """See `numbacalib.ops.matrix.joined_columns`."""
+    *heads, first = left.shape
+    *_, second = right.shape
+    joined = device.empty((*heads, first + second), left.dtype)
+    _put_columns(left, 0, joined, 0, first)
+    _put_columns(right, 0, joined, first, second)
+    return joined
+
+
+def _put_columns(source: Any, begin: int, target: Any, at: int, count: int) -> None:
+    """Copy columns of vectors, each to as many that follow each other as there are more in the target."""
+    rows = carrier(rows_of(source)), carrier(rows_of(target))
+    grid = column_blocks((rows[1].shape[0], count), THREADS)
+    launch(_copy_columns, grid, THREADS, rows[0], begin, rows[1], at, count)
+
+
 def larger(left: Any, right: Any) -> Any:
     """See `numbacalib.ops.matrix.larger`."""
     found = device.empty(left.shape, np.float32)
@@ -263,3 +287,12 @@ def _larger(left, right, found):
     if j < found.shape[1]:
         for i in range(np.int64(cuda.blockIdx.y), found.shape[0], cuda.gridDim.y):
             found[i, j] = max(left[i, j], right[i, j])
+
+
+@cuda.jit
+def _copy_columns(source, begin, target, at, count):
+    j = cuda.grid(1)
+    share = target.shape[0] // source.shape[0]
+    if j < count:
+        for i in range(np.int64(cuda.blockIdx.y), target.shape[0], cuda.gridDim.y):
+            target[i, at + j] = source[i // share, begin + j]
