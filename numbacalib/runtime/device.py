@@ -233,6 +233,17 @@ def device_count() -> int:
     return int(check(driver.cuDeviceGetCount()))
 
 
+def has_capability_9_0() -> bool:
+    """Return whether the current device's compute capability is 9.0, whose instructions `ptx` has."""
+    return not SIMULATED and capability(current_device()) == (9, 0)
+
+
+@functools.cache
+def capability(number: int) -> tuple[int, int]:
+    """Compute capability of the current device, which is device `number`."""
+    return cuda.get_current_device().compute_capability
+
+
 def current_device() -> int:
     """Return the number of the current device."""
     error, number = driver.cuCtxGetDevice()

@@ -21,6 +21,7 @@ from numbacalib.runtime.device import (
     current_device,
     current_stream,
     numba_array,
+    sized,
     stream_handle,
 )
 
@@ -40,6 +41,11 @@ if PACKED:
 
 MOST_BLOCKS = 65535
 """Blocks of a grid along y and along z: CUDA's limit."""
+ENOUGH_BLOCKS = 16384
+"""Blocks of a grid that keep a device busy: each takes some nanoseconds to start, as long as its work."""
+
+LONG_ROW = 4096
+"""Columns of which the rows of full multiprocessors, 8 blocks of 256 threads, fit their L1 caches."""
 
 _FORMATS = {
     bool: "?7x",
@@ -126,7 +132,13 @@ def launch(kernel: Any, grid: Any, threads: Any, *arguments: Any, shared_bytes: 
 def column_blocks(shape: tuple[int, int], threads: int) -> tuple[int, int]:
     """Return the grid of a kernel with one thread a column, whose blocks stride over the rows."""
     rows, columns = shape
-    return -(-columns // threads), min(rows, MOST_BLOCKS)
+    across = -(-columns // threads)
+    return across, min(rows, max(1, ENOUGH_BLOCKS // across), MOST_BLOCKS)
+
+
+def row_threads(columns: int) -> int:
+    """Return the threads of a block that reads a row in any order: few rows at a time stay in L1 caches."""
+    return sized(256 if columns <= LONG_ROW else 1024, simulated=4)
 
 
 def _function(key: tuple, arguments: tuple, shared_bytes: int) -> Any:

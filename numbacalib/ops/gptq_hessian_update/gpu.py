@@ -32,7 +32,7 @@ def rank_update(
     out = device.empty(hessian.shape, dtype) if out is None else out
     before: Any = carrier(hessian)
     x: Any = carrier(x_block)
-    if dtype == np.float32 and _has_capability_9_0() and _has_long_sums(x):
+    if dtype == np.float32 and device.has_capability_9_0() and _has_long_sums(x):
         from numbacalib.ops.gptq_hessian_update import hopper
 
         check = FiniteCheck("hessian", hessian, upper=True)
@@ -49,20 +49,9 @@ def rank_update(
     return device.result(out)
 
 
-def _has_capability_9_0() -> bool:
-    """Return whether the device's compute capability is 9.0, whose instructions `hopper` has."""
-    return not device.SIMULATED and _capability(device.current_device()) == (9, 0)
-
-
 def _has_long_sums(x: Any) -> bool:
     """Return whether the sums of a float32 block are long enough, see `FEW_ROWS`; 16-bit ones are exact."""
     return x.dtype != np.float32 or len(x) >= FEW_ROWS
-
-
-@functools.cache
-def _capability(number: int) -> tuple[int, int]:
-    """Compute capability of the current device, which is device `number`."""
-    return cuda.get_current_device().compute_capability
 
 
 @functools.cache
