@@ -35,7 +35,8 @@ def split(x: Any) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
     scales = scales_of(columns.magnitude_peaks(x))
     halves = empty_halves(x.shape)
     split_into(x, scales, halves)
-    return *parts_of(halves, x.shape[1]), scales
+    high, low = parts_of(halves, x.shape[1])
+    return high, low, scales
 
 
 def scales_of(peaks: Any) -> DeviceArray:
