@@ -26,7 +26,7 @@ from numbacalib.methods import LayerSettings, quantize_layers, rtn
 from numbacalib.methods.layer_options import grid_options, searched_options
 from numbacalib.methods.order import column_orders
 from numbacalib.methods.settings import grid_settings
-from numbacalib.methods.solver import permuted, sweep
+from numbacalib.methods.solver import sweep
 from numbacalib.models import (
     EMBEDDINGS,
     Checkpoint,
@@ -144,9 +144,9 @@ def _factor(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     with arrays_of_one_device(hessian=hessian) as (hessian,):
         hessians = checks.stack_of_one(hessian)
         order = _order(to_host(diagonals(hessians)), block, settings)
-        if order is not None:
-            hessians = permuted(hessians, order)
-        factors = factor_hessians(hessians, [settings.percdamp], dtype=np.dtype(np.float32))
+        factors = factor_hessians(
+            hessians, [settings.percdamp], dtype=np.dtype(np.float32), orders=order
+        )
         diagonals(factors.upper)
 
 

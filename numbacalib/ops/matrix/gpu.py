@@ -13,9 +13,11 @@ from numbacalib.runtime import checks, device
 from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.launch import column_blocks, launch
+from numbacalib.runtime.launch import MOST_BLOCKS, column_blocks, launch, row_threads
 
 THREADS = device.sized(128, simulated=4)
+RUN = device.sized(1 << 14, simulated=8)
+"""Columns of a row that one block takes from another matrix."""
 
 
 def to_host(array: Any) -> NDArray:
@@ -101,7 +103,9 @@ def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
     shape = (length, matrix.shape[1]) if axis == 0 else (len(matrix), length)
     taken = device.empty(shape, matrix.dtype)
     where = device.from_host(np.ascontiguousarray(indices.reshape(-1, length)))
-    launch(_take, _tiles(taken), THREADS, carrier(matrix), where, axis, carrier(taken))
+    blocks = -(-shape[1] // RUN), min(shape[0], MOST_BLOCKS)
+    threads = row_threads(matrix.shape[1])
+    launch(_take, blocks, threads, carrier(matrix), where, axis, carrier(taken))
     return device.result(taken)
 
 
@@ -214,12 +218,15 @@ def _diagonals(matrices, found):
 
 @cuda.jit
 def _take(matrix, indices, axis, taken):
-    j = cuda.grid(1)
+    """Blocks stride over the rows, threads over a run of columns: a row stays in the L1 cache."""
+    left = np.int64(cuda.blockIdx.x) * RUN
+    right = min(left + RUN, taken.shape[1])
     run = taken.shape[0] // indices.shape[0]
-    if j < taken.shape[1]:
-        for i in range(np.int64(cuda.blockIdx.y), taken.shape[0], cuda.gridDim.y):
-            row = indices[0, i] if axis == 0 else i
-            column = indices[i // run, j] if axis == 1 else j
+    for i in range(np.int64(cuda.blockIdx.y), taken.shape[0], cuda.gridDim.y):
+        row = indices[0, i] if axis == 0 else i
+        order = indices[i // run if axis == 1 else 0]
+        for j in range(left + cuda.threadIdx.x, right, cuda.blockDim.x):
+            column = order[j] if axis == 1 else j
             if row < 0 or column < 0:
                 taken[i, j] = 0
             else:
