@@ -26,6 +26,8 @@ LLAMAS = {"llama", "mistral", "qwen2", "qwen3"}
 NOT_CONVERTED = {
     *("helium", "ministral", "ministral3"),
     *("glm4v_text", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"),
+    *("deepseek_v2", "deepseek_v3", "kimi_k2", "gpt_oss", "llama4_text"),
+    *("gpt2", "gpt_neox", "opt", "falcon"),
 }
 """Descriptions that have no GGUF here."""
 
