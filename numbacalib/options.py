@@ -133,6 +133,17 @@ def _add_quantize(commands: Any) -> None:
         "other mixes; onnx or onnx:qdq for ONNX models; of several, which must have a grid in common, each "
         "gets a directory of its name in the output",
     )
+    quantize.add_argument(
+        "--lm-head",
+        action="store_true",
+        help="quantize the output head too, calibrated on the final norm's outputs, where the format "
+        "stores it; a tied one with the embeddings",
+    )
+    quantize.add_argument(
+        "--embeddings",
+        action="store_true",
+        help="round the embeddings too, where the format stores them (mlx)",
+    )
     _add_methods(quantize)
     _add_samples(quantize)
     _add_output(quantize)
@@ -295,6 +306,7 @@ SETTINGS = (
     *("method", "group_size", "size", "symmetric", "full_range", "channel_scales", "awq_magnitude"),
     "awq_weight_term",
     *("ranges", "range_norm", "target", "target_strength", "refit", "act_order", "static_groups"),
+    *("lm_head", "embeddings"),
     *(
         "experts",
         "percdamp",

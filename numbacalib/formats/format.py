@@ -26,6 +26,7 @@ from numbacalib.formats.group_lengths import group_lengths
 from numbacalib.methods import QuantizedWeight
 from numbacalib.methods.settings import GridFinder
 from numbacalib.models.checkpoint import TensorInfo
+from numbacalib.spec.grid import INTEGER
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
@@ -48,6 +49,8 @@ class LayerGrid:
     integer grid to `scale_dtype`: real zeros, super-blocks. Two grids are equal only with the same one."""
     g_idx: bool = False
     """True where groups may be other than runs of channels."""
+    element: str = INTEGER
+    """Kind of the codes; see `numbacalib.methods.gptq`."""
 
     def __str__(self) -> str:
         """Describe it in an error."""
@@ -55,7 +58,8 @@ class LayerGrid:
         kind = "symmetric" if self.symmetric else "asymmetric"
         own = "" if self.find is None else ", as the format fixes it"
         order = " of any channels" if self.g_idx else ""
-        return f"{self.bits} bits, {kind}, {size}{order}, scales in {self.scale_dtype}{own}"
+        codes = "" if self.element == INTEGER else f" of {self.element}"
+        return f"{self.bits} bits{codes}, {kind}, {size}{order}, scales in {self.scale_dtype}{own}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,8 @@ class GridRules:
         ------
         ValueError
         """
+        if grid.element != INTEGER:
+            raise ValueError(f"codes: expected integers, got {grid.element}")
         if grid.bits not in self.bits:
             raise ValueError(f"bits: expected {_one_of(self.bits)}, got {grid.bits}")
         if grid.symmetric not in self.symmetric:
@@ -141,6 +147,9 @@ class Format(abc.ABC):
         ValueError
         """
         self.rules.check(asked)
+
+    own_head = False
+    """True where the head is quantized whatever is asked for."""
 
     def check_own_grid(self, given: Collection[str]) -> None:
         """Refuse options of the grid, by name, where the format says itself what it is.

@@ -26,6 +26,7 @@ from numbacalib.formats.gguf_mixes import (
     file_type,
     tensor_type_of,
 )
+from numbacalib.formats.gguf_mxfp4 import MXFP4, MXFP4_GRID, pack_mxfp4, unpack_mxfp4
 from numbacalib.formats.gguf_scales import BlockFinder, split_scales
 from numbacalib.formats.gguf_vocabulary import vocabulary_metadata
 from numbacalib.formats.gguf_writer import GGUFWriter, PlannedTensor, encoded
@@ -63,6 +64,7 @@ class GGUF(Format):
 
     rules = GridRules(bits=(2, 3, 4, 5, 6, 8), channel_multiple=32)
     own_grid = True
+    own_head = True
 
     def __init__(self, mix: str, config: ModelConfig | None = None) -> None:
         self.mix, self.name = mix, f"{PREFIX}{mix}"
@@ -71,6 +73,10 @@ class GGUF(Format):
     def of_model(self, config: ModelConfig) -> GGUF:
         """See `Format`."""
         return GGUF(self.mix, config)
+
+    def holds(self, layer: str) -> bool:
+        """See `Format`; heads and embeddings too."""
+        return super().holds(layer) or f"{layer}.weight" in (EMBEDDINGS, HEAD)
 
     def opened_at(self, directory: Path) -> Path:
         """See `Format`."""
@@ -130,6 +136,8 @@ def _file_name(mix: str) -> str:
 
 def block_grid(kind: str) -> LayerGrid:
     """Return the grid of one of GGML's types."""
+    if kind == MXFP4:
+        return MXFP4_GRID
     grid = BLOCK_TYPES[kind].grid
     dtype = np.dtype(np.float32)
     return LayerGrid(grid.bits, grid.group_size, not grid.minima, dtype, BlockFinder(kind))
@@ -243,6 +251,11 @@ class FileWriter(ModelWriter):
     def add_layer(self, name: str, quantized: QuantizedWeight) -> int:
         """See `ModelWriter`."""
         place = self._places[f"{name}.weight"]
+        if place.kind.name == MXFP4:
+            rows = pack_mxfp4(quantized)
+            order = self._row_order(f"{name}.weight", len(rows))
+            self._write(f"{name}.weight", [rows if order is None else rows[order]])
+            return place.planned.size
         grid = BLOCK_TYPES[place.kind.name].grid
         blocks = split_scales(quantized.scales, quantized.zeros, grid)
         weight = BlockWeight(quantized.codes, blocks)
@@ -367,7 +380,7 @@ class BlockLayers(StoredLayers):
         self._kinds = {
             name.removesuffix(".weight"): kind
             for name in checkpoint.names()
-            if (kind := checkpoint.kind(name).name) in BLOCK_TYPES
+            if (kind := checkpoint.kind(name).name) in (*BLOCK_TYPES, MXFP4)
         }
 
     def shape(self, layer: str) -> tuple[int, int]:
@@ -381,7 +394,10 @@ class BlockLayers(StoredLayers):
 
     def __getitem__(self, layer: str) -> QuantizedWeight:
         kind = self._kinds[layer]
-        codes, stored = unpack_blocks(self._checkpoint.blocks(f"{layer}.weight"), kind)
+        blocks = self._checkpoint.blocks(f"{layer}.weight")
+        if kind == MXFP4:
+            return unpack_mxfp4(blocks)
+        codes, stored = unpack_blocks(blocks, kind)
         grid = BLOCK_TYPES[kind].grid
         scales, zeros = stored.grids(grid)
         if not grid.minima:

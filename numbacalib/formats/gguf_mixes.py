@@ -11,6 +11,7 @@ import re
 from typing import NamedTuple
 
 from numbacalib.formats.gguf_blocks import BLOCK_TYPES
+from numbacalib.formats.gguf_mxfp4 import MXFP4
 
 EMBEDDINGS, HEAD = "token_embd.weight", "output.weight"
 
@@ -29,6 +30,7 @@ _BASE = {
     "Q5_K_S": ("Q5_K", 16),
     "Q5_K_M": ("Q5_K", 17),
     "Q6_K": ("Q6_K", 18),
+    MXFP4: (MXFP4, 38),
 }
 """Type of most tensors, and the number of ``general.file_type`` (``enum llama_ftype``)."""
 MIXES = tuple(_BASE)
@@ -67,6 +69,8 @@ def tensor_type_of(mix: str, name: str, channels: int, layers: Layers) -> str:
     layers : Layers
     """
     base = _BASE[mix][0]
+    if base == MXFP4:  # llama.cpp gives all but layers of blocks 8 bits
+        return MXFP4 if name.startswith("blk.") else "Q8_0"
     if name == HEAD or (name == EMBEDDINGS and layers.tied):
         whole = channels % BLOCK_TYPES[base].grid.values == 0
         wanted = "Q6_K" if whole and base != "Q8_0" else "Q8_0"

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from numbacalib.methods.settings import GridFinder
+from numbacalib.methods.settings import GridFinder, check_element
 from numbacalib.methods.shrinkage import LEAST_RANK
 from numbacalib.methods.solver import Solver
 from numbacalib.runtime import checks
+from numbacalib.spec.grid import INTEGER
 from numbacalib.spec.range_search import RangeSearch
 
 METHODS = ("gptq", "rtn", "kmeans")
@@ -33,6 +34,8 @@ class LayerSettings:
     group_size: int | None = 128
     """Input channels that share a scale; None is one scale a row."""
     symmetric: bool = False
+    element: str = INTEGER
+    """Kind of the codes: "int", or "e2m1" for floating-point numbers of 4 bits on the symmetric grid."""
     scale_dtype: DTypeLike = np.float16
     find_grid: GridFinder | None = None
     """Finds scales and zeros as a format stores them, before codes are chosen; by default they are those
@@ -107,6 +110,11 @@ class LayerSettings:
             raise ValueError("full_range: expected False without symmetric")
         if self.full_range and (self.ranges == "clip" or self.method == "kmeans"):
             raise ValueError("full_range: expected False with the ranges clip and with kmeans")
+        check_element(self.element, self.bits, self.symmetric)
+        if self.element != INTEGER and (self.refit or self.full_range or self.method == "kmeans"):
+            raise ValueError(
+                f"element: expected int with refit, full_range and kmeans, got {self.element!r}"
+            )
         shrinkage = 0.0 if self.shrinkage is None else self.shrinkage
         order = self.act_order, self.static_groups
         Solver(self.percdamp, self.damping_tries, shrinkage, *order)  # checks them

@@ -16,6 +16,7 @@ def grid_options(settings: LayerSettings) -> dict[str, Any]:
         "group_size": None if settings.method == "kmeans" else settings.group_size,
         "symmetric": settings.symmetric,
         "scale_dtype": settings.scale_dtype,
+        "element": settings.element,
     }
 
 

@@ -234,7 +234,7 @@ class Decoder:
         The result is large; `token_losses` never holds more than a tile of it.
         """
         head = self.place.put(self.checkpoint.tensor(self._head), self._dtype)
-        return self._scores(self._final_norm(hidden), head, self._head_bias())
+        return self._scores(self.head_inputs(hidden), head, self._head_bias())
 
     def token_losses(self, hidden: Array, tokens: ArrayLike) -> Array:
         """Negative log likelihood, in nats, of each token after the first of its sequence.
@@ -274,7 +274,7 @@ class Decoder:
             Number of the tile's first state, and of its first entry of the vocabulary.
         scores : float32 ``[states, entries]``
         """
-        x = self._final_norm(hidden)
+        x = self.head_inputs(hidden)
         *_, size = x.shape
         x = x.reshape(-1, size)
         biases = self._head_bias()
@@ -294,8 +294,8 @@ class Decoder:
         """Return the dtype in which products are computed."""
         return self.place.product_dtype(self.checkpoint.info(EMBEDDINGS).dtype)
 
-    def _final_norm(self, hidden: Array) -> Array:
-        """States as the head takes them: a factor of logits is one of the norm."""
+    def head_inputs(self, hidden: Array) -> Array:
+        """States as the head takes them, through the final norm: a factor of logits is one of the norm."""
         scale = self.config.logit_scale
         weight, bias = (
             scaled(self._vector(name), scale) if name in outer_shapes(self.config) else None

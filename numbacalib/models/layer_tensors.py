@@ -50,6 +50,7 @@ _BUFFERS = (
 # compressed-tensors, of GPTQ and AWQ, and of MLX, which has a ``weight`` too.
 _PACKED = (
     *("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"),
+    "weight_global_scale",
     *("qweight", "qzeros", "scales", "g_idx"),
     *("scales", "biases"),
 )

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.fields import Fields
+from numbacalib.models.mxfp4 import mxfp4_values
 from numbacalib.models.safetensors_file import TensorEntry
 from numbacalib.runtime.extras import extra
 
@@ -101,11 +102,8 @@ class BlockFloat8(PackedSource):
         return weight
 
 
-_FLOAT4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-
-
 class BlocksOfFloat4(PackedSource):
-    """MXFP4: 16 bytes of E2M1 codes, the lower half of a byte first, and the scale's exponent."""
+    """MXFP4: 16 bytes of E2M1 codes and the exponent of their scale."""
 
     codes, scales = "weight_blocks", "weight_scales"
 
@@ -119,10 +117,7 @@ class BlocksOfFloat4(PackedSource):
         return codes[0], 32 * codes[1]
 
     def decode(self, codes: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:
-        pairs = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*scales.shape, 32)
-        powers = np.ldexp(np.float32(1), scales.astype(np.int32) - 127)
-        weight = (_FLOAT4[pairs] * powers[..., None]).astype(DTYPE)
-        return weight.reshape(len(codes), -1)
+        return mxfp4_values(codes, scales).astype(DTYPE)
 
 
 def packed_source(config: Mapping[str, Any]) -> PackedSource | None:

@@ -35,6 +35,7 @@ from numbacalib.quantizer.settings import check_sequences
 from numbacalib.quantizer.stages import require_range, run_stages
 from numbacalib.quantizer.text import read_sequences
 from numbacalib.runtime.extras import extra
+from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics import (
     InputStatistics,
     load_statistics,
@@ -140,6 +141,15 @@ class TextCalibration:
             yield from expert_groups(block, parts, self._everything, held_bytes)
             for part in parts:
                 require_range(f"{block.name}.{block.mlp.stages[-1][1][0]}", part)
+
+    def head(self) -> InputStatistics:
+        """Statistics of the head's inputs, once the text has run through all blocks."""
+        found = InputStatistics(self._decoder.config.hidden_size)
+        streams = [self._hidden] if self._original is None else [self._hidden, self._original]
+        for parts in zip(*streams, strict=True):
+            found.update(*map(self._decoder.head_inputs, parts))
+        require_finite("the head: mean of squared inputs", found.hessian)
+        return found
 
     @property
     def trial_tokens(self) -> int:

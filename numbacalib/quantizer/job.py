@@ -23,6 +23,7 @@ from numbacalib.quantizer.calibration import Calibration, SavedCalibration, Text
 from numbacalib.quantizer.identity import identity_of, stamps_of
 from numbacalib.quantizer.importance import read_importance
 from numbacalib.quantizer.memory import Demand
+from numbacalib.quantizer.outer import is_outer, outer_layers
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.text import read_sequences, read_split, spread
 
@@ -79,6 +80,7 @@ def on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
         symmetric=grid.symmetric,
         scale_dtype=grid.scale_dtype,
         find_grid=grid.find,
+        element=grid.element,
     )
 
 
@@ -94,8 +96,10 @@ def open_job(
         raise ValueError(f"{inputs.model}: expected an unquantized checkpoint, got a quantized one")
     if checkpoint.config.mixture is not None:
         _check_experts(inputs, settings)
+    if settings.lm_head and (inputs.statistics is not None or inputs.importance is not None):
+        raise ValueError("lm_head: expected a text to calibrate it on, no statistics or importance")
     decoder = Decoder(checkpoint, place=place)
-    shapes = _layer_shapes(checkpoint, settings)
+    shapes = _layer_shapes(checkpoint, settings, formats)
     weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
     asked = {
         name: replace(asked_grid(settings, info.dtype), bits=settings.bits_of(name))
@@ -108,7 +112,8 @@ def open_job(
     factors = None
     if inputs.importance is not None:
         model_type = checkpoint.config.model_type
-        factors = read_importance(inputs.importance, shapes, model_type=model_type)
+        weighed = {name: shape for name, shape in shapes.items() if not is_outer(name)}
+        factors = read_importance(inputs.importance, weighed, model_type=model_type)
     calibration, tokens, others = _calibration(inputs, settings, decoder, grids)
     if inputs.held_out:
         others = read_sequences(checkpoint, inputs.held_out, settings.sequence_length)
@@ -222,7 +227,9 @@ def asked_grid(settings: Settings, dtype: np.dtype) -> LayerGrid:
     )
 
 
-def _layer_shapes(checkpoint: Checkpoint, settings: Settings) -> dict[str, tuple[int, int]]:
+def _layer_shapes(
+    checkpoint: Checkpoint, settings: Settings, formats: Sequence[Format]
+) -> dict[str, tuple[int, int]]:
     """M and K of the linear layers that are quantized, by name without ``.weight``."""
     shapes = {}
     for index in range(checkpoint.config.num_layers):
@@ -230,5 +237,8 @@ def _layer_shapes(checkpoint: Checkpoint, settings: Settings) -> dict[str, tuple
         for kind in chain.from_iterable([*stages(checkpoint.config, index), *experts]):
             rows, channels = checkpoint.info(f"model.layers.{index}.{kind}.weight").shape
             shapes[f"model.layers.{index}.{kind}"] = rows, channels
+    for name in outer_layers(checkpoint, settings, formats):
+        rows, channels = checkpoint.info(f"{name}.weight").shape
+        shapes[name] = rows, channels
     settings.check_layers(shapes)
     return {name: shape for name, shape in shapes.items() if not settings.skips(name)}

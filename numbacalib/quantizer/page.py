@@ -146,7 +146,7 @@ def _heat_map(layers: Sequence[Mapping[str, Any]], go: Any) -> Any:
     """Loss over that of rounding to the nearest, by block and projection; of experts the median."""
     ratios: dict[tuple[str, int], list[float]] = {}
     for layer in layers:
-        if layer["loss"] is not None and layer["rtn_loss"]:
+        if layer["loss"] is not None and layer["rtn_loss"] and ".layers." in layer["name"]:
             _, _, block, *rest = layer["name"].split(".")
             kind = ".".join("*" if part.isdecimal() else part for part in rest)
             ratios.setdefault((kind, int(block)), []).append(layer["loss"] / layer["rtn_loss"])

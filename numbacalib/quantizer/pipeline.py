@@ -200,7 +200,7 @@ def _writers(
         for each, path in zip(formats, paths, strict=True)
     ]
     blocks = job.decoder.config.num_layers
-    left = kept_bytes(job.weights, job.grids) * (blocks - kept.finished) // blocks
+    left = kept_bytes(job.weights, job.grids) * max(0, blocks - kept.finished) // blocks
     output = paths[0].parent if paths[1:] else paths[0]
     require_space({output: sum(writer.planned_bytes for writer in writers), kept.directory: left})
     return writers
@@ -231,8 +231,7 @@ def _plan(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> Plan:
 def _write_layers(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> list[LayerReport]:
     """Hand all blocks that are kept to the writers; return their reports, with what the layers take."""
     reports = []
-    for index in range(job.decoder.config.num_layers):
-        block = kept.load(index)
+    for block in kept.blocks():
         for name, vector in block.vectors.items():
             for writer in writers:
                 writer.add(name, vector)

@@ -30,6 +30,7 @@ from numbacalib.quantizer.blocks import quantize_group
 from numbacalib.quantizer.calibration import SILENT, TextCalibration
 from numbacalib.quantizer.job import Job, on_grid
 from numbacalib.quantizer.memory import Demand, stage_size
+from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.preflight import in_units, resident_memory
 from numbacalib.terminal import reporting, silent
 
@@ -105,7 +106,8 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
     running = _BESIDE if job.settings.target == "propagated" else 1.0
     seconds = {
         "quantizing": running * tokens * sum(passes[finished:])
-        + sum(_solving(job, index, trial) for index in range(finished, blocks)),
+        + sum(_solving(job, index, trial) for index in range(finished, blocks))
+        + sum(trial.work * _work(job, *shape) for shape in _outer_shapes(job)),
         "writing": output_bytes / MOVED,
         # both models run over it
         "proving": output_bytes / MOVED + 2 * job.held_out.size * sum(passes),
@@ -198,7 +200,8 @@ class _Trial(NamedTuple):
 
 def _trial(job: Job) -> _Trial:
     """Measure on the first block that is quantized."""
-    index = min(int(name.split(".")[2]) for name in job.grids)  # the first with a layer not skipped
+    # the first with a layer not skipped
+    index = min(int(name.split(".")[2]) for name in job.grids if not is_outer(name))
     block = job.decoder.block(index)
     found: Mapping[Any, Any] = {}
     first = again = 0.0
@@ -274,7 +277,15 @@ def _solving(job: Job, index: int, trial: _Trial) -> float:
 
 
 def _stage_work(job: Job, index: int, stage: tuple[str, ...]) -> float:
-    rows, channels = stage_size(job.decoder.config, index, stage, job.grids)
+    return _work(job, *stage_size(job.decoder.config, index, stage, job.grids))
+
+
+def _outer_shapes(job: Job) -> list[tuple[int, ...]]:
+    """M and K of the layers outside of the blocks that are quantized."""
+    return [info.shape for name, info in job.weights.items() if is_outer(name)]
+
+
+def _work(job: Job, rows: int, channels: int) -> float:
     if job.settings.method == "gptq":
         return channels**3 / 3 + rows * channels**2
     return rows * channels

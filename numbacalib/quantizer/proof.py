@@ -81,7 +81,7 @@ def prove(
     try:
         written = open_checkpoint(_model_file(path))
         layers = form.layers(written)
-        chosen, changed = _compared_with_kept(source, kept, layers, path)
+        chosen, changed = _compared_with_kept(kept, layers, path)
         found = _compared(written, layers, source, chosen, changed, form)
         if found.other:
             raise ProofError(f"{path}: {found.other[0]}: not what was to be written")
@@ -100,13 +100,12 @@ def prove(
 
 
 def _compared_with_kept(
-    source: Checkpoint, kept: Work, layers: StoredLayers, path: Path
+    kept: Work, layers: StoredLayers, path: Path
 ) -> tuple[set[str], dict[str, NDArray[Any]]]:
     """Compare layers with those that were chosen; return their names, and the vectors that changed."""
     names: set[str] = set()
     changed: dict[str, NDArray[Any]] = {}
-    for index in range(source.config.num_layers):
-        block = kept.load(index)
+    for block in kept.blocks():
         for name, weight in block.layers.items():
             if name not in layers or layers[name] != weight:
                 raise ProofError(f"{path}: {name}: other codes or scales than were chosen")

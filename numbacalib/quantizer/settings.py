@@ -54,6 +54,10 @@ class Settings(LayerSettings):
     size: float | None = None
     """Bits a weight that the layers may take in all, scales included: bits and group size of each layer are
     chosen for it, instead of `bits` and `group_size`."""
+    lm_head: bool = False
+    """True to quantize the head too, where the format stores it: a tied one with the embeddings."""
+    embeddings: bool = False
+    """True to round the embeddings too, where the format stores them."""
     samples: int = 64
     """Calibration sequences, evenly spaced over the text."""
     sequence_length: int = 512
@@ -106,7 +110,7 @@ class Settings(LayerSettings):
                     raise ValueError(
                         f"{option}: expected patterns of layers such as {names[0]}, none fits {pattern!r}"
                     )
-        if all(map(self.skips, names)):
+        if all(self.skips(name) for name in names if name.startswith("model.layers.")):
             raise ValueError("skip: expected patterns that leave a layer to quantize")
 
 
@@ -132,7 +136,8 @@ def check(settings: Settings, importance: str | Path | None) -> None:
         if settings.method != "gptq":
             raise ValueError(f"size: expected none with {settings.method}, which has no factor")
     share("max_fallbacks", settings.max_fallbacks)
-    checks.boolean("awq_weight_term", settings.awq_weight_term)
+    for name in ("awq_weight_term", "lm_head", "embeddings"):
+        checks.boolean(name, getattr(settings, name))
     checks.one_of("channel_scales", settings.channel_scales, CHANNEL_SCALES)
     checks.one_of("experts", settings.experts, EXPERTS)
     checks.one_of("awq_magnitude", settings.awq_magnitude, MAGNITUDES)

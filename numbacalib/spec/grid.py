@@ -18,6 +18,10 @@ A grid that a format has fixed may have a real zero, such as the ``minimum / sca
 ``clip(rint(w / scale + fraction) + whole, low, high)`` with the two parts of the zero, which is the same
 line for integers.
 
+Codes may also be small floating-point numbers of either sign: see `numbacalib.spec.small_floats`. A code
+then stands for one of the points 0, 0.5, 1, 1.5, 2, 3, 4, 6 where on an integer grid it is one; the grid is
+symmetric, ``value = point * scale``, and a group's scale is ``max|w| / 6``.
+
 Quotients are formed before rounding and products kept out of the sums that decide a tie, since a
 device compiler may contract ``a * b + c`` and move the tie.
 """
@@ -27,9 +31,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.core.extending import overload
 
 from numbacalib.runtime.jit import inlined, scalar
 from numbacalib.spec.scalars import rint, round_mantissa
+from numbacalib.spec.small_floats import LEAST, MOST, code_of_point, nearest_point, point_of_code
+
+INTEGER, E2M1 = "int", "e2m1"
+ELEMENTS = INTEGER, E2M1
+"""Kinds of codes: integers of 2 to 8 bits, and floating-point numbers of 4."""
 
 SCALE_EXACT = 0
 """Scales stay in the accumulators' type."""
@@ -61,6 +71,41 @@ class Bounds(NamedTuple):
     """Rounding of scales: `SCALE_EXACT` or another."""
     full_range: bool = False
     """True where a symmetric grid spans its longer side, with scales of either sign."""
+
+
+class FloatBounds(NamedTuple):
+    """Bounds of a grid whose points are small floating-point numbers, as `Bounds` has them."""
+
+    low: Any
+    high: Any
+    levels: Any
+    symmetric: bool
+    storage: int
+    least: Any
+    """Least point above 0."""
+
+
+def has_float_points(bounds):
+    """Return whether a grid's points are floating-point numbers; known when code is compiled."""
+    return isinstance(bounds, FloatBounds)
+
+
+@overload(has_float_points)
+def _has_float_points(bounds):
+    found = bounds.instance_class is FloatBounds
+    return lambda bounds: found
+
+
+def least_point(bounds):
+    """Return the least point of a grid above 0, in scales."""
+    return bounds.least if isinstance(bounds, FloatBounds) else bounds.levels / bounds.levels
+
+
+@overload(least_point)
+def _least_point(bounds):
+    if bounds.instance_class is FloatBounds:
+        return lambda bounds: bounds.least
+    return lambda bounds: bounds.levels / bounds.levels
 
 
 @scalar
@@ -121,15 +166,29 @@ def code_at(quotient, zero, bounds):
     The whole part of the zero point is added after rounding, so that ties go to even quotients. What is
     rounded is clipped before, to integers, so that `rint` stays in its domain.
     """
-    whole = rint(zero)
-    position = quotient + (zero - whole)
-    return rint(min(max(position, bounds.low - whole), bounds.high - whole)) + whole
+    if has_float_points(bounds):
+        code = nearest_point(min(max(quotient, bounds.low), bounds.high), least_point(bounds))
+    else:
+        whole = rint(zero)
+        position = quotient + (zero - whole)
+        code = rint(min(max(position, bounds.low - whole), bounds.high - whole)) + whole
+    return code
 
 
 @inlined
 def unsigned(code, bounds):
-    """Code as it is stored, less the grid's least code."""
+    """Code as it is stored: less the grid's least code, or the bits of a floating-point number."""
+    if has_float_points(bounds):
+        return np.uint8(code_of_point(code, least_point(bounds)))
     return np.uint8(code - bounds.low)
+
+
+@inlined
+def signed(stored, bounds):
+    """Undo `unsigned`."""
+    if has_float_points(bounds):
+        return point_of_code(stored, least_point(bounds))
+    return stored + bounds.low
 
 
 @inlined
@@ -142,7 +201,10 @@ def value_of(code, scale, zero):
 def is_clipped(weight, scale, zero, bounds):
     """Return whether a weight lies more than one step past the ends of a grid with unsigned codes."""
     position = weight / scale + zero
-    return position < -1 or position > bounds.levels + 1
+    step = least_point(bounds)
+    if has_float_points(bounds):
+        step *= 4
+    return position < bounds.low - step or position > bounds.high + step
 
 
 def group_indices(channels: int, group_size: int) -> np.ndarray:
@@ -157,9 +219,19 @@ class Grid(NamedTuple):
     symmetric: bool
     storage: int = SCALE_EXACT
     full_range: bool = False
+    element: str = INTEGER
+    """One of `ELEMENTS`."""
 
-    def bounds(self, dtype: np.dtype) -> Bounds:
+    @property
+    def offset(self) -> int:
+        """Number that is subtracted from a zero point to store it, as from integer codes."""
+        return code_range(self.bits, self.symmetric)[0] if self.element == INTEGER else 0
+
+    def bounds(self, dtype: np.dtype) -> Bounds | FloatBounds:
         """Return the grid in the type of the weights that meet it."""
+        if self.element == E2M1:
+            reach = dtype.type(-MOST), dtype.type(MOST), dtype.type(2 * MOST)
+            return FloatBounds(*reach, True, self.storage, dtype.type(LEAST))
         low, high = code_range(self.bits, self.symmetric)
         ends = dtype.type(low), dtype.type(high), dtype.type(high - low)
         return Bounds(*ends, self.symmetric, self.storage, self.full_range)

@@ -182,7 +182,7 @@ def test_the_command_line(tmp_path, sources, capsys):
     assert main([*command, "awq", "--output", str(tmp_path / "out")]) == 0
     assert "14 layers written to" in capsys.readouterr().out
     assert main([*command, "nothing", "--output", str(tmp_path / "other")]) == 2
-    assert "format: expected compressed-tensors, gptq" in capsys.readouterr().err
+    assert "format: expected compressed-tensors, mxfp4, nvfp4, gptq" in capsys.readouterr().err
 
 
 def test_a_plain_model_is_refused(tmp_path):

@@ -129,6 +129,8 @@ def test_mixes_are_those_of_llama_cpp(llama, tmp_path, depth, heads, kv, hidden,
     importance = {name: np.ones(e.shape[-1]) for name, e in entries.items() if len(e.shape) == 2}
     layers = Layers(depth, heads // kv, tied)
     for mix in MIXES:
+        if mix == "MXFP4":  # its own has this type for experts alone
+            continue
         llama.quantize(source, target, file_type(mix), importance)
         theirs = {name: entry.kind.name for name, entry in GGUFFile(target).tensors.items()}
         for name in importance:
