@@ -43,8 +43,8 @@ class Left(NamedTuple):
 
     @property
     def is_wrapped(self) -> bool:
-        """Return whether runtimes have something before the decoder's names."""
-        return bool(self.parts)
+        """Return whether runtimes have something before the decoder's names; not for its own layers."""
+        return not all(part.startswith("layers.") for part in self.parts)
 
 
 class SafetensorsFormat(Format):

@@ -64,7 +64,7 @@ DESCRIBED: dict[str, dict[str, Any]] = {
     "llama4_text": {
         "intermediate_size_mlp": 16,
         "num_local_experts": 3,
-        "no_rope_layers": [1, 0],
+        "no_rope_layer_interval": 2,
         "attention_chunk_size": 3,
         "floor_scale": 2,
     },

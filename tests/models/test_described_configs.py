@@ -83,6 +83,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"rotary_pct": 0.25, "partial_rotary_factor": 0.5},
         "partial_rotary_factor and rotary_pct: expected the same, got",
     ),
+    "kinds of layers": (
+        "llama4_text",
+        {"layer_types": ["sliding_attention", "full_attention"]},
+        "layer_types: expected 2 of chunked_attention and full_attention, got",
+    ),
+    "layers that turn": (
+        "llama4_text",
+        {"no_rope_layers": [1]},
+        r"no_rope_layers: expected 2 entries, got \[1\]",
+    ),
     "scores of each layer": (
         "gpt2",
         {"scale_attn_by_inverse_layer_idx": True},
