@@ -148,6 +148,9 @@ class Format(abc.ABC):
         """
         self.rules.check(asked)
 
+    own_head = False
+    """True where the head is quantized whatever is asked for."""
+
     def check_own_grid(self, given: Collection[str]) -> None:
         """Refuse options of the grid, by name, where the format says itself what it is.
 

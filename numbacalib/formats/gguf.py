@@ -64,6 +64,7 @@ class GGUF(Format):
 
     rules = GridRules(bits=(2, 3, 4, 5, 6, 8), channel_multiple=32)
     own_grid = True
+    own_head = True
 
     def __init__(self, mix: str, config: ModelConfig | None = None) -> None:
         self.mix, self.name = mix, f"{PREFIX}{mix}"
@@ -72,6 +73,10 @@ class GGUF(Format):
     def of_model(self, config: ModelConfig) -> GGUF:
         """See `Format`."""
         return GGUF(self.mix, config)
+
+    def holds(self, layer: str) -> bool:
+        """See `Format`; heads and embeddings too."""
+        return super().holds(layer) or f"{layer}.weight" in (EMBEDDINGS, HEAD)
 
     def opened_at(self, directory: Path) -> Path:
         """See `Format`."""

@@ -18,7 +18,7 @@ from numbacalib.runtime.jit import task_kernel
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import fetch_add
 from numbacalib.runtime.tile_product import COLUMNS, LANES, add_microtile, add_product, pack_rows
-from numbacalib.spec.damping import damped
+from numbacalib.spec.damping import damped, is_dead
 
 PANEL = 192
 """Columns that are factored together: whole packed row panels and whole packed column panels."""
@@ -37,7 +37,7 @@ def factor(hessians: NDArray, percdamps: Sequence[float], dtype: np.dtype) -> He
     diagonals = np.diagonal(hessians, axis1=1, axis2=2).astype(np.float64)
     means = diagonals.mean(axis=1)
     dampings = np.array(percdamps) * means
-    dead = diagonals == 0
+    dead = is_dead.py_func(diagonals)
     size = hessians.shape[1]
     # the last rows of a matrix fill a row panel, which may end behind them
     memory = np.empty(hessians.size + LANES * size, dtype)

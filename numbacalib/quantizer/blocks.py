@@ -122,8 +122,9 @@ def _quantize_block(
 def _quantize_outer(job: Job) -> FinishedBlock:
     """Quantize the layers outside of the blocks, once the text has run through all of these.
 
-    The head is calibrated on what the final norm makes of the last block's outputs. Embeddings that are not
-    the head are looked up, not multiplied: they are rounded to the nearest.
+    The head is calibrated on what the final norm makes of the last block's outputs; where it is the format
+    that quantizes it, by rounding on scales that are weighted so. Embeddings that are not the head are
+    looked up, not multiplied: they are rounded to the nearest.
     """
     done = FinishedBlock({}, [], {}, {})
     for name in filter(is_outer, job.grids):
@@ -134,11 +135,12 @@ def _quantize_outer(job: Job) -> FinishedBlock:
         statistics: InputStatistics | None = None
         if name == head_of(job.checkpoint) and isinstance(job.calibration, TextCalibration):
             statistics = job.calibration.head()
-        else:
+        rounded: dict[str, Any] = {"method": "rtn", "refit": False, "target": "layerwise"}
+        if statistics is None:
             plain = {"weighted": "mse", "clip": "full"}.get(settings.ranges, settings.ranges)
-            settings = replace(
-                settings, method="rtn", ranges=plain, refit=False, target="layerwise"
-            )
+            settings = replace(settings, ranges=plain, **rounded)
+        elif not job.settings.lm_head:
+            settings = replace(settings, ranges="weighted", **rounded)
         quantized, report = quantize_layer(name, weight, statistics, settings)
         assert isinstance(quantized, QuantizedWeight)  # no codebooks: see settings.check
         done.layers[name] = quantized.to_host()

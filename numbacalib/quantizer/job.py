@@ -23,7 +23,7 @@ from numbacalib.quantizer.calibration import Calibration, SavedCalibration, Text
 from numbacalib.quantizer.identity import identity_of, stamps_of
 from numbacalib.quantizer.importance import read_importance
 from numbacalib.quantizer.memory import Demand
-from numbacalib.quantizer.outer import outer_layers
+from numbacalib.quantizer.outer import is_outer, outer_layers
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.text import read_sequences, read_split, spread
 
@@ -112,7 +112,8 @@ def open_job(
     factors = None
     if inputs.importance is not None:
         model_type = checkpoint.config.model_type
-        factors = read_importance(inputs.importance, shapes, model_type=model_type)
+        weighed = {name: shape for name, shape in shapes.items() if not is_outer(name)}
+        factors = read_importance(inputs.importance, weighed, model_type=model_type)
     calibration, tokens, others = _calibration(inputs, settings, decoder, grids)
     if inputs.held_out:
         others = read_sequences(checkpoint, inputs.held_out, settings.sequence_length)

@@ -1,4 +1,4 @@
-"""Layers outside of the blocks, which are quantized where it is asked for: the head and the embeddings."""
+"""Layers outside of the blocks that are quantized, as asked for or by a format: head and embeddings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,12 @@ def outer_layers(
                 raise ValueError(
                     f"{option}: expected formats that store {kind} quantized{tied}, got {form.name}"
                 )
-    return list(dict.fromkeys(asked.values()))
+    found = list(asked.values())
+    for form in formats:
+        if form.own_head and settings.skips(head):
+            raise ValueError(f"skip: expected layers of blocks with {form.name}, got {head}")
+        found += [head] * form.own_head
+    return list(dict.fromkeys(found))
 
 
 def is_outer(layer: str) -> bool:

