@@ -64,6 +64,7 @@ class CompressedFp4(SafetensorsFormat):
     """
 
     methods = (METHOD,)
+    own_grid = True
 
     def __init__(self, kind: str) -> None:
         self.name = kind

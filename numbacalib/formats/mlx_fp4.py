@@ -43,6 +43,7 @@ class MlxFp4(MlxDirectory):
     """One of the two modes, by a name such as ``mlx:mxfp4``: bits and groups are the mode's own."""
 
     parts = ("weight", "scales")
+    own_grid = True
 
     def __init__(self, kind: str) -> None:
         self.name, self._mode = f"{PREFIX}{kind}", kind

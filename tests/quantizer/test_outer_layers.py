@@ -15,10 +15,17 @@ from numbacalib.formats.registry import stored_layers
 from numbacalib.methods import gptq, proxy_loss, rtn
 from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.quantizer import evaluate, quantize
-from numbacalib.quantizer.text import read_sequences
+from numbacalib.quantizer.text import read_split
 
 SHORT = {"samples": 4, "sequence_length": 32}
+ALONE = {"target": "layerwise", "refit": False}
 GRID = {"bits": 4, "group_size": 32, "symmetric": True}
+OWN = ("nvfp4", "mxfp4", "mlx:mxfp4", "mlx:nvfp4", "gguf:Q8_0")
+"""Formats that set the grid themselves."""
+
+
+def grid_in(name):
+    return {} if name in OWN else GRID
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +48,7 @@ def models(tmp_path_factory):
 def head_inputs(directory, text):
     """What the final norm gives to the head, over the blocks as they are stored."""
     checkpoint = open_checkpoint(directory)
-    tokens = read_sequences(checkpoint, [text], SHORT["sequence_length"], SHORT["samples"])
+    tokens, _ = read_split(checkpoint, [text], SHORT["sequence_length"], SHORT["samples"], 32)
     decoder = Decoder(dequantized(checkpoint))
     hidden = decoder.forward(tokens)
     return decoder.head_inputs(hidden).reshape(-1, decoder.config.hidden_size)
@@ -50,7 +57,14 @@ def head_inputs(directory, text):
 @pytest.mark.parametrize("name", ["compressed-tensors", "gptq_v2", "nvfp4", "mxfp4", "mlx"])
 def test_a_head_is_calibrated_on_the_outputs_of_the_final_norm(tmp_path, models, text, name):
     report = quantize(
-        models[False], tmp_path / "out", text=[text], formats=[name], lm_head=True, **GRID, **SHORT
+        models[False],
+        tmp_path / "out",
+        text=[text],
+        formats=[name],
+        lm_head=True,
+        **grid_in(name),
+        **SHORT,
+        **ALONE,
     )
     checkpoint = open_checkpoint(tmp_path / "out")
     layers = stored_layers(checkpoint)
@@ -70,7 +84,7 @@ def test_a_head_is_calibrated_on_the_outputs_of_the_final_norm(tmp_path, models,
 
 
 def test_codes_of_a_head_are_gptqs_own(tmp_path, models, text):
-    settings = {**GRID, "ranges": "full", "act_order": "none"}
+    settings = {**GRID, **ALONE, "ranges": "full", "act_order": "none"}
     quantize(models[False], tmp_path / "out", text=[text], lm_head=True, **settings, **SHORT)
     inputs = head_inputs(tmp_path / "out", text)
     hessian = (2 / len(inputs) * inputs.T @ inputs).astype(np.float32)
@@ -86,7 +100,13 @@ def test_codes_of_a_head_are_gptqs_own(tmp_path, models, text):
 @pytest.mark.parametrize("name", ["mlx", "mlx:mxfp4", "mlx:nvfp4"])
 def test_a_tied_head_is_quantized_with_the_embeddings(tmp_path, models, text, name):
     report = quantize(
-        models[True], tmp_path / "out", text=[text], formats=[name], lm_head=True, **GRID, **SHORT
+        models[True],
+        tmp_path / "out",
+        text=[text],
+        formats=[name],
+        lm_head=True,
+        **grid_in(name),
+        **SHORT,
     )
     assert report.layers[-1].name == "model.embed_tokens"
     assert report.layers[-1].loss < report.layers[-1].rtn_loss
@@ -127,7 +147,9 @@ def test_rounding_needs_no_text(tmp_path, models):
 )  # fmt: skip
 def test_what_formats_do_not_store_is_refused(tmp_path, models, tied, name, options, message):
     with pytest.raises(ValueError, match=message):
-        quantize(models[tied], tmp_path / "out", method="rtn", formats=[name], **GRID, **options)
+        quantize(
+            models[tied], tmp_path / "out", method="rtn", formats=[name], **grid_in(name), **options
+        )
     assert not (tmp_path / "out").exists()
     with pytest.raises(TypeError, match="lm_head: expected a bool, got int"):
         quantize(models[tied], tmp_path / "out", method="rtn", lm_head=1, **GRID)

@@ -97,7 +97,6 @@ def test_heads_and_embeddings(tmp_path, form, tied):
         tmp_path,
         form,
         model={"tie_word_embeddings": tied},
-        group_size=32,
         lm_head=True,
         embeddings=True,
     )
