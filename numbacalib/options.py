@@ -66,6 +66,40 @@ def command_parser() -> argparse.ArgumentParser:
 def _add_quantize(commands: Any) -> None:
     quantize = commands.add_parser("quantize", help="quantize a model and write a checkpoint")
     _add_model(quantize)
+    _add_source(quantize)
+    quantize.add_argument(
+        "--method",
+        choices=("gptq", "rtn", "awq"),
+        default="gptq",
+        help="awq is rtn with --channel-scales awq and --ranges clip (default gptq)",
+    )
+    _add_grid(quantize)
+    quantize.add_argument(
+        "--format",
+        nargs="+",
+        metavar="NAME",
+        help="of the output: compressed-tensors (default), gptq, gptq_v2, awq, mlx, gguf:Q4_K_M and "
+        "other mixes; onnx or onnx:qdq for ONNX models; of several, which must have a grid in common, each "
+        "gets a directory of its name in the output",
+    )
+    quantize.add_argument(
+        "--lm-head",
+        action="store_true",
+        help="quantize the output head too, calibrated on the final norm's outputs, where the format "
+        "stores it; a tied one with the embeddings",
+    )
+    quantize.add_argument(
+        "--embeddings",
+        action="store_true",
+        help="round the embeddings too, where the format stores them (mlx)",
+    )
+    _add_methods(quantize)
+    _add_samples(quantize)
+    _add_output(quantize)
+    _add_run(quantize)
+
+
+def _add_source(quantize: argparse.ArgumentParser) -> None:
     source = quantize.add_mutually_exclusive_group()
     source.add_argument("--text", nargs="+", type=Path, default=[], **TEXT)
     source.add_argument(
@@ -78,12 +112,9 @@ def _add_quantize(commands: Any) -> None:
         help="for ONNX models: .npz with an array for each input by its name, samples first; or a text, "
         "for models with a tokenizer.json beside them",
     )
-    quantize.add_argument(
-        "--method",
-        choices=("gptq", "rtn", "awq"),
-        default="gptq",
-        help="awq is rtn with --channel-scales awq and --ranges clip (default gptq)",
-    )
+
+
+def _add_grid(quantize: argparse.ArgumentParser) -> None:
     quantize.add_argument(
         "--bits",
         nargs="+",
@@ -125,28 +156,9 @@ def _add_quantize(commands: Any) -> None:
         help="with --symmetric: scales of either sign, which put a group's largest weight on the grid's "
         "longer side",
     )
-    quantize.add_argument(
-        "--format",
-        nargs="+",
-        metavar="NAME",
-        help="of the output: compressed-tensors (default), gptq, gptq_v2, awq, mlx, gguf:Q4_K_M and "
-        "other mixes; onnx or onnx:qdq for ONNX models; of several, which must have a grid in common, each "
-        "gets a directory of its name in the output",
-    )
-    quantize.add_argument(
-        "--lm-head",
-        action="store_true",
-        help="quantize the output head too, calibrated on the final norm's outputs, where the format "
-        "stores it; a tied one with the embeddings",
-    )
-    quantize.add_argument(
-        "--embeddings",
-        action="store_true",
-        help="round the embeddings too, where the format stores them (mlx)",
-    )
-    _add_methods(quantize)
-    _add_samples(quantize)
-    _add_output(quantize)
+
+
+def _add_run(quantize: argparse.ArgumentParser) -> None:
     quantize.add_argument(
         "--work",
         type=Path,

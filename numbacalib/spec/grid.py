@@ -83,6 +83,7 @@ class FloatBounds(NamedTuple):
     storage: int
     least: Any
     """Least point above 0."""
+    full_range: bool = False
 
 
 def has_float_points(bounds):
@@ -231,7 +232,7 @@ class Grid(NamedTuple):
         """Return the grid in the type of the weights that meet it."""
         if self.element == E2M1:
             reach = dtype.type(-MOST), dtype.type(MOST), dtype.type(2 * MOST)
-            return FloatBounds(*reach, True, self.storage, dtype.type(LEAST))
+            return FloatBounds(*reach, True, self.storage, dtype.type(LEAST), False)
         low, high = code_range(self.bits, self.symmetric)
         ends = dtype.type(low), dtype.type(high), dtype.type(high - low)
         return Bounds(*ends, self.symmetric, self.storage, self.full_range)
