@@ -86,6 +86,7 @@ def _taken(arguments: list[str], option: str) -> str | None:
 def _as_arguments(file: Path, option: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         negative = {"--symmetric": ["--asymmetric"], "--awq-weight-term": [], "--full-range": []}
+        negative |= {"--lm-head": [], "--embeddings": []}
         return [option] if value else negative.get(option, [option.replace("--", "--no-", 1)])
     if isinstance(value, list) and all(isinstance(item, (str, int, float)) for item in value):
         return [option, *map(str, value)] if value else []

@@ -70,7 +70,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "phi3": {"sliding_window": None},
     "phi3-longrope": {
         "partial_rotary_factor": 0.75,
-        "original_max_position_embeddings": 64,
+        "max_position_embeddings": 1024,
+        "original_max_position_embeddings": 512,
         "rope_scaling": LONGROPE,
     },
     "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 256},

@@ -84,7 +84,7 @@ def test_mixes_of_experts(llama, tmp_path, name):
     """Type for type, a tensor of all experts, against llama.cpp's own quantizer."""
     source, target = tmp_path / "source", tmp_path / "target.gguf"
     quantize(write_model(tmp_path / "m", name), source, settings=PLAIN, formats=["gguf:Q8_0"])
-    for mix in MIXES:
+    for mix in (mix for mix in MIXES if mix != "MXFP4"):  # of which llama.cpp takes experts alone
         output = tmp_path / mix
         quantize(tmp_path / "m", output, settings=PLAIN, formats=[f"gguf:{mix}"])
         (ours,) = output.iterdir()
