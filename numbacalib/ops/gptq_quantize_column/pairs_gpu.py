@@ -13,7 +13,7 @@ import numpy as np
 from numbacalib.runtime import blas_gpu, device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import narrow, widen
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import MOST_BLOCKS, launch
 
 THREADS = 128
 ROWS = 8
@@ -42,7 +42,7 @@ class Pair(NamedTuple):
     def fill(self, matrices: Any) -> None:
         """Split float32 matrices [E, M, K]."""
         count, rows, columns = matrices.shape
-        blocks = -(-columns // THREADS), -(-rows // ROWS), count
+        blocks = -(-columns // THREADS), min(-(-rows // ROWS), MOST_BLOCKS), count
         launch(_split, blocks, THREADS, matrices, *self)
 
 
@@ -54,16 +54,17 @@ def add_products(left: Pair, right: Pair, out: Any) -> None:
 
 @cuda.jit
 def _split(matrices, high, low):
-    """Threads: a column of `ROWS` rows each."""
+    """Threads: a column of `ROWS` rows each; blocks stride over the rows."""
     e = cuda.blockIdx.z
     j = cuda.grid(1)
-    top = np.int64(cuda.blockIdx.y) * ROWS
+    rows, columns = matrices.shape[1:]
     values = cuda.local.array(ROWS, np.float32)
-    if j < matrices.shape[2]:
-        for k in range(ROWS):
-            values[k] = matrices[e, min(top + k, matrices.shape[1] - 1), j]
-        for k in range(ROWS):
-            if top + k < matrices.shape[1]:
-                nearest = narrow(values[k], high[e, top + k, j])
-                high[e, top + k, j] = nearest
-                low[e, top + k, j] = narrow(values[k] - widen(nearest), high[e, top + k, j])
+    if j < columns:
+        for top in range(np.int64(cuda.blockIdx.y) * ROWS, rows, cuda.gridDim.y * ROWS):
+            for k in range(ROWS):
+                values[k] = matrices[e, min(top + k, rows - 1), j]
+            for k in range(ROWS):
+                if top + k < rows:
+                    nearest = narrow(values[k], high[e, top + k, j])
+                    high[e, top + k, j] = nearest
+                    low[e, top + k, j] = narrow(values[k] - widen(nearest), high[e, top + k, j])
