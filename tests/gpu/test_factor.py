@@ -10,8 +10,9 @@ from numbacalib.linalg.panels_gpu import PANEL
 from numbacalib.methods import gptq
 
 FACTOR_ERROR = 3e-6
-"""Of an entry of ``R R^T``, as a fraction of the root of its row's and its column's diagonal entry: two float16
-halves leave up to 2^-21 of each of a product's factors, and float32 sums as much again; 2.3e-6 was seen."""
+"""Of an entry of ``R R^T``, as a fraction of the root of its row's and its column's diagonal entry: two
+float16 halves leave up to 2^-21 of each of a product's factors, and float32 sums as much again; 2.3e-6
+was seen."""
 
 
 @pytest.fixture(autouse=True)
