@@ -6,7 +6,6 @@ simulate. A backend that was asked for and is missing fails every test that need
 
 import dataclasses
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +28,6 @@ def pytest_configure(config):
     settings.load_profile("cudasim" if backend == "cudasim" else "numbacalib")
     if backend == "cudasim":
         os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
-        # a block's threads are Python's; another spins until all are at a barrier, and must give way soon
-        sys.setswitchinterval(1e-5)
         # the simulator's kernels are Python, whose floats warn where a device's do not
         config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning")
 

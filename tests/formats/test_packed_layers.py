@@ -338,7 +338,11 @@ WEIGHTS = packed_config()["config_groups"]["group_0"]
             {"quant_method": "bitsandbytes", "bits": 4},
             "quant_method: expected one that is read here .*awq, compressed-tensors.*got 'bits",
         ),
-        (packed_config(format="nvfp4-pack-quantized"), "format: expected pack-quantized"),
+        (packed_config(format="int-quantized"), "format: expected pack-quantized"),
+        (
+            packed_config(format="nvfp4-pack-quantized"),
+            "group_0.format: expected nvfp4-pack-quantized, got 'pack-quantized'",
+        ),
         (packed_config(kv_cache_scheme={"num_bits": 8}), "kv_cache_scheme: expected null"),
         (packed_config(transform_config={"groups": 1}), "transform_config: expected null"),
         (
