@@ -31,8 +31,8 @@ class Settings(LayerSettings):
     """Settings of a model's quantization; each layer's `scale_dtype` is the model's own."""
 
     ranges: str = "auto"
-    """Ranges as in `LayerSettings`, or "auto": "weighted" with gptq, where every model that was measured
-    loses less with it, and "full" with rtn, which then needs no text."""
+    """Ranges as in `LayerSettings`, or "auto": "weighted" with gptq, where most models that were measured
+    lose less with it, and "full" with rtn, which then needs no text."""
     target: str = "auto"
     """Target as in `LayerSettings`, or "auto": "propagated" where gptq runs over a text and the model has
     no experts, and "layerwise" elsewhere."""
