@@ -88,6 +88,10 @@ def _calls(dtype: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         "gptq_quantize_column",
         lambda: numbacalib.gptq_quantize_column(weight, hessian, 4, GROUP, False),
     )
+    yield (
+        "propagated_target",
+        lambda: methods.propagated_target(weight, hessian, np.zeros_like(hessian)),
+    )
     for method, ranges in METHODS:
         settings = methods.LayerSettings(
             method=method, group_size=GROUP, ranges=ranges, scale_dtype=dtype

@@ -138,7 +138,7 @@ class Mlx(MlxDirectory):
     def recognizes(self, checkpoint: Checkpoint) -> bool:
         """See `Format`."""
         mode = mode_of(checkpoint)
-        return mode is not None and mode not in FP4
+        return mode is not None and mode not in tuple(FP4)  # compared: a file may have a list there
 
     def grid_of(self, checkpoint: Checkpoint) -> GridOf:
         """See `SafetensorsFormat`."""

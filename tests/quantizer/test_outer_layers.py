@@ -142,7 +142,6 @@ def test_rounding_needs_no_text(tmp_path, models):
         (True, "gptq", {"lm_head": True}, "which are the head of this model too, got gptq"),
         (False, "awq", {"lm_head": True}, "lm_head: expected formats that store a head .* got awq"),
         (False, "nvfp4", {"embeddings": True}, "embeddings: expected formats .* got nvfp4"),
-        (False, "gguf:Q8_0", {"lm_head": True}, "lm_head: expected formats .* got gguf:Q8_0"),
     ],
 )  # fmt: skip
 def test_what_formats_do_not_store_is_refused(tmp_path, models, tied, name, options, message):
