@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import LIMIT, OURS, Row, read_csv
+from run_rows import RunRow, runs_body
 
 from numbacalib.quantizer.report import table
 
@@ -418,6 +419,7 @@ TABLES = {
     "awq": Table("awq_gpu.py", Row, speed_body),
     "cpu": Table("cpu.py", Row, speed_body),
     "demo": Table("demo.py", DemoRow, demo_body),
+    "runs": Table("runs.py", RunRow, runs_body),
     "experts": Table("experts.py", ExpertsRow, experts_body),
     "fisher": Table("fisher_gpu.py", Row, speed_body),
     "gptq": Table("gptq_gpu.py", Row, speed_body),

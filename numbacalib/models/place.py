@@ -80,6 +80,18 @@ class Place:
         limits = [_available(), _left_of_group()]
         return min((limit for limit in limits if limit is not None), default=None)
 
+    def taken_bytes(self) -> int:
+        """Bytes of the device that CuPy's pool has taken from it, which keeps them; 0 on the host."""
+        if self.name == "cpu":
+            return 0
+        from numbacalib.runtime.device import SIMULATED
+
+        if SIMULATED:
+            return 0
+        from cupy import get_default_memory_pool
+
+        return int(get_default_memory_pool().total_bytes())
+
     def product_dtype(self, stored: np.dtype) -> np.dtype:
         """Tell in what products of a weight stored so are computed; their sums are float32.
 

@@ -66,11 +66,21 @@ def on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
     )
 
 
-def quantize_blocks(job: Job, kept: Work) -> None:
-    """Quantize every block that is not finished yet, and keep it."""
+def quantize_blocks(
+    job: Job, kept: Work, planned: Sequence[float] = (), later: float = 0.0
+) -> None:
+    """Quantize every block that is not finished yet, and keep it.
+
+    It should take the seconds `planned` for each of them, and what follows `later`.
+    """
     layers = job.decoder.config.num_layers
     reports: list[LayerReport] = []
-    with Progress(layers, done=kept.finished) as progress, np.errstate(**SILENT):
+    with (
+        Progress(
+            layers, done=kept.finished, unit="block", planned=planned, later=later
+        ) as progress,
+        np.errstate(**SILENT),
+    ):
         for index in range(layers):
             if index < kept.finished:
                 progress.show(f"block {index + 1} of {layers}: finished before")

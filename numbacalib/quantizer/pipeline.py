@@ -22,35 +22,20 @@ from numbacalib.formats.output_directory import (
     work_directory,
 )
 from numbacalib.formats.registry import common_grids, formats_named, stored_format
-from numbacalib.methods import (
-    LayerReport,
-)
-from numbacalib.models import (
-    Checkpoint,
-    Decoder,
-    Place,
-    open_checkpoint,
-    open_place,
-)
+from numbacalib.methods import LayerReport
+from numbacalib.models import Checkpoint, Decoder, Place, open_checkpoint, open_place
 from numbacalib.models.hub import revision_of
 from numbacalib.models.layer_tensors import expert_stages, stages
 from numbacalib.quantizer.ahead import compiled_ahead
 from numbacalib.quantizer.blocks import Job, on_grid, quantize_blocks
-from numbacalib.quantizer.calibration import (
-    Calibration,
-    SavedCalibration,
-    TextCalibration,
-)
-from numbacalib.quantizer.identity import identity_of, stamps_of
+from numbacalib.quantizer.calibration import Calibration, SavedCalibration, TextCalibration
+from numbacalib.quantizer.distributions import Distributions
+from numbacalib.quantizer.identity import identity_of, settings_as_json, stamps_of
 from numbacalib.quantizer.importance import read_importance
 from numbacalib.quantizer.plan import Plan, make_plan, require_memory
 from numbacalib.quantizer.preflight import peak_memory, require_space
 from numbacalib.quantizer.proof import prove
-from numbacalib.quantizer.report import (
-    Clock,
-    RunReport,
-    recorded_warnings,
-)
+from numbacalib.quantizer.report import Clock, RunReport, recorded_warnings
 from numbacalib.quantizer.settings import Settings, check
 from numbacalib.quantizer.text import read_sequences, read_split, spread
 from numbacalib.quantizer.work import Work, kept_bytes, open_work
@@ -188,9 +173,10 @@ def quantize(
                 for writer in writers:
                     stack.enter_context(writer)
                 with clock.phase("quantizing"):
-                    quantize_blocks(job, kept)
+                    later = sum(plan.seconds.values()) - plan.seconds["quantizing"]
+                    quantize_blocks(job, kept, plan.block_seconds, later)
                 with clock.phase("writing"):
-                    layers = _write_layers(job, kept, writers)
+                    layers, counted = _write_layers(job, kept, writers)
                     stack.close()
             with clock.phase("proving"):
                 proofs = [
@@ -211,7 +197,11 @@ def quantize(
         output_bytes=writers[0].planned_bytes,
         resumed_blocks=kept.finished,
         seconds=clock.seconds,
+        begins=clock.begins,
         peak_bytes=peak_memory(),
+        device_bytes=place.taken_bytes(),
+        weights=counted.weights,
+        scales=counted.scales,
         plan=plan,
         proofs=proofs,
         warnings=warnings,
@@ -231,7 +221,8 @@ def _writers(
     blocks = job.decoder.config.num_layers
     left = kept_bytes(job.weights, job.grids) * (blocks - kept.finished) // blocks
     output = paths[0].parent if paths[1:] else paths[0]
-    require_space({output: sum(writer.planned_bytes for writer in writers), kept.directory: left})
+    planned = {output: sum(writer.planned_bytes for writer in writers), kept.directory: left}
+    require_space(planned, ("--output", "--work"))
     return writers
 
 
@@ -294,8 +285,14 @@ def _open_job(
     if held_out:
         others = read_sequences(checkpoint, held_out, length)
         others = others[spread(len(others), min(settings.samples, len(others)))]
-    identity = identity_of(checkpoint, settings, formats, place, tokens)
-    identity |= stamps_of(statistics=statistics, importance=importance)
+    identity = identity_of(
+        checkpoint,
+        place,
+        tokens,
+        settings=settings_as_json(settings),
+        formats=[each.name for each in formats],
+        **stamps_of(statistics=statistics, importance=importance),
+    )
     weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
     return Job(
         checkpoint,
@@ -328,9 +325,14 @@ def _check_experts(
         raise ValueError("target: expected layerwise with a model of experts, got 'propagated'")
 
 
-def _write_layers(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> list[LayerReport]:
-    """Hand all blocks that are kept to the writers; return their reports, with what the layers take."""
-    reports = []
+def _write_layers(
+    job: Job, kept: Work, writers: Sequence[ModelWriter]
+) -> tuple[list[LayerReport], Distributions]:
+    """Hand all blocks that are kept to the writers.
+
+    Returns the layers' reports, with the bytes that each takes, and how weights and scales are distributed.
+    """
+    reports, counted = [], Distributions()
     for index in range(job.decoder.config.num_layers):
         block = kept.load(index)
         for name, vector in block.vectors.items():
@@ -340,8 +342,9 @@ def _write_layers(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> list[
             stored = [
                 writer.add_layer(report.name, block.layers[report.name]) for writer in writers
             ]
+            counted.add(report.name, block.layers[report.name])
             reports.append(replace(report, stored_bytes=stored[0]))
-    return reports
+    return reports, counted
 
 
 def _grids(

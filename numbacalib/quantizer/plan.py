@@ -1,35 +1,25 @@
 """The plan of a run: what it will write, hold and take, known before its first block.
 
-Sizes are those of the output and of arrays, by the model's shapes. Times are those of a trial on this
-machine: a few sequences of the text through the first block, and the layers of its smallest stage and of
-its largest quantized; what comes first comes twice, since the first time may compile kernels. Running the
+Sizes are those of the output and of arrays, by the model's shapes. Times are those of `Trial`: running the
 text takes time by the weights that its tokens meet, GPTQ by ``K^3 / 3 + M K^2`` of each stage, rounding by
 ``M K``, beside what any stage takes.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from numbacalib.formats.safetensors_writer import SHARD_BYTES
-from numbacalib.models import DecoderBlock
+from numbacalib.models import HOST, Place
 from numbacalib.models.decoder import VOCABULARY
-from numbacalib.models.layer_tensors import (
-    Stage,
-    expert_shapes,
-    expert_stages,
-    linear_shapes,
-    stages,
-)
-from numbacalib.quantizer.blocks import Job, on_grid, quantize_group
-from numbacalib.quantizer.calibration import SILENT, TextCalibration
+from numbacalib.models.layer_tensors import expert_stages, linear_shapes, stages
+from numbacalib.quantizer.blocks import Job
 from numbacalib.quantizer.preflight import in_units, resident_memory
-from numbacalib.terminal import reporting, silent
+from numbacalib.quantizer.trial import Trial, stage_size, stage_work, token_weights, try_out
 
 MOVED = 5e8
 """Bytes a second at which an output is written and read back, once each."""
@@ -49,6 +39,8 @@ class Plan:
 
     layers: int
     """That are quantized."""
+    widths: dict[int, int]
+    """Layers by their bits."""
     tokens: int
     """Of calibration; 0 where no text runs through the model."""
     bits_a_weight: float
@@ -64,17 +56,22 @@ class Plan:
     """Of kernels, which the trial has compiled."""
     seconds: dict[str, float]
     """By phase, as `RunReport.seconds` has them, of what is left to do."""
+    block_seconds: list[float]
+    """Of each block that is left to do."""
 
     def summary(self) -> str:
         """Return it in three lines."""
+        widths = [f"{count} of {bits} bits" for bits, count in sorted(self.widths.items())]
+        compiled = f"; kernels compiled in {_minutes(self.compile_seconds)}"
         device = f", {in_units(self.device_bytes)} on the device" if self.device_bytes else ""
         times = ", ".join(f"{name} {_minutes(own)}" for name, own in self.seconds.items())
         return (
-            f"plan: {self.layers} layers at {self.bits_a_weight:.2f} bits a weight, "
-            f"{self.tokens} tokens of calibration\n"
+            f"plan: {self.layers} layers, {' and '.join(widths)}, {self.bits_a_weight:.2f} bits a weight "
+            f"in all; {self.tokens} tokens of calibration\n"
             f"plan: {in_units(self.output_bytes)} of output, {in_units(self.scratch_bytes)} of scratch, "
             f"{in_units(self.peak_bytes)} of memory{device}\n"
             f"plan: {_minutes(sum(self.seconds.values()))} to go: {times}"
+            f"{compiled if self.compile_seconds >= 1 else ''}"
         )
 
 
@@ -92,29 +89,32 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
     names = {f"{name}.weight" for name in job.grids}
     copied = sum(map(job.checkpoint.stored_bytes, set(job.checkpoint.names()) - names))
     weights = sum(int(np.prod(info.shape)) for info in job.weights.values())
-    with reporting(silent), np.errstate(**SILENT):
-        trial = _trial(job)
+    trial = try_out(job)
     tokens = job.tokens
     blocks = job.decoder.config.num_layers
-    passes = [trial.forward * _token_weights(job, index) for index in range(blocks)]
+    passes = [trial.forward * token_weights(job, index) for index in range(blocks)]
+    each = [
+        tokens * passes[index] + _solving(job, index, trial) for index in range(finished, blocks)
+    ]
     seconds = {
-        "quantizing": tokens * sum(passes[finished:])
-        + sum(_solving(job, index, trial) for index in range(finished, blocks)),
+        "quantizing": sum(each),
         "writing": output_bytes / MOVED,
         # both models run over it
         "proving": output_bytes / MOVED + 2 * job.held_out.size * sum(passes),
     }
-    on_device = job.decoder.place.name != "cpu"
+    place = job.decoder.place
     return Plan(
         layers=len(job.grids),
+        widths=dict(Counter(grid.bits for grid in job.grids.values())),
         tokens=tokens,
         bits_a_weight=8 * (output_bytes - copied) / weights,
         output_bytes=output_bytes,
         scratch_bytes=scratch_bytes,
-        peak_bytes=resident_memory() + _host_bytes(job, tokens, output_bytes),
-        device_bytes=_working_bytes(job, tokens) if on_device else 0,
+        peak_bytes=resident_memory() + _host_bytes(job, place, output_bytes),
+        device_bytes=0 if place is HOST else _working_bytes(job, place),
         compile_seconds=trial.compiling,
         seconds=seconds,
+        block_seconds=each,
     )
 
 
@@ -126,104 +126,52 @@ def require_memory(job: Job, plan: Plan) -> None:
     MemoryError
         If it does not; one line with both numbers and what would fit.
     """
-    place = job.decoder.place
-    free = place.free_bytes()
-
-    def needed(tokens: int) -> int:
-        if plan.device_bytes:
-            return _working_bytes(job, tokens)
-        return _host_bytes(job, tokens, plan.output_bytes)
-
-    if free is None or needed(job.tokens) <= free:
+    lacking = _lacking(job, job.decoder.place, plan.output_bytes)
+    if lacking is None:
         return
-    samples = job.settings.samples // 2 if job.tokens else 0
-    while samples and needed(samples * job.settings.sequence_length) > free:
-        samples //= 2
-    remedy = f"--samples {samples} would fit" if samples else "no option would fit"
+    fitting = (
+        option
+        for option, other, place in _smaller(job)
+        if _lacking(other, place, plan.output_bytes) is None
+    )
+    where, needed, free = lacking
     raise MemoryError(
-        f"{place.name}: expected {in_units(needed(job.tokens))} of free memory for the run, found "
-        f"{in_units(free)}: {remedy}"
+        f"{where}: expected {in_units(needed)} of free memory for the run, found {in_units(free)}: "
+        f"{next(fitting, 'no option')} would fit"
     )
 
 
-class _Trial(NamedTuple):
-    """Seconds that parts of a run take."""
-
-    forward: float
-    """A token through a weight."""
-    stage: float
-    """Of a stage, whatever its size."""
-    work: float
-    """Of a unit of `_stage_work`."""
-    compiling: float
-    """Of kernels, which are there now."""
-
-
-def _trial(job: Job) -> _Trial:
-    """Measure on the first block that is quantized."""
-    index = min(int(name.split(".")[2]) for name in job.grids)  # the first with a layer not skipped
-    block = job.decoder.block(index)
-    found: Mapping[Any, Any] = {}
-    first = again = 0.0
-    tokens = 0
-    calibration = job.calibration
-    if isinstance(calibration, TextCalibration):
-        tokens = calibration.trial_tokens
-        found, first = _timed(lambda: calibration.trial(block.copied()))
-        found, again = _timed(lambda: calibration.trial(block.copied()))
-    elif calibration is not None:
-        found = dict(calibration.preview(index, block))
-    ordered = sorted(
-        (stage for stage in block.stages if any(_name(block, kind) in job.grids for kind in stage)),
-        key=lambda stage: _stage_work(job, index, stage),
-    )
-    small, large = ordered[0], ordered[-1]
-    solve_first = _solve(job, block, small, found.get(small))
-    solve_again = _solve(job, block, small, found.get(small))
-    works = [_stage_work(job, index, stage) for stage in (small, large)]
-    overhead, rate = 0.0, solve_again / works[0]
-    if works[1] > 2 * works[0]:
-        slower = _solve(job, block, large, found.get(large))
-        rate = max(0.0, slower - solve_again) / (works[1] - works[0])
-        overhead = max(0.0, solve_again - rate * works[0])
-    return _Trial(
-        again / (tokens * _token_weights(job, index)) if tokens else 0.0,
-        overhead,
-        rate,
-        max(0.0, first - again) + max(0.0, solve_first - solve_again),
-    )
+def _lacking(job: Job, place: Place, output_bytes: int) -> tuple[str, int, int] | None:
+    """Name a place that has too little memory for a run, with the bytes that it needs and those free."""
+    needs = {HOST: _host_bytes(job, place, output_bytes)}
+    if place is not HOST:
+        needs[place] = _working_bytes(job, place)
+    for where, needed in needs.items():
+        free = where.free_bytes()
+        if free is not None and needed > free:
+            return where.name, needed, free
+    return None
 
 
-def _solve(job: Job, block: DecoderBlock, stage: Stage, statistics: Any) -> float:
-    """Seconds of quantizing the layers of a stage."""
-    kinds = [kind for kind in stage if _name(block, kind) in job.grids]
-    grid = job.grids[_name(block, kinds[0])]
-    # one batch has no second stream, and maybe too few tokens for the run's own damping
-    settings = replace(on_grid(job.settings, grid), target="layerwise", percdamp=1.0)
-    inputs = dict.fromkeys(kinds, statistics)
-    return _timed(lambda: quantize_group(job, block, inputs, settings))[1]
+def _smaller(job: Job) -> Iterator[tuple[str, Job, Place]]:
+    """Runs that take less memory: the option that makes them, what they do, and where."""
+    place = job.decoder.place
+    if job.settings.target == "propagated":
+        yield (
+            "--target layerwise",
+            replace(job, settings=replace(job.settings, target="layerwise")),
+            place,
+        )
+    samples = job.settings.samples // 2 if job.tokens else 0
+    while samples:
+        tokens = samples * job.settings.sequence_length
+        yield f"--samples {samples}", replace(job, tokens=tokens), place
+        samples //= 2
+    if place is not HOST:
+        yield "--device cpu", job, HOST
 
 
-def _timed(action: Callable[[], Any]) -> tuple[Any, float]:
-    begin = time.perf_counter()
-    result = action()
-    return result, time.perf_counter() - begin
-
-
-def _name(block: DecoderBlock, kind: str) -> str:
-    return f"{block.name}.{kind}"
-
-
-def _token_weights(job: Job, index: int) -> float:
-    """Weights of a block that a token meets, those of the experts that are chosen for it among them."""
-    config = job.decoder.config
-    mixture = config.mixture_of(index)
-    experts = sum(rows * channels for rows, channels in expert_shapes(config, index).values())
-    chosen = 0.0 if mixture is None else experts * mixture.routing.experts / mixture.experts
-    return chosen + sum(rows * channels for rows, channels in linear_shapes(config, index).values())
-
-
-def _solving(job: Job, index: int, trial: _Trial) -> float:
+def _solving(job: Job, index: int, trial: Trial) -> float:
     """Seconds of quantizing a block's layers; its experts are equal."""
     config = job.decoder.config
     experts = expert_stages(config, index)
@@ -232,54 +180,36 @@ def _solving(job: Job, index: int, trial: _Trial) -> float:
         *((stage, 1) for stage in stages(config, index)),
         *((stage, len(experts)) for stage in (experts[0] if experts else ())),
     ]:
-        found += count * (trial.stage + trial.work * _stage_work(job, index, stage))
+        found += count * (trial.stage + trial.work * stage_work(job, index, stage))
     return found
 
 
-def _stage_work(job: Job, index: int, stage: tuple[str, ...]) -> float:
-    rows, channels = _size(job, index, stage)
-    if job.settings.method == "gptq":
-        return channels**3 / 3 + rows * channels**2
-    return rows * channels
-
-
-def _size(job: Job, index: int, stage: tuple[str, ...]) -> tuple[int, int]:
-    """Rows of all layers of a stage that are quantized, and their channels."""
-    config = job.decoder.config
-    shapes = linear_shapes(config, index) | expert_shapes(config, index)
-    own = [
-        shapes[f"{kind}.weight"] for kind in stage if f"model.layers.{index}.{kind}" in job.grids
-    ]
-    return sum(rows for rows, _ in own), shapes[f"{stage[0]}.weight"][1]
-
-
-def _host_bytes(job: Job, tokens: int, output_bytes: int) -> int:
-    """Bytes of the host's memory that a run on so many tokens takes beside what it holds already."""
-    place = job.decoder.place
+def _host_bytes(job: Job, place: Place, output_bytes: int) -> int:
+    """Bytes of the host's memory that a run takes beside what it holds already."""
     largest = max(map(job.checkpoint.stored_bytes, job.checkpoint.names()))
     writing = min(output_bytes, SHARD_BYTES) + largest
     scores = min(job.held_out.size, place.score_rows) * VOCABULARY
     proving = 2 * largest + 8 * _SCORES * scores
-    quantizing = _working_bytes(job, tokens) if place.name == "cpu" else 0
+    quantizing = _working_bytes(job, place) if place is HOST else 0
     return LATER + max(quantizing, writing, proving)
 
 
-def _working_bytes(job: Job, tokens: int) -> int:
-    """Bytes of arrays while the largest block is quantized on so many tokens."""
-    return max(_block_bytes(job, index, tokens) for index in range(job.decoder.config.num_layers))
+def _working_bytes(job: Job, place: Place) -> int:
+    """Bytes of arrays while the largest block is quantized."""
+    return max(_block_bytes(job, index, place) for index in range(job.decoder.config.num_layers))
 
 
-def _block_bytes(job: Job, index: int, tokens: int) -> int:
-    place, config = job.decoder.place, job.decoder.config
+def _block_bytes(job: Job, index: int, place: Place) -> int:
+    config, tokens = job.decoder.config, job.tokens
     shapes = linear_shapes(config, index).values()
     streams = 2 if job.settings.target == "propagated" else 1
     weights = streams * sum(rows * channels for rows, channels in shapes)
     widest = max(channels for _, channels in shapes)
     batch = 3 * min(tokens, place.batch_tokens) * widest
     held = streams * tokens * widest if 4 * tokens * widest <= place.held_bytes else 0
-    hidden = streams * tokens * config.hidden_size if place.name != "cpu" else 0
+    hidden = streams * tokens * config.hidden_size if place is not HOST else 0
     squares = _SQUARES + 2 * (streams - 1) if job.calibration is not None else 0
-    sizes = [_size(job, index, stage) for stage in stages(config, index)]
+    sizes = [stage_size(job, index, stage) for stage in stages(config, index)]
     solving = max(squares * channels**2 + _COPIES * rows * channels for rows, channels in sizes)
     return 4 * (weights + batch + held + hidden + solving)
 

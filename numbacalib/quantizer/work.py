@@ -84,7 +84,7 @@ class Work:
         """
         tensors = {name: StoredTensor.of(array) for name, array in _arrays_of(block).items()}
         self.settle()
-        file = _file(self.directory, index)
+        file = block_file(self.directory, index)
         self._pending = self._writer.submit(
             write_whole, file, lambda path: write_safetensors(path, tensors)
         )
@@ -109,7 +109,7 @@ class Work:
         ValueError
             If its file is damaged.
         """
-        file = _file(self.directory, index)
+        file = block_file(self.directory, index)
         files = InputFiles()
         arrays = {}
         for name, entry in read_header(files, file).items():
@@ -212,14 +212,15 @@ def _remove(directory: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _file(directory: Path, index: int) -> Path:
+def block_file(directory: Path, index: int) -> Path:
+    """Path of what is kept of a block."""
     return directory / _BLOCKS.replace("*", f"{index:04d}")
 
 
 def _count(directory: Path) -> int:
     """Blocks that are finished, from the first on."""
     count = 0
-    while _file(directory, count).is_file():
+    while block_file(directory, count).is_file():
         count += 1
     return count
 

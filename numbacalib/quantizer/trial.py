@@ -1,0 +1,137 @@
+"""Seconds that the parts of a run take on this machine, measured in its first ones.
+
+Sequences of the text pass through the first block, and the layers of its smallest stage and of another are
+quantized: twice, since the first time may compile kernels. It is one sequence and the smallest stage,
+however long they take, and then as many sequences and as large a stage as `SECONDS` have room for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numbacalib.models import DecoderBlock
+from numbacalib.models.layer_tensors import Stage, expert_shapes, linear_shapes
+from numbacalib.quantizer.blocks import Job, on_grid, quantize_group
+from numbacalib.quantizer.calibration import SILENT, TextCalibration
+from numbacalib.terminal import reporting, silent
+
+SECONDS = 2.0
+"""That a larger part of the trial may take, by what a small one took."""
+
+
+class Trial(NamedTuple):
+    """Seconds that parts of a run take."""
+
+    forward: float
+    """A token through a weight."""
+    stage: float
+    """Of a stage, whatever its size."""
+    work: float
+    """Of a unit of `stage_work`."""
+    compiling: float
+    """Of kernels, which are there now."""
+
+
+def try_out(job: Job) -> Trial:
+    """Measure on the first block that is quantized."""
+    index = min(int(name.split(".")[2]) for name in job.grids)  # the first with a layer not skipped
+    with reporting(silent), np.errstate(**SILENT):
+        block = job.decoder.block(index)
+        found: Mapping[Any, Any] = {}
+        forward = compiling = 0.0
+        calibration = job.calibration
+        if isinstance(calibration, TextCalibration):
+            found, seconds, compiling = _pass_text(calibration, block)
+            forward = seconds / token_weights(job, index)
+        elif calibration is not None:
+            found = dict(calibration.preview(index, block))
+        stage, work, compiling_solvers = _quantize_stages(job, index, block, found)
+    return Trial(forward, stage, work, compiling + compiling_solvers)
+
+
+def token_weights(job: Job, index: int) -> float:
+    """Weights of a block that a token meets, those of the experts that are chosen for it among them."""
+    config = job.decoder.config
+    mixture = config.mixture_of(index)
+    experts = sum(rows * channels for rows, channels in expert_shapes(config, index).values())
+    chosen = 0.0 if mixture is None else experts * mixture.routing.experts / mixture.experts
+    return chosen + sum(rows * channels for rows, channels in linear_shapes(config, index).values())
+
+
+def stage_work(job: Job, index: int, stage: Stage) -> float:
+    """Operations that quantizing a stage takes, but for a factor."""
+    rows, channels = stage_size(job, index, stage)
+    if job.settings.method == "gptq":
+        return channels**3 / 3 + rows * channels**2
+    return rows * channels
+
+
+def stage_size(job: Job, index: int, stage: Stage) -> tuple[int, int]:
+    """Rows of all layers of a stage that are quantized, and their channels."""
+    config = job.decoder.config
+    shapes = linear_shapes(config, index) | expert_shapes(config, index)
+    own = [
+        shapes[f"{kind}.weight"] for kind in stage if f"model.layers.{index}.{kind}" in job.grids
+    ]
+    return sum(rows for rows, _ in own), shapes[f"{stage[0]}.weight"][1]
+
+
+def _pass_text(
+    calibration: TextCalibration, block: DecoderBlock
+) -> tuple[Mapping[Stage, Any], float, float]:
+    """Statistics of some sequences by stage, seconds a token, and those of compiling."""
+    found, first, again = _twice(lambda: calibration.trial(block.copied(), 1))
+    compiling, count = max(0.0, first - again), 1
+    most = min(calibration.trial_sequences, int(SECONDS / again))
+    if most > 1:
+        count = most
+        found, _, again = _twice(lambda: calibration.trial(block.copied(), count))
+    return found, again / (count * calibration.sequence_length), compiling
+
+
+def _quantize_stages(
+    job: Job, index: int, block: DecoderBlock, statistics: Mapping[Stage, Any]
+) -> tuple[float, float, float]:
+    """Seconds of any stage, of a unit of work beside, and of compiling."""
+    works = {
+        stage: stage_work(job, index, stage)
+        for stage in sorted(block.stages, key=lambda stage: stage_work(job, index, stage))
+        if stage_size(job, index, stage)[0]
+    }
+
+    def solve(stage: Stage) -> tuple[Any, float, float]:
+        kinds = [kind for kind in stage if f"{block.name}.{kind}" in job.grids]
+        grid = job.grids[f"{block.name}.{kinds[0]}"]
+        # one batch has no second stream, and maybe too few tokens for the run's own damping
+        settings = replace(on_grid(job.settings, grid), target="layerwise", percdamp=1.0)
+        inputs = dict.fromkeys(kinds, statistics.get(stage))
+        return _twice(lambda: quantize_group(job, block, inputs, settings))
+
+    if not works:  # experts alone, whose layers are like no stage's
+        return 0.0, 0.0, 0.0
+    small = next(iter(works))
+    _, first, again = solve(small)
+    rate = again / works[small]
+    larger = [stage for stage, work in works.items() if work > 2 * works[small]]
+    fitting = [stage for stage in larger if rate * works[stage] <= SECONDS]
+    overhead = 0.0
+    if fitting:
+        _, _, slower = solve(fitting[-1])
+        rate = max(0.0, slower - again) / (works[fitting[-1]] - works[small])
+        overhead = max(0.0, again - rate * works[small])
+    return overhead, rate, max(0.0, first - again)
+
+
+def _twice(action: Callable[[], Any]) -> tuple[Any, float, float]:
+    """Do something twice; return its result, and how long each took."""
+    seconds = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        result = action()
+        seconds.append(time.perf_counter() - begin)
+    return result, seconds[0], seconds[1]
