@@ -36,13 +36,13 @@ def divergences(
     sums[:2] = -np.inf
     tiles = zip(original.score_tiles(states), other.score_tiles(other_states), strict=True)
     for (start, _, p), (_, _, q) in tiles:
-        _add(to_host(p).astype(np.float64), to_host(q), sums[:, start : start + len(p)])
+        add_tile(to_host(p).astype(np.float64), to_host(q), sums[:, start : start + len(p)])
     top_p, top_q, sum_p, sum_q, difference = sums
     found = difference / sum_p - (top_p + np.log(sum_p)) + (top_q + np.log(sum_q))
     return np.maximum(found, 0.0).reshape(shape)  # never negative but by rounding
 
 
-def _add(p: NDArray[np.float64], q: NDArray[np.float32], sums: NDArray[np.float64]) -> None:
+def add_tile(p: NDArray[np.float64], q: NDArray[np.float32], sums: NDArray[np.float64]) -> None:
     """Add a part of the vocabulary, of logits [n, v], to sums that are relative to the largest so far.
 
     The sums are those largest logits of both, ``sum e^p``, ``sum e^q`` and ``sum e^p (p - q)``.

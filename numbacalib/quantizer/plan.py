@@ -92,15 +92,19 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
     trial = try_out(job)
     tokens = job.tokens
     blocks = job.decoder.config.num_layers
-    passes = [trial.forward * token_weights(job, index) for index in range(blocks)]
+    met = [token_weights(job, index) for index in range(blocks)]
     each = [
-        tokens * passes[index] + _solving(job, index, trial) for index in range(finished, blocks)
+        tokens * trial.calibrating * met[index] + _solving(job, index, trial)
+        for index in range(finished, blocks)
     ]
+    config = job.decoder.config
+    head = config.vocab_size * config.hidden_size
+    # both models run, and each has its scores twice: for its loss, and to be compared
+    proof = trial.forward * (2 * sum(met) + 4 * head) + trial.score * config.vocab_size
     seconds = {
         "quantizing": sum(each),
         "writing": output_bytes / MOVED,
-        # both models run over it
-        "proving": output_bytes / MOVED + 2 * job.held_out.size * sum(passes),
+        "proving": output_bytes / MOVED + job.held_out.size * proof,
     }
     place = job.decoder.place
     return Plan(

@@ -2,7 +2,8 @@
 
 Sequences of the text pass through the first block, and the layers of its smallest stage and of another are
 quantized: twice, since the first time may compile kernels. It is one sequence and the smallest stage,
-however long they take, and then as many sequences and as large a stage as `SECONDS` have room for.
+however long they take, and then as many sequences and as large a stage as `SECONDS` have room for. For the
+proof a sequence passes through it without statistics, and scores are compared.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numbacalib.models import DecoderBlock
+from numbacalib.models.decoder import VOCABULARY
 from numbacalib.models.layer_tensors import Stage, expert_shapes, linear_shapes
+from numbacalib.ops.matrix import to_host
 from numbacalib.quantizer.blocks import Job, on_grid, quantize_group
 from numbacalib.quantizer.calibration import SILENT, TextCalibration
+from numbacalib.quantizer.divergence import add_tile
 from numbacalib.terminal import reporting, silent
 
 SECONDS = 2.0
@@ -27,8 +31,12 @@ SECONDS = 2.0
 class Trial(NamedTuple):
     """Seconds that parts of a run take."""
 
+    calibrating: float
+    """A token through a weight, with the statistics of the inputs."""
     forward: float
-    """A token through a weight."""
+    """A token through a weight, alone."""
+    score: float
+    """A score of a token, as it is compared with another model's."""
     stage: float
     """Of a stage, whatever its size."""
     work: float
@@ -43,15 +51,19 @@ def try_out(job: Job) -> Trial:
     with reporting(silent), np.errstate(**SILENT):
         block = job.decoder.block(index)
         found: Mapping[Any, Any] = {}
-        forward = compiling = 0.0
+        calibrating = forward = score = compiling = 0.0
         calibration = job.calibration
         if isinstance(calibration, TextCalibration):
-            found, seconds, compiling = _pass_text(calibration, block)
-            forward = seconds / token_weights(job, index)
+            found, calibrating, compiling = _pass_text(calibration, block)
         elif calibration is not None:
             found = dict(calibration.preview(index, block))
+        if len(job.held_out):
+            forward, score = _pass_through(job, block), _compare_scores()
         stage, work, compiling_solvers = _quantize_stages(job, index, block, found)
-    return Trial(forward, stage, work, compiling + compiling_solvers)
+    weights = token_weights(job, index)
+    return Trial(
+        calibrating / weights, forward / weights, score, stage, work, compiling + compiling_solvers
+    )
 
 
 def token_weights(job: Job, index: int) -> float:
@@ -92,6 +104,22 @@ def _pass_text(
         count = most
         found, _, again = _twice(lambda: calibration.trial(block.copied(), count))
     return found, again / (count * calibration.sequence_length), compiling
+
+
+def _pass_through(job: Job, block: DecoderBlock) -> float:
+    """Seconds a token, of a sequence as long as those of the proof."""
+    shape = 1, job.held_out.shape[1], job.decoder.config.hidden_size
+    values = np.random.default_rng(0).standard_normal(shape, np.float32)
+    hidden = job.decoder.place.put(values)
+    return _twice(lambda: to_host(block.forward(hidden)))[2] / shape[1]
+
+
+def _compare_scores() -> float:
+    """Seconds a score, on the host."""
+    scores = np.zeros((64, VOCABULARY), np.float32)
+    sums = np.zeros((5, len(scores)))
+    _, _, again = _twice(lambda: add_tile(scores.astype(np.float64), scores, sums))
+    return again / scores.size
 
 
 def _quantize_stages(
