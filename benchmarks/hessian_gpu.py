@@ -18,11 +18,21 @@ from harness import LIMIT, OURS, Case, Goal
 from harness_gpu import run, type_name
 
 import numbacalib
+from numbacalib.ops.gptq_hessian_update.gpu import update_by_blas
+from numbacalib.runtime.backend import arrays_of_one_device
+from numbacalib.runtime.half import carrier
 
 SHAPES = ((8192, 4096), (8192, 14336))
 """Rows B of a block, channels K."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CUBLAS = "cuBLAS"
+ON_OTHERS = f"{OURS}, as on GPUs other than 9.0"
+
+
+def update_as_on_others(hessian: torch.Tensor, x: torch.Tensor) -> None:
+    """Update as it is done on GPUs of other compute capabilities than 9.0."""
+    with arrays_of_one_device(hessian=hessian, x=x) as (matrix, rows):
+        update_by_blas(carrier(matrix), rows, 2 / len(rows), 0.9, matrix)
 
 
 def work_of(rows: int, channels: int) -> int:
@@ -45,7 +55,11 @@ def case(rows: int, channels: int, dtype: torch.dtype) -> Case:
             torch.mm(x.T, x, out_dtype=torch.float32)
 
     work = work_of(rows, channels)
-    candidates: dict[str, Callable[[], Any]] = {OURS: ours, CUBLAS: cublas}
+    candidates: dict[str, Callable[[], Any]] = {
+        OURS: ours,
+        ON_OTHERS: partial(update_as_on_others, hessian, x),
+        CUBLAS: cublas,
+    }
     works = {}
     if dtype == torch.float32:
         halves = x.half()

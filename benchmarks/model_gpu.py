@@ -2,6 +2,7 @@
 
     python benchmarks/model_gpu.py 1b --cold --peer
     python benchmarks/model_gpu.py 8b
+    python benchmarks/model_gpu.py 70b --layers 1 --gib 24 --runs 1
 
 Weights are random bfloat16, and so is the text: only times and memory mean something. Needs the extras
 `models` and `cuda`, and for `--peer` torch, transformers, accelerate and compressed-tensors. What a device
@@ -36,8 +37,9 @@ from numbacalib.quantizer.text import read_sequences
 SHAPES: dict[str, dict[str, int]] = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "heads": 32},
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "heads": 32},
+    "70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "heads": 64},
 }
-"""Llama-3.2-1B and Llama-3.1-8B, but for the vocabulary."""
+"""Llama-3.2-1B, Llama-3.1-8B and 70B, but for the vocabulary."""
 VOCABULARY, KEY_HEADS = 8192, 8
 
 
@@ -100,7 +102,7 @@ def write_text(file: Path, tokens: int) -> None:
     file.write_bytes(letters.tobytes())
 
 
-GOALS = {"1b": (5.0, None), "8b": (30.0, 60.0)}
+GOALS = {"1b": (5.0, None), "8b": (30.0, 60.0), "70b": (None, None)}
 """Seconds that a shape may take: its blocks, and from files to files."""
 PACKAGES = ("numba", "numba-cuda", "numpy", "cupy-cuda13x")
 PEER, BATCH = "llm-compressor", 8
@@ -115,6 +117,8 @@ class Run:
         if options.layers:
             shape = shape | {"num_hidden_layers": options.layers}
         self.name = f"{options.shape}, {shape['num_hidden_layers']} blocks"
+        if options.gib:
+            self.name += f", pool of {options.gib:g} GiB"
         self.device: str = options.device
         self.folder: Path = options.folder
         self.model = options.folder / f"{options.shape}-{shape['num_hidden_layers']}"
@@ -138,7 +142,12 @@ class Run:
         shutil.rmtree(output, ignore_errors=True)
         begin = time.perf_counter()
         report = quantize(
-            self.model, output, text=[self.text], settings=self.settings, device=self.device
+            self.model,
+            output,
+            text=[self.text],
+            settings=self.settings,
+            device=self.device,
+            planned=lambda plan: print(plan.summary(), file=sys.stderr),
         )
         return time.perf_counter() - begin, report.seconds
 
@@ -161,7 +170,7 @@ def ours(run: Run, options: argparse.Namespace) -> list[Row]:
     """Rows of our run: the least of several, that of its blocks alone, and cold."""
     from numba import cuda
 
-    apart, whole = GOALS[options.shape] if not options.layers else (None, None)
+    apart, whole = GOALS[options.shape] if not (options.layers or options.gib) else (None, None)
     found = [run.seconds() for _ in range(1 + options.runs)][1:]
     for wall, phases in found:
         listed = ", ".join(f"{name} {own:.2f}" for name, own in phases.items())
@@ -247,7 +256,8 @@ def main() -> int:
     machine = describe_machine(
         *PACKAGES, machine=cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     )
-    print(write_csv(f"model-{options.shape}-gpu", machine, rows, RESULTS))
+    limited = f"-{options.gib:g}gib" if options.gib else ""
+    print(write_csv(f"model-{options.shape}-gpu{limited}", machine, rows, RESULTS))
     return 0
 
 

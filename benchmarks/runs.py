@@ -50,21 +50,24 @@ def measure(options: argparse.Namespace) -> list[RunRow]:
     from numbacalib.quantizer import quantize
     from numbacalib.quantizer.work import Work
 
-    waited = 0.0
+    waited: dict[str, float] = {}
 
-    def timed(method: Any) -> Any:
+    def timed(name: str) -> Any:
+        method = getattr(Work, name)
+
         def call(*arguments: Any) -> Any:
-            nonlocal waited
-            begin = time.perf_counter()
+            begin, before = time.perf_counter(), sum(waited.values())
             try:
                 return method(*arguments)
             finally:
-                waited += time.perf_counter() - begin
+                inside = sum(waited.values()) - before
+                own = time.perf_counter() - begin - inside
+                waited[name] = waited.get(name, 0.0) + own
 
         return call
 
-    # settle runs in save, and is timed there
-    Work.save, Work.load = timed(Work.save), timed(Work.load)
+    for method in ("save", "settle", "load"):
+        setattr(Work, method, timed(method))
     (name,) = options.models
     with tempfile.TemporaryDirectory() as folder:
         model, text = prepared(name, Path(folder), options.samples * options.sequence_length)
@@ -88,10 +91,13 @@ def measure(options: argparse.Namespace) -> list[RunRow]:
         key: (f"{own:.1f}", f"{report.seconds[key]:.1f}") for key, own in plan.seconds.items()
     }
     print(f"{case}: planned in {report.seconds['planning']:.1f} s; {phases}", file=sys.stderr)
+    print(f"waited for what is kept: {waited}", file=sys.stderr)
     return [
         *found,
         RunRow(case, "time", *seconds, "s"),
-        RunRow(case, "keeping blocks", KEEPING, waited / sum(report.seconds.values()), ""),
+        RunRow(
+            case, "keeping blocks", KEEPING, sum(waited.values()) / sum(report.seconds.values()), ""
+        ),
     ]
 
 

@@ -48,7 +48,23 @@ def command_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(prints_result=False, json=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    _add_quantize(commands)
+    _add_collect(commands)
+    _add_evaluate(commands)
+    _add_verify(commands)
+    _add_convert(commands)
+    _add_report(commands)
+    _add_demo(commands)
+    _add_warm_up(commands)
+    for name, command in commands.choices.items():
+        _add_verbosity(command)
+        if name in EXAMPLES:
+            command.formatter_class = argparse.RawDescriptionHelpFormatter
+            command.epilog = f"examples:{EXAMPLES[name]}\n\n{EXITS}"
+    return parser
 
+
+def _add_quantize(commands: Any) -> None:
     quantize = commands.add_parser("quantize", help="quantize a model and write a checkpoint")
     _add_model(quantize)
     source = quantize.add_mutually_exclusive_group()
@@ -126,6 +142,8 @@ def command_parser() -> argparse.ArgumentParser:
         help="print what the run will take, and end before its first block",
     )
 
+
+def _add_collect(commands: Any) -> None:
     collect = commands.add_parser(
         "collect", help="save the statistics of a model's inputs, to quantize from more than once"
     )
@@ -134,6 +152,8 @@ def command_parser() -> argparse.ArgumentParser:
     _add_samples(collect)
     _add_output(collect)
 
+
+def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser("evaluate", help="print a model's perplexity on a text")
     evaluate.set_defaults(prints_result=True)
     _add_model(evaluate)
@@ -145,6 +165,8 @@ def command_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--json", action="store_true", help="print all that was found as JSON")
 
+
+def _add_verify(commands: Any) -> None:
     verify = commands.add_parser(
         "verify", help="read all of a quantized checkpoint, and compare it with its original"
     )
@@ -158,6 +180,8 @@ def command_parser() -> argparse.ArgumentParser:
     verify.add_argument("--samples", type=int, help="sequences (default: the whole text)")
     _add_length(verify)
 
+
+def _add_convert(commands: Any) -> None:
     convert = commands.add_parser(
         "convert", help="write a quantized checkpoint in another format, without loss"
     )
@@ -165,6 +189,8 @@ def command_parser() -> argparse.ArgumentParser:
     convert.add_argument("--format", required=True, metavar="NAME", help="of the output")
     _add_output(convert)
 
+
+def _add_report(commands: Any) -> None:
     report = commands.add_parser(
         "report", help="make a page of what a run's --report wrote, one HTML file with charts"
     )
@@ -174,12 +200,16 @@ def command_parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--json", action="store_true", help="print all that the page shows as JSON")
 
+
+def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo", help="fetch SmolLM2-135M, quantize it to 4 and 3 bits, compare perplexities"
     )
     _add_device(demo)
     demo.add_argument("--output", type=Path, default=Path("smollm2-135m-gptq"), metavar="DIR")
 
+
+def _add_warm_up(commands: Any) -> None:
     warm_up = commands.add_parser(
         "warm-up", help="compile the CPU's kernels ahead, which are then kept on disk"
     )
@@ -189,12 +219,6 @@ def command_parser() -> argparse.ArgumentParser:
         choices=("float16", "bfloat16", "float32", "float64"),
         help="of inputs and weights (default: all but float64)",
     )
-    for name, command in commands.choices.items():
-        _add_verbosity(command)
-        if name in EXAMPLES:
-            command.formatter_class = argparse.RawDescriptionHelpFormatter
-            command.epilog = f"examples:{EXAMPLES[name]}\n\n{EXITS}"
-    return parser
 
 
 def _add_verbosity(command: argparse.ArgumentParser) -> None:

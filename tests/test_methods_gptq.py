@@ -241,7 +241,9 @@ def test_shrinkage_is_a_remedy_for_few_tokens():
 
 def test_errors_name_the_argument():
     weight, hessian = layer(1)
-    with pytest.raises(ValueError, match="act_order: expected none, desc, group_aware, got 'asc'"):
+    with pytest.raises(
+        ValueError, match="act_order: expected none, desc or group_aware, got 'asc'"
+    ):
         gptq(weight, hessian, bits=4, group_size=8, act_order="asc")
 
 

@@ -322,7 +322,7 @@ def test_what_is_missing_is_named(layer):
             {"method": "kmeans", "ranges": "mse"},
             "q: ranges: expected full or weighted with kmeans, got 'mse'",
         ),
-        ({"ranges": "wide"}, "q: ranges: expected full, mse, weighted, clip, got 'wide'"),
+        ({"ranges": "wide"}, "q: ranges: expected full, mse, weighted or clip, got 'wide'"),
         ({"ranges": "clip"}, "q: ranges: expected full, mse or weighted with gptq, got 'clip'"),
         (PROPAGATED, "q: statistics: expected the original model's inputs too for this target"),
         ({"target": "other"}, "q: target: expected layerwise or propagated, got 'other'"),

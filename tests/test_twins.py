@@ -64,6 +64,22 @@ def test_twins_agree_in_names_and_arguments(room):
     assert {name: cpu[name] for name in shared} == {name: gpu[name] for name in shared}
 
 
+def test_the_simulated_device_has_what_the_driver_has():
+    """`runtime.device` takes the same names of both, functions with as many arguments of the same kinds."""
+    runtime = PACKAGE / "runtime"
+    driver = functions(runtime / "driver_device.py") | functions(runtime / "packed_launch.py")
+    simulated = functions(runtime / "simulated_device.py")
+    assert {name: [len(kind) for kind in kinds] for name, kinds in simulated.items()} == {
+        name: [len(kind) for kind in driver[name]] for name in simulated
+    }
+    chosen = [
+        {alias.name for alias in node.names}
+        for node in ast.walk(parsed(runtime / "device.py"))
+        if isinstance(node, ast.ImportFrom)
+    ]
+    assert simulated.keys() <= set.union(*chosen)
+
+
 def test_every_kernel_of_a_contract_is_found_by_a_plain_import():
     """No module is named by a string: editors and type checkers follow the imports."""
     for path in PACKAGE.rglob("*.py"):

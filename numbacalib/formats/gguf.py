@@ -82,7 +82,7 @@ class GGUF(Format):
         return FileWriter(self.mix, directory, checkpoint, grids)
 
     def recognizes(self, checkpoint: Checkpoint) -> bool:
-        """Never: `GGUFCheckpoint` itself shows the weights that blocks stand for."""
+        """Return False: `GGUFCheckpoint` itself shows the weights that blocks stand for."""
         del checkpoint
         return False
 

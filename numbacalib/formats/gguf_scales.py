@@ -20,7 +20,7 @@ from numbacalib.ops.matrix import from_host
 from numbacalib.spec.block_grid import BlockGrid, BlockScales
 
 MINIMUM_BITS = 18
-"""Of a minimum's significand: 11 of float16 and those of an integer; a zero, in float32, keeps more."""
+"""Bits of a minimum's significand: float16's 11 and an integer's; a zero, in float32, keeps more."""
 
 
 @dataclass(frozen=True)

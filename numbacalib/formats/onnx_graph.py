@@ -27,7 +27,7 @@ with extra("onnx"):
 DOMAIN = "com.microsoft"
 PRODUCT = "MatMulNBits"
 INLINE_BYTES = 1 << 30
-"""Of the tensors of a model; with more they are written beside it, as files of 2 GiB cannot be read."""
+"""Bytes of a model's tensors; with more they are written beside it, as files of 2 GiB cannot be read."""
 
 _FLOATS = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.FLOAT16: np.float16}
 

@@ -91,7 +91,7 @@ def work_directory(path: str | Path) -> Path:
 
 
 def _room_of(path: Path) -> tuple[Path, str]:
-    """In which directory what belongs to an output is hidden meanwhile, and by what name."""
+    """Directory in which what belongs to an output is hidden meanwhile, and its name there."""
     return (path, _INSIDE) if path.is_dir() else (path.parent, path.name)
 
 

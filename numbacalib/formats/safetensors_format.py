@@ -27,7 +27,8 @@ _EXCEPT = "-:"
 """Begins an expression of GPTQModel's ``dynamic`` for layers that are not quantized."""
 
 GridOf = Callable[[str], LayerGrid]
-"""From a layer's name to its grid, as a configuration has it; scales' dtypes are those of the tensors."""
+"""Function of a layer's name that returns its grid, as a configuration has it; scales' dtypes are those of
+the tensors."""
 
 
 class Left(NamedTuple):

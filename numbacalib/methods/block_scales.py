@@ -15,7 +15,7 @@ from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.block_grid import BlockGrid, BlockScales
 
 LEAST_IMPORTANCE = 1e-6
-"""Of a channel, as a share of the row's mean: a channel that no token excited has a say, too."""
+"""Weight of a channel at least, as a share of the row's mean: one that no token excited has a say, too."""
 
 
 def block_scales(weight: Any, grid: BlockGrid, importance: Any = None) -> BlockScales:

@@ -9,16 +9,9 @@ from typing import Any
 from numbacalib.methods.codebook import CodebookWeight
 from numbacalib.methods.gptq import gptq_batch
 from numbacalib.methods.layer import LayerReport, LayerSettings
-from numbacalib.methods.layers import (
-    check_layer,
-    figures_of_inputs,
-    grid_options,
-    named,
-    quantize_layer,
-    reported,
-    share_for,
-    solver_options,
-)
+from numbacalib.methods.layer_options import searched_options, share_for, solver_options
+from numbacalib.methods.layers import check_layer, quantize_layer
+from numbacalib.methods.measured import figures_of_inputs, named, reported
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.refit import refit_scales
 from numbacalib.ops.matrix import joined_rows, reshaped
@@ -86,9 +79,7 @@ def _in_one_launch(
 ) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
     """Do what `quantize_each` does, by one `gptq_batch`."""
     begin = time.perf_counter()
-    options = grid_options(settings) | solver_options(settings)
-    if settings.ranges in ("mse", "weighted"):
-        options["search"] = settings.search
+    options = searched_options(settings) | solver_options(settings)
     if settings.ranges == "weighted":
         squares = [reshaped(own.mean_square, (1, len(own.hessian))) for own in statistics]
         options["importance"] = joined_rows(squares)

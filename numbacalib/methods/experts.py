@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from numbacalib.methods.codebook import CodebookWeight
 from numbacalib.methods.equal_layers import quantize_each
 from numbacalib.methods.layer import LEAST_RANK, LayerReport, LayerSettings
-from numbacalib.methods.layers import grid_options, quantize_layer
+from numbacalib.methods.layer_options import grid_options
+from numbacalib.methods.layers import quantize_layer
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rtn import rtn
 from numbacalib.methods.target import output_loss

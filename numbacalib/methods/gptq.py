@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.methods.settings import grid_settings
+from numbacalib.methods.settings import delivery, grid_settings, pending_checks, results
 from numbacalib.methods.solver import Layers, Solver, solve
 from numbacalib.ops.matrix import joined_rows, stacked_rows, take
 from numbacalib.runtime import checks
 from numbacalib.runtime.alone import each_alone
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
-from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.finite import start_finite_check
 from numbacalib.spec.range_search import RangeSearch
 
 BATCH_BYTES = 4 << 30
@@ -41,6 +41,9 @@ def gptq(
     static_groups: bool = False,
     scales: ArrayT | None = None,
     zeros: ArrayT | None = None,
+    signed: bool = False,
+    out: Sequence[ArrayT | None] | None = None,
+    wait: bool = True,
 ) -> QuantizedWeight[ArrayT]:
     """Quantize a weight by GPTQ, without inverting the Hessian.
 
@@ -80,6 +83,17 @@ def gptq(
         Grids that a format, or a caller, has fixed: scales in `scale_dtype`, of any sign but not 0, and
         zeros as unsigned codes have them, uint8 or real numbers, none with `symmetric`.
         ``value = (code - zero) * scale`` with codes in ``[0, 2 ** bits - 1]``.
+    signed: bool, default False
+        Return codes and zeros less ``2 ** (bits - 1)``, int8, as some formats and kernels have them.
+    out : sequence of three arrays or None, optional
+        Where to write codes [M, K], uint8 or int8, scales [M, G] in `scale_dtype`, and zeros [M, G] of
+        the codes' dtype, or float32 where given ones are real; C-contiguous, with memory of their own. What
+        is None is made.
+    wait : bool, default True
+        False lets a call on a GPU return before the device is done,
+        without a report, after one factorisation.
+        `QuantizedWeight.check` then waits, and raises what the call would have raised about values: until
+        then nothing says that the codes mean something. On NumPy arrays it changes nothing.
 
     Returns
     -------
@@ -116,15 +130,26 @@ def gptq(
     """
     solver = Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
     arrays = {"weight": weight, "hessian": hessian}
-    options = {"importance": importance, "scales": scales, "zeros": zeros}
+    options = {"importance": importance, "scales": scales, "zeros": zeros} | results(out)
     with arrays_of_one_device(**arrays, **options) as (weight, hessian, *given):
-        settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, *given)
+        later = pending_checks(wait, weight)
+        settings = grid_settings(
+            weight,
+            bits,
+            group_size,
+            symmetric,
+            scale_dtype,
+            search,
+            *given[:3],
+            delivery=delivery(signed, given[3:]),
+            later=later,
+        )
         channels = weight.shape[1]
         checks.matrix("hessian", hessian, (channels, channels))
         unchecked = {"hessian": hessian, "weight": weight}
         stack = checks.stack_of_one(hessian)
         layers = Layers(weight, stack, [weight.shape[0]], ["hessian"], unchecked)
-        return solve(layers, settings, solver)[0]
+        return solve(layers, settings, solver, later)[0]
 
 
 def gptq_shared(
@@ -215,6 +240,9 @@ def gptq_batch(
     static_groups: bool = False,
     scales: ArrayT | None = None,
     zeros: ArrayT | None = None,
+    signed: bool = False,
+    out: Sequence[ArrayT | None] | None = None,
+    wait: bool = True,
 ) -> list[QuantizedWeight[ArrayT]]:
     """Quantize equal layers, such as a model's experts, each by its own Hessian, as `gptq` does.
 
@@ -232,6 +260,10 @@ def gptq_batch(
     percdamp, damping_tries, shrinkage, act_order, static_groups
         As in `gptq`.
     scales, zeros : arrays [E, M, G], optional
+    signed, wait
+        As in `gptq`.
+    out : sequence of three arrays or None, optional
+        As in `gptq`, with E before the other axes.
 
     Returns
     -------
@@ -255,16 +287,24 @@ def gptq_batch(
     """
     solver = Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
     arrays = {"weights": weights, "hessians": hessians, "importance": importance}
-    fixed = {"scales": scales, "zeros": zeros}
-    with arrays_of_one_device(**arrays, **fixed) as (weights, hessians, importance, *given):
+    fixed: dict[str, Any] = {"scales": scales, "zeros": zeros}
+    outs: dict[str, Any] = results(out)
+    with arrays_of_one_device(**arrays, **fixed, **outs) as (weights, hessians, importance, *given):
         count, rows, channels = checks.stack("weights", weights, ("E", "M", "K"))
         checks.stack("hessians", hessians, (count, channels, channels))
+        later = pending_checks(wait, weights)
         weight, hessian = stacked_rows(weights), stacked_rows(hessians)
-        require_finite("weights", weight.reshape(count, rows, channels))
-        require_finite("hessians", hessian.reshape(count, channels, channels))
+        checks_of_values = [
+            start_finite_check("weights", weight.reshape(count, rows, channels)),
+            start_finite_check("hessians", hessian.reshape(count, channels, channels)),
+        ]
+        if later is None:
+            for check in checks_of_values:
+                check()
         errors = _importance_of_rows(importance, count, rows, channels)
         given = [
-            _grids_of_rows(name, array, count) for name, array in zip(fixed, given, strict=True)
+            _stack_of_rows(name, array, count)
+            for name, array in zip((*fixed, *outs), given, strict=True)
         ]
         grid = bits, group_size, symmetric, scale_dtype, search
         on_gpu = is_cuda_array(weights)
@@ -274,11 +314,18 @@ def gptq_batch(
             last = min(first + size, count)
             run = slice(first * rows, last * rows)
             own = [None if array is None else array[run] for array in (errors, *given)]
-            settings = grid_settings(weight[run], *grid, *own)
+            pending = None if later is None else list(checks_of_values)
+            settings = grid_settings(
+                weight[run],
+                *grid,
+                *own[:3],
+                delivery=delivery(signed, own[3:]),
+                later=pending,
+            )
             stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
             names = [f"hessians[{e}]" for e in range(first, last)]
             layers = Layers(weight[run], stack, [rows] * (last - first), names)
-            return solve(layers, settings, solver)
+            return solve(layers, settings, solver, pending)
 
         starts = range(0, count, size)
         runs = map(solve_from, starts) if on_gpu else each_alone(solve_from, starts)
@@ -308,10 +355,14 @@ def _joined_grids(
         return joined_rows(arrays)
 
 
-def _grids_of_rows(name: str, grids: Any, count: int) -> Any:
-    """Return given scales or zeros [E, M, G] as a matrix [E * M, G]."""
-    if grids is None:
+def _stack_of_rows(name: str, stack: Any, count: int) -> Any:
+    """Return given scales, zeros or results [E, M, N] as a matrix [E * M, N]."""
+    if stack is None:
         return None
-    if len(grids.shape) != 3 or grids.shape[0] != count:
-        raise ValueError(f"{name}: expected shape [{count}, M, G], got {list(grids.shape)}")
-    return stacked_rows(grids)
+    if len(stack.shape) != 3 or stack.shape[0] != count:
+        last = "K" if name == "out[0]" else "G"
+        expected = f"[{count}, M, {last}]"
+        raise ValueError(f"{name}: expected shape {expected}, got {list(stack.shape)}")
+    if name.startswith("out"):
+        checks.contiguous(name, stack)  # else its rows would be a copy
+    return stacked_rows(stack)

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from numbacalib.methods.order import ACT_ORDERS
 from numbacalib.methods.settings import GridFinder
-from numbacalib.methods.solver import LARGEST_DAMPING
+from numbacalib.methods.solver import Solver
 from numbacalib.runtime import checks
 from numbacalib.spec.range_search import RangeSearch
 
@@ -86,32 +85,23 @@ class LayerSettings:
         ValueError, TypeError
             Naming the setting.
         """
-        if self.method not in METHODS:
-            raise ValueError(f"method: expected gptq, rtn or kmeans, got {self.method!r}")
-        if self.ranges not in RANGES:
-            raise ValueError(f"ranges: expected {', '.join(RANGES)}, got {self.ranges!r}")
+        checks.one_of("method", self.method, METHODS)
+        checks.one_of("ranges", self.ranges, RANGES)
         if self.method == "gptq" and self.ranges == "clip":
             raise ValueError("ranges: expected full, mse or weighted with gptq, got 'clip'")
         if self.method == "kmeans" and self.ranges not in ("full", "weighted"):
             raise ValueError(f"ranges: expected full or weighted with kmeans, got {self.ranges!r}")
-        if self.target not in TARGETS:
-            raise ValueError(f"target: expected {' or '.join(TARGETS)}, got {self.target!r}")
-        if not 0 <= checks.finite_number("target_strength", self.target_strength) <= 1:
-            raise ValueError(f"target_strength: expected 0 to 1, got {self.target_strength}")
+        checks.one_of("target", self.target, TARGETS)
+        share("target_strength", self.target_strength)
         if self.method == "kmeans" and self.refit:
             raise ValueError("refit: expected False with kmeans, whose codebooks have no scales")
-        if self.act_order not in ACT_ORDERS:
-            raise ValueError(f"act_order: expected {', '.join(ACT_ORDERS)}, got {self.act_order!r}")
         checks.integer("bits", self.bits, 2, 8)
         if self.group_size is not None:
             checks.integer("group_size", self.group_size, 1, 1 << 31)
-        if not 0 <= checks.finite_number("percdamp", self.percdamp) <= LARGEST_DAMPING:
-            raise ValueError(f"percdamp: expected 0 to {LARGEST_DAMPING:g}, got {self.percdamp}")
-        checks.integer("damping_tries", self.damping_tries, 1, 100)
-        if self.shrinkage is not None:
-            share("shrinkage", self.shrinkage)
-        flag("symmetric", self.symmetric)
-        flag("static_groups", self.static_groups)
+        checks.boolean("symmetric", self.symmetric)
+        shrinkage = 0.0 if self.shrinkage is None else self.shrinkage
+        order = self.act_order, self.static_groups
+        Solver(self.percdamp, self.damping_tries, shrinkage, *order)  # checks them
         if self.find_grid is not None:
             self.check_fixed()
 
@@ -139,12 +129,6 @@ def share(name: str, value: Any) -> None:
     """Check that a setting is a number from 0 to 1."""
     if not 0 <= checks.finite_number(name, value) <= 1:
         raise ValueError(f"{name}: expected 0 to 1, got {value}")
-
-
-def flag(name: str, value: Any) -> None:
-    """Check that a setting is True or False; any other object would count as one of them."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from numbacalib.methods.awq import awq_clip
 from numbacalib.methods.codebook import CodebookWeight, codebook
 from numbacalib.methods.gptq import gptq_shared
 from numbacalib.methods.layer import LayerReport, LayerSettings
-from numbacalib.methods.loss import clipped_share
+from numbacalib.methods.layer_options import searched_options, share_for, solver_options
+from numbacalib.methods.measured import figures_of_inputs, named, reported
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.refit import refit_scales
 from numbacalib.methods.rtn import rtn
 from numbacalib.methods.settings import GridFinder, grid_settings
-from numbacalib.methods.shrinkage import shrinkage_for
-from numbacalib.methods.target import output_loss, propagated_target
-from numbacalib.ops.matrix import diagonal, to_host
+from numbacalib.methods.target import propagated_target
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics import InputStatistics
-
-log = logging.getLogger("numbacalib")
 
 
 def quantize_layer(
@@ -146,54 +139,6 @@ def quantize_layers(
     ]
 
 
-def reported(
-    name: str,
-    weight: Any,
-    target: Any,
-    quantized: QuantizedWeight | CodebookWeight,
-    statistics: InputStatistics | None,
-    settings: LayerSettings,
-    measured: Mapping[str, Any],
-    seconds: float,
-) -> tuple[QuantizedWeight | CodebookWeight, LayerReport]:
-    """Measure a quantized layer, and report of it with what was `measured` and took `seconds` before."""
-    begin = time.perf_counter()
-    figures: dict[str, Any] = {}
-    if isinstance(quantized, QuantizedWeight) and quantized.report is not None:
-        figures = quantized.report._asdict()
-    with named([name]):
-        figures |= measured
-        figures |= _measured(weight, target, quantized, statistics, settings)
-    report = LayerReport(
-        name=name,
-        method=settings.method,
-        shape=(weight.shape[0], weight.shape[1]),
-        bits=quantized.bits,
-        group_size=quantized.group_size,
-        seconds=seconds + time.perf_counter() - begin,
-        **figures,
-    )
-    if report.fell_back:
-        log.warning(
-            "%s: the Hessian was not positive definite with percdamp %g; %g was enough",
-            name,
-            settings.percdamp,
-            report.percdamp,
-        )
-    return quantized, report
-
-
-@contextmanager
-def named(names: Iterable[str]) -> Iterator[None]:
-    """Begin errors with a layer's name: the first, unless they begin with one."""
-    try:
-        yield
-    except (ValueError, TypeError, np.linalg.LinAlgError) as error:
-        begins = [name for name in names if str(error).startswith(f"{name}: ")]
-        text = str(error) if begins else f"{next(iter(names))}: {error}"
-        raise type(error)(text) from error
-
-
 def solve(
     weights: Mapping[str, ArrayT],
     statistics: Mapping[str, InputStatistics],
@@ -280,16 +225,6 @@ def _target(weight: Any, statistics: InputStatistics | None, settings: LayerSett
     )
 
 
-def grid_options(settings: LayerSettings) -> dict[str, Any]:
-    """Return the grid's settings, by the names that all methods have for them."""
-    return {
-        "bits": settings.bits,
-        "group_size": None if settings.method == "kmeans" else settings.group_size,
-        "symmetric": settings.symmetric,
-        "scale_dtype": settings.scale_dtype,
-    }
-
-
 def _quantized(
     targets: Mapping[str, Any],
     statistics: InputStatistics | None,
@@ -297,9 +232,7 @@ def _quantized(
     importance: Mapping[str, Any] | None,
 ) -> tuple[Sequence[QuantizedWeight | CodebookWeight], dict[str, Any]]:
     """Quantize by the settings' method; return also what reports of all the layers say of it."""
-    alike = grid_options(settings)
-    if settings.ranges in ("mse", "weighted"):
-        alike["search"] = settings.search
+    alike = searched_options(settings)
     if settings.ranges == "weighted" and importance is None and statistics is not None:
         alike["importance"] = statistics.mean_square
     options = {name: dict(alike) for name in targets}
@@ -371,52 +304,9 @@ def _gptq(
     return found, {"shrinkage": shrinkage}
 
 
-def share_for(statistics: InputStatistics, settings: LayerSettings) -> float:
-    """Return the share by which a Hessian is to be shrunk."""
-    if settings.shrinkage is None:
-        return shrinkage_for(statistics.hessian, statistics.tokens)
-    return settings.shrinkage
-
-
-def solver_options(settings: LayerSettings) -> dict[str, Any]:
-    """Return what only GPTQ is asked for, by its names, but the shrinkage."""
-    return {
-        "percdamp": settings.percdamp,
-        "damping_tries": settings.damping_tries,
-        "act_order": settings.act_order,
-        "static_groups": settings.static_groups,
-    }
-
-
 def _refitted(
     targets: Mapping[str, Any], found: Sequence[Any], statistics: InputStatistics
 ) -> list[QuantizedWeight]:
     """Fit scales to the codes that were found."""
     pairs = zip(targets.values(), found, strict=True)
     return [refit_scales(target, quantized, statistics.hessian) for target, quantized in pairs]
-
-
-def figures_of_inputs(statistics: InputStatistics) -> dict[str, Any]:
-    """Return the figures of reports about a layer's inputs."""
-    hessian = statistics.hessian
-    dead = int((to_host(diagonal(hessian)) == 0).sum())
-    full = statistics.tokens >= len(hessian) - dead
-    return {"tokens": statistics.tokens, "full_rank": full, "dead": dead}
-
-
-def _measured(
-    weight: Any,
-    target: Any,
-    quantized: QuantizedWeight | CodebookWeight,
-    statistics: InputStatistics | None,
-    settings: LayerSettings,
-) -> dict[str, Any]:
-    """Measure a quantized layer by the report's names."""
-    measured: dict[str, Any] = {}
-    if isinstance(quantized, QuantizedWeight):
-        measured["clipped"] = clipped_share(target, quantized)
-    if statistics is not None:
-        rounded = rtn(weight, **grid_options(settings))
-        measured["loss"] = output_loss(weight, quantized, statistics)
-        measured["rtn_loss"] = output_loss(weight, rounded, statistics)
-    return measured

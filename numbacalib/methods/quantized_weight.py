@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Generic, Protocol
 
@@ -30,15 +31,16 @@ class QuantizedWeight(Generic[ArrayT]):
 
     ``weight[i, j] = (codes[i, j] - zeros[i, g]) * scales[i, g]`` with ``g = g_idx[j]``, or
     ``j // group_size`` where `g_idx` is None. Codes and zeros are unsigned on both grids: symmetric
-    ones are the signed codes plus ``2 ** (bits - 1)``, which is also their zero.
+    ones are the signed codes plus ``2 ** (bits - 1)``, which is also their zero. Where signed ones were
+    asked for, both have that much less; formats take unsigned ones.
     """
 
     codes: ArrayT
-    """uint8 [M, K], in ``[0, 2 ** bits - 1]``."""
+    """uint8 [M, K], in ``[0, 2 ** bits - 1]``; signed ones int8."""
     scales: ArrayT
     """[M, G], in the dtype in which they are stored."""
     zeros: ArrayT
-    """[M, G], uint8, or float32 where the grid has real ones."""
+    """[M, G], uint8, or float32 where the grid has real ones; signed ones int8."""
     bits: int
     group_size: int
     """Input channels that share a scale: K where a whole row does."""
@@ -46,7 +48,9 @@ class QuantizedWeight(Generic[ArrayT]):
     g_idx: NDArray[np.int64] | None = None
     """Group of each input channel, [K] on the host, where groups are not runs of channels."""
     report: GptqReport | None = field(default=None, compare=False)
-    """Report of GPTQ, where it chose the codes; None with other methods."""
+    """Report of GPTQ, where it chose the codes and was waited for; None with other methods."""
+    checks: Sequence[Callable[[], None]] = field(default=(), compare=False, repr=False)
+    """Checks under way on a device: see `check`."""
 
     @property
     def group_of(self) -> NDArray[np.int64]:
@@ -65,6 +69,19 @@ class QuantizedWeight(Generic[ArrayT]):
             for part in fields(self)
             if part.compare
         )
+
+    def check(self) -> None:
+        """Wait for the checks that a call with ``wait=False`` left, and raise what it would have raised.
+
+        Raises
+        ------
+        ValueError
+            If a value was not finite, a scale 0, or one is too large for its dtype.
+        numpy.linalg.LinAlgError
+            If the damped Hessian was not positive definite.
+        """
+        for check in self.checks:
+            check()
 
     def to_host(self) -> QuantizedWeight[NDArray[Any]]:
         """Return the same with NumPy arrays."""

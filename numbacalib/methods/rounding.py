@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.methods.settings import GridSettings
-from numbacalib.ops.grid import grid_codes, grid_scales, stored_arrays
-from numbacalib.ops.matrix import cast, from_host, split_rows, to_host
+from numbacalib.methods.settings import Delivery, GridSettings
+from numbacalib.ops.grid import grid_codes, grid_scales, shifted, stored_arrays
+from numbacalib.ops.matrix import cast, split_rows
 from numbacalib.ops.range_search import search_scales
 from numbacalib.runtime import checks
 from numbacalib.spec.grid import group_indices
@@ -22,8 +23,7 @@ def find_scales(weight: Any, settings: GridSettings) -> tuple[Any, Any]:
     if settings.fixed is not None:
         dtype = checks.result_dtype(weight)
         scales, zeros = settings.fixed
-        own = to_host(zeros).astype(dtype) + settings.grid.bounds(dtype).low
-        return cast(scales, dtype), from_host(own, scales)
+        return cast(scales, dtype), shifted(zeros, int(settings.grid.bounds(dtype).low), dtype)
     if settings.search is None:
         return grid_scales(weight, settings.group_size, settings.grid)
     searched = settings.search, settings.importance
@@ -31,9 +31,17 @@ def find_scales(weight: Any, settings: GridSettings) -> tuple[Any, Any]:
 
 
 def rounded(
-    weight: Any, settings: GridSettings, scales: Any = None, zeros: Any = None
+    weight: Any,
+    settings: GridSettings,
+    scales: Any = None,
+    zeros: Any = None,
+    *,
+    later: Sequence[Callable[[], None]] | None = None,
 ) -> QuantizedWeight:
-    """Round each weight to the nearest point of its group's grid, given or found."""
+    """Round each weight to the nearest point of its group's grid, given or found.
+
+    With checks for `later`, nothing is waited for: they are the result's, with its own.
+    """
     if scales is None:
         scales, zeros = find_scales(weight, settings)
     group_of = group_indices(weight.shape[1], settings.group_size)
@@ -41,8 +49,10 @@ def rounded(
     (stored,), require_finite_scales = stored_runs(
         codes, scales, zeros, [len(codes)], [None], settings
     )
-    require_finite_scales()
-    return stored
+    if later is None:
+        require_finite_scales()
+        return stored
+    return replace(stored, checks=(*later, require_finite_scales))
 
 
 def stored_runs(
@@ -65,12 +75,26 @@ def stored_runs(
             scales, zeros, settings.scale_dtype, settings.grid
         )
     grid = settings.grid.bits, settings.group_size, settings.grid.symmetric
+    if settings.delivery is not None:
+        codes, *stored = _delivered((codes, *stored), settings.delivery, settings.grid.bits)
     runs = (split_rows(array, rows) for array in (codes, *stored))
     weights = [
         QuantizedWeight(codes, scales, zeros, *grid, own)
         for codes, scales, zeros, own in zip(*runs, g_idx, strict=True)
     ]
     return weights, require_finite_scales
+
+
+def _delivered(arrays: Sequence[Any], delivery: Delivery, bits: int) -> list[Any]:
+    """Return codes, scales and zeros in the form, and in the arrays, that a caller asked for."""
+    less = -(1 << (bits - 1)) if delivery.signed else 0
+    found = []
+    for array, offset, out in zip(arrays, (less, 0, less), delivery.out, strict=True):
+        signed = offset and array.dtype == np.uint8
+        dtype = np.dtype(np.int8) if signed else array.dtype
+        as_it_is = out is None and not offset
+        found.append(array if as_it_is else shifted(array, offset, dtype, out))
+    return found
 
 
 def _nothing() -> None:

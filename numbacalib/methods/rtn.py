@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import DTypeLike
 
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rounding import rounded
-from numbacalib.methods.settings import grid_settings
+from numbacalib.methods.settings import delivery, grid_settings, pending_checks, results
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
-from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.finite import start_finite_check
 from numbacalib.spec.range_search import RangeSearch
 
 
@@ -25,6 +27,9 @@ def rtn(
     importance: ArrayT | None = None,
     scales: ArrayT | None = None,
     zeros: ArrayT | None = None,
+    signed: bool = False,
+    out: Sequence[ArrayT | None] | None = None,
+    wait: bool = True,
 ) -> QuantizedWeight[ArrayT]:
     """Quantize a weight by rounding to nearest.
 
@@ -50,6 +55,16 @@ def rtn(
         Grids that a format, or a caller, has fixed: scales in `scale_dtype`, of any sign but not 0, and
         zeros as unsigned codes have them, uint8 or real numbers, none with `symmetric`.
         ``value = (code - zero) * scale`` with codes in ``[0, 2 ** bits - 1]``.
+    signed: bool, default False
+        Return codes and zeros less ``2 ** (bits - 1)``, int8, as some formats and kernels have them.
+    out : sequence of three arrays or None, optional
+        Where to write codes [M, K], uint8 or int8, scales [M, G] in `scale_dtype`, and zeros [M, G] of
+        the codes' dtype, or float32 where given ones are real; C-contiguous, with memory of their own. What
+        is None is made.
+    wait : bool, default True
+        False lets a call on a GPU return before the device is done.
+        `QuantizedWeight.check` then waits, and raises what the call would have raised about values: until
+        then nothing says that the codes mean something. On NumPy arrays it changes nothing.
 
     Returns
     -------
@@ -71,8 +86,23 @@ def rtn(
     >>> quantized.scales, quantized.zeros
     (array([[1.]], dtype=float16), array([[0]], dtype=uint8))
     """
-    options = {"importance": importance, "scales": scales, "zeros": zeros}
+    options = {"importance": importance, "scales": scales, "zeros": zeros} | results(out)
     with arrays_of_one_device(weight=weight, **options) as (weight, *given):
-        settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype, search, *given)
-        require_finite("weight", weight)
-        return rounded(weight, settings)
+        later = pending_checks(wait, weight)
+        settings = grid_settings(
+            weight,
+            bits,
+            group_size,
+            symmetric,
+            scale_dtype,
+            search,
+            *given[:3],
+            delivery=delivery(signed, given[3:]),
+            later=later,
+        )
+        check = start_finite_check("weight", weight)
+        if later is None:
+            check()
+        else:
+            later.append(check)
+        return rounded(weight, settings, later=later)

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from numbacalib.ops.matrix import cast, from_host, to_host
+from numbacalib.ops.grid import shifted
+from numbacalib.ops.matrix import cast
+from numbacalib.ops.matrix import zeros as zeros_like
 from numbacalib.runtime import checks
-from numbacalib.runtime.finite import require_finite, require_non_negative
+from numbacalib.runtime.backend import is_cuda_array
+from numbacalib.runtime.finite import (
+    start_finite_check,
+    start_non_negative_check,
+    start_non_zero_check,
+)
 from numbacalib.spec.grid import SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_FLOAT32, Grid
 from numbacalib.spec.range_search import RangeSearch
 
 STORAGE = {"float16": SCALE_FLOAT16, "bfloat16": SCALE_BFLOAT16, "float32": SCALE_FLOAT32}
 """Rounding of scales by the grid, by the name of the dtype that stores them."""
 
-LARGEST_ZERO = float(1 << 20)
-"""Largest of given zeros, in scales: far beyond any grid's codes, and well within what float32 rounds."""
+LEAST_UNFIT_ZERO = float(1 << 20)
+"""Zeros that are given are smaller, in scales: still far beyond any grid's codes, and well within what
+float32 rounds."""
 
 
 class GridSettings(NamedTuple):
@@ -33,6 +41,36 @@ class GridSettings(NamedTuple):
     """Weights of the search's errors, [1, K] or [M, K]; or None."""
     fixed: FixedGrids | None = None
     """Grids that were given, where scales are not to be found."""
+    delivery: Delivery | None = None
+    """How results are to come where a caller asked for another form than `QuantizedWeight` has."""
+
+
+class Delivery(NamedTuple):
+    """Form of results that a caller asked for."""
+
+    signed: bool
+    """Whether codes and zeros have ``2 ** (bits - 1)`` less."""
+    out: Sequence[Any] = (None, None, None)
+    """Arrays for the codes [M, K], scales and zeros [M, G]; None where they are to be made."""
+
+
+def results(out: Any) -> dict[str, Any]:
+    """Name the three arrays that ``out=`` may hold, None where it does not, as errors name them."""
+    given = (None, None, None) if out is None else out
+    if not isinstance(given, (tuple, list)) or len(given) != 3:
+        raise TypeError(f"out: expected three arrays or None, got {type(out).__name__}")
+    return {f"out[{number}]": array for number, array in enumerate(given)}
+
+
+def delivery(signed: bool, out: Sequence[Any]) -> Delivery | None:
+    """Return the form of results that was asked for; None where it is the usual one."""
+    asked = checks.boolean("signed", signed) or any(array is not None for array in out)
+    return Delivery(bool(signed), out) if asked else None
+
+
+def pending_checks(wait: bool, array: Any) -> list[Callable[[], None]] | None:
+    """Return a list for checks that nobody waits for; None where they are to be waited for."""
+    return None if checks.boolean("wait", wait) or not is_cuda_array(array) else []
 
 
 class FixedGrids(NamedTuple):
@@ -64,11 +102,16 @@ def grid_settings(
     importance: Any = None,
     scales: Any = None,
     zeros: Any = None,
+    *,
+    delivery: Delivery | None = None,
+    later: list[Callable[[], None]] | None = None,
 ) -> GridSettings:
     """Check what a finite weight is to become, or raise an error that names the argument.
 
-    Arrays are as `arrays_of_one_device` returns them.
+    Arrays are as `arrays_of_one_device` returns them. Checks of values that are under way on a device go to
+    `later`, where it is given; else they are waited for.
     """
+    started: list[Callable[[], None]] = []
     rows, channels = checks.matrix("weight", weight, ("M", "K"))
     bits = checks.integer("bits", bits, 2, 8)
     size = checks.group_size(group_size, channels)
@@ -85,43 +128,72 @@ def grid_settings(
     if importance is not None:
         if search is None:
             raise ValueError("importance: expected None without a range search")
-        importance = non_negative("importance", importance, [(channels,), (rows, channels)])
+        shapes = [(channels,), (rows, channels)]
+        importance, check = _non_negative("importance", importance, shapes)
+        started.append(check)
     fixed = None
     if scales is not None:
         if search is not None:
             raise ValueError("search: expected None where scales are given")
-        fixed = _fixed_grids(scales, zeros, (rows, channels // size), dtype, grid)
+        fixed = _fixed_grids(scales, zeros, (rows, channels // size), dtype, grid, started)
     elif zeros is not None:
         raise ValueError("zeros: expected None without scales")
-    return GridSettings(grid, size, dtype, search, importance, fixed)
+    if delivery is not None:
+        _check_delivery(delivery, (rows, channels), size, dtype, fixed)
+    if later is None:
+        for check in started:
+            check()
+    else:
+        later += started
+    return GridSettings(grid, size, dtype, search, importance, fixed, delivery)
+
+
+def _check_delivery(
+    delivery: Delivery,
+    shape: tuple[int, int],
+    group_size: int,
+    scale_dtype: np.dtype,
+    fixed: FixedGrids | None,
+) -> None:
+    """Check the arrays for results."""
+    rows, channels = shape
+    integers: np.dtype = np.dtype(np.int8 if delivery.signed else np.uint8)
+    zeros = integers
+    if fixed is not None and fixed.zeros.dtype == np.float32:
+        zeros = np.dtype(np.float32)
+    grids = rows, channels // group_size
+    expected = (shape, integers), (grids, scale_dtype), (grids, zeros)
+    for number, (out, wanted) in enumerate(zip(delivery.out, expected, strict=True)):
+        if out is not None:
+            checks.output(f"out[{number}]", out, *wanted)
 
 
 def _fixed_grids(
-    scales: Any, zeros: Any, shape: tuple[int, int], dtype: np.dtype, grid: Grid
+    scales: Any,
+    zeros: Any,
+    shape: tuple[int, int],
+    dtype: np.dtype,
+    grid: Grid,
+    started: list[Callable[[], None]],
 ) -> FixedGrids:
-    """Check scales and zeros that were given, and complete them."""
+    """Check scales and zeros that were given, and complete them; checks of values go to `started`."""
     checks.matrix("scales", scales, shape)
     if scales.dtype != dtype:
         raise TypeError(f"scales: expected scale_dtype {dtype}, got {scales.dtype}")
-    require_finite("scales", scales)
-    if not (to_host(cast(scales, np.float32)) != 0).all():
-        raise ValueError("scales: expected numbers other than 0, got 0")
+    started.append(start_non_zero_check("scales", scales))
     if grid.symmetric:
         if zeros is not None:
             raise ValueError("zeros: expected None with symmetric")
-        middle = np.full(shape, 1 << (grid.bits - 1), np.uint8)
-        return FixedGrids(scales, from_host(middle, scales))
+        middle = shifted(zeros_like(shape, scales), 1 << (grid.bits - 1), np.uint8)
+        return FixedGrids(scales, middle)
     if zeros is None:
         raise ValueError(f"zeros: expected {list(shape)} beside scales without symmetric, got None")
     if zeros.dtype != np.uint8:
         checks.matrix("zeros", zeros, shape)
-        require_finite("zeros", zeros)
         zeros = cast(zeros, np.float32)
+        started.append(start_finite_check("zeros", zeros, limit=LEAST_UNFIT_ZERO))
     elif tuple(zeros.shape) != shape:
         raise ValueError(f"zeros: expected shape {list(shape)}, got {list(zeros.shape)}")
-    largest = float(np.abs(to_host(zeros)).max())
-    if largest > LARGEST_ZERO:
-        raise ValueError(f"zeros: expected at most {LARGEST_ZERO:g} scales, got {largest:g}")
     return FixedGrids(scales, zeros)
 
 
@@ -130,10 +202,18 @@ def non_negative(name: str, array: Any, shapes: Sequence[tuple[int, ...]]) -> An
 
     Returns it as a matrix of shape [1, K] or [M, K].
     """
+    matrix, check = _non_negative(name, array, shapes)
+    check()
+    return matrix
+
+
+def _non_negative(
+    name: str, array: Any, shapes: Sequence[tuple[int, ...]]
+) -> tuple[Any, Callable[[], None]]:
+    """Do what `non_negative` does, but return what waits for the check of values."""
     checks.floats(name, array)
     if array.shape not in shapes:
         expected = " or ".join(str(list(shape)) for shape in shapes)
         raise ValueError(f"{name}: expected shape {expected}, got {list(array.shape)}")
     matrix = checks.rows_of(array)
-    require_non_negative(name, matrix)
-    return matrix
+    return matrix, start_non_negative_check(name, matrix)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.linalg import factor_hessians
+from numbacalib.linalg import HessianFactors, factor_hessians
 from numbacalib.methods.gptq_report import GptqReport
 from numbacalib.methods.order import ACT_ORDERS, column_orders
 from numbacalib.methods.quantized_weight import QuantizedWeight
@@ -50,8 +51,7 @@ class Solver:
         checks.integer("damping_tries", self.damping_tries, 1, 100)
         if not 0 <= checks.finite_number("shrinkage", self.shrinkage) <= 1:
             raise ValueError(f"shrinkage: expected 0 to 1, got {self.shrinkage}")
-        if self.act_order not in ACT_ORDERS:
-            raise ValueError(f"act_order: expected {', '.join(ACT_ORDERS)}, got {self.act_order!r}")
+        checks.one_of("act_order", self.act_order, ACT_ORDERS)
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,23 @@ class Layers:
     """Arrays that may hold values that are not finite, by what errors call them."""
 
 
-def solve(layers: Layers, settings: GridSettings, solver: Solver) -> list[QuantizedWeight]:
-    """Quantize layers, see `numbacalib.methods.gptq`; each result has its report."""
+def solve(
+    layers: Layers,
+    settings: GridSettings,
+    solver: Solver,
+    later: Sequence[Callable[[], None]] | None = None,
+) -> list[QuantizedWeight]:
+    """Quantize layers, see `numbacalib.methods.gptq`; each result has its report.
+
+    With checks for `later`, a device is not waited for: results have these and their own, and no report.
+    """
     weight, hessians, unchecked = layers.weight, layers.hessians, layers.unchecked
     dtype = checks.result_dtype(weight, hessians)
     permutations = None
     if solver.act_order != "none":
         spread = to_host(diagonals(hessians)).astype(np.float64)
         permutations = column_orders(spread, solver.act_order, settings.group_size)
-        hessians = _permuted(hessians, permutations)
+        hessians = permuted(hessians, permutations)
     if solver.shrinkage:
         hessians = shrunk(hessians, solver.shrinkage)
     percdamps, tries = [solver.percdamp] * len(hessians), [1] * len(hessians)
@@ -90,7 +98,7 @@ def solve(layers: Layers, settings: GridSettings, solver: Solver) -> list[Quanti
             dead = factors.dead
             if permutations is not None:
                 dead = take(dead, np.argsort(permutations, axis=1), 1)
-            weights, row_losses, require_finite_scales = _sweep(
+            weights, row_losses, require_finite_scales = sweep(
                 without_columns(weight, dead),
                 factors.upper,
                 permutations,
@@ -98,6 +106,11 @@ def solve(layers: Layers, settings: GridSettings, solver: Solver) -> list[Quanti
                 solver.static_groups,
                 layers.rows,
             )
+        if later is not None:
+            factored = partial(_require_factors, factors, layers.names, percdamps)
+            checks_of_run: list[Callable[[], None]] = [*later, *finite, factored]
+            checks_of_run.append(require_finite_scales)
+            return [replace(found, checks=checks_of_run) for found in weights]
         for require_finite_values in finite:
             require_finite_values()
         unchecked = {}
@@ -123,6 +136,15 @@ def solve(layers: Layers, settings: GridSettings, solver: Solver) -> list[Quanti
         replace(found, report=GptqReport(float(loss), *figures[owner]))
         for found, loss, owner in zip(weights, losses, owners, strict=True)
     ]
+
+
+def _require_factors(
+    factors: HessianFactors, names: Sequence[str], percdamps: Sequence[float]
+) -> None:
+    """Wait for factors, and raise an error for the first that there is not."""
+    for e, minor in enumerate(factors.minors):
+        if minor:
+            raise factors.error(e, names[e], percdamps[e])
 
 
 def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
@@ -151,7 +173,7 @@ def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
     return float(len(spread) * np.log1p(left / floor).sum() / np.log1p(spread / floor).sum())
 
 
-def _permuted(hessians: Any, permutations: NDArray[np.int64]) -> Any:
+def permuted(hessians: Any, permutations: NDArray[np.int64]) -> Any:
     """Permute the channels of Hessians [E, K, K], each by its row of [E, K]."""
     count, size, _ = hessians.shape
     rows = permutations + size * np.arange(count)[:, None]
@@ -159,7 +181,7 @@ def _permuted(hessians: Any, permutations: NDArray[np.int64]) -> Any:
     return take(moved, permutations, 1).reshape(count, size, size)
 
 
-def _sweep(
+def sweep(
     weight: Any,
     upper: Any,
     permutations: NDArray[np.int64] | None,

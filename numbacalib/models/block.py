@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from numbacalib.models.block_weights import Array, BlockWeights
 from numbacalib.models.experts import Experts
 from numbacalib.models.layer_tensors import Stage, parts
+from numbacalib.models.parts import Parts
 from numbacalib.models.rope import RotaryEmbedding
 from numbacalib.models.sublayers import MLP, Attention, Sublayer
 from numbacalib.ops.matrix import from_host, scaled, to_host
@@ -92,10 +93,10 @@ class DecoderBlock:
         self.attention.forward(hidden)
         return self.mlp.add_output(hidden, self.mlp.inner(x))
 
-    def forward_parts(self, parts: Sequence[Array]) -> None:
+    def forward_parts(self, parts: Parts) -> None:
         """Run all stages on each part ``[..., T, hidden_size]`` of the tokens, in place."""
         if self.parallel:
-            for part in parts:
+            for part in parts.changed():
                 self.forward(part)
             return
         for half in self.sublayers:

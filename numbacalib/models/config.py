@@ -272,7 +272,7 @@ def _head_dim(fields: Fields, architecture: Architecture, hidden_size: int, num_
 
 
 def _num_kv_heads(fields: Fields, architecture: Architecture, num_heads: int) -> int:
-    """As many as heads for null, and where neither the file nor transformers' default says."""
+    """Number of heads for null, and where neither the file nor transformers' default says."""
     key = architecture.key("num_key_value_heads")
     count = fields.integer(key, 1, num_heads, None)
     if count is None:

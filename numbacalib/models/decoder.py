@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from numbacalib.models.layer_tensors import (
     outer_vector_shapes,
     vector_shapes,
 )
+from numbacalib.models.parts import Parts, StreamedParts
 from numbacalib.models.place import HOST, Place
 from numbacalib.models.read_ahead import ReadAhead
 from numbacalib.models.rope import RotaryEmbedding
@@ -68,7 +70,7 @@ class Decoder:
     ) -> None:
         self.config = checkpoint.config
         self.place = place
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._weight = ReadAhead(weight or checkpoint.tensor, place)
         self._ropes: dict[str, RotaryEmbedding] = {}
         self._head = EMBEDDINGS if self.config.tie_word_embeddings else HEAD
@@ -90,15 +92,38 @@ class Decoder:
             For a token outside the vocabulary, or one whose embedding is not finite.
         """
         tokens = self._tokens(tokens)
-        flat = tokens.ravel()
-        hidden = self.place.zeros((len(flat), self.config.hidden_size))
-        for index, rows in enumerate(self._checkpoint.tiles(EMBEDDINGS, VOCABULARY)):
-            here = np.flatnonzero(flat // VOCABULARY == index)
-            if len(here):
-                found = take(self.place.put(rows), flat[here] % VOCABULARY, 0)
-                self._require_finite_rows(found, flat[here])
-                put_rows(hidden, here, self._scaled(found))
+        hidden = self.place.zeros((tokens.size, self.config.hidden_size))
+        self._embed(tokens.ravel(), hidden, self.place)
         return hidden.reshape(*tokens.shape, self.config.hidden_size)
+
+    def states(self, tokens: ArrayLike, *, streamed: bool = False) -> Parts:
+        """Embeddings of sequences ``[S, T]`` in parts that go through a layer together.
+
+        With `streamed` they are looked up on the host, and stay in pinned memory there.
+
+        Raises
+        ------
+        ValueError
+            As `embed`.
+        """
+        if not streamed:
+            return Parts(self.batches(self.embed(tokens)))
+        tokens = self._tokens(tokens)
+        shape = tokens.size, self.config.hidden_size
+        hidden = self.place.staging(4 * math.prod(shape)).view(np.float32).reshape(shape)
+        self._embed(tokens.ravel(), hidden, HOST)
+        return StreamedParts(
+            self.place, self.batches(hidden.reshape(*tokens.shape, self.config.hidden_size))
+        )
+
+    def _embed(self, tokens: NDArray[np.int64], hidden: Array, place: Place) -> None:
+        """Set the rows of `hidden`, at a place, to the embeddings of tokens."""
+        for index, rows in enumerate(self.checkpoint.tiles(EMBEDDINGS, VOCABULARY)):
+            here = np.flatnonzero(tokens // VOCABULARY == index)
+            if len(here):
+                found = take(place.put(rows), tokens[here] % VOCABULARY, 0)
+                self._require_finite_rows(found, tokens[here])
+                put_rows(hidden, here, self._scaled(found))
 
     def _scaled(self, embeddings: Array) -> Array:
         """Embeddings as they enter the first block, float32."""
@@ -141,10 +166,10 @@ class Decoder:
             weight = self._weight(name)
             if weight.shape != shape:
                 raise ValueError(
-                    f"{self._checkpoint.path}: {name}: expected shape {shape}, got {weight.shape}"
+                    f"{self.checkpoint.path}: {name}: expected shape {shape}, got {weight.shape}"
                 )
             linears[layer] = self.place.put(weight, self._dtype)
-            checks.append(start_finite_check(f"{self._checkpoint.path}: {name}", linears[layer]))
+            checks.append(start_finite_check(f"{self.checkpoint.path}: {name}", linears[layer]))
         for require_finite_weight in checks:
             require_finite_weight()
         return linears
@@ -166,9 +191,9 @@ class Decoder:
         """Hidden states after the last block, float32 ``[..., T, hidden_size]``."""
         hidden = self.embed(tokens)
         *_, length, size = hidden.shape
-        sequences = hidden.reshape(-1, length, size)
+        parts = Parts(self.batches(hidden.reshape(-1, length, size)))
         for index in range(self.config.num_layers):
-            self.block(index).forward_parts(list(self.batches(sequences)))
+            self.block(index).forward_parts(parts)
         return hidden
 
     def batches(self, hidden: Array) -> Iterator[Array]:
@@ -182,7 +207,7 @@ class Decoder:
 
         The result is large; `token_losses` never holds more than a tile of it.
         """
-        head = self.place.put(self._checkpoint.tensor(self._head), self._dtype)
+        head = self.place.put(self.checkpoint.tensor(self._head), self._dtype)
         return self._scores(self._final_norm(hidden), head, self._head_bias())
 
     def token_losses(self, hidden: Array, tokens: ArrayLike) -> Array:
@@ -227,7 +252,7 @@ class Decoder:
         *_, size = x.shape
         x = x.reshape(-1, size)
         biases = self._head_bias()
-        for index, entries in enumerate(self._checkpoint.tiles(self._head, VOCABULARY)):
+        for index, entries in enumerate(self.checkpoint.tiles(self._head, VOCABULARY)):
             first, weight = index * VOCABULARY, self.place.put(entries, self._dtype)
             bias = None if biases is None else row_range(biases, first, first + len(entries))
             for start in range(0, len(x), self.place.score_rows):
@@ -241,7 +266,7 @@ class Decoder:
     @property
     def _dtype(self) -> np.dtype:
         """Return the dtype in which products are computed."""
-        return self.place.product_dtype(self._checkpoint.info(EMBEDDINGS).dtype)
+        return self.place.product_dtype(self.checkpoint.info(EMBEDDINGS).dtype)
 
     def _final_norm(self, hidden: Array) -> Array:
         """States as the head takes them: a factor of logits is one of the norm."""
@@ -277,16 +302,16 @@ class Decoder:
 
     def _vector(self, name: str) -> Array:
         """A norm as it multiplies, or a bias, float32, all of it finite."""
-        stored = self._checkpoint.tensor(name)
+        stored = self.checkpoint.tensor(name)
         if self.config.architecture.norm_offset and is_norm(self.config, name):
             stored = stored.astype(np.float32) + np.float32(self.config.architecture.norm_offset)
         vector = self.place.put(stored, np.float32)
-        require_finite(f"{self._checkpoint.path}: {name}", vector)
+        require_finite(f"{self.checkpoint.path}: {name}", vector)
         return vector
 
     def _require_finite_rows(self, rows: Array, tokens: NDArray[np.int64]) -> None:
         """Check the embeddings of tokens; an error says where in the table a value is not finite."""
-        name = f"{self._checkpoint.path}: {EMBEDDINGS}"
+        name = f"{self.checkpoint.path}: {EMBEDDINGS}"
         try:
             require_finite(name, rows)
         except ValueError:
@@ -310,12 +335,12 @@ class Decoder:
         return array.astype(np.int64)
 
     def _check(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        path, names = self._checkpoint.path, set(self._checkpoint.names())
+        path, names = self.checkpoint.path, set(self.checkpoint.names())
         missing = [name for name in shapes if name not in names]
         if missing:
             raise ValueError(f"{path}: {len(missing)} tensors are missing, first {missing[0]}")
         for name, shape in shapes.items():
-            info = self._checkpoint.info(name)
+            info = self.checkpoint.info(name)
             if info.shape != shape:
                 raise ValueError(f"{path}: {name}: expected shape {shape}, got {info.shape}")
             if info.dtype.name not in _FLOATS:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from numbacalib.models.block_weights import Array, BlockWeights
 from numbacalib.models.layer_tensors import expert_parts, expert_stages
+from numbacalib.models.parts import Parts
 from numbacalib.models.sublayers import MLP, Sublayer, activated
 from numbacalib.ops.linear import linear
 from numbacalib.ops.matrix import add_rows, add_scaled, cast, take, to_host, zeros
@@ -60,7 +61,7 @@ class Experts(MLP):
     def exits(self, inner: Any) -> list[Array]:
         return [inner] if self.exit_stages else []
 
-    def forward_parts(self, parts: Sequence[Array]) -> None:
+    def forward_parts(self, parts: Parts) -> None:
         run = ExpertsRun(self, parts)
         for expert in range(self.mixture.experts):
             with self.loaded([expert]):
@@ -68,7 +69,7 @@ class Experts(MLP):
         run.finish()
 
     def forward(self, hidden: Array) -> Array:
-        self.forward_parts([hidden])
+        self.forward_parts(Parts([hidden]))
         return hidden
 
     def add_output(self, hidden: Array, inner: Any) -> Array:
@@ -106,7 +107,7 @@ class Experts(MLP):
         add_scaled(hidden.reshape(sums.shape), sums, self._config.residual_scale)
 
     def expert_inner(self, expert: int, rows: Array) -> Array:
-        """From an expert's inputs to those of its last layer."""
+        """Compute the inputs of an expert's last layer from its own."""
         return activated(self._weights, self.parts[expert], rows)
 
     def expert_output(self, expert: int, inner: Array) -> Array:
@@ -163,7 +164,7 @@ class ExpertsRun:
     Parameters
     ----------
     experts : Experts
-    parts : sequence of float32 arrays ``[..., hidden_size]``
+    parts : Parts of float32 arrays ``[..., hidden_size]``
         The residual stream, to which `finish` adds.
 
     Attributes
@@ -173,7 +174,7 @@ class ExpertsRun:
         Normalized tokens of each part: what every expert may get.
     """
 
-    def __init__(self, experts: Experts, parts: Sequence[Array]) -> None:
+    def __init__(self, experts: Experts, parts: Parts) -> None:
         self.experts, self._parts = experts, parts
         self.inputs = [experts.input(part) for part in parts]
         self._rows = [rows_of(x) for x in self.inputs]
@@ -207,6 +208,6 @@ class ExpertsRun:
 
     def finish(self) -> None:
         """Add the sums over experts, and what the shared MLP gives, to the residual stream."""
-        for hidden, x, sums in zip(self._parts, self.inputs, self._sums, strict=True):
+        for hidden, x, sums in zip(self._parts.changed(), self.inputs, self._sums, strict=True):
             self.experts.add_shared(sums, x)
             self.experts.add_sums(hidden, sums)

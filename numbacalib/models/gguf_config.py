@@ -262,7 +262,7 @@ def _longrope(options: Metadata, factors: Mapping[str, NDArray[Any]]) -> dict[st
 
 
 def _block_count(options: Metadata, names: Collection[str]) -> int:
-    """As many as the tensors show: a count that is damaged would make loops without end."""
+    """Count the blocks that the tensors show: a count that is damaged would make loops without end."""
     count = options.required("block_count")
     blocks = {match[1] for name in names if (match := re.match(r"model\.layers\.(\d+)\.", name))}
     last = max(map(int, blocks), default=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from numbacalib.ops.matrix import cast
 
 if TYPE_CHECKING:
-    from numbacalib.runtime.memory import Room
+    from numbacalib.runtime.device import Transfers
 
 log = logging.getLogger("numbacalib")
 
@@ -63,6 +64,17 @@ class Place:
 
         return device.pinned(size)
 
+    def transfers(self) -> Transfers:
+        """Return the copies between pinned memory and this device that go on beside its work."""
+        return _transfers(self.name)
+
+    def give_back(self) -> None:
+        """Give back to a device's driver what the pool of memory keeps of what was freed."""
+        if self.name != "cpu":
+            from numbacalib.runtime import device
+
+            device.give_back()
+
     def zeros(self, shape: tuple[int, ...]) -> Any:
         """Return float32 zeros."""
         if self.name == "cpu":
@@ -74,38 +86,28 @@ class Place:
     def free_bytes(self) -> int | None:
         """Memory that is free here, for all that a process may have; None where the system does not say."""
         if self.name != "cpu":
-            from numbacalib.runtime.device import SIMULATED
+            from numbacalib.runtime import device
 
-            return None if SIMULATED else _room().free
+            return device.free_bytes()
         limits = [_available(), _left_of_group()]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def taken_bytes(self) -> int:
-        """Bytes of the device that CuPy's pool has taken from it, which keeps them; 0 on the host."""
+        """Bytes of the device that the pool of memory has taken, which keeps them; 0 on the host."""
         if self.name == "cpu":
             return 0
-        from numbacalib.runtime.device import SIMULATED
+        from numbacalib.runtime import device
 
-        if SIMULATED:
-            return 0
-        from cupy import get_default_memory_pool
-
-        return int(get_default_memory_pool().total_bytes())
+        return device.taken_bytes()
 
     def product_dtype(self, stored: np.dtype) -> np.dtype:
-        """Tell in what products of a weight stored so are computed; their sums are float32.
+        """Return the dtype of products of a weight that is stored so; their sums are float32.
 
         The host's BLAS has no 16-bit floats; a device's tensor cores take them as they are.
         """
         if self.name == "cpu" or stored == np.float64:
             return np.dtype(np.float32)
         return stored
-
-
-def _room() -> Room:
-    from numbacalib.runtime.memory import room
-
-    return room()
 
 
 def _available() -> int | None:
@@ -127,6 +129,15 @@ def _left_of_group() -> int | None:
 
 
 HOST = Place("cpu", batch_tokens=4096, score_rows=256, held_bytes=1 << 30)
+
+
+@functools.cache
+def _transfers(name: str) -> Transfers:
+    """Return the copies of a device, the current one."""
+    from numbacalib.runtime import device
+
+    del name
+    return device.Transfers()
 
 
 def open_place(device: str = "auto") -> Place:
@@ -178,10 +189,11 @@ def open_place(device: str = "auto") -> Place:
 
 
 def _missing_packages() -> list[str]:
-    from numba.core import config
+    if find_spec("numba_cuda") is None:
+        return ["numba_cuda"]
+    from numbacalib.runtime import device
 
-    needed = ["numba_cuda"] if config.ENABLE_CUDASIM else ["numba_cuda", "cupy"]
-    return [name for name in needed if find_spec(name) is None]
+    return device.missing_packages()
 
 
 def _device_count() -> int:
@@ -192,8 +204,8 @@ def _device_count() -> int:
 
 
 def _cuda(number: int) -> Place:
-    from numbacalib.runtime.device import SIMULATED, cuda
+    from numbacalib.runtime import device
 
-    cuda.select_device(number)
-    memory = 1 << 20 if SIMULATED else _room().total
-    return Place(f"cuda:{number}", batch_tokens=32768, score_rows=8192, held_bytes=memory // 4)
+    device.cuda.select_device(number)
+    held = device.total_bytes() // 4
+    return Place(f"cuda:{number}", batch_tokens=32768, score_rows=8192, held_bytes=held)

@@ -14,13 +14,14 @@ each of `entry_stages` and `exit_stages`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from numbacalib.models.block_weights import Array, BlockWeights
 from numbacalib.models.layer_tensors import Part, Stage, parts, stages
+from numbacalib.models.parts import Parts
 from numbacalib.models.rope import RotaryEmbedding
 from numbacalib.ops.activation import activate
 from numbacalib.ops.attention import attention
@@ -60,7 +61,7 @@ class Sublayer(abc.ABC):
 
     @property
     def residual_factor(self) -> float | None:
-        """By what the exit layers' sums are multiplied on their way into the residual stream.
+        """Factor of the exit layers' sums on their way into the residual stream.
 
         None where a norm lies between.
         """
@@ -78,7 +79,7 @@ class Sublayer(abc.ABC):
 
     @abc.abstractmethod
     def inner(self, x: Array) -> Any:
-        """From what `input` gave, ``[..., T, hidden_size]``, to what `exits` and `add_output` take."""
+        """Compute what `exits` and `add_output` take from what `input` gave, ``[..., T, hidden_size]``."""
 
     def exits(self, inner: Any) -> list[Array]:
         """The inputs of the exit stages."""
@@ -92,9 +93,9 @@ class Sublayer(abc.ABC):
         """Run it on ``hidden``, in place, and return that."""
         return self.add_output(hidden, self.inner(self.input(hidden)))
 
-    def forward_parts(self, parts: Sequence[Array]) -> None:
+    def forward_parts(self, parts: Parts) -> None:
         """Run it on each part of the tokens, in place."""
-        for part in parts:
+        for part in parts.changed():
             self.forward(part)
 
     def _add(self, hidden: Array, part: Any, x: Array) -> Array:
@@ -201,7 +202,7 @@ class MLP(Sublayer):
 
 
 def activated(weights: BlockWeights, roles: Mapping[str, Part], x: Array) -> Array:
-    """From an MLP's inputs to those of its last layer, by the layers that are its gate and up."""
+    """Compute the inputs of an MLP's last layer from its own, by the layers that are its gate and up."""
     activation, up = weights.config.activation, weights.project(roles["up"], x)
     if "gate" not in roles:
         return activate(up, activation)

@@ -18,8 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from numbacalib.methods import quantize_layers
+from numbacalib.linalg import factor_hessians
+from numbacalib.methods import LayerSettings, quantize_layers, rtn
+from numbacalib.methods.layer_options import grid_options, searched_options
+from numbacalib.methods.order import column_orders
+from numbacalib.methods.settings import grid_settings
+from numbacalib.methods.solver import permuted, sweep
 from numbacalib.models import (
     EMBEDDINGS,
     Checkpoint,
@@ -29,14 +35,17 @@ from numbacalib.models import (
     open_checkpoint,
     open_place,
 )
+from numbacalib.ops.matrix import diagonals, to_host
 from numbacalib.quantizer.settings import Settings
-from numbacalib.runtime import kernel_files
+from numbacalib.quantizer.stages import require_range
+from numbacalib.runtime import checks, kernel_files
+from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.statistics import InputStatistics
 
 LEAST_PROCESSORS = 8
-"""With fewer the processes would stand in the run's way."""
+"""Processors at least: with fewer the processes would stand in the run's way."""
 TOKENS = 1 << 20
-"""Said to have been seen: enough for any layer."""
+"""Tokens that are said to have been seen: enough for any layer."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,7 @@ def compiled_ahead(checkpoint: Checkpoint, settings: Settings, place: Place) -> 
 
 def _are_kept() -> bool:
     """Return whether compiled kernels are kept on disk, and a process can be started that compiles some."""
-    from numbacalib.runtime.launch import PACKED
+    from numbacalib.runtime.device import PACKED
 
     return PACKED and bool(sys.executable)
 
@@ -101,19 +110,56 @@ def _started(order: _Order) -> subprocess.Popen[bytes]:
     return process
 
 
-def _forward(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run what passes the text through a block."""
-    shape = 1, settings.sequence_length, decoder.config.hidden_size
-    block.forward(decoder.place.zeros(shape))
+def _attention(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
+    """Run what passes the text through attention."""
+    block.attention.forward(_states(decoder, settings))
 
 
-def _solve(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run what quantizes layers, and measures them."""
-    for stage in (block.stages[0], block.stages[-1]):
-        weights = {kind: block.linears[kind] for kind in stage}
-        statistics = _statistics(decoder.place, weights[stage[0]].shape[1])
-        layer = replace(settings, scale_dtype=block.dtype, target="layerwise")
-        quantize_layers(weights, statistics, layer)
+def _mlp(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
+    """Run what passes the text through the MLP."""
+    block.mlp.forward(_states(decoder, settings))
+
+
+def _inputs(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
+    """Run what collects statistics, and what looks at the residual stream."""
+    states = _states(decoder, settings)
+    InputStatistics(decoder.config.hidden_size).update(block.attention.input(states))
+    require_range(block.name, states)
+
+
+def _factor(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
+    """Run what factors a Hessian."""
+    hessian = _statistics(decoder.place, decoder.config.hidden_size).hessian
+    with arrays_of_one_device(hessian=hessian) as (hessian,):
+        hessians = checks.stack_of_one(hessian)
+        order = _order(to_host(diagonals(hessians)), block, settings)
+        if order is not None:
+            hessians = permuted(hessians, order)
+        factors = factor_hessians(hessians, [settings.percdamp], dtype=np.dtype(np.float32))
+        diagonals(factors.upper)
+
+
+def _sweep(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
+    """Run what quantizes columns by a factor."""
+    weight = block.linears[block.stages[0][0]]
+    rows, channels = weight.shape
+    upper = decoder.place.put(np.eye(channels, dtype=np.float32))
+    with arrays_of_one_device(weight=weight, upper=upper) as (weight, upper):
+        grid = grid_settings(weight, **grid_options(_layer(block, settings)))
+        order = _order(np.ones((1, channels)), block, settings)
+        stack = checks.stack_of_one(upper)
+        sweep(weight, stack, order, grid, settings.static_groups, [rows])
+
+
+def _search(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
+    """Run what finds scales, and what decodes codes."""
+    layer = _layer(block, settings)
+    weight = block.linears[block.stages[0][0]]
+    statistics = _statistics(decoder.place, weight.shape[1])
+    options = searched_options(layer)
+    if settings.ranges == "weighted":
+        options["importance"] = statistics.mean_square
+    rtn(weight, **options).dequantize(block.dtype)
 
 
 def _measure(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
@@ -121,11 +167,50 @@ def _measure(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     _solve(decoder, block, replace(settings, method="rtn", ranges="full"))
 
 
+def _solve(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
+    """Run all that quantizes layers: what the others leave."""
+    for stage in (block.stages[0], block.stages[-1]):
+        weights = {kind: block.linears[kind] for kind in stage}
+        statistics = _statistics(decoder.place, weights[stage[0]].shape[1])
+        quantize_layers(weights, statistics, _layer(block, settings))
+
+
+def _score(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
+    """Run what the proof of the output needs: the head's losses."""
+    del block
+    tokens = np.zeros((1, settings.sequence_length), np.int64)
+    decoder.token_losses(_states(decoder, settings), tokens)
+
+
 _PARTS: dict[str, Callable[[Decoder, DecoderBlock, Settings], None]] = {
-    "forward": _forward,
-    "solve": _solve,
+    "attention": _attention,
+    "mlp": _mlp,
+    "inputs": _inputs,
+    "factor": _factor,
+    "sweep": _sweep,
+    "search": _search,
     "measure": _measure,
+    "solve": _solve,
+    "score": _score,
 }
+"""Parts of a run, of as much to compile each as may be: a process takes one."""
+
+
+def _states(decoder: Decoder, settings: Settings) -> Any:
+    """Hidden states of one sequence."""
+    return decoder.place.zeros((1, settings.sequence_length, decoder.config.hidden_size))
+
+
+def _layer(block: DecoderBlock, settings: Settings) -> LayerSettings:
+    return replace(settings, scale_dtype=block.dtype, target="layerwise")
+
+
+def _order(diagonals: NDArray[Any], block: DecoderBlock, settings: Settings) -> Any:
+    """Order of a layer's columns by the diagonals of its Hessian; None as they come."""
+    if settings.act_order == "none":
+        return None
+    channels = block.linears[block.stages[0][0]].shape[1]
+    return column_orders(diagonals, settings.act_order, settings.group_size or channels)
 
 
 def _statistics(place: Place, channels: int) -> InputStatistics:

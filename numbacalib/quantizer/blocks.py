@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,48 +22,18 @@ from numbacalib.methods import (
     quantize_experts,
     quantize_layers,
 )
-from numbacalib.models import Checkpoint, Decoder, DecoderBlock, TensorInfo
+from numbacalib.models import DecoderBlock
 from numbacalib.models.experts import Experts
 from numbacalib.ops.matrix import to_host
 from numbacalib.quantizer.calibration import SILENT, Calibration, Group, Stage
 from numbacalib.quantizer.expert_calibration import groups_of_weights
+from numbacalib.quantizer.job import Job, on_grid
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.work import FinishedBlock, Work
 from numbacalib.statistics import InputStatistics
 
 log = logging.getLogger("numbacalib")
-
-
-@dataclass(frozen=True)
-class Job:
-    """Inputs and outputs of a run, opened and checked."""
-
-    checkpoint: Checkpoint
-    decoder: Decoder
-    settings: Settings
-    weights: Mapping[str, TensorInfo]
-    """Of the layers that are quantized, by name without ``.weight``."""
-    grids: Mapping[str, LayerGrid]
-    calibration: Calibration | None
-    """None is a method that needs no activations."""
-    importance: Mapping[str, NDArray] | None
-    tokens: int
-    """Of calibration that run through the model; 0 where none do."""
-    held_out: NDArray[np.integer]
-    """Sequences [S, T] that the output is evaluated on; none with S = 0."""
-    identity: dict[str, Any]
-
-
-def on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
-    return replace(
-        settings,
-        bits=grid.bits,
-        group_size=grid.group_size,
-        symmetric=grid.symmetric,
-        scale_dtype=grid.scale_dtype,
-        find_grid=grid.find,
-    )
 
 
 def quantize_blocks(
@@ -260,7 +230,7 @@ def _fold_scales(
 
 
 def _producer_dtype(job: Job, block: DecoderBlock, stage: Stage) -> np.dtype:
-    """In what that is stored which takes up a stage's channel scales."""
+    """Dtype that stores what takes up a stage's channel scales."""
     return job.checkpoint.info(f"{block.name}.{block.producer(stage)}.weight").dtype
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from numbacalib.methods import ExpertInputs
 from numbacalib.models import Checkpoint, Decoder, DecoderBlock
 from numbacalib.models.experts import Experts
 from numbacalib.models.layer_tensors import Stage, stages
+from numbacalib.models.parts import Parts
 from numbacalib.ops.matrix import copied
 from numbacalib.quantizer.expert_calibration import expert_groups
 from numbacalib.quantizer.fingerprint import require_same_model
@@ -26,9 +26,6 @@ SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
 """Arguments of `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy."""
 
 log = logging.getLogger("numbacalib")
-
-TRIAL_TOKENS = 4096
-"""By which a run's time is measured ahead, at most: a GPU takes a whole text at once."""
 
 Group = Sequence[tuple[Stage, InputStatistics | ExpertInputs | None]]
 """Stages whose layers are equal, with what is known of their inputs; None without a calibration."""
@@ -69,6 +66,8 @@ class TextCalibration:
         Let the original blocks run beside the quantized ones, for statistics that also have the original
         model's inputs. It takes as much time again for running the text, half as much again for the
         moments, and memory for a second residual stream, the activations of a stage and a block.
+    streamed : bool, default False
+        Keep the residual stream in pinned host memory, from where it passes through a device.
     """
 
     def __init__(
@@ -78,22 +77,24 @@ class TextCalibration:
         *,
         everything: bool = False,
         propagated: bool = False,
+        streamed: bool = False,
     ) -> None:
         self._decoder = decoder
         self._everything = everything
-        self._hidden = decoder.embed(tokens)
-        self._original = copied(self._hidden) if propagated else None
+        self.streamed = streamed
+        self._hidden = decoder.states(tokens, streamed=streamed)
+        self._original = self._hidden.copied() if propagated else None
         if propagated:
             log.warning(
                 "target propagated: the text runs through the original blocks too, in about twice the "
                 "time, with %.0f MiB of a second residual stream and as much again of activations",
-                4 * math.prod(self._hidden.shape) / 2**20,
+                4 * tokens.size * decoder.config.hidden_size / 2**20,
             )
 
     def preview(self, index: int, block: DecoderBlock) -> list[tuple[Stage, InputStatistics]]:
         """See `Calibration`."""
         del index
-        return list(run_stages(block, self._decoder, copied(self._hidden)))
+        return list(run_stages(block, self._decoder, self._hidden.copied()))
 
     def stages(
         self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
@@ -104,9 +105,9 @@ class TextCalibration:
         original = None if self._original is None else (block.copied(), self._original)
         for found in run_stages(block, self._decoder, self._hidden, original):
             yield [found]
-        yield from self._expert_groups(block, list(self._decoder.batches(self._hidden)))
+        yield from self._expert_groups(block, self._hidden)
 
-    def _expert_groups(self, block: DecoderBlock, parts: Sequence[Any]) -> Iterator[Group]:
+    def _expert_groups(self, block: DecoderBlock, parts: Parts) -> Iterator[Group]:
         """Statistics of a block's experts, where it has some, and what they give to the states."""
         if isinstance(block.mlp, Experts):
             held_bytes = self._decoder.place.held_bytes
@@ -117,26 +118,29 @@ class TextCalibration:
     @property
     def sequence_length(self) -> int:
         """Tokens of a sequence."""
-        return int(self._hidden.shape[1])
+        return int(self._first_part().shape[1])
 
     @property
     def trial_sequences(self) -> int:
-        """Sequences of about `TRIAL_TOKENS` tokens, or all there are."""
-        return min(len(self._hidden), max(1, TRIAL_TOKENS // self.sequence_length))
+        """Sequences of a batch."""
+        return len(self._first_part())
+
+    def _first_part(self) -> Any:
+        return next(iter(self._hidden))
 
     def trial(self, block: DecoderBlock, sequences: int) -> dict[Stage, Any]:
         """Statistics of the first sequences alone, by stage; the text does not move on."""
-        part = copied(self._hidden[:sequences])
+        part = Parts([copied(self._first_part()[:sequences])])
         found = dict(run_stages(block, self._decoder, part))
-        for _ in self._expert_groups(block, [part]):
+        for _ in self._expert_groups(block, part):
             pass
         return found
 
     def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
         """See `Calibration`: the same states as after `stages`, without what statistics cost."""
-        block.forward_parts(list(self._decoder.batches(self._hidden)))
+        block.forward_parts(self._hidden)
         if self._original is not None:
-            original.forward_parts(list(self._decoder.batches(self._original)))
+            original.forward_parts(self._original)
 
 
 class SavedCalibration:

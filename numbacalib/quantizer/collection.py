@@ -128,7 +128,7 @@ def _collect_blocks(
     layers = decoder.config.num_layers
     squares = {}
     with Progress(layers, done=kept.finished, unit="block") as progress, np.errstate(**SILENT):
-        hidden = decoder.embed(tokens)
+        hidden = decoder.states(tokens)
         hashes = hash_tensors(checkpoint, [EMBEDDINGS])
         for index in range(layers):
             progress.show(f"block {index + 1} of {layers}")
@@ -138,7 +138,7 @@ def _collect_blocks(
             found: Mapping[str, InputStatistics]
             if index < kept.finished:
                 found = load_statistics(block_file(kept.directory, index))
-                block.forward_parts(list(decoder.batches(hidden)))
+                block.forward_parts(hidden)
             else:
                 found = {
                     f"{block.name}.{kind}": statistics

@@ -23,7 +23,7 @@ from numbacalib.quantizer.progress import Progress
 log = logging.getLogger("numbacalib")
 
 LENGTHS = (1024, 512, 256, 128, 64, 32, 16)
-"""Of groups that longer ones may be cut into, where a format holds no longer ones."""
+"""Lengths of groups that longer ones may be cut into, where a format holds no longer ones."""
 
 
 def convert(

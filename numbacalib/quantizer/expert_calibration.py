@@ -10,6 +10,7 @@ from numbacalib.methods import ExpertInputs
 from numbacalib.models import DecoderBlock
 from numbacalib.models.experts import Experts, ExpertsRun
 from numbacalib.models.layer_tensors import Stage
+from numbacalib.models.parts import Parts
 from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics import InputStatistics
 
@@ -20,7 +21,7 @@ Group = list[tuple[Stage, ExpertInputs | InputStatistics | None]]
 
 
 def expert_groups(
-    block: DecoderBlock, parts: Sequence[Any], everything: bool, most_bytes: int
+    block: DecoderBlock, parts: Parts, everything: bool, most_bytes: int
 ) -> Iterator[Group]:
     """Pass all tokens through a block's experts, in place, stopping where inputs of some are known.
 
@@ -32,7 +33,7 @@ def expert_groups(
     ----------
     block : DecoderBlock
         With experts in the place of its MLP.
-    parts : sequence of float32 arrays ``[..., hidden_size]``
+    parts : Parts of float32 arrays ``[..., hidden_size]``
         The residual stream.
     everything : bool
         Let all tokens stand for those of each expert.
@@ -42,7 +43,7 @@ def expert_groups(
     experts = block.mlp
     assert isinstance(experts, Experts)
     run = ExpertsRun(experts, parts)
-    *_, hidden = parts[0].shape
+    *_, hidden = run.inputs[0].shape
     pooled = cache(partial(_collected, block, experts.stages[0][0], hidden, run.inputs))
     for numbers in _runs_of_experts(experts, hidden, most_bytes):
         with experts.loaded(numbers):

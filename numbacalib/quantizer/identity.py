@@ -19,7 +19,7 @@ from numbacalib.models.input_files import InputFiles
 from numbacalib.quantizer.settings import Settings
 
 _PACKAGES = ("numba", "numpy", "scipy", "numba-cuda", "cupy-cuda13x")
-"""Whose versions may change the last bit."""
+"""Packages whose versions may change the last bit."""
 _MOST = 5
 """Differences that a message names."""
 
@@ -68,7 +68,7 @@ def stamps_of(**paths: str | Path | None) -> dict[str, dict[str, list[int]] | No
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say in what two identities differ, the first few of it."""
+    """Return the first few differences of two identities, as errors name them."""
     was, own = _flat(before), _flat(now)
     different = [
         f"{key} was {was.get(key, 'not there')}, is {own.get(key, 'not there')}"

@@ -127,7 +127,7 @@ def quantize_onnx(
 
 
 def _saved_bytes(layer: GraphLayer, bits: int, block: int, symmetric: bool) -> int:
-    """By how much a layer's tensors shrink."""
+    """Bytes by which a layer's tensors shrink."""
     rows, channels = layer.shape
     item = layer.dtype.itemsize
     return rows * channels * item - packed_bytes(layer.shape, bits, block, symmetric, item)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BATCH = 8
 """Samples that run together, where the model does not say how many."""
 HESSIAN_BYTES = 1 << 30
-"""Of Hessians that are collected in one pass over the samples."""
+"""Bytes of Hessians that are collected in one pass over the samples."""
 
 
 class Samples:

@@ -2,49 +2,37 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import numbacalib
-from numbacalib.formats.format import Format, LayerGrid, ModelWriter
-from numbacalib.formats.group_lengths import listed
+from numbacalib.formats.format import Format, ModelWriter
 from numbacalib.formats.output_directory import (
     new_directory,
     require_new_directory,
     work_directory,
 )
-from numbacalib.formats.registry import common_grids, formats_named, stored_format
+from numbacalib.formats.registry import formats_named
 from numbacalib.methods import LayerReport
-from numbacalib.models import Checkpoint, Decoder, Place, open_checkpoint, open_place
+from numbacalib.models import open_checkpoint, open_place
 from numbacalib.models.hub import revision_of
-from numbacalib.models.layer_tensors import expert_stages, stages
 from numbacalib.quantizer.ahead import compiled_ahead
-from numbacalib.quantizer.blocks import Job, on_grid, quantize_blocks
-from numbacalib.quantizer.calibration import Calibration, SavedCalibration, TextCalibration
+from numbacalib.quantizer.blocks import quantize_blocks
 from numbacalib.quantizer.distributions import Distributions
-from numbacalib.quantizer.identity import identity_of, settings_as_json, stamps_of
-from numbacalib.quantizer.importance import read_importance
-from numbacalib.quantizer.plan import Plan, make_plan, require_memory
+from numbacalib.quantizer.job import Inputs, Job, asked_grid, open_job
+from numbacalib.quantizer.plan import Plan, make_plan, out_of_memory, require_memory
 from numbacalib.quantizer.preflight import peak_memory, require_space
 from numbacalib.quantizer.proof import prove
 from numbacalib.quantizer.report import Clock, RunReport, recorded_warnings
 from numbacalib.quantizer.settings import Settings, check
-from numbacalib.quantizer.text import read_sequences, read_split, spread
 from numbacalib.quantizer.work import Work, kept_bytes, open_work
 from numbacalib.terminal import Callback, reporting
-
-log = logging.getLogger("numbacalib")
-
-HELD_OUT_TOKENS = 1024
-"""Of the calibration's text that the output is evaluated on by default: a few percent of a run's time."""
 
 
 def quantize(
@@ -142,26 +130,22 @@ def quantize(
     check(settings, importance)
     written = formats_named(formats)
     for each in written:
-        each.check(_asked(settings, np.dtype(np.float32)))
+        each.check(asked_grid(settings, np.dtype(np.float32)))
     require_new_directory(Path(os.path.realpath(output)))
     clock = Clock()
-    with recorded_warnings() as warnings, reporting(progress):
+    with recorded_warnings() as warnings, reporting(progress), ExitStack() as beside:
         with clock.phase("reading"):
-            inputs = {
-                "text": [str(file) for file in text],
-                "held_out": [str(file) for file in held_out],
-                "statistics": None if statistics is None else str(statistics),
-                "importance": None if importance is None else str(importance),
-            }
+            inputs = Inputs(model, text, held_out, statistics, importance)
             place = open_place(device)
-            job = _open_job(model, text, held_out, statistics, importance, settings, written, place)
+            checkpoint = open_checkpoint(model)
+            beside.enter_context(compiled_ahead(checkpoint, settings, place))
+            job = open_job(checkpoint, inputs, settings, written, place)
         if max_kl is not None and not len(job.held_out):
             raise ValueError("max_kl: expected a held-out text, or more text than is calibrated on")
         kept_in = work_directory(output) if work is None else Path(work)
         with (
             open_work(kept_in, job.identity, anew=clean) as kept,
             new_directory(output, clean=True) as directory,  # what is of worth is in the work
-            compiled_ahead(job.checkpoint, settings, place),
         ):
             paths = [directory / each.name if written[1:] else directory for each in written]
             writers = _writers(job, kept, paths, written)
@@ -173,8 +157,7 @@ def quantize(
                 for writer in writers:
                     stack.enter_context(writer)
                 with clock.phase("quantizing"):
-                    later = sum(plan.seconds.values()) - plan.seconds["quantizing"]
-                    quantize_blocks(job, kept, plan.block_seconds, later)
+                    _quantize_blocks(job, kept, plan)
                 with clock.phase("writing"):
                     layers, counted = _write_layers(job, kept, writers)
                     stack.close()
@@ -191,7 +174,7 @@ def quantize(
         device=place.name,
         formats=[each.name for each in written],
         settings=job.identity["settings"],
-        inputs=inputs,
+        inputs=inputs.reported(),
         layers=layers,
         original_bytes=sum(map(job.checkpoint.stored_bytes, job.checkpoint.names())),
         output_bytes=writers[0].planned_bytes,
@@ -226,6 +209,17 @@ def _writers(
     return writers
 
 
+def _quantize_blocks(job: Job, kept: Work, plan: Plan) -> None:
+    """Quantize the blocks, or raise a MemoryError once all that was held for them is free again."""
+    try:
+        later = sum(plan.seconds.values()) - plan.seconds["quantizing"]
+        quantize_blocks(job, kept, plan.block_seconds, later)
+        return
+    except MemoryError as found:
+        error = found.with_traceback(None)  # whose frames hold arrays
+    raise out_of_memory(job, plan, error)
+
+
 def _plan(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> Plan:
     """Return the plan of a run that fits into memory."""
     plan = make_plan(
@@ -236,93 +230,6 @@ def _plan(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> Plan:
     )
     require_memory(job, plan)
     return plan
-
-
-def _open_job(
-    model: str | Path,
-    text: Sequence[str | Path],
-    held_out: Sequence[str | Path],
-    statistics: str | Path | None,
-    importance: str | Path | None,
-    settings: Settings,
-    formats: Sequence[Format],
-    place: Place,
-) -> Job:
-    """Read all that a run starts from but the blocks, and check that it goes together."""
-    checkpoint = open_checkpoint(model)
-    if stored_format(checkpoint) is not None:
-        raise ValueError(f"{model}: expected an unquantized checkpoint, got a quantized one")
-    _check_experts(checkpoint, settings, statistics, importance)
-    decoder = Decoder(checkpoint, place=place)
-    shapes = _layer_shapes(checkpoint, settings)
-    grids = _grids(checkpoint, settings, formats)
-    factors = None
-    if importance is not None:
-        factors = read_importance(importance, shapes, model_type=checkpoint.config.model_type)
-    calibration: Calibration | None = None
-    tokens, length = None, settings.sequence_length
-    others = np.empty((0, length), np.int32)
-    if statistics is not None:
-        if text:
-            raise ValueError("text: expected none where statistics are given")
-        if settings.target == "propagated":
-            raise ValueError(
-                "target: expected layerwise with statistics, since only a run over a text has the "
-                "quantized layers' inputs beside the original ones"
-            )
-        calibration = SavedCalibration(statistics, checkpoint, decoder)
-    elif settings.calibrated(importance is not None) or settings.channel_scales != "none":
-        if not text:
-            raise ValueError("text: required, since this calibrates; --method rtn alone needs none")
-        most = max(1, HELD_OUT_TOKENS // length)
-        tokens, others = read_split(checkpoint, text, length, settings.samples, most)
-        calibration = TextCalibration(
-            decoder,
-            tokens,
-            everything=settings.experts == "all",
-            propagated=settings.target == "propagated",
-        )
-    if held_out:
-        others = read_sequences(checkpoint, held_out, length)
-        others = others[spread(len(others), min(settings.samples, len(others)))]
-    identity = identity_of(
-        checkpoint,
-        place,
-        tokens,
-        settings=settings_as_json(settings),
-        formats=[each.name for each in formats],
-        **stamps_of(statistics=statistics, importance=importance),
-    )
-    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
-    return Job(
-        checkpoint,
-        decoder,
-        settings,
-        weights,
-        grids,
-        calibration,
-        factors,
-        0 if tokens is None else tokens.size,
-        others,
-        identity,
-    )
-
-
-def _check_experts(
-    checkpoint: Checkpoint,
-    settings: Settings,
-    statistics: str | Path | None,
-    importance: str | Path | None,
-) -> None:
-    """Refuse what is not there for a mixture of experts."""
-    if checkpoint.config.mixture is None:
-        return
-    given = {"statistics": statistics, "importance": importance}
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(f"{name}: expected none with a model of experts, got {value}")
-    if settings.target == "propagated":
-        raise ValueError("target: expected layerwise with a model of experts, got 'propagated'")
 
 
 def _write_layers(
@@ -345,60 +252,6 @@ def _write_layers(
             counted.add(report.name, block.layers[report.name])
             reports.append(replace(report, stored_bytes=stored[0]))
     return reports, counted
-
-
-def _grids(
-    checkpoint: Checkpoint, settings: Settings, formats: Sequence[Format]
-) -> dict[str, LayerGrid]:
-    """Say how the model's linear layers are to be stored, and in the log what deviates."""
-    shapes = _layer_shapes(checkpoint, settings)
-    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
-    asked = {
-        name: replace(_asked(settings, info.dtype), bits=settings.bits_of(name))
-        for name, info in weights.items()
-    }
-    grids = common_grids(formats, weights, asked)
-    for grid in dict.fromkeys(grids.values()):
-        on_grid(settings, grid).check()
-    if any(asked[name].symmetric != grid.symmetric for name, grid in grids.items()):
-        log.warning("experts are on the symmetric grid: runtimes read no zero points of theirs")
-    others: dict[tuple[int | None, int | None], set[int]] = {}
-    for name, grid in grids.items():
-        sizes = asked[name].group_size, grid.group_size
-        if sizes[0] != sizes[1] and grid.find is None:
-            others.setdefault(sizes, set()).add(weights[name].shape[1])
-    for (size, taken), channels in others.items():
-        divides = any(K % (size or 1) == 0 for K in channels)
-        why = "every K, and the file format has one length" if divides else "K"
-        K = listed(channels)
-        log.warning(
-            "group_size %s does not divide %s: groups of %s for K = %s", size, why, taken, K
-        )
-    return grids
-
-
-def _asked(settings: Settings, dtype: np.dtype) -> LayerGrid:
-    """Return the grid of a layer with weights of `dtype`, before a format says how it is stored."""
-    unordered = settings.method == "gptq" and settings.act_order == "desc"
-    return LayerGrid(
-        settings.bits,
-        settings.group_size,
-        settings.symmetric,
-        dtype,
-        g_idx=unordered and not settings.static_groups,
-    )
-
-
-def _layer_shapes(checkpoint: Checkpoint, settings: Settings) -> dict[str, tuple[int, int]]:
-    """M and K of the linear layers that are quantized, by name without ``.weight``."""
-    shapes = {}
-    for index in range(checkpoint.config.num_layers):
-        experts = chain.from_iterable(expert_stages(checkpoint.config, index))
-        for kind in chain.from_iterable([*stages(checkpoint.config, index), *experts]):
-            rows, channels = checkpoint.info(f"model.layers.{index}.{kind}.weight").shape
-            shapes[f"model.layers.{index}.{kind}"] = rows, channels
-    settings.check_layers(shapes)
-    return {name: shape for name, shape in shapes.items() if not settings.skips(name)}
 
 
 def _settings(settings: Settings | None, options: Mapping[str, Any]) -> Settings:

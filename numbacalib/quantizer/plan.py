@@ -8,29 +8,27 @@ text takes time by the weights that its tokens meet, GPTQ by ``K^3 / 3 + M K^2``
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from numbacalib.formats.safetensors_writer import SHARD_BYTES
-from numbacalib.models import HOST, Place
+from numbacalib.models import HOST
 from numbacalib.models.decoder import VOCABULARY
-from numbacalib.models.layer_tensors import expert_stages, linear_shapes, stages
-from numbacalib.quantizer.blocks import Job
+from numbacalib.models.layer_tensors import expert_stages, stages
+from numbacalib.quantizer.calibration import TextCalibration
+from numbacalib.quantizer.job import Job
+from numbacalib.quantizer.memory import Demand
 from numbacalib.quantizer.preflight import in_units, resident_memory
-from numbacalib.quantizer.trial import Trial, stage_size, stage_work, token_weights, try_out
+from numbacalib.quantizer.trial import Trial, stage_work, token_weights, try_out
 
-MOVED = 5e8
+MOVED = 1e9
 """Bytes a second at which an output is written and read back, once each."""
 LATER = 100_000_000
 """Bytes of code that is loaded on the way, kernels above all, as measured."""
 _SCORES = 6
 """Float64 tiles of logits while two models are compared."""
-_COPIES = 4
-"""Float32 copies of a stage's weights: as read, compensated, as codes, dequantized."""
-_SQUARES = 4
-"""Matrices [K, K] beside a stage's: its Hessian, damped and factored, couplings, one more for a search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +50,9 @@ class Plan:
     """Of the host's memory."""
     device_bytes: int
     """Of the device's memory; 0 on the host."""
+    streamed_bytes: int = 0
+    """Of hidden states in pinned memory of the host, from where they pass through the device; 0 where they
+    stay there."""
     compile_seconds: float
     """Of kernels, which the trial has compiled."""
     seconds: dict[str, float]
@@ -64,6 +65,8 @@ class Plan:
         widths = [f"{count} of {bits} bits" for bits, count in sorted(self.widths.items())]
         compiled = f"; kernels compiled in {_minutes(self.compile_seconds)}"
         device = f", {in_units(self.device_bytes)} on the device" if self.device_bytes else ""
+        if self.streamed_bytes:
+            device += f", {in_units(self.streamed_bytes)} of hidden states streamed to it"
         times = ", ".join(f"{name} {_minutes(own)}" for name, own in self.seconds.items())
         return (
             f"plan: {self.layers} layers, {' and '.join(widths)}, {self.bits_a_weight:.2f} bits a weight "
@@ -89,24 +92,31 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
     names = {f"{name}.weight" for name in job.grids}
     copied = sum(map(job.checkpoint.stored_bytes, set(job.checkpoint.names()) - names))
     weights = sum(int(np.prod(info.shape)) for info in job.weights.values())
-    trial = try_out(job)
+    trial, demand = try_out(job), demand_of(job)
     tokens = job.tokens
     blocks = job.decoder.config.num_layers
     met = [token_weights(job, index) for index in range(blocks)]
-    each = [
-        tokens * trial.calibrating * met[index] + _solving(job, index, trial)
-        for index in range(finished, blocks)
-    ]
+    batches = -(-tokens // demand.place.batch_tokens) * trial.batch
+    each = []
+    for index in range(finished, blocks):
+        working = batches + tokens * trial.calibrating * met[index] + _solving(job, index, trial)
+        # a device's are read while it works on the one before
+        overlapped = 0.0 if demand.on_host else working
+        each.append(working + max(0.0, trial.reading - overlapped))
     config = job.decoder.config
     head = config.vocab_size * config.hidden_size
     # both models run, and each has its scores twice: for its loss, and to be compared
     proof = trial.forward * (2 * sum(met) + 4 * head) + trial.score * config.vocab_size
     seconds = {
         "quantizing": sum(each),
-        "writing": output_bytes / MOVED,
-        "proving": output_bytes / MOVED + job.held_out.size * proof,
+        "writing": output_bytes / MOVED + weights * trial.storing,
+        # unpacked as kept, as written, and to run
+        "proving": output_bytes / MOVED
+        + 3 * weights * trial.storing
+        + blocks * trial.reading
+        + job.held_out.size * proof,
     }
-    place = job.decoder.place
+    streamed = _is_streamed(job)
     return Plan(
         layers=len(job.grids),
         widths=dict(Counter(grid.bits for grid in job.grids.values())),
@@ -114,8 +124,9 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
         bits_a_weight=8 * (output_bytes - copied) / weights,
         output_bytes=output_bytes,
         scratch_bytes=scratch_bytes,
-        peak_bytes=resident_memory() + _host_bytes(job, place, output_bytes),
-        device_bytes=0 if place is HOST else _working_bytes(job, place),
+        peak_bytes=resident_memory() + _host_bytes(job, demand, tokens, output_bytes),
+        device_bytes=0 if demand.on_host else demand.working_bytes(tokens, streamed=streamed),
+        streamed_bytes=demand.pinned_bytes(tokens) if streamed else 0,
         compile_seconds=trial.compiling,
         seconds=seconds,
         block_seconds=each,
@@ -130,26 +141,57 @@ def require_memory(job: Job, plan: Plan) -> None:
     MemoryError
         If it does not; one line with both numbers and what would fit.
     """
-    lacking = _lacking(job, job.decoder.place, plan.output_bytes)
-    if lacking is None:
+
+    def lacking(demand: Demand, tokens: int) -> tuple[str, int, int] | None:
+        return _lacking(job, demand, tokens, plan.output_bytes)
+
+    found = lacking(demand_of(job), job.tokens)
+    if found is None:
         return
-    fitting = (
-        option
-        for option, other, place in _smaller(job)
-        if _lacking(other, place, plan.output_bytes) is None
-    )
-    where, needed, free = lacking
+    where, needed, free = found
     raise MemoryError(
         f"{where}: expected {in_units(needed)} of free memory for the run, found {in_units(free)}: "
-        f"{next(fitting, 'no option')} would fit"
+        f"{_remedy(job, lambda demand, tokens: lacking(demand, tokens) is None)}"
     )
 
 
-def _lacking(job: Job, place: Place, output_bytes: int) -> tuple[str, int, int] | None:
+def out_of_memory(job: Job, plan: Plan, error: MemoryError) -> MemoryError:
+    """Return the error of a run that found less memory than its plan, once what it had is free again."""
+    place = job.decoder.place
+    place.give_back()
+    free = place.free_bytes() or 0
+    planned = plan.device_bytes or plan.peak_bytes
+    # what was too little for the plan is so for all that takes as much
+    most = min(free, 3 * planned // 4)
+
+    def fits(demand: Demand, tokens: int) -> bool:
+        if demand.place is place:
+            return demand.least_bytes(tokens) <= most
+        return _lacking(job, demand, tokens, plan.output_bytes) is None
+
+    return MemoryError(
+        f"{error}: the plan was {in_units(planned)}, {in_units(free)} are free without it: "
+        f"{_remedy(job, fits)}"
+    )
+
+
+def demand_of(job: Job) -> Demand:
+    """Return what decides how much memory a run takes."""
+    calibrated = job.calibration is not None
+    return Demand.of(job.decoder, job.settings, job.grids.keys(), calibrated=calibrated)
+
+
+def _is_streamed(job: Job) -> bool:
+    return isinstance(job.calibration, TextCalibration) and job.calibration.streamed
+
+
+def _lacking(
+    job: Job, demand: Demand, tokens: int, output_bytes: int
+) -> tuple[str, int, int] | None:
     """Name a place that has too little memory for a run, with the bytes that it needs and those free."""
-    needs = {HOST: _host_bytes(job, place, output_bytes)}
-    if place is not HOST:
-        needs[place] = _working_bytes(job, place)
+    needs = {HOST: _host_bytes(job, demand, tokens, output_bytes)}
+    if not demand.on_host:
+        needs[demand.place] = demand.least_bytes(tokens)
     for where, needed in needs.items():
         free = where.free_bytes()
         if free is not None and needed > free:
@@ -157,22 +199,24 @@ def _lacking(job: Job, place: Place, output_bytes: int) -> tuple[str, int, int] 
     return None
 
 
-def _smaller(job: Job) -> Iterator[tuple[str, Job, Place]]:
-    """Runs that take less memory: the option that makes them, what they do, and where."""
-    place = job.decoder.place
+def _remedy(job: Job, fits: Callable[[Demand, int], bool]) -> str:
+    """Name an option with which a run would fit into memory."""
+    options = (option for option, smaller in _smaller(job) if fits(*smaller))
+    return f"{next(options, 'no option')} would fit"
+
+
+def _smaller(job: Job) -> Iterator[tuple[str, tuple[Demand, int]]]:
+    """Runs that take less memory: the option that makes them, and their demand and tokens."""
+    demand = demand_of(job)
     if job.settings.target == "propagated":
-        yield (
-            "--target layerwise",
-            replace(job, settings=replace(job.settings, target="layerwise")),
-            place,
-        )
+        settings = replace(job.settings, target="layerwise")
+        yield "--target layerwise", (replace(demand, settings=settings), job.tokens)
     samples = job.settings.samples // 2 if job.tokens else 0
     while samples:
-        tokens = samples * job.settings.sequence_length
-        yield f"--samples {samples}", replace(job, tokens=tokens), place
+        yield f"--samples {samples}", (demand, samples * job.settings.sequence_length)
         samples //= 2
-    if place is not HOST:
-        yield "--device cpu", job, HOST
+    if not demand.on_host:
+        yield "--device cpu", (replace(demand, place=HOST), job.tokens)
 
 
 def _solving(job: Job, index: int, trial: Trial) -> float:
@@ -188,34 +232,18 @@ def _solving(job: Job, index: int, trial: Trial) -> float:
     return found
 
 
-def _host_bytes(job: Job, place: Place, output_bytes: int) -> int:
-    """Bytes of the host's memory that a run takes beside what it holds already."""
+def _host_bytes(job: Job, demand: Demand, tokens: int, output_bytes: int) -> int:
+    """Bytes of the host's memory that a run on so many tokens takes beside what it holds already."""
     largest = max(map(job.checkpoint.stored_bytes, job.checkpoint.names()))
     writing = min(output_bytes, SHARD_BYTES) + largest
-    scores = min(job.held_out.size, place.score_rows) * VOCABULARY
+    scores = min(job.held_out.size, demand.place.score_rows) * VOCABULARY
     proving = 2 * largest + 8 * _SCORES * scores
-    quantizing = _working_bytes(job, place) if place is HOST else 0
+    quantizing = 0
+    if demand.on_host:  # which holds the states of the text since they were made
+        quantizing = demand.working_bytes(tokens) - demand.pinned_bytes(job.tokens)
+    if _is_streamed(job):
+        quantizing += demand.pinned_bytes(tokens)
     return LATER + max(quantizing, writing, proving)
-
-
-def _working_bytes(job: Job, place: Place) -> int:
-    """Bytes of arrays while the largest block is quantized."""
-    return max(_block_bytes(job, index, place) for index in range(job.decoder.config.num_layers))
-
-
-def _block_bytes(job: Job, index: int, place: Place) -> int:
-    config, tokens = job.decoder.config, job.tokens
-    shapes = linear_shapes(config, index).values()
-    streams = 2 if job.settings.target == "propagated" else 1
-    weights = streams * sum(rows * channels for rows, channels in shapes)
-    widest = max(channels for _, channels in shapes)
-    batch = 3 * min(tokens, place.batch_tokens) * widest
-    held = streams * tokens * widest if 4 * tokens * widest <= place.held_bytes else 0
-    hidden = streams * tokens * config.hidden_size if place is not HOST else 0
-    squares = _SQUARES + 2 * (streams - 1) if job.calibration is not None else 0
-    sizes = [stage_size(job, index, stage) for stage in stages(config, index)]
-    solving = max(squares * channels**2 + _COPIES * rows * channels for rows, channels in sizes)
-    return 4 * (weights + batch + held + hidden + solving)
 
 
 def _minutes(seconds: float) -> str:

@@ -42,7 +42,7 @@ class Proof:
     dropped: Mapping[str, str] = field(default_factory=dict)
     """Tensors of the source's files that are left out, and why."""
     evaluation: Evaluation | None = None
-    """With the weights as read, against the original; None where there was no text."""
+    """Evaluation with the weights as read, against the original; None where there was no text."""
 
 
 def prove(

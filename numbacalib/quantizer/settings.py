@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from numbacalib.methods import LayerSettings
-from numbacalib.methods.layer import RANGES, TARGETS, flag, share
+from numbacalib.methods.layer import RANGES, TARGETS, share
 from numbacalib.methods.order import ACT_ORDERS
 from numbacalib.runtime import checks
 
@@ -31,11 +31,11 @@ class Settings(LayerSettings):
     """Settings of a model's quantization; each layer's `scale_dtype` is the model's own."""
 
     ranges: str = "auto"
-    """As in `LayerSettings`, or "auto": "weighted" with gptq, where it leaves less of every model that was
-    measured, and "full" with rtn, which then needs no text."""
+    """Ranges as in `LayerSettings`, or "auto": "weighted" with gptq, where every model that was measured
+    loses less with it, and "full" with rtn, which then needs no text."""
     act_order: str = "desc"
+    """Order of the columns; perplexities are lower with this one than with the order as it comes."""
     static_groups: bool = True
-    """With "desc", a model's perplexity is lower than with the order as it comes."""
     channel_scales: str = "none"
     """Scale input channels first, and fold that into what produces them: "none" or "awq"."""
     awq_magnitude: str = "mean"
@@ -101,18 +101,10 @@ def check(settings: Settings, importance: str | Path | None) -> None:
     for pattern, bits in settings.layer_bits.items():
         checks.integer(f"bits of {pattern}", bits, 2, 8)
     share("max_fallbacks", settings.max_fallbacks)
-    flag("awq_weight_term", settings.awq_weight_term)
-    if settings.channel_scales not in CHANNEL_SCALES:
-        raise ValueError(
-            f"channel_scales: expected {' or '.join(CHANNEL_SCALES)}, "
-            f"got {settings.channel_scales!r}"
-        )
-    if settings.experts not in EXPERTS:
-        raise ValueError(f"experts: expected {' or '.join(EXPERTS)}, got {settings.experts!r}")
-    if settings.awq_magnitude not in MAGNITUDES:
-        raise ValueError(
-            f"awq_magnitude: expected {' or '.join(MAGNITUDES)}, got {settings.awq_magnitude!r}"
-        )
+    checks.boolean("awq_weight_term", settings.awq_weight_term)
+    checks.one_of("channel_scales", settings.channel_scales, CHANNEL_SCALES)
+    checks.one_of("experts", settings.experts, EXPERTS)
+    checks.one_of("awq_magnitude", settings.awq_magnitude, MAGNITUDES)
     if importance is not None and settings.channel_scales != "none":
         raise ValueError(
             "importance: expected none with channel scales, which change the weights it is of"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from numbacalib.models import Decoder, DecoderBlock
 from numbacalib.models.experts import Experts
 from numbacalib.models.layer_tensors import Stage
+from numbacalib.models.parts import Parts
 from numbacalib.models.sublayers import Sublayer
 from numbacalib.ops.magnitudes import channel_magnitudes
 from numbacalib.ops.matrix import to_host, weighted_sum
@@ -24,8 +24,8 @@ LARGEST_HIDDEN = 1e17
 def run_stages(
     block: DecoderBlock,
     decoder: Decoder,
-    hidden: Any,
-    original: tuple[DecoderBlock, Any] | None = None,
+    parts: Parts,
+    original: tuple[DecoderBlock, Parts] | None = None,
 ) -> Iterator[tuple[Stage, InputStatistics]]:
     """Pass all sequences through a block, in place, stopping where a stage's inputs are known.
 
@@ -33,13 +33,13 @@ def run_stages(
 
     Yields the names of the layers that share an input, and that input's statistics; the caller
     replaces the layers' weights before it goes on, so that what follows runs on quantized ones. The
-    residual stream and the attention's result are held for all tokens; the MLP's wide activations
-    only where they are small, else they are computed twice.
+    attention's result is held for all tokens, and the MLP's wide activations where they are small; else
+    they are computed twice, as all are where the residual stream itself is in no device's memory.
 
     `original` is a block whose weights nobody replaces, and a hidden state of its own: it does the same
     beside, and the statistics are of both.
     """
-    streams = [_Stream(block, decoder, hidden)]
+    streams = [_Stream(block, decoder, parts)]
     if original is not None:
         streams.append(_Stream(original[0], decoder, original[1]))
     for number, half in enumerate(block.sublayers):
@@ -58,12 +58,11 @@ def run_stages(
 class _Stream:
     """A block's pass over all sequences, part by part: `entries` and `exits` yield stages' inputs."""
 
-    def __init__(self, block: DecoderBlock, decoder: Decoder, hidden: Any) -> None:
+    def __init__(self, block: DecoderBlock, decoder: Decoder, parts: Parts) -> None:
         self.block = block
-        self.parts = list(decoder.batches(hidden))
-        self._inputs: list[Any] = []  # of the MLP beside attention
+        self.parts = parts
+        self._inputs: Parts | None = None  # of the MLP beside attention
         self._inner: list[Any] = []
-        self._tokens = math.prod(hidden.shape[:2])
         self._held_bytes = decoder.place.held_bytes
 
     def entries(self, number: int) -> Iterator[list[Any]]:
@@ -83,24 +82,33 @@ class _Stream:
     def finish(self, number: int) -> None:
         """Add what a sublayer gives to the residual stream."""
         half = self.block.sublayers[number]
-        inputs = self._sublayer_inputs(half)
+        before = self._given(half)
+        given = None if before is None else iter(before)
         beside = self.block.parallel and half is self.block.attention
-        held = [self.block.mlp.input(part) for part in self.parts] if beside else []
-        for part in self.parts:
-            inner = self._inner.pop(0) if self._holds(half) else half.inner(next(inputs))
+        held = self.parts.others() if beside else None
+        for part in self.parts.changed():
+            if held is not None:
+                held.append(self.block.mlp.input(part))
+            if self._holds(half):
+                inner = self._inner.pop(0)
+            else:
+                inner = half.inner(half.input(part) if given is None else next(given))
             half.add_output(part, inner)
             require_range(f"{self.block.name}.{half.exit_stages[-1][0]}", part)
         self._inputs = held
 
+    def _given(self, half: Sublayer) -> Parts | None:
+        """Inputs that were taken before attention added to the residual stream, where they were."""
+        return self._inputs if half is self.block.mlp else None
+
     def _sublayer_inputs(self, half: Sublayer) -> Iterator[Any]:
-        if half is self.block.mlp and self._inputs:
-            return iter(self._inputs)
-        return map(half.input, self.parts)
+        given = self._given(half)
+        return map(half.input, self.parts) if given is None else iter(given)
 
     def _holds(self, half: Sublayer) -> bool:
-        if isinstance(half, Experts):
+        if isinstance(half, Experts) or not self.parts.stay:
             return False
-        wide = self._tokens * half.width * self.block.dtype.itemsize
+        wide = self.parts.tokens * half.width * self.block.dtype.itemsize
         return not half.is_cheap or wide <= self._held_bytes
 
 
@@ -129,10 +137,11 @@ def _gathered(
     block = streams[0].block
     statistics = [InputStatistics(block.linears[stage[0]].shape[1]) for stage in group]
     passes = [inputs(stream) for stream in streams]
-    parts = [stream.parts for stream in streams]
+    beside = len(streams) > 1 and residual_factor is not None
+    parts = [stream.parts for stream in streams] if beside else []
     for given in zip(*passes, *parts, strict=True):
         residual = None
-        if len(streams) > 1 and residual_factor is not None:
+        if beside and residual_factor is not None:
             own, wanted = given[2:]
             residual = weighted_sum(wanted, own, 1 / residual_factor, -1 / residual_factor)
         for number, stage in enumerate(group):

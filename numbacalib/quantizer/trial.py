@@ -15,13 +15,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numbacalib.formats.bit_packing import pack_bits, unpack_bits
+from numbacalib.methods import QuantizedWeight
 from numbacalib.models import DecoderBlock
 from numbacalib.models.decoder import VOCABULARY
 from numbacalib.models.layer_tensors import Stage, expert_shapes, linear_shapes
 from numbacalib.ops.matrix import to_host
-from numbacalib.quantizer.blocks import Job, on_grid, quantize_group
+from numbacalib.quantizer.blocks import quantize_group
 from numbacalib.quantizer.calibration import SILENT, TextCalibration
 from numbacalib.quantizer.divergence import add_tile
+from numbacalib.quantizer.job import Job, on_grid
+from numbacalib.quantizer.memory import stage_size
 from numbacalib.terminal import reporting, silent
 
 SECONDS = 2.0
@@ -31,8 +35,12 @@ SECONDS = 2.0
 class Trial(NamedTuple):
     """Seconds that parts of a run take."""
 
+    reading: float
+    """A block."""
+    batch: float
+    """Tokens of a batch through a block, with the statistics of the inputs, however many they are."""
     calibrating: float
-    """A token through a weight, with the statistics of the inputs."""
+    """A token through a weight, beside that."""
     forward: float
     """A token through a weight, alone."""
     score: float
@@ -41,6 +49,8 @@ class Trial(NamedTuple):
     """Of a stage, whatever its size."""
     work: float
     """Of a unit of `stage_work`."""
+    storing: float
+    """A weight's code, packed and unpacked."""
     compiling: float
     """Of kernels, which are there now."""
 
@@ -49,20 +59,28 @@ def try_out(job: Job) -> Trial:
     """Measure on the first block that is quantized."""
     index = min(int(name.split(".")[2]) for name in job.grids)  # the first with a layer not skipped
     with reporting(silent), np.errstate(**SILENT):
-        block = job.decoder.block(index)
+        block, _, reading = _twice(lambda: job.decoder.block(index))
         found: Mapping[Any, Any] = {}
-        calibrating = forward = score = compiling = 0.0
+        batch = calibrating = forward = score = compiling = 0.0
         calibration = job.calibration
         if isinstance(calibration, TextCalibration):
-            found, calibrating, compiling = _pass_text(calibration, block)
+            found, (batch, calibrating), compiling = _pass_text(calibration, block)
         elif calibration is not None:
             found = dict(calibration.preview(index, block))
         if len(job.held_out):
             forward, score = _pass_through(job, block), _compare_scores()
-        stage, work, compiling_solvers = _quantize_stages(job, index, block, found)
+        storing, stage, work, compiling_solvers = _quantize_stages(job, index, block, found)
     weights = token_weights(job, index)
     return Trial(
-        calibrating / weights, forward / weights, score, stage, work, compiling + compiling_solvers
+        reading=reading,
+        batch=batch,
+        calibrating=calibrating / weights,
+        forward=forward / weights,
+        score=score,
+        stage=stage,
+        work=work,
+        storing=storing,
+        compiling=compiling + compiling_solvers,
     )
 
 
@@ -77,33 +95,24 @@ def token_weights(job: Job, index: int) -> float:
 
 def stage_work(job: Job, index: int, stage: Stage) -> float:
     """Operations that quantizing a stage takes, but for a factor."""
-    rows, channels = stage_size(job, index, stage)
+    rows, channels = stage_size(job.decoder.config, index, stage, job.grids)
     if job.settings.method == "gptq":
         return channels**3 / 3 + rows * channels**2
     return rows * channels
 
 
-def stage_size(job: Job, index: int, stage: Stage) -> tuple[int, int]:
-    """Rows of all layers of a stage that are quantized, and their channels."""
-    config = job.decoder.config
-    shapes = linear_shapes(config, index) | expert_shapes(config, index)
-    own = [
-        shapes[f"{kind}.weight"] for kind in stage if f"model.layers.{index}.{kind}" in job.grids
-    ]
-    return sum(rows for rows, _ in own), shapes[f"{stage[0]}.weight"][1]
-
-
 def _pass_text(
     calibration: TextCalibration, block: DecoderBlock
-) -> tuple[Mapping[Stage, Any], float, float]:
-    """Statistics of some sequences by stage, seconds a token, and those of compiling."""
-    found, first, again = _twice(lambda: calibration.trial(block.copied(), 1))
-    compiling, count = max(0.0, first - again), 1
-    most = min(calibration.trial_sequences, int(SECONDS / again))
-    if most > 1:
-        count = most
-        found, _, again = _twice(lambda: calibration.trial(block.copied(), count))
-    return found, again / (count * calibration.sequence_length), compiling
+) -> tuple[Mapping[Stage, Any], tuple[float, float], float]:
+    """Statistics of some sequences by stage; seconds of a batch, and of a token beside; of compiling."""
+    found, first, one = _twice(lambda: calibration.trial(block.copied(), 1))
+    length, compiling = calibration.sequence_length, max(0.0, first - one)
+    count = min(calibration.trial_sequences, int(SECONDS / one))
+    if count < 2:
+        return found, (0.0, one / length), compiling
+    found, _, all_of_them = _twice(lambda: calibration.trial(block.copied(), count))
+    rate = max(0.0, all_of_them - one) / (count - 1)
+    return found, (max(0.0, one - rate), rate / length), compiling
 
 
 def _pass_through(job: Job, block: DecoderBlock) -> float:
@@ -124,12 +133,12 @@ def _compare_scores() -> float:
 
 def _quantize_stages(
     job: Job, index: int, block: DecoderBlock, statistics: Mapping[Stage, Any]
-) -> tuple[float, float, float]:
-    """Seconds of any stage, of a unit of work beside, and of compiling."""
+) -> tuple[float, float, float, float]:
+    """Seconds of a stored weight, of any stage, of a unit of work beside, and of compiling."""
     works = {
         stage: stage_work(job, index, stage)
         for stage in sorted(block.stages, key=lambda stage: stage_work(job, index, stage))
-        if stage_size(job, index, stage)[0]
+        if any(f"{block.name}.{kind}" in job.grids for kind in stage)
     }
 
     def solve(stage: Stage) -> tuple[Any, float, float]:
@@ -141,9 +150,9 @@ def _quantize_stages(
         return _twice(lambda: quantize_group(job, block, inputs, settings))
 
     if not works:  # experts alone, whose layers are like no stage's
-        return 0.0, 0.0, 0.0
+        return 0.0, 0.0, 0.0, 0.0
     small = next(iter(works))
-    _, first, again = solve(small)
+    quantized, first, again = solve(small)
     rate = again / works[small]
     larger = [stage for stage, work in works.items() if work > 2 * works[small]]
     fitting = [stage for stage in larger if rate * works[stage] <= SECONDS]
@@ -152,13 +161,22 @@ def _quantize_stages(
         _, _, slower = solve(fitting[-1])
         rate = max(0.0, slower - again) / (works[fitting[-1]] - works[small])
         overhead = max(0.0, again - rate * works[small])
-    return overhead, rate, max(0.0, first - again)
+    return _storing(quantized[0][0]), overhead, rate, max(0.0, first - again)
+
+
+def _storing(weight: QuantizedWeight) -> float:
+    """Seconds to pack and unpack a code."""
+    codes = to_host(weight.codes)
+    rows, channels = codes.shape
+    _, _, again = _twice(lambda: unpack_bits(pack_bits(codes, weight.bits), weight.bits, channels))
+    return again / (rows * channels)
 
 
 def _twice(action: Callable[[], Any]) -> tuple[Any, float, float]:
     """Do something twice; return its result, and how long each took."""
     seconds = []
     for _ in range(2):
+        result = None  # or both would be held
         begin = time.perf_counter()
         result = action()
         seconds.append(time.perf_counter() - begin)

@@ -75,18 +75,17 @@ class Work:
         self._pending: Future[None] | None = None
 
     def save(self, index: int, block: FinishedBlock) -> None:
-        """Keep a block; it is written while the next one is worked on.
+        """Keep a block, which nobody changes after; it is written while the next one is worked on.
 
         Raises
         ------
         OSError
             If the disk refused this block's predecessor.
         """
-        tensors = {name: StoredTensor.of(array) for name, array in _arrays_of(block).items()}
         self.settle()
         file = block_file(self.directory, index)
         self._pending = self._writer.submit(
-            write_whole, file, lambda path: write_safetensors(path, tensors)
+            write_whole, file, lambda path: write_safetensors(path, _tensors_of(block))
         )
 
     def settle(self) -> None:
@@ -223,6 +222,10 @@ def _count(directory: Path) -> int:
     while block_file(directory, count).is_file():
         count += 1
     return count
+
+
+def _tensors_of(block: FinishedBlock) -> dict[str, StoredTensor]:
+    return {name: StoredTensor.of(array) for name, array in _arrays_of(block).items()}
 
 
 def _arrays_of(block: FinishedBlock) -> dict[str, NDArray[Any]]:

@@ -9,10 +9,14 @@ import numpy as np
 
 from numbacalib.runtime.array import CUDA_DLPACK, DeviceArray
 
+_ON_HOST = {np.ndarray, type(None)}
+"""Types of arguments that kernels take as they are. Ops that a method calls get these, or arrays of ours:
+what a caller gave was looked at when the method opened its call, and is not looked at again."""
+
 
 def is_cuda_array(array: Any) -> bool:
     """Return whether `array` lives on a CUDA device (Numba's simulated device arrays included)."""
-    return _interface(array) is not None
+    return type(array) not in _ON_HOST and _interface(array) is not None
 
 
 def _interface(array: Any) -> Any:
@@ -32,23 +36,28 @@ class _Call:
         self._on_gpu: Any = None
 
     def _open(self) -> tuple:
-        interfaces = _interfaces(self._arrays)
-        if interfaces:
-            from numbacalib.runtime import device
-
-            self._on_gpu = device.open_call(self._stream, self._arrays, interfaces)
-            taken = self._on_gpu.arrays
-        elif self._stream is not None:
-            kind = type(self._stream).__name__
-            raise TypeError(f"stream: expected None with NumPy arrays, got {kind}")
-        else:
-            taken = tuple(map(_plain, self._arrays.values()))
+        taken = tuple(self._arrays.values())
+        if self._stream is not None or not _ON_HOST.issuperset(map(type, taken)):
+            taken = self._looked_at()
         try:
             _require_own_memory(dict(zip(self._arrays, taken, strict=True)), self._in_place)
         except ValueError:
             self.__exit__()
             raise
         return taken
+
+    def _looked_at(self) -> tuple:
+        """Find out what the arrays are, and return them as kernels take them."""
+        interfaces = _interfaces(self._arrays)
+        if interfaces:
+            from numbacalib.runtime import device
+
+            self._on_gpu = device.open_call(self._stream, self._arrays, interfaces)
+            return self._on_gpu.arrays
+        if self._stream is not None:
+            kind = type(self._stream).__name__
+            raise TypeError(f"stream: expected None with NumPy arrays, got {kind}")
+        return tuple(map(_plain, self._arrays.values()))
 
     def __exit__(self, *_: object) -> None:
         if self._on_gpu is not None:
@@ -139,8 +148,8 @@ def _plain(array: Any) -> Any:
 def _require_own_memory(arrays: dict[str, Any], in_place: str | None) -> None:
     """Raise a ValueError if a result shares memory with another array of the call."""
     for name, out in arrays.items():
-        if out is None or name.partition("[")[0] != "out":
-            continue
+        if not name.startswith("out") or out is None or name.partition("[")[0] != "out":
+            continue  # a weight may be called out_proj
         for other, array in arrays.items():
             if array is None or other in (name, in_place) or not may_share_memory(out, array):
                 continue

@@ -10,28 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from numbacalib.runtime import blas, blas_rows
-from numbacalib.runtime.device import (
-    SIMULATED,
-    address,
-    cuda,
-    current_device,
-    empty,
-    from_host,
-    read,
-    stream_handle,
-    write,
-)
+from numbacalib.runtime import blas, blas_rows, device
+from numbacalib.runtime.device import address, cuda, empty, from_host, read, write
 from numbacalib.runtime.half import is_bfloat16
 from numbacalib.runtime.launch import column_blocks, launch
-from numbacalib.runtime.memory import cupy_stream, has_cupy
 
 THREADS = 256
 
 
 def has_libraries() -> bool:
     """Return whether CuPy is installed."""
-    return not SIMULATED and has_cupy()
+    return device.has_libraries()
 
 
 def cholesky_upper(matrix: Any, info: Any) -> None:
@@ -231,7 +220,9 @@ def _kind(dtype: np.dtype) -> int:
 
 def _current_stream() -> Any:
     """Return what makes CuPy, and so its libraries' handles, use the current stream."""
-    return cupy_stream(stream_handle(), current_device())
+    from numbacalib.runtime.memory import cupy_stream
+
+    return cupy_stream(device.stream_handle(), device.current_device())
 
 
 @cuda.jit

@@ -148,6 +148,11 @@ def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None
             f"{name}: expected shape {list(shape)} and dtype {dtype}, "
             f"got {list(out.shape)} and {out.dtype}"
         )
+    contiguous(name, out)
+
+
+def contiguous(name: str, out: Any) -> None:
+    """Check that results can be written to an array in their order."""
     if isinstance(out, np.ndarray):
         fits = out.flags.c_contiguous and out.flags.writeable
     else:
@@ -189,3 +194,10 @@ def finite_number(name: str, value: Any) -> float:
     if not np.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {value}")
     return float(value)
+
+
+def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Check that a setting is one of a few words."""
+    if value not in allowed:
+        *others, last = allowed
+        raise ValueError(f"{name}: expected {', '.join(others)} or {last}, got {value!r}")

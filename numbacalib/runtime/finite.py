@@ -76,22 +76,53 @@ def _nothing() -> None:
 
 def require_non_negative(name: str, matrix: Any) -> None:
     """Raise a ValueError if a matrix holds a value that is not finite, or one below 0."""
-    if is_cuda_array(matrix):
-        from numbacalib.runtime import finite_gpu
+    start_non_negative_check(name, matrix)()
 
-        with arrays_of_one_device(matrix=matrix) as (matrix,):
-            require_finite(name, matrix)
-            negative = finite_gpu.any_negative(matrix)
-    else:
-        # as unsigned integers, what has its sign bit set is above infinity: -0, too
-        unsigned = np.dtype(f"u{matrix.itemsize}")
-        limit, bits = infinity_bits(matrix.dtype).view(unsigned), matrix.view(unsigned)
-        if _rows_below(limit, bits, np.iinfo(unsigned).max).all():
-            return
+
+def start_non_negative_check(name: str, matrix: Any) -> Callable[[], None]:
+    """Start what `require_non_negative` does, see `start_finite_check`."""
+    message = f"{name}: expected finite values not below 0"
+    if is_cuda_array(matrix):
+        from numbacalib.runtime.finite_gpu import first_negative
+
+        return _start_search(first_negative, name, matrix, message)
+    # as unsigned integers, what has its sign bit set is above infinity: -0, too
+    unsigned = np.dtype(f"u{matrix.itemsize}")
+    limit, bits = infinity_bits(matrix.dtype).view(unsigned), matrix.view(unsigned)
+    if not _rows_below(limit, bits, np.iinfo(unsigned).max).all():
         require_finite(name, matrix)
-        negative = bool((matrix < 0).any())
-    if negative:
-        raise ValueError(f"{name}: expected finite values not below 0")
+        if (matrix < 0).any():
+            raise ValueError(message)
+    return _nothing
+
+
+def start_non_zero_check(name: str, matrix: Any) -> Callable[[], None]:
+    """Start to look for a value that is not finite, or 0, and return what waits and raises a ValueError."""
+    message = f"{name}: expected numbers other than 0, got 0"
+    if is_cuda_array(matrix):
+        from numbacalib.runtime.finite_gpu import first_zero
+
+        return _start_search(first_zero, name, matrix, message)
+    require_finite(name, matrix)
+    if not (matrix != 0).all():
+        raise ValueError(message)
+    return _nothing
+
+
+def _start_search(kernel: Any, name: str, matrix: Any, message: str) -> Callable[[], None]:
+    """Start to look for values that are not finite, and for what a kernel finds."""
+    from numbacalib.runtime import finite_gpu
+
+    with arrays_of_one_device(matrix=matrix) as (matrix,):
+        finite = start_finite_check(name, matrix)
+        found = finite_gpu.start_search(kernel, matrix)
+
+    def require() -> None:
+        finite()
+        if found():
+            raise ValueError(message)
+
+    return require
 
 
 @task_kernel

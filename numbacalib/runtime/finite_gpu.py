@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,6 @@ from numbacalib.runtime.half import carrier, limit_bits, magnitude_bits, widen
 from numbacalib.runtime.launch import column_blocks, launch
 from numbacalib.runtime.not_finite import not_finite
 
-if not device.SIMULATED:
-    from cuda.bindings import driver
-
 THREADS = device.sized(256, simulated=4)
 ROWS = 32
 """Rows that a block takes at a time: each thread looks at one column of them."""
@@ -24,13 +22,14 @@ NONE = np.int64(0x7F7F7F7F7F7F7F7F)
 """Index that stands for none, where all values are finite: above every index, made by setting bytes."""
 
 
-def any_negative(matrix: Any) -> bool:
-    """Return whether an element of a finite matrix is below 0."""
-    found = device.zeros((1,), np.int64)
+def start_search(kernel: Any, matrix: Any) -> Callable[[], bool]:
+    """Start `first_negative` or `first_zero` on a matrix; return what waits for whether there is one."""
+    found = FirstIndex()
     rows, columns = matrix.shape
     grid = -(-columns // THREADS), -(-rows // ROWS)
-    launch(_any_negative, grid, THREADS, carrier(matrix), found)
-    return bool(device.read(found)[0])
+    launch(kernel, grid, THREADS, carrier(matrix), found.array)
+    found.copy()
+    return lambda: found.read() is not None
 
 
 class FirstIndex:
@@ -43,20 +42,15 @@ class FirstIndex:
     """
 
     def __init__(self) -> None:
-        if device.SIMULATED:
-            self.array = device.from_host(np.array([NONE]))
-            return
-        self.array = device.empty((1,), np.int64)
-        stream = driver.CUstream(device.stream_handle())
-        device.check(driver.cuMemsetD8Async(self.array.address, NONE & 0xFF, 8, stream))
+        self.array = device.filled((1,), np.int64, int(NONE) & 0xFF)
 
     def copy(self) -> None:
         """Start to copy what was found to the host; kernels launched later do not count."""
-        self._word = None if device.SIMULATED else _Word.copy_of(self.array)
+        self._word = device.start_reading(self.array)
 
     def read(self) -> int | None:
         """Wait for the copy alone; return the index, or None."""
-        found = self._word.read() if self._word else int(device.read(self.array)[0])
+        found = self._word()
         return None if found == NONE else found
 
 
@@ -102,35 +96,6 @@ class FiniteCheck:
         raise not_finite(self._name, device.read(value)[0], found, self._shape, self._limit)
 
 
-class _Word:
-    """A number on its way to the host, in memory to which the device copies while the host goes on."""
-
-    _spare: dict[int, list[_Word]] = {}  # noqa: RUF012 -- shared: making one takes longer than a check
-
-    def __init__(self) -> None:
-        self.device = device.current_device()
-        self.memory = cuda.pinned_array(1, np.int64)
-        self.address = self.memory.ctypes.data
-        self.copied = cuda.event(timing=False)
-
-    @classmethod
-    def copy_of(cls, array: Any) -> _Word:
-        try:
-            word = cls._spare[device.current_device()].pop()
-        except (KeyError, IndexError):
-            word = cls()
-        stream = driver.CUstream(device.stream_handle())
-        device.check(driver.cuMemcpyDtoHAsync(word.address, array.address, 8, stream))
-        word.copied.record(device.current_stream())
-        return word
-
-    def read(self) -> int:
-        self.copied.synchronize()
-        value = int(self.memory[0])
-        self._spare.setdefault(self.device, []).append(self)
-        return value
-
-
 @cuda.jit
 def _first_non_finite(bits, mask, least_bad, upper, first):
     """Threads: one a column, blocks stride over runs of `ROWS` rows.
@@ -152,14 +117,25 @@ def _first_non_finite(bits, mask, least_bad, upper, first):
 
 
 @cuda.jit
-def _any_negative(matrix, found):
-    """Threads: one a column and `ROWS` rows; whichever finds one writes the same."""
+def first_negative(matrix, first):
+    """Find an element below 0 of a finite matrix. Threads: one a column and `ROWS` rows."""
     j = cuda.grid(1)
     if j < matrix.shape[1]:
         top = np.int64(cuda.blockIdx.y) * ROWS
         for i in range(top, min(top + ROWS, matrix.shape[0])):
             if widen(matrix[i, j]) < 0:
-                found[0] = 1
+                cuda.atomic.min(first, 0, i * matrix.shape[1] + j)
+
+
+@cuda.jit
+def first_zero(matrix, first):
+    """Find an element that is 0. Threads: one a column and `ROWS` rows."""
+    j = cuda.grid(1)
+    if j < matrix.shape[1]:
+        top = np.int64(cuda.blockIdx.y) * ROWS
+        for i in range(top, min(top + ROWS, matrix.shape[0])):
+            if widen(matrix[i, j]) == 0:
+                cuda.atomic.min(first, 0, i * matrix.shape[1] + j)
 
 
 @cuda.jit

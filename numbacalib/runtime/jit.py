@@ -31,12 +31,12 @@ PATIENCE = 1.0
 """Seconds that a kernel may compile before the user is told."""
 
 scalar = njit(error_model="numpy", no_cfunc_wrapper=True)
-"""For spec functions and parts of kernels: compiled into their callers, and not for C; numba-cuda compiles
-the same source again."""
+"""Decorator of spec functions and of parts of kernels: compiled into their callers, and not for C;
+numba-cuda compiles the same source again."""
 
 inlined = njit(error_model="numpy", no_cfunc_wrapper=True, inline="always")
-"""For the shortest of them, and for parts with one caller: put into its code before types are found, which
-spares a unit of compilation."""
+"""Decorator of the shortest of them, and of parts with one caller: put into its code before types are
+found, which spares a unit of compilation."""
 
 log = logging.getLogger("numbacalib")
 

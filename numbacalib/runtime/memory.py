@@ -13,14 +13,11 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from numba.core import config
-
 from numbacalib.runtime.extras import extra
 from numbacalib.runtime.streams import Stream, check
 
-if not config.ENABLE_CUDASIM:
-    with extra("cuda"):
-        from cuda.bindings import driver
+with extra("cuda"):
+    from cuda.bindings import driver
 
 KEPT_BYTES = 8 << 30
 """Freed memory that the driver's pool keeps, so that the next call need not wait for the driver."""
@@ -148,6 +145,21 @@ def room() -> Room:
     if not limit:
         return Room(free, total, limited=False)
     return Room(min(free, limit - pool.used_bytes()), min(limit, total), limited=True)
+
+
+def taken_bytes() -> int:
+    """Return how many bytes of the current device CuPy's pool has taken from the driver, and keeps."""
+    from cupy import get_default_memory_pool
+
+    return int(get_default_memory_pool().total_bytes())
+
+
+def give_back() -> None:
+    """Give what was freed back to the driver, as far as CuPy's pool has it."""
+    if has_cupy():
+        from cupy import get_default_memory_pool
+
+        get_default_memory_pool().free_all_blocks()
 
 
 def _available() -> str:

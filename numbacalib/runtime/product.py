@@ -21,8 +21,9 @@ import numpy as np
 from cuda.bindings import driver
 from numba.cuda import types
 
-from numbacalib.runtime import ptx
-from numbacalib.runtime.device import check, cuda
+from numbacalib.runtime import ptx, wgmma
+from numbacalib.runtime.device import cuda
+from numbacalib.runtime.streams import check
 
 ROWS = 64
 """Rows of the operands (the summed axis) in one stage."""
@@ -52,7 +53,7 @@ def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
     leave registers for totals that are rounded to nearest; tiles of 256 columns need less bandwidth and
     leave the sum to the tensor cores.
     """
-    wgmma = ptx.wgmma(element, ROWS)
+    add_product = wgmma.adder_of_products(element, ROWS)
     parts = 2 if split else 1
     a_bytes, b_bytes = BLOCK_ROWS // 64 * BOX_BYTES, columns // 64 * BOX_BYTES
     part_bytes = a_bytes + b_bytes
@@ -139,8 +140,8 @@ def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
         for block in range(first, last):
             ptx.barrier_wait(base + full_offset + 8 * stage, phase)
             a, b = operands(base, stage)
-            total = wgmma(total, descriptor(a), descriptor(b), block != first)
-            total = ptx.wgmma_wait(total)
+            total = add_product(total, descriptor(a), descriptor(b), block != first)
+            total = wgmma.wait(total)
             release(base, stage)
             stage, phase = after(stage, phase)
         return total, stage, phase
@@ -156,12 +157,12 @@ def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
             if split:
                 # the small products first: what is truncated then is small too
                 a_low, b_low = a + part_bytes, b + part_bytes
-                partial = wgmma(partial, descriptor(a), descriptor(b_low), 0)
-                partial = wgmma(partial, descriptor(a_low), descriptor(b), 1)
-            partial = wgmma(partial, descriptor(a), descriptor(b), split)
-            partial = ptx.wgmma_wait(partial)
+                partial = add_product(partial, descriptor(a), descriptor(b_low), 0)
+                partial = add_product(partial, descriptor(a_low), descriptor(b), 1)
+            partial = add_product(partial, descriptor(a), descriptor(b), split)
+            partial = wgmma.wait(partial)
             release(base, stage)
-            total = ptx.fragment_add(total, partial)
+            total = wgmma.fragment_add(total, partial)
             stage, phase = after(stage, phase)
         return total, stage, phase
 
@@ -179,7 +180,7 @@ def store_slab(fragment, slab, address):
     """Put part `slab`, 16 rows and 32 columns of a warp's result, at a shared address."""
     row, pair = cuda.laneid >> 2, cuda.laneid & 3
     offset = 4 * (row * SLAB_STRIDE + 2 * pair)
-    ptx.fragment_store(fragment, slab, address + offset, 4 * 8 * SLAB_STRIDE)
+    wgmma.fragment_store(fragment, slab, address + offset, 4 * 8 * SLAB_STRIDE)
     cuda.syncwarp()
 
 

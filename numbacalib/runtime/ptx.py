@@ -1,8 +1,8 @@
-"""PTX instructions as functions for `@cuda.jit` kernels: the one file that holds inline assembly.
+"""PTX instructions as functions for `@cuda.jit` kernels, and the builder of such functions.
 
 Every function names its instruction; what it does is in NVIDIA's "Parallel Thread Execution ISA",
 chapter 9.7, under that name. Addresses in shared memory are 32-bit numbers, as `shared_address`
-returns them. A tuple of float32 stands for a thread's registers of a matrix fragment.
+returns them. Products of matrices are in `numbacalib.runtime.mma`, of a warp, and `wgmma`, of four.
 """
 
 from __future__ import annotations
@@ -55,6 +55,22 @@ def instruction(
         return intrinsic(definition)
 
     return decorate
+
+
+# Tuples, as intrinsics take them apart
+
+
+def unpack(builder, members, count):
+    """Members of a tuple, such as the registers of a fragment, as values of the builder's."""
+    return [builder.extract_value(members, i) for i in range(count)]
+
+
+def pack(builder, values, kind):
+    """Put values of the builder's into a tuple of this LLVM type."""
+    members = ir.Constant(kind, ir.Undefined)
+    for i, value in enumerate(values):
+        members = builder.insert_value(members, value, i)
+    return members
 
 
 # Addresses
@@ -363,157 +379,3 @@ def copy_box(target, tensormap, column, row, barrier):
 @_copy_box(".multicast::cluster [$0], [$1, {$2, $3}], [$4], $5", types.uint16)
 def copy_box_to(target, tensormap, column, row, barrier, ranks):
     """The same, to this address in the blocks whose bits are set in `ranks`, and their barriers."""
-
-
-# Matrix fragments
-
-
-def unpack(builder, fragment, count):
-    """Registers of a fragment, or members of a tuple, as values of the builder's."""
-    return [builder.extract_value(fragment, i) for i in range(count)]
-
-
-def pack(builder, values, kind):
-    """Put values of the builder's into a fragment, or a tuple, of this LLVM type."""
-    fragment = ir.Constant(kind, ir.Undefined)
-    for i, value in enumerate(values):
-        fragment = builder.insert_value(fragment, value, i)
-    return fragment
-
-
-def _in_place(builder, registers, text, others=(), letters=""):
-    """Emit assembly that reads and writes `registers`, and return them as it leaves them."""
-    count = len(registers)
-    floats = [ir.FloatType()] * count
-    kind = ir.FunctionType(ir.LiteralStructType(floats), floats + [value.type for value in others])
-    tied = [str(i) for i in range(count)]
-    constraints = ",".join(["=f"] * count + tied + list(letters) + ["~{memory}"])
-    assembly = ir.InlineAsm(kind, text, constraints, side_effect=True)
-    return unpack(builder, builder.call(assembly, [*registers, *others]), count)
-
-
-def wgmma(element: str, rows: int) -> Callable:
-    """Build the product of a warpgroup for operands whose summed axis is the slow one.
-
-    `element` is "bf16" or "f16"; `rows` are multiplied, 16 an instruction.
-    """
-
-    @intrinsic
-    def multiply(typing_context, fragment, a, b, keep):
-        """`wgmma.mma_async`: add the product of A^T and B, or start from it if not `keep`.
-
-        `a` and `b` are matrix descriptors of operands in shared memory. The result is there after a
-        wait; until then the registers must not be used.
-        """
-
-        def generate(context, builder, signature, values):
-            count = signature.return_type.count
-            registers = ", ".join(f"${i}" for i in range(count))
-            a, b, keep = (f"${2 * count + i}" for i in range(3))
-            shape = f"m64n{2 * count}k16.f32.{element}.{element}"
-            lines = ["{ .reg .pred keep, yes; .reg .b64 da, db;"]
-            lines += [f"setp.ne.u32 keep, {keep}, 0; setp.eq.u32 yes, 0, 0;"]
-            lines += ["wgmma.fence.sync.aligned;"]
-            for step in range(rows // 16):
-                # 16 rows of 128 bytes further, in the descriptor's units of 16 bytes
-                lines += [f"add.u64 da, {a}, {128 * step}; add.u64 db, {b}, {128 * step};"]
-                lines += [f"wgmma.mma_async.sync.aligned.{shape} {{{registers}}}, da, db,"]
-                lines += [f"{'yes' if step else 'keep'}, 1, 1, 1, 1;"]
-            lines += ["wgmma.commit_group.sync.aligned; }"]
-            registers = unpack(builder, values[0], count)
-            results = _in_place(builder, registers, "\n".join(lines), values[1:], "llr")
-            return pack(builder, results, values[0].type)
-
-        return fragment(fragment, types.uint64, types.uint64, types.uint32), generate
-
-    return multiply
-
-
-@intrinsic
-def wgmma_wait(typing_context, fragment):
-    """`wgmma.wait_group 0`: all products are done, and the fragment may be used."""
-
-    def generate(context, builder, signature, values):
-        registers = unpack(builder, values[0], signature.return_type.count)
-        results = _in_place(builder, registers, "wgmma.wait_group.sync.aligned 0;")
-        return pack(builder, results, values[0].type)
-
-    return fragment(fragment), generate
-
-
-@intrinsic
-def fragment_add(typing_context, left, right):
-    """`add.rn.f32` of two fragments, element by element."""
-
-    def generate(context, builder, signature, values):
-        count = signature.return_type.count
-        left, right = (unpack(builder, value, count) for value in values)
-        sums = [builder.fadd(a, b) for a, b in zip(left, right, strict=True)]
-        return pack(builder, sums, values[0].type)
-
-    return left(left, right), generate
-
-
-@intrinsic
-def fragment_map(typing_context, fragment, function, row, column, arguments):
-    """Apply ``function(element, row, column, *arguments)`` to a thread's elements of a wgmma result.
-
-    `function` is a device function; `row` and `column` are those of the warp's first element.
-    Registers come in fours: two neighbours of a row, the same two 8 rows below; the next four are 8
-    columns to the right.
-    """
-    inner = function.get_call_type(
-        typing_context, (types.float32, types.int64, types.int64, *arguments.types), {}
-    )
-
-    def generate(context, builder, signature, values):
-        fragment, _, row, column, arguments = values
-        apply = context.get_function(function, inner)
-        context.add_linking_libs(getattr(apply, "libs", ()))
-        registers = unpack(builder, fragment, signature.return_type.count)
-        others = [builder.extract_value(arguments, i) for i in range(len(signature.args[4]))]
-        results = []
-        for i, value in enumerate(registers):
-            r = builder.add(row, ir.Constant(row.type, i // 2 % 2 * 8))
-            c = builder.add(column, ir.Constant(column.type, i // 4 * 8 + i % 2))
-            results.append(apply(builder, [value, r, c, *others]))
-            if i % 32 == 31:
-                # no later read is moved up here: enough wait together, more would need registers
-                results[-32:] = _in_place(builder, results[-32:], "")
-        return pack(builder, results, fragment.type)
-
-    return fragment(fragment, function, types.int64, types.int64, arguments), generate
-
-
-@intrinsic
-def fragment_store(typing_context, fragment, slab, address, stride):
-    """`st.shared.v2.f32`: store a thread's part of 16 rows and 32 columns of a wgmma result.
-
-    Registers come in fours: two neighbours of a row, the same two 8 rows below; the next four are 8
-    columns to the right. `slab` counts runs of 32 columns, `address` is that of the thread's first
-    pair, and `stride` the bytes from a row to the row 8 below.
-    """
-
-    def generate(context, builder, signature, values):
-        fragment, slab, address, stride = values
-        registers = unpack(builder, fragment, signature.args[0].count)
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32), ir.FloatType(), ir.FloatType()])
-        below = builder.add(address, stride)
-        done = builder.append_basic_block("stored")
-        # the slab is known at run time only, registers have no index: one case a slab
-        cases = builder.switch(slab, done)
-        for number in range(len(registers) // 16):
-            block = builder.append_basic_block("slab")
-            cases.add_case(number, block)
-            builder.position_at_end(block)
-            for i in range(0, 16, 4):
-                text = f"st.shared.v2.f32 [$0+{8 * i}], {{$1, $2}};"
-                store = ir.InlineAsm(kind, text, "r,f,f,~{memory}", side_effect=True)
-                four = registers[16 * number + i : 16 * number + i + 4]
-                builder.call(store, [address, *four[:2]])
-                builder.call(store, [below, *four[2:]])
-            builder.branch(done)
-        builder.position_at_end(done)
-        return context.get_dummy_value()
-
-    return types.void(fragment, types.uint32, types.uint32, types.uint32), generate

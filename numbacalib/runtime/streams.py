@@ -17,9 +17,8 @@ from numba.core import config
 
 from numbacalib.runtime.extras import extra
 
-if not config.ENABLE_CUDASIM:
-    with extra("cuda"):
-        from cuda.bindings import driver
+with extra("cuda"):
+    from cuda.bindings import driver
 
 LEGACY, PER_THREAD = 1, 2
 """Handles that the array interface and DLPack have for the two default streams."""

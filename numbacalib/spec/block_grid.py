@@ -18,21 +18,21 @@ from typing import NamedTuple
 import numpy as np
 
 LEAST_SHARE = 2.0**-19
-"""Of a block's largest minimum: less a scale does not become, so that zeros, ``minimum / scale``, stay
-where float32 rounds."""
+"""Least scale, as a share of the block's largest minimum: so zeros, ``minimum / scale``, stay where float32
+rounds."""
 
 
 class BlockGrid(NamedTuple):
     """Contents of a block."""
 
     bits: int
-    """Of a code."""
+    """Bits of a code."""
     group_size: int
     """Values that share a scale."""
     groups: int
-    """Of a block."""
+    """Groups of a block."""
     scale_bits: int
-    """Of a group's scale, and of its minimum; 0 where the block has one group."""
+    """Bits of a group's scale, and of its minimum; 0 where the block has one group."""
     minima: bool
 
     @property
@@ -55,7 +55,7 @@ class BlockGrid(NamedTuple):
         return -(1 << (self.scale_bits - 1)), (1 << (self.scale_bits - 1)) - 1
 
     def shares(self) -> np.ndarray:
-        """Of a group's full range, what a search tries: few steps around it, then shorter ones."""
+        """Shares of a group's full range that a search tries: few steps around it, then shorter ones."""
         levels = (1 << self.bits) - 1
         around = levels / (levels + np.linspace(-0.9, 1.2, 22))
         clipped = [share for share in (0.9, 0.8, 0.7, 0.6) if share < around.min()]

@@ -174,10 +174,8 @@ def load_fisher(path: str | Path) -> dict[str, GradientStatistics]:
 
     Raises
     ------
-    OSError
-        If the file cannot be opened.
-    ValueError
-        If the file is damaged or of another kind. The message is one line that names the file.
+    OSError, ValueError
+        As `load_statistics`.
 
     Examples
     --------

@@ -8,17 +8,19 @@ import pytest
 import torch
 
 from numbacalib.ops.columns import gpu as column_kernels
-from numbacalib.ops.gptq_hessian_update import gpu as hessian_kernels
-from numbacalib.runtime import blas_gpu
+from numbacalib.runtime import blas_gpu, device
 
 collect_ignore = [] if torch.cuda.device_count() > 1 else ["test_two_gpus.py"]
 
 
-@pytest.fixture(params=["chosen", "portable"])
+@pytest.fixture(params=["chosen", "other", "portable"])
 def form(request, monkeypatch):
-    """Kernels as the GPU's capability and the installed libraries choose them, or the portable ones."""
+    """Kernels as the GPU's capability and the installed libraries choose them, those of another, or the
+    portable ones.
+    """
+    if request.param != "chosen":
+        monkeypatch.setattr(device, "capability", lambda _: (0, 0))
     if request.param == "portable":
-        monkeypatch.setattr(hessian_kernels, "_capability", lambda _: (0, 0))
         monkeypatch.setattr(column_kernels, "_has_vectors", lambda _: False)
         monkeypatch.setattr(blas_gpu, "has_libraries", lambda: False)
     return request.param

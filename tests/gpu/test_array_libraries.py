@@ -1,5 +1,6 @@
 """CUDA arrays of every library, and the streams on which their values come to be."""
 
+import cases
 import cupy
 import numpy as np
 import pytest
@@ -7,6 +8,8 @@ import torch
 from numba import cuda
 
 import numbacalib
+from numbacalib.methods import gptq
+from numbacalib.runtime import driver_device
 
 LIBRARIES = {
     "numba": cuda.to_device,
@@ -91,3 +94,38 @@ def test_waits_for_the_producers_stream():
 def test_arrays_of_one_call_are_on_one_device():
     with pytest.raises(TypeError, match="activations on the GPU, weights on the CPU"):
         numbacalib.awq_channel_scores(cuda.to_device(gradients()), gradients())
+
+
+class Counted:
+    """An array of another library, which counts how often it is asked what it is."""
+
+    def __init__(self, array):
+        self._array = cupy.asarray(array)
+        self.shape, self.dtype, self.looks = array.shape, array.dtype, 0
+
+    @property
+    def __cuda_array_interface__(self):
+        self.looks += 1
+        return self._array.__cuda_array_interface__
+
+
+def test_arguments_of_gptq_are_looked_at_once():
+    weight = Counted(cases.random_matrix(1, (64, 256), np.float32))
+    hessian = Counted(cases.random_hessian(2, 256).astype(np.float32))
+    gptq(weight, hessian, bits=4, group_size=64, act_order="desc", shrinkage=0.1)
+    assert (weight.looks, hessian.looks) == (1, 1)
+
+
+def test_results_are_not_taken_apart_again_within_a_call(monkeypatch):
+    """Ops that a method calls take each other's results as they are: they are of its stream."""
+    weight = cupy.asarray(cases.random_matrix(1, (64, 256), np.float32))
+    hessian = cupy.asarray(cases.random_hessian(2, 256).astype(np.float32))
+    taken, take = [], driver_device._taken
+
+    def counted(name, *found):
+        taken.append(name)
+        return take(name, *found)
+
+    monkeypatch.setattr(driver_device, "_taken", counted)
+    gptq(weight, hessian, bits=4, group_size=64, act_order="desc", shrinkage=0.1)
+    assert taken == ["weight", "hessian"]

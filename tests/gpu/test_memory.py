@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import cupy
 import numpy as np
 import pytest
 import torch
+from models.tiny import TEXT, write_tiny_checkpoint
 
 import numbacalib
+from numbacalib.quantizer import quantize
 from numbacalib.runtime import device, memory, streams
 
 
@@ -101,3 +104,36 @@ def test_results_that_live_until_the_end_end_silently(tmp_path):
         assert done.returncode == 0
         assert "Traceback" not in done.stderr
         assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("room", [0.3, 0.6, 0.9])
+def test_a_run_that_finds_less_memory_than_its_plan_leaves_nothing(tmp_path, monkeypatch, room):
+    """Where a plan knows nothing of what other programs take meanwhile."""
+    (tmp_path / "text.txt").write_text(TEXT * 200)
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "head_dim": 128}
+    model = write_tiny_checkpoint(tmp_path / "model", **sizes)
+    pool = cupy.get_default_memory_pool()
+    options = {"samples": 64, "sequence_length": 64, "device": "cuda"}
+    quantize(model, tmp_path / "whole", text=[tmp_path / "text.txt"], **options)
+
+    def limited(_):
+        pool.free_all_blocks()
+        pool.set_limit(size=pool.used_bytes() + int(room * 24 * 2**20))
+
+    before = {file.name for file in tmp_path.iterdir()}
+    try:
+        with pytest.raises(MemoryError, match=r"bytes are needed, .* would fit$"):
+            quantize(
+                model, tmp_path / "out", text=[tmp_path / "text.txt"], planned=limited, **options
+            )
+    finally:
+        pool.set_limit(size=0)
+    assert {file.name for file in tmp_path.iterdir()} == before
+    gc.collect()
+    pool.free_all_blocks()
+    used = pool.used_bytes()
+    quantize(model, tmp_path / "out", text=[tmp_path / "text.txt"], **options)
+    gc.collect()
+    assert pool.used_bytes() <= used
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
+    assert files[0] == files[1]

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from numbacalib.models import Decoder, ModelConfig, open_checkpoint
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.experts import ExpertsRun
+from numbacalib.models.parts import Parts
 
 ROUTINGS = {
     "qwen2_moe": {"experts": 2, "normalized": False},
@@ -75,7 +76,7 @@ def test_a_block_is_its_definition(tmp_path: Path, model_type: str) -> None:
         rows = part.reshape(-1, 64).astype(np.float64)
         expected.append((rows + naive_block(weights, model_type, rows, eps)).reshape(part.shape))
     block = decoder.block(0)
-    block.mlp.forward_parts(parts)
+    block.mlp.forward_parts(Parts(parts))
     for actual, wanted in zip(parts, expected, strict=True):
         assert_close(actual, wanted)
 
@@ -93,7 +94,8 @@ def test_experts_are_read_while_they_are_needed(tmp_path: Path) -> None:
     block = decoder.block(0)
     assert not [name for name in asked if ".experts." in name]
     assert not [name for name in block.linears if ".experts." in name]
-    block.forward_parts([np.ones((2, 3, 64), np.float32), np.ones((1, 3, 64), np.float32)])
+    ones = [np.ones((count, 3, 64), np.float32) for count in (2, 1)]
+    block.forward_parts(Parts(ones))
     experts = [name for name in asked if ".experts." in name]
     assert sorted(experts) == sorted(set(experts))
     assert len(experts) == 3 * 3
@@ -104,7 +106,7 @@ def test_every_token_goes_to_its_experts(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_described_checkpoint(tmp_path, "glm4_moe"))
     block, rng = Decoder(checkpoint).block(0), np.random.default_rng(0)
     parts = [rng.standard_normal((n, 5, 64), np.float32) for n in (2, 1)]
-    run = ExpertsRun(block.mlp, parts)
+    run = ExpertsRun(block.mlp, Parts(parts))
     rows = [len(piece.rows) for expert in range(6) for piece in run.rows(expert)]
     assert sum(rows) == 2 * 15
     with block.mlp.loaded([4]):

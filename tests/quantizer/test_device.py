@@ -10,7 +10,7 @@ from models.tiny import TEXT, write_tiny_checkpoint
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import HOST, Decoder, open_checkpoint, open_place
 from numbacalib.ops.matrix import to_host
-from numbacalib.quantizer import Settings, blocks, collect, evaluate, pipeline, quantize
+from numbacalib.quantizer import Settings, blocks, collect, evaluate, job, quantize
 
 DEVICES = {"numpy": "cpu", "cudasim": "cuda", "cuda": "cuda"}
 
@@ -24,7 +24,7 @@ def device(backend):
 def _few_tokens_prove_it(backend, monkeypatch):
     """A thousand tokens take the simulator minutes."""
     if backend.name == "cudasim":
-        monkeypatch.setattr(pipeline, "HELD_OUT_TOKENS", 16)
+        monkeypatch.setattr(job, "HELD_OUT_TOKENS", 16)
 
 
 @pytest.fixture

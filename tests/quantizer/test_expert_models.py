@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from numbacalib.cli import main
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import HOST, Decoder, open_checkpoint
+from numbacalib.models.parts import Parts
 from numbacalib.quantizer import Settings, blocks, collect, quantize
 from numbacalib.quantizer.expert_calibration import expert_groups
 from numbacalib.quantizer.report import layer_table
@@ -120,7 +121,7 @@ def losses_of(model, most_bytes):
     hidden = decoder.embed(np.arange(40).reshape(2, 20))
     block = decoder.block(0)
     found = []
-    for group in expert_groups(block, [hidden[:1], hidden[1:]], False, most_bytes):
+    for group in expert_groups(block, Parts([hidden[:1], hidden[1:]]), False, most_bytes):
         found += [(stage, inputs.own.hessian, inputs.own.tokens) for stage, inputs in group]
     return sorted(found, key=lambda item: item[0]), hidden
 
@@ -138,7 +139,7 @@ def test_statistics_of_an_expert_are_those_of_its_rows(model):
     decoder = Decoder(open_checkpoint(model))
     hidden = decoder.embed(np.arange(40).reshape(2, 20))
     block = decoder.block(0)
-    groups = expert_groups(block, [hidden[:1], hidden[1:]], False, HOST.held_bytes)
+    groups = expert_groups(block, Parts([hidden[:1], hidden[1:]]), False, HOST.held_bytes)
     rows = block.mlp.input(hidden).reshape(-1, 64)
     for number, (_, inputs) in enumerate(next(groups)):
         own = rows[block.mlp.routes(rows).tokens(number)].astype(np.float64)

@@ -36,7 +36,7 @@ def _embedding_scale(fields: Fields, options: Options) -> Options:
 
 
 def _gemma(fields: Fields, options: Options) -> Options:
-    """In the first files "gelu" is the function that a hyperbolic tangent approximates, too."""
+    """Read "gelu" of the first files as the function that a hyperbolic tangent approximates, too."""
     # transformers 5 reads hidden_act alone
     fields.choice("hidden_activation", ("gelu_pytorch_tanh",), None)
     activation = "gelu_tanh" if options["activation"] == "gelu" else options["activation"]

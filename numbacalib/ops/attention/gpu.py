@@ -47,9 +47,8 @@ def _suits_tensor_cores(dtype: np.dtype, size: int) -> bool:
 
     It has no caps of scores: models with caps take the portable form.
     """
-    if device.SIMULATED or dtype.itemsize != 2 or size % 8 or size > 128:
-        return False
-    return cuda.get_current_device().compute_capability >= (8, 0)
+    fits = dtype.itemsize == 2 and not size % 8 and size <= 128
+    return fits and device.capability(device.current_device()) >= (8, 0)
 
 
 def _rows_of_a_thread(size: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from numbacalib.ops.columns import gpu as columns
+from numbacalib.ops.columns import reductions_gpu as reductions
 from numbacalib.ops.columns.gpu import Plan
 from numbacalib.runtime import device
 from numbacalib.runtime.device import cuda
@@ -29,8 +30,8 @@ def channel_scores(activations: Any, weights: Any, dtype: np.dtype, out: Any) ->
     peaks = device.empty((plans[0].grid[1], channels), integer)
     sums = device.empty((plans[1].grid[1], channels), dtype)
     _reduce(bits, source, plans, peaks, sums)
-    peaks = columns.shortened(peaks, columns.larger)
-    sums = columns.shortened(sums, columns.add)
+    peaks = columns.shortened(peaks, reductions.larger)
+    sums = columns.shortened(sums, reductions.add)
     element: Any = carrier(activations).dtype.type
     real: Any = dtype.type
     kernel = _scores(element, real)
@@ -45,7 +46,7 @@ def _reduce(bits: Any, source: Any, plans: tuple[Plan, Plan], peaks: Any, sums: 
     One launch for both where their blocks have one shape: no multiprocessor waits in between.
     """
     first, second = plans
-    kinds = columns.peaks(bits.dtype), columns.MAGNITUDES
+    kinds = reductions.peaks(bits.dtype), reductions.MAGNITUDES
     ones = peaks.dtype.type(1), sums.dtype.type(1)
     if first.threads != second.threads or first.grid[0] != second.grid[0]:
         columns.reduce_rows(bits, first, kinds[0], ones[0], peaks)
@@ -85,10 +86,10 @@ def _both(first: tuple, second: tuple) -> Any:
 
 @functools.cache
 def _scores(element: type, real: type) -> Any:
-    value = columns.float_of(element)
+    value = reductions.float_of(element)
     integer = np.int64 if element == np.float64 else np.int32
-    largest = columns.merger(columns.larger)
-    summed = columns.merger(columns.add)
+    largest = columns.merger(reductions.larger)
+    summed = columns.merger(reductions.add)
 
     @cuda.jit
     def scores(peaks, sums, weights, out):

@@ -8,14 +8,13 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
+from numbacalib.ops.block_grids.groups_cpu import TILE, Tile, fit_group, sum_errors, zero_of
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel, scalar
 from numbacalib.runtime.strides import rows_view
 from numbacalib.spec.block_grid import LEAST_SHARE, BlockGrid, BlockScales
-from numbacalib.spec.grid import Bounds, Grid, code_of, stored_scale, value_of
+from numbacalib.spec.grid import Bounds, Grid, code_of, stored_scale
 
-TILE = 16
-"""Rows that are searched together: one or two vector registers."""
 ROUNDS = 2
 """Number of times that integers beside a group's are tried and the block's numbers solved for again."""
 STEPS = 5
@@ -47,15 +46,8 @@ class _Search(NamedTuple):
     high: Any
 
 
-class _Tile(NamedTuple):
-    """A block of `TILE` rows: ``[values, TILE]``."""
-
-    weights: Any
-    factors: Any
-
-
 class _Found(NamedTuple):
-    """Of a block of `TILE` rows."""
+    """Numbers that were found for a block of `TILE` rows."""
 
     scale: Any
     """[TILE], of the block."""
@@ -101,7 +93,7 @@ def _search(matrix, importance, shares, bounds, shape, scale, minimum, scales, m
                 weights[j, r] = np.float32(widen(matrix[first + r, b * values + j]))
                 factors[j, r] = importance[row, b * values + j]
         _add_magnitudes(weights, factors)
-        found = _search_block(_Tile(weights, factors), grid)
+        found = _search_block(Tile(weights, factors), grid)
         for r in range(count):
             scale[first + r, b], minimum[first + r, b] = found.scale[r], found.minimum[r]
             for g in range(grid.groups):
@@ -133,7 +125,7 @@ def _search_block(tile, grid):
     shape = grid.groups, TILE
     scales, minima = np.empty(shape, np.float32), np.empty(shape, np.float32)
     for g in range(grid.groups):
-        _fit_group(_group(tile, g, grid), grid, scales[g], minima[g])
+        fit_group(_group(tile, g, grid), grid, scales[g], minima[g])
     found = _empty(grid)
     if grid.groups == 1:
         for r in range(TILE):
@@ -167,7 +159,7 @@ def _empty(grid):
 def _group(tile, g, grid):
     """Values of one group of a block."""
     size = len(tile.weights) // grid.groups
-    return _Tile(tile.weights[g * size : (g + 1) * size], tile.factors[g * size : (g + 1) * size])
+    return Tile(tile.weights[g * size : (g + 1) * size], tile.factors[g * size : (g + 1) * size])
 
 
 @scalar
@@ -181,101 +173,6 @@ def _stored(number):
 def _long_enough(scale, minimum, integer):
     """Raise a stored scale to where `integer` minima are few enough scales."""
     return max(scale, _stored(abs(minimum) * integer * np.float32(LEAST_SHARE)))
-
-
-@scalar
-def _zero(scale, minimum, grid):
-    """Zero point of a grid with a real minimum, or with none."""
-    return minimum / scale if grid.minima else grid.half
-
-
-@scalar
-def _fit_group(group, grid, scale, minimum):
-    """Find each row's real scale and minimum of one group."""
-    lo, hi = np.zeros(TILE, np.float32), np.zeros(TILE, np.float32)
-    for j in range(len(group.weights)):
-        for r in range(TILE):
-            lo[r] = min(lo[r], group.weights[j, r])
-            hi[r] = max(hi[r], group.weights[j, r])
-    tried, offset = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
-    best = np.full(TILE, np.float32(np.inf))
-    tiny = np.float32(2.0**-24)
-    for share in grid.shares:
-        if grid.minima:
-            # what is clipped lies below, above, or on both sides
-            for below in (np.float32(0), np.float32(0.5), np.float32(1)):
-                for r in range(TILE):
-                    tried[r] = max(share * ((hi[r] - lo[r]) / grid.bounds.levels), tiny)
-                    offset[r] = -(lo[r] + below * (1 - share) * (hi[r] - lo[r]))
-                _refine(group, grid, tried, offset, best, scale, minimum)
-        else:
-            # the longer side takes the larger weight, and the other sign is tried too
-            for sign in (np.float32(1), np.float32(-1)):
-                for r in range(TILE):
-                    longer = -lo[r] if -lo[r] > hi[r] else -hi[r]
-                    tried[r] = sign * share * longer / grid.half
-                    if abs(tried[r]) < tiny:
-                        tried[r] = tiny
-                _refine(group, grid, tried, offset, best, scale, minimum)
-    for _ in range(2):
-        tried[:] = scale
-        offset[:] = minimum
-        _refine(group, grid, tried, offset, best, scale, minimum)
-
-
-@scalar
-def _refine(group, grid, tried, offset, best, scale, minimum):
-    """Solve for scale and minimum with the codes of those tried; keep them where they are better."""
-    _least_squares(group, grid, tried, offset)
-    zero, error = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
-    for r in range(TILE):
-        zero[r] = _zero(tried[r], offset[r], grid)
-    _errors(group, tried, zero, grid, error)
-    for r in range(TILE):
-        if error[r] < best[r]:
-            best[r], scale[r], minimum[r] = error[r], tried[r], offset[r]
-
-
-@scalar
-def _least_squares(group, grid, scale, offset):
-    """Replace scale and minimum by those with the least error for the same codes."""
-    zero = np.empty(TILE, np.float32)
-    for r in range(TILE):
-        zero[r] = _zero(scale[r], offset[r], grid)
-    ones, q, qq, x, xq = np.zeros((5, TILE), np.float32)
-    for j in range(len(group.weights)):
-        for r in range(TILE):
-            weight, factor = group.weights[j, r], group.factors[j, r]
-            code = code_of(weight, scale[r], zero[r], grid.bounds)
-            if not grid.minima:
-                code -= grid.half
-            ones[r] += factor
-            q[r] += factor * code
-            qq[r] += factor * (code * code)
-            x[r] += factor * weight
-            xq[r] += factor * (weight * code)
-    for r in range(TILE):
-        if grid.minima:
-            spread = ones[r] * qq[r] - q[r] * q[r]
-            solved = (ones[r] * xq[r] - q[r] * x[r]) / spread
-            lowest = (solved * q[r] - x[r]) / ones[r]
-            if not lowest >= 0:
-                solved, lowest = xq[r] / qq[r], np.float32(0)
-            if solved > scale[r] / 8 and solved < scale[r] * 8:
-                scale[r], offset[r] = solved, lowest
-        elif qq[r] > 0 and xq[r] != 0:
-            scale[r] = xq[r] / qq[r]
-
-
-@scalar
-def _errors(group, scale, zero, grid, error):
-    """Sum the weighted squared errors of one group's nearest values."""
-    error[:] = 0
-    for j in range(len(group.weights)):
-        for r in range(TILE):
-            code = code_of(group.weights[j, r], scale[r], zero[r], grid.bounds)
-            e = value_of(code, scale[r], zero[r]) - group.weights[j, r]
-            error[r] += group.factors[j, r] * (e * e)
 
 
 @scalar
@@ -336,8 +233,8 @@ def _group_errors(group, g, grid, found, error):
     scale, zero = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     for r in range(TILE):
         scale[r] = found.scale[r] * found.scales[g, r]
-        zero[r] = _zero(scale[r], found.minimum[r] * found.minima[g, r], grid)
-    _errors(group, scale, zero, grid, error)
+        zero[r] = zero_of(scale[r], found.minimum[r] * found.minima[g, r], grid)
+    sum_errors(group, scale, zero, grid, error)
 
 
 @scalar
@@ -375,7 +272,7 @@ def _solve(tile, grid, found):
             for r in range(TILE):
                 weight, factor = group.weights[j, r], group.factors[j, r]
                 scale = found.scale[r] * found.scales[g, r]
-                zero = _zero(scale, found.minimum[r] * found.minima[g, r], grid)
+                zero = zero_of(scale, found.minimum[r] * found.minima[g, r], grid)
                 code = code_of(weight, scale, zero, grid.bounds)
                 if not grid.minima:
                     code -= grid.half

@@ -14,11 +14,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numbacalib.runtime.device import SIMULATED, address, cuda, empty, result, sized
-from numbacalib.runtime.half import carrier, magnitude_bits, widen
+from numbacalib.ops.columns.reductions_gpu import (
+    MAGNITUDES,
+    SQUARES,
+    Reduction,
+    add,
+    float_of,
+    larger,
+    peaks,
+    same,
+    total_alone,
+)
+from numbacalib.runtime.device import HAS_PTX, address, cuda, empty, result, sized
+from numbacalib.runtime.half import carrier, magnitude_bits
 from numbacalib.runtime.launch import MOST_BLOCKS, launch
-from numbacalib.spec.awq import magnitude
-from numbacalib.spec.fisher import squared
 
 WIDE, TALL = sized(((256, 1), (32, 8)), simulated=((4, 1), (3, 2)))
 """Threads of a block along the columns and along the rows, for few rows and for many. The simulator
@@ -59,19 +68,6 @@ def magnitude_peaks(matrix: Any) -> Any:
     return shortened(found, larger)
 
 
-class Reduction(NamedTuple):
-    """Device functions of a reduction."""
-
-    decode: Callable
-    """Takes an element as it lies in memory."""
-    accumulate: Callable
-    """Takes a total and a decoded element."""
-    merge: Callable
-    """Takes two totals."""
-    finish: Callable
-    """Takes a total and the caller's divisor."""
-
-
 class Plan(NamedTuple):
     """Cut of a matrix into segments and strips."""
 
@@ -108,7 +104,7 @@ def _has_vectors(matrix: Any) -> bool:
     """Return whether the rows of a matrix are whole runs of 16 bytes, each at a multiple of 16 bytes."""
     size = matrix.dtype.itemsize
     aligned = not (matrix.shape[1] * size % 16 or matrix.strides[0] % 16 or address(matrix) % 16)
-    return aligned and matrix.strides[1] == size and not SIMULATED
+    return aligned and matrix.strides[1] == size and HAS_PTX
 
 
 def reduce_rows(
@@ -124,7 +120,7 @@ def shortened(partial: Any, merge: Callable) -> Any:
     while len(partial) > FEW_SEGMENTS:
         how = plan(partial)
         fewer = empty((how.grid[1], partial.shape[1]), partial.dtype)
-        reduction = Reduction(_same, merge, merge, _total)
+        reduction = Reduction(same, merge, merge, total_alone)
         reduce_rows(partial, how, reduction, partial.dtype.type(1), fewer)
         partial = fewer
     return partial
@@ -312,18 +308,6 @@ def merger(merge: Callable) -> Callable:
 
 
 @cuda.jit(device=True)
-def add(total, other):
-    """Merge sums."""
-    return total + other
-
-
-@cuda.jit(device=True)
-def larger(total, other):
-    """Merge magnitudes."""
-    return max(total, other)
-
-
-@cuda.jit(device=True)
 def _load_element(matrix, row, column):
     return (matrix[row, column],)
 
@@ -331,73 +315,3 @@ def _load_element(matrix, row, column):
 @cuda.jit(device=True)
 def _unpack_element(_, loaded):
     return loaded
-
-
-@cuda.jit(device=True)
-def _same(x):
-    return x
-
-
-@cuda.jit(device=True)
-def _widened(x):
-    return widen(x)
-
-
-@cuda.jit(device=True)
-def _add_square(total, x):
-    return total + squared(x)
-
-
-@cuda.jit(device=True)
-def _add_magnitude(total, x):
-    return total + magnitude(x)
-
-
-@cuda.jit(device=True)
-def _quotient(total, divisor):
-    return total / divisor
-
-
-@cuda.jit(device=True)
-def _total(total, _):
-    return total
-
-
-@functools.cache
-def float_of(element: type) -> Callable:
-    """Build the device function that makes a float of what `peaks` found for a carrier's `element`."""
-    if element in (np.uint16, np.int16):
-
-        @cuda.jit(device=True)
-        def value(bits):
-            return widen(element(bits))
-    else:
-
-        @cuda.jit(device=True)
-        def value(bits):
-            return bits.view(element)
-
-    return value
-
-
-SQUARES = Reduction(_widened, _add_square, add, _quotient)
-"""Sum of squares of a carrier, over the divisor."""
-MAGNITUDES = Reduction(_widened, _add_magnitude, add, _quotient)
-"""Sum of magnitudes of a carrier, over the divisor."""
-VALUES = Reduction(_widened, add, add, _quotient)
-"""Sum of a carrier, over the divisor."""
-
-
-@functools.cache
-def peaks(dtype: np.dtype) -> Reduction:
-    """Largest magnitude, as bits, of integers that `magnitude_bits` gave; NaN is above all.
-
-    Totals are int64 for float64, else int32.
-    """
-    mask = (np.int64 if dtype.itemsize == 8 else np.int32)(np.iinfo(dtype).max)
-
-    @cuda.jit(device=True)
-    def larger_magnitude(total, bits):
-        return max(total, bits & mask)
-
-    return Reduction(_same, larger_magnitude, larger, _total)

@@ -1,4 +1,7 @@
-"""GPU form of the Hessian update: tensor cores of `hopper` on capability 9.0, else tiles of sums."""
+"""GPU form of the Hessian update: tensor cores of `hopper` on capability 9.0, else cuBLAS.
+
+Without CuPy, and for operands of several dtypes, it is tiles of sums.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from numbacalib.runtime import device
+from numbacalib.ops.matrix.gpu import contiguous
+from numbacalib.runtime import blas_gpu, device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.finite import require_finite
 from numbacalib.runtime.finite_gpu import FiniteCheck
 from numbacalib.runtime.half import carrier, widen
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import column_blocks, launch
 from numbacalib.spec.hessian import updated
 
 EDGE = device.sized(8, simulated=4)
 """A block is EDGE x EDGE threads, a thread EDGE x EDGE elements of its tile."""
 TILE = EDGE * EDGE
+THREADS = device.sized(256, simulated=4)
 RUN = device.sized(4096, simulated=8)
 """Rows that one thread adds up: sums of runs are added in order, which bounds the rounding error."""
 FEW_ROWS = 8
@@ -32,12 +37,15 @@ def rank_update(
     out = device.empty(hessian.shape, dtype) if out is None else out
     before: Any = carrier(hessian)
     x: Any = carrier(x_block)
-    if dtype == np.float32 and _has_capability_9_0() and _has_long_sums(x):
+    if dtype == np.float32 and device.has_capability_9_0() and _has_long_sums(x):
         from numbacalib.ops.gptq_hessian_update import hopper
 
         check = FiniteCheck("hessian", hessian, upper=True)
         hopper.rank_update(before, x, alpha, beta, out, check.first)
         check.require()
+    elif blas_gpu.has_libraries() and dtype in (x_block.dtype, np.float32):
+        require_finite("hessian", hessian)
+        update_by_blas(before, contiguous(x_block), alpha, beta, out)
     else:
         require_finite("hessian", hessian)
         tiles = -(-out.shape[0] // TILE)
@@ -49,9 +57,14 @@ def rank_update(
     return device.result(out)
 
 
-def _has_capability_9_0() -> bool:
-    """Return whether the device's compute capability is 9.0, whose instructions `hopper` has."""
-    return not device.SIMULATED and _capability(device.current_device()) == (9, 0)
+def update_by_blas(hessian: Any, x: Any, alpha: float, beta: float, out: Any) -> None:
+    """Add the whole product, and take one triangle of it for both: the other may be rounded otherwise."""
+    blocks = column_blocks(out.shape, THREADS)
+    launch(_begin, blocks, THREADS, hessian, out.dtype.type(beta), out)
+    for first in range(0, len(x), RUN):
+        run = x[first : first + RUN]
+        blas_gpu.multiply(run, run, out, factor=alpha, keep=1.0, transposed=(True, False))
+    launch(_mirror, blocks, THREADS, out)
 
 
 def _has_long_sums(x: Any) -> bool:
@@ -59,10 +72,22 @@ def _has_long_sums(x: Any) -> bool:
     return x.dtype != np.float32 or len(x) >= FEW_ROWS
 
 
-@functools.cache
-def _capability(number: int) -> tuple[int, int]:
-    """Compute capability of the current device, which is device `number`."""
-    return cuda.get_current_device().compute_capability
+@cuda.jit
+def _begin(hessian, beta, out):
+    """Set a triangle to ``beta H``. Threads: one a column, blocks stride over the rows."""
+    j = cuda.grid(1)
+    if j < out.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), j + 1, cuda.gridDim.y):
+            out[i, j] = beta * widen(hessian[i, j])
+
+
+@cuda.jit
+def _mirror(out):
+    """Copy the upper triangle to the lower. Threads: one a column, blocks stride over the rows."""
+    j = cuda.grid(1)
+    if j < out.shape[1]:
+        for i in range(j + 1 + np.int64(cuda.blockIdx.y), out.shape[0], cuda.gridDim.y):
+            out[i, j] = out[j, i]
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import numpy as np
 from numba.cuda import types
 
 from numbacalib.ops.gptq_hessian_update import operands
-from numbacalib.runtime import device, product, ptx
+from numbacalib.runtime import device, product, ptx, wgmma
 from numbacalib.runtime.device import DeviceArray, cuda
 from numbacalib.runtime.finite_gpu import NONE
 from numbacalib.runtime.half import widen
@@ -288,7 +288,7 @@ def _kernels(element: str, columns: int, split: bool) -> SimpleNamespace:
                     # So the old and the new matrix may be the same, too.
                     arguments = (before, size, scales, alpha, beta)
                     r, c = row + lane // 4, column + lane % 4 * 2
-                    total = ptx.fragment_map(total, update, r, c, arguments)
+                    total = wgmma.fragment_map(total, update, r, c, arguments)
                 for part in range(slabs):
                     product.store_slab(total, part, slab_address)
                     if item < whole:

@@ -13,6 +13,7 @@ import numpy as np
 from numba.cuda import types
 
 from numbacalib.ops.columns import gpu as columns
+from numbacalib.ops.columns.reductions_gpu import larger
 from numbacalib.runtime import device, ptx
 from numbacalib.runtime.device import DeviceArray, cuda
 from numbacalib.runtime.half import widen
@@ -59,7 +60,7 @@ def aligned(x: DeviceArray) -> DeviceArray:
     return copy[:, :columns]
 
 
-_largest = columns.merger(columns.larger)
+_largest = columns.merger(larger)
 
 
 @cuda.jit

@@ -47,6 +47,15 @@ def stored_arrays(
         return kernels.stored_arrays(scales, zeros, dtype, grid, f"scale_dtype: scales in {dtype}")
 
 
+def shifted(array: Any, offset: int, dtype: Any, out: Any = None) -> Any:
+    """``array + offset`` of integers, or of floats, [M, N] in another dtype, and where `out` says.
+
+    The other dtype has all the results.
+    """
+    with call(cpu, _gpu, array=array, out=out) as (kernels, array, out):
+        return kernels.shifted(array, offset, np.dtype(dtype), out)
+
+
 def grid_values(codes: Any, scales: Any, zeros: Any, group_of: Any, bits: int) -> Any:
     """Weights that unsigned codes and zeros stand for, [M, K] in the dtype of the scales."""
     with call(cpu, _gpu, codes=codes, scales=scales, zeros=zeros) as (kernels, *arrays):

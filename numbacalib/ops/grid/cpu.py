@@ -47,6 +47,17 @@ def stored_arrays(
     return narrow, unsigned, partial(_require_finite, name, narrow)
 
 
+def shifted(array: NDArray, offset: int, dtype: np.dtype, out: NDArray | None) -> NDArray:
+    """See `numbacalib.ops.grid.shifted`."""
+    if out is None:
+        out = np.empty(array.shape, dtype)
+    # sums of integers wrap around to what they are in the other dtype
+    terms = dtype if dtype.kind == "f" else array.dtype
+    number = np.array(offset).astype(terms)
+    np.add(array.astype(terms, copy=False), number, out=out, casting="unsafe")
+    return out
+
+
 def _require_finite(name: str, scales: NDArray) -> None:
     """Raise a ValueError that names the first infinity. They are few: no kernel is loaded for them."""
     finite = np.isfinite(scales)

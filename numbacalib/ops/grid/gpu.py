@@ -65,6 +65,13 @@ def stored_arrays(
     return stored, unsigned, require
 
 
+def shifted(array: Any, offset: int, dtype: np.dtype, out: Any) -> Any:
+    """See `numbacalib.ops.grid.shifted`."""
+    out = device.empty(array.shape, dtype) if out is None else out
+    launch(_shift, _tiles(out), THREADS, carrier(array), np.int64(offset), carrier(out))
+    return device.result(out)
+
+
 def decode(
     codes: Any, scales: Any, zeros: Any, group_of: np.ndarray, grid: Grid, out: Any = None
 ) -> Any:
@@ -139,6 +146,15 @@ def _store(scales, zeros, low, narrow_scales, unsigned, first):
             narrow_scales[i, j] = stored
             if not math.isfinite(widen(stored)):
                 cuda.atomic.min(first, 0, i * scales.shape[1] + j)
+
+
+@cuda.jit
+def _shift(source, offset, target):
+    """Threads: one a column, blocks stride over the rows."""
+    j = cuda.grid(1)
+    if j < target.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), target.shape[0], cuda.gridDim.y):
+            target[i, j] = source[i, j] + offset
 
 
 @cuda.jit

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from numbacalib.ops.columns import gpu as columns
+from numbacalib.ops.columns.reductions_gpu import VALUES
 from numbacalib.runtime import checks, device
 from numbacalib.runtime.blas_gpu import add_linear, has_libraries
 from numbacalib.runtime.block_gpu import block_max, block_sum
@@ -35,10 +36,11 @@ def trace_of_errors(weight: Any, values: Any, hessian: Any, channel_scales: Any)
     blocks = column_blocks(weight.shape, THREADS)
     source = carrier(weight)
     launch(_errors, blocks, THREADS, source, values, carrier(channel_scales), errors)
-    if hessian.dtype == np.float32 and (device.SIMULATED or has_libraries()):
+    by_blas = has_libraries() or not device.HAS_PTX  # the simulator's memory is the host's
+    if hessian.dtype == np.float32 and by_blas:
         return _trace_by_blas(errors, hessian)
     losses = group_losses(errors, hessian, channels)
-    totals = columns.column_sums(losses, columns.VALUES, np.float64(1))
+    totals = columns.column_sums(losses, VALUES, np.float64(1))
     return float(device.read(totals).sum())
 
 
@@ -63,7 +65,7 @@ def _add_halves(errors: Any, hessian: Any, products: Any) -> Any:
     """
     factors = device.empty((len(errors),), np.float32)
     halves = device.empty(errors.shape, np.float16)
-    if device.SIMULATED:
+    if not device.HAS_PTX:
         parts, scales = [hessian], device.from_host(np.ones(len(hessian), np.float32))
     else:
         from numbacalib.ops.gptq_hessian_update.operands import split

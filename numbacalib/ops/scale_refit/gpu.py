@@ -21,9 +21,8 @@ THREADS = device.sized(64, simulated=4)
 TILE_BYTES = 1 << 31
 """Bytes of the matrices of rows that are solved together."""
 
-solve_steps, lowers_loss = scale_refit.solve_steps, scale_refit.lowers_loss
-if device.SIMULATED:  # whose arrays compiled functions do not take
-    solve_steps, lowers_loss = solve_steps.py_func, lowers_loss.py_func
+solve_steps = device.in_kernels(scale_refit.solve_steps)
+lowers_loss = device.in_kernels(scale_refit.lowers_loss)
 
 
 def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from numbacalib.ops.columns import gpu as columns
+from numbacalib.ops.columns.reductions_gpu import VALUES
 from numbacalib.runtime import checks, device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, widen
@@ -29,7 +30,7 @@ def correlation_sums(hessian: Any) -> tuple[float, float]:
     """See `numbacalib.ops.shrinkage.correlation_sums`."""
     sums = device.empty((len(hessian), 2), np.float64)
     launch(_row_sums, len(hessian), THREADS, carrier(hessian), sums)
-    totals = columns.column_sums(sums, columns.VALUES, np.float64(1))
+    totals = columns.column_sums(sums, VALUES, np.float64(1))
     noise, signal = device.read(totals).tolist()
     return noise, signal
 

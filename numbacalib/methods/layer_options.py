@@ -1,0 +1,42 @@
+"""Arguments of the methods, as a layer's settings have them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numbacalib.methods.layer import LayerSettings
+from numbacalib.methods.shrinkage import shrinkage_for
+from numbacalib.statistics import InputStatistics
+
+
+def grid_options(settings: LayerSettings) -> dict[str, Any]:
+    """Return the grid's settings, by the names that all methods have for them."""
+    return {
+        "bits": settings.bits,
+        "group_size": None if settings.method == "kmeans" else settings.group_size,
+        "symmetric": settings.symmetric,
+        "scale_dtype": settings.scale_dtype,
+    }
+
+
+def searched_options(settings: LayerSettings) -> dict[str, Any]:
+    """Return the grid's settings, and the search of its ranges where they are searched."""
+    search = {"search": settings.search} if settings.ranges in ("mse", "weighted") else {}
+    return grid_options(settings) | search
+
+
+def share_for(statistics: InputStatistics, settings: LayerSettings) -> float:
+    """Return the share by which a Hessian is to be shrunk."""
+    if settings.shrinkage is None:
+        return shrinkage_for(statistics.hessian, statistics.tokens)
+    return settings.shrinkage
+
+
+def solver_options(settings: LayerSettings) -> dict[str, Any]:
+    """Return what only GPTQ is asked for, by its names, but the shrinkage."""
+    return {
+        "percdamp": settings.percdamp,
+        "damping_tries": settings.damping_tries,
+        "act_order": settings.act_order,
+        "static_groups": settings.static_groups,
+    }

@@ -1,0 +1,97 @@
+"""Reports of layers: what a quantized weight loses, and what its inputs were like."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from numbacalib.methods.codebook import CodebookWeight
+from numbacalib.methods.layer import LayerReport, LayerSettings
+from numbacalib.methods.layer_options import grid_options
+from numbacalib.methods.loss import clipped_share
+from numbacalib.methods.quantized_weight import QuantizedWeight
+from numbacalib.methods.rtn import rtn
+from numbacalib.methods.target import output_loss
+from numbacalib.ops.matrix import diagonal, to_host
+from numbacalib.statistics import InputStatistics
+
+log = logging.getLogger("numbacalib")
+
+
+def reported(
+    name: str,
+    weight: Any,
+    target: Any,
+    quantized: QuantizedWeight | CodebookWeight,
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    measured: Mapping[str, Any],
+    seconds: float,
+) -> tuple[QuantizedWeight | CodebookWeight, LayerReport]:
+    """Measure a quantized layer, and report of it with what was `measured` and took `seconds` before."""
+    begin = time.perf_counter()
+    figures: dict[str, Any] = {}
+    if isinstance(quantized, QuantizedWeight) and quantized.report is not None:
+        figures = quantized.report._asdict()
+    with named([name]):
+        figures |= measured
+        figures |= _measured(weight, target, quantized, statistics, settings)
+    report = LayerReport(
+        name=name,
+        method=settings.method,
+        shape=(weight.shape[0], weight.shape[1]),
+        bits=quantized.bits,
+        group_size=quantized.group_size,
+        seconds=seconds + time.perf_counter() - begin,
+        **figures,
+    )
+    if report.fell_back:
+        log.warning(
+            "%s: the Hessian was not positive definite with percdamp %g; %g was enough",
+            name,
+            settings.percdamp,
+            report.percdamp,
+        )
+    return quantized, report
+
+
+@contextmanager
+def named(names: Iterable[str]) -> Iterator[None]:
+    """Begin errors with a layer's name: the first, unless they begin with one."""
+    try:
+        yield
+    except (ValueError, TypeError, np.linalg.LinAlgError) as error:
+        begins = [name for name in names if str(error).startswith(f"{name}: ")]
+        text = str(error) if begins else f"{next(iter(names))}: {error}"
+        raise type(error)(text) from error
+
+
+def figures_of_inputs(statistics: InputStatistics) -> dict[str, Any]:
+    """Return the figures of reports about a layer's inputs."""
+    hessian = statistics.hessian
+    dead = int((to_host(diagonal(hessian)) == 0).sum())
+    full = statistics.tokens >= len(hessian) - dead
+    return {"tokens": statistics.tokens, "full_rank": full, "dead": dead}
+
+
+def _measured(
+    weight: Any,
+    target: Any,
+    quantized: QuantizedWeight | CodebookWeight,
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+) -> dict[str, Any]:
+    """Measure a quantized layer by the report's names."""
+    measured: dict[str, Any] = {}
+    if isinstance(quantized, QuantizedWeight):
+        measured["clipped"] = clipped_share(target, quantized)
+    if statistics is not None:
+        rounded = rtn(weight, **grid_options(settings))
+        measured["loss"] = output_loss(weight, quantized, statistics)
+        measured["rtn_loss"] = output_loss(weight, rounded, statistics)
+    return measured

@@ -1,0 +1,224 @@
+"""What a run starts from: inputs, opened and checked, and the grids of the layers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.formats.format import Format, LayerGrid
+from numbacalib.formats.group_lengths import listed
+from numbacalib.formats.registry import common_grids, stored_format
+from numbacalib.methods import LayerSettings
+from numbacalib.models import Checkpoint, Decoder, Place, TensorInfo
+from numbacalib.models.layer_tensors import expert_stages, stages
+from numbacalib.quantizer.calibration import Calibration, SavedCalibration, TextCalibration
+from numbacalib.quantizer.identity import identity_of, settings_as_json, stamps_of
+from numbacalib.quantizer.importance import read_importance
+from numbacalib.quantizer.memory import Demand
+from numbacalib.quantizer.settings import Settings
+from numbacalib.quantizer.text import read_sequences, read_split, spread
+
+log = logging.getLogger("numbacalib")
+
+HELD_OUT_TOKENS = 1024
+"""Tokens of the calibration's text that the output is evaluated on by default: a few percent of a run."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Files that a run reads, as `numbacalib.quantizer.quantize` takes them."""
+
+    model: str | Path
+    text: Sequence[str | Path]
+    held_out: Sequence[str | Path]
+    statistics: str | Path | None
+    importance: str | Path | None
+
+    def reported(self) -> dict[str, Any]:
+        """Return what a report says of them beside the model."""
+        one = {"statistics": self.statistics, "importance": self.importance}
+        return {
+            "text": [str(file) for file in self.text],
+            "held_out": [str(file) for file in self.held_out],
+        } | {name: None if file is None else str(file) for name, file in one.items()}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Inputs and outputs of a run, opened and checked."""
+
+    checkpoint: Checkpoint
+    decoder: Decoder
+    settings: Settings
+    weights: Mapping[str, TensorInfo]
+    """Weights of the layers that are quantized, by name without ``.weight``."""
+    grids: Mapping[str, LayerGrid]
+    calibration: Calibration | None
+    """None is a method that needs no activations."""
+    importance: Mapping[str, NDArray] | None
+    tokens: int
+    """Tokens of calibration that run through the model; 0 where none do."""
+    held_out: NDArray[np.integer]
+    """Sequences [S, T] that the output is evaluated on; none with S = 0."""
+    identity: dict[str, Any]
+
+
+def on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
+    return replace(
+        settings,
+        bits=grid.bits,
+        group_size=grid.group_size,
+        symmetric=grid.symmetric,
+        scale_dtype=grid.scale_dtype,
+        find_grid=grid.find,
+    )
+
+
+def open_job(
+    checkpoint: Checkpoint,
+    inputs: Inputs,
+    settings: Settings,
+    formats: Sequence[Format],
+    place: Place,
+) -> Job:
+    """Read all that a run starts from but the blocks, and check that it goes together."""
+    if stored_format(checkpoint) is not None:
+        raise ValueError(f"{inputs.model}: expected an unquantized checkpoint, got a quantized one")
+    if checkpoint.config.mixture is not None:
+        _check_experts(inputs, settings)
+    decoder = Decoder(checkpoint, place=place)
+    shapes = _layer_shapes(checkpoint, settings)
+    grids = _grids(checkpoint, settings, formats)
+    factors = None
+    if inputs.importance is not None:
+        model_type = checkpoint.config.model_type
+        factors = read_importance(inputs.importance, shapes, model_type=model_type)
+    calibration, tokens, others = _calibration(inputs, settings, decoder, grids)
+    if inputs.held_out:
+        others = read_sequences(checkpoint, inputs.held_out, settings.sequence_length)
+        others = others[spread(len(others), min(settings.samples, len(others)))]
+    identity = identity_of(
+        checkpoint,
+        place,
+        tokens,
+        settings=settings_as_json(settings),
+        formats=[each.name for each in formats],
+        **stamps_of(statistics=inputs.statistics, importance=inputs.importance),
+    )
+    return Job(
+        checkpoint=checkpoint,
+        decoder=decoder,
+        settings=settings,
+        weights={name: checkpoint.info(f"{name}.weight") for name in shapes},
+        grids=grids,
+        calibration=calibration,
+        importance=factors,
+        tokens=0 if tokens is None else tokens.size,
+        held_out=others,
+        identity=identity,
+    )
+
+
+def _calibration(
+    inputs: Inputs, settings: Settings, decoder: Decoder, layers: Collection[str]
+) -> tuple[Calibration | None, NDArray[np.integer] | None, NDArray[np.integer]]:
+    """Open the calibration; return its tokens, too, and sequences that it leaves of its text."""
+    checkpoint, length = decoder.checkpoint, settings.sequence_length
+    none_left = np.empty((0, length), np.int32)
+    if inputs.statistics is not None:
+        if inputs.text:
+            raise ValueError("text: expected none where statistics are given")
+        if settings.target == "propagated":
+            raise ValueError(
+                "target: expected layerwise with statistics, since only a run over a text has the "
+                "quantized layers' inputs beside the original ones"
+            )
+        saved = SavedCalibration(inputs.statistics, checkpoint, decoder)
+        return saved, None, none_left
+    weighed = inputs.importance is not None
+    if not settings.calibrated(weighed) and settings.channel_scales == "none":
+        return None, None, none_left
+    if not inputs.text:
+        raise ValueError("text: required, since this calibrates; --method rtn alone needs none")
+    most = max(1, HELD_OUT_TOKENS // length)
+    given = checkpoint, inputs.text, length, settings.samples
+    tokens, left = read_split(*given, most)
+    calibration = TextCalibration(
+        decoder,
+        tokens,
+        everything=settings.experts == "all",
+        propagated=settings.target == "propagated",
+        streamed=Demand.of(decoder, settings, layers).must_stream(tokens.size),
+    )
+    return calibration, tokens, left
+
+
+def _check_experts(inputs: Inputs, settings: Settings) -> None:
+    """Refuse what is not there for a mixture of experts."""
+    given = {"statistics": inputs.statistics, "importance": inputs.importance}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name}: expected none with a model of experts, got {value}")
+    if settings.target == "propagated":
+        raise ValueError("target: expected layerwise with a model of experts, got 'propagated'")
+
+
+def _grids(
+    checkpoint: Checkpoint, settings: Settings, formats: Sequence[Format]
+) -> dict[str, LayerGrid]:
+    """Say how the model's linear layers are to be stored, and in the log what deviates."""
+    shapes = _layer_shapes(checkpoint, settings)
+    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
+    asked = {
+        name: replace(asked_grid(settings, info.dtype), bits=settings.bits_of(name))
+        for name, info in weights.items()
+    }
+    grids = common_grids(formats, weights, asked)
+    for grid in dict.fromkeys(grids.values()):
+        on_grid(settings, grid).check()
+    if any(asked[name].symmetric != grid.symmetric for name, grid in grids.items()):
+        log.warning("experts are on the symmetric grid: runtimes read no zero points of theirs")
+    others: dict[tuple[int | None, int | None], set[int]] = {}
+    for name, grid in grids.items():
+        sizes = asked[name].group_size, grid.group_size
+        if sizes[0] != sizes[1] and grid.find is None:
+            others.setdefault(sizes, set()).add(weights[name].shape[1])
+    for (size, taken), channels in others.items():
+        divides = any(K % (size or 1) == 0 for K in channels)
+        why = "every K, and the file format has one length" if divides else "K"
+        K = listed(channels)
+        log.warning(
+            "group_size %s does not divide %s: groups of %s for K = %s", size, why, taken, K
+        )
+    return grids
+
+
+def asked_grid(settings: Settings, dtype: np.dtype) -> LayerGrid:
+    """Return the grid of a layer with weights of `dtype`, before a format says how it is stored."""
+    unordered = settings.method == "gptq" and settings.act_order == "desc"
+    return LayerGrid(
+        settings.bits,
+        settings.group_size,
+        settings.symmetric,
+        dtype,
+        g_idx=unordered and not settings.static_groups,
+    )
+
+
+def _layer_shapes(checkpoint: Checkpoint, settings: Settings) -> dict[str, tuple[int, int]]:
+    """M and K of the linear layers that are quantized, by name without ``.weight``."""
+    shapes = {}
+    for index in range(checkpoint.config.num_layers):
+        experts = chain.from_iterable(expert_stages(checkpoint.config, index))
+        for kind in chain.from_iterable([*stages(checkpoint.config, index), *experts]):
+            rows, channels = checkpoint.info(f"model.layers.{index}.{kind}.weight").shape
+            shapes[f"model.layers.{index}.{kind}"] = rows, channels
+    settings.check_layers(shapes)
+    return {name: shape for name, shape in shapes.items() if not settings.skips(name)}

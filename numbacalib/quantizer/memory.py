@@ -1,0 +1,116 @@
+"""Memory of a run's arrays where the model runs, known from shapes before its first block."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from numbacalib.models import EMBEDDINGS, Decoder, Place
+from numbacalib.models.config import ModelConfig
+from numbacalib.models.layer_tensors import expert_shapes, linear_shapes, stages
+from numbacalib.quantizer.settings import Settings
+
+_COPIES = 4
+"""Float32 copies of a stage's weights: as read, compensated, as codes, dequantized."""
+_SQUARES = 4
+"""Matrices [K, K] beside a stage's: its Hessian, damped and factored, couplings, one more for a search."""
+_PASSING = 4
+"""Parts of a residual stream that are on the device at once while it streams."""
+_MARGIN = 1.1
+"""What a pool of memory takes for arrays of different sizes, as measured."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What decides how much memory a run takes."""
+
+    config: ModelConfig
+    place: Place
+    settings: Settings
+    layers: Collection[str]
+    """Full names, without ``.weight``, of those that are quantized."""
+    dtype: np.dtype
+    """In what the model's weights are stored."""
+    calibrated: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        decoder: Decoder,
+        settings: Settings,
+        layers: Collection[str],
+        *,
+        calibrated: bool = True,
+    ) -> Demand:
+        """Return the demand of a run of a model."""
+        dtype = decoder.checkpoint.info(EMBEDDINGS).dtype
+        return cls(decoder.config, decoder.place, settings, layers, dtype, calibrated)
+
+    @property
+    def on_host(self) -> bool:
+        """True where the model runs on the host."""
+        return self.place.name == "cpu"
+
+    def must_stream(self, tokens: int) -> bool:
+        """Return whether the residual stream of so many tokens has no room on a device, but would pass it.
+
+        Where there is room for neither, the run is refused: `numbacalib.quantizer.plan.require_memory`.
+        """
+        free = self.place.free_bytes()
+        if self.on_host or free is None or self.working_bytes(tokens) <= free:
+            return False
+        return self.working_bytes(tokens, streamed=True) < self.working_bytes(tokens)
+
+    def least_bytes(self, tokens: int) -> int:
+        """Bytes of `working_bytes` in whichever way takes less."""
+        ways = [False] if self.on_host else [False, True]
+        return min(self.working_bytes(tokens, streamed=way) for way in ways)
+
+    def working_bytes(self, tokens: int, *, streamed: bool = False) -> int:
+        """Bytes of arrays while the largest block is quantized on so many tokens."""
+        blocks = range(self.config.num_layers)
+        most = max(self._block_bytes(index, tokens, streamed) for index in blocks)
+        return int(most if self.on_host else _MARGIN * most)
+
+    def pinned_bytes(self, tokens: int) -> int:
+        """Bytes of the host that a residual stream takes: its own, or of one that passes a device."""
+        return self._streams * 4 * tokens * self.config.hidden_size
+
+    @property
+    def _streams(self) -> int:
+        return 2 if self.settings.target == "propagated" else 1
+
+    def _block_bytes(self, index: int, tokens: int, streamed: bool) -> int:
+        config, place, streams = self.config, self.place, self._streams
+        size = place.product_dtype(self.dtype).itemsize
+        shapes = linear_shapes(config, index).values()
+        weights = streams * size * sum(rows * channels for rows, channels in shapes)
+        widest = max(channels for _, channels in shapes)
+        together = min(tokens, place.batch_tokens)
+        batch = size * together * (3 * widest + config.hidden_size)
+        states = 4 * (min(tokens, _PASSING * together) if streamed else tokens) * config.hidden_size
+        held = 0 if streamed else self._held_bytes(tokens, widest, size)
+        squares = _SQUARES + 2 * (streams - 1) if self.calibrated else 0
+        sizes = [stage_size(config, index, stage, self.layers) for stage in stages(config, index)]
+        gathering = batch + 4 * (1 + 2 * (streams - 1)) * widest**2
+        solving = 4 * max(
+            squares * channels**2 + _COPIES * rows * channels for rows, channels in sizes
+        )
+        return weights + streams * (states + held) + max(gathering, solving)
+
+    def _held_bytes(self, tokens: int, widest: int, size: int) -> int:
+        """Bytes of a stage's inputs held for all tokens: those of attention's last layer always."""
+        contexts = size * tokens * self.config.num_heads * self.config.head_dim
+        wide = size * tokens * widest
+        return max(contexts, wide if wide <= self.place.held_bytes else 0)
+
+
+def stage_size(
+    config: ModelConfig, index: int, stage: tuple[str, ...], layers: Collection[str]
+) -> tuple[int, int]:
+    """Rows of all layers of a stage that are quantized, and their channels."""
+    shapes = linear_shapes(config, index) | expert_shapes(config, index)
+    own = [shapes[f"{kind}.weight"] for kind in stage if f"model.layers.{index}.{kind}" in layers]
+    return sum(rows for rows, _ in own), shapes[f"{stage[0]}.weight"][1]

@@ -1,0 +1,408 @@
+"""CUDA arrays of any library, and their memory, by the driver; see `numbacalib.runtime.device`."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda
+from numpy.typing import DTypeLike, NDArray
+
+from numbacalib.runtime import streams
+from numbacalib.runtime.array import CUDA_DLPACK, DeviceArray
+from numbacalib.runtime.extras import extra
+from numbacalib.runtime.half import bfloat16, is_bfloat16
+from numbacalib.runtime.memory import Memory, has_cupy, room
+from numbacalib.runtime.streams import check
+
+with extra("cuda"):
+    from cuda.bindings import driver
+    from numba.cuda.cudadrv.devicearray import DeviceNDArray
+    from numba.cuda.cudadrv.driver import MemoryPointer
+
+HAS_PTX = True
+"""True where inline assembly and tensor cores may be there."""
+
+
+class Result(DeviceNDArray):
+    """A device array as callers get it: Numba's, which other libraries take by DLPack, too.
+
+    Its `stream` is where its values come to be. The CUDA array interface has no name for bfloat16, which
+    libraries read by DLPack alone.
+    """
+
+    taken: DeviceArray | None = None
+    """The same array as kernels take it; None for a part of another."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        if is_bfloat16(self.dtype):
+            raise AttributeError("the CUDA array interface has no bfloat16: use DLPack")
+        interface: dict[str, Any] = super().__cuda_array_interface__
+        return interface
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """Return a capsule, once the consumer's stream waits for the array's; needs CuPy."""
+        from cupy import ndarray
+        from cupy.cuda import Device, MemoryPointer, Stream, UnownedMemory
+
+        number = _number_of_device(self)
+        memory = UnownedMemory(_address(self), self.alloc_size, self, number)
+        with Device(number), Stream.from_external(self.stream or cuda.default_stream()):
+            array = ndarray(self.shape, self.dtype, MemoryPointer(memory, 0), self.strides)
+            return array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return CUDA_DLPACK, _number_of_device(self)
+
+
+class open_call:  # noqa: N801 - used like a function
+    """Take the CUDA arrays of a call, by name, and order it among streams until `close`.
+
+    `interfaces` are their CUDA array interfaces, which some libraries take long to make.
+
+    Attributes
+    ----------
+    arrays : tuple
+        As kernels take them. None stands for None.
+
+    Raises
+    ------
+    TypeError
+        If they are on several GPUs, or one is of no kind that we know.
+    """
+
+    def __init__(self, stream: Any, arrays: dict[str, Any], interfaces: dict[str, Any]) -> None:
+        self.arrays = tuple(arrays.values())
+        self._order: streams.Order | None = None
+        self._device: Any = None
+        if stream is None and streams.is_open() and all(map(_is_here, self.arrays)):
+            # as in most calls that ops and methods make of others
+            self.arrays = tuple([_as_kernels_take(array) for array in self.arrays])
+            return
+        given = {n: (array, interfaces[n]) for n, array in arrays.items() if array is not None}
+        here = current_device()  # a thread's first call has no context yet
+        number = _device_of(given) if device_count() > 1 else here
+        if number != here:
+            of_arrays = cuda.gpus[number]
+            of_arrays.__enter__()
+            self._device = of_arrays
+        try:
+            made_on: list[Any] = []
+            for found in given.values():
+                made_on += _streams_of(*found)
+            self._order = streams.Order(stream, made_on)
+            taken = {name: _taken(name, *found) for name, found in given.items()}
+            self.arrays = tuple([taken.get(name) for name in arrays])
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the call."""
+        if self._order:
+            self._order.leave()
+        if self._device:
+            self._device.__exit__(None, None, None)
+
+
+def _memory(array: Any) -> Memory | None:
+    """Return the memory of ours that an array lies in, if it is one of ours."""
+    owner = array.owner if type(array) is DeviceArray else array
+    if isinstance(owner, Result):
+        owner = owner.gpu_data.owner
+    return owner if isinstance(owner, Memory) else None
+
+
+def _as_kernels_take(array: Any) -> DeviceArray | None:
+    """Return an array of ours as kernels take it; None for others, and for None."""
+    return array if type(array) is DeviceArray else getattr(array, "taken", None)
+
+
+def _is_here(array: Any) -> bool:
+    """Return whether an array is ours and in order on the current stream; True for None."""
+    taken = _as_kernels_take(array)
+    if taken is None:
+        return array is None
+    memory = _memory(taken)
+    if memory is None:
+        return True
+    ordered = memory.stream.handle == stream_handle()
+    return ordered and (device_count() == 1 or memory.device == current_device())
+
+
+def _streams_of(array: Any, interface: Any) -> list[Any]:
+    """Return the streams on which an array was made and last used, as far as they are known."""
+    found = [] if type(array) is DeviceArray else [streams.producer(array, interface)]
+    memory = _memory(array)
+    return [*found, memory.stream] if memory else found
+
+
+def _device_of(arrays: dict[str, tuple[Any, Any]]) -> int:
+    """Return the number of the GPU that arrays, each with its interface, are on."""
+    numbers = {name: _number_of_device(*found) for name, found in arrays.items()}
+    if len(set(numbers.values())) > 1:
+        found = ", ".join(f"{name} on GPU {number}" for name, number in numbers.items())
+        raise TypeError(f"expected all arrays of one call on one device, got {found}")
+    return next(iter(numbers.values()), current_device())
+
+
+def _number_of_device(array: Any, interface: Any = None) -> int:
+    """Return the number of the GPU that an array is on: as its library says, else by its address."""
+    if memory := _memory(array):
+        return memory.device
+    if type(array) is DeviceArray and hasattr(array.owner, "__dlpack_device__"):
+        array = array.owner
+    if hasattr(array, "__dlpack_device__") and not isinstance(array, Result):
+        return int(array.__dlpack_device__()[1])
+    start = _address(array, interface)
+    if not start:  # an empty array has no memory
+        return current_device()
+    from cuda.bindings import runtime
+
+    # the driver's own query, cuPointerGetAttribute, has 0 for every ordinal in cuda.bindings 13.0
+    return int(check(runtime.cudaPointerGetAttributes(start)).device)
+
+
+def _address(array: Any, interface: Any = None) -> int:
+    """Address of an array's first element."""
+    if type(array) is DeviceArray:
+        return array.address
+    if hasattr(array, "__cuda_ndarray__"):
+        return array.device_ctypes_pointer.value or 0
+    return interface["data"][0] or 0
+
+
+def _taken(name: str, array: Any, interface: Any) -> DeviceArray:
+    """Return a CUDA array as a `DeviceArray` over the same memory, ordered on the current stream."""
+    if memory := _memory(array):
+        memory.move(streams.current())
+    if type(array) is DeviceArray:
+        return array
+    if hasattr(array, "__cuda_ndarray__"):
+        return DeviceArray(_address(array), array.shape, array.dtype, array, array.strides)
+    if interface.get("mask") is not None:
+        raise TypeError(f"{name}: expected a CUDA array without a mask")
+    if streams.producer(array, interface) is None:
+        streams.wait_for_unnamed(array, interface)
+    dtype = np.dtype(interface["typestr"])
+    if dtype.kind == "V" and str(getattr(array, "dtype", None)).endswith("bfloat16"):
+        dtype = bfloat16()  # the interface has no name for it
+    shape, strides = tuple(interface["shape"]), interface.get("strides")
+    address, read_only = interface["data"]
+    return DeviceArray(address or 0, shape, dtype, array, strides, writable=not read_only)
+
+
+def result(array: Any) -> Any:
+    """Return an array as callers get it: the Numba device array that came, or a new one."""
+    owner = array.owner
+    if hasattr(owner, "__cuda_ndarray__") and owner.dtype == array.dtype:
+        where = _address(owner), owner.shape, owner.strides
+        if where == (array.address, array.shape, array.strides):
+            if isinstance(owner, Result):
+                owner.stream = current_stream()
+            return owner
+    return numba_array(array)
+
+
+def numba_array(array: DeviceArray) -> Any:
+    """Return a Numba device array over the same memory."""
+    pointer = driver.CUdeviceptr(array.address)
+    size = array.size * array.dtype.itemsize
+    memory = MemoryPointer(_context(current_device()), pointer, size, owner=array.owner)
+    stream = current_stream()
+    made = Result(array.shape, array.strides, array.dtype, stream=stream, gpu_data=memory)
+    made.taken = array
+    return made
+
+
+@functools.cache
+def _context(number: int) -> Any:
+    """Return Numba's context of the current device, which is device `number`; Numba takes long to."""
+    del number
+    return cuda.current_context()
+
+
+@functools.cache
+def device_count() -> int:
+    """Return the number of GPUs that this process sees."""
+    return int(check(driver.cuDeviceGetCount()))
+
+
+@functools.cache
+def capability(number: int) -> tuple[int, int]:
+    """Compute capability of the current device, which is device `number`."""
+    del number
+    major, minor = cuda.get_current_device().compute_capability
+    return major, minor
+
+
+def has_libraries() -> bool:
+    """Return whether CuPy, through which cuBLAS and cuSOLVER come, is installed."""
+    return has_cupy()
+
+
+def missing_packages() -> list[str]:
+    """Return packages that whole models need here and that are not installed."""
+    return [] if has_cupy() else ["cupy"]
+
+
+def free_bytes() -> int | None:
+    """Return how much memory the current device has left for us, None where nobody knows."""
+    return room().free
+
+
+def total_bytes() -> int:
+    """Return how much memory the current device has for us."""
+    return room().total
+
+
+def in_kernels(function: Any) -> Any:
+    """Return a function of `spec`, compiled for the CPU, as kernels call it with arrays."""
+    return function
+
+
+def current_device() -> int:
+    """Return the number of the current device."""
+    error, number = driver.cuCtxGetDevice()
+    return cuda.current_context().device.id if error else int(number)
+
+
+def current_stream() -> Any:
+    """Return the Numba stream on which to launch, 0 for the default one."""
+    handle, owner = streams.current()
+    if not handle:
+        return 0
+    stream = cuda.external_stream(handle)
+    stream.owner = owner  # results name the stream, and so keep it
+    return stream
+
+
+def stream_handle() -> int:
+    """Return the handle of the stream on which to launch, 0 for the legacy default one."""
+    return streams.current().handle
+
+
+def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    """Return an uninitialised C-contiguous device array.
+
+    Its memory is for work of the current stream, and free once nothing refers to it any more: neither
+    waits for the device.
+
+    Raises
+    ------
+    MemoryError
+        If so much memory is not free. It says how much is.
+    """
+    dtype = np.dtype(dtype)
+    size = max(1, math.prod(shape) * dtype.itemsize)
+    memory = Memory(size, current_device(), streams.current())
+    return DeviceArray(memory.pointer, shape, dtype, memory)
+
+
+def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    """Return a C-contiguous device array of zeros."""
+    return filled(shape, dtype, 0)
+
+
+def filled(shape: tuple[int, ...], dtype: DTypeLike, byte: int) -> Any:
+    """Return a C-contiguous device array all of whose bytes are the same."""
+    array = empty(shape, dtype)
+    size = array.size * array.dtype.itemsize
+    check(driver.cuMemsetD8Async(array.address, byte, size, driver.CUstream(stream_handle())))
+    return array
+
+
+def from_host(array: NDArray) -> Any:
+    """Copy a C-contiguous NumPy array to the device."""
+    copy = empty(array.shape, array.dtype)
+    write(copy, array)
+    return copy
+
+
+def write(target: Any, array: NDArray) -> None:
+    """Copy a C-contiguous NumPy array into a contiguous device array."""
+    # the driver has read pageable memory when this returns
+    source = array.ctypes.data, array.nbytes, driver.CUstream(stream_handle())
+    check(driver.cuMemcpyHtoDAsync(target.address, *source))
+
+
+def pinned(size: int) -> NDArray[np.uint8]:
+    """Return uninitialised host memory that the device reads by itself: `write` from it does not wait."""
+    if not size:
+        return np.empty(size, np.uint8)
+    current_device()  # a thread's first call has no context yet
+    return cuda.pinned_array(size, np.uint8)
+
+
+def copy(source: Any, target: Any) -> None:
+    """Copy a contiguous device array into another."""
+    size = source.size * source.dtype.itemsize
+    stream = driver.CUstream(stream_handle())
+    check(driver.cuMemcpyDtoDAsync(target.address, source.address, size, stream))
+
+
+def read(array: Any) -> NDArray:
+    """Copy a contiguous device array to the host once the current stream has made it."""
+    host = np.empty(array.shape, array.dtype)
+    stream = driver.CUstream(stream_handle())
+    check(driver.cuMemcpyDtoHAsync(host.ctypes.data, array.address, host.nbytes, stream))
+    check(driver.cuStreamSynchronize(stream))
+    return host
+
+
+WORDS = 256
+"""Words that are made together: the driver may wait for the device before it gives pinned memory."""
+
+
+class _Word:
+    """A number in memory to which the device copies while the host goes on."""
+
+    def __init__(self, memory: NDArray[np.int64]) -> None:
+        self.memory = memory
+        self.address = memory.ctypes.data
+        self.copied = cuda.event(timing=False)
+
+
+_spare: dict[int, list[_Word]] = {}
+"""Words of each device that no reading has: making one takes longer than a check."""
+
+
+class _Reading:
+    """A number on its way to the host."""
+
+    def __init__(self, array: Any) -> None:
+        self._spare = _spare.setdefault(current_device(), [])
+        self._value: int | None = None
+        try:
+            self._word = self._spare.pop()
+        except IndexError:
+            memory = cuda.pinned_array(WORDS, np.int64)
+            self._word, *others = (_Word(each) for each in np.split(memory, WORDS))
+            self._spare += others
+        self._word.copied.wait(current_stream())  # nobody may have waited for the copy before
+        stream = driver.CUstream(stream_handle())
+        check(driver.cuMemcpyDtoHAsync(self._word.address, array.address, 8, stream))
+        self._word.copied.record(current_stream())
+
+    def value(self) -> int:
+        if self._value is None:
+            self._word.copied.synchronize()
+            self._value = int(self._word.memory[0])
+        return self._value
+
+    def __del__(self) -> None:
+        self._spare.append(self._word)
+
+
+def start_reading(array: Any) -> Callable[[], int]:
+    """Start to copy an array [1] of int64 to the host; return what waits for the copy alone."""
+    return _Reading(array).value
+
+
+def address(array: Any) -> int:
+    """Address of a device array's first element."""
+    return int(array.address)

@@ -1,0 +1,161 @@
+"""The device of Numba's CUDA simulator, whose memory is the host's and whose kernels run as Python.
+
+A twin of `driver_device`, and of `packed_launch`: what they give to `device`, with the same arguments.
+Arrays are the simulator's, and take no conversion; streams have no meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda
+from numpy.typing import DTypeLike, NDArray
+
+HAS_PTX = False
+PACKED = False
+
+
+class open_call:  # noqa: N801 - used like a function
+    """A call on the simulator's arrays, which are taken as they are."""
+
+    def __init__(self, _stream: Any, arrays: dict[str, Any], _interfaces: dict[str, Any]) -> None:
+        self.arrays = tuple(arrays.values())
+
+    def close(self) -> None:
+        """End the call."""
+
+
+def launch(kernel: Any, grid: Any, threads: Any, *arguments: Any, shared_bytes: int = 0) -> None:
+    """See `numbacalib.runtime.packed_launch.launch`."""
+    del shared_bytes
+    kernel[grid, threads](*arguments)
+
+
+def result(array: Any) -> Any:
+    """See `numbacalib.runtime.driver_device.result`."""
+    return array
+
+
+def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    """See `numbacalib.runtime.driver_device.empty`."""
+    return cuda.device_array(shape, dtype)
+
+
+def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    """See `numbacalib.runtime.driver_device.zeros`."""
+    return cuda.to_device(np.zeros(shape, dtype))
+
+
+def filled(shape: tuple[int, ...], dtype: DTypeLike, byte: int) -> Any:
+    """See `numbacalib.runtime.driver_device.filled`."""
+    array = np.empty(shape, dtype)
+    array.view(np.uint8)[...] = byte
+    return cuda.to_device(array)
+
+
+def from_host(array: NDArray) -> Any:
+    """See `numbacalib.runtime.driver_device.from_host`."""
+    return cuda.to_device(array)
+
+
+def write(target: Any, array: NDArray) -> None:
+    """See `numbacalib.runtime.driver_device.write`."""
+    target.copy_to_device(array)
+
+
+def pinned(size: int) -> NDArray[np.uint8]:
+    """See `numbacalib.runtime.driver_device.pinned`."""
+    return np.empty(size, np.uint8)
+
+
+def copy(source: Any, target: Any) -> None:
+    """See `numbacalib.runtime.driver_device.copy`."""
+    target.copy_to_device(source)
+
+
+def read(array: Any) -> NDArray:
+    """See `numbacalib.runtime.driver_device.read`."""
+    return array.copy_to_host()
+
+
+def start_reading(array: Any) -> Callable[[], int]:
+    """See `numbacalib.runtime.driver_device.start_reading`."""
+    return lambda: int(read(array)[0])
+
+
+class Transfers:
+    """Copies as in `numbacalib.runtime.transfers`, which end at once."""
+
+    def load(self, source: NDArray[Any]) -> Any:
+        """See `numbacalib.runtime.transfers.Transfers.load`."""
+        return cuda.to_device(source)
+
+    def store(self, array: Any, target: NDArray[Any]) -> None:
+        """See `numbacalib.runtime.transfers.Transfers.store`."""
+        target[...] = read(array)
+
+    def _nothing(self) -> None:
+        """See `numbacalib.runtime.transfers.Transfers`: there is nothing to wait for."""
+
+    begin = arrive = returned = settle = _nothing
+
+
+def give_back() -> None:
+    """See `numbacalib.runtime.driver_device.give_back`."""
+
+
+def address(array: Any) -> int:
+    """See `numbacalib.runtime.driver_device.address`."""
+    return array.ctypes.data
+
+
+def current_device() -> int:
+    """See `numbacalib.runtime.driver_device.current_device`."""
+    return 0
+
+
+def stream_handle() -> int:
+    """See `numbacalib.runtime.driver_device.stream_handle`."""
+    return 0
+
+
+def current_stream() -> int:
+    """See `numbacalib.runtime.driver_device.current_stream`."""
+    return 0
+
+
+def capability(_number: int) -> tuple[int, int]:
+    """Below any device's: kernels take their portable forms."""
+    return 0, 0
+
+
+def has_libraries() -> bool:
+    """See `numbacalib.runtime.driver_device.has_libraries`."""
+    return False
+
+
+def missing_packages() -> list[str]:
+    """See `numbacalib.runtime.driver_device.missing_packages`."""
+    return []
+
+
+def free_bytes() -> int | None:
+    """See `numbacalib.runtime.driver_device.free_bytes`."""
+    return None
+
+
+def total_bytes() -> int:
+    """So little that what is bounded by memory meets its bounds."""
+    return 1 << 20
+
+
+def taken_bytes() -> int:
+    """See `numbacalib.runtime.memory.taken_bytes`."""
+    return 0
+
+
+def in_kernels(function: Any) -> Any:
+    """See `numbacalib.runtime.driver_device.in_kernels`: compiled functions do not take the arrays."""
+    return function.py_func

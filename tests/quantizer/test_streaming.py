@@ -1,0 +1,146 @@
+"""A residual stream that a device has no room for: it passes through, and the files are the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from models.described import write_described_checkpoint
+from models.tiny import TEXT, write_tiny_checkpoint
+
+from numbacalib.models import Decoder, Place, open_checkpoint, open_place
+from numbacalib.models.parts import Parts
+from numbacalib.ops.matrix import add_scaled, to_host
+from numbacalib.quantizer import blocks, job, pipeline, quantize
+
+SMALLEST = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+"""What the simulator takes seconds for."""
+
+
+@pytest.fixture
+def device(backend):
+    return "cpu" if backend.name == "numpy" else "cuda"
+
+
+@pytest.fixture(autouse=True)
+def _sequences_alone(backend, monkeypatch):
+    """A part of the residual stream is one sequence."""
+
+    def opened(name):
+        return replace(open_place(name), batch_tokens=8)
+
+    monkeypatch.setattr(pipeline, "open_place", opened)
+    if backend.name == "cudasim":
+        monkeypatch.setattr(job, "HELD_OUT_TOKENS", 8)
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    return [tmp_path / "text.txt"]
+
+
+def sizes(backend):
+    return SMALLEST if backend.name == "cudasim" else {}
+
+
+def test_parts_come_change_and_go_back(tmp_path, backend, device):
+    decoder = Decoder(
+        open_checkpoint(write_tiny_checkpoint(tmp_path, **sizes(backend))),
+        place=replace(open_place(device), batch_tokens=8),
+    )
+    tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (5, 8))
+    if backend.name == "numpy":  # where all stays
+        assert decoder.states(tokens).stay
+        return
+    expected = to_host(decoder.embed(tokens))
+    parts = decoder.states(tokens, streamed=True)
+    twin = parts.copied()
+    others = parts.others()
+    assert parts.tokens == 40
+    for part in parts.changed():
+        others.append(part)
+        add_scaled(part, part, 2.0)
+    for passes, factor in ((parts, 3), (twin, 1), (others, 1), (parts.copied(), 3)):
+        found = np.concatenate([to_host(part) for part in passes])
+        np.testing.assert_array_equal(found, factor * expected)
+    next(iter(parts))  # and no more
+    np.testing.assert_array_equal(to_host(list(parts)[4]), 3 * expected[4:])
+
+
+def quantized(model, output, place, monkeypatch, free=None, **options):
+    """Quantize with so much memory free, and return the bytes of the file and the plan."""
+    plans = []
+    with monkeypatch.context() as patch:
+        if free is not None:
+            patch.setattr(Place, "free_bytes", lambda own: None if own.name == "cpu" else free)
+        quantize(
+            model, output, bits=4, group_size=8, samples=3, sequence_length=8, device=place,
+            planned=plans.append, **options,
+        )  # fmt: skip
+    return (output / "model.safetensors").read_bytes(), plans[0]
+
+
+def compare(model, tmp_path, place, monkeypatch, **options):
+    """Quantize with room for all, and with a byte less."""
+    whole, plan = quantized(model, tmp_path / "whole", place, monkeypatch, **options)
+    assert plan.streamed_bytes == 0
+    free = (plan.device_bytes or 1 << 40) - 1
+    streamed, plan = quantized(model, tmp_path / "streamed", place, monkeypatch, free, **options)
+    assert streamed == whole
+    hidden = open_checkpoint(model).config.hidden_size
+    assert plan.streamed_bytes == (0 if place == "cpu" else 4 * 24 * hidden)
+    assert ("of hidden states streamed to it" in plan.summary()) == (place != "cpu")
+
+
+def test_a_run_that_streams_writes_the_same(tmp_path, backend, device, text, monkeypatch):
+    model = write_tiny_checkpoint(tmp_path / "model", **sizes(backend))
+    compare(model, tmp_path, device, monkeypatch, text=text)
+
+
+@pytest.mark.parametrize("model_type", ["cohere", "qwen2_moe"])
+def test_so_does_one_of_another_shape(tmp_path, backend, device, text, monkeypatch, model_type):
+    """Attention beside the MLP, whose inputs stream too, and experts."""
+    model = write_described_checkpoint(tmp_path / "model", model_type, **sizes(backend))
+    options = {"method": "rtn", "ranges": "weighted"}
+    compare(model, tmp_path, device, monkeypatch, text=text, **options)
+
+
+def test_a_run_out_of_memory_says_what_would_fit(tmp_path, backend, device, text, monkeypatch):
+    del backend
+    model = write_tiny_checkpoint(tmp_path / "model")
+
+    def full(*_):
+        raise MemoryError("GPU 0: 100 bytes are needed, 10 are free of what it has (1,000)")
+
+    monkeypatch.setattr(blocks, "_quantize_block", full)
+    with pytest.raises(MemoryError) as raised:
+        quantize(model, tmp_path / "out", text=text, samples=2, sequence_length=8, device=device)
+    message = str(raised.value)
+    assert "(1,000): the plan was " in message
+    assert message.endswith(
+        (": --samples 1 would fit", ": --device cpu would fit", ": no option would fit")
+    )
+    assert "\n" not in message
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith("out")] == []
+    assert raised.value.__context__ is None
+
+
+def test_parts_on_the_device_are_the_arrays_themselves():
+    arrays = [np.zeros((2, 3, 4), np.float32), np.ones((1, 3, 4), np.float32)]
+    parts = Parts(arrays)
+    for part in parts.changed():
+        part += 1
+    assert parts.tokens == 9
+    assert [float(part.max()) for part in parts] == [1, 2]
+    for part in parts.copied().changed():
+        part += 1
+    assert arrays[0].max() == 1
