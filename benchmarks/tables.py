@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import LIMIT, OURS, Row, read_csv
-from run_rows import RunRow, runs_body
 
 from numbacalib.quantizer.report import table
 
 ORIGINAL = "original"
-"""Method of the row of `QualityRow` and `DemoRow` that has the unquantized model."""
+"""Method of the row of `CodebookRow` and `DemoRow` that has the unquantized model."""
 KMEANS_PEER = "scikit-learn, row by row"
 KMEANS_PROCESSES = "scikit-learn, a process a core"
 ERROR = "error "
@@ -36,7 +35,7 @@ class DemoRow(NamedTuple):
     """Of the quantized layers."""
 
 
-class QualityRow(NamedTuple):
+class CodebookRow(NamedTuple):
     """One model by one method, as it stands in the CSV."""
 
     model: str
@@ -95,19 +94,26 @@ class ProxyRow(NamedTuple):
         return self.ratio - 1 > 3 * self.ratio_error
 
 
-class TrainedRow(NamedTuple):
-    """A model that a script trained, by one method, as it stands in the CSV."""
+class QualityRow(NamedTuple):
+    """A model by one method on one text, as it stands in the CSV."""
 
+    model: str
     bits: int
+    symmetric: bool
     method: str
     text: str
-    """The evaluation's kind of text."""
+    """The kind of text that it was evaluated on."""
     nats: float
     """Loss above the original's, a token."""
     nats_error: float
     """Its standard error over sequences, paired."""
     kl: float
+    """From the original, nats a token."""
     kl_error: float
+    perplexity: float
+    stored_bits: float
+    """Bits a weight of the quantized layers, all in all; of llm-compressor, whose output is not written,
+    NaN."""
     seconds: float
     """Of the whole command, from files to files; of llm-compressor, of its `oneshot` alone."""
 
@@ -265,7 +271,7 @@ def _error(row: Row) -> float:
     return float(row.note.removeprefix(ERROR))
 
 
-def quality_body(rows: list[QualityRow]) -> str:
+def codebooks_body(rows: list[CodebookRow]) -> str:
     """Return one table a model, the least of each column in bold."""
     parts = []
     for model, group in groupby(rows, key=lambda row: row.model):
@@ -343,22 +349,22 @@ def onnx_body(rows: list[OnnxRow]) -> str:
     return "\n\n".join(parts)
 
 
-def trained_body(rows: list[TrainedRow]) -> str:
-    """Return one table a width, the least of each column in bold."""
+def quality_body(rows: list[QualityRow]) -> str:
+    """Return one table a model and grid, the least of each column in bold."""
     parts = []
     texts = list(dict.fromkeys(row.text for row in rows))
-    for bits, group in groupby(rows, key=lambda row: row.bits):
-        of_width = list(group)
-        found = {(row.method, row.text): row for row in of_width}
+    for (model, bits, symmetric), group in groupby(rows, key=lambda row: row[:3]):
+        of_grid = list(group)
+        found = {(row.method, row.text): row for row in of_grid}
         least = {
-            (kind, text): min(getattr(row, kind) for row in of_width if row.text == text)
+            (kind, text): min(getattr(row, kind) for row in of_grid if row.text == text)
             for kind in ("nats", "kl")
             for text in texts
         }
-        header = [f"{bits} bits"]
+        header = [f"{model}, {bits} bits {'symmetric' if symmetric else 'asymmetric'}"]
         header += [f"{kind}, {text}" for text in texts for kind in ("nats", "KL")] + ["seconds"]
         lines = []
-        for method in dict.fromkeys(row.method for row in of_width):
+        for method in dict.fromkeys(row.method for row in of_grid):
             cells = []
             for text in texts:
                 row = found[method, text]
@@ -417,11 +423,12 @@ def experts_body(rows: list[ExpertsRow]) -> str:
 
 TABLES = {
     "awq": Table("awq_gpu.py", Row, speed_body),
+    "codebooks": Table("codebooks.py", CodebookRow, codebooks_body),
     "cpu": Table("cpu.py", Row, speed_body),
     "demo": Table("demo.py", DemoRow, demo_body),
-    "runs": Table("runs.py", RunRow, runs_body),
     "experts": Table("experts.py", ExpertsRow, experts_body),
     "fisher": Table("fisher_gpu.py", Row, speed_body),
+    "gguf": Table("gguf_quality.py", GgufRow, gguf_body),
     "gptq": Table("gptq_gpu.py", Row, speed_body),
     "hessian": Table("hessian_gpu.py", Row, speed_body),
     "kmeans": Table("kmeans.py", Row, kmeans_body),

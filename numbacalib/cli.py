@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from numbacalib.quantizer import Settings
     from numbacalib.quantizer.plan import Plan
 
+ONNX_OPERATORS = {"onnx": "MatMulNBits", "onnx:qdq": "DequantizeLinear"}
+"""Operators that compute with quantized weights in an ONNX model, by the name of the format."""
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 INPUT_ERRORS = (
     ValueError,
@@ -163,8 +165,12 @@ def _quantize(options: argparse.Namespace) -> None:
 def _quantize_onnx(options: argparse.Namespace, settings: Settings) -> list[LayerReport]:
     from numbacalib.quantizer import quantize_onnx
 
-    if options.format not in (None, ["onnx"]):
-        raise ValueError(f"format: expected onnx for an ONNX model, got {' '.join(options.format)}")
+    form, *others = options.format or ["onnx"]
+    if others or form not in ONNX_OPERATORS:
+        expected = " or ".join(ONNX_OPERATORS)
+        raise ValueError(
+            f"format: expected {expected} for an ONNX model, got {' '.join(options.format)}"
+        )
     if settings.layer_bits:
         raise ValueError("bits: expected one number with an ONNX model, got patterns of layers")
     for name in ("text", "statistics", "importance", "skip", "held_out", "max_kl", "work"):
@@ -177,6 +183,7 @@ def _quantize_onnx(options: argparse.Namespace, settings: Settings) -> list[Laye
         options.output,
         calibration=options.calibration,
         settings=settings,
+        operator=ONNX_OPERATORS[form],
         clean=options.clean,
     )
 

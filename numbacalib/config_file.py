@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numbacalib.options import BITS, SETTINGS
+from numbacalib.options import BITS, GRID, SETTINGS
 
 if TYPE_CHECKING:
     from numbacalib.quantizer import Settings
@@ -85,7 +85,8 @@ def _taken(arguments: list[str], option: str) -> str | None:
 
 def _as_arguments(file: Path, option: str, value: Any) -> list[str]:
     if isinstance(value, bool):
-        negative = {"--symmetric": ["--asymmetric"], "--awq-weight-term": []}
+        negative = {"--symmetric": ["--asymmetric"], "--awq-weight-term": [], "--full-range": []}
+        negative |= {"--lm-head": [], "--embeddings": []}
         return [option] if value else negative.get(option, [option.replace("--", "--no-", 1)])
     if isinstance(value, list) and all(isinstance(item, (str, int, float)) for item in value):
         return [option, *map(str, value)] if value else []
@@ -104,13 +105,18 @@ def settings_of(options: argparse.Namespace) -> Settings:
     ValueError, TypeError
         If bits are no numbers, or a setting is none.
     """
+    from numbacalib.formats import FORMATS
     from numbacalib.quantizer import Settings
 
-    given: dict[str, Any] = {name: getattr(options, name) for name in SETTINGS}
+    grid = {name: vars(options)[name] for name in GRID if name in vars(options)}
+    for name in options.format or ():
+        if name in FORMATS:
+            FORMATS[name].check_own_grid(grid)
+    given: dict[str, Any] = {name: (GRID | vars(options))[name] for name in SETTINGS}
     if options.method == "awq":  # as published: scales, clipping, rounding
         given |= {"method": "rtn", "channel_scales": "awq"}
         given["ranges"] = "clip" if options.ranges == "auto" else options.ranges
-    bits, layer_bits = _bits(options.bits)
+    bits, layer_bits = _bits((GRID | grid)["bits"])
     return Settings(
         **given,
         bits=bits,
@@ -121,8 +127,12 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 def config_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options of a run by name, for a settings file: all but where the run leaves what."""
+    from numbacalib.formats import FORMATS
+
     found: dict[str, Any] = {}
-    for name, value in vars(options).items():
+    own_grid = any(FORMATS[name].own_grid for name in options.format or ())
+    given = vars(options) if own_grid else GRID | vars(options)
+    for name, value in given.items():
         if name in _NOT_OF_A_RUN:
             continue
         if value is None and name in _NONE:

@@ -67,6 +67,40 @@ def command_parser() -> argparse.ArgumentParser:
 def _add_quantize(commands: Any) -> None:
     quantize = commands.add_parser("quantize", help="quantize a model and write a checkpoint")
     _add_model(quantize)
+    _add_source(quantize)
+    quantize.add_argument(
+        "--method",
+        choices=("gptq", "rtn", "awq"),
+        default="gptq",
+        help="awq is rtn with --channel-scales awq and --ranges clip (default gptq)",
+    )
+    _add_grid(quantize)
+    quantize.add_argument(
+        "--format",
+        nargs="+",
+        metavar="NAME",
+        help="of the output: compressed-tensors (default), gptq, gptq_v2, awq, mlx, gguf:Q4_K_M and "
+        "other mixes; onnx or onnx:qdq for ONNX models; of several, which must have a grid in common, each "
+        "gets a directory of its name in the output",
+    )
+    quantize.add_argument(
+        "--lm-head",
+        action="store_true",
+        help="quantize the output head too, calibrated on the final norm's outputs, where the format "
+        "stores it; a tied one with the embeddings",
+    )
+    quantize.add_argument(
+        "--embeddings",
+        action="store_true",
+        help="round the embeddings too, where the format stores them (mlx)",
+    )
+    _add_methods(quantize)
+    _add_samples(quantize)
+    _add_output(quantize)
+    _add_run(quantize)
+
+
+def _add_source(quantize: argparse.ArgumentParser) -> None:
     source = quantize.add_mutually_exclusive_group()
     source.add_argument("--text", nargs="+", type=Path, default=[], **TEXT)
     source.add_argument(
@@ -76,18 +110,16 @@ def _add_quantize(commands: Any) -> None:
         "--calibration",
         type=Path,
         metavar="FILE",
-        help="for ONNX models: .npz with an array for each input by its name, samples first",
+        help="for ONNX models: .npz with an array for each input by its name, samples first; or a text, "
+        "for models with a tokenizer.json beside them",
     )
-    quantize.add_argument(
-        "--method",
-        choices=("gptq", "rtn", "awq"),
-        default="gptq",
-        help="awq is rtn with --channel-scales awq and --ranges clip (default gptq)",
-    )
+
+
+def _add_grid(quantize: argparse.ArgumentParser) -> None:
     quantize.add_argument(
         "--bits",
         nargs="+",
-        default=[BITS],
+        default=argparse.SUPPRESS,
         metavar="N",
         help="2 to 8, or PATTERN=N for the layers whose names the pattern fits (default 4)",
     )
@@ -101,22 +133,33 @@ def _add_quantize(commands: Any) -> None:
     quantize.add_argument(
         "--group-size",
         type=_size_or_none,
-        default=128,
+        default=argparse.SUPPRESS,
         help="input channels that share a scale; none is one scale a row (default 128)",
     )
-    grid = quantize.add_mutually_exclusive_group()
-    grid.add_argument("--symmetric", action="store_true", default=False)
-    grid.add_argument("--asymmetric", action="store_false", dest="symmetric", help="(default)")
     quantize.add_argument(
-        "--format",
-        nargs="+",
-        metavar="NAME",
-        help="of the output: compressed-tensors (default), gptq, gptq_v2, awq, mlx; onnx for ONNX models; "
-        "of several, which must have a grid in common, each gets a directory of its name in the output",
+        "--size",
+        type=float,
+        metavar="BITS",
+        help="bits a weight in all, scales included: bits and group size of each layer are chosen for it",
     )
-    _add_methods(quantize)
-    _add_samples(quantize)
-    _add_output(quantize)
+    grid = quantize.add_mutually_exclusive_group()
+    grid.add_argument("--symmetric", action="store_true", default=argparse.SUPPRESS)
+    grid.add_argument(
+        "--asymmetric",
+        action="store_false",
+        dest="symmetric",
+        default=argparse.SUPPRESS,
+        help="(default)",
+    )
+    quantize.add_argument(
+        "--full-range",
+        action="store_true",
+        help="with --symmetric: scales of either sign, which put a group's largest weight on the grid's "
+        "longer side",
+    )
+
+
+def _add_run(quantize: argparse.ArgumentParser) -> None:
     quantize.add_argument(
         "--work",
         type=Path,
@@ -270,8 +313,10 @@ def _add_length(parser: argparse.ArgumentParser) -> None:
 
 
 SETTINGS = (
-    *("method", "group_size", "symmetric", "channel_scales", "awq_magnitude", "awq_weight_term"),
+    *("method", "group_size", "size", "symmetric", "full_range", "channel_scales", "awq_magnitude"),
+    "awq_weight_term",
     *("ranges", "range_norm", "target", "target_strength", "refit", "act_order", "static_groups"),
+    *("lm_head", "embeddings"),
     *(
         "experts",
         "percdamp",
@@ -283,6 +328,9 @@ SETTINGS = (
     ),
 )
 """Options that are settings by the same names."""
+GRID: dict[str, Any] = {"bits": [BITS], "group_size": 128, "symmetric": False}
+"""Options of the grid, which some formats set themselves, with their defaults: what is not given is not
+among the parsed ones."""
 
 
 def _add_methods(quantize: argparse.ArgumentParser) -> None:
@@ -371,7 +419,7 @@ def _add_methods(quantize: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="fail where more of the layers need more damping (default %(default)s)",
     )
-    quantize.set_defaults(**{name: DEFAULTS[name] for name in SETTINGS})
+    quantize.set_defaults(**{name: DEFAULTS[name] for name in SETTINGS if name not in GRID})
 
 
 def _share_or_auto(text: str) -> float | None:

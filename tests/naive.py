@@ -66,12 +66,14 @@ def gptq_inverse_hessian(hessian, percdamp=0.01):
     return upper
 
 
-def group_grid(weights, bits, symmetric, store=float):
+def group_grid(weights, bits, symmetric, store=float, full_range=False):
     """Scale and zero point of one group; `store` rounds the scale to its storage type."""
     levels = 2**bits - 1
     low, high = min(0.0, *weights), max(0.0, *weights)
     scale = 2 * max(-low, high) / levels if symmetric else (high - low) / levels
-    scale = float(store(scale if scale > 0 else 1.0))
+    if full_range:  # the largest magnitude is the least code, -2 ** (bits - 1), times the scale
+        scale = (low if -low >= high else high) / -(2 ** (bits - 1))
+    scale = float(store(scale if scale != 0 else 1.0))
     zero = 0 if symmetric else min(max(round(-low / scale), 0), levels)
     return scale, zero
 

@@ -8,15 +8,15 @@ import numpy as np
 
 
 def group_range(weights, bits, symmetric, store=float, search=None, importance=None):
-    """Scale and zero point of one group; `search` is (points, least, norm) of the range search."""
+    """Scale and zero point of one group; `search` is (points, least, norm, ...) of the range search."""
     if search is None:
         return naive.group_grid(weights, bits, symmetric, store)
-    points, least, norm = search
+    points, least, norm, *full_range = search
     best = None
     for i in range(max(1, round((1 - least) * points))):
         share = 1 - i / points
         ends = [share * min(0.0, *weights), share * max(0.0, *weights)]
-        scale, zero = naive.group_grid(ends, bits, symmetric, store)
+        scale, zero = naive.group_grid(ends, bits, symmetric, store, *full_range)
         error = group_error(weights, scale, zero, bits, symmetric, norm, importance)
         if best is None or error < best[0]:
             best = error, scale, zero

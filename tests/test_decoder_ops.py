@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from models import naive_llama
 
-from numbacalib.ops.activation import ACTIVATIONS, activate
+from numbacalib.ops.activation import ACTIVATIONS, activate, activate_clamped
 from numbacalib.ops.attention import attention
 from numbacalib.ops.layer_norm import layer_norm
 from numbacalib.ops.linear import linear
-from numbacalib.ops.matrix import add_scaled, from_host, row_range
+from numbacalib.ops.matrix import add_scaled, column_range, from_host, joined_columns, row_range
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
 from numbacalib.ops.token_loss import LOWEST, add_scores, cap, losses
@@ -75,17 +75,18 @@ def test_rotary_embedding(backend, dtype):
     assert_near(backend.numpy(moved), expected, dtype)
 
 
+@pytest.mark.parametrize("first", [0, 2])
 @pytest.mark.parametrize("interleaved", [False, True])
-def test_a_part_of_each_head_turns(backend, dtype, interleaved):
+def test_a_part_of_each_head_turns(backend, dtype, interleaved, first):
     heads = normal(0, 2, 5, 3, 8, dtype=dtype)
     angles = np.arange(5)[:, None] * 100.0 ** (-np.arange(3) / 3)
     moved = backend.array(heads.copy())
     cos, sin = np.cos(angles).astype("f4"), np.sin(angles).astype("f4")
-    backend.call(rotate, moved, cos, sin, interleaved=interleaved)
+    backend.call(rotate, moved, cos, sin, interleaved=interleaved, first=first)
     wide = heads.astype(np.float64)
     expected = np.array(
         [
-            [[naive_llama.rotate(h, t, 100.0, 6, interleaved) for h in token]
+            [[naive_llama.rotate(h, t, 100.0, 6, interleaved, first) for h in token]
              for t, token in enumerate(sequence)]
             for sequence in wide
         ]
@@ -132,6 +133,23 @@ def test_activations_pass_on_nan(backend, name):
     np.testing.assert_array_equal(np.isnan(backend.numpy(moved)), [[True, False]])
 
 
+@pytest.mark.parametrize(("slope", "limit"), [(1.702, 7.0), (0.5, 1.0)])
+def test_clamped_gates(backend, dtype, slope, limit):
+    gate, up = normal(0, 3, 37, dtype=dtype) * dtype(6), normal(1, 3, 37, dtype=dtype) * dtype(6)
+    gate[0, :4], up[1, :3] = [-100, 100, 7, 0], [-100, 100, 0]
+    moved = backend.array(gate.copy())
+    backend.call(activate_clamped, moved, up, slope, limit)
+    wide = gate.astype(np.float64), up.astype(np.float64)
+    assert_near(backend.numpy(moved), naive_llama.clamped_swiglu(*wide, slope, limit), dtype)
+
+
+def test_clamped_gates_pass_on_nan(backend):
+    gate, up = np.array([[np.nan, 1, 1]], np.float32), np.array([[1, np.nan, 1]], np.float32)
+    moved = backend.array(gate.copy())
+    backend.call(activate_clamped, moved, up, 1.702, 7.0)
+    np.testing.assert_array_equal(np.isnan(backend.numpy(moved)), [[True, True, False]])
+
+
 def test_capped_scores(backend):
     scores = normal(0, 3, 37) * 40
     scores[0, :4] = [-1e9, 1e9, 0, 1e-3]
@@ -147,6 +165,15 @@ def test_scaled_sums_and_ranges_of_rows(backend):
     assert_near(backend.numpy(moved), target.astype(np.float64) + 0.25 * values)
     matrix = normal(2, 6, 4)
     assert_near(backend.call(row_range, matrix, 2, 5), matrix[2:5].astype(np.float64))
+
+
+def test_parts_of_heads(backend, dtype):
+    heads, shared = normal(0, 2, 3, 4, 7, dtype=dtype), normal(1, 2, 3, 2, 5, dtype=dtype)
+    part = backend.call(column_range, heads, 2, 6)
+    assert part.dtype == dtype
+    np.testing.assert_array_equal(part, heads[..., 2:6])
+    joined = backend.call(joined_columns, heads, shared)
+    np.testing.assert_array_equal(joined, np.concatenate([heads, shared.repeat(2, axis=2)], 3))
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -175,6 +202,24 @@ def test_attention(backend, case, window, heads, size):
     wide = [array.astype(np.float64) for array in (queries, keys, values)]
     expected = [naive_llama.attention(*(w[s] for w in wide), window) for s in range(2)]
     assert_near(actual, np.array(expected))
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize(("size", "width"), [(12, 8), (5, 9), (24, 2)])
+def test_values_of_another_length(backend, dtype, window, size, width):
+    length = LENGTHS[backend.name][-1]
+    queries, keys = (
+        normal(0, 2, length, 6, size, dtype=dtype),
+        normal(1, 2, length, 2, size, dtype=dtype),
+    )
+    values = normal(2, 2, length, 2, width, dtype=dtype)
+    if backend.name == "numpy":
+        queries, keys, values = (array.astype(np.float32) for array in (queries, keys, values))
+    actual = backend.call(attention, queries, keys, values, window)
+    assert actual.dtype == values.dtype
+    wide = [array.astype(np.float64) for array in (queries, keys, values)]
+    expected = [naive_llama.attention(*(w[s] for w in wide), window) for s in range(2)]
+    assert_near(actual, np.array(expected), dtype)
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,11 @@ def traits(own):
         yield "neighbours turn"
     if own.local_rope_key:
         yield "two rotary bases"
-    if len(set(own.linears.values())) < len(own.linears):
+    if "latent" in own.linears:
+        yield "latent attention"
+    if own.sinks:
+        yield "sinks"
+    if len(set(own.linears.values())) < len(own.linears) or "query_key_value" in own.linears:
         yield "fused layers"
     if "gate" not in own.linears:
         yield "no gate"

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from numbacalib.methods import gptq
+from numbacalib.methods import LayerSettings, gptq, quantize_layer, shrinkage_for
 from numbacalib.methods.solver import effective_rank
+from numbacalib.statistics import InputStatistics
 
 CHANNELS = 64
 
@@ -70,3 +71,21 @@ def test_dead_channels_do_not_count():
     assert reported(inputs) == pytest.approx(10, rel=0.02)
     assert reported(np.zeros_like(inputs)) == 0
     assert effective_rank(np.array([2.0, 0.0]), np.array([1.0, 1.0]), 0.0) <= 1
+
+
+@pytest.mark.parametrize("repeated", [1, 128])
+def test_shrinkage_auto_follows_the_tokens_that_differ(repeated):
+    """Nobody gains by counting a token more than once: other texts then lose more than by rounding."""
+    rng = np.random.default_rng(5)
+    mixing = rng.normal(size=(CHANNELS, CHANNELS)) / 8 + np.eye(CHANNELS)
+    few, others = (rng.normal(size=(rows, CHANNELS)) @ mixing for rows in (8, 4096))
+    statistics = InputStatistics(CHANNELS)
+    statistics.update(np.tile(few, (repeated, 1)).astype(np.float32))
+    weight = rng.normal(size=(64, CHANNELS)).astype(np.float32)
+    losses = []
+    for shrinkage in (None, shrinkage_for(statistics.hessian, len(few) * repeated)):
+        settings = LayerSettings(bits=3, group_size=16, shrinkage=shrinkage)
+        quantized, report = quantize_layer("q", weight, statistics, settings)
+        losses.append(float(np.square(others @ (weight - quantized.dequantize()).T).sum()))
+    assert report.full_rank == (repeated > 1)
+    assert losses[0] < 0.8 * losses[1] if repeated > 1 else losses[0] == losses[1]

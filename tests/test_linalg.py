@@ -96,3 +96,31 @@ def test_factors_of_many_hessians(backend):
         pivots = np.delete(np.diagonal(uppers[e]), 4 if e == 3 else []) ** 2
         mean = np.diagonal(hessians[e]).mean()
         assert found.smallest_pivots[e] == pytest.approx(pivots.min() / mean)
+
+
+def test_channels_are_put_into_an_order(backend):
+    """As if the Hessians came in that order; dead channels are told as they come."""
+    size = 6 if backend.name == "cudasim" else 300
+    hessians = np.stack([cases.random_hessian(seed, size) for seed in range(2)])
+    hessians[1, 4] = hessians[1, :, 4] = 0
+    generator = np.random.default_rng(1)
+    orders = np.stack([generator.permutation(size) for _ in range(2)])
+    found = factor_hessians(backend.array(hessians), [0.01, 0.02], orders=orders)
+    permuted = np.stack([h[np.ix_(o, o)] for h, o in zip(hessians, orders, strict=True)])
+    expected = factor_hessians(backend.array(permuted), [0.01, 0.02])
+    upper = to_host(found.upper)
+    np.testing.assert_allclose(upper, to_host(expected.upper), rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(np.argwhere(to_host(found.dead)), [[1, 4]])
+    np.testing.assert_array_equal(found.diagonals, np.diagonal(permuted, axis1=1, axis2=2))
+    np.testing.assert_array_equal(found.roots, np.diagonal(upper, axis1=1, axis2=2))
+    assert found.smallest_pivots == pytest.approx(expected.smallest_pivots)
+    assert found.dead_counts == [0, 1]
+
+
+def test_error_names_the_channel_as_it_came(backend):
+    hessian = np.eye(6)
+    hessian[2, 2] = -1
+    orders = np.array([[3, 2, 5, 1, 0, 4]])
+    found = factor_hessians(backend.array(hessian[None]), [0.0], orders=orders)
+    with pytest.raises(np.linalg.LinAlgError, match="not positive definite at channel 2 "):
+        raise found.error(0, "hessian", 0.0)

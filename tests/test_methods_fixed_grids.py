@@ -14,6 +14,7 @@ from numbacalib.methods import (
     quantize_layers,
     rtn,
 )
+from numbacalib.methods.settings import FoundGrids
 from numbacalib.statistics import InputStatistics
 
 GRIDS = ["real", "integer", "symmetric"]
@@ -176,7 +177,9 @@ def test_an_error_of_a_format_names_the_layer_that_it_is_about():
     statistics.update(np.eye(8, dtype=np.float32))
 
     def find(weight, settings):
-        return np.ones((len(weight), 1), np.float16), np.zeros((len(weight), 1), np.uint8)
+        return FoundGrids(
+            np.ones((len(weight), 1), np.float16), np.zeros((len(weight), 1), np.uint8)
+        )
 
     settings = LayerSettings(bits=4, group_size=8, find_grid=find, static_groups=True)
     with pytest.raises(

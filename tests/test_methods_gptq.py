@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numbacalib.methods import RangeSearch, gptq, gptq_batch, proxy_loss, rtn, shrinkage_for
+from numbacalib.methods.order import column_orders
 
 ORDERS = [
     {"act_order": order, "static_groups": static}
@@ -363,3 +364,10 @@ def test_errors_of_a_batch_name_the_argument():
     hessians[1, 2, 3] = np.nan
     with pytest.raises(ValueError, match=r"hessians: expected finite .* got nan at \[1, 2, 3\]"):
         gptq_batch(weights, hessians, **settings)
+
+
+def test_equal_channels_keep_their_order():
+    diagonals = np.random.default_rng(1).random((2, 500))
+    diagonals[1, ::7] = diagonals[1, 0]
+    expected = [sorted(range(500), key=lambda j: -diagonal[j]) for diagonal in diagonals]
+    np.testing.assert_array_equal(column_orders(diagonals, "desc", 100), expected)

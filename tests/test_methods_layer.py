@@ -103,6 +103,16 @@ def test_the_search_is_harder_on_large_errors_at_two_bits(layer, bits, given, no
     assert_same(quantized, rtn(weight, bits=bits, group_size=8, search=search))
 
 
+@pytest.mark.parametrize("ranges", ["full", "mse"])
+def test_a_full_range_takes_any_ranges_but_clips(layer, ranges):
+    weight, statistics = layer
+    settings = LayerSettings(bits=3, group_size=8, symmetric=True, full_range=True, ranges=ranges)
+    quantized, _ = quantize_layer("q", weight, statistics, settings)
+    search = RangeSearch(full_range=True, points=1 if ranges == "full" else 100)
+    options = {"bits": 3, "group_size": 8, "symmetric": True, "search": search}
+    assert_same(quantized, gptq(weight, statistics.hessian, **options))
+
+
 PROPAGATED = {"target": "propagated", "target_strength": 0.7}
 
 
@@ -327,6 +337,11 @@ def test_what_is_missing_is_named(layer):
         (PROPAGATED, "q: statistics: expected the original model's inputs too for this target"),
         ({"target": "other"}, "q: target: expected layerwise or propagated, got 'other'"),
         ({"target_strength": -0.1}, "q: target_strength: expected 0 to 1, got -0.1"),
+        ({"full_range": True}, "q: full_range: expected False without symmetric"),
+        (
+            {"method": "rtn", "symmetric": True, "full_range": True, "ranges": "clip"},
+            "q: full_range: expected False with the ranges clip",
+        ),
         ({"method": "kmeans", "refit": True}, "q: refit: expected False with kmeans"),
         ({"ranges": "mse", "range_norm": 0}, "q: search.norm: expected a number above 0, got 0"),
         ({"group_size": 7}, "q: group_size: expected a divisor of K = 24, got 7"),
@@ -336,6 +351,16 @@ def test_errors_name_the_layer_and_the_argument(layer, settings, message):
     weight, statistics = layer
     with pytest.raises(ValueError, match=message):
         quantize_layer("q", weight, statistics, LayerSettings(**(PLAIN | settings)))
+
+
+def test_a_loss_beyond_float32_is_said_and_is_no_number(caplog):
+    statistics = InputStatistics(8)
+    statistics.update(np.full((4, 8), 1e12, np.float32) * np.eye(8, dtype=np.float32)[:4].sum(0))
+    weight = cases.random_matrix(1, (4, 8), np.float32, scale=1e12)
+    settings = LayerSettings(method="rtn", bits=2, group_size=8, scale_dtype=np.float32)
+    _, report = quantize_layer("block.q", weight, statistics, settings)
+    assert report.loss is report.rtn_loss is None
+    assert "block.q: its loss is beyond float32" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["gptq", "rtn"])

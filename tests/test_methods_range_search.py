@@ -2,6 +2,7 @@
 
 import cases
 import ml_dtypes
+import naive
 import naive_methods
 import numpy as np
 import pytest
@@ -17,23 +18,24 @@ from numbacalib.spec.range_search import power
     groups=st.integers(1, 3),
     group_size=st.integers(1, 70),
     bits=st.integers(2, 8),
-    symmetric=st.booleans(),
+    kind=st.sampled_from(["asymmetric", "symmetric", "full range"]),
     norm=st.sampled_from([1.0, 2, 2.4, 4]),
     weighted=st.sampled_from(["no", "channels", "weights"]),
     dtype=st.sampled_from(cases.DTYPES),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_the_search_finds_the_least_error_of_its_candidates(
-    backend, rows, groups, group_size, bits, symmetric, norm, weighted, dtype, seed
+    backend, rows, groups, group_size, bits, kind, norm, weighted, dtype, seed
 ):
     rng = np.random.default_rng(seed)
+    symmetric, full_range = kind != "asymmetric", kind == "full range"
     rows = min(rows, 3) if backend.name == "cudasim" else rows
     weight = rng.standard_t(3, size=(rows, groups * group_size)).astype(dtype)
     importance = None
     if weighted != "no":
         shape = weight.shape if weighted == "weights" else weight.shape[1:]
         importance = rng.exponential(size=shape).astype(np.float32)
-    search = RangeSearch(points=20, least=0.3, norm=norm)
+    search = RangeSearch(points=20, least=0.3, norm=norm, full_range=full_range)
     quantized = backend.call(
         rtn,
         weight,
@@ -83,6 +85,35 @@ def test_one_candidate_is_the_full_range(backend):
     searched = backend.call(rtn, weight, bits=3, group_size=8, search=RangeSearch(points=1))
     np.testing.assert_array_equal(searched.scales, plain.scales)
     np.testing.assert_array_equal(searched.codes, plain.codes)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+@pytest.mark.parametrize("scale_dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_the_largest_weight_falls_on_the_longer_side_of_a_full_range(backend, bits, scale_dtype):
+    weight = cases.random_matrix(1, (5, 24), np.float32)
+    weight[2, 8:16] = 0
+    search = RangeSearch(points=1, full_range=True)
+    options = {"bits": bits, "group_size": 8, "symmetric": True, "scale_dtype": scale_dtype}
+    quantized = backend.call(rtn, weight, **options, search=search)
+    assert (quantized.scales.astype(np.float32) < 0).any()
+
+    def store(scale):
+        return float(np.asarray(scale, np.float32).astype(scale_dtype))
+
+    for row, g in np.ndindex(5, 3):
+        group = weight[row, 8 * g : 8 * g + 8].tolist()
+        scale, _ = naive.group_grid(group, bits, True, store, full_range=True)
+        codes = [naive.code(w, scale, 0, bits, True) + 2 ** (bits - 1) for w in group]
+        assert quantized.scales[row, g] == scale
+        assert quantized.codes[row, 8 * g : 8 * g + 8].tolist() == codes
+        assert codes[int(np.argmax(np.abs(group)))] == (2 ** (bits - 1) if not any(group) else 0)
+    assert not (quantized.zeros != 2 ** (bits - 1)).any()
+
+
+def test_a_full_range_is_of_the_symmetric_grid():
+    weight = cases.random_matrix(1, (5, 24), np.float32)
+    with pytest.raises(ValueError, match="search.full_range: expected False without symmetric"):
+        rtn(weight, bits=3, group_size=8, search=RangeSearch(full_range=True))
 
 
 def test_zeros_and_unimportant_groups_keep_the_full_range(backend):

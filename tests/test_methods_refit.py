@@ -111,6 +111,19 @@ def test_same_bits_every_time(backend):
     np.testing.assert_array_equal(*(run.scales for run in runs))
 
 
+def test_the_order_of_the_channels_does_not_matter(backend):
+    """Of those within a group, and of groups: scales go with them."""
+    weight, hessian = (array.astype(np.float64) for array in layer(8))
+    grid = {"bits": 3, "group_size": 4, "scale_dtype": np.float32}
+    _, plain = quantized_on(backend, "rtn", weight, hessian, **grid)
+    rng = np.random.default_rng(3)
+    groups = rng.permutation(4)
+    order = np.concatenate([4 * g + rng.permutation(4) for g in groups])
+    moved = weight[:, order], hessian[np.ix_(order, order)]
+    _, permuted = quantized_on(backend, "rtn", *moved, **grid)
+    np.testing.assert_allclose(permuted.scales, plain.scales[:, groups], rtol=1e-6)
+
+
 def test_bad_arguments_are_named():
     weight, hessian = layer(1)
     quantized = rtn(weight, bits=4, group_size=4)

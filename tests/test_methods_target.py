@@ -67,6 +67,19 @@ def test_no_other_weight_is_nearer_to_the_original_outputs(seed, with_residual):
     assert loss(other) - least == pytest.approx(above, rel=1e-8)
 
 
+def test_the_order_of_the_channels_does_not_matter_and_bits_stay_the_same(backend):
+    """Of W, H, C and the residual term alike; in float64, where rounding is below the tolerance."""
+    weight = cases.random_matrix(3, (5, 12))
+    hessian, cross, residual = moments(*streams(1))
+    order = np.random.default_rng(2).permutation(12)
+    plain = backend.call(propagated_target, weight, hessian, cross, residual)
+    moved = weight[:, order], hessian[np.ix_(order, order)], cross[np.ix_(order, order)]
+    permuted = backend.call(propagated_target, *moved, residual[:, order])
+    np.testing.assert_allclose(permuted, plain[:, order], rtol=1e-9, atol=1e-9)
+    again = backend.call(propagated_target, weight, hessian, cross, residual)
+    np.testing.assert_array_equal(again, plain)
+
+
 def test_equal_streams_and_dead_channels_leave_the_weight(backend):
     original, _, _ = streams(1)
     original[:, 4] = 0

@@ -66,18 +66,31 @@ def test_twins_agree_in_names_and_arguments(room):
 
 def test_the_simulated_device_has_what_the_driver_has():
     """`runtime.device` takes the same names of both, functions with as many arguments of the same kinds."""
-    runtime = PACKAGE / "runtime"
-    driver = functions(runtime / "driver_device.py") | functions(runtime / "packed_launch.py")
-    simulated = functions(runtime / "simulated_device.py")
-    assert {name: [len(kind) for kind in kinds] for name, kinds in simulated.items()} == {
-        name: [len(kind) for kind in driver[name]] for name in simulated
-    }
-    chosen = [
-        {alias.name for alias in node.names}
-        for node in ast.walk(parsed(runtime / "device.py"))
-        if isinstance(node, ast.ImportFrom)
+    (choice,) = [
+        node for node in parsed(PACKAGE / "runtime/device.py").body if isinstance(node, ast.If)
     ]
-    assert simulated.keys() <= set.union(*chosen)
+    driver, simulated = map(taken_from, (choice.body, choice.orelse))
+    assert driver == simulated
+
+
+def taken_from(imports):
+    """Names that are imported, with the number of arguments of each kind where they are functions."""
+    found = {}
+    for node in imports:
+        own = functions(PACKAGE.parent / (node.module.replace(".", "/") + ".py"))
+        for name in (alias.name for alias in node.names):
+            found[name] = [len(kind) for kind in own.get(name, [])]
+    return found
+
+
+def test_one_module_asks_whether_kernels_are_simulated():
+    asked = [path for path in PACKAGE.rglob("*.py") if "ENABLE_CUDASIM" in path.read_text()]
+    assert asked == [PACKAGE / "runtime/device.py"]
+    assert not [
+        path
+        for path in PACKAGE.rglob("*.py")
+        if "SIMULATED" in path.read_text() and path not in asked
+    ]
 
 
 def test_every_kernel_of_a_contract_is_found_by_a_plain_import():

@@ -48,9 +48,16 @@ if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
 
 
+OTHERS = "nvfp4-pack-quantized", "mxfp4-pack-quantized"
+"""Formats of compressed-tensors that are formats of their own here."""
 EXPERT = r".*\.experts\.\d+\..*"
 """Names of the linear layers of experts, as a config group's target has them."""
 _EXPERT = TargetPattern(EXPERT)
+
+
+def is_expert(layer: str) -> bool:
+    """Return whether a layer is of an expert, by its name."""
+    return _EXPERT.matches(layer)
 
 
 class CompressedTensors(SafetensorsFormat):
@@ -95,7 +102,7 @@ class CompressedTensors(SafetensorsFormat):
         experts = {
             layer: replace(grid, symmetric=True)
             for layer, grid in asked.items()
-            if _EXPERT.matches(layer)
+            if is_expert(layer)
         }
         others = {layer: grid for layer, grid in asked.items() if layer not in experts}
         uniform = bool(experts) or self.is_uniform(asked)
@@ -119,7 +126,7 @@ class CompressedTensors(SafetensorsFormat):
         experts: set[tuple[int, int | None, bool]] = set()
         for layer, grid in grids.items():
             kind = grid.bits, grid.group_size, grid.symmetric
-            if _EXPERT.matches(layer):
+            if is_expert(layer):
                 experts.add(kind)
             else:
                 layers.setdefault(kind, []).append(layer)
@@ -134,7 +141,7 @@ class CompressedTensors(SafetensorsFormat):
             "format": FORMAT,
             "quantization_status": "compressed",
             "config_groups": {f"group_{index}": group for index, group in enumerate(groups)},
-            "ignore": [*left.layers, *(f"re:.*{re.escape(part)}.*" for part in left.parts)],
+            "ignore": ignored(left),
             "kv_cache_scheme": None,
         }
         if experts or self.is_uniform(grids):
@@ -209,7 +216,8 @@ class CompressedTensors(SafetensorsFormat):
     def recognizes(self, checkpoint: Checkpoint) -> bool:
         """See `Format`."""
         config = checkpoint.hf_config().get("quantization_config")
-        return isinstance(config, Mapping) and config.get("quant_method") == METHOD
+        given = config if isinstance(config, Mapping) else {}
+        return given.get("quant_method") == METHOD and given.get("format") not in OTHERS
 
     def grid_of(self, checkpoint: Checkpoint) -> GridOf:
         """See `SafetensorsFormat`."""
@@ -225,6 +233,15 @@ class CompressedTensors(SafetensorsFormat):
 
 def _schemes(checkpoint: Checkpoint) -> PackedSchemes:
     return read_schemes(Fields(checkpoint.hf_config()).object("quantization_config"))
+
+
+def ignored(left: Left) -> list[str]:
+    """Return names of what is not quantized, as runtimes that have something before them find them too."""
+    layers = [
+        f"re:.*{layer}$" if left.is_wrapped and layer == "lm_head" else _target(layer, left)
+        for layer in left.layers
+    ]
+    return layers + [f"re:.*{re.escape(part)}.*" for part in left.parts]
 
 
 def _target(layer: str, left: Left) -> str:

@@ -13,7 +13,7 @@ To add one: derive from `Format` (from `SafetensorsFormat` where it is a Hugging
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -26,9 +26,12 @@ from numbacalib.formats.group_lengths import group_lengths
 from numbacalib.methods import QuantizedWeight
 from numbacalib.methods.settings import GridFinder
 from numbacalib.models.checkpoint import TensorInfo
+from numbacalib.spec.grid import INTEGER
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
+    from numbacalib.models.config import ModelConfig
+    from numbacalib.models.safetensors_file import StoredTensor
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class LayerGrid:
     integer grid to `scale_dtype`: real zeros, super-blocks. Two grids are equal only with the same one."""
     g_idx: bool = False
     """True where groups may be other than runs of channels."""
+    element: str = INTEGER
+    """Kind of the codes; see `numbacalib.methods.gptq`."""
 
     def __str__(self) -> str:
         """Describe it in an error."""
@@ -53,7 +58,8 @@ class LayerGrid:
         kind = "symmetric" if self.symmetric else "asymmetric"
         own = "" if self.find is None else ", as the format fixes it"
         order = " of any channels" if self.g_idx else ""
-        return f"{self.bits} bits, {kind}, {size}{order}, scales in {self.scale_dtype}{own}"
+        codes = "" if self.element == INTEGER else f" of {self.element}"
+        return f"{self.bits} bits{codes}, {kind}, {size}{order}, scales in {self.scale_dtype}{own}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +88,8 @@ class GridRules:
         ------
         ValueError
         """
+        if grid.element != INTEGER:
+            raise ValueError(f"codes: expected integers, got {grid.element}")
         if grid.bits not in self.bits:
             raise ValueError(f"bits: expected {_one_of(self.bits)}, got {grid.bits}")
         if grid.symmetric not in self.symmetric:
@@ -128,6 +136,8 @@ class Format(abc.ABC):
     """Finders of grids that other formats ask for and this one stores too."""
     methods: tuple[str, ...] = ()
     """Values of its ``quant_method`` in a Hugging Face configuration."""
+    own_grid = False
+    """True where the format says itself on which grid each layer is."""
 
     def check(self, asked: LayerGrid) -> None:
         """Refuse a grid that no file of this format can hold, before anything is read.
@@ -138,9 +148,38 @@ class Format(abc.ABC):
         """
         self.rules.check(asked)
 
+    own_head = False
+    """True where the head is quantized whatever is asked for."""
+
+    def check_own_grid(self, given: Collection[str]) -> None:
+        """Refuse options of the grid, by name, where the format says itself what it is.
+
+        Raises
+        ------
+        ValueError
+        """
+        if self.own_grid and given:
+            name = next(iter(given))
+            raise ValueError(f"{name}: expected none with {self.name}, which sets the grid itself")
+
     def holds(self, layer: str) -> bool:
         """Return whether its clients load a layer of this name quantized: those of blocks, by default."""
         return layer.startswith("model.layers.")
+
+    def of_model(self, config: ModelConfig) -> Format:
+        """Return the format for a model, where `grids` depend on more of it than on its layers."""
+        del config
+        return self
+
+    def left_out(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """Return the tensors that a written checkpoint has no place for, and why: none by default."""
+        del checkpoint
+        return {}
+
+    def kept(self, config: ModelConfig, name: str, tensor: StoredTensor) -> StoredTensor:
+        """Return a copied tensor as it is read back: as it is, by default."""
+        del config, name
+        return tensor
 
     def opened_at(self, directory: Path) -> Path:
         """Return what `open_checkpoint` takes of a directory that a writer of this format filled."""

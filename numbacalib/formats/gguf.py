@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from numbacalib.formats.gguf_metadata import (
     QUANTIZATION_VERSION,
     architecture_of,
     model_metadata,
-    rope_divisors,
+    rope_tensors,
 )
 from numbacalib.formats.gguf_mixes import (
     MIXES,
@@ -25,6 +26,7 @@ from numbacalib.formats.gguf_mixes import (
     file_type,
     tensor_type_of,
 )
+from numbacalib.formats.gguf_mxfp4 import MXFP4, MXFP4_GRID, pack_mxfp4, unpack_mxfp4
 from numbacalib.formats.gguf_scales import BlockFinder, split_scales
 from numbacalib.formats.gguf_vocabulary import vocabulary_metadata
 from numbacalib.formats.gguf_writer import GGUFWriter, PlannedTensor, encoded
@@ -32,27 +34,49 @@ from numbacalib.methods import QuantizedWeight, rtn
 from numbacalib.methods.block_scales import block_scales
 from numbacalib.models.checkpoint import TensorInfo
 from numbacalib.models.gguf import GGUFCheckpoint, permuted
-from numbacalib.models.gguf_config import ROPE_DIVISORS
-from numbacalib.models.gguf_names import gguf_name
-from numbacalib.models.gguf_types import type_named
+from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
+from numbacalib.models.gguf_names import expert_number, gguf_name
+from numbacalib.models.gguf_types import TensorType, type_named
+from numbacalib.models.layer_tensors import (
+    EMBEDDINGS,
+    HEAD,
+    is_decoders,
+    is_norm,
+    linear_shapes,
+)
+from numbacalib.models.safetensors_file import StoredTensor
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
+    from numbacalib.models.config import ModelConfig
 
 log = logging.getLogger("numbacalib")
 
 ROWS = 4096
 """Rows of embeddings and of the head that are quantized together."""
 PREFIX = "gguf:"
+_FLOATS = {"float16": "F16", "bfloat16": "BF16"}
+"""Types of matrices that stay as they are, by their dtype; F32 of all others."""
 
 
 class GGUF(Format):
     """One of llama.cpp's mixes of types: it says the type of each tensor, and so bits and groups."""
 
     rules = GridRules(bits=(2, 3, 4, 5, 6, 8), channel_multiple=32)
+    own_grid = True
+    own_head = True
 
-    def __init__(self, mix: str) -> None:
+    def __init__(self, mix: str, config: ModelConfig | None = None) -> None:
         self.mix, self.name = mix, f"{PREFIX}{mix}"
+        self._config = config
+
+    def of_model(self, config: ModelConfig) -> GGUF:
+        """See `Format`."""
+        return GGUF(self.mix, config)
+
+    def holds(self, layer: str) -> bool:
+        """See `Format`; heads and embeddings too."""
+        return super().holds(layer) or f"{layer}.weight" in (EMBEDDINGS, HEAD)
 
     def opened_at(self, directory: Path) -> Path:
         """See `Format`."""
@@ -64,16 +88,16 @@ class GGUF(Format):
     def grids(
         self, weights: Mapping[str, TensorInfo], asked: Mapping[str, LayerGrid]
     ) -> dict[str, LayerGrid]:
-        """See `Format`."""
+        """See `Format`; of a model's own, as `of_model` returns it."""
         del asked
+        assert self._config is not None
         for layer, info in weights.items():
             self.rules.check_shape(layer, info.shape)
-        layers = _layers(weights, tied=False)
-        kinds = {
-            layer: tensor_type_of(self.mix, gguf_name(f"{layer}.weight"), info.shape[1], layers)
+        types = _Types(self.mix, self._config)
+        return {
+            layer: block_grid(types.of(f"{layer}.weight", info.shape[1]))
             for layer, info in weights.items()
         }
-        return {layer: block_grid(kind) for layer, kind in kinds.items()}
 
     def writer(
         self, directory: Path, checkpoint: Checkpoint, grids: Mapping[str, LayerGrid]
@@ -90,6 +114,18 @@ class GGUF(Format):
         """See `Format`."""
         return BlockLayers(checkpoint)
 
+    def left_out(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """See `Format`: towers, and layers that predict further tokens."""
+        names = (name for name in checkpoint.names() if not is_decoders(checkpoint.config, name))
+        return dict.fromkeys(names, "llama.cpp's file of a decoder has no place for it")
+
+    def kept(self, config: ModelConfig, name: str, tensor: StoredTensor) -> StoredTensor:
+        """See `Format`: norms are stored as they multiply, in float32."""
+        offset, values = np.float32(config.architecture.norm_offset), tensor.array()
+        if not offset or values is None or not is_norm(config, name):
+            return tensor
+        return StoredTensor.of(values.astype(np.float32) + offset - offset)
+
 
 GGUF_FORMATS = tuple(map(GGUF, MIXES))
 
@@ -100,17 +136,45 @@ def _file_name(mix: str) -> str:
 
 def block_grid(kind: str) -> LayerGrid:
     """Return the grid of one of GGML's types."""
+    if kind == MXFP4:
+        return MXFP4_GRID
     grid = BLOCK_TYPES[kind].grid
     dtype = np.dtype(np.float32)
     return LayerGrid(grid.bits, grid.group_size, not grid.minima, dtype, BlockFinder(kind))
 
 
-def _layers(weights: Mapping[str, TensorInfo], *, tied: bool) -> Layers:
-    """Say what the mixes look at, from the layers of whole blocks."""
-    first = "model.layers.0.self_attn"
-    count = sum(name.endswith("self_attn.q_proj") for name in weights)
-    heads = weights[f"{first}.q_proj"].shape[0] // weights[f"{first}.k_proj"].shape[0]
-    return Layers(count, heads, tied)
+class _Types:
+    """Types that a mix gives to the matrices of a model."""
+
+    def __init__(self, mix: str, config: ModelConfig) -> None:
+        depth, heads_per_kv = config.num_layers, config.num_heads // config.num_kv_heads
+        architecture = architecture_of(config)
+        large = depth == 80 and (
+            architecture == "qwen2" or (architecture == "llama" and heads_per_kv > 1)
+        )
+        experts = config.mixture.experts if config.mixture else 0
+        self._layers = Layers(depth, heads_per_kv, config.tie_word_embeddings, experts, large)
+        self._mix, self._model_type = mix, config.model_type
+
+    def of(self, name: str, channels: int) -> str:
+        """Return the type of a matrix by Hugging Face's name, with K channels."""
+        stored = gguf_name(name, self._model_type)
+        return tensor_type_of(self._mix, stored, channels, self._layers)
+
+
+class _Place(NamedTuple):
+    """Place where a tensor of the source goes: a tensor of the file, or one expert's part of it."""
+
+    stored: str
+    kind: TensorType
+    shape: tuple[int, ...]
+    """Of this part."""
+    expert: int | None
+
+    @property
+    def planned(self) -> PlannedTensor:
+        """The part alone."""
+        return PlannedTensor(self.kind, self.shape)
 
 
 class FileWriter(ModelWriter):
@@ -120,46 +184,64 @@ class FileWriter(ModelWriter):
         self, mix: str, directory: Path, checkpoint: Checkpoint, grids: Mapping[str, LayerGrid]
     ) -> None:
         self._checkpoint = checkpoint
-        config = checkpoint.config
+        self._config = config = checkpoint.config
+        self._permutes = GGUF_ARCHITECTURES[architecture_of(config)].permuted
         self._heads = {"q": config.num_heads, "k": config.num_kv_heads}
-        self._permutes = architecture_of(config) == "llama"
-        self._divisors = rope_divisors(config)
-        weights = {layer: checkpoint.info(f"{layer}.weight") for layer in grids}
-        self._mix = mix, _layers(weights, tied=config.tie_word_embeddings)
-        self._names = {gguf_name(name): name for name in checkpoint.names()}
-        planned = {
-            name: self._planned(name, checkpoint.info(source).shape)
-            for name, source in self._names.items()
+        self._offset = np.float32(config.architecture.norm_offset)
+        self._rope = rope_tensors(config)
+        self._types = _Types(mix, config)
+        self._places = {
+            name: self._place(name, grids)
+            for name in checkpoint.names()
+            if is_decoders(config, name)
         }
-        if self._divisors is not None:
-            planned[ROPE_DIVISORS] = PlannedTensor(type_named("F32"), self._divisors.shape)
-        self._warn_of_fallbacks(planned)
+        self._given: set[str] = set()
+        planned = _planned(self._places.values(), config)
+        for name, values in self._rope.items():
+            planned[name] = PlannedTensor(type_named("F32"), values.shape)
+        self._warn_of_fallbacks()
+        if left := len(checkpoint.names()) - len(self._places):
+            log.warning("%d tensors that are not the decoder's are left out", left)
         path = directory / _file_name(mix)
         self._file = GGUFWriter(path, _metadata(checkpoint, mix), planned)
-        self._tensors = planned
         self.planned_bytes = self._file.planned_bytes
 
-    def _planned(self, name: str, shape: tuple[int, ...]) -> PlannedTensor:
-        if len(shape) == 1:
-            return PlannedTensor(type_named("F32"), shape)
-        mix, layers = self._mix
-        return PlannedTensor(type_named(tensor_type_of(mix, name, shape[1], layers)), shape)
+    def _place(self, name: str, grids: Mapping[str, LayerGrid]) -> _Place:
+        """Find a tensor's place: matrices on grids, embeddings and head in the mix's types."""
+        stored = gguf_name(name, self._config.model_type)
+        shape, dtype = self._checkpoint.info(name)
+        expert = expert_number(name, self._config.model_type)
+        kind = "F32"
+        if name.removesuffix(".weight") in grids or name in (EMBEDDINGS, HEAD):
+            kind = self._types.of(name, shape[1])
+        elif expert is not None or name in self._linears:  # left as it is
+            kind = _FLOATS.get(dtype.name, "F32")
+        gate = stored.endswith("_shexp.weight") and shape[0] == 1  # a vector in GGUF
+        return _Place(stored, type_named(kind), shape[1:] if gate else shape, expert)
 
-    def _warn_of_fallbacks(self, planned: Mapping[str, PlannedTensor]) -> None:
-        mix, layers = self._mix
-        others = [
-            (name, tensor)
-            for name, tensor in planned.items()
-            if len(tensor.shape) == 2 and tensor.kind.name != tensor_type_of(mix, name, 256, layers)
-        ]
+    @cached_property
+    def _linears(self) -> set[str]:
+        config = self._config
+        return {
+            f"model.layers.{layer}.{name}"
+            for layer in range(config.num_layers)
+            for name in linear_shapes(config, layer)
+        }
+
+    def _warn_of_fallbacks(self) -> None:
+        others = {
+            place.stored: place
+            for name, place in self._places.items()
+            if place.kind.name in BLOCK_TYPES and place.kind.name != self._types.of(name, 256)
+        }
         if others:
-            name, tensor = others[0]
+            name, place = next(iter(others.items()))
             log.warning(
                 "%d tensors have rows that are no multiple of 256 (%s: K = %d) and get types in blocks of "
                 "32, as llama.cpp gives them",
                 len(others),
                 name,
-                tensor.shape[1],
+                place.shape[-1],
             )
 
     def __enter__(self) -> FileWriter:
@@ -168,23 +250,42 @@ class FileWriter(ModelWriter):
 
     def add_layer(self, name: str, quantized: QuantizedWeight) -> int:
         """See `ModelWriter`."""
-        stored = gguf_name(f"{name}.weight")
-        grid = BLOCK_TYPES[self._tensors[stored].kind.name].grid
+        place = self._places[f"{name}.weight"]
+        if place.kind.name == MXFP4:
+            rows = pack_mxfp4(quantized)
+            order = self._row_order(f"{name}.weight", len(rows))
+            self._write(f"{name}.weight", [rows if order is None else rows[order]])
+            return place.planned.size
+        grid = BLOCK_TYPES[place.kind.name].grid
         blocks = split_scales(quantized.scales, quantized.zeros, grid)
         weight = BlockWeight(quantized.codes, blocks)
         order = self._row_order(f"{name}.weight", len(weight.codes))
         if order is not None:
             weight = weight.rows(order)
-        for first in range(0, len(weight.codes), ROWS):
-            part = weight.rows(slice(first, first + ROWS))
-            self._file.add(stored, pack_blocks(part, self._tensors[stored].kind.name).ravel())
-        return self._tensors[stored].size
+        parts = (
+            pack_blocks(weight.rows(slice(first, first + ROWS)), place.kind.name)
+            for first in range(0, len(weight.codes), ROWS)
+        )
+        self._write(f"{name}.weight", parts)
+        return place.planned.size
 
     def add(self, name: str, tensor: NDArray[Any]) -> None:
         """See `ModelWriter`."""
+        place = self._places[name]
         order = self._row_order(name, len(tensor))
         values = tensor if order is None else tensor[order]
-        self._file.add(gguf_name(name), values.astype("<f4").view(np.uint8))
+        if self._offset and is_norm(self._config, name):
+            values = values.astype(np.float32) + self._offset
+        stored = np.ascontiguousarray(values, place.kind.dtype)
+        self._write(name, [stored.reshape(-1).view(np.uint8)])
+
+    def _write(self, name: str, parts: Iterable[NDArray[np.uint8]]) -> None:
+        place = self._places[name]
+        begin = (place.expert or 0) * place.planned.size
+        for part in parts:
+            self._file.add(place.stored, part.ravel(), begin)
+            begin += part.size
+        self._given.add(name)
 
     def _row_order(self, name: str, rows: int) -> NDArray[np.int64] | None:
         """Order of the rows of queries and keys where GGUF has another one."""
@@ -200,21 +301,44 @@ class FileWriter(ModelWriter):
         traceback: TracebackType | None,
     ) -> None:
         if kind is None:
-            for name, source in self._names.items():
-                if name not in self._file:
-                    self._copy(name, source)
-            if self._divisors is not None:
-                self._file.add(ROPE_DIVISORS, self._divisors.astype("<f4").view(np.uint8))
+            for name in self._places:
+                if name not in self._given:
+                    self._copy(name)
+            for name, values in self._rope.items():
+                self._file.add(name, values.astype("<f4").view(np.uint8))
         self._file.__exit__(kind, error, traceback)
 
-    def _copy(self, name: str, source: str) -> None:
-        """Write what no call gave: vectors as they are, embeddings and head by round-to-nearest."""
-        if len(self._tensors[name].shape) == 1:
-            self.add(source, self._checkpoint.tensor(source))
+    def _copy(self, name: str) -> None:
+        """Write what no call gave: embeddings and head by round-to-nearest, the rest as it is."""
+        kind = self._places[name].kind
+        if kind.name not in BLOCK_TYPES:
+            self.add(name, self._checkpoint.tensor(name))
             return
-        kind = self._tensors[name].kind.name
-        for tile in self._checkpoint.tiles(source, ROWS):
-            self._file.add(name, pack_blocks(nearest(tile, kind), kind).ravel())
+        tiles = self._checkpoint.tiles(name, ROWS)
+        self._write(name, (pack_blocks(nearest(tile, kind.name), kind.name) for tile in tiles))
+
+
+def _planned(places: Iterable[_Place], config: ModelConfig) -> dict[str, PlannedTensor]:
+    """Return the tensors of the file, in its order.
+
+    Raises
+    ------
+    ValueError
+        If experts that are one tensor would be of several types.
+    """
+    planned: dict[str, PlannedTensor] = {}
+    for place in places:
+        shape = place.shape
+        if place.expert is not None:
+            assert config.mixture is not None
+            shape = config.mixture.experts, *shape
+        tensor = PlannedTensor(place.kind, shape)
+        before = planned.setdefault(place.stored, tensor)
+        if before != tensor:
+            raise ValueError(
+                f"skip: expected all or none of the experts of {place.stored}, which are one tensor in GGUF"
+            )
+    return planned
 
 
 def nearest(weight: NDArray[Any], kind: str, importance: NDArray | None = None) -> BlockWeight:
@@ -256,7 +380,7 @@ class BlockLayers(StoredLayers):
         self._kinds = {
             name.removesuffix(".weight"): kind
             for name in checkpoint.names()
-            if (kind := checkpoint.kind(name).name) in BLOCK_TYPES
+            if (kind := checkpoint.kind(name).name) in (*BLOCK_TYPES, MXFP4)
         }
 
     def shape(self, layer: str) -> tuple[int, int]:
@@ -270,7 +394,10 @@ class BlockLayers(StoredLayers):
 
     def __getitem__(self, layer: str) -> QuantizedWeight:
         kind = self._kinds[layer]
-        codes, stored = unpack_blocks(self._checkpoint.blocks(f"{layer}.weight"), kind)
+        blocks = self._checkpoint.blocks(f"{layer}.weight")
+        if kind == MXFP4:
+            return unpack_mxfp4(blocks)
+        codes, stored = unpack_blocks(blocks, kind)
         grid = BLOCK_TYPES[kind].grid
         scales, zeros = stored.grids(grid)
         if not grid.minima:

@@ -1,26 +1,37 @@
 """Metadata of a GGUF file, made of a Hugging Face checkpoint's configuration.
 
 Keys and values are those of llama.cpp's converter:
-https://github.com/ggml-org/llama.cpp/tree/master/conversion (``base.py``, ``llama.py``, ``qwen.py``).
+https://github.com/ggml-org/llama.cpp/tree/master/conversion. They are read back before anything is written:
+what GGUF, or llama.cpp's idea of an architecture, has no place for would come back as something else.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from numbacalib.formats.gguf_options import WRITTEN, Options
+from numbacalib.models.config import ModelConfig, Rope
+from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
+from numbacalib.models.gguf_config import FACTORS, ROPE_DIVISORS, hf_config
+from numbacalib.models.gguf_metadata import Metadata
+from numbacalib.models.layer_tensors import is_decoders
 from numbacalib.models.rope import inverse_frequencies
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
-    from numbacalib.models.config import ModelConfig
 
-_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""Names of the architectures in GGUF, by Hugging Face's ``model_type``."""
 QUANTIZATION_VERSION = 2
+_NOT_COMPARED = {
+    "model_type",  # some are one in GGUF
+    "further_layers",  # which are not written
+    *("rope_theta", "rope_scaling", "rotary_dim", "local_rope", "rotary_layers"),  # by what they do
+}
 
 
 def architecture_of(config: ModelConfig) -> str:
@@ -31,11 +42,12 @@ def architecture_of(config: ModelConfig) -> str:
     ValueError
         If it has none that is written here.
     """
-    if config.model_type not in _ARCHITECTURES:
+    if config.model_type not in WRITTEN:
         raise ValueError(
-            f"model_type: expected {', '.join(_ARCHITECTURES)} in GGUF, got {config.model_type!r}"
+            f"model_type: expected one that llama.cpp converts ({', '.join(WRITTEN)}), got "
+            f"{config.model_type!r}"
         )
-    return _ARCHITECTURES[config.model_type]
+    return WRITTEN[config.model_type].architecture
 
 
 def model_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -44,47 +56,83 @@ def model_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the model has an option that GGUF has no key for.
+        If the model has an option that GGUF, or llama.cpp's model of that name, does not have.
     """
     config = checkpoint.config
     architecture = architecture_of(config)
-    options: dict[str, Any] = {
+    epsilon = "" if GGUF_ARCHITECTURES[architecture].layer_norm else "rms_"
+    options: Options = {
         "block_count": config.num_layers,
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_heads,
         "attention.head_count_kv": config.num_kv_heads,
-        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        f"attention.layer_norm_{epsilon}epsilon": float(config.rms_norm_eps),
         "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,
+        "vocab_size": config.vocab_size,
         "rope.freq_base": float(config.rope_theta),
+        "rope.dimension_count": config.rotary_dim,
     }
-    if architecture == "llama":
-        options["vocab_size"] = config.vocab_size
-        options["rope.dimension_count"] = config.head_dim
-    options |= _window(config) | _scaling(config)
+    options |= WRITTEN[config.model_type].options(config) | _scaling(config)
     head = {"general.architecture": architecture, "general.type": "model"}
     head["general.name"] = checkpoint.path.resolve().name
-    return head | {f"{architecture}.{key}": value for key, value in options.items()}
+    found = head | {f"{architecture}.{key}": value for key, value in options.items()}
+    _require_same(checkpoint, found)
+    return found
 
 
-def rope_divisors(config: ModelConfig) -> NDArray[np.float32] | None:
-    """Divisors of the rotary frequencies, which GGUF keeps as a tensor: Llama 3's scaling."""
-    if config.rope_scaling["rope_type"] != "llama3":
-        return None
-    scaled, _ = inverse_frequencies(config.rope, 1)
-    exponents = -np.arange(0, config.head_dim, 2) / config.head_dim
-    return (config.rope_theta**exponents / scaled).astype(np.float32)
-
-
-def _window(config: ModelConfig) -> dict[str, Any]:
-    windows = {window for window in config.sliding_windows if window is not None}
-    if not windows:
+def rope_tensors(config: ModelConfig) -> dict[str, NDArray[np.float32]]:
+    """Tensors of the rotary embedding: divisors of Llama 3's frequencies, or factors of longrope."""
+    given, kind = config.rope_scaling, config.rope_scaling["rope_type"]
+    if kind == "longrope":
+        return {name: np.array(given[key], np.float32) for key, name in FACTORS.items()}
+    if kind != "llama3":
         return {}
-    if config.model_type != "mistral" or len(windows) > 1 or None in config.sliding_windows:
-        raise ValueError("sliding_window: expected none, or a mistral's, in GGUF")
-    return {"attention.sliding_window": windows.pop()}
+    scaled, _ = inverse_frequencies(config.rope, 1)
+    exponents = -np.arange(0, config.rotary_dim, 2) / config.rotary_dim
+    return {ROPE_DIVISORS: (config.rope_theta**exponents / scaled).astype(np.float32)}
+
+
+def _require_same(checkpoint: Checkpoint, values: Mapping[str, Any]) -> None:
+    """Compare the configuration with what is read back, as far as it decides what the model computes."""
+    config = checkpoint.config
+    described = (name for name in checkpoint.names() if is_decoders(config, name))
+    shapes = {name: checkpoint.info(name).shape for name in described}
+    architecture = architecture_of(config)
+    read = ModelConfig.from_hf(
+        hf_config(Metadata(values), architecture, shapes, rope_tensors(config))
+    )
+    for each in fields(ModelConfig):
+        one, other = getattr(config, each.name), getattr(read, each.name)
+        same = one == other
+        if isinstance(one, float) and isinstance(other, float):
+            same = math.isclose(one, other, rel_tol=1e-6)
+        if each.name not in _NOT_COMPARED and not same:
+            raise ValueError(
+                f"{each.name}: expected {other} of a {architecture} in GGUF, got {one}"
+            )
+    for layer in range(config.num_layers):
+        if not _same_rope(config.rope_of(layer), read.rope_of(layer)):
+            raise ValueError(
+                f"rotary embedding: expected that of llama.cpp's {architecture}, layer {layer} has another"
+            )
+
+
+def _same_rope(one: Rope | None, other: Rope | None) -> bool:
+    """Return whether two turn alike, in short sequences and in the longest."""
+    if one is None or other is None:
+        return one is other
+    for length in (1, one.max_position_embeddings):
+        (mine, factor), (theirs, other_factor) = (
+            inverse_frequencies(rope, length) for rope in (one, other)
+        )
+        if mine.shape != theirs.shape or not np.allclose(mine, theirs, rtol=1e-4):
+            return False
+        if not math.isclose(factor, other_factor, rel_tol=1e-4):
+            return False
+    return True
 
 
 def _scaling(config: ModelConfig) -> dict[str, Any]:
@@ -93,10 +141,15 @@ def _scaling(config: ModelConfig) -> dict[str, Any]:
     kind = given["rope_type"]
     if kind in ("default", "llama3"):
         return {}
+    if kind == "longrope":
+        _, attention = inverse_frequencies(config.rope, 1)
+        return {"rope.scaling.attn_factor": float(attention)}
     if kind == "linear":
         return {"rope.scaling.type": kind, "rope.scaling.factor": float(given["factor"])}
     if kind != "yarn" or not given.get("truncate", True):
-        raise ValueError(f"rope_scaling: expected linear, llama3 or truncated yarn, got {kind!r}")
+        raise ValueError(
+            f"rope_scaling: expected linear, llama3, longrope or truncated yarn, got {kind!r}"
+        )
     factor = float(given["factor"])
     options = {
         "rope.scaling.type": kind,

@@ -11,6 +11,7 @@ import re
 from typing import NamedTuple
 
 from numbacalib.formats.gguf_blocks import BLOCK_TYPES
+from numbacalib.formats.gguf_mxfp4 import MXFP4
 
 EMBEDDINGS, HEAD = "token_embd.weight", "output.weight"
 
@@ -29,6 +30,7 @@ _BASE = {
     "Q5_K_S": ("Q5_K", 16),
     "Q5_K_M": ("Q5_K", 17),
     "Q6_K": ("Q6_K", 18),
+    MXFP4: (MXFP4, 38),
 }
 """Type of most tensors, and the number of ``general.file_type`` (``enum llama_ftype``)."""
 MIXES = tuple(_BASE)
@@ -42,6 +44,10 @@ class Layers(NamedTuple):
     depth: int
     heads_per_kv: int
     tied: bool
+    experts: int = 0
+    """Of a block."""
+    large: bool = False
+    """True for what llama.cpp takes for a model of 70B."""
 
 
 def file_type(mix: str) -> int:
@@ -63,6 +69,8 @@ def tensor_type_of(mix: str, name: str, channels: int, layers: Layers) -> str:
     layers : Layers
     """
     base = _BASE[mix][0]
+    if base == MXFP4:  # llama.cpp gives all but layers of blocks 8 bits
+        return MXFP4 if name.startswith("blk.") else "Q8_0"
     if name == HEAD or (name == EMBEDDINGS and layers.tied):
         whole = channels % BLOCK_TYPES[base].grid.values == 0
         wanted = "Q6_K" if whole and base != "Q8_0" else "Q8_0"
@@ -80,7 +88,9 @@ def _layer_type(mix: str, base: str, kind: str, layer: int, layers: Layers) -> s
     eighth = layers.depth // 8
     late_or_third = layer >= 7 * layers.depth // 8 or (layer - eighth) % 3 == 2
     more = layer < eighth or late_or_third
-    if kind == "attn_v":
+    if layers.experts == 8 and kind in ("attn_qkv", "attn_v", "attn_k"):
+        return "Q8_0"
+    if kind in ("attn_qkv", "attn_v"):
         wanted = {
             "Q2_K": "Q4_K" if layers.heads_per_kv >= 4 else "Q3_K",
             "Q3_K_M": "Q5_K" if layer < 2 else "Q4_K",
@@ -89,10 +99,9 @@ def _layer_type(mix: str, base: str, kind: str, layer: int, layers: Layers) -> s
             "Q4_K_M": "Q6_K" if more else base,
             "Q5_K_M": "Q6_K" if more else base,
         }.get(mix, base)
-        # of a model of 70B eight heads share these weights
-        large = layers.depth == 80 and layers.heads_per_kv > 1 and wanted in ("Q3_K", "Q4_K")
-        return "Q5_K" if large else wanted
-    if kind == "ffn_down":
+        # there eight heads share these weights
+        return "Q5_K" if layers.large and wanted in ("Q3_K", "Q4_K") else wanted
+    if kind.startswith("ffn_down"):  # of experts, too
         return {
             "Q4_0": "Q4_1" if layer < eighth else base,
             "Q5_0": "Q5_1" if layer < eighth else base,
@@ -103,6 +112,8 @@ def _layer_type(mix: str, base: str, kind: str, layer: int, layers: Layers) -> s
             "Q4_K_M": "Q6_K" if more else base,
             "Q5_K_M": "Q6_K" if more else base,
         }.get(mix, base)
+    if kind == "attn_output" and layers.experts == 8:
+        return "Q5_K" if mix in ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M") else base
     if kind == "attn_output":
         return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(mix, base)
     return base

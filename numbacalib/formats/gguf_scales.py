@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.gguf_blocks import BLOCK_TYPES
 from numbacalib.methods.block_scales import block_scales
-from numbacalib.methods.settings import GridSettings
+from numbacalib.methods.settings import FoundGrids, GridSettings
 from numbacalib.ops.matrix import from_host
 from numbacalib.spec.block_grid import BlockGrid, BlockScales
 
@@ -32,11 +32,12 @@ class BlockFinder:
 
     kind: str
 
-    def __call__(self, weight: Any, settings: GridSettings) -> tuple[Any, Any]:
+    def __call__(self, weight: Any, settings: GridSettings) -> FoundGrids:
         """Return scales and, where the type has minima, real zeros."""
         grid = BLOCK_TYPES[self.kind].grid
         scales, zeros = block_scales(weight, grid, settings.importance).grids(grid)
-        return from_host(scales, weight), from_host(zeros, weight) if grid.minima else None
+        own = from_host(zeros, weight) if grid.minima else None
+        return FoundGrids(from_host(scales, weight), own)
 
 
 def split_scales(scales: NDArray[Any], zeros: NDArray[Any], grid: BlockGrid) -> BlockScales:

@@ -40,7 +40,7 @@ class PlannedTensor(NamedTuple):
 def encoded(value: Any) -> bytes:
     """Return a metadata value as the file has it, its type before it.
 
-    Integers become uint32, floats float32; lists are of text, arrays of int32 or float32.
+    Integers become uint32, floats float32; lists are of text, arrays of int32, float32 or bool.
     """
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + _text(value)
@@ -92,21 +92,17 @@ class GGUFWriter:
         self._begins = {name: len(self._header) + begin for name, begin in begins.items()}
         self.planned_bytes = len(self._header) + end
 
-    def add(self, name: str, part: NDArray[np.uint8]) -> None:
-        """Write the next bytes of a tensor.
+    def add(self, name: str, part: NDArray[np.uint8], begin: int | None = None) -> None:
+        """Write bytes of a tensor: the next ones, or those from `begin` on.
 
         Raises
         ------
         OSError
             If the disk refuses.
         """
-        self._file.seek(self._begins[name] + self._written[name])
+        self._file.seek(self._begins[name] + (self._written[name] if begin is None else begin))
         self._file.write(np.ascontiguousarray(part).data)
         self._written[name] += part.size
-
-    def __contains__(self, name: str) -> bool:
-        """Return whether something of a tensor was written."""
-        return self._written[name] > 0
 
     def __enter__(self) -> GGUFWriter:
         self._file: BinaryIO = self._path.open("wb")

@@ -8,26 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.methods.rounding import find_scales
-from numbacalib.methods.settings import GridSettings
+from numbacalib.methods.settings import FoundGrids, GridSettings
 from numbacalib.ops.grid import stored_arrays
 from numbacalib.ops.matrix import from_host, to_host
 
 
-def zeros_from_1(weight: Any, settings: GridSettings) -> tuple[Any, Any]:
+def zeros_from_1(weight: Any, settings: GridSettings) -> FoundGrids:
     """Integer zeros without a 0, which only groups without a negative weight have.
 
     Such a group loses one step of its range.
     """
     scales, zeros = _found(weight, settings)
-    return scales, from_host(np.maximum(to_host(zeros), np.uint8(1)), scales)
+    return FoundGrids(scales, from_host(np.maximum(to_host(zeros), np.uint8(1)), scales))
 
 
-def stored_biases(weight: Any, settings: GridSettings) -> tuple[Any, Any]:
+def stored_biases(weight: Any, settings: GridSettings) -> FoundGrids:
     """Zeros that move to where the bias ``-zero * scale`` has them once it is rounded as scales are."""
     scales, zeros = _found(weight, settings)
     on_host = to_host(scales)
     biases = biases_of(on_host, to_host(zeros)).astype(np.float32)
-    return scales, from_host(-biases / on_host.astype(np.float32), scales)
+    return FoundGrids(scales, from_host(-biases / on_host.astype(np.float32), scales))
 
 
 def biases_of(scales: NDArray[Any], zeros: NDArray[Any]) -> NDArray[Any]:

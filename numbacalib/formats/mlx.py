@@ -34,15 +34,32 @@ from numbacalib.formats.safetensors_format import (
 from numbacalib.methods import QuantizedWeight
 from numbacalib.models.checkpoint import TensorInfo
 from numbacalib.models.fields import Fields
+from numbacalib.spec.small_floats import FP4
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
 
 KEY = "quantization"
 MODE = "affine"
+PREFIX = "mlx:"
+"""Begins the names of formats of other modes."""
 
 
-class Mlx(SafetensorsFormat):
+class MlxDirectory(SafetensorsFormat):
+    """Properties that the formats of all modes share."""
+
+    def holds(self, layer: str) -> bool:
+        """See `Format`; mlx-lm loads embeddings and heads too."""
+        return super().holds(layer) or layer in ("lm_head", "model.embed_tokens")
+
+
+def mode_of(checkpoint: Checkpoint) -> Any:
+    """Return the mode that a checkpoint's configuration names; None where it is in no format of MLX."""
+    config = checkpoint.hf_config().get(KEY)
+    return config.get("mode", MODE) if isinstance(config, Mapping) else config
+
+
+class Mlx(MlxDirectory):
     """The format by its name, ``mlx``: each layer may be on a grid of its own."""
 
     name = "mlx"
@@ -53,10 +70,6 @@ class Mlx(SafetensorsFormat):
         scale_dtypes=("float16", "bfloat16"),
     )
     parts = ("weight", "scales", "biases")
-
-    def holds(self, layer: str) -> bool:
-        """See `Format`; mlx-lm loads embeddings and heads too."""
-        return super().holds(layer) or layer in ("lm_head", "model.embed_tokens")
 
     def grids(
         self, weights: Mapping[str, TensorInfo], asked: Mapping[str, LayerGrid]
@@ -124,7 +137,8 @@ class Mlx(SafetensorsFormat):
 
     def recognizes(self, checkpoint: Checkpoint) -> bool:
         """See `Format`."""
-        return checkpoint.hf_config().get(KEY) is not None
+        mode = mode_of(checkpoint)
+        return mode is not None and mode not in FP4
 
     def grid_of(self, checkpoint: Checkpoint) -> GridOf:
         """See `SafetensorsFormat`."""

@@ -7,50 +7,26 @@ the values of Constant nodes, in the file or beside it (external data). What is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.formats.matmul_nbits import PackedProduct, pack, unpack
+from numbacalib.formats.onnx_nodes import DOMAIN, OPERATORS, GraphLayer, attributes_of, name_of
 from numbacalib.methods import QuantizedWeight
 from numbacalib.runtime.extras import extra
 
 with extra("onnx"):
     import onnx
     from google.protobuf.message import DecodeError
-    from onnx import external_data_helper, helper, numpy_helper
+    from onnx import external_data_helper, helper, numpy_helper, version_converter
 
-DOMAIN = "com.microsoft"
-PRODUCT = "MatMulNBits"
 INLINE_BYTES = 1 << 30
 """Bytes of a model's tensors; with more they are written beside it, as files of 2 GiB cannot be read."""
 
 _FLOATS = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.FLOAT16: np.float16}
-
-
-@dataclass
-class GraphLayer:
-    """A constant weight and the nodes that multiply by it."""
-
-    name: str
-    """The first node's, or its output's."""
-    weight: str
-    """Name of the tensor."""
-    transposed: bool
-    """True where the tensor is [K, M], as MatMul has it, and not [M, K]."""
-    shape: tuple[int, int]
-    """M, K."""
-    dtype: np.dtype
-    nodes: list[Any] = field(default_factory=list)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of what its nodes multiply, each once."""
-        return tuple(dict.fromkeys(node.input[0] for node in self.nodes))
 
 
 class OnnxGraph:
@@ -59,6 +35,8 @@ class OnnxGraph:
     Parameters
     ----------
     path : Path
+    opset : int, default 1
+        Version of ONNX's own operators that is needed; an older model is converted to it.
 
     Attributes
     ----------
@@ -70,10 +48,10 @@ class OnnxGraph:
     Raises
     ------
     ValueError
-        If it is not an ONNX model.
+        If it is not an ONNX model, or cannot be converted.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, opset: int = 1) -> None:
         self.path = path
         try:
             self.proto = onnx.load(str(path), load_external_data=False)
@@ -81,15 +59,34 @@ class OnnxGraph:
             raise ValueError(f"{path}: expected an ONNX model, found something else") from None
         if not self.proto.graph.node:
             raise ValueError(f"{path}: expected an ONNX model with nodes, found none")
+        self._upgrade(opset)
         graph = self.proto.graph
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
         for node in graph.node:
-            if node.op_type == "Constant" and (value := _attributes(node).get("value")) is not None:
+            if (
+                node.op_type == "Constant"
+                and (value := attributes_of(node).get("value")) is not None
+            ):
                 self._tensors[node.output[0]] = value
         self._added: list[Any] = []
         self._products: dict[str, list[Any]] = {}
         self.left: dict[str, str] = {}
         self.layers = self._find()
+
+    def _upgrade(self, opset: int) -> None:
+        """Convert the model to newer operators, where it has older ones."""
+        own = max((each.version for each in self.proto.opset_import if not each.domain), default=1)
+        if own >= opset:
+            return
+        try:
+            self.proto = version_converter.convert_version(self.proto, opset)
+        except (RuntimeError, version_converter.ConvertError) as error:
+            raise ValueError(
+                f"{self.path}: expected a model of opset {opset}, got {own}, which onnx does not convert: "
+                f"{' '.join(str(error).split())}"
+            ) from None
+        least = helper.find_min_ir_version_for(self.proto.opset_import, ignore_unknown=True)
+        self.proto.ir_version = max(self.proto.ir_version, least)
 
     def weight(self, layer: GraphLayer) -> NDArray[Any]:
         """Return the weight of a layer, [M, K].
@@ -119,32 +116,33 @@ class OnnxGraph:
         return bytes(probed.SerializeToString())
 
     def replace(
-        self, layer: GraphLayer, quantized: QuantizedWeight, divisor: NDArray[Any] | None = None
+        self,
+        layer: GraphLayer,
+        quantized: QuantizedWeight,
+        operator: str,
+        divisor: NDArray[Any] | None = None,
     ) -> int:
-        """Put MatMulNBits in the place of a layer's nodes; return the bytes of its tensors.
+        """Put an operator with quantized weights in the place of a layer's nodes; return their bytes.
 
-        `quantized` is [M, G * block], filled up beyond K; `divisor` [K] is by what its input channels are
-        divided first, where they were scaled.
+        `quantized` is [M, G * block], filled up beyond K; `operator` is one of
+        `numbacalib.formats.onnx_nodes.OPERATORS`; `divisor` [K] is by what its input channels are divided
+        first, where they were scaled.
         """
-        packed = pack(quantized)
-        names = [f"{layer.name}.{part}" for part in PackedProduct._fields]
-        given = {
-            name: np.ascontiguousarray(each)
-            for name, each in zip(names, packed, strict=True)
-            if each is not None
-        }
-        self._added += [numpy_helper.from_array(each, name) for name, each in given.items()]
+        made = OPERATORS[operator](layer, quantized)
+        self._added += made.tensors
+        factors = ""
         if divisor is not None:
-            factors = (1 / divisor).astype(layer.dtype)
-            self._added.append(numpy_helper.from_array(factors, f"{layer.name}.factors"))
-        rows, channels = layer.shape
-        sizes = {"K": channels, "N": rows, "bits": quantized.bits}
-        sizes["block_size"] = quantized.group_size
+            factors = f"{layer.name}.factors"
+            self._added.append(numpy_helper.from_array((1 / divisor).astype(layer.dtype), factors))
+        before = list(made.shared)
         for node in layer.nodes:
-            self._products[node.output[0]] = _product(
-                layer, node, list(given), sizes, is_scaled=divisor is not None
-            )
-        return sum(each.nbytes for each in given.values())
+            scaled = f"{node.output[0]}.scaled" if factors else node.input[0]
+            nodes = made.nodes(node, scaled)
+            if factors:
+                nodes.insert(0, helper.make_node("Mul", [node.input[0], factors], [scaled]))
+            self._products[node.output[0]] = [*before, *nodes]
+            before = []
+        return made.size
 
     def stored_bytes(self) -> int:
         """Bytes of the tensors that a saved model would have now."""
@@ -202,7 +200,7 @@ class OnnxGraph:
         names: dict[str, str] = {}  # of tensors that go by others, through Identity
         for node in self.proto.graph.node:
             if any(each.HasField("g") or each.graphs for each in node.attribute):
-                self.left[_name(node)] = "a subgraph"
+                self.left[name_of(node)] = "a subgraph"
             if node.op_type == "Identity":
                 names[node.output[0]] = names.get(node.input[0], node.input[0])
             if node.op_type not in ("MatMul", "Gemm") or len(node.input) < 2:
@@ -212,62 +210,14 @@ class OnnxGraph:
             if tensor is None:
                 continue
             if reason := _why_not(node, tensor):
-                self.left[_name(node)] = reason
+                self.left[name_of(node)] = reason
                 continue
-            transposed = node.op_type == "MatMul" or not _attributes(node).get("transB", 0)
+            transposed = node.op_type == "MatMul" or not attributes_of(node).get("transB", 0)
             rows, channels = reversed(tensor.dims) if transposed else tensor.dims
             dtype = np.dtype(_FLOATS[tensor.data_type])
-            layer = GraphLayer(_name(node), weight, transposed, (rows, channels), dtype)
+            layer = GraphLayer(name_of(node), weight, transposed, (rows, channels), dtype)
             found.setdefault((weight, transposed), layer).nodes.append(node)
         return list(found.values())
-
-
-def read_products(path: Path) -> dict[str, tuple[QuantizedWeight, int]]:
-    """Read the quantized layers of a model back: their weights, filled up to whole blocks, and K.
-
-    Raises
-    ------
-    ValueError
-        If a tensor does not fit its node.
-    """
-    proto = onnx.load(str(path))
-    tensors = {each.name: each for each in proto.graph.initializer}
-    layers = {}
-    for node in proto.graph.node:
-        if node.op_type != PRODUCT:
-            continue
-        sizes = _attributes(node)
-        names = [*node.input[1:4], "", ""][:3]
-        parts = [numpy_helper.to_array(tensors[name]) if name else None for name in names]
-        codes, scales, zeros = parts
-        if codes is None or scales is None:
-            raise ValueError(f"{path}: {_name(node)}: expected codes and scales, found none")
-        try:
-            packed = PackedProduct(codes, scales, zeros)
-            layers[_name(node)] = unpack(packed, sizes["bits"], sizes["block_size"]), sizes["K"]
-        except ValueError as error:
-            raise ValueError(f"{path}: {_name(node)}: {error}") from None
-    return layers
-
-
-def _product(
-    layer: GraphLayer, node: Any, tensors: list[str], sizes: Mapping[str, int], *, is_scaled: bool
-) -> list[Any]:
-    """Nodes that compute what one of a layer's nodes did: scaling, MatMulNBits, Gemm's addend."""
-    made, first, output = [], node.input[0], node.output[0]
-    if is_scaled:
-        scaled = f"{output}.scaled"
-        made.append(helper.make_node("Mul", [first, f"{layer.name}.factors"], [scaled]))
-        first = scaled
-    addend = node.input[2] if len(node.input) > 2 else ""
-    product = f"{output}.product" if addend else output
-    name = _name(node)
-    made.append(
-        helper.make_node(PRODUCT, [first, *tensors], [product], name, domain=DOMAIN, **sizes)
-    )
-    if addend:
-        made.append(helper.make_node("Add", [product, addend], [output]))
-    return made
 
 
 def _why_not(node: Any, tensor: Any) -> str | None:
@@ -277,18 +227,10 @@ def _why_not(node: Any, tensor: Any) -> str | None:
     if len(tensor.dims) != 2 or 0 in tensor.dims:
         return f"a weight of shape {list(tensor.dims)}"
     if node.op_type == "Gemm":
-        options = {"alpha": 1.0, "beta": 1.0, "transA": 0} | _attributes(node)
+        options = {"alpha": 1.0, "beta": 1.0, "transA": 0} | attributes_of(node)
         if options["transA"] or options["alpha"] != 1 or options["beta"] != 1:
             return "a scaled or transposed Gemm"
     return None
-
-
-def _attributes(node: Any) -> dict[str, Any]:
-    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
-
-
-def _name(node: Any) -> str:
-    return str(node.name or _output(node))
 
 
 def _output(node: Any) -> str:
@@ -327,7 +269,7 @@ def _read_in_subgraphs(node: Any) -> set[str]:
 
 def _constants(graph: Any) -> Iterator[Any]:
     for node in graph.node:
-        if node.op_type == "Constant" and (value := _attributes(node).get("value")) is not None:
+        if node.op_type == "Constant" and (value := attributes_of(node).get("value")) is not None:
             yield value
 
 

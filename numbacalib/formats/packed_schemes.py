@@ -1,11 +1,11 @@
-"""The ``quantization_config`` of the compressed-tensors `pack-quantized` format, read and checked.
+"""The ``quantization_config`` of compressed-tensors formats of packed weights, read and checked.
 
 Fields as in compressed-tensors 0.20 (``quantization/quant_config.py``, ``quant_args.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from numbacalib.formats.target_pattern import TargetPattern
@@ -81,13 +81,19 @@ class PackedSchemes:
         raise ValueError(f"quantization_config: expected a config group for {layer}, found none")
 
 
-def read_schemes(config: Fields) -> PackedSchemes:
+def read_schemes(
+    config: Fields, form: str = FORMAT, read: Callable[[Fields], PackedScheme] | None = None
+) -> PackedSchemes:
     """Read the config groups, refusing whatever changes the meaning of a packed weight.
 
     Parameters
     ----------
     config : Fields
         The ``quantization_config``.
+    form : str, default "pack-quantized"
+        Its format, the same for all groups.
+    read : callable, optional
+        Reads the ``weights`` of a group; by default integers of 2 to 8 bits.
 
     Raises
     ------
@@ -96,24 +102,26 @@ def read_schemes(config: Fields) -> PackedSchemes:
         and what is not understood.
     """
     config.choice("quant_method", (METHOD,))
-    config.choice("format", (FORMAT,))
+    config.choice("format", (form,))
     config.nothing("kv_cache_scheme", "sparsity_config", "transform_config")
     groups = config.object("config_groups", None) or Fields({}, config.label("config_groups"))
-    read = []
+    found = []
     for name in groups:
         group = groups.object(name)
-        group.choice("format", (FORMAT,), None)
+        group.choice("format", (form,), None)
         group.nothing("input_activations", "output_activations")
-        read.append((group.texts("targets"), _scheme(group.object("weights"))))
+        weights = group.object("weights")
+        found.append((group.texts("targets"), (read or _integers)(weights)))
+        weights.refuse_unread(_HARMLESS_WEIGHTS)
         group.refuse_unread()
     config.refuse_unread(_HARMLESS_CONFIG)
     try:
-        return PackedSchemes(read)
+        return PackedSchemes(found)
     except ValueError as error:
         raise ValueError(f"{groups.label('targets')}: {error}") from None
 
 
-def _scheme(weights: Fields) -> PackedScheme:
+def _integers(weights: Fields) -> PackedScheme:
     weights.choice("type", ("int",))
     weights.nothing("dynamic", "block_structure")
     group_size = weights.integer("group_size", -1, default=None)
@@ -121,8 +129,5 @@ def _scheme(weights: Fields) -> PackedScheme:
         group_size = None
     elif group_size is None or group_size < 1:
         raise weights.error("group_size", "a positive integer where the strategy is group")
-    scheme = PackedScheme(
-        weights.integer("num_bits", 2, 8), weights.flag("symmetric", True), group_size
-    )
-    weights.refuse_unread(_HARMLESS_WEIGHTS)
-    return scheme
+    bits = weights.integer("num_bits", 2, 8)
+    return PackedScheme(bits, weights.flag("symmetric", True), group_size)

@@ -6,20 +6,27 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from numbacalib.formats.awq import Awq
+from numbacalib.formats.compressed_fp4 import CompressedFp4
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.formats.format import Format, LayerGrid, StoredLayers
 from numbacalib.formats.gguf import GGUF_FORMATS
 from numbacalib.formats.gptq import Gptq
 from numbacalib.formats.mlx import Mlx
+from numbacalib.formats.mlx_fp4 import MlxFp4
 from numbacalib.models.checkpoint import TensorInfo
 from numbacalib.models.fields import Fields
 from numbacalib.models.gguf_file import is_gguf
+from numbacalib.spec.small_floats import FP4
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
 
 FORMATS: dict[str, Format] = {
-    each.name: each for each in (CompressedTensors(), Gptq(1), Gptq(2), Awq(), Mlx(), *GGUF_FORMATS)
+    each.name: each
+    for each in (
+        *(CompressedTensors(), *map(CompressedFp4, FP4), Gptq(1), Gptq(2), Awq()),
+        *(Mlx(), *map(MlxFp4, FP4), *GGUF_FORMATS),
+    )
 }
 """Every format of whole language models, by its name on the command line."""
 
@@ -60,7 +67,7 @@ def common_grids(
     """
     proposals = {each.name: each.grids(weights, asked) for each in formats}
     for grids in proposals.values():
-        if all(each.grids(weights, grids) == grids for each in formats):
+        if all(_stores(each, weights, grids) for each in formats):
             return grids
     (one, first), (other, second), *_ = proposals.items()
     layer = next(layer for layer in first if first[layer] != second[layer])
@@ -68,6 +75,16 @@ def common_grids(
         f"format: expected formats whose grids agree, {layer} would have {first[layer]} in {one} and "
         f"{second[layer]} in {other}: quantize once for each"
     )
+
+
+def _stores(
+    form: Format, weights: Mapping[str, TensorInfo], grids: Mapping[str, LayerGrid]
+) -> bool:
+    """Return whether a format stores layers on exactly these grids."""
+    try:
+        return form.grids(weights, grids) == grids
+    except ValueError:  # one that it does not store at all
+        return False
 
 
 def stored_format(checkpoint: Checkpoint) -> Format | None:

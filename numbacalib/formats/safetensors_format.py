@@ -18,11 +18,13 @@ from numbacalib.formats.safetensors_writer import SafetensorsWriter
 from numbacalib.methods import QuantizedWeight
 from numbacalib.methods.settings import STORAGE
 from numbacalib.models.fields import Fields
-from numbacalib.models.layer_tensors import beside
+from numbacalib.models.layer_tensors import beside, module_name
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
 
+_TABLES = ("embed_tokens", "embed_positions")
+"""Ends of names of matrices that are no linear layers."""
 _EXCEPT = "-:"
 """Begins an expression of GPTQModel's ``dynamic`` for layers that are not quantized."""
 
@@ -41,8 +43,8 @@ class Left(NamedTuple):
 
     @property
     def is_wrapped(self) -> bool:
-        """Return whether runtimes have something before the decoder's names."""
-        return bool(self.parts)
+        """Return whether runtimes have something before the decoder's names; not for its own layers."""
+        return not all(part.startswith("layers.") for part in self.parts)
 
 
 class SafetensorsFormat(Format):
@@ -123,7 +125,8 @@ class DirectoryWriter(ModelWriter):
         self._form, self._directory, self._checkpoint = form, directory, checkpoint
         packed = {f"{layer}.weight" for layer in grids}
         self._copied = [name for name in checkpoint.names() if name not in packed]
-        self._configuration = form.configuration(grids, unquantized_linears(checkpoint, grids))
+        named = {module_name(layer, checkpoint.config): grid for layer, grid in grids.items()}
+        self._configuration = form.configuration(named, unquantized_linears(checkpoint, grids))
         self._tensors = SafetensorsWriter(directory)
         shapes = {layer: checkpoint.info(f"{layer}.weight").shape for layer in grids}
         self.planned_bytes = sum(map(checkpoint.stored_bytes, self._copied)) + sum(
@@ -192,7 +195,7 @@ class PackedLayers(StoredLayers):
                     f"{checkpoint.path}: {layer}.{form.parts[0]}: expected no {layer}.weight beside it"
                 )
             try:
-                self._grids[layer] = grid_of(layer)
+                self._grids[layer] = grid_of(module_name(layer, checkpoint.config))
             except ValueError as error:
                 raise ValueError(f"{checkpoint.path}: {error}") from None
 
@@ -248,10 +251,11 @@ def unquantized_linears(checkpoint: Checkpoint, grids: Mapping[str, LayerGrid]) 
     own = [
         name
         for name in linears
-        if not name.endswith("embed_tokens") and not any(part in name for part in parts)
+        if not name.endswith(_TABLES) and not any(part in name for part in parts)
     ]
     tied = [] if "lm_head" in own else ["lm_head"]
-    return Left([name for name in [*own, *tied] if name not in grids], parts)
+    left = [name for name in [*own, *tied] if name not in grids]
+    return Left([module_name(name, checkpoint.config) for name in left], parts)
 
 
 def stored_tensor(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.linalg import cpu
 from numbacalib.linalg.factors import HessianFactors
@@ -80,19 +80,24 @@ def gptq_inverse_hessian(hessian: ArrayT, *, percdamp: float = 0.01, stream: Any
 
 
 def factor_hessians(
-    hessians: Any, percdamps: Sequence[float], *, dtype: DTypeLike | None = None
+    hessians: Any,
+    percdamps: Sequence[float],
+    *,
+    dtype: DTypeLike | None = None,
+    orders: NDArray[np.int64] | None = None,
 ) -> HessianFactors:
     """Damp E finite Hessians [E, K, K], each by a fraction of its mean diagonal, and factor them.
 
     A matrix that is not positive definite shows in `HessianFactors.minors`. `dtype` is float32 or
-    float64, by default float64 for float64 Hessians alone.
+    float64, by default float64 for float64 Hessians alone. With `orders` [E, K] on the host, rows and
+    columns are put into the order of each matrix first.
     """
     with call(cpu, _gpu, hessian=hessians) as (kernels, hessians):
         for percdamp in percdamps:
             if checks.finite_number("percdamp", percdamp) < 0:
                 raise ValueError(f"percdamp: expected a number not below 0, got {percdamp}")
         dtype = checks.result_dtype(hessians) if dtype is None else np.dtype(dtype)
-        return kernels.factor(hessians, percdamps, dtype)
+        return kernels.factor(hessians, orders, percdamps, dtype)
 
 
 def solve_rows(upper: Any, rows: Any) -> Any:

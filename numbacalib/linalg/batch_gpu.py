@@ -16,10 +16,8 @@ import numpy as np
 
 from numbacalib.runtime import blas_gpu, device
 from numbacalib.runtime.device import cuda, sized
-from numbacalib.runtime.half import widen
-from numbacalib.runtime.launch import column_blocks, launch
+from numbacalib.runtime.launch import launch
 from numbacalib.runtime.triangles_gpu import SMALL_TILE, at, invert_blocks
-from numbacalib.spec.damping import damped
 
 BLOCK = sized(128, simulated=12)
 """Columns that are factored together."""
@@ -30,17 +28,15 @@ DOWN = THREADS // ACROSS
 PITCH = BLOCK + 1
 
 
-def factor(hessians: Any, summary: Any, dtype: np.dtype) -> Any:
-    """Return ``R`` [E, K, K] of Hessians in carriers; `summary` has dampings, and gets the minors."""
-    count, size, _ = hessians.shape
+def factor(rest: Any, summary: Any) -> Any:
+    """Return ``R`` [E, K, K] of damped Hessians, which are overwritten; `summary` gets the minors."""
+    count, size, _ = rest.shape
+    dtype = rest.dtype
     real: Any = dtype.type
-    rest = device.empty(hessians.shape, dtype)
-    upper = device.zeros(hessians.shape, dtype)
+    upper = device.zeros(rest.shape, dtype)
     inverse = device.empty((count, 1, BLOCK, BLOCK), dtype)
     begins = range(0, size, BLOCK)
     starts = device.from_host(np.array([*begins, size]))
-    blocks = *column_blocks((size, size), 256), count
-    launch(_damped, blocks, 256, hessians, summary, rest)
     factor_block, shared_bytes = _factor_block(real), PITCH * BLOCK * dtype.itemsize
     for p in reversed(range(len(begins))):
         begin = begins[p]
@@ -68,18 +64,6 @@ def factor(hessians: Any, summary: Any, dtype: np.dtype) -> Any:
             left, target = rest[:, :begin, begin:end], upper[:, :begin, begin:end]
             blas_gpu.add_products(left, solved, target, transposed=True)
     return upper
-
-
-@cuda.jit
-def _damped(hessians, summary, rest):
-    """Copy Hessians, damped. Threads: one a column, blocks stride over the rows; z: matrix."""
-    e = cuda.blockIdx.z
-    j = cuda.grid(1)
-    if j < rest.shape[1]:
-        for i in range(np.int64(cuda.blockIdx.y), rest.shape[1], cuda.gridDim.y):
-            rest[e, i, j] = widen(hessians[e, i, j])
-            if i == j:
-                rest[e, i, i] = damped(float(widen(hessians[e, i, i])), summary[e, 0])
 
 
 @functools.cache

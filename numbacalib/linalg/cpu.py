@@ -18,7 +18,7 @@ from numbacalib.runtime.jit import task_kernel
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import fetch_add
 from numbacalib.runtime.tile_product import COLUMNS, LANES, add_microtile, add_product, pack_rows
-from numbacalib.spec.damping import damped
+from numbacalib.spec.damping import damped, is_dead
 
 PANEL = 192
 """Columns that are factored together: whole packed row panels and whole packed column panels."""
@@ -32,13 +32,22 @@ TURN = math.lcm(LANES, COLUMNS)
 """Rows that are whole row panels and whole column panels."""
 
 
-def factor(hessians: NDArray, percdamps: Sequence[float], dtype: np.dtype) -> HessianFactors:
+def factor(
+    hessians: NDArray,
+    orders: NDArray[np.int64] | None,
+    percdamps: Sequence[float],
+    dtype: np.dtype,
+) -> HessianFactors:
     """See `numbacalib.linalg.factor_hessians`."""
     diagonals = np.diagonal(hessians, axis1=1, axis2=2).astype(np.float64)
     means = diagonals.mean(axis=1)
     dampings = np.array(percdamps) * means
-    dead = diagonals == 0
+    dead = is_dead.py_func(diagonals)
     size = hessians.shape[1]
+    live, ordered = ~dead, diagonals
+    if orders is not None:
+        live, ordered = (np.take_along_axis(array, orders, 1) for array in (live, diagonals))
+        hessians = _in_order(hessians, orders)
     # the last rows of a matrix fill a row panel, which may end behind them
     memory = np.empty(hessians.size + LANES * size, dtype)
     uppers = memory[: hessians.size].reshape(hessians.shape)
@@ -48,10 +57,19 @@ def factor(hessians: NDArray, percdamps: Sequence[float], dtype: np.dtype) -> He
     ]
     roots = np.diagonal(uppers, axis1=1, axis2=2).astype(np.float64)
     with np.errstate(all="ignore"):  # values that are not finite are named later
-        pivots = np.where(dead, np.inf, roots**2).min(axis=1) / np.maximum(means, TINY)
+        pivots = np.where(live, roots**2, np.inf).min(axis=1) / np.maximum(means, TINY)
     pivots[dead.all(axis=1)] = 0
     figures = dampings, diagonals.min(axis=1), dead.sum(axis=1), minors, pivots
-    return HessianFactors(uppers, dead, np.stack(figures, axis=1).astype(np.float64))
+    summary = np.concatenate([np.stack(figures, axis=1), ordered, roots], axis=1, dtype=np.float64)
+    return HessianFactors(uppers, dead, summary, orders)
+
+
+def _in_order(hessians: NDArray, orders: NDArray[np.int64]) -> NDArray:
+    """Return Hessians whose channels are in an order each, a row of [E, K]."""
+    moved = np.empty_like(hessians, order="C")
+    for hessian, order, target in zip(hessians, orders, moved, strict=True):
+        np.take(hessian.take(order, 0), order, 1, out=target, mode="clip")
+    return moved
 
 
 def invert(upper: NDArray) -> NDArray:

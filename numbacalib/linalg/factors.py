@@ -14,25 +14,33 @@ TINY = np.finfo(np.float64).tiny
 """Stands for the mean of a diagonal that is 0 throughout."""
 
 
+FIGURES = 5
+"""Numbers of a summary before the diagonals."""
+
+
 class HessianFactors:
-    """Cholesky factors of E damped Hessians.
+    """Cholesky factors of E damped Hessians, whose channels may have been put into an order.
 
     On a GPU they are under way: its numbers are waited for when one is asked for.
 
     Attributes
     ----------
     upper : array [E, K, K]
-        ``R``, upper triangular, C-contiguous, ``H + damping = R R^T`` for each.
+        ``R``, upper triangular, C-contiguous, ``H + damping = R R^T`` for each, in the order.
     dead : bool array [E, K]
-        Channels that no input ever excited, ``H[j, j] == 0``.
-    summary : float64 array [E, 5]
-        Damping, smallest diagonal entry, number of dead channels, minor, and smallest pivot of each.
+        Channels that no input ever excited, ``H[j, j] == 0``; as they come.
+    summary : float64 array [E, 5 + 2 K]
+        Damping, smallest diagonal entry, number of dead channels, minor, and smallest pivot of each; then
+        the diagonals of ``H`` and of ``R``, in the order.
     """
 
-    def __init__(self, upper: Any, dead: Any, summary: Any) -> None:
+    def __init__(
+        self, upper: Any, dead: Any, summary: Any, orders: NDArray[np.int64] | None
+    ) -> None:
         self.upper = upper
         self.dead = dead
         self.summary = summary
+        self._orders = orders
 
     @property
     def are_known(self) -> bool:
@@ -67,6 +75,16 @@ class HessianFactors:
         return self._figures[:, 3].astype(int).tolist()
 
     @property
+    def diagonals(self) -> NDArray[np.float64]:
+        """Diagonals of the Hessians before damping, in the order: [E, K]."""
+        return self._figures[:, FIGURES : FIGURES + self.upper.shape[1]]
+
+    @property
+    def roots(self) -> NDArray[np.float64]:
+        """Diagonals of the factors, [E, K]."""
+        return self._figures[:, FIGURES + self.upper.shape[1] :]
+
+    @property
     def smallest_pivots(self) -> list[float]:
         """Least pivots of live channels, as fractions of the mean diagonals; 0 if none is alive."""
         return self._figures[:, 4].tolist()
@@ -74,6 +92,8 @@ class HessianFactors:
     def error(self, index: int, name: str, percdamp: float) -> np.linalg.LinAlgError:
         """Return the error for a matrix, called `name`, that is not positive definite."""
         channel = self.upper.shape[1] - self.minors[index]
+        if self._orders is not None:
+            channel = self._orders[index, channel]
         return np.linalg.LinAlgError(
             f"{name}: not positive definite at channel {channel} with damping "
             f"{self.dampings[index]:.3g} (percdamp {percdamp:g}), smallest diagonal entry "

@@ -6,48 +6,64 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from numbacalib.linalg import batch_gpu
-from numbacalib.linalg.factors import TINY, HessianFactors
+from numbacalib.linalg import batch_gpu, panels_gpu
+from numbacalib.linalg.factors import FIGURES, TINY, HessianFactors
 from numbacalib.runtime import blas_gpu, device
 from numbacalib.runtime.device import cuda, sized
 from numbacalib.runtime.half import carrier, widen
-from numbacalib.runtime.launch import launch
+from numbacalib.runtime.launch import launch, row_threads
 from numbacalib.spec.damping import damped, is_dead
 
 THREADS = sized(256, simulated=4)
 TILE, TILE_ROWS = sized((32, 8), simulated=(4, 2))
 """Edge of a tile that is transposed in shared memory, and rows of it that threads take at once."""
 PITCH = TILE + 1
+LARGE = 8192
+"""Channels from which a float32 matrix is factored in panels, on tensor cores."""
 
 
-def factor(hessians: Any, percdamps: Sequence[float], dtype: np.dtype) -> HessianFactors:
+def factor(
+    hessians: Any,
+    orders: NDArray[np.int64] | None,
+    percdamps: Sequence[float],
+    dtype: np.dtype,
+) -> HessianFactors:
     """See `numbacalib.linalg.factor_hessians`."""
     count, size, _ = hessians.shape
     source = carrier(hessians)
     dead = device.empty((count, size), np.bool_)
-    summary = device.empty((count, 5), np.float64)
+    summary = device.empty((count, FIGURES + 2 * size), np.float64)
     shares = device.from_host(np.array(percdamps, np.float64))
     launch(_damping, count, THREADS, source, shares, summary, dead)
-    if count >= batch_gpu.LEAST and blas_gpu.has_libraries():
-        upper = batch_gpu.factor(source, summary, dtype)
-    else:
-        upper = _factor_one_by_one(source, summary, dtype)
-    launch(_smallest_pivots, count, THREADS, upper, dead, summary)
-    return HessianFactors(upper, dead, summary)
+    batched = count >= batch_gpu.LEAST and blas_gpu.has_libraries()
+    channels = np.arange(size)[None] if orders is None else orders
+    channels = device.from_host(np.ascontiguousarray(channels))
+    matrices = device.empty(hessians.shape, dtype)
+    arguments = source, channels, not batched, summary, matrices
+    launch(_put_in_order, (size, count), row_threads(size), *arguments)
+    upper = (batch_gpu.factor if batched else _factor_one_by_one)(matrices, summary)
+    launch(_finish_summary, count, THREADS, source, upper, channels, dead, summary)
+    return HessianFactors(upper, dead, summary, orders)
 
 
-def _factor_one_by_one(source: Any, summary: Any, dtype: np.dtype) -> Any:
-    """Factor each matrix by LAPACK's routine, as ``J U^T J``; minors go to `summary`."""
-    count, size, _ = source.shape
-    matrix = device.empty(source.shape, dtype)
-    upper = device.empty(source.shape, dtype)
-    info = device.empty((count,), np.int32)
-    tiles = -(-size // TILE), -(-size // TILE), count
-    launch(_reverse_damped, tiles, (TILE, TILE_ROWS), source, summary, matrix)
+def _factor_one_by_one(matrices: Any, summary: Any) -> Any:
+    """Factor each of ``J (H + damping) J`` as ``J U^T J``; minors go to `summary`."""
+    count, size, _ = matrices.shape
+    upper = device.empty(matrices.shape, matrices.dtype)
+    in_panels = size >= LARGE and matrices.dtype == np.float32 and device.has_capability_9_0()
+    in_panels = in_panels and blas_gpu.has_libraries()
+    rows = panels_gpu.PANEL if in_panels else size
+    infos = device.empty((count, -(-size // rows)), np.int32)
     for e in range(count):
-        blas_gpu.cholesky_upper(matrix[e], info[e : e + 1])
-    launch(_reverse_transposed, tiles, (TILE, TILE_ROWS), matrix, info, upper, summary)
+        if in_panels:
+            panels_gpu.factor_upper(matrices[e], infos[e])
+        else:
+            blas_gpu.cholesky_upper(matrices[e], infos[e])
+    tiles = -(-size // TILE), -(-size // TILE), count
+    threads = TILE, TILE_ROWS
+    launch(_reverse_transposed, tiles, threads, matrices, infos, rows, upper, summary)
     return upper
 
 
@@ -97,28 +113,29 @@ def _damping(hessians, percdamps, summary, dead):
 
 
 @cuda.jit
-def _reverse_damped(hessians, summary, matrices):
-    """Write the upper triangles of ``J (H + damping) J``, and zeros below, which libraries load too.
+def _put_in_order(hessians, channels, reverse, summary, matrices):
+    """Write the upper triangles of damped Hessians, and zeros below, which libraries load too.
 
-    Threads: x along a row, y along a column. Blocks: tile, tile, matrix.
+    Rows and columns are those of the channels, of each matrix or of all, from the last with `reverse`.
+    Blocks: row, matrix; threads stride over the columns.
     """
-    e = cuda.blockIdx.z
+    i, e = np.int64(cuda.blockIdx.x), np.int64(cuda.blockIdx.y)
     size = matrices.shape[1]
-    j = np.int64(cuda.blockIdx.x) * TILE + cuda.threadIdx.x
-    top = np.int64(cuda.blockIdx.y) * TILE
-    for i in range(top + cuda.threadIdx.y, min(top + TILE, size), TILE_ROWS):
-        if j < size:
+    order = channels[min(e, channels.shape[0] - 1)]
+    last = size - 1 if reverse else 0
+    row = order[abs(last - i)]
+    for j in range(np.int64(cuda.threadIdx.x), size, cuda.blockDim.x):
+        if j < i:
             matrices[e, i, j] = 0
-        if i < j and j < size:
-            matrices[e, i, j] = widen(hessians[e, size - 1 - i, size - 1 - j])
-        if i == j:
-            entry = float(widen(hessians[e, size - 1 - i, size - 1 - i]))
-            matrices[e, i, i] = damped(entry, summary[e, 0])
+        elif j > i:
+            matrices[e, i, j] = widen(hessians[e, row, order[abs(last - j)]])
+        else:
+            matrices[e, i, i] = damped(float(widen(hessians[e, row, row])), summary[e, 0])
 
 
 @cuda.jit
-def _reverse_transposed(factors, infos, uppers, summary):
-    """Write ``R = J U^T J``, and zeros below.
+def _reverse_transposed(factors, infos, rows, uppers, summary):
+    """Write ``R = J U^T J``, and zeros below; and the minor, from those of panels of so many rows.
 
     Threads: x along a row, y along a column of a tile. Blocks: tile, tile, matrix.
     """
@@ -139,21 +156,27 @@ def _reverse_transposed(factors, infos, uppers, summary):
         if i < size and j < size:
             uppers[e, i, j] = tile[x, k]
         if i == 0 and j == 0:
-            summary[e, 3] = infos[e]
+            for panel in range(infos.shape[1] - 1, -1, -1):
+                if infos[e, panel] > 0:
+                    summary[e, 3] = panel * rows + infos[e, panel]
 
 
 @cuda.jit
-def _smallest_pivots(uppers, dead, summary):
-    """Least pivot of live channels, over the mean diagonal, which `summary` has in its place.
+def _finish_summary(hessians, uppers, channels, dead, summary):
+    """Diagonals, and the least pivot of live channels over the mean, which `summary` has in its place.
 
     Blocks: matrix; threads stride over a diagonal.
     """
     least = cuda.shared.array(THREADS, np.float64)
     e, thread = cuda.blockIdx.x, cuda.threadIdx.x
     low = np.inf
-    for j in range(thread, uppers.shape[1], THREADS):
+    size = uppers.shape[1]
+    order = channels[min(e, channels.shape[0] - 1)]
+    for j in range(thread, size, THREADS):
         root = float(uppers[e, j, j])
-        if not dead[e, j]:
+        summary[e, FIGURES + j] = widen(hessians[e, order[j], order[j]])
+        summary[e, FIGURES + size + j] = root
+        if not dead[e, order[j]]:
             low = min(low, root * root)
     least[thread] = low
     cuda.syncthreads()

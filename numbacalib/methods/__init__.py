@@ -4,6 +4,7 @@ from numbacalib.methods.awq import ChannelScales, awq_clip, awq_scales
 from numbacalib.methods.codebook import CodebookWeight, codebook
 from numbacalib.methods.equal_layers import quantize_each
 from numbacalib.methods.experts import ExpertInputs, quantize_experts
+from numbacalib.methods.fp4 import Fp4Scales, fp4_scales
 from numbacalib.methods.gptq import gptq, gptq_batch, gptq_shared
 from numbacalib.methods.gptq_report import GptqReport
 from numbacalib.methods.layer import LayerReport, LayerSettings
@@ -20,6 +21,7 @@ __all__ = [
     "ChannelScales",
     "CodebookWeight",
     "ExpertInputs",
+    "Fp4Scales",
     "GptqReport",
     "LayerReport",
     "LayerSettings",
@@ -29,6 +31,7 @@ __all__ = [
     "awq_scales",
     "clipped_share",
     "codebook",
+    "fp4_scales",
     "gptq",
     "gptq_batch",
     "gptq_shared",

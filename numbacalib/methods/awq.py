@@ -29,6 +29,7 @@ from numbacalib.runtime import checks
 from numbacalib.runtime.array import Array, ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
+from numbacalib.spec.grid import INTEGER
 from numbacalib.spec.range_search import RangeSearch
 
 LEAST_SCALE = 1e-4
@@ -57,6 +58,7 @@ def awq_scales(
     group_size: int | None = 128,
     symmetric: bool = False,
     scale_dtype: DTypeLike = np.float16,
+    element: str = INTEGER,
     weight_term: bool = False,
     points: int = 20,
 ) -> ChannelScales:
@@ -78,7 +80,7 @@ def awq_scales(
     magnitude : array [K]
         a, not negative: mean |x| as published (`InputStatistics.mean_abs`), max |x|
         (`InputStatistics.max_abs`), or what `numbacalib.awq_channel_scores` returns.
-    bits, group_size, symmetric, scale_dtype
+    bits, group_size, symmetric, scale_dtype, element
         As for `rtn`, by which each candidate is judged.
     weight_term : bool, default False
     points : int, default 20
@@ -125,7 +127,8 @@ def awq_scales(
         for name, weight in zip(named, weights, strict=True):
             checks.matrix(name, weight, ("M", channels))
             require_finite(name, weight)
-        settings = [grid_settings(w, bits, group_size, symmetric, scale_dtype) for w in weights]
+        grid = bits, group_size, symmetric, scale_dtype
+        settings = [grid_settings(w, *grid, element=element) for w in weights]
         _check_hessian(hessian, channels)
         (a,) = to_host(cast(non_negative("magnitude", magnitude, [(channels,)]), np.float64))
 
@@ -150,6 +153,7 @@ def awq_clip(
     group_size: int | None = 128,
     symmetric: bool = False,
     scale_dtype: DTypeLike = np.float16,
+    element: str = INTEGER,
     points: int = 20,
     least: float = 0.5,
 ) -> QuantizedWeight[ArrayT]:
@@ -165,7 +169,7 @@ def awq_clip(
         Multiplied by its channel scales, if any.
     hessian : array [K, K]
         Of the inputs that this weight meets, divided by the channel scales.
-    bits, group_size, symmetric, scale_dtype
+    bits, group_size, symmetric, scale_dtype, element
         As for `rtn`.
     points : int, default 20
     least : float, default 0.5
@@ -191,7 +195,8 @@ def awq_clip(
     True
     """
     with arrays_of_one_device(weight=weight, hessian=hessian) as (weight, hessian):
-        settings = grid_settings(weight, bits, group_size, symmetric, scale_dtype)
+        grid = bits, group_size, symmetric, scale_dtype
+        settings = grid_settings(weight, *grid, element=element)
         require_finite("weight", weight)
         _check_hessian(hessian, weight.shape[1])
         points = checks.integer("points", points, 1, 1 << 20)

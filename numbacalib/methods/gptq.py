@@ -18,6 +18,7 @@ from numbacalib.runtime.alone import each_alone
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
 from numbacalib.runtime.finite import start_finite_check
+from numbacalib.spec.grid import INTEGER
 from numbacalib.spec.range_search import RangeSearch
 
 BATCH_BYTES = 4 << 30
@@ -41,6 +42,7 @@ def gptq(
     static_groups: bool = False,
     scales: ArrayT | None = None,
     zeros: ArrayT | None = None,
+    element: str = INTEGER,
     signed: bool = False,
     out: Sequence[ArrayT | None] | None = None,
     wait: bool = True,
@@ -83,7 +85,10 @@ def gptq(
         Grids that a format, or a caller, has fixed: scales in `scale_dtype`, of any sign but not 0, and
         zeros as unsigned codes have them, uint8 or real numbers, none with `symmetric`.
         ``value = (code - zero) * scale`` with codes in ``[0, 2 ** bits - 1]``.
-    signed: bool, default False
+    element : "int" or "e2m1", default "int"
+        Kind of the codes: integers, or floating-point numbers of 4 bits on a symmetric grid, such as those
+        of NVFP4 and MXFP4: see `fp4_scales`, which finds scales as these store them.
+    signed : bool, default False
         Return codes and zeros less ``2 ** (bits - 1)``, int8, as some formats and kernels have them.
     out : sequence of three arrays or None, optional
         Where to write codes [M, K], uint8 or int8, scales [M, G] in `scale_dtype`, and zeros [M, G] of
@@ -141,6 +146,7 @@ def gptq(
             scale_dtype,
             search,
             *given[:3],
+            element=element,
             delivery=delivery(signed, given[3:]),
             later=later,
         )
@@ -169,6 +175,7 @@ def gptq_shared(
     static_groups: bool = False,
     scales: Mapping[str, ArrayT] | None = None,
     zeros: Mapping[str, ArrayT] | None = None,
+    element: str = INTEGER,
 ) -> dict[str, QuantizedWeight[ArrayT]]:
     """Quantize layers that have one input, and so one Hessian, as `gptq` does each: it is factored once.
 
@@ -184,6 +191,8 @@ def gptq_shared(
         As in `gptq`.
     scales, zeros : mappings of str to array [M_i, G], optional
         Of each weight, as in `gptq`.
+    element
+        As in `gptq`.
 
     Returns
     -------
@@ -215,7 +224,15 @@ def gptq_shared(
         joined = joined_rows(matrices)
         grids = [_joined_grids(name, grid, list(weights)) for name, grid in fixed.items()]
         settings = grid_settings(
-            joined, bits, group_size, symmetric, scale_dtype, search, importance, *grids
+            joined,
+            bits,
+            group_size,
+            symmetric,
+            scale_dtype,
+            search,
+            importance,
+            *grids,
+            element=element,
         )
         unchecked = {"hessian": hessian} | dict(zip(weights, matrices, strict=True))
         stack = checks.stack_of_one(hessian)
@@ -240,6 +257,7 @@ def gptq_batch(
     static_groups: bool = False,
     scales: ArrayT | None = None,
     zeros: ArrayT | None = None,
+    element: str = INTEGER,
     signed: bool = False,
     out: Sequence[ArrayT | None] | None = None,
     wait: bool = True,
@@ -260,10 +278,12 @@ def gptq_batch(
     percdamp, damping_tries, shrinkage, act_order, static_groups
         As in `gptq`.
     scales, zeros : arrays [E, M, G], optional
-    signed, wait
+    element, signed
         As in `gptq`.
     out : sequence of three arrays or None, optional
         As in `gptq`, with E before the other axes.
+    wait
+        As in `gptq`.
 
     Returns
     -------
@@ -319,6 +339,7 @@ def gptq_batch(
                 weight[run],
                 *grid,
                 *own[:3],
+                element=element,
                 delivery=delivery(signed, own[3:]),
                 later=pending,
             )

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from numbacalib.methods.settings import GridFinder
+from numbacalib.methods.settings import GridFinder, check_element
+from numbacalib.methods.shrinkage import LEAST_RANK
 from numbacalib.methods.solver import Solver
 from numbacalib.runtime import checks
+from numbacalib.spec.grid import INTEGER
 from numbacalib.spec.range_search import RangeSearch
-
-LEAST_RANK = 0.25
-"""Effective rank, as a share of the live channels, below which inputs are said to be too few: all layers
-of SmolLM2-135M are above it with real text, and the first ones below it with a few words repeated."""
 
 METHODS = ("gptq", "rtn", "kmeans")
 RANGES = ("full", "mse", "weighted", "clip")
@@ -36,6 +34,8 @@ class LayerSettings:
     group_size: int | None = 128
     """Input channels that share a scale; None is one scale a row."""
     symmetric: bool = False
+    element: str = INTEGER
+    """Kind of the codes: "int", or "e2m1" for floating-point numbers of 4 bits on the symmetric grid."""
     scale_dtype: DTypeLike = np.float16
     find_grid: GridFinder | None = None
     """Finds scales and zeros as a format stores them, before codes are chosen; by default they are those
@@ -45,6 +45,9 @@ class LayerSettings:
     the least error weighted by each channel's mean square input or by an importance ("weighted"), by
     `RangeSearch`; for round-to-nearest also the part with the least error of the group's output
     ("clip", `awq_clip`). Codebooks weigh their errors with "weighted", and do not with "full"."""
+    full_range: bool = False
+    """True to let the largest weight of a symmetric group fall on the longer side of its grid, by scales of
+    either sign, with any ranges but "clip"."""
     range_norm: float | None = None
     """Power of the errors that `RangeSearch` sums, with the ranges "mse" and "weighted". None is its own,
     but `COARSE_NORM` at 2 bits, where a large error costs more than its square says."""
@@ -71,11 +74,14 @@ class LayerSettings:
         return self.method == "gptq" or weighted or self.ranges == "clip" or solved
 
     @property
-    def search(self) -> RangeSearch:
-        """The search of ranges that are searched."""
+    def search(self) -> RangeSearch | None:
+        """The search of a group's range; None where the grid spans all its weights."""
+        found = RangeSearch(full_range=self.full_range)
+        if self.ranges not in ("mse", "weighted"):
+            return found._replace(points=1) if self.full_range else None
         if self.range_norm is not None:
-            return RangeSearch(norm=self.range_norm)
-        return RangeSearch(norm=COARSE_NORM) if self.bits == 2 else RangeSearch()
+            return found._replace(norm=self.range_norm)
+        return found._replace(norm=COARSE_NORM) if self.bits == 2 else found
 
     def check(self) -> None:
         """Check every setting for type and range, and that they go together.
@@ -99,6 +105,16 @@ class LayerSettings:
         if self.group_size is not None:
             checks.integer("group_size", self.group_size, 1, 1 << 31)
         checks.boolean("symmetric", self.symmetric)
+        checks.boolean("full_range", self.full_range)
+        if self.full_range and not self.symmetric:
+            raise ValueError("full_range: expected False without symmetric")
+        if self.full_range and (self.ranges == "clip" or self.method == "kmeans"):
+            raise ValueError("full_range: expected False with the ranges clip and with kmeans")
+        check_element(self.element, self.bits, self.symmetric)
+        if self.element != INTEGER and (self.refit or self.full_range or self.method == "kmeans"):
+            raise ValueError(
+                f"element: expected int with refit, full_range and kmeans, got {self.element!r}"
+            )
         shrinkage = 0.0 if self.shrinkage is None else self.shrinkage
         order = self.act_order, self.static_groups
         Solver(self.percdamp, self.damping_tries, shrinkage, *order)  # checks them

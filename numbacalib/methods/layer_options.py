@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from numbacalib.methods.layer import LayerSettings
-from numbacalib.methods.shrinkage import shrinkage_for
+from numbacalib.methods.shrinkage import distinct_tokens, shrinkage_for
 from numbacalib.statistics import InputStatistics
 
 
@@ -16,19 +16,22 @@ def grid_options(settings: LayerSettings) -> dict[str, Any]:
         "group_size": None if settings.method == "kmeans" else settings.group_size,
         "symmetric": settings.symmetric,
         "scale_dtype": settings.scale_dtype,
+        "element": settings.element,
     }
 
 
 def searched_options(settings: LayerSettings) -> dict[str, Any]:
     """Return the grid's settings, and the search of its ranges where they are searched."""
-    search = {"search": settings.search} if settings.ranges in ("mse", "weighted") else {}
+    search = {} if settings.search is None else {"search": settings.search}
     return grid_options(settings) | search
 
 
 def share_for(statistics: InputStatistics, settings: LayerSettings) -> float:
     """Return the share by which a Hessian is to be shrunk."""
     if settings.shrinkage is None:
-        return shrinkage_for(statistics.hessian, statistics.tokens)
+        damping = settings.percdamp, settings.damping_tries
+        tokens = distinct_tokens(statistics.hessian, statistics.tokens, *damping)
+        return shrinkage_for(statistics.hessian, tokens)
     return settings.shrinkage
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from numbacalib.methods.awq import awq_clip
 from numbacalib.methods.codebook import CodebookWeight, codebook
@@ -15,8 +18,10 @@ from numbacalib.methods.measured import figures_of_inputs, named, reported
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.refit import refit_scales
 from numbacalib.methods.rtn import rtn
-from numbacalib.methods.settings import GridFinder, grid_settings
+from numbacalib.methods.settings import FoundGrids, GridFinder, grid_settings
 from numbacalib.methods.target import propagated_target
+from numbacalib.ops.columns import magnitude_max
+from numbacalib.ops.matrix import to_host
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
@@ -236,12 +241,30 @@ def _quantized(
     if settings.ranges == "weighted" and importance is None and statistics is not None:
         alike["importance"] = statistics.mean_square
     options = {name: dict(alike) for name in targets}
-    for name, own in options.items():
-        if importance is not None:
+    if importance is not None:
+        for name, own in options.items():
             own["importance"] = importance[name]
-        if settings.find_grid is not None:
-            with named([name]):
-                own |= _fixed_grid(targets[name], settings.find_grid, own)
+    if settings.find_grid is None:
+        return _by_method(targets, statistics, settings, options)
+    hessian = None
+    if settings.ranges == "weighted" and importance is None and statistics is not None:
+        hessian = statistics.hessian
+    grids = _found_grids(targets, settings.find_grid, options, hessian)
+    found, measured = _by_method(targets, statistics, settings, options)
+    stored: list[QuantizedWeight | CodebookWeight] = []
+    for quantized, grid in zip(found, grids, strict=True):
+        assert isinstance(quantized, QuantizedWeight)  # see `LayerSettings.check_fixed`
+        stored.append(replace(quantized, global_scale=grid.global_scale))
+    return stored, measured
+
+
+def _by_method(
+    targets: Mapping[str, Any],
+    statistics: InputStatistics | None,
+    settings: LayerSettings,
+    options: Mapping[str, dict[str, Any]],
+) -> tuple[Sequence[QuantizedWeight | CodebookWeight], dict[str, Any]]:
+    """Quantize with each layer's own `options` of the method."""
     if statistics is not None and settings.method == "gptq":
         return _gptq(targets, statistics, settings, options)
     found = []
@@ -269,14 +292,25 @@ _FIXED = ("scales", "zeros")
 """Options that are of one weight alone, where a format fixes its grid."""
 
 
-def _fixed_grid(weight: Any, find: GridFinder, options: dict[str, Any]) -> dict[str, Any]:
-    """Find scales and zeros as a format fixes them, as arguments of a method in place of a search's."""
-    search, importance = options.pop("search", None), options.pop("importance", None)
-    with arrays_of_one_device(weight=weight, importance=importance) as (weight, importance):
-        settings = grid_settings(weight, search=search, importance=importance, **options)
-        require_finite("weight", weight)
-        scales, zeros = find(weight, settings)
-    return {"scales": scales, "zeros": zeros}
+def _found_grids(
+    targets: Mapping[str, Any],
+    find: GridFinder,
+    options: Mapping[str, dict[str, Any]],
+    hessian: Any,
+) -> list[FoundGrids]:
+    """Find scales and zeros as a format fixes them; in `options` they take the place of a search."""
+    reach = [to_host(magnitude_max(each, np.dtype(np.float32))) for each in targets.values()]
+    largest = float(np.max([own.max() for own in reach]))
+    grids = []
+    for name, own in options.items():
+        search, importance = own.pop("search", None), own.pop("importance", None)
+        arrays = {"weight": targets[name], "importance": importance, "hessian": hessian}
+        with named([name]), arrays_of_one_device(**arrays) as (weight, importance, squares):
+            given = grid_settings(weight, search=search, importance=importance, **own)
+            require_finite("weight", weight)
+            grids.append(find(weight, given._replace(hessian=squares, largest=largest)))
+        own["scales"], own["zeros"] = grids[-1].scales, grids[-1].zeros
+    return grids
 
 
 def _gptq(

@@ -92,7 +92,8 @@ def clipped_share(weight: Array, quantized: QuantizedWeight) -> float:
         checks.matrix("weight", weight, ("M", "K"))
         _check_shape(weight, quantized)
         scales = cast(quantized.scales, np.float32)
-        grid = scales, quantized.zeros, quantized.group_of, quantized.bits
+        form = quantized.bits, quantized.element
+        grid = scales, quantized.zeros, quantized.group_of, *form
         return count_clipped(weight, *grid) / math.prod(weight.shape)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +42,10 @@ def reported(
     with named([name]):
         figures |= measured
         figures |= _measured(weight, target, quantized, statistics, settings)
+    for key in ("loss", "rtn_loss"):
+        if figures.get(key) is not None and not math.isfinite(figures[key]):
+            log.warning("%s: its %s is beyond float32", name, key)
+            figures[key] = None
     report = LayerReport(
         name=name,
         method=settings.method,

@@ -22,7 +22,7 @@ def column_orders(diagonals: NDArray, act_order: str, group_size: int) -> NDArra
     Equal entries keep their order.
     """
     if act_order == "desc":
-        return np.argsort(-diagonals, axis=-1, kind="stable")
+        return np.stack([_falling(diagonal) for diagonal in diagonals])
     if act_order == "group_aware":
         groups = diagonals.reshape(len(diagonals), -1, group_size)
         within = np.argsort(-groups, axis=2, kind="stable")
@@ -30,3 +30,15 @@ def column_orders(diagonals: NDArray, act_order: str, group_size: int) -> NDArra
         channels = within + group_size * np.arange(groups.shape[1])[:, None]
         return np.take_along_axis(channels, between[:, :, None], 1).reshape(diagonals.shape)
     raise ValueError(f"act_order: expected {', '.join(ACT_ORDERS)}, got {act_order!r}")
+
+
+def _falling(values: NDArray) -> NDArray[np.int64]:
+    """Sort indices by falling values [K]; equal ones keep their order.
+
+    NumPy's sort that keeps no order of equal values takes a quarter of the time, and few have equal ones.
+    """
+    order = np.argsort(-values)
+    found = values[order]
+    if (found[1:] < found[:-1]).all():
+        return order
+    return np.argsort(-values, kind="stable")

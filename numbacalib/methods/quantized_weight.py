@@ -15,7 +15,7 @@ from numbacalib.ops.matrix import cast, to_host
 from numbacalib.runtime import checks
 from numbacalib.runtime.array import Array, ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
-from numbacalib.spec.grid import group_indices
+from numbacalib.spec.grid import INTEGER, group_indices
 
 
 class StoredWeight(Protocol):
@@ -32,7 +32,8 @@ class QuantizedWeight(Generic[ArrayT]):
     ``weight[i, j] = (codes[i, j] - zeros[i, g]) * scales[i, g]`` with ``g = g_idx[j]``, or
     ``j // group_size`` where `g_idx` is None. Codes and zeros are unsigned on both grids: symmetric
     ones are the signed codes plus ``2 ** (bits - 1)``, which is also their zero. Where signed ones were
-    asked for, both have that much less; formats take unsigned ones.
+    asked for, both have that much less; formats take unsigned ones. With the element "e2m1" a code stands
+    for a floating-point number, and zeros are 0.
     """
 
     codes: ArrayT
@@ -49,6 +50,10 @@ class QuantizedWeight(Generic[ArrayT]):
     """Group of each input channel, [K] on the host, where groups are not runs of channels."""
     report: GptqReport | None = field(default=None, compare=False)
     """Report of GPTQ, where it chose the codes and was waited for; None with other methods."""
+    element: str = INTEGER
+    """Kind of the codes: "int" or "e2m1"."""
+    global_scale: float | None = None
+    """Number by which the scales are divided already, where a format stores it for the whole tensor."""
     checks: Sequence[Callable[[], None]] = field(default=(), compare=False, repr=False)
     """Checks under way on a device: see `check`."""
 
@@ -98,4 +103,5 @@ class QuantizedWeight(Generic[ArrayT]):
         with arrays_of_one_device(codes=self.codes, scales=self.scales, zeros=self.zeros) as arrays:
             codes, scales, zeros = arrays
             scales = cast(scales, np.float32)
-            return cast(grid_values(codes, scales, zeros, self.group_of, self.bits), target)
+            grid = self.group_of, self.bits, self.element
+            return cast(grid_values(codes, scales, zeros, *grid), target)

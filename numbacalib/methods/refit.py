@@ -13,6 +13,7 @@ from numbacalib.runtime import checks
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
+from numbacalib.spec.grid import INTEGER
 
 
 def refit_scales(
@@ -59,6 +60,8 @@ def refit_scales(
     >>> proxy_loss(weight, refitted, hessian) < 0.1 * proxy_loss(weight, quantized, hessian)
     True
     """
+    if quantized.element != INTEGER:
+        raise ValueError(f"quantized: expected integer codes, got {quantized.element}")
     codes, zeros, scales = quantized.codes, quantized.zeros, quantized.scales
     arrays = {
         "weight": weight,

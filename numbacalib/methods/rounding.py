@@ -23,7 +23,7 @@ def find_scales(weight: Any, settings: GridSettings) -> tuple[Any, Any]:
     if settings.fixed is not None:
         dtype = checks.result_dtype(weight)
         scales, zeros = settings.fixed
-        return cast(scales, dtype), shifted(zeros, int(settings.grid.bounds(dtype).low), dtype)
+        return cast(scales, dtype), shifted(zeros, settings.grid.offset, dtype)
     if settings.search is None:
         return grid_scales(weight, settings.group_size, settings.grid)
     searched = settings.search, settings.importance
@@ -79,7 +79,7 @@ def stored_runs(
         codes, *stored = _delivered((codes, *stored), settings.delivery, settings.grid.bits)
     runs = (split_rows(array, rows) for array in (codes, *stored))
     weights = [
-        QuantizedWeight(codes, scales, zeros, *grid, own)
+        QuantizedWeight(codes, scales, zeros, *grid, own, element=settings.grid.element)
         for codes, scales, zeros, own in zip(*runs, g_idx, strict=True)
     ]
     return weights, require_finite_scales

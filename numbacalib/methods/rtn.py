@@ -13,6 +13,7 @@ from numbacalib.methods.settings import delivery, grid_settings, pending_checks,
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import start_finite_check
+from numbacalib.spec.grid import INTEGER
 from numbacalib.spec.range_search import RangeSearch
 
 
@@ -27,6 +28,7 @@ def rtn(
     importance: ArrayT | None = None,
     scales: ArrayT | None = None,
     zeros: ArrayT | None = None,
+    element: str = INTEGER,
     signed: bool = False,
     out: Sequence[ArrayT | None] | None = None,
     wait: bool = True,
@@ -55,7 +57,10 @@ def rtn(
         Grids that a format, or a caller, has fixed: scales in `scale_dtype`, of any sign but not 0, and
         zeros as unsigned codes have them, uint8 or real numbers, none with `symmetric`.
         ``value = (code - zero) * scale`` with codes in ``[0, 2 ** bits - 1]``.
-    signed: bool, default False
+    element : "int" or "e2m1", default "int"
+        Kind of the codes: integers, or floating-point numbers of 4 bits on a symmetric grid, such as those
+        of NVFP4 and MXFP4: see `fp4_scales`, which finds scales as these store them.
+    signed : bool, default False
         Return codes and zeros less ``2 ** (bits - 1)``, int8, as some formats and kernels have them.
     out : sequence of three arrays or None, optional
         Where to write codes [M, K], uint8 or int8, scales [M, G] in `scale_dtype`, and zeros [M, G] of
@@ -97,6 +102,7 @@ def rtn(
             scale_dtype,
             search,
             *given[:3],
+            element=element,
             delivery=delivery(signed, given[3:]),
             later=later,
         )

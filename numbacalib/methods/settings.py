@@ -18,8 +18,17 @@ from numbacalib.runtime.finite import (
     start_non_negative_check,
     start_non_zero_check,
 )
-from numbacalib.spec.grid import SCALE_BFLOAT16, SCALE_FLOAT16, SCALE_FLOAT32, Grid
+from numbacalib.spec.grid import (
+    E2M1,
+    ELEMENTS,
+    INTEGER,
+    SCALE_BFLOAT16,
+    SCALE_FLOAT16,
+    SCALE_FLOAT32,
+    Grid,
+)
 from numbacalib.spec.range_search import RangeSearch
+from numbacalib.spec.small_floats import BITS
 
 STORAGE = {"float16": SCALE_FLOAT16, "bfloat16": SCALE_BFLOAT16, "float32": SCALE_FLOAT32}
 """Rounding of scales by the grid, by the name of the dtype that stores them."""
@@ -41,15 +50,19 @@ class GridSettings(NamedTuple):
     """Weights of the search's errors, [1, K] or [M, K]; or None."""
     fixed: FixedGrids | None = None
     """Grids that were given, where scales are not to be found."""
+    hessian: Any = None
+    """Of the inputs, [K, K], for a `GridFinder` that weighs errors by its blocks; or None."""
+    largest: float | None = None
+    """Largest magnitude of all weights that are quantized together, for a `GridFinder`."""
     delivery: Delivery | None = None
-    """How results are to come where a caller asked for another form than `QuantizedWeight` has."""
+    """Form of results, where a caller asked for another than `QuantizedWeight` has."""
 
 
 class Delivery(NamedTuple):
     """Form of results that a caller asked for."""
 
     signed: bool
-    """Whether codes and zeros have ``2 ** (bits - 1)`` less."""
+    """True for codes and zeros less ``2 ** (bits - 1)``."""
     out: Sequence[Any] = (None, None, None)
     """Arrays for the codes [M, K], scales and zeros [M, G]; None where they are to be made."""
 
@@ -79,13 +92,24 @@ class FixedGrids(NamedTuple):
     scales: Any
     """[M, G], in the dtype that stores them."""
     zeros: Any
-    """[M, G], as unsigned codes have them: uint8, or float32 where they are real."""
+    """[M, G], as stored codes have them: uint8, or float32 where they are real."""
+
+
+class FoundGrids(NamedTuple):
+    """Grids that a `GridFinder` found."""
+
+    scales: Any
+    """[M, G], in the dtype that stores them."""
+    zeros: Any
+    """As `gptq` takes them; None on the symmetric grid."""
+    global_scale: float | None = None
+    """Number by which the scales are divided already, where a format stores it beside them."""
 
 
 class GridFinder(Protocol):
     """A format's own way of finding grids, for `LayerSettings.find_grid`: what it returns it can store."""
 
-    def __call__(self, weight: Any, settings: GridSettings) -> tuple[Any, Any]:
+    def __call__(self, weight: Any, settings: GridSettings) -> FoundGrids:
         """Return scales [M, G] in ``settings.scale_dtype`` and zeros as `gptq` takes them.
 
         `weight` [M, K] and the arrays of `settings` are of one device, and what is returned is of it too.
@@ -103,6 +127,7 @@ def grid_settings(
     scales: Any = None,
     zeros: Any = None,
     *,
+    element: str = INTEGER,
     delivery: Delivery | None = None,
     later: list[Callable[[], None]] | None = None,
 ) -> GridSettings:
@@ -116,10 +141,16 @@ def grid_settings(
     bits = checks.integer("bits", bits, 2, 8)
     size = checks.group_size(group_size, channels)
     dtype = checks.float_dtype("scale_dtype", scale_dtype, tuple(STORAGE))
-    grid = Grid(bits, checks.boolean("symmetric", symmetric), STORAGE[dtype.name])
+    symmetric = checks.boolean("symmetric", symmetric)
+    check_element(element, bits, symmetric)
+    grid = Grid(bits, symmetric, STORAGE[dtype.name], element=element)
     if search is not None:
         if not isinstance(search, RangeSearch):
             raise TypeError(f"search: expected a RangeSearch, got {type(search).__name__}")
+        if checks.boolean("search.full_range", search.full_range):
+            if not symmetric or element != INTEGER:
+                raise ValueError("search.full_range: expected False without symmetric integers")
+            grid = grid._replace(full_range=True)
         checks.integer("search.points", search.points, 1, 1 << 20)
         if not 0 <= checks.finite_number("search.least", search.least) < 1:
             raise ValueError(f"search.least: expected 0 to below 1, got {search.least}")
@@ -139,13 +170,15 @@ def grid_settings(
     elif zeros is not None:
         raise ValueError("zeros: expected None without scales")
     if delivery is not None:
+        if delivery.signed and element != INTEGER:
+            raise ValueError(f"signed: expected False with element {element}, got True")
         _check_delivery(delivery, (rows, channels), size, dtype, fixed)
     if later is None:
         for check in started:
             check()
     else:
         later += started
-    return GridSettings(grid, size, dtype, search, importance, fixed, delivery)
+    return GridSettings(grid, size, dtype, search, importance, fixed, delivery=delivery)
 
 
 def _check_delivery(
@@ -168,6 +201,21 @@ def _check_delivery(
             checks.output(f"out[{number}]", out, *wanted)
 
 
+def check_element(element: str, bits: int, symmetric: bool) -> None:
+    """Check the kind of the codes, and that widths and grids are those that it has.
+
+    Raises
+    ------
+    ValueError
+    """
+    if element not in ELEMENTS:
+        raise ValueError(f"element: expected {' or '.join(ELEMENTS)}, got {element!r}")
+    if element == E2M1 and bits != BITS:
+        raise ValueError(f"bits: expected {BITS} with element {E2M1}, got {bits}")
+    if element == E2M1 and not symmetric:
+        raise ValueError(f"symmetric: expected True with element {E2M1}, got False")
+
+
 def _fixed_grids(
     scales: Any,
     zeros: Any,
@@ -184,7 +232,7 @@ def _fixed_grids(
     if grid.symmetric:
         if zeros is not None:
             raise ValueError("zeros: expected None with symmetric")
-        middle = shifted(zeros_like(shape, scales), 1 << (grid.bits - 1), np.uint8)
+        middle = shifted(zeros_like(shape, scales), -grid.offset, np.uint8)
         return FixedGrids(scales, middle)
     if zeros is None:
         raise ValueError(f"zeros: expected {list(shape)} beside scales without symmetric, got None")

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from numbacalib.methods.solver import effective_rank
+from numbacalib.methods.target import damped_factor
+from numbacalib.ops.matrix import diagonal, to_host
 from numbacalib.ops.shrinkage import correlation_sums
 from numbacalib.runtime import checks
 from numbacalib.runtime.array import Array
 from numbacalib.runtime.backend import arrays_of_one_device
+
+LEAST_RANK = 0.25
+"""Effective rank, as a share of the live channels, below which inputs are said to be too few: all layers
+of SmolLM2-135M are above it with real text, and the first ones below it with a few words repeated."""
+
+
+def distinct_tokens(hessian: Array, tokens: int, percdamp: float, tries: int) -> int:
+    """Return how many tokens a Hessian is worth: fewer than it was made of, where they are much alike.
+
+    Where the effective rank is below `LEAST_RANK` of the live channels, it is the rank, which distinct
+    tokens that are fewer than the channels have: nothing else tells them from as many tokens as were
+    counted.
+    """
+    spread = to_host(diagonal(hessian))
+    upper = damped_factor(hessian, percdamp, tries, checks.result_dtype(hessian))
+    damping = percdamp * float(spread.mean(dtype=np.float64))
+    rank = effective_rank(spread, to_host(diagonal(upper)), damping)
+    return min(tokens, max(1, round(rank))) if rank < LEAST_RANK * (spread > 0).sum() else tokens
 
 
 def shrinkage_for(hessian: Array, tokens: int) -> float:

@@ -17,7 +17,7 @@ from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rounding import find_scales, stored_runs
 from numbacalib.methods.settings import GridSettings
 from numbacalib.ops.gptq_quantize_column import quantize_direct
-from numbacalib.ops.matrix import diagonals, stacked_rows, take, to_host, without_columns
+from numbacalib.ops.matrix import diagonals, take, to_host, without_columns
 from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime import checks
 from numbacalib.runtime.finite import start_finite_check
@@ -82,26 +82,22 @@ def solve(
     """
     weight, hessians, unchecked = layers.weight, layers.hessians, layers.unchecked
     dtype = checks.result_dtype(weight, hessians)
-    permutations = None
+    orders = None
     if solver.act_order != "none":
         spread = to_host(diagonals(hessians)).astype(np.float64)
-        permutations = column_orders(spread, solver.act_order, settings.group_size)
-        hessians = permuted(hessians, permutations)
+        orders = column_orders(spread, solver.act_order, settings.group_size)
     if solver.shrinkage:
         hessians = shrunk(hessians, solver.shrinkage)
     percdamps, tries = [solver.percdamp] * len(hessians), [1] * len(hessians)
     while True:
-        factors = factor_hessians(hessians, percdamps, dtype=dtype)
+        factors = factor_hessians(hessians, percdamps, dtype=dtype, orders=orders)
         # a GPU factors meanwhile, and goes on as if all were well, rather than wait to be told
         finite = [start_finite_check(*item) for item in unchecked.items()]
         if not (factors.are_known and any(factors.minors)):
-            dead = factors.dead
-            if permutations is not None:
-                dead = take(dead, np.argsort(permutations, axis=1), 1)
             weights, row_losses, require_finite_scales = sweep(
-                without_columns(weight, dead),
+                without_columns(weight, factors.dead),
                 factors.upper,
-                permutations,
+                orders,
                 settings,
                 solver.static_groups,
                 layers.rows,
@@ -129,8 +125,7 @@ def solve(
     ends = np.cumsum(layers.rows)
     losses = [run.sum() for run in np.split(to_host(row_losses).ravel(), ends[:-1])]
     damped = percdamps, factors.dampings, tries, factors.smallest_pivots
-    spectra = to_host(diagonals(hessians)), to_host(diagonals(factors.upper)), factors.dampings
-    ranks = map(effective_rank, *spectra)
+    ranks = map(effective_rank, factors.diagonals, factors.roots, factors.dampings)
     figures = list(zip(*damped, factors.dead_counts, ranks, strict=True))
     return [
         replace(found, report=GptqReport(float(loss), *figures[owner]))
@@ -173,18 +168,10 @@ def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
     return float(len(spread) * np.log1p(left / floor).sum() / np.log1p(spread / floor).sum())
 
 
-def permuted(hessians: Any, permutations: NDArray[np.int64]) -> Any:
-    """Permute the channels of Hessians [E, K, K], each by its row of [E, K]."""
-    count, size, _ = hessians.shape
-    rows = permutations + size * np.arange(count)[:, None]
-    moved = take(stacked_rows(hessians), rows.ravel(), 0)
-    return take(moved, permutations, 1).reshape(count, size, size)
-
-
 def sweep(
     weight: Any,
     upper: Any,
-    permutations: NDArray[np.int64] | None,
+    orders: NDArray[np.int64] | None,
     settings: GridSettings,
     static_groups: bool,
     rows: Sequence[int],
@@ -195,22 +182,23 @@ def sweep(
     """
     count, channels, _ = upper.shape
     groups = np.tile(group_indices(channels, settings.group_size), (count, 1))
-    permuted = weight if permutations is None else take(weight, permutations, 1)
+    permuted = weight if orders is None else take(weight, orders, 1)
     static_groups = static_groups or settings.fixed is not None
     if static_groups:
         scales, zeros = find_scales(weight, settings)
-        group_of = groups if permutations is None else np.take_along_axis(groups, permutations, 1)
+        group_of = groups if orders is None else np.take_along_axis(groups, orders, 1)
         found = quantize_direct(permuted, upper, settings.grid, group_of, scales, zeros)
     else:
         importance = settings.importance
-        if importance is not None and permutations is not None:
-            importance = take(importance, permutations, 1)
+        if importance is not None and orders is not None:
+            importance = take(importance, orders, 1)
         ranges = {"search": settings.search, "importance": importance}
         found = quantize_direct(permuted, upper, settings.grid, groups, **ranges)
     codes, scales, zeros = found.codes, found.scales, found.zeros
     g_idx: list[NDArray[np.int64] | None] = [None] * count
-    if permutations is not None:
-        natural = np.argsort(permutations, axis=1)
+    if orders is not None:
+        natural = np.empty_like(orders)
+        np.put_along_axis(natural, orders, np.arange(channels)[None], 1)
         codes = take(codes, natural, 1)
         if not static_groups:
             group_of = np.take_along_axis(groups, natural, 1)

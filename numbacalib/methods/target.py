@@ -98,11 +98,11 @@ def propagated_target(
         missing = product(cast(weight, dtype), drift)
         if residual is not None:
             missing = weighted_sum(missing, residual, 1.0, 1.0)
-        upper = _factor(hessian, percdamp, damping_tries, dtype)
+        upper = damped_factor(hessian, percdamp, damping_tries, dtype)
         return weighted_sum(weight, solve_rows(upper, missing), 1.0, strength)
 
 
-def _factor(hessian: Any, percdamp: float, tries: int, dtype: np.dtype) -> Any:
+def damped_factor(hessian: Any, percdamp: float, tries: int, dtype: np.dtype) -> Any:
     """``R`` of the damped Hessian, whose damping grows where it fails."""
     stack = checks.stack_of_one(hessian)
     for _ in range(checks.integer("damping_tries", tries, 1, 100)):

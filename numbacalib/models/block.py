@@ -13,7 +13,7 @@ from numbacalib.models.experts import Experts
 from numbacalib.models.layer_tensors import Stage, parts
 from numbacalib.models.parts import Parts
 from numbacalib.models.rope import RotaryEmbedding
-from numbacalib.models.sublayers import MLP, Attention, Sublayer
+from numbacalib.models.sublayers import MLP, Attention, LatentAttention, Sublayer
 from numbacalib.ops.matrix import from_host, scaled, to_host
 
 __all__ = ["DecoderBlock"]
@@ -60,11 +60,13 @@ class DecoderBlock:
         self.linears = weights.linears
         self.dtype = weights.dtype
         self.parallel = weights.config.architecture.parallel
-        self.attention: Sublayer = Attention(weights, index, rope)
+        self.attention = _attention(weights, index, rope)
         self.mlp: Sublayer = (Experts if weights.config.mixture_of(index) else MLP)(weights, index)
         self.sublayers = self.attention, self.mlp
         self.stages = tuple(
-            stage for half in self.sublayers for stage in (*half.entry_stages, *half.exit_stages)
+            stage
+            for half in self.sublayers
+            for stage in (*half.entry_stages, *half.middle_stages, *half.exit_stages)
         )
 
     def copied(self) -> DecoderBlock:
@@ -112,7 +114,10 @@ class DecoderBlock:
         norms, linears = config.architecture.norms, parts(config, self._index)
         if stage in self.attention.exit_stages:
             grouped = config.num_heads != config.num_kv_heads
-            return None if grouped else _alone(linears["value"])
+            return None if grouped or "value" not in linears else _alone(linears["value"])
+        if stage in self.attention.middle_stages:
+            role = "latent" if stage == (linears["key_value"].name,) else "query_latent"
+            return norms[role]
         if stage in self.mlp.exit_stages:
             return _alone(linears["up"]) if "gate" in linears else None
         routed = isinstance(self.mlp, Experts) and stage in self.mlp.entry_stages
@@ -173,6 +178,13 @@ class DecoderBlock:
         for name in stage:
             self.linears[name] = scaled(self.linears[name], scales)
         return scales, vectors
+
+
+def _attention(weights: BlockWeights, index: int, rope: RotaryEmbedding | None) -> Sublayer:
+    if weights.config.latent is None:
+        return Attention(weights, index, rope)
+    assert rope is not None
+    return LatentAttention(weights, index, rope)
 
 
 def _alone(part: Any) -> str | None:

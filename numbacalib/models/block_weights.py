@@ -69,16 +69,24 @@ class BlockWeights:
             bias = None if bias is None else row_range(bias, part.begin, part.end)
         return linear(x, weight, bias, add_to=add_to, dtype=dtype)
 
-    def norm(self, name: str, x: Array, dtype: DTypeLike | None = None) -> Array:
-        """Normalize vectors ``[..., K]``, or heads, by the norm of a name."""
+    def norm(
+        self, name: str, x: Array, dtype: DTypeLike | None = None, eps: float | None = None
+    ) -> Array:
+        """Normalize vectors ``[..., K]``, or heads, by the norm of a name; `eps` is its own, if any."""
         weight, bias = self.vectors[f"{name}.weight"], self.vectors.get(f"{name}.bias")
-        return normalized(self.config, x, weight, bias, dtype or self.dtype)
+        return normalized(self.config, x, weight, bias, dtype or self.dtype, eps)
 
 
 def normalized(
-    config: ModelConfig, x: Array, weight: Array, bias: Array | None, dtype: DTypeLike
+    config: ModelConfig,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    dtype: DTypeLike,
+    eps: float | None = None,
 ) -> Array:
     """Normalize vectors as the architecture does."""
+    eps = config.rms_norm_eps if eps is None else eps
     if config.architecture.norm == "layer":
-        return layer_norm(x, weight, bias, config.rms_norm_eps, dtype)
-    return rms_norm(x, weight, config.rms_norm_eps, dtype)
+        return layer_norm(x, weight, bias, eps, dtype)
+    return rms_norm(x, weight, eps, dtype)

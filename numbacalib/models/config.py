@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.description import ACTIVATIONS, Architecture
 from numbacalib.models.fields import Fields
+from numbacalib.models.growth import Growth
+from numbacalib.models.latent import Latent
 from numbacalib.models.mixture import Mixture
 from numbacalib.models.rope_parameters import read_rope, read_ropes
 from numbacalib.models.wrappers import WRAPPERS, decoder_config
@@ -53,12 +55,15 @@ class Rope(NamedTuple):
         How many dimensions of a head turn, the first ones.
     max_position_embeddings : int
         Longest sequence that the model is meant for.
+    growth : Growth, optional
+        Of queries.
     """
 
     theta: float
     scaling: Mapping[str, Any]
     dim: int
     max_position_embeddings: int
+    growth: Growth | None = None
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,16 @@ class ModelConfig:
     ----------
     model_type : str
         A key of `ARCHITECTURES`.
+    variant : str
+        A key of its `Architecture.variants`, or "" for none of them.
     hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim, vocab_size : int
         Sizes; ``num_heads`` is a multiple of ``num_kv_heads`` and ``head_dim`` is even.
     max_position_embeddings : int
         Longest sequence, in tokens, that the model is meant for.
+    positions : int
+        Rows of the table of learned positions that are added to embeddings; 0 for none.
+    first_position : int
+        The row of the first token.
     activation : str
         Of the MLP, one of `numbacalib.ops.activation.ACTIVATIONS`.
     rms_norm_eps : float
@@ -101,8 +112,16 @@ class ModelConfig:
         Soft caps of scores and of logits: see `numbacalib.ops.attention`; 0 for none.
     embedding_scale, residual_scale, logit_scale : float
         Factors of embeddings, of what attention and MLP add to the residual stream, and of logits.
-    query_growth : (float, int), optional
-        ``(b, n)`` by which queries grow with their position p: ``1 + b log(1 + floor(p / n))``.
+    chunks : tuple of (int or None)
+        For each layer, the length of the runs of positions within which tokens attend to each other; None
+        for the whole sequence. Empty for that everywhere.
+    query_growth, still_growth : Growth, optional
+        Of the queries that turn, and of those in layers that do not.
+    latent : Latent, optional
+        Latent attention.
+    gate_clamp : (float, float), optional
+        Slope and limit of a clamped gate in the place of `activation`: see
+        `numbacalib.ops.activation.activate_clamped`.
     mixture : Mixture, optional
         Experts.
     further_layers : int
@@ -118,6 +137,9 @@ class ModelConfig:
     head_dim: int
     vocab_size: int
     max_position_embeddings: int = 2048
+    variant: str = ""
+    positions: int = 0
+    first_position: int = 0
     activation: str = "silu"
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
@@ -138,30 +160,40 @@ class ModelConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
-    query_growth: tuple[float, int] | None = None
+    chunks: tuple[int | None, ...] = ()
+    query_growth: Growth | None = None
+    still_growth: Growth | None = None
+    latent: Latent | None = None
+    gate_clamp: tuple[float, float] | None = None
     mixture: Mixture | None = None
     further_layers: int = 0
 
     @property
     def architecture(self) -> Architecture:
         """The description that it is an instance of."""
-        return ARCHITECTURES[self.model_type]
+        described = ARCHITECTURES[self.model_type]
+        return described.variants.get(self.variant, described)
 
     @cached_property
     def rope(self) -> Rope:
         """The rotary embedding, of layers without windows where there are two."""
-        return Rope(
-            self.rope_theta, self.rope_scaling, self.rotary_dim, self.max_position_embeddings
-        )
+        length = self.max_position_embeddings
+        return Rope(self.rope_theta, self.rope_scaling, self.rotary_dim, length, self.query_growth)
 
     def mixture_of(self, index: int) -> Mixture | None:
         """The mixture of experts of a layer, or None."""
         return self.mixture if self.mixture and self.mixture.layers[index] else None
 
+    def turns(self, index: int) -> bool:
+        """Return whether queries and keys of a layer turn."""
+        return not self.rotary_layers or self.rotary_layers[index]
+
     def rope_of(self, index: int) -> Rope | None:
-        """The rotary embedding of a layer, or None."""
-        if self.rotary_layers and not self.rotary_layers[index]:
-            return None
+        """The rotary embedding of a layer, which may let queries grow alone; None for nothing of both."""
+        if not self.turns(index):
+            if self.still_growth is None:
+                return None
+            return self.rope._replace(scaling={"rope_type": "none"}, growth=self.still_growth)
         if self.local_rope is None or self.sliding_windows[index] is None:
             return self.rope
         theta, scaling = self.local_rope
@@ -210,7 +242,7 @@ def _read_shape(fields: Fields, architecture: Architecture) -> dict[str, Any]:
     return {
         "model_type": architecture.model_type,
         "hidden_size": hidden_size,
-        "intermediate_size": fields.integer(key("intermediate_size"), 1, 1 << 24),
+        "intermediate_size": _intermediate_size(fields, architecture, hidden_size),
         "num_layers": fields.integer(key("num_hidden_layers"), 1, 10_000),
         "num_heads": num_heads,
         "num_kv_heads": _num_kv_heads(fields, architecture, num_heads),
@@ -259,15 +291,26 @@ def _read_rotary(
     }
 
 
+def _intermediate_size(fields: Fields, architecture: Architecture, hidden_size: int) -> int:
+    key, factor = (
+        architecture.key("intermediate_size"),
+        architecture.defaults.get("intermediate_factor"),
+    )
+    if factor is None:
+        return int(fields.integer(key, 1, 1 << 24))
+    return int(fields.integer(key, 1, 1 << 24, None) or factor * hidden_size)
+
+
 def _head_dim(fields: Fields, architecture: Architecture, hidden_size: int, num_heads: int) -> int:
-    head_dim = fields.integer("head_dim", 2, 65_536, architecture.defaults.get("head_dim"))
+    key = architecture.key("head_dim")
+    head_dim = fields.integer(key, 2, 65_536, architecture.defaults.get("head_dim"))
     if head_dim is None:
         if hidden_size % num_heads:
-            key = architecture.key("num_attention_heads")
-            raise fields.error(key, f"a divisor of hidden_size {hidden_size}")
+            heads = architecture.key("num_attention_heads")
+            raise fields.error(heads, f"a divisor of hidden_size {hidden_size}")
         head_dim = hidden_size // num_heads
     if head_dim % 2:
-        raise ValueError(f"head_dim: expected an even number, got {head_dim}")
+        raise ValueError(f"{key}: expected an even number, got {head_dim}")
     return int(head_dim)
 
 

@@ -19,10 +19,11 @@ from numbacalib.models.layer_tensors import (
     HEAD_BIAS,
     NORM,
     NORM_BIAS,
+    POSITIONS,
     expert_shapes,
     is_norm,
     linear_shapes,
-    outer_vector_shapes,
+    outer_shapes,
     vector_shapes,
 )
 from numbacalib.models.parts import Parts, StreamedParts
@@ -30,7 +31,16 @@ from numbacalib.models.place import HOST, Place
 from numbacalib.models.read_ahead import ReadAhead
 from numbacalib.models.rope import RotaryEmbedding
 from numbacalib.ops.linear import linear
-from numbacalib.ops.matrix import cast, from_host, put_rows, row_range, scaled, take, to_host
+from numbacalib.ops.matrix import (
+    add_scaled,
+    cast,
+    from_host,
+    put_rows,
+    row_range,
+    scaled,
+    take,
+    to_host,
+)
 from numbacalib.ops.token_loss import LOWEST, add_scores, cap, losses
 from numbacalib.runtime.finite import require_finite, start_finite_check
 from numbacalib.runtime.not_finite import not_finite
@@ -76,7 +86,7 @@ class Decoder:
         self._head = EMBEDDINGS if self.config.tie_word_embeddings else HEAD
         table = (self.config.vocab_size, self.config.hidden_size)
         shapes: dict[str, tuple[int, ...]] = {EMBEDDINGS: table, self._head: table}
-        shapes |= outer_vector_shapes(self.config)
+        shapes |= outer_shapes(self.config)
         for index in range(self.config.num_layers):
             linears = self._linear_shapes(index) if weight is None else {}
             for name, shape in (linears | vector_shapes(self.config, index)).items():
@@ -93,7 +103,7 @@ class Decoder:
         """
         tokens = self._tokens(tokens)
         hidden = self.place.zeros((tokens.size, self.config.hidden_size))
-        self._embed(tokens.ravel(), hidden, self.place)
+        self._embed(tokens, hidden, self.place)
         return hidden.reshape(*tokens.shape, self.config.hidden_size)
 
     def states(self, tokens: ArrayLike, *, streamed: bool = False) -> Parts:
@@ -111,19 +121,35 @@ class Decoder:
         tokens = self._tokens(tokens)
         shape = tokens.size, self.config.hidden_size
         hidden = self.place.staging(4 * math.prod(shape)).view(np.float32).reshape(shape)
-        self._embed(tokens.ravel(), hidden, HOST)
+        self._embed(tokens, hidden, HOST)
         return StreamedParts(
             self.place, self.batches(hidden.reshape(*tokens.shape, self.config.hidden_size))
         )
 
     def _embed(self, tokens: NDArray[np.int64], hidden: Array, place: Place) -> None:
-        """Set the rows of `hidden`, at a place, to the embeddings of tokens."""
+        """Set the rows of `hidden`, at a place, to the embeddings of tokens ``[..., T]``."""
+        flat = tokens.ravel()
         for index, rows in enumerate(self.checkpoint.tiles(EMBEDDINGS, VOCABULARY)):
-            here = np.flatnonzero(tokens // VOCABULARY == index)
+            here = np.flatnonzero(flat // VOCABULARY == index)
             if len(here):
-                found = take(place.put(rows), tokens[here] % VOCABULARY, 0)
-                self._require_finite_rows(found, tokens[here])
+                found = take(place.put(rows), flat[here] % VOCABULARY, 0)
+                self._require_finite_rows(found, flat[here])
                 put_rows(hidden, here, self._scaled(found))
+        if self.config.positions:
+            self._add_positions(hidden, tokens.shape[-1], place)
+
+    def _add_positions(self, hidden: Array, length: int, place: Place) -> None:
+        """Add the learned vectors of positions to sequences of a length, ``[S * T, hidden_size]``."""
+        first, most = self.config.first_position, self.config.positions
+        if length > most - first:
+            raise ValueError(
+                f"tokens: expected sequences of at most {most - first}, for which there are learned "
+                f"positions, got {length}"
+            )
+        rows = place.put(self.checkpoint.tensor(POSITIONS)[first : first + length], np.float32)
+        require_finite(f"{self.checkpoint.path}: {POSITIONS}", rows)
+        for start in range(0, len(hidden), length):
+            add_scaled(row_range(hidden, start, start + length), rows, 1.0)
 
     def _scaled(self, embeddings: Array) -> Array:
         """Embeddings as they enter the first block, float32."""
@@ -179,7 +205,7 @@ class Decoder:
         rope = self.config.rope_of(index)
         if rope is None:
             return None
-        own = RotaryEmbedding(rope, self.place, self.config.query_growth)
+        own = RotaryEmbedding(rope, self.place)
         return self._ropes.setdefault(str(rope), own)
 
     def block_tensors(self, index: int) -> list[str]:
@@ -208,7 +234,7 @@ class Decoder:
         The result is large; `token_losses` never holds more than a tile of it.
         """
         head = self.place.put(self.checkpoint.tensor(self._head), self._dtype)
-        return self._scores(self._final_norm(hidden), head, self._head_bias())
+        return self._scores(self.head_inputs(hidden), head, self._head_bias())
 
     def token_losses(self, hidden: Array, tokens: ArrayLike) -> Array:
         """Negative log likelihood, in nats, of each token after the first of its sequence.
@@ -248,7 +274,7 @@ class Decoder:
             Number of the tile's first state, and of its first entry of the vocabulary.
         scores : float32 ``[states, entries]``
         """
-        x = self._final_norm(hidden)
+        x = self.head_inputs(hidden)
         *_, size = x.shape
         x = x.reshape(-1, size)
         biases = self._head_bias()
@@ -268,11 +294,11 @@ class Decoder:
         """Return the dtype in which products are computed."""
         return self.place.product_dtype(self.checkpoint.info(EMBEDDINGS).dtype)
 
-    def _final_norm(self, hidden: Array) -> Array:
-        """States as the head takes them: a factor of logits is one of the norm."""
+    def head_inputs(self, hidden: Array) -> Array:
+        """States as the head takes them, through the final norm: a factor of logits is one of the norm."""
         scale = self.config.logit_scale
         weight, bias = (
-            scaled(self._vector(name), scale) if name in outer_vector_shapes(self.config) else None
+            scaled(self._vector(name), scale) if name in outer_shapes(self.config) else None
             for name in (NORM, NORM_BIAS)
         )
         return normalized(self.config, hidden, weight, bias, self._dtype)

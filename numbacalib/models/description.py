@@ -39,7 +39,22 @@ SEPARATE: dict[str, str] = {
     "down": "mlp.down_proj",
 }
 """The linear layers of a block by role. Roles of one name are one layer, whose rows follow each other in
-the order of the roles. Without a gate the MLP is ``down(activation(up(x)))``."""
+the order of the roles. ``query_key_value`` in the place of three roles is one layer that has, for each head
+of keys, the heads of queries that attend to it, then that head, then the values'. Without a gate the MLP is
+``down(activation(up(x)))``."""
+
+LATENT: dict[str, str] = {
+    "query_latent": "self_attn.q_a_proj",
+    "query": "self_attn.q_b_proj",
+    "direct_query": "self_attn.q_proj",
+    "latent": "self_attn.kv_a_proj_with_mqa",
+    "key_value": "self_attn.kv_b_proj",
+    **{role: SEPARATE[role] for role in ("output", "gate", "up", "down")},
+}
+"""The same with latent attention (`numbacalib.models.latent`): what makes the vectors that queries, and
+keys and values, come from, and what they come by. ``latent`` has the keys' part that turns after its
+vector; ``key_value`` has, for each head, the keys' other part before the values. ``direct_query`` is the
+layer of queries in models without a vector for these."""
 
 PRE_NORMS: dict[str, str] = {
     "attention": "input_layernorm",
@@ -48,8 +63,9 @@ PRE_NORMS: dict[str, str] = {
     "key": "self_attn.k_norm",
 }
 """The norms of a block by role: before attention and MLP, after them (``attention_output`` and
-``mlp_output``, before the sum with the residual stream), and of queries and keys. A role that is not there
-has no norm; without one of its own, the MLP of a parallel block shares the attention's."""
+``mlp_output``, before the sum with the residual stream), of queries and keys, and of latents
+(``query_latent`` and ``latent``). A role that is not there has no norm; without one of its own, the MLP of
+a parallel block shares the attention's."""
 
 
 def no_windows(fields: Fields, options: Options) -> Options:
@@ -111,11 +127,18 @@ class Architecture:
         empty where it comes in a wrapper alone.
     title : str
         The models that people know it by.
+    variants : Mapping
+        Descriptions that `ModelConfig.variant` chooses instead, where files of one `model_type` differ by
+        more than options.
     renamed : Mapping
         Beginnings of its tensors' names outside of the blocks, and what ours are (`layer_tensors`), where
         they differ: ``{"model.final_layernorm.": "model.norm."}``.
     linears, norms : Mapping
         As `SEPARATE` and `PRE_NORMS`; names in a block.
+    transposed : bool
+        Whether files hold linear layers of blocks as ``[K, M]``.
+    buffers : sequence of str
+        Ends of the names of tables that files of older versions have, and nothing reads any more.
     experts : ExpertNames, optional
         In the blocks that have a mixture of them (`numbacalib.models.config.Mixture`).
     norm : str
@@ -126,11 +149,14 @@ class Architecture:
         Whether norms have biases (LayerNorm).
     qk_norm : str
         Over what queries and keys are normalized, where they are: "head" (each head, with one weight),
-        "heads" (each head, with its own) or "all" (all heads together).
+        "heads" (each head, with its own), "all" (all heads together) or "unit" (each head, without a
+        weight, in layers where it turns).
     norm_after_rotary : bool
         Whether queries and keys are normalized after they are turned.
     interleaved : bool
         Whether neighbours turn together: see `numbacalib.ops.rotary.rotate`.
+    sinks : str
+        The vector of a score for each head that has no value (`numbacalib.ops.attention`); "" for none.
     parallel : bool
         Whether the MLP's input is the block's, not what attention has added to.
     local_rope_key : str
@@ -141,7 +167,8 @@ class Architecture:
     keys : Mapping
         The configuration's own names of what `ModelConfig.from_hf` reads under llama's.
     defaults : Mapping
-        What transformers takes where a file leaves a key out, by llama's name, where it is not llama's.
+        What transformers takes where a file leaves a key out, by llama's name, where it is not llama's;
+        ``intermediate_factor`` times ``hidden_size`` is ``intermediate_size``.
     biases : Mapping
         The key that says whether the linear layers ``attention`` (query, key and value), ``output`` and
         ``mlp`` have biases, or keys one of which says so, or whether they have.
@@ -155,9 +182,12 @@ class Architecture:
     model_type: str
     causal_lm: str
     title: str
+    variants: Mapping[str, Architecture] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     linears: Mapping[str, str] = field(default_factory=lambda: SEPARATE)
     norms: Mapping[str, str] = field(default_factory=lambda: PRE_NORMS)
+    transposed: bool = False
+    buffers: Sequence[str] = ()
     experts: ExpertNames | None = None
     norm: str = "rms"
     norm_offset: float = 0.0
@@ -165,6 +195,7 @@ class Architecture:
     qk_norm: str = "head"
     norm_after_rotary: bool = False
     interleaved: bool = False
+    sinks: str = ""
     parallel: bool = False
     local_rope_key: str = ""
     rope_words: Words = NO_WORDS

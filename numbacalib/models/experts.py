@@ -14,7 +14,16 @@ from numbacalib.models.layer_tensors import expert_parts, expert_stages
 from numbacalib.models.parts import Parts
 from numbacalib.models.sublayers import MLP, Sublayer, activated
 from numbacalib.ops.linear import linear
-from numbacalib.ops.matrix import add_rows, add_scaled, cast, take, to_host, zeros
+from numbacalib.ops.matrix import (
+    add_rows,
+    add_scaled,
+    cast,
+    from_host,
+    scaled,
+    take,
+    to_host,
+    zeros,
+)
 from numbacalib.ops.router import route
 from numbacalib.runtime.checks import rows_of
 from numbacalib.spec.router import Routing
@@ -187,7 +196,10 @@ class ExpertsRun:
         for part, (rows, routes) in enumerate(zip(self._rows, self._routes, strict=True)):
             tokens = routes.tokens(expert)
             if len(tokens):
-                found.append(Piece(part, take(rows, tokens, 0)))
+                taken = take(rows, tokens, 0)
+                if self.experts.mixture.scales_inputs:
+                    taken = cast(scaled(taken, 1.0, routes.factors(expert)), rows.dtype)
+                found.append(Piece(part, taken))
         return found
 
     def activations(self, expert: int) -> list[Piece]:
@@ -202,9 +214,11 @@ class ExpertsRun:
     def add(self, expert: int, activations: Sequence[Piece]) -> None:
         """Add the outputs of a loaded expert, from what `activations` gave."""
         for part, inner in activations:
-            routes = self._routes[part]
-            output = self.experts.expert_output(expert, inner)
-            add_rows(self._sums[part], routes.tokens(expert), output, routes.factors(expert))
+            routes, output = self._routes[part], self.experts.expert_output(expert, inner)
+            factors = routes.factors(expert)
+            if self.experts.mixture.scales_inputs:
+                factors = from_host(np.ones(len(output), np.float32), output)
+            add_rows(self._sums[part], routes.tokens(expert), output, factors)
 
     def finish(self) -> None:
         """Add the sums over experts, and what the shared MLP gives, to the residual stream."""

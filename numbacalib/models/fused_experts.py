@@ -1,8 +1,9 @@
 """Tensors that hold a layer of all experts of a block, taken apart into a tensor each.
 
 Transformers keeps experts so in memory, and some architectures in their files, too: gates and ups in one
-tensor, one after the other or in turns, as ``[E, M, K]`` or transposed. Runtimes read quantized ones by a
-module each, so that this is how they are named here, whatever the file.
+tensor, one after the other or in turns, as ``[E, M, K]`` or transposed; or in MXFP4, as blocks of codes
+with a scale each (`numbacalib.models.packed_sources`). Runtimes read quantized ones by a module each, so
+that this is how they are named here, whatever the file.
 """
 
 from __future__ import annotations
@@ -37,6 +38,14 @@ class View(NamedTuple):
         first, *rest = reversed(stored) if self.transposed else stored
         return len(range(*self.rows.indices(first))), *rest
 
+
+_ENDINGS = {
+    "": "weight",
+    "_bias": "bias",
+    "_blocks": "weight_blocks",
+    "_scales": "weight_scales",
+}
+"""Ends of the names of such tensors, and of those of their parts."""
 
 Entries = dict[str, tuple[TensorEntry, View]]
 
@@ -75,37 +84,41 @@ class _Fused(NamedTuple):
 
     names: ExpertNames
     roles: tuple[str, ...]
-    bias: bool
+    ending: str
+    """Of the names of the tensors that it is taken apart into."""
 
     @classmethod
     def of(cls, names: ExpertNames, tensor: str) -> _Fused | None:
         """The kind that a tensor is of, by its name in the block."""
         gate_up = names.fused_gate_up or f"{names.each}.gate_up_proj"
         down = names.fused_down or f"{names.each}.down_proj"
-        return {
-            gate_up: cls(names, ("gate", "up"), False),
-            down: cls(names, ("down",), False),
-            f"{gate_up}_bias": cls(names, ("gate", "up"), True),
-            f"{down}_bias": cls(names, ("down",), True),
-        }.get(tensor)
+        kinds = {
+            fused + own: cls(names, roles, ending)
+            for fused, roles in ((gate_up, ("gate", "up")), (down, ("down",)))
+            for own, ending in _ENDINGS.items()
+        }
+        return kinds.get(tensor)
 
     @property
     def transposed(self) -> bool:
-        return self.names.transposed and not self.bias
+        return self.names.transposed and self.ending == "weight"
 
     def shape(self, mixture: Mixture, hidden: int) -> tuple[int, ...]:
         """Shape of the tensor."""
         rows, columns = (
             (2 * mixture.size, hidden) if len(self.roles) > 1 else (hidden, mixture.size)
         )
-        if self.bias:
-            return mixture.experts, rows
-        return mixture.experts, *((columns, rows) if self.transposed else (rows, columns))
+        shapes = {
+            "weight": (columns, rows) if self.transposed else (rows, columns),
+            "bias": (rows,),
+            "weight_blocks": (rows, columns // 32, 16),
+            "weight_scales": (rows, columns // 32),
+        }
+        return mixture.experts, *shapes[self.ending]
 
     def entries(self, prefix: str, entry: TensorEntry) -> Entries:
         """Find where the tensors of each expert lie."""
         count, *shape = entry.shape
-        kind = "bias" if self.bias else "weight"
         found = {}
         for expert in range(count):
             length = entry.length // count
@@ -113,7 +126,7 @@ class _Fused(NamedTuple):
                 shape=tuple(shape), begin=entry.begin + expert * length, length=length
             )
             for number, role in enumerate(self.roles):
-                tensor = f"{prefix}.{expert}.{getattr(self.names, role)}.{kind}"
+                tensor = f"{prefix}.{expert}.{getattr(self.names, role)}.{self.ending}"
                 found[tensor] = self._part(own, number)
         return found
 

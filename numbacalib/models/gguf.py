@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_config import (
@@ -21,7 +22,7 @@ from numbacalib.models.gguf_config import (
     hf_config,
 )
 from numbacalib.models.gguf_file import GGUFFile, TensorEntry, named
-from numbacalib.models.gguf_names import hf_name
+from numbacalib.models.gguf_names import expert_names, hf_name, is_merged
 from numbacalib.models.gguf_tokenizer import build_tokenizer, tokenizer_config
 from numbacalib.models.gguf_types import TensorType
 from numbacalib.models.layer_tensors import is_norm
@@ -60,11 +61,9 @@ class GGUFCheckpoint(Checkpoint):
         with named(path):
             self._architecture = architecture_of(self._file.metadata)
             self._own = GGUF_ARCHITECTURES[self._architecture]
-            self._names = {
-                hf_name(name, self._own.model_type): name
-                for name in self._file.tensors
-                if name not in _ROPE
-            }
+            self._options = self._file.metadata.under(f"{self._architecture}.")
+            self._described = ARCHITECTURES[self._own.type_of(self._options)]
+            self._names = self._hf_names()
             if _EMBEDDINGS not in self._names:
                 raise ValueError("token_embd.weight: expected the embeddings, got none")
         self._file.require_readable()
@@ -80,6 +79,23 @@ class GGUFCheckpoint(Checkpoint):
             # GGUF's norms are as they multiply
             self._offset = np.float32(self.config.architecture.norm_offset)
 
+    def _hf_names(self) -> dict[str, tuple[str, int | None]]:
+        """Hugging Face's names of all tensors: GGUF's, and an expert's number in the tensor of all."""
+        model_type, options = self._described.model_type, self._options
+        count = options.integer("expert_count", 0)
+        found: dict[str, tuple[str, int | None]] = {}
+        for name, entry in self._file.tensors.items():
+            if name in _ROPE:
+                continue
+            if not is_merged(name, model_type):
+                found[hf_name(name, model_type)] = name, None
+                continue
+            if len(entry.shape) != 3 or entry.shape[0] != count:
+                raise options.error("expert_count", f"the experts of {name}, {list(entry.shape)}")
+            experts = expert_names(name, model_type, count)
+            found |= {expert: (name, number) for number, expert in enumerate(experts)}
+        return found
+
     def names(self) -> tuple[str, ...]:
         return tuple(self._names)
 
@@ -89,7 +105,8 @@ class GGUFCheckpoint(Checkpoint):
 
     def tensor(self, name: str) -> NDArray[Any]:
         heads = self._permuted_heads(name)
-        result = self._file.read(self._names[name])
+        entry = self._entry(name)
+        result = self._file.read(*self._names[name]).reshape(entry.shape)
         if heads:
             result = _unpermute(result, heads)
         if self._offset and is_norm(self.config, name):
@@ -104,7 +121,7 @@ class GGUFCheckpoint(Checkpoint):
     def blocks(self, name: str) -> NDArray[np.uint8]:
         """Rows of a matrix as they are stored, uint8 [M, bytes], in the order of `tensor`."""
         entry, heads = self._entry(name), self._permuted_heads(name)
-        result = self._file.read_bytes(self._names[name]).reshape(entry.shape[0], -1)
+        result = self._file.read_bytes(*self._names[name]).reshape(entry.shape[0], -1)
         return _unpermute(result, heads) if heads else result
 
     def metadata_bytes(self) -> dict[str, bytes]:
@@ -144,9 +161,14 @@ class GGUFCheckpoint(Checkpoint):
 
     def _entry(self, name: str) -> TensorEntry:
         try:
-            return self._file.tensors[self._names[name]]
+            stored, expert = self._names[name]
         except KeyError:
             raise self._unknown(name) from None
+        entry = self._file.tensors[stored].part(expert)
+        experts = self._described.experts
+        if experts and experts.shared_gate and name.endswith(f".{experts.shared_gate}.weight"):
+            return entry._replace(shape=(1, *entry.shape[-1:]))  # a vector in GGUF
+        return entry
 
     def _dtype(self) -> str:
         """The type that holds every matrix without loss."""

@@ -19,6 +19,8 @@ Config = dict[str, Any]
 
 _WINDOW = "attention.sliding_window"
 _PATTERN = "attention.sliding_window_pattern"
+_SIGMOID = 2
+"""Of ``expert_gating_func``."""
 
 
 def _nothing(options: Metadata, config: Config) -> Config:
@@ -30,22 +32,78 @@ class GGUFArchitecture(NamedTuple):
     """One architecture as GGUF has it."""
 
     model_type: str
-    """Hugging Face's, unless `read` says otherwise."""
+    """Hugging Face's, unless `variant` says otherwise."""
     permuted: bool = False
     """True where rows of queries and keys are in the order of neighbours that turn together."""
     layer_norm: bool = False
     keys: tuple[str, ...] = ()
-    """Further keys that `read` reads."""
+    """Further keys that `read` and `variant` read."""
     read: Callable[[Metadata, Config], Config] = _nothing
     """From the file's options, and what of the configuration is known, to more of it."""
+    variant: Callable[[Metadata], str] | None = None
+    """From the file's options to Hugging Face's ``model_type``, where there are several."""
+
+    def type_of(self, options: Metadata) -> str:
+        """Return Hugging Face's ``model_type`` of a file with these options."""
+        return self.model_type if self.variant is None else self.variant(options)
+
+
+def _llama_variant(options: Metadata) -> str:
+    """Mistral is "llama" in GGUF but for its window, and Mixtral but for its experts."""
+    if options.integer("expert_count", 0):
+        return "mixtral"
+    return "mistral" if options.integer(_WINDOW, 0) else "llama"
 
 
 def _llama(options: Metadata, config: Config) -> Config:
-    """Mistral is "llama" in GGUF but for its window."""
-    del config
-    if window := options.integer(_WINDOW, 0):
-        return {"model_type": "mistral", "sliding_window": window, "use_sliding_window": True}
+    window = options.integer(_WINDOW, 0)
+    if config["model_type"] == "mixtral":
+        return {"sliding_window": window or None} | _counts(options, "num_local_experts")
+    if window:
+        return {"sliding_window": window, "use_sliding_window": True}
     return {"use_sliding_window": False}
+
+
+def _counts(options: Metadata, key: str) -> Config:
+    """Counts of experts, by the configuration's own key, and of those that a token goes through."""
+    return {
+        key: options.required("expert_count"),
+        "num_experts_per_tok": options.required("expert_used_count"),
+    }
+
+
+def _qwen3_moe(options: Metadata, config: Config) -> Config:
+    del config
+    return _counts(options, "num_experts") | {
+        "moe_intermediate_size": options.required("expert_feed_forward_length"),
+        "norm_topk_prob": True,
+        "use_sliding_window": False,
+    }
+
+
+def _qwen2_moe(options: Metadata, config: Config) -> Config:
+    shared = options.required("expert_shared_feed_forward_length")
+    own = {"shared_expert_intermediate_size": shared, "norm_topk_prob": False}
+    return _qwen3_moe(options, config) | own
+
+
+def _granitemoe(options: Metadata, config: Config) -> Config:
+    return _granite(options, config) | _counts(options, "num_local_experts")
+
+
+def _glm4_moe(options: Metadata, config: Config) -> Config:
+    del config
+    if options.integer("expert_gating_func", _SIGMOID) != _SIGMOID:
+        raise options.error("expert_gating_func", f"{_SIGMOID}, sigmoids")
+    return _counts(options, "n_routed_experts") | {
+        "moe_intermediate_size": options.required("expert_feed_forward_length"),
+        "n_shared_experts": options.required("expert_shared_count"),
+        "first_k_dense_replace": options.integer("leading_dense_block_count", 0),
+        "norm_topk_prob": options.boolean("expert_weights_norm", False),
+        "routed_scaling_factor": options.number("expert_weights_scale", 0.0) or 1.0,
+        "n_group": options.integer("expert_group_count", 0) or 1,
+        "topk_group": options.integer("expert_group_used_count", 0) or 1,
+    }
 
 
 def _windows(options: Metadata, config: Config, default: int, period: int) -> Config:
@@ -109,13 +167,16 @@ def _granite(options: Metadata, config: Config) -> Config:
     } | {key: value for key, value in head.items() if value}
 
 
-def _olmo(options: Metadata, config: Config) -> Config:
+def _olmo_variant(options: Metadata) -> str:
     """The third is "olmo2" in GGUF, but for its windows."""
-    if not options.integer(_WINDOW, 0):
+    return "olmo3" if options.integer(_WINDOW, 0) else "olmo2"
+
+
+def _olmo(options: Metadata, config: Config) -> Config:
+    if config["model_type"] == "olmo2":
         return {}
     base = options.number("rope.freq_base_swa", config["rope_theta"])
-    windows = _windows(options, config, 0, 4)
-    return windows | {"model_type": "olmo3", "rope_local_base_freq": base}
+    return _windows(options, config, 0, 4) | {"rope_local_base_freq": base}
 
 
 def _cohere(options: Metadata, config: Config) -> Config:
@@ -135,8 +196,11 @@ def _exaone4(options: Metadata, config: Config) -> Config:
 
 
 _WINDOWS = (_WINDOW, _PATTERN)
+_FACTORS = ("logit_scale", "residual_scale", "embedding_scale", "attention.scale")
+_EXPERTS = ("expert_count", "expert_used_count")
 GGUF_ARCHITECTURES = {
     "arcee": GGUFArchitecture("arcee", permuted=True),
+    "chatglm": GGUFArchitecture("glm"),
     "cohere2": GGUFArchitecture(
         "cohere2", layer_norm=True, keys=("logit_scale", *_WINDOWS), read=_cohere2
     ),
@@ -155,20 +219,42 @@ GGUF_ARCHITECTURES = {
         read=_gemma3,
     ),
     "glm4": GGUFArchitecture("glm4"),
-    "granite": GGUFArchitecture(
-        "granite",
-        permuted=True,
-        keys=("logit_scale", "residual_scale", "embedding_scale", "attention.scale"),
-        read=_granite,
+    "glm4moe": GGUFArchitecture(
+        "glm4_moe",
+        keys=(
+            *(*_EXPERTS, "expert_feed_forward_length", "expert_shared_count", "expert_gating_func"),
+            *("leading_dense_block_count", "expert_weights_norm", "expert_weights_scale"),
+            *("expert_group_count", "expert_group_used_count"),
+        ),
+        read=_glm4_moe,
+    ),
+    "granite": GGUFArchitecture("granite", permuted=True, keys=_FACTORS, read=_granite),
+    "granitemoe": GGUFArchitecture(
+        "granitemoe", permuted=True, keys=(*_FACTORS, *_EXPERTS), read=_granitemoe
     ),
     "hunyuan-dense": GGUFArchitecture("hunyuan_v1_dense"),
-    "llama": GGUFArchitecture("llama", permuted=True, keys=(_WINDOW,), read=_llama),
-    "olmo2": GGUFArchitecture("olmo2", keys=(*_WINDOWS, "rope.freq_base_swa"), read=_olmo),
+    "llama": GGUFArchitecture(
+        "llama", permuted=True, keys=(_WINDOW, *_EXPERTS), read=_llama, variant=_llama_variant
+    ),
+    "nemotron": GGUFArchitecture("nemotron", layer_norm=True),
+    "olmo2": GGUFArchitecture(
+        "olmo2", keys=(*_WINDOWS, "rope.freq_base_swa"), read=_olmo, variant=_olmo_variant
+    ),
+    "phi2": GGUFArchitecture("phi", layer_norm=True),
     "phi3": GGUFArchitecture("phi3", keys=(_WINDOW,), read=_phi3),
     "qwen2": GGUFArchitecture("qwen2"),
+    "qwen2moe": GGUFArchitecture(
+        "qwen2_moe",
+        keys=(*_EXPERTS, "expert_feed_forward_length", "expert_shared_feed_forward_length"),
+        read=_qwen2_moe,
+    ),
     "qwen3": GGUFArchitecture("qwen3"),
+    "qwen3moe": GGUFArchitecture(
+        "qwen3_moe", keys=(*_EXPERTS, "expert_feed_forward_length"), read=_qwen3_moe
+    ),
     "seed_oss": GGUFArchitecture("seed_oss"),
     "smollm3": GGUFArchitecture("smollm3", permuted=True),
+    "stablelm": GGUFArchitecture("stablelm", layer_norm=True),
     "starcoder2": GGUFArchitecture("starcoder2", layer_norm=True),
 }
 """By ``general.architecture``."""

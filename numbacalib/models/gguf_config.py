@@ -128,15 +128,14 @@ def hf_config(
     """
     own = GGUF_ARCHITECTURES[architecture]
     options = metadata.under(f"{architecture}.")
-    described = ARCHITECTURES[own.model_type]
+    described = ARCHITECTURES[own.type_of(options)]
     config = _shape(metadata, options, described, shapes)
     epsilon = f"attention.layer_norm_{'' if own.layer_norm else 'rms_'}epsilon"
     if (value := options.number(epsilon)) is None:
         raise options.error(epsilon, "a finite number")
-    config |= {described.key("rms_norm_eps"): value, "model_type": own.model_type}
-    config |= _bias_flags(described, shapes) | _rotary_share(options, described, config)
+    config |= {described.key("rms_norm_eps"): value, "model_type": described.model_type}
+    config |= _tensor_flags(described, shapes) | _rotary_share(options, described, config)
     config |= own.read(options, config)
-    described = ARCHITECTURES[config["model_type"]]
     config["architectures"] = [described.causal_lm]
     for name in ("bos", "eos", "padding"):
         token = metadata.integer(f"tokenizer.ggml.{name}_token_id")
@@ -197,9 +196,18 @@ def _check_heads(
         )
 
 
-def _bias_flags(described: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, bool]:
-    """The keys that say which layers have biases, from which have."""
+_NORM_FLAGS = {"cohere": "use_qk_norm", "glm4_moe": "use_qk_norm", "phi": "qk_layernorm"}
+"""Keys that say whether queries and keys are normalized, of architectures where some are."""
+
+
+def _tensor_flags(
+    described: Architecture, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, bool]:
+    """The keys that say which layers have biases and norms, from which have."""
     flags: dict[str, bool] = {}
+    if described.model_type in _NORM_FLAGS:
+        norm = f"model.layers.0.{described.norms['query']}.weight"
+        flags[_NORM_FLAGS[described.model_type]] = norm in shapes
     for part, role in (("attention", "query"), ("output", "output"), ("mlp", "up")):
         key = described.biases.get(part, False)
         if not isinstance(key, bool):

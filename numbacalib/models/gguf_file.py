@@ -58,6 +58,13 @@ class TensorEntry(NamedTuple):
         """First byte after it."""
         return self.begin + math.prod(self.shape) // self.kind.values * self.kind.size
 
+    def part(self, index: int | None) -> TensorEntry:
+        """Return one of the tensors along the first axis; itself for None."""
+        if index is None:
+            return self
+        length = (self.end - self.begin) // self.shape[0]
+        return self._replace(shape=self.shape[1:], begin=self.begin + index * length)
+
 
 class GGUFFile:
     """A GGUF file, of which only the header is read until `read` is called.
@@ -93,8 +100,10 @@ class GGUFFile:
             header = _read_header(_Cursor(file, size), size)
             self.metadata, self.tensors, self._spans = header
 
-    def read(self, name: str) -> NDArray[Any]:
+    def read(self, name: str, index: int | None = None) -> NDArray[Any]:
         """Read the tensor: plain types in their own dtype, quantized ones as float32.
+
+        `index` is that of one matrix of several.
 
         Raises
         ------
@@ -104,7 +113,7 @@ class GGUFFile:
             If the file has changed since it was opened, the tensor's type cannot be dequantized, or its
             values do not fit into memory.
         """
-        entry = self.tensors[name]
+        entry = self.tensors[name].part(index)
         count = math.prod(entry.shape)
         with self._reopened() as file:
             file.seek(entry.begin)
@@ -115,7 +124,7 @@ class GGUFFile:
                 raise ValueError(f"{name}: its {count} values do not fit into memory") from None
         return values.reshape(entry.shape)
 
-    def read_bytes(self, name: str) -> NDArray[np.uint8]:
+    def read_bytes(self, name: str, index: int | None = None) -> NDArray[np.uint8]:
         """Read the tensor as it is stored.
 
         Raises
@@ -123,7 +132,7 @@ class GGUFFile:
         KeyError, ValueError
             As `read`.
         """
-        entry = self.tensors[name]
+        entry = self.tensors[name].part(index)
         stored = np.empty(entry.end - entry.begin, np.uint8)
         with self._reopened() as file:
             file.seek(entry.begin)

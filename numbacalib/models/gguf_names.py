@@ -1,6 +1,7 @@
 """Names of a model's tensors, in GGUF files and in Hugging Face's.
 
 GGUF names what a tensor does, whatever the architecture: the roles of `numbacalib.models.description`.
+A layer of all experts of a block is one tensor there, and a tensor each here.
 """
 
 from __future__ import annotations
@@ -34,15 +35,18 @@ _NORMS = {
     "query": "attn_q_norm",
     "key": "attn_k_norm",
 }
-_OTHERS = {"seed_oss": {"mlp": "post_attention_norm"}}
+_OTHERS = {kind: {"mlp": "post_attention_norm"} for kind in ("seed_oss", "glm4_moe")}
 """Norms that an architecture calls otherwise."""
+_EXPERT_ROLES = ("gate", "up", "down")
+_CORRECTION = "exp_probs_b.bias"
 # a block's number has one spelling; no model has a million of them
-_NUMBER = "0|[1-9][0-9]{0,5}"
+_NUMBER = "(?:0|[1-9][0-9]{0,5})"
+_MERGED = re.compile(rf"blk\.({_NUMBER})\.(ffn_\w+_exps)\.weight")
 
 
 @functools.cache
 def _names(model_type: str) -> dict[str, str]:
-    """Hugging Face's names in a block, or outside of one, by GGUF's."""
+    """Hugging Face's names in a block, or outside of one, by GGUF's; without ``weight`` or ``bias``."""
     architecture = ARCHITECTURES[model_type]
     names, linears = dict(_OUTER), list(architecture.linears.values())
     for role, name in architecture.linears.items():
@@ -50,12 +54,33 @@ def _names(model_type: str) -> dict[str, str]:
         if not fused or role in _FUSED:
             names[_FUSED[role] if fused else _LINEARS[role]] = name
     norms = _NORMS | _OTHERS.get(model_type, {})
-    return names | {norms[role]: name for role, name in architecture.norms.items()}
+    names |= {norms[role]: name for role, name in architecture.norms.items()}
+    if (experts := architecture.experts) is not None:
+        names["ffn_gate_inp"] = experts.router
+        if experts.shared:
+            names |= {
+                f"ffn_{role}_shexp": f"{experts.shared}.{getattr(experts, role)}"
+                for role in _EXPERT_ROLES
+            }
+        if experts.shared_gate:
+            names["ffn_gate_inp_shexp"] = experts.shared_gate
+    return names
 
 
 @functools.cache
 def _gguf_names(model_type: str) -> dict[str, str]:
     return {theirs: ours for ours, theirs in _names(model_type).items()}
+
+
+@functools.cache
+def _experts(model_type: str) -> dict[str, tuple[str, str]]:
+    """Beginnings and ends of the names of one expert's layers, by GGUF's name of the tensor of all."""
+    names = ARCHITECTURES[model_type].experts
+    if names is None:
+        return {}
+    return {
+        f"ffn_{role}_exps": (f"{names.each}.", f".{getattr(names, role)}") for role in _EXPERT_ROLES
+    }
 
 
 def hf_name(name: str, model_type: str = "llama") -> str:
@@ -64,19 +89,71 @@ def hf_name(name: str, model_type: str = "llama") -> str:
     Raises
     ------
     ValueError
-        If the architecture has no such tensor.
+        If the architecture has no such tensor, or it holds all experts: see `expert_names`.
     """
-    match = re.fullmatch(rf"(?:blk\.({_NUMBER})\.)?(\w+)\.(weight|bias)", name)
-    if match is None or match[2] not in _names(model_type):
-        raise ValueError(f"a tensor of no architecture that is supported: {name}")
-    layer = "" if match[1] is None else f"model.layers.{match[1]}."
-    return f"{layer}{_names(model_type)[match[2]]}.{match[3]}"
+    block, stem, suffix = _parts(name, rf"(?:blk\.({_NUMBER})\.)?(\w+)\.(weight|bias)")
+    layer = f"model.layers.{block}." if block else ""
+    experts = ARCHITECTURES[model_type].experts
+    if experts is not None and experts.correction and f"{stem}.{suffix}" == _CORRECTION:
+        return layer + experts.correction
+    if stem not in _names(model_type):
+        raise _unknown(name)
+    return f"{layer}{_names(model_type)[stem]}.{suffix}"
+
+
+def is_merged(name: str, model_type: str) -> bool:
+    """Return whether a tensor, by GGUF's name, is the one of all experts of a block."""
+    match = _MERGED.fullmatch(name)
+    return match is not None and match[2] in _experts(model_type)
+
+
+def expert_names(name: str, model_type: str, count: int) -> list[str]:
+    """``blk.0.ffn_up_exps.weight`` to the names of each expert's tensor, in their order."""
+    block, merged = _MERGED.fullmatch(name).groups()  # type: ignore[union-attr]  # `is_merged`
+    begin, end = _experts(model_type)[merged]
+    return [f"model.layers.{block}.{begin}{number}{end}.weight" for number in range(count)]
 
 
 def gguf_name(name: str, model_type: str = "llama") -> str:
-    """Inverse of `hf_name`."""
-    match = re.fullmatch(rf"(?:model\.layers\.({_NUMBER})\.)?([\w.]+)\.(weight|bias)", name)
-    if match is None or match[2] not in _gguf_names(model_type):
-        raise ValueError(f"a tensor of no architecture that is supported: {name}")
-    block = "" if match[1] is None else f"blk.{match[1]}."
-    return f"{block}{_gguf_names(model_type)[match[2]]}.{match[3]}"
+    """Inverse of `hf_name`; of an expert's tensor, the name of the one that holds all."""
+    block, own = _in_block(name)
+    experts = ARCHITECTURES[model_type].experts
+    if experts is not None and block and own == experts.correction:
+        return block + _CORRECTION
+    if (merged := _expert(own, model_type)) is not None:
+        return f"{block}{merged[0]}.weight"
+    _, stem, suffix = _parts(own, r"()([\w.]+)\.(weight|bias)")
+    if stem not in _gguf_names(model_type):
+        raise _unknown(name)
+    return f"{block}{_gguf_names(model_type)[stem]}.{suffix}"
+
+
+def expert_number(name: str, model_type: str) -> int | None:
+    """Number of the expert that a tensor is of, by Hugging Face's name; None for others."""
+    found = _expert(_in_block(name)[1], model_type)
+    return None if found is None else found[1]
+
+
+def _in_block(name: str) -> tuple[str, str]:
+    """Beginning of GGUF's name, and the rest of Hugging Face's."""
+    layer = re.match(rf"model\.layers\.({_NUMBER})\.", name)
+    return (f"blk.{layer[1]}.", name[layer.end() :]) if layer else ("", name)
+
+
+def _expert(name: str, model_type: str) -> tuple[str, int] | None:
+    """GGUF's tensor of all experts, and which of them one is, by its name in a block."""
+    for merged, (begin, end) in _experts(model_type).items():
+        if match := re.fullmatch(rf"{re.escape(begin)}({_NUMBER}){re.escape(end)}\.weight", name):
+            return merged, int(match[1])
+    return None
+
+
+def _parts(name: str, pattern: str) -> tuple[str, str, str]:
+    match = re.fullmatch(pattern, name)
+    if match is None:
+        raise _unknown(name)
+    return match[1] or "", match[2], match[3]
+
+
+def _unknown(name: str) -> ValueError:
+    return ValueError(f"a tensor of no architecture that is supported: {name}")

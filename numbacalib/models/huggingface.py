@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,9 @@ from numbacalib.models.layer_tensors import (
     canonical_name,
     denied,
     is_buffer,
+    is_linear,
 )
+from numbacalib.models.packed_sources import DTYPE, PackedSource, packed_source
 from numbacalib.models.safetensors_file import (
     STORED_TYPES,
     StoredTensor,
@@ -86,6 +89,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         self._hf_config = dict(self.files.read_json(config_file))
         try:
             config = self.config
+            self._source = packed_source(self._hf_config)
         except ValueError as error:
             raise ValueError(f"{config_file}: {error}") from None
         if os.path.lexists(path / "adapter_config.json"):
@@ -100,10 +104,14 @@ class HuggingFaceCheckpoint(Checkpoint):
         self._entries: dict[str, TensorEntry] = {}
         self._dropped: dict[str, str] = {}
         self._views: dict[str, View] = {}
+        self._packed: dict[str, tuple[str, str]] = {}
+        self._parts: dict[str, TensorEntry] = {}
         self._stored_names: dict[str, str] = {}
         for header in weight_headers(self.files, path):
             for name, entry in header.items():
                 self._add(name, entry)
+        if self._source is not None:
+            self._unpack(self._source)
         packed = any(self._hf_config.get(key) is not None for key in QUANTIZATION)
         if not packed:
             self._refuse_mlx()
@@ -120,20 +128,30 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     def info(self, name: str) -> TensorInfo:
         entry = self._entry(name)
-        shape = self._views[name].shape(entry.shape) if name in self._views else entry.shape
-        return TensorInfo(shape, self._dtype(name, entry))
+        if name in self._packed:
+            assert self._source is not None
+            shapes = (self._shape(part, self._parts[part]) for part in self._packed[name])
+            return TensorInfo(self._source.shape(*shapes), DTYPE)
+        return TensorInfo(self._shape(name, entry), self._dtype(name, entry))
 
     def stored_bytes(self, name: str) -> int:
-        if name in self._views:
+        if self._is_made(name):
             return super().stored_bytes(name)
         return self._entry(name).length
 
     def tensor(self, name: str) -> NDArray[Any]:
-        entry = self._entry(name)
-        stored = self._read(name, entry, entry.begin, entry.shape)
-        return self._views[name].of(stored) if name in self._views else stored
+        if name not in self._packed:
+            return self._whole(name, self._entry(name))
+        assert self._source is not None
+        codes, scales = (self._whole(part, self._parts[part]) for part in self._packed[name])
+        weight = self._source.decode(codes, scales)
+        weight.flags.writeable = False
+        return weight
 
     def tiles(self, name: str, rows: int) -> Iterator[NDArray[Any]]:
+        if self._is_made(name):
+            yield from super().tiles(name, rows)
+            return
         entry = self._entry(name)
         length, *rest = entry.shape
         for first in range(0, length, rows):
@@ -141,7 +159,8 @@ class HuggingFaceCheckpoint(Checkpoint):
             yield self._read(name, entry, begin, (min(rows, length - first), *rest))
 
     def stored(self, name: str) -> StoredTensor:
-        if name in self._views:
+        whole = self.config.architecture.transposed  # what is transposed goes back as it came
+        if self._is_made(name) and not whole:
             return super().stored(name)
         entry = self._entry(name)
         data = self.files.read(entry.file, entry.begin, entry.length)
@@ -166,6 +185,18 @@ class HuggingFaceCheckpoint(Checkpoint):
     def tokenizer(self) -> Tokenizer:
         return read_tokenizer(self.path)
 
+    def _is_made(self, name: str) -> bool:
+        """Return whether a tensor is no run of a file's bytes, but made of one."""
+        return name in self._views or name in self._packed
+
+    def _shape(self, name: str, entry: TensorEntry) -> tuple[int, ...]:
+        return self._views[name].shape(entry.shape) if name in self._views else entry.shape
+
+    def _whole(self, name: str, entry: TensorEntry) -> NDArray[Any]:
+        """Read what is stored of a name, in its own dtype."""
+        stored = self._read(name, entry, entry.begin, entry.shape)
+        return self._views[name].of(stored) if name in self._views else stored
+
     def _read(
         self, name: str, entry: TensorEntry, begin: int, shape: tuple[int, ...]
     ) -> NDArray[Any]:
@@ -177,7 +208,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     def _add(self, stored_name: str, entry: TensorEntry) -> None:
         name = canonical_name(stored_name, self.config)
-        if is_buffer(name):
+        if is_buffer(name, self.config):
             self._dropped[name] = "a table that is computed from the configuration"
             return
         try:
@@ -185,10 +216,14 @@ class HuggingFaceCheckpoint(Checkpoint):
         except ValueError as error:
             raise ValueError(f"{entry.file}: {error}") from None
         if experts is not None:
+            theirs, ours = _beginnings(stored_name, name)
             for tensor, (part, view) in experts.items():
-                self._add(tensor, part)
+                self._add(theirs + tensor.removeprefix(ours), part)
                 self._views[tensor] = view
             return
+        floats = entry.dtype_name in ("F64", "F32", "F16", "BF16")
+        if self.config.architecture.transposed and floats and is_linear(name, self.config):
+            self._views[name] = View(True, slice(None))
         if not name.endswith(stored_name):  # else it is the name of a base model
             self._stored_names[name] = stored_name
         if name in self._entries:
@@ -196,6 +231,28 @@ class HuggingFaceCheckpoint(Checkpoint):
                 f"{entry.file}: expected {name} once, it is in {self._entries[name].file.name} too"
             )
         self._entries[name] = entry
+
+    def _unpack(self, source: PackedSource) -> None:
+        """Have weights in the place of their codes and scales, and a configuration of such a model."""
+        for name in list(self._entries):
+            layer, _, ending = name.rpartition(".")
+            if ending in source.others:
+                del self._entries[name]
+                self._dropped[name] = "a scale of activations, which are not quantized"
+            if ending != source.codes or not source.packs(self._entries[name]):
+                continue
+            scales, entry = f"{layer}.{source.scales}", self._entries.pop(name)
+            if scales not in self._entries:
+                raise ValueError(f"{entry.file}: {name}: expected {scales} beside it, found none")
+            self._parts |= {name: entry, scales: self._entries.pop(scales)}
+            self._packed[f"{layer}.weight"] = name, scales
+            self._entries[f"{layer}.weight"] = entry
+            try:
+                self.info(f"{layer}.weight")
+            except ValueError as error:
+                raise ValueError(f"{entry.file}: {scales}: {error}") from None
+        for key in QUANTIZATION:
+            self._hf_config.pop(key, None)
 
     def _refuse_mlx(self) -> None:
         for name, entry in self._entries.items():
@@ -267,6 +324,13 @@ class HuggingFaceCheckpoint(Checkpoint):
             return self._entries[name]
         except KeyError:
             raise self._unknown(name) from None
+
+
+def _beginnings(stored_name: str, name: str) -> tuple[str, str]:
+    """Return what is before the same end of two names."""
+    pairs = zip(reversed(stored_name), reversed(name), strict=False)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return stored_name[: len(stored_name) - same], name[: len(name) - same]
 
 
 def _copied_files(path: Path) -> Iterator[Path]:

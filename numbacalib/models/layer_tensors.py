@@ -13,20 +13,29 @@ from typing import NamedTuple
 from numbacalib.models.config import ModelConfig
 from numbacalib.models.wrappers import beside_decoder, decoder_name
 
-__all__ = ["EMBEDDINGS", "HEAD", "HEAD_BIAS", "NORM", "NORM_BIAS"]
-__all__ += ["Part", "Stage", "canonical_name", "check_names", "denied", "is_buffer", "is_norm"]
+__all__ = ["EMBEDDINGS", "HEAD", "HEAD_BIAS", "NORM", "NORM_BIAS", "POSITIONS"]
+__all__ += ["Part", "Stage", "canonical_name", "check_names", "denied", "is_buffer", "is_decoders"]
+__all__ += ["is_linear", "is_norm", "module_name"]
 __all__ += ["beside", "expert_parts", "expert_shapes", "expert_stages"]
-__all__ += ["linear_shapes", "outer_vector_shapes", "parts", "stages", "vector_shapes"]
+__all__ += ["attention_stages", "linear_shapes", "mlp_stages", "outer_shapes", "parts"]
+__all__ += ["stages", "vector_shapes"]
 
 Stage = tuple[str, ...]
 """Short names of the layers of a block that share an input."""
 
 EMBEDDINGS, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+POSITIONS = "model.embed_positions.weight"
 NORM_BIAS, HEAD_BIAS = "model.norm.bias", "lm_head.bias"
 
 _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)")
 # What belongs to the decoder, and so must be one of its tensors; anything else is beside it.
-_DECODER = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")
+_DECODER = (
+    "model.layers.",
+    "model.embed_tokens.",
+    "model.embed_positions.",
+    "model.norm.",
+    "lm_head.",
+)
 # The base model of transformers, saved alone, leaves out "model.".
 _BARE = ("layers.", "embed_tokens.", "norm.")
 # Tables that older versions saved, which are computed anew.
@@ -41,6 +50,7 @@ _BUFFERS = (
 # compressed-tensors, of GPTQ and AWQ, and of MLX, which has a ``weight`` too.
 _PACKED = (
     *("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"),
+    "weight_global_scale",
     *("qweight", "qzeros", "scales", "g_idx"),
     *("scales", "biases"),
 )
@@ -55,9 +65,18 @@ def canonical_name(name: str, config: ModelConfig) -> str:
     return f"model.{name}" if name.startswith(_BARE) else name
 
 
-def is_buffer(name: str) -> bool:
+def module_name(name: str, config: ModelConfig) -> str:
+    """The name that a module has in transformers, by ours."""
+    for theirs, ours in config.architecture.renamed.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def is_buffer(name: str, config: ModelConfig) -> bool:
     """Return whether a tensor is a table of an older version that nothing reads any more."""
-    return name.endswith(_BUFFERS)
+    own = _LAYER.fullmatch(name) is not None and name.endswith(tuple(config.architecture.buffers))
+    return own or name.endswith(_BUFFERS)
 
 
 def denied(config: ModelConfig, names: Iterable[str], *, packed: bool = False) -> list[str]:
@@ -75,7 +94,7 @@ def denied(config: ModelConfig, names: Iterable[str], *, packed: bool = False) -
         Whether linear layers may be quantized.
     """
     known: dict[int, set[str]] = {}
-    outside = {EMBEDDINGS, HEAD, *outer_vector_shapes(config)}
+    outside = {EMBEDDINGS, HEAD, *outer_shapes(config)}
     if packed:
         outside |= set(_packed_parts((EMBEDDINGS, HEAD)))
     found = []
@@ -119,6 +138,12 @@ def beside(config: ModelConfig, names: Iterable[str]) -> list[str]:
     return [*further, *beside_decoder(names, _DECODER)]
 
 
+def is_decoders(config: ModelConfig, name: str) -> bool:
+    """Return whether a tensor is one that the decoder runs on: none that `beside` speaks of."""
+    layer = _LAYER.fullmatch(name)
+    return int(layer[1]) < config.num_layers if layer else name.startswith(_DECODER)
+
+
 def _packed_parts(weights: Iterable[str]) -> Iterator[str]:
     """Names of what is in the place of weights that are quantized."""
     for name in weights:
@@ -153,6 +178,7 @@ def parts(config: ModelConfig, index: int) -> dict[str, Part]:
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     inner, hidden = _mlp_width(config, index), config.hidden_size
     rows = {
+        "query_key_value": queries + 2 * keys,
         "query": queries,
         "key": keys,
         "value": keys,
@@ -160,7 +186,7 @@ def parts(config: ModelConfig, index: int) -> dict[str, Part]:
         "gate": inner,
         "up": inner,
         "down": hidden,
-    }
+    } | _latent_rows(config)
     linears = _linears(config, index)
     found, ends = {}, dict.fromkeys(linears.values(), 0)
     for role, name in linears.items():
@@ -172,12 +198,31 @@ def parts(config: ModelConfig, index: int) -> dict[str, Part]:
 
 def stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
     """The linear layers of a block in the order they run, grouped by the input they share."""
+    return attention_stages(config, index) + mlp_stages(config, index)
+
+
+def attention_stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
+    """The stages of a block's attention: two at least."""
+    latent = config.latent
+    if latent is None:
+        return _named(config, index, ("query", "key", "value", "query_key_value"), ("output",))
+    first = ("query_latent", "latent") if latent.query_size else ("query", "latent")
+    others = [("query",)] if latent.query_size else []
+    return _named(config, index, first, *others, ("key_value",), ("output",))
+
+
+def mlp_stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
+    """The stages of the MLP that all tokens go through; none where a block has none."""
+    return _named(config, index, ("gate", "up"), ("down",))
+
+
+def _named(config: ModelConfig, index: int, *stages_roles: tuple[str, ...]) -> tuple[Stage, ...]:
+    """Names of the layers of each stage, by their roles."""
     linears = {role: part.name for role, part in parts(config, index).items()}
-
-    def named(*roles: str) -> Stage:
-        return tuple(dict.fromkeys(linears[role] for role in roles if role in linears))
-
-    found = named("query", "key", "value"), named("output"), named("gate", "up"), named("down")
+    found = (
+        tuple(dict.fromkeys(linears[role] for role in roles if role in linears))
+        for roles in stages_roles
+    )
     return tuple(stage for stage in found if stage)
 
 
@@ -217,9 +262,26 @@ def expert_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]
     }
 
 
+def _latent_rows(config: ModelConfig) -> dict[str, int]:
+    """Rows of the layers that latent attention has, by role."""
+    latent = config.latent
+    if latent is None:
+        return {}
+    still = config.head_dim - config.rotary_dim
+    return {
+        "query_latent": latent.query_size,
+        "latent": latent.size + config.rotary_dim,
+        "key_value": config.num_heads * (still + latent.value_dim),
+    }
+
+
 def _linears(config: ModelConfig, index: int) -> dict[str, str]:
     """Names of a block's linear layers by role, without experts."""
     linears, experts = dict(config.architecture.linears), config.architecture.experts
+    direct = linears.pop("direct_query", "")
+    if config.latent is not None and not config.latent.query_size:
+        del linears["query_latent"]
+        linears["query"] = direct
     mixture = config.mixture_of(index)
     if mixture is None or experts is None:
         return linears
@@ -242,6 +304,10 @@ def linear_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]
         "output": config.num_heads * config.head_dim,
         "down": _mlp_width(config, index),
     }
+    if (latent := config.latent) is not None:
+        columns["output"] = config.num_heads * latent.value_dim
+        columns["key_value"] = latent.size
+        columns["query"] = latent.query_size or config.hidden_size
     return {
         f"{part.name}.weight": (part.rows, columns.get(role, config.hidden_size))
         for role, part in parts(config, index).items()
@@ -252,19 +318,26 @@ def vector_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]
     """Shapes of a block's norms, and of the biases that this architecture has."""
     shapes: dict[str, tuple[int, ...]] = {}
     for role, name in config.architecture.norms.items():
-        shape: tuple[int, ...] | None = (config.hidden_size,)
-        if role in ("query", "key"):
-            shape = _head_norm_shape(config, role)
+        shape = _norm_shape(config, role)
         if shape is not None:
             shapes |= _norm_shapes(config, name, shape)
-    biased = {"output": config.output_bias} | dict.fromkeys(
-        ("query", "key", "value"), config.attention_bias
-    )
     for own in (parts(config, index), *expert_parts(config, index)):
         for role, part in own.items():
-            if biased.get(role, config.mlp_bias):
+            if _is_biased(config, role):
                 shapes[f"{part.name}.bias"] = (part.rows,)
+    if config.architecture.sinks:
+        shapes[config.architecture.sinks] = (config.num_heads,)
     return shapes | _router_shapes(config, index)
+
+
+def _is_biased(config: ModelConfig, role: str) -> bool:
+    """Return whether a linear layer has a bias; of latent attention, only those that make latents."""
+    if role in ("gate", "up", "down"):
+        return config.mlp_bias
+    if role == "output":
+        return config.output_bias
+    makes_latent = config.latent is None or role in ("query_latent", "latent")
+    return config.attention_bias and makes_latent
 
 
 def _router_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
@@ -284,10 +357,22 @@ def _router_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]
     return shapes
 
 
-def outer_vector_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the final norm and of the head's bias, by their whole names."""
+def outer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the final norm, of the head's bias and of positions, by their whole names."""
     shapes = _norm_shapes(config, NORM.removesuffix(".weight"), (config.hidden_size,))
-    return shapes | ({HEAD_BIAS: (config.vocab_size,)} if config.head_bias else {})
+    if config.head_bias:
+        shapes[HEAD_BIAS] = (config.vocab_size,)
+    if config.positions:
+        shapes[POSITIONS] = (config.positions, config.hidden_size)
+    return shapes
+
+
+def is_linear(name: str, config: ModelConfig) -> bool:
+    """Return whether a tensor is the weight of a linear layer of a block, by its whole name."""
+    layer = _LAYER.fullmatch(name)
+    return layer is not None and layer[2].removesuffix(".weight") in (
+        config.architecture.linears.values()
+    )
 
 
 def is_norm(config: ModelConfig, name: str) -> bool:
@@ -296,8 +381,14 @@ def is_norm(config: ModelConfig, name: str) -> bool:
     return name == NORM or name.endswith(tuple(norms))
 
 
-def _head_norm_shape(config: ModelConfig, role: str) -> tuple[int, ...] | None:
-    """Shape of the norm of queries or keys; None where there is none."""
+def _norm_shape(config: ModelConfig, role: str) -> tuple[int, ...] | None:
+    """Shape of a norm of a block; None where there is none."""
+    latent = config.latent
+    if latent is not None and role in ("query_latent", "latent"):
+        size = latent.size if role == "latent" else latent.query_size
+        return (size,) if size else None
+    if role not in ("query", "key"):
+        return (config.hidden_size,)
     if not config.qk_norm:
         return None
     heads, size = config.num_heads if role == "query" else config.num_kv_heads, config.head_dim

@@ -25,6 +25,8 @@ class Mixture:
     shared_size : int
         Width of the MLP beside them that all tokens go through; 0 for none.
     router_bias : bool
+    scales_inputs : bool
+        Whether how much an expert counts for a token multiplies its inputs, not its outputs.
     """
 
     experts: int
@@ -33,3 +35,4 @@ class Mixture:
     routing: Routing
     shared_size: int = 0
     router_bias: bool = False
+    scales_inputs: bool = False

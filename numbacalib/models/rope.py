@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from numbacalib.models.config import Rope
 from numbacalib.models.place import HOST, Place
+from numbacalib.models.rope_parameters import yarn_magnitude
 
 __all__ = ["RotaryEmbedding", "inverse_frequencies"]
 
@@ -65,13 +66,10 @@ def _yarn_attention(rope: Rope, factor: float) -> float:
     given = rope.scaling
     if given.get("attention_factor") is not None:
         return float(given["attention_factor"])
-
-    def magnitude(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
     if given.get("mscale") and given.get("mscale_all_dim"):
-        return magnitude(given["mscale"]) / magnitude(given["mscale_all_dim"])
-    return magnitude(1.0)
+        whole = yarn_magnitude(factor, given["mscale_all_dim"])
+        return yarn_magnitude(factor, given["mscale"]) / whole
+    return yarn_magnitude(factor)
 
 
 def _llama3(rope: Rope, _length: int) -> Frequencies:
@@ -98,6 +96,11 @@ def _longrope(rope: Rope, length: int) -> Frequencies:
     return _powers(rope.dim, rope.theta) / factors, float(scaling)
 
 
+def _none(rope: Rope, _length: int) -> Frequencies:
+    """Nothing turns; queries may grow."""
+    return np.zeros(rope.dim // 2), 1.0
+
+
 _FREQUENCIES: dict[str, Callable[[Rope, int], Frequencies]] = {
     "default": _default,
     "linear": _linear,
@@ -105,6 +108,7 @@ _FREQUENCIES: dict[str, Callable[[Rope, int], Frequencies]] = {
     "yarn": _yarn,
     "llama3": _llama3,
     "longrope": _longrope,
+    "none": _none,
 }
 
 
@@ -128,16 +132,11 @@ class RotaryEmbedding:
     rope : Rope
     place : Place
         Where the tables are.
-    growth : (float, int), optional
-        By how much queries grow with their position: see `ModelConfig.query_growth`.
     """
 
-    def __init__(
-        self, rope: Rope, place: Place = HOST, growth: tuple[float, int] | None = None
-    ) -> None:
+    def __init__(self, rope: Rope, place: Place = HOST) -> None:
         self._rope = rope
         self._place = place
-        self._growth = growth
         self._length = 0
         self._tables: tuple[Any, Any]
         self._query_tables: tuple[Any, Any]
@@ -161,9 +160,9 @@ class RotaryEmbedding:
         frequencies, scaling = inverse_frequencies(self._rope, length)
         positions = np.arange(length)[:, None]
         self._tables = self._query_tables = self._put(positions * frequencies, scaling)
-        if self._growth is not None:
-            rate, period = self._growth
-            growth = 1 + rate * np.log1p(positions // period)
+        if self._rope.growth is not None:
+            rate, period, first = self._rope.growth
+            growth = 1 + rate * np.log1p((positions + first) // period)
             self._query_tables = self._put(positions * frequencies, scaling * growth)
         self._length = length
 

@@ -7,13 +7,14 @@ transformers 5 keeps them in ``rope_parameters``; before that there were ``rope_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from numbacalib.models.fields import Fields
 
-__all__ = ["NO_WORDS", "ROPE_TYPES", "Words", "read_rope", "read_ropes"]
+__all__ = ["NO_WORDS", "ROPE_TYPES", "Words", "read_rope", "read_ropes", "yarn_magnitude"]
 
 _DEFAULT_THETA = 10000.0
 _THETA = (1.0001, 1e15)
@@ -26,9 +27,18 @@ class Words(NamedTuple):
     """Types of scaling that stand for others."""
     others: Sequence[str] = ()
     """Keys that somebody else reads, or that change nothing."""
+    theta: str = "rope_theta"
+    """Name of the base in files of older versions, beside the scaling."""
+    share: str = "partial_rotary_factor"
+    """Name of the part of a head that turns there."""
 
 
 NO_WORDS = Words()
+
+
+def yarn_magnitude(factor: float, weight: float = 1.0) -> float:
+    """By what YaRN multiplies numbers of a head (arXiv 2309.00071, equation 22), with DeepSeek's weight."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 class _Type(NamedTuple):
@@ -107,8 +117,8 @@ def read_rope(
         config.object(key, None) or Fields({}, key) for key in ("rope_scaling", "rope_parameters")
     )
     rope = scaling or parameters
-    dim = _rotary_dim(config, rope, head_dim, share)
-    found = _theta(config, rope, parameters, theta or _DEFAULT_THETA)
+    dim = _rotary_dim(config, rope, head_dim, share, words)
+    found = _theta(config, rope, parameters, theta or _DEFAULT_THETA, words)
     result = _read_scaling(
         config, rope, dim=dim, max_positions=original or max_positions, words=words
     )
@@ -187,14 +197,30 @@ def _read_scaling(
     return {key: value for key, value in result.items() if value is not None}
 
 
-def _rotary_dim(config: Fields, rope: Fields, head_dim: int, share: float | None) -> int:
+def _by_either_name(config: Fields, names: tuple[str, str], low: float, high: float) -> Any:
+    """Read what a file says under one name or the other; None where it does not.
+
+    Raises
+    ------
+    ValueError
+        If it says two things.
+    """
+    given = {name: config.number(name, low, high) for name in names if name in config}
+    if len(set(given.values())) > 1:
+        raise ValueError(f"{' and '.join(given)}: expected the same, got {list(given.values())}")
+    return next(iter(given.values()), None)
+
+
+def _rotary_dim(
+    config: Fields, rope: Fields, head_dim: int, share: float | None, words: Words
+) -> int:
     """Dimensions of a head that turn; what is within the rope's object counts before what is beside."""
     key = "partial_rotary_factor"
     if share is None:
         for fields in (config, rope):
             fields.choice(key, (1, 1.0), None)
         return head_dim
-    beside = config.number(key, 0.01, 1, None)
+    beside = _by_either_name(config, (key, words.share), 0.01, 1)
     within = rope.number(key, 0.01, 1, None)
     given = within if within is not None else beside
     dim = int(head_dim * (share if given is None else given))
@@ -203,8 +229,8 @@ def _rotary_dim(config: Fields, rope: Fields, head_dim: int, share: float | None
     return dim
 
 
-def _theta(config: Fields, rope: Fields, parameters: Fields, default: float) -> float:
-    beside = config.number("rope_theta", *_THETA) if "rope_theta" in config else None
+def _theta(config: Fields, rope: Fields, parameters: Fields, default: float, words: Words) -> float:
+    beside = _by_either_name(config, ("rope_theta", words.theta), *_THETA)
     if "rope_theta" in rope:
         return float(rope.number("rope_theta", *_THETA))
     if beside is None and "rope_theta" in parameters:

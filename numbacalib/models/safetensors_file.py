@@ -96,6 +96,11 @@ class StoredTensor(NamedTuple):
             raise TypeError(f"expected a dtype of {', '.join(STORED_TYPES)}, got {tensor.dtype}")
         return cls(name, tensor.shape, tensor.ravel().view(np.uint8))
 
+    def array(self) -> NDArray[Any] | None:
+        """View it as an array; None where NumPy has no such type."""
+        dtype = STORED_TYPES[self.dtype_name].dtype
+        return None if dtype is None else self.data.view(dtype).reshape(self.shape)
+
 
 class TensorEntry(NamedTuple):
     """Place of a tensor in its file."""

@@ -7,28 +7,40 @@ before what follows runs:
 - `inner`: from there to the inputs of its exit layers;
 - `add_output`: through the exit layers, into the residual stream.
 
-A sublayer may have several stages at either end, as experts have: `entries` and `exits` give an array for
-each of `entry_stages` and `exit_stages`.
+A sublayer may have several stages at either end, as experts have, or between, as latent attention has:
+`entries`, `middles` and `exits` give an array for each of `entry_stages`, `middle_stages` and
+`exit_stages`.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from numbacalib.models.block_weights import Array, BlockWeights
-from numbacalib.models.layer_tensors import Part, Stage, parts, stages
+from numbacalib.models.latent import NORM_EPS
+from numbacalib.models.layer_tensors import Part, Stage, attention_stages, mlp_stages, parts
 from numbacalib.models.parts import Parts
 from numbacalib.models.rope import RotaryEmbedding
-from numbacalib.ops.activation import activate
+from numbacalib.ops.activation import activate, activate_clamped
 from numbacalib.ops.attention import attention
-from numbacalib.ops.matrix import add_scaled, cast
+from numbacalib.ops.matrix import (
+    add_scaled,
+    cast,
+    column_range,
+    from_host,
+    joined_columns,
+    joined_rows,
+    row_range,
+)
+from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
 
-__all__ = ["MLP", "Attention", "Sublayer", "activated"]
+__all__ = ["MLP", "Attention", "LatentAttention", "Sublayer", "activated"]
 
 
 class Sublayer(abc.ABC):
@@ -36,8 +48,8 @@ class Sublayer(abc.ABC):
 
     Attributes
     ----------
-    entry_stages, exit_stages : tuple of tuple of str
-        Linear layers that share an input, at either end.
+    entry_stages, middle_stages, exit_stages : tuple of tuple of str
+        Linear layers that share an input, at either end and between.
     width : int
         Numbers of a token that `inner` gives.
     is_cheap : bool
@@ -45,6 +57,7 @@ class Sublayer(abc.ABC):
     """
 
     entry_stages: tuple[Stage, ...]
+    middle_stages: tuple[Stage, ...] = ()
     exit_stages: tuple[Stage, ...]
     width: int
     is_cheap = True
@@ -76,6 +89,11 @@ class Sublayer(abc.ABC):
     def entries(self, x: Array) -> list[Array]:
         """The inputs of the entry stages, from what `input` gave."""
         return [x]
+
+    def middles(self, x: Array) -> list[Array]:
+        """The inputs of the middle stages, from what `input` gave."""
+        del x
+        return []
 
     @abc.abstractmethod
     def inner(self, x: Array) -> Any:
@@ -129,29 +147,21 @@ class Attention(Sublayer):
         config = self._config
         self._rope = rope
         self._window = config.sliding_windows[index]
+        self._chunk = config.chunks[index] if config.chunks else None
+        self._turns = config.turns(index)
         self._parts = parts(config, index)
-        entry, exit_, *_ = stages(config, index)
-        self.entry_stages, self.exit_stages = (entry,), (exit_,)
+        entry, *middle, exit_ = attention_stages(config, index)
+        self.entry_stages, self.middle_stages, self.exit_stages = (entry,), tuple(middle), (exit_,)
         self.width = config.num_heads * config.head_dim
 
     def inner(self, x: Array) -> Array:
         """Attend: ``[..., T, hidden_size]`` to ``[..., T, num_heads * head_dim]``."""
         config = self._config
         *_, length, _ = x.shape
-        queries, keys, values = (
-            self._weights.project(self._parts[role], x) for role in ("query", "key", "value")
-        )
-        if config.qk_norm and config.architecture.qk_norm == "all":
-            queries, keys = self._normalized(queries, keys)
-        queries, keys, values = (
-            array.reshape(-1, length, count, config.head_dim)
-            for array, count in (
-                (queries, config.num_heads),
-                (keys, config.num_kv_heads),
-                (values, config.num_kv_heads),
-            )
-        )
+        fused = "query_key_value" in self._parts
+        queries, keys, values = self._taken_apart(x) if fused else self._projected(x)
         by_head = config.qk_norm and config.architecture.qk_norm != "all"
+        by_head = by_head and (self._turns or config.architecture.qk_norm != "unit")
         if by_head and not config.architecture.norm_after_rotary:
             queries, keys = self._normalized(queries, keys)
         if self._rope is not None:
@@ -160,15 +170,57 @@ class Attention(Sublayer):
             rotate(keys, *self._rope.tables(length), interleaved=interleaved)
         if by_head and config.architecture.norm_after_rotary:
             queries, keys = self._normalized(queries, keys)
-        context = attention(
-            queries,
-            keys,
-            values,
-            self._window,
+        attend = partial(
+            attention,
+            window=self._window,
             scale=config.attention_scale,
             cap=config.attention_cap,
+            sinks=self._weights.vectors.get(config.architecture.sinks),
         )
-        return context.reshape(*x.shape[:-1], self.width)
+        if self._chunk is None or length <= self._chunk:
+            return attend(queries, keys, values).reshape(*x.shape[:-1], self.width)
+        found = [attend(*run) for run in self._runs((queries, keys, values), length)]
+        joined = joined_rows([run.reshape(-1, self.width) for run in found])
+        return joined.reshape(*x.shape[:-1], self.width)
+
+    def _runs(self, heads: Sequence[Array], length: int) -> Iterator[list[Array]]:
+        """Cut heads ``[S, T, ...]`` into runs of positions ``[1, t, ...]`` that do not see each other."""
+        flat = [array.reshape(-1, array.shape[2] * array.shape[3]) for array in heads]
+        step = self._chunk or length
+        for start in range(0, flat[0].shape[0], length):
+            for first in range(start, start + length, step):
+                end = min(first + step, start + length)
+                yield [
+                    row_range(rows, first, end).reshape(1, end - first, *array.shape[2:])
+                    for rows, array in zip(flat, heads, strict=True)
+                ]
+
+    def _projected(self, x: Array) -> tuple[Array, Array, Array]:
+        """Heads ``[S, T, heads, head_dim]`` of queries, keys and values."""
+        config = self._config
+        *_, length, _ = x.shape
+        queries, keys, values = (
+            self._weights.project(self._parts[role], x) for role in ("query", "key", "value")
+        )
+        if config.qk_norm and config.architecture.qk_norm == "all":
+            queries, keys = self._normalized(queries, keys)
+        counts = config.num_heads, config.num_kv_heads, config.num_kv_heads
+        queries, keys, values = (
+            array.reshape(-1, length, count, config.head_dim)
+            for array, count in zip((queries, keys, values), counts, strict=True)
+        )
+        return queries, keys, values
+
+    def _taken_apart(self, x: Array) -> tuple[Array, Array, Array]:
+        """The same of a layer that has them head of keys by head of keys."""
+        *_, length, _ = x.shape
+        count, size = self._config.num_kv_heads, self._config.head_dim
+        part = self._parts["query_key_value"]
+        together = self._weights.project(part, x).reshape(-1, length, count, part.rows // count)
+        keys = part.rows // count - 2 * size
+        queries = column_range(together, 0, keys).reshape(-1, length, self._config.num_heads, size)
+        values = column_range(together, keys + size, keys + 2 * size)
+        return queries, column_range(together, keys, keys + size), values
 
     def add_output(self, hidden: Array, inner: Array) -> Array:
         """Project the contexts, and add that."""
@@ -176,7 +228,70 @@ class Attention(Sublayer):
 
     def _normalized(self, queries: Array, keys: Array) -> tuple[Array, Array]:
         norms = self._config.architecture.norms
+        if self._config.architecture.qk_norm == "unit":
+            ones = from_host(np.ones(self._config.head_dim, np.float32), queries)
+            eps, dtype = self._config.rms_norm_eps, self._weights.dtype
+            return rms_norm(queries, ones, eps, dtype), rms_norm(keys, ones, eps, dtype)
         return self._weights.norm(norms["query"], queries), self._weights.norm(norms["key"], keys)
+
+
+class LatentAttention(Attention):
+    """Attention whose keys and values come from a vector of each token, queries too in some models.
+
+    See `numbacalib.models.latent`. It computes keys and values of all heads, as while a prompt is read.
+    """
+
+    def __init__(self, weights: BlockWeights, index: int, rope: RotaryEmbedding) -> None:
+        super().__init__(weights, index, rope)
+        latent = self._config.latent
+        assert latent is not None
+        self._latent, self._turning = latent, rope
+        self._still = self._config.head_dim - self._config.rotary_dim
+        self.width = self._config.num_heads * latent.value_dim
+
+    def middles(self, x: Array) -> list[Array]:
+        """The vectors that queries, and keys and values, come from."""
+        _, latents = self._compressed(x)
+        queries = [self._query_input(x)] if self._latent.query_size else []
+        return [*queries, latents]
+
+    def inner(self, x: Array) -> Array:
+        """Attend: ``[..., T, hidden_size]`` to ``[..., T, num_heads * value_dim]``."""
+        config, still = self._config, self._still
+        *_, length, _ = x.shape
+        queries = self._by_head(self._parts["query"], self._query_input(x))
+        tables = self._turning.query_tables(length)
+        rotate(queries, *tables, interleaved=config.architecture.interleaved, first=still)
+        turned, latents = self._compressed(x)
+        rotate(turned, *self._turning.tables(length), interleaved=config.architecture.interleaved)
+        expanded = self._by_head(self._parts["key_value"], latents)
+        keys = joined_columns(column_range(expanded, 0, still), turned)
+        values = column_range(expanded, still, still + self._latent.value_dim)
+        context = attention(queries, keys, values, self._window, scale=config.attention_scale)
+        return context.reshape(*x.shape[:-1], self.width)
+
+    def _query_input(self, x: Array) -> Array:
+        """Return what queries come from."""
+        if not self._latent.query_size:
+            return x
+        return self._normed("query_latent", self._weights.project(self._parts["query_latent"], x))
+
+    def _compressed(self, x: Array) -> tuple[Array, Array]:
+        """The keys' part that turns, ``[S, T, 1, rotary_dim]``, and the vectors ``[..., T, size]``."""
+        *_, length, _ = x.shape
+        both = self._weights.project(self._parts["latent"], x)
+        size, turning = self._latent.size, self._config.rotary_dim
+        turned = column_range(both, size, size + turning).reshape(-1, length, 1, turning)
+        return turned, self._normed("latent", column_range(both, 0, size))
+
+    def _normed(self, role: str, x: Array) -> Array:
+        return self._weights.norm(self._config.architecture.norms[role], x, eps=NORM_EPS)
+
+    def _by_head(self, part: Part, x: Array) -> Array:
+        """A layer's outputs ``[S, T, num_heads, ...]``."""
+        *_, length, _ = x.shape
+        heads = self._config.num_heads
+        return self._weights.project(part, x).reshape(-1, length, heads, part.rows // heads)
 
 
 class MLP(Sublayer):
@@ -187,7 +302,7 @@ class MLP(Sublayer):
     def __init__(self, weights: BlockWeights, index: int) -> None:
         super().__init__(weights)
         self._parts = parts(self._config, index)
-        *_, entry, exit_ = stages(self._config, index)
+        entry, exit_ = mlp_stages(self._config, index)
         self.entry_stages, self.exit_stages = (entry,), (exit_,)
         up = self._parts["up"]
         self.width = up.end - up.begin
@@ -206,4 +321,6 @@ def activated(weights: BlockWeights, roles: Mapping[str, Part], x: Array) -> Arr
     activation, up = weights.config.activation, weights.project(roles["up"], x)
     if "gate" not in roles:
         return activate(up, activation)
+    if weights.config.gate_clamp is not None:
+        return activate_clamped(weights.project(roles["gate"], x), up, *weights.config.gate_clamp)
     return activate(weights.project(roles["gate"], x), activation, up)

@@ -2,7 +2,8 @@
 
 A process compiles one kernel at a time, and a run needs some fifty. What it will need later is compiled by
 others meanwhile: they run the same functions on a block of the same model, and leave the kernels on disk
-(`numbacalib.runtime.cubins`), where the run finds them. What they fail to do, it does itself.
+(`numbacalib.runtime.cubins`), where the run finds them, or waits for one that is under way. What they fail
+to do, it does itself.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from numbacalib.methods import LayerSettings, quantize_layers, rtn
 from numbacalib.methods.layer_options import grid_options, searched_options
 from numbacalib.methods.order import column_orders
 from numbacalib.methods.settings import grid_settings
-from numbacalib.methods.solver import permuted, sweep
+from numbacalib.methods.solver import sweep
 from numbacalib.models import (
     EMBEDDINGS,
     Checkpoint,
@@ -35,6 +36,7 @@ from numbacalib.models import (
     open_checkpoint,
     open_place,
 )
+from numbacalib.ops.magnitudes import channel_magnitudes
 from numbacalib.ops.matrix import diagonals, to_host
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.stages import require_range
@@ -52,7 +54,7 @@ TOKENS = 1 << 20
 class _Order:
     """Order of what a process is to do, as it is sent to it."""
 
-    part: str
+    parts: tuple[str, ...]
     model: str
     settings: Settings
     device: str
@@ -69,7 +71,10 @@ def compiled_ahead(checkpoint: Checkpoint, settings: Settings, place: Place) -> 
         yield
         return
     model = str(checkpoint.path)
-    processes = [_started(_Order(part, model, settings, place.name)) for part in _PARTS]
+    wanted = [
+        parts for parts in _PROCESSES if parts != _OF_TARGET or settings.target == "propagated"
+    ]
+    processes = [_started(_Order(parts, model, settings, place.name)) for parts in wanted]
     try:
         yield
     finally:
@@ -120,10 +125,16 @@ def _mlp(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     block.mlp.forward(_states(decoder, settings))
 
 
-def _inputs(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run what collects statistics, and what looks at the residual stream."""
+def _hessian(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
+    """Run what collects statistics."""
+    inputs = block.attention.input(_states(decoder, settings))
+    InputStatistics(decoder.config.hidden_size).update(inputs)
+
+
+def _columns(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
+    """Run what looks at columns, of statistics and of the residual stream."""
     states = _states(decoder, settings)
-    InputStatistics(decoder.config.hidden_size).update(block.attention.input(states))
+    channel_magnitudes(checks.rows_of(block.attention.input(states)))
     require_range(block.name, states)
 
 
@@ -133,9 +144,9 @@ def _factor(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     with arrays_of_one_device(hessian=hessian) as (hessian,):
         hessians = checks.stack_of_one(hessian)
         order = _order(to_host(diagonals(hessians)), block, settings)
-        if order is not None:
-            hessians = permuted(hessians, order)
-        factors = factor_hessians(hessians, [settings.percdamp], dtype=np.dtype(np.float32))
+        factors = factor_hessians(
+            hessians, [settings.percdamp], dtype=np.dtype(np.float32), orders=order
+        )
         diagonals(factors.upper)
 
 
@@ -175,6 +186,18 @@ def _solve(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
         quantize_layers(weights, statistics, _layer(block, settings))
 
 
+def _target(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
+    """Run what finds a propagated target, quantizes it, which is float32, and measures losses to it."""
+    stage = block.stages[-1]
+    weight = block.linears[stage[0]]
+    inputs = decoder.place.put(np.eye(weight.shape[1], dtype=block.dtype))
+    outputs = decoder.place.zeros((weight.shape[1], weight.shape[0]))
+    statistics = InputStatistics(weight.shape[1])
+    statistics.update(inputs, inputs, outputs)
+    layer = replace(_layer(block, settings), target="propagated")
+    quantize_layers({stage[0]: weight}, statistics, layer)
+
+
 def _score(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     """Run what the proof of the output needs: the head's losses."""
     del block
@@ -185,15 +208,29 @@ def _score(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
 _PARTS: dict[str, Callable[[Decoder, DecoderBlock, Settings], None]] = {
     "attention": _attention,
     "mlp": _mlp,
-    "inputs": _inputs,
+    "hessian": _hessian,
+    "columns": _columns,
     "factor": _factor,
     "sweep": _sweep,
     "search": _search,
     "measure": _measure,
     "solve": _solve,
+    "target": _target,
     "score": _score,
 }
-"""Parts of a run, of as much to compile each as may be: a process takes one."""
+"""Parts of a run."""
+_OF_TARGET = ("target",)
+_PROCESSES: tuple[tuple[str, ...], ...] = (
+    ("hessian",),
+    ("columns", "score"),
+    ("sweep",),
+    ("attention", "mlp"),
+    ("factor", "search"),
+    ("measure", "solve"),
+    _OF_TARGET,
+)
+"""Parts that a process does, as much to compile in each as may be. They are few, since a device's driver
+makes a context for one process at a time."""
 
 
 def _states(decoder: Decoder, settings: Settings) -> Any:
@@ -228,7 +265,9 @@ def main() -> None:
     """Do what standard input orders."""
     order = pickle.loads(sys.stdin.buffer.read())
     decoder = Decoder(open_checkpoint(order.model), place=open_place(order.device))
-    _PARTS[order.part](decoder, decoder.block(0), order.settings)
+    block = decoder.block(0)
+    for part in order.parts:
+        _PARTS[part](decoder, block, order.settings)
 
 
 if __name__ == "__main__":

@@ -20,17 +20,26 @@ from numbacalib.methods import (
     awq_scales,
     quantize_each,
     quantize_experts,
+    quantize_layer,
     quantize_layers,
 )
 from numbacalib.models import DecoderBlock
 from numbacalib.models.experts import Experts
 from numbacalib.ops.matrix import to_host
-from numbacalib.quantizer.calibration import SILENT, Calibration, Group, Stage
+from numbacalib.quantizer.calibration import (
+    SILENT,
+    Calibration,
+    Group,
+    Stage,
+    TextCalibration,
+)
 from numbacalib.quantizer.expert_calibration import groups_of_weights
 from numbacalib.quantizer.job import Job, on_grid
+from numbacalib.quantizer.outer import head_of, is_outer
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.work import FinishedBlock, Work
+from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics import InputStatistics
 
 log = logging.getLogger("numbacalib")
@@ -39,15 +48,16 @@ log = logging.getLogger("numbacalib")
 def quantize_blocks(
     job: Job, kept: Work, planned: Sequence[float] = (), later: float = 0.0
 ) -> None:
-    """Quantize every block that is not finished yet, and keep it.
+    """Quantize every block that is not finished yet, and keep it; what is outside of them comes last.
 
     It should take the seconds `planned` for each of them, and what follows `later`.
     """
     layers = job.decoder.config.num_layers
     reports: list[LayerReport] = []
+    outer = any(map(is_outer, job.grids))
     with (
         Progress(
-            layers, done=kept.finished, unit="block", planned=planned, later=later
+            layers + outer, done=kept.finished, unit="block", planned=planned, later=later
         ) as progress,
         np.errstate(**SILENT),
     ):
@@ -55,7 +65,7 @@ def quantize_blocks(
             if index < kept.finished:
                 progress.show(f"block {index + 1} of {layers}: finished before")
                 finished = kept.load(index)
-                if kept.finished < layers and job.calibration is not None:
+                if kept.finished < layers + outer and job.calibration is not None:
                     _skip_block(job, job.decoder.block(index), finished, job.calibration)
             else:
                 progress.show(f"block {index + 1} of {layers}: reading")
@@ -66,6 +76,13 @@ def quantize_blocks(
             reports += finished.reports
             if index >= kept.finished:
                 progress.step(f"block {index + 1} of {layers}")
+        if outer and kept.finished <= layers:
+            progress.show("quantizing what is outside of the blocks")
+            finished = _quantize_outer(job)
+            kept.save(layers, finished)
+            _check_fallbacks([*reports, *finished.reports], len(job.grids), job.settings)
+            reports += finished.reports
+            progress.step("outside of the blocks")
         kept.settle()
     _warn_of_calibration(reports)
 
@@ -109,6 +126,35 @@ def _quantize_block(
                 done.reports.append(report)
         _check_fallbacks([*before, *done.reports], len(job.grids), settings)
         progress.show(f"{at}: running the text through it")
+    return done
+
+
+def _quantize_outer(job: Job) -> FinishedBlock:
+    """Quantize the layers outside of the blocks, once the text has run through all of these.
+
+    The head is calibrated on what the final norm makes of the last block's outputs; where it is the format
+    that quantizes it, by rounding on scales that are weighted so. Embeddings that are not the head are
+    looked up, not multiplied: they are rounded to the nearest.
+    """
+    done = FinishedBlock({}, [], {}, {})
+    for name in filter(is_outer, job.grids):
+        stored = f"{name}.weight"
+        weight = job.decoder.place.put(job.checkpoint.tensor(stored))
+        require_finite(f"{job.checkpoint.path}: {stored}", weight)
+        settings = on_grid(job.settings, job.grids[name])
+        statistics: InputStatistics | None = None
+        if name == head_of(job.checkpoint) and isinstance(job.calibration, TextCalibration):
+            statistics = job.calibration.head()
+        rounded: dict[str, Any] = {"method": "rtn", "refit": False, "target": "layerwise"}
+        if statistics is None:
+            plain = {"weighted": "mse", "clip": "full"}.get(settings.ranges, settings.ranges)
+            settings = replace(settings, ranges=plain, **rounded)
+        elif not job.settings.lm_head:
+            settings = replace(settings, ranges="weighted", **rounded)
+        quantized, report = quantize_layer(name, weight, statistics, settings)
+        assert isinstance(quantized, QuantizedWeight)  # no codebooks: see settings.check
+        done.layers[name] = quantized.to_host()
+        done.reports.append(report)
     return done
 
 
@@ -222,6 +268,7 @@ def _fold_scales(
             group_size=layer_settings[stage[0]].group_size,
             symmetric=layer_settings[stage[0]].symmetric,
             scale_dtype=layer_settings[stage[0]].scale_dtype,
+            element=layer_settings[stage[0]].element,
         )
         done.scales[stage[0]] = to_host(found.scales)
         folded[stage], changed = block.fold(stage, found.scales, _producer_dtype(job, block, stage))

@@ -20,6 +20,7 @@ from numbacalib.quantizer.expert_calibration import expert_groups
 from numbacalib.quantizer.fingerprint import require_same_model
 from numbacalib.quantizer.stages import require_range, run_stages
 from numbacalib.quantizer.work import block_file
+from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics import InputStatistics, load_statistics, stored_channels
 
 SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
@@ -85,7 +86,7 @@ class TextCalibration:
         self._hidden = decoder.states(tokens, streamed=streamed)
         self._original = self._hidden.copied() if propagated else None
         if propagated:
-            log.warning(
+            log.info(
                 "target propagated: the text runs through the original blocks too, in about twice the "
                 "time, with %.0f MiB of a second residual stream and as much again of activations",
                 4 * tokens.size * decoder.config.hidden_size / 2**20,
@@ -114,6 +115,15 @@ class TextCalibration:
             yield from expert_groups(block, parts, self._everything, held_bytes)
             for part in parts:
                 require_range(f"{block.name}.{block.mlp.stages[-1][1][0]}", part)
+
+    def head(self) -> InputStatistics:
+        """Statistics of the head's inputs, once the text has run through all blocks."""
+        found = InputStatistics(self._decoder.config.hidden_size)
+        streams = [self._hidden] if self._original is None else [self._hidden, self._original]
+        for parts in zip(*streams, strict=True):
+            found.update(*map(self._decoder.head_inputs, parts))
+        require_finite("the head: mean of squared inputs", found.hessian)
+        return found
 
     @property
     def sequence_length(self) -> int:

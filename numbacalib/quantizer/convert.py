@@ -17,6 +17,7 @@ from numbacalib.formats.registry import formats_named, stored_layers
 from numbacalib.methods import QuantizedWeight
 from numbacalib.models import open_checkpoint
 from numbacalib.models.checkpoint import TensorInfo
+from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.preflight import require_space
 from numbacalib.quantizer.progress import Progress
 
@@ -33,7 +34,7 @@ def convert(
 
     Codes, scales and zeros are those of the source; groups that are too long for the format are cut into
     shorter ones with equal scales. Quantized embeddings and heads are written as float32 where the format
-    does not hold them. What was written is read back and compared.
+    does not hold them, or not beside the layers of blocks. What was written is read back and compared.
 
     Parameters
     ----------
@@ -76,15 +77,15 @@ def convert(
     held = [layer for layer in stored if form.holds(layer)]
     if not held:
         raise ValueError(f"{model}: expected quantized layers that {form.name} holds, found none")
-    for layer in stored:
-        if layer not in held:
-            log.warning("%s: written as float32, since %s does not hold it", layer, form.name)
     with Progress(2 * len(held)) as progress:
         own = {}
         for layer in held:
             own[layer] = _grid_of(stored[layer])
             progress.step()
-        grids = _held_grids(form, own, stored)
+        grids = _most_grids(form.of_model(checkpoint.config), own, stored)
+        for layer in stored:
+            if layer not in grids:
+                log.warning("%s: written as float32, since %s does not hold it", layer, form.name)
         view = DequantizedCheckpoint(checkpoint, stored)
         with new_directory(output, clean=clean) as directory:
             writer = form.writer(directory, view, grids)
@@ -109,7 +110,21 @@ def _grid_of(weight: QuantizedWeight) -> LayerGrid:
         weight.symmetric,
         weight.scales.dtype,
         g_idx=weight.g_idx is not None,
+        element=weight.element,
     )
+
+
+def _most_grids(
+    form: Format, own: Mapping[str, LayerGrid], stored: StoredLayers
+) -> dict[str, LayerGrid]:
+    """Return what `_held_grids` does, of the layers of blocks alone where others do not fit beside them."""
+    try:
+        return _held_grids(form, own, stored)
+    except ValueError:
+        inner = {layer: grid for layer, grid in own.items() if not is_outer(layer)}
+        if len(inner) in (0, len(own)):
+            raise
+        return _held_grids(form, inner, stored)
 
 
 def _held_grids(
@@ -152,13 +167,7 @@ def _cut(grid: LayerGrid, channels: int, length: int | None) -> LayerGrid:
 
 def _same_values(one: LayerGrid, other: LayerGrid) -> bool:
     """Return whether scales and codes of one grid can be put on the other as they are."""
-    return (one.bits, one.group_size, one.symmetric, one.scale_dtype, one.g_idx) == (
-        other.bits,
-        other.group_size,
-        other.symmetric,
-        other.scale_dtype,
-        other.g_idx,
-    )
+    return replace(one, find=None) == replace(other, find=None)
 
 
 def _cut_layers(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,10 @@ SCALE_EDGES = np.exp2(np.linspace(-20, 4, 49))
 
 def kind_of(layer: str) -> str:
     """Name of a layer without its block, and with a star for the number of an expert."""
-    _, _, _, *rest = layer.split(".")
-    return ".".join("*" if part.isdecimal() else part for part in rest)
+    rest = layer.removeprefix("model.layers.").split(".")
+    if len(rest) == len(layer.split(".")):  # a layer outside of the blocks
+        return layer
+    return ".".join("*" if part.isdecimal() else part for part in rest[1:])
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,11 @@ class Distributions:
         """Count a sample of a layer, whose arrays are the host's."""
         rows, channels = weight.codes.shape
         step = max(1, rows * channels // SAMPLE)
-        scales = weight.scales[::step].astype(np.float32)
-        zeros = weight.zeros[::step].astype(np.float32)
-        groups = weight.group_of
-        values = (weight.codes[::step] - zeros[:, groups]) * scales[:, groups]
+        scales = weight.scales[::step]
+        some = replace(
+            weight, codes=weight.codes[::step], scales=scales, zeros=weight.zeros[::step]
+        )
+        values = some.dequantize()
         size = np.sqrt(np.mean(np.square(values)))
         self.weights.add(kind_of(layer), values / size if size else values)
-        self.scales.add(kind_of(layer), scales)
+        self.scales.add(kind_of(layer), scales.astype(np.float32))

@@ -6,13 +6,18 @@ The logits come from the models in tiles; what is summed over them is summed on 
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from numba import get_num_threads
 from numpy.typing import NDArray
 
 from numbacalib.models import Decoder
 from numbacalib.ops.matrix import to_host
+
+ROWS = 64
+"""Tokens whose logits a thread takes at a time."""
 
 
 def divergences(
@@ -35,18 +40,24 @@ def divergences(
     sums = np.zeros((5, int(np.prod(shape))))
     sums[:2] = -np.inf
     tiles = zip(original.score_tiles(states), other.score_tiles(other_states), strict=True)
-    for (start, _, p), (_, _, q) in tiles:
-        add_tile(to_host(p).astype(np.float64), to_host(q), sums[:, start : start + len(p)])
+    with ThreadPoolExecutor(get_num_threads()) as threads:
+        for (start, _, p), (_, _, q) in tiles:
+            own, others, part = to_host(p), to_host(q), sums[:, start : start + len(p)]
+            runs = [slice(first, first + ROWS) for first in range(0, len(own), ROWS)]
+            calls = [threads.submit(add_tile, own[run], others[run], part[:, run]) for run in runs]
+            for call in calls:
+                call.result()
     top_p, top_q, sum_p, sum_q, difference = sums
     found = difference / sum_p - (top_p + np.log(sum_p)) + (top_q + np.log(sum_q))
     return np.maximum(found, 0.0).reshape(shape)  # never negative but by rounding
 
 
-def add_tile(p: NDArray[np.float64], q: NDArray[np.float32], sums: NDArray[np.float64]) -> None:
+def add_tile(p: NDArray[np.float32], q: NDArray[np.float32], sums: NDArray[np.float64]) -> None:
     """Add a part of the vocabulary, of logits [n, v], to sums that are relative to the largest so far.
 
     The sums are those largest logits of both, ``sum e^p``, ``sum e^q`` and ``sum e^p (p - q)``.
     """
+    p = p.astype(np.float64)
     tops = np.maximum(sums[:2], [p.max(axis=1), q.max(axis=1)])
     shrink_p, shrink_q = np.exp(sums[:2] - tops)
     sums[:2] = tops

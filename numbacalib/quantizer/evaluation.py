@@ -41,6 +41,8 @@ class Evaluation:
     """Standard error of `kl` over the sequences."""
     original_loss: float | None = None
     """The other model's loss."""
+    excess_error: float | None = None
+    """Standard error of ``loss - original_loss`` over the sequences, which both models have read."""
 
     @property
     def perplexity(self) -> float:
@@ -152,14 +154,24 @@ def measure(
             except NotFiniteError as error:  # of the tensors read, too
                 raise FloatingPointError(str(error)) from None
     found = np.concatenate(sums, axis=1) / (tokens.shape[1] - 1)
-    means = [float(row.mean()) for row in found]
-    errors = [
-        None if len(row) < 2 else float(row.std(ddof=1) / math.sqrt(len(row))) for row in found
-    ]
     others: dict[str, float | None] = {}
     if original is not None:
-        others = {"original_loss": means[1], "kl": means[2], "kl_error": errors[2]}
-    return Evaluation(means[0], tokens.size - len(tokens), errors[0], **others)
+        own, its, kl = found
+        others = {
+            "original_loss": float(its.mean()),
+            "excess_error": _standard_error(own - its),
+            "kl": float(kl.mean()),
+            "kl_error": _standard_error(kl),
+        }
+    predicted = tokens.size - len(tokens)
+    return Evaluation(float(found[0].mean()), predicted, _standard_error(found[0]), **others)
+
+
+def _standard_error(sequences: NDArray[np.float64]) -> float | None:
+    """Standard error of a mean over sequences; None of one."""
+    if len(sequences) < 2:
+        return None
+    return float(sequences.std(ddof=1) / math.sqrt(len(sequences)))
 
 
 def _sweep(

@@ -1,4 +1,4 @@
-"""What a run starts from: inputs, opened and checked, and the grids of the layers."""
+"""Inputs of a run, opened and checked, and the grids of its layers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from numbacalib.formats.registry import common_grids, stored_format
 from numbacalib.methods import LayerSettings
 from numbacalib.models import Checkpoint, Decoder, Place, TensorInfo
 from numbacalib.models.layer_tensors import expert_stages, stages
+from numbacalib.quantizer.budget import check_formats, grids_within
 from numbacalib.quantizer.calibration import Calibration, SavedCalibration, TextCalibration
 from numbacalib.quantizer.identity import identity_of, settings_as_json, stamps_of
 from numbacalib.quantizer.importance import read_importance
 from numbacalib.quantizer.memory import Demand
+from numbacalib.quantizer.outer import is_outer, outer_layers
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.text import read_sequences, read_split, spread
 
@@ -78,6 +80,7 @@ def on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
         symmetric=grid.symmetric,
         scale_dtype=grid.scale_dtype,
         find_grid=grid.find,
+        element=grid.element,
     )
 
 
@@ -93,17 +96,33 @@ def open_job(
         raise ValueError(f"{inputs.model}: expected an unquantized checkpoint, got a quantized one")
     if checkpoint.config.mixture is not None:
         _check_experts(inputs, settings)
+    if settings.lm_head and (inputs.statistics is not None or inputs.importance is not None):
+        raise ValueError("lm_head: expected a text to calibrate it on, no statistics or importance")
     decoder = Decoder(checkpoint, place=place)
-    shapes = _layer_shapes(checkpoint, settings)
-    grids = _grids(checkpoint, settings, formats)
+    shapes = _layer_shapes(checkpoint, settings, formats)
+    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
+    asked = {
+        name: replace(asked_grid(settings, info.dtype), bits=settings.bits_of(name))
+        for name, info in weights.items()
+    }
+    if settings.size is not None:
+        check_formats(formats)
+    stored = [each.of_model(checkpoint.config) for each in formats]
+    grids = _grids(settings, stored, weights, asked)
     factors = None
     if inputs.importance is not None:
         model_type = checkpoint.config.model_type
-        factors = read_importance(inputs.importance, shapes, model_type=model_type)
+        weighed = {name: shape for name, shape in shapes.items() if not is_outer(name)}
+        factors = read_importance(inputs.importance, weighed, model_type=model_type)
     calibration, tokens, others = _calibration(inputs, settings, decoder, grids)
     if inputs.held_out:
         others = read_sequences(checkpoint, inputs.held_out, settings.sequence_length)
         others = others[spread(len(others), min(settings.samples, len(others)))]
+    if settings.size is not None:
+        if tokens is None:
+            raise ValueError("size: expected a text, whose inputs say what bits each layer needs")
+        asked = grids_within(decoder, tokens, settings, stored, weights, asked)
+        grids = _grids(settings, stored, weights, asked)
     identity = identity_of(
         checkpoint,
         place,
@@ -116,7 +135,7 @@ def open_job(
         checkpoint=checkpoint,
         decoder=decoder,
         settings=settings,
-        weights={name: checkpoint.info(f"{name}.weight") for name in shapes},
+        weights=weights,
         grids=grids,
         calibration=calibration,
         importance=factors,
@@ -166,24 +185,26 @@ def _check_experts(inputs: Inputs, settings: Settings) -> None:
     for name, value in given.items():
         if value is not None:
             raise ValueError(f"{name}: expected none with a model of experts, got {value}")
+    if settings.size is not None:
+        raise ValueError(f"size: expected none with a model of experts, got {settings.size:g}")
     if settings.target == "propagated":
         raise ValueError("target: expected layerwise with a model of experts, got 'propagated'")
 
 
 def _grids(
-    checkpoint: Checkpoint, settings: Settings, formats: Sequence[Format]
+    settings: Settings,
+    formats: Sequence[Format],
+    weights: Mapping[str, TensorInfo],
+    asked: Mapping[str, LayerGrid],
 ) -> dict[str, LayerGrid]:
     """Say how the model's linear layers are to be stored, and in the log what deviates."""
-    shapes = _layer_shapes(checkpoint, settings)
-    weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
-    asked = {
-        name: replace(asked_grid(settings, info.dtype), bits=settings.bits_of(name))
-        for name, info in weights.items()
-    }
     grids = common_grids(formats, weights, asked)
     for grid in dict.fromkeys(grids.values()):
         on_grid(settings, grid).check()
-    if any(asked[name].symmetric != grid.symmetric for name, grid in grids.items()):
+    if any(
+        asked[name].symmetric != grid.symmetric and grid.find is None
+        for name, grid in grids.items()
+    ):
         log.warning("experts are on the symmetric grid: runtimes read no zero points of theirs")
     others: dict[tuple[int | None, int | None], set[int]] = {}
     for name, grid in grids.items():
@@ -212,7 +233,9 @@ def asked_grid(settings: Settings, dtype: np.dtype) -> LayerGrid:
     )
 
 
-def _layer_shapes(checkpoint: Checkpoint, settings: Settings) -> dict[str, tuple[int, int]]:
+def _layer_shapes(
+    checkpoint: Checkpoint, settings: Settings, formats: Sequence[Format]
+) -> dict[str, tuple[int, int]]:
     """M and K of the linear layers that are quantized, by name without ``.weight``."""
     shapes = {}
     for index in range(checkpoint.config.num_layers):
@@ -220,5 +243,8 @@ def _layer_shapes(checkpoint: Checkpoint, settings: Settings) -> dict[str, tuple
         for kind in chain.from_iterable([*stages(checkpoint.config, index), *experts]):
             rows, channels = checkpoint.info(f"model.layers.{index}.{kind}.weight").shape
             shapes[f"model.layers.{index}.{kind}"] = rows, channels
+    for name in outer_layers(checkpoint, settings, formats):
+        rows, channels = checkpoint.info(f"{name}.weight").shape
+        shapes[name] = rows, channels
     settings.check_layers(shapes)
     return {name: shape for name, shape in shapes.items() if not settings.skips(name)}

@@ -10,6 +10,7 @@ import numpy as np
 from numbacalib.models import EMBEDDINGS, Decoder, Place
 from numbacalib.models.config import ModelConfig
 from numbacalib.models.layer_tensors import expert_shapes, linear_shapes, stages
+from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.settings import Settings
 
 _COPIES = 4
@@ -19,12 +20,12 @@ _SQUARES = 4
 _PASSING = 4
 """Parts of a residual stream that are on the device at once while it streams."""
 _MARGIN = 1.1
-"""What a pool of memory takes for arrays of different sizes, as measured."""
+"""Factor that a pool of memory takes for arrays of different sizes, as measured."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What decides how much memory a run takes."""
+    """Settings and shapes that decide how much memory a run takes."""
 
     config: ModelConfig
     place: Place
@@ -72,6 +73,8 @@ class Demand:
         """Bytes of arrays while the largest block is quantized on so many tokens."""
         blocks = range(self.config.num_layers)
         most = max(self._block_bytes(index, tokens, streamed) for index in blocks)
+        if any(map(is_outer, self.layers)):
+            most = max(most, self._outer_bytes(tokens))
         return int(most if self.on_host else _MARGIN * most)
 
     def pinned_bytes(self, tokens: int) -> int:
@@ -99,6 +102,13 @@ class Demand:
             squares * channels**2 + _COPIES * rows * channels for rows, channels in sizes
         )
         return weights + streams * (states + held) + max(gathering, solving)
+
+    def _outer_bytes(self, tokens: int) -> int:
+        """Bytes of arrays while the head is quantized, or the embeddings."""
+        size = self.config.hidden_size
+        squares = _SQUARES if self.calibrated else 0
+        states = tokens if self.calibrated else 0
+        return 4 * size * (squares * size + _COPIES * self.config.vocab_size + states)
 
     def _held_bytes(self, tokens: int, widest: int, size: int) -> int:
         """Bytes of a stage's inputs held for all tokens: those of attention's last layer always."""

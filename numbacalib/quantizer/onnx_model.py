@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numbacalib.formats import dequantize_linear, matmul_nbits
 from numbacalib.formats.format import LayerGrid
-from numbacalib.formats.matmul_nbits import RULES, packed_bytes, padded
+from numbacalib.formats.matmul_nbits import RULES, padded
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.methods import (
     LayerReport,
@@ -40,6 +41,7 @@ def quantize_onnx(
     *,
     calibration: str | Path | None = None,
     settings: Settings,
+    operator: str = "MatMulNBits",
     clean: bool = False,
 ) -> list[LayerReport]:
     """Quantize the products with constant weights of an ONNX model, for ONNX Runtime.
@@ -55,11 +57,15 @@ def quantize_onnx(
     output : path
         Absent, or an empty directory: it gets a file of the model's name. It appears when it is complete.
     calibration : path, optional
-        ``.npz``: an array for each input of the model by its name, samples along the first axis. With
-        round-to-nearest on full ranges none is needed.
+        ``.npz``: an array for each input of the model by its name, samples along the first axis, of which
+        all are taken. Any other file is a text, for which a ``tokenizer.json`` lies beside the model: see
+        `numbacalib.quantizer.onnx_samples`. With round-to-nearest on full ranges none is needed.
     settings : Settings
         Of those, `bits` are 2, 4 or 8, and `group_size` is 16 to 256, a block, which need not divide K.
-        `samples` and `sequence_length` are of no effect: all samples are taken.
+        `samples` and `sequence_length` are of a text.
+    operator : str, default "MatMulNBits"
+        What computes with the weights: ONNX Runtime's "MatMulNBits", or ONNX's own "DequantizeLinear"
+        before the nodes that are there. Models that are too old for that are converted.
     clean : bool, default False
         Remove what killed runs to the same output left beside it.
 
@@ -86,12 +92,16 @@ def quantize_onnx(
     (256, True)
     """
     check(settings, None)
+    settings = settings.settled(text=False, experts=False)
     _check(settings)
+    if operator not in _OPERATORS:
+        raise ValueError(f"operator: expected {' or '.join(_OPERATORS)}, got {operator!r}")
     with extra("onnx"):
         import onnxruntime  # noqa: F401
 
         from numbacalib.formats.onnx_graph import OnnxGraph
-    graph = OnnxGraph(_existing(model))
+    opset = 1 if operator == "MatMulNBits" else dequantize_linear.OPSETS[settings.bits]
+    graph = OnnxGraph(_existing(model), opset)
     layers = graph.layers
     if not layers:
         raise ValueError(
@@ -103,13 +113,13 @@ def quantize_onnx(
     if settings.calibrated() or settings.channel_scales != "none":
         if calibration is None:
             raise ValueError("calibration: expected a file of inputs, got None")
-        samples = Samples(graph, _existing(calibration))
+        samples = Samples(graph, _existing(calibration), settings)
     elif calibration is not None:
         raise ValueError("calibration: expected None with round-to-nearest on full ranges")
     block = settings.group_size
     assert block is not None  # the rules have no whole rows
     with new_directory(output, clean=clean) as directory:
-        saved = sum(_saved_bytes(each, settings.bits, block, settings.symmetric) for each in layers)
+        saved = sum(_saved_bytes(each, settings, operator) for each in layers)
         require_space({directory: graph.stored_bytes() - saved})
         reports: list[LayerReport] = []
         found: Iterable[tuple[list[GraphLayer], InputStatistics | None]] = (
@@ -118,7 +128,7 @@ def quantize_onnx(
         with Progress(len(layers)) as progress:
             progress.show("running the samples")
             for members, statistics in found:
-                reports += _quantize(graph, members, statistics, settings)
+                reports += _quantize(graph, members, statistics, settings, operator)
                 for layer in members:
                     progress.step(layer.name)
         graph.save(directory / Path(model).name)
@@ -126,11 +136,20 @@ def quantize_onnx(
     return sorted(reports, key=lambda report: order[report.name])
 
 
-def _saved_bytes(layer: GraphLayer, bits: int, block: int, symmetric: bool) -> int:
+_OPERATORS = {
+    "MatMulNBits": matmul_nbits.packed_bytes,
+    "DequantizeLinear": dequantize_linear.stored_bytes,
+}
+"""Operators that compute with quantized weights, and the bytes of a weight there."""
+
+
+def _saved_bytes(layer: GraphLayer, settings: Settings, operator: str) -> int:
     """Bytes by which a layer's tensors shrink."""
     rows, channels = layer.shape
-    item = layer.dtype.itemsize
-    return rows * channels * item - packed_bytes(layer.shape, bits, block, symmetric, item)
+    item, block = layer.dtype.itemsize, settings.group_size
+    assert block is not None  # the rules have no whole rows
+    size = _OPERATORS[operator](layer.shape, settings.bits, block, settings.symmetric, item)
+    return rows * channels * item - size
 
 
 def _check(settings: Settings) -> None:
@@ -138,8 +157,10 @@ def _check(settings: Settings) -> None:
     grid = LayerGrid(settings.bits, settings.group_size, settings.symmetric, np.dtype(np.float32))
     unordered = settings.method == "gptq" and settings.act_order == "desc"
     RULES.check(replace(grid, g_idx=unordered and not settings.static_groups))
-    if settings.target != "layerwise":
+    if settings.target == "propagated":
         raise ValueError(f"target: expected layerwise for ONNX, got {settings.target!r}")
+    if settings.size is not None:
+        raise ValueError(f"size: expected none for ONNX, got {settings.size:g}")
 
 
 def _existing(path: str | Path) -> Path:
@@ -154,6 +175,7 @@ def _quantize(
     layers: Sequence[GraphLayer],
     statistics: InputStatistics | None,
     settings: Settings,
+    operator: str,
 ) -> list[LayerReport]:
     """Quantize layers that share their inputs, and replace them in the graph."""
     own = [_on_layer(settings, layer) for layer in layers]
@@ -171,7 +193,7 @@ def _quantize(
         quantized, report = quantize_layer(layer.name, weight, statistics, each)
         assert isinstance(quantized, QuantizedWeight)  # no codebooks: see settings.check
         divisor = None if scales is None else scales[: layer.shape[1]]
-        stored = graph.replace(layer, quantized.to_host(), divisor)
+        stored = graph.replace(layer, quantized.to_host(), operator, divisor)
         reports.append(replace(report, shape=layer.shape, stored_bytes=stored))
     return reports
 

@@ -1,4 +1,9 @@
-"""Inputs of an ONNX model's layers: samples run through ONNX Runtime, reduced as they come."""
+"""Inputs of an ONNX model's layers: samples run through ONNX Runtime, reduced as they come.
+
+Samples are arrays, or a text: its tokens, cut into sequences, between the special tokens that the tokenizer
+puts around each text. Of a model that reads text ``input_ids`` become these, ``attention_mask`` ones,
+``token_type_ids`` zeros, ``position_ids`` their numbers and ``past_key_values`` empty.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.formats.matmul_nbits import padded
+from numbacalib.quantizer.onnx_text import text_samples
+from numbacalib.quantizer.settings import Settings
 from numbacalib.runtime.extras import extra
 from numbacalib.statistics import InputStatistics
 
@@ -32,7 +39,10 @@ class Samples:
     graph : OnnxGraph
         With layers.
     path : Path
-        ``.npz``: an array for each input of the model, samples along the first axis.
+        ``.npz``: an array for each input of the model, samples along the first axis. Any other name is that
+        of a text.
+    settings : Settings
+        Whose `samples` sequences of `sequence_length` are taken of a text.
 
     Raises
     ------
@@ -40,10 +50,13 @@ class Samples:
         If the file or its arrays do not fit, or ONNX Runtime does not run the model.
     """
 
-    def __init__(self, graph: OnnxGraph, path: Path) -> None:
+    def __init__(self, graph: OnnxGraph, path: Path, settings: Settings) -> None:
         self._graph = graph
         inputs = self._session(graph.layers[0].inputs).get_inputs()
-        self._arrays = _read_samples(path, [each.name for each in inputs])
+        if path.suffix == ".npz":
+            self._arrays = _read_samples(path, [each.name for each in inputs])
+        else:
+            self._arrays = text_samples(graph.path, path, inputs, settings)
         self._count = min(map(len, self._arrays.values()))
         fixed = {each.shape[0] for each in inputs if each.shape}
         sizes = [size for size in fixed if isinstance(size, int)]

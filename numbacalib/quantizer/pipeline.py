@@ -130,6 +130,7 @@ def quantize(
     check(settings, importance)
     written = formats_named(formats)
     for each in written:
+        each.check_own_grid(settings.grid_options)
         each.check(asked_grid(settings, np.dtype(np.float32)))
     require_new_directory(Path(os.path.realpath(output)))
     clock = Clock()
@@ -138,6 +139,8 @@ def quantize(
             inputs = Inputs(model, text, held_out, statistics, importance)
             place = open_place(device)
             checkpoint = open_checkpoint(model)
+            experts = checkpoint.config.mixture is not None
+            settings = settings.settled(text=bool(text), experts=experts)
             beside.enter_context(compiled_ahead(checkpoint, settings, place))
             job = open_job(checkpoint, inputs, settings, written, place)
         if max_kl is not None and not len(job.held_out):
@@ -202,7 +205,7 @@ def _writers(
         for each, path in zip(formats, paths, strict=True)
     ]
     blocks = job.decoder.config.num_layers
-    left = kept_bytes(job.weights, job.grids) * (blocks - kept.finished) // blocks
+    left = kept_bytes(job.weights, job.grids) * max(0, blocks - kept.finished) // blocks
     output = paths[0].parent if paths[1:] else paths[0]
     planned = {output: sum(writer.planned_bytes for writer in writers), kept.directory: left}
     require_space(planned, ("--output", "--work"))
@@ -240,8 +243,7 @@ def _write_layers(
     Returns the layers' reports, with the bytes that each takes, and how weights and scales are distributed.
     """
     reports, counted = [], Distributions()
-    for index in range(job.decoder.config.num_layers):
-        block = kept.load(index)
+    for block in kept.blocks():
         for name, vector in block.vectors.items():
             for writer in writers:
                 writer.add(name, vector)

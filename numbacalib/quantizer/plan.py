@@ -20,13 +20,16 @@ from numbacalib.models.layer_tensors import expert_stages, stages
 from numbacalib.quantizer.calibration import TextCalibration
 from numbacalib.quantizer.job import Job
 from numbacalib.quantizer.memory import Demand
+from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.preflight import in_units, resident_memory
-from numbacalib.quantizer.trial import Trial, stage_work, token_weights, try_out
+from numbacalib.quantizer.trial import Trial, solver_work, stage_work, token_weights, try_out
 
 MOVED = 1e9
 """Bytes a second at which an output is written and read back, once each."""
 LATER = 100_000_000
 """Bytes of code that is loaded on the way, kernels above all, as measured."""
+_BESIDE = 2.5
+"""Times as long as one pass that the original model's beside it, with the moments of both, takes."""
 _SCORES = 6
 """Float64 tiles of logits while two models are compared."""
 
@@ -97,12 +100,16 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
     blocks = job.decoder.config.num_layers
     met = [token_weights(job, index) for index in range(blocks)]
     batches = -(-tokens // demand.place.batch_tokens) * trial.batch
+    running = _BESIDE if job.settings.target == "propagated" else 1.0
     each = []
     for index in range(finished, blocks):
-        working = batches + tokens * trial.calibrating * met[index] + _solving(job, index, trial)
+        passing = running * (batches + tokens * trial.calibrating * met[index])
+        working = passing + _solving(job, index, trial)
         # a device's are read while it works on the one before
         overlapped = 0.0 if demand.on_host else working
         each.append(working + max(0.0, trial.reading - overlapped))
+    if outer := [info.shape for name, info in job.weights.items() if is_outer(name)]:
+        each.append(sum(trial.work * solver_work(job, *shape) for shape in outer))
     config = job.decoder.config
     head = config.vocab_size * config.hidden_size
     # both models run, and each has its scores twice: for its loss, and to be compared

@@ -15,7 +15,7 @@ from numbacalib.formats.gguf import BlockLayers
 from numbacalib.formats.registry import stored_format
 from numbacalib.models import Checkpoint, Place, open_checkpoint, open_place
 from numbacalib.models.gguf import GGUFCheckpoint
-from numbacalib.models.safetensors_file import STORED_TYPES, StoredTensor
+from numbacalib.models.safetensors_file import StoredTensor
 from numbacalib.ops.matrix import to_host
 from numbacalib.quantizer.evaluation import Evaluation, Subject, measure
 from numbacalib.quantizer.text import read_sequences
@@ -81,8 +81,8 @@ def prove(
     try:
         written = open_checkpoint(_model_file(path))
         layers = form.layers(written)
-        chosen, changed = _compared_with_kept(source, kept, layers, path)
-        found = _compared(written, layers, source, chosen, changed)
+        chosen, changed = _compared_with_kept(kept, layers, path)
+        found = _compared(written, layers, source, chosen, changed, form)
         if found.other:
             raise ProofError(f"{path}: {found.other[0]}: not what was to be written")
         known = {*source.names(), *(part for layer in layers for part in layers.tensors(layer))}
@@ -95,19 +95,17 @@ def prove(
     except (ValueError, FloatingPointError) as error:
         raise ProofError(str(error)) from error
     _require_kl(path, evaluation, max_kl)
-    return Proof(
-        len(chosen), found.copied, tuple(changed), found.rounded, source.dropped, evaluation
-    )
+    dropped = source.dropped | form.left_out(source)
+    return Proof(len(chosen), found.copied, tuple(changed), found.rounded, dropped, evaluation)
 
 
 def _compared_with_kept(
-    source: Checkpoint, kept: Work, layers: StoredLayers, path: Path
+    kept: Work, layers: StoredLayers, path: Path
 ) -> tuple[set[str], dict[str, NDArray[Any]]]:
     """Compare layers with those that were chosen; return their names, and the vectors that changed."""
     names: set[str] = set()
     changed: dict[str, NDArray[Any]] = {}
-    for index in range(source.config.num_layers):
-        block = kept.load(index)
+    for block in kept.blocks():
         for name, weight in block.layers.items():
             if name not in layers or layers[name] != weight:
                 raise ProofError(f"{path}: {name}: other codes or scales than were chosen")
@@ -200,11 +198,18 @@ def _compared(
     original: Checkpoint,
     chosen: Collection[str] = (),
     changed: Mapping[str, NDArray[Any]] | None = None,
+    form: Format | None = None,
 ) -> _Comparison:
-    """Find every tensor of the original: `chosen` layers are known, `changed` are as they should be."""
+    """Find every tensor of the original: `chosen` layers are known, `changed` are as they should be.
+
+    `form` is that which was written, where that is known.
+    """
     names = set(written.names())
+    left_out = {} if form is None else form.left_out(original)
     copied, rounded, other = 0, [], []
     for name in original.names():
+        if name in left_out:
+            continue
         layer = name.removesuffix(".weight")
         shapes: tuple[tuple[int, ...], tuple[int, ...]]
         if layer in layers:
@@ -215,6 +220,8 @@ def _compared(
             own = (changed or {}).get(name)
             found = written.stored(name)  # of any type, and so without `info`
             expected = original.stored(name) if own is None else StoredTensor.of(own)
+            if form is not None:
+                expected = form.kept(original.config, name, expected)
             shapes = found.shape, expected.shape
             if not _same(found, expected):
                 other.append(name)
@@ -249,10 +256,9 @@ def _same(found: StoredTensor, expected: StoredTensor) -> bool:
         return False
     if found.dtype_name == expected.dtype_name:
         return np.array_equal(found.data, expected.data)
-    kinds = STORED_TYPES[found.dtype_name].dtype, STORED_TYPES[expected.dtype_name].dtype
-    if kinds[0] is None or kinds[1] is None:
+    own, wanted = found.array(), expected.array()
+    if own is None or wanted is None:
         return False
-    own, wanted = found.data.view(kinds[0]), expected.data.view(kinds[1])
     return np.array_equal(own.astype(np.float64), wanted.astype(np.float64))
 
 

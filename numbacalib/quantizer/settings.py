@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -17,7 +17,7 @@ MAGNITUDES = ("mean", "max")
 EXPERTS = ("routed", "all")
 CHOICES = {
     "ranges": ("auto", *RANGES),
-    "target": TARGETS,
+    "target": ("auto", *TARGETS),
     "act_order": ACT_ORDERS,
     "channel_scales": CHANNEL_SCALES,
     "awq_magnitude": MAGNITUDES,
@@ -31,8 +31,11 @@ class Settings(LayerSettings):
     """Settings of a model's quantization; each layer's `scale_dtype` is the model's own."""
 
     ranges: str = "auto"
-    """Ranges as in `LayerSettings`, or "auto": "weighted" with gptq, where every model that was measured
-    loses less with it, and "full" with rtn, which then needs no text."""
+    """Ranges as in `LayerSettings`, or "auto": "weighted" with gptq, where most models that were measured
+    lose less with it, and "full" with rtn, which then needs no text."""
+    target: str = "auto"
+    """Target as in `LayerSettings`, or "auto": "propagated" where gptq runs over a text and the model has
+    no experts, and "layerwise" elsewhere."""
     act_order: str = "desc"
     """Order of the columns; perplexities are lower with this one than with the order as it comes."""
     static_groups: bool = True
@@ -48,6 +51,13 @@ class Settings(LayerSettings):
     """Patterns of layers' names, as shells have them, whose layers stay as they are."""
     layer_bits: Mapping[str, int] = field(default_factory=dict)
     """Bits of the layers whose names a pattern fits, instead of `bits`; the last that fits counts."""
+    size: float | None = None
+    """Bits a weight that the layers may take in all, scales included: bits and group size of each layer are
+    chosen for it, instead of `bits` and `group_size`."""
+    lm_head: bool = False
+    """True to quantize the head too, where the format stores it: a tied one with the embeddings."""
+    embeddings: bool = False
+    """True to round the embeddings too, where the format stores them."""
     samples: int = 64
     """Calibration sequences, evenly spaced over the text."""
     sequence_length: int = 512
@@ -57,6 +67,24 @@ class Settings(LayerSettings):
     def __post_init__(self) -> None:
         if self.ranges == "auto":
             object.__setattr__(self, "ranges", "weighted" if self.method == "gptq" else "full")
+
+    def check(self) -> None:
+        """See `LayerSettings`."""
+        LayerSettings.check(replace(self, target="layerwise") if self.target == "auto" else self)
+
+    def settled(self, *, text: bool, experts: bool) -> Settings:
+        """Return the settings of a run over a `text` or without one, with the target that it has."""
+        if self.target != "auto":
+            return self
+        propagated = text and not experts and self.method == "gptq"
+        return replace(self, target="propagated" if propagated else "layerwise")
+
+    @property
+    def grid_options(self) -> list[str]:
+        """Names of the attributes that ask for another grid than by default."""
+        names = ("bits", "group_size", "symmetric")
+        found = [name for name in names if getattr(self, name) != DEFAULTS[name]]
+        return found + (["layer_bits"] if self.layer_bits else [])
 
     def skips(self, layer: str) -> bool:
         """Return whether a layer stays as it is."""
@@ -82,7 +110,7 @@ class Settings(LayerSettings):
                     raise ValueError(
                         f"{option}: expected patterns of layers such as {names[0]}, none fits {pattern!r}"
                     )
-        if all(map(self.skips, names)):
+        if all(self.skips(name) for name in names if name.startswith("model.layers.")):
             raise ValueError("skip: expected patterns that leave a layer to quantize")
 
 
@@ -100,8 +128,16 @@ def check(settings: Settings, importance: str | Path | None) -> None:
         raise TypeError("skip: expected a sequence of patterns, got one")
     for pattern, bits in settings.layer_bits.items():
         checks.integer(f"bits of {pattern}", bits, 2, 8)
+    if settings.size is not None:
+        if not 0 < checks.finite_number("size", settings.size) <= 16:
+            raise ValueError(f"size: expected bits a weight up to 16, got {settings.size}")
+        if settings.layer_bits:
+            raise ValueError("size: expected none with bits of single layers, which it chooses")
+        if settings.method != "gptq":
+            raise ValueError(f"size: expected none with {settings.method}, which has no factor")
     share("max_fallbacks", settings.max_fallbacks)
-    checks.boolean("awq_weight_term", settings.awq_weight_term)
+    for name in ("awq_weight_term", "lm_head", "embeddings"):
+        checks.boolean(name, getattr(settings, name))
     checks.one_of("channel_scales", settings.channel_scales, CHANNEL_SCALES)
     checks.one_of("experts", settings.experts, EXPERTS)
     checks.one_of("awq_magnitude", settings.awq_magnitude, MAGNITUDES)

@@ -87,7 +87,7 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Losses over those of rounding to the nearest, by kind and block; of experts the median."""
     ratios: dict[tuple[str, int], list[float]] = {}
     for layer in layers:
-        if layer["loss"] is not None and layer["rtn_loss"]:
+        if layer["loss"] is not None and layer["rtn_loss"] and ".layers." in layer["name"]:
             at = kind_of(layer["name"]), _block_of(layer)
             ratios.setdefault(at, []).append(layer["loss"] / layer["rtn_loss"])
     kinds = list(dict.fromkeys(kind for kind, _ in ratios))

@@ -45,6 +45,7 @@ def run_stages(
     for number, half in enumerate(block.sublayers):
         for gather, group in (
             (_Stream.entries, half.entry_stages),
+            (_Stream.middles, half.middle_stages),
             (_Stream.exits, half.exit_stages),
         ):
             factor = half.residual_factor if gather is _Stream.exits else None
@@ -69,6 +70,11 @@ class _Stream:
         """Inputs of a sublayer's entry stages, for each part."""
         half = self.block.sublayers[number]
         return (half.entries(x) for x in self._sublayer_inputs(half))
+
+    def middles(self, number: int) -> Iterator[list[Any]]:
+        """Inputs of a sublayer's middle stages, for each part."""
+        half = self.block.sublayers[number]
+        return (half.middles(x) for x in self._sublayer_inputs(half))
 
     def exits(self, number: int) -> Iterator[list[Any]]:
         """Inputs of a sublayer's exit stages, for each part."""

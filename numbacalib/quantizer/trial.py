@@ -26,6 +26,7 @@ from numbacalib.quantizer.calibration import SILENT, TextCalibration
 from numbacalib.quantizer.divergence import add_tile
 from numbacalib.quantizer.job import Job, on_grid
 from numbacalib.quantizer.memory import stage_size
+from numbacalib.quantizer.outer import is_outer
 from numbacalib.terminal import reporting, silent
 
 SECONDS = 2.0
@@ -57,7 +58,8 @@ class Trial(NamedTuple):
 
 def try_out(job: Job) -> Trial:
     """Measure on the first block that is quantized."""
-    index = min(int(name.split(".")[2]) for name in job.grids)  # the first with a layer not skipped
+    # the first with a layer not skipped
+    index = min(int(name.split(".")[2]) for name in job.grids if not is_outer(name))
     with reporting(silent), np.errstate(**SILENT):
         block, _, reading = _twice(lambda: job.decoder.block(index))
         found: Mapping[Any, Any] = {}
@@ -95,7 +97,11 @@ def token_weights(job: Job, index: int) -> float:
 
 def stage_work(job: Job, index: int, stage: Stage) -> float:
     """Operations that quantizing a stage takes, but for a factor."""
-    rows, channels = stage_size(job.decoder.config, index, stage, job.grids)
+    return solver_work(job, *stage_size(job.decoder.config, index, stage, job.grids))
+
+
+def solver_work(job: Job, rows: int, channels: int) -> float:
+    """Operations that quantizing layers of one input takes, but for a factor."""
     if job.settings.method == "gptq":
         return channels**3 / 3 + rows * channels**2
     return rows * channels
@@ -127,7 +133,7 @@ def _compare_scores() -> float:
     """Seconds a score, on the host."""
     scores = np.zeros((64, VOCABULARY), np.float32)
     sums = np.zeros((5, len(scores)))
-    _, _, again = _twice(lambda: add_tile(scores.astype(np.float64), scores, sums))
+    _, _, again = _twice(lambda: add_tile(scores, scores, sums))
     return again / scores.size
 
 

@@ -100,6 +100,10 @@ class Work:
         if pending is not None:
             pending.result()
 
+    def blocks(self) -> Iterator[FinishedBlock]:
+        """Read all finished blocks, in their order."""
+        return map(self.load, range(_count(self.directory)))
+
     def load(self, index: int) -> FinishedBlock:
         """Read a finished block.
 
@@ -242,6 +246,8 @@ def _arrays_of(block: FinishedBlock) -> dict[str, NDArray[Any]]:
             "bits": weight.bits,
             "group_size": weight.group_size,
             "symmetric": weight.symmetric,
+            "element": weight.element,
+            "global_scale": weight.global_scale,
             "columns": weight.codes.shape[1],
         }
     for name, vector in block.vectors.items():

@@ -24,7 +24,7 @@ def has_libraries() -> bool:
 
 
 def cholesky_upper(matrix: Any, info: Any) -> None:
-    """Overwrite the upper triangle of a C-contiguous matrix by ``U``, ``A = U^T U``.
+    """Overwrite the upper triangle of a matrix by ``U``, ``A = U^T U``. Rows are contiguous, at any stride.
 
     `info`, int32 [1], becomes 0 or the order of the leading minor that is not positive. The lower
     triangle keeps what it held.
@@ -43,7 +43,7 @@ def cholesky_upper(matrix: Any, info: Any) -> None:
     with _current_stream():
         size = len(matrix)
         lower = cublas.CUBLAS_FILL_MODE_LOWER
-        where = get_cusolver_handle(), lower, size, address(matrix), size
+        where = get_cusolver_handle(), lower, size, address(matrix), _pitch(matrix)
         length = query(*where)
         work = empty((length,), matrix.dtype)
         potrf(*where, address(work), length, address(info))
@@ -82,6 +82,34 @@ def invert_upper(triangle: Any) -> Any:
     return inverse
 
 
+def solve_columns(upper: Any, columns: Any) -> None:
+    """Overwrite `columns` [K, N] by X, ``R^T X = columns``.
+
+    ``R`` [K, K] is upper triangular; rows of both are contiguous, at any stride. Needs the libraries.
+    """
+    from cupy.cuda.device import get_cublas_handle
+    from cupy_backends.cuda.libs import cublas
+
+    size, count = columns.shape
+    one = np.ones(1, columns.dtype)
+    trsm = cublas.strsm if columns.dtype == np.float32 else cublas.dtrsm
+    with _current_stream():
+        trsm(
+            get_cublas_handle(),
+            cublas.CUBLAS_SIDE_RIGHT,
+            cublas.CUBLAS_FILL_MODE_LOWER,
+            cublas.CUBLAS_OP_T,
+            cublas.CUBLAS_DIAG_NON_UNIT,
+            count,
+            size,
+            one.ctypes.data,
+            address(upper),
+            _pitch(upper),
+            address(columns),
+            _pitch(columns),
+        )
+
+
 def solve_triangle(upper: Any, rows: Any, *, transposed: bool) -> None:
     """Overwrite `rows` [M, K] by X, ``X R = rows``, or ``X R^T = rows`` with `transposed`.
 
@@ -116,26 +144,31 @@ def solve_triangle(upper: Any, rows: Any, *, transposed: bool) -> None:
 
 
 def add_products(
-    left: Any, right: Any, out: Any, *, factor: float = 1.0, transposed: bool = False
+    left: Any,
+    right: Any,
+    out: Any,
+    *,
+    factor: float = 1.0,
+    transposed: bool = False,
 ) -> None:
     """Add ``factor * left[e] @ right[e]`` to ``out[e]``, [E, M, k] by [E, k, N].
 
     Rows are contiguous, at any stride, and so are the E matrices. With `transposed`, `right` is
-    [E, N, k] and stands for its transposes.
+    [E, N, k] and stands for its transposes. All are of one dtype, float32 or float64, or the operands of
+    a float32 result are 16-bit carriers.
     """
     from cupy.cuda.device import get_cublas_handle
     from cupy_backends.cuda.libs import cublas
 
     count, rows, columns = out.shape
-    size = out.dtype.itemsize
-    gemm = cublas.sgemmStridedBatched if out.dtype == np.float32 else cublas.dgemmStridedBatched
+    compute = _COMPUTE_64F if out.dtype == np.float64 else _COMPUTE_32F
     one, scale = np.ones(1, out.dtype), np.full(1, factor, out.dtype)
-    operands = [
-        (address(array), array.strides[1] // size, array.strides[0] // size)
-        for array in (right, left, out)
-    ]
+    operands = []
+    for array in (right, left, out):
+        steps = array.strides[1] // array.dtype.itemsize, array.strides[0] // array.dtype.itemsize
+        operands.append((address(array), _kind(array.dtype), *steps))
     with _current_stream():
-        gemm(
+        cublas.gemmStridedBatchedEx(
             get_cublas_handle(),
             cublas.CUBLAS_OP_T if transposed else cublas.CUBLAS_OP_N,
             cublas.CUBLAS_OP_N,
@@ -148,11 +181,20 @@ def add_products(
             one.ctypes.data,
             *operands[2],
             count,
+            compute,
+            _DEFAULT_ALGORITHM,
         )
 
 
-_KINDS = {np.dtype(np.float32): 0, np.dtype(np.float64): 1, np.dtype(np.float16): 2}
-"""cudaDataType of elements; bfloat16 is 14. https://docs.nvidia.com/cuda/cublas/#cudadatatype-t"""
+_KINDS = {
+    np.dtype(np.float32): 0,
+    np.dtype(np.float64): 1,
+    np.dtype(np.float16): 2,
+    np.dtype(np.uint16): 2,
+    np.dtype(np.int16): 14,
+}
+"""cudaDataType of elements and carriers; bfloat16 is 14.
+https://docs.nvidia.com/cuda/cublas/#cudadatatype-t"""
 _COMPUTE_32F, _COMPUTE_64F, _DEFAULT_ALGORITHM = 68, 70, -1
 """cublasComputeType_t and cublasGemmAlgo_t: sums in float32, whatever the operands are, or in float64."""
 
@@ -212,6 +254,11 @@ def multiply(
             _COMPUTE_64F if double else _COMPUTE_32F,
             _DEFAULT_ALGORITHM,
         )
+
+
+def _pitch(matrix: Any) -> int:
+    """Elements from a row to the next."""
+    return matrix.strides[0] // matrix.dtype.itemsize
 
 
 def _kind(dtype: np.dtype) -> int:

@@ -22,10 +22,8 @@ if TYPE_CHECKING or not SIMULATED:
         HAS_PTX,
         address,
         capability,
-        check,
         copy,
         current_device,
-        current_stream,
         empty,
         filled,
         free_bytes,
@@ -37,7 +35,6 @@ if TYPE_CHECKING or not SIMULATED:
         pinned,
         read,
         result,
-        start_reading,
         stream_handle,
         total_bytes,
         write,
@@ -45,6 +42,7 @@ if TYPE_CHECKING or not SIMULATED:
     )
     from numbacalib.runtime.memory import give_back, taken_bytes
     from numbacalib.runtime.packed_launch import PACKED, launch
+    from numbacalib.runtime.readings import start_reading
     from numbacalib.runtime.transfers import Transfers
 else:
     from numbacalib.runtime.simulated_device import (
@@ -55,7 +53,6 @@ else:
         capability,
         copy,
         current_device,
-        current_stream,
         empty,
         filled,
         free_bytes,
@@ -84,11 +81,9 @@ __all__ = [
     "Transfers",
     "address",
     "capability",
-    "check",
     "copy",
     "cuda",
     "current_device",
-    "current_stream",
     "empty",
     "filled",
     "free_bytes",

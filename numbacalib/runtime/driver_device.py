@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ class Result(DeviceNDArray):
     """
 
     taken: DeviceArray | None = None
-    """The same array as kernels take it; None for a part of another."""
+    """The same array as kernels take it, once it is known."""
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -119,7 +118,14 @@ def _memory(array: Any) -> Memory | None:
 
 def _as_kernels_take(array: Any) -> DeviceArray | None:
     """Return an array of ours as kernels take it; None for others, and for None."""
-    return array if type(array) is DeviceArray else getattr(array, "taken", None)
+    if type(array) is DeviceArray:
+        return array
+    if not isinstance(array, Result):
+        return None
+    memory = _memory(array)
+    if array.taken is None and memory:  # a part of another, or another shape of it
+        array.taken = DeviceArray(_address(array), array.shape, array.dtype, memory, array.strides)
+    return array.taken
 
 
 def _is_here(array: Any) -> bool:
@@ -352,55 +358,6 @@ def read(array: Any) -> NDArray:
     check(driver.cuMemcpyDtoHAsync(host.ctypes.data, array.address, host.nbytes, stream))
     check(driver.cuStreamSynchronize(stream))
     return host
-
-
-WORDS = 256
-"""Words that are made together: the driver may wait for the device before it gives pinned memory."""
-
-
-class _Word:
-    """A number in memory to which the device copies while the host goes on."""
-
-    def __init__(self, memory: NDArray[np.int64]) -> None:
-        self.memory = memory
-        self.address = memory.ctypes.data
-        self.copied = cuda.event(timing=False)
-
-
-_spare: dict[int, list[_Word]] = {}
-"""Words of each device that no reading has: making one takes longer than a check."""
-
-
-class _Reading:
-    """A number on its way to the host."""
-
-    def __init__(self, array: Any) -> None:
-        self._spare = _spare.setdefault(current_device(), [])
-        self._value: int | None = None
-        try:
-            self._word = self._spare.pop()
-        except IndexError:
-            memory = cuda.pinned_array(WORDS, np.int64)
-            self._word, *others = (_Word(each) for each in np.split(memory, WORDS))
-            self._spare += others
-        self._word.copied.wait(current_stream())  # nobody may have waited for the copy before
-        stream = driver.CUstream(stream_handle())
-        check(driver.cuMemcpyDtoHAsync(self._word.address, array.address, 8, stream))
-        self._word.copied.record(current_stream())
-
-    def value(self) -> int:
-        if self._value is None:
-            self._word.copied.synchronize()
-            self._value = int(self._word.memory[0])
-        return self._value
-
-    def __del__(self) -> None:
-        self._spare.append(self._word)
-
-
-def start_reading(array: Any) -> Callable[[], int]:
-    """Start to copy an array [1] of int64 to the host; return what waits for the copy alone."""
-    return _Reading(array).value
 
 
 def address(array: Any) -> int:

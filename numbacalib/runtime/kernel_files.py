@@ -16,12 +16,17 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
 from numba import config
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 PACKAGE = Path(__file__).parent.parent
 DIGEST_BYTES = sha256().digest_size
@@ -61,16 +66,38 @@ def store(name: str, identity: bytes, payload: bytes) -> None:
 def kept(name: str, identity: bytes, make: Callable[[], bytes]) -> bytes:
     """Return the file kept by this name for the same identity; make and keep it if there is none.
 
-    One thread makes at a time, so that two that need the same do not make it twice.
+    One thread makes at a time, and of several processes one a file: two that need the same do not make it
+    twice.
     """
     payload = load(name, identity)
     if payload is None:
-        with _making:
+        with _making, _locked(name):
             payload = load(name, identity)
             if payload is None:
                 payload = make()
                 store(name, identity, payload)
     return payload
+
+
+@contextmanager
+def _locked(name: str) -> Iterator[None]:
+    """Hold the lock of a file that is to be made, where the system and its folder have locks.
+
+    The system gives it back with the process, however that ends.
+    """
+    folder = first_writable()
+    file = None if fcntl is None or folder is None else folder / f"{name}.lock"
+    with ExitStack() as stack:
+        if file is not None and fcntl is not None:
+            with suppress(OSError):  # made twice, then
+                opened = stack.enter_context(file.open("wb"))
+                fcntl.flock(opened, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            if file is not None:
+                with suppress(OSError):
+                    file.unlink()
 
 
 def folders() -> Iterator[Path]:

@@ -81,7 +81,7 @@ def read(array: Any) -> NDArray:
 
 
 def start_reading(array: Any) -> Callable[[], int]:
-    """See `numbacalib.runtime.driver_device.start_reading`."""
+    """See `numbacalib.runtime.readings.start_reading`."""
     return lambda: int(read(array)[0])
 
 
@@ -118,11 +118,6 @@ def current_device() -> int:
 
 def stream_handle() -> int:
     """See `numbacalib.runtime.driver_device.stream_handle`."""
-    return 0
-
-
-def current_stream() -> int:
-    """See `numbacalib.runtime.driver_device.current_stream`."""
     return 0
 
 

@@ -2,7 +2,7 @@
 
 SiLU and the gate of SwiGLU: Shazeer (2020), arXiv 2002.05202, equation 6. GELU: Hendrycks and Gimpel
 (2016), arXiv 1606.08415, section 2, exactly and by a hyperbolic tangent. Squared ReLU: So et al. (2021),
-arXiv 2109.08668, section 3.
+arXiv 2109.08668, section 3. The clamped SwiGLU of GPT-OSS: OpenAI (2025), arXiv 2508.10925, section 2.
 """
 
 from __future__ import annotations
@@ -50,6 +50,20 @@ def relu(x):
 def squared_relu(x):
     """``max(x, 0)**2``; NaN stays NaN."""
     return relu(x) * relu(x)
+
+
+@scalar
+def at_most(x, limit):
+    """``min(x, limit)``; NaN stays NaN."""
+    return limit if x > limit else x
+
+
+@scalar
+def clamped_swiglu(gate, up, slope, limit):
+    """``(u + 1) g / (1 + exp(-slope g))`` with ``g = min(gate, limit)`` and u, `up` within both limits."""
+    g = at_most(gate, limit)
+    u = -at_most(-at_most(up, limit), limit)
+    return (u + np.float32(1)) * (g / (np.float32(1) + exp(-slope * g)))
 
 
 @scalar

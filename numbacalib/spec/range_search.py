@@ -25,6 +25,9 @@ class RangeSearch(NamedTuple):
     """Share of the range at which the search stops."""
     norm: float = 2.4
     """Power of the errors that are summed."""
+    full_range: bool = False
+    """Let the weight of the largest magnitude of a symmetric group fall on the longer side of its grid,
+    whose scale then has either sign: see `numbacalib.spec.grid`."""
 
     def shares(self, dtype: np.dtype) -> np.ndarray:
         """Shares of the full range to try, falling from 1."""

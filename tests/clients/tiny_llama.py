@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,25 @@ from numbacalib.quantizer import Settings, quantize
 TOKENS = np.random.default_rng(1).integers(0, VOCAB_SIZE, 24)
 
 
-def write_quantized(directory: Path, form: str, *, dtype: str = "float16", **settings: Any) -> Path:
-    """Quantize a llama with K of 128 and 256 by rounding, or by `settings`; return where it is."""
-    model = directory / "model"
-    sizes = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256}
-    if not model.exists():
-        write_tiny_checkpoint(model, dtype=dtype, **sizes)
+def write_quantized(
+    directory: Path,
+    form: str,
+    *,
+    dtype: str = "float16",
+    model: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Path:
+    """Quantize a llama with K of 128 and 256 by rounding, or by `settings`; return where it is.
+
+    `model` has more of its configuration.
+    """
+    sizes = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256} | dict(model or {})
+    source = directory / "model"
+    if not source.exists():
+        write_tiny_checkpoint(source, dtype=dtype, **sizes)
     text = settings.pop("text", ())
     quantize(
-        model,
+        source,
         directory / "quantized",
         text=text,
         settings=Settings(**({"method": "rtn"} | settings)),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from models.tiny import TEXT, random_tokens, tiny_config, write_tiny_checkpoint
 from models.tiny_gguf import tokenizer_metadata, write_gguf
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, pre_tokenizers
 
 from numbacalib.formats import FORMATS
@@ -69,7 +70,7 @@ def test_layers_come_back_as_they_were_written(tmp_path, mix, monkeypatch):
     source = write_tiny_checkpoint(tmp_path / "m", num_hidden_layers=4, **WHOLE)
     checkpoint = written(source, tmp_path / "out", mix)
     layers = FORMATS[f"gguf:{mix}"].layers(checkpoint)
-    assert len(kept) == 7 * 4
+    assert len(kept) == 7 * 4 + 1  # and the head
     for name, quantized in kept.items():
         back = layers[name]
         np.testing.assert_array_equal(back.codes, quantized.codes)
@@ -95,7 +96,7 @@ def test_gptq_chooses_codes_on_what_is_stored(tmp_path):
             formats=["gguf:Q2_K"],
         ).layers
         losses[method] = [report.loss for report in reports]
-        assert {report.bits for report in reports} == {2, 3}
+        assert {report.bits for report in reports} == {2, 3, 6}
         assert all(report.stored_bytes > 0 for report in reports)
     # later blocks have other inputs
     assert losses["gptq"][0] < 0.8 * losses["rtn"][0]
@@ -193,7 +194,11 @@ def refused(model, output, match, **options):
 def test_what_gguf_cannot_hold_is_refused_before_any_work(tmp_path):
     dynamic = {"rope_type": "dynamic", "factor": 2.0}
     source = write_tiny_checkpoint(tmp_path / "dynamic", rope_scaling=dynamic)
-    refused(source, tmp_path / "out", "rope_scaling: expected linear, llama3 or truncated yarn")
+    refused(
+        source,
+        tmp_path / "out",
+        "rope_scaling: expected linear, llama3, longrope or truncated yarn",
+    )
     source = write_tiny_checkpoint(tmp_path / "narrow", intermediate_size=80)
     refused(source, tmp_path / "out", "down_proj: expected K a multiple of 32, got 80")
     source = write_tiny_checkpoint(tmp_path / "plain")
@@ -221,3 +226,34 @@ def test_special_tokens_and_the_chat_template_are_kept(tmp_path):
     checkpoint = written(source, tmp_path / "second")
     kept = json.loads(checkpoint.tokenizer_files()["tokenizer_config.json"])
     assert kept["chat_template"] == "{{ other }}"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_head_is_rounded_with_the_weights_of_its_inputs(tmp_path, tied):
+    """What the final norm gives: less of the outputs' error than by a search without."""
+    (tmp_path / "text").write_text(TEXT * 20)
+    source = write_tiny_checkpoint(tmp_path / "m", tie_word_embeddings=tied, **WHOLE)
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.norm.weight"] = np.exp(np.random.default_rng(0).normal(0, 2, 256))
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.float32)
+    save_file(tensors, source / "model.safetensors")
+    settings = Settings(samples=8, sequence_length=64)
+    report = quantize(
+        source, tmp_path / "out", text=[tmp_path / "text"], settings=settings, formats=["gguf:Q2_K"]
+    )
+    head = "model.embed_tokens" if tied else "lm_head"
+    (own,) = (layer for layer in report.layers if layer.name == head)
+    assert own.tokens == 8 * 64
+    plain = written(source, tmp_path / "plain", "Q2_K")
+    (file,) = (tmp_path / "out").iterdir()
+    original = tensors[f"{head}.weight"]
+    factors = tensors["model.norm.weight"] ** 2  # inputs are of one size before the norm's weight
+    errors = [
+        (factors * (checkpoint.tensor(f"{head}.weight") - original) ** 2).sum()
+        for checkpoint in (open_checkpoint(file), plain)
+    ]
+    assert errors[0] < 0.9 * errors[1]
+    with pytest.raises(
+        ValueError, match=f"skip: expected layers of blocks with gguf:Q2_K, got {head}"
+    ):
+        written(source, tmp_path / "other", "Q2_K", Settings(method="rtn", skip=(head,)))

@@ -165,7 +165,7 @@ def test_a_model(tmp_path, symmetric):
     ("changes", "message"),
     [
         ({"bits": 7}, "quantization.bits: expected one of 2, 3, 4, 5, 6, 8, got 7"),
-        ({"mode": "mxfp4"}, "quantization.mode: expected affine, got 'mxfp4'"),
+        ({"mode": "mxfp8"}, "quantization.mode: expected affine, got 'mxfp8'"),
         ({"x": 1}, "quantization.x: expected no key"),
         ({"model.layers.0.self_attn.q_proj": 1}, "q_proj: expected an object"),
         ({"model.layers.0.self_attn.q_proj": {"bits": 4}}, "q_proj.group_size: expected one of"),

@@ -10,13 +10,13 @@ import pytest
 from formats.naive_packing import naive_pack
 from hypothesis import given
 from hypothesis import strategies as st
-from models.tiny import write_tiny_checkpoint
+from models.tiny import tiny_config, write_tiny_checkpoint
 
 from numbacalib.formats import LayerGrid, dequantized, stored_format
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.formats.safetensors_format import Left
 from numbacalib.methods import QuantizedWeight, rtn
-from numbacalib.models import open_checkpoint
+from numbacalib.models import ModelConfig, open_checkpoint
 from numbacalib.models.checkpoint import TensorInfo
 
 FORMAT = CompressedTensors()
@@ -245,6 +245,7 @@ class FakeCheckpoint:
     """Tensors in memory, under a quantization_config."""
 
     path = "somewhere"
+    config = ModelConfig.from_hf(tiny_config())
 
     def __init__(self, config, tensors):
         self._config, self._tensors = config, tensors
@@ -337,7 +338,11 @@ WEIGHTS = packed_config()["config_groups"]["group_0"]
             {"quant_method": "bitsandbytes", "bits": 4},
             "quant_method: expected one that is read here .*awq, compressed-tensors.*got 'bits",
         ),
-        (packed_config(format="nvfp4-pack-quantized"), "format: expected pack-quantized"),
+        (packed_config(format="int-quantized"), "format: expected pack-quantized"),
+        (
+            packed_config(format="nvfp4-pack-quantized"),
+            "group_0.format: expected nvfp4-pack-quantized, got 'pack-quantized'",
+        ),
         (packed_config(kv_cache_scheme={"num_bits": 8}), "kv_cache_scheme: expected null"),
         (packed_config(transform_config={"groups": 1}), "transform_config: expected null"),
         (

@@ -5,7 +5,7 @@ import torch
 
 import numbacalib
 from numbacalib.methods import gptq_batch
-from numbacalib.runtime import launch
+from numbacalib.runtime import packed_launch
 
 
 def results(generator_seed):
@@ -30,9 +30,9 @@ def results(generator_seed):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_launches_by_numba_give_the_same_bits(monkeypatch, seed):
-    assert launch.PACKED, "the installed numba-cuda is not among TESTED"
+    assert packed_launch.PACKED, "the installed numba-cuda is not among TESTED"
     packed = results(seed)
-    monkeypatch.setattr(launch, "PACKED", False)
+    monkeypatch.setattr(packed_launch, "PACKED", False)
     for ours, numbas in zip(packed, results(seed), strict=True):
         assert torch.equal(
             torch.as_tensor(ours, device="cuda"), torch.as_tensor(numbas, device="cuda")

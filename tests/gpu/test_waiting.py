@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from numbacalib.methods import gptq, gptq_batch, rtn
-from numbacalib.runtime import driver_device
+from numbacalib.runtime import readings
 
 ROWS, CHANNELS, GROUP = 512, 1024, 128
 CYCLES = 2_000_000_000
@@ -72,4 +72,4 @@ def test_checks_that_nobody_waits_for_do_not_pile_up(generator):
     for _ in range(3 * 256):
         rtn(weights[0], bits=4, group_size=GROUP, wait=False)
     torch.cuda.synchronize()
-    assert sum(map(len, driver_device._spare.values())) == driver_device.WORDS
+    assert sum(map(len, readings._spare.values())) == readings.WORDS

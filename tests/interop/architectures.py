@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 SIZES: dict[str, Any] = {
@@ -42,6 +43,30 @@ GLM_EXPERTS = {
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 32,
     "routed_scaling_factor": 1.5,
+}
+
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+} | GLM_EXPERTS
+MAGNITUDES = YARN | {"rope_theta": 1e4, "mscale": 1.2, "mscale_all_dim": 0.7}
+# Keys of sizes that the oldest have under other names.
+ELSEWHERE = {"intermediate_size": None, "num_key_value_heads": None}
+FALCON = ELSEWHERE | {"ffn_hidden_size": 96}
+
+LLAMA4 = {
+    "head_dim": 16,
+    "intermediate_size": 32,
+    "intermediate_size_mlp": 96,
+    "num_local_experts": 4,
+    "floor_scale": 5,
+    "attn_scale": 0.3,
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -147,6 +172,76 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "glm4_moe": GLM_EXPERTS | {"head_dim": 16, "use_qk_norm": True},
     "glm4_moe-groups": GLM_EXPERTS
     | {"n_group": 4, "topk_group": 2, "n_shared_experts": 2, "attention_bias": True},
+    "deepseek_v2": LATENT,
+    "deepseek_v2-groups": LATENT
+    | {
+        "q_lora_rank": None,
+        "topk_method": "group_limited_greedy",
+        "n_group": 4,
+        "topk_group": 2,
+        "rope_parameters": MAGNITUDES,
+        "attention_bias": True,
+    },
+    "deepseek_v3": LATENT | {"n_group": 2, "topk_group": 1, "rope_parameters": MAGNITUDES},
+    "deepseek_v3-direct": LATENT
+    | {
+        "q_lora_rank": None,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": False,
+        "rms_norm_eps": 1e-2,
+        "attention_bias": True,
+    },
+    "gpt_oss": {
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 7,
+        "swiglu_limit": 1.0,
+        "rope_parameters": YARN | {"rope_theta": 1e4, "truncate": False},
+    },
+    "gpt_oss-unbiased": {
+        "head_dim": 24,
+        "num_local_experts": 3,
+        "num_experts_per_tok": 1,
+        "sliding_window": 7,
+        "swiglu_alpha": 1.0,
+        "attention_bias": False,
+        "layer_types": [FULL, SLIDING],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "llama4_text": LLAMA4 | {"num_hidden_layers": 4},
+    "llama4_text-chunks": LLAMA4
+    | {
+        "no_rope_layers": [1, 0],
+        "attention_chunk_size": 7,
+        "num_experts_per_tok": 2,
+        "interleave_moe_layer_step": 2,
+        "use_qk_norm": False,
+        "attention_bias": True,
+    },
+    "llama4_text-still": LLAMA4
+    | {"attn_temperature_tuning": False, "attention_chunk_size": 13, "moe_layers": [0]},
+    "gpt2": ELSEWHERE | {"n_inner": 96},
+    "opt": ELSEWHERE | {"ffn_dim": 96, "word_embed_proj_dim": 64},
+    "opt-unbiased": ELSEWHERE | {"ffn_dim": 96, "word_embed_proj_dim": 64, "enable_bias": False},
+    "gpt_neox": {"num_key_value_heads": None},
+    "gpt_neox-sequential": {
+        "num_key_value_heads": None,
+        "use_parallel_residual": False,
+        "attention_bias": False,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e3,
+            "partial_rotary_factor": 0.5,
+        },
+    },
+    "falcon": FALCON,
+    "falcon-two-norms": FALCON
+    | {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
+    "falcon-one-norm": FALCON
+    | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+    "falcon-sequential": FALCON | {"parallel_attn": False, "multi_query": False, "bias": True},
 }
 """Overrides of `SIZES` by ``model_type``, with something after a hyphen for further variants."""
 
@@ -163,6 +258,11 @@ WRAPPED: dict[str, dict[str, Any]] = {
         "vision_config": TOWER | {"model_type": "siglip_vision_model"},
         "mm_tokens_per_image": 1,
     },
+    "kimi_k25": {
+        "text_config": LATENT | {"model_type": "deepseek_v3", "n_group": 1, "topk_group": 1},
+        "vision_config": TOWER | {"pos_emb_height": 4, "pos_emb_width": 4},
+        "projection_hidden_size": 32,
+    },
     "mistral3": {
         "text_config": {
             "model_type": "ministral3",
@@ -171,6 +271,11 @@ WRAPPED: dict[str, dict[str, Any]] = {
         },
         "vision_config": TOWER | {"model_type": "pixtral", "head_dim": 16},
         "tie_word_embeddings": False,
+    },
+    "llama4": {
+        "text_config": LLAMA4 | {"model_type": "llama4_text"},
+        "vision_config": TOWER
+        | {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
     },
     "llava": {
         "text_config": {"model_type": "llama"},
@@ -224,7 +329,9 @@ def save(
     torch.manual_seed(0)
     shards = overrides.pop("max_shard_size", "5GB")
     kind = AutoModelForImageTextToText if variant in WRAPPED else AutoModelForCausalLM
-    model = kind.from_config(config_of(variant, **overrides)).to(dtype).eval()
+    model = kind.from_config(config_of(variant, **overrides)).eval()
+    if dtype != torch.float32:  # which it is, but for tables of complex numbers
+        model = model.to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name and name.endswith("weight"):
@@ -238,4 +345,17 @@ def save(
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_(0, 0.2)
     model.save_pretrained(directory, max_shard_size=shards)
+    if variant == "kimi_k25":
+        _name_layers_as_published(directory / "model.safetensors")
     return model
+
+
+def _name_layers_as_published(file: Path) -> None:
+    """Give the decoder's layers their names: transformers 5.24 writes the tower's word for them."""
+    theirs, named = "language_model.model.blocks.", "language_model.model.layers."
+    tensors = load_file(file).items()
+    renamed = {
+        named + name.removeprefix(theirs) if name.startswith(theirs) else name: tensor
+        for name, tensor in tensors
+    }
+    save_file(renamed, file, metadata={"format": "pt"})

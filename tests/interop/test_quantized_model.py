@@ -32,6 +32,19 @@ def test_every_architecture(tmp_path, model_type, symmetric):
     assert_transformers_agrees(tmp_path / "out", random_tokens(24))
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_scales_of_either_sign(tmp_path, bits):
+    model = write_tiny_checkpoint(tmp_path / "model")
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 20, encoding="utf-8")
+    settings = {"bits": bits, "symmetric": True, "full_range": True, "group_size": 32}
+    quantize(model, tmp_path / "out", text=[text], **settings, samples=4, sequence_length=32)
+    written = open_checkpoint(tmp_path / "out")
+    scales = [written.tensor(name) for name in written.names() if name.endswith("weight_scale")]
+    assert all(0.2 < (each.astype(np.float32) < 0).mean() < 0.8 for each in scales)
+    assert_transformers_agrees(tmp_path / "out", random_tokens(24))
+
+
 def test_smollm2_from_its_gguf(tmp_path, smollm2_file):
     output = tmp_path / "out"
     quantize(smollm2_file, output, settings=Settings(method="rtn", bits=4, group_size=64))

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from numbacalib.models import ModelConfig
+from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.layer_tensors import (
     EMBEDDINGS,
     HEAD,
     expert_shapes,
+    is_linear,
     linear_shapes,
-    outer_vector_shapes,
+    outer_shapes,
     vector_shapes,
 )
 
@@ -35,6 +37,55 @@ DESCRIBED: dict[str, dict[str, Any]] = {
     "phi": {"hidden_act": "gelu"},
     # factors of the residual stream, of scores and of logits
     "granite": {"residual_multiplier": 0.5, "attention_multiplier": 0.2, "logits_scaling": 4.0},
+    # latent attention, of a part that turns and one that does not, with heads of values of another length
+    "deepseek_v3": {
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 4,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    # sinks, experts with biases and clamped gates
+    "gpt_oss": {
+        "num_local_experts": 3,
+        "num_experts_per_tok": 2,
+        "sliding_window": 3,
+        "swiglu_limit": 1.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    },
+    # runs of positions, layers that do not turn and whose queries grow, experts of scaled inputs
+    "llama4_text": {
+        "intermediate_size_mlp": 16,
+        "num_local_experts": 3,
+        "no_rope_layer_interval": 2,
+        "attention_chunk_size": 3,
+        "floor_scale": 2,
+    },
+    # learned positions, matrices that files hold transposed
+    "gpt2": {},
+    "opt": {},
+    "gpt_neox": {},
+    "deepseek_v2": {
+        "num_key_value_heads": 4,
+        "q_lora_rank": None,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 4,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "n_shared_experts": 1,
+    },
+    # queries, keys and values of a head of keys after each other
+    "falcon": {"new_decoder_architecture": True, "bias": True},
     # experts, and an MLP with a gate that all tokens go through, but in the second layer
     "qwen2_moe": {
         "num_experts": 3,
@@ -54,7 +105,7 @@ DESCRIBED: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 0,
     },
 }
-"""Options of the forward pass, each in one of them."""
+"""Options of the forward pass, each in one of them, and what configurations are tried of."""
 
 
 def described_config(model_type: str, **overrides: Any) -> dict[str, Any]:
@@ -70,14 +121,19 @@ def described_config(model_type: str, **overrides: Any) -> dict[str, Any]:
         "head_dim": 16,
         "max_position_embeddings": 128,
     }
-    return config | DESCRIBED[model_type] | overrides
+    key = ARCHITECTURES[model_type].key
+    options = config | DESCRIBED[model_type] | overrides
+    options = {key(name): value for name, value in options.items()}
+    if model_type == "llama4_text":  # llama's key is the experts' there
+        options["intermediate_size"] = 16
+    return options
 
 
 def described_tensors(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """Random weights by the names that files have."""
     rng = np.random.default_rng(seed)
     table = (config.vocab_size, config.hidden_size)
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDINGS: table, **outer_vector_shapes(config)}
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDINGS: table, **outer_shapes(config)}
     if not config.tie_word_embeddings:
         shapes[HEAD] = table
     for index in range(config.num_layers):
@@ -95,6 +151,8 @@ def described_tensors(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[n
         elif name != EMBEDDINGS:
             values *= shape[1] ** -0.5
         beginning = next((ours for ours in theirs if name.startswith(ours)), "")
+        if config.architecture.transposed and is_linear(name, config):
+            values = np.ascontiguousarray(values.T)
         tensors[theirs.get(beginning, "") + name.removeprefix(beginning)] = values
     return tensors
 

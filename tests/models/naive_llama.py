@@ -21,14 +21,20 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 
 def rotate(
-    head: Array, position: int, theta: float, dim: int = 0, interleaved: bool = False
+    head: Array,
+    position: int,
+    theta: float,
+    dim: int = 0,
+    interleaved: bool = False,
+    begin: int = 0,
 ) -> Array:
-    """Turn the first `dim` dimensions, all of them by default."""
+    """Turn `dim` dimensions from `begin` on, all of them by default."""
     dim = dim or len(head)
     result = head.copy()
     for i in range(dim // 2):
         angle = position * theta ** (-2 * i / dim)
         left, right = (2 * i, 2 * i + 1) if interleaved else (i, i + dim // 2)
+        left, right = begin + left, begin + right
         a, b = head[left], head[right]
         result[left] = a * math.cos(angle) - b * math.sin(angle)
         result[right] = b * math.cos(angle) + a * math.sin(angle)
@@ -58,6 +64,13 @@ def activation(name: str, x: Array) -> Array:
     return np.vectorize(functions[name], otypes=[np.float64])(x)
 
 
+def clamped_swiglu(gate: Array, up: Array, slope: float, limit: float) -> Array:
+    """The gated activation of GPT-OSS, from its definition."""
+    gate = np.where(gate > limit, limit, gate)
+    up = np.where(up > limit, limit, np.where(up < -limit, -limit, up))
+    return (up + 1) * gate / (1 + np.exp(-slope * gate))
+
+
 def attention(
     queries: Array,
     keys: Array,
@@ -67,11 +80,11 @@ def attention(
     cap: float = 0,
     sinks: Array | None = None,
 ) -> Array:
-    """Causal attention of ``[T, heads, d]`` queries to ``[T, kv_heads, d]`` keys and values."""
+    """Causal attention of ``[T, heads, d]`` queries to ``[T, kv_heads, d]`` keys and any values."""
     length, heads, size = queries.shape
     group = heads // keys.shape[1]
     scale = 1 / math.sqrt(size) if scale is None else scale
-    result = np.empty_like(queries)
+    result = np.empty((length, heads, values.shape[2]))
     for t in range(length):
         first = 0 if window is None else max(0, t - window + 1)
         for head in range(heads):

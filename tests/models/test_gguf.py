@@ -163,7 +163,7 @@ def test_frequency_divisors_are_recognised_as_llama3(tmp_path: Path) -> None:
         ),
         ({"general.architecture": 3}, "general.architecture: expected text, got 3"),
         ({"general.type": "adapter"}, "general.type: expected a model, got 'adapter'"),
-        ({"llama.expert_count": 8}, "llama.expert_count: expected 0: other values .* got 8"),
+        ({"llama.expert_count": 8}, "llama.expert_used_count: expected an integer, got none"),
         ({"llama.attn_logit_softcapping": 50.0}, "llama.attn_logit_softcapping: expected 0: .* 50"),
         ({"llama.attention.causal": False}, "llama.attention.causal: expected True: .* got False"),
         ({"llama.logit_scale": 0.5}, "llama.logit_scale: expected 1: other values .* got 0.5"),

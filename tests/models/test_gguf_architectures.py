@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -16,8 +17,10 @@ from models.tiny_gguf import add_value, interleaved
 from numpy.typing import NDArray
 
 from numbacalib.models import Decoder, ModelConfig, open_checkpoint
+from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_names import gguf_name, hf_name
+from numbacalib.models.layer_tensors import canonical_name
 
 SIZES = {
     "vocab_size": VOCAB_SIZE,
@@ -31,6 +34,9 @@ SIZES = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
 }
+KEPT = {"num_experts": 3, "num_experts_per_tok": 2}
+EXPERTS = KEPT | {"moe_intermediate_size": 32}
+COUNTS = {"expert_count": 3, "expert_used_count": 2}
 FULL, SLIDING = "full_attention", "sliding_attention"
 FACTORS = [1.0 + i / 4 for i in range(6)], [2.0 + i for i in range(6)]
 
@@ -45,6 +51,7 @@ class Case(NamedTuple):
 
 CASES = {
     "arcee": Case({"model_type": "arcee", "mlp_bias": True}),
+    "chatglm": Case({"model_type": "glm"}, {"rope.dimension_count": 8}),
     "command-r": Case({"model_type": "cohere", "logit_scale": 0.5}, {"logit_scale": 0.5}),
     "cohere2": Case(
         {"model_type": "cohere2", "logit_scale": 0.25, "sliding_window": 5},
@@ -77,6 +84,23 @@ CASES = {
         },
     ),
     "glm4": Case({"model_type": "glm4"}, {"rope.dimension_count": 8}),
+    "glm4moe": Case(
+        EXPERTS | {
+            "model_type": "glm4_moe",
+            "use_qk_norm": True,
+            "first_k_dense_replace": 1,
+            "routed_scaling_factor": 1.5,
+        },
+        COUNTS | {
+            "rope.dimension_count": 8,
+            "expert_feed_forward_length": 32,
+            "expert_shared_count": 1,
+            "expert_gating_func": 2,
+            "leading_dense_block_count": 1,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 1.5,
+        },
+    ),
     "granite": Case(
         {
             "model_type": "granite",
@@ -87,7 +111,13 @@ CASES = {
         },
         {"embedding_scale": 3.0, "residual_scale": 0.5, "attention.scale": 0.2, "logit_scale": 4.0},
     ),
+    "granitemoe": Case(
+        KEPT | {"model_type": "granitemoe", "attention_multiplier": 0.2},
+        COUNTS | {"embedding_scale": 1.0, "residual_scale": 1.0, "attention.scale": 0.2},
+    ),
+    "llama-experts": Case(KEPT | {"model_type": "mixtral"}, COUNTS),
     "hunyuan-dense": Case({"model_type": "hunyuan_v1_dense"}),
+    "nemotron": Case({"model_type": "nemotron"}, {"rope.dimension_count": 8}),
     "olmo2": Case({"model_type": "olmo2"}),
     "olmo2-windows": Case(
         {
@@ -106,6 +136,7 @@ CASES = {
             "rope.scaling.original_context_length": 16,
         },
     ),
+    "phi2": Case({"model_type": "phi"}, {"rope.dimension_count": 8}),
     "phi3": Case(
         {"model_type": "phi3", "sliding_window": 5},
         {"attention.sliding_window": 5, "rope.scaling.original_context_length": 4096},
@@ -132,16 +163,44 @@ CASES = {
             "rope_factors_long.weight": np.array(FACTORS[1], np.float32),
         },
     ),
+    "qwen2moe": Case(
+        EXPERTS | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 48},
+        COUNTS | {"expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48},
+    ),
+    "qwen3moe": Case(
+        EXPERTS | {"model_type": "qwen3_moe", "norm_topk_prob": True},
+        COUNTS | {"expert_feed_forward_length": 32},
+    ),
     "seed_oss": Case({"model_type": "seed_oss"}),
     "smollm3": Case({"model_type": "smollm3"}),
+    "stablelm": Case({"model_type": "stablelm"}, {"rope.dimension_count": 4}),
     "starcoder2": Case({"model_type": "starcoder2"}),
 }  # fmt: skip
 """By ``general.architecture``, with something after a hyphen for further variants."""
 
 
+def base_of(name: str) -> str:
+    return name.removesuffix("-windows").removesuffix("-longrope").removesuffix("-experts")
+
+
+def merged(tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Put experts' tensors into one a layer, by the names that the ``gguf`` package maps."""
+    found: dict[str, list[NDArray[Any]]] = {}
+    for name, values in tensors.items():
+        own = re.sub(r"\.experts\.\d+\.", ".experts.", name)
+        own = re.sub(
+            r"model\.(layers\.\d+)\.block_sparse_moe\.experts", r"\1.feed_forward.experts", own
+        )
+        found.setdefault(own, []).append(values)
+    return {
+        name: np.stack(values) if ".experts." in name else values[0]
+        for name, values in found.items()
+    }
+
+
 def write(path: Path, name: str, config: dict[str, Any], case: Case) -> None:
     """Write what llama.cpp's conversion makes of a model; names are those of the ``gguf`` package."""
-    name = name.removesuffix("-windows").removesuffix("-longrope")
+    name = base_of(name)
     read = ModelConfig.from_hf(config)
     writer = gguf.GGUFWriter(path, name)
     keys = {
@@ -161,14 +220,20 @@ def write(path: Path, name: str, config: dict[str, Any], case: Case) -> None:
         add_value(writer, f"{name}.{key}", value)
     (architecture,) = [a for a, known in gguf.MODEL_ARCH_NAMES.items() if known == name]
     names = gguf.get_tensor_name_map(architecture, read.num_layers)
-    for theirs, values in described_tensors(read).items():
+    for theirs, values in merged(described_tensors(read)).items():
         stored = values
-        if name.startswith("gemma") and theirs.endswith("norm.weight"):
+        if name in ("gemma", "gemma2", "gemma3", "nemotron") and theirs.endswith("norm.weight"):
             stored = values + np.float32(1)
         projection = theirs.split(".")[-2]
-        if name in ("arcee", "granite", "smollm3") and projection in ("q_proj", "k_proj"):
+        permuted = name in ("arcee", "granite", "granitemoe", "llama", "smollm3")
+        if permuted and projection in ("q_proj", "k_proj"):
             heads = read.num_heads if projection == "q_proj" else read.num_kv_heads
             stored = interleaved(values, heads)
+        if theirs.endswith("e_score_correction_bias"):
+            writer.add_tensor(f"blk.{theirs.split('.')[2]}.exp_probs_b.bias", stored)
+            continue
+        if theirs.endswith("shared_expert_gate.weight"):
+            stored = values[0]
         writer.add_tensor(names.get_name(theirs, (".weight", ".bias")), stored)
     for tensor, values in case.tensors.items():
         writer.add_tensor(tensor, values)
@@ -182,11 +247,8 @@ def write(path: Path, name: str, config: dict[str, Any], case: Case) -> None:
 def test_files_are_read_as_what_they_were_made_from(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     config = SIZES | case.config
-    for key, own in (("rms_norm_eps", "layer_norm_eps"), ("rms_norm_eps", "norm_epsilon")):
-        if config["model_type"] in ("cohere", "cohere2") and own == "layer_norm_eps":
-            config[own] = config.pop(key)
-        if config["model_type"] == "starcoder2" and own == "norm_epsilon":
-            config[own] = config.pop(key)
+    key, own = "rms_norm_eps", ARCHITECTURES[config["model_type"]].key("rms_norm_eps")
+    config[own] = config.pop(key)
     write(tmp_path / "model.gguf", name, config, case)
     checkpoint = open_checkpoint(tmp_path / "model.gguf")
     expected = ModelConfig.from_hf(
@@ -194,9 +256,11 @@ def test_files_are_read_as_what_they_were_made_from(tmp_path: Path, name: str) -
     )
     assert checkpoint.config == expected
     assert ModelConfig.from_hf(checkpoint.hf_config()) == expected
-    tensors = described_tensors(ModelConfig.from_hf(config))
+    made = described_tensors(expected)
+    tensors = {canonical_name(name, expected): values for name, values in made.items()}
     for tensor in checkpoint.names():
-        rounded = 2**-24 if name.startswith("gemma") and "norm" in tensor else 0  # the 1 of norms
+        offset = expected.architecture.norm_offset
+        rounded = 2**-24 if offset and "norm" in tensor else 0  # the 1 of norms
         np.testing.assert_allclose(
             checkpoint.tensor(tensor), tensors[tensor], rtol=0, atol=rounded, err_msg=tensor
         )
@@ -204,8 +268,7 @@ def test_files_are_read_as_what_they_were_made_from(tmp_path: Path, name: str) -
 
 
 def test_every_architecture_of_files_is_tried() -> None:
-    tried = {name.removesuffix("-windows").removesuffix("-longrope") for name in CASES}
-    assert tried | {"llama", "qwen2", "qwen3"} == set(GGUF_ARCHITECTURES)
+    assert {base_of(name) for name in CASES} | {"qwen2", "qwen3"} == set(GGUF_ARCHITECTURES)
 
 
 @pytest.mark.parametrize("name", GGUF_ARCHITECTURES)

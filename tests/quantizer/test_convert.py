@@ -153,8 +153,8 @@ def test_embeddings_that_a_format_does_not_hold(tmp_path, caplog):
 @pytest.mark.parametrize("mix", ["Q8_0", "Q4_0"])
 def test_gguf_files_go_where_their_blocks_fit(tmp_path, mix):
     model = write_tiny_checkpoint(tmp_path / "model", dtype=str(np.dtype(np.float32)))
-    form = FORMATS[f"gguf:{mix}"]
     source = open_checkpoint(model)
+    form = FORMATS[f"gguf:{mix}"].of_model(source.config)
     layers = [name.removesuffix(".weight") for name in source.names() if "_proj.w" in name]
     weights = {layer: source.info(f"{layer}.weight") for layer in layers}
     asked = dict.fromkeys(layers, LayerGrid(4, 32, True, np.dtype(np.float32)))
@@ -182,7 +182,7 @@ def test_the_command_line(tmp_path, sources, capsys):
     assert main([*command, "awq", "--output", str(tmp_path / "out")]) == 0
     assert "14 layers written to" in capsys.readouterr().out
     assert main([*command, "nothing", "--output", str(tmp_path / "other")]) == 2
-    assert "format: expected compressed-tensors, gptq" in capsys.readouterr().err
+    assert "format: expected compressed-tensors, mxfp4, nvfp4, gptq" in capsys.readouterr().err
 
 
 def test_a_plain_model_is_refused(tmp_path):

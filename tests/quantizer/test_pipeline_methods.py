@@ -315,9 +315,9 @@ def test_a_propagated_target_and_refit_come_nearer_to_the_model(tmp_path, text, 
     command = ["quantize", model, "--text", text, "--samples", "16", "--sequence-length", "32"]
     command += [*GROUPS, "--bits", "3"]
     runs = {
-        "layerwise": [],
+        "layerwise": ["--target", "layerwise"],
         "propagated": ["--target", "propagated", "--target-strength", "1"],
-        "refit": ["--refit"],
+        "refit": ["--target", "layerwise", "--refit"],
         "others": OTHERS,
         "nothing": ["--target", "propagated", "--target-strength", "0"],
     }

@@ -12,7 +12,9 @@ from models.tiny import TEXT, write_tiny_checkpoint
 from numbacalib.models import Decoder, Place, open_checkpoint, open_place
 from numbacalib.models.parts import Parts
 from numbacalib.ops.matrix import add_scaled, to_host
-from numbacalib.quantizer import blocks, job, pipeline, quantize
+from numbacalib.quantizer import Settings, blocks, job, pipeline, quantize
+from numbacalib.quantizer.calibration import TextCalibration
+from numbacalib.quantizer.memory import Demand
 
 SMALLEST = {
     "hidden_size": 16,
@@ -25,6 +27,10 @@ SMALLEST = {
 """What the simulator takes seconds for."""
 
 
+LENGTH = 4
+"""Tokens of a sequence, and of a part of the residual stream."""
+
+
 @pytest.fixture
 def device(backend):
     return "cpu" if backend.name == "numpy" else "cuda"
@@ -35,11 +41,11 @@ def _sequences_alone(backend, monkeypatch):
     """A part of the residual stream is one sequence."""
 
     def opened(name):
-        return replace(open_place(name), batch_tokens=8)
+        return replace(open_place(name), batch_tokens=LENGTH)
 
     monkeypatch.setattr(pipeline, "open_place", opened)
     if backend.name == "cudasim":
-        monkeypatch.setattr(job, "HELD_OUT_TOKENS", 8)
+        monkeypatch.setattr(job, "HELD_OUT_TOKENS", LENGTH)
 
 
 @pytest.fixture
@@ -55,9 +61,9 @@ def sizes(backend):
 def test_parts_come_change_and_go_back(tmp_path, backend, device):
     decoder = Decoder(
         open_checkpoint(write_tiny_checkpoint(tmp_path, **sizes(backend))),
-        place=replace(open_place(device), batch_tokens=8),
+        place=replace(open_place(device), batch_tokens=LENGTH),
     )
-    tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (5, 8))
+    tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (5, LENGTH))
     if backend.name == "numpy":  # where all stays
         assert decoder.states(tokens).stay
         return
@@ -65,7 +71,7 @@ def test_parts_come_change_and_go_back(tmp_path, backend, device):
     parts = decoder.states(tokens, streamed=True)
     twin = parts.copied()
     others = parts.others()
-    assert parts.tokens == 40
+    assert parts.tokens == 5 * LENGTH
     for part in parts.changed():
         others.append(part)
         add_scaled(part, part, 2.0)
@@ -83,47 +89,76 @@ def quantized(model, output, place, monkeypatch, free=None, **options):
         if free is not None:
             patch.setattr(Place, "free_bytes", lambda own: None if own.name == "cpu" else free)
         quantize(
-            model, output, bits=4, group_size=8, samples=3, sequence_length=8, device=place,
+            model, output, bits=4, group_size=8, samples=3, sequence_length=LENGTH, device=place,
             planned=plans.append, **options,
         )  # fmt: skip
     return (output / "model.safetensors").read_bytes(), plans[0]
 
 
-def compare(model, tmp_path, place, monkeypatch, **options):
-    """Quantize with room for all, and with a byte less."""
-    whole, plan = quantized(model, tmp_path / "whole", place, monkeypatch, **options)
+def test_a_run_that_streams_writes_the_same(tmp_path, backend, device, text, monkeypatch):
+    """A byte too little makes it stream."""
+    model = write_tiny_checkpoint(tmp_path / "model", **sizes(backend))
+    options = {"text": text, "target": "layerwise"}
+    if backend.name == "cudasim":  # which would take minutes for GPTQ
+        options |= {"method": "rtn", "ranges": "weighted"}
+    whole, plan = quantized(model, tmp_path / "whole", device, monkeypatch, **options)
     assert plan.streamed_bytes == 0
     free = (plan.device_bytes or 1 << 40) - 1
-    streamed, plan = quantized(model, tmp_path / "streamed", place, monkeypatch, free, **options)
+    streamed, plan = quantized(model, tmp_path / "out", device, monkeypatch, free, **options)
     assert streamed == whole
     hidden = open_checkpoint(model).config.hidden_size
-    assert plan.streamed_bytes == (0 if place == "cpu" else 4 * 24 * hidden)
-    assert ("of hidden states streamed to it" in plan.summary()) == (place != "cpu")
+    assert plan.streamed_bytes == (0 if device == "cpu" else 4 * 3 * LENGTH * hidden)
+    assert ("of hidden states streamed to it" in plan.summary()) == (device != "cpu")
 
 
-def test_a_run_that_streams_writes_the_same(tmp_path, backend, device, text, monkeypatch):
-    model = write_tiny_checkpoint(tmp_path / "model", **sizes(backend))
-    compare(model, tmp_path, device, monkeypatch, text=text)
+def passed(checkpoint, place, *, streamed, propagated):
+    """Hessians of a text's inputs of a block, and its states after it."""
+    decoder = Decoder(checkpoint, place=replace(open_place(place), batch_tokens=LENGTH))
+    tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (2, LENGTH))
+    calibration = TextCalibration(decoder, tokens, streamed=streamed, propagated=propagated)
+    found = []
+    for group in calibration.stages(0, decoder.block(0), {}):
+        for _, inputs in group:
+            statistics = getattr(inputs, "own", inputs)
+            found.append(to_host(statistics.hessian))
+            found += [to_host(getattr(statistics, name)) for name in statistics.companions]
+    following = decoder.block(1)
+    calibration.skip(following, following)
+    found += [to_host(statistics.hessian) for _, statistics in calibration.preview(1, following)]
+    return found
 
 
-@pytest.mark.parametrize("model_type", ["cohere", "qwen2_moe"])
-def test_so_does_one_of_another_shape(tmp_path, backend, device, text, monkeypatch, model_type):
-    """Attention beside the MLP, whose inputs stream too, and experts."""
-    model = write_described_checkpoint(tmp_path / "model", model_type, **sizes(backend))
-    options = {"method": "rtn", "ranges": "weighted"}
-    compare(model, tmp_path, device, monkeypatch, text=text, **options)
+@pytest.mark.parametrize(
+    ("model_type", "propagated"), [("cohere", False), ("qwen2_moe", False), ("llama", True)]
+)
+def test_statistics_are_the_same_to_the_bit(tmp_path, backend, device, model_type, propagated):
+    """Of attention beside the MLP, whose inputs stream too, of experts, and of two streams."""
+    own = sizes(backend) | {"num_hidden_layers": 2}
+    write = write_tiny_checkpoint if model_type == "llama" else write_described_checkpoint
+    checkpoint = open_checkpoint(write(tmp_path, model_type, **own))
+    whole = passed(checkpoint, device, streamed=False, propagated=propagated)
+    if backend.name == "numpy":  # from where nothing streams
+        assert not Demand.of(Decoder(checkpoint), Settings(), ()).must_stream(1 << 40)
+        return
+    streamed = passed(checkpoint, device, streamed=True, propagated=propagated)
+    assert len(streamed) == len(whole) > 4
+    for expected, actual in zip(whole, streamed, strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_a_run_out_of_memory_says_what_would_fit(tmp_path, backend, device, text, monkeypatch):
-    del backend
-    model = write_tiny_checkpoint(tmp_path / "model")
+    model = write_tiny_checkpoint(tmp_path / "model", **sizes(backend))
+    options = {"group_size": 8, "samples": 2, "sequence_length": 8, "device": device}
+    options |= {"target": "layerwise"}
+    if backend.name == "cudasim":  # whose trial of GPTQ would take a minute
+        options |= {"method": "rtn", "ranges": "weighted"}
 
     def full(*_):
         raise MemoryError("GPU 0: 100 bytes are needed, 10 are free of what it has (1,000)")
 
     monkeypatch.setattr(blocks, "_quantize_block", full)
     with pytest.raises(MemoryError) as raised:
-        quantize(model, tmp_path / "out", text=text, samples=2, sequence_length=8, device=device)
+        quantize(model, tmp_path / "out", text=text, **options)
     message = str(raised.value)
     assert "(1,000): the plan was " in message
     assert message.endswith(

@@ -149,6 +149,45 @@ def test_many_writers_leave_one_whole_file(folder):
     assert [file.name for file in folder.iterdir()] == [NAME]
 
 
+MAKE = """
+import sys, time
+from numbacalib.runtime import kernel_files
+def make():
+    print("made", flush=True)
+    time.sleep(float(sys.argv[1]))
+    return b"payload"
+print(kernel_files.kept("kernel.nbc", b"identity", make))
+"""
+
+
+def maker(folder, seconds):
+    """Start a process that needs a file which takes so long to make."""
+    return subprocess.Popen(
+        [sys.executable, "-c", MAKE, str(seconds)],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_of_several_processes_one_makes_a_file(tmp_path):
+    first = maker(tmp_path, 3)
+    assert first.stdout.readline() == "made\n"
+    others = [maker(tmp_path, 0) for _ in range(2)]
+    found = [process.communicate(timeout=300)[0] for process in (first, *others)]
+    assert found == ["b'payload'\n"] * 3
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_one_that_is_killed_is_not_waited_for(tmp_path):
+    first = maker(tmp_path, 300)
+    assert first.stdout.readline() == "made\n"
+    other = maker(tmp_path, 0)
+    first.kill()
+    first.communicate()
+    assert other.communicate(timeout=300)[0] == "made\nb'payload'\n"
+
+
 @pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
 def test_a_folder_that_takes_nothing_is_passed_over(folder, monkeypatch, caplog, reason):
     write = Path.write_bytes

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from numbacalib.models.architectures.relatives import granite_factors
 from numbacalib.models.description import (
     FULL,
@@ -9,6 +12,7 @@ from numbacalib.models.description import (
     Architecture,
     ExpertNames,
     Options,
+    every,
     kinds_of_layers,
     no_windows,
     window_of,
@@ -20,7 +24,7 @@ from numbacalib.spec.router import Routing
 
 _MOST = 1 << 16
 """Experts that a file may ask for."""
-_TRAINING = (
+TRAINING = (
     "output_router_logits",
     "router_aux_loss_coef",
     "router_jitter_noise",
@@ -30,7 +34,7 @@ _TRAINING = (
 """Keys of losses while training."""
 
 
-def _counts(fields: Fields, experts: int, kept: int) -> tuple[int, int]:
+def _counts(fields: Fields, experts: int, kept: int | None) -> tuple[int, int]:
     """Return how many experts there are and how many a token goes through, by either key and default."""
     keys = "num_local_experts", "num_experts", "n_routed_experts"
     given = [key for key in keys if key in fields]
@@ -38,14 +42,18 @@ def _counts(fields: Fields, experts: int, kept: int) -> tuple[int, int]:
     if len(counts) > 1:
         raise ValueError(f"{' and '.join(given)}: expected the same, got {sorted(counts)}")
     count = counts.pop() if counts else experts
-    return count, fields.integer("num_experts_per_tok", 1, count, kept)
+    default = {} if kept is None else {"default": kept}
+    return count, fields.integer("num_experts_per_tok", 1, count, **default)
 
 
-def _everywhere(fields: Fields, options: Options, experts: int, kept: int) -> Options:
+def _everywhere(
+    fields: Fields, options: Options, experts: int, kept: int, *, router_bias: bool = False
+) -> Options:
     """A mixture in every layer, as wide as ``intermediate_size``, whose weights sum to 1."""
     count, kept = _counts(fields, experts, kept)
-    layers = (True,) * options["num_layers"]
-    return {"mixture": Mixture(count, options["intermediate_size"], layers, Routing(kept))}
+    layers, size = (True,) * options["num_layers"], options["intermediate_size"]
+    mixture = Mixture(count, size, layers, Routing(kept), router_bias=router_bias)
+    return {"mixture": mixture}
 
 
 def _mixtral(fields: Fields, options: Options) -> Options:
@@ -73,7 +81,7 @@ MIXTRAL = Architecture(
         "rms_norm_eps": 1e-5,
         "rope_theta": 1e6,
     },
-    harmless=_TRAINING,
+    harmless=TRAINING,
     read=_mixtral,
 )
 
@@ -124,7 +132,7 @@ QWEN2_MOE = Architecture(
     experts=ExpertNames(shared="mlp.shared_expert", shared_gate="mlp.shared_expert_gate"),
     defaults={"max_position_embeddings": 32768, "num_key_value_heads": 16, "qkv_bias": True},
     biases={"attention": "qkv_bias"},
-    harmless=_TRAINING,
+    harmless=TRAINING,
     read=_qwen2_moe,
 )
 
@@ -145,7 +153,7 @@ QWEN3_MOE = Architecture(
     experts=ExpertNames(),
     defaults={"max_position_embeddings": 32768, "num_key_value_heads": 4},
     biases={"attention": "attention_bias", "output": "attention_bias"},
-    harmless=_TRAINING,
+    harmless=TRAINING,
     read=_qwen3_moe,
 )
 
@@ -171,35 +179,83 @@ GRANITEMOE = Architecture(
     ),
     defaults={"max_position_embeddings": 2048},
     biases={"attention": "attention_bias", "output": "attention_bias"},
-    harmless=_TRAINING,
+    harmless=TRAINING,
     read=_granitemoe,
 )
 
 
-def _sigmoid_mixture(fields: Fields, options: Options, *, size: int, dense: int) -> Mixture:
+_GLM_MIXTURE = {
+    "n_routed_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 1408,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.0,
+    "norm_topk_prob": True,
+    "n_shared_experts": 1,
+}
+
+
+CORRECTED = ExpertNames(correction="mlp.gate.e_score_correction_bias", shared="mlp.shared_experts")
+
+
+def sigmoid_mixture(fields: Fields, options: Options, defaults: Mapping[str, Any]) -> Mixture:
     """The router of DeepSeek V3: sigmoids, a correction of the choice, groups, shared experts."""
-    count, kept = _counts(fields, experts=128, kept=8)
-    groups = fields.integer("n_group", 1, count, 1)
-    if count % groups:
-        raise fields.error("n_group", f"a divisor of {count} experts")
-    size = fields.integer("moe_intermediate_size", 1, 1 << 24, size)
-    first = fields.integer("first_k_dense_replace", 0, LARGEST, dense)
-    layers = tuple(layer >= first for layer in range(options["num_layers"]))
+    count, kept = _counts(fields, defaults["n_routed_experts"], defaults["num_experts_per_tok"])
+    groups = _groups(fields, count, defaults["n_group"])
     routing = Routing(
         kept,
         "sigmoid",
-        normalized=fields.flag("norm_topk_prob", True),
-        factor=fields.number("routed_scaling_factor", 1e-6, 1e6, 1.0),
+        normalized=fields.flag("norm_topk_prob", defaults["norm_topk_prob"]),
+        factor=fields.number("routed_scaling_factor", 1e-6, 1e6, defaults["routed_scaling_factor"]),
         groups=groups,
-        kept_groups=fields.integer("topk_group", 1, groups, 1),
+        kept_groups=fields.integer("topk_group", 1, groups, min(groups, defaults["topk_group"])),
         group_best=min(2, count // groups),
     )
-    shared = fields.integer("n_shared_experts", 0, _MOST, 1)
+    return _behind_dense_layers(fields, options, defaults, count, routing)
+
+
+def grouped_mixture(fields: Fields, options: Options, defaults: Mapping[str, Any]) -> Mixture:
+    """The router of DeepSeek V2: a softmax, whose weights are never made to sum to 1, and groups."""
+    count, kept = _counts(fields, defaults["n_routed_experts"], None)
+    method = fields.choice("topk_method", ("greedy", "group_limited_greedy"), "greedy")
+    groups, kept_groups = _groups(fields, count, None), fields.integer("topk_group", 1, count, None)
+    if method == "greedy":
+        groups = kept_groups = 1
+    elif groups is None or kept_groups is None:
+        raise fields.error("topk_method", "n_group and topk_group beside group_limited_greedy")
+    fields.choice("norm_topk_prob", (False,), False)  # transformers does without, others do not
+    routing = Routing(
+        kept,
+        normalized=False,
+        factor=fields.number("routed_scaling_factor", 1e-6, 1e6, 1.0),
+        groups=groups,
+        kept_groups=kept_groups,
+    )
+    return _behind_dense_layers(fields, options, defaults, count, routing)
+
+
+def _groups(fields: Fields, count: int, default: int | None) -> Any:
+    groups = fields.integer("n_group", 1, count, default)
+    if groups and count % groups:
+        raise fields.error("n_group", f"a divisor of {count} experts")
+    return groups
+
+
+def _behind_dense_layers(
+    fields: Fields, options: Options, defaults: Mapping[str, Any], count: int, routing: Routing
+) -> Mixture:
+    """A mixture in all layers but the first, and experts beside it that all tokens go through."""
+    size = fields.integer("moe_intermediate_size", 1, 1 << 24, defaults["moe_intermediate_size"])
+    first = fields.integer("first_k_dense_replace", 0, LARGEST, defaults["first_k_dense_replace"])
+    layers = tuple(layer >= first for layer in range(options["num_layers"]))
+    shared = fields.integer("n_shared_experts", 0, _MOST, defaults["n_shared_experts"])
     return Mixture(count, size, layers, routing, shared * size)
 
 
 def _glm4_moe(fields: Fields, options: Options) -> Options:
-    mixture = _sigmoid_mixture(fields, options, size=1408, dense=1)
+    mixture = sigmoid_mixture(fields, options, _GLM_MIXTURE)
     return no_windows(fields, options) | {
         "mixture": mixture,
         "qk_norm": fields.flag("use_qk_norm", False),
@@ -210,7 +266,7 @@ GLM4_MOE = Architecture(
     model_type="glm4_moe",
     causal_lm="Glm4MoeForCausalLM",
     title="GLM 4.5 and 4.6",
-    experts=ExpertNames(correction="mlp.gate.e_score_correction_bias", shared="mlp.shared_experts"),
+    experts=CORRECTED,
     defaults={
         "max_position_embeddings": 131072,
         "num_key_value_heads": 8,
@@ -218,6 +274,41 @@ GLM4_MOE = Architecture(
         "partial_rotary_factor": 0.5,
     },
     biases={"attention": "attention_bias"},
-    harmless=_TRAINING,
+    harmless=TRAINING,
     read=_glm4_moe,
+)
+
+
+def _gpt_oss(fields: Fields, options: Options) -> Options:
+    """A window in every second layer, and experts whose gates are clamped."""
+    if not ({"rope_scaling", "rope_parameters"} & set(fields)):
+        # what transformers takes then are the published models' parameters, others take none
+        raise fields.error("rope_scaling", "the rotary embedding's parameters")
+    window, count = window_of(fields, 128), options["num_layers"]
+    kinds = kinds_of_layers(fields, count, window, every(count, 2) if window else None)
+    clamp = (
+        fields.number("swiglu_alpha", 1e-3, 1e3, 1.702),
+        fields.number("swiglu_limit", 1e-3, 1e6, 7.0),
+    )
+    mixture = _everywhere(fields, options, experts=128, kept=4, router_bias=True)
+    return windows_of_kinds(kinds, window) | mixture | {"gate_clamp": clamp}
+
+
+GPT_OSS = Architecture(
+    model_type="gpt_oss",
+    causal_lm="GptOssForCausalLM",
+    title="GPT-OSS",
+    experts=ExpertNames(router="mlp.router", transposed=True, interleaved=True),
+    sinks="self_attn.sinks",
+    defaults={
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 150000.0,
+        "attention_bias": True,
+    },
+    biases={"attention": "attention_bias", "output": "attention_bias", "mlp": True},
+    harmless=(*TRAINING, "experts_per_token", "initial_context_length"),
+    read=_gpt_oss,
 )

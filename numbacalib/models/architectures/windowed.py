@@ -15,6 +15,7 @@ from numbacalib.models.description import (
     windows_of_kinds,
 )
 from numbacalib.models.fields import Fields
+from numbacalib.models.growth import Growth
 from numbacalib.models.rope_parameters import Words
 
 
@@ -40,7 +41,7 @@ def _ministral3(fields: Fields, options: Options) -> Options:
     window = window_of(fields, None)
     kinds = [FULL if window is None else SLIDING] * options["num_layers"]
     fields.nothing("layer_types")
-    return windows_of_kinds(kinds, window) | {"query_growth": (beta, original)}
+    return windows_of_kinds(kinds, window) | {"query_growth": Growth(beta, original)}
 
 
 def _smollm3(fields: Fields, options: Options) -> Options:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from numbacalib.ops.activation import cpu
 from numbacalib.runtime import checks
 from numbacalib.runtime.backend import call
@@ -44,3 +46,22 @@ def activate(x: Any, name: str, times: Any = None) -> Any:
         else:
             kernels.gate(checks.rows_of(rows), checks.rows_of(others), kind)
     return x
+
+
+def activate_clamped(gate: Any, up: Any, slope: float, limit: float) -> Any:
+    """Replace the gate of a gated MLP by the clamped SwiGLU of GPT-OSS, and return it.
+
+    See `numbacalib.spec.activations.clamped_swiglu`; it is computed in float32.
+
+    Parameters
+    ----------
+    gate, up : arrays [..., M], C-contiguous, of one dtype: float16, bfloat16 or float32
+    slope : float
+        Of the sigmoid's argument.
+    limit : float
+        Of gate and up.
+    """
+    with call(cpu, _gpu, gate=gate, up=up) as (kernels, rows, others):
+        numbers = np.float32(slope), np.float32(limit)
+        kernels.gate_clamped(checks.rows_of(rows), checks.rows_of(others), *numbers)
+    return gate

@@ -8,7 +8,15 @@ from numpy.typing import NDArray
 
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.jit import inlined, kernel
-from numbacalib.spec.activations import GELU, GELU_TANH, RELU, SILU, SQUARED_RELU, activated
+from numbacalib.spec.activations import (
+    GELU,
+    GELU_TANH,
+    RELU,
+    SILU,
+    SQUARED_RELU,
+    activated,
+    clamped_swiglu,
+)
 
 
 def activate(x: NDArray, kind: int) -> None:
@@ -19,6 +27,11 @@ def activate(x: NDArray, kind: int) -> None:
 def gate(x: NDArray, times: NDArray, kind: int) -> None:
     """See `numbacalib.ops.activation.activate`; rows [N, M]."""
     _gate(carrier(x), carrier(times), kind)
+
+
+def gate_clamped(x: NDArray, times: NDArray, slope: np.float32, limit: np.float32) -> None:
+    """See `numbacalib.ops.activation.activate_clamped`; rows [N, M]."""
+    _gate_clamped(carrier(x), carrier(times), slope, limit)
 
 
 @inlined
@@ -64,3 +77,13 @@ def _gate(x, times, kind):
             _gate_row(RELU, x[i], times[i])
         else:
             _gate_row(SQUARED_RELU, x[i], times[i])
+
+
+@kernel
+def _gate_clamped(x, times, slope, limit):
+    """Split: one task a row."""
+    for i in prange(len(x)):
+        row, other = x[i], times[i]
+        for j in range(len(row)):
+            gate, up = np.float32(widen(row[j])), np.float32(widen(other[j]))
+            row[j] = narrow(clamped_swiglu(gate, up, slope, limit), row[j])

@@ -10,7 +10,7 @@ from numbacalib.runtime import device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import launch
-from numbacalib.spec.activations import activated
+from numbacalib.spec.activations import activated, clamped_swiglu
 
 THREADS = device.sized(256, simulated=4)
 
@@ -23,6 +23,11 @@ def activate(x: Any, kind: int) -> None:
 def gate(x: Any, times: Any, kind: int) -> None:
     """See `numbacalib.ops.activation.activate`; rows [N, M]."""
     launch(_gate, x.shape[0], THREADS, carrier(x), carrier(times), kind)
+
+
+def gate_clamped(x: Any, times: Any, slope: np.float32, limit: np.float32) -> None:
+    """See `numbacalib.ops.activation.activate_clamped`; rows [N, M]."""
+    launch(_gate_clamped, x.shape[0], THREADS, carrier(x), carrier(times), slope, limit)
 
 
 @cuda.jit
@@ -40,3 +45,12 @@ def _gate(x, times, kind):
     for j in range(cuda.threadIdx.x, x.shape[1], THREADS):
         value = activated(kind, np.float32(widen(x[i, j]))) * np.float32(widen(times[i, j]))
         x[i, j] = narrow(value, x[i, j])
+
+
+@cuda.jit
+def _gate_clamped(x, times, slope, limit):
+    """One block a row, its threads every `THREADS`-th column."""
+    i = np.int64(cuda.blockIdx.x)
+    for j in range(cuda.threadIdx.x, x.shape[1], THREADS):
+        gate, up = np.float32(widen(x[i, j])), np.float32(widen(times[i, j]))
+        x[i, j] = narrow(clamped_swiglu(gate, up, slope, limit), x[i, j])

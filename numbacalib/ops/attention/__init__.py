@@ -35,7 +35,7 @@ def attention(
     ----------
     queries : array [S, T, H, D], C-contiguous
         S sequences of T tokens; float32, or on a GPU float16 or bfloat16 too. Rotated, not yet scaled.
-    keys, values : arrays [S, T, H', D], C-contiguous, of the same dtype
+    keys, values : arrays [S, T, H', D] and [S, T, H', V], C-contiguous, of the same dtype
         H' divides H; query head h reads key head ``h // (H / H')``.
     window : int, optional
         Attend to the last `window` positions only, the token's own included.
@@ -49,11 +49,11 @@ def attention(
 
     Returns
     -------
-    array [S, T, H, D], of the same dtype
+    array [S, T, H, V], of the same dtype
     """
-    *_, size = queries.shape
-    scale = 1 / math.sqrt(size) if scale is None else scale
     with call(cpu, _gpu, queries=queries, keys=keys, values=values, sinks=sinks) as (
         kernels, q, k, v, sinks,
     ):  # fmt: skip
+        *_, size = q.shape
+        scale = 1 / math.sqrt(size) if scale is None else scale
         return kernels.attention(q, k, v, window or 0, scale, cap, sinks)

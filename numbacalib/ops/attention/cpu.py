@@ -34,7 +34,7 @@ def attention(
     sinks: NDArray | None,
 ) -> NDArray:
     """See `numbacalib.ops.attention.attention`; a window of 0 is none."""
-    context = np.empty_like(queries)
+    context = np.empty((*queries.shape[:3], values.shape[3]), queries.dtype)
     gemm, workers = routine("gemm", queries.dtype), get_num_threads()
     begin = np.zeros((2, queries.shape[2]), np.float32)
     begin[0] = LOWEST if sinks is None else sinks
@@ -54,7 +54,8 @@ def _attend(gemm, queries, keys, values, window, scale, cap, begin, counter, con
     group = heads // keys.shape[2]
     tiles = -(-length // TILE)
     scores_memory = np.empty(KEYS * TILE * group, np.float32)
-    sums_memory = np.empty(size * TILE * group, np.float32)
+    width = values.shape[3]
+    sums_memory = np.empty(width * TILE * group, np.float32)
     state_memory = np.empty((3, TILE * group), np.float32)
     tile_memory = np.empty((TILE * group, size), np.float32)
     task = fetch_add(counter)
@@ -64,7 +65,7 @@ def _attend(gemm, queries, keys, values, window, scale, cap, begin, counter, con
         s, head = divmod(task % pairs, keys.shape[2])
         count = (stop - start) * group
         tile, state = tile_memory[:count], state_memory[:, :count]
-        sums = sums_memory[: size * count].reshape(size, count)
+        sums = sums_memory[: width * count].reshape(width, count)
         _take_queries(queries[s], start, head, group, scale, tile)
         _begin(begin, head, group, state)
         sums[...] = np.float32(0)
@@ -74,7 +75,7 @@ def _attend(gemm, queries, keys, values, window, scale, cap, begin, counter, con
             here, there = keys[s, first:, head], values[s, first:, head]
             _multiply(gemm, tile, here, keys.shape[2] * size, scores)
             _weigh(scores, first, start, group, window, cap, state, sums)
-            _add_values(gemm, scores, there, keys.shape[2] * size, sums)
+            _add_values(gemm, scores, there, values.shape[2] * width, sums)
         _give(sums, state[1], start, head, group, context[s])
         task = fetch_add(counter)
 

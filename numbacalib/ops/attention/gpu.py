@@ -26,19 +26,20 @@ def attention(
 ) -> Any:
     """See `numbacalib.ops.attention.attention`; a window of 0 is none."""
     sequences, length, heads, size = queries.shape
-    if not cap and _suits_tensor_cores(queries.dtype, size):
+    width = values.shape[3]
+    if not cap and width == size and _suits_tensor_cores(queries.dtype, size):
         from numbacalib.ops.attention import tensor_cores
 
         return tensor_cores.attention(queries, keys, values, window, scale, sinks)
-    context = device.empty(queries.shape, queries.dtype)
-    share = _rows_of_a_thread(size)
+    context = device.empty((*queries.shape[:3], width), queries.dtype)
+    share = _rows_of_a_thread(size, width)
     grid = -(-length // (EDGE * share)), heads, sequences
     arrays = (carrier(array) for array in (queries, keys, values, context))
     has_sinks = sinks is not None
     if sinks is None:
         sinks = device.zeros((heads,), np.float32)
     options = window, np.float32(scale), np.float32(cap), sinks, has_sinks
-    launch(_kernel(size, share), grid, (EDGE, EDGE), *arrays, *options)
+    launch(_kernel(size, width, share), grid, (EDGE, EDGE), *arrays, *options)
     return context
 
 
@@ -51,26 +52,26 @@ def _suits_tensor_cores(dtype: np.dtype, size: int) -> bool:
     return fits and device.capability(device.current_device()) >= (8, 0)
 
 
-def _rows_of_a_thread(size: int) -> int:
+def _rows_of_a_thread(size: int, width: int) -> int:
     """Return how many queries, and keys of a tile, a row of threads takes: as shared memory allows."""
     for share in (4, 2):
         rows = EDGE * share
-        if 4 * (2 * rows * (size + 1) + rows * (rows + 3)) <= SHARED_BYTES:
+        if 4 * rows * (size + 1 + max(size, width) + 1 + rows + 3) <= SHARED_BYTES:
             return share
     return 1
 
 
 @functools.cache
-def _kernel(size: int, share: int) -> Any:
+def _kernel(size: int, width: int, share: int) -> Any:
     rows = EDGE * share
-    columns = -(-size // EDGE)
-    padded = size + 1
+    columns = -(-width // EDGE)
+    padded, widest = size + 1, max(size, width) + 1
 
     @cuda.jit
     def attend(queries, keys, values, context, window, scale, cap, sinks, has_sinks):
         """One block a tile of queries of a head; a thread every EDGE-th row and column of it."""
         mine = cuda.shared.array((rows, padded), np.float32)
-        theirs = cuda.shared.array((rows, padded), np.float32)
+        theirs = cuda.shared.array((rows, widest), np.float32)
         weights = cuda.shared.array((rows, rows), np.float32)
         largest = cuda.shared.array(rows, np.float32)
         totals = cuda.shared.array(rows, np.float32)
@@ -132,8 +133,8 @@ def _kernel(size: int, share: int) -> Any:
                     weights[r, j] = weight
                     total += weight
                 largest[r], totals[r] = peak, total
-            for index in range(thread, rows * size, EDGE * EDGE):
-                r, d = index // size, index % size
+            for index in range(thread, rows * width, EDGE * EDGE):
+                r, d = index // width, index % width
                 value = np.float32(0)
                 if first + r < stop:
                     value = np.float32(widen(values[s, first + r, source, d]))
@@ -145,14 +146,14 @@ def _kernel(size: int, share: int) -> Any:
             for j in range(rows):
                 for i in range(share):
                     for c in range(columns):
-                        d = min(tx + EDGE * c, size - 1)
+                        d = min(tx + EDGE * c, width - 1)
                         sums[i, c] += weights[ty + EDGE * i, j] * theirs[j, d]
         for i in range(share):
             query = start + ty + EDGE * i
             if query < length:
                 for c in range(columns):
                     d = tx + EDGE * c
-                    if d < size:
+                    if d < width:
                         value = sums[i, c] / totals[ty + EDGE * i]
                         context[s, query, head, d] = narrow(value, context[s, query, head, d])
 

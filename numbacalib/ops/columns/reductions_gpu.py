@@ -1,4 +1,4 @@
-"""What GPU kernels reduce columns to: sums of powers, and largest magnitudes, by device functions."""
+"""Reductions of columns by GPU kernels: sums of powers, and largest magnitudes, by device functions."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 from numba.cuda import types
@@ -44,6 +45,37 @@ MAX_PIECES = 32
 COMBINE_WARPS, COMBINE_BATCH = 4, 4
 
 
+class Operand(NamedTuple):
+    """The x of a product ``x^T x`` as tensor cores take it."""
+
+    parts: list[DeviceArray]
+    """Itself, or high and low: [B, K], whose rows start at multiples of 16 bytes."""
+    scales: DeviceArray | None
+    """[K] of high and low, see `operands.split`."""
+    begin: int = 0
+    """First of the columns that are multiplied."""
+
+
+class Target(NamedTuple):
+    """A symmetric matrix that becomes ``beta * before + alpha * x^T x``."""
+
+    before: DeviceArray
+    after: DeviceArray
+    """Rows of both are contiguous, at one stride."""
+    alpha: float
+    beta: float
+    first_bad: DeviceArray
+    """Of a `FiniteCheck`; nothing is written where it holds an index."""
+    mirror: bool = True
+    """False to write no element below the diagonal."""
+
+
+def subtract_square(matrix: DeviceArray, operand: Operand, first_bad: DeviceArray) -> None:
+    """Subtract ``x^T x`` from the upper triangle of a float32 matrix, whose rows are at any stride."""
+    target = Target(matrix, matrix, -1.0, 1.0, first_bad, mirror=False)
+    _update(_kernels("f16", 128, True), operand, target)
+
+
 def rank_update(
     hessian: DeviceArray,
     x: DeviceArray,
@@ -69,42 +101,36 @@ def rank_update(
         chunk = x[first : first + length]
         if halves:
             kernels = _kernels("f16" if x.dtype == np.uint16 else "bf16", 256, False)
-            parts = [operands.aligned(chunk)]
-            _update(kernels, parts, None, hessian, out, alpha, beta, first_bad)
+            operand = Operand([operands.aligned(chunk)], None)
+            _update(kernels, operand, Target(hessian, out, alpha, beta, first_bad))
         else:
             kernels = _kernels("f16", 128, True)
             *parts, scales = operands.split(chunk)
-            _update(kernels, parts, scales, hessian, out, alpha, beta, first_bad)
+            _update(kernels, Operand(parts, scales), Target(hessian, out, alpha, beta, first_bad))
             factor = np.float32(alpha)
             launch(_add_nonfinite, columns, 256, chunk, scales, out, factor, first_bad)
         hessian, beta = out, 1.0
 
 
-def _update(
-    kernels: SimpleNamespace,
-    parts: list[DeviceArray],
-    scales: DeviceArray | None,
-    hessian: DeviceArray,
-    out: DeviceArray,
-    alpha: float,
-    beta: float,
-    first_bad: DeviceArray,
-) -> None:
-    """Launch the product of one block whose operand is `parts`: itself, or high and low."""
+def _update(kernels: SimpleNamespace, operand: Operand, target: Target) -> None:
+    """Launch the product of one block."""
     number = device.current_device()
     clusters = _multiprocessors(number) // CLUSTER
-    rows, size = parts[0].shape
+    rows, size = len(operand.parts[0]), len(target.after)
     tiles, blocks = _tile_count(size, kernels.columns), -(-rows // ROWS)
     whole, pieces = _schedule(tiles, blocks, clusters)
     rest = (tiles - whole) * pieces
     partials = device.empty((rest, TILE_ROWS, kernels.columns), np.float32)
     maps = [
-        product.tensor_map(number, part.address, *part.shape, part.strides[0]) for part in parts
+        product.tensor_map(number, part.address, *part.shape, part.strides[0])
+        for part in operand.parts
     ]
     work = (blocks, whole + rest, whole, pieces)
-    scales_address = 0 if scales is None else scales.address
-    matrix = (hessian.address, out.address, size, np.float32(alpha), np.float32(beta))
-    addresses = (partials.address, scales_address, *matrix, first_bad)
+    scales = 0 if operand.scales is None else operand.scales.address + 4 * operand.begin
+    sizes = size, target.after.strides[0] // 4, int(target.mirror)
+    factors = np.float32(target.alpha), np.float32(target.beta)
+    matrices = target.before.address, target.after.address
+    arguments = (partials.address, scales, *matrices, *sizes, *factors, target.first_bad)
     grid = CLUSTER * min(clusters, whole + rest)
     high, low = maps[0][0], maps[-1][0]
     launch(
@@ -113,14 +139,15 @@ def _update(
         THREADS,
         high,
         low,
+        operand.begin,
         *work,
-        *addresses,
+        *arguments,
         shared_bytes=kernels.shared_bytes,
     )
     if rest:
         slabs = (tiles - whole) * TILE_ROWS // SLAB_ROWS * kernels.columns // SLAB_COLUMNS
         grid = slabs // COMBINE_WARPS
-        launch(kernels.combine, grid, 32 * COMBINE_WARPS, whole, pieces, *addresses)
+        launch(kernels.combine, grid, 32 * COMBINE_WARPS, whole, pieces, *arguments)
 
 
 @functools.cache
@@ -193,31 +220,34 @@ def _kernels(element: str, columns: int, split: bool) -> SimpleNamespace:
         return row, column, blocks * piece // pieces, blocks * (piece + 1) // pieces
 
     @cuda.jit(device=True, forceinline=True)
-    def update(total, r, c, before, size, scales, alpha, beta):
+    def update(total, r, c, before, size, pitch, scales, alpha, beta):
         """New element of the matrix from the sum of products, on and above the diagonal."""
         if split:
             of_row = ptx.load_constant(scales + 4 * min(r, size - 1))
             scale = of_row * ptx.load_constant(scales + 4 * min(c, size - 1))
             # twice, since the square may not be representable
             total = total * scale * scale
-        old = ptx.load_if((before + 4 * r * size) + 4 * c, r <= c and c < size)
+        old = ptx.load_if((before + 4 * r * pitch) + 4 * c, r <= c and c < size)
         return updated(old, total, alpha, beta)
 
     @cuda.jit(device=True, forceinline=True)
-    def write_slab(shared, slab, row, column, after, size):
-        """Write a warp's slab of new elements, which starts at `row`, `column`, to both triangles."""
+    def write_slab(shared, slab, row, column, after, size, pitch, mirror):
+        """Write a warp's slab of new elements, which starts at `row`, `column`.
+
+        With `mirror` to both triangles, else above the diagonal and on it.
+        """
         lane = types.int64(cuda.laneid)
         c = column + lane
         last = c - row if c < size else types.int64(-1)
         for k in range(SLAB_ROWS):
             value = shared[types.uint64(slab + k * SLAB_STRIDE + lane)]
-            ptx.store_if(after + 4 * ((row + k) * size + c), value, k <= last)
+            ptx.store_if(after + 4 * ((row + k) * pitch + c), value, k <= last)
         half, k = lane // SLAB_ROWS, lane % SLAB_ROWS
         r = row + k
         for j in range(half, SLAB_COLUMNS, 2):
             c = column + j
             value = shared[types.uint64(slab + k * SLAB_STRIDE + j)]
-            ptx.store_if(after + 4 * (c * size + r), value, r < c and c < size)
+            ptx.store_if(after + 4 * (c * pitch + r), value, mirror != 0 and r < c and c < size)
         cuda.syncwarp()
 
     @cuda.jit(device=True, forceinline=True)
@@ -237,6 +267,7 @@ def _kernels(element: str, columns: int, split: bool) -> SimpleNamespace:
     def tiles(
         high,
         low,
+        left,
         blocks,
         items,
         whole,
@@ -246,6 +277,8 @@ def _kernels(element: str, columns: int, split: bool) -> SimpleNamespace:
         before,
         after,
         size,
+        pitch,
+        mirror,
         alpha,
         beta,
         first_bad,
@@ -270,6 +303,7 @@ def _kernels(element: str, columns: int, split: bool) -> SimpleNamespace:
                 ptx.tensormap_acquire(low)
                 while item < items:
                     row, column, first, last = item_at(item, size, blocks, whole, pieces)
+                    row, column = left + row, left + column
                     stage, phase = produce(
                         base, (high, low), row, column, first, last, stage, phase
                     )
@@ -286,14 +320,14 @@ def _kernels(element: str, columns: int, split: bool) -> SimpleNamespace:
                 if item < whole:
                     # All of the old matrix is read before the first store: reads wait behind stores.
                     # So the old and the new matrix may be the same, too.
-                    arguments = (before, size, scales, alpha, beta)
+                    arguments = (before, size, pitch, scales, alpha, beta)
                     r, c = row + lane // 4, column + lane % 4 * 2
                     total = wgmma.fragment_map(total, update, r, c, arguments)
                 for part in range(slabs):
                     product.store_slab(total, part, slab_address)
                     if item < whole:
                         c = column + part * SLAB_COLUMNS
-                        write_slab(shared, slab, row, c, after, size)
+                        write_slab(shared, slab, row, c, after, size, pitch, mirror)
                     else:
                         index = ((item - whole) * CLUSTER + rank) * WARPS + warp
                         keep_slab(shared, slab, partials, index * slabs + part)
@@ -302,7 +336,20 @@ def _kernels(element: str, columns: int, split: bool) -> SimpleNamespace:
         ptx.cluster_sync()
 
     @cuda.jit
-    def combine(whole, pieces, partials, scales, before, after, size, alpha, beta, first_bad):
+    def combine(
+        whole,
+        pieces,
+        partials,
+        scales,
+        before,
+        after,
+        size,
+        pitch,
+        mirror,
+        alpha,
+        beta,
+        first_bad,
+    ):
         """Add the pieces of the tiles after the whole ones, in order. One warp a slab."""
         if first_bad[0] < NONE:
             return
@@ -328,10 +375,11 @@ def _kernels(element: str, columns: int, split: bool) -> SimpleNamespace:
                     total[k] += sums[piece, k]
         slab = warp * (SLAB_BYTES // 4)
         for k in range(SLAB_ROWS):
-            value = update(total[k], row + k, column + lane, before, size, scales, alpha, beta)
+            r, c = row + k, column + lane
+            value = update(total[k], r, c, before, size, pitch, scales, alpha, beta)
             shared[slab + k * SLAB_STRIDE + lane] = value
         cuda.syncwarp()
-        write_slab(shared, slab, row, column, after, size)
+        write_slab(shared, slab, row, column, after, size, pitch, mirror)
 
     return SimpleNamespace(
         tiles=tiles,

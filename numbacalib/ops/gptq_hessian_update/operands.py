@@ -33,17 +33,38 @@ def split(x: Any) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
     ``(high + low) * scales**2`` is the matrix. A column with a value that is not finite becomes zero
     and has scale 0; what it adds to a product is the caller's to find.
     """
-    rows, width = x.shape
-    pairs = -(-width // 8) * 4
-    peaks = columns.magnitude_peaks(x)
-    scales = device.empty((width,), np.float32)
-    launch(_scales, -(-width // columns.TALL[0]), columns.TALL, peaks, scales)
-    halves = device.empty((2 * rows, pairs), np.uint32)
-    grid = -(-pairs // THREADS), -(-rows // SPLIT_ROWS)
-    launch(_split, grid, THREADS, x, scales, halves)
-    high = DeviceArray(halves.address, (rows, width), np.dtype(np.uint16), halves, (4 * pairs, 2))
-    low = DeviceArray(high.address + 4 * pairs * rows, high.shape, high.dtype, halves, high.strides)
+    scales = scales_of(columns.magnitude_peaks(x))
+    halves = empty_halves(x.shape)
+    split_into(x, scales, halves)
+    high, low = parts_of(halves, x.shape[1])
     return high, low, scales
+
+
+def scales_of(peaks: Any) -> DeviceArray:
+    """Return scales [K] for magnitudes up to the largest of each column of [S, K]; those come as bits."""
+    scales = device.empty((peaks.shape[1],), np.float32)
+    launch(_scales, -(-len(scales) // columns.TALL[0]), columns.TALL, peaks, scales)
+    return scales
+
+
+def empty_halves(shape: tuple[int, int]) -> DeviceArray:
+    """Return room for both parts of a matrix, one below the other, two columns in a word."""
+    rows, width = shape
+    return device.empty((2 * rows, -(-width // 8) * 4), np.uint32)
+
+
+def split_into(x: Any, scales: DeviceArray, halves: DeviceArray) -> None:
+    """Split a float32 matrix [B, K] by scales [K] into room for both parts."""
+    grid = -(-halves.shape[1] // THREADS), -(-len(x) // SPLIT_ROWS)
+    launch(_split, grid, THREADS, x, scales, halves)
+
+
+def parts_of(halves: DeviceArray, width: int) -> list[DeviceArray]:
+    """Return the high and the low part [B, width] of what `split_into` filled."""
+    rows, words = len(halves) // 2, halves.shape[1]
+    places = halves.address, halves.address + 4 * words * rows
+    kind = (rows, width), np.dtype(np.uint16), halves, (4 * words, 2)
+    return [DeviceArray(place, *kind) for place in places]
 
 
 def aligned(x: DeviceArray) -> DeviceArray:

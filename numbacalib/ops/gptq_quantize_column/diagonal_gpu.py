@@ -45,6 +45,14 @@ def arrange(inverses, starts, size, padded, factors):
 
 
 @cuda.jit
+def transpose(matrix, target):
+    """Transpose a narrow matrix. Threads: one a row. Blocks: the same, column."""
+    i, j = cuda.grid(1), cuda.blockIdx.y
+    if i < matrix.shape[0]:
+        target[j, i] = matrix[i, j]
+
+
+@cuda.jit
 def inspect(source, least, factor, findings):
     """Copy a factor and look at it: first diagonal entry below the least, anything below the diagonal.
 

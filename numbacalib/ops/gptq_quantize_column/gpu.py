@@ -12,7 +12,7 @@ is ``R_bb^-1``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,9 @@ from numbacalib.ops.gptq_quantize_column.diagonal_gpu import (
     diagonal_blocks,
     inspect,
     measure_asymmetry,
+    transpose,
 )
+from numbacalib.ops.gptq_quantize_column.pairs_gpu import Pair, add_products
 from numbacalib.ops.gptq_quantize_column.sweep_gpu import quantize_kernel
 from numbacalib.ops.gptq_quantize_column.tiles_gpu import (
     BLOCK,
@@ -154,11 +156,20 @@ def _sweep(
     quantize = quantize_kernel(dtype.type, found and not whole, not inverse)
     tiles = tile_count(rows, len(factors), dtype.type)
     bounds = grid.bounds(dtype)
-    results = scales, zeros, codes, history, losses
-    for begin, end in _panels(channels, segment, whole):
+    grids = scales, zeros
+    if not found or whole:
+        grids = tuple(device.empty(array.shape[::-1], dtype) for array in grids)
+    if not found:
+        _turn((scales, zeros), grids)
+    results = *grids, codes, history, losses
+    panels = list(_panels(channels, segment, whole))
+    compensate = _compensate
+    if dtype == np.float32 and blas_gpu.has_libraries() and device.has_capability_9_0():
+        compensate = _PairedHistory(couplings, history, panels[0][1]).compensate
+    for begin, end in panels:
         blocks = columns, *(int(block) for block in np.searchsorted(starts, (begin, end)))
         if begin:
-            _compensate(couplings, begin, end, history)
+            compensate(couplings, begin, end, history)
         if whole:
             compensated = history
             if begin and not inverse and end - begin > BLOCK:
@@ -166,6 +177,7 @@ def _sweep(
             group = slice(begin // group_size, begin // group_size + 1)
             target = scales[:, group], zeros[:, group]
             _find_scales(compensated[:, begin:end], grid, ranges, begin, *target)
+            _turn(target, [array[group] for array in grids])
         operands = source, couplings, diagonals
         launch(quantize, tiles, THREADS, *operands, *blocks, groups, bounds, *results)
     return GroupedCodes(codes, scales, zeros, losses)
@@ -204,6 +216,25 @@ def _compensate(couplings: Any, begin: int, end: int, history: Any) -> None:
     launch(product_kernels(real).compensate, tiles, THREADS, couplings, begin, end, history)
 
 
+class _PairedHistory:
+    """`_compensate` on tensor cores: what a panel left is split once the next one is compensated."""
+
+    def __init__(self, couplings: Any, history: Any, width: int) -> None:
+        count, channels = len(couplings), history.shape[1]
+        self._history = Pair.empty((count, len(history) // count, channels))
+        self._couplings = Pair.empty((count, channels, width))
+        self._split = 0
+
+    def compensate(self, couplings: Any, begin: int, end: int, history: Any) -> None:
+        """See `_compensate`; panels come from left to right."""
+        runs = history.reshape(self._history.high.shape)
+        self._history.columns(self._split, begin).fill(runs[:, :, self._split : begin])
+        self._split = begin
+        right = self._couplings.rows(begin).columns(0, end - begin)
+        right.fill(couplings[:, :begin, begin:end])
+        add_products(self._history.columns(0, begin), right, runs[:, :, begin:end])
+
+
 def _find_scales(
     group: Any,
     grid: Grid,
@@ -220,6 +251,13 @@ def _find_scales(
     if importance is not None:
         importance = importance[:, begin : begin + group.shape[1]]
     search_kernels.search_scales_into(group, grid, search, importance, scales, zeros)
+
+
+def _turn(matrices: Sequence[Any], targets: Sequence[Any]) -> None:
+    """Set each target [G, M] to the transpose of a matrix [M, G]."""
+    rows, groups = matrices[0].shape
+    for matrix, target in zip(matrices, targets, strict=True):
+        launch(transpose, (-(-rows // THREADS), groups), THREADS, matrix, target)
 
 
 def _look_ahead(source: Any, couplings: Any, blocks: tuple, history: Any) -> Any:

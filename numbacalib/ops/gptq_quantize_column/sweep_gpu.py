@@ -74,7 +74,8 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
         """Quantize blocks `first` to `last`, a panel, from left to right. Blocks: row tile.
 
         `groups` is the size of a group, and the same up to a multiple of `STEP`, if scales are found
-        here; else the group of each column, for each of the factors.
+        here; else the group of each column, for each of the factors, and `scales` and `zeros` come as
+        [G, M], so that the threads of a warp read neighbours.
         """
         a = cuda.shared.array((DEPTH, pitch), real, ALIGNMENT)
         stages = cuda.shared.array(buffer, real, ALIGNMENT)
@@ -197,8 +198,8 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
                 if not find:
                     column = columns[position + i]
                     if row < height and column >= 0:
-                        scale[i] = scales[row, groups[column]]
-                        zero[i] = zeros[row, groups[column]]
+                        scale[i] = scales[groups[column], row]
+                        zero[i] = zeros[groups[column], row]
                     shift[i], reciprocal[i] = divisor(scale[i])
             squares = real(0)
             for i in range(STEP):

@@ -13,7 +13,7 @@ import numpy as np
 
 from numbacalib.ops.grid import cpu
 from numbacalib.runtime.backend import call
-from numbacalib.spec.grid import Grid
+from numbacalib.spec.grid import INTEGER, Grid
 
 
 def _gpu() -> Any:
@@ -56,14 +56,19 @@ def shifted(array: Any, offset: int, dtype: Any, out: Any = None) -> Any:
         return kernels.shifted(array, offset, np.dtype(dtype), out)
 
 
-def grid_values(codes: Any, scales: Any, zeros: Any, group_of: Any, bits: int) -> Any:
-    """Weights that unsigned codes and zeros stand for, [M, K] in the dtype of the scales."""
+def grid_values(
+    codes: Any, scales: Any, zeros: Any, group_of: Any, bits: int, element: str = INTEGER
+) -> Any:
+    """Weights that stored codes and zeros stand for, [M, K] in the dtype of the scales."""
     with call(cpu, _gpu, codes=codes, scales=scales, zeros=zeros) as (kernels, *arrays):
-        return kernels.decode(*arrays, group_of, Grid(bits, symmetric=False))
+        return kernels.decode(*arrays, group_of, Grid(bits, symmetric=False, element=element))
 
 
-def count_clipped(matrix: Any, scales: Any, zeros: Any, group_of: Any, bits: int) -> int:
-    """Count the elements of a matrix that lie more than a step past the ends of their unsigned grid."""
+def count_clipped(
+    matrix: Any, scales: Any, zeros: Any, group_of: Any, bits: int, element: str = INTEGER
+) -> int:
+    """Count the elements of a matrix that lie more than a step past the ends of their stored grid."""
     arrays = {"matrix": matrix, "scales": scales, "zeros": zeros}
     with call(cpu, _gpu, **arrays) as (kernels, *taken):
-        return kernels.count_clipped(*taken, group_of, Grid(bits, symmetric=False))
+        grid = Grid(bits, symmetric=False, element=element)
+        return kernels.count_clipped(*taken, group_of, grid)

@@ -14,7 +14,7 @@ from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel
 from numbacalib.runtime.not_finite import not_finite
 from numbacalib.runtime.strides import rows_view
-from numbacalib.spec.grid import Grid, code_of, is_clipped, stored_grid, unsigned, value_of
+from numbacalib.spec.grid import Grid, code_of, is_clipped, signed, stored_grid, unsigned, value_of
 
 
 def find_scales(matrix: NDArray, group_size: int, grid: Grid) -> tuple[NDArray, NDArray]:
@@ -43,7 +43,7 @@ def stored_arrays(
     """See `numbacalib.ops.grid.stored_arrays`; `name` is what an error calls the scales."""
     with np.errstate(over="ignore"):
         narrow = scales.astype(dtype)
-    unsigned = (zeros - grid.bounds(zeros.dtype).low).astype(np.uint8)
+    unsigned = (zeros - zeros.dtype.type(grid.offset)).astype(np.uint8)
     return narrow, unsigned, partial(_require_finite, name, narrow)
 
 
@@ -79,7 +79,7 @@ def decode(
         out = np.empty(codes.shape, scales.dtype)
     if not scales.flags.writeable:  # as files give them: Numba would compile another form
         scales = scales.copy()
-    _decode(codes, scales, zeros, group_of, grid.bounds(scales.dtype).low, out)
+    _decode(codes, scales, zeros, group_of, grid.bounds(scales.dtype), out)
     return out
 
 
@@ -118,13 +118,13 @@ def _encode(matrix, scales, zeros, group_of, bounds, codes):
 
 
 @kernel
-def _decode(codes, scales, zeros, group_of, low, out):
+def _decode(codes, scales, zeros, group_of, bounds, out):
     """Split: one task a row."""
     for i in prange(len(codes)):
         for j in range(codes.shape[1]):
             g = group_of[j]
             zero = scales.dtype.type(zeros[i, g])
-            out[i, j] = value_of(codes[i, j] + low, scales[i, g], zero)
+            out[i, j] = value_of(signed(codes[i, j], bounds), scales[i, g], zero)
 
 
 @kernel

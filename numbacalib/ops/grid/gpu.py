@@ -14,7 +14,7 @@ from numbacalib.runtime.finite_gpu import FirstIndex
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import column_blocks, launch
 from numbacalib.runtime.not_finite import not_finite
-from numbacalib.spec.grid import Grid, code_of, is_clipped, stored_grid, unsigned, value_of
+from numbacalib.spec.grid import Grid, code_of, is_clipped, signed, stored_grid, unsigned, value_of
 
 THREADS = device.sized(128, simulated=4)
 
@@ -52,8 +52,8 @@ def stored_arrays(
     stored = device.empty(scales.shape, dtype)
     unsigned = device.empty(zeros.shape, np.uint8)
     found = FirstIndex()
-    low = grid.bounds(zeros.dtype).low
-    arrays = scales, zeros, low, carrier(stored), unsigned, found.array
+    offset = zeros.dtype.type(grid.offset)
+    arrays = scales, zeros, offset, carrier(stored), unsigned, found.array
     launch(_store, _tiles(stored), THREADS, *arrays)
     found.copy()
 
@@ -77,9 +77,9 @@ def decode(
 ) -> Any:
     """See `numbacalib.ops.grid.grid_values`; codes are unsigned, zeros are the grid's own."""
     out = device.empty(codes.shape, scales.dtype) if out is None else out
-    low = grid.bounds(scales.dtype).low
+    bounds = grid.bounds(scales.dtype)
     group = device.from_host(group_of)
-    launch(_decode, _tiles(codes), THREADS, codes, scales, zeros, group, low, out)
+    launch(_decode, _tiles(codes), THREADS, codes, scales, zeros, group, bounds, out)
     return device.result(out)
 
 
@@ -125,23 +125,23 @@ def _encode(matrix, scales, zeros, group_of, bounds, codes):
 
 
 @cuda.jit
-def _decode(codes, scales, zeros, group_of, low, out):
+def _decode(codes, scales, zeros, group_of, bounds, out):
     """Threads: one a column, blocks stride over the rows."""
     j = cuda.grid(1)
     if j < codes.shape[1]:
         g = group_of[j]
         for i in range(np.int64(cuda.blockIdx.y), codes.shape[0], cuda.gridDim.y):
             zero = scales.dtype.type(zeros[i, g])
-            out[i, j] = value_of(codes[i, j] + low, scales[i, g], zero)
+            out[i, j] = value_of(signed(codes[i, j], bounds), scales[i, g], zero)
 
 
 @cuda.jit
-def _store(scales, zeros, low, narrow_scales, unsigned, first):
+def _store(scales, zeros, offset, narrow_scales, unsigned, first):
     """Threads: one a column, blocks stride over the rows."""
     j = cuda.grid(1)
     if j < scales.shape[1]:
         for i in range(np.int64(cuda.blockIdx.y), scales.shape[0], cuda.gridDim.y):
-            unsigned[i, j] = np.uint8(zeros[i, j] - low)
+            unsigned[i, j] = np.uint8(zeros[i, j] - offset)
             stored = narrow(scales[i, j], narrow_scales[i, j])
             narrow_scales[i, j] = stored
             if not math.isfinite(widen(stored)):

@@ -166,6 +166,21 @@ def row_range(matrix: Any, begin: int, end: int) -> Any:
         return kernels.row_range(matrix, begin, end)
 
 
+def column_range(array: Any, begin: int, end: int) -> Any:
+    """Copy numbers `begin` to `end` of the vectors of an array [..., K], C-contiguous, of any dtype."""
+    with call(cpu, _gpu, array=array) as (kernels, array):
+        return kernels.column_range(array, begin, end)
+
+
+def joined_columns(left: Any, right: Any) -> Any:
+    """Return vectors [..., H, A + B]: those of `left` [..., H, A] before those of `right` [..., G, B].
+
+    G divides H: each vector of `right` follows as many of `left`. Both are C-contiguous, of one dtype.
+    """
+    with call(cpu, _gpu, left=left, right=right) as (kernels, left, right):
+        return kernels.joined_columns(left, right)
+
+
 def larger(left: Any, right: Any) -> Any:
     """The larger of each two elements, float32 [..., K]."""
     with call(cpu, _gpu, left=left, right=right) as (kernels, left, right):

@@ -117,6 +117,17 @@ def row_range(matrix: NDArray, begin: int, end: int) -> NDArray:
     return matrix[begin:end]
 
 
+def column_range(array: NDArray, begin: int, end: int) -> NDArray:
+    """See `numbacalib.ops.matrix.column_range`."""
+    return array[..., begin:end].copy()
+
+
+def joined_columns(left: NDArray, right: NDArray) -> NDArray:
+    """See `numbacalib.ops.matrix.joined_columns`."""
+    following = right.repeat(left.shape[-2] // right.shape[-2], axis=-2)
+    return np.concatenate([left, following], axis=-1)
+
+
 def larger(left: NDArray, right: NDArray) -> NDArray:
     """See `numbacalib.ops.matrix.larger`."""
     return np.maximum(left, right)

@@ -13,9 +13,11 @@ from numbacalib.runtime import checks, device
 from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.launch import column_blocks, launch
+from numbacalib.runtime.launch import MOST_BLOCKS, column_blocks, launch, row_threads
 
 THREADS = device.sized(128, simulated=4)
+RUN = device.sized(1 << 14, simulated=8)
+"""Columns of a row that one block takes from another matrix."""
 
 
 def to_host(array: Any) -> NDArray:
@@ -101,7 +103,9 @@ def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
     shape = (length, matrix.shape[1]) if axis == 0 else (len(matrix), length)
     taken = device.empty(shape, matrix.dtype)
     where = device.from_host(np.ascontiguousarray(indices.reshape(-1, length)))
-    launch(_take, _tiles(taken), THREADS, carrier(matrix), where, axis, carrier(taken))
+    blocks = -(-shape[1] // RUN), min(shape[0], MOST_BLOCKS)
+    threads = row_threads(matrix.shape[1])
+    launch(_take, blocks, threads, carrier(matrix), where, axis, carrier(taken))
     return device.result(taken)
 
 
@@ -154,6 +158,30 @@ def row_range(matrix: Any, begin: int, end: int) -> Any:
     return device.result(matrix[begin:end])
 
 
+def column_range(array: Any, begin: int, end: int) -> Any:
+    """See `numbacalib.ops.matrix.column_range`."""
+    part = device.empty((*array.shape[:-1], end - begin), array.dtype)
+    _put_columns(array, begin, part, 0, end - begin)
+    return part
+
+
+def joined_columns(left: Any, right: Any) -> Any:
+    """See `numbacalib.ops.matrix.joined_columns`."""
+    *heads, first = left.shape
+    *_, second = right.shape
+    joined = device.empty((*heads, first + second), left.dtype)
+    _put_columns(left, 0, joined, 0, first)
+    _put_columns(right, 0, joined, first, second)
+    return joined
+
+
+def _put_columns(source: Any, begin: int, target: Any, at: int, count: int) -> None:
+    """Copy columns of vectors, each to as many that follow each other as there are more in the target."""
+    rows = carrier(rows_of(source)), carrier(rows_of(target))
+    grid = column_blocks((rows[1].shape[0], count), THREADS)
+    launch(_copy_columns, grid, THREADS, rows[0], begin, rows[1], at, count)
+
+
 def larger(left: Any, right: Any) -> Any:
     """See `numbacalib.ops.matrix.larger`."""
     found = device.empty(left.shape, np.float32)
@@ -190,12 +218,15 @@ def _diagonals(matrices, found):
 
 @cuda.jit
 def _take(matrix, indices, axis, taken):
-    j = cuda.grid(1)
+    """Blocks stride over the rows, threads over a run of columns: a row stays in the L1 cache."""
+    left = np.int64(cuda.blockIdx.x) * RUN
+    right = min(left + RUN, taken.shape[1])
     run = taken.shape[0] // indices.shape[0]
-    if j < taken.shape[1]:
-        for i in range(np.int64(cuda.blockIdx.y), taken.shape[0], cuda.gridDim.y):
-            row = indices[0, i] if axis == 0 else i
-            column = indices[i // run, j] if axis == 1 else j
+    for i in range(np.int64(cuda.blockIdx.y), taken.shape[0], cuda.gridDim.y):
+        row = indices[0, i] if axis == 0 else i
+        order = indices[i // run if axis == 1 else 0]
+        for j in range(left + cuda.threadIdx.x, right, cuda.blockDim.x):
+            column = order[j] if axis == 1 else j
             if row < 0 or column < 0:
                 taken[i, j] = 0
             else:
@@ -263,3 +294,12 @@ def _larger(left, right, found):
     if j < found.shape[1]:
         for i in range(np.int64(cuda.blockIdx.y), found.shape[0], cuda.gridDim.y):
             found[i, j] = max(left[i, j], right[i, j])
+
+
+@cuda.jit
+def _copy_columns(source, begin, target, at, count):
+    j = cuda.grid(1)
+    share = target.shape[0] // source.shape[0]
+    if j < count:
+        for i in range(np.int64(cuda.blockIdx.y), target.shape[0], cuda.gridDim.y):
+            target[i, at + j] = source[i // share, begin + j]

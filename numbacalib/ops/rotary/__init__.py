@@ -15,8 +15,8 @@ def _gpu() -> Any:
     return gpu
 
 
-def rotate(heads: Any, cos: Any, sin: Any, *, interleaved: bool = False) -> None:
-    """Turn the first R dimensions of heads [S, T, H, D] in place, each head by its position.
+def rotate(heads: Any, cos: Any, sin: Any, *, interleaved: bool = False, first: int = 0) -> None:
+    """Turn R dimensions of heads [S, T, H, D] in place, each head by its position.
 
     Parameters
     ----------
@@ -25,8 +25,10 @@ def rotate(heads: Any, cos: Any, sin: Any, *, interleaved: bool = False) -> None
         Cosines and sines at each position.
     interleaved : bool, default False
         Whether dimension 2i pairs with 2i + 1, instead of i with ``i + R / 2``.
+    first : int, default 0
+        The dimension from which they are counted: those before it stay, and those after the last.
     """
     with call(cpu, _gpu, heads=heads, cos=cos, sin=sin) as (kernels, heads, cos, sin):
         sequences, length, count, size = heads.shape
         tokens = heads.reshape(sequences * length, count * size)
-        kernels.rotate(tokens, size, cos, sin, interleaved)
+        kernels.rotate(tokens, size, cos, sin, interleaved, first)

@@ -113,3 +113,20 @@ def test_gptqmodel_refuses_version_1_with_zeros(tmp_path):
     directory = written(tmp_path, "gptq", 4, 32, False, False)
     with pytest.raises(ValueError, match="sym"):
         GPTQModel.load(str(directory), device="cpu", backend=BACKEND.GPTQ_TORCH)
+
+
+HEAD = {"bits": 4, "group_size": 32, "symmetric": True, "lm_head": True}
+
+
+@pytest.mark.parametrize("form", ["gptq", "gptq_v2"])
+def test_heads(tmp_path, form):
+    directory = write_quantized(tmp_path, form, **HEAD)
+    model = itself(directory, form)
+    assert type(model.lm_head).__name__ != "Linear"
+    assert_same_logits(logits_of(model), directory, 2e-2)
+
+
+def test_transformers_takes_heads_for_plain(tmp_path):
+    """If this fails, it has come to load quantized heads: say so in docs/formats.md."""
+    model = loaded(write_quantized(tmp_path, "gptq", **HEAD), "gptq", 4)
+    assert type(model.lm_head).__name__ == "Linear"

@@ -7,6 +7,8 @@ from gguf import GGMLQuantizationType
 
 from numbacalib.formats.gguf import nearest
 from numbacalib.formats.gguf_blocks import BLOCK_TYPES, pack_blocks, unpack_blocks
+from numbacalib.formats.gguf_mxfp4 import pack_mxfp4, unpack_mxfp4
+from numbacalib.methods import fp4_scales, rtn
 
 TYPES = sorted(BLOCK_TYPES)
 
@@ -61,3 +63,22 @@ def test_the_weighted_error_is_below_ggmls(name, kind, weighted):
     factors = factors * importance if weighted else factors
     error, their_error = ((factors * (each - weight) ** 2).sum() for each in (ours, theirs))
     assert error < their_error
+
+
+@pytest.mark.parametrize("kind", ["normal", "heavy", "laplace"])
+def test_mxfp4(kind):
+    """Ours are read to the bit, and so are theirs; a search loses less than their scales."""
+    weight, _ = weights(kind, 2)
+    grid = {"bits": 4, "group_size": 32, "symmetric": True, "element": "e2m1"}
+    scales = fp4_scales(weight, "mxfp4").scales
+    ours = rtn(weight, scales=scales, scale_dtype=np.float32, **grid)
+    stored = pack_mxfp4(ours)
+    np.testing.assert_array_equal(read(stored, "MXFP4"), ours.dequantize())
+    assert unpack_mxfp4(stored) == ours
+    theirs = libgguf.quantize_rows(weight, GGMLQuantizationType.MXFP4, None)
+    theirs = np.asarray(theirs).view(np.uint8).reshape(len(weight), -1)
+    back = unpack_mxfp4(theirs)
+    np.testing.assert_array_equal(back.dequantize(), read(theirs, "MXFP4"))
+    np.testing.assert_array_equal(pack_mxfp4(back), theirs)
+    errors = [((each.dequantize() - weight) ** 2).sum() for each in (ours, back)]
+    assert errors[0] < errors[1]

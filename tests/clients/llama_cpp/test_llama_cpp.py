@@ -5,10 +5,13 @@ Its activations are rounded to 8 bits, ours are float32: logits agree within `BO
 
 from __future__ import annotations
 
+import math
+
 import gguf
 import numpy as np
 import pytest
 from clients.llama_cpp.libllama import Llama, Model
+from models.gguf_models import MODELS, write_model
 from models.tiny import TEXT, random_tokens, tiny_config, write_tiny_checkpoint
 from models.tiny_gguf import tokenizer_metadata, write_gguf
 
@@ -18,6 +21,7 @@ from numbacalib.models.gguf_file import GGUFFile
 from numbacalib.quantizer import Settings, quantize
 
 BOUND = 0.04
+PLAIN = Settings(method="rtn")
 WHOLE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -34,44 +38,73 @@ def llama():
     return Llama()
 
 
-def agree(llama, model, output, mix, settings):
-    """Quantize, and compare logits and tokens of llama.cpp with ours over the same file."""
+def agree(llama, model, output, mix, settings, share=1.0):
+    """Quantize, and compare logits and tokens of llama.cpp with ours over the same file.
+
+    `share` is that of the tokens whose logits must be within the bound: rounded activations send some to
+    other experts.
+    """
     quantize(model, output, settings=settings, formats=[f"gguf:{mix}"])
     (file,) = output.iterdir()
     checkpoint = open_checkpoint(file)
     tokens = random_tokens(1, 48)
     decoder = Decoder(checkpoint)
     ours = np.asarray(decoder.logits(decoder.forward(tokens)))[0]
-    with Model(llama, file) as loaded:
+    with Model(llama, file, tokens.size) as loaded:  # whose context chooses longrope's factors
         theirs = loaded.logits(tokens[0])
         for text in (TEXT, "don't DON'T\n\n  x=12345; 東京 🙂"):
             assert loaded.tokenize(text) == checkpoint.tokenizer.encode(text).ids
-    np.testing.assert_allclose(theirs, ours, rtol=0, atol=BOUND * np.abs(ours).max())
+    errors = np.abs(theirs - ours).max(axis=1) / np.abs(ours).max()
+    assert (errors < BOUND).mean() >= share, errors
 
 
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("sizes", [{}, WHOLE], ids=["blocks of 32", "blocks of 256"])
 def test_llama_cpp_computes_what_our_weights_say(llama, tmp_path, mix, sizes):
     source = write_tiny_checkpoint(tmp_path / "m", **sizes)
-    agree(llama, source, tmp_path / "out", mix, Settings(method="rtn"))
+    agree(llama, source, tmp_path / "out", mix, PLAIN)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_architectures(llama, tmp_path, kind, tied):
     source = write_tiny_checkpoint(tmp_path / "m", kind, tie_word_embeddings=tied, **WHOLE)
-    agree(llama, source, tmp_path / "out", "Q6_K", Settings(method="rtn"))
+    agree(llama, source, tmp_path / "out", "Q6_K", PLAIN)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_other_architectures(llama, tmp_path, name):
+    experts = any("experts" in key for key in MODELS[name])
+    source = write_model(tmp_path / "m", name)
+    agree(llama, source, tmp_path / "out", "Q8_0", PLAIN, 0.8 if experts else 1.0)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
+def test_mixes_of_experts(llama, tmp_path, name):
+    """Type for type, a tensor of all experts, against llama.cpp's own quantizer."""
+    source, target = tmp_path / "source", tmp_path / "target.gguf"
+    quantize(write_model(tmp_path / "m", name), source, settings=PLAIN, formats=["gguf:Q8_0"])
+    for mix in (mix for mix in MIXES if mix != "MXFP4"):  # of which llama.cpp takes experts alone
+        output = tmp_path / mix
+        quantize(tmp_path / "m", output, settings=PLAIN, formats=[f"gguf:{mix}"])
+        (ours,) = output.iterdir()
+        entries = GGUFFile(ours).tensors
+        sizes = {name: e.shape[-1] * math.prod(e.shape[:-2]) for name, e in entries.items()}
+        importance = {name: np.ones(size) for name, size in sizes.items()}
+        llama.quantize(next(source.iterdir()), target, file_type(mix), importance)
+        theirs = {name: entry.kind.name for name, entry in GGUFFile(target).tensors.items()}
+        assert {name: entry.kind.name for name, entry in entries.items()} == theirs
 
 
 @pytest.mark.parametrize("scaling", [LLAMA3, YARN, {"rope_type": "linear", "factor": 4.0}])
 def test_rotary_scaling(llama, tmp_path, scaling):
     source = write_tiny_checkpoint(tmp_path / "m", rope_scaling=scaling, **WHOLE)
-    agree(llama, source, tmp_path / "out", "Q6_K", Settings(method="rtn"))
+    agree(llama, source, tmp_path / "out", "Q6_K", PLAIN)
 
 
 def test_a_gguf_source(llama, tmp_path):
     write_gguf(tmp_path / "source.gguf", tiny_config(**WHOLE), extra=tokenizer_metadata())
-    agree(llama, tmp_path / "source.gguf", tmp_path / "out", "Q4_K_M", Settings(method="rtn"))
+    agree(llama, tmp_path / "source.gguf", tmp_path / "out", "Q4_K_M", PLAIN)
 
 
 SHAPES = [(16, 8, 2, 256, True), (9, 8, 1, 256, False), (17, 4, 2, 288, True), (2, 4, 4, 96, False)]
@@ -96,6 +129,8 @@ def test_mixes_are_those_of_llama_cpp(llama, tmp_path, depth, heads, kv, hidden,
     importance = {name: np.ones(e.shape[-1]) for name, e in entries.items() if len(e.shape) == 2}
     layers = Layers(depth, heads // kv, tied)
     for mix in MIXES:
+        if mix == "MXFP4":  # its own has this type for experts alone
+            continue
         llama.quantize(source, target, file_type(mix), importance)
         theirs = {name: entry.kind.name for name, entry in GGUFFile(target).tensors.items()}
         for name in importance:

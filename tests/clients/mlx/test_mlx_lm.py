@@ -55,3 +55,51 @@ def test_we_read_what_mlx_quantizes(bits):
     np.testing.assert_allclose(read.dequantize(), theirs, rtol=0, atol=2**-10 * abs(theirs).max())
     plain = rtn(weight, bits=bits, group_size=32)
     assert abs(read.dequantize() - weight).mean() < 2 * abs(plain.dequantize() - weight).mean()
+
+
+def assert_mlx_lm_agrees(directory):
+    model, _ = load(str(directory))
+    logits = model(mx.array(TOKENS)[None])[0].astype(mx.float32)
+    assert_same_logits(np.array(logits), directory, BOUND)
+    return {name: type(module).__name__ for name, module in model.named_modules()}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("mode", ["mxfp4", "nvfp4"])
+def test_fp4_modes(tmp_path, mode, dtype):
+    directory = write_quantized(tmp_path, f"mlx:{mode}", dtype=dtype)
+    kinds = assert_mlx_lm_agrees(directory)
+    assert kinds["model.layers.0.mlp.down_proj"] == "QuantizedLinear"
+    checkpoint = open_checkpoint(directory)
+    for name, layer in FORMATS[f"mlx:{mode}"].layers(checkpoint).items():
+        parts = [mx.array(checkpoint.tensor(f"{name}.{part}")) for part in ("weight", "scales")]
+        size = {"mxfp4": 32, "nvfp4": 16}[mode]
+        theirs = mx.dequantize(*parts, group_size=size, bits=4, mode=mode, dtype=mx.float32)
+        np.testing.assert_array_equal(np.array(theirs), layer.dequantize())
+
+
+@pytest.mark.parametrize("mode", ["mxfp4", "nvfp4"])
+def test_we_read_fp4_that_mlx_quantizes(mode):
+    weight = np.random.default_rng(0).standard_normal((24, 128)).astype(np.float32)
+    size = {"mxfp4": 32, "nvfp4": 16}[mode]
+    parts = mx.quantize(mx.array(weight), group_size=size, bits=4, mode=mode)
+    form = FORMATS[f"mlx:{mode}"]
+    tensors = dict(zip(form.parts, map(np.array, parts), strict=True))
+    grid = LayerGrid(4, size, True, np.dtype(np.float32), element="e2m1")
+    theirs = mx.dequantize(*parts, group_size=size, bits=4, mode=mode, dtype=mx.float32)
+    np.testing.assert_array_equal(form.unpack(tensors, grid).dequantize(), np.array(theirs))
+
+
+@pytest.mark.parametrize("form", ["mlx", "mlx:mxfp4", "mlx:nvfp4"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_heads_and_embeddings(tmp_path, form, tied):
+    directory = write_quantized(
+        tmp_path,
+        form,
+        model={"tie_word_embeddings": tied},
+        lm_head=True,
+        embeddings=True,
+    )
+    kinds = assert_mlx_lm_agrees(directory)
+    assert kinds["model.embed_tokens"] == "QuantizedEmbedding"
+    assert tied or kinds["lm_head"] == "QuantizedLinear"

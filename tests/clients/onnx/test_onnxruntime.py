@@ -9,11 +9,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from models.tiny import TEXT, VOCAB_SIZE, tiny_tokenizer
 from onnx import TensorProto, helper, numpy_helper
+from tokenizers import processors
 
 from numbacalib.cli import main
 from numbacalib.formats.matmul_nbits import PackedProduct, pack, unpack
-from numbacalib.formats.onnx_graph import OnnxGraph, read_products
+from numbacalib.formats.onnx_graph import OnnxGraph
+from numbacalib.formats.onnx_nodes import read_products
 from numbacalib.methods import QuantizedWeight, gptq
 from numbacalib.quantizer import Settings, quantize_onnx
 from numbacalib.statistics import InputStatistics
@@ -50,6 +53,8 @@ def product(directory, weight, **options):
 def outputs_of(path, x):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    # products of what DequantizeLinear gives are in float32, too
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return session.run(None, {"x": x})
 
@@ -109,21 +114,51 @@ def test_packing(bits, block, symmetric):
         assert unpack(packed, bits, block) == layer
 
 
+@pytest.mark.parametrize("operator", ["MatMulNBits", "DequantizeLinear"])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("channels", [256, 250, 40])
 @pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_onnxruntime_multiplies_by_our_weights(tmp_path, bits, block, channels, symmetric):
+def test_onnxruntime_multiplies_by_our_weights(
+    tmp_path, bits, block, channels, symmetric, operator
+):
     """The last block may be ragged, and there may be one alone."""
     path = product(tmp_path, weight_of(channels, 48))
     settings = Settings(method="rtn", bits=bits, group_size=block, symmetric=symmetric)
-    (report,) = quantize_onnx(path, tmp_path / "out", settings=settings)
+    (report,) = quantize_onnx(path, tmp_path / "out", settings=settings, operator=operator)
     assert report.shape == (48, channels)
     ((layer, found),) = read_products(tmp_path / "out" / "model.onnx").values()
     assert found == channels
     x = RNG.standard_normal((5, channels)).astype(np.float32)
     (y,) = outputs_of(tmp_path / "out" / "model.onnx", x)
     assert_close(y, x @ dense(layer, channels).T)
+    kinds = {node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node}
+    assert operator in kinds
+
+
+def test_an_old_model_is_converted_and_keeps_its_nodes(tmp_path):
+    """Gemm with an addend, and a weight that two nodes share, before DequantizeLinear had blocks."""
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "bias"], ["a"], "gemm", transB=1),
+        helper.make_node("MatMul", ["a", "v"], ["b"], "first"),
+        helper.make_node("MatMul", ["b", "v"], ["y"], "second"),
+    ]
+    tensors = {"w": weight_of(32, 64), "bias": weight_of(1, 32), "v": weight_of(32, 32)}
+    model = model_of(nodes, tensors)
+    model.opset_import[0].version = 13
+    onnx.save(model, tmp_path / "model.onnx")
+    options = {"settings": ROUNDED, "operator": "DequantizeLinear"}
+    quantize_onnx(tmp_path / "model.onnx", tmp_path / "out", **options)
+    written = onnx.load(tmp_path / "out" / "model.onnx")
+    onnx.checker.check_model(written)
+    kinds = [node.op_type for node in written.graph.node]
+    assert kinds == ["DequantizeLinear", "Gemm", "DequantizeLinear", "MatMul", "MatMul"]
+    assert written.opset_import[0].version == 21
+    layers = read_products(tmp_path / "out" / "model.onnx")
+    gemm, product_of_two = (layers[name][0].dequantize().T for name in ("gemm", "second"))
+    x = RNG.standard_normal((5, 64)).astype(np.float32)
+    (y,) = outputs_of(tmp_path / "out" / "model.onnx", x)
+    assert_close(y, (x @ gemm + tensors["bias"]) @ product_of_two @ product_of_two)
 
 
 def test_float16(tmp_path):
@@ -403,9 +438,74 @@ def test_the_command_line(tmp_path, capsys):
     assert main([*command, *given]) == 0
     assert json.loads((tmp_path / "report.json").read_text())["layers"][0]["name"] == "product"
     for wrong, line in (
-        (["--format", "gptq"], "format: expected onnx for an ONNX model, got gptq"),
+        (["--format", "gptq"], "format: expected onnx or onnx:qdq for an ONNX model, got gptq"),
         (["--text", "x"], "text: expected none with an ONNX model, which takes --calibration"),
         (["--device", "cuda"], "device: expected cpu with an ONNX model, got 'cuda'"),
     ):
         assert main([*command, *wrong]) == 2
         assert line in capsys.readouterr().err
+
+
+def reader_of_text(directory, names):
+    """A model of tokens, or of more, with a tokenizer beside it; the last axis of each input is free."""
+    path = directory / "model.onnx"
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["N", "T"]) for name in names]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["A", "B", "C"])
+    tensors = {"table": weight_of(VOCAB_SIZE, 32), "w": weight_of(32, 16)}
+    nodes = [
+        helper.make_node("Gather", ["table", names[0]], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["y"], "product"),
+    ]
+    arrays = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    graph = helper.make_graph(nodes, "g", inputs, [output], arrays)
+    imports = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=10), path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return path, tensors
+
+
+def test_a_text_is_tokenized_by_the_tokenizer_beside_the_model(tmp_path):
+    """Codes are those of the same tokens in a file of arrays."""
+    names = ["input_ids", "attention_mask", "token_type_ids", "position_ids"]
+    path, _ = reader_of_text(tmp_path, names)
+    (tmp_path / "text.txt").write_text(TEXT * 20, encoding="utf-8")
+    settings = Settings(bits=4, group_size=32, samples=4, sequence_length=48)
+    options = {"calibration": tmp_path / "text.txt", "settings": settings}
+    (report,) = quantize_onnx(path, tmp_path / "one", **options)
+    assert report.tokens == 4 * 48
+    ids = tiny_tokenizer().encode(TEXT * 20).ids
+    rows = np.array(ids[: len(ids) // 46 * 46]).reshape(-1, 46)
+    rows = rows[np.arange(4) * len(rows) // 4]
+    rows = np.pad(rows, ((0, 0), (1, 1)))
+    arrays = dict.fromkeys(names, np.zeros_like(rows)) | {"input_ids": rows}
+    np.savez(tmp_path / "x.npz", **arrays)
+    quantize_onnx(path, tmp_path / "two", calibration=tmp_path / "x.npz", settings=settings)
+    one, two = (read_products(tmp_path / name / "model.onnx") for name in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("names", "content", "message"),
+    [
+        (["input_ids"], TEXT.encode(), "text.txt: expected text for 4 sequences of 48 tokens"),
+        (["input_ids"], b"\xff\xfe", "text.txt: expected text in UTF-8 or a .npz file"),
+        (["input_ids", "pixels"], TEXT.encode() * 20, "got pixels of .*calibrate it on a .npz"),
+        (["x"], TEXT.encode() * 20, "expected a .npz of arrays named x: .* does not read text"),
+    ],
+)
+def test_texts_that_do_not_fit_are_refused(tmp_path, names, content, message):
+    path, _ = reader_of_text(tmp_path, names)
+    (tmp_path / "text.txt").write_bytes(content)
+    settings = Settings(bits=4, group_size=32, samples=4, sequence_length=48)
+    with pytest.raises(ValueError, match=message):
+        quantize_onnx(path, tmp_path / "out", calibration=tmp_path / "text.txt", settings=settings)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"expected a tokenizer\.json" if "x" not in names else "text"
+    ):
+        quantize_onnx(path, tmp_path / "out", calibration=tmp_path / "text.txt", settings=settings)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,172 @@
+"""Nodes of an ONNX model that multiply by quantized weights, made and read.
+
+Two operators: ONNX Runtime's MatMulNBits (`matmul_nbits`), a product of its own, and ONNX's
+DequantizeLinear (`dequantize_linear`), whose result the product's own node multiplies by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.formats import dequantize_linear, matmul_nbits
+from numbacalib.formats.dequantize_linear import DequantizedLinear
+from numbacalib.formats.matmul_nbits import PackedProduct
+from numbacalib.methods import QuantizedWeight
+from numbacalib.runtime.extras import extra
+
+with extra("onnx"):
+    import onnx
+    from onnx import helper, numpy_helper
+
+DOMAIN = "com.microsoft"
+PRODUCT, DEQUANTIZE = "MatMulNBits", "DequantizeLinear"
+
+
+@dataclass
+class GraphLayer:
+    """A constant weight and the nodes that multiply by it."""
+
+    name: str
+    """The first node's, or its output's."""
+    weight: str
+    """Name of the tensor."""
+    transposed: bool
+    """True where the tensor is [K, M], as MatMul has it, and not [M, K]."""
+    shape: tuple[int, int]
+    """M, K."""
+    dtype: np.dtype
+    nodes: list[Any] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of what its nodes multiply, each once."""
+        return tuple(dict.fromkeys(node.input[0] for node in self.nodes))
+
+
+class Made(NamedTuple):
+    """Tensors and nodes that stand for a layer."""
+
+    tensors: list[Any]
+    shared: list[Any]
+    """Nodes before all of the layer's."""
+    nodes: Callable[[Any, str], list[Any]]
+    """From one of the layer's nodes, and the name of what it multiplies, to those that do what it did."""
+    size: int
+    """Bytes of the tensors."""
+
+
+def matmul_nbits_of(layer: GraphLayer, quantized: QuantizedWeight) -> Made:
+    """Make MatMulNBits nodes."""
+    given = _named(layer, matmul_nbits.pack(quantized))
+    rows, channels = layer.shape
+    sizes = {"K": channels, "N": rows, "bits": quantized.bits, "block_size": quantized.group_size}
+    tensors = [numpy_helper.from_array(each, name) for name, each in given.items()]
+    size = sum(each.nbytes for each in given.values())
+    return Made(tensors, [], partial(_product, names=list(given), sizes=sizes), size)
+
+
+def _product(node: Any, multiplied: str, *, names: list[str], sizes: dict[str, int]) -> list[Any]:
+    """A node's product, and Gemm's addend."""
+    output, addend = node.output[0], node.input[2] if len(node.input) > 2 else ""
+    product = f"{output}.product" if addend else output
+    inputs = [multiplied, *names]
+    made = [
+        helper.make_node(PRODUCT, inputs, [product], name_of(node), domain=DOMAIN, **sizes),
+    ]
+    if addend:
+        made.append(helper.make_node("Add", [product, addend], [output]))
+    return made
+
+
+def dequantize_linear_of(layer: GraphLayer, quantized: QuantizedWeight) -> Made:
+    """Make a DequantizeLinear node, and let the layer's nodes multiply by its result."""
+    rows, channels = layer.shape
+    given = _named(layer, dequantize_linear.pack(quantized, channels, transposed=layer.transposed))
+    tensors = [numpy_helper.from_array(each, name) for name, each in given.items()]
+    options = {"axis": 0 if layer.transposed else 1, "block_size": quantized.group_size}
+    result = f"{layer.name}.dequantized"
+    shared = helper.make_node(DEQUANTIZE, list(given), [result], result, **options)
+    shape, dtype = (rows, channels), layer.dtype
+    sizes = quantized.bits, quantized.group_size, quantized.symmetric, dtype.itemsize
+    size = dequantize_linear.stored_bytes(shape, *sizes)
+    return Made(tensors, [shared], partial(_multiplied_by, weight=result), size)
+
+
+def _multiplied_by(node: Any, multiplied: str, *, weight: str) -> list[Any]:
+    """A node with another weight."""
+    made = onnx.NodeProto()
+    made.CopyFrom(node)
+    made.input[0], made.input[1] = multiplied, weight
+    return [made]
+
+
+OPERATORS: dict[str, Callable[[GraphLayer, QuantizedWeight], Made]] = {
+    PRODUCT: matmul_nbits_of,
+    DEQUANTIZE: dequantize_linear_of,
+}
+"""Makers of the nodes of an operator, by its name."""
+
+
+def _named(layer: GraphLayer, parts: Any) -> dict[str, NDArray[Any]]:
+    names = (f"{layer.name}.{part}" for part in parts._fields)
+    given = zip(names, parts, strict=True)
+    return {name: np.ascontiguousarray(each) for name, each in given if each is not None}
+
+
+def read_products(path: Path) -> dict[str, tuple[QuantizedWeight, int]]:
+    """Read the quantized layers of a model back: their weights, filled up to whole blocks, and K.
+
+    Raises
+    ------
+    ValueError
+        If a tensor does not fit its node.
+    """
+    proto = onnx.load(str(path))
+    tensors = {each.name: each for each in proto.graph.initializer}
+    made = {node.output[0]: node for node in proto.graph.node if node.op_type == DEQUANTIZE}
+    layers = {}
+    for node in proto.graph.node:
+        source = node if node.op_type == PRODUCT else made.get(_second_input(node))
+        if source is None:
+            continue
+        names = source.input[1:4] if source is node else source.input
+        parts = [numpy_helper.to_array(tensors[name]) if name else None for name in names]
+        codes, scales, zeros = [*parts, None, None][:3]
+        if codes is None or scales is None:
+            raise ValueError(f"{path}: {name_of(node)}: expected codes and scales, found none")
+        sizes = attributes_of(source)
+        try:
+            if source is node:
+                packed = PackedProduct(codes, scales, zeros)
+                weight = matmul_nbits.unpack(packed, sizes["bits"], sizes["block_size"])
+                layers[name_of(node)] = weight, sizes["K"]
+            else:
+                stored, transposed = DequantizedLinear(codes, scales, zeros), sizes["axis"] == 0
+                weight = dequantize_linear.unpack(
+                    stored, sizes["block_size"], transposed=transposed
+                )
+                layers[name_of(node)] = weight, codes.shape[0 if transposed else 1]
+        except ValueError as error:
+            raise ValueError(f"{path}: {name_of(node)}: {error}") from None
+    return layers
+
+
+def _second_input(node: Any) -> str:
+    return str(node.input[1]) if len(node.input) > 1 else ""
+
+
+def attributes_of(node: Any) -> dict[str, Any]:
+    """Values of a node's attributes, by name."""
+    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
+
+
+def name_of(node: Any) -> str:
+    """Name of a node, or of its first output."""
+    return str(node.name or node.output[0])

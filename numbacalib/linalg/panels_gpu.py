@@ -1,0 +1,57 @@
+"""Cholesky factor of one large matrix in panels of rows, most of it on tensor cores.
+
+With the rows of panel p solved, ``U_pp^T U_p = A_p``, ``U_p^T U_p`` is taken off the rest. LAPACK's routine
+factors the blocks of the diagonal; the rest is taken off by the Hessian update's kernel, float32 as two
+float16 matrices. A column of U is nowhere larger than the root of its diagonal entry in A, which gives
+all panels one scale.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from numbacalib.runtime import blas_gpu, device
+from numbacalib.runtime.device import cuda
+from numbacalib.runtime.finite_gpu import FirstIndex
+from numbacalib.runtime.launch import launch
+
+PANEL = 1024
+"""Rows that are factored together."""
+THREADS = 256
+
+
+def factor_upper(matrix: Any, infos: Any) -> None:
+    """Overwrite the upper triangle of a float32 matrix by ``U``, ``A = U^T U``, on capability 9.0.
+
+    `infos`, int32 [panels], become 0 or the order of the leading minor of a panel that is not positive.
+    """
+    from numbacalib.ops.gptq_hessian_update import hopper, operands
+
+    size = len(matrix)
+    roots = device.empty((1, size), np.float32)
+    launch(_roots, -(-size // THREADS), THREADS, matrix, roots)
+    scales = operands.scales_of(roots.view(np.int32))
+    halves = operands.empty_halves((PANEL, size))
+    parts = operands.parts_of(halves, size)
+    nothing_bad = FirstIndex().array
+    for p, begin in enumerate(range(0, size, PANEL)):
+        end = min(begin + PANEL, size)
+        block = matrix[begin:end, begin:end]
+        blas_gpu.cholesky_upper(block, infos[p : p + 1])
+        if end < size:
+            rest = matrix[begin:end, end:]
+            blas_gpu.solve_columns(block, rest)
+            operands.split_into(rest, scales[end:], halves[:, end // 2 :])
+            operand = hopper.Operand(parts, scales, end)
+            hopper.subtract_square(matrix[end:, end:], operand, nothing_bad)
+
+
+@cuda.jit
+def _roots(matrix, roots):
+    """Roots of the diagonal. Threads: an entry each."""
+    j = cuda.grid(1)
+    if j < len(matrix):
+        roots[0, j] = math.sqrt(matrix[j, j])

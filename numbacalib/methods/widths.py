@@ -1,0 +1,158 @@
+"""Bits and groups of a model's layers under a budget, by losses that are known before a weight is rounded.
+
+GPTQ's loss is ``sum_j D_j e_j^2`` over a row, with ``e_j`` the distance of the compensated weight from its
+code's value and ``D_j`` what the channels that are still to come leave of channel j's inputs: the squared
+diagonal of the Hessian's factor, in the order of the columns. A rounded weight is off by ``scale^2 / 12``
+in the mean, so that the layer's loss is ``sum_j D_j sum_i scale_ij^2 / 12`` before any code is chosen.
+
+Source: "The Geometry of LLM Quantization", arXiv 2507.18553, whose bound has 4 in the place of 12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.methods.layer import LayerSettings
+from numbacalib.methods.order import column_orders
+from numbacalib.methods.target import damped_factor
+from numbacalib.ops.grid import grid_scales
+from numbacalib.ops.matrix import cast, diagonal, take, to_host
+from numbacalib.ops.products import group_dots, product
+from numbacalib.runtime import checks
+from numbacalib.spec.grid import Grid
+
+BITS = tuple(range(2, 9))
+REFERENCE_BITS = 4
+"""Bits at which scales are found; at other ones they follow from the number of levels."""
+
+
+class Width(NamedTuple):
+    """Bits and group size of a layer, with what they take and lose."""
+
+    bits: int
+    group_size: int
+    size: float
+    """Stored bits of the layer."""
+    loss: float
+    """Expected squared error of its outputs, as a share of their squares."""
+
+
+def expected_losses(
+    weights: Mapping[str, Any],
+    hessian: Any,
+    group_sizes: Iterable[int],
+    settings: LayerSettings,
+) -> dict[str, dict[tuple[int, int], float]]:
+    """Losses that GPTQ can be expected to leave of layers of one input.
+
+    Parameters
+    ----------
+    weights : mapping of str to array [M_i, K]
+    hessian : array [K, K]
+    group_sizes : iterable of int
+        Divisors of K.
+    settings : LayerSettings
+        Of the grid, the damping and the order of the columns.
+
+    Returns
+    -------
+    dict of str to dict of (int, int) to float
+        By the names of the weights: by bits and group size the squared error of the outputs, as a share of
+        their squares.
+    """
+    spreads = _conditional_spreads(hessian, settings)
+    wide = cast(hessian, np.float32)
+    found: dict[str, dict[tuple[int, int], float]] = {}
+    for name, weight in weights.items():
+        own = cast(weight, np.float32)
+        power = float(to_host(group_dots(product(own, wide), own, len(spreads))).sum())
+        found[name] = {}
+        for size in group_sizes:
+            grid = Grid(REFERENCE_BITS, settings.symmetric)
+            scales, _ = grid_scales(weight, size, grid)
+            squares = (to_host(scales).astype(np.float64) ** 2).sum(axis=0)
+            loss = float(squares @ spreads.reshape(-1, size).sum(axis=1)) / 12
+            for bits in BITS:
+                finer = (2**REFERENCE_BITS - 1) / (2**bits - 1)
+                found[name][bits, size] = loss * finer**2 / max(power, np.finfo(float).tiny)
+    return found
+
+
+def _conditional_spreads(hessian: Any, settings: LayerSettings) -> NDArray[np.float64]:
+    """``D_j`` of each channel, in natural order, [K]."""
+    size = hessian.shape[0]
+    order = np.arange(size)[None]
+    if settings.act_order != "none":
+        spread = to_host(diagonal(hessian)).astype(np.float64)[None]
+        order = column_orders(spread, settings.act_order, settings.group_size or size)
+    moved = take(take(hessian, order[0], 0), order[0], 1)
+    dtype = checks.result_dtype(hessian)
+    upper = damped_factor(moved, settings.percdamp, settings.damping_tries, dtype)
+    spreads = np.empty(size)
+    spreads[order[0]] = to_host(diagonal(upper)).astype(np.float64) ** 2
+    return np.where(to_host(diagonal(hessian)) == 0, 0, spreads)
+
+
+def chosen_widths(options: Mapping[str, Sequence[Width]], budget: float) -> dict[str, Width]:
+    """Choose the widths of layers that lose least together, of those that take at most `budget` bits.
+
+    Each layer begins with the width that takes least. Steps to wider ones are taken in the order of what
+    they save a bit, as long as there is room, so that no choice of that size would lose less.
+
+    Parameters
+    ----------
+    options : mapping of str to sequence of Width
+        By layer.
+    budget : float
+        Stored bits of all layers.
+
+    Raises
+    ------
+    ValueError
+        If the narrowest widths take more.
+    """
+    hulls = {layer: _hull(widths) for layer, widths in options.items()}
+    chosen = {layer: hull[0] for layer, hull in hulls.items()}
+    left = budget - sum(width.size for width in chosen.values())
+    if left < 0:
+        raise ValueError(
+            f"size: expected room for the narrowest widths, which take {budget - left:.0f} bits, "
+            f"got {budget:.0f}"
+        )
+    steps = [
+        ((one.loss - other.loss) / (other.size - one.size), layer, number)
+        for layer, hull in hulls.items()
+        for number, (one, other) in enumerate(pairwise(hull), 1)
+    ]
+    full: set[str] = set()
+    for _, layer, number in sorted(steps, key=lambda step: (-step[0], step[2])):
+        wider = hulls[layer][number]
+        cost = wider.size - chosen[layer].size
+        if layer in full or cost > left:
+            full.add(layer)
+            continue
+        left -= cost
+        chosen[layer] = wider
+    return chosen
+
+
+def _hull(widths: Sequence[Width]) -> list[Width]:
+    """Widths of rising size and falling loss, each step saving less a bit than the one before."""
+    hull: list[Width] = []
+    for width in sorted(widths, key=lambda width: (width.size, width.loss)):
+        if hull and width.loss >= hull[-1].loss:
+            continue
+        while len(hull) > 1 and _saved(hull[-2], hull[-1]) <= _saved(hull[-2], width):
+            hull.pop()
+        hull.append(width)
+    return hull
+
+
+def _saved(one: Width, other: Width) -> float:
+    """Loss that a bit saves on the way from one width to a wider one."""
+    return (one.loss - other.loss) / (other.size - one.size)

@@ -1,0 +1,70 @@
+"""float32 matrices as pairs of bfloat16, high and low, whose products tensor cores make.
+
+The three largest products of two pairs keep 16 bits of each factor. bfloat16 has float32's range, so that
+nothing is scaled.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numbacalib.runtime import blas_gpu, device
+from numbacalib.runtime.device import cuda
+from numbacalib.runtime.half import narrow, widen
+from numbacalib.runtime.launch import MOST_BLOCKS, launch
+
+THREADS = 128
+ROWS = 8
+"""Rows that a thread reads before it writes the first."""
+
+
+class Pair(NamedTuple):
+    """bfloat16 matrices [E, M, K] in carriers, whose sum stands for a float32 matrix."""
+
+    high: Any
+    low: Any
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int, int]) -> Pair:
+        """Return a pair that holds nothing yet."""
+        return cls(device.empty(shape, np.int16), device.empty(shape, np.int16))
+
+    def columns(self, begin: int, end: int) -> Pair:
+        """Return some columns, in the same memory."""
+        return Pair(*(part[:, :, begin:end] for part in self))
+
+    def rows(self, end: int) -> Pair:
+        """Return the first rows, in the same memory."""
+        return Pair(*(part[:, :end] for part in self))
+
+    def fill(self, matrices: Any) -> None:
+        """Split float32 matrices [E, M, K]."""
+        count, rows, columns = matrices.shape
+        blocks = -(-columns // THREADS), min(-(-rows // ROWS), MOST_BLOCKS), count
+        launch(_split, blocks, THREADS, matrices, *self)
+
+
+def add_products(left: Pair, right: Pair, out: Any) -> None:
+    """Add ``left[e] @ right[e]`` to ``out[e]``, float32; the smallest products first."""
+    for a, b in (left.high, right.low), (left.low, right.high), (left.high, right.high):
+        blas_gpu.add_products(a, b, out)
+
+
+@cuda.jit
+def _split(matrices, high, low):
+    """Threads: a column of `ROWS` rows each; blocks stride over the rows."""
+    e = cuda.blockIdx.z
+    j = cuda.grid(1)
+    rows, columns = matrices.shape[1:]
+    values = cuda.local.array(ROWS, np.float32)
+    if j < columns:
+        for top in range(np.int64(cuda.blockIdx.y) * ROWS, rows, cuda.gridDim.y * ROWS):
+            for k in range(ROWS):
+                values[k] = matrices[e, min(top + k, rows - 1), j]
+            for k in range(ROWS):
+                if top + k < rows:
+                    nearest = narrow(values[k], high[e, top + k, j])
+                    high[e, top + k, j] = nearest
+                    low[e, top + k, j] = narrow(values[k] - widen(nearest), high[e, top + k, j])

@@ -1,0 +1,192 @@
+"""GGUF files of every architecture that is written: what is read back is the model, or it is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from models.described import write_described_checkpoint
+from models.gguf_models import FULL, MODELS, SLIDING, write_model
+from models.tiny import TEXT, random_tokens
+from safetensors.numpy import load_file, save_file
+
+from numbacalib.cli import main
+from numbacalib.formats import FORMATS
+from numbacalib.formats.gguf_options import WRITTEN
+from numbacalib.models import Decoder, open_checkpoint
+from numbacalib.models.architectures import ARCHITECTURES
+from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
+from numbacalib.models.gguf_file import GGUFFile
+from numbacalib.quantizer import Settings, quantize
+
+PLAIN = Settings(method="rtn")
+LLAMAS = {"llama", "mistral", "qwen2", "qwen3"}
+"""Those of `models.tiny`."""
+
+
+def written(model, output, mix="Q8_0", settings=PLAIN, **options):
+    quantize(model, output, settings=settings, formats=[f"gguf:{mix}"], **options)
+    (file,) = output.iterdir()
+    return open_checkpoint(file)
+
+
+def logits(checkpoint):
+    decoder = Decoder(checkpoint)
+    return np.asarray(decoder.logits(decoder.forward(random_tokens(1, 24))))
+
+
+def test_every_architecture_that_is_written_is_tried_and_read():
+    assert {name.partition("-")[0] for name in MODELS} | LLAMAS == set(WRITTEN)
+    assert set(WRITTEN) < set(ARCHITECTURES)
+    assert {written.architecture for written in WRITTEN.values()} == set(GGUF_ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_file_holds_the_model(tmp_path, name):
+    source = write_model(tmp_path / "m", name)
+    checkpoint, original = written(source, tmp_path / "out"), open_checkpoint(source)
+    assert set(checkpoint.names()) == set(original.names())
+    expected = logits(original)
+    errors = np.abs(logits(checkpoint) - expected).max(axis=-1) / np.abs(expected).max()
+    # rounding sends a token to other experts, now and then
+    assert (errors < 0.05).mean() >= (0.8 if original.config.mixture else 1.0)
+
+
+def test_experts_are_one_tensor_and_come_back_apart(tmp_path):
+    source = write_model(tmp_path / "m", "qwen2_moe")
+    checkpoint = written(source, tmp_path / "out", "Q4_K_M")
+    entry = GGUFFile(checkpoint.path).tensors["blk.1.ffn_down_exps.weight"]
+    assert entry.shape == (4, 256, 256)
+    layers = FORMATS["gguf:Q4_K_M"].layers(checkpoint)
+    for expert in range(4):
+        layer = f"model.layers.1.mlp.experts.{expert}.down_proj"
+        weight = open_checkpoint(source).tensor(f"{layer}.weight")
+        step = np.abs(weight).max() / 4
+        np.testing.assert_allclose(layers[layer].dequantize(), weight, rtol=0, atol=step)
+        values = checkpoint.tensor(f"{layer}.weight")
+        np.testing.assert_allclose(layers[layer].dequantize(), values, rtol=1e-5, atol=1e-6)
+    again = written(checkpoint.path, tmp_path / "again", "Q8_0")
+    assert set(again.names()) == set(checkpoint.names())
+
+
+def test_experts_are_calibrated_on_their_tokens(tmp_path):
+    (tmp_path / "text").write_text(TEXT * 20)
+    source = write_model(tmp_path / "m", "qwen3_moe")
+    settings = Settings(samples=8, sequence_length=64)
+    options = {"text": [tmp_path / "text"], "formats": ["gguf:Q4_K_M"]}
+    report = quantize(source, tmp_path / "out", settings=settings, **options)
+    experts = [layer for layer in report.layers if ".experts." in layer.name]
+    assert len(experts) == 4 * 4 * 3
+    assert np.mean([layer.loss < layer.rtn_loss for layer in experts]) > 0.8
+
+
+def test_norms_that_are_stored_as_they_multiply(tmp_path):
+    """Weights minus 1 of which the smallest are lost in float32 beside 1 are no failed proof."""
+    source = write_described_checkpoint(tmp_path / "m", "gemma2", dtype="bfloat16")
+    tensors = load_file(source / "model.safetensors")
+    name = "model.layers.0.input_layernorm.weight"
+    tensors[name] = tensors[name].copy()
+    tensors[name][:2] = 1e-7, 3e-5
+    save_file(tensors, source / "model.safetensors")
+    changes = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 16}
+    changed(source, sliding_window=16, **changes)
+    checkpoint = written(source, tmp_path / "out")
+    expected = tensors[name].astype(np.float32)
+    np.testing.assert_allclose(checkpoint.tensor(name), expected, rtol=0, atol=2**-24)
+
+
+def changed(source, **options):
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | options))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("gemma2", {"query_pre_attn_scalar": 32}, "attention_scale: expected 0.125 of a gemma2 in"),
+        ("gemma2", {"hidden_activation": "silu"}, "activation: expected gelu_tanh of a gemma2"),
+        ("qwen2_moe", {"norm_topk_prob": True}, "mixture: expected .* of a qwen2moe in GGUF"),
+        ("qwen3_moe", {"mlp_only_layers": [1]}, "mixture: expected .* of a qwen3moe in GGUF"),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 0]}, "rotary_layers: expected|rotary embedding: "),
+        ("exaone4", {"layer_types": [SLIDING, FULL] * 2, "sliding_window": 8}, "sliding_windows"),
+        ("granite", {"hidden_act": "gelu"}, "activation: expected silu of a granite in GGUF"),
+    ],
+)
+def test_options_that_llama_cpp_has_not_are_refused(tmp_path, name, options, message):
+    source = write_model(tmp_path / "m", name, **options)
+    with pytest.raises(ValueError, match=message) as error:
+        written(source, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_architecture_without_a_name_there_is_refused(tmp_path):
+    source = write_model(tmp_path / "m", "internlm3")
+    changed(source, model_type="helium")
+    with pytest.raises(ValueError, match="model_type: expected one that llama.cpp converts"):
+        written(source, tmp_path / "out")
+
+
+def test_skipped_layers_stay_as_they_are(tmp_path, caplog):
+    """In their own type; of experts, which are one tensor, all or none."""
+    source = write_model(tmp_path / "m", "qwen3_moe")
+    skip = ("*.experts.*.down_proj", "*.q_proj")
+    settings = Settings(method="rtn", skip=skip)
+    checkpoint, original = (
+        written(source, tmp_path / "out", settings=settings),
+        open_checkpoint(source),
+    )
+    for name in ("mlp.experts.2.down_proj", "self_attn.q_proj"):
+        weight = f"model.layers.3.{name}.weight"
+        assert checkpoint.kind(weight).name == "F32"
+        np.testing.assert_array_equal(checkpoint.tensor(weight), original.tensor(weight))
+    settings = Settings(method="rtn", skip=("*.experts.2.down_proj",))
+    with pytest.raises(
+        ValueError, match="skip: expected all or none of the experts of blk.0.ffn_do"
+    ):
+        written(source, tmp_path / "other", settings=settings)
+    assert not (tmp_path / "other").exists()
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path, caplog):
+    source = write_model(tmp_path / "m", "glm4_moe", num_nextn_predict_layers=1)
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.4.eh_proj.weight"] = np.ones((256, 512), np.float32)
+    save_file(tensors, source / "model.safetensors")
+    options = {"settings": PLAIN, "formats": ["gguf:Q8_0"]}
+    (proof,) = quantize(source, tmp_path / "out", **options).proofs
+    assert set(proof.dropped) == {"model.layers.4.eh_proj.weight"}
+    assert "1 tensors that are not the decoder's are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        (["--bits", "4"], "bits"),
+        (["--group-size", "128"], "group_size"),
+        (["--symmetric"], "symmetric"),
+        (["--asymmetric"], "symmetric"),
+    ],
+)
+def test_options_of_the_grid_are_refused_beside_a_mix(tmp_path, capsys, option, name):
+    """Their defaults too, where they are given: the mix says what each tensor gets."""
+    command = ["quantize", str(tmp_path / "m"), "--format", "gguf:Q4_K_M", "--method", "rtn"]
+    assert main([*command, "--output", str(tmp_path / "out"), *option]) == 2
+    expected = f"{name}: expected none with gguf:Q4_K_M, which sets the grid itself"
+    assert expected in capsys.readouterr().err
+    for value in ({"bits": 3}, {"group_size": 64}, {"symmetric": True}, {"layer_bits": {"*": 3}}):
+        with pytest.raises(ValueError, match=r"expected none with gguf:Q4_K_M"):
+            quantize(tmp_path / "m", tmp_path / "out", formats=["gguf:Q4_K_M"], **value)
+
+
+def test_a_run_is_repeated_by_its_settings_file(tmp_path):
+    """Without options that the format does not take."""
+    source = write_model(tmp_path / "m", "phi3")
+    command = ["quantize", str(source), "--format", "gguf:Q8_0", "--method", "rtn"]
+    report = ["--report", str(tmp_path / "run.json")]
+    assert main([*command, "--output", str(tmp_path / "one"), *report]) == 0
+    again = ["quantize", "--config", str(tmp_path / "run.toml"), "--output", str(tmp_path / "two")]
+    assert main(again) == 0
+    one, two = (next((tmp_path / name).iterdir()).read_bytes() for name in ("one", "two"))
+    assert one == two

@@ -1,0 +1,164 @@
+"""What descriptions refuse, and what they make of the files of older versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from models.described import described_config, write_described_checkpoint
+
+from numbacalib.models import Decoder, ModelConfig, open_checkpoint
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "keys of some heads": (
+        "deepseek_v3",
+        {"num_key_value_heads": 2},
+        "num_key_value_heads: expected num_attention_heads 4, got 2",
+    ),
+    "halves that turn": (
+        "deepseek_v3",
+        {"rope_interleave": False},
+        "rope_interleave: expected True, got False",
+    ),
+    "experts in some layers": (
+        "deepseek_v3",
+        {"moe_layer_freq": 2},
+        "moe_layer_freq: expected 1, got 2",
+    ),
+    "scores of V2": (
+        "deepseek_v3",
+        {"scoring_func": "softmax"},
+        "scoring_func: expected sigmoid, got 'softmax'",
+    ),
+    "groups that do not divide": (
+        "deepseek_v3",
+        {"n_group": 3},
+        "n_group: expected a divisor of 4 experts, got 3",
+    ),
+    "an odd part that turns": (
+        "deepseek_v3",
+        {"qk_rope_head_dim": 3},
+        "qk_rope_head_dim: expected an even number, got 3",
+    ),
+    "weights that sum to 1": (
+        "deepseek_v2",
+        {"norm_topk_prob": True},
+        "norm_topk_prob: expected False, got True",
+    ),
+    "groups that are not said": (
+        "deepseek_v2",
+        {"topk_method": "group_limited_greedy"},
+        "topk_method: expected n_group and topk_group beside",
+    ),
+    "no rotary parameters": (
+        "gpt_oss",
+        {"rope_scaling": ...},
+        "rope_scaling: expected the rotary embedding's parameters, found none",
+    ),
+    "biases by distance": ("falcon", {"alibi": True}, "alibi: expected false: .* got True"),
+    "one after the other": (
+        "falcon",
+        {"parallel_attn": False},
+        "parallel_attn: expected true beside new_decoder_architecture, got False",
+    ),
+    "two norms of the old": (
+        "falcon",
+        {"new_decoder_architecture": False, "num_ln_in_parallel_attn": 2},
+        "num_ln_in_parallel_attn: expected 1 without new_decoder_architecture, got 2",
+    ),
+    "norms after": (
+        "opt",
+        {"do_layer_norm_before": False},
+        "do_layer_norm_before: expected True, got False",
+    ),
+    "embeddings of another size": (
+        "opt",
+        {"word_embed_proj_dim": 32},
+        "word_embed_proj_dim: expected 64, got 32",
+    ),
+    "two parts that turn": (
+        "gpt_neox",
+        {"rotary_pct": 0.25, "partial_rotary_factor": 0.5},
+        "partial_rotary_factor and rotary_pct: expected the same, got",
+    ),
+    "kinds of layers": (
+        "llama4_text",
+        {"layer_types": ["sliding_attention", "full_attention"]},
+        "layer_types: expected 2 of chunked_attention and full_attention, got",
+    ),
+    "layers that turn": (
+        "llama4_text",
+        {"no_rope_layers": [1]},
+        r"no_rope_layers: expected 2 entries, got \[1\]",
+    ),
+    "scores of each layer": (
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True},
+        "scale_attn_by_inverse_layer_idx: expected null, or no such key, got True",
+    ),
+}
+
+
+def config_of(model_type: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """A configuration; an Ellipsis leaves a key out."""
+    config = described_config(model_type, **overrides)
+    return {key: value for key, value in config.items() if value is not ...}
+
+
+@pytest.mark.parametrize(("model_type", "overrides", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_would_be_computed_otherwise_is_refused(
+    model_type: str, overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        ModelConfig.from_hf(config_of(model_type, overrides))
+    assert "\n" not in str(caught.value)
+
+
+def test_rotary_keys_of_old_gpt_neox_files() -> None:
+    old = {"rotary_pct": 0.5, "rotary_emb_base": 5000, "head_dim": 16}
+    new = {"rope_parameters": {"rope_theta": 5000.0, "partial_rotary_factor": 0.5}, "head_dim": 16}
+    ours = [ModelConfig.from_hf(config_of("gpt_neox", given)) for given in (old, new)]
+    assert {(config.rope_theta, config.rotary_dim) for config in ours} == {(5000.0, 8)}
+
+
+def test_scores_of_latent_attention_are_of_whole_heads() -> None:
+    """And YaRN's magnitude is a factor of queries and of keys: DeepSeek V3's own 0.1147."""
+    sizes = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
+    plain = ModelConfig.from_hf(config_of("deepseek_v3", sizes))
+    assert plain.attention_scale == 192**-0.5
+    rope = {"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0}
+    rope |= {"original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1}
+    scaled = ModelConfig.from_hf(config_of("deepseek_v3", sizes | {"rope_scaling": rope}))
+    assert scaled.attention_scale == pytest.approx(192**-0.5 * (1 + 0.1 * np.log(40)) ** 2)
+
+
+@pytest.mark.parametrize(("new", "single", "expected"), [(1, 1, 2), (0, 1, 1), (0, 0, 4)])
+def test_heads_of_keys_of_falcons(new: int, single: int, expected: int) -> None:
+    flags = {"new_decoder_architecture": bool(new), "multi_query": bool(single)}
+    assert ModelConfig.from_hf(config_of("falcon", flags)).num_kv_heads == expected
+
+
+@pytest.mark.parametrize(("model_type", "most"), [("gpt2", 128), ("opt", 128)])
+def test_there_are_only_so_many_learned_positions(
+    tmp_path: Path, model_type: str, most: int
+) -> None:
+    decoder = Decoder(open_checkpoint(write_described_checkpoint(tmp_path, model_type)))
+    tokens = np.zeros((1, most + 1), np.int64)
+    assert decoder.embed(tokens[:, :-1]).shape == (1, most, 64)
+    with pytest.raises(
+        ValueError, match=f"^tokens: expected sequences of at most {most}, .* got 129"
+    ):
+        decoder.embed(tokens)
+
+
+def test_tables_of_masks_in_old_files_are_no_biases(tmp_path: Path, caplog: Any) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    file = write_described_checkpoint(tmp_path, "gpt2") / "model.safetensors"
+    mask = {"transformer.h.0.attn.bias": np.ones((1, 1, 4, 4), np.uint8)}
+    save_file(load_file(file) | mask, file)
+    checkpoint = open_checkpoint(tmp_path)
+    assert list(checkpoint.dropped) == ["model.layers.0.attn.bias"]
+    assert not caplog.records
