@@ -22,7 +22,8 @@ from numbacalib.demo.wheels import fetch_wheel, unpack_files
 from numbacalib.formats.group_lengths import group_lengths
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.models import Checkpoint, Decoder, open_checkpoint
-from numbacalib.quantizer.calibration import SavedCalibration, collect
+from numbacalib.quantizer.calibration import SavedCalibration
+from numbacalib.quantizer.collection import collect
 from numbacalib.quantizer.text import read_sequences
 
 GLASSLLM_WHEEL = (

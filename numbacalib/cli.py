@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command line: its commands, what they print and how they end."""
 
 from __future__ import annotations
@@ -6,6 +7,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +18,7 @@ import numpy as np
 
 from numbacalib.config_file import config_of, settings_of, with_config
 from numbacalib.options import command_parser
+from numbacalib.runtime.extras import extra
 from numbacalib.terminal import (
     RejectedError,
     ending_signals,
@@ -52,9 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     that was closed. Each prints one line. A closed or full standard output or error ends no run; it is
     a failure only where what it was to show is all that the command does.
     """
+    parser = command_parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow, and ends the process
+        with extra("completion"):
+            import argcomplete
+        argcomplete.autocomplete(parser)
     with guarded_streams() as output:
         try:
-            options = command_parser().parse_args(
+            options = parser.parse_args(
                 with_config(sys.argv[1:] if arguments is None else arguments)
             )
         except (ValueError, OSError) as error:
@@ -76,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ignore_signals()
                 return _fail(getattr(error, "status", INTERRUPTED), str(error) or "interrupted")
         output.flush()
-        if options.prints_result and output.lost:
+        if (options.prints_result or options.json) and output.lost:
             return _fail(FAILED, f"the result cannot be printed: standard output: {output.lost}")
     return 0
 
@@ -242,10 +250,17 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from numbacalib.quantizer.page import write_page
+    from numbacalib.quantizer.page import read_report, write_page
 
-    write_page(options.run, options.output)
-    print(f"written to {options.output}")
+    if not (options.output or options.json):
+        raise ValueError("output: expected a file for the page, or --json")
+    found = read_report(options.run)
+    if options.json:
+        print(json.dumps(found, indent=2))
+    if options.output:
+        write_page(found, options.output)
+        if not options.json:
+            print(f"written to {options.output}")
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -150,6 +150,7 @@ _NONE = {"shrinkage": "auto", "group_size": "none"}
 _NOT_OF_A_RUN = {
     "command",
     "prints_result",
+    "json",
     "output",
     "report",
     "work",

@@ -31,7 +31,8 @@ EXAMPLES = {
     "verify": """
   numbacalib verify quantized/ --against MODEL --text held-out.txt --max-kl 0.1""",
     "report": """
-  numbacalib report run.json --output run.html""",
+  numbacalib report run.json --output run.html
+  numbacalib report run.json --json""",
     "convert": """
   numbacalib convert quantized/ --format mlx --output converted/""",
 }
@@ -45,7 +46,7 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action="version", version=f"numbacalib {numbacalib.__version__}"
     )
-    parser.set_defaults(prints_result=False)
+    parser.set_defaults(prints_result=False, json=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     _add_quantize(commands)
     _add_collect(commands)
@@ -238,12 +239,9 @@ def _add_report(commands: Any) -> None:
     )
     report.add_argument("run", type=Path, help="JSON of quantize --report")
     report.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="the page; replaced if it is there",
+        "--output", type=Path, metavar="FILE", help="the page; replaced if it is there"
     )
+    report.add_argument("--json", action="store_true", help="print all that the page shows as JSON")
 
 
 def _add_demo(commands: Any) -> None:

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from numbacalib.quantizer.progress import Progress
+from numbacalib.quantizer.progress import Progress, TimeLeft
 from numbacalib.terminal import Ended, GuardedStream, ending_signals, guarded_streams
 
 
@@ -40,6 +40,43 @@ def test_a_terminal_that_is_lost_loses_the_bar_and_not_the_work(writes):
             progress.step()
     assert done == [0, 1, 2]
     assert terminal.getvalue().count("\r") <= writes
+
+
+def test_the_time_left_is_planned_and_then_measured():
+    now = [100.0]
+    left = TimeLeft([1.0, 1.0, 4.0], later=2.0, clock=lambda: now[0])
+    assert left() == 8
+    now[0] += 0.5
+    assert left() == 7.5
+    now[0] += 2.5
+    left.step()  # 3 s instead of 1
+    assert left() == 3 * 7
+    now[0] += 1
+    left.step()  # 4 s instead of 2
+    assert left() == 2 * 6
+    now[0] += 20
+    assert left() == 0
+
+
+def test_the_time_left_of_steps_that_are_alike():
+    now = [0.0]
+    left = TimeLeft([0.0] * 4, clock=lambda: now[0])
+    assert left() is None
+    now[0] += 5
+    left.step()
+    assert left() == 15
+    assert TimeLeft([])() is None
+
+
+def test_a_bar_has_what_is_done_the_rate_and_the_time_left():
+    terminal = Terminal(-1)
+    with Progress(3, terminal, unit="block", planned=[60.0] * 3, later=30.0) as progress:
+        progress.show("block 1 of 3: reading")
+        progress.step()
+    drawn = terminal.getvalue()
+    assert "block 1 of 3: reading" in drawn
+    assert "03:30 left" in drawn or "03:29 left" in drawn
+    assert "block" in drawn.partition("left, ")[2].partition("]")[0]
 
 
 def test_a_stream_that_was_closed_loses_the_bar_and_not_the_work(monkeypatch):

@@ -92,6 +92,14 @@ class Place:
         limits = [_available(), _left_of_group()]
         return min((limit for limit in limits if limit is not None), default=None)
 
+    def taken_bytes(self) -> int:
+        """Bytes of the device that the pool of memory has taken, which keeps them; 0 on the host."""
+        if self.name == "cpu":
+            return 0
+        from numbacalib.runtime import device
+
+        return device.taken_bytes()
+
     def product_dtype(self, stored: np.dtype) -> np.dtype:
         """Return the dtype of products of a weight that is stored so; their sums are float32.
 

@@ -1,6 +1,6 @@
 """A whole model: read, calibrate, quantize, write, prove, evaluate."""
 
-from numbacalib.quantizer.calibration import collect
+from numbacalib.quantizer.collection import collect
 from numbacalib.quantizer.convert import convert
 from numbacalib.quantizer.evaluation import Evaluation, evaluate
 from numbacalib.quantizer.importance import read_importance

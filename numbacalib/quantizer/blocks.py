@@ -45,12 +45,22 @@ from numbacalib.statistics import InputStatistics
 log = logging.getLogger("numbacalib")
 
 
-def quantize_blocks(job: Job, kept: Work) -> None:
-    """Quantize every block that is not finished yet, and keep it; what is outside of them comes last."""
+def quantize_blocks(
+    job: Job, kept: Work, planned: Sequence[float] = (), later: float = 0.0
+) -> None:
+    """Quantize every block that is not finished yet, and keep it; what is outside of them comes last.
+
+    It should take the seconds `planned` for each of them, and what follows `later`.
+    """
     layers = job.decoder.config.num_layers
     reports: list[LayerReport] = []
     outer = any(map(is_outer, job.grids))
-    with Progress(layers + outer, done=kept.finished) as progress, np.errstate(**SILENT):
+    with (
+        Progress(
+            layers + outer, done=kept.finished, unit="block", planned=planned, later=later
+        ) as progress,
+        np.errstate(**SILENT),
+    ):
         for index in range(layers):
             if index < kept.finished:
                 progress.show(f"block {index + 1} of {layers}: finished before")

@@ -3,56 +3,30 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.formats.imatrix import write_imatrix
-from numbacalib.formats.output_directory import new_directory
 from numbacalib.methods import ExpertInputs
-from numbacalib.models import (
-    EMBEDDINGS,
-    Checkpoint,
-    Decoder,
-    DecoderBlock,
-    Place,
-    open_checkpoint,
-    open_place,
-)
+from numbacalib.models import Checkpoint, Decoder, DecoderBlock
 from numbacalib.models.experts import Experts
 from numbacalib.models.layer_tensors import Stage, stages
 from numbacalib.models.parts import Parts
-from numbacalib.ops.matrix import copied, to_host
+from numbacalib.ops.matrix import copied
 from numbacalib.quantizer.expert_calibration import expert_groups
-from numbacalib.quantizer.fingerprint import hash_tensors, require_same_model, write_fingerprint
-from numbacalib.quantizer.preflight import require_space, statistics_bytes
-from numbacalib.quantizer.progress import Progress
-from numbacalib.quantizer.settings import check_sequences
+from numbacalib.quantizer.fingerprint import require_same_model
 from numbacalib.quantizer.stages import require_range, run_stages
-from numbacalib.quantizer.text import read_sequences
-from numbacalib.runtime.extras import extra
+from numbacalib.quantizer.work import block_file
 from numbacalib.runtime.finite import require_finite
-from numbacalib.statistics import (
-    InputStatistics,
-    load_statistics,
-    save_statistics,
-    stored_channels,
-)
+from numbacalib.statistics import InputStatistics, load_statistics, stored_channels
 
 SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
 """Arguments of `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy."""
 
 log = logging.getLogger("numbacalib")
-
-TRIAL_TOKENS = 4096
-"""Tokens of the batch by which a run's time is measured ahead: a GPU takes a whole text at once."""
-IMATRIX = "imatrix.gguf"
-"""Name of the importance file beside the statistics."""
-
 
 Group = Sequence[tuple[Stage, InputStatistics | ExpertInputs | None]]
 """Stages whose layers are equal, with what is known of their inputs; None without a calibration."""
@@ -152,18 +126,21 @@ class TextCalibration:
         return found
 
     @property
-    def trial_tokens(self) -> int:
-        """Tokens of `trial`."""
-        return math.prod(self._few().shape[:2])
+    def sequence_length(self) -> int:
+        """Tokens of a sequence."""
+        return int(self._first_part().shape[1])
 
-    def _few(self) -> Any:
-        """Sequences of about `TRIAL_TOKENS` tokens."""
-        part = next(iter(self._hidden))
-        return part[: max(1, TRIAL_TOKENS // part.shape[1])]
+    @property
+    def trial_sequences(self) -> int:
+        """Sequences of a batch."""
+        return len(self._first_part())
 
-    def trial(self, block: DecoderBlock) -> dict[Stage, Any]:
-        """Statistics of a few sequences alone, by stage; the text does not move on."""
-        part = Parts([copied(self._few())])
+    def _first_part(self) -> Any:
+        return next(iter(self._hidden))
+
+    def trial(self, block: DecoderBlock, sequences: int) -> dict[Stage, Any]:
+        """Statistics of the first sequences alone, by stage; the text does not move on."""
+        part = Parts([copied(self._first_part()[:sequences])])
         found = dict(run_stages(block, self._decoder, part))
         for _ in self._expert_groups(block, part):
             pass
@@ -212,7 +189,7 @@ class SavedCalibration:
         return [(stage, saved[f"{block.name}.{stage[0]}"].moved(like)) for stage in block.stages]
 
     def _file(self, index: int) -> Path:
-        return self._directory / _file_name(index)
+        return block_file(self._directory, index)
 
     def stages(
         self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
@@ -223,109 +200,3 @@ class SavedCalibration:
 
     def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
         """See `Calibration`: no block depends on the one before."""
-
-
-def collect(
-    model: str | Path,
-    output: str | Path,
-    *,
-    text: Sequence[str | Path],
-    samples: int = 64,
-    sequence_length: int = 512,
-    device: str = "auto",
-    clean: bool = False,
-) -> None:
-    """Run a text through a model and save the statistics of all its linear layers' inputs.
-
-    Parameters
-    ----------
-    model : path
-        A Hugging Face directory or a GGUF file.
-    output : path
-        Absent, or an empty directory: one file a decoder block, `IMATRIX` for
-        ``llama-quantize --imatrix``, and a fingerprint of the model. It appears when it is complete.
-    text, samples, sequence_length, device, clean
-        As in `numbacalib.quantizer.quantize`.
-
-    Raises
-    ------
-    ValueError, TypeError, OSError
-        If an input does not fit, or there is no room for the output; nothing has been written then.
-    ModuleNotFoundError
-        If a package of the extra `models` is missing.
-
-    Examples
-    --------
-    >>> from numbacalib.quantizer import Settings, collect, quantize
-    >>> collect("model", "collected", text=["text.txt"], samples=2, sequence_length=32)
-    >>> for bits in (4, 3):
-    ...     settings = Settings(bits=bits, group_size=32)
-    ...     _ = quantize("model", f"model-{bits}bit", statistics="collected", settings=settings)
-    """
-    with extra("models"):  # what is missing is missed now, not after the last block
-        import gguf  # noqa: F401
-        import safetensors  # noqa: F401
-
-    check_sequences(samples, sequence_length)
-    place = open_place(device)
-    with new_directory(output, clean=clean) as directory:
-        _write_statistics(directory, model, text, samples, sequence_length, place)
-
-
-def _write_statistics(
-    directory: Path,
-    model: str | Path,
-    text: Sequence[str | Path],
-    samples: int,
-    sequence_length: int,
-    place: Place,
-) -> None:
-    """Do what `collect` does, into a directory."""
-    checkpoint = open_checkpoint(model)
-    if checkpoint.config.mixture is not None:
-        raise ValueError(
-            f"{model}: expected a model without experts, whose statistics by the tokens that are routed "
-            "to each are not saved: give quantize the text"
-        )
-    decoder = Decoder(checkpoint, place=place)
-    require_space({directory: statistics_bytes(checkpoint)})
-    tokens = read_sequences(checkpoint, text, sequence_length, samples)
-    layers = decoder.config.num_layers
-    with Progress(layers) as progress, np.errstate(**SILENT):
-        hidden = decoder.states(tokens)
-        hashes = hash_tensors(checkpoint, [EMBEDDINGS])
-        squares = {}
-        for index in range(layers):
-            progress.show(f"block {index + 1} of {layers}")
-            block = decoder.block(index)
-            hashes |= hash_tensors(checkpoint, decoder.block_tensors(index))
-            checkpoint.check_unchanged()
-            found = {
-                f"{block.name}.{kind}": statistics
-                for stage, statistics in run_stages(block, decoder, hidden)
-                for kind in stage
-            }
-            save_statistics(directory / _file_name(index), found)
-            for name, inputs in found.items():
-                squares[name] = _Squares(inputs.tokens, to_host(inputs.mean_square))
-            progress.step(f"block {index + 1} of {layers}")
-        datasets = [Path(file).name for file in text]
-        write_imatrix(
-            directory / IMATRIX,
-            squares,
-            datasets=datasets,
-            chunk_size=sequence_length,
-            model_type=checkpoint.config.model_type,
-        )
-        write_fingerprint(directory, checkpoint, hashes)
-
-
-class _Squares(NamedTuple):
-    """Squared inputs of a layer for an importance file, once its Hessian is on disk."""
-
-    tokens: int
-    mean_square: NDArray[np.float32]
-
-
-def _file_name(index: int) -> str:
-    return f"block-{index:04d}.safetensors"

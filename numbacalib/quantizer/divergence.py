@@ -44,7 +44,7 @@ def divergences(
         for (start, _, p), (_, _, q) in tiles:
             own, others, part = to_host(p), to_host(q), sums[:, start : start + len(p)]
             runs = [slice(first, first + ROWS) for first in range(0, len(own), ROWS)]
-            calls = [threads.submit(_add, own[run], others[run], part[:, run]) for run in runs]
+            calls = [threads.submit(add_tile, own[run], others[run], part[:, run]) for run in runs]
             for call in calls:
                 call.result()
     top_p, top_q, sum_p, sum_q, difference = sums
@@ -52,7 +52,7 @@ def divergences(
     return np.maximum(found, 0.0).reshape(shape)  # never negative but by rounding
 
 
-def _add(p: NDArray[np.float32], q: NDArray[np.float32], sums: NDArray[np.float64]) -> None:
+def add_tile(p: NDArray[np.float32], q: NDArray[np.float32], sums: NDArray[np.float64]) -> None:
     """Add a part of the vocabulary, of logits [n, v], to sums that are relative to the largest so far.
 
     The sums are those largest logits of both, ``sum e^p``, ``sum e^q`` and ``sum e^p (p - q)``.

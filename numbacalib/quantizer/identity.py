@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import numbacalib
-from numbacalib.formats.format import Format
 from numbacalib.models import Checkpoint, Place
 from numbacalib.models.input_files import InputFiles
 from numbacalib.quantizer.settings import Settings
@@ -26,20 +25,24 @@ _MOST = 5
 
 
 def identity_of(
-    checkpoint: Checkpoint,
-    settings: Settings,
-    formats: Sequence[Format],
-    place: Place,
-    tokens: NDArray[np.integer] | None,
+    checkpoint: Checkpoint, place: Place, tokens: NDArray[np.integer] | None, **others: Any
 ) -> dict[str, Any]:
-    """Return what a run's output depends on, as JSON has it; `stamps_of` has the rest.
+    """Return what a run's output depends on, as JSON has it.
 
     The model's files are told by size and time of modification, as a run tells whether they change under
     it: to read all weights before the first block would take longer than a GPU takes to quantize them.
     The text is told by its tokens, so that its files may move.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    place : Place
+    tokens : integer array [S, T] or None
+        Of calibration.
+    **others
+        What else the output depends on, by names for messages.
     """
     root = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    own = asdict(settings) | {"scale_dtype": np.dtype(settings.scale_dtype).name}
     text = None
     if tokens is not None:
         digest = hashlib.sha256(np.ascontiguousarray(tokens, np.int64).data).hexdigest()
@@ -47,12 +50,16 @@ def identity_of(
     found = {
         "version": {"numbacalib": numbacalib.__version__, **_versions()},
         "device": place.name.partition(":")[0],
-        "settings": own,
-        "formats": [each.name for each in formats],
+        **others,
         "model": checkpoint.files.stamps(root),
         "text": text,
     }
     return dict(json.loads(json.dumps(found)))
+
+
+def settings_as_json(settings: Settings) -> dict[str, Any]:
+    """Return settings by name, as JSON can have them."""
+    return asdict(settings) | {"scale_dtype": np.dtype(settings.scale_dtype).name}
 
 
 def stamps_of(**paths: str | Path | None) -> dict[str, dict[str, list[int]] | None]:

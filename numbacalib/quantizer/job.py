@@ -20,7 +20,7 @@ from numbacalib.models import Checkpoint, Decoder, Place, TensorInfo
 from numbacalib.models.layer_tensors import expert_stages, stages
 from numbacalib.quantizer.budget import check_formats, grids_within
 from numbacalib.quantizer.calibration import Calibration, SavedCalibration, TextCalibration
-from numbacalib.quantizer.identity import identity_of, stamps_of
+from numbacalib.quantizer.identity import identity_of, settings_as_json, stamps_of
 from numbacalib.quantizer.importance import read_importance
 from numbacalib.quantizer.memory import Demand
 from numbacalib.quantizer.outer import is_outer, outer_layers
@@ -123,8 +123,14 @@ def open_job(
             raise ValueError("size: expected a text, whose inputs say what bits each layer needs")
         asked = grids_within(decoder, tokens, settings, stored, weights, asked)
         grids = _grids(settings, stored, weights, asked)
-    identity = identity_of(checkpoint, settings, formats, place, tokens)
-    identity |= stamps_of(statistics=inputs.statistics, importance=inputs.importance)
+    identity = identity_of(
+        checkpoint,
+        place,
+        tokens,
+        settings=settings_as_json(settings),
+        formats=[each.name for each in formats],
+        **stamps_of(statistics=inputs.statistics, importance=inputs.importance),
+    )
     return Job(
         checkpoint=checkpoint,
         decoder=decoder,

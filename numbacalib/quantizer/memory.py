@@ -49,19 +49,24 @@ class Demand:
         dtype = decoder.checkpoint.info(EMBEDDINGS).dtype
         return cls(decoder.config, decoder.place, settings, layers, dtype, calibrated)
 
+    @property
+    def on_host(self) -> bool:
+        """True where the model runs on the host."""
+        return self.place.name == "cpu"
+
     def must_stream(self, tokens: int) -> bool:
         """Return whether the residual stream of so many tokens has no room on a device, but would pass it.
 
         Where there is room for neither, the run is refused: `numbacalib.quantizer.plan.require_memory`.
         """
         free = self.place.free_bytes()
-        if self.place.name == "cpu" or free is None or self.working_bytes(tokens) <= free:
+        if self.on_host or free is None or self.working_bytes(tokens) <= free:
             return False
         return self.working_bytes(tokens, streamed=True) < self.working_bytes(tokens)
 
     def least_bytes(self, tokens: int) -> int:
         """Bytes of `working_bytes` in whichever way takes less."""
-        ways = [False] if self.place.name == "cpu" else [False, True]
+        ways = [False] if self.on_host else [False, True]
         return min(self.working_bytes(tokens, streamed=way) for way in ways)
 
     def working_bytes(self, tokens: int, *, streamed: bool = False) -> int:
@@ -70,10 +75,10 @@ class Demand:
         most = max(self._block_bytes(index, tokens, streamed) for index in blocks)
         if any(map(is_outer, self.layers)):
             most = max(most, self._outer_bytes(tokens))
-        return int(most if self.place.name == "cpu" else _MARGIN * most)
+        return int(most if self.on_host else _MARGIN * most)
 
     def pinned_bytes(self, tokens: int) -> int:
-        """Bytes of the host's memory that a residual stream takes where it passes the device."""
+        """Bytes of the host that a residual stream takes: its own, or of one that passes a device."""
         return self._streams * 4 * tokens * self.config.hidden_size
 
     @property

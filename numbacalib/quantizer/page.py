@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from numbacalib.formats.durable import write_whole
 from numbacalib.quantizer.preflight import in_units
+from numbacalib.quantizer.shown import BYTES, SECONDS, Row, shown
 from numbacalib.runtime.extras import extra
 
 _STYLE = """
@@ -20,143 +20,144 @@ td, th { border-bottom: 1px solid #ccc; padding: .2em .8em; text-align: left; }
 td + td { text-align: right; }
 .warning { background: #fff3cd; padding: .3em .8em; }
 """
+_HEADERS = {"plan": ("", "planned", "taken")}
 
 
-def write_page(run: str | Path, page: str | Path) -> None:
-    """Make a page of what ``--report`` wrote.
+def read_report(run: str | Path) -> dict[str, Any]:
+    """Read all that a page shows of what ``--report`` wrote.
 
     Parameters
     ----------
     run : path
         The JSON of a `RunReport`.
-    page : path
-        The HTML file to write.
+
+    Returns
+    -------
+    dict
+        As `numbacalib.quantizer.shown.shown` has it.
 
     Raises
     ------
     ValueError
         If it is no such JSON.
     OSError
-        If a file cannot be read or written.
-    ModuleNotFoundError
-        If plotly is not installed.
+        If it cannot be read.
     """
     file = Path(run)
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-        text = _page(report)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return shown(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
             f"{file}: expected the JSON that --report writes ({type(error).__name__}: {error})"
         ) from None
+
+
+def write_page(found: Mapping[str, Any], page: str | Path) -> None:
+    """Write what `read_report` found as a page.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    ModuleNotFoundError
+        If plotly is not installed.
+    """
+    text = _page(found)
     write_whole(Path(page), lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def _page(report: Mapping[str, Any]) -> str:
+def _page(found: Mapping[str, Any]) -> str:
+    tables = {name: _table(name, rows) for name, rows in found["tables"].items()}
     parts = [
-        f"<h1>{html.escape(report['model'])}</h1>",
-        f"<p>quantized by numbacalib {html.escape(report['version'])} on {html.escape(report['device'])}, "
-        f"to {html.escape(', '.join(report['formats']))} in {html.escape(report['output'])}</p>",
-        *(f'<p class="warning">{html.escape(text)}</p>' for text in report["warnings"]),
-        _table("sizes", _sizes(report)),
-        _table("loss", _losses(report)),
-        _table("plan", _plan(report), ("", "planned", "taken")),
-        *_charts(report),
-        _table("settings", sorted(report["settings"].items())),
+        f"<h1>{html.escape(found['model'])}</h1>",
+        f"<p>quantized by numbacalib {html.escape(found['version'])} on {html.escape(found['device'])}, "
+        f"to {html.escape(', '.join(found['formats']))} in {html.escape(found['output'])}</p>",
+        *(f'<p class="warning">{html.escape(text)}</p>' for text in found["warnings"]),
+        *(tables[name] for name in ("sizes", "loss", "plan")),
+        *_charts(found["charts"]),
+        tables["settings"],
     ]
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>'
-        f"{html.escape(report['model'])}</title><style>{_STYLE}</style></head>\n"
+        f"{html.escape(found['model'])}</title><style>{_STYLE}</style></head>\n"
         f"<body>\n{body}\n</body></html>\n"
     )
 
 
-def _sizes(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [
-        ("bits a weight", f"{report['bits_a_weight']:.3f}"),
-        ("layers", str(len(report["layers"]))),
-        ("model", in_units(report["original_bytes"])),
-        ("output", in_units(report["output_bytes"])),
-    ]
-
-
-def _losses(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the findings on the held-out text; none where there was none."""
-    found = report["proofs"][0]["evaluation"]
-    if found is None:
-        return []
-    names = {
-        "loss": "loss, nats a token",
-        "original_loss": "loss of the original",
-        "kl": "KL to the original",
-    }
-    rows = [(text, f"{found[name]:.4f}") for name, text in names.items() if found[name] is not None]
-    return [*rows, ("tokens", str(found["tokens"]))]
-
-
-def _plan(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    plan, taken = report["plan"], report["seconds"]
-    rows = [
-        (name, f"{seconds:.1f} s", f"{taken[name]:.1f} s")
-        for name, seconds in plan["seconds"].items()
-    ]
-    rows.append(("memory", in_units(plan["peak_bytes"]), in_units(report["peak_bytes"])))
-    rows.append(("output", in_units(plan["output_bytes"]), in_units(report["output_bytes"])))
-    return rows
-
-
-def _table(name: str, rows: Iterable[Sequence[Any]], header: Sequence[str] = ()) -> str:
+def _table(name: str, rows: Sequence[Row]) -> str:
     cells = [
-        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+        "<tr>"
+        + "".join(
+            f"<td>{html.escape(cell)}</td>" for cell in (row.name, *map(_text(row), row.values))
+        )
+        + "</tr>"
         for row in rows
     ]
     if not cells:
         return ""
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    head = f"<tr>{top}</tr>" if header else ""
+    top = "".join(f"<th>{cell}</th>" for cell in _HEADERS.get(name, ()))
+    head = f"<tr>{top}</tr>" if top else ""
     return f'<h2>{name}</h2>\n<table id="{name}">{head}{"".join(cells)}</table>'
 
 
-def _charts(report: Mapping[str, Any]) -> list[str]:
+def _text(row: Row) -> Any:
+    """Function that makes text of a row's values."""
+    if row.unit == BYTES:
+        return in_units
+    if row.unit == SECONDS:
+        return "{:.1f} s".format
+    return lambda value: f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _charts(found: Mapping[str, Any]) -> list[str]:
     """Charts in their order, the first with plotly's script, which all need."""
     with extra("page"):
         import plotly.graph_objects as go
         from plotly.io import to_html
 
-    figures = {
-        "layers": _heat_map(report["layers"], go),
-        "clipped": go.Figure(
-            go.Histogram(x=[100 * (layer["clipped"] or 0) for layer in report["layers"]]),
-            {"title": "share of weights past the ends of their grids, % of a layer"},
-        ),
-        "time": go.Figure(
-            go.Bar(x=list(report["seconds"].values()), y=list(report["seconds"]), orientation="h"),
-            {"title": "time by phase, s"},
-        ),
-    }
-    found = {name: figure for name, figure in figures.items() if figure is not None}
+    layers, experts, time = found["layers"], found["experts"], found["time"]
+    figures = {}
+    if layers["kinds"]:
+        traces = go.Heatmap(z=layers["ratios"], x=layers["blocks"], y=layers["kinds"])
+        figures["layers"] = _figure(
+            go, traces, "loss over that of rounding to the nearest", "block"
+        )
+    weights, scales = (_histogram(go, found[name]) for name in ("weights", "scales"))
+    figures["weights"] = _figure(
+        go, weights, "quantized weights", "over the root mean square of their layer's"
+    )
+    figures["scales"] = _figure(go, scales, "scales", "")
+    figures["scales"].update_xaxes(type="log")
+    clipped = go.Histogram(x=found["clipped"])
+    figures["clipped"] = _figure(
+        go, clipped, "share of weights past the ends of their grids", "% of a layer's"
+    )
+    if experts["experts"]:
+        traces = go.Heatmap(z=experts["tokens"], x=experts["experts"], y=experts["blocks"])
+        figures["experts"] = _figure(go, traces, "tokens of the experts of each block", "expert")
+    traces = go.Bar(base=time["begins"], x=time["seconds"], y=time["phases"], orientation="h")
+    figures["time"] = _figure(go, traces, "time line", "s")
+    figures["time"].update_yaxes(autorange="reversed")
     return [
         to_html(figure, full_html=False, include_plotlyjs=not index, div_id=f"chart-{name}")
-        for index, (name, figure) in enumerate(found.items())
+        for index, (name, figure) in enumerate(figures.items())
     ]
 
 
-def _heat_map(layers: Sequence[Mapping[str, Any]], go: Any) -> Any:
-    """Loss over that of rounding to the nearest, by block and projection; of experts the median."""
-    ratios: dict[tuple[str, int], list[float]] = {}
-    for layer in layers:
-        if layer["loss"] is not None and layer["rtn_loss"] and ".layers." in layer["name"]:
-            _, _, block, *rest = layer["name"].split(".")
-            kind = ".".join("*" if part.isdecimal() else part for part in rest)
-            ratios.setdefault((kind, int(block)), []).append(layer["loss"] / layer["rtn_loss"])
-    if not ratios:
-        return None
-    kinds = list(dict.fromkeys(kind for kind, _ in ratios))
-    blocks = sorted({block for _, block in ratios})
-    values = [
-        [median(found) if (found := ratios.get((kind, block))) else None for block in blocks]
-        for kind in kinds
+def _figure(go: Any, traces: Any, title: str, axis: str) -> Any:
+    return go.Figure(traces, {"title": title, "xaxis": {"title": {"text": axis}}})
+
+
+def _histogram(go: Any, found: Mapping[str, Any]) -> list[Any]:
+    """Shares of each kind's values that are in each bin, as steps."""
+    edges = found["edges"]
+    return [
+        go.Scatter(
+            x=edges[:-1],
+            y=[count / (sum(counts) or 1) for count in counts],
+            name=kind,
+            line={"shape": "hv"},
+        )
+        for kind, counts in found["counts"].items()
     ]
-    title = "loss over that of rounding to the nearest"
-    return go.Figure(go.Heatmap(z=values, x=blocks, y=kinds), {"title": title})

@@ -24,6 +24,7 @@ from numbacalib.models import open_checkpoint, open_place
 from numbacalib.models.hub import revision_of
 from numbacalib.quantizer.ahead import compiled_ahead
 from numbacalib.quantizer.blocks import quantize_blocks
+from numbacalib.quantizer.distributions import Distributions
 from numbacalib.quantizer.job import Inputs, Job, asked_grid, open_job
 from numbacalib.quantizer.plan import Plan, make_plan, out_of_memory, require_memory
 from numbacalib.quantizer.preflight import peak_memory, require_space
@@ -161,7 +162,7 @@ def quantize(
                 with clock.phase("quantizing"):
                     _quantize_blocks(job, kept, plan)
                 with clock.phase("writing"):
-                    layers = _write_layers(job, kept, writers)
+                    layers, counted = _write_layers(job, kept, writers)
                     stack.close()
             with clock.phase("proving"):
                 proofs = [
@@ -182,7 +183,11 @@ def quantize(
         output_bytes=writers[0].planned_bytes,
         resumed_blocks=kept.finished,
         seconds=clock.seconds,
+        begins=clock.begins,
         peak_bytes=peak_memory(),
+        device_bytes=place.taken_bytes(),
+        weights=counted.weights,
+        scales=counted.scales,
         plan=plan,
         proofs=proofs,
         warnings=warnings,
@@ -202,14 +207,16 @@ def _writers(
     blocks = job.decoder.config.num_layers
     left = kept_bytes(job.weights, job.grids) * max(0, blocks - kept.finished) // blocks
     output = paths[0].parent if paths[1:] else paths[0]
-    require_space({output: sum(writer.planned_bytes for writer in writers), kept.directory: left})
+    planned = {output: sum(writer.planned_bytes for writer in writers), kept.directory: left}
+    require_space(planned, ("--output", "--work"))
     return writers
 
 
 def _quantize_blocks(job: Job, kept: Work, plan: Plan) -> None:
     """Quantize the blocks, or raise a MemoryError once all that was held for them is free again."""
     try:
-        quantize_blocks(job, kept)
+        later = sum(plan.seconds.values()) - plan.seconds["quantizing"]
+        quantize_blocks(job, kept, plan.block_seconds, later)
         return
     except MemoryError as found:
         error = found.with_traceback(None)  # whose frames hold arrays
@@ -228,9 +235,14 @@ def _plan(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> Plan:
     return plan
 
 
-def _write_layers(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> list[LayerReport]:
-    """Hand all blocks that are kept to the writers; return their reports, with what the layers take."""
-    reports = []
+def _write_layers(
+    job: Job, kept: Work, writers: Sequence[ModelWriter]
+) -> tuple[list[LayerReport], Distributions]:
+    """Hand all blocks that are kept to the writers.
+
+    Returns the layers' reports, with the bytes that each takes, and how weights and scales are distributed.
+    """
+    reports, counted = [], Distributions()
     for block in kept.blocks():
         for name, vector in block.vectors.items():
             for writer in writers:
@@ -239,8 +251,9 @@ def _write_layers(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> list[
             stored = [
                 writer.add_layer(report.name, block.layers[report.name]) for writer in writers
             ]
+            counted.add(report.name, block.layers[report.name])
             reports.append(replace(report, stored_bytes=stored[0]))
-    return reports
+    return reports, counted
 
 
 def _settings(settings: Settings | None, options: Mapping[str, Any]) -> Settings:

@@ -6,7 +6,7 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from numbacalib.models import Checkpoint
@@ -25,23 +25,30 @@ def statistics_bytes(checkpoint: Checkpoint) -> int:
     return total
 
 
-def require_space(planned: Mapping[Path, int]) -> None:
+def require_space(planned: Mapping[Path, int], options: Sequence[str] = ("--output",)) -> None:
     """Check that there is room for what is to be written to directories.
+
+    Parameters
+    ----------
+    planned : mapping of Path to int
+        Bytes by directory.
+    options : sequence of str
+        Names of what says where each directory is.
 
     Raises
     ------
     OSError
-        If a file system has less than what goes there; one line with both numbers.
+        If a file system has less than what goes there; one line with both numbers and what would fit.
     """
     together: dict[int, int] = {}
-    for directory, size in planned.items():
+    for (directory, size), option in zip(planned.items(), options, strict=True):
         system = directory.stat().st_dev
         together[system] = together.get(system, 0) + size
         usage = shutil.disk_usage(directory)
         if usage.total and usage.free < together[system]:  # network file systems may not know
             raise OSError(
                 f"{directory.parent}: expected room for {in_units(together[system])}, "
-                f"found {in_units(usage.free)} free"
+                f"found {in_units(usage.free)} free: {option} on another file system would do"
             )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from numbacalib.formats.durable import write_whole
 from numbacalib.methods import LayerReport
+from numbacalib.quantizer.distributions import Histogram
 from numbacalib.quantizer.evaluation import Evaluation
 from numbacalib.quantizer.plan import Plan
 from numbacalib.quantizer.preflight import in_units
@@ -55,8 +56,15 @@ class RunReport:
     """Blocks that a killed run had finished."""
     seconds: dict[str, float]
     """By phase, of this run."""
+    begins: dict[str, float]
+    """Seconds from the start at which phases began."""
     peak_bytes: int
     """Most memory of the host that the process has held."""
+    device_bytes: int
+    """Most memory of the device that the process has taken; 0 on the host."""
+    weights: Histogram
+    """Of a sample of the quantized weights, over the root mean square of their layer's."""
+    scales: Histogram
     plan: Plan
     """Plan of the run, with what all of this was expected to be."""
     proofs: list[Proof]
@@ -96,14 +104,19 @@ class RunReport:
             f"{self.original_bytes / 1e6:.1f} MB before, {self.output_bytes / 1e6:.1f} MB after; "
             f"{sum(self.seconds.values()):.1f} s",
             f"planned {sum(self.plan.seconds.values()):.1f} s and "
-            f"{in_units(self.plan.peak_bytes)} of memory, took {self.planned_seconds:.1f} s and "
-            f"{in_units(self.peak_bytes)}",
+            f"{_memory(self.plan.peak_bytes, self.plan.device_bytes)}, took "
+            f"{self.planned_seconds:.1f} s and {_memory(self.peak_bytes, self.device_bytes)}",
         ]
         lines += worst_layers(self.layers)
         for proof in self.proofs[:1]:
             if proof.evaluation is not None:
                 lines.append(f"held-out text: {evaluation_line(proof.evaluation)}")
         return "\n".join(lines)
+
+
+def _memory(host: int, device: int) -> str:
+    there = f" and {in_units(device)} on the device" if device else ""
+    return f"{in_units(host)} of memory{there}"
 
 
 def save_layers(path: str | Path, layers: Sequence[LayerReport]) -> None:
@@ -150,19 +163,24 @@ class Clock:
     Attributes
     ----------
     seconds : dict of str to float
+    begins : dict of str to float
+        When each phase began, in seconds from the clock's own start.
     """
 
     def __init__(self) -> None:
+        self._start = time.monotonic()
         self.seconds: dict[str, float] = {}
+        self.begins: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time that the ``with`` statement takes to a phase."""
+        """Measure the time that the ``with`` statement takes."""
         begin = time.monotonic()
+        self.begins[name] = begin - self._start
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begin
+            self.seconds[name] = time.monotonic() - begin
 
 
 @contextmanager

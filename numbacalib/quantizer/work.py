@@ -75,18 +75,17 @@ class Work:
         self._pending: Future[None] | None = None
 
     def save(self, index: int, block: FinishedBlock) -> None:
-        """Keep a block; it is written while the next one is worked on.
+        """Keep a block, which nobody changes after; it is written while the next one is worked on.
 
         Raises
         ------
         OSError
             If the disk refused this block's predecessor.
         """
-        tensors = {name: StoredTensor.of(array) for name, array in _arrays_of(block).items()}
         self.settle()
-        file = _file(self.directory, index)
+        file = block_file(self.directory, index)
         self._pending = self._writer.submit(
-            write_whole, file, lambda path: write_safetensors(path, tensors)
+            write_whole, file, lambda path: write_safetensors(path, _tensors_of(block))
         )
 
     def settle(self) -> None:
@@ -113,7 +112,7 @@ class Work:
         ValueError
             If its file is damaged.
         """
-        file = _file(self.directory, index)
+        file = block_file(self.directory, index)
         files = InputFiles()
         arrays = {}
         for name, entry in read_header(files, file).items():
@@ -216,16 +215,21 @@ def _remove(directory: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _file(directory: Path, index: int) -> Path:
+def block_file(directory: Path, index: int) -> Path:
+    """Path of what is kept of a block."""
     return directory / _BLOCKS.replace("*", f"{index:04d}")
 
 
 def _count(directory: Path) -> int:
     """Blocks that are finished, from the first on."""
     count = 0
-    while _file(directory, count).is_file():
+    while block_file(directory, count).is_file():
         count += 1
     return count
+
+
+def _tensors_of(block: FinishedBlock) -> dict[str, StoredTensor]:
+    return {name: StoredTensor.of(array) for name, array in _arrays_of(block).items()}
 
 
 def _arrays_of(block: FinishedBlock) -> dict[str, NDArray[Any]]:

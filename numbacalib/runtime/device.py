@@ -40,7 +40,7 @@ if TYPE_CHECKING or not SIMULATED:
         write,
         zeros,
     )
-    from numbacalib.runtime.memory import give_back
+    from numbacalib.runtime.memory import give_back, taken_bytes
     from numbacalib.runtime.packed_launch import PACKED, launch
     from numbacalib.runtime.readings import start_reading
     from numbacalib.runtime.transfers import Transfers
@@ -68,6 +68,7 @@ else:
         result,
         start_reading,
         stream_handle,
+        taken_bytes,
         total_bytes,
         write,
         zeros,
@@ -101,6 +102,7 @@ __all__ = [
     "sized",
     "start_reading",
     "stream_handle",
+    "taken_bytes",
     "total_bytes",
     "write",
     "zeros",

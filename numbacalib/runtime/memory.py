@@ -147,6 +147,13 @@ def room() -> Room:
     return Room(min(free, limit - pool.used_bytes()), min(limit, total), limited=True)
 
 
+def taken_bytes() -> int:
+    """Return how many bytes of the current device CuPy's pool has taken from the driver, and keeps."""
+    from cupy import get_default_memory_pool
+
+    return int(get_default_memory_pool().total_bytes())
+
+
 def give_back() -> None:
     """Give what was freed back to the driver, as far as CuPy's pool has it."""
     if has_cupy():

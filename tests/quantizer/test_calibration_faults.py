@@ -10,7 +10,7 @@ from models.tiny import TEXT, tiny_tokenizer, write_tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 
 from numbacalib.cli import main
-from numbacalib.quantizer import Settings, blocks, calibration, job, quantize
+from numbacalib.quantizer import Settings, blocks, collection, job, quantize
 from numbacalib.statistics import GradientStatistics, save_fisher
 
 SHORT = ["--samples", "4", "--sequence-length", "32"]
@@ -276,7 +276,7 @@ def test_a_file_that_changes_under_the_run_ends_it(
 
     module, name = {
         "quantize": (job, "read_split"),
-        "collect": (calibration, "read_sequences"),
+        "collect": (collection, "read_sequences"),
     }[command]
     tokens = getattr(module, name)
     monkeypatch.setattr(module, name, touch)

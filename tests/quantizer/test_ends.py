@@ -14,7 +14,7 @@ from models.tiny_gguf import tokenizer_metadata, write_gguf
 from numbacalib.cli import main
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import open_checkpoint
-from numbacalib.quantizer import blocks, calibration, pipeline
+from numbacalib.quantizer import blocks, collection, pipeline
 from numbacalib.quantizer.preflight import require_space
 
 RTN = ["--method", "rtn", "--group-size", "32"]
@@ -41,7 +41,7 @@ def no_block(monkeypatch):
         pytest.fail("a block was reached")
 
     monkeypatch.setattr(blocks, "quantize_group", reached)
-    monkeypatch.setattr(calibration, "run_stages", reached)
+    monkeypatch.setattr(collection, "run_stages", reached)
 
 
 def run(*arguments):
@@ -105,7 +105,7 @@ def test_too_little_space_names_both_numbers(tmp_path, model, text, capsys, monk
     assert run(command, model, "--text", text, *SHORT, "--output", output) == 1
     error = capsys.readouterr().err
     assert_one_line(error, f"{tmp_path}: expected room for ")
-    assert "kB, found 1.23 kB free" in error
+    assert "kB, found 1.23 kB free: --output on another file system would do" in error
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -113,7 +113,7 @@ def test_too_little_space_names_both_numbers(tmp_path, model, text, capsys, monk
 def test_the_planned_size_is_the_size(tmp_path, monkeypatch, options):
     model = write_tiny_checkpoint(tmp_path / "model", dtype="bfloat16")
     planned = []
-    monkeypatch.setattr(pipeline, "require_space", lambda sizes: planned.extend(sizes.values()))
+    monkeypatch.setattr(pipeline, "require_space", lambda sizes, _: planned.extend(sizes.values()))
     assert run("quantize", model, *options, "--output", tmp_path / "out") == 0
     checkpoint = open_checkpoint(tmp_path / "out")
     sizes = {name: checkpoint.tensor(name).nbytes for name in checkpoint.names()}
@@ -127,7 +127,7 @@ def test_the_planned_size_of_statistics_is_their_size(tmp_path, model, text, mon
     from safetensors.numpy import load_file
 
     planned = []
-    monkeypatch.setattr(calibration, "require_space", lambda sizes: planned.extend(sizes.values()))
+    monkeypatch.setattr(collection, "require_space", lambda sizes: planned.extend(sizes.values()))
     assert run("collect", model, "--text", text, *SHORT, "--output", tmp_path / "out") == 0
     files = [load_file(file) for file in (tmp_path / "out").glob("block-*.safetensors")]
     stored = sum(

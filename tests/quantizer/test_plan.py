@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from models.tiny import TEXT, write_tiny_checkpoint
@@ -10,7 +11,7 @@ from models.tiny import TEXT, write_tiny_checkpoint
 import numbacalib
 from numbacalib.cli import main
 from numbacalib.models.place import Place
-from numbacalib.quantizer import blocks, pipeline, plan
+from numbacalib.quantizer import blocks, pipeline, plan, trial
 
 SHORT = ["--samples", "4", "--sequence-length", "32", "--group-size", "32"]
 
@@ -50,10 +51,18 @@ def test_the_plan_alone_writes_nothing(tmp_path, model, text, capsys, monkeypatc
     lines = printed.out.splitlines()
     assert len(lines) == 3
     assert all(line.startswith("plan: ") for line in lines)
-    assert f"plan: {21 if options[:1] == ['--skip'] else 28} layers at 4." in lines[0]
+    count = 21 if options[:1] == ["--skip"] else 28
+    assert lines[0].startswith(f"plan: {count} layers, {count} of 4 bits, 4.")
     assert "kB of output" in lines[1]
     assert "quantizing" in lines[2]
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_the_plan_tells_all_widths(tmp_path, model, text, capsys):
+    command = ["quantize", model, "--text", text, *SHORT, "--symmetric", "--plan"]
+    command += ["--bits", "3", "*.down_proj=8"]
+    assert run(*command, "--output", tmp_path / "out") == 0
+    assert "plan: 28 layers, 24 of 3 bits and 4 of 8 bits, 4." in capsys.readouterr().out
 
 
 def test_sizes_are_those_that_come(tmp_path, model, text):
@@ -105,7 +114,7 @@ def test_what_is_finished_is_not_planned_again(tmp_path, model, text, monkeypatc
 def test_too_little_memory_names_what_would_fit(tmp_path, text, capsys, monkeypatch):
     model = write_tiny_checkpoint(tmp_path / "model", intermediate_size=4096)
     command = ["quantize", model, "--text", text, "--samples", 16, "--sequence-length", 32]
-    command += ["--group-size", 32, "--output", tmp_path / "out"]
+    command += ["--group-size", 32, "--target", "layerwise", "--output", tmp_path / "out"]
     made = []
     real = plan.make_plan
 
@@ -126,6 +135,75 @@ def test_too_little_memory_names_what_would_fit(tmp_path, text, capsys, monkeypa
     assert run(*command) == 1
     assert capsys.readouterr().err.endswith("found 1 kB: no option would fit\n")
     assert not list(tmp_path.glob("*out*"))
+
+
+def refusals(tmp_path, model, text, capsys, monkeypatch, *options):
+    """Plan a run, and then give it a byte less than it needs: what is said to fit."""
+    command = ["quantize", model, "--text", text, *SHORT, *options, "--output", tmp_path / "out"]
+    made = []
+    real = plan.make_plan
+
+    def make_plan(job, **sizes):
+        made.append(real(job, **sizes))
+        return made[-1]
+
+    monkeypatch.setattr(pipeline, "make_plan", make_plan)
+    monkeypatch.setattr(plan, "resident_memory", lambda: 0)
+    assert run(*command, "--plan") == 0
+    monkeypatch.setattr(Place, "free_bytes", lambda _: made[0].peak_bytes - 1)
+    assert run(*command) == 1
+    assert not list(tmp_path.glob("*out*"))
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_second_stream_is_what_can_be_spared(tmp_path, text, capsys, monkeypatch):
+    model = write_tiny_checkpoint(tmp_path / "model", intermediate_size=4096)
+    found = refusals(tmp_path, model, text, capsys, monkeypatch, "--target", "propagated")
+    assert found.endswith(": --target layerwise would fit")
+
+
+def test_a_disk_without_room_for_what_is_kept_names_the_option(
+    tmp_path, model, text, capsys, monkeypatch
+):
+    command = ["quantize", model, "--text", text, *SHORT, "--output", tmp_path / "out"]
+    made = []
+    assert numbacalib.quantize(
+        model, tmp_path / "first", text=[text], planned=made.append, samples=4, sequence_length=32,
+        group_size=32,
+    )  # fmt: skip
+    usage = shutil.disk_usage(tmp_path)._replace(free=made[0].output_bytes)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert run(*command) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith(" free: --work on another file system would do")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_slow_machine_tries_little(tmp_path, model, text, monkeypatch):
+    """A sequence, the smallest stage: no more than that where they take long."""
+    tried = []
+    real = trial.TextCalibration.trial
+
+    def noting(calibration, block, sequences):
+        tried.append(sequences)
+        return real(calibration, block, sequences)
+
+    monkeypatch.setattr(trial.TextCalibration, "trial", noting)
+    real_group = trial.quantize_group
+
+    def noting_group(job, block, inputs, settings):
+        tried.append(tuple(inputs))
+        return real_group(job, block, inputs, settings)
+
+    monkeypatch.setattr(trial, "quantize_group", noting_group)
+    options = {"text": [text], "samples": 4, "sequence_length": 32, "group_size": 32}
+    numbacalib.quantize(model, tmp_path / "quick", **options)
+    small, large = ("self_attn.o_proj",), ("mlp.down_proj",)
+    assert tried == [1, 1, 4, 4, small, small, large, large]
+    tried.clear()
+    monkeypatch.setattr(trial, "SECONDS", 0.0)
+    numbacalib.quantize(model, tmp_path / "slow", **options)
+    assert tried == [1, 1, small, small]
 
 
 def test_the_system_says_what_is_free():

@@ -226,6 +226,28 @@ def test_verify_prints_what_it_found(tmp_path, model, text, capsys):
     assert "expected a quantized checkpoint, got a plain one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("form", "settings"),
+    [
+        ("compressed-tensors", {}),
+        ("gptq", {"symmetric": True}),
+        ("gptq_v2", {}),
+        ("awq", {}),
+        ("mlx", {}),
+    ],
+)
+def test_every_format_is_verified(tmp_path, text, capsys, form, settings):
+    model = write_tiny_checkpoint(tmp_path / "model", "llama", dtype="float16")
+    quantize(model, tmp_path / "out", method="rtn", group_size=32, formats=[form], **settings)
+    command = ["verify", tmp_path / "out", "--against", model, "--text", text]
+    command += ["--sequence-length", 32, "--samples", 4, "--max-kl"]
+    assert run(*command, 1) == 0
+    assert "14 quantized layers are read" in capsys.readouterr().out
+    assert run(*command, 1e-9) == 1
+    assert "expected a KL to the original of at most 1e-09" in capsys.readouterr().err
+    assert (tmp_path / "out").is_dir()  # what others wrote is never touched
+
+
 def edit(directory, change):
     tensors = load_file(directory / "model.safetensors")
     change(tensors)

@@ -19,7 +19,7 @@ from models.tiny import TEXT, write_tiny_checkpoint
 
 from numbacalib.cli import main
 from numbacalib.formats import durable
-from numbacalib.quantizer import blocks
+from numbacalib.quantizer import blocks, collection
 
 SHORT = ["--samples", "4", "--sequence-length", "32", "--group-size", "32"]
 LAYERS = 4
@@ -62,6 +62,19 @@ def interrupted_at(monkeypatch, index, *command):
     with monkeypatch.context() as patch:
         fail_in_block(patch, index, KeyboardInterrupt())
         assert run(*command) == 130
+
+
+def collected_blocks(monkeypatch):
+    """Names of the blocks whose statistics are collected from now on."""
+    names = []
+    real = collection.run_stages
+
+    def noting(block, *arguments):
+        names.append(block.name)
+        return real(block, *arguments)
+
+    monkeypatch.setattr(collection, "run_stages", noting)
+    return names
 
 
 def quantized_layers(monkeypatch):
@@ -119,6 +132,52 @@ def test_saved_statistics_go_on_too(tmp_path, monkeypatch, model, text):
     assert run(*command, "--output", tmp_path / "again") == 2
 
 
+@pytest.mark.parametrize("index", [1, LAYERS - 1, LAYERS])
+def test_collecting_goes_on_too(tmp_path, monkeypatch, model, text, index):
+    """At the last index all blocks are finished, and what is made of them fails."""
+    command = ["collect", model, "--text", text, *SHORT[:4], "--output"]
+    assert run(*command, tmp_path / "whole") == 0
+    real = collection.run_stages
+
+    def interrupt(block, *arguments):
+        if block.name == f"model.layers.{index}":
+            raise KeyboardInterrupt
+        return real(block, *arguments)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collection, "run_stages", interrupt)
+        patch.setattr(collection, "write_imatrix", full)
+        assert run(*command, tmp_path / "out") == (1 if index == LAYERS else 130)
+    names = collected_blocks(monkeypatch)
+    assert run(*command, tmp_path / "out") == 0
+    assert len(names) == LAYERS - index
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_collecting_from_another_text_is_refused(tmp_path, monkeypatch, model, text, capsys):
+    command = ["collect", model, "--text", text, *SHORT[:4], "--output", tmp_path / "out"]
+    real = durable.sync
+
+    def interrupt(path):
+        if path.name.startswith("block-0002"):
+            raise KeyboardInterrupt
+        real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "sync", interrupt)
+        assert run(*command) == 130
+    change_text(model, text)
+    assert run(*command) == 2
+    assert "text tokens was " in capsys.readouterr().err
+    names = collected_blocks(monkeypatch)
+    assert run(*command, "--clean") == 0
+    assert len(names) == LAYERS
+
+
 def test_the_report_has_the_layers_of_both_runs(tmp_path, monkeypatch, model, text):
     command = ["quantize", model, "--text", text, *SHORT, "--report", tmp_path / "report.json"]
     command += ["--output", tmp_path / "out"]
@@ -161,16 +220,29 @@ def test_an_existing_directory_keeps_its_work_inside(tmp_path, monkeypatch, mode
     assert not list(output.glob(".*"))
 
 
-SHARED = Path("/dev/shm")
-
-
 @pytest.fixture
-def elsewhere(tmp_path):
-    """A directory on another file system."""
-    if not SHARED.is_dir() or SHARED.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("no second file system here")
-    with tempfile.TemporaryDirectory(dir=SHARED) as directory:
-        yield Path(directory)
+def elsewhere(tmp_path, monkeypatch):
+    """A directory on another file system: a real one, or one that no file can be moved into or out of."""
+    shared = Path("/dev/shm")
+    if shared.is_dir() and shared.stat().st_dev != tmp_path.stat().st_dev:
+        with tempfile.TemporaryDirectory(dir=shared) as directory:
+            yield Path(directory)
+        return
+    directory = tmp_path / "elsewhere"
+    directory.mkdir()
+
+    def within(move):
+        def moved(source, target, **options):
+            ends = {Path(end).absolute().is_relative_to(directory) for end in (source, target)}
+            if len(ends) > 1:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source))
+            return move(source, target, **options)
+
+        return moved
+
+    for name in ("rename", "replace", "link"):
+        monkeypatch.setattr(os, name, within(getattr(os, name)))
+    yield directory
 
 
 @pytest.mark.parametrize("what", ["output", "work"])
@@ -365,13 +437,19 @@ def killed_after(seconds, *arguments):
     return subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
 
 
+COMMANDS = {
+    "quantize": [*SHORT, "--channel-scales", "awq", "--target", "propagated"],
+    "collect": SHORT[:4],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_run_killed_at_random_points_goes_on_to_the_same_bytes(
-    tmp_path, model, text, pytestconfig
+    tmp_path, model, text, pytestconfig, name
 ):
     """Again and again until a run comes to its end; `--kills` says how many kills in all."""
     kills = pytestconfig.getoption("--kills")
-    command = ["quantize", model, "--text", text, *SHORT, "--channel-scales", "awq"]
-    command += ["--target", "propagated", "--output"]
+    command = [name, model, "--text", text, *COMMANDS[name], "--output"]
     undisturbed = killed_after(60, *command, tmp_path / "whole")
     assert undisturbed.returncode == 0, undisturbed.stderr
     seconds, whole = float(undisturbed.stdout.split()[-1]), contents(tmp_path / "whole")

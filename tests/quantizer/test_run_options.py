@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -226,6 +227,25 @@ def test_help_has_examples_and_exit_statuses(capsys):
     printed = capsys.readouterr().out
     assert "examples:\n  numbacalib quantize MODEL --text" in printed
     assert "Exit status: 0 done, 1 failed on the way" in printed
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("numbacalib qu", {"quantize"}),
+        ("numbacalib quantize x --method ", {"gptq", "rtn", "awq"}),
+        ("numbacalib quantize x --act", {"--act-order"}),
+        ("numbacalib quantize x --text cal", {"calibration.txt"}),
+    ],
+)
+def test_shells_complete_what_may_follow(tmp_path, line, expected):
+    (tmp_path / "calibration.txt").touch()
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    asked |= {"_ARGCOMPLETE_SHELL": "bash", "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "found")}
+    command = [sys.executable, "-m", "numbacalib"]
+    subprocess.run(command, env=os.environ | asked, cwd=tmp_path, check=True)
+    found = (tmp_path / "found").read_text().split("\v")
+    assert {each.strip() for each in found} == expected
 
 
 # From Python

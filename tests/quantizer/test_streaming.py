@@ -87,7 +87,7 @@ def quantized(model, output, place, monkeypatch, free=None, **options):
     plans = []
     with monkeypatch.context() as patch:
         if free is not None:
-            patch.setattr(Place, "free_bytes", lambda _: free)
+            patch.setattr(Place, "free_bytes", lambda own: None if own.name == "cpu" else free)
         quantize(
             model, output, bits=4, group_size=8, samples=3, sequence_length=LENGTH, device=place,
             planned=plans.append, **options,
@@ -149,6 +149,7 @@ def test_statistics_are_the_same_to_the_bit(tmp_path, backend, device, model_typ
 def test_a_run_out_of_memory_says_what_would_fit(tmp_path, backend, device, text, monkeypatch):
     model = write_tiny_checkpoint(tmp_path / "model", **sizes(backend))
     options = {"group_size": 8, "samples": 2, "sequence_length": 8, "device": device}
+    options |= {"target": "layerwise"}
     if backend.name == "cudasim":  # whose trial of GPTQ would take a minute
         options |= {"method": "rtn", "ranges": "weighted"}
 
@@ -160,7 +161,9 @@ def test_a_run_out_of_memory_says_what_would_fit(tmp_path, backend, device, text
         quantize(model, tmp_path / "out", text=text, **options)
     message = str(raised.value)
     assert "(1,000): the plan was " in message
-    assert message.endswith((": --samples 1 would fit", ": no option would fit"))
+    assert message.endswith(
+        (": --samples 1 would fit", ": --device cpu would fit", ": no option would fit")
+    )
     assert "\n" not in message
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith("out")] == []
     assert raised.value.__context__ is None

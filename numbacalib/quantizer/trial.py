@@ -1,0 +1,189 @@
+"""Seconds that the parts of a run take on this machine, measured in its first ones.
+
+Sequences of the text pass through the first block, and the layers of its smallest stage and of another are
+quantized: twice, since the first time may compile kernels. It is one sequence and the smallest stage,
+however long they take, and then as many sequences and as large a stage as `SECONDS` have room for. For the
+proof a sequence passes through it without statistics, and scores are compared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numbacalib.formats.bit_packing import pack_bits, unpack_bits
+from numbacalib.methods import QuantizedWeight
+from numbacalib.models import DecoderBlock
+from numbacalib.models.decoder import VOCABULARY
+from numbacalib.models.layer_tensors import Stage, expert_shapes, linear_shapes
+from numbacalib.ops.matrix import to_host
+from numbacalib.quantizer.blocks import quantize_group
+from numbacalib.quantizer.calibration import SILENT, TextCalibration
+from numbacalib.quantizer.divergence import add_tile
+from numbacalib.quantizer.job import Job, on_grid
+from numbacalib.quantizer.memory import stage_size
+from numbacalib.quantizer.outer import is_outer
+from numbacalib.terminal import reporting, silent
+
+SECONDS = 2.0
+"""That a larger part of the trial may take, by what a small one took."""
+
+
+class Trial(NamedTuple):
+    """Seconds that parts of a run take."""
+
+    reading: float
+    """A block."""
+    batch: float
+    """Tokens of a batch through a block, with the statistics of the inputs, however many they are."""
+    calibrating: float
+    """A token through a weight, beside that."""
+    forward: float
+    """A token through a weight, alone."""
+    score: float
+    """A score of a token, as it is compared with another model's."""
+    stage: float
+    """Of a stage, whatever its size."""
+    work: float
+    """Of a unit of `stage_work`."""
+    storing: float
+    """A weight's code, packed and unpacked."""
+    compiling: float
+    """Of kernels, which are there now."""
+
+
+def try_out(job: Job) -> Trial:
+    """Measure on the first block that is quantized."""
+    # the first with a layer not skipped
+    index = min(int(name.split(".")[2]) for name in job.grids if not is_outer(name))
+    with reporting(silent), np.errstate(**SILENT):
+        block, _, reading = _twice(lambda: job.decoder.block(index))
+        found: Mapping[Any, Any] = {}
+        batch = calibrating = forward = score = compiling = 0.0
+        calibration = job.calibration
+        if isinstance(calibration, TextCalibration):
+            found, (batch, calibrating), compiling = _pass_text(calibration, block)
+        elif calibration is not None:
+            found = dict(calibration.preview(index, block))
+        if len(job.held_out):
+            forward, score = _pass_through(job, block), _compare_scores()
+        storing, stage, work, compiling_solvers = _quantize_stages(job, index, block, found)
+    weights = token_weights(job, index)
+    return Trial(
+        reading=reading,
+        batch=batch,
+        calibrating=calibrating / weights,
+        forward=forward / weights,
+        score=score,
+        stage=stage,
+        work=work,
+        storing=storing,
+        compiling=compiling + compiling_solvers,
+    )
+
+
+def token_weights(job: Job, index: int) -> float:
+    """Weights of a block that a token meets, those of the experts that are chosen for it among them."""
+    config = job.decoder.config
+    mixture = config.mixture_of(index)
+    experts = sum(rows * channels for rows, channels in expert_shapes(config, index).values())
+    chosen = 0.0 if mixture is None else experts * mixture.routing.experts / mixture.experts
+    return chosen + sum(rows * channels for rows, channels in linear_shapes(config, index).values())
+
+
+def stage_work(job: Job, index: int, stage: Stage) -> float:
+    """Operations that quantizing a stage takes, but for a factor."""
+    return solver_work(job, *stage_size(job.decoder.config, index, stage, job.grids))
+
+
+def solver_work(job: Job, rows: int, channels: int) -> float:
+    """Operations that quantizing layers of one input takes, but for a factor."""
+    if job.settings.method == "gptq":
+        return channels**3 / 3 + rows * channels**2
+    return rows * channels
+
+
+def _pass_text(
+    calibration: TextCalibration, block: DecoderBlock
+) -> tuple[Mapping[Stage, Any], tuple[float, float], float]:
+    """Statistics of some sequences by stage; seconds of a batch, and of a token beside; of compiling."""
+    found, first, one = _twice(lambda: calibration.trial(block.copied(), 1))
+    length, compiling = calibration.sequence_length, max(0.0, first - one)
+    count = min(calibration.trial_sequences, int(SECONDS / one))
+    if count < 2:
+        return found, (0.0, one / length), compiling
+    found, _, all_of_them = _twice(lambda: calibration.trial(block.copied(), count))
+    rate = max(0.0, all_of_them - one) / (count - 1)
+    return found, (max(0.0, one - rate), rate / length), compiling
+
+
+def _pass_through(job: Job, block: DecoderBlock) -> float:
+    """Seconds a token, of a sequence as long as those of the proof."""
+    shape = 1, job.held_out.shape[1], job.decoder.config.hidden_size
+    values = np.random.default_rng(0).standard_normal(shape, np.float32)
+    hidden = job.decoder.place.put(values)
+    return _twice(lambda: to_host(block.forward(hidden)))[2] / shape[1]
+
+
+def _compare_scores() -> float:
+    """Seconds a score, on the host."""
+    scores = np.zeros((64, VOCABULARY), np.float32)
+    sums = np.zeros((5, len(scores)))
+    _, _, again = _twice(lambda: add_tile(scores, scores, sums))
+    return again / scores.size
+
+
+def _quantize_stages(
+    job: Job, index: int, block: DecoderBlock, statistics: Mapping[Stage, Any]
+) -> tuple[float, float, float, float]:
+    """Seconds of a stored weight, of any stage, of a unit of work beside, and of compiling."""
+    works = {
+        stage: stage_work(job, index, stage)
+        for stage in sorted(block.stages, key=lambda stage: stage_work(job, index, stage))
+        if any(f"{block.name}.{kind}" in job.grids for kind in stage)
+    }
+
+    def solve(stage: Stage) -> tuple[Any, float, float]:
+        kinds = [kind for kind in stage if f"{block.name}.{kind}" in job.grids]
+        grid = job.grids[f"{block.name}.{kinds[0]}"]
+        # one batch has no second stream, and maybe too few tokens for the run's own damping
+        settings = replace(on_grid(job.settings, grid), target="layerwise", percdamp=1.0)
+        inputs = dict.fromkeys(kinds, statistics.get(stage))
+        return _twice(lambda: quantize_group(job, block, inputs, settings))
+
+    if not works:  # experts alone, whose layers are like no stage's
+        return 0.0, 0.0, 0.0, 0.0
+    small = next(iter(works))
+    quantized, first, again = solve(small)
+    rate = again / works[small]
+    larger = [stage for stage, work in works.items() if work > 2 * works[small]]
+    fitting = [stage for stage in larger if rate * works[stage] <= SECONDS]
+    overhead = 0.0
+    if fitting:
+        _, _, slower = solve(fitting[-1])
+        rate = max(0.0, slower - again) / (works[fitting[-1]] - works[small])
+        overhead = max(0.0, again - rate * works[small])
+    return _storing(quantized[0][0]), overhead, rate, max(0.0, first - again)
+
+
+def _storing(weight: QuantizedWeight) -> float:
+    """Seconds to pack and unpack a code."""
+    codes = to_host(weight.codes)
+    rows, channels = codes.shape
+    _, _, again = _twice(lambda: unpack_bits(pack_bits(codes, weight.bits), weight.bits, channels))
+    return again / (rows * channels)
+
+
+def _twice(action: Callable[[], Any]) -> tuple[Any, float, float]:
+    """Do something twice; return its result, and how long each took."""
+    seconds = []
+    for _ in range(2):
+        result = None  # or both would be held
+        begin = time.perf_counter()
+        result = action()
+        seconds.append(time.perf_counter() - begin)
+    return result, seconds[0], seconds[1]
