@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numbacalib.options import BITS, GRID, SETTINGS
+from numbacalib.quantize_options import BITS, GRID, SETTINGS
 
 if TYPE_CHECKING:
     from numbacalib.quantizer import Settings

@@ -16,6 +16,7 @@ FLOORS = (
     {"methods", "models"},
     {"formats"},
     {"quantizer"},
+    {"quantize_options"},
     {"demo", "options", "warm_up"},
     {"config_file"},
     {"cli"},

@@ -171,6 +171,13 @@ def test_given_grids_of_a_shared_hessian_are_of_every_weight():
         gptq_shared({"one": weight, "two": weight}, hessian, **options)
 
 
+@pytest.mark.parametrize("key", ["hessian", "importance"])
+def test_weights_that_share_a_hessian_are_not_called_like_an_argument(key):
+    weight, hessian = layer(5)
+    with pytest.raises(ValueError, match=f"weights: expected other keys .*, got '{key}'"):
+        gptq_shared({"one": weight, key: weight}, hessian, bits=4, group_size=8)
+
+
 def test_an_error_of_a_format_names_the_layer_that_it_is_about():
     weights = {"q": np.ones((4, 8), np.float32), "k": np.full((4, 8), np.nan, np.float32)}
     statistics = InputStatistics(8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +53,9 @@ class DequantizedCheckpoint(Checkpoint):
     def files(self) -> InputFiles:
         """The files of the checkpoint itself."""
         return self._source.files
+
+    def weight_files(self) -> set[Path]:
+        return self._source.weight_files()
 
     def names(self) -> tuple[str, ...]:
         return self._names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.formats.format import Format, GridRules, LayerGrid, ModelWriter, StoredLayers
-from numbacalib.formats.gguf_blocks import BLOCK_TYPES, BlockWeight, pack_blocks, unpack_blocks
+from numbacalib.formats.format import Format, GridRules, LayerGrid, ModelWriter
+from numbacalib.formats.gguf_blocks import BLOCK_TYPES, BlockWeight, pack_blocks
+from numbacalib.formats.gguf_layers import BlockLayers
 from numbacalib.formats.gguf_metadata import (
     QUANTIZATION_VERSION,
     architecture_of,
@@ -26,7 +27,7 @@ from numbacalib.formats.gguf_mixes import (
     file_type,
     tensor_type_of,
 )
-from numbacalib.formats.gguf_mxfp4 import MXFP4, MXFP4_GRID, pack_mxfp4, unpack_mxfp4
+from numbacalib.formats.gguf_mxfp4 import MXFP4, MXFP4_GRID, pack_mxfp4
 from numbacalib.formats.gguf_scales import BlockFinder, split_scales
 from numbacalib.formats.gguf_vocabulary import vocabulary_metadata
 from numbacalib.formats.gguf_writer import GGUFWriter, PlannedTensor, encoded
@@ -368,45 +369,3 @@ def _metadata(checkpoint: Checkpoint, mix: str) -> dict[str, bytes]:
         return checkpoint.metadata_bytes() | own
     made = model_metadata(checkpoint) | vocabulary_metadata(checkpoint)
     return {key: encoded(value) for key, value in made.items()} | own
-
-
-class BlockLayers(StoredLayers):
-    """The linear layers of a GGUF file that are in blocks which `BLOCK_TYPES` has."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        if not isinstance(checkpoint, GGUFCheckpoint):
-            raise ValueError(f"{checkpoint.path}: expected a GGUF file")
-        self._checkpoint = checkpoint
-        self._kinds = {
-            name.removesuffix(".weight"): kind
-            for name in checkpoint.names()
-            if (kind := checkpoint.kind(name).name) in (*BLOCK_TYPES, MXFP4)
-        }
-
-    def shape(self, layer: str) -> tuple[int, int]:
-        """See `StoredLayers`."""
-        rows, channels = self._checkpoint.info(f"{layer}.weight").shape
-        return rows, channels
-
-    def tensors(self, layer: str) -> tuple[str, ...]:
-        """See `StoredLayers`."""
-        return (f"{layer}.weight",)
-
-    def __getitem__(self, layer: str) -> QuantizedWeight:
-        kind = self._kinds[layer]
-        blocks = self._checkpoint.blocks(f"{layer}.weight")
-        if kind == MXFP4:
-            return unpack_mxfp4(blocks)
-        codes, stored = unpack_blocks(blocks, kind)
-        grid = BLOCK_TYPES[kind].grid
-        scales, zeros = stored.grids(grid)
-        if not grid.minima:
-            zeros = np.full(scales.shape, grid.half, np.uint8)
-        shape = grid.bits, grid.group_size, not grid.minima
-        return QuantizedWeight(codes, scales, zeros, *shape)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._kinds)
-
-    def __len__(self) -> int:
-        return len(self._kinds)

@@ -182,7 +182,7 @@ def gptq_shared(
     Parameters
     ----------
     weights : mapping of str to array [M_i, K]
-        Of one dtype. Errors name a weight by its key.
+        Of one dtype. Errors name a weight by its key, which is not "hessian" or "importance".
     hessian : array [K, K]
     bits, group_size, symmetric, scale_dtype, search
         As in `gptq`.
@@ -216,8 +216,12 @@ def gptq_shared(
     """
     solver = Solver(percdamp, damping_tries, shrinkage, act_order, static_groups)
     fixed = {"scales": scales, "zeros": zeros}
-    arrays = {"hessian": hessian, "importance": importance, **weights}
-    with arrays_of_one_device(**arrays) as (hessian, importance, *matrices):
+    others = {"hessian": hessian, "importance": importance}
+    if taken := others.keys() & weights:
+        raise ValueError(
+            f"weights: expected other keys than those of arguments, got {min(taken)!r}"
+        )
+    with arrays_of_one_device(**others, **weights) as (hessian, importance, *matrices):
         channels = checks.square("hessian", hessian)
         for name, matrix in zip(weights, matrices, strict=True):
             checks.matrix(name, matrix, ("M", channels))

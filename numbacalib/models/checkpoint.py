@@ -95,6 +95,14 @@ class Checkpoint(abc.ABC):
         shape, dtype = self.info(name)
         return math.prod(shape) * dtype.itemsize
 
+    def file_bytes(self) -> int:
+        """Bytes of the files that hold the tensors."""
+        return sum(map(self.files.watch, self.weight_files()))
+
+    @abc.abstractmethod
+    def weight_files(self) -> set[Path]:
+        """Files that hold the tensors."""
+
     @abc.abstractmethod
     def tensor(self, name: str) -> NDArray[Any]:
         """One tensor in its stored dtype, not writable; quantized GGUF tensors come as float32.

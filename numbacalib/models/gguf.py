@@ -159,6 +159,9 @@ class GGUFCheckpoint(Checkpoint):
         with extra("models"), named_errors(self.path):
             return build_tokenizer(self._file.metadata)
 
+    def weight_files(self) -> set[Path]:
+        return {self.path}
+
     def _entry(self, name: str) -> TensorEntry:
         try:
             stored, expert = self._names[name]

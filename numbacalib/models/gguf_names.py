@@ -41,7 +41,7 @@ _EXPERT_ROLES = ("gate", "up", "down")
 _CORRECTION = "exp_probs_b.bias"
 # a block's number has one spelling; no model has a million of them
 _NUMBER = "(?:0|[1-9][0-9]{0,5})"
-_MERGED = re.compile(rf"blk\.({_NUMBER})\.(ffn_\w+_exps)\.weight")
+_MERGED = re.compile(rf"blk\.{_NUMBER}\.(ffn_\w+_exps)\.weight")
 
 
 @functools.cache
@@ -104,12 +104,12 @@ def hf_name(name: str, model_type: str = "llama") -> str:
 def is_merged(name: str, model_type: str) -> bool:
     """Return whether a tensor, by GGUF's name, is the one of all experts of a block."""
     match = _MERGED.fullmatch(name)
-    return match is not None and match[2] in _experts(model_type)
+    return match is not None and match[1] in _experts(model_type)
 
 
 def expert_names(name: str, model_type: str, count: int) -> list[str]:
-    """``blk.0.ffn_up_exps.weight`` to the names of each expert's tensor, in their order."""
-    block, merged = _MERGED.fullmatch(name).groups()  # type: ignore[union-attr]  # `is_merged`
+    """``blk.0.ffn_up_exps.weight``, a merged one, to the names of each expert's tensor, in their order."""
+    _, block, merged, _ = name.split(".")
     begin, end = _experts(model_type)[merged]
     return [f"model.layers.{block}.{begin}{number}{end}.weight" for number in range(count)]
 

@@ -185,6 +185,9 @@ class HuggingFaceCheckpoint(Checkpoint):
     def tokenizer(self) -> Tokenizer:
         return read_tokenizer(self.path)
 
+    def weight_files(self) -> set[Path]:
+        return {entry.file for entry in (*self._entries.values(), *self._parts.values())}
+
     def _is_made(self, name: str) -> bool:
         """Return whether a tensor is no run of a file's bytes, but made of one."""
         return name in self._views or name in self._packed

@@ -179,7 +179,7 @@ def quantize(
         settings=job.identity["settings"],
         inputs=inputs.reported(),
         layers=layers,
-        original_bytes=sum(map(job.checkpoint.stored_bytes, job.checkpoint.names())),
+        original_bytes=job.checkpoint.file_bytes(),
         output_bytes=writers[0].planned_bytes,
         resumed_blocks=kept.finished,
         seconds=clock.seconds,

@@ -108,7 +108,8 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
         # a device's are read while it works on the one before
         overlapped = 0.0 if demand.on_host else working
         each.append(working + max(0.0, trial.reading - overlapped))
-    if outer := [info.shape for name, info in job.weights.items() if is_outer(name)]:
+    outer = [info.shape for name, info in job.weights.items() if is_outer(name)]
+    if outer and finished <= blocks:  # they are kept as one more block
         each.append(sum(trial.work * solver_work(job, *shape) for shape in outer))
     config = job.decoder.config
     head = config.vocab_size * config.hidden_size

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.formats.format import Format, StoredLayers
-from numbacalib.formats.gguf import BlockLayers
+from numbacalib.formats.gguf_layers import BlockLayers
 from numbacalib.formats.registry import stored_format
 from numbacalib.models import Checkpoint, Place, open_checkpoint, open_place
 from numbacalib.models.gguf import GGUFCheckpoint

@@ -49,7 +49,7 @@ class RunReport:
     layers: list[LayerReport]
     """In the order in which they ran."""
     original_bytes: int
-    """Of all tensors of the model."""
+    """Of the files that hold the model's tensors."""
     output_bytes: int
     """Of all tensors of the output, of the first format."""
     resumed_blocks: int

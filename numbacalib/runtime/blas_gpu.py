@@ -55,30 +55,10 @@ def invert_upper(triangle: Any) -> Any:
         host = read(triangle)
         blas.invert_triangle(host, lower=False)
         return from_host(host)
-    from cupy.cuda.device import get_cublas_handle
-    from cupy_backends.cuda.libs import cublas
-
     inverse = empty(triangle.shape, triangle.dtype)
     blocks = column_blocks(triangle.shape, THREADS)
     launch(_identity, blocks, THREADS, inverse)
-    size = len(triangle)
-    one = np.ones(1, triangle.dtype)
-    trsm = cublas.strsm if triangle.dtype == np.float32 else cublas.dtrsm
-    with _current_stream():
-        trsm(
-            get_cublas_handle(),
-            cublas.CUBLAS_SIDE_LEFT,
-            cublas.CUBLAS_FILL_MODE_LOWER,
-            cublas.CUBLAS_OP_N,
-            cublas.CUBLAS_DIAG_NON_UNIT,
-            size,
-            size,
-            one.ctypes.data,
-            address(triangle),
-            size,
-            address(inverse),
-            size,
-        )
+    _solve(triangle, inverse, on_right=False, transposed=False)
     return inverse
 
 
@@ -87,27 +67,7 @@ def solve_columns(upper: Any, columns: Any) -> None:
 
     ``R`` [K, K] is upper triangular; rows of both are contiguous, at any stride. Needs the libraries.
     """
-    from cupy.cuda.device import get_cublas_handle
-    from cupy_backends.cuda.libs import cublas
-
-    size, count = columns.shape
-    one = np.ones(1, columns.dtype)
-    trsm = cublas.strsm if columns.dtype == np.float32 else cublas.dtrsm
-    with _current_stream():
-        trsm(
-            get_cublas_handle(),
-            cublas.CUBLAS_SIDE_RIGHT,
-            cublas.CUBLAS_FILL_MODE_LOWER,
-            cublas.CUBLAS_OP_T,
-            cublas.CUBLAS_DIAG_NON_UNIT,
-            count,
-            size,
-            one.ctypes.data,
-            address(upper),
-            _pitch(upper),
-            address(columns),
-            _pitch(columns),
-        )
+    _solve(upper, columns, on_right=True, transposed=True)
 
 
 def solve_triangle(upper: Any, rows: Any, *, transposed: bool) -> None:
@@ -120,26 +80,35 @@ def solve_triangle(upper: Any, rows: Any, *, transposed: bool) -> None:
         blas_rows.solve_rows(read(upper), found, transposed=transposed)
         write(rows, found)
         return
+    _solve(upper, rows, on_right=False, transposed=transposed)
+
+
+def _solve(triangle: Any, matrix: Any, *, on_right: bool, transposed: bool) -> None:
+    """Overwrite a matrix by the solution of a triangular system, as cuBLAS sees it.
+
+    To cuBLAS, `triangle` is the lower one and `matrix` its own transpose. Rows of both are contiguous, at
+    any stride.
+    """
     from cupy.cuda.device import get_cublas_handle
     from cupy_backends.cuda.libs import cublas
 
-    count, size = rows.shape
-    one = np.ones(1, rows.dtype)
-    trsm = cublas.strsm if rows.dtype == np.float32 else cublas.dtrsm
+    rows, columns = matrix.shape
+    one = np.ones(1, matrix.dtype)
+    trsm = cublas.strsm if matrix.dtype == np.float32 else cublas.dtrsm
     with _current_stream():
         trsm(
             get_cublas_handle(),
-            cublas.CUBLAS_SIDE_LEFT,
+            cublas.CUBLAS_SIDE_RIGHT if on_right else cublas.CUBLAS_SIDE_LEFT,
             cublas.CUBLAS_FILL_MODE_LOWER,
             cublas.CUBLAS_OP_T if transposed else cublas.CUBLAS_OP_N,
             cublas.CUBLAS_DIAG_NON_UNIT,
-            size,
-            count,
+            columns,
+            rows,
             one.ctypes.data,
-            address(upper),
-            size,
-            address(rows),
-            size,
+            address(triangle),
+            _pitch(triangle),
+            address(matrix),
+            _pitch(matrix),
         )
 
 

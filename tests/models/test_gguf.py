@@ -33,6 +33,7 @@ def test_every_tensor_type_comes_back(tmp_path: Path, tensor_type: str) -> None:
     dtype = {"F16": "float16", "BF16": "bfloat16"}.get(tensor_type, "float32")
     assert str(checkpoint.tensor("lm_head.weight").dtype) == dtype
     assert checkpoint.hf_config()["torch_dtype"] == dtype
+    assert checkpoint.file_bytes() == (tmp_path / "tiny.gguf").stat().st_size
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,7 @@ def test_float8_with_a_factor_for_each_block(
         np.testing.assert_array_equal(checkpoint.tensor(name), expected)
         tiles = np.concatenate(list(checkpoint.tiles(name, 5)))
         np.testing.assert_array_equal(tiles, expected)
+    assert checkpoint.file_bytes() == (model / "model.safetensors").stat().st_size
     assert "quantization_config" not in checkpoint.hf_config()
 
 

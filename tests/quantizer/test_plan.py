@@ -111,6 +111,24 @@ def test_what_is_finished_is_not_planned_again(tmp_path, model, text, monkeypatc
     assert finished == [3]
 
 
+def test_a_head_that_is_kept_is_not_planned_again(tmp_path, text, monkeypatch):
+    model = write_tiny_checkpoint(
+        tmp_path / "untied", tie_word_embeddings=False, num_hidden_layers=4
+    )
+    found = {}
+
+    def planned(job, **sizes):
+        for finished in (3, 4, 5):  # of four blocks, and the head after them
+            found[finished] = plan.make_plan(job, **sizes | {"finished": finished})
+        return found[3]
+
+    monkeypatch.setattr("numbacalib.quantizer.pipeline.make_plan", planned)
+    command = ["quantize", model, "--text", text, *SHORT, "--output", tmp_path / "out", "--plan"]
+    assert run(*command, "--lm-head") == 0
+    assert [len(found[finished].block_seconds) for finished in (3, 4, 5)] == [2, 1, 0]
+    assert found[5].seconds["quantizing"] == 0 < found[4].seconds["quantizing"]
+
+
 def test_too_little_memory_names_what_would_fit(tmp_path, text, capsys, monkeypatch):
     model = write_tiny_checkpoint(tmp_path / "model", intermediate_size=4096)
     command = ["quantize", model, "--text", text, "--samples", 16, "--sequence-length", 32]

@@ -1,0 +1,243 @@
+"""Options of ``numbacalib quantize``, most of which are settings by the same names."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+BITS = "4"
+TEXT: dict[str, Any] = {
+    "metavar": "FILE",
+    "help": "calibration text: plain, .jsonl or .parquet with text or messages",
+}
+MAX_KL = "fail where the predictions are further from the original's: mean KL, nats a token"
+SETTINGS = (
+    "method",
+    "group_size",
+    "size",
+    "symmetric",
+    "full_range",
+    "lm_head",
+    "embeddings",
+    "channel_scales",
+    "awq_magnitude",
+    "awq_weight_term",
+    "ranges",
+    "range_norm",
+    "target",
+    "target_strength",
+    "refit",
+    "act_order",
+    "static_groups",
+    "experts",
+    "percdamp",
+    "damping_tries",
+    "shrinkage",
+    "max_fallbacks",
+    "samples",
+    "sequence_length",
+)
+"""Options that are settings by the same names."""
+GRID: dict[str, Any] = {"bits": [BITS], "group_size": 128, "symmetric": False}
+"""Options of the grid, which some formats set themselves, with their defaults: what is not given is not
+among the parsed ones."""
+
+
+def add_source(quantize: argparse.ArgumentParser) -> None:
+    """Add options of the calibration's source."""
+    source = quantize.add_mutually_exclusive_group()
+    source.add_argument("--text", nargs="+", type=Path, default=[], **TEXT)
+    source.add_argument(
+        "--statistics", type=Path, metavar="DIR", help="what collect wrote, instead of a text"
+    )
+    source.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="for ONNX models: .npz with an array for each input by its name, samples first; or a text, "
+        "for models with a tokenizer.json beside them",
+    )
+
+
+def add_grid(quantize: argparse.ArgumentParser) -> None:
+    """Add options of the layers' grids."""
+    quantize.add_argument(
+        "--bits",
+        nargs="+",
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="2 to 8, or PATTERN=N for the layers whose names the pattern fits (default 4)",
+    )
+    quantize.add_argument(
+        "--skip",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="layers that stay as they are, such as '*.down_proj' or 'model.layers.0.*'",
+    )
+    quantize.add_argument(
+        "--group-size",
+        type=_size_or_none,
+        default=argparse.SUPPRESS,
+        help="input channels that share a scale; none is one scale a row (default 128)",
+    )
+    quantize.add_argument(
+        "--size",
+        type=float,
+        metavar="BITS",
+        help="bits a weight in all, scales included: bits and group size of each layer are chosen for it",
+    )
+    grid = quantize.add_mutually_exclusive_group()
+    grid.add_argument("--symmetric", action="store_true", default=argparse.SUPPRESS)
+    grid.add_argument(
+        "--asymmetric",
+        action="store_false",
+        dest="symmetric",
+        default=argparse.SUPPRESS,
+        help="(default)",
+    )
+    quantize.add_argument(
+        "--full-range",
+        action="store_true",
+        help="with --symmetric: scales of either sign, which put a group's largest weight on the grid's "
+        "longer side",
+    )
+
+
+def add_methods(quantize: argparse.ArgumentParser) -> None:
+    """Add the methods' options, whose names, choices and defaults are those of `quantizer.Settings`."""
+    from numbacalib.quantizer.settings import CHOICES, DEFAULTS
+
+    quantize.add_argument(
+        "--channel-scales", choices=CHOICES["channel_scales"], help="scale channels first"
+    )
+    quantize.add_argument(
+        "--awq-magnitude",
+        choices=CHOICES["awq_magnitude"],
+        help="of a channel's absolute inputs, what awq's scales are powers of (default %(default)s)",
+    )
+    quantize.add_argument(
+        "--awq-weight-term",
+        action="store_true",
+        help="let awq's scales also fall with the channel's weights",
+    )
+    quantize.add_argument(
+        "--ranges",
+        choices=CHOICES["ranges"],
+        help="what each group's grid spans (default %(default)s: weighted with gptq, full with rtn)",
+    )
+    quantize.add_argument(
+        "--range-norm",
+        type=float,
+        metavar="POWER",
+        help="power of the errors that ranges mse and weighted sum (default 2.4, at 2 bits 3)",
+    )
+    quantize.add_argument(
+        "--target",
+        choices=CHOICES["target"],
+        help="propagated repairs in each layer what the quantized ones before it spoilt: the text runs "
+        "through the original model too, in twice the time, with a second residual stream in memory "
+        "(default %(default)s)",
+    )
+    quantize.add_argument(
+        "--target-strength",
+        type=float,
+        metavar="SHARE",
+        help="how far to repair, 0 to 1: the full way fits the calibration text best (default %(default)s)",
+    )
+    quantize.add_argument(
+        "--refit",
+        action=argparse.BooleanOptionalAction,
+        help="solve for the scales once the codes are known",
+    )
+    quantize.add_argument(
+        "--importance",
+        type=Path,
+        metavar="FILE",
+        help="imatrix (GGUF) or Fisher information for --ranges weighted (default: of the text)",
+    )
+    quantize.add_argument(
+        "--act-order",
+        choices=CHOICES["act_order"],
+        help="order of the columns in gptq (default %(default)s, which needs static groups)",
+    )
+    quantize.add_argument(
+        "--static-groups",
+        action=argparse.BooleanOptionalAction,
+        help="find all scales before any column is compensated (default)",
+    )
+    quantize.add_argument(
+        "--experts",
+        choices=CHOICES["experts"],
+        help="tokens that an expert is calibrated on: those that its router sends to it, or all (default "
+        "%(default)s)",
+    )
+    quantize.add_argument("--percdamp", type=float, help="damping (default %(default)s)")
+    quantize.add_argument(
+        "--damping-tries",
+        type=int,
+        help="1 fails where percdamp does not do (default %(default)s)",
+    )
+    quantize.add_argument(
+        "--shrinkage",
+        type=_share_or_auto,
+        metavar="SHARE",
+        help="shrink Hessians toward their diagonal, 0 to 1 or auto: for few tokens (default 0)",
+    )
+    quantize.add_argument(
+        "--max-fallbacks",
+        type=float,
+        metavar="SHARE",
+        help="fail where more of the layers need more damping (default %(default)s)",
+    )
+    quantize.set_defaults(**{name: DEFAULTS[name] for name in SETTINGS if name not in GRID})
+
+
+def add_run(quantize: argparse.ArgumentParser) -> None:
+    """Add options of the run itself: its work, plan, proof and report."""
+    quantize.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="where finished blocks are kept until the output is complete (default: beside it)",
+    )
+    quantize.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="how the run went, JSON; its settings go beside it, as .toml, for --config",
+    )
+    quantize.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="options by name, TOML; those of the command line go before them",
+    )
+    _add_proof(quantize)
+    quantize.add_argument(
+        "--plan",
+        action="store_true",
+        help="print what the run will take, and end before its first block",
+    )
+
+
+def _add_proof(quantize: argparse.ArgumentParser) -> None:
+    quantize.add_argument(
+        "--held-out",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="text to evaluate the output on before it takes its name (default: a little of --text that "
+        "the calibration leaves)",
+    )
+    quantize.add_argument("--max-kl", type=float, metavar="NATS", help=MAX_KL)
+
+
+def _size_or_none(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
+def _share_or_auto(text: str) -> float | None:
+    return None if text == "auto" else float(text)
