@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ with extra("cuda"):
 
 WORDS = 256
 """Words that are made together: the driver may wait for the device before it gives pinned memory."""
+UNREAD = 4096
+"""Words that nobody read: with more of them the device is waited for, to have them back."""
 
 
 class _Word:
@@ -29,26 +32,47 @@ class _Word:
         self.copied = cuda.event(timing=False)
 
 
-_spare: dict[int, list[_Word]] = {}
-"""Words of each device that no reading has: making one takes longer than a check."""
+class _Words:
+    """Words of a device that no reading has: making one takes longer than a check.
+
+    The copy to a word that nobody read may still be under way. Its event does not say so safely: the stream
+    that it was recorded on may be gone, and then the driver reads memory that is not its own any more.
+    """
+
+    def __init__(self) -> None:
+        self.read: list[_Word] = []
+        self.unread: list[_Word] = []
+
+    def take(self) -> _Word:
+        """Return a word to which nothing is on its way."""
+        try:
+            return self.read.pop()
+        except IndexError:
+            pass
+        if len(self.unread) < UNREAD:
+            found = list(np.split(cuda.pinned_array(WORDS, np.int64), WORDS))
+        else:
+            unread, self.unread = self.unread, []
+            check(driver.cuCtxSynchronize())
+            found = [word.memory for word in unread]
+        word, *others = map(_Word, found)
+        self.read += others
+        return word
+
+
+_words: defaultdict[int, _Words] = defaultdict(_Words)
+"""By the number of their device."""
 
 
 class _Reading:
     """A number on its way to the host."""
 
-    def __init__(self, array: Any) -> None:
-        self._spare = _spare.setdefault(current_device(), [])
+    def __init__(self, array: Any, words: _Words, word: _Word) -> None:
+        self._words, self._word = words, word
         self._value: int | None = None
-        try:
-            self._word = self._spare.pop()
-        except IndexError:
-            memory = cuda.pinned_array(WORDS, np.int64)
-            self._word, *others = (_Word(each) for each in np.split(memory, WORDS))
-            self._spare += others
-        self._word.copied.wait(current_stream())  # nobody may have waited for the copy before
         stream = driver.CUstream(stream_handle())
-        check(driver.cuMemcpyDtoHAsync(self._word.address, array.address, 8, stream))
-        self._word.copied.record(current_stream())
+        check(driver.cuMemcpyDtoHAsync(word.address, array.address, 8, stream))
+        word.copied.record(current_stream())
 
     def value(self) -> int:
         if self._value is None:
@@ -57,9 +81,11 @@ class _Reading:
         return self._value
 
     def __del__(self) -> None:
-        self._spare.append(self._word)
+        words = self._words
+        (words.unread if self._value is None else words.read).append(self._word)
 
 
 def start_reading(array: Any) -> Callable[[], int]:
     """Start to copy an array [1] of int64 to the host; return what waits for the copy alone."""
-    return _Reading(array).value
+    words = _words[current_device()]
+    return _Reading(array, words, words.take()).value

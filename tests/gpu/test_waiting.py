@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -67,9 +70,34 @@ def test_a_call_returns_before_the_device_is_done(generator, method, kind):
     assert torch.equal(out[0].reshape(expected.shape), expected)
 
 
-def test_checks_that_nobody_waits_for_do_not_pile_up(generator):
+def test_checks_that_nobody_waits_for_do_not_pile_up(generator, monkeypatch):
+    monkeypatch.setattr(readings, "UNREAD", 300)
     weights, _ = arrays(generator)
-    for _ in range(3 * 256):
+    for _ in range(5 * 256):
         rtn(weights[0], bits=4, group_size=GROUP, wait=False)
     torch.cuda.synchronize()
-    assert sum(map(len, readings._spare.values())) == readings.WORDS
+    for words in readings._words.values():
+        assert len(words.read) + len(words.unread) <= 300 + 2 * readings.WORDS
+
+
+def test_checks_that_nobody_waits_for_outlive_their_stream():
+    """In a process of its own, which the driver ends where an event is asked for a stream that is gone."""
+    code = """
+import cupy, torch
+from numbacalib.methods import rtn
+weight = cupy.ones((64, 64), cupy.float32)
+for turn in range(500):
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream.ptr)):
+            torch.cuda._sleep(100_000)
+        late = weight * 2
+        quantized = rtn(late, bits=4, group_size=64, wait=False)
+    cupy.cuda.Device().synchronize()
+    del stream, late, quantized
+    if turn % 50 == 49:
+        found = rtn(weight, bits=4, group_size=64)
+        assert (found.codes.copy_to_host() == 15).all()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
