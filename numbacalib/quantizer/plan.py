@@ -28,8 +28,6 @@ MOVED = 1e9
 """Bytes a second at which an output is written and read back, once each."""
 LATER = 100_000_000
 """Bytes of code that is loaded on the way, kernels above all, as measured."""
-_BESIDE = 2.5
-"""Times as long as one pass that the original model's beside it, with the moments of both, takes."""
 _SCORES = 6
 """Float64 tiles of logits while two models are compared."""
 
@@ -100,10 +98,9 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
     blocks = job.decoder.config.num_layers
     met = [token_weights(job, index) for index in range(blocks)]
     batches = -(-tokens // demand.place.batch_tokens) * trial.batch
-    running = _BESIDE if job.settings.target == "propagated" else 1.0
     each = []
     for index in range(finished, blocks):
-        passing = running * (batches + tokens * trial.calibrating * met[index])
+        passing = batches + tokens * trial.calibrating * met[index]
         working = passing + _solving(job, index, trial)
         # a device's are read while it works on the one before
         overlapped = 0.0 if demand.on_host else working
