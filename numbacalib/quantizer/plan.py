@@ -241,7 +241,8 @@ def _host_bytes(job: Job, demand: Demand, tokens: int, output_bytes: int) -> int
     """Bytes of the host's memory that a run on so many tokens takes beside what it holds already."""
     largest = max(map(job.checkpoint.stored_bytes, job.checkpoint.names()))
     writing = min(output_bytes, SHARD_BYTES) + largest
-    scores = min(job.held_out.size, demand.place.score_rows) * VOCABULARY
+    entries = min(VOCABULARY, job.decoder.config.vocab_size)
+    scores = min(job.held_out.size, demand.place.score_rows) * entries
     proving = 2 * largest + 8 * _SCORES * scores
     quantizing = 0
     if demand.on_host:  # which holds the states of the text since they were made

@@ -19,7 +19,7 @@ from numba import get_num_threads
 
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits
 from numbacalib.methods import QuantizedWeight
-from numbacalib.models import DecoderBlock, Place
+from numbacalib.models import Decoder, DecoderBlock
 from numbacalib.models.decoder import VOCABULARY
 from numbacalib.models.layer_tensors import Stage, expert_shapes, linear_shapes
 from numbacalib.ops.matrix import to_host
@@ -74,7 +74,7 @@ def try_out(job: Job) -> Trial:
             found = dict(calibration.preview(index, block))
         if len(job.held_out):
             forward, compiling_forward = _pass_through(job, block)
-            score, compiling_scores = _compare_scores(job.decoder.place)
+            score, compiling_scores = _compare_scores(job.decoder)
             compiling += compiling_forward + compiling_scores
         storing, stage, work, compiling_solvers = _quantize_stages(job, index, block, found)
     weights = token_weights(job, index)
@@ -135,10 +135,11 @@ def _pass_through(job: Job, block: DecoderBlock) -> tuple[float, float]:
     return again / shape[1], max(0.0, first - again)
 
 
-def _compare_scores(place: Place) -> tuple[float, float]:
+def _compare_scores(decoder: Decoder) -> tuple[float, float]:
     """Seconds a score, for the losses of both models and their divergence, and of compiling."""
+    place, entries = decoder.place, min(VOCABULARY, decoder.config.vocab_size)
     rows = min(ROWS * get_num_threads(), place.score_rows)
-    scores, state = place.zeros((rows, VOCABULARY)), place.zeros((3, rows))
+    scores, state = place.zeros((rows, entries)), place.zeros((3, rows))
     targets, sums = place.put(np.zeros(rows, np.int64)), np.zeros((5, rows))
 
     def compare() -> None:
