@@ -8,6 +8,7 @@ proof a sequence passes through it without statistics, and scores are compared.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,7 @@ class Trial(NamedTuple):
     """Seconds that parts of a run take."""
 
     reading: float
-    """A block."""
+    """A weight, as it is read to run."""
     batch: float
     """Tokens of a batch through a block, with the statistics of the inputs, however many they are."""
     calibrating: float
@@ -79,7 +80,7 @@ def try_out(job: Job) -> Trial:
         storing, stage, work, compiling_solvers = _quantize_stages(job, index, block, found)
     weights = token_weights(job, index)
     return Trial(
-        reading=reading,
+        reading=reading / block_weights(job, index),
         batch=batch,
         calibrating=calibrating / weights,
         forward=forward / weights,
@@ -91,13 +92,25 @@ def try_out(job: Job) -> Trial:
     )
 
 
+def block_weights(job: Job, index: int) -> int:
+    """Weights of a block's linear layers, with those of all its experts."""
+    return _weights(linear_shapes(job.decoder.config, index)) + _expert_weights(job, index)
+
+
 def token_weights(job: Job, index: int) -> float:
     """Weights of a block that a token meets, those of the experts that are chosen for it among them."""
     config = job.decoder.config
     mixture = config.mixture_of(index)
-    experts = sum(rows * channels for rows, channels in expert_shapes(config, index).values())
-    chosen = 0.0 if mixture is None else experts * mixture.routing.experts / mixture.experts
-    return chosen + sum(rows * channels for rows, channels in linear_shapes(config, index).values())
+    chosen = 0.0 if mixture is None else mixture.routing.experts / mixture.experts
+    return _weights(linear_shapes(config, index)) + chosen * _expert_weights(job, index)
+
+
+def _expert_weights(job: Job, index: int) -> int:
+    return _weights(expert_shapes(job.decoder.config, index))
+
+
+def _weights(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(map(math.prod, shapes.values()))
 
 
 def stage_work(job: Job, index: int, stage: Stage) -> float:
