@@ -107,6 +107,8 @@ def _quieted(quiet: bool) -> Iterator[None]:
 
 def _fail(status: int, error: object) -> int:
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.filename is not None:  # the system's own
+        text = f"{error.filename}: {error.strerror}"
     print(f"numbacalib: error: {text}", file=sys.stderr)
     return status
 

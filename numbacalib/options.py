@@ -16,7 +16,8 @@ EXITS = (
 EXAMPLES = {
     "quantize": """
   numbacalib quantize MODEL --text calibration.txt --output quantized/
-  numbacalib quantize HuggingFaceTB/SmolLM2-135M --text chats.jsonl --bits 3 '*.down_proj=4' --output q3/
+  numbacalib quantize HuggingFaceTB/SmolLM2-135M --text chats.jsonl --output q4/
+  numbacalib quantize MODEL --text calibration.txt --symmetric --bits 3 '*.down_proj=4' --output q3/
   numbacalib quantize MODEL --method rtn --skip 'model.layers.0.*' --output rounded/
   numbacalib quantize --config run.toml --output again/""",
     "collect": """

@@ -317,7 +317,7 @@ def _require_one_grid(asked: Mapping[str, LayerGrid]) -> None:
         one, other, *_ = kinds.values()
         raise ValueError(
             f"expected all layers on one grid in this format, got {one} on {asked[one]} and {other} on "
-            f"{asked[other]}"
+            f"{asked[other]}: mlx holds several, and compressed-tensors where all are symmetric"
         )
 
 

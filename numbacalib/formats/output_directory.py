@@ -77,7 +77,8 @@ def new_directory(path: str | Path, *, clean: bool = False) -> Iterator[Path]:
             yield partial
         except RejectedError as error:
             failed = partial.rename(partial.with_name(f"{path.name}.failed-{partial.name[-8:]}"))
-            raise type(error)(f"{error}; what was written is kept in {failed}") from error
+            text = str(error).replace(str(partial), str(failed))
+            raise type(error)(f"{text}; what was written is kept in {failed}") from error
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise

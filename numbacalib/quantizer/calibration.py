@@ -140,8 +140,11 @@ class TextCalibration:
 
     def trial(self, block: DecoderBlock, sequences: int) -> dict[Stage, Any]:
         """Statistics of the first sequences alone, by stage; the text does not move on."""
-        part = Parts([copied(self._first_part()[:sequences])])
-        found = dict(run_stages(block, self._decoder, part))
+        first = self._first_part()[:sequences]
+        part, original = Parts([copied(first)]), None
+        if self._original is not None:
+            original = block.copied(), Parts([copied(first)])
+        found = dict(run_stages(block, self._decoder, part, original))
         for _ in self._expert_groups(block, part):
             pass
         return found

@@ -42,18 +42,26 @@ def divergences(
     tiles = zip(original.score_tiles(states), other.score_tiles(other_states), strict=True)
     with ThreadPoolExecutor(get_num_threads()) as threads:
         for (start, _, p), (_, _, q) in tiles:
-            own, others, part = to_host(p), to_host(q), sums[:, start : start + len(p)]
-            runs = [slice(first, first + ROWS) for first in range(0, len(own), ROWS)]
-            calls = [threads.submit(add_tile, own[run], others[run], part[:, run]) for run in runs]
-            for call in calls:
-                call.result()
+            add_tile(threads, p, q, sums[:, start : start + len(p)])
     top_p, top_q, sum_p, sum_q, difference = sums
     found = difference / sum_p - (top_p + np.log(sum_p)) + (top_q + np.log(sum_q))
     return np.maximum(found, 0.0).reshape(shape)  # never negative but by rounding
 
 
-def add_tile(p: NDArray[np.float32], q: NDArray[np.float32], sums: NDArray[np.float64]) -> None:
-    """Add a part of the vocabulary, of logits [n, v], to sums that are relative to the largest so far.
+def add_tile(threads: ThreadPoolExecutor, p: Any, q: Any, sums: NDArray[np.float64]) -> None:
+    """Add a part of the vocabulary, of logits [N, v] of any place, to sums [5, N].
+
+    Its rows are shared out among threads.
+    """
+    own, others = to_host(p), to_host(q)
+    runs = [slice(first, first + ROWS) for first in range(0, len(own), ROWS)]
+    calls = [threads.submit(_add_rows, own[run], others[run], sums[:, run]) for run in runs]
+    for call in calls:
+        call.result()
+
+
+def _add_rows(p: NDArray[np.float32], q: NDArray[np.float32], sums: NDArray[np.float64]) -> None:
+    """Add logits [n, v] to sums that are relative to the largest so far.
 
     The sums are those largest logits of both, ``sum e^p``, ``sum e^q`` and ``sum e^p (p - q)``.
     """

@@ -96,6 +96,8 @@ def open_job(
         raise ValueError(f"{inputs.model}: expected an unquantized checkpoint, got a quantized one")
     if checkpoint.config.mixture is not None:
         _check_experts(inputs, settings)
+    if not inputs.text and inputs.statistics is None and _needs_text(inputs, settings):
+        raise ValueError("text: required, since this calibrates; --method rtn alone needs none")
     if settings.lm_head and (inputs.statistics is not None or inputs.importance is not None):
         raise ValueError("lm_head: expected a text to calibrate it on, no statistics or importance")
     decoder = Decoder(checkpoint, place=place)
@@ -161,11 +163,8 @@ def _calibration(
             )
         saved = SavedCalibration(inputs.statistics, checkpoint, decoder)
         return saved, None, none_left
-    weighed = inputs.importance is not None
-    if not settings.calibrated(weighed) and settings.channel_scales == "none":
+    if not _needs_text(inputs, settings):
         return None, None, none_left
-    if not inputs.text:
-        raise ValueError("text: required, since this calibrates; --method rtn alone needs none")
     most = max(1, HELD_OUT_TOKENS // length)
     given = checkpoint, inputs.text, length, settings.samples
     tokens, left = read_split(*given, most)
@@ -177,6 +176,12 @@ def _calibration(
         streamed=Demand.of(decoder, settings, layers).must_stream(tokens.size),
     )
     return calibration, tokens, left
+
+
+def _needs_text(inputs: Inputs, settings: Settings) -> bool:
+    """Return whether a run that has no statistics calibrates on a text."""
+    weighed = inputs.importance is not None
+    return settings.calibrated(weighed) or settings.channel_scales != "none"
 
 
 def _check_experts(inputs: Inputs, settings: Settings) -> None:

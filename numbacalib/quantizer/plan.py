@@ -22,14 +22,19 @@ from numbacalib.quantizer.job import Job
 from numbacalib.quantizer.memory import Demand
 from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.preflight import in_units, resident_memory
-from numbacalib.quantizer.trial import Trial, solver_work, stage_work, token_weights, try_out
+from numbacalib.quantizer.trial import (
+    Trial,
+    block_weights,
+    solver_work,
+    stage_work,
+    token_weights,
+    try_out,
+)
 
 MOVED = 1e9
 """Bytes a second at which an output is written and read back, once each."""
-LATER = 100_000_000
-"""Bytes of code that is loaded on the way, kernels above all, as measured."""
-_BESIDE = 2.5
-"""Times as long as one pass that the original model's beside it, with the moments of both, takes."""
+LATER = 30_000_000
+"""Bytes of code that is loaded after the trial, and of memory that is not given back, as measured."""
 _SCORES = 6
 """Float64 tiles of logits while two models are compared."""
 
@@ -100,20 +105,20 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
     blocks = job.decoder.config.num_layers
     met = [token_weights(job, index) for index in range(blocks)]
     batches = -(-tokens // demand.place.batch_tokens) * trial.batch
-    running = _BESIDE if job.settings.target == "propagated" else 1.0
     each = []
     for index in range(finished, blocks):
-        passing = running * (batches + tokens * trial.calibrating * met[index])
+        passing = batches + tokens * trial.calibrating * met[index]
         working = passing + _solving(job, index, trial)
         # a device's are read while it works on the one before
         overlapped = 0.0 if demand.on_host else working
-        each.append(working + max(0.0, trial.reading - overlapped))
+        each.append(working + max(0.0, trial.reading * block_weights(job, index) - overlapped))
     outer = [info.shape for name, info in job.weights.items() if is_outer(name)]
     if outer and finished <= blocks:  # they are kept as one more block
         each.append(sum(trial.work * solver_work(job, *shape) for shape in outer))
     config = job.decoder.config
     head = config.vocab_size * config.hidden_size
-    # both models run, and each has its scores twice: for its loss, and to be compared
+    # both models run, and each reads its head twice: for its loss, and to be compared
+    read = 2 * sum(block_weights(job, index) for index in range(blocks)) + 4 * head
     proof = trial.forward * (2 * sum(met) + 4 * head) + trial.score * config.vocab_size
     seconds = {
         "quantizing": sum(each),
@@ -121,7 +126,7 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
         # unpacked as kept, as written, and to run
         "proving": output_bytes / MOVED
         + 3 * weights * trial.storing
-        + blocks * trial.reading
+        + (read * trial.reading if job.held_out.size else 0.0)
         + job.held_out.size * proof,
     }
     streamed = _is_streamed(job)
@@ -244,7 +249,8 @@ def _host_bytes(job: Job, demand: Demand, tokens: int, output_bytes: int) -> int
     """Bytes of the host's memory that a run on so many tokens takes beside what it holds already."""
     largest = max(map(job.checkpoint.stored_bytes, job.checkpoint.names()))
     writing = min(output_bytes, SHARD_BYTES) + largest
-    scores = min(job.held_out.size, demand.place.score_rows) * VOCABULARY
+    entries = min(VOCABULARY, job.decoder.config.vocab_size)
+    scores = min(job.held_out.size, demand.place.score_rows) * entries
     proving = 2 * largest + 8 * _SCORES * scores
     quantizing = 0
     if demand.on_host:  # which holds the states of the text since they were made

@@ -8,22 +8,26 @@ proof a sequence passes through it without statistics, and scores are compared.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import get_num_threads
 
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits
 from numbacalib.methods import QuantizedWeight
-from numbacalib.models import DecoderBlock
+from numbacalib.models import Decoder, DecoderBlock
 from numbacalib.models.decoder import VOCABULARY
 from numbacalib.models.layer_tensors import Stage, expert_shapes, linear_shapes
 from numbacalib.ops.matrix import to_host
+from numbacalib.ops.token_loss import add_scores, losses
 from numbacalib.quantizer.blocks import quantize_group
 from numbacalib.quantizer.calibration import SILENT, TextCalibration
-from numbacalib.quantizer.divergence import add_tile
+from numbacalib.quantizer.divergence import ROWS, add_tile
 from numbacalib.quantizer.job import Job, on_grid
 from numbacalib.quantizer.memory import stage_size
 from numbacalib.quantizer.outer import is_outer
@@ -37,7 +41,7 @@ class Trial(NamedTuple):
     """Seconds that parts of a run take."""
 
     reading: float
-    """A block."""
+    """A weight, as it is read to run."""
     batch: float
     """Tokens of a batch through a block, with the statistics of the inputs, however many they are."""
     calibrating: float
@@ -45,7 +49,7 @@ class Trial(NamedTuple):
     forward: float
     """A token through a weight, alone."""
     score: float
-    """A score of a token, as it is compared with another model's."""
+    """A score of a token, in the losses of both models and their divergence."""
     stage: float
     """Of a stage, whatever its size."""
     work: float
@@ -70,11 +74,13 @@ def try_out(job: Job) -> Trial:
         elif calibration is not None:
             found = dict(calibration.preview(index, block))
         if len(job.held_out):
-            forward, score = _pass_through(job, block), _compare_scores()
+            forward, compiling_forward = _pass_through(job, block)
+            score, compiling_scores = _compare_scores(job.decoder)
+            compiling += compiling_forward + compiling_scores
         storing, stage, work, compiling_solvers = _quantize_stages(job, index, block, found)
     weights = token_weights(job, index)
     return Trial(
-        reading=reading,
+        reading=reading / block_weights(job, index),
         batch=batch,
         calibrating=calibrating / weights,
         forward=forward / weights,
@@ -86,13 +92,25 @@ def try_out(job: Job) -> Trial:
     )
 
 
+def block_weights(job: Job, index: int) -> int:
+    """Weights of a block's linear layers, with those of all its experts."""
+    return _weights(linear_shapes(job.decoder.config, index)) + _expert_weights(job, index)
+
+
 def token_weights(job: Job, index: int) -> float:
     """Weights of a block that a token meets, those of the experts that are chosen for it among them."""
     config = job.decoder.config
     mixture = config.mixture_of(index)
-    experts = sum(rows * channels for rows, channels in expert_shapes(config, index).values())
-    chosen = 0.0 if mixture is None else experts * mixture.routing.experts / mixture.experts
-    return chosen + sum(rows * channels for rows, channels in linear_shapes(config, index).values())
+    chosen = 0.0 if mixture is None else mixture.routing.experts / mixture.experts
+    return _weights(linear_shapes(config, index)) + chosen * _expert_weights(job, index)
+
+
+def _expert_weights(job: Job, index: int) -> int:
+    return _weights(expert_shapes(job.decoder.config, index))
+
+
+def _weights(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(map(math.prod, shapes.values()))
 
 
 def stage_work(job: Job, index: int, stage: Stage) -> float:
@@ -121,20 +139,31 @@ def _pass_text(
     return found, (max(0.0, one - rate), rate / length), compiling
 
 
-def _pass_through(job: Job, block: DecoderBlock) -> float:
-    """Seconds a token, of a sequence as long as those of the proof."""
+def _pass_through(job: Job, block: DecoderBlock) -> tuple[float, float]:
+    """Seconds a token, of a sequence as long as those of the proof, and of compiling."""
     shape = 1, job.held_out.shape[1], job.decoder.config.hidden_size
     values = np.random.default_rng(0).standard_normal(shape, np.float32)
     hidden = job.decoder.place.put(values)
-    return _twice(lambda: to_host(block.forward(hidden)))[2] / shape[1]
+    _, first, again = _twice(lambda: to_host(block.forward(hidden)))
+    return again / shape[1], max(0.0, first - again)
 
 
-def _compare_scores() -> float:
-    """Seconds a score, on the host."""
-    scores = np.zeros((64, VOCABULARY), np.float32)
-    sums = np.zeros((5, len(scores)))
-    _, _, again = _twice(lambda: add_tile(scores, scores, sums))
-    return again / scores.size
+def _compare_scores(decoder: Decoder) -> tuple[float, float]:
+    """Seconds a score, for the losses of both models and their divergence, and of compiling."""
+    place, entries = decoder.place, min(VOCABULARY, decoder.config.vocab_size)
+    rows = min(ROWS * get_num_threads(), place.score_rows)
+    scores, state = place.zeros((rows, entries)), place.zeros((3, rows))
+    targets, sums = place.put(np.zeros(rows, np.int64)), np.zeros((5, rows))
+
+    def compare() -> None:
+        for _ in range(2):
+            add_scores(scores, 0, targets, state)
+            to_host(losses(state))
+        with ThreadPoolExecutor(get_num_threads()) as threads:
+            add_tile(threads, scores, scores, sums)
+
+    _, first, again = _twice(compare)
+    return again / scores.size, max(0.0, first - again)
 
 
 def _quantize_stages(
@@ -150,8 +179,8 @@ def _quantize_stages(
     def solve(stage: Stage) -> tuple[Any, float, float]:
         kinds = [kind for kind in stage if f"{block.name}.{kind}" in job.grids]
         grid = job.grids[f"{block.name}.{kinds[0]}"]
-        # one batch has no second stream, and maybe too few tokens for the run's own damping
-        settings = replace(on_grid(job.settings, grid), target="layerwise", percdamp=1.0)
+        # one batch may have too few tokens for the run's own damping
+        settings = replace(on_grid(job.settings, grid), percdamp=1.0)
         inputs = dict.fromkeys(kinds, statistics.get(stage))
         return _twice(lambda: quantize_group(job, block, inputs, settings))
 

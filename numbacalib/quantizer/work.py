@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -31,12 +32,15 @@ from numbacalib.models import TensorInfo
 from numbacalib.models.input_files import InputFiles
 from numbacalib.models.safetensors_file import STORED_TYPES, StoredTensor, read_header
 from numbacalib.quantizer.identity import differences
+from numbacalib.runtime.alone import begin_alone
 
 log = logging.getLogger("numbacalib")
 
 IDENTITY = "run.json"
 """Name of the file that says what run the work is of."""
 LOCK = "lock"
+QUEUED_BYTES = 64_000_000
+"""Bytes of codes that may wait to be written while the run goes on: many narrow blocks, no wide one."""
 DESCRIPTION = "description"
 """Name of the tensor that holds a block's JSON: one file is whole or not at all, two might not be."""
 
@@ -57,6 +61,11 @@ class FinishedBlock:
     scales: dict[str, NDArray[Any]]
     """Channel scales that were folded, by the first layer of the stage that they are of."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its codes, which are most of it."""
+        return sum(weight.codes.nbytes for weight in self.layers.values())
+
 
 class Work:
     """The finished blocks in a directory. Made by `open_work`.
@@ -68,25 +77,24 @@ class Work:
         Blocks, from the first on, that were there when it was opened.
     """
 
-    def __init__(self, directory: Path, writer: ThreadPoolExecutor) -> None:
+    def __init__(self, directory: Path, thread: ThreadPoolExecutor) -> None:
         self.directory = directory
         self.finished = _count(directory)
-        self._writer = writer
-        self._pending: Future[None] | None = None
+        self._thread = thread
+        self._queue: deque[tuple[Future[None], int]] = deque()
+        self._refused = False
 
     def save(self, index: int, block: FinishedBlock) -> None:
-        """Keep a block, which nobody changes after; it is written while the next one is worked on.
+        """Keep a block, which nobody changes after; it is written while the next ones are worked on.
 
         Raises
         ------
         OSError
-            If the disk refused this block's predecessor.
+            If the disk refused one before it.
         """
-        self.settle()
-        file = block_file(self.directory, index)
-        self._pending = self._writer.submit(
-            write_whole, file, lambda path: write_safetensors(path, _tensors_of(block))
-        )
+        size = block.nbytes
+        self._wait(QUEUED_BYTES - size)
+        self._queue.append((self._thread.submit(self._write, index, block), size))
 
     def settle(self) -> None:
         """Wait until what was saved is on the disk.
@@ -96,13 +104,38 @@ class Work:
         OSError
             If the disk refuses.
         """
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        self._wait(-1)
+
+    def _wait(self, most: int) -> None:
+        """Wait until no more than so many bytes are still to be written."""
+        while self._queue:
+            written = self._queue[0][0]
+            if not written.done() and sum(size for _, size in self._queue) <= most:
+                return
+            self._queue.popleft()
+            written.result()
+
+    def _write(self, index: int, block: FinishedBlock) -> None:
+        if self._refused:  # a block that follows one that is missing is of no use
+            return
+        try:
+            write_whole(
+                block_file(self.directory, index),
+                lambda path: write_safetensors(path, _tensors_of(block)),
+            )
+        except BaseException:
+            self._refused = True
+            raise
 
     def blocks(self) -> Iterator[FinishedBlock]:
-        """Read all finished blocks, in their order."""
-        return map(self.load, range(_count(self.directory)))
+        """Read all finished blocks, in their order, each while its predecessor is worked on."""
+        coming: deque[Future[FinishedBlock]] = deque()
+        for index in range(_count(self.directory)):
+            coming.append(self._thread.submit(self.load, index))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        for last in coming:
+            yield last.result()
 
     def load(self, index: int) -> FinishedBlock:
         """Read a finished block.
@@ -146,11 +179,14 @@ def open_work(directory: Path, identity: Mapping[str, Any], *, anew: bool) -> It
         If the disk refuses.
     """
     with existing(directory):
-        with locked(directory / LOCK, directory), ThreadPoolExecutor(1) as writer:
+        with (
+            locked(directory / LOCK, directory),
+            ThreadPoolExecutor(1, initializer=begin_alone) as thread,
+        ):
             if anew:
                 _remove(directory)
             _require_same_run(directory, identity)
-            work = Work(directory, writer)
+            work = Work(directory, thread)
             try:
                 yield work
             except BaseException as error:

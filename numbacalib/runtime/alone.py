@@ -27,7 +27,7 @@ def each_alone(function: Callable[[Item], Result], items: Sequence[Item]) -> lis
     workers = min(get_num_threads(), len(items))
     if workers < 2 or not _threads_may_launch():
         return [function(item) for item in items]
-    with single_threaded(), ThreadPoolExecutor(workers, initializer=_begin_alone) as threads:
+    with single_threaded(), ThreadPoolExecutor(workers, initializer=begin_alone) as threads:
         calls = [threads.submit(copy_context().run, function, item) for item in items]
         try:
             return [call.result() for call in calls]
@@ -36,10 +36,11 @@ def each_alone(function: Callable[[Item], Result], items: Sequence[Item]) -> lis
             raise
 
 
-def _begin_alone() -> None:
-    """Let this thread launch without its turn, on itself."""
-    launching.leave_out_this_thread()
-    set_num_threads(1)
+def begin_alone() -> None:
+    """Let this thread launch without its turn, on itself, where several threads may launch."""
+    if _threads_may_launch():
+        launching.leave_out_this_thread()
+        set_num_threads(1)
 
 
 def _threads_may_launch() -> bool:
