@@ -159,7 +159,9 @@ class GGUFCheckpoint(Checkpoint):
         stored, _ = self._names[name]
         keys, values = LATENT_PARTS
         own = next((part for part in LATENT_PARTS if f".{part}." in stored), None)
-        return own and (stored.replace(own, keys), stored.replace(own, values))
+        if own is None:
+            return None
+        return stored.replace(own, keys), stored.replace(own, values)
 
     def hf_config(self) -> dict[str, Any]:
         return copy.deepcopy(self._hf_config)
