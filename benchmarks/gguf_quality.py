@@ -4,13 +4,15 @@
 
 Both start from the same weights and see the same calibration text: its mean squares are llama.cpp's
 importance matrix. llama.cpp scores all files, by its logits on later messages of presidents: perplexity,
-and KL from what it computes of the original in float32. MODEL is a directory or a GGUF file, such as the
-model that `trained.py` leaves, whose rows are whole blocks of 256. Writes
-``results/gguf-NAME-<machine>.csv``.
+and KL from what it computes of the original in float32. MODEL is a directory or a GGUF file, or the
+name of one of `small_models`, such as SmolLM2-135M, whose rows are no whole blocks of 256; those of what
+``python benchmarks/trained.py llama FOLDER`` trains are. Writes ``results/gguf-NAME-<machine>.csv``.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +22,7 @@ import numpy as np
 from harness import describe_machine, write_csv
 from numpy.typing import NDArray
 from report import parser, report
+from small_models import checkpoint_of_glassllm, file_of_smollm2
 from tables import GgufRow
 
 from numbacalib import demo
@@ -29,7 +32,9 @@ from numbacalib.formats.gguf_mixes import file_type
 from numbacalib.formats.gguf_vocabulary import vocabulary_metadata
 from numbacalib.formats.gguf_writer import GGUFWriter, PlannedTensor, encoded
 from numbacalib.models import Checkpoint, open_checkpoint
-from numbacalib.models.gguf import GGUFCheckpoint, permuted
+from numbacalib.models.gguf import GGUFCheckpoint
+from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
+from numbacalib.models.gguf_layouts import row_order
 from numbacalib.models.gguf_names import gguf_name
 from numbacalib.models.gguf_types import type_named
 from numbacalib.quantizer import collect, quantize
@@ -41,30 +46,38 @@ from clients.llama_cpp.libllama import Llama, Model
 MIXES = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q4_0")
 CALIBRATED, EVALUATED = range(1930, 1991), range(1991, 2027)
 OURS: dict[str, dict[str, Any]] = {
-    "numbacalib, GPTQ": {},
+    "numbacalib, GPTQ": {"target": "layerwise"},
     "numbacalib, propagated": {"target": "propagated"},
     "numbacalib, round-to-nearest": {"method": "rtn", "ranges": "weighted"},
 }
 THEIRS = "llama-quantize with imatrix"
+PATHS = {"glassllm": checkpoint_of_glassllm, "SmolLM2-135M": file_of_smollm2}
 
 
 def plain_file(checkpoint: Checkpoint, path: Path) -> None:
-    """Write the original's weights as llama.cpp's converter does with ``--outtype f32``."""
-    metadata = model_metadata(checkpoint) | vocabulary_metadata(checkpoint)
+    """Write the original's weights as llama.cpp's converter does with ``--outtype f32``.
+
+    Also those of a GGUF file: its quantizer copies tensors that have the wanted type already.
+    """
     kind, config = type_named("F32"), checkpoint.config
-    arrays = {}
+    paired, arrays = GGUF_ARCHITECTURES[architecture_of(config)].paired, {}
     for name in checkpoint.names():
         values = checkpoint.tensor(name).astype(np.float32)
-        for part, heads in (("q", config.num_heads), ("k", config.num_kv_heads)):
-            if f"self_attn.{part}_proj." in name and architecture_of(config) == "llama":
-                values = permuted(values, heads)
-        arrays[gguf_name(name)] = values
+        order = row_order(config, name, paired=paired)
+        arrays[gguf_name(name)] = values if order is None else values[order]
     arrays |= rope_tensors(config)
     planned = {name: PlannedTensor(kind, values.shape) for name, values in arrays.items()}
-    entries = {key: encoded(value) for key, value in metadata.items()}
-    with GGUFWriter(path, entries, planned) as writer:
+    with GGUFWriter(path, _entries(checkpoint), planned) as writer:
         for name, values in arrays.items():
             writer.add(name, values.view(np.uint8).ravel())
+
+
+def _entries(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Return the metadata of a file in float32."""
+    if isinstance(checkpoint, GGUFCheckpoint):
+        return checkpoint.metadata_bytes() | {"general.file_type": encoded(0)}
+    metadata = model_metadata(checkpoint) | vocabulary_metadata(checkpoint)
+    return {key: encoded(value) for key, value in metadata.items()}
 
 
 def log_probabilities(
@@ -72,7 +85,8 @@ def log_probabilities(
 ) -> list[NDArray[np.float32]]:
     """Logarithms of what llama.cpp predicts after each token of each sequence."""
     found = []
-    with Model(llama, file, sequences.shape[1]) as model:
+    threads = len(os.sched_getaffinity(0))
+    with Model(llama, file, sequences.shape[1], threads) as model:
         for tokens in sequences:
             logits = model.logits(tokens).astype(np.float64)
             logits -= logits.max(axis=1, keepdims=True)
@@ -99,25 +113,24 @@ def scored(
 def main() -> int:
     """Quantize, score, and write the CSV."""
     options = parser(__doc__)
-    options.add_argument("model", type=Path)
+    options.add_argument("model")
     options.add_argument("--name", required=True, help="of the model, in the CSV's")
     options.add_argument("--samples", type=int, default=64, help="calibration sequences")
     options.add_argument("--sequences", type=int, default=24, help="to score")
     options.add_argument("--length", type=int, default=256)
     options.add_argument("--mixes", nargs="+", default=MIXES)
     given = options.parse_args()
-    llama, checkpoint = Llama(), open_checkpoint(given.model)
+    model = PATHS[given.model]() if given.model in PATHS else Path(given.model)
+    llama, checkpoint = Llama(), open_checkpoint(model)
     text = demo.speeches(CALIBRATED)
     sampled: dict[str, Any] = {"samples": given.samples, "sequence_length": given.length}
     tokens = read_sequences(checkpoint, demo.speeches(EVALUATED), given.length, given.sequences)
-    rows = []
+    rows: list[GgufRow] = []
     with tempfile.TemporaryDirectory(prefix="numbacalib-") as scratch:
         folder = Path(scratch)
-        original = given.model
-        if not isinstance(checkpoint, GGUFCheckpoint):
-            original = folder / "original.gguf"
-            plain_file(checkpoint, original)
-        collect(given.model, folder / "statistics", text=text, **sampled)
+        original = folder / "original.gguf"
+        plain_file(checkpoint, original)
+        collect(model, folder / "statistics", text=text, **sampled)
         means = read_imatrix(folder / "statistics" / "imatrix.gguf")
         importance = {gguf_name(f"{name}.weight"): mean for name, mean in means.items()}
         expected = log_probabilities(llama, original, tokens)
@@ -129,15 +142,22 @@ def main() -> int:
             for number, (who, settings) in enumerate(OURS.items()):
                 output = folder / f"{mix}-{number}"
                 own = sampled | settings
-                quantize(given.model, output, text=text, formats=[f"gguf:{mix}"], **own)
+                quantize(model, output, text=text, formats=[f"gguf:{mix}"], **own)
                 files[who] = output / f"model-{mix}.gguf"
             for who, file in files.items():
                 found = log_probabilities(llama, file, tokens)
                 rows.append(scored(mix, who, file, found, expected, tokens))
-    facts = {"evaluation": f"{given.name}, {tokens.size} tokens scored by llama.cpp"}
-    machine = describe_machine("numba", "numpy", **facts)
-    file = write_csv(f"gguf-{given.name}", machine, rows)
-    return report(file, docs=given.docs)
+            written = _write(
+                given, tokens, rows
+            )  # so that a run that is cut off leaves what it has
+    return report(written, docs=given.docs)
+
+
+def _write(given: argparse.Namespace, tokens: NDArray[np.integer], rows: list[GgufRow]) -> Path:
+    calibrated = f"calibrated on {given.samples * given.length} tokens"
+    scored_on = f"{tokens.size} scored by llama.cpp"
+    facts = {"evaluation": f"{given.name}, {calibrated}, {scored_on}"}
+    return write_csv(f"gguf-{given.name}", describe_machine("numba", "numpy", **facts), rows)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,8 +35,10 @@ from numbacalib.formats.gguf_writer import GGUFWriter, PlannedTensor, encoded
 from numbacalib.methods import QuantizedWeight, rtn
 from numbacalib.methods.block_scales import block_scales
 from numbacalib.models.checkpoint import TensorInfo
-from numbacalib.models.gguf import GGUFCheckpoint, permuted
+from numbacalib.models.description import LATENT
+from numbacalib.models.gguf import GGUFCheckpoint
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
+from numbacalib.models.gguf_layouts import LATENT_PARTS, latent_parts, row_order
 from numbacalib.models.gguf_names import expert_number, gguf_name
 from numbacalib.models.gguf_types import TensorType, type_named
 from numbacalib.models.layer_tensors import (
@@ -76,7 +79,9 @@ class GGUF(Format):
         return GGUF(self.mix, config)
 
     def holds(self, layer: str) -> bool:
-        """See `Format`; heads and embeddings too."""
+        """See `Format`; heads and embeddings too, but no layer that is stored as two."""
+        if layer.endswith(f".{LATENT['key_value']}"):
+            return False
         return super().holds(layer) or f"{layer}.weight" in (EMBEDDINGS, HEAD)
 
     def opened_at(self, directory: Path) -> Path:
@@ -186,8 +191,7 @@ class FileWriter(ModelWriter):
     ) -> None:
         self._checkpoint = checkpoint
         self._config = config = checkpoint.config
-        self._permutes = GGUF_ARCHITECTURES[architecture_of(config)].permuted
-        self._heads = {"q": config.num_heads, "k": config.num_kv_heads}
+        self._paired = GGUF_ARCHITECTURES[architecture_of(config)].paired
         self._offset = np.float32(config.architecture.norm_offset)
         self._rope = rope_tensors(config)
         self._types = _Types(mix, config)
@@ -196,8 +200,14 @@ class FileWriter(ModelWriter):
             for name in checkpoint.names()
             if is_decoders(config, name)
         }
+        self._latents = {
+            name: _latent_places(place, config)
+            for name, place in self._places.items()
+            if name.endswith(f".{LATENT['key_value']}.weight")
+        }
         self._given: set[str] = set()
-        planned = _planned(self._places.values(), config)
+        stored = ([*self._latents.get(name, [place])] for name, place in self._places.items())
+        planned = _planned(chain.from_iterable(stored), config)
         for name, values in self._rope.items():
             planned[name] = PlannedTensor(type_named("F32"), values.shape)
         self._warn_of_fallbacks()
@@ -215,7 +225,7 @@ class FileWriter(ModelWriter):
         kind = "F32"
         if name.removesuffix(".weight") in grids or name in (EMBEDDINGS, HEAD):
             kind = self._types.of(name, shape[1])
-        elif expert is not None or name in self._linears:  # left as it is
+        elif len(shape) == 2 and (expert is not None or name in self._linears):  # left as it is
             kind = _FLOATS.get(dtype.name, "F32")
         gate = stored.endswith("_shexp.weight") and shape[0] == 1  # a vector in GGUF
         return _Place(stored, type_named(kind), shape[1:] if gate else shape, expert)
@@ -254,13 +264,13 @@ class FileWriter(ModelWriter):
         place = self._places[f"{name}.weight"]
         if place.kind.name == MXFP4:
             rows = pack_mxfp4(quantized)
-            order = self._row_order(f"{name}.weight", len(rows))
+            order = self._row_order(f"{name}.weight")
             self._write(f"{name}.weight", [rows if order is None else rows[order]])
             return place.planned.size
         grid = BLOCK_TYPES[place.kind.name].grid
         blocks = split_scales(quantized.scales, quantized.zeros, grid)
         weight = BlockWeight(quantized.codes, blocks)
-        order = self._row_order(f"{name}.weight", len(weight.codes))
+        order = self._row_order(f"{name}.weight")
         if order is not None:
             weight = weight.rows(order)
         parts = (
@@ -273,7 +283,7 @@ class FileWriter(ModelWriter):
     def add(self, name: str, tensor: NDArray[Any]) -> None:
         """See `ModelWriter`."""
         place = self._places[name]
-        order = self._row_order(name, len(tensor))
+        order = self._row_order(name)
         values = tensor if order is None else tensor[order]
         if self._offset and is_norm(self._config, name):
             values = values.astype(np.float32) + self._offset
@@ -288,12 +298,8 @@ class FileWriter(ModelWriter):
             begin += part.size
         self._given.add(name)
 
-    def _row_order(self, name: str, rows: int) -> NDArray[np.int64] | None:
-        """Order of the rows of queries and keys where GGUF has another one."""
-        projection = name.rpartition("_proj.")[0][-1:]
-        if not self._permutes or ".self_attn." not in name or projection not in self._heads:
-            return None
-        return permuted(np.arange(rows), self._heads[projection])
+    def _row_order(self, name: str) -> NDArray[np.int64] | None:
+        return row_order(self._config, name, paired=self._paired)
 
     def __exit__(
         self,
@@ -312,11 +318,26 @@ class FileWriter(ModelWriter):
     def _copy(self, name: str) -> None:
         """Write what no call gave: embeddings and head by round-to-nearest, the rest as it is."""
         kind = self._places[name].kind
+        if name in self._latents:
+            parts = latent_parts(self._config, self._checkpoint.tensor(name))
+            for place, part in zip(self._latents[name], parts, strict=True):
+                stored = np.ascontiguousarray(part, kind.dtype)
+                self._file.add(place.stored, stored.reshape(-1).view(np.uint8))
+            return
         if kind.name not in BLOCK_TYPES:
             self.add(name, self._checkpoint.tensor(name))
             return
         tiles = self._checkpoint.tiles(name, ROWS)
         self._write(name, (pack_blocks(nearest(tile, kind.name), kind.name) for tile in tiles))
+
+
+def _latent_places(place: _Place, config: ModelConfig) -> list[_Place]:
+    """Places of the two parts of a matrix that makes keys and values of a latent vector."""
+    parts = latent_parts(config, np.empty(place.shape, np.bool_))
+    return [
+        place._replace(stored=place.stored.replace("attn_kv_b", own), shape=part.shape)
+        for own, part in zip(LATENT_PARTS, parts, strict=True)
+    ]
 
 
 def _planned(places: Iterable[_Place], config: ModelConfig) -> dict[str, PlannedTensor]:

@@ -7,6 +7,7 @@ what GGUF, or llama.cpp's idea of an architecture, has no place for would come b
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import fields
@@ -18,13 +19,17 @@ from numpy.typing import NDArray
 from numbacalib.formats.gguf_options import WRITTEN, Options
 from numbacalib.models.config import ModelConfig, Rope
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
-from numbacalib.models.gguf_config import FACTORS, ROPE_DIVISORS, hf_config
+from numbacalib.models.gguf_config import FACTORS, LOG_MULTIPLIERS, ROPE_DIVISORS, hf_config
 from numbacalib.models.gguf_metadata import Metadata
 from numbacalib.models.layer_tensors import is_decoders
 from numbacalib.models.rope import inverse_frequencies
+from numbacalib.models.rope_parameters import yarn_magnitude
+from numbacalib.models.wrappers import decoder_config
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
+
+log = logging.getLogger("numbacalib")
 
 QUANTIZATION_VERSION = 2
 _NOT_COMPARED = {
@@ -75,11 +80,25 @@ def model_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
         "rope.freq_base": float(config.rope_theta),
         "rope.dimension_count": config.rotary_dim,
     }
-    options |= WRITTEN[config.model_type].options(config) | _scaling(config)
+    options |= _seen(checkpoint) | WRITTEN[config.model_type].options(config) | _scaling(config)
     head = {"general.architecture": architecture, "general.type": "model"}
     head["general.name"] = checkpoint.path.resolve().name
     found = head | {f"{architecture}.{key}": value for key, value in options.items()}
     _require_same(checkpoint, found)
+    return found
+
+
+def _seen(checkpoint: Checkpoint) -> Options:
+    """What a decoder that sees has beside others: parts of a head, layers that get an image's."""
+    whole = checkpoint.hf_config()
+    decoder = decoder_config(whole)
+    found: Options = {}
+    for key in ("rope_parameters", "rope_scaling"):
+        if sections := (decoder.get(key) or {}).get("mrope_section"):
+            padded = [*sections, 0, 0, 0, 0][:4]
+            found["rope.dimension_sections"] = np.array(padded, np.int32)
+    if levels := (whole.get("vision_config") or {}).get("deepstack_visual_indexes"):
+        found["n_deepstack_layers"] = len(levels)
     return found
 
 
@@ -121,12 +140,16 @@ def _require_same(checkpoint: Checkpoint, values: Mapping[str, Any]) -> None:
 
 
 def _same_rope(one: Rope | None, other: Rope | None) -> bool:
-    """Return whether two turn alike, in short sequences and in the longest."""
+    """Return whether two turn alike, in short sequences and in the longest.
+
+    The bounds of YaRN are whole dimensions in both.
+    """
     if one is None or other is None:
         return one is other
+    whole = one._replace(scaling={**one.scaling, "truncate": True})
     for length in (1, one.max_position_embeddings):
         (mine, factor), (theirs, other_factor) = (
-            inverse_frequencies(rope, length) for rope in (one, other)
+            inverse_frequencies(rope, length) for rope in (whole, other)
         )
         if mine.shape != theirs.shape or not np.allclose(mine, theirs, rtol=1e-4):
             return False
@@ -146,13 +169,19 @@ def _scaling(config: ModelConfig) -> dict[str, Any]:
         return {"rope.scaling.attn_factor": float(attention)}
     if kind == "linear":
         return {"rope.scaling.type": kind, "rope.scaling.factor": float(given["factor"])}
-    if kind != "yarn" or not given.get("truncate", True):
-        raise ValueError(
-            f"rope_scaling: expected linear, llama3, longrope or truncated yarn, got {kind!r}"
-        )
+    if kind != "yarn":
+        raise ValueError(f"rope_scaling: expected linear, llama3, longrope or yarn, got {kind!r}")
+    return _yarn(config)
+
+
+def _yarn(config: ModelConfig) -> Options:
+    """YaRN's own; llama.cpp takes whole dimensions as its bounds, whatever ``truncate`` says."""
+    given = config.rope_scaling
+    if not given.get("truncate", True):
+        log.warning("rope_scaling: llama.cpp truncates the bounds of YaRN, the original does not")
     factor = float(given["factor"])
     options = {
-        "rope.scaling.type": kind,
+        "rope.scaling.type": "yarn",
         "rope.scaling.factor": factor,
         "rope.scaling.original_context_length": int(given["original_max_position_embeddings"]),
     }
@@ -160,8 +189,11 @@ def _scaling(config: ModelConfig) -> dict[str, Any]:
         if given.get(key):
             options[f"rope.scaling.yarn_{key}"] = float(given[key])
     _, attention = inverse_frequencies(config.rope, 1)
-    # llama.cpp multiplies by YaRN's own, arXiv:2309.00071, equation 22
-    own = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    own = yarn_magnitude(factor)  # by which llama.cpp multiplies
+    weight = given.get("mscale_all_dim")
+    if weight and config.model_type in LOG_MULTIPLIERS:
+        options["rope.scaling.yarn_log_multiplier"] = weight * LOG_MULTIPLIERS[config.model_type]
+        own = attention
     if not math.isclose(attention, own):
         options["rope.scaling.attn_factor"] = attention / own
     return options

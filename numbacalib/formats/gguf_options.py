@@ -123,18 +123,69 @@ def _qwen2_moe(config: ModelConfig) -> Options:
     return _qwen3_moe(config) | shared
 
 
-def _glm4_moe(config: ModelConfig) -> Options:
+def _sparse(config: ModelConfig) -> Options:
+    """Experts behind a few dense layers, and those that all tokens go through."""
     assert config.mixture is not None
     mixture, routing = config.mixture, config.mixture.routing
+    if not any(mixture.layers):
+        raise ValueError("first_k_dense_replace: expected experts in a layer of a GGUF, got none")
     return _qwen3_moe(config) | {
         "expert_shared_count": mixture.shared_size // mixture.size,
         "leading_dense_block_count": mixture.layers.index(True),
-        "expert_gating_func": 2,  # sigmoids
+        "expert_gating_func": 2 if routing.scoring == "sigmoid" else 1,
         "expert_weights_norm": routing.normalized,
         "expert_weights_scale": float(routing.factor),
         "expert_group_count": routing.groups,
         "expert_group_used_count": routing.kept_groups,
     }
+
+
+def _deepseek2(config: ModelConfig) -> Options:
+    """Latent attention as one head of keys, which is the latent vector and the part that turns."""
+    latent = config.latent
+    assert latent is not None
+    queries = {"attention.q_lora_rank": latent.query_size} if latent.query_size else {}
+    if not queries and config.num_layers not in _LITE:
+        raise ValueError(
+            f"q_lora_rank: expected a number in a deepseek2 of {config.num_layers} layers in GGUF, got none"
+        )
+    return (
+        _sparse(config)
+        | queries
+        | {
+            "attention.head_count_kv": 1,
+            "attention.kv_lora_rank": latent.size,
+            "attention.key_length": latent.size + config.rotary_dim,
+            "attention.value_length": latent.size,
+            "attention.key_length_mla": config.head_dim,
+            "attention.value_length_mla": latent.value_dim,
+        }
+    )
+
+
+_LITE = (26, 27)
+"""Layers of the models in which llama.cpp looks for queries without a latent vector of their own."""
+
+
+def _gpt_oss(config: ModelConfig) -> Options:
+    if config.tie_word_embeddings:
+        raise ValueError("tie_word_embeddings: expected false of a gpt-oss in GGUF, got true")
+    return _windows(config, 2) | _qwen3_moe(config)
+
+
+def _llama4(config: ModelConfig) -> Options:
+    assert config.mixture is not None
+    layers = config.mixture.layers
+    return _qwen3_moe(config) | {"interleave_moe_layer_step": layers.index(True) + 1}
+
+
+def _mistral3(config: ModelConfig) -> Options:
+    growth = config.query_growth
+    return {"attention.temperature_scale": float(growth.rate)} if growth else {}
+
+
+def _gptneox(config: ModelConfig) -> Options:
+    return {"use_parallel_residual": config.architecture.parallel}
 
 
 def _stablelm(config: ModelConfig) -> Options:
@@ -146,6 +197,8 @@ WRITTEN = {
     "arcee": Written("arcee", _nothing),
     "cohere": Written("command-r", _cohere),
     "cohere2": Written("cohere2", _cohere2),
+    "deepseek_v2": Written("deepseek2", _deepseek2),
+    "deepseek_v3": Written("deepseek2", _deepseek2),
     "ernie4_5": Written("ernie4_5", _nothing),
     "exaone4": Written("exaone4", _windows),
     "gemma": Written("gemma", _nothing),
@@ -153,12 +206,18 @@ WRITTEN = {
     "gemma3_text": Written("gemma3", _gemma3),
     "glm": Written("chatglm", _nothing),
     "glm4": Written("glm4", _nothing),
-    "glm4_moe": Written("glm4moe", _glm4_moe),
+    "glm4_moe": Written("glm4moe", _sparse),
+    "gpt2": Written("gpt2", _nothing),
+    "gpt_neox": Written("gptneox", _gptneox),
+    "gpt_oss": Written("gpt-oss", _gpt_oss),
     "granite": Written("granite", _granite),
     "granitemoe": Written("granitemoe", _granitemoe),
     "hunyuan_v1_dense": Written("hunyuan-dense", _nothing),
     "internlm3": Written("llama", _nothing),
+    "kimi_k2": Written("deepseek2", _deepseek2),
     "llama": Written("llama", _nothing),
+    "llama4_text": Written("llama4", _llama4),
+    "ministral3": Written("mistral3", _mistral3),
     "mistral": Written("llama", _window),
     "mixtral": Written("llama", _mixtral),
     "nemotron": Written("nemotron", _nothing),
@@ -167,9 +226,12 @@ WRITTEN = {
     "phi": Written("phi2", _nothing),
     "phi3": Written("phi3", _phi3),
     "qwen2": Written("qwen2", _nothing),
+    "qwen2_5_vl_text": Written("qwen2vl", _nothing),
     "qwen2_moe": Written("qwen2moe", _qwen2_moe),
+    "qwen2_vl_text": Written("qwen2vl", _nothing),
     "qwen3": Written("qwen3", _nothing),
     "qwen3_moe": Written("qwen3moe", _qwen3_moe),
+    "qwen3_vl_text": Written("qwen3vl", _nothing),
     "seed_oss": Written("seed_oss", _nothing),
     "smollm3": Written("smollm3", _nothing),
     "stablelm": Written("stablelm", _stablelm),

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.formats.onnx_nodes import DOMAIN, OPERATORS, GraphLayer, attributes_of, name_of
+from numbacalib.formats.onnx_nodes import (
+    DOMAIN,
+    OPERATORS,
+    GraphLayer,
+    array_of,
+    attributes_of,
+    name_of,
+)
 from numbacalib.methods import QuantizedWeight
 from numbacalib.runtime.extras import extra
 
@@ -96,15 +103,10 @@ class OnnxGraph:
         ValueError
             If the file beside the model is missing or short.
         """
-        tensor = onnx.TensorProto()
-        tensor.CopyFrom(self._tensors[layer.weight])
-        folder = str(self.path.parent)
         try:
-            if external_data_helper.uses_external_data(tensor):
-                external_data_helper.load_external_data_for_tensor(tensor, folder)
-            matrix = numpy_helper.to_array(tensor)
-        except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise ValueError(f"{self.path}: {layer.weight}: {error}") from None
+            matrix = array_of(self._tensors[layer.weight], self.path.parent)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
         return matrix.T if layer.transposed else matrix
 
     def probe(self, names: Sequence[str]) -> bytes:

@@ -6,7 +6,7 @@ DequantizeLinear (`dequantize_linear`), whose result the product's own node mult
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from numbacalib.runtime.extras import extra
 
 with extra("onnx"):
     import onnx
-    from onnx import helper, numpy_helper
+    from onnx import external_data_helper, helper, numpy_helper
 
 DOMAIN = "com.microsoft"
 PRODUCT, DEQUANTIZE = "MatMulNBits", "DequantizeLinear"
@@ -72,7 +72,7 @@ def matmul_nbits_of(layer: GraphLayer, quantized: QuantizedWeight) -> Made:
     return Made(tensors, [], partial(_product, names=list(given), sizes=sizes), size)
 
 
-def _product(node: Any, multiplied: str, *, names: list[str], sizes: dict[str, int]) -> list[Any]:
+def _product(node: Any, multiplied: str, *, names: list[str], sizes: dict[str, Any]) -> list[Any]:
     """A node's product, and Gemm's addend."""
     output, addend = node.output[0], node.input[2] if len(node.input) > 2 else ""
     product = f"{output}.product" if addend else output
@@ -90,7 +90,10 @@ def dequantize_linear_of(layer: GraphLayer, quantized: QuantizedWeight) -> Made:
     rows, channels = layer.shape
     given = _named(layer, dequantize_linear.pack(quantized, channels, transposed=layer.transposed))
     tensors = [numpy_helper.from_array(each, name) for name, each in given.items()]
-    options = {"axis": 0 if layer.transposed else 1, "block_size": quantized.group_size}
+    options: dict[str, Any] = {
+        "axis": 0 if layer.transposed else 1,
+        "block_size": quantized.group_size,
+    }
     result = f"{layer.name}.dequantized"
     shared = helper.make_node(DEQUANTIZE, list(given), [result], result, **options)
     shape, dtype = (rows, channels), layer.dtype
@@ -120,42 +123,83 @@ def _named(layer: GraphLayer, parts: Any) -> dict[str, NDArray[Any]]:
     return {name: np.ascontiguousarray(each) for name, each in given if each is not None}
 
 
-def read_products(path: Path) -> dict[str, tuple[QuantizedWeight, int]]:
-    """Read the quantized layers of a model back: their weights, filled up to whole blocks, and K.
+class StoredProducts(Mapping[str, tuple[QuantizedWeight, int]]):
+    """Quantized layers of a model in a file, by the names of their nodes: their weights and K.
+
+    Weights are filled up to whole blocks. Each is read when it is asked for, from a file beside the model
+    too.
+
+    Parameters
+    ----------
+    path : Path
+    """
+
+    def __init__(self, path: Path) -> None:
+        graph = onnx.load(str(path), load_external_data=False).graph
+        self._path = path
+        self._tensors = {each.name: each for each in graph.initializer}
+        made = {node.output[0]: node for node in graph.node if node.op_type == DEQUANTIZE}
+        self._sources = {
+            name_of(node): source
+            for node in graph.node
+            if (source := node if node.op_type == PRODUCT else made.get(_second_input(node)))
+        }
+
+    def __getitem__(self, name: str) -> tuple[QuantizedWeight, int]:
+        """Read a layer.
+
+        Raises
+        ------
+        KeyError
+            If there is none of that name.
+        ValueError
+            If a tensor does not fit its node.
+        """
+        source = self._sources[name]
+        product = source.op_type == PRODUCT
+        names = source.input[1:4] if product else source.input
+        sizes = attributes_of(source)
+        try:
+            codes, scales, zeros = [*map(self._array, names), None, None][:3]
+            if codes is None or scales is None:
+                raise ValueError("expected codes and scales, found none")
+            if product:
+                packed = PackedProduct(codes, scales, zeros)
+                weight = matmul_nbits.unpack(packed, sizes["bits"], sizes["block_size"])
+                return weight, int(sizes["K"])
+            stored, transposed = DequantizedLinear(codes, scales, zeros), sizes["axis"] == 0
+            weight = dequantize_linear.unpack(stored, sizes["block_size"], transposed=transposed)
+            return weight, int(codes.shape[0 if transposed else 1])
+        except ValueError as error:
+            raise ValueError(f"{self._path}: {name}: {error}") from None
+
+    def _array(self, name: str) -> NDArray[Any] | None:
+        """Read a tensor, of which the model may have none."""
+        return array_of(self._tensors[name], self._path.parent) if name else None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+
+def array_of(stored: Any, folder: Path) -> NDArray[Any]:
+    """Read a tensor, from its own file in a folder where it has one.
 
     Raises
     ------
     ValueError
-        If a tensor does not fit its node.
+        If that is missing or short.
     """
-    proto = onnx.load(str(path))
-    tensors = {each.name: each for each in proto.graph.initializer}
-    made = {node.output[0]: node for node in proto.graph.node if node.op_type == DEQUANTIZE}
-    layers = {}
-    for node in proto.graph.node:
-        source = node if node.op_type == PRODUCT else made.get(_second_input(node))
-        if source is None:
-            continue
-        names = source.input[1:4] if source is node else source.input
-        parts = [numpy_helper.to_array(tensors[name]) if name else None for name in names]
-        codes, scales, zeros = [*parts, None, None][:3]
-        if codes is None or scales is None:
-            raise ValueError(f"{path}: {name_of(node)}: expected codes and scales, found none")
-        sizes = attributes_of(source)
-        try:
-            if source is node:
-                packed = PackedProduct(codes, scales, zeros)
-                weight = matmul_nbits.unpack(packed, sizes["bits"], sizes["block_size"])
-                layers[name_of(node)] = weight, sizes["K"]
-            else:
-                stored, transposed = DequantizedLinear(codes, scales, zeros), sizes["axis"] == 0
-                weight = dequantize_linear.unpack(
-                    stored, sizes["block_size"], transposed=transposed
-                )
-                layers[name_of(node)] = weight, codes.shape[0 if transposed else 1]
-        except ValueError as error:
-            raise ValueError(f"{path}: {name_of(node)}: {error}") from None
-    return layers
+    tensor = onnx.TensorProto()
+    tensor.CopyFrom(stored)
+    try:
+        if external_data_helper.uses_external_data(tensor):
+            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+        return numpy_helper.to_array(tensor)
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ValueError(f"{stored.name}: {error}") from None
 
 
 def _second_input(node: Any) -> str:

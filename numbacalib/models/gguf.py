@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +21,10 @@ from numbacalib.models.gguf_config import (
     hf_config,
 )
 from numbacalib.models.gguf_file import GGUFFile, TensorEntry, named
+from numbacalib.models.gguf_layouts import LATENT_PARTS, joined_latent, row_order
 from numbacalib.models.gguf_names import expert_names, hf_name, is_merged
 from numbacalib.models.gguf_tokenizer import build_tokenizer, tokenizer_config
-from numbacalib.models.gguf_types import TensorType
+from numbacalib.models.gguf_types import TensorType, type_named
 from numbacalib.models.layer_tensors import is_norm
 from numbacalib.models.tokenizer import named_errors
 from numbacalib.runtime.extras import extra
@@ -32,7 +32,7 @@ from numbacalib.runtime.extras import extra
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["GGUFCheckpoint", "permuted"]
+__all__ = ["GGUFCheckpoint"]
 
 _EMBEDDINGS = "model.embed_tokens.weight"
 _ROPE = (ROPE_DIVISORS, *FACTORS.values())
@@ -88,13 +88,24 @@ class GGUFCheckpoint(Checkpoint):
             if name in _ROPE:
                 continue
             if not is_merged(name, model_type):
-                found[hf_name(name, model_type)] = name, None
+                found[hf_name(self._whole(name), model_type)] = name, None
                 continue
-            if len(entry.shape) != 3 or entry.shape[0] != count:
+            if len(entry.shape) not in (2, 3) or entry.shape[0] != count:
                 raise options.error("expert_count", f"the experts of {name}, {list(entry.shape)}")
             experts = expert_names(name, model_type, count)
             found |= {expert: (name, number) for number, expert in enumerate(experts)}
         return found
+
+    def _whole(self, name: str) -> str:
+        """Name of the matrix that a tensor is one of two parts of; its own, of any other."""
+        for part, other in (LATENT_PARTS, LATENT_PARTS[::-1]):
+            if name.endswith(f".{part}.weight"):
+                if (beside := name.replace(part, other)) not in self._file.tensors:
+                    raise ValueError(f"{beside}: expected it beside {name}, got none")
+                if any(len(self._file.tensors[each].shape) != 3 for each in (name, beside)):
+                    raise ValueError(f"{name}: expected a matrix a head in it and in {beside}")
+                return name.replace(part, "attn_kv_b")
+        return name
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._names)
@@ -104,43 +115,53 @@ class GGUFCheckpoint(Checkpoint):
         return TensorInfo(entry.shape, entry.kind.dtype or np.dtype(np.float32))
 
     def tensor(self, name: str) -> NDArray[Any]:
-        heads = self._permuted_heads(name)
         entry = self._entry(name)
-        result = self._file.read(*self._names[name]).reshape(entry.shape)
-        if heads:
-            result = _unpermute(result, heads)
+        parts = self._parts(name)
+        if parts is not None:
+            result = joined_latent(*map(self._file.read, parts)).astype(entry.kind.dtype)
+        else:
+            result = self._file.read(*self._names[name])
+        result = self._in_our_order(name, result.reshape(entry.shape))
         if self._offset and is_norm(self.config, name):
             result = result - self._offset
         result.flags.writeable = False
         return result
 
     def kind(self, name: str) -> TensorType:
-        """Return the type in which a tensor is stored."""
+        """Return the type in which a tensor is stored; of one in two parts that of its numbers."""
         return self._entry(name).kind
 
     def blocks(self, name: str) -> NDArray[np.uint8]:
         """Rows of a matrix as they are stored, uint8 [M, bytes], in the order of `tensor`."""
-        entry, heads = self._entry(name), self._permuted_heads(name)
-        result = self._file.read_bytes(*self._names[name]).reshape(entry.shape[0], -1)
-        return _unpermute(result, heads) if heads else result
+        rows = self._file.read_bytes(*self._names[name]).reshape(self._entry(name).shape[0], -1)
+        return self._in_our_order(name, rows)
 
     def metadata_bytes(self) -> dict[str, bytes]:
         """All metadata by key, each value's type and bytes as they are in the file."""
         return self._file.metadata_bytes()
 
-    def _permuted_heads(self, name: str) -> int:
-        """Heads of queries or keys whose rows GGUF has in another order; 0 for everything else."""
-        entry = self._entry(name)
-        projection = re.search(r"self_attn\.([qk])_proj\.", name)
-        if not projection or not self._own.permuted:
-            return 0
-        heads = self.config.num_heads if projection[1] == "q" else self.config.num_kv_heads
-        if entry.shape[0] != heads * self.config.head_dim:
+    def _in_our_order(self, name: str, tensor: NDArray[Any]) -> NDArray[Any]:
+        """Return a tensor with its rows in Hugging Face's order."""
+        order = row_order(self.config, name, paired=self._own.paired)
+        if order is None:
+            return tensor
+        if len(order) != len(tensor):
             raise ValueError(
-                f"{self.path}: {name}: expected {heads} heads of {self.config.head_dim}, "
-                f"got shape {entry.shape}"
+                f"{self.path}: {name}: expected {len(order)} rows of heads of {self.config.head_dim}, "
+                f"got shape {tensor.shape}"
             )
-        return heads
+        result = np.empty_like(tensor)
+        result[order] = tensor
+        return result
+
+    def _parts(self, name: str) -> tuple[str, str] | None:
+        """Names of the two tensors that make up a matrix; None for all that are one."""
+        stored, _ = self._names[name]
+        keys, values = LATENT_PARTS
+        own = next((part for part in LATENT_PARTS if f".{part}." in stored), None)
+        if own is None:
+            return None
+        return stored.replace(own, keys), stored.replace(own, values)
 
     def hf_config(self) -> dict[str, Any]:
         return copy.deepcopy(self._hf_config)
@@ -167,11 +188,25 @@ class GGUFCheckpoint(Checkpoint):
             stored, expert = self._names[name]
         except KeyError:
             raise self._unknown(name) from None
+        if (parts := self._parts(name)) is not None:
+            return self._joined_entry(*(self._file.tensors[part] for part in parts))
         entry = self._file.tensors[stored].part(expert)
         experts = self._described.experts
         if experts and experts.shared_gate and name.endswith(f".{experts.shared_gate}.weight"):
             return entry._replace(shape=(1, *entry.shape[-1:]))  # a vector in GGUF
         return entry
+
+    def _joined_entry(self, keys: TensorEntry, values: TensorEntry) -> TensorEntry:
+        """Return the entry of a matrix that is made of two, whose numbers are in a type that has both's."""
+        (heads, length, still), (others, size, own) = keys.shape, values.shape
+        if (heads, length) != (others, own):
+            raise ValueError(
+                f"{self.path}: {LATENT_PARTS[0]}: expected matrices that fit {LATENT_PARTS[1]} "
+                f"{list(values.shape)}, got {list(keys.shape)}"
+            )
+        same = keys.kind == values.kind and keys.kind.dtype is not None
+        kind = keys.kind if same else type_named("F32")
+        return TensorEntry(kind, (heads * (still + size), length), keys.begin)
 
     def _dtype(self) -> str:
         """The type that holds every matrix without loss."""
@@ -179,18 +214,3 @@ class GGUFCheckpoint(Checkpoint):
         types = {entry.kind.name for entry in tensors if len(entry.shape) == 2}
         narrow = {"F16": "float16", "BF16": "bfloat16"}
         return narrow.get(types.pop(), "float32") if len(types) == 1 else "float32"
-
-
-def permuted(tensor: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Rows of q or k in the order of GGUF's llama convention: the inverse of `_unpermute`."""
-    paired = tensor.reshape(heads, 2, -1, *tensor.shape[1:])
-    return np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(tensor.shape)
-
-
-def _unpermute(tensor: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Rows of q or k back in Hugging Face order.
-
-    GGUF's llama convention rotates rows ``(2i, 2i + 1)``, Hugging Face's ``(i, i + head_dim / 2)``.
-    """
-    paired = tensor.reshape(heads, -1, 2, *tensor.shape[1:])
-    return np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(tensor.shape)

@@ -19,8 +19,11 @@ Config = dict[str, Any]
 
 _WINDOW = "attention.sliding_window"
 _PATTERN = "attention.sliding_window_pattern"
+_SECTIONS = "rope.dimension_sections"
 _SIGMOID = 2
 """Of ``expert_gating_func``."""
+_LLAMA4_RUN = 8192
+"""Positions that attend to each other in Llama 4, and after which queries of other layers grow."""
 
 
 def _nothing(options: Metadata, config: Config) -> Config:
@@ -33,7 +36,7 @@ class GGUFArchitecture(NamedTuple):
 
     model_type: str
     """Hugging Face's, unless `variant` says otherwise."""
-    permuted: bool = False
+    paired: bool = False
     """True where rows of queries and keys are in the order of neighbours that turn together."""
     layer_norm: bool = False
     keys: tuple[str, ...] = ()
@@ -95,6 +98,82 @@ def _glm4_moe(options: Metadata, config: Config) -> Config:
     del config
     if options.integer("expert_gating_func", _SIGMOID) != _SIGMOID:
         raise options.error("expert_gating_func", f"{_SIGMOID}, sigmoids")
+    return _experts_behind_dense_layers(options)
+
+
+def _gpt_oss(options: Metadata, config: Config) -> Config:
+    """An expert is as wide as the configuration says of MLPs; gates are clamped as published ones."""
+    found = _counts(options, "num_local_experts") | _windows(options, config, 0, 2)
+    width = options.required("expert_feed_forward_length")
+    return found | _parameters(config) | {"intermediate_size": width}
+
+
+def _parameters(config: Config) -> Config:
+    """The rotary embedding's, where an architecture wants them in one place; scaling may be added."""
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}}
+
+
+def _llama4(options: Metadata, config: Config) -> Config:
+    """Runs of positions, the layers that do not turn and the growth of queries are fixed."""
+    del config
+    if not options.integer(_WINDOW, _LLAMA4_RUN):
+        raise options.error(_WINDOW, "runs of positions in three layers of four")
+    step = options.required("interleave_moe_layer_step")
+    count = options.required("expert_count")
+    return _counts(options, "num_local_experts") | {
+        "intermediate_size": options.required("expert_feed_forward_length"),
+        "interleave_moe_layer_step": step,
+        "use_qk_norm": count != 128,  # by which llama.cpp tells the two published models apart
+        "attention_chunk_size": _LLAMA4_RUN,
+        "attn_temperature_tuning": True,
+        "attn_scale": 0.1,
+        "floor_scale": _LLAMA4_RUN,
+    }
+
+
+def _mistral3(options: Metadata, config: Config) -> Config:
+    """Queries grow by the length of the context before its scaling."""
+    beta = options.number("attention.temperature_scale", 0.0)
+    original = options.integer("rope.scaling.original_context_length", 0)
+    found = {"llama_4_scaling_beta": beta, "original_max_position_embeddings": original}
+    if not beta or not original:
+        raise options.error("attention.temperature_scale", "a growth of queries beside YaRN")
+    return {"rope_parameters": _parameters(config)["rope_parameters"] | found}
+
+
+def _sections(options: Metadata, config: Config) -> Config:
+    """The parts of a head that turn by an image's three positions, which are one for text."""
+    sections = [int(length) for length in options.integers(_SECTIONS)]
+    parameters = _parameters(config)["rope_parameters"] | {"mrope_section": sections}
+    return {"rope_parameters": parameters, "use_sliding_window": False}
+
+
+def _latent_variant(options: Metadata) -> str:
+    """The second scores experts by a softmax, the third by sigmoids."""
+    sigmoid = options.integer("expert_gating_func", 0) == _SIGMOID
+    return "deepseek_v3" if sigmoid else "deepseek_v2"
+
+
+def _deepseek2(options: Metadata, config: Config) -> Config:
+    rotary = options.required("rope.dimension_count")
+    length = options.integer("attention.key_length", 0)
+    values = options.integer("attention.value_length", 0)
+    found = _experts_behind_dense_layers(options) | {
+        "q_lora_rank": options.integer("attention.q_lora_rank", 0) or None,
+        "kv_lora_rank": options.required("attention.kv_lora_rank"),
+        "qk_nope_head_dim": options.integer("attention.key_length_mla", length) - rotary,
+        "v_head_dim": options.integer("attention.value_length_mla", values),
+    }
+    if config["model_type"] == "deepseek_v3":
+        return found | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+    if options.boolean("expert_weights_norm", False):
+        raise options.error("expert_weights_norm", "false beside a softmax")
+    if found["n_group"] > 1:
+        raise options.error("expert_group_count", "1 beside a softmax")
+    return found | {"topk_method": "greedy"}
+
+
+def _experts_behind_dense_layers(options: Metadata) -> Config:
     return _counts(options, "n_routed_experts") | {
         "moe_intermediate_size": options.required("expert_feed_forward_length"),
         "n_shared_experts": options.required("expert_shared_count"),
@@ -104,6 +183,11 @@ def _glm4_moe(options: Metadata, config: Config) -> Config:
         "n_group": options.integer("expert_group_count", 0) or 1,
         "topk_group": options.integer("expert_group_used_count", 0) or 1,
     }
+
+
+def _gptneox(options: Metadata, config: Config) -> Config:
+    del config
+    return {"use_parallel_residual": options.boolean("use_parallel_residual", True)}
 
 
 def _windows(options: Metadata, config: Config, default: int, period: int) -> Config:
@@ -198,13 +282,25 @@ def _exaone4(options: Metadata, config: Config) -> Config:
 _WINDOWS = (_WINDOW, _PATTERN)
 _FACTORS = ("logit_scale", "residual_scale", "embedding_scale", "attention.scale")
 _EXPERTS = ("expert_count", "expert_used_count")
+_SPARSE = (
+    *(*_EXPERTS, "expert_feed_forward_length", "expert_shared_count", "expert_gating_func"),
+    *("leading_dense_block_count", "expert_weights_norm", "expert_weights_scale"),
+    *("expert_group_count", "expert_group_used_count"),
+)
+_LATENT = (
+    *("attention.q_lora_rank", "attention.kv_lora_rank"),
+    *("attention.key_length_mla", "attention.value_length_mla"),
+)
 GGUF_ARCHITECTURES = {
-    "arcee": GGUFArchitecture("arcee", permuted=True),
+    "arcee": GGUFArchitecture("arcee", paired=True),
     "chatglm": GGUFArchitecture("glm"),
     "cohere2": GGUFArchitecture(
         "cohere2", layer_norm=True, keys=("logit_scale", *_WINDOWS), read=_cohere2
     ),
     "command-r": GGUFArchitecture("cohere", layer_norm=True, keys=("logit_scale",), read=_cohere),
+    "deepseek2": GGUFArchitecture(
+        "deepseek_v3", keys=(*_SPARSE, *_LATENT), read=_deepseek2, variant=_latent_variant
+    ),
     "ernie4_5": GGUFArchitecture("ernie4_5"),
     "exaone4": GGUFArchitecture("exaone4", keys=_WINDOWS, read=_exaone4),
     "gemma": GGUFArchitecture("gemma"),
@@ -221,20 +317,33 @@ GGUF_ARCHITECTURES = {
     "glm4": GGUFArchitecture("glm4"),
     "glm4moe": GGUFArchitecture(
         "glm4_moe",
-        keys=(
-            *(*_EXPERTS, "expert_feed_forward_length", "expert_shared_count", "expert_gating_func"),
-            *("leading_dense_block_count", "expert_weights_norm", "expert_weights_scale"),
-            *("expert_group_count", "expert_group_used_count"),
-        ),
+        keys=_SPARSE,
         read=_glm4_moe,
     ),
-    "granite": GGUFArchitecture("granite", permuted=True, keys=_FACTORS, read=_granite),
+    "gpt-oss": GGUFArchitecture(
+        "gpt_oss",
+        keys=(*_EXPERTS, *_WINDOWS, "expert_feed_forward_length"),
+        read=_gpt_oss,
+    ),
+    "gpt2": GGUFArchitecture("gpt2", layer_norm=True),
+    "gptneox": GGUFArchitecture(
+        "gpt_neox", layer_norm=True, keys=("use_parallel_residual",), read=_gptneox
+    ),
+    "granite": GGUFArchitecture("granite", paired=True, keys=_FACTORS, read=_granite),
     "granitemoe": GGUFArchitecture(
-        "granitemoe", permuted=True, keys=(*_FACTORS, *_EXPERTS), read=_granitemoe
+        "granitemoe", paired=True, keys=(*_FACTORS, *_EXPERTS), read=_granitemoe
     ),
     "hunyuan-dense": GGUFArchitecture("hunyuan_v1_dense"),
     "llama": GGUFArchitecture(
-        "llama", permuted=True, keys=(_WINDOW, *_EXPERTS), read=_llama, variant=_llama_variant
+        "llama", paired=True, keys=(_WINDOW, *_EXPERTS), read=_llama, variant=_llama_variant
+    ),
+    "llama4": GGUFArchitecture(
+        "llama4_text",
+        keys=(*_EXPERTS, _WINDOW, "expert_feed_forward_length", "interleave_moe_layer_step"),
+        read=_llama4,
+    ),
+    "mistral3": GGUFArchitecture(
+        "ministral3", paired=True, keys=("attention.temperature_scale",), read=_mistral3
     ),
     "nemotron": GGUFArchitecture("nemotron", layer_norm=True),
     "olmo2": GGUFArchitecture(
@@ -248,12 +357,16 @@ GGUF_ARCHITECTURES = {
         keys=(*_EXPERTS, "expert_feed_forward_length", "expert_shared_feed_forward_length"),
         read=_qwen2_moe,
     ),
+    "qwen2vl": GGUFArchitecture("qwen2_vl_text", keys=(_SECTIONS,), read=_sections),
     "qwen3": GGUFArchitecture("qwen3"),
     "qwen3moe": GGUFArchitecture(
         "qwen3_moe", keys=(*_EXPERTS, "expert_feed_forward_length"), read=_qwen3_moe
     ),
+    "qwen3vl": GGUFArchitecture(
+        "qwen3_vl_text", keys=(_SECTIONS, "n_deepstack_layers"), read=_sections
+    ),
     "seed_oss": GGUFArchitecture("seed_oss"),
-    "smollm3": GGUFArchitecture("smollm3", permuted=True),
+    "smollm3": GGUFArchitecture("smollm3", paired=True),
     "stablelm": GGUFArchitecture("stablelm", layer_norm=True),
     "starcoder2": GGUFArchitecture("starcoder2", layer_norm=True),
 }

@@ -7,7 +7,6 @@ refused, since it may change what the model computes.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -21,14 +20,18 @@ from numbacalib.models.description import FULL, SLIDING, Architecture
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_metadata import Metadata
 from numbacalib.models.rope import inverse_frequencies
+from numbacalib.models.rope_parameters import yarn_magnitude
 
-__all__ = ["FACTORS", "ROPE_DIVISORS", "architecture_of", "hf_config"]
+__all__ = ["FACTORS", "LOG_MULTIPLIERS", "ROPE_DIVISORS", "architecture_of", "hf_config"]
 
 ROPE_DIVISORS = "rope_freqs.weight"
 """Divisors of the rotary frequencies: how a file says that Llama 3's scaling applies."""
 
 FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 """Factors of longrope, by Hugging Face's names."""
+
+LOG_MULTIPLIERS = {"deepseek_v2": 0.1, "deepseek_v3": 0.1, "kimi_k2": 0.1, "ministral3": 1.0}
+"""By what ``mscale_all_dim`` is multiplied in ``rope.scaling.yarn_log_multiplier``, where it counts."""
 
 _TOKENS = "tokenizer.ggml.tokens"
 
@@ -53,6 +56,7 @@ _UNDERSTOOD = {
     "rope.scaling.type",
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_log_multiplier",
     "tensor_data_layout",  # always as llama.cpp's graph wants it
     "vocab_size",  # the embeddings say it
 }
@@ -155,11 +159,17 @@ def _shape(
     hidden = options.required("embedding_length")
     # llama.cpp's default; transformers has another for some
     head_dim = options.integer("attention.key_length", hidden // max(heads, 1))
+    kv_heads = options.integer("attention.head_count_kv", heads)
+    latent = "latent" in described.linears
+    if latent:  # of which the file describes the vectors, not the heads that are made of them
+        head_dim = options.integer("attention.key_length_mla", head_dim)
     _check_heads(options, described, heads, head_dim, shapes)
     vocabulary = shapes["model.embed_tokens.weight"][0]
     if _TOKENS in metadata and len(metadata.strings(_TOKENS)) > vocabulary:
         raise metadata.error(_TOKENS, f"at most the {vocabulary} of token_embd.weight")
-    if options.integer("attention.value_length", head_dim) != head_dim:
+    if latent:
+        head_dim, kv_heads = options.required("rope.dimension_count"), heads
+    elif options.integer("attention.value_length", head_dim) != head_dim:
         raise options.error("attention.value_length", f"the whole head, {head_dim}")
     config = {
         "vocab_size": vocabulary,
@@ -167,7 +177,7 @@ def _shape(
         "intermediate_size": options.required("feed_forward_length"),
         "num_hidden_layers": _block_count(options, shapes),
         "num_attention_heads": heads,
-        "num_key_value_heads": options.integer("attention.head_count_kv", heads),
+        "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "hidden_act": described.defaults.get("hidden_act", "silu"),
         "max_position_embeddings": options.required("context_length"),
@@ -185,15 +195,22 @@ def _check_heads(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Compare heads with the queries' rows, before anything is made of a size that is absurd."""
-    fused = described.linears["query"] == described.linears["key"]
-    name = f"model.layers.0.{described.linears['query']}.weight"
+    linears = described.linears
+    fused = "key" not in linears or linears["query"] == linears["key"]
+    name = f"model.layers.0.{linears[_first_role(described)]}.weight"
     queries = shapes.get(name, (heads * head_dim,))[0]
+    fused &= "latent" not in linears
     if queries < heads * head_dim if fused else queries != heads * head_dim:
         raise options.error(
             "attention.head_count",
             f"heads that make up the {queries} rows of blk.0.attn_q{'kv' * fused}.weight, not {heads} of "
             f"{head_dim}",
         )
+
+
+def _first_role(described: Architecture) -> str:
+    """Role of the layer that makes queries."""
+    return "query" if "query" in described.linears else "query_key_value"
 
 
 _NORM_FLAGS = {"cohere": "use_qk_norm", "glm4_moe": "use_qk_norm", "phi": "qk_layernorm"}
@@ -208,7 +225,7 @@ def _tensor_flags(
     if described.model_type in _NORM_FLAGS:
         norm = f"model.layers.0.{described.norms['query']}.weight"
         flags[_NORM_FLAGS[described.model_type]] = norm in shapes
-    for part, role in (("attention", "query"), ("output", "output"), ("mlp", "up")):
+    for part, role in (("attention", _first_role(described)), ("output", "output"), ("mlp", "up")):
         key = described.biases.get(part, False)
         if not isinstance(key, bool):
             key = key if isinstance(key, str) else key[0]
@@ -220,6 +237,8 @@ def _rotary_share(
     options: Metadata, described: Architecture, config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The part of a head that turns, of architectures where that may be less than all."""
+    if "latent" in described.linears:  # whose heads have a part that turns and one that does not
+        return {}
     size, key = config["head_dim"], "rope.dimension_count"
     dims = options.integer(key, size)
     if "partial_rotary_factor" in described.defaults:
@@ -240,7 +259,7 @@ def _with_scaling(
     """A configuration with the scaling of its rotary embedding, or of both of them."""
     if FACTORS["long_factor"] in factors:
         return config | _longrope(options, factors)
-    scaling = _rope_scaling(options)
+    scaling = _rope_scaling(options, described)
     if ROPE_DIVISORS in factors:
         if scaling:
             key = options.label("rope.scaling")
@@ -251,6 +270,8 @@ def _with_scaling(
         whole = scaling or {"rope_type": "default"}
         full = whole | {"rope_theta": config.pop("rope_theta")}
         return config | {"rope_parameters": {FULL: full, SLIDING: local}}
+    if parameters := config.get("rope_parameters"):
+        return config | {"rope_parameters": parameters | (scaling or {})}
     return config | {"rope_scaling": scaling} if scaling else config
 
 
@@ -279,7 +300,7 @@ def _block_count(options: Metadata, names: Collection[str]) -> int:
     return count
 
 
-def _rope_scaling(options: Metadata) -> dict[str, Any] | None:
+def _rope_scaling(options: Metadata, described: Architecture) -> dict[str, Any] | None:
     """Say in transformers' words what llama.cpp makes of the keys.
 
     Without a type the scaling is linear, and a factor of 0 is none.
@@ -305,31 +326,42 @@ def _rope_scaling(options: Metadata) -> dict[str, Any] | None:
         value = options.number(f"rope.scaling.yarn_{key}")
         if value is not None:
             scaling[key] = value
-    if attention != 1:  # a factor beside YaRN's own, arXiv:2309.00071, equation 22
-        scaling["attention_factor"] = attention * (0.1 * math.log(factor) + 1 if factor > 1 else 1)
+    weight = options.number("rope.scaling.yarn_log_multiplier", 0.0)
+    if described.model_type in LOG_MULTIPLIERS and weight:
+        if attention != 1:
+            raise options.error("rope.scaling.attn_factor", "1 beside a yarn_log_multiplier")
+        weight /= LOG_MULTIPLIERS[described.model_type]
+        # llama.cpp takes the heads' factor of scores for both where there is a latent vector
+        own = weight if "latent" in described.linears else 1.0
+        return scaling | {"mscale": own, "mscale_all_dim": weight}
+    if "latent" in described.linears and factor > 1:
+        key = "rope.scaling.yarn_log_multiplier"
+        raise options.error(key, "a number beside the type yarn")
+    if attention != 1:  # a factor beside YaRN's own
+        scaling["attention_factor"] = attention * yarn_magnitude(factor)
     return scaling
+
+
+_LLAMA3_BOUNDS = [{"low_freq_factor": 1.0, "high_freq_factor": high} for high in (4.0, 1.0)]
+"""Of Llama 3, and of Llama 4."""
 
 
 def _llama3_scaling(config: dict[str, Any], divisors: NDArray[Any]) -> dict[str, Any]:
     """The Llama 3 parameters whose frequency divisors are those in the file.
 
-    The file holds the divisors only. Every release so far used the same bounds, so the largest
-    divisor is all that is unknown; the others must then agree.
+    The file holds the divisors only. Releases so far used one of two pairs of bounds, so the largest
+    divisor is all that is unknown beside; the others must then agree.
     """
     plain, _ = inverse_frequencies(ModelConfig.from_hf(config).rope, 1)
     if divisors.shape != plain.shape or not np.all((divisors > 0) & np.isfinite(divisors)):
         raise ValueError(
             f"{ROPE_DIVISORS}: expected {len(plain)} positive numbers, got shape {divisors.shape}"
         )
-    scaling = {
-        "rope_type": "llama3",
-        "factor": float(divisors.max()),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    own = ModelConfig.from_hf(config | {"rope_scaling": scaling})
-    scaled, _ = inverse_frequencies(own.rope, 1)
-    if not np.allclose(plain / scaled, divisors, rtol=1e-4):
-        raise ValueError(f"{ROPE_DIVISORS}: not the divisors of Llama 3's rotary scaling")
-    return scaling
+    for bounds in _LLAMA3_BOUNDS:
+        scaling = {"rope_type": "llama3", "factor": float(divisors.max()), **bounds}
+        scaling["original_max_position_embeddings"] = 8192
+        own = ModelConfig.from_hf(config | {"rope_scaling": scaling})
+        scaled, _ = inverse_frequencies(own.rope, 1)
+        if np.allclose(plain / scaled, divisors, rtol=1e-4):
+            return scaling
+    raise ValueError(f"{ROPE_DIVISORS}: not the divisors of Llama 3's rotary scaling")

@@ -13,6 +13,7 @@ from numbacalib.models.architectures import ARCHITECTURES
 
 _OUTER = {
     "token_embd": "model.embed_tokens",
+    "position_embd": "model.embed_positions",
     "output_norm": "model.norm",
     "output": "lm_head",
 }
@@ -24,6 +25,11 @@ _LINEARS = {
     "gate": "ffn_gate",
     "up": "ffn_up",
     "down": "ffn_down",
+    "query_key_value": "attn_qkv",
+    "query_latent": "attn_q_a",
+    "direct_query": "attn_q",
+    "latent": "attn_kv_a_mqa",
+    "key_value": "attn_kv_b",
 }
 _FUSED = {"query": "attn_qkv", "gate": "ffn_up"}
 """Of a layer that has the roles after this one, too."""
@@ -34,14 +40,16 @@ _NORMS = {
     "mlp_output": "post_ffw_norm",
     "query": "attn_q_norm",
     "key": "attn_k_norm",
+    "query_latent": "attn_q_a_norm",
+    "latent": "attn_kv_a_norm",
 }
-_OTHERS = {kind: {"mlp": "post_attention_norm"} for kind in ("seed_oss", "glm4_moe")}
+_OTHERS = {kind: {"mlp": "post_attention_norm"} for kind in ("seed_oss", "glm4_moe", "gpt_oss")}
 """Norms that an architecture calls otherwise."""
 _EXPERT_ROLES = ("gate", "up", "down")
-_CORRECTION = "exp_probs_b.bias"
+_CORRECTION, _SINKS = "exp_probs_b.bias", "attn_sinks.weight"
 # a block's number has one spelling; no model has a million of them
 _NUMBER = "(?:0|[1-9][0-9]{0,5})"
-_MERGED = re.compile(rf"blk\.{_NUMBER}\.(ffn_\w+_exps)\.weight")
+_MERGED = re.compile(rf"blk\.{_NUMBER}\.(ffn_\w+_exps)\.(?:weight|bias)")
 
 
 @functools.cache
@@ -49,10 +57,11 @@ def _names(model_type: str) -> dict[str, str]:
     """Hugging Face's names in a block, or outside of one, by GGUF's; without ``weight`` or ``bias``."""
     architecture = ARCHITECTURES[model_type]
     names, linears = dict(_OUTER), list(architecture.linears.values())
+    roles = _LINEARS | ({"query": "attn_q_b"} if "latent" in architecture.linears else {})
     for role, name in architecture.linears.items():
         fused = linears.count(name) > 1
         if not fused or role in _FUSED:
-            names[_FUSED[role] if fused else _LINEARS[role]] = name
+            names[_FUSED[role] if fused else roles[role]] = name
     norms = _NORMS | _OTHERS.get(model_type, {})
     names |= {norms[role]: name for role, name in architecture.norms.items()}
     if (experts := architecture.experts) is not None:
@@ -64,6 +73,17 @@ def _names(model_type: str) -> dict[str, str]:
             }
         if experts.shared_gate:
             names["ffn_gate_inp_shexp"] = experts.shared_gate
+    return names
+
+
+@functools.cache
+def _whole_names(model_type: str) -> dict[str, str]:
+    """Names in a block, by GGUF's, of tensors that are neither a weight nor a bias of a module here."""
+    architecture, names = ARCHITECTURES[model_type], {}
+    if architecture.experts is not None and architecture.experts.correction:
+        names[_CORRECTION] = architecture.experts.correction
+    if architecture.sinks:
+        names[_SINKS] = architecture.sinks
     return names
 
 
@@ -93,9 +113,8 @@ def hf_name(name: str, model_type: str = "llama") -> str:
     """
     block, stem, suffix = _parts(name, rf"(?:blk\.({_NUMBER})\.)?(\w+)\.(weight|bias)")
     layer = f"model.layers.{block}." if block else ""
-    experts = ARCHITECTURES[model_type].experts
-    if experts is not None and experts.correction and f"{stem}.{suffix}" == _CORRECTION:
-        return layer + experts.correction
+    if layer and (whole := _whole_names(model_type).get(f"{stem}.{suffix}")):
+        return layer + whole
     if stem not in _names(model_type):
         raise _unknown(name)
     return f"{layer}{_names(model_type)[stem]}.{suffix}"
@@ -109,19 +128,19 @@ def is_merged(name: str, model_type: str) -> bool:
 
 def expert_names(name: str, model_type: str, count: int) -> list[str]:
     """``blk.0.ffn_up_exps.weight``, a merged one, to the names of each expert's tensor, in their order."""
-    _, block, merged, _ = name.split(".")
+    _, block, merged, suffix = name.split(".")
     begin, end = _experts(model_type)[merged]
-    return [f"model.layers.{block}.{begin}{number}{end}.weight" for number in range(count)]
+    return [f"model.layers.{block}.{begin}{number}{end}.{suffix}" for number in range(count)]
 
 
 def gguf_name(name: str, model_type: str = "llama") -> str:
     """Inverse of `hf_name`; of an expert's tensor, the name of the one that holds all."""
     block, own = _in_block(name)
-    experts = ARCHITECTURES[model_type].experts
-    if experts is not None and block and own == experts.correction:
-        return block + _CORRECTION
+    for stored, theirs in _whole_names(model_type).items():
+        if block and own == theirs:
+            return block + stored
     if (merged := _expert(own, model_type)) is not None:
-        return f"{block}{merged[0]}.weight"
+        return f"{block}{merged[0]}.{own.rpartition('.')[2]}"
     _, stem, suffix = _parts(own, r"()([\w.]+)\.(weight|bias)")
     if stem not in _gguf_names(model_type):
         raise _unknown(name)
@@ -143,7 +162,8 @@ def _in_block(name: str) -> tuple[str, str]:
 def _expert(name: str, model_type: str) -> tuple[str, int] | None:
     """GGUF's tensor of all experts, and which of them one is, by its name in a block."""
     for merged, (begin, end) in _experts(model_type).items():
-        if match := re.fullmatch(rf"{re.escape(begin)}({_NUMBER}){re.escape(end)}\.weight", name):
+        pattern = rf"{re.escape(begin)}({_NUMBER}){re.escape(end)}\.(?:weight|bias)"
+        if match := re.fullmatch(pattern, name):
             return merged, int(match[1])
     return None
 

@@ -79,7 +79,8 @@ def _llama3(rope: Rope, _length: int) -> Frequencies:
     low, high = rope.scaling["low_freq_factor"], rope.scaling["high_freq_factor"]
     powers = _powers(rope.dim, rope.theta)
     turns = original * powers / (2 * math.pi)
-    kept = np.clip((turns - low) / (high - low), 0, 1)
+    # one step where there is nothing between the bounds, as Llama 4's files have it
+    kept = np.clip((turns - low) / (high - low), 0, 1) if high > low else turns > low
     return powers * (kept + (1 - kept) / factor), 1.0
 
 

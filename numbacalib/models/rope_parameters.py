@@ -253,9 +253,9 @@ def _check_type(kind: str, rope: Fields, result: dict[str, Any], dim: int) -> No
             result["truncate"] = rope.flag("truncate")
     elif kind == "dynamic" and dim < 4:
         raise rope.error("rope_type", "another one where head_dim is 2")
-    elif kind == "llama3" and not result["low_freq_factor"] < result["high_freq_factor"]:
+    elif kind == "llama3" and result["low_freq_factor"] > result["high_freq_factor"]:
         raise rope.error(
-            "high_freq_factor", f"more than low_freq_factor {result['low_freq_factor']:g}"
+            "high_freq_factor", f"low_freq_factor {result['low_freq_factor']:g} at least"
         )
     elif kind == "longrope":
         for name in ("short_factor", "long_factor"):

@@ -252,4 +252,9 @@ def _layer_shapes(
         rows, channels = checkpoint.info(f"{name}.weight").shape
         shapes[name] = rows, channels
     settings.check_layers(shapes)
+    for form in formats:
+        others = {name for name in shapes if not form.holds(name)}
+        if others:
+            log.warning("%s stores no codes of %d layers, %s", form.name, len(others), min(others))
+        shapes = {name: shape for name, shape in shapes.items() if name not in others}
     return {name: shape for name, shape in shapes.items() if not settings.skips(name)}

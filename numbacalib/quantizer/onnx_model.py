@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from numbacalib.methods import (
 from numbacalib.quantizer.onnx_samples import Samples
 from numbacalib.quantizer.preflight import require_space
 from numbacalib.quantizer.progress import Progress
+from numbacalib.quantizer.proof import ProofError
 from numbacalib.quantizer.settings import Settings, check
 from numbacalib.runtime.extras import extra
 from numbacalib.statistics import InputStatistics
@@ -82,6 +84,8 @@ def quantize_onnx(
         If a package of the extra `onnx` is missing.
     numpy.linalg.LinAlgError
         If a layer's damped Hessian is not positive definite.
+    ProofError
+        If what is read back of the output is not what was chosen; it gets no name then.
 
     Examples
     --------
@@ -122,16 +126,20 @@ def quantize_onnx(
         saved = sum(_saved_bytes(each, settings, operator) for each in layers)
         require_space({directory: graph.stored_bytes() - saved})
         reports: list[LayerReport] = []
+        chosen: dict[str, bytes] = {}
         found: Iterable[tuple[list[GraphLayer], InputStatistics | None]] = (
             [([each], None) for each in layers] if samples is None else samples.statistics(block)
         )
         with Progress(len(layers)) as progress:
             progress.show("running the samples")
             for members, statistics in found:
-                reports += _quantize(graph, members, statistics, settings, operator)
-                for layer in members:
-                    progress.step(layer.name)
-        graph.save(directory / Path(model).name)
+                for report, digest in _quantize(graph, members, statistics, settings, operator):
+                    reports.append(report)
+                    chosen[report.name] = digest
+                    progress.step(report.name)
+        path = directory / Path(model).name
+        graph.save(path)
+        _prove(path, chosen)
     order = {layer.name: index for index, layer in enumerate(layers)}
     return sorted(reports, key=lambda report: order[report.name])
 
@@ -176,8 +184,8 @@ def _quantize(
     statistics: InputStatistics | None,
     settings: Settings,
     operator: str,
-) -> list[LayerReport]:
-    """Quantize layers that share their inputs, and replace them in the graph."""
+) -> Iterator[tuple[LayerReport, bytes]]:
+    """Quantize layers that share their inputs, replace them in the graph, and yield digests of codes."""
     own = [_on_layer(settings, layer) for layer in layers]
     weights = [
         _filled(graph.weight(layer), each.group_size)
@@ -188,14 +196,43 @@ def _quantize(
         scales = _channel_scales(weights, statistics, layers[0].shape[1], settings, own[0])
         weights = [(weight * scales).astype(weight.dtype) for weight in weights]
         statistics = statistics.divided(scales)
-    reports = []
     for layer, weight, each in zip(layers, weights, own, strict=True):
         quantized, report = quantize_layer(layer.name, weight, statistics, each)
         assert isinstance(quantized, QuantizedWeight)  # no codebooks: see settings.check
         divisor = None if scales is None else scales[: layer.shape[1]]
-        stored = graph.replace(layer, quantized.to_host(), operator, divisor)
-        reports.append(replace(report, shape=layer.shape, stored_bytes=stored))
-    return reports
+        kept = quantized.to_host()
+        stored = graph.replace(layer, kept, operator, divisor)
+        told = replace(report, shape=layer.shape, stored_bytes=stored)
+        yield told, _digest(kept, layer.shape[1])
+
+
+def _digest(weight: QuantizedWeight, channels: int) -> bytes:
+    """Return a hash of a weight's grid, and of its codes, scales and zeros to the bit."""
+    grid = f"{weight.bits} {weight.group_size} {weight.symmetric} {weight.scales.dtype}"
+    found = hashlib.sha256(grid.encode())
+    for part in (weight.codes[:, :channels], weight.scales, weight.zeros):
+        found.update(np.ascontiguousarray(part).data)
+    return found.digest()
+
+
+def _prove(path: Path, chosen: Mapping[str, bytes]) -> None:
+    """Read the layers of a model that was just written, and compare them with what was chosen, to the bit.
+
+    Raises
+    ------
+    ProofError
+        Naming the layer that differs.
+    """
+    from numbacalib.formats.onnx_nodes import StoredProducts
+
+    stored = StoredProducts(path)
+    for name, expected in chosen.items():
+        try:
+            same = name in stored and _digest(*stored[name]) == expected
+        except ValueError as error:
+            raise ProofError(str(error)) from error
+        if not same:
+            raise ProofError(f"{path}: {name}: other codes or scales than were chosen")
 
 
 def _on_layer(settings: Settings, layer: GraphLayer) -> LayerSettings:
@@ -227,6 +264,8 @@ def _channel_scales(
 
 
 def _filled(weight: NDArray[Any], block: int | None) -> NDArray[Any]:
-    """Fill up the rows of a weight [M, K] with zeros to whole blocks."""
-    channels = weight.shape[1]
-    return np.pad(weight, ((0, 0), (0, padded(channels, block or channels) - channels)))
+    """Return a weight [M, K] row by row, rows filled up with zeros to whole blocks."""
+    rows, channels = weight.shape
+    filled = np.zeros((rows, padded(channels, block or channels)), weight.dtype)
+    filled[:, :channels] = weight
+    return filled

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from models.described import write_described_checkpoint
-from models.gguf_models import FULL, MODELS, SLIDING, write_model
+from models.gguf_models import FULL, MODELS, SLIDING, YARN, write_model
 from models.tiny import TEXT, random_tokens
 from safetensors.numpy import load_file, save_file
 
@@ -96,6 +96,37 @@ def test_norms_that_are_stored_as_they_multiply(tmp_path):
     np.testing.assert_allclose(checkpoint.tensor(name), expected, rtol=0, atol=2**-24)
 
 
+@pytest.mark.parametrize("name", ["deepseek_v2", "kimi_k2"])
+def test_what_makes_keys_and_values_of_a_vector_is_two_tensors(tmp_path, caplog, name):
+    """As they are: llama.cpp multiplies queries by one of them, transposed."""
+    source = write_model(tmp_path / "m", name)
+    checkpoint, original = written(source, tmp_path / "out", "Q4_K_M"), open_checkpoint(source)
+    entries = GGUFFile(checkpoint.path).tensors
+    assert entries["blk.1.attn_k_b.weight"].shape == (4, 256, 64)
+    assert entries["blk.1.attn_v_b.weight"].shape == (4, 96, 256)
+    whole = "model.layers.1.self_attn.kv_b_proj"
+    assert f"{whole}.weight" in checkpoint.names()
+    np.testing.assert_array_equal(
+        checkpoint.tensor(f"{whole}.weight"), original.tensor(f"{whole}.weight")
+    )
+    assert whole not in FORMATS["gguf:Q4_K_M"].layers(checkpoint)
+    assert (
+        "gguf:Q4_K_M stores no codes of 4 layers, model.layers.0.self_attn.kv_b_proj" in caplog.text
+    )
+    again = written(checkpoint.path, tmp_path / "again", "Q8_0")
+    np.testing.assert_array_equal(
+        again.tensor(f"{whole}.weight"), original.tensor(f"{whole}.weight")
+    )
+
+
+def test_bounds_of_yarn_are_truncated_with_a_warning(tmp_path, caplog):
+    source = write_model(tmp_path / "m", "gpt_oss", rope_scaling=YARN | {"truncate": False})
+    scaling = written(source, tmp_path / "out").config.rope_scaling
+    assert "llama.cpp truncates the bounds of YaRN" in caplog.text
+    assert scaling["rope_type"] == "yarn"
+    assert "truncate" not in scaling
+
+
 def changed(source, **options):
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | options))
@@ -111,6 +142,13 @@ def changed(source, **options):
         ("smollm3", {"no_rope_layers": [1, 0, 1, 0]}, "rotary_layers: expected|rotary embedding: "),
         ("exaone4", {"layer_types": [SLIDING, FULL] * 2, "sliding_window": 8}, "sliding_windows"),
         ("granite", {"hidden_act": "gelu"}, "activation: expected silu of a granite in GGUF"),
+        ("gpt_oss", {"tie_word_embeddings": True}, "tie_word_embeddings: expected false of a gpt-"),
+        ("gpt_oss", {"swiglu_limit": 3.0}, "gate_clamp: expected .* of a gpt-oss in GGUF"),
+        ("deepseek_v2", {"q_lora_rank": None}, "q_lora_rank: expected a number in a deepseek2"),
+        ("deepseek_v3", {"rope_scaling": YARN}, "rotary embedding|yarn_log_multiplier"),
+        ("deepseek_v3", {"attention_bias": True}, "attention_bias: expected False"),
+        ("llama4_text", {"attention_chunk_size": 64}, "chunks: expected .* of a llama4 in GGUF"),
+        ("qwen3_vl_text", {"rope_parameters": None}, "rope.dimension_sections: expected an array"),
     ],
 )
 def test_options_that_llama_cpp_has_not_are_refused(tmp_path, name, options, message):

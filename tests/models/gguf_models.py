@@ -11,6 +11,7 @@ from models.tiny import VOCAB_SIZE, tiny_tokenizer
 from safetensors.numpy import save_file
 
 from numbacalib.models import ModelConfig
+from numbacalib.models.architectures import ARCHITECTURES
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 SIZES: dict[str, Any] = {
@@ -32,6 +33,13 @@ FACTORS = {
 LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA4 = {
+    "rope_type": "llama3",
+    "factor": 16.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+}
 LONGROPE = {
     "rope_type": "longrope",
     "short_factor": [1.0 + i / 8 for i in range(24)],
@@ -39,10 +47,32 @@ LONGROPE = {
     "attention_factor": 1.1875,
 }
 
+SPARSE = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256,
+    "first_k_dense_replace": 1,
+}
+LATENT = SPARSE | {
+    "head_dim": None,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 256,
+    "kv_lora_rank": 256,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 96,
+}
+WEIGHED_YARN = YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}
+SECTIONS = {"rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12]}}
+
 MODELS: dict[str, dict[str, Any]] = {
     "arcee": {},
     "cohere": {"logit_scale": 0.25},
     "cohere2": {"logit_scale": 0.25, "sliding_window": 16},
+    "deepseek_v2": LATENT | {"n_shared_experts": 1, "rope_scaling": WEIGHED_YARN},
+    "deepseek_v2-lite": LATENT
+    | {"q_lora_rank": None, "num_hidden_layers": 26, "first_k_dense_replace": 25},
+    "deepseek_v3": LATENT | {"n_group": 2, "topk_group": 1, "rope_scaling": WEIGHED_YARN},
     "ernie4_5": {},
     "exaone4": {"sliding_window": None},
     "gemma": {},
@@ -50,18 +80,21 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"query_pre_attn_scalar": 64, "sliding_window": 16, "num_hidden_layers": 7},
     "glm": {},
     "glm4": {},
-    "glm4_moe": {
-        "n_routed_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 256,
-        "routed_scaling_factor": 1.5,
-        "first_k_dense_replace": 1,
-        "use_qk_norm": True,
-    },
+    "glm4_moe": SPARSE | {"routed_scaling_factor": 1.5, "use_qk_norm": True},
+    "gpt2": {"num_key_value_heads": None, "intermediate_size": None, "n_positions": 128},
+    "gpt_neox": {"num_key_value_heads": None},
+    "gpt_neox-sequential": {"num_key_value_heads": None, "use_parallel_residual": False},
+    "gpt_oss": LOCAL_EXPERTS | {"sliding_window": 16, "rope_scaling": YARN},
     "granite": FACTORS,
     "granitemoe": FACTORS | LOCAL_EXPERTS,
     "hunyuan_v1_dense": {},
     "internlm3": {},
+    "kimi_k2": LATENT | {"n_group": 1, "topk_group": 1},
+    "llama4_text": LOCAL_EXPERTS
+    | {"intermediate_size_mlp": 512, "intermediate_size": 256, "rope_scaling": LLAMA4},
+    "llama4_text-interleaved": LOCAL_EXPERTS
+    | {"intermediate_size_mlp": 512, "interleave_moe_layer_step": 2},
+    "ministral3": {"rope_parameters": WEIGHED_YARN | {"mscale": 1.0, "llama_4_scaling_beta": 0.1}},
     "mixtral": LOCAL_EXPERTS | {"num_local_experts": 8},
     "nemotron": {},
     "olmo2": {},
@@ -74,7 +107,10 @@ MODELS: dict[str, dict[str, Any]] = {
         "original_max_position_embeddings": 512,
         "rope_scaling": LONGROPE,
     },
+    "qwen2_5_vl_text": SECTIONS,
     "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 256},
+    "qwen2_vl_text": SECTIONS,
+    "qwen3_vl_text": SECTIONS,
     "qwen3_moe": EXPERTS | {"norm_topk_prob": True},
     "seed_oss": {},
     "smollm3": {},
@@ -84,10 +120,19 @@ MODELS: dict[str, dict[str, Any]] = {
 """By ``model_type``, with something after a hyphen for variants; llama's relatives are `models.tiny`'s."""
 
 
+MAY_BE_NONE = ("sliding_window", "q_lora_rank", "n_inner")
+"""Keys for which null is not the default."""
+
+
 def write_model(directory: Path, name: str, **overrides: Any) -> Path:
     """Write one of `MODELS`, float32, with a tokenizer; return its directory."""
     directory.mkdir(parents=True)
-    config = SIZES | {"model_type": name.partition("-")[0]} | MODELS[name] | overrides
+    kind = name.partition("-")[0]
+    named = {ARCHITECTURES[kind].key(key): value for key, value in SIZES.items()}
+    config = named | {"model_type": kind} | MODELS[name] | overrides
+    config = {
+        key: value for key, value in config.items() if value is not None or key in MAY_BE_NONE
+    }
     (directory / "config.json").write_text(json.dumps(config))
     tensors = described_tensors(ModelConfig.from_hf(config))
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})

@@ -290,7 +290,7 @@ def test_heads_that_do_not_fit_say_so(tmp_path: Path) -> None:
     file.write_bytes(gguf_bytes.model({"llama.attention.head_count_kv": 1}))
     checkpoint = open_checkpoint(file)
     with pytest.raises(
-        ValueError, match=r"k_proj.weight: expected 1 heads of 2, got shape \(4, 4\)"
+        ValueError, match=r"k_proj.weight: expected 2 rows of heads of 2, got shape \(4, 4\)"
     ):
         checkpoint.tensor("model.layers.0.self_attn.k_proj.weight")
 

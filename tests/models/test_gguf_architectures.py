@@ -20,7 +20,7 @@ from numbacalib.models import Decoder, ModelConfig, open_checkpoint
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_names import gguf_name, hf_name
-from numbacalib.models.layer_tensors import canonical_name
+from numbacalib.models.layer_tensors import canonical_name, is_linear
 
 SIZES = {
     "vocab_size": VOCAB_SIZE,
@@ -39,6 +39,41 @@ EXPERTS = KEPT | {"moe_intermediate_size": 32}
 COUNTS = {"expert_count": 3, "expert_used_count": 2}
 FULL, SLIDING = "full_attention", "sliding_attention"
 FACTORS = [1.0 + i / 4 for i in range(6)], [2.0 + i for i in range(6)]
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+YARN_KEYS = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 16,
+}
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 10,
+    "n_routed_experts": 3,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+}
+LATENT_KEYS = {
+    "attention.kv_lora_rank": 24,
+    "expert_feed_forward_length": 32,
+    "expert_shared_count": 1,
+    "leading_dense_block_count": 1,
+    "rope.dimension_count": 4,
+}
+PARTS = {
+    "attention.head_count_kv": 1,
+    "attention.key_length": 28,
+    "attention.value_length": 24,
+    "attention.key_length_mla": 12,
+    "attention.value_length_mla": 10,
+}
+"""Of files whose matrix of keys and values is stored in two parts."""
+SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+SECTION_KEYS = {"rope.dimension_sections": [2, 3, 3, 0]}
 
 
 class Case(NamedTuple):
@@ -56,6 +91,29 @@ CASES = {
     "cohere2": Case(
         {"model_type": "cohere2", "logit_scale": 0.25, "sliding_window": 5},
         {"logit_scale": 0.25, "attention.sliding_window": 5},
+    ),
+    "deepseek2": Case(
+        LATENT | {
+            "model_type": "deepseek_v3",
+            "q_lora_rank": 16,
+            "n_group": 1,
+            "topk_group": 1,
+            "routed_scaling_factor": 2.5,
+            "rope_scaling": YARN | {"mscale": 0.5, "mscale_all_dim": 0.5},
+        },
+        COUNTS | LATENT_KEYS | PARTS | YARN_KEYS | {
+            "attention.q_lora_rank": 16,
+            "expert_gating_func": 2,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 2.5,
+            "expert_group_count": 1,
+            "expert_group_used_count": 1,
+            "rope.scaling.yarn_log_multiplier": 0.05,
+        },
+    ),
+    "deepseek2-whole": Case(
+        LATENT | {"model_type": "deepseek_v2", "q_lora_rank": None},
+        COUNTS | LATENT_KEYS | {"attention.key_length": 12, "attention.value_length": 10},
     ),
     "ernie4_5": Case({"model_type": "ernie4_5", "use_bias": True}),
     "exaone4": Case({"model_type": "exaone4", "sliding_window": None}),
@@ -101,6 +159,21 @@ CASES = {
             "expert_weights_scale": 1.5,
         },
     ),
+    "gpt-oss": Case(
+        {
+            "model_type": "gpt_oss",
+            "num_local_experts": 3,
+            "num_experts_per_tok": 2,
+            "sliding_window": 5,
+            "rope_scaling": YARN,
+        },
+        COUNTS | YARN_KEYS | {"attention.sliding_window": 5, "expert_feed_forward_length": 96},
+    ),
+    "gpt2": Case({"model_type": "gpt2", "num_key_value_heads": 4}),
+    "gptneox": Case(
+        {"model_type": "gpt_neox", "num_key_value_heads": 4, "use_parallel_residual": False},
+        {"rope.dimension_count": 4, "use_parallel_residual": False},
+    ),
     "granite": Case(
         {
             "model_type": "granite",
@@ -117,6 +190,31 @@ CASES = {
     ),
     "llama-experts": Case(KEPT | {"model_type": "mixtral"}, COUNTS),
     "hunyuan-dense": Case({"model_type": "hunyuan_v1_dense"}),
+    "llama4": Case(
+        {
+            "model_type": "llama4_text",
+            "num_local_experts": 3,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 32,
+            "interleave_moe_layer_step": 2,
+        },
+        COUNTS | {"expert_feed_forward_length": 32, "interleave_moe_layer_step": 2},
+    ),
+    "mistral3": Case(
+        {
+            "model_type": "ministral3",
+            "rope_parameters": YARN | {
+                "mscale": 1.0,
+                "mscale_all_dim": 0.5,
+                "llama_4_scaling_beta": 0.25,
+                "rope_theta": 10000.0,
+            },
+        },
+        YARN_KEYS | {
+            "attention.temperature_scale": 0.25,
+            "rope.scaling.yarn_log_multiplier": 0.5,
+        },
+    ),
     "nemotron": Case({"model_type": "nemotron"}, {"rope.dimension_count": 8}),
     "olmo2": Case({"model_type": "olmo2"}),
     "olmo2-windows": Case(
@@ -167,6 +265,11 @@ CASES = {
         EXPERTS | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 48},
         COUNTS | {"expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48},
     ),
+    "qwen2vl": Case({"model_type": "qwen2_vl_text", "rope_parameters": SECTIONS}, SECTION_KEYS),
+    "qwen3vl": Case(
+        {"model_type": "qwen3_vl_text", "rope_parameters": SECTIONS},
+        SECTION_KEYS | {"n_deepstack_layers": 3},
+    ),
     "qwen3moe": Case(
         EXPERTS | {"model_type": "qwen3_moe", "norm_topk_prob": True},
         COUNTS | {"expert_feed_forward_length": 32},
@@ -179,8 +282,12 @@ CASES = {
 """By ``general.architecture``, with something after a hyphen for further variants."""
 
 
+BEGINNINGS = ("", "gpt_neox.", "transformer.")
+"""Of names that files of a base model leave out."""
+
+
 def base_of(name: str) -> str:
-    return name.removesuffix("-windows").removesuffix("-longrope").removesuffix("-experts")
+    return name if name in GGUF_ARCHITECTURES else name.rpartition("-")[0]
 
 
 def merged(tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -196,6 +303,28 @@ def merged(tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         name: np.stack(values) if ".experts." in name else values[0]
         for name, values in found.items()
     }
+
+
+def as_converted(
+    config: ModelConfig, tensors: Mapping[str, NDArray[Any]], *, whole: bool
+) -> dict[str, NDArray[Any]]:
+    """Change what llama.cpp's converter changes of one tensor by itself."""
+    found: dict[str, NDArray[Any]] = {}
+    for name, values in tensors.items():
+        if name.endswith("sinks"):
+            found[f"{name}.weight"] = values
+        elif ".c_" in name and values.ndim == 2:  # GPT-2's
+            found[name] = values.T
+        elif "attention.query_key_value" in name:
+            heads = values.reshape(config.num_heads, 3, -1, *values.shape[1:])
+            found[name] = np.concatenate([*heads.swapaxes(0, 1)]).reshape(values.shape)
+        elif name.endswith("kv_b_proj.weight") and not whole:
+            heads = values.reshape(config.num_heads, 8 + 10, -1)
+            found[name.replace("kv_b", "k_b")] = heads[:, :8].swapaxes(1, 2)
+            found[name.replace("kv_b", "v_b")] = heads[:, 8:]
+        else:
+            found[name] = values
+    return found
 
 
 def write(path: Path, name: str, config: dict[str, Any], case: Case) -> None:
@@ -220,12 +349,15 @@ def write(path: Path, name: str, config: dict[str, Any], case: Case) -> None:
         add_value(writer, f"{name}.{key}", value)
     (architecture,) = [a for a, known in gguf.MODEL_ARCH_NAMES.items() if known == name]
     names = gguf.get_tensor_name_map(architecture, read.num_layers)
-    for theirs, values in merged(described_tensors(read)).items():
+    tensors = as_converted(
+        read, described_tensors(read), whole="attention.key_length_mla" not in case.keys
+    )
+    for theirs, values in merged(tensors).items():
         stored = values
         if name in ("gemma", "gemma2", "gemma3", "nemotron") and theirs.endswith("norm.weight"):
             stored = values + np.float32(1)
         projection = theirs.split(".")[-2]
-        permuted = name in ("arcee", "granite", "granitemoe", "llama", "smollm3")
+        permuted = name in ("arcee", "granite", "granitemoe", "llama", "mistral3", "smollm3")
         if permuted and projection in ("q_proj", "k_proj"):
             heads = read.num_heads if projection == "q_proj" else read.num_kv_heads
             stored = interleaved(values, heads)
@@ -234,7 +366,8 @@ def write(path: Path, name: str, config: dict[str, Any], case: Case) -> None:
             continue
         if theirs.endswith("shared_expert_gate.weight"):
             stored = values[0]
-        writer.add_tensor(names.get_name(theirs, (".weight", ".bias")), stored)
+        known = (names.get_name(f"{first}{theirs}", (".weight", ".bias")) for first in BEGINNINGS)
+        writer.add_tensor(next(filter(None, known)), stored)
     for tensor, values in case.tensors.items():
         writer.add_tensor(tensor, values)
     writer.write_header_to_file()
@@ -246,9 +379,8 @@ def write(path: Path, name: str, config: dict[str, Any], case: Case) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_files_are_read_as_what_they_were_made_from(tmp_path: Path, name: str) -> None:
     case = CASES[name]
-    config = SIZES | case.config
-    key, own = "rms_norm_eps", ARCHITECTURES[config["model_type"]].key("rms_norm_eps")
-    config[own] = config.pop(key)
+    key = ARCHITECTURES[case.config["model_type"]].key
+    config = {key(name): value for name, value in SIZES.items()} | case.config
     write(tmp_path / "model.gguf", name, config, case)
     checkpoint = open_checkpoint(tmp_path / "model.gguf")
     expected = ModelConfig.from_hf(
@@ -259,6 +391,8 @@ def test_files_are_read_as_what_they_were_made_from(tmp_path: Path, name: str) -
     made = described_tensors(expected)
     tensors = {canonical_name(name, expected): values for name, values in made.items()}
     for tensor in checkpoint.names():
+        if expected.architecture.transposed and is_linear(tensor, expected):
+            tensors[tensor] = tensors[tensor].T
         offset = expected.architecture.norm_offset
         rounded = 2**-24 if offset and "norm" in tensor else 0  # the 1 of norms
         np.testing.assert_allclose(

@@ -114,7 +114,7 @@ class Llama:
     ) -> None:
         """Do what ``llama-quantize --imatrix`` does; the importance is by tensor, [K] each."""
         parameters = self.calls.llama_model_quantize_default_params()
-        parameters.threads, parameters.file_type = 1, file_type
+        parameters.threads, parameters.file_type = len(os.sched_getaffinity(0)), file_type
         parameters.flags[0] = True
         kept = [np.ascontiguousarray(each, np.float32) for each in importance.values()]
         entries = (Importance * (len(kept) + 1))(
@@ -132,7 +132,7 @@ class Llama:
 class Model:
     """A GGUF file as llama.cpp has it in memory; a context manager."""
 
-    def __init__(self, llama: Llama, path: Path, length: int = 256) -> None:
+    def __init__(self, llama: Llama, path: Path, length: int = 256, threads: int = 1) -> None:
         self._calls = calls = llama.calls
         self._model = calls.llama_model_load_from_file(
             os.fsencode(path), calls.llama_model_default_params()
@@ -142,7 +142,7 @@ class Model:
         parameters = calls.llama_context_default_params()
         np.frombuffer(parameters.raw, np.uint32)[:3] = length  # context, batch, micro-batch
         self._context = calls.llama_init_from_model(self._model, parameters)
-        calls.llama_set_n_threads(self._context, 1, 1)
+        calls.llama_set_n_threads(self._context, threads, threads)
         self._vocabulary = calls.llama_model_get_vocab(self._model)
         self.vocabulary_size = calls.llama_vocab_n_tokens(self._vocabulary)
 
