@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from numbacalib.models.architectures import ARCHITECTURES
+from numbacalib.models.delta_net import DeltaNet
 from numbacalib.models.description import ACTIVATIONS, Architecture
 from numbacalib.models.fields import Fields
 from numbacalib.models.growth import Growth
@@ -124,6 +125,8 @@ class ModelConfig:
         `numbacalib.ops.activation.activate_clamped`.
     mixture : Mixture, optional
         Experts.
+    delta : DeltaNet, optional
+        What is in the place of attention in some layers.
     further_layers : int
         Blocks after the last one that predict tokens after the next: they are not run.
     """
@@ -166,6 +169,7 @@ class ModelConfig:
     latent: Latent | None = None
     gate_clamp: tuple[float, float] | None = None
     mixture: Mixture | None = None
+    delta: DeltaNet | None = None
     further_layers: int = 0
 
     @property
@@ -183,6 +187,10 @@ class ModelConfig:
     def mixture_of(self, index: int) -> Mixture | None:
         """The mixture of experts of a layer, or None."""
         return self.mixture if self.mixture and self.mixture.layers[index] else None
+
+    def delta_of(self, index: int) -> DeltaNet | None:
+        """The gated delta net of a layer, or None."""
+        return self.delta if self.delta and self.delta.layers[index] else None
 
     def turns(self, index: int) -> bool:
         """Return whether queries and keys of a layer turn."""

@@ -9,7 +9,7 @@ from typing import Any
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.rope_parameters import NO_WORDS, Words
 
-__all__ = ["ACTIVATIONS", "FULL", "SLIDING", "Architecture", "ExpertNames"]
+__all__ = ["ACTIVATIONS", "FULL", "SLIDING", "Architecture", "DeltaNames", "ExpertNames"]
 __all__ += ["kinds_of_layers", "no_windows", "windows_of_kinds"]
 
 Options = dict[str, Any]
@@ -40,7 +40,9 @@ SEPARATE: dict[str, str] = {
 }
 """The linear layers of a block by role. Roles of one name are one layer, whose rows follow each other in
 the order of the roles. ``query_key_value`` in the place of three roles is one layer that has, for each head
-of keys, the heads of queries that attend to it, then that head, then the values'. Without a gate the MLP is
+of keys, the heads of queries that attend to it, then that head, then the values'. ``query_gate``
+in the place of ``query`` is one that has, for each head, a gate after it, by whose sigmoid what the head
+attends to is multiplied. Without a gate the MLP is
 ``down(activation(up(x)))``."""
 
 LATENT: dict[str, str] = {
@@ -117,6 +119,34 @@ class ExpertNames:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeltaNames:
+    """Names of the parts of a gated delta net in a block, in the place of attention.
+
+    Attributes
+    ----------
+    linears : Mapping
+        Its linear layers by role: ``query``, ``key``, ``value`` and ``open`` (by whose SiLU outputs are
+        multiplied), or ``query_key_value_open``, which has, for each head of keys, its queries, then it,
+        then the values and the others that belong to it; and ``output``.
+    rates, decays : str
+        The layers of a number for each head of values, `numbacalib.ops.delta_rule`. If they are one, it
+        has, for each head of keys, the rates of its values, then their decays.
+    convolution, norm : str
+        Of queries, keys and values; and of outputs, whose weight multiplies as it is.
+    slopes, biases : str
+        Tensors, of decays.
+    """
+
+    linears: Mapping[str, str]
+    rates: str
+    decays: str
+    convolution: str = "linear_attn.conv1d"
+    norm: str = "linear_attn.norm"
+    slopes: str = "linear_attn.A_log"
+    biases: str = "linear_attn.dt_bias"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """One family of decoders, as transformers implements it.
 
@@ -141,6 +171,8 @@ class Architecture:
         Ends of the names of tables that files of older versions have, and nothing reads any more.
     experts : ExpertNames, optional
         In the blocks that have a mixture of them (`numbacalib.models.config.Mixture`).
+    delta : DeltaNames, optional
+        In the blocks that have a gated delta net (`numbacalib.models.delta_net`).
     norm : str
         "rms" or "layer".
     norm_offset : float
@@ -189,6 +221,7 @@ class Architecture:
     transposed: bool = False
     buffers: Sequence[str] = ()
     experts: ExpertNames | None = None
+    delta: DeltaNames | None = None
     norm: str = "rms"
     norm_offset: float = 0.0
     norm_bias: bool = False

@@ -158,8 +158,7 @@ class Attention(Sublayer):
         """Attend: ``[..., T, hidden_size]`` to ``[..., T, num_heads * head_dim]``."""
         config = self._config
         *_, length, _ = x.shape
-        fused = "query_key_value" in self._parts
-        queries, keys, values = self._taken_apart(x) if fused else self._projected(x)
+        queries, keys, values, gates = self._heads(x)
         by_head = config.qk_norm and config.architecture.qk_norm != "all"
         by_head = by_head and (self._turns or config.architecture.qk_norm != "unit")
         if by_head and not config.architecture.norm_after_rotary:
@@ -178,10 +177,13 @@ class Attention(Sublayer):
             sinks=self._weights.vectors.get(config.architecture.sinks),
         )
         if self._chunk is None or length <= self._chunk:
-            return attend(queries, keys, values).reshape(*x.shape[:-1], self.width)
-        found = [attend(*run) for run in self._runs((queries, keys, values), length)]
-        joined = joined_rows([run.reshape(-1, self.width) for run in found])
-        return joined.reshape(*x.shape[:-1], self.width)
+            context = attend(queries, keys, values)
+        else:
+            found = [attend(*run) for run in self._runs((queries, keys, values), length)]
+            context = joined_rows([run.reshape(-1, self.width) for run in found])
+        if gates is not None:
+            context = activate(gates, "sigmoid", context.reshape(*gates.shape))
+        return context.reshape(*x.shape[:-1], self.width)
 
     def _runs(self, heads: Sequence[Array], length: int) -> Iterator[list[Array]]:
         """Cut heads ``[S, T, ...]`` into runs of positions ``[1, t, ...]`` that do not see each other."""
@@ -195,31 +197,42 @@ class Attention(Sublayer):
                     for rows, array in zip(flat, heads, strict=True)
                 ]
 
-    def _projected(self, x: Array) -> tuple[Array, Array, Array]:
-        """Heads ``[S, T, heads, head_dim]`` of queries, keys and values."""
-        config = self._config
-        *_, length, _ = x.shape
-        queries, keys, values = (
-            self._weights.project(self._parts[role], x) for role in ("query", "key", "value")
-        )
-        if config.qk_norm and config.architecture.qk_norm == "all":
-            queries, keys = self._normalized(queries, keys)
-        counts = config.num_heads, config.num_kv_heads, config.num_kv_heads
-        queries, keys, values = (
-            array.reshape(-1, length, count, config.head_dim)
-            for array, count in zip((queries, keys, values), counts, strict=True)
-        )
-        return queries, keys, values
+    def _heads(self, x: Array) -> tuple[Array, Array, Array, Array | None]:
+        """Heads ``[S, T, heads, head_dim]`` of queries, keys and values, and the gates of outputs."""
+        if "query_key_value" in self._parts:
+            return *self._taken_apart(x), None
+        size = self._config.head_dim
+        if "query_gate" not in self._parts:
+            queries, keys, values = (self._projected(role, x) for role in ("query", "key", "value"))
+            if self._config.qk_norm and self._config.architecture.qk_norm == "all":
+                queries, keys = self._normalized(queries, keys)
+            return (
+                self._by_head(queries, size),
+                *(self._by_head(y, size) for y in (keys, values)),
+                None,
+            )
+        both = self._by_head(self._projected("query_gate", x), 2 * size)
+        keys, values = (self._by_head(self._projected(role, x), size) for role in ("key", "value"))
+        return column_range(both, 0, size), keys, values, column_range(both, size, 2 * size)
+
+    def _projected(self, role: str, x: Array) -> Array:
+        return self._weights.project(self._parts[role], x)
+
+    def _by_head(self, y: Array, size: int) -> Array:
+        """Outputs ``[..., T, heads * size]`` as ``[S, T, heads, size]``."""
+        *_, length, rows = y.shape
+        return y.reshape(-1, length, rows // size, size)
 
     def _taken_apart(self, x: Array) -> tuple[Array, Array, Array]:
-        """The same of a layer that has them head of keys by head of keys."""
-        *_, length, _ = x.shape
+        """Heads of queries, keys and values of a layer that has them head of keys by head of keys."""
         count, size = self._config.num_kv_heads, self._config.head_dim
         part = self._parts["query_key_value"]
-        together = self._weights.project(part, x).reshape(-1, length, count, part.rows // count)
+        together = self._by_head(self._weights.project(part, x), part.rows // count)
         keys = part.rows // count - 2 * size
-        queries = column_range(together, 0, keys).reshape(-1, length, self._config.num_heads, size)
+        queries = column_range(together, 0, keys)
         values = column_range(together, keys + size, keys + 2 * size)
+        *_, length, _, _ = together.shape
+        queries = queries.reshape(-1, length, self._config.num_heads, size)
         return queries, column_range(together, keys, keys + size), values
 
     def add_output(self, hidden: Array, inner: Array) -> Array:
@@ -259,12 +272,12 @@ class LatentAttention(Attention):
         """Attend: ``[..., T, hidden_size]`` to ``[..., T, num_heads * value_dim]``."""
         config, still = self._config, self._still
         *_, length, _ = x.shape
-        queries = self._by_head(self._parts["query"], self._query_input(x))
+        queries = self._of_heads("query", self._query_input(x))
         tables = self._turning.query_tables(length)
         rotate(queries, *tables, interleaved=config.architecture.interleaved, first=still)
         turned, latents = self._compressed(x)
         rotate(turned, *self._turning.tables(length), interleaved=config.architecture.interleaved)
-        expanded = self._by_head(self._parts["key_value"], latents)
+        expanded = self._of_heads("key_value", latents)
         keys = joined_columns(column_range(expanded, 0, still), turned)
         values = column_range(expanded, still, still + self._latent.value_dim)
         context = attention(queries, keys, values, self._window, scale=config.attention_scale)
@@ -287,11 +300,10 @@ class LatentAttention(Attention):
     def _normed(self, role: str, x: Array) -> Array:
         return self._weights.norm(self._config.architecture.norms[role], x, eps=NORM_EPS)
 
-    def _by_head(self, part: Part, x: Array) -> Array:
+    def _of_heads(self, role: str, x: Array) -> Array:
         """A layer's outputs ``[S, T, num_heads, ...]``."""
-        *_, length, _ = x.shape
-        heads = self._config.num_heads
-        return self._weights.project(part, x).reshape(-1, length, heads, part.rows // heads)
+        rows = self._parts[role].rows
+        return self._by_head(self._projected(role, x), rows // self._config.num_heads)
 
 
 class MLP(Sublayer):

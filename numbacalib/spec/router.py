@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
-from numbacalib.runtime.jit import scalar
+from numbacalib.spec.activations import sigmoid
 from numbacalib.spec.exponential import exp
 
 LOWEST = np.float32(-3.4e38)
@@ -62,12 +62,6 @@ class Routing:
             self.kept_groups,
             self.group_best,
         )
-
-
-@scalar
-def sigmoid(x):
-    """``1 / (1 + exp(-x))``."""
-    return np.float32(1) / (np.float32(1) + exp(-x))
 
 
 @register_jitable

@@ -60,6 +60,17 @@ MAGNITUDES = YARN | {"rope_theta": 1e4, "mscale": 1.2, "mscale_all_dim": 0.7}
 ELSEWHERE = {"intermediate_size": None, "num_key_value_heads": None}
 FALCON = ELSEWHERE | {"ffn_hidden_size": 96}
 
+DELTA = {
+    "head_dim": 16,
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 8,
+}
+DELTA_EXPERTS = QWEN_EXPERTS | {"shared_expert_intermediate_size": 32}
+
 LLAMA4 = {
     "head_dim": 16,
     "intermediate_size": 32,
@@ -222,6 +233,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "llama4_text-still": LLAMA4
     | {"attn_temperature_tuning": False, "attention_chunk_size": 13, "moe_layers": [0]},
+    "qwen3_next": DELTA | DELTA_EXPERTS | {"mlp_only_layers": [0]},
+    "qwen3_next-same-heads": DELTA
+    | DELTA_EXPERTS
+    | {
+        "linear_num_key_heads": 4,
+        "linear_conv_kernel_dim": 2,
+        "norm_topk_prob": False,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e3,
+            "partial_rotary_factor": 0.5,
+        },
+    },
+    "qwen3_5_text": DELTA,
+    "qwen3_5_moe_text": DELTA | DELTA_EXPERTS,
     "gpt2": ELSEWHERE | {"n_inner": 96},
     "opt": ELSEWHERE | {"ffn_dim": 96, "word_embed_proj_dim": 64},
     "opt-unbiased": ELSEWHERE | {"ffn_dim": 96, "word_embed_proj_dim": 64, "enable_bias": False},
@@ -299,6 +325,14 @@ WRAPPED: dict[str, dict[str, Any]] = {
         "text_config": {"rope_parameters": MROPE, "head_dim": 16},
         "vision_config": BLOCKS | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
     },
+    "qwen3_5": {
+        "text_config": DELTA | {"model_type": "qwen3_5_text"},
+        "vision_config": BLOCKS | {"num_position_embeddings": 16},
+    },
+    "qwen3_5_moe": {
+        "text_config": DELTA | DELTA_EXPERTS | {"model_type": "qwen3_5_moe_text"},
+        "vision_config": BLOCKS | {"num_position_embeddings": 16},
+    },
     "glm4v": {
         "text_config": {
             "rope_parameters": MROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}
@@ -335,7 +369,8 @@ def save(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name and name.endswith("weight"):
-                mean = 0.0 if variant.startswith(("gemma", "nemotron")) else 1.0
+                minus_1 = variant.startswith(("gemma", "nemotron", "qwen3_next", "qwen3_5"))
+                mean = 0.0 if minus_1 and "linear_attn" not in name else 1.0
                 parameter.normal_(mean, 0.1)
             elif parameter.ndim == 1:
                 parameter.normal_(0, 0.3)

@@ -86,9 +86,27 @@ MIXTRAL = Architecture(
 )
 
 
-def _qwen_mixture(
-    fields: Fields, options: Options, *, experts: int, kept: int, size: int, shared: int
+def qwen_mixture(
+    fields: Fields,
+    options: Options,
+    *,
+    experts: int,
+    kept: int,
+    size: int,
+    shared: int,
+    normalized: bool = False,
 ) -> Mixture:
+    """A mixture in every layer but some, and an MLP beside it that all tokens go through.
+
+    Parameters
+    ----------
+    fields : Fields
+    options : Options
+    experts, kept, size, shared : int
+        What transformers takes where a file leaves them out; no such MLP for a `shared` of 0.
+    normalized : bool
+        The same of ``norm_topk_prob``.
+    """
     count, kept = _counts(fields, experts, kept)
     step = fields.integer("decoder_sparse_step", 1, LARGEST, 1)
     dense = fields.integers("mlp_only_layers", 0, default=None) or []
@@ -97,7 +115,7 @@ def _qwen_mixture(
         count,
         fields.integer("moe_intermediate_size", 1, 1 << 24, size),
         tuple(layer not in dense and (layer + 1) % step == 0 for layer in layers),
-        Routing(kept, normalized=fields.flag("norm_topk_prob", False)),
+        Routing(kept, normalized=fields.flag("norm_topk_prob", normalized)),
         shared and fields.integer("shared_expert_intermediate_size", 1, 1 << 24, shared),
     )
 
@@ -120,8 +138,7 @@ def _qwen2_moe(fields: Fields, options: Options) -> Options:
         SLIDING if window and layer % 2 == 0 and layer < first else FULL for layer in range(count)
     ]
     kinds = kinds_of_layers(fields, count, window, default)
-    sizes = {"experts": 60, "kept": 4, "size": 1408, "shared": 5632}
-    mixture = _qwen_mixture(fields, options, **sizes)
+    mixture = qwen_mixture(fields, options, experts=60, kept=4, size=1408, shared=5632)
     return windows_of_kinds(kinds, window) | {"mixture": mixture}
 
 
@@ -142,7 +159,7 @@ def _qwen3_moe(fields: Fields, options: Options) -> Options:
     window = _qwen_window(fields)
     fields.integer("max_window_layers", 0, LARGEST, 0)
     kinds = kinds_of_layers(fields, options["num_layers"], window)
-    mixture = _qwen_mixture(fields, options, experts=128, kept=8, size=768, shared=0)
+    mixture = qwen_mixture(fields, options, experts=128, kept=8, size=768, shared=0)
     return windows_of_kinds(kinds, window) | {"mixture": mixture, "qk_norm": True}
 
 
