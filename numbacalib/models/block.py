@@ -117,8 +117,10 @@ class DecoderBlock:
             return None  # small layers read the norm too, and heads share the other's weight
         norms, linears = config.architecture.norms, parts(config, self._index)
         if stage in self.attention.exit_stages:
-            grouped = config.num_heads != config.num_kv_heads
-            return None if grouped or "value" not in linears else _alone(linears["value"])
+            kv_heads, _ = config.heads_of(self._index)
+            if config.num_heads != kv_heads or config.architecture.value_norm:
+                return None
+            return _alone(linears["value"]) if "value" in linears else None
         if stage in self.attention.middle_stages:
             role = "latent" if stage == (linears["key_value"].name,) else "query_latent"
             return norms[role]

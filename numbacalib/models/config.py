@@ -97,6 +97,10 @@ class ModelConfig:
         How many dimensions of a head turn.
     local_rope : (float, Mapping), optional
         Base and scaling of the layers with windows, where those have others.
+    global_heads : (int, int), optional
+        ``num_kv_heads`` and ``head_dim`` of the layers without windows, where those have others.
+    shared_values : tuple of bool
+        Which layers have keys, before they are normalized and turned, for values; empty for none.
     rotary_layers : tuple of bool
         Which layers turn their queries and keys; empty for all.
     tie_word_embeddings : bool
@@ -149,6 +153,8 @@ class ModelConfig:
     rope_scaling: Mapping[str, Any] = field(default_factory=lambda: {"rope_type": "default"})
     rotary_dim: int = 0
     local_rope: tuple[float, Mapping[str, Any]] | None = None
+    global_heads: tuple[int, int] | None = None
+    shared_values: tuple[bool, ...] = ()
     rotary_layers: tuple[bool, ...] = ()
     tie_word_embeddings: bool = False
     attention_bias: bool = False
@@ -184,6 +190,12 @@ class ModelConfig:
         length = self.max_position_embeddings
         return Rope(self.rope_theta, self.rope_scaling, self.rotary_dim, length, self.query_growth)
 
+    def heads_of(self, index: int) -> tuple[int, int]:
+        """Heads of keys of a layer, and the length of its heads."""
+        if self.global_heads is not None and self.sliding_windows[index] is None:
+            return self.global_heads
+        return self.num_kv_heads, self.head_dim
+
     def mixture_of(self, index: int) -> Mixture | None:
         """The mixture of experts of a layer, or None."""
         return self.mixture if self.mixture and self.mixture.layers[index] else None
@@ -203,6 +215,8 @@ class ModelConfig:
                 return None
             return self.rope._replace(scaling={"rope_type": "none"}, growth=self.still_growth)
         if self.local_rope is None or self.sliding_windows[index] is None:
+            if self.global_heads is not None:
+                return self.rope._replace(dim=self.global_heads[1])
             return self.rope
         theta, scaling = self.local_rope
         return self.rope._replace(theta=theta, scaling=scaling)

@@ -86,7 +86,9 @@ class ExpertNames:
     router : str
         The layer whose outputs choose a token's experts.
     correction : str
-        The tensor that is added to its scores in the choice alone; "" for none.
+        The tensor that is added to its weights in the choice alone; "" for none.
+    correction_is_row : bool
+        Whether that is ``[1, E]``.
     each : str
         What the layers' names of one expert begin with, before its number.
     gate, up, down : str
@@ -106,6 +108,7 @@ class ExpertNames:
 
     router: str = "mlp.gate"
     correction: str = ""
+    correction_is_row: bool = False
     each: str = "mlp.experts"
     gate: str = "gate_proj"
     up: str = "up_proj"
@@ -183,12 +186,16 @@ class Architecture:
         Over what queries and keys are normalized, where they are: "head" (each head, with one weight),
         "heads" (each head, with its own), "all" (all heads together) or "unit" (each head, without a
         weight, in layers where it turns).
+    value_norm : bool
+        Whether values are normalized head by head, without a weight.
     norm_after_rotary : bool
         Whether queries and keys are normalized after they are turned.
     interleaved : bool
         Whether neighbours turn together: see `numbacalib.ops.rotary.rotate`.
     sinks : str
         The vector of a score for each head that has no value (`numbacalib.ops.attention`); "" for none.
+    block_scale : str
+        The tensor of the number that a block's results are multiplied by; "" for none.
     parallel : bool
         Whether the MLP's input is the block's, not what attention has added to.
     local_rope_key : str
@@ -226,9 +233,11 @@ class Architecture:
     norm_offset: float = 0.0
     norm_bias: bool = False
     qk_norm: str = "head"
+    value_norm: bool = False
     norm_after_rotary: bool = False
     interleaved: bool = False
     sinks: str = ""
+    block_scale: str = ""
     parallel: bool = False
     local_rope_key: str = ""
     rope_words: Words = NO_WORDS

@@ -276,6 +276,8 @@ def vector_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]
         for role, part in own.items():
             if _is_biased(config, index, role):
                 shapes[f"{part.name}.bias"] = (part.rows,)
+    if config.architecture.block_scale:
+        shapes[config.architecture.block_scale] = (1,)
     if config.architecture.sinks:
         shapes[config.architecture.sinks] = (config.num_heads,)
     return shapes | _router_shapes(config, index) | _delta_shapes(config, index)
@@ -304,7 +306,8 @@ def _router_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]
     if mixture.router_bias:
         shapes[f"{names.router}.bias"] = (mixture.experts,)
     if names.correction:
-        shapes[names.correction] = (mixture.experts,)
+        row = (1,) if names.correction_is_row else ()
+        shapes[names.correction] = (*row, mixture.experts)
     if names.shared_gate:
         shapes[f"{names.shared_gate}.weight"] = (1, config.hidden_size)
     return shapes
@@ -363,7 +366,8 @@ def _norm_shape(config: ModelConfig, index: int, role: str) -> tuple[int, ...] |
         return (config.hidden_size,)
     if not config.qk_norm or config.delta_of(index) is not None:
         return None
-    heads, size = config.num_heads if role == "query" else config.num_kv_heads, config.head_dim
+    kv_heads, size = config.heads_of(index)
+    heads = config.num_heads if role == "query" else kv_heads
     return {"head": (size,), "heads": (heads, size), "all": (heads * size,)}[
         config.architecture.qk_norm
     ]

@@ -22,6 +22,8 @@ def names_by_role(config: ModelConfig, index: int) -> dict[str, str]:
     if config.latent is not None and not config.latent.query_size:
         del linears["query_latent"]
         linears["query"] = direct
+    if config.shared_values and config.shared_values[index]:
+        del linears["value"]
     if config.delta_of(index) is not None and architecture.delta is not None:
         own = {role: linears[role] for role in MLP if role in linears}
         linears = {**architecture.delta.linears, **own}
@@ -38,7 +40,8 @@ def names_by_role(config: ModelConfig, index: int) -> dict[str, str]:
 
 def rows_by_role(config: ModelConfig, index: int) -> dict[str, int]:
     """Rows of the layers, or of the parts of layers, that have a role."""
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    kv_heads, size = config.heads_of(index)
+    queries, keys = config.num_heads * size, kv_heads * size
     rows = {
         "query_key_value": queries + 2 * keys,
         "query_gate": 2 * queries,
@@ -56,7 +59,7 @@ def rows_by_role(config: ModelConfig, index: int) -> dict[str, int]:
 
 def columns_by_role(config: ModelConfig, index: int) -> dict[str, int]:
     """Length of what layers of a role read, where it is not a token's state."""
-    output = config.num_heads * config.head_dim
+    output = config.num_heads * config.heads_of(index)[1]
     columns = {"down": _mlp_width(config, index), "output": output}
     if (latent := config.latent) is not None:
         columns["output"] = config.num_heads * latent.value_dim

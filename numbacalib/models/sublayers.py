@@ -36,6 +36,7 @@ from numbacalib.ops.matrix import (
     joined_columns,
     joined_rows,
     row_range,
+    to_host,
 )
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
@@ -152,7 +153,8 @@ class Attention(Sublayer):
         self._parts = parts(config, index)
         entry, *middle, exit_ = attention_stages(config, index)
         self.entry_stages, self.middle_stages, self.exit_stages = (entry,), tuple(middle), (exit_,)
-        self.width = config.num_heads * config.head_dim
+        self._kv_heads, self._size = config.heads_of(index)
+        self.width = config.num_heads * self._size
 
     def inner(self, x: Array) -> Array:
         """Attend: ``[..., T, hidden_size]`` to ``[..., T, num_heads * head_dim]``."""
@@ -201,19 +203,22 @@ class Attention(Sublayer):
         """Heads ``[S, T, heads, head_dim]`` of queries, keys and values, and the gates of outputs."""
         if "query_key_value" in self._parts:
             return *self._taken_apart(x), None
-        size = self._config.head_dim
-        if "query_gate" not in self._parts:
-            queries, keys, values = (self._projected(role, x) for role in ("query", "key", "value"))
-            if self._config.qk_norm and self._config.architecture.qk_norm == "all":
-                queries, keys = self._normalized(queries, keys)
-            return (
-                self._by_head(queries, size),
-                *(self._by_head(y, size) for y in (keys, values)),
-                None,
-            )
-        both = self._by_head(self._projected("query_gate", x), 2 * size)
-        keys, values = (self._by_head(self._projected(role, x), size) for role in ("key", "value"))
-        return column_range(both, 0, size), keys, values, column_range(both, size, 2 * size)
+        size, gates = self._size, None
+        if "query_gate" in self._parts:
+            both = self._by_head(self._projected("query_gate", x), 2 * size)
+            queries, gates = column_range(both, 0, size), column_range(both, size, 2 * size)
+        else:
+            queries = self._projected("query", x)
+        keys = self._projected("key", x)
+        values = self._projected("value", x) if "value" in self._parts else keys
+        if self._config.qk_norm and self._config.architecture.qk_norm == "all":
+            queries, keys = self._normalized(queries, keys)
+        if gates is None:
+            queries = self._by_head(queries, size)
+        keys, values = self._by_head(keys, size), self._by_head(values, size)
+        if self._config.architecture.value_norm:
+            values = self._unit(values)
+        return queries, keys, values, gates
 
     def _projected(self, role: str, x: Array) -> Array:
         return self._weights.project(self._parts[role], x)
@@ -225,7 +230,7 @@ class Attention(Sublayer):
 
     def _taken_apart(self, x: Array) -> tuple[Array, Array, Array]:
         """Heads of queries, keys and values of a layer that has them head of keys by head of keys."""
-        count, size = self._config.num_kv_heads, self._config.head_dim
+        count, size = self._kv_heads, self._size
         part = self._parts["query_key_value"]
         together = self._by_head(self._weights.project(part, x), part.rows // count)
         keys = part.rows // count - 2 * size
@@ -242,10 +247,13 @@ class Attention(Sublayer):
     def _normalized(self, queries: Array, keys: Array) -> tuple[Array, Array]:
         norms = self._config.architecture.norms
         if self._config.architecture.qk_norm == "unit":
-            ones = from_host(np.ones(self._config.head_dim, np.float32), queries)
-            eps, dtype = self._config.rms_norm_eps, self._weights.dtype
-            return rms_norm(queries, ones, eps, dtype), rms_norm(keys, ones, eps, dtype)
+            return self._unit(queries), self._unit(keys)
         return self._weights.norm(norms["query"], queries), self._weights.norm(norms["key"], keys)
+
+    def _unit(self, heads: Array) -> Array:
+        """Heads normalized without a weight."""
+        ones = from_host(np.ones(self._size, np.float32), heads)
+        return rms_norm(heads, ones, self._config.rms_norm_eps, self._weights.dtype)
 
 
 class LatentAttention(Attention):
@@ -318,6 +326,8 @@ class MLP(Sublayer):
         self.entry_stages, self.exit_stages = (entry,), (exit_,)
         up = self._parts["up"]
         self.width = up.end - up.begin
+        scale = weights.vectors.get(self._config.architecture.block_scale)
+        self._block_scale = 1.0 if scale is None else float(to_host(scale)[0])
 
     def inner(self, x: Array) -> Array:
         """``activation(gate) * up``, or ``activation(up)``, ``[..., T, intermediate_size]``."""
@@ -325,7 +335,10 @@ class MLP(Sublayer):
 
     def add_output(self, hidden: Array, inner: Array) -> Array:
         """Project the activations, and add that."""
-        return self._add(hidden, self._parts["down"], inner)
+        self._add(hidden, self._parts["down"], inner)
+        if self._block_scale != 1:
+            add_scaled(hidden, hidden, self._block_scale - 1)
+        return hidden
 
 
 def activated(weights: BlockWeights, roles: Mapping[str, Part], x: Array) -> Array:

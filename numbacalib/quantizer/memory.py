@@ -10,6 +10,7 @@ import numpy as np
 from numbacalib.models import EMBEDDINGS, Decoder, Place
 from numbacalib.models.config import ModelConfig
 from numbacalib.models.layer_tensors import expert_shapes, linear_shapes, stages
+from numbacalib.models.mixture import Mixture
 from numbacalib.models.roles import columns_by_role
 from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.settings import Settings
@@ -103,7 +104,18 @@ class Demand:
         solving = 4 * max(
             squares * channels**2 + _COPIES * rows * channels for rows, channels in sizes
         )
-        return weights + streams * (states + held) + max(gathering, solving)
+        mixture, experts = config.mixture_of(index), 0
+        if mixture is not None and self.calibrated:
+            held = max(held, (size + 4) * tokens * config.hidden_size)  # inputs and sums of outputs
+            experts = self._expert_bytes(mixture, squares)
+        return weights + streams * (states + held) + max(gathering, solving, experts)
+
+    def _expert_bytes(self, mixture: Mixture, squares: int) -> int:
+        """Bytes of the experts that are there together, and of one that is quantized."""
+        hidden, size = self.config.hidden_size, mixture.size
+        each = expert_bytes(hidden, size)
+        together = min(mixture.experts * each, max(each, self.place.held_bytes))
+        return together + 4 * (squares * hidden**2 + _COPIES * 2 * size * hidden)
 
     def _outer_bytes(self, tokens: int) -> int:
         """Bytes of arrays while the head is quantized, or the embeddings."""
@@ -117,6 +129,11 @@ class Demand:
         contexts = size * tokens * columns_by_role(self.config, index)["output"]
         wide = size * tokens * widest
         return max(contexts, wide if wide <= self.place.held_bytes else 0)
+
+
+def expert_bytes(hidden: int, size: int) -> int:
+    """Bytes of an expert's weights in float32, its Hessians, and those of the halves of its tokens."""
+    return 4 * (3 * hidden * size + 3 * hidden**2 + 3 * size**2)
 
 
 def stage_size(

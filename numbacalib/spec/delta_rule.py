@@ -30,11 +30,11 @@ def softplus(x):
 
 @scalar
 def decay_of(score, slope_log, bias):
-    """What is left of a memory after a token: ``exp(-exp(slope_log) softplus(score + bias))``."""
+    """Factor of a memory at a token: ``exp(-exp(slope_log) softplus(score + bias))``."""
     return exp(-exp(slope_log) * softplus(score + bias))
 
 
 @scalar
 def correction(value, known, rate):
-    """What is written for a key, where the memory so far has `known` for it."""
+    """Correction that is written for a key, where the memory so far has `known` for it."""
     return rate * (value - known)
