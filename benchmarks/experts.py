@@ -188,7 +188,7 @@ def write_large(folder: Path, layers: int) -> None:
         HEAD,
         expert_shapes,
         linear_shapes,
-        outer_vector_shapes,
+        outer_shapes,
         vector_shapes,
     )
 
@@ -201,7 +201,7 @@ def write_large(folder: Path, layers: int) -> None:
     shapes: dict[str, tuple[int, ...]] = {
         EMBEDDINGS: table,
         HEAD: table,
-        **outer_vector_shapes(read),
+        **outer_shapes(read),
     }
     for index in range(layers):
         for part in (linear_shapes, vector_shapes, expert_shapes):

@@ -17,6 +17,8 @@ from numbacalib import methods
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits
 from numbacalib.ops.activation import activate
 from numbacalib.ops.attention import attention
+from numbacalib.ops.causal_convolution import causal_convolution
+from numbacalib.ops.delta_rule import delta_rule
 from numbacalib.ops.layer_norm import layer_norm
 from numbacalib.ops.linear import linear
 from numbacalib.ops.rms_norm import rms_norm
@@ -119,6 +121,10 @@ def _decode() -> None:
     rotate(heads, angles, angles)
     layer_norm(x, x[0], None, 1e-6)
     activate(activate(attention(heads, heads, heads).reshape(TOKENS, CHANNELS), "silu", x), "relu")
+    activate(x.copy(), "sigmoid", x)
+    causal_convolution(x[None], x[:, :4].copy())
+    scores = x[:, :1].reshape(1, TOKENS, 1).copy()
+    delta_rule(heads, heads, heads, scores, scores, slopes=x[0, :1].copy(), biases=x[0, :1].copy())
     route(x, Routing(experts=2))
     state = np.zeros((3, TOKENS), np.float32)
     add_scores(x, 0, np.zeros(TOKENS, np.int64), state)

@@ -184,6 +184,10 @@ def traits(own):
         yield "two rotary bases"
     if "latent" in own.linears:
         yield "latent attention"
+    if own.delta is not None:
+        yield "gated delta net"
+    if "query_gate" in own.linears:
+        yield "gated attention"
     if own.sinks:
         yield "sinks"
     if len(set(own.linears.values())) < len(own.linears) or "query_key_value" in own.linears:

@@ -40,7 +40,6 @@ def scores_of(count, experts=16, seed=0, spread=3):
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("settings", ROUTINGS.values(), ids=ROUTINGS)
 def test_experts_and_weights(backend, settings, biased):
-    biased = biased and settings.get("scoring") == "sigmoid"
     scores = scores_of(13)
     bias = scores_of(1, seed=1, spread=0.2)[0] if biased else None
     experts, weights = backend.call(route, scores, Routing(**settings), bias)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.block_weights import Array, BlockWeights
+from numbacalib.models.delta_attention import DeltaAttention
 from numbacalib.models.experts import Experts
 from numbacalib.models.layer_tensors import Stage, parts
 from numbacalib.models.parts import Parts
@@ -111,10 +112,15 @@ class DecoderBlock:
         Nothing that other layers read too, or that only a part of a layer is, takes up channel scales.
         """
         config = self._weights.config
+        mixing = (*self.attention.entry_stages, *self.attention.exit_stages)
+        if config.delta_of(self._index) and stage in mixing:
+            return None  # small layers read the norm too, and heads share the other's weight
         norms, linears = config.architecture.norms, parts(config, self._index)
         if stage in self.attention.exit_stages:
-            grouped = config.num_heads != config.num_kv_heads
-            return None if grouped or "value" not in linears else _alone(linears["value"])
+            kv_heads, _ = config.heads_of(self._index)
+            if config.num_heads != kv_heads or config.architecture.value_norm:
+                return None
+            return _alone(linears["value"]) if "value" in linears else None
         if stage in self.attention.middle_stages:
             role = "latent" if stage == (linears["key_value"].name,) else "query_latent"
             return norms[role]
@@ -181,6 +187,8 @@ class DecoderBlock:
 
 
 def _attention(weights: BlockWeights, index: int, rope: RotaryEmbedding | None) -> Sublayer:
+    if weights.config.delta_of(index) is not None:
+        return DeltaAttention(weights, index)
     if weights.config.latent is None:
         return Attention(weights, index, rope)
     assert rope is not None

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from numbacalib.models.architectures import ARCHITECTURES
+from numbacalib.models.delta_net import DeltaNet
 from numbacalib.models.description import ACTIVATIONS, Architecture
 from numbacalib.models.fields import Fields
 from numbacalib.models.growth import Growth
@@ -96,6 +97,10 @@ class ModelConfig:
         How many dimensions of a head turn.
     local_rope : (float, Mapping), optional
         Base and scaling of the layers with windows, where those have others.
+    global_heads : (int, int), optional
+        ``num_kv_heads`` and ``head_dim`` of the layers without windows, where those have others.
+    shared_values : tuple of bool
+        Which layers have keys, before they are normalized and turned, for values; empty for none.
     rotary_layers : tuple of bool
         Which layers turn their queries and keys; empty for all.
     tie_word_embeddings : bool
@@ -124,6 +129,8 @@ class ModelConfig:
         `numbacalib.ops.activation.activate_clamped`.
     mixture : Mixture, optional
         Experts.
+    delta : DeltaNet, optional
+        What is in the place of attention in some layers.
     further_layers : int
         Blocks after the last one that predict tokens after the next: they are not run.
     """
@@ -146,6 +153,8 @@ class ModelConfig:
     rope_scaling: Mapping[str, Any] = field(default_factory=lambda: {"rope_type": "default"})
     rotary_dim: int = 0
     local_rope: tuple[float, Mapping[str, Any]] | None = None
+    global_heads: tuple[int, int] | None = None
+    shared_values: tuple[bool, ...] = ()
     rotary_layers: tuple[bool, ...] = ()
     tie_word_embeddings: bool = False
     attention_bias: bool = False
@@ -166,6 +175,7 @@ class ModelConfig:
     latent: Latent | None = None
     gate_clamp: tuple[float, float] | None = None
     mixture: Mixture | None = None
+    delta: DeltaNet | None = None
     further_layers: int = 0
 
     @property
@@ -180,9 +190,19 @@ class ModelConfig:
         length = self.max_position_embeddings
         return Rope(self.rope_theta, self.rope_scaling, self.rotary_dim, length, self.query_growth)
 
+    def heads_of(self, index: int) -> tuple[int, int]:
+        """Heads of keys of a layer, and the length of its heads."""
+        if self.global_heads is not None and self.sliding_windows[index] is None:
+            return self.global_heads
+        return self.num_kv_heads, self.head_dim
+
     def mixture_of(self, index: int) -> Mixture | None:
         """The mixture of experts of a layer, or None."""
         return self.mixture if self.mixture and self.mixture.layers[index] else None
+
+    def delta_of(self, index: int) -> DeltaNet | None:
+        """The gated delta net of a layer, or None."""
+        return self.delta if self.delta and self.delta.layers[index] else None
 
     def turns(self, index: int) -> bool:
         """Return whether queries and keys of a layer turn."""
@@ -195,6 +215,8 @@ class ModelConfig:
                 return None
             return self.rope._replace(scaling={"rope_type": "none"}, growth=self.still_growth)
         if self.local_rope is None or self.sliding_windows[index] is None:
+            if self.global_heads is not None:
+                return self.rope._replace(dim=self.global_heads[1])
             return self.rope
         theta, scaling = self.local_rope
         return self.rope._replace(theta=theta, scaling=scaling)

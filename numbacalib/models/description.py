@@ -9,7 +9,7 @@ from typing import Any
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.rope_parameters import NO_WORDS, Words
 
-__all__ = ["ACTIVATIONS", "FULL", "SLIDING", "Architecture", "ExpertNames"]
+__all__ = ["ACTIVATIONS", "FULL", "SLIDING", "Architecture", "DeltaNames", "ExpertNames"]
 __all__ += ["kinds_of_layers", "no_windows", "windows_of_kinds"]
 
 Options = dict[str, Any]
@@ -40,7 +40,9 @@ SEPARATE: dict[str, str] = {
 }
 """The linear layers of a block by role. Roles of one name are one layer, whose rows follow each other in
 the order of the roles. ``query_key_value`` in the place of three roles is one layer that has, for each head
-of keys, the heads of queries that attend to it, then that head, then the values'. Without a gate the MLP is
+of keys, the heads of queries that attend to it, then that head, then the values'. ``query_gate``
+in the place of ``query`` is one that has, for each head, a gate after it, by whose sigmoid what the head
+attends to is multiplied. Without a gate the MLP is
 ``down(activation(up(x)))``."""
 
 LATENT: dict[str, str] = {
@@ -84,7 +86,9 @@ class ExpertNames:
     router : str
         The layer whose outputs choose a token's experts.
     correction : str
-        The tensor that is added to its scores in the choice alone; "" for none.
+        The tensor that is added to its weights in the choice alone; "" for none.
+    correction_is_row : bool
+        Whether that is ``[1, E]``.
     each : str
         What the layers' names of one expert begin with, before its number.
     gate, up, down : str
@@ -104,6 +108,7 @@ class ExpertNames:
 
     router: str = "mlp.gate"
     correction: str = ""
+    correction_is_row: bool = False
     each: str = "mlp.experts"
     gate: str = "gate_proj"
     up: str = "up_proj"
@@ -114,6 +119,34 @@ class ExpertNames:
     fused_down: str = ""
     transposed: bool = False
     interleaved: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaNames:
+    """Names of the parts of a gated delta net in a block, in the place of attention.
+
+    Attributes
+    ----------
+    linears : Mapping
+        Its linear layers by role: ``query``, ``key``, ``value`` and ``open`` (by whose SiLU outputs are
+        multiplied), or ``query_key_value_open``, which has, for each head of keys, its queries, then it,
+        then the values and the others that belong to it; and ``output``.
+    rates, decays : str
+        The layers of a number for each head of values, `numbacalib.ops.delta_rule`. If they are one, it
+        has, for each head of keys, the rates of its values, then their decays.
+    convolution, norm : str
+        Of queries, keys and values; and of outputs, whose weight multiplies as it is.
+    slopes, biases : str
+        Tensors, of decays.
+    """
+
+    linears: Mapping[str, str]
+    rates: str
+    decays: str
+    convolution: str = "linear_attn.conv1d"
+    norm: str = "linear_attn.norm"
+    slopes: str = "linear_attn.A_log"
+    biases: str = "linear_attn.dt_bias"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +174,8 @@ class Architecture:
         Ends of the names of tables that files of older versions have, and nothing reads any more.
     experts : ExpertNames, optional
         In the blocks that have a mixture of them (`numbacalib.models.config.Mixture`).
+    delta : DeltaNames, optional
+        In the blocks that have a gated delta net (`numbacalib.models.delta_net`).
     norm : str
         "rms" or "layer".
     norm_offset : float
@@ -151,12 +186,16 @@ class Architecture:
         Over what queries and keys are normalized, where they are: "head" (each head, with one weight),
         "heads" (each head, with its own), "all" (all heads together) or "unit" (each head, without a
         weight, in layers where it turns).
+    value_norm : bool
+        Whether values are normalized head by head, without a weight.
     norm_after_rotary : bool
         Whether queries and keys are normalized after they are turned.
     interleaved : bool
         Whether neighbours turn together: see `numbacalib.ops.rotary.rotate`.
     sinks : str
         The vector of a score for each head that has no value (`numbacalib.ops.attention`); "" for none.
+    block_scale : str
+        The tensor of the number that a block's results are multiplied by; "" for none.
     parallel : bool
         Whether the MLP's input is the block's, not what attention has added to.
     local_rope_key : str
@@ -189,13 +228,16 @@ class Architecture:
     transposed: bool = False
     buffers: Sequence[str] = ()
     experts: ExpertNames | None = None
+    delta: DeltaNames | None = None
     norm: str = "rms"
     norm_offset: float = 0.0
     norm_bias: bool = False
     qk_norm: str = "head"
+    value_norm: bool = False
     norm_after_rotary: bool = False
     interleaved: bool = False
     sinks: str = ""
+    block_scale: str = ""
     parallel: bool = False
     local_rope_key: str = ""
     rope_words: Words = NO_WORDS

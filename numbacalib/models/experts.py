@@ -92,7 +92,7 @@ class Experts(MLP):
         rows = cast(rows_of(x), np.float32)
         bias = vectors.get(f"{names.router}.bias")
         scores = linear(rows, vectors[f"{names.router}.weight"], bias)
-        correction = vectors[names.correction] if names.correction else None
+        correction = vectors[names.correction].reshape(-1) if names.correction else None
         return _Routes(*route(scores, self.mixture.routing, correction))
 
     def add_shared(self, sums: Array, x: Array) -> None:

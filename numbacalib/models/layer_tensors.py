@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from numbacalib.models.config import ModelConfig
+from numbacalib.models.roles import columns_by_role, names_by_role, rows_by_role
 from numbacalib.models.wrappers import beside_decoder, decoder_name
 
 __all__ = ["EMBEDDINGS", "HEAD", "HEAD_BIAS", "NORM", "NORM_BIAS", "POSITIONS"]
@@ -27,6 +28,11 @@ EMBEDDINGS, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_h
 POSITIONS = "model.embed_positions.weight"
 NORM_BIAS, HEAD_BIAS = "model.norm.bias", "lm_head.bias"
 
+# Roles of layers that read what attention does, in the order they run.
+_ENTRIES = (
+    *("query", "key", "value", "query_key_value", "query_gate"),
+    *("open", "query_key_value_open"),
+)
 _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)")
 # What belongs to the decoder, and so must be one of its tensors; anything else is beside it.
 _DECODER = (
@@ -175,19 +181,7 @@ def parts(config: ModelConfig, index: int) -> dict[str, Part]:
     In the place of an MLP a block with experts has the one that all tokens share, or none. Here and below
     `index` is the block's number.
     """
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    inner, hidden = _mlp_width(config, index), config.hidden_size
-    rows = {
-        "query_key_value": queries + 2 * keys,
-        "query": queries,
-        "key": keys,
-        "value": keys,
-        "output": hidden,
-        "gate": inner,
-        "up": inner,
-        "down": hidden,
-    } | _latent_rows(config)
-    linears = _linears(config, index)
+    rows, linears = rows_by_role(config, index), names_by_role(config, index)
     found, ends = {}, dict.fromkeys(linears.values(), 0)
     for role, name in linears.items():
         begin = ends[name]
@@ -202,10 +196,10 @@ def stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
 
 
 def attention_stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
-    """The stages of a block's attention: two at least."""
+    """The stages of a block's attention, or of what is in its place: two at least."""
     latent = config.latent
     if latent is None:
-        return _named(config, index, ("query", "key", "value", "query_key_value"), ("output",))
+        return _named(config, index, _ENTRIES, ("output",))
     first = ("query_latent", "latent") if latent.query_size else ("query", "latent")
     others = [("query",)] if latent.query_size else []
     return _named(config, index, first, *others, ("key_value",), ("output",))
@@ -262,52 +256,9 @@ def expert_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]
     }
 
 
-def _latent_rows(config: ModelConfig) -> dict[str, int]:
-    """Rows of the layers that latent attention has, by role."""
-    latent = config.latent
-    if latent is None:
-        return {}
-    still = config.head_dim - config.rotary_dim
-    return {
-        "query_latent": latent.query_size,
-        "latent": latent.size + config.rotary_dim,
-        "key_value": config.num_heads * (still + latent.value_dim),
-    }
-
-
-def _linears(config: ModelConfig, index: int) -> dict[str, str]:
-    """Names of a block's linear layers by role, without experts."""
-    linears, experts = dict(config.architecture.linears), config.architecture.experts
-    direct = linears.pop("direct_query", "")
-    if config.latent is not None and not config.latent.query_size:
-        del linears["query_latent"]
-        linears["query"] = direct
-    mixture = config.mixture_of(index)
-    if mixture is None or experts is None:
-        return linears
-    ends = {"gate": experts.gate, "up": experts.up, "down": experts.down}
-    for role, end in ends.items():
-        del linears[role]
-        if mixture.shared_size:
-            linears[role] = f"{experts.shared}.{end}"
-    return linears
-
-
-def _mlp_width(config: ModelConfig, index: int) -> int:
-    mixture = config.mixture_of(index)
-    return config.intermediate_size if mixture is None else mixture.shared_size
-
-
 def linear_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
     """Shapes [M, K] of a block's linear layers, by their tensor's name in the block."""
-    columns = {
-        "output": config.num_heads * config.head_dim,
-        "down": _mlp_width(config, index),
-    }
-    if (latent := config.latent) is not None:
-        columns["output"] = config.num_heads * latent.value_dim
-        columns["key_value"] = latent.size
-        columns["query"] = latent.query_size or config.hidden_size
+    columns = columns_by_role(config, index)
     return {
         f"{part.name}.weight": (part.rows, columns.get(role, config.hidden_size))
         for role, part in parts(config, index).items()
@@ -318,22 +269,26 @@ def vector_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]
     """Shapes of a block's norms, and of the biases that this architecture has."""
     shapes: dict[str, tuple[int, ...]] = {}
     for role, name in config.architecture.norms.items():
-        shape = _norm_shape(config, role)
+        shape = _norm_shape(config, index, role)
         if shape is not None:
             shapes |= _norm_shapes(config, name, shape)
     for own in (parts(config, index), *expert_parts(config, index)):
         for role, part in own.items():
-            if _is_biased(config, role):
+            if _is_biased(config, index, role):
                 shapes[f"{part.name}.bias"] = (part.rows,)
+    if config.architecture.block_scale:
+        shapes[config.architecture.block_scale] = (1,)
     if config.architecture.sinks:
         shapes[config.architecture.sinks] = (config.num_heads,)
-    return shapes | _router_shapes(config, index)
+    return shapes | _router_shapes(config, index) | _delta_shapes(config, index)
 
 
-def _is_biased(config: ModelConfig, role: str) -> bool:
+def _is_biased(config: ModelConfig, index: int, role: str) -> bool:
     """Return whether a linear layer has a bias; of latent attention, only those that make latents."""
     if role in ("gate", "up", "down"):
         return config.mlp_bias
+    if config.delta_of(index) is not None:
+        return False
     if role == "output":
         return config.output_bias
     makes_latent = config.latent is None or role in ("query_latent", "latent")
@@ -351,10 +306,30 @@ def _router_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]
     if mixture.router_bias:
         shapes[f"{names.router}.bias"] = (mixture.experts,)
     if names.correction:
-        shapes[names.correction] = (mixture.experts,)
+        row = (1,) if names.correction_is_row else ()
+        shapes[names.correction] = (*row, mixture.experts)
     if names.shared_gate:
         shapes[f"{names.shared_gate}.weight"] = (1, config.hidden_size)
     return shapes
+
+
+def _delta_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a gated delta net has beside its large layers: float32, and never quantized."""
+    delta, names = config.delta_of(index), config.architecture.delta
+    if delta is None or names is None:
+        return {}
+    heads = delta.value_heads
+    scores = [heads, heads] if names.decays != names.rates else [2 * heads]
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{name}.weight": (rows, config.hidden_size)
+        for name, rows in zip(dict.fromkeys((names.rates, names.decays)), scores, strict=True)
+    }
+    return shapes | {
+        f"{names.convolution}.weight": (2 * delta.keys + delta.values, 1, delta.taps),
+        f"{names.norm}.weight": (delta.value_dim,),
+        names.slopes: (heads,),
+        names.biases: (heads,),
+    }
 
 
 def outer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -370,9 +345,9 @@ def outer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def is_linear(name: str, config: ModelConfig) -> bool:
     """Return whether a tensor is the weight of a linear layer of a block, by its whole name."""
     layer = _LAYER.fullmatch(name)
-    return layer is not None and layer[2].removesuffix(".weight") in (
-        config.architecture.linears.values()
-    )
+    delta = config.architecture.delta
+    linears = [*config.architecture.linears.values(), *(delta.linears.values() if delta else ())]
+    return layer is not None and layer[2].removesuffix(".weight") in linears
 
 
 def is_norm(config: ModelConfig, name: str) -> bool:
@@ -381,7 +356,7 @@ def is_norm(config: ModelConfig, name: str) -> bool:
     return name == NORM or name.endswith(tuple(norms))
 
 
-def _norm_shape(config: ModelConfig, role: str) -> tuple[int, ...] | None:
+def _norm_shape(config: ModelConfig, index: int, role: str) -> tuple[int, ...] | None:
     """Shape of a norm of a block; None where there is none."""
     latent = config.latent
     if latent is not None and role in ("query_latent", "latent"):
@@ -389,9 +364,10 @@ def _norm_shape(config: ModelConfig, role: str) -> tuple[int, ...] | None:
         return (size,) if size else None
     if role not in ("query", "key"):
         return (config.hidden_size,)
-    if not config.qk_norm:
+    if not config.qk_norm or config.delta_of(index) is not None:
         return None
-    heads, size = config.num_heads if role == "query" else config.num_kv_heads, config.head_dim
+    kv_heads, size = config.heads_of(index)
+    heads = config.num_heads if role == "query" else kv_heads
     return {"head": (size,), "heads": (heads, size), "all": (heads * size,)}[
         config.architecture.qk_norm
     ]

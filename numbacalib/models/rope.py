@@ -97,6 +97,13 @@ def _longrope(rope: Rope, length: int) -> Frequencies:
     return _powers(rope.dim, rope.theta) / factors, float(scaling)
 
 
+def _proportional(rope: Rope, _length: int) -> Frequencies:
+    """Gemma 4: the fastest pairs turn, and the others do not."""
+    count = int(rope.scaling.get("partial_rotary_factor", 1.0) * rope.dim // 2)
+    powers = _powers(rope.dim, rope.theta) / rope.scaling.get("factor", 1.0)
+    return np.where(np.arange(rope.dim // 2) < count, powers, 0.0), 1.0
+
+
 def _none(rope: Rope, _length: int) -> Frequencies:
     """Nothing turns; queries may grow."""
     return np.zeros(rope.dim // 2), 1.0
@@ -109,6 +116,7 @@ _FREQUENCIES: dict[str, Callable[[Rope, int], Frequencies]] = {
     "yarn": _yarn,
     "llama3": _llama3,
     "longrope": _longrope,
+    "proportional": _proportional,
     "none": _none,
 }
 

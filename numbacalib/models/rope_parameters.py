@@ -63,6 +63,11 @@ ROPE_TYPES = {
     "longrope": _Type((), ("factor", "attention_factor"), original=True),
 }
 """Scaling variants by the name that configuration files give them."""
+_BY_KIND = {
+    **ROPE_TYPES,
+    "proportional": _Type((), ("factor", "partial_rotary_factor")),
+}
+"""The same, and what only layers without windows have, where those with windows have another."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "factor": (1, 1e6),
@@ -71,6 +76,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "beta_slow": (1e-3, 1e6),
     "mscale": (0, 1e3),
     "mscale_all_dim": (0, 1e3),
+    "partial_rotary_factor": (0.01, 1),
     "low_freq_factor": (1e-3, 1e6),
     "high_freq_factor": (1e-3, 1e6),
 }
@@ -167,7 +173,7 @@ def read_ropes(
     found = [
         (
             rope.number("rope_theta", *_THETA, base),
-            _read_scaling(config, rope, dim=dim, max_positions=max_positions),
+            _read_scaling(config, rope, dim=dim, max_positions=max_positions, types=_BY_KIND),
         )
         for rope, base in ((full, theta), (local, local_theta))
     ]
@@ -175,20 +181,26 @@ def read_ropes(
 
 
 def _read_scaling(
-    config: Fields, rope: Fields, *, dim: int, max_positions: int, words: Words = NO_WORDS
+    config: Fields,
+    rope: Fields,
+    *,
+    dim: int,
+    max_positions: int,
+    words: Words = NO_WORDS,
+    types: Mapping[str, _Type] = ROPE_TYPES,
 ) -> dict[str, Any]:
     """The parameters of one scaling with ``rope_type``, once nothing else is left in its object."""
     # Files of 2023 say "type"; some say both, and then it does not count.
-    key, known = "rope_type" if "rope_type" in rope else "type", (*ROPE_TYPES, *words.synonyms)
+    key, known = "rope_type" if "rope_type" in rope else "type", (*types, *words.synonyms)
     kind = rope.choice(key, known, "default")
     kind = words.synonyms.get(kind, kind)
     result: dict[str, Any] = {"rope_type": kind}
-    for name in ROPE_TYPES[kind].required:
+    for name in types[kind].required:
         result[name] = rope.number(name, *_RANGES[name])
-    for name in ROPE_TYPES[kind].optional:
+    for name in types[kind].optional:
         result[name] = rope.number(name, *_RANGES[name], None)
     original = _original(config, rope, max_positions)
-    if ROPE_TYPES[kind].original:
+    if types[kind].original:
         result["original_max_position_embeddings"] = original
     _check_type(kind, rope, result, dim)
     rope.refuse_unread(

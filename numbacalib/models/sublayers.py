@@ -36,6 +36,7 @@ from numbacalib.ops.matrix import (
     joined_columns,
     joined_rows,
     row_range,
+    to_host,
 )
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
@@ -152,14 +153,14 @@ class Attention(Sublayer):
         self._parts = parts(config, index)
         entry, *middle, exit_ = attention_stages(config, index)
         self.entry_stages, self.middle_stages, self.exit_stages = (entry,), tuple(middle), (exit_,)
-        self.width = config.num_heads * config.head_dim
+        self._kv_heads, self._size = config.heads_of(index)
+        self.width = config.num_heads * self._size
 
     def inner(self, x: Array) -> Array:
         """Attend: ``[..., T, hidden_size]`` to ``[..., T, num_heads * head_dim]``."""
         config = self._config
         *_, length, _ = x.shape
-        fused = "query_key_value" in self._parts
-        queries, keys, values = self._taken_apart(x) if fused else self._projected(x)
+        queries, keys, values, gates = self._heads(x)
         by_head = config.qk_norm and config.architecture.qk_norm != "all"
         by_head = by_head and (self._turns or config.architecture.qk_norm != "unit")
         if by_head and not config.architecture.norm_after_rotary:
@@ -178,10 +179,13 @@ class Attention(Sublayer):
             sinks=self._weights.vectors.get(config.architecture.sinks),
         )
         if self._chunk is None or length <= self._chunk:
-            return attend(queries, keys, values).reshape(*x.shape[:-1], self.width)
-        found = [attend(*run) for run in self._runs((queries, keys, values), length)]
-        joined = joined_rows([run.reshape(-1, self.width) for run in found])
-        return joined.reshape(*x.shape[:-1], self.width)
+            context = attend(queries, keys, values)
+        else:
+            found = [attend(*run) for run in self._runs((queries, keys, values), length)]
+            context = joined_rows([run.reshape(-1, self.width) for run in found])
+        if gates is not None:
+            context = activate(gates, "sigmoid", context.reshape(*gates.shape))
+        return context.reshape(*x.shape[:-1], self.width)
 
     def _runs(self, heads: Sequence[Array], length: int) -> Iterator[list[Array]]:
         """Cut heads ``[S, T, ...]`` into runs of positions ``[1, t, ...]`` that do not see each other."""
@@ -195,31 +199,45 @@ class Attention(Sublayer):
                     for rows, array in zip(flat, heads, strict=True)
                 ]
 
-    def _projected(self, x: Array) -> tuple[Array, Array, Array]:
-        """Heads ``[S, T, heads, head_dim]`` of queries, keys and values."""
-        config = self._config
-        *_, length, _ = x.shape
-        queries, keys, values = (
-            self._weights.project(self._parts[role], x) for role in ("query", "key", "value")
-        )
-        if config.qk_norm and config.architecture.qk_norm == "all":
+    def _heads(self, x: Array) -> tuple[Array, Array, Array, Array | None]:
+        """Heads ``[S, T, heads, head_dim]`` of queries, keys and values, and the gates of outputs."""
+        if "query_key_value" in self._parts:
+            return *self._taken_apart(x), None
+        size, gates = self._size, None
+        if "query_gate" in self._parts:
+            both = self._by_head(self._projected("query_gate", x), 2 * size)
+            queries, gates = column_range(both, 0, size), column_range(both, size, 2 * size)
+        else:
+            queries = self._projected("query", x)
+        keys = self._projected("key", x)
+        values = self._projected("value", x) if "value" in self._parts else keys
+        if self._config.qk_norm and self._config.architecture.qk_norm == "all":
             queries, keys = self._normalized(queries, keys)
-        counts = config.num_heads, config.num_kv_heads, config.num_kv_heads
-        queries, keys, values = (
-            array.reshape(-1, length, count, config.head_dim)
-            for array, count in zip((queries, keys, values), counts, strict=True)
-        )
-        return queries, keys, values
+        if gates is None:
+            queries = self._by_head(queries, size)
+        keys, values = self._by_head(keys, size), self._by_head(values, size)
+        if self._config.architecture.value_norm:
+            values = self._unit(values)
+        return queries, keys, values, gates
+
+    def _projected(self, role: str, x: Array) -> Array:
+        return self._weights.project(self._parts[role], x)
+
+    def _by_head(self, y: Array, size: int) -> Array:
+        """Outputs ``[..., T, heads * size]`` as ``[S, T, heads, size]``."""
+        *_, length, rows = y.shape
+        return y.reshape(-1, length, rows // size, size)
 
     def _taken_apart(self, x: Array) -> tuple[Array, Array, Array]:
-        """The same of a layer that has them head of keys by head of keys."""
-        *_, length, _ = x.shape
-        count, size = self._config.num_kv_heads, self._config.head_dim
+        """Heads of queries, keys and values of a layer that has them head of keys by head of keys."""
+        count, size = self._kv_heads, self._size
         part = self._parts["query_key_value"]
-        together = self._weights.project(part, x).reshape(-1, length, count, part.rows // count)
+        together = self._by_head(self._weights.project(part, x), part.rows // count)
         keys = part.rows // count - 2 * size
-        queries = column_range(together, 0, keys).reshape(-1, length, self._config.num_heads, size)
+        queries = column_range(together, 0, keys)
         values = column_range(together, keys + size, keys + 2 * size)
+        *_, length, _, _ = together.shape
+        queries = queries.reshape(-1, length, self._config.num_heads, size)
         return queries, column_range(together, keys, keys + size), values
 
     def add_output(self, hidden: Array, inner: Array) -> Array:
@@ -229,10 +247,13 @@ class Attention(Sublayer):
     def _normalized(self, queries: Array, keys: Array) -> tuple[Array, Array]:
         norms = self._config.architecture.norms
         if self._config.architecture.qk_norm == "unit":
-            ones = from_host(np.ones(self._config.head_dim, np.float32), queries)
-            eps, dtype = self._config.rms_norm_eps, self._weights.dtype
-            return rms_norm(queries, ones, eps, dtype), rms_norm(keys, ones, eps, dtype)
+            return self._unit(queries), self._unit(keys)
         return self._weights.norm(norms["query"], queries), self._weights.norm(norms["key"], keys)
+
+    def _unit(self, heads: Array) -> Array:
+        """Heads normalized without a weight."""
+        ones = from_host(np.ones(self._size, np.float32), heads)
+        return rms_norm(heads, ones, self._config.rms_norm_eps, self._weights.dtype)
 
 
 class LatentAttention(Attention):
@@ -259,12 +280,12 @@ class LatentAttention(Attention):
         """Attend: ``[..., T, hidden_size]`` to ``[..., T, num_heads * value_dim]``."""
         config, still = self._config, self._still
         *_, length, _ = x.shape
-        queries = self._by_head(self._parts["query"], self._query_input(x))
+        queries = self._of_heads("query", self._query_input(x))
         tables = self._turning.query_tables(length)
         rotate(queries, *tables, interleaved=config.architecture.interleaved, first=still)
         turned, latents = self._compressed(x)
         rotate(turned, *self._turning.tables(length), interleaved=config.architecture.interleaved)
-        expanded = self._by_head(self._parts["key_value"], latents)
+        expanded = self._of_heads("key_value", latents)
         keys = joined_columns(column_range(expanded, 0, still), turned)
         values = column_range(expanded, still, still + self._latent.value_dim)
         context = attention(queries, keys, values, self._window, scale=config.attention_scale)
@@ -287,11 +308,10 @@ class LatentAttention(Attention):
     def _normed(self, role: str, x: Array) -> Array:
         return self._weights.norm(self._config.architecture.norms[role], x, eps=NORM_EPS)
 
-    def _by_head(self, part: Part, x: Array) -> Array:
+    def _of_heads(self, role: str, x: Array) -> Array:
         """A layer's outputs ``[S, T, num_heads, ...]``."""
-        *_, length, _ = x.shape
-        heads = self._config.num_heads
-        return self._weights.project(part, x).reshape(-1, length, heads, part.rows // heads)
+        rows = self._parts[role].rows
+        return self._by_head(self._projected(role, x), rows // self._config.num_heads)
 
 
 class MLP(Sublayer):
@@ -306,6 +326,8 @@ class MLP(Sublayer):
         self.entry_stages, self.exit_stages = (entry,), (exit_,)
         up = self._parts["up"]
         self.width = up.end - up.begin
+        scale = weights.vectors.get(self._config.architecture.block_scale)
+        self._block_scale = 1.0 if scale is None else float(to_host(scale)[0])
 
     def inner(self, x: Array) -> Array:
         """``activation(gate) * up``, or ``activation(up)``, ``[..., T, intermediate_size]``."""
@@ -313,7 +335,10 @@ class MLP(Sublayer):
 
     def add_output(self, hidden: Array, inner: Array) -> Array:
         """Project the activations, and add that."""
-        return self._add(hidden, self._parts["down"], inner)
+        self._add(hidden, self._parts["down"], inner)
+        if self._block_scale != 1:
+            add_scaled(hidden, hidden, self._block_scale - 1)
+        return hidden
 
 
 def activated(weights: BlockWeights, roles: Mapping[str, Part], x: Array) -> Array:

@@ -16,10 +16,12 @@ __all__ = ["WRAPPERS", "beside_decoder", "decoder_config", "decoder_name"]
 WRAPPERS = {
     "aya_vision": "cohere2",
     "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
     "glm4v": "glm4v_text",
     "idefics3": "llama",
     "internvl": "qwen2",
     "kimi_k25": "deepseek_v3",
+    "kimi_vl": "deepseek_v3",
     "llama4": "llama4_text",
     "llava": "llama",
     "llava_next": "llama",
@@ -27,7 +29,10 @@ WRAPPERS = {
     "mistral3": "mistral",
     "qwen2_5_vl": "qwen2_5_vl_text",
     "qwen2_vl": "qwen2_vl_text",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
     "qwen3_vl": "qwen3_vl_text",
+    "qwen3_vl_moe": "qwen3_vl_moe_text",
     "smolvlm": "llama",
 }
 """By ``model_type``: that of the decoder where the file does not say it."""

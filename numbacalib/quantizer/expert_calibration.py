@@ -11,6 +11,7 @@ from numbacalib.models import DecoderBlock
 from numbacalib.models.experts import Experts, ExpertsRun
 from numbacalib.models.layer_tensors import Stage
 from numbacalib.models.parts import Parts
+from numbacalib.quantizer.memory import expert_bytes
 from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics import InputStatistics
 
@@ -72,9 +73,7 @@ def groups_of_weights(block: DecoderBlock, most_bytes: int) -> Iterator[Group]:
 def _runs_of_experts(experts: Experts, hidden: int, most_bytes: int) -> Iterator[range]:
     """Cut a block's experts into runs that fit into memory together."""
     size, count = experts.mixture.size, experts.mixture.experts
-    # weights in float32, and Hessians with the factors that are made of them
-    each = 4 * (3 * hidden * size + 3 * hidden**2 + 3 * size**2)
-    step = max(1, most_bytes // each)
+    step = max(1, most_bytes // expert_bytes(hidden, size))
     return (range(first, min(first + step, count)) for first in range(0, count, step))
 
 

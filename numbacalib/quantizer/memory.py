@@ -10,6 +10,8 @@ import numpy as np
 from numbacalib.models import EMBEDDINGS, Decoder, Place
 from numbacalib.models.config import ModelConfig
 from numbacalib.models.layer_tensors import expert_shapes, linear_shapes, stages
+from numbacalib.models.mixture import Mixture
+from numbacalib.models.roles import columns_by_role
 from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.settings import Settings
 
@@ -88,20 +90,32 @@ class Demand:
     def _block_bytes(self, index: int, tokens: int, streamed: bool) -> int:
         config, place, streams = self.config, self.place, self._streams
         size = place.product_dtype(self.dtype).itemsize
-        shapes = linear_shapes(config, index).values()
-        weights = streams * size * sum(rows * channels for rows, channels in shapes)
-        widest = max(channels for _, channels in shapes)
+        shapes = linear_shapes(config, index)
+        weights = streams * size * sum(rows * channels for rows, channels in shapes.values())
+        widest = max(channels for _, channels in shapes.values())
+        entering = sum(shapes[f"{kind}.weight"][0] for kind in stages(config, index)[0])
         together = min(tokens, place.batch_tokens)
-        batch = size * together * (3 * widest + config.hidden_size)
+        batch = size * together * (max(3 * widest, 2 * entering) + config.hidden_size)
         states = 4 * (min(tokens, _PASSING * together) if streamed else tokens) * config.hidden_size
-        held = 0 if streamed else self._held_bytes(tokens, widest, size)
+        held = 0 if streamed else self._held_bytes(index, tokens, widest, size)
         squares = _SQUARES + 2 * (streams - 1) if self.calibrated else 0
         sizes = [stage_size(config, index, stage, self.layers) for stage in stages(config, index)]
         gathering = batch + 4 * (1 + 2 * (streams - 1)) * widest**2
         solving = 4 * max(
             squares * channels**2 + _COPIES * rows * channels for rows, channels in sizes
         )
-        return weights + streams * (states + held) + max(gathering, solving)
+        mixture, experts = config.mixture_of(index), 0
+        if mixture is not None and self.calibrated:
+            held = max(held, (size + 4) * tokens * config.hidden_size)  # inputs and sums of outputs
+            experts = self._expert_bytes(mixture, squares)
+        return weights + streams * (states + held) + max(gathering, solving, experts)
+
+    def _expert_bytes(self, mixture: Mixture, squares: int) -> int:
+        """Bytes of the experts that are there together, and of one that is quantized."""
+        hidden, size = self.config.hidden_size, mixture.size
+        each = expert_bytes(hidden, size)
+        together = min(mixture.experts * each, max(each, self.place.held_bytes))
+        return together + 4 * (squares * hidden**2 + _COPIES * 2 * size * hidden)
 
     def _outer_bytes(self, tokens: int) -> int:
         """Bytes of arrays while the head is quantized, or the embeddings."""
@@ -110,11 +124,16 @@ class Demand:
         states = tokens if self.calibrated else 0
         return 4 * size * (squares * size + _COPIES * self.config.vocab_size + states)
 
-    def _held_bytes(self, tokens: int, widest: int, size: int) -> int:
+    def _held_bytes(self, index: int, tokens: int, widest: int, size: int) -> int:
         """Bytes of a stage's inputs held for all tokens: those of attention's last layer always."""
-        contexts = size * tokens * self.config.num_heads * self.config.head_dim
+        contexts = size * tokens * columns_by_role(self.config, index)["output"]
         wide = size * tokens * widest
         return max(contexts, wide if wide <= self.place.held_bytes else 0)
+
+
+def expert_bytes(hidden: int, size: int) -> int:
+    """Bytes of an expert's weights in float32, its Hessians, and those of the halves of its tokens."""
+    return 4 * (3 * hidden * size + 3 * hidden**2 + 3 * size**2)
 
 
 def stage_size(

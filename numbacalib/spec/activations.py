@@ -14,12 +14,18 @@ import numpy as np
 from numbacalib.runtime.jit import scalar
 from numbacalib.spec.exponential import exp
 
-SILU, GELU, GELU_TANH, RELU, SQUARED_RELU = range(5)
+SILU, GELU, GELU_TANH, RELU, SQUARED_RELU, SIGMOID = range(6)
 """Numbers by which kernels take them."""
 
 ROOT_HALF = np.float32(math.sqrt(0.5))
 TWICE_ROOT = np.float32(2 * math.sqrt(2 / math.pi))
 CUBIC = np.float32(0.044715)
+
+
+@scalar
+def sigmoid(x):
+    """``1 / (1 + exp(-x))``."""
+    return np.float32(1) / (np.float32(1) + exp(-x))
 
 
 @scalar
@@ -77,6 +83,8 @@ def activated(kind, x):
         value = gelu_tanh(x)
     elif kind == RELU:
         value = relu(x)
-    else:
+    elif kind == SQUARED_RELU:
         value = squared_relu(x)
+    else:
+        value = sigmoid(x)
     return value

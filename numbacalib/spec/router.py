@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
-from numbacalib.runtime.jit import scalar
+from numbacalib.spec.activations import sigmoid
 from numbacalib.spec.exponential import exp
 
 LOWEST = np.float32(-3.4e38)
@@ -64,12 +64,6 @@ class Routing:
         )
 
 
-@scalar
-def sigmoid(x):
-    """``1 / (1 + exp(-x))``."""
-    return np.float32(1) / (np.float32(1) + exp(-x))
-
-
 @register_jitable
 def next_best(scores, begin, end, last):
     """Index of the best of ``scores[begin:end]`` after `last`, where -1 is before the first.
@@ -109,18 +103,25 @@ def leave_out_groups(choice, totals, numbers):
 def route_token(scores, bias, choice, totals, numbers, experts, weights):
     """Choose a token's experts [k], best first, and find their weights [k], from its scores [E].
 
-    `choice` [E] and `totals` [groups] are memory. With softmax the scores themselves are compared, since it
-    keeps their order.
+    `choice` [E] and `totals` [groups] are memory. With softmax the scores themselves are compared where
+    there is no bias, since it keeps their order.
     """
     count = scores.shape[0]
+    largest = scores[next_best(scores, 0, count, -1)]
+    whole = np.float32(0)
+    if not numbers.sigmoid and (numbers.biased or not numbers.normalized):
+        for j in range(count):
+            whole += exp(scores[j] - largest)
     for j in range(count):
-        choice[j] = sigmoid(scores[j]) if numbers.sigmoid else scores[j]
+        if numbers.sigmoid:
+            choice[j] = sigmoid(scores[j])
+        else:
+            choice[j] = exp(scores[j] - largest) / whole if numbers.biased else scores[j]
         if numbers.biased:
             choice[j] += bias[j]
     if totals.shape[0] > 1:
         leave_out_groups(choice, totals, numbers)
     last = -1
-    largest = scores[next_best(scores, 0, count, -1)]
     total = np.float32(0)
     for k in range(experts.shape[0]):
         last = next_best(choice, 0, count, last)
@@ -128,11 +129,7 @@ def route_token(scores, bias, choice, totals, numbers, experts, weights):
         weights[k] = sigmoid(scores[last]) if numbers.sigmoid else exp(scores[last] - largest)
         total += weights[k]
     if not numbers.normalized:
-        total = np.float32(1)
-        if not numbers.sigmoid:
-            total = np.float32(0)
-            for j in range(count):
-                total += exp(scores[j] - largest)
+        total = np.float32(1) if numbers.sigmoid else whole
     elif numbers.sigmoid:
         total += LEAST_SUM
     for k in range(experts.shape[0]):

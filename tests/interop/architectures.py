@@ -60,6 +60,18 @@ MAGNITUDES = YARN | {"rope_theta": 1e4, "mscale": 1.2, "mscale_all_dim": 0.7}
 ELSEWHERE = {"intermediate_size": None, "num_key_value_heads": None}
 FALCON = ELSEWHERE | {"ffn_hidden_size": 96}
 
+FEW_EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+DELTA = {
+    "head_dim": 16,
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 8,
+}
+DELTA_EXPERTS = QWEN_EXPERTS | {"shared_expert_intermediate_size": 32}
+
 LLAMA4 = {
     "head_dim": 16,
     "intermediate_size": 32,
@@ -67,6 +79,15 @@ LLAMA4 = {
     "num_local_experts": 4,
     "floor_scale": 5,
     "attn_scale": 0.3,
+}
+
+GEMMA4 = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "hidden_size_per_layer_input": 0,
+    "sliding_window": 7,
+    "num_hidden_layers": 3,
+    "layer_types": [SLIDING, FULL, SLIDING],
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -96,6 +117,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "layer_types": [SLIDING, FULL],
         "final_logit_softcapping": 5.0,
     },
+    "gemma4_text": GEMMA4 | {"num_global_key_value_heads": 1, "attention_k_eq_v": True},
+    "gemma4_text-values": GEMMA4
+    | {"num_hidden_layers": 4, "layer_types": [SLIDING, FULL, SLIDING, FULL]}
+    | {"final_logit_softcapping": 5.0},
     "phi3": {"sliding_window": 9},
     "phi3-longrope": {"rope_parameters": LONGROPE | {"partial_rotary_factor": 0.75}},
     "ministral": {"head_dim": 16, "sliding_window": 7, "layer_types": [FULL, SLIDING]},
@@ -222,6 +247,41 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "llama4_text-still": LLAMA4
     | {"attn_temperature_tuning": False, "attention_chunk_size": 13, "moe_layers": [0]},
+    "qwen3_next": DELTA | DELTA_EXPERTS | {"mlp_only_layers": [0]},
+    "qwen3_next-same-heads": DELTA
+    | DELTA_EXPERTS
+    | {
+        "linear_num_key_heads": 4,
+        "linear_conv_kernel_dim": 2,
+        "norm_topk_prob": False,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e3,
+            "partial_rotary_factor": 0.5,
+        },
+    },
+    "qwen3_5_text": DELTA,
+    "qwen3_5_moe_text": DELTA | DELTA_EXPERTS,
+    "dots1": GLM_EXPERTS
+    | {"n_shared_experts": 1, "first_k_dense_replace": 1, "sliding_window": 7}
+    | {"max_window_layers": 1, "attention_bias": True},
+    "solar_open": GLM_EXPERTS | {"head_dim": 16, "n_shared_experts": 1},
+    "olmoe": FEW_EXPERTS,
+    "flex_olmo": FEW_EXPERTS | {"norm_topk_prob": True},
+    "minimax_m2": FEW_EXPERTS | {"head_dim": 16, "rotary_dim": 8},
+    "glm4_moe_lite": LATENT,
+    "youtu": {"num_key_value_heads": 4}
+    | {name: size for name, size in LATENT.items() if name.endswith(("_rank", "_dim"))},
+    "exaone_moe": FEW_EXPERTS
+    | {"num_hidden_layers": 4, "sliding_window": 7, "moe_intermediate_size": 32}
+    | {"n_group": 2, "topk_group": 1},
+    "ernie4_5_moe": {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 32},
+    "vaultgemma": {"head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 10},
+    "cwm": {
+        "head_dim": 16,
+        "sliding_window": 7,
+        "rope_parameters": YARN | {"rope_theta": 1e4},
+    },
     "gpt2": ELSEWHERE | {"n_inner": 96},
     "opt": ELSEWHERE | {"ffn_dim": 96, "word_embed_proj_dim": 64},
     "opt-unbiased": ELSEWHERE | {"ffn_dim": 96, "word_embed_proj_dim": 64, "enable_bias": False},
@@ -246,6 +306,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Overrides of `SIZES` by ``model_type``, with something after a hyphen for further variants."""
 
 
+MINUS_1 = "gemma", "vaultgemma", "nemotron", "qwen3_next", "qwen3_5"
+"""Those whose norms are of 1 + w, but for Gemma 4."""
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
 TOWER |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
@@ -262,6 +324,11 @@ WRAPPED: dict[str, dict[str, Any]] = {
         "text_config": LATENT | {"model_type": "deepseek_v3", "n_group": 1, "topk_group": 1},
         "vision_config": TOWER | {"pos_emb_height": 4, "pos_emb_width": 4},
         "projection_hidden_size": 32,
+    },
+    "gemma4": {
+        "text_config": GEMMA4 | {"model_type": "gemma4_text", "attention_k_eq_v": True},
+        "vision_config": TOWER | {"head_dim": 16, "pooling_kernel_size": 1},
+        "audio_config": None,
     },
     "mistral3": {
         "text_config": {
@@ -297,6 +364,18 @@ WRAPPED: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {"text_config": {"rope_parameters": MROPE}, "vision_config": BLOCKS},
     "qwen3_vl": {
         "text_config": {"rope_parameters": MROPE, "head_dim": 16},
+        "vision_config": BLOCKS | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+    },
+    "qwen3_5": {
+        "text_config": DELTA | {"model_type": "qwen3_5_text"},
+        "vision_config": BLOCKS | {"num_position_embeddings": 16},
+    },
+    "qwen3_5_moe": {
+        "text_config": DELTA | DELTA_EXPERTS | {"model_type": "qwen3_5_moe_text"},
+        "vision_config": BLOCKS | {"num_position_embeddings": 16},
+    },
+    "qwen3_vl_moe": {
+        "text_config": QWEN_EXPERTS | {"rope_parameters": MROPE, "head_dim": 16},
         "vision_config": BLOCKS | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
     },
     "glm4v": {
@@ -335,13 +414,16 @@ def save(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name and name.endswith("weight"):
-                mean = 0.0 if variant.startswith(("gemma", "nemotron")) else 1.0
+                minus_1 = variant.startswith(MINUS_1) and not variant.startswith("gemma4")
+                mean = 0.0 if minus_1 and "linear_attn" not in name else 1.0
                 parameter.normal_(mean, 0.1)
             elif parameter.ndim == 1:
                 parameter.normal_(0, 0.3)
             else:
                 parameter.normal_(0, 1.5 * parameter.shape[-1] ** -0.5)
         for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.fill_(0.7)
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_(0, 0.2)
     model.save_pretrained(directory, max_shard_size=shards)

@@ -19,6 +19,7 @@ from numbacalib.models.layer_tensors import (
     HEAD,
     expert_shapes,
     is_linear,
+    is_norm,
     linear_shapes,
     outer_shapes,
     vector_shapes,
@@ -94,6 +95,28 @@ DESCRIBED: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 16,
         "mlp_only_layers": [1],
     },
+    # a gated delta net in the place of attention, and attention with gates
+    "qwen3_next": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "mlp_only_layers": [0],
+        "partial_rotary_factor": 0.5,
+    },
+    "qwen3_5_text": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "partial_rotary_factor": 0.5,
+    },
     # sigmoids with a correction, groups of experts, a factor
     "glm4_moe": {
         "n_routed_experts": 6,
@@ -145,7 +168,8 @@ def described_tensors(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[n
     for name, shape in shapes.items():
         values = rng.standard_normal(shape, np.float32)
         if "norm" in name and name.endswith(".weight"):
-            values = 1 - np.float32(config.architecture.norm_offset) + 0.1 * values
+            offset = config.architecture.norm_offset if is_norm(config, name) else 0
+            values = 1 - np.float32(offset) + 0.1 * values
         elif len(shape) == 1:
             values *= 0.1
         elif name != EMBEDDINGS:

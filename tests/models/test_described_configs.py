@@ -52,6 +52,21 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"topk_method": "group_limited_greedy"},
         "topk_method: expected n_group and topk_group beside",
     ),
+    "values of some keys": (
+        "qwen3_next",
+        {"linear_num_value_heads": 3},
+        "linear_num_value_heads: expected a multiple of linear_num_key_heads 2, got 3",
+    ),
+    "kinds of layers without memory": (
+        "qwen3_5_text",
+        {"layer_types": ["linear_attention", "sliding_attention"]},
+        "layer_types: expected full_attention or linear_attention for each of 2 layers, got",
+    ),
+    "attention without gates": (
+        "qwen3_5_text",
+        {"attn_output_gate": False},
+        "attn_output_gate: expected True, got False",
+    ),
     "no rotary parameters": (
         "gpt_oss",
         {"rope_scaling": ...},

@@ -2,6 +2,7 @@
 
 from numbacalib.models.architectures import (
     gemma,
+    hybrid,
     latent,
     llama,
     llama4,
@@ -9,13 +10,26 @@ from numbacalib.models.architectures import (
     older,
     phi,
     relatives,
+    sparse,
     windowed,
 )
 from numbacalib.models.description import Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.model_type: architecture
-    for module in (llama, windowed, relatives, gemma, phi, mixtures, latent, older, llama4)
+    for module in (
+        llama,
+        windowed,
+        relatives,
+        gemma,
+        phi,
+        mixtures,
+        latent,
+        older,
+        llama4,
+        hybrid,
+        sparse,
+    )
     for architecture in vars(module).values()
     if isinstance(architecture, Architecture)
 }

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 from numbacalib.models.description import (
+    FULL,
     PRE_NORMS,
     Architecture,
     Options,
@@ -14,7 +17,7 @@ from numbacalib.models.description import (
     window_of,
     windows_of_kinds,
 )
-from numbacalib.models.fields import Fields
+from numbacalib.models.fields import LARGEST, Fields
 
 _DEFAULTS = {
     "hidden_act": "gelu_pytorch_tanh",
@@ -97,6 +100,15 @@ GEMMA2 = Architecture(
 )
 
 
+VAULTGEMMA = replace(
+    GEMMA2,
+    model_type="vaultgemma",
+    causal_lm="VaultGemmaForCausalLM",
+    title="VaultGemma",
+    norms={"attention": "input_layernorm", "mlp": "pre_feedforward_layernorm"},
+)
+
+
 def _gemma3(fields: Fields, options: Options) -> Options:
     fields.nothing("attn_logit_softcapping")
     period = fields.integer("sliding_window_pattern", 1, default=6)
@@ -127,4 +139,78 @@ GEMMA3 = Architecture(
     biases=_BIASES,
     harmless=("cache_implementation",),
     read=_gemma3,
+)
+
+
+def _gemma4(fields: Fields, options: Options) -> Options:
+    """Layers without windows have heads of their own, whose values may be their keys."""
+    # embeddings for each layer, and keys of others, go from block to block
+    for key, default in (("hidden_size_per_layer_input", 256), ("num_kv_shared_layers", 0)):
+        if fields.integer(key, 0, LARGEST, default):
+            raise fields.error(key, "0")
+    fields.nothing("enable_moe_block", "use_double_wide_mlp")
+    if "rope_parameters" not in fields:
+        raise fields.error("rope_parameters", "the rotary embeddings' parameters")
+    window, count = fields.integer("sliding_window", 1, LARGEST, 512), options["num_layers"]
+    kinds = (*kinds_of_layers(fields, count, window, every(count, 6))[:-1], FULL)
+    shared = fields.flag("attention_k_eq_v", False)
+    return {
+        **_embedding_scale(fields, options),
+        **windows_of_kinds(kinds, window),
+        "global_heads": _global_heads(fields, options, kinds, shared),
+        "shared_values": tuple(shared and kind == FULL for kind in kinds),
+        "attention_scale": 1.0,
+        "logit_cap": _cap(fields, "final_logit_softcapping", 0.0),
+        "qk_norm": True,
+    }
+
+
+def _global_heads(
+    fields: Fields, options: Options, kinds: Sequence[str], shared: bool
+) -> tuple[int, int]:
+    """Heads of keys, and their length, of layers without windows: by either way of files to say so."""
+    size = fields.integer("global_head_dim", 2, 65_536, 512)
+    heads = fields.integer("num_global_key_value_heads", 1, options["num_heads"], None)
+    if not shared or heads is None:
+        heads = options["num_kv_heads"]
+    layers = fields.object("per_layer_config", None)
+    given = {(heads, size)}
+    if layers is not None:
+        own = [layers.object(str(index)) for index, kind in enumerate(kinds) if kind == FULL]
+        layers.refuse_unread(owner=" of layers with windows")
+        given = {
+            (
+                layer.integer("num_key_value_heads", 1, options["num_heads"], heads),
+                layer.integer("head_dim", 2, 65_536),
+            )
+            for layer in own
+        }
+    heads, size = next(iter(given))
+    if len(given) > 1 or size % 2 or options["num_heads"] % heads:
+        raise ValueError(
+            "per_layer_config: expected heads of one even length, and a divisor of "
+            f"num_attention_heads={options['num_heads']}, in layers without windows, got {sorted(given)}"
+        )
+    return heads, size
+
+
+GEMMA4 = Architecture(
+    model_type="gemma4_text",
+    causal_lm="Gemma4ForCausalLM",
+    title="Gemma 4 dense",
+    norms=_FOUR_NORMS,
+    value_norm=True,
+    block_scale="layer_scalar",
+    local_rope_key="rope_local_base_freq",
+    keys={"hidden_act": "hidden_activation"},
+    defaults=_DEFAULTS
+    | {
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 131072,
+        "rope_theta": 1e6,
+        "local_rope_theta": 1e4,
+    },
+    biases=_BIASES,
+    harmless=("vocab_size_per_layer_input",),
+    read=_gemma4,
 )

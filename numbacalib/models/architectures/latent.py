@@ -36,8 +36,11 @@ _HARMLESS = (
 )
 
 
-def _latent_attention(fields: Fields, options: Options) -> Options:
-    """Its sizes, and the scale of scores, which YaRN's magnitude is a factor of, too (twice)."""
+def latent_attention(fields: Fields, options: Options, query_size: int = 1536) -> Options:
+    """Its sizes, and the scale of scores, which YaRN's magnitude is a factor of, too (twice).
+
+    The default is of ``q_lora_rank`` where a file leaves it out.
+    """
     heads = options["num_heads"]
     if options["num_kv_heads"] != heads:
         raise fields.error("num_key_value_heads", f"num_attention_heads {heads}")
@@ -45,7 +48,7 @@ def _latent_attention(fields: Fields, options: Options) -> Options:
     queries = fields.integer("q_lora_rank", 1, 1 << 20, None)
     latent = Latent(
         fields.integer("kv_lora_rank", 1, 1 << 20, 512),
-        (queries or 0) if "q_lora_rank" in fields else 1536,
+        (queries or 0) if "q_lora_rank" in fields else query_size,
         fields.integer("v_head_dim", 1, 65_536, 128),
     )
     head_dim = options["rotary_dim"] + fields.integer("qk_nope_head_dim", 1, 65_536, 128)
@@ -67,7 +70,7 @@ def _deepseek_v2(fields: Fields, options: Options) -> Options:
     fields.choice("scoring_func", ("softmax",), "softmax")
     fields.choice("moe_layer_freq", (1,), 1)
     mixture = grouped_mixture(fields, options, _V2_MIXTURE)
-    return no_windows(fields, options) | _latent_attention(fields, options) | {"mixture": mixture}
+    return no_windows(fields, options) | latent_attention(fields, options) | {"mixture": mixture}
 
 
 DEEPSEEK_V2 = Architecture(
@@ -103,7 +106,7 @@ def _deepseek_v3(fields: Fields, options: Options) -> Options:
     fields.choice("topk_method", ("noaux_tc",), "noaux_tc")
     fields.choice("moe_layer_freq", (1,), 1)
     mixture = sigmoid_mixture(fields, options, _V3_MIXTURE)
-    return no_windows(fields, options) | _latent_attention(fields, options) | {"mixture": mixture}
+    return no_windows(fields, options) | latent_attention(fields, options) | {"mixture": mixture}
 
 
 DEEPSEEK_V3 = replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from numbacalib.models.architectures.relatives import granite_factors
@@ -46,20 +47,29 @@ def _counts(fields: Fields, experts: int, kept: int | None) -> tuple[int, int]:
     return count, fields.integer("num_experts_per_tok", 1, count, **default)
 
 
-def _everywhere(
-    fields: Fields, options: Options, experts: int, kept: int, *, router_bias: bool = False
+def everywhere(
+    fields: Fields,
+    options: Options,
+    experts: int,
+    kept: int,
+    *,
+    router_bias: bool = False,
+    scoring: str = "softmax",
+    normalized: bool = True,
 ) -> Options:
-    """A mixture in every layer, as wide as ``intermediate_size``, whose weights sum to 1."""
+    """A mixture in every layer, as wide as ``intermediate_size``."""
     count, kept = _counts(fields, experts, kept)
     layers, size = (True,) * options["num_layers"], options["intermediate_size"]
-    mixture = Mixture(count, size, layers, Routing(kept), router_bias=router_bias)
+    mixture = Mixture(
+        count, size, layers, Routing(kept, scoring, normalized), router_bias=router_bias
+    )
     return {"mixture": mixture}
 
 
 def _mixtral(fields: Fields, options: Options) -> Options:
     window = window_of(fields, None)
     kinds = kinds_of_layers(fields, options["num_layers"], window)
-    return windows_of_kinds(kinds, window) | _everywhere(fields, options, experts=8, kept=2)
+    return windows_of_kinds(kinds, window) | everywhere(fields, options, experts=8, kept=2)
 
 
 _BLOCK_SPARSE = ExpertNames(
@@ -86,9 +96,27 @@ MIXTRAL = Architecture(
 )
 
 
-def _qwen_mixture(
-    fields: Fields, options: Options, *, experts: int, kept: int, size: int, shared: int
+def qwen_mixture(
+    fields: Fields,
+    options: Options,
+    *,
+    experts: int,
+    kept: int,
+    size: int,
+    shared: int,
+    normalized: bool = False,
 ) -> Mixture:
+    """A mixture in every layer but some, and an MLP beside it that all tokens go through.
+
+    Parameters
+    ----------
+    fields : Fields
+    options : Options
+    experts, kept, size, shared : int
+        What transformers takes where a file leaves them out; no such MLP for a `shared` of 0.
+    normalized : bool
+        The same of ``norm_topk_prob``.
+    """
     count, kept = _counts(fields, experts, kept)
     step = fields.integer("decoder_sparse_step", 1, LARGEST, 1)
     dense = fields.integers("mlp_only_layers", 0, default=None) or []
@@ -97,7 +125,7 @@ def _qwen_mixture(
         count,
         fields.integer("moe_intermediate_size", 1, 1 << 24, size),
         tuple(layer not in dense and (layer + 1) % step == 0 for layer in layers),
-        Routing(kept, normalized=fields.flag("norm_topk_prob", False)),
+        Routing(kept, normalized=fields.flag("norm_topk_prob", normalized)),
         shared and fields.integer("shared_expert_intermediate_size", 1, 1 << 24, shared),
     )
 
@@ -120,8 +148,7 @@ def _qwen2_moe(fields: Fields, options: Options) -> Options:
         SLIDING if window and layer % 2 == 0 and layer < first else FULL for layer in range(count)
     ]
     kinds = kinds_of_layers(fields, count, window, default)
-    sizes = {"experts": 60, "kept": 4, "size": 1408, "shared": 5632}
-    mixture = _qwen_mixture(fields, options, **sizes)
+    mixture = qwen_mixture(fields, options, experts=60, kept=4, size=1408, shared=5632)
     return windows_of_kinds(kinds, window) | {"mixture": mixture}
 
 
@@ -142,7 +169,7 @@ def _qwen3_moe(fields: Fields, options: Options) -> Options:
     window = _qwen_window(fields)
     fields.integer("max_window_layers", 0, LARGEST, 0)
     kinds = kinds_of_layers(fields, options["num_layers"], window)
-    mixture = _qwen_mixture(fields, options, experts=128, kept=8, size=768, shared=0)
+    mixture = qwen_mixture(fields, options, experts=128, kept=8, size=768, shared=0)
     return windows_of_kinds(kinds, window) | {"mixture": mixture, "qk_norm": True}
 
 
@@ -160,7 +187,7 @@ QWEN3_MOE = Architecture(
 
 def _granitemoe(fields: Fields, options: Options) -> Options:
     factors = granite_factors(fields)
-    mixture = _everywhere(fields, options, experts=8, kept=2)
+    mixture = everywhere(fields, options, experts=8, kept=2)
     return no_windows(fields, options) | factors | mixture
 
 
@@ -254,6 +281,16 @@ def _behind_dense_layers(
     return Mixture(count, size, layers, routing, shared * size)
 
 
+def layers_of_kinds(fields: Fields, options: Options, mixture: Mixture) -> Mixture:
+    """The same mixture in the layers that ``mlp_layer_types`` names sparse, where a file has it."""
+    kinds, count = fields.texts("mlp_layer_types", None), options["num_layers"]
+    if kinds is None:
+        return mixture
+    if len(kinds) != count or set(kinds) - {"dense", "sparse"}:
+        raise fields.error("mlp_layer_types", f"dense or sparse for each of {count} layers")
+    return replace(mixture, layers=tuple(kind == "sparse" for kind in kinds))
+
+
 def _glm4_moe(fields: Fields, options: Options) -> Options:
     mixture = sigmoid_mixture(fields, options, _GLM_MIXTURE)
     return no_windows(fields, options) | {
@@ -290,7 +327,7 @@ def _gpt_oss(fields: Fields, options: Options) -> Options:
         fields.number("swiglu_alpha", 1e-3, 1e3, 1.702),
         fields.number("swiglu_limit", 1e-3, 1e6, 7.0),
     )
-    mixture = _everywhere(fields, options, experts=128, kept=4, router_bias=True)
+    mixture = everywhere(fields, options, experts=128, kept=4, router_bias=True)
     return windows_of_kinds(kinds, window) | mixture | {"gate_clamp": clamp}
 
 

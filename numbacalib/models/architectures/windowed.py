@@ -135,6 +135,31 @@ OLMO3 = Architecture(
 )
 
 
+def _cwm(fields: Fields, options: Options) -> Options:
+    """Windows in all layers but every fourth, from the first on."""
+    if not ({"rope_scaling", "rope_parameters"} & set(fields)):
+        raise fields.error("rope_scaling", "the rotary embedding's parameters")
+    window, count = window_of(fields, 8192), options["num_layers"]
+    default = [SLIDING if window and layer % 4 else FULL for layer in range(count)]
+    return windows_of_kinds(kinds_of_layers(fields, count, window, default), window)
+
+
+CWM = Architecture(
+    model_type="cwm",
+    causal_lm="CwmForCausalLM",
+    title="Code World Model",
+    defaults={
+        "head_dim": 128,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+    },
+    biases={"mlp": "mlp_bias"},
+    read=_cwm,
+)
+
+
 def _exaone4(fields: Fields, options: Options) -> Options:
     """Read the windows; where there are any, only the layers with them turn."""
     window, count = window_of(fields, 4096), options["num_layers"]

@@ -17,6 +17,7 @@ ACTIVATIONS = {
     "gelu_tanh": activations.GELU_TANH,
     "relu": activations.RELU,
     "squared_relu": activations.SQUARED_RELU,
+    "sigmoid": activations.SIGMOID,
 }
 """Numbers of the activations of `numbacalib.spec.activations`, by name."""
 

@@ -12,6 +12,7 @@ from numbacalib.spec.activations import (
     GELU,
     GELU_TANH,
     RELU,
+    SIGMOID,
     SILU,
     SQUARED_RELU,
     activated,
@@ -59,8 +60,10 @@ def _activate(x, kind):
             _activate_row(GELU_TANH, x[i])
         elif kind == RELU:
             _activate_row(RELU, x[i])
-        else:
+        elif kind == SQUARED_RELU:
             _activate_row(SQUARED_RELU, x[i])
+        else:
+            _activate_row(SIGMOID, x[i])
 
 
 @kernel
@@ -75,8 +78,10 @@ def _gate(x, times, kind):
             _gate_row(GELU_TANH, x[i], times[i])
         elif kind == RELU:
             _gate_row(RELU, x[i], times[i])
-        else:
+        elif kind == SQUARED_RELU:
             _gate_row(SQUARED_RELU, x[i], times[i])
+        else:
+            _gate_row(SIGMOID, x[i], times[i])
 
 
 @kernel

@@ -26,7 +26,7 @@ def route(scores: Any, routing: Routing, bias: Any = None) -> tuple[Any, Any]:
         The router's logits.
     routing : Routing
     bias : float32 array [E], optional
-        Added to sigmoids in the choice alone.
+        Added to sigmoids, or to the softmax, in the choice alone.
 
     Returns
     -------

@@ -1,0 +1,125 @@
+"""A gated delta net in the place of a block's attention: a memory of the tokens so far, of fixed size."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+from numbacalib.models.block_weights import Array, BlockWeights
+from numbacalib.models.layer_tensors import attention_stages, parts
+from numbacalib.models.sublayers import Sublayer
+from numbacalib.ops.activation import activate
+from numbacalib.ops.causal_convolution import causal_convolution
+from numbacalib.ops.delta_rule import delta_rule
+from numbacalib.ops.linear import linear
+from numbacalib.ops.matrix import cast, column_range, from_host, row_range
+from numbacalib.ops.rms_norm import rms_norm
+from numbacalib.spec.delta_rule import NORM_EPS
+
+__all__ = ["DeltaAttention"]
+
+
+class DeltaAttention(Sublayer):
+    """Linear attention by the gated delta rule (`numbacalib.ops.delta_rule`).
+
+    Queries, keys and values pass a short convolution and a SiLU, queries and keys are made to have a
+    length of 1, and what a head of values reads is normalized and multiplied by the SiLU of its gate.
+
+    Parameters
+    ----------
+    weights : BlockWeights
+    index : int
+        The block's number.
+    """
+
+    role = "attention"
+    is_cheap = False
+
+    def __init__(self, weights: BlockWeights, index: int) -> None:
+        super().__init__(weights)
+        delta, names = self._config.delta_of(index), self._config.architecture.delta
+        assert delta is not None
+        assert names is not None
+        self._delta, self._names = delta, names
+        self._parts = parts(self._config, index)
+        entry, exit_ = attention_stages(self._config, index)
+        self.entry_stages, self.exit_stages = (entry,), (exit_,)
+        self.width = delta.values
+
+    def inner(self, x: Array) -> Array:
+        """Write and read: ``[..., T, hidden_size]`` to ``[..., T, value_heads * value_dim]``."""
+        delta, vectors = self._delta, self._weights.vectors
+        queries, keys, values, gates = self._projected(x)
+        queries, keys, values = self._convolved(queries, keys, values)
+        rates, decays = self._scores(x)
+        found = delta_rule(
+            self._unit(queries, delta.key_dim**-0.5),
+            self._unit(keys),
+            self._by_head(values, delta.value_dim),
+            decays,
+            rates,
+            slopes=vectors[self._names.slopes],
+            biases=vectors[self._names.biases],
+        )
+        weight = vectors[f"{self._names.norm}.weight"]
+        found = rms_norm(found, weight, self._config.rms_norm_eps, self._weights.dtype)
+        opened = activate(self._by_head(gates, delta.value_dim), "silu", found)
+        return opened.reshape(*x.shape[:-1], self.width)
+
+    def add_output(self, hidden: Array, inner: Array) -> Array:
+        """Project what was read, and add that."""
+        return self._add(hidden, self._parts["output"], inner)
+
+    def _projected(self, x: Array) -> list[Array]:
+        """Queries, keys, values and gates ``[S, T, ...]``."""
+        *_, length, _ = x.shape
+        if "query_key_value_open" not in self._parts:
+            found = (self._of_part(role, x) for role in ("query", "key", "value", "open"))
+            return [y.reshape(-1, length, y.shape[-1]) for y in found]
+        delta = self._delta
+        values = delta.values // delta.key_heads
+        together = self._by_head(
+            self._of_part("query_key_value_open", x), 2 * (delta.key_dim + values)
+        )
+        ends = np.cumsum([0, delta.key_dim, delta.key_dim, values, values]).tolist()
+        found = (column_range(together, *run) for run in pairwise(ends))
+        return [y.reshape(-1, length, delta.key_heads * y.shape[-1]) for y in found]
+
+    def _convolved(self, *streams: Array) -> list[Array]:
+        """Queries, keys and values over their last positions, through a SiLU."""
+        taps = self._weights.vectors[f"{self._names.convolution}.weight"]
+        taps, found, begin = taps.reshape(-1, self._delta.taps), [], 0
+        for stream in streams:
+            end = begin + stream.shape[-1]
+            summed = causal_convolution(stream, row_range(taps, begin, end))
+            found.append(activate(summed, "silu"))
+            begin = end
+        return found
+
+    def _scores(self, x: Array) -> tuple[Array, Array]:
+        """Scores of rates and decays, float32 ``[S, T, value_heads]``."""
+        *_, length, size = x.shape
+        rows, names = cast(x.reshape(-1, length, size), np.float32), self._names
+        vectors, delta = self._weights.vectors, self._delta
+        rates = linear(rows, vectors[f"{names.rates}.weight"])
+        if names.rates != names.decays:
+            return rates, linear(rows, vectors[f"{names.decays}.weight"])
+        share = delta.value_heads // delta.key_heads
+        both = self._by_head(rates, 2 * share)
+        first, second = column_range(both, 0, share), column_range(both, share, 2 * share)
+        return tuple(y.reshape(-1, length, delta.value_heads) for y in (first, second))
+
+    def _unit(self, y: Array, scale: float = 1.0) -> Array:
+        """Heads of queries or keys, float32, made to have a length of `scale`."""
+        size = self._delta.key_dim
+        weight = from_host(np.full(size, scale * size**-0.5, np.float32), y)
+        return rms_norm(self._by_head(y, size), weight, NORM_EPS / size, np.float32)
+
+    def _of_part(self, role: str, x: Array) -> Array:
+        return self._weights.project(self._parts[role], x)
+
+    def _by_head(self, y: Array, size: int) -> Array:
+        """Vectors ``[..., T, heads * size]`` as ``[S, T, heads, size]``."""
+        *_, length, width = y.shape
+        return y.reshape(-1, length, width // size, size)

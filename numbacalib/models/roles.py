@@ -1,0 +1,98 @@
+"""The linear layers of a block by role: their names, their rows, and the length of what they read.
+
+Roles are those of `numbacalib.models.description`. Experts are apart (`layer_tensors.expert_parts`).
+"""
+
+from __future__ import annotations
+
+from numbacalib.models.config import ModelConfig
+from numbacalib.models.delta_net import DeltaNet
+from numbacalib.models.latent import Latent
+
+__all__ = ["columns_by_role", "names_by_role", "rows_by_role"]
+
+MLP = ("gate", "up", "down")
+
+
+def names_by_role(config: ModelConfig, index: int) -> dict[str, str]:
+    """Names of a block's linear layers, without experts; layers of several roles are there for each."""
+    architecture = config.architecture
+    linears = dict(architecture.linears)
+    direct = linears.pop("direct_query", "")
+    if config.latent is not None and not config.latent.query_size:
+        del linears["query_latent"]
+        linears["query"] = direct
+    if config.shared_values and config.shared_values[index]:
+        del linears["value"]
+    if config.delta_of(index) is not None and architecture.delta is not None:
+        own = {role: linears[role] for role in MLP if role in linears}
+        linears = {**architecture.delta.linears, **own}
+    mixture, experts = config.mixture_of(index), architecture.experts
+    if mixture is None or experts is None:
+        return linears
+    ends = {"gate": experts.gate, "up": experts.up, "down": experts.down}
+    for role, end in ends.items():
+        del linears[role]
+        if mixture.shared_size:
+            linears[role] = f"{experts.shared}.{end}"
+    return linears
+
+
+def rows_by_role(config: ModelConfig, index: int) -> dict[str, int]:
+    """Rows of the layers, or of the parts of layers, that have a role."""
+    kv_heads, size = config.heads_of(index)
+    queries, keys = config.num_heads * size, kv_heads * size
+    rows = {
+        "query_key_value": queries + 2 * keys,
+        "query_gate": 2 * queries,
+        "query": queries,
+        "key": keys,
+        "value": keys,
+    }
+    if (latent := config.latent) is not None:
+        rows |= _latent_rows(config, latent)
+    if (delta := config.delta_of(index)) is not None:
+        rows = _delta_rows(delta)
+    inner = _mlp_width(config, index)
+    return rows | {"output": config.hidden_size} | _mlp_rows(inner, config.hidden_size)
+
+
+def columns_by_role(config: ModelConfig, index: int) -> dict[str, int]:
+    """Length of what layers of a role read, where it is not a token's state."""
+    output = config.num_heads * config.heads_of(index)[1]
+    columns = {"down": _mlp_width(config, index), "output": output}
+    if (latent := config.latent) is not None:
+        columns["output"] = config.num_heads * latent.value_dim
+        columns["key_value"] = latent.size
+        columns["query"] = latent.query_size or config.hidden_size
+    if (delta := config.delta_of(index)) is not None:
+        columns["output"] = delta.values
+    return columns
+
+
+def _mlp_rows(inner: int, hidden: int) -> dict[str, int]:
+    return {"gate": inner, "up": inner, "down": hidden}
+
+
+def _mlp_width(config: ModelConfig, index: int) -> int:
+    mixture = config.mixture_of(index)
+    return config.intermediate_size if mixture is None else mixture.shared_size
+
+
+def _latent_rows(config: ModelConfig, latent: Latent) -> dict[str, int]:
+    still = config.head_dim - config.rotary_dim
+    return {
+        "query_latent": latent.query_size,
+        "latent": latent.size + config.rotary_dim,
+        "key_value": config.num_heads * (still + latent.value_dim),
+    }
+
+
+def _delta_rows(delta: DeltaNet) -> dict[str, int]:
+    return {
+        "query": delta.keys,
+        "key": delta.keys,
+        "value": delta.values,
+        "open": delta.values,
+        "query_key_value_open": 2 * (delta.keys + delta.values),
+    }

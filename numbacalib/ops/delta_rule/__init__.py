@@ -1,0 +1,59 @@
+"""The gated delta rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numbacalib.ops.delta_rule import cpu
+from numbacalib.runtime.backend import call
+
+
+def _gpu() -> Any:
+    """The twin that stands on CUDA."""
+    from numbacalib.ops.delta_rule import gpu
+
+    return gpu
+
+
+def delta_rule(
+    queries: Any,
+    keys: Any,
+    values: Any,
+    decays: Any,
+    rates: Any,
+    *,
+    slopes: Any,
+    biases: Any,
+) -> Any:
+    """Read at each position of a sequence what the gated delta rule has written up to it.
+
+    See `numbacalib.spec.delta_rule`; one position after the other, in float32.
+
+    Parameters
+    ----------
+    queries, keys : float32 arrays [S, T, H', D], C-contiguous
+        S sequences of T tokens, as they are multiplied: of length 1, queries scaled. D is at most 256.
+    values : array [S, T, H, V], C-contiguous, float16, bfloat16 or float32
+        H' divides H; head h of values is written at keys ``h // (H / H')``.
+    decays, rates : float32 arrays [S, T, H], C-contiguous
+        Scores: what a token leaves of the memory is `numbacalib.spec.delta_rule.decay_of` of the one, and
+        it writes by the sigmoid of the other.
+    slopes, biases : float32 arrays [H]
+        Of decays: logarithms of slopes, and what is added to scores.
+
+    Returns
+    -------
+    array [S, T, H, V], of the dtype of `values`
+    """
+    with call(
+        cpu,
+        _gpu,
+        queries=queries,
+        keys=keys,
+        values=values,
+        decays=decays,
+        rates=rates,
+        slopes=slopes,
+        biases=biases,
+    ) as (kernels, *arrays):
+        return kernels.delta_rule(*arrays)

@@ -1,0 +1,40 @@
+"""The gated delta rule, a linear attention whose memory is a matrix, in float32.
+
+Yang, Kautz and Hatamizadeh (2024), arXiv 2412.06464, equation 10: with a key k, a value v, a decay a and a
+rate b of each token, a head's memory M [D, V] becomes
+
+    M <- a M;   M <- M + k b (v - M^T k)^T
+
+and a query q reads ``M^T q``. The decay is that of Mamba 2 (Dao and Gu (2024), arXiv 2405.21060,
+section 7.1).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from numbacalib.runtime.jit import scalar
+from numbacalib.spec.exponential import exp
+
+NORM_EPS = 1e-6
+"""Added to the sum of squares of queries and keys, which are made to have a length of 1."""
+
+
+@scalar
+def softplus(x):
+    """``log(1 + exp(x))``."""
+    return max(x, np.float32(0)) + np.float32(math.log1p(exp(-abs(x))))
+
+
+@scalar
+def decay_of(score, slope_log, bias):
+    """Factor of a memory at a token: ``exp(-exp(slope_log) softplus(score + bias))``."""
+    return exp(-exp(slope_log) * softplus(score + bias))
+
+
+@scalar
+def correction(value, known, rate):
+    """Correction that is written for a key, where the memory so far has `known` for it."""
+    return rate * (value - known)
