@@ -9,7 +9,7 @@ import numpy as np
 from numba import cuda
 from numpy.typing import NDArray
 
-from numbacalib.runtime.driver_device import current_device, current_stream, stream_handle
+from numbacalib.runtime.driver_device import current_device, stream_handle
 from numbacalib.runtime.extras import extra
 from numbacalib.runtime.streams import check
 
@@ -26,7 +26,7 @@ class _Word:
     def __init__(self, memory: NDArray[np.int64]) -> None:
         self.memory = memory
         self.address = memory.ctypes.data
-        self.copied = cuda.event(timing=False)
+        self.copied = check(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
 
 
 _spare: dict[int, list[_Word]] = {}
@@ -45,14 +45,15 @@ class _Reading:
             memory = cuda.pinned_array(WORDS, np.int64)
             self._word, *others = (_Word(each) for each in np.split(memory, WORDS))
             self._spare += others
-        self._word.copied.wait(current_stream())  # nobody may have waited for the copy before
         stream = driver.CUstream(stream_handle())
+        # nobody may have waited for the copy before
+        check(driver.cuStreamWaitEvent(stream, self._word.copied, 0))
         check(driver.cuMemcpyDtoHAsync(self._word.address, array.address, 8, stream))
-        self._word.copied.record(current_stream())
+        check(driver.cuEventRecord(self._word.copied, stream))
 
     def value(self) -> int:
         if self._value is None:
-            self._word.copied.synchronize()
+            check(driver.cuEventSynchronize(self._word.copied))
             self._value = int(self._word.memory[0])
         return self._value
 
