@@ -36,7 +36,7 @@ from numbacalib.models import (
     open_place,
 )
 from numbacalib.ops.magnitudes import channel_magnitudes
-from numbacalib.ops.matrix import diagonals
+from numbacalib.ops.matrix import diagonals, weighted_sum
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.stages import require_range
 from numbacalib.runtime import checks, kernel_files
@@ -192,7 +192,8 @@ def _target(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     stage = block.stages[-1]
     weight = block.linears[stage[0]]
     inputs = decoder.place.put(np.eye(weight.shape[1], dtype=block.dtype))
-    outputs = decoder.place.zeros((weight.shape[1], weight.shape[0]))
+    zeros = decoder.place.zeros((weight.shape[1], weight.shape[0]))
+    outputs = weighted_sum(zeros, zeros, 1.0, -1.0, dtype=block.dtype)
     statistics = InputStatistics(weight.shape[1])
     statistics.update(inputs, inputs, outputs)
     layer = replace(_layer(block, settings), target="propagated")
