@@ -92,7 +92,7 @@ class open_call:  # noqa: N801 - used like a function
         try:
             made_on = {name: _producer(*found) for name, found in given.items()}
             used_on = [memory.stream for array, _ in given.values() if (memory := _memory(array))]
-            self._order = streams.Order(stream, [*made_on.values(), *used_on])
+            self._order = streams.Order(stream, number, [*made_on.values(), *used_on])
             taken = {name: _taken(name, *given[name], made_on[name]) for name in given}
             self.arrays = tuple([taken.get(name) for name in arrays])
         except BaseException:
@@ -270,8 +270,11 @@ def in_kernels(function: Any) -> Any:
 
 def current_device() -> int:
     """Return the number of the current device."""
-    error, number = driver.cuCtxGetDevice()
-    return cuda.current_context().device.id if error else int(number)
+    number = streams.device_of_call()
+    if number is None:
+        error, number = driver.cuCtxGetDevice()
+        number = cuda.current_context().device.id if error else int(number)
+    return number
 
 
 def current_stream() -> Any:

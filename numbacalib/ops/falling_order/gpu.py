@@ -17,7 +17,8 @@ LARGEST = np.int64(0x7FFFFFFFFFFFFFFF)
 def falling_order(values: Any, group_size: int) -> tuple[Any, Any, Any]:
     """See `numbacalib.ops.falling_order.falling_order`."""
     count, size = values.shape
-    found = tuple(device.empty(values.shape, np.int64) for _ in range(3))
+    memory = device.empty((3, count, size), np.int64)
+    found = memory[0], memory[1], memory[2]
     launch(_order, (-(-size // THREADS), count), THREADS, values, np.int64(group_size), *found)
     return found
 
