@@ -105,7 +105,7 @@ def test_channels_are_put_into_an_order(backend):
     hessians[1, 4] = hessians[1, :, 4] = 0
     generator = np.random.default_rng(1)
     orders = np.stack([generator.permutation(size) for _ in range(2)])
-    found = factor_hessians(backend.array(hessians), [0.01, 0.02], orders=orders)
+    found = factor_hessians(backend.array(hessians), [0.01, 0.02], orders=backend.array(orders))
     permuted = np.stack([h[np.ix_(o, o)] for h, o in zip(hessians, orders, strict=True)])
     expected = factor_hessians(backend.array(permuted), [0.01, 0.02])
     upper = to_host(found.upper)
@@ -121,6 +121,6 @@ def test_error_names_the_channel_as_it_came(backend):
     hessian = np.eye(6)
     hessian[2, 2] = -1
     orders = np.array([[3, 2, 5, 1, 0, 4]])
-    found = factor_hessians(backend.array(hessian[None]), [0.0], orders=orders)
+    found = factor_hessians(backend.array(hessian[None]), [0.0], orders=backend.array(orders))
     with pytest.raises(np.linalg.LinAlgError, match="not positive definite at channel 2 "):
         raise found.error(0, "hessian", 0.0)

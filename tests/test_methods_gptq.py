@@ -370,4 +370,4 @@ def test_equal_channels_keep_their_order():
     diagonals = np.random.default_rng(1).random((2, 500))
     diagonals[1, ::7] = diagonals[1, 0]
     expected = [sorted(range(500), key=lambda j: -diagonal[j]) for diagonal in diagonals]
-    np.testing.assert_array_equal(column_orders(diagonals, "desc", 100), expected)
+    np.testing.assert_array_equal(column_orders(diagonals, "desc", 100).order, expected)

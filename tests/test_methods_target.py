@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from numbacalib.methods import gptq, output_loss, propagated_target, refit_scales, rtn
+from numbacalib.methods.target import output_losses, propagated_targets
 from numbacalib.statistics import InputStatistics
 
 
@@ -80,6 +81,20 @@ def test_the_order_of_the_channels_does_not_matter_and_bits_stay_the_same(backen
     np.testing.assert_array_equal(again, plain)
 
 
+@pytest.mark.parametrize("rows", [(5, 20), (20, 3)])
+def test_layers_that_share_an_input_have_the_targets_that_they_have_alone(backend, rows):
+    """Whether more rows or more channels: the systems that are solved differ, their solutions do not."""
+    hessian, cross, _ = moments(*streams(4))
+    weights = [cases.random_matrix(seed, (count, 12)) for seed, count in enumerate(rows)]
+    arrays = [backend.array(array) for array in (*weights, hessian, cross)]
+    named = {f"layer {i}": weight for i, weight in enumerate(arrays[:2])}
+    found = propagated_targets(named, *arrays[2:], None, 0.5, 0.01, 5)
+    for weight, actual in zip(weights, found, strict=True):
+        options = {"strength": 0.5, "percdamp": 0.01}
+        expected = naive_targets.propagated_target(weight, hessian, cross, **options)
+        np.testing.assert_allclose(backend.numpy(actual), expected, rtol=0, atol=1e-9)
+
+
 def test_equal_streams_and_dead_channels_leave_the_weight(backend):
     original, _, _ = streams(1)
     original[:, 4] = 0
@@ -131,6 +146,9 @@ def test_loss_is_measured_to_the_original_outputs(backend):
     values = backend.numpy(quantized.dequantize())
     expected = naive_targets.loss_to_original(weight.astype(np.float64), values, original, inputs)
     assert output_loss(there, quantized, statistics) == pytest.approx(expected, rel=1e-4)
+    coarse = rtn(there, bits=2, group_size=4)
+    both = output_losses(there, [quantized, coarse], statistics)
+    assert both == [output_loss(there, each, statistics) for each in (quantized, coarse)]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import numbacalib.statistics.inputs as inputs_module
 from numbacalib.statistics import InputStatistics, load_statistics, load_weights, save_statistics
 
 
@@ -178,6 +179,37 @@ def test_moments_with_the_original_model(backend, dtype, cuts):
     wide = [array.astype(np.float64) for array in streams]
     # differences of 16-bit inputs are rounded to their dtype
     assert_moments(backend, statistics, wide, 2e-2 if np.dtype(dtype).itemsize == 2 else 2e-5)
+
+
+def test_first_tokens_of_a_long_update_stand_for_all_in_the_drift(backend, monkeypatch):
+    monkeypatch.setattr(inputs_module, "DRIFT_TOKENS", 8)
+    streams = both_streams()
+    statistics = InputStatistics(5)
+    for part in zip(*(np.split(array, [20]) for array in streams), strict=True):
+        statistics.update(*map(backend.array, part))
+    inputs, original, _ = streams
+    shown = [(original - inputs)[begin : begin + 8] for begin in (0, 20)]
+    first, second = (naive_targets.moment(part, part) for part in shown)
+    expected = (20 * first + 10 * second) / 30
+    drift = backend.numpy(statistics.drift)
+    np.testing.assert_allclose(drift, expected, rtol=0, atol=2e-5 * abs(expected).max())
+    cross = naive_targets.moment(original, inputs)
+    actual = backend.numpy(statistics.cross)
+    np.testing.assert_allclose(actual, cross, rtol=0, atol=2e-5 * abs(cross).max())
+
+
+def test_nothing_is_collected_where_an_original_input_is_not_finite(backend):
+    statistics = InputStatistics(5)
+    streams = both_streams()
+    statistics.update(*map(backend.array, streams))
+    kept = backend.numpy(statistics.hessian)
+    for number, name in ((1, "original"), (2, "residual")):
+        given = [array.copy() for array in streams]
+        given[number][4, 1] = np.nan
+        with pytest.raises(ValueError, match=rf"{name}: expected .* got nan at \[4, 1\]"):
+            statistics.update(*map(backend.array, given))
+    assert statistics.tokens == 30
+    np.testing.assert_array_equal(backend.numpy(statistics.hessian), kept)
 
 
 def test_moments_with_the_original_model_merge_divide_and_move(backend):

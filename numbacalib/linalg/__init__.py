@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from numbacalib.linalg import cpu
 from numbacalib.linalg.factors import HessianFactors
@@ -84,7 +84,7 @@ def factor_hessians(
     percdamps: Sequence[float],
     *,
     dtype: DTypeLike | None = None,
-    orders: NDArray[np.int64] | None = None,
+    orders: Any = None,
 ) -> HessianFactors:
     """Damp E finite Hessians [E, K, K], each by a fraction of its mean diagonal, and factor them.
 

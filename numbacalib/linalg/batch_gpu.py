@@ -3,7 +3,8 @@
 LAPACK's routine for one matrix leaves most of the device idle at the sizes of a model's experts; here
 each product is one call for all of them. With S_jp the part of H + damping in rows j and columns p that
 is left by the columns k after p, ``S_jp = H_jp - sum_k R_jk R_pk^T``, the factor is ``R_pp R_pp^T = S_pp``
-and ``R_jp = S_jp R_pp^-T``: no matrix is reversed.
+and ``R_jp = S_jp R_pp^-T``: no matrix is reversed. On capability 9.0 what is taken off float32 matrices
+are products of pairs of bfloat16, which keep 16 bits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from numbacalib.runtime import blas_gpu, device
 from numbacalib.runtime.device import cuda, sized
 from numbacalib.runtime.launch import launch
+from numbacalib.runtime.pairs_gpu import Pair, add_products
 from numbacalib.runtime.triangles_gpu import SMALL_TILE, at, invert_blocks
 
 BLOCK = sized(128, simulated=12)
@@ -35,15 +37,21 @@ def factor(rest: Any, summary: Any) -> Any:
     real: Any = dtype.type
     upper = device.zeros(rest.shape, dtype)
     inverse = device.empty((count, 1, BLOCK, BLOCK), dtype)
+    pairs = dtype == np.float32 and device.has_capability_9_0()
+    solved_pairs = Pair.empty(rest.shape) if pairs else None
     begins = range(0, size, BLOCK)
     starts = device.from_host(np.array([*begins, size]))
     factor_block, shared_bytes = _factor_block(real), PITCH * BLOCK * dtype.itemsize
     for p in reversed(range(len(begins))):
         begin = begins[p]
         end = min(begin + BLOCK, size)
-        if end < size:
+        target = rest[:, :end, begin:end]
+        if solved_pairs is not None and end < size:
+            after = solved_pairs.columns(end, size)
+            operands = after.rows(0, end), after.rows(begin, end)
+            add_products(*operands, target, factor=-1.0, transposed=True)
+        elif end < size:
             rows, columns = upper[:, :end, end:], upper[:, begin:end, end:]
-            target = rest[:, :end, begin:end]
             blas_gpu.add_products(rows, columns, target, factor=-1.0, transposed=True)
         launch(
             factor_block,
@@ -63,6 +71,8 @@ def factor(rest: Any, summary: Any) -> Any:
             solved = inverse[:, 0, : end - begin, : end - begin]
             left, target = rest[:, :begin, begin:end], upper[:, :begin, begin:end]
             blas_gpu.add_products(left, solved, target, transposed=True)
+        if solved_pairs is not None and begin:
+            solved_pairs.rows(0, end).columns(begin, end).fill(upper[:, :end, begin:end])
     return upper
 
 

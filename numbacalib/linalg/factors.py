@@ -34,9 +34,7 @@ class HessianFactors:
         the diagonals of ``H`` and of ``R``, in the order.
     """
 
-    def __init__(
-        self, upper: Any, dead: Any, summary: Any, orders: NDArray[np.int64] | None
-    ) -> None:
+    def __init__(self, upper: Any, dead: Any, summary: Any, orders: Any) -> None:
         self.upper = upper
         self.dead = dead
         self.summary = summary
@@ -93,7 +91,7 @@ class HessianFactors:
         """Return the error for a matrix, called `name`, that is not positive definite."""
         channel = self.upper.shape[1] - self.minors[index]
         if self._orders is not None:
-            channel = self._orders[index, channel]
+            channel = to_host(self._orders)[index, channel]
         return np.linalg.LinAlgError(
             f"{name}: not positive definite at channel {channel} with damping "
             f"{self.dampings[index]:.3g} (percdamp {percdamp:g}), smallest diagonal entry "

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from numbacalib.linalg import batch_gpu, panels_gpu
 from numbacalib.linalg.factors import FIGURES, TINY, HessianFactors
@@ -26,7 +25,7 @@ LARGE = 8192
 
 def factor(
     hessians: Any,
-    orders: NDArray[np.int64] | None,
+    orders: Any,
     percdamps: Sequence[float],
     dtype: np.dtype,
 ) -> HessianFactors:
@@ -38,8 +37,7 @@ def factor(
     shares = device.from_host(np.array(percdamps, np.float64))
     launch(_damping, count, THREADS, source, shares, summary, dead)
     batched = count >= batch_gpu.LEAST and blas_gpu.has_libraries()
-    channels = np.arange(size)[None] if orders is None else orders
-    channels = device.from_host(np.ascontiguousarray(channels))
+    channels = device.from_host(np.arange(size)[None]) if orders is None else orders
     matrices = device.empty(hessians.shape, dtype)
     arguments = source, channels, not batched, summary, matrices
     launch(_put_in_order, (size, count), row_threads(size), *arguments)

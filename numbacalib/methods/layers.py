@@ -19,7 +19,7 @@ from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.refit import refit_scales
 from numbacalib.methods.rtn import rtn
 from numbacalib.methods.settings import FoundGrids, GridFinder, grid_settings
-from numbacalib.methods.target import propagated_target
+from numbacalib.methods.target import propagated_targets
 from numbacalib.ops.columns import magnitude_max
 from numbacalib.ops.matrix import to_host
 from numbacalib.runtime.array import ArrayT
@@ -128,10 +128,7 @@ def quantize_layers(
     begin = time.perf_counter()
     with named(weights):
         check_layer(statistics, settings, importance)
-        targets = {}
-        for name, weight in weights.items():
-            with named([name]):
-                targets[name] = _target(weight, statistics, settings)
+        targets = _targets(weights, statistics, settings)
         found, measured = _quantized(targets, statistics, settings, importance)
         if settings.refit and statistics is not None:
             found = _refitted(targets, found, statistics)
@@ -215,19 +212,17 @@ def check_layer(
         raise ValueError("statistics: expected the original model's inputs too for this target")
 
 
-def _target(weight: Any, statistics: InputStatistics | None, settings: LayerSettings) -> Any:
-    """Return what a layer is to be: its weight, or the one that the quantized inputs need."""
+def _targets(
+    weights: Mapping[str, Any], statistics: InputStatistics | None, settings: LayerSettings
+) -> Mapping[str, Any]:
+    """Return what layers are to be: their weights, or those that the quantized inputs need."""
     if statistics is None or settings.target == "layerwise":
-        return weight
-    return propagated_target(
-        weight,
-        statistics.hessian,
-        statistics.cross,
-        statistics.residual,
-        strength=settings.target_strength,
-        percdamp=settings.percdamp,
-        damping_tries=settings.damping_tries,
-    )
+        return weights
+    keys = {f"{name}: weight": weight for name, weight in weights.items()}
+    moments = statistics.hessian, statistics.cross, statistics.residual
+    damping = settings.percdamp, settings.damping_tries
+    found = propagated_targets(keys, *moments, settings.target_strength, *damping)
+    return dict(zip(weights, found, strict=True))
 
 
 def _quantized(

@@ -17,7 +17,7 @@ from numbacalib.methods.layer_options import grid_options
 from numbacalib.methods.loss import clipped_share
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rtn import rtn
-from numbacalib.methods.target import output_loss
+from numbacalib.methods.target import output_losses
 from numbacalib.ops.matrix import diagonal, to_host
 from numbacalib.statistics import InputStatistics
 
@@ -97,6 +97,6 @@ def _measured(
         measured["clipped"] = clipped_share(target, quantized)
     if statistics is not None:
         rounded = rtn(weight, **grid_options(settings))
-        measured["loss"] = output_loss(weight, quantized, statistics)
-        measured["rtn_loss"] = output_loss(weight, rounded, statistics)
+        losses = output_losses(weight, [quantized, rounded], statistics)
+        measured["loss"], measured["rtn_loss"] = losses
     return measured

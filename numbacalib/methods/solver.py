@@ -16,6 +16,7 @@ from numbacalib.methods.order import ACT_ORDERS, column_orders
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rounding import find_scales, stored_runs
 from numbacalib.methods.settings import GridSettings
+from numbacalib.ops.falling_order import ColumnOrders
 from numbacalib.ops.gptq_quantize_column import quantize_direct
 from numbacalib.ops.matrix import diagonals, take, to_host, without_columns
 from numbacalib.ops.shrinkage import shrunk
@@ -84,13 +85,13 @@ def solve(
     dtype = checks.result_dtype(weight, hessians)
     orders = None
     if solver.act_order != "none":
-        spread = to_host(diagonals(hessians)).astype(np.float64)
-        orders = column_orders(spread, solver.act_order, settings.group_size)
+        orders = column_orders(diagonals(hessians), solver.act_order, settings.group_size)
+    order = None if orders is None else orders.order
     if solver.shrinkage:
         hessians = shrunk(hessians, solver.shrinkage)
     percdamps, tries = [solver.percdamp] * len(hessians), [1] * len(hessians)
     while True:
-        factors = factor_hessians(hessians, percdamps, dtype=dtype, orders=orders)
+        factors = factor_hessians(hessians, percdamps, dtype=dtype, orders=order)
         # a GPU factors meanwhile, and goes on as if all were well, rather than wait to be told
         finite = [start_finite_check(*item) for item in unchecked.items()]
         if not (factors.are_known and any(factors.minors)):
@@ -171,7 +172,7 @@ def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
 def sweep(
     weight: Any,
     upper: Any,
-    orders: NDArray[np.int64] | None,
+    orders: ColumnOrders | None,
     settings: GridSettings,
     static_groups: bool,
     rows: Sequence[int],
@@ -182,26 +183,24 @@ def sweep(
     """
     count, channels, _ = upper.shape
     groups = np.tile(group_indices(channels, settings.group_size), (count, 1))
-    permuted = weight if orders is None else take(weight, orders, 1)
+    permuted = weight if orders is None else take(weight, orders.order, 1)
     static_groups = static_groups or settings.fixed is not None
     if static_groups:
         scales, zeros = find_scales(weight, settings)
-        group_of = groups if orders is None else np.take_along_axis(groups, orders, 1)
+        group_of = groups if orders is None else orders.group
         found = quantize_direct(permuted, upper, settings.grid, group_of, scales, zeros)
     else:
         importance = settings.importance
         if importance is not None and orders is not None:
-            importance = take(importance, orders, 1)
+            importance = take(importance, orders.order, 1)
         ranges = {"search": settings.search, "importance": importance}
         found = quantize_direct(permuted, upper, settings.grid, groups, **ranges)
     codes, scales, zeros = found.codes, found.scales, found.zeros
     g_idx: list[NDArray[np.int64] | None] = [None] * count
     if orders is not None:
-        natural = np.empty_like(orders)
-        np.put_along_axis(natural, orders, np.arange(channels)[None], 1)
-        codes = take(codes, natural, 1)
+        codes = take(codes, orders.place, 1)
         if not static_groups:
-            group_of = np.take_along_axis(groups, natural, 1)
+            group_of = np.take_along_axis(groups, to_host(orders.place), 1)
             first = group_of[:, :: settings.group_size]
             runs = (group_of == np.take_along_axis(first, groups, 1)).all(axis=1)
             # where groups are still runs of channels, their scales go where the channels went

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ from numbacalib.linalg import factor_hessians, solve_rows
 from numbacalib.methods.loss import proxy_loss
 from numbacalib.methods.quantized_weight import StoredWeight
 from numbacalib.methods.solver import DAMPING_GROWTH, LEAST_GROWN_DAMPING
-from numbacalib.ops.matrix import cast, to_host, weighted_sum
-from numbacalib.ops.products import group_dots, product
+from numbacalib.ops.matrix import cast, joined_rows, split_rows, weighted_sum
+from numbacalib.ops.products import product
+from numbacalib.ops.proxy_loss import trace_of_products
 from numbacalib.runtime import checks
 from numbacalib.runtime.array import Array, ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
-from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.finite import start_finite_check
 from numbacalib.statistics import InputStatistics
 
 
@@ -80,26 +82,61 @@ def propagated_target(
     >>> propagated_target(weight, hessian, cross=2 * hessian, percdamp=0)
     array([[2., 4.]])
     """
-    arrays = {"weight": weight, "hessian": hessian, "cross": cross, "residual": residual}
-    with arrays_of_one_device(**arrays) as (weight, hessian, cross, residual):
-        rows, channels = checks.matrix("weight", weight, ("M", "K"))
-        given = {"weight": weight, "hessian": hessian, "cross": cross}
+    (target,) = propagated_targets(
+        {"weight": weight}, hessian, cross, residual, strength, percdamp, damping_tries
+    )
+    return target
+
+
+def propagated_targets(
+    weights: Mapping[str, Any],
+    hessian: Any,
+    cross: Any,
+    residual: Any,
+    strength: float,
+    percdamp: float,
+    damping_tries: int,
+) -> list[Any]:
+    """Return the `propagated_target` of weights, by their names in errors, that share an input.
+
+    One factor is found, and their rows are solved for together.
+    """
+    others = {"hessian": hessian, "cross": cross, "residual": residual}
+    with arrays_of_one_device(**others, **weights) as (hessian, cross, residual, *matrices):
+        given = dict(zip(weights, matrices, strict=True))
+        rows, (channels, *_) = zip(
+            *(checks.matrix(name, matrix, ("M", "K")) for name, matrix in given.items()),
+            strict=True,
+        )
+        given |= {"hessian": hessian, "cross": cross}
         for name in ("hessian", "cross"):
             checks.matrix(name, given[name], (channels, channels))
         if residual is not None:
-            checks.matrix("residual", residual, (rows, channels))
+            for count in rows:
+                checks.matrix("residual", residual, (count, channels))
             given["residual"] = residual
         if not 0 <= checks.finite_number("strength", strength) <= 1:
             raise ValueError(f"strength: expected 0 to 1, got {strength}")
-        for name, array in given.items():
-            require_finite(name, array)
-        dtype = checks.result_dtype(weight, hessian)
-        drift = cast(weighted_sum(cross, hessian, 1.0, -1.0), dtype)
-        missing = product(cast(weight, dtype), drift)
+        for check in [start_finite_check(name, array) for name, array in given.items()]:
+            check()
+        dtype = checks.result_dtype(hessian, *matrices)
+        joined = joined_rows([cast(matrix, dtype) for matrix in matrices])
         if residual is not None:
-            missing = weighted_sum(missing, residual, 1.0, 1.0)
+            residual = joined_rows([residual] * len(rows))
+        drift = weighted_sum(cross, hessian, 1.0, -1.0, dtype)
         upper = damped_factor(hessian, percdamp, damping_tries, dtype)
-        return weighted_sum(weight, solve_rows(upper, missing), 1.0, strength)
+        missing = _missing(joined, drift, residual, upper)
+        return split_rows(weighted_sum(joined, missing, 1.0, strength), rows)
+
+
+def _missing(weight: Any, drift: Any, residual: Any, upper: Any) -> Any:
+    """``(W (C - H) + E) H^-1``, by the systems of equations with fewer right-hand sides."""
+    if residual is None and len(weight) > len(drift):
+        return product(weight, solve_rows(upper, drift))
+    missing = product(weight, drift)
+    if residual is not None:
+        missing = weighted_sum(missing, residual, 1.0, 1.0)
+    return solve_rows(upper, missing)
 
 
 def damped_factor(hessian: Any, percdamp: float, tries: int, dtype: np.dtype) -> Any:
@@ -144,13 +181,21 @@ def output_loss(weight: Array, quantized: StoredWeight, statistics: InputStatist
     >>> bool(np.isclose(output_loss(weight, quantized, statistics), 2 / len(inputs) * (errors**2).sum()))
     True
     """
-    loss = proxy_loss(weight, quantized, statistics.hessian)
+    (loss,) = output_losses(weight, [quantized], statistics)
+    return loss
+
+
+def output_losses(
+    weight: Array, candidates: Sequence[StoredWeight], statistics: InputStatistics
+) -> list[float]:
+    """Return the `output_loss` of several quantized forms of a layer."""
+    losses = [proxy_loss(weight, each, statistics.hessian) for each in candidates]
     if statistics.cross is None:
-        return loss
+        return losses
     wide = cast(weight, np.float32)
-    errors = weighted_sum(wide, quantized.dequantize(), 1.0, -1.0)
     drift = weighted_sum(statistics.cross, statistics.hessian, 1.0, -1.0)
-    channels = wide.shape[1]
-    mixed = group_dots(product(wide, drift), errors, channels)
-    spoilt = group_dots(product(wide, statistics.drift), wide, channels)
-    return loss + 2 * float(to_host(mixed).sum()) + float(to_host(spoilt).sum())
+    spoilt = trace_of_products(wide, statistics.drift, wide)
+    for number, each in enumerate(candidates):
+        errors = weighted_sum(wide, each.dequantize(), 1.0, -1.0)
+        losses[number] += 2 * trace_of_products(wide, drift, errors) + spoilt
+    return losses

@@ -86,16 +86,15 @@ def expected_losses(
 def _conditional_spreads(hessian: Any, settings: LayerSettings) -> NDArray[np.float64]:
     """``D_j`` of each channel, in natural order, [K]."""
     size = hessian.shape[0]
-    order = np.arange(size)[None]
-    if settings.act_order != "none":
-        spread = to_host(diagonal(hessian)).astype(np.float64)[None]
-        order = column_orders(spread, settings.act_order, settings.group_size or size)
-    moved = take(take(hessian, order[0], 0), order[0], 1)
+    spread = to_host(diagonal(hessian))
+    orders = column_orders(spread[None], settings.act_order, settings.group_size or size)
+    order = np.arange(size) if orders is None else orders.order[0]
+    moved = take(take(hessian, order, 0), order, 1)
     dtype = checks.result_dtype(hessian)
     upper = damped_factor(moved, settings.percdamp, settings.damping_tries, dtype)
     spreads = np.empty(size)
-    spreads[order[0]] = to_host(diagonal(upper)).astype(np.float64) ** 2
-    return np.where(to_host(diagonal(hessian)) == 0, 0, spreads)
+    spreads[order] = to_host(diagonal(upper)).astype(np.float64) ** 2
+    return np.where(spread == 0, 0, spreads)
 
 
 def chosen_widths(options: Mapping[str, Sequence[Width]], budget: float) -> dict[str, Width]:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from numbacalib.linalg import factor_hessians
 from numbacalib.methods import LayerSettings, quantize_layers, rtn
@@ -37,7 +36,7 @@ from numbacalib.models import (
     open_place,
 )
 from numbacalib.ops.magnitudes import channel_magnitudes
-from numbacalib.ops.matrix import diagonals, to_host
+from numbacalib.ops.matrix import diagonals, weighted_sum
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.stages import require_range
 from numbacalib.runtime import checks, kernel_files
@@ -143,7 +142,8 @@ def _factor(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     hessian = _statistics(decoder.place, decoder.config.hidden_size).hessian
     with arrays_of_one_device(hessian=hessian) as (hessian,):
         hessians = checks.stack_of_one(hessian)
-        order = _order(to_host(diagonals(hessians)), block, settings)
+        orders = _orders(diagonals(hessians), block, settings)
+        order = None if orders is None else orders.order
         factors = factor_hessians(
             hessians, [settings.percdamp], dtype=np.dtype(np.float32), orders=order
         )
@@ -155,11 +155,12 @@ def _sweep(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     weight = block.linears[block.stages[0][0]]
     rows, channels = weight.shape
     upper = decoder.place.put(np.eye(channels, dtype=np.float32))
-    with arrays_of_one_device(weight=weight, upper=upper) as (weight, upper):
+    spread = decoder.place.put(np.ones((1, channels), np.float32))
+    with arrays_of_one_device(weight=weight, upper=upper, spread=spread) as (weight, upper, spread):
         grid = grid_settings(weight, **grid_options(_layer(block, settings)))
-        order = _order(np.ones((1, channels)), block, settings)
+        orders = _orders(spread, block, settings)
         stack = checks.stack_of_one(upper)
-        sweep(weight, stack, order, grid, settings.static_groups, [rows])
+        sweep(weight, stack, orders, grid, settings.static_groups, [rows])
 
 
 def _search(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
@@ -191,7 +192,8 @@ def _target(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     stage = block.stages[-1]
     weight = block.linears[stage[0]]
     inputs = decoder.place.put(np.eye(weight.shape[1], dtype=block.dtype))
-    outputs = decoder.place.zeros((weight.shape[1], weight.shape[0]))
+    zeros = decoder.place.zeros((weight.shape[1], weight.shape[0]))
+    outputs = weighted_sum(zeros, zeros, 1.0, -1.0, dtype=block.dtype)
     statistics = InputStatistics(weight.shape[1])
     statistics.update(inputs, inputs, outputs)
     layer = replace(_layer(block, settings), target="propagated")
@@ -242,10 +244,8 @@ def _layer(block: DecoderBlock, settings: Settings) -> LayerSettings:
     return replace(settings, scale_dtype=block.dtype, target="layerwise")
 
 
-def _order(diagonals: NDArray[Any], block: DecoderBlock, settings: Settings) -> Any:
+def _orders(diagonals: Any, block: DecoderBlock, settings: Settings) -> Any:
     """Order of a layer's columns by the diagonals of its Hessian; None as they come."""
-    if settings.act_order == "none":
-        return None
     channels = block.linears[block.stages[0][0]].shape[1]
     return column_orders(diagonals, settings.act_order, settings.group_size or channels)
 

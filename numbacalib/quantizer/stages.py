@@ -149,7 +149,8 @@ def _gathered(
         residual = None
         if beside and residual_factor is not None:
             own, wanted = given[2:]
-            residual = weighted_sum(wanted, own, 1 / residual_factor, -1 / residual_factor)
+            factors = 1 / residual_factor, -1 / residual_factor
+            residual = weighted_sum(wanted, own, *factors, dtype=block.dtype)
         for number, stage in enumerate(group):
             companions = [given[1][number], residual] if len(streams) > 1 else []
             try:

@@ -12,6 +12,8 @@ from numbacalib.runtime.array import CUDA_DLPACK, DeviceArray
 _ON_HOST = {np.ndarray, type(None)}
 """Types of arguments that kernels take as they are. Ops that a method calls get these, or arrays of ours:
 what a caller gave was looked at when the method opened its call, and is not looked at again."""
+_OURS = {DeviceArray, type(None)}
+"""Types of arguments that are on a device, or are not there."""
 
 
 def is_cuda_array(array: Any) -> bool:
@@ -39,16 +41,18 @@ class _Call:
         taken = tuple(self._arrays.values())
         if self._stream is not None or not _ON_HOST.issuperset(map(type, taken)):
             taken = self._looked_at()
-        try:
-            _require_own_memory(dict(zip(self._arrays, taken, strict=True)), self._in_place)
-        except ValueError:
-            self.__exit__()
-            raise
+        if any(name.startswith("out") for name in self._arrays):
+            try:
+                _require_own_memory(dict(zip(self._arrays, taken, strict=True)), self._in_place)
+            except ValueError:
+                self.__exit__()
+                raise
         return taken
 
     def _looked_at(self) -> tuple:
         """Find out what the arrays are, and return them as kernels take them."""
-        interfaces = _interfaces(self._arrays)
+        ours = _OURS.issuperset(map(type, self._arrays.values()))
+        interfaces = self._arrays if ours else _interfaces(self._arrays)
         if interfaces:
             from numbacalib.runtime import device
 

@@ -90,11 +90,10 @@ class open_call:  # noqa: N801 - used like a function
             of_arrays.__enter__()
             self._device = of_arrays
         try:
-            made_on: list[Any] = []
-            for found in given.values():
-                made_on += _streams_of(*found)
-            self._order = streams.Order(stream, made_on)
-            taken = {name: _taken(name, *found) for name, found in given.items()}
+            made_on = {name: _producer(*found) for name, found in given.items()}
+            used_on = [memory.stream for array, _ in given.values() if (memory := _memory(array))]
+            self._order = streams.Order(stream, number, [*made_on.values(), *used_on])
+            taken = {name: _taken(name, *given[name], made_on[name]) for name in given}
             self.arrays = tuple([taken.get(name) for name in arrays])
         except BaseException:
             self.close()
@@ -140,11 +139,9 @@ def _is_here(array: Any) -> bool:
     return ordered and (device_count() == 1 or memory.device == current_device())
 
 
-def _streams_of(array: Any, interface: Any) -> list[Any]:
-    """Return the streams on which an array was made and last used, as far as they are known."""
-    found = [] if type(array) is DeviceArray else [streams.producer(array, interface)]
-    memory = _memory(array)
-    return [*found, memory.stream] if memory else found
+def _producer(array: Any, interface: Any) -> streams.Stream | None:
+    """Return the stream on which an array was made, as far as it is known: libraries take long to tell."""
+    return None if type(array) is DeviceArray else streams.producer(array, interface)
 
 
 def _device_of(arrays: dict[str, tuple[Any, Any]]) -> int:
@@ -182,7 +179,7 @@ def _address(array: Any, interface: Any = None) -> int:
     return interface["data"][0] or 0
 
 
-def _taken(name: str, array: Any, interface: Any) -> DeviceArray:
+def _taken(name: str, array: Any, interface: Any, made_on: streams.Stream | None) -> DeviceArray:
     """Return a CUDA array as a `DeviceArray` over the same memory, ordered on the current stream."""
     if memory := _memory(array):
         memory.move(streams.current())
@@ -192,7 +189,7 @@ def _taken(name: str, array: Any, interface: Any) -> DeviceArray:
         return DeviceArray(_address(array), array.shape, array.dtype, array, array.strides)
     if interface.get("mask") is not None:
         raise TypeError(f"{name}: expected a CUDA array without a mask")
-    if streams.producer(array, interface) is None:
+    if made_on is None:
         streams.wait_for_unnamed(array, interface)
     dtype = np.dtype(interface["typestr"])
     if dtype.kind == "V" and str(getattr(array, "dtype", None)).endswith("bfloat16"):
@@ -273,8 +270,11 @@ def in_kernels(function: Any) -> Any:
 
 def current_device() -> int:
     """Return the number of the current device."""
-    error, number = driver.cuCtxGetDevice()
-    return cuda.current_context().device.id if error else int(number)
+    number = streams.device_of_call()
+    if number is None:
+        error, number = driver.cuCtxGetDevice()
+        number = cuda.current_context().device.id if error else int(number)
+    return number
 
 
 def current_stream() -> Any:

@@ -51,7 +51,7 @@ class Memory:
         self._owner: Any = None
         self.device = device
         self.stream = self._home = stream
-        self._context = check(driver.cuCtxGetCurrent())
+        self._context = _context(device)
         self._owner = _allocate(size, stream.handle)
         self.pointer = int(self._owner.ptr)
 
@@ -71,6 +71,13 @@ class Memory:
         driver.cuEventDestroy(event)
         self._owner = None
         driver.cuCtxPopCurrent()
+
+
+@functools.cache
+def _context(number: int) -> Any:
+    """Return the context of the current device, which is device `number`."""
+    del number
+    return check(driver.cuCtxGetCurrent())
 
 
 def _allocate(size: int, stream: int) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from numba import cuda
 from numpy.typing import NDArray
 
-from numbacalib.runtime.driver_device import current_device, current_stream, stream_handle
+from numbacalib.runtime.driver_device import current_device, stream_handle
 from numbacalib.runtime.extras import extra
 from numbacalib.runtime.streams import check
 
@@ -29,7 +29,7 @@ class _Word:
     def __init__(self, memory: NDArray[np.int64]) -> None:
         self.memory = memory
         self.address = memory.ctypes.data
-        self.copied = cuda.event(timing=False)
+        self.copied = check(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
 
 
 class _Words:
@@ -54,6 +54,8 @@ class _Words:
         else:
             unread, self.unread = self.unread, []
             check(driver.cuCtxSynchronize())
+            for word in unread:
+                check(driver.cuEventDestroy(word.copied))
             found = [word.memory for word in unread]
         word, *others = map(_Word, found)
         self.read += others
@@ -72,11 +74,11 @@ class _Reading:
         self._value: int | None = None
         stream = driver.CUstream(stream_handle())
         check(driver.cuMemcpyDtoHAsync(word.address, array.address, 8, stream))
-        word.copied.record(current_stream())
+        check(driver.cuEventRecord(word.copied, stream))
 
     def value(self) -> int:
         if self._value is None:
-            self._word.copied.synchronize()
+            check(driver.cuEventSynchronize(self._word.copied))
             self._value = int(self._word.memory[0])
         return self._value
 

@@ -37,7 +37,15 @@ class Stream(NamedTuple):
 DEFAULT = Stream(PER_THREAD if config.CUDA_PER_THREAD_DEFAULT_STREAM else 0)
 """Numba's own default stream."""
 
-_CURRENT: ContextVar[Stream | None] = ContextVar("stream", default=None)
+
+class _Call(NamedTuple):
+    """Open call: where it runs."""
+
+    stream: Stream
+    device: int
+
+
+_CURRENT: ContextVar[_Call | None] = ContextVar("call", default=None)
 
 
 def check(result: tuple) -> Any:
@@ -50,7 +58,14 @@ def check(result: tuple) -> Any:
 
 def current() -> Stream:
     """Return the stream of the open call, or the default one."""
-    return _CURRENT.get() or DEFAULT
+    call = _CURRENT.get()
+    return DEFAULT if call is None else call.stream
+
+
+def device_of_call() -> int | None:
+    """Return the number of the open call's device, which is the current one; None where none is open."""
+    call = _CURRENT.get()
+    return None if call is None else call.device
 
 
 def is_open() -> bool:
@@ -113,18 +128,19 @@ class Order:
     ----------
     argument : CUDA stream or None
         What the caller gave as ``stream=``.
+    device : int
+        Number of the current device.
     producers : iterable of Stream or None
         Of the call's arrays, as far as they are known. Without an argument, the call runs on the stream
         of the enclosing call, or else on one of these.
     """
 
-    def __init__(self, argument: Any, producers: Iterable[Stream | None]) -> None:
+    def __init__(self, argument: Any, device: int, producers: Iterable[Stream | None]) -> None:
         named = {stream.handle: stream for stream in producers if stream is not None}
-        stream = _CURRENT.get()
+        stream = current()
         if argument is not None:
             stream = stream_of(argument)
-        elif stream is None:
-            stream = DEFAULT
+        elif not is_open():
             for handle, other in named.items():
                 if handle != DEFAULT.handle:
                     stream = other
@@ -134,7 +150,7 @@ class Order:
             wait(stream.handle, handle)
         # whoever chose the stream orders what comes after
         self._after = () if argument is not None else tuple(named)
-        self._token = _CURRENT.set(stream)
+        self._token = _CURRENT.set(_Call(stream, device))
 
     def leave(self) -> None:
         """End the call: what its arrays' streams are given from now on comes after it."""

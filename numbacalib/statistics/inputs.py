@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numbacalib.ops.matrix import (
     diagonal,
     from_host,
     larger,
+    row_range,
     scaled,
     to_host,
     weighted_sum,
@@ -23,11 +25,13 @@ from numbacalib.ops.products import add_moment
 from numbacalib.runtime import checks
 from numbacalib.runtime.array import Array, ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
-from numbacalib.runtime.finite import require_finite, square_limit
+from numbacalib.runtime.finite import square_limit, start_finite_check
 
 ARRAYS = ("hessian", "mean_abs", "max_abs")
 OPTIONAL = ("cross", "drift", "residual")
 """Moments with the original model."""
+DRIFT_TOKENS = 4096
+"""Tokens of an update that `InputStatistics.drift` is made of: one number of a report needs it."""
 
 
 class InputStatistics:
@@ -52,7 +56,8 @@ class InputStatistics:
         ``2 / tokens * Y^T X`` with the original model's inputs Y of the same tokens, where they were
         given: C of `numbacalib.methods.propagated_target`.
     drift : float32 array [K, K] or None
-        ``2 / tokens * (Y - X)^T (Y - X)``: with it a loss to the original outputs is known.
+        ``2 / tokens * (Y - X)^T (Y - X)``: with it a loss to the original outputs is known. Of an update
+        of more than `DRIFT_TOKENS` the first so many stand for all.
     residual : float32 array [M, K] or None
         ``2 / tokens * R^T X`` with what the original stream R, to which the layer adds its M outputs, has
         more than the present one.
@@ -99,13 +104,18 @@ class InputStatistics:
         arrays = {"inputs": inputs, "original": original, "residual": residual}
         with arrays_of_one_device(**arrays) as (inputs, original, residual):
             channels = len(self.hessian)
-            rows = _tokens("inputs", inputs, channels)
+            rows, check = _tokens("inputs", inputs, channels)
+            unfinished = [check]  # a device looks at all of them before it is waited for
             if original is not None:
-                original = _tokens("original", original, channels, rows)
+                original, check = _tokens("original", original, channels, rows)
+                unfinished.append(check)
             if residual is not None:
                 *_, width = residual.shape
-                residual = _tokens("residual", residual, width, rows)
+                residual, check = _tokens("residual", residual, width, rows)
+                unfinished.append(check)
             self._require_companions(original, residual)
+            for check in unfinished:
+                check()
             self._add(rows, original, residual)
 
     def _add(self, rows: Any, original: Any, residual: Any) -> None:
@@ -126,11 +136,18 @@ class InputStatistics:
         self.max_abs = larger(self.max_abs, max_abs)
         if original is not None:
             add_moment(self.cross, original, rows, 2 / tokens, share)
-            drift = cast(weighted_sum(original, rows, 1.0, -1.0), rows.dtype)
-            gptq_hessian_update(self.drift, drift, alpha=2 / tokens, beta=share, out=self.drift)
+            self._add_drift(rows, original, tokens)
         if residual is not None:
             add_moment(self.residual, residual, rows, 2 / tokens, share)
         self.tokens = tokens
+
+    def _add_drift(self, rows: Any, original: Any, tokens: int) -> None:
+        """Add to `drift` before the tokens are counted, of which there will be so many."""
+        shown = [row_range(array, 0, DRIFT_TOKENS) for array in (original, rows)]
+        drift = weighted_sum(shown[0], shown[1], 1.0, -1.0, dtype=rows.dtype)
+        alpha = 2 / tokens * len(rows) / len(drift)
+        beta = self.tokens / tokens
+        gptq_hessian_update(self.drift, drift, alpha=alpha, beta=beta, out=self.drift)
 
     def _require_companions(self, original: Any, residual: Any) -> None:
         """Check that tokens come with what those before came with."""
@@ -197,14 +214,19 @@ class InputStatistics:
         return result
 
 
-def _tokens(name: str, array: Any, channels: int, like: Any = None) -> Any:
-    """Check vectors [..., K] and return them as a matrix of at most float32, or of the dtype of `like`."""
+def _tokens(
+    name: str, array: Any, channels: int, like: Any = None
+) -> tuple[Any, Callable[[], None]]:
+    """Check vectors [..., K] and return them as a matrix of at most float32, or of the dtype of `like`.
+
+    Also returns what waits for the check of their values.
+    """
     rows = checks.tokens(name, array, ("N", channels))
     if like is not None and len(rows) != len(like):
         raise ValueError(
             f"{name}: expected shape [{len(like)}, {channels}], got {list(rows.shape)}"
         )
-    require_finite(name, array, square_limit(len(rows)))
+    check = start_finite_check(name, array, square_limit(len(rows)))
     if like is not None:
-        return cast(rows, like.dtype)
-    return cast(rows, np.float32) if rows.dtype == np.float64 else rows
+        return cast(rows, like.dtype), check
+    return (cast(rows, np.float32) if rows.dtype == np.float64 else rows), check

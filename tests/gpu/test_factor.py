@@ -35,7 +35,8 @@ def hessian_of(channels, generator, kind):
 def test_factor_in_panels(channels, kind, generator):
     hessian = hessian_of(channels, generator, kind)
     order = np.random.default_rng(1).permutation(channels)
-    found = factor_hessians(hessian[None], [0.01], orders=order[None])
+    orders = torch.as_tensor(order[None], device="cuda")
+    found = factor_hessians(hessian[None], [0.01], orders=orders)
     upper = torch.as_tensor(found.upper, device="cuda")[0].double()
     expected = hessian.double()[order][:, order]
     expected += found.dampings[0] * torch.eye(channels, device="cuda")

@@ -69,14 +69,14 @@ def test_what_is_freed_is_taken_in_the_order_of_a_stream(pool):
     """A stream that is late reads its array after another stream has taken memory of that size."""
     late, other = torch.cuda.Stream(), torch.cuda.Stream()
     for _ in range(3):
-        order = streams.Order(late, [])
+        order = streams.Order(late, 0, [])
         source = device.zeros((1 << 22,), np.float32)
         torch.cuda._sleep(200_000_000)
         result = device.empty((1 << 22,), np.float32)
         device.copy(source, result)
         del source
         order.leave()
-        order = streams.Order(other, [])
+        order = streams.Order(other, 0, [])
         device.write(device.empty((1 << 22,), np.float32), np.ones(1 << 22, np.float32))
         order.leave()
         torch.cuda.synchronize()

@@ -24,7 +24,6 @@ from numbacalib.ops.gptq_quantize_column.diagonal_gpu import (
     measure_asymmetry,
     transpose,
 )
-from numbacalib.ops.gptq_quantize_column.pairs_gpu import Pair, add_products
 from numbacalib.ops.gptq_quantize_column.sweep_gpu import quantize_kernel
 from numbacalib.ops.gptq_quantize_column.tiles_gpu import (
     BLOCK,
@@ -40,6 +39,7 @@ from numbacalib.ops.range_search import gpu as search_kernels
 from numbacalib.runtime import blas_gpu, device
 from numbacalib.runtime.half import carrier
 from numbacalib.runtime.launch import column_blocks, launch
+from numbacalib.runtime.pairs_gpu import Pair, add_products
 from numbacalib.runtime.triangles_gpu import SMALL_TILE, invert_blocks
 from numbacalib.spec.gptq import FactorLook, GroupedCodes
 from numbacalib.spec.grid import Grid, group_indices
@@ -145,7 +145,11 @@ def _sweep(
     columns = device.from_host(starts)
     size = BLOCK if whole else group_size
     padded = -(-size // STEP) * STEP
-    groups = (size, padded) if found and not whole else device.from_host(group_of)
+    groups: Any = group_of
+    if found and not whole:
+        groups = size, padded
+    elif isinstance(group_of, np.ndarray):
+        groups = device.from_host(group_of)
     couplings, diagonals = _coupling(factors, columns, (size, padded), inverse)
     codes = device.empty((rows, channels), np.uint8)
     losses = device.empty((rows,), np.float64)
@@ -230,7 +234,7 @@ class _PairedHistory:
         runs = history.reshape(self._history.high.shape)
         self._history.columns(self._split, begin).fill(runs[:, :, self._split : begin])
         self._split = begin
-        right = self._couplings.rows(begin).columns(0, end - begin)
+        right = self._couplings.rows(0, begin).columns(0, end - begin)
         right.fill(couplings[:, :begin, begin:end])
         add_products(self._history.columns(0, begin), right, runs[:, :, begin:end])
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.ops.matrix import cpu
+from numbacalib.runtime import checks
 from numbacalib.runtime.backend import call
 
 
@@ -91,10 +92,11 @@ def joined_rows(matrices: Sequence[Any]) -> Any:
         return matrices[0] if len(matrices) == 1 else kernels.joined_rows(matrices)
 
 
-def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
+def take(matrix: Any, indices: Any, axis: int) -> Any:
     """Rows (axis 0) or columns (axis 1) of a matrix of any dtype; zeros where an index is -1.
 
-    Indices of columns [E, L] are for each of E equal runs of rows.
+    Indices, int64, are on the host or where the matrix is. Those of columns [E, L] are for each of E equal
+    runs of rows.
     """
     with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):
         return kernels.take(matrix, indices, axis)
@@ -148,10 +150,14 @@ def blended(left: Any, right: Any, share: float) -> Any:
     return weighted_sum(left, right, share, 1 - share)
 
 
-def weighted_sum(left: Any, right: Any, a: float, b: float) -> Any:
-    """``a * left + b * right`` of arrays [..., K], of any float dtypes, in the accumulators' dtype."""
+def weighted_sum(left: Any, right: Any, a: float, b: float, dtype: DTypeLike | None = None) -> Any:
+    """``a * left + b * right`` of arrays [..., K], of any float dtypes.
+
+    Sums are of the accumulators' dtype, and rounded to another float dtype where one is given.
+    """
     with call(cpu, _gpu, left=left, right=right) as (kernels, left, right):
-        return kernels.weighted_sum(left, right, a, b)
+        dtype = checks.result_dtype(left, right) if dtype is None else np.dtype(dtype)
+        return kernels.weighted_sum(left, right, a, b, dtype)
 
 
 def add_scaled(target: Any, values: Any, factor: float) -> None:

@@ -99,12 +99,12 @@ def scaled(array: NDArray, columns: NDArray, rows: NDArray | None) -> NDArray:
     return product
 
 
-def weighted_sum(left: NDArray, right: NDArray, a: float, b: float) -> NDArray:
+def weighted_sum(left: NDArray, right: NDArray, a: float, b: float, dtype: np.dtype) -> NDArray:
     """See `numbacalib.ops.matrix.weighted_sum`."""
-    dtype = checks.result_dtype(left, right)
-    total: NDArray = left.astype(dtype, copy=False) * dtype.type(a)
-    total += right.astype(dtype, copy=False) * dtype.type(b)
-    return total
+    real = checks.result_dtype(left, right)
+    total: NDArray = left.astype(real, copy=False) * real.type(a)
+    total += right.astype(real, copy=False) * real.type(b)
+    return total if dtype == real else cast(total, dtype)
 
 
 def add_scaled(target: NDArray, values: NDArray, factor: np.float32) -> None:

@@ -97,12 +97,15 @@ def joined_rows(matrices: Sequence[Any]) -> Any:
     return joined
 
 
-def take(matrix: Any, indices: NDArray[np.int64], axis: int) -> Any:
+def take(matrix: Any, indices: Any, axis: int) -> Any:
     """See `numbacalib.ops.matrix.take`."""
-    length = indices.shape[-1]
+    length = indices.shape[1] if len(indices.shape) == 2 else indices.shape[0]
     shape = (length, matrix.shape[1]) if axis == 0 else (len(matrix), length)
     taken = device.empty(shape, matrix.dtype)
-    where = device.from_host(np.ascontiguousarray(indices.reshape(-1, length)))
+    where = indices
+    if isinstance(indices, np.ndarray):
+        where = device.from_host(np.ascontiguousarray(indices))
+    where = where.reshape(-1, length)
     blocks = -(-shape[1] // RUN), min(shape[0], MOST_BLOCKS)
     threads = row_threads(matrix.shape[1])
     launch(_take, blocks, threads, carrier(matrix), where, axis, carrier(taken))
@@ -138,11 +141,12 @@ def scaled(array: Any, columns: Any, rows: Any) -> Any:
     return device.result(product)
 
 
-def weighted_sum(left: Any, right: Any, a: float, b: float) -> Any:
+def weighted_sum(left: Any, right: Any, a: float, b: float, dtype: np.dtype) -> Any:
     """See `numbacalib.ops.matrix.weighted_sum`."""
-    total = device.empty(left.shape, checks.result_dtype(left, right))
-    matrices = carrier(rows_of(left)), carrier(rows_of(right)), rows_of(total)
-    factors = total.dtype.type(a), total.dtype.type(b)
+    total = device.empty(left.shape, dtype)
+    matrices = carrier(rows_of(left)), carrier(rows_of(right)), carrier(rows_of(total))
+    real = checks.result_dtype(left, right).type
+    factors = real(a), real(b)
     launch(_weighted_sum, _tiles(matrices[-1]), THREADS, *matrices, *factors)
     return device.result(total)
 
@@ -273,11 +277,11 @@ def _scaled(matrix, columns, rows, product):
 
 @cuda.jit
 def _weighted_sum(left, right, total, a, b):
-    real = total.dtype.type
     j = cuda.grid(1)
     if j < total.shape[1]:
         for i in range(np.int64(cuda.blockIdx.y), total.shape[0], cuda.gridDim.y):
-            total[i, j] = a * real(widen(left[i, j])) + b * real(widen(right[i, j]))
+            value = a * widen(left[i, j]) + b * widen(right[i, j])
+            total[i, j] = narrow(value, total[i, j])
 
 
 @cuda.jit

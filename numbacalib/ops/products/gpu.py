@@ -8,18 +8,28 @@ import numpy as np
 
 from numbacalib.ops.matrix.gpu import contiguous
 from numbacalib.runtime import device
-from numbacalib.runtime.blas_gpu import multiply
+from numbacalib.runtime.blas_gpu import has_libraries, multiply
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.launch import MOST_BLOCKS, launch
+from numbacalib.runtime.pairs_gpu import Pair, add_products
 
 THREADS = device.sized(128, simulated=4)
+LARGE = 512
+"""Rows, columns and summed elements from which a product repays splitting its operands."""
 
 
 def product(left: Any, right: Any) -> Any:
-    """See `numbacalib.ops.products.product`."""
-    result = device.empty((left.shape[0], right.shape[1]), left.dtype)
-    multiply(contiguous(left), contiguous(right), result)
+    """See `numbacalib.ops.products.product`; on capability 9.0 large ones are of pairs of bfloat16."""
+    left, right = contiguous(left), contiguous(right)
+    shape = left.shape[0], right.shape[1]
+    in_pairs = left.dtype == np.float32 and min(*shape, len(right)) >= LARGE
+    if in_pairs and has_libraries() and device.has_capability_9_0():
+        result = device.zeros(shape, np.float32)
+        add_products(Pair.of(left), Pair.of(right), result.reshape(1, *shape))
+    else:
+        result = device.empty(shape, left.dtype)
+        multiply(left, right, result)
     return device.result(result)
 
 

@@ -1,4 +1,4 @@
-"""The squared error of a layer's outputs, from the Hessian of its inputs."""
+"""The squared error of a layer's outputs, and what else moments of its inputs say of two weights."""
 
 from __future__ import annotations
 
@@ -34,3 +34,13 @@ def trace_of_errors(weight: Any, values: Any, hessian: Any, channel_scales: Any 
     }
     with call(cpu, _gpu, **arrays) as (kernels, weight, values, hessian, channel_scales):
         return kernels.trace_of_errors(weight, values, hessian, channel_scales)
+
+
+def trace_of_products(left: Any, moment: Any, right: Any) -> float:
+    """``trace(left moment right^T)`` of float32 arrays [M, K], [K, K] and [M, K].
+
+    On a GPU `right` is rounded to float16 where it is large, each row by its own scale: such roundings are
+    of either sign.
+    """
+    with call(cpu, _gpu, left=left, moment=moment, right=right) as (kernels, *arrays):
+        return kernels.trace_of_products(*arrays)

@@ -1,10 +1,11 @@
-"""The proxy loss on the CPU: one product of matrices."""
+"""Traces of products on the CPU: one product of matrices each."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from numbacalib.ops.products.cpu import group_dots, product
 from numbacalib.runtime import checks
 
 
@@ -17,3 +18,8 @@ def trace_of_errors(
         difference /= channel_scales
     hessian = hessian.astype(checks.result_dtype(hessian), copy=False)
     return float(np.vdot(difference @ hessian, difference))
+
+
+def trace_of_products(left: NDArray, moment: NDArray, right: NDArray) -> float:
+    """See `numbacalib.ops.proxy_loss.trace_of_products`."""
+    return float(group_dots(product(left, moment), right, left.shape[1]).sum())

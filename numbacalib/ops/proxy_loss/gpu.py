@@ -1,4 +1,4 @@
-"""GPU kernels of the proxy loss: a product that is multiplied by the errors where it arises."""
+"""GPU kernels of the proxy loss and of traces: products whose elements are multiplied and added up."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from numbacalib.ops.columns import gpu as columns
 from numbacalib.ops.columns.reductions_gpu import VALUES
+from numbacalib.ops.matrix.gpu import contiguous
 from numbacalib.runtime import checks, device
 from numbacalib.runtime.blas_gpu import add_linear, has_libraries
 from numbacalib.runtime.block_gpu import block_max, block_sum
@@ -38,41 +39,43 @@ def trace_of_errors(weight: Any, values: Any, hessian: Any, channel_scales: Any)
     launch(_errors, blocks, THREADS, source, values, carrier(channel_scales), errors)
     by_blas = has_libraries() or not device.HAS_PTX  # the simulator's memory is the host's
     if hessian.dtype == np.float32 and by_blas:
-        return _trace_by_blas(errors, hessian)
+        return trace_of_products(errors, hessian, errors)
     losses = group_losses(errors, hessian, channels)
     totals = columns.column_sums(losses, VALUES, np.float64(1))
     return float(device.read(totals).sum())
 
 
-def _trace_by_blas(errors: Any, hessian: Any) -> float:
-    """``trace(D H D^T)``, whose product is BLAS's: ``D H^T``, which has the same trace."""
-    products = device.empty(errors.shape, np.float32)
-    if errors.size < FEW_ERRORS:
-        factors = device.from_host(np.ones(len(errors), np.float32))
-        add_linear(errors, hessian, products, keep=False)
+def trace_of_products(left: Any, moment: Any, right: Any) -> float:
+    """See `numbacalib.ops.proxy_loss.trace_of_products`: BLAS makes ``right moment^T``."""
+    left, moment, right = map(contiguous, (left, moment, right))
+    products = device.empty(right.shape, np.float32)
+    if right.size < FEW_ERRORS:
+        factors = device.from_host(np.ones(len(right), np.float32))
+        add_linear(right, moment, products, keep=False)
     else:
-        factors = _add_halves(errors, hessian, products)
-    losses = device.empty((len(errors),), np.float64)
-    launch(_row_dots, len(errors), THREADS, products, errors, factors, losses)
-    return float(device.read(losses).sum())
+        factors = _add_halves(right, moment, products)
+    dots = device.empty((len(right),), np.float64)
+    launch(_row_dots, len(right), THREADS, products, left, factors, dots)
+    return float(device.read(dots).sum())
 
 
-def _add_halves(errors: Any, hessian: Any, products: Any) -> Any:
-    """Set `products` to ``D H^T`` on tensor cores, each row divided by its power of two, which is returned.
+def _add_halves(rows: Any, moment: Any, products: Any) -> Any:
+    """Set `products` to ``rows moment^T`` on tensor cores, each row divided by its power of two.
 
-    The Hessian goes as two float16 matrices, see `operands.split`, and the errors as one: their roundings
-    are of either sign, and of `FEW_ERRORS` and more they are of no account in the trace.
+    Those powers are returned. The moment goes as two float16 matrices, see `operands.split`, and the rows
+    as one: their roundings are of either sign, and of `FEW_ERRORS` and more they are of no account in a
+    trace.
     """
-    factors = device.empty((len(errors),), np.float32)
-    halves = device.empty(errors.shape, np.float16)
+    factors = device.empty((len(rows),), np.float32)
+    halves = device.empty(rows.shape, np.float16)
     if not device.HAS_PTX:
-        parts, scales = [hessian], device.from_host(np.ones(len(hessian), np.float32))
+        parts, scales = [moment], device.from_host(np.ones(len(moment), np.float32))
     else:
         from numbacalib.ops.gptq_hessian_update.operands import split
 
-        *pair, scales = split(hessian)
+        *pair, scales = split(moment)
         parts = [half.view(np.float16) for half in pair]
-    launch(_halve, len(errors), THREADS, errors, scales, carrier(halves), factors)
+    launch(_halve, len(rows), THREADS, rows, scales, carrier(halves), factors)
     for keep, part in enumerate(parts):
         add_linear(halves, part, products, keep=bool(keep))
     return factors
@@ -103,25 +106,25 @@ def _errors(weight, values, channel_scales, errors):
 
 
 @cuda.jit
-def _halve(errors, scales, halves, factors):
-    """Write ``D s**2`` as float16: a row times a power of two, whose inverse is its factor.
+def _halve(rows, scales, halves, factors):
+    """Write ``rows s**2`` as float16: a row times a power of two, whose inverse is its factor.
 
-    The Hessian's columns are divided by ``s**2``, which is a power of two, too. One block a row, its
+    The moment's columns are divided by ``s**2``, which is a power of two, too. One block a row, its
     threads every `THREADS`-th column.
     """
     shared = cuda.shared.array(THREADS, np.float32)
     i, thread = np.int64(cuda.blockIdx.x), cuda.threadIdx.x
     peak = np.float32(0)
-    for j in range(thread, errors.shape[1], THREADS):
-        peak = max(peak, abs(errors[i, j] * scales[j] * scales[j]))
+    for j in range(thread, rows.shape[1], THREADS):
+        peak = max(peak, abs(rows[i, j] * scales[j] * scales[j]))
     shared[thread] = peak
     peak = block_max(shared, thread)
     # float16 ends at 65504: the peak of what is stored lies about 2**14
     factor = np.float32(1)
     if peak > 0:
         factor = np.float32(2.0 ** max(math.floor(math.log2(peak)) - 14, -126))
-    for j in range(thread, errors.shape[1], THREADS):
-        value = errors[i, j] * scales[j] * scales[j] / factor
+    for j in range(thread, rows.shape[1], THREADS):
+        value = rows[i, j] * scales[j] * scales[j] / factor
         halves[i, j] = narrow(value, halves[i, j])
     if thread == 0:
         factors[i] = factor

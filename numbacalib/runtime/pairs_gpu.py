@@ -27,6 +27,13 @@ class Pair(NamedTuple):
     low: Any
 
     @classmethod
+    def of(cls, matrix: Any) -> Pair:
+        """Return a pair [1, M, K] for a float32 matrix."""
+        pair = cls.empty((1, *matrix.shape))
+        pair.fill(matrix.reshape(1, *matrix.shape))
+        return pair
+
+    @classmethod
     def empty(cls, shape: tuple[int, int, int]) -> Pair:
         """Return a pair that holds nothing yet."""
         return cls(device.empty(shape, np.int16), device.empty(shape, np.int16))
@@ -35,9 +42,9 @@ class Pair(NamedTuple):
         """Return some columns, in the same memory."""
         return Pair(*(part[:, :, begin:end] for part in self))
 
-    def rows(self, end: int) -> Pair:
-        """Return the first rows, in the same memory."""
-        return Pair(*(part[:, :end] for part in self))
+    def rows(self, begin: int, end: int) -> Pair:
+        """Return some rows, in the same memory."""
+        return Pair(*(part[:, begin:end] for part in self))
 
     def fill(self, matrices: Any) -> None:
         """Split float32 matrices [E, M, K]."""
@@ -46,10 +53,12 @@ class Pair(NamedTuple):
         launch(_split, blocks, THREADS, matrices, *self)
 
 
-def add_products(left: Pair, right: Pair, out: Any) -> None:
-    """Add ``left[e] @ right[e]`` to ``out[e]``, float32; the smallest products first."""
+def add_products(
+    left: Pair, right: Pair, out: Any, *, factor: float = 1.0, transposed: bool = False
+) -> None:
+    """Do what `blas_gpu.add_products` does, `out` in float32; the smallest products come first."""
     for a, b in (left.high, right.low), (left.low, right.high), (left.high, right.high):
-        blas_gpu.add_products(a, b, out)
+        blas_gpu.add_products(a, b, out, factor=factor, transposed=transposed)
 
 
 @cuda.jit

@@ -1,0 +1,33 @@
+"""Falling order on the CPU, by NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def falling_order(
+    values: NDArray, group_size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """See `numbacalib.ops.falling_order.falling_order`."""
+    order = np.stack([_falling(row) for row in values])
+    return order, places(order), order // group_size
+
+
+def places(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Invert permutations [E, K]."""
+    place = np.empty_like(order)
+    np.put_along_axis(place, order, np.arange(order.shape[1])[None], 1)
+    return place
+
+
+def _falling(values: NDArray) -> NDArray[np.int64]:
+    """Sort indices by falling values [K]; equal ones keep their order.
+
+    NumPy's sort that keeps no order of equal values takes a quarter of the time, and few have equal ones.
+    """
+    order = np.argsort(-values)
+    found = values[order]
+    if (found[1:] < found[:-1]).all():
+        return order
+    return np.argsort(-values, kind="stable")
