@@ -25,6 +25,8 @@ TILE = EDGE * EDGE
 THREADS = device.sized(256, simulated=4)
 RUN = device.sized(4096, simulated=8)
 """Rows that one thread adds up: sums of runs are added in order, which bounds the rounding error."""
+HALF_RUN = device.sized(512, simulated=8)
+"""The same of 16-bit rows by BLAS, whose tensor cores truncate: see `numbacalib.runtime.product`."""
 FEW_ROWS = 8
 """Fewer float32 rows are taken as they are: a sum so short would show that `hopper` halves keep 22
 bits of each number."""
@@ -61,8 +63,9 @@ def update_by_blas(hessian: Any, x: Any, alpha: float, beta: float, out: Any) ->
     """Add the whole product, and take one triangle of it for both: the other may be rounded otherwise."""
     blocks = column_blocks(out.shape, THREADS)
     launch(_begin, blocks, THREADS, hessian, out.dtype.type(beta), out)
-    for first in range(0, len(x), RUN):
-        run = x[first : first + RUN]
+    length = HALF_RUN if x.dtype.itemsize == 2 else RUN
+    for first in range(0, len(x), length):
+        run = x[first : first + length]
         blas_gpu.multiply(run, run, out, factor=alpha, keep=1.0, transposed=(True, False))
     launch(_mirror, blocks, THREADS, out)
 
