@@ -17,6 +17,8 @@ _COPIES = 4
 """Float32 copies of a stage's weights: as read, compensated, as codes, dequantized."""
 _SQUARES = 4
 """Matrices [K, K] beside a stage's: its Hessian, damped and factored, couplings, one more for a search."""
+_WORK = 64 << 20
+"""Sums of parts of a product, and what libraries take."""
 _PASSING = 4
 """Parts of a residual stream that are on the device at once while it streams."""
 _MARGIN = 1.1
@@ -75,7 +77,7 @@ class Demand:
         most = max(self._block_bytes(index, tokens, streamed) for index in blocks)
         if any(map(is_outer, self.layers)):
             most = max(most, self._outer_bytes(tokens))
-        return int(most if self.on_host else _MARGIN * most)
+        return int(most if self.on_host else _MARGIN * most + _WORK)
 
     def pinned_bytes(self, tokens: int) -> int:
         """Bytes of the host that a residual stream takes: its own, or of one that passes a device."""
@@ -92,16 +94,17 @@ class Demand:
         weights = streams * size * sum(rows * channels for rows, channels in shapes)
         widest = max(channels for _, channels in shapes)
         together = min(tokens, place.batch_tokens)
-        batch = size * together * (3 * widest + config.hidden_size)
-        states = 4 * (min(tokens, _PASSING * together) if streamed else tokens) * config.hidden_size
-        held = 0 if streamed else self._held_bytes(tokens, widest, size)
+        batch = size * together * _numbers_of_a_token(config, widest)
+        row = 4 * config.hidden_size
+        passing = row * min(tokens, _PASSING * together) if streamed else 0
+        staying = 0 if streamed else row * tokens + self._held_bytes(tokens, widest, size)
         squares = _SQUARES + 2 * (streams - 1) if self.calibrated else 0
         sizes = [stage_size(config, index, stage, self.layers) for stage in stages(config, index)]
-        gathering = batch + 4 * (1 + 2 * (streams - 1)) * widest**2
+        gathering = batch + streams * passing + 4 * (1 + 2 * (streams - 1)) * widest**2
         solving = 4 * max(
             squares * channels**2 + _COPIES * rows * channels for rows, channels in sizes
         )
-        return weights + streams * (states + held) + max(gathering, solving)
+        return weights + streams * staying + max(gathering, solving)
 
     def _outer_bytes(self, tokens: int) -> int:
         """Bytes of arrays while the head is quantized, or the embeddings."""
@@ -115,6 +118,14 @@ class Demand:
         contexts = size * tokens * self.config.num_heads * self.config.head_dim
         wide = size * tokens * widest
         return max(contexts, wide if wide <= self.place.held_bytes else 0)
+
+
+def _numbers_of_a_token(config: ModelConfig, widest: int) -> int:
+    """Activations of a token that are there at once: in attention, or in the MLP, beside their input."""
+    queries, keys = (count * config.head_dim for count in (config.num_heads, config.num_kv_heads))
+    # normalized ones beside those before, and the contexts
+    attention = 3 * queries + 4 * keys
+    return config.hidden_size + max(attention, 2 * widest + config.hidden_size)
 
 
 def stage_size(

@@ -12,7 +12,7 @@ products carry 22 of float32's 24 bits.
 Tensor cores truncate where they add: a sum of one sign falls short by what grows with its length, to
 2.8e-5 of it over 8192 rows, and by more or less as its mantissa is. Where channels go together that error
 is of low rank, with eigenvalues up to K times as large: of 28672 channels more than damping makes up for.
-So each 64-row sum is added to a total that is rounded to nearest.
+So sums of 64 or 128 rows are added to a total that is rounded to nearest.
 """
 
 from __future__ import annotations
@@ -136,18 +136,8 @@ def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
         return start + group * BOX_BYTES, start + a_bytes
 
     @cuda.jit(device=True, forceinline=True)
-    def stage_product(registers, a, b):
-        """Product of a stage's rows, 128 columns wide, in the registers of another fragment."""
-        if split:
-            # the small products first: what is truncated then is small too
-            a_low, b_low = a + part_bytes, b + part_bytes
-            registers = add_product(registers, descriptor(a), descriptor(b_low), 0)
-            registers = add_product(registers, descriptor(a_low), descriptor(b), 1)
-        return wgmma.wait(add_product(registers, descriptor(a), descriptor(b), split))
-
-    @cuda.jit(device=True, forceinline=True)
     def multiply(base, first, last, stage, phase):
-        """Sum row blocks `first` to `last`.
+        """Sum row blocks `first` to `last`, each rounded to nearest when it is added.
 
         The two warpgroups take turns: one's products are under way while the other adds, or waits for a
         stage. Returns the sum and the stage and phase to go on with.
@@ -157,27 +147,53 @@ def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
         for _ in range(first, last):
             ptx.barrier_wait(base + full_offset + 8 * stage, phase)
             a, b = operands(base, stage)
-            partial = stage_product(partial, a, b)
+            if split:
+                # the small products first: what is truncated then is small too
+                a_low, b_low = a + part_bytes, b + part_bytes
+                partial = add_product(partial, descriptor(a), descriptor(b_low), 0)
+                partial = add_product(partial, descriptor(a_low), descriptor(b), 1)
+            partial = add_product(partial, descriptor(a), descriptor(b), split)
+            partial = wgmma.wait(partial)
             release(base, stage)
             total = wgmma.fragment_add(total, partial)
             stage, phase = after(stage, phase)
         return total, stage, phase
 
     @cuda.jit(device=True, forceinline=True)
+    def pair_product(registers, a, b, next_a, next_b, two):
+        """Product of two stages' rows, or of one's, in the registers of another fragment."""
+        registers = add_product(registers, descriptor(a), descriptor(b), 0)
+        if two:
+            registers = add_product(registers, descriptor(next_a), descriptor(next_b), 1)
+        return wgmma.wait(registers)
+
+    @cuda.jit(device=True, forceinline=True)
     def multiply_wide(base, first, last, stage, phase):
-        """See `multiply`; halves of the columns take turns too, since registers hold one partial sum."""
+        """Sum row blocks `first` to `last`, each two rounded to nearest when they are added.
+
+        Halves of the columns take turns, since registers hold the partial sum of one. See `multiply`.
+        """
         left = zero
         right = zero
         partial = zero
-        for _ in range(first, last):
-            ptx.barrier_wait(base + full_offset + 8 * stage, phase)
-            a, b = operands(base, stage)
-            partial = stage_product(partial, a, b)
-            left = wgmma.fragment_add(left, partial)
-            partial = stage_product(partial, a, b + half_bytes)
-            release(base, stage)
-            right = wgmma.fragment_add(right, partial)
+        for block in range(first, last, 2):
+            two = block + 1 < last
+            here = stage
+            ptx.barrier_wait(base + full_offset + 8 * here, phase)
             stage, phase = after(stage, phase)
+            if two:
+                ptx.barrier_wait(base + full_offset + 8 * stage, phase)
+            a, b = operands(base, here)
+            next_a, next_b = operands(base, stage)
+            partial = pair_product(partial, a, b, next_a, next_b, two)
+            left = wgmma.fragment_add(left, partial)
+            b, next_b = b + half_bytes, next_b + half_bytes
+            partial = pair_product(partial, a, b, next_a, next_b, two)
+            release(base, here)
+            if two:
+                release(base, stage)
+                stage, phase = after(stage, phase)
+            right = wgmma.fragment_add(right, partial)
         return left + right, stage, phase
 
     return SimpleNamespace(

@@ -141,3 +141,29 @@ def test_a_run_that_finds_less_memory_than_its_plan_leaves_nothing(tmp_path, new
     assert pool.used_bytes() <= used
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
     assert files[0] == files[1]
+
+
+def test_a_run_fits_into_what_its_plan_says(tmp_path, new_pool):
+    """In a pool that is limited to it, first with all on the device, then with streamed states."""
+    (tmp_path / "text.txt").write_text(TEXT * 3000)
+    sizes = {"hidden_size": 1024, "intermediate_size": 3584, "head_dim": 64}
+    sizes |= {"num_attention_heads": 16, "num_key_value_heads": 4}
+    model = write_tiny_checkpoint(tmp_path / "model", dtype="bfloat16", **sizes)
+    plans, files = [], []
+
+    def run(limit):
+        gc.collect()
+        new_pool.free_all_blocks()
+        new_pool.set_limit(size=limit)
+        output = tmp_path / f"out-{len(files)}"
+        options = {"samples": 640, "sequence_length": 256, "device": "cuda", "target": "layerwise"}
+        quantize(model, output, text=[tmp_path / "text.txt"], planned=plans.append, **options)
+        files.append((output / "model.safetensors").read_bytes())
+        print(f"limit {limit}, planned {plans[-1].device_bytes}, taken {new_pool.total_bytes()}")
+
+    run(0)
+    run(plans[0].device_bytes)
+    run(plans[0].device_bytes - 1)
+    run(plans[2].device_bytes)
+    assert [plan.streamed_bytes > 0 for plan in plans] == [False, False, True, True]
+    assert len(set(files)) == 1

@@ -106,12 +106,19 @@ def _tile_kernel(dtype: np.dtype) -> Any:
         left = cuda.shared.array((EDGE, TILE), real)
         right = cuda.shared.array((EDGE, TILE), real)
         sums = cuda.local.array((EDGE, EDGE), real)
+        totals = cuda.local.array((EDGE, EDGE), real)
         tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
         rows, size = x.shape
         for i in range(EDGE):
             for j in range(EDGE):
-                sums[i, j] = real(0)
+                sums[i, j] = totals[i, j] = real(0)
         for first in range(0, rows, EDGE):
+            if first % TILE == 0:
+                # sums of many rows that are alike are all rounded the same way: few are added at a time
+                for i in range(EDGE):
+                    for j in range(EDGE):
+                        totals[i, j] += sums[i, j]
+                        sums[i, j] = real(0)
             for j in range(tx, TILE, EDGE):
                 inside = first + ty < rows
                 left[ty, j] = right[ty, j] = real(0)
@@ -129,7 +136,8 @@ def _tile_kernel(dtype: np.dtype) -> Any:
             for j in range(EDGE):
                 r, c = row + ty + EDGE * i, column + tx + EDGE * j
                 if r <= c and c < size:
-                    value = updated(widen(hessian[r, c]), sums[i, j], alpha, beta)
+                    total = totals[i, j] + sums[i, j]
+                    value = updated(widen(hessian[r, c]), total, alpha, beta)
                     out[r, c] = value
                     out[c, r] = value
 
