@@ -32,6 +32,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from numbacalib.formats.safetensors_writer import SafetensorsWriter
 from numbacalib.models import open_checkpoint
 from numbacalib.quantizer import Settings, quantize
+from numbacalib.quantizer.report import RunReport
 from numbacalib.quantizer.text import read_sequences
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -137,8 +138,8 @@ class Run:
             sequence_length=options.sequence_length,
         )
 
-    def seconds(self) -> tuple[float, dict[str, float]]:
-        """Seconds from files to files, and of the phases that the report has."""
+    def measured(self) -> tuple[float, RunReport]:
+        """Seconds from files to files, and the report."""
         output = self.folder / "quantized"
         shutil.rmtree(output, ignore_errors=True)
         begin = time.perf_counter()
@@ -150,7 +151,7 @@ class Run:
             device=self.device,
             planned=lambda plan: print(plan.summary(), file=sys.stderr),
         )
-        return time.perf_counter() - begin, report.seconds
+        return time.perf_counter() - begin, report
 
 
 def cold_seconds(options: argparse.Namespace) -> float:
@@ -172,18 +173,22 @@ def ours(run: Run, options: argparse.Namespace) -> list[Row]:
     from numba import cuda
 
     apart, whole = GOALS[options.shape] if not (options.layers or options.gib) else (None, None)
-    found = [run.seconds() for _ in range(1 + options.runs)][1:]
-    for wall, phases in found:
-        listed = ", ".join(f"{name} {own:.2f}" for name, own in phases.items())
+    found = [run.measured() for _ in range(1 + options.runs)][1:]
+    for wall, report in found:
+        listed = ", ".join(f"{name} {own:.2f}" for name, own in report.seconds.items())
         print(f"from files to files: {wall:.2f} s: {listed}")
     memory = cuda.current_context().get_memory_info()
     taken = (memory.total - memory.free) / 2**30
-    print(f"device memory taken: {taken:.1f} GiB")
-    walls, phases = zip(*found, strict=True)
+    walls, reports = zip(*found, strict=True)
+    planned = max(report.plan.device_bytes for report in reports) / 2**30
+    pooled = max(report.device_bytes for report in reports) / 2**30
+    print(f"device memory: {taken:.1f} GiB, of the pool {pooled:.2f}, planned {planned:.2f}")
     figures = [
         ("files to files", min(walls), "s", whole),
-        ("the blocks alone", min(each["quantizing"] for each in phases), "s", apart),
+        ("the blocks alone", min(each.seconds["quantizing"] for each in reports), "s", apart),
         ("device memory", taken, "GiB", None),
+        ("device memory of arrays", pooled, "GiB", None),
+        ("device memory of arrays, planned", planned, "GiB", None),
     ]
     if options.cold:
         cold = cold_seconds(options)
@@ -244,12 +249,12 @@ def main() -> int:
         cupy.get_default_memory_pool().set_limit(int(options.gib * 2**30))
     run = Run(options)
     if options.once:
-        print(f"{run.seconds()[0]:.2f}")
+        print(f"{run.measured()[0]:.2f}")
         return 0
     if options.profile:
-        run.seconds()
+        run.measured()
         profile = cProfile.Profile()
-        profile.runcall(run.seconds)
+        profile.runcall(run.measured)
         pstats.Stats(profile).sort_stats("tottime").print_stats(25)
         return 0
     import cupy

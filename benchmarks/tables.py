@@ -422,6 +422,7 @@ def experts_body(rows: list[ExpertsRow]) -> str:
 
 
 TABLES = {
+    "attention": Table("attention_gpu.py", Row, speed_body),
     "awq": Table("awq_gpu.py", Row, speed_body),
     "codebooks": Table("codebooks.py", CodebookRow, codebooks_body),
     "cpu": Table("cpu.py", Row, speed_body),

@@ -19,6 +19,8 @@ _COPIES = 4
 """Float32 copies of a stage's weights: as read, compensated, as codes, dequantized."""
 _SQUARES = 4
 """Matrices [K, K] beside a stage's: its Hessian, damped and factored, couplings, one more for a search."""
+_WORK = 64 << 20
+"""Sums of parts of a product, and what libraries take."""
 _PASSING = 4
 """Parts of a residual stream that are on the device at once while it streams."""
 _MARGIN = 1.1
@@ -77,7 +79,7 @@ class Demand:
         most = max(self._block_bytes(index, tokens, streamed) for index in blocks)
         if any(map(is_outer, self.layers)):
             most = max(most, self._outer_bytes(tokens))
-        return int(most if self.on_host else _MARGIN * most)
+        return int(most if self.on_host else _MARGIN * most + _WORK)
 
     def pinned_bytes(self, tokens: int) -> int:
         """Bytes of the host that a residual stream takes: its own, or of one that passes a device."""
@@ -93,22 +95,31 @@ class Demand:
         shapes = linear_shapes(config, index)
         weights = streams * size * sum(rows * channels for rows, channels in shapes.values())
         widest = max(channels for _, channels in shapes.values())
-        entering = sum(shapes[f"{kind}.weight"][0] for kind in stages(config, index)[0])
         together = min(tokens, place.batch_tokens)
-        batch = size * together * (max(3 * widest, 2 * entering) + config.hidden_size)
-        states = 4 * (min(tokens, _PASSING * together) if streamed else tokens) * config.hidden_size
-        held = 0 if streamed else self._held_bytes(index, tokens, widest, size)
+        batch = size * together * self._numbers_of_a_token(index, widest)
+        row = 4 * config.hidden_size
+        passing = row * min(tokens, _PASSING * together) if streamed else 0
+        staying = 0 if streamed else row * tokens + self._held_bytes(index, tokens, widest, size)
         squares = _SQUARES + 2 * (streams - 1) if self.calibrated else 0
         sizes = [stage_size(config, index, stage, self.layers) for stage in stages(config, index)]
-        gathering = batch + 4 * (1 + 2 * (streams - 1)) * widest**2
+        gathering = batch + streams * passing + 4 * (1 + 2 * (streams - 1)) * widest**2
         solving = 4 * max(
             squares * channels**2 + _COPIES * rows * channels for rows, channels in sizes
         )
         mixture, experts = config.mixture_of(index), 0
         if mixture is not None and self.calibrated:
-            held = max(held, (size + 4) * tokens * config.hidden_size)  # inputs and sums of outputs
+            held = (size + 4) * tokens * config.hidden_size  # inputs and sums of outputs
+            staying = max(staying, held + (0 if streamed else row * tokens))
             experts = self._expert_bytes(mixture, squares)
-        return weights + streams * (states + held) + max(gathering, solving, experts)
+        return weights + streams * staying + max(gathering, solving, experts)
+
+    def _numbers_of_a_token(self, index: int, widest: int) -> int:
+        """Activations of a token that are there at once: in attention, or in the MLP, beside their input."""
+        hidden, shapes = self.config.hidden_size, linear_shapes(self.config, index)
+        entering = sum(shapes[f"{kind}.weight"][0] for kind in stages(self.config, index)[0])
+        # normalized ones beside those before, and the contexts
+        attention = 2 * entering + columns_by_role(self.config, index)["output"]
+        return hidden + max(attention, 2 * widest + hidden)
 
     def _expert_bytes(self, mixture: Mixture, squares: int) -> int:
         """Bytes of the experts that are there together, and of one that is quantized."""

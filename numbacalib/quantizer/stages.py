@@ -84,6 +84,7 @@ class _Stream:
             if self._holds(half):
                 self._inner.append(inner)
             yield half.exits(inner)
+            del x, inner  # which the next part's take the place of
 
     def finish(self, number: int) -> None:
         """Add what a sublayer gives to the residual stream."""
@@ -100,6 +101,7 @@ class _Stream:
             else:
                 inner = half.inner(half.input(part) if given is None else next(given))
             half.add_output(part, inner)
+            del inner  # which the next part's takes the place of
             require_range(f"{self.block.name}.{half.exit_stages[-1][0]}", part)
         self._inputs = held
 
@@ -158,6 +160,9 @@ def _gathered(
             except ValueError as error:
                 layer = f"{block.name}.{stage[0]}"
                 raise ValueError(f"{layer}: {error}: activations overflow float32") from None
+        del companions, residual
+        for each in given[: len(streams)]:
+            each.clear()  # the loop keeps it beside the next part's, and beside the work on the layers
     for stage, found in zip(group, statistics, strict=True):
         require_finite(f"{block.name}.{stage[0]}: mean of squared inputs", found.hessian)
         yield stage, found

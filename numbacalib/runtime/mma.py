@@ -52,10 +52,11 @@ def _load_matrices(builder: Any, address: Any, offset: int, form: str) -> list[A
     return unpack(builder, loaded, 4)
 
 
-def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
-    """Build the products of attention for heads of `size` numbers and tiles of `keys` keys.
+def fragments(element: str, size: int, width: int, keys: int) -> SimpleNamespace:
+    """Build the products of attention for tiles of `keys` keys.
 
-    `element` is "bf16" or "f16"; `size` and `keys` are multiples of 64 and of 16. The functions:
+    `element` is "bf16" or "f16"; heads have `size` numbers of a query and `width` of a value, multiples of
+    64, and `keys` is one of 16. The functions:
 
     scores(queries, address, offsets)
         Products of a warp's 16 queries with the keys of a tile.
@@ -68,10 +69,9 @@ def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
     scaled(sums, first, second)
         Sums of both rows times a factor.
     """
-    row_bytes = 2 * size
     score = types.UniTuple(types.float32, keys // 2)
     weight = types.UniTuple(types.uint32, keys // 4)
-    total = types.UniTuple(types.float32, size // 2)
+    total = types.UniTuple(types.float32, width // 2)
 
     def multiply(builder: Any, sums: list[Any], a: list[Any], b: list[Any]) -> list[Any]:
         text = (
@@ -97,7 +97,7 @@ def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
             sums = [[ir.Constant(_FLOAT, 0.0)] * 4 for _ in range(keys // 8)]
             for step in range(steps):
                 for pair in range(keys // 16):
-                    b = _load_matrices(builder, places[step], 16 * pair * row_bytes, "")
+                    b = _load_matrices(builder, places[step], 32 * pair * size, "")
                     for half in range(2):
                         tile = 2 * pair + half
                         operand = b[2 * half : 2 * half + 2]
@@ -114,14 +114,14 @@ def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
         """`mma.sync`: add products of weights with values, summed over the keys of a tile."""
 
         def generate(context, builder, signature, values):
-            o = unpack(builder, values[0], size // 2)
+            o = unpack(builder, values[0], width // 2)
             p = unpack(builder, values[1], keys // 4)
             places = [
-                builder.add(values[2], offset) for offset in unpack(builder, values[3], size // 16)
+                builder.add(values[2], offset) for offset in unpack(builder, values[3], width // 16)
             ]
             for step in range(keys // 16):
-                for pair in range(size // 16):
-                    b = _load_matrices(builder, places[pair], 16 * step * row_bytes, ".trans")
+                for pair in range(width // 16):
+                    b = _load_matrices(builder, places[pair], 32 * step * width, ".trans")
                     for half in range(2):
                         at = 4 * (2 * pair + half)
                         operand = b[2 * half : 2 * half + 2]
@@ -182,7 +182,7 @@ def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
         """`mul.f32` of the sums of both rows by a factor of each."""
 
         def generate(context, builder, signature, values):
-            o = unpack(builder, values[0], size // 2)
+            o = unpack(builder, values[0], width // 2)
             o = [builder.fmul(value, values[1 + i // 2 % 2]) for i, value in enumerate(o)]
             return pack(builder, o, values[0].type)
 
@@ -191,10 +191,10 @@ def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
     @intrinsic
     def packed(typing_context, sums):
         """`cvt.rn`: sums as 16-bit floats, two in a register."""
-        result = types.UniTuple(types.uint32, size // 4)
+        result = types.UniTuple(types.uint32, width // 4)
 
         def generate(context, builder, signature, values):
-            o = unpack(builder, values[0], size // 2)
+            o = unpack(builder, values[0], width // 2)
             text = f"cvt.rn.{element}x2.f32 $0, $2, $1;"
             words = [
                 _assembly_pure(builder, text, "=r,f,f", *o[i : i + 2], result=_WORD)
@@ -210,7 +210,7 @@ def fragments(element: str, size: int, keys: int) -> SimpleNamespace:
 
         def generate(context, builder, signature, values):
             zero = ir.Constant(_FLOAT, 0.0)
-            return pack(builder, [zero] * (size // 2), context.get_value_type(total))
+            return pack(builder, [zero] * (width // 2), context.get_value_type(total))
 
         return total(), generate
 

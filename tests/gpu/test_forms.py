@@ -8,8 +8,10 @@ import torch
 
 import numbacalib
 from numbacalib.linalg import factor_hessians
+from numbacalib.ops.attention import attention
 from numbacalib.ops.columns import gpu as column_kernels
 from numbacalib.ops.gptq_quantize_column import quantize_direct
+from numbacalib.ops.matrix import to_host
 from numbacalib.runtime import device
 from numbacalib.spec.grid import Grid, group_indices
 
@@ -54,6 +56,30 @@ def test_columns(form, dtype, rows, generator):
         weights = normal((65, columns), dtype, generator)
         scores = x.cpu().double().abs().amax(0) * weights.cpu().double().abs().mean(0)
         assert_close(numbacalib.awq_channel_scores(x, weights), scores, 65, scores.max())
+
+
+@pytest.mark.parametrize("window", [None, 70])
+@pytest.mark.parametrize(
+    ("size", "width"), [(64, 64), (128, 128), (192, 128), (72, 40), (40, 72), (96, 136)]
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_attention(form, dtype, size, width, window, generator):
+    """Weights of 16-bit values are rounded to their type, and so is the result."""
+    length = 200
+    queries = normal((2, length, 6, size), dtype, generator)
+    keys = normal((2, length, 2, size), dtype, generator)
+    values = normal((2, length, 2, width), dtype, generator)
+    found = to_host(attention(queries, keys, values, window)).astype(np.float64)
+    found = torch.from_numpy(found).cuda()
+    q, k, v = (array.double().transpose(1, 2) for array in (queries, keys, values))
+    k, v = (array.repeat_interleave(3, dim=1) for array in (k, v))
+    positions = torch.arange(length, device="cuda")
+    behind = positions[:, None] - positions
+    seen = (behind >= 0) & (behind < (window or length))
+    scores = (q @ k.mT / size**0.5).masked_fill(~seen, -torch.inf)
+    expected = (scores.softmax(-1) @ v).transpose(1, 2)
+    allowed = max(torch.finfo(dtype).eps, cases.tolerance(np.float32, size))
+    assert (found - expected).abs().max() <= allowed * v.abs().max()
 
 
 def test_forms_agree(monkeypatch, generator):

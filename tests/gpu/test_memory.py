@@ -26,8 +26,18 @@ def pool(request, monkeypatch):
     return request.param
 
 
-def test_arrays_lie_in_the_pool_of_cupy():
-    pool = cupy.get_default_memory_pool()
+@pytest.fixture
+def new_pool(monkeypatch):
+    """CuPy's pool, new: parts of blocks that other tests' arrays lie in count for its limit, too."""
+    pool, default = cupy.cuda.MemoryPool(), cupy.get_default_memory_pool()
+    monkeypatch.setattr(cupy, "get_default_memory_pool", lambda: pool)
+    cupy.cuda.set_allocator(pool.malloc)
+    yield pool
+    cupy.cuda.set_allocator(default.malloc)
+
+
+def test_arrays_lie_in_the_pool_of_cupy(new_pool):
+    pool = new_pool
     before = pool.used_bytes()
     array = device.empty((1 << 20,), np.float32)
     assert pool.used_bytes() == before + (4 << 20)
@@ -42,20 +52,14 @@ def test_arrays_lie_in_the_pool_of_cupy():
     assert pool.total_bytes() == total
 
 
-def test_a_limit_of_cupys_pool_holds():
-    pool = cupy.get_default_memory_pool()
-    pool.free_all_blocks()
-    used = pool.used_bytes()
-    pool.set_limit(size=used + (64 << 20))
-    try:
-        kept = device.empty((32 << 20,), np.uint8)
-        needed, free = f"{48 << 20:,}", f"{32 << 20:,}"
-        with pytest.raises(MemoryError, match=f"GPU 0: {needed} bytes are needed, {free} are free"):
-            device.empty((48 << 20,), np.uint8)
-        del kept
+def test_a_limit_of_cupys_pool_holds(new_pool):
+    new_pool.set_limit(size=64 << 20)
+    kept = device.empty((32 << 20,), np.uint8)
+    needed, free = f"{48 << 20:,}", f"{32 << 20:,}"
+    with pytest.raises(MemoryError, match=f"GPU 0: {needed} bytes are needed, {free} are free"):
         device.empty((48 << 20,), np.uint8)
-    finally:
-        pool.set_limit(size=0)
+    del kept
+    device.empty((48 << 20,), np.uint8)
 
 
 def test_more_than_there_is_is_one_error(pool):
@@ -107,12 +111,12 @@ def test_results_that_live_until_the_end_end_silently(tmp_path):
 
 
 @pytest.mark.parametrize("room", [0.3, 0.6, 0.9])
-def test_a_run_that_finds_less_memory_than_its_plan_leaves_nothing(tmp_path, monkeypatch, room):
+def test_a_run_that_finds_less_memory_than_its_plan_leaves_nothing(tmp_path, new_pool, room):
     """Where a plan knows nothing of what other programs take meanwhile."""
     (tmp_path / "text.txt").write_text(TEXT * 200)
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "head_dim": 128}
     model = write_tiny_checkpoint(tmp_path / "model", **sizes)
-    pool = cupy.get_default_memory_pool()
+    pool = new_pool
     options = {"samples": 64, "sequence_length": 64, "device": "cuda"}
     quantize(model, tmp_path / "whole", text=[tmp_path / "text.txt"], **options)
 
@@ -137,3 +141,29 @@ def test_a_run_that_finds_less_memory_than_its_plan_leaves_nothing(tmp_path, mon
     assert pool.used_bytes() <= used
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
     assert files[0] == files[1]
+
+
+def test_a_run_fits_into_what_its_plan_says(tmp_path, new_pool):
+    """In a pool that is limited to it, first with all on the device, then with streamed states."""
+    (tmp_path / "text.txt").write_text(TEXT * 3000)
+    sizes = {"hidden_size": 1024, "intermediate_size": 3584, "head_dim": 64}
+    sizes |= {"num_attention_heads": 16, "num_key_value_heads": 4}
+    model = write_tiny_checkpoint(tmp_path / "model", dtype="bfloat16", **sizes)
+    plans, files = [], []
+
+    def run(limit):
+        gc.collect()
+        new_pool.free_all_blocks()
+        new_pool.set_limit(size=limit)
+        output = tmp_path / f"out-{len(files)}"
+        options = {"samples": 640, "sequence_length": 256, "device": "cuda", "target": "layerwise"}
+        quantize(model, output, text=[tmp_path / "text.txt"], planned=plans.append, **options)
+        files.append((output / "model.safetensors").read_bytes())
+        print(f"limit {limit}, planned {plans[-1].device_bytes}, taken {new_pool.total_bytes()}")
+
+    run(0)
+    run(plans[0].device_bytes)
+    run(plans[0].device_bytes - 1)
+    run(plans[2].device_bytes)
+    assert [plan.streamed_bytes > 0 for plan in plans] == [False, False, True, True]
+    assert len(set(files)) == 1

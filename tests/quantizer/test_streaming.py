@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from models.tiny import TEXT, write_tiny_checkpoint
 
 from numbacalib.models import Decoder, Place, open_checkpoint, open_place
 from numbacalib.models.parts import Parts
+from numbacalib.models.sublayers import MLP
 from numbacalib.ops.matrix import add_scaled, to_host
 from numbacalib.quantizer import Settings, blocks, job, pipeline, quantize
 from numbacalib.quantizer.calibration import TextCalibration
@@ -144,6 +146,31 @@ def test_statistics_are_the_same_to_the_bit(tmp_path, backend, device, model_typ
     assert len(streamed) == len(whole) > 4
     for expected, actual in zip(whole, streamed, strict=True):
         np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("propagated", [False, True])
+def test_one_part_of_the_activations_is_held(tmp_path, monkeypatch, propagated):
+    """Whatever is known by its shape only comes once: the plan counts it once."""
+    checkpoint = open_checkpoint(write_tiny_checkpoint(tmp_path))
+    place = replace(open_place("cpu"), batch_tokens=LENGTH, held_bytes=0)
+    decoder = Decoder(checkpoint, place=place)
+    tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (3, LENGTH))
+    calibration = TextCalibration(decoder, tokens, propagated=propagated)
+    made = []
+
+    def alive():
+        return sum(reference() is not None for reference in made)
+
+    def inner(own, x, original=MLP.inner):
+        assert alive() <= propagated  # the other stream's
+        found = original(own, x)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(MLP, "inner", inner)
+    for group in calibration.stages(0, decoder.block(0), {}):
+        assert alive() == 0, group
+    assert len(made) == 6 * (1 + propagated)
 
 
 def test_a_run_out_of_memory_says_what_would_fit(tmp_path, backend, device, text, monkeypatch):

@@ -27,7 +27,7 @@ def attention(
     """See `numbacalib.ops.attention.attention`; a window of 0 is none."""
     sequences, length, heads, size = queries.shape
     width = values.shape[3]
-    if not cap and width == size and _suits_tensor_cores(queries.dtype, size):
+    if not cap and _suits_tensor_cores(queries.dtype, size, width):
         from numbacalib.ops.attention import tensor_cores
 
         return tensor_cores.attention(queries, keys, values, window, scale, sinks)
@@ -43,12 +43,13 @@ def attention(
     return context
 
 
-def _suits_tensor_cores(dtype: np.dtype, size: int) -> bool:
+def _suits_tensor_cores(dtype: np.dtype, size: int, width: int) -> bool:
     """Return whether `tensor_cores` takes heads of these: 16-bit floats whose rows begin at 16 bytes.
 
-    It has no caps of scores: models with caps take the portable form.
+    It has no caps of scores: models with caps take the portable form. Its registers hold 192 numbers of a
+    query where a value has 128, as in latent attention.
     """
-    fits = dtype.itemsize == 2 and not size % 8 and size <= 128
+    fits = dtype.itemsize == 2 and not (size % 8 or width % 8) and size <= 192 and width <= 128
     return fits and device.capability(device.current_device()) >= (8, 0)
 
 

@@ -34,17 +34,18 @@ def attention(
     scale: float,
     sinks: DeviceArray | None,
 ) -> DeviceArray:
-    """See `numbacalib.ops.attention.attention`; a window of 0 is none, and D is a multiple of 8."""
-    context = device.empty(queries.shape, queries.dtype)
+    """See `numbacalib.ops.attention.attention`; a window of 0 is none, D and V are multiples of 8."""
     sequences, length, heads, size = queries.shape
+    width = values.shape[3]
+    context = device.empty((sequences, length, heads, width), queries.dtype)
     element = "f16" if queries.dtype == np.float16 else "bf16"
     grid = -(-length // QUERIES), heads, sequences
     powers_of_two = np.float32(math.log2(math.e) * scale)
-    padded = -(-size // 64) * 64
     addresses = tuple(array.address for array in (queries, keys, values, context))
-    sizes = length, heads, keys.shape[2], size
+    sizes = length, heads, keys.shape[2]
+    kernel, shared_bytes = _kernel(element, size, width)
     launch(
-        _kernel(element, padded),
+        kernel,
         grid,
         THREADS,
         *addresses,
@@ -53,49 +54,51 @@ def attention(
         powers_of_two,
         np.float32(scale),
         0 if sinks is None else sinks.address,
-        shared_bytes=8
-        * _keys(padded)
-        * padded,  # two tiles of keys and two of values, 16 bits each
+        shared_bytes=shared_bytes,
     )
     return context
 
 
 def _keys(padded: int) -> int:
-    """Keys of a tile: with short heads fewer, so that two blocks share a multiprocessor (measured)."""
-    return 64 if padded == 64 else 128
+    """Keys of a tile: with short heads fewer, so that two blocks share a multiprocessor (measured), and
+    with long ones, whose queries take the registers.
+    """
+    return 128 if padded == 128 else 64
 
 
 @functools.cache
-def _kernel(element: str, padded: int) -> Any:
+def _kernel(element: str, size: int, width: int) -> tuple[Any, int]:
+    """Return the kernel for heads of `size` and `width`, see `mma.fragments`, and its shared bytes."""
+    padded, padded_width = (-(-numbers // 64) * 64 for numbers in (size, width))
     keys_of_tile = _keys(padded)
-    blocks = 2 if padded == 64 else 1
-    parts = mma.fragments(element, padded, keys_of_tile)
+    blocks = 2 if padded == padded_width == 64 else 1
+    parts = mma.fragments(element, padded, padded_width, keys_of_tile)
     nothing, scores_of, largest, weigh = parts.nothing, parts.scores, parts.largest, parts.weigh
     scaled, add_values, packed = parts.scaled, parts.add_values, parts.packed
-    row_bytes = 2 * padded
-    chunks = padded // 8
-    tile_bytes = keys_of_tile * row_bytes
+    key_bytes, value_bytes = 2 * padded, 2 * padded_width
+    tile_bytes = keys_of_tile * key_bytes
+    stage_bytes = tile_bytes + keys_of_tile * value_bytes
     steps = padded // 16
     query_words = mma.words(4 * steps)
-    offset_words = mma.words(steps)
-    store_words = mma.each(padded // 4)
+    key_words, value_words = mma.words(steps), mma.words(padded_width // 16)
+    store_words = mma.each(padded_width // 4)
 
     @cuda.jit(device=True, forceinline=True)
     def offset_of_keys(step, lane):
         """Return where this lane's row of the keys' matrices begins: keys, then numbers of a head."""
         row = (lane & 7) + ((lane >> 4) & 1) * 8
         chunk = 2 * step + ((lane >> 3) & 1)
-        return types.uint32(row * row_bytes + ((chunk ^ (lane & 7)) << 4))
+        return types.uint32(row * key_bytes + ((chunk ^ (lane & 7)) << 4))
 
     @cuda.jit(device=True, forceinline=True)
     def offset_of_values(step, lane):
         """Return where this lane's row of the values' matrices begins: keys, then numbers of a head."""
         row = (lane & 7) + ((lane >> 3) & 1) * 8
         chunk = 2 * step + ((lane >> 4) & 1)
-        return types.uint32(row * row_bytes + ((chunk ^ (lane & 7)) << 4))
+        return types.uint32(row * value_bytes + ((chunk ^ (lane & 7)) << 4))
 
     @cuda.jit(device=True, forceinline=True)
-    def query_word(i, address, row, pitch, length, column, size):
+    def query_word(i, address, row, pitch, length, column):
         """Two numbers of a query: register i of its fragments, ``[step, columns, rows]``."""
         r = row + (i & 1) * 8
         d = column + (i >> 2) * 16 + ((i >> 1) & 1) * 8
@@ -103,27 +106,34 @@ def _kernel(element: str, padded: int) -> Any:
         return ptx.load_word_if(address + types.uint64(r * pitch + d * 2), wanted)
 
     @cuda.jit(device=True, forceinline=True)
-    def store_word(word, i, address, row, pitch, length, column, size):
+    def store_word(word, i, address, row, pitch, length, column):
         """Write two numbers of what a query attends to: register i of ``[columns, rows]``."""
         r = row + (i & 1) * 8
         d = column + (i >> 1) * 8
-        wanted = types.uint32(1) if r < length and d < size else types.uint32(0)
+        wanted = types.uint32(1) if r < length and d < width else types.uint32(0)
         ptx.store_word_if(address + types.uint64(r * pitch + d * 2), word, wanted)
 
     @cuda.jit(device=True, forceinline=True)
-    def start_copy(target, source, pitch, first, length, size, thread):
-        """Start copying a tile of keys or values, zeros where there is none."""
+    def copy_rows(target, source, numbers, chunks, sources, first, length, thread):
+        """Start copying rows of `numbers` to a tile of rows of `chunks`, zeros where there is none."""
         for index in range(thread, keys_of_tile * chunks, THREADS):
             row, chunk = index // chunks, index % chunks
-            inside = first + row < length and chunk * 8 < size
-            where = min(first + row, length - 1) * pitch + min(chunk * 16, 2 * size - 16)
-            place = target + row * row_bytes + ((chunk ^ (row & 7)) << 4)
+            inside = first + row < length and chunk * 8 < numbers
+            start = min(first + row, length - 1) * sources * numbers + min(chunk * 8, numbers - 8)
+            place = target + row * chunks * 16 + ((chunk ^ (row & 7)) << 4)
             count = types.uint32(16) if inside else types.uint32(0)
-            mma.copy_chunk(types.uint32(place), source + types.uint64(where), count)
+            mma.copy_chunk(types.uint32(place), source + types.uint64(2 * start), count)
+
+    @cuda.jit(device=True, forceinline=True)
+    def start_copy(target, keys, values, sources, first, length, thread):
+        """Start copying a tile of keys, and one of values behind it."""
+        copy_rows(target, keys, size, padded // 8, sources, first, length, thread)
+        target += tile_bytes
+        copy_rows(target, values, width, padded_width // 8, sources, first, length, thread)
 
     @cuda.jit(launch_bounds=(THREADS, blocks))
     def attend(
-        queries, keys, values, context, length, heads, sources, size, window, scale, natural, sinks
+        queries, keys, values, context, length, heads, sources, window, scale, natural, sinks
     ):
         """One block a tile of queries of a head, a warp 16 of them; the longest rows first.
 
@@ -136,16 +146,16 @@ def _kernel(element: str, padded: int) -> Any:
         start = types.int64(cuda.gridDim.x - 1 - cuda.blockIdx.x) * QUERIES
         head, s = types.int64(cuda.blockIdx.y), types.int64(cuda.blockIdx.z)
         source = head // (heads // sources)
-        pitch, source_pitch = heads * size * 2, sources * size * 2
-        mine = types.uint64((s * length * heads + head) * size * 2)
-        theirs = types.uint64((s * length * sources + source) * size * 2)
-        keys, values = types.uint64(keys) + theirs, types.uint64(values) + theirs
+        mine, theirs = s * length * heads + head, s * length * sources + source
+        queries = types.uint64(queries) + types.uint64(mine * size * 2)
+        keys = types.uint64(keys) + types.uint64(theirs * size * 2)
+        values = types.uint64(values) + types.uint64(theirs * width * 2)
+        context = types.uint64(context) + types.uint64(mine * width * 2)
         row = start + (thread >> 5) * 16 + (lane >> 2)
         column = types.int64((lane & 3) * 2)
-        place = (row, pitch, length, column, size)
-        q = query_words(query_word, (types.uint64(queries) + mine, *place))
-        of_keys = offset_words(offset_of_keys, (lane,))
-        of_values = offset_words(offset_of_values, (lane,))
+        q = query_words(query_word, (queries, row, heads * size * 2, length, column))
+        of_keys = key_words(offset_of_keys, (lane,))
+        of_values = value_words(offset_of_values, (lane,))
         o = nothing()
         peak0 = peak1 = LOWEST
         total0 = total1 = np.float32(0)
@@ -159,19 +169,17 @@ def _kernel(element: str, padded: int) -> Any:
         stop = min(start + QUERIES, length)
         first = first_key(start, window) // keys_of_tile * keys_of_tile
         stage = types.int64(0)
-        start_copy(base, keys, source_pitch, first, length, size, thread)
-        start_copy(base + tile_bytes, values, source_pitch, first, length, size, thread)
+        start_copy(base, keys, values, sources, first, length, thread)
         while first < stop:
             # this tile is there, and all warps are done with the one before it
             mma.copies_wait()
             cuda.syncthreads()
-            here = base + stage * 2 * tile_bytes
+            here = base + stage * stage_bytes
             stage = 1 - stage
             ahead = first + keys_of_tile
             if ahead < stop:
-                there = base + stage * 2 * tile_bytes
-                start_copy(there, keys, source_pitch, ahead, length, size, thread)
-                start_copy(there + tile_bytes, values, source_pitch, ahead, length, size, thread)
+                there = base + stage * stage_bytes
+                start_copy(there, keys, values, sources, ahead, length, thread)
             scores = scores_of(q, types.uint32(here), of_keys)
             if ahead > start or window > 0:
                 key = types.int32(first + column)
@@ -189,6 +197,8 @@ def _kernel(element: str, padded: int) -> Any:
         total0 = ptx.sum_of_four(total0)
         total1 = ptx.sum_of_four(total1)
         o = scaled(o, np.float32(1) / total0, np.float32(1) / total1)
-        store_words(packed(o), store_word, (types.uint64(context) + mine, *place))
+        place = (context, row, heads * width * 2, length, column)
+        store_words(packed(o), store_word, place)
 
-    return attend
+    # two tiles of keys and two of values
+    return attend, 2 * stage_bytes

@@ -25,6 +25,8 @@ TILE = EDGE * EDGE
 THREADS = device.sized(256, simulated=4)
 RUN = device.sized(4096, simulated=8)
 """Rows that one thread adds up: sums of runs are added in order, which bounds the rounding error."""
+HALF_RUN = device.sized(512, simulated=8)
+"""The same of 16-bit rows by BLAS, whose tensor cores truncate: see `numbacalib.runtime.product`."""
 FEW_ROWS = 8
 """Fewer float32 rows are taken as they are: a sum so short would show that `hopper` halves keep 22
 bits of each number."""
@@ -61,8 +63,9 @@ def update_by_blas(hessian: Any, x: Any, alpha: float, beta: float, out: Any) ->
     """Add the whole product, and take one triangle of it for both: the other may be rounded otherwise."""
     blocks = column_blocks(out.shape, THREADS)
     launch(_begin, blocks, THREADS, hessian, out.dtype.type(beta), out)
-    for first in range(0, len(x), RUN):
-        run = x[first : first + RUN]
+    length = HALF_RUN if x.dtype.itemsize == 2 else RUN
+    for first in range(0, len(x), length):
+        run = x[first : first + length]
         blas_gpu.multiply(run, run, out, factor=alpha, keep=1.0, transposed=(True, False))
     launch(_mirror, blocks, THREADS, out)
 
@@ -103,12 +106,19 @@ def _tile_kernel(dtype: np.dtype) -> Any:
         left = cuda.shared.array((EDGE, TILE), real)
         right = cuda.shared.array((EDGE, TILE), real)
         sums = cuda.local.array((EDGE, EDGE), real)
+        totals = cuda.local.array((EDGE, EDGE), real)
         tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
         rows, size = x.shape
         for i in range(EDGE):
             for j in range(EDGE):
-                sums[i, j] = real(0)
+                sums[i, j] = totals[i, j] = real(0)
         for first in range(0, rows, EDGE):
+            if first % TILE == 0:
+                # sums of many rows that are alike are all rounded the same way: few are added at a time
+                for i in range(EDGE):
+                    for j in range(EDGE):
+                        totals[i, j] += sums[i, j]
+                        sums[i, j] = real(0)
             for j in range(tx, TILE, EDGE):
                 inside = first + ty < rows
                 left[ty, j] = right[ty, j] = real(0)
@@ -126,7 +136,8 @@ def _tile_kernel(dtype: np.dtype) -> Any:
             for j in range(EDGE):
                 r, c = row + ty + EDGE * i, column + tx + EDGE * j
                 if r <= c and c < size:
-                    value = updated(widen(hessian[r, c]), sums[i, j], alpha, beta)
+                    total = totals[i, j] + sums[i, j]
+                    value = updated(widen(hessian[r, c]), total, alpha, beta)
                     out[r, c] = value
                     out[c, r] = value
 

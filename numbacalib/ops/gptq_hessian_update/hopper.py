@@ -40,7 +40,7 @@ BAND = 8
 CHUNK_BYTES = 256 << 20
 """Bound on the two halves of a float32 block; longer blocks are taken in chunks of rows."""
 CHUNK_ROWS = 16384
-"""Bound on the rows of a 16-bit block, since the tensor cores' sum of all its rows is truncated."""
+"""Bound on the rows of a 16-bit block: sums of chunks are added in order, which bounds rounding errors."""
 MAX_PIECES = 32
 COMBINE_WARPS, COMBINE_BATCH = 4, 4
 
