@@ -10,6 +10,7 @@ import numpy as np
 from numbacalib.models import EMBEDDINGS, Decoder, Place
 from numbacalib.models.config import ModelConfig
 from numbacalib.models.layer_tensors import expert_shapes, linear_shapes, stages
+from numbacalib.quantizer.calibration import PAIRED_TOKENS
 from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.settings import Settings
 
@@ -79,7 +80,8 @@ class Demand:
 
     def pinned_bytes(self, tokens: int) -> int:
         """Bytes of the host that a residual stream takes: its own, or of one that passes a device."""
-        return self._streams * 4 * tokens * self.config.hidden_size
+        passing = [tokens, min(tokens, PAIRED_TOKENS)][: self._streams]
+        return sum(passing) * 4 * self.config.hidden_size
 
     @property
     def _streams(self) -> int:
@@ -93,15 +95,19 @@ class Demand:
         widest = max(channels for _, channels in shapes)
         together = min(tokens, place.batch_tokens)
         batch = size * together * (3 * widest + config.hidden_size)
-        states = 4 * (min(tokens, _PASSING * together) if streamed else tokens) * config.hidden_size
-        held = 0 if streamed else self._held_bytes(tokens, widest, size)
+        passing = [tokens, min(tokens, PAIRED_TOKENS)][:streams]
+        held = 0
+        for own in passing:
+            kept = min(own, _PASSING * together) if streamed else own
+            held += 4 * kept * config.hidden_size
+            held += 0 if streamed else self._held_bytes(own, widest, size)
         squares = _SQUARES + 2 * (streams - 1) if self.calibrated else 0
         sizes = [stage_size(config, index, stage, self.layers) for stage in stages(config, index)]
         gathering = batch + 4 * (1 + 2 * (streams - 1)) * widest**2
         solving = 4 * max(
             squares * channels**2 + _COPIES * rows * channels for rows, channels in sizes
         )
-        return weights + streams * (states + held) + max(gathering, solving)
+        return weights + held + max(gathering, solving)
 
     def _outer_bytes(self, tokens: int) -> int:
         """Bytes of arrays while the head is quantized, or the embeddings."""

@@ -17,7 +17,7 @@ from numbacalib.formats.safetensors_writer import SHARD_BYTES
 from numbacalib.models import HOST
 from numbacalib.models.decoder import VOCABULARY
 from numbacalib.models.layer_tensors import expert_stages, stages
-from numbacalib.quantizer.calibration import TextCalibration
+from numbacalib.quantizer.calibration import PAIRED_TOKENS, TextCalibration
 from numbacalib.quantizer.job import Job
 from numbacalib.quantizer.memory import Demand
 from numbacalib.quantizer.outer import is_outer
@@ -28,8 +28,8 @@ MOVED = 1e9
 """Bytes a second at which an output is written and read back, once each."""
 LATER = 100_000_000
 """Bytes of code that is loaded on the way, kernels above all, as measured."""
-_BESIDE = 2.5
-"""Times as long as one pass that the original model's beside it, with the moments of both, takes."""
+_BESIDE = 1.5
+"""Times as long as one pass that the original model's beside it, with the moments of both, takes more."""
 _SCORES = 6
 """Float64 tiles of logits while two models are compared."""
 
@@ -100,7 +100,9 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
     blocks = job.decoder.config.num_layers
     met = [token_weights(job, index) for index in range(blocks)]
     batches = -(-tokens // demand.place.batch_tokens) * trial.batch
-    running = _BESIDE if job.settings.target == "propagated" else 1.0
+    running = 1.0
+    if job.settings.target == "propagated":
+        running += _BESIDE * min(1.0, PAIRED_TOKENS / max(tokens, 1))
     each = []
     for index in range(finished, blocks):
         passing = running * (batches + tokens * trial.calibrating * met[index])

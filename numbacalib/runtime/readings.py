@@ -1,4 +1,7 @@
-"""Numbers on their way from a device to the host, which does not wait until it needs them."""
+"""Numbers on their way from a device to the host, which does not wait until it needs them.
+
+Memory to which a device copies while the host goes on takes long to make: it is kept for the next copy.
+"""
 
 from __future__ import annotations
 
@@ -16,51 +19,57 @@ from numbacalib.runtime.streams import check
 with extra("cuda"):
     from cuda.bindings import driver
 
-WORDS = 256
-"""Words that are made together: the driver may wait for the device before it gives pinned memory."""
+TOGETHER = 2048
+"""Bytes of small rooms that are made together: the driver may wait for the device before it gives pinned
+memory."""
 
 
-class _Word:
-    """A number in memory to which the device copies while the host goes on."""
+class _Room:
+    """Pinned memory for one copy, and the event that tells its end."""
 
-    def __init__(self, memory: NDArray[np.int64]) -> None:
+    def __init__(self, memory: NDArray[np.uint8]) -> None:
         self.memory = memory
         self.address = memory.ctypes.data
         self.copied = check(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
 
 
-_spare: dict[int, list[_Word]] = {}
-"""Words of each device that no reading has: making one takes longer than a check."""
+_spare: dict[tuple[int, int], list[_Room]] = {}
+"""Rooms that no copy has, by the device and their bytes, a power of two."""
 
 
-class _Reading:
-    """A number on its way to the host."""
+class _Copy:
+    """An array on its way to the host."""
 
     def __init__(self, array: Any) -> None:
-        self._spare = _spare.setdefault(current_device(), [])
-        self._value: int | None = None
+        self._shape, self._dtype = array.shape, array.dtype
+        self._found: NDArray[Any] | None = None
+        size = self._size = array.size * array.dtype.itemsize
+        room = 1 << (size - 1).bit_length()
+        self._spare = _spare.setdefault((current_device(), room), [])
         try:
-            self._word = self._spare.pop()
+            self._room = self._spare.pop()
         except IndexError:
-            memory = cuda.pinned_array(WORDS, np.int64)
-            self._word, *others = (_Word(each) for each in np.split(memory, WORDS))
+            count = max(1, TOGETHER // room)
+            memory = cuda.pinned_array(count * room, np.uint8)
+            self._room, *others = (_Room(each) for each in np.split(memory, count))
             self._spare += others
         stream = driver.CUstream(stream_handle())
         # nobody may have waited for the copy before
-        check(driver.cuStreamWaitEvent(stream, self._word.copied, 0))
-        check(driver.cuMemcpyDtoHAsync(self._word.address, array.address, 8, stream))
-        check(driver.cuEventRecord(self._word.copied, stream))
+        check(driver.cuStreamWaitEvent(stream, self._room.copied, 0))
+        check(driver.cuMemcpyDtoHAsync(self._room.address, array.address, size, stream))
+        check(driver.cuEventRecord(self._room.copied, stream))
 
-    def value(self) -> int:
-        if self._value is None:
-            check(driver.cuEventSynchronize(self._word.copied))
-            self._value = int(self._word.memory[0])
-        return self._value
+    def values(self) -> NDArray[Any]:
+        if self._found is None:
+            check(driver.cuEventSynchronize(self._room.copied))
+            found = self._room.memory[: self._size].view(self._dtype)
+            self._found = found.reshape(self._shape).copy()
+        return self._found
 
     def __del__(self) -> None:
-        self._spare.append(self._word)
+        self._spare.append(self._room)
 
 
-def start_reading(array: Any) -> Callable[[], int]:
-    """Start to copy an array [1] of int64 to the host; return what waits for the copy alone."""
-    return _Reading(array).value
+def start_reading(array: Any) -> Callable[[], NDArray[Any]]:
+    """Start to copy a contiguous array to the host; return what waits for the copy alone."""
+    return _Copy(array).values
