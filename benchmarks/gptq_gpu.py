@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from harness import OURS, Case, Goal
-from harness_gpu import run
+from harness_gpu import ON_OTHERS, other_capability, run
 from peers import LlmCompressor, original_gptq, torch_inverse_factor
 
 from numbacalib.methods import QuantizedWeight, gptq, gptq_batch
@@ -62,8 +62,14 @@ def layer_case(
 ) -> Case:
     """One layer."""
     weight, hessian = layer(rows, channels)
+
+    def on_others() -> QuantizedWeight:
+        with other_capability():
+            return gptq(weight, hessian, **SETTINGS)
+
     candidates: dict[str, Callable[[], Any]] = {
         OURS: lambda: gptq(weight, hessian, **SETTINGS),
+        ON_OTHERS: on_others,
         f"{OURS}, columns as they come": lambda: gptq(weight, hessian, **GRID),
         "llm-compressor": lambda: llm_compressor(weight, hessian, GROUP),
         "torch potrf, potri, potrf alone": lambda: torch_inverse_factor(hessian),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from harness import LIMIT, RESULTS, Case, Goal, Row, describe_machine, measure, write_csv
+from harness import LIMIT, OURS, RESULTS, Case, Goal, Row, describe_machine, measure, write_csv
 from report import report
+
+from numbacalib.runtime import device
 
 PACKAGES = ("numba", "numba-cuda", "numpy", "torch")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 READ = LIMIT + "read"
+ON_OTHERS = f"{OURS}, as on GPUs other than 9.0"
 LONG = 0.05
 """Seconds of a call that is long enough to be timed alone."""
 
@@ -31,6 +35,17 @@ def read(*tensors: torch.Tensor) -> None:
 def read_goal(who: str) -> Goal:
     """What a reduction must reach of the bandwidth at which its input can be read."""
     return Goal(who, READ, ">=0.9")
+
+
+@contextmanager
+def other_capability() -> Iterator[None]:
+    """Run as on GPUs of other compute capabilities than 9.0, without what is for its tensor cores."""
+    kept = device.has_capability_9_0
+    device.has_capability_9_0 = lambda: False
+    try:
+        yield
+    finally:
+        device.has_capability_9_0 = kept
 
 
 def device_clock(calls: int) -> Callable[[Callable[[], Any]], float]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from harness import LIMIT, OURS, Case, Goal
-from harness_gpu import run, type_name
+from harness_gpu import ON_OTHERS, run, type_name
 
 import numbacalib
 from numbacalib.ops.gptq_hessian_update.gpu import update_by_blas
@@ -26,7 +26,6 @@ SHAPES = ((8192, 4096), (8192, 14336))
 """Rows B of a block, channels K."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CUBLAS = "cuBLAS"
-ON_OTHERS = f"{OURS}, as on GPUs other than 9.0"
 
 
 def update_as_on_others(hessian: torch.Tensor, x: torch.Tensor) -> None:

@@ -224,10 +224,22 @@ def test_moments_with_the_original_model_merge_divide_and_move(backend):
     scales = np.array([0.5, 1, 3, 0.1, 7], np.float32)
     divided = [array / scales for array in streams[:2]]
     assert_moments(backend, merged.divided(backend.array(scales)), [*divided, streams[2]])
-    plain = InputStatistics(5)
-    plain.update(moved[0][0])
-    with pytest.raises(ValueError, match="other: expected cross with both or with neither"):
-        merged.merge(plain)
+
+
+def test_moments_with_the_original_model_stand_for_tokens_that_have_none(backend):
+    paired, plain = InputStatistics(5), InputStatistics(5)
+    streams, more = both_streams(), cases.random_matrix(8, (12, 5), np.float32)
+    paired.update(*map(backend.array, streams))
+    plain.update(backend.array(more))
+    together = np.concatenate([streams[0], more])
+    expected = expected_moments(*streams)
+    expected["cross"] += naive_targets.moment(together, together) - expected["hessian"]
+    expected["hessian"] = naive_targets.moment(together, together)
+    for merged in (paired.merge(plain), plain.merge(paired)):
+        assert merged.tokens == 42
+        for name, moment in expected.items():
+            actual = backend.numpy(getattr(merged, name))
+            np.testing.assert_allclose(actual, moment, rtol=0, atol=2e-5 * abs(moment).max())
 
 
 def test_moments_with_the_original_model_are_saved(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +19,11 @@ FIGURES = 5
 """Numbers of a summary before the diagonals."""
 
 
+Summary = NDArray[np.float64] | Callable[[], NDArray[np.float64]]
+"""[E, 5 + 2 K], or what waits for it: damping, smallest diagonal entry, number of dead channels, minor, and
+smallest pivot of each factor; then the diagonals of ``H`` and of ``R``, in the order."""
+
+
 class HessianFactors:
     """Cholesky factors of E damped Hessians, whose channels may have been put into an order.
 
@@ -29,25 +35,22 @@ class HessianFactors:
         ``R``, upper triangular, C-contiguous, ``H + damping = R R^T`` for each, in the order.
     dead : bool array [E, K]
         Channels that no input ever excited, ``H[j, j] == 0``; as they come.
-    summary : float64 array [E, 5 + 2 K]
-        Damping, smallest diagonal entry, number of dead channels, minor, and smallest pivot of each; then
-        the diagonals of ``H`` and of ``R``, in the order.
     """
 
-    def __init__(self, upper: Any, dead: Any, summary: Any, orders: Any) -> None:
+    def __init__(self, upper: Any, dead: Any, summary: Summary, orders: Any) -> None:
         self.upper = upper
         self.dead = dead
-        self.summary = summary
+        self._summary = summary
         self._orders = orders
 
     @property
     def are_known(self) -> bool:
         """True where the numbers are there without waiting."""
-        return isinstance(self.summary, np.ndarray)
+        return isinstance(self._summary, np.ndarray)
 
     @cached_property
     def _figures(self) -> NDArray[np.float64]:
-        return to_host(self.summary)
+        return self._summary if isinstance(self._summary, np.ndarray) else self._summary()
 
     @property
     def dampings(self) -> list[float]:

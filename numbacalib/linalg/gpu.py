@@ -43,15 +43,14 @@ def factor(
     launch(_put_in_order, (size, count), row_threads(size), *arguments)
     upper = (batch_gpu.factor if batched else _factor_one_by_one)(matrices, summary)
     launch(_finish_summary, count, THREADS, source, upper, channels, dead, summary)
-    return HessianFactors(upper, dead, summary, orders)
+    return HessianFactors(upper, dead, device.start_reading(summary), orders)
 
 
 def _factor_one_by_one(matrices: Any, summary: Any) -> Any:
     """Factor each of ``J (H + damping) J`` as ``J U^T J``; minors go to `summary`."""
     count, size, _ = matrices.shape
     upper = device.empty(matrices.shape, matrices.dtype)
-    in_panels = size >= LARGE and matrices.dtype == np.float32 and device.has_capability_9_0()
-    in_panels = in_panels and blas_gpu.has_libraries()
+    in_panels = _goes_in_panels(matrices[0], LARGE)
     rows = panels_gpu.PANEL if in_panels else size
     infos = device.empty((count, -(-size // rows)), np.int32)
     for e in range(count):
@@ -74,9 +73,18 @@ def solve_rows(upper: Any, rows: Any) -> Any:
     """See `numbacalib.linalg.solve_rows`."""
     found = device.empty(rows.shape, rows.dtype)
     device.copy(rows, found)
-    blas_gpu.solve_triangle(upper, found, transposed=True)
-    blas_gpu.solve_triangle(upper, found, transposed=False)
+    if _goes_in_panels(upper, 2 * panels_gpu.PANEL):
+        panels_gpu.solve_rows(upper, found)
+    else:
+        blas_gpu.solve_triangle(upper, found, transposed=True)
+        blas_gpu.solve_triangle(upper, found, transposed=False)
     return device.result(found)
+
+
+def _goes_in_panels(matrix: Any, least: int) -> bool:
+    """Return whether a float32 matrix of that size or more is worked on in panels, on tensor cores."""
+    large = len(matrix) >= least and matrix.dtype == np.float32
+    return large and blas_gpu.has_libraries() and device.has_capability_9_0()
 
 
 @cuda.jit

@@ -1,4 +1,4 @@
-"""Cholesky factor of one large matrix in panels of rows, most of it on tensor cores.
+"""Cholesky factor of one large matrix, and systems of one, in panels, most of it on tensor cores.
 
 With the rows of panel p solved, ``U_pp^T U_p = A_p``, ``U_p^T U_p`` is taken off the rest. LAPACK's routine
 factors the blocks of the diagonal; the rest is taken off by the Hessian update's kernel, float32 as two
@@ -17,6 +17,7 @@ from numbacalib.runtime import blas_gpu, device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.finite_gpu import FirstIndex
 from numbacalib.runtime.launch import launch
+from numbacalib.runtime.pairs_gpu import Pair, add_products
 
 PANEL = 1024
 """Rows that are factored together."""
@@ -47,6 +48,30 @@ def factor_upper(matrix: Any, infos: Any) -> None:
             operands.split_into(rest, scales[end:], halves[:, end // 2 :])
             operand = hopper.Operand(parts, scales, end)
             hopper.subtract_square(matrix[end:, end:], operand, nothing_bad)
+
+
+def solve_rows(upper: Any, rows: Any) -> None:
+    """Overwrite float32 rows [M, K] by X, ``X (R R^T) = rows``, on capability 9.0.
+
+    What the panels that are solved take off the others are products of pairs of bfloat16.
+    """
+    size = len(upper)
+    factor, solved = Pair.of(upper), Pair.empty((1, *rows.shape))
+    panels = [(begin, min(begin + PANEL, size)) for begin in range(0, size, PANEL)]
+    for transposed in (True, False):
+        for begin, end in reversed(panels) if transposed else panels:
+            target = rows[:, begin:end]
+            others = (end, size) if transposed else (0, begin)
+            if others[0] < others[1]:
+                # R^T has above its diagonal what R has below
+                right = factor.rows(begin, end).columns(*others)
+                if not transposed:
+                    right = factor.rows(*others).columns(begin, end)
+                out = target.reshape(1, *target.shape)
+                left = solved.columns(*others)
+                add_products(left, right, out, factor=-1.0, transposed=transposed)
+            blas_gpu.solve_triangle(upper[begin:end, begin:end], target, transposed=transposed)
+            solved.columns(begin, end).fill(target.reshape(1, *target.shape))
 
 
 @cuda.jit

@@ -120,14 +120,14 @@ def solve(
             if minor:
                 percdamps[e] = grown
                 tries[e] += 1
+    damped = percdamps, factors.dampings, tries, factors.smallest_pivots
+    # a GPU has the factors long before the codes: what depends on them alone is found meanwhile
+    ranks = list(map(effective_rank, factors.diagonals, factors.roots, factors.dampings))
+    figures = list(zip(*damped, factors.dead_counts, ranks, strict=True))
     require_finite_scales()
-
     owners = np.arange(len(layers.rows)) % len(hessians)  # of the layers, among the Hessians
     ends = np.cumsum(layers.rows)
     losses = [run.sum() for run in np.split(to_host(row_losses).ravel(), ends[:-1])]
-    damped = percdamps, factors.dampings, tries, factors.smallest_pivots
-    ranks = map(effective_rank, factors.diagonals, factors.roots, factors.dampings)
-    figures = list(zip(*damped, factors.dead_counts, ranks, strict=True))
     return [
         replace(found, report=GptqReport(float(loss), *figures[owner]))
         for found, loss, owner in zip(weights, losses, owners, strict=True)

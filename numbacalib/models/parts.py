@@ -46,6 +46,17 @@ class Parts:
         """Add a part."""
         self._arrays.append(array)
 
+    def first(self, tokens: int) -> Parts:
+        """Return the first parts, in the same memory: as many as it takes for so many tokens."""
+        return Parts(self._first(tokens))
+
+    def _first(self, tokens: int) -> Iterator[Any]:
+        for array in self._arrays:
+            if tokens <= 0:
+                return
+            tokens -= array.shape[0] * array.shape[1]
+            yield array
+
     def copied(self) -> Parts:
         """Return copies."""
         return Parts(map(copied, self._arrays))
@@ -117,6 +128,10 @@ class StreamedParts(Parts):
             transfers.store(given, host)
             transfers.returned()
         self._arrays.append(host)
+
+    def first(self, tokens: int) -> StreamedParts:
+        """See `Parts.first`."""
+        return StreamedParts(self._place, self._first(tokens))
 
     def copied(self) -> StreamedParts:
         """Return copies, in pinned memory too."""

@@ -150,6 +150,13 @@ def _factor(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
         diagonals(factors.upper)
 
 
+def _panels(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
+    """Run what factors a Hessian of a block's last layer, which is large and goes in panels."""
+    channels = block.linears[block.stages[-1][0]].shape[1]
+    hessian = decoder.place.zeros((channels, channels))
+    factor_hessians(checks.stack_of_one(hessian), [settings.percdamp])
+
+
 def _sweep(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     """Run what quantizes columns by a factor."""
     weight = block.linears[block.stages[0][0]]
@@ -211,6 +218,7 @@ _PARTS: dict[str, Callable[[Decoder, DecoderBlock, Settings], None]] = {
     "attention": _attention,
     "mlp": _mlp,
     "hessian": _hessian,
+    "panels": _panels,
     "columns": _columns,
     "factor": _factor,
     "sweep": _sweep,
@@ -223,7 +231,7 @@ _PARTS: dict[str, Callable[[Decoder, DecoderBlock, Settings], None]] = {
 """Parts of a run."""
 _OF_TARGET = ("target",)
 _PROCESSES: tuple[tuple[str, ...], ...] = (
-    ("hessian",),
+    ("hessian", "panels"),
     ("columns", "score"),
     ("sweep",),
     ("attention", "mlp"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,10 @@ from numbacalib.statistics import InputStatistics, load_statistics, stored_chann
 
 SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
 """Arguments of `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy."""
+
+PAIRED_TOKENS = 1 << 17
+"""Tokens that also run through the original model, where the target asks for it: many times the channels of
+a layer, so that more would hardly move the target."""
 
 log = logging.getLogger("numbacalib")
 
@@ -65,8 +70,9 @@ class TextCalibration:
         Let the statistics of each expert be of all tokens, not of those that are routed to it.
     propagated : bool, default False
         Let the original blocks run beside the quantized ones, for statistics that also have the original
-        model's inputs. It takes as much time again for running the text, half as much again for the
-        moments, and memory for a second residual stream, the activations of a stage and a block.
+        model's inputs: on the first `PAIRED_TOKENS` of a longer text, which stand for all. There it takes
+        as much time again for running the text, twice as much again for the moments, and memory for a
+        second residual stream, the activations of a stage and a block.
     streamed : bool, default False
         Keep the residual stream in pinned host memory, from where it passes through a device.
     """
@@ -84,12 +90,14 @@ class TextCalibration:
         self._everything = everything
         self.streamed = streamed
         self._hidden = decoder.states(tokens, streamed=streamed)
-        self._original = self._hidden.copied() if propagated else None
-        if propagated:
+        self._original = self._hidden.first(PAIRED_TOKENS).copied() if propagated else None
+        if self._original is not None:
             log.info(
-                "target propagated: the text runs through the original blocks too, in about twice the "
-                "time, with %.0f MiB of a second residual stream and as much again of activations",
-                4 * tokens.size * decoder.config.hidden_size / 2**20,
+                "target propagated: %d of %d tokens run through the original blocks too, with %.0f MiB of "
+                "a second residual stream and as much again of activations",
+                self._original.tokens,
+                tokens.size,
+                4 * self._original.tokens * decoder.config.hidden_size / 2**20,
             )
 
     def preview(self, index: int, block: DecoderBlock) -> list[tuple[Stage, InputStatistics]]:
@@ -119,9 +127,13 @@ class TextCalibration:
     def head(self) -> InputStatistics:
         """Statistics of the head's inputs, once the text has run through all blocks."""
         found = InputStatistics(self._decoder.config.hidden_size)
-        streams = [self._hidden] if self._original is None else [self._hidden, self._original]
-        for parts in zip(*streams, strict=True):
-            found.update(*map(self._decoder.head_inputs, parts))
+        originals = iter(()) if self._original is None else iter(self._original)
+        rest = InputStatistics(self._decoder.config.hidden_size)
+        for part in self._hidden:
+            parts = [part, *islice(originals, 1)]
+            own = found if len(parts) == 2 else rest
+            own.update(*map(self._decoder.head_inputs, parts))
+        found = found.merge(rest)
         require_finite("the head: mean of squared inputs", found.hessian)
         return found
 

@@ -12,6 +12,7 @@ from numbacalib.models.config import ModelConfig
 from numbacalib.models.layer_tensors import expert_shapes, linear_shapes, stages
 from numbacalib.models.mixture import Mixture
 from numbacalib.models.roles import columns_by_role
+from numbacalib.quantizer.calibration import PAIRED_TOKENS
 from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.settings import Settings
 
@@ -83,11 +84,15 @@ class Demand:
 
     def pinned_bytes(self, tokens: int) -> int:
         """Bytes of the host that a residual stream takes: its own, or of one that passes a device."""
-        return self._streams * 4 * tokens * self.config.hidden_size
+        return sum(self._passing(tokens)) * 4 * self.config.hidden_size
 
     @property
     def _streams(self) -> int:
         return 2 if self.settings.target == "propagated" else 1
+
+    def _passing(self, tokens: int) -> list[int]:
+        """Tokens of each residual stream."""
+        return [tokens, min(tokens, PAIRED_TOKENS)][: self._streams]
 
     def _block_bytes(self, index: int, tokens: int, streamed: bool) -> int:
         config, place, streams = self.config, self.place, self._streams
@@ -97,24 +102,32 @@ class Demand:
         widest = max(channels for _, channels in shapes.values())
         together = min(tokens, place.batch_tokens)
         batch = size * together * self._numbers_of_a_token(index, widest)
-        row = 4 * config.hidden_size
-        passing = row * min(tokens, _PASSING * together) if streamed else 0
-        staying = 0 if streamed else row * tokens + self._held_bytes(index, tokens, widest, size)
+        staying = sum(
+            self._staying_bytes(index, own, widest, streamed) for own in self._passing(tokens)
+        )
+        moving = sum(min(own, _PASSING * together) for own in self._passing(tokens))
+        passing = 4 * config.hidden_size * moving if streamed else 0
         squares = _SQUARES + 2 * (streams - 1) if self.calibrated else 0
         sizes = [stage_size(config, index, stage, self.layers) for stage in stages(config, index)]
-        gathering = batch + streams * passing + 4 * (1 + 2 * (streams - 1)) * widest**2
+        gathering = batch + passing + 4 * (1 + 2 * (streams - 1)) * widest**2
         solving = 4 * max(
             squares * channels**2 + _COPIES * rows * channels for rows, channels in sizes
         )
-        mixture, experts = config.mixture_of(index), 0
-        if mixture is not None and self.calibrated:
-            held = (size + 4) * tokens * config.hidden_size  # inputs and sums of outputs
-            staying = max(staying, held + (0 if streamed else row * tokens))
-            experts = self._expert_bytes(mixture, squares)
-        return weights + streams * staying + max(gathering, solving, experts)
+        mixture = config.mixture_of(index) if self.calibrated else None
+        experts = 0 if mixture is None else self._expert_bytes(mixture, squares)
+        return weights + staying + max(gathering, solving, experts)
+
+    def _staying_bytes(self, index: int, tokens: int, widest: int, streamed: bool) -> int:
+        """Bytes of a stream that stays on the device, and of what a sublayer holds of all its tokens."""
+        hidden, size = self.config.hidden_size, self.place.product_dtype(self.dtype).itemsize
+        states = 0 if streamed else 4 * hidden * tokens
+        held = 0 if streamed else self._held_bytes(index, tokens, widest, size)
+        if self.config.mixture_of(index) is not None and self.calibrated:
+            held = max(held, (size + 4) * tokens * hidden)  # inputs and sums of outputs
+        return states + held
 
     def _numbers_of_a_token(self, index: int, widest: int) -> int:
-        """Activations of a token that are there at once: in attention, or in the MLP, beside their input."""
+        """Activations of a token that are there at once, in attention or in the MLP, beside their input."""
         hidden, shapes = self.config.hidden_size, linear_shapes(self.config, index)
         entering = sum(shapes[f"{kind}.weight"][0] for kind in stages(self.config, index)[0])
         # normalized ones beside those before, and the contexts

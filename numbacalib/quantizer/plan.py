@@ -17,7 +17,7 @@ from numbacalib.formats.safetensors_writer import SHARD_BYTES
 from numbacalib.models import HOST
 from numbacalib.models.decoder import VOCABULARY
 from numbacalib.models.layer_tensors import expert_stages, stages
-from numbacalib.quantizer.calibration import TextCalibration
+from numbacalib.quantizer.calibration import PAIRED_TOKENS, TextCalibration
 from numbacalib.quantizer.job import Job
 from numbacalib.quantizer.memory import Demand
 from numbacalib.quantizer.outer import is_outer
@@ -33,6 +33,8 @@ from numbacalib.quantizer.trial import (
 
 MOVED = 1e9
 """Bytes a second at which an output is written and read back, once each."""
+_ALONE = 0.4
+"""Time that a token takes in one model alone, of what it takes in both with the moments of both."""
 LATER = 30_000_000
 """Bytes of code that is loaded after the trial, and of memory that is not given back, as measured."""
 _SCORES = 6
@@ -104,10 +106,11 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
     tokens = job.tokens
     blocks = job.decoder.config.num_layers
     met = [token_weights(job, index) for index in range(blocks)]
-    batches = -(-tokens // demand.place.batch_tokens) * trial.batch
+    passed = _passed(job, tokens)
+    batches = -(-passed // demand.place.batch_tokens) * trial.batch
     each = []
     for index in range(finished, blocks):
-        passing = batches + tokens * trial.calibrating * met[index]
+        passing = batches + passed * trial.calibrating * met[index]
         working = passing + _solving(job, index, trial)
         # a device's are read while it works on the one before
         overlapped = 0.0 if demand.on_host else working
@@ -144,6 +147,14 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
         seconds=seconds,
         block_seconds=each,
     )
+
+
+def _passed(job: Job, tokens: int) -> int:
+    """Tokens that would take as long if all of them passed both models, as the trial's do."""
+    if job.settings.target != "propagated":
+        return tokens
+    paired = min(tokens, PAIRED_TOKENS)
+    return round(paired + _ALONE * (tokens - paired))
 
 
 def require_memory(job: Job, plan: Plan) -> None:

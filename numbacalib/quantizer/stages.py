@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from numbacalib.models import Decoder, DecoderBlock
 from numbacalib.models.experts import Experts
 from numbacalib.models.layer_tensors import Stage
 from numbacalib.models.parts import Parts
 from numbacalib.models.sublayers import Sublayer
-from numbacalib.ops.magnitudes import channel_magnitudes
+from numbacalib.ops.columns import magnitude_max
 from numbacalib.ops.matrix import to_host, weighted_sum
 from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.finite import require_finite
@@ -36,8 +39,8 @@ def run_stages(
     attention's result is held for all tokens, and the MLP's wide activations where they are small; else
     they are computed twice, as all are where the residual stream itself is in no device's memory.
 
-    `original` is a block whose weights nobody replaces, and a hidden state of its own: it does the same
-    beside, and the statistics are of both.
+    `original` is a block whose weights nobody replaces, and hidden states of its own, which may be of the
+    first parts alone: it does the same beside, and the statistics of those parts are of both.
     """
     streams = [_Stream(block, decoder, parts)]
     if original is not None:
@@ -93,6 +96,8 @@ class _Stream:
         given = None if before is None else iter(before)
         beside = self.block.parallel and half is self.block.attention
         held = self.parts.others() if beside else None
+        layer = f"{self.block.name}.{half.exit_stages[-1][0]}"
+        ranges = []  # a device goes on meanwhile
         for part in self.parts.changed():
             if held is not None:
                 held.append(self.block.mlp.input(part))
@@ -102,7 +107,9 @@ class _Stream:
                 inner = half.inner(half.input(part) if given is None else next(given))
             half.add_output(part, inner)
             del inner  # which the next part's takes the place of
-            require_range(f"{self.block.name}.{half.exit_stages[-1][0]}", part)
+            ranges.append(start_range_check(layer, part))
+        for require in ranges:
+            require()
         self._inputs = held
 
     def _given(self, half: Sublayer) -> Parts | None:
@@ -122,13 +129,22 @@ class _Stream:
 
 def require_range(layer: str, hidden: Any) -> None:
     """Check that hidden states [..., hidden] can be normalized, once a layer has added to them."""
-    _, largest = channel_magnitudes(rows_of(hidden))
-    reached = float(to_host(largest).max())
-    if not reached <= LARGEST_HIDDEN:
-        raise ValueError(
-            f"{layer}: hidden states reach {reached:g} after it, beyond the "
-            f"{LARGEST_HIDDEN:g} whose squares float32 can sum"
-        )
+    start_range_check(layer, hidden)()
+
+
+def start_range_check(layer: str, hidden: Any) -> Callable[[], None]:
+    """Start what `require_range` does, and return what waits for it and raises."""
+    largest = magnitude_max(rows_of(hidden), np.dtype(np.float32))
+
+    def require() -> None:
+        reached = float(to_host(largest).max())
+        if not reached <= LARGEST_HIDDEN:
+            raise ValueError(
+                f"{layer}: hidden states reach {reached:g} after it, beyond the "
+                f"{LARGEST_HIDDEN:g} whose squares float32 can sum"
+            )
+
+    return require
 
 
 def _gathered(
@@ -139,30 +155,72 @@ def _gathered(
 ) -> Iterator[tuple[Stage, InputStatistics]]:
     """Collect the inputs of stages that run together, of the original stream too where there are two.
 
-    Weights and embeddings are known to be finite, so that it is activations that left float32 if a value
-    is not: the error names the layer.
+    Where that has fewer parts, the statistics of these are merged with those of the others.
     """
     block = streams[0].block
-    statistics = [InputStatistics(block.linears[stage[0]].shape[1]) for stage in group]
-    passes = [inputs(stream) for stream in streams]
-    beside = len(streams) > 1 and residual_factor is not None
-    parts = [stream.parts for stream in streams] if beside else []
-    for given in zip(*passes, *parts, strict=True):
-        residual = None
-        if beside and residual_factor is not None:
-            own, wanted = given[2:]
-            factors = 1 / residual_factor, -1 / residual_factor
-            residual = weighted_sum(wanted, own, *factors, dtype=block.dtype)
+    widths = [block.linears[stage[0]].shape[1] for stage in group]
+    paired, alone = ([InputStatistics(width) for width in widths] for _ in range(2))
+    waiting: list[tuple[str, Callable[[], None]]] = []
+    for given, original, residual in _inputs(streams, inputs, residual_factor):
+        _require(waiting)  # those of the part before, while a device runs this one
+        waiting.clear()
         for number, stage in enumerate(group):
-            companions = [given[1][number], residual] if len(streams) > 1 else []
-            try:
-                statistics[number].update(given[0][number], *companions)
-            except ValueError as error:
-                layer = f"{block.name}.{stage[0]}"
-                raise ValueError(f"{layer}: {error}: activations overflow float32") from None
-        del companions, residual
-        for each in given[: len(streams)]:
+            layer = f"{block.name}.{stage[0]}"
+            own = alone[number] if original is None else paired[number]
+            companions = [] if original is None else [original[number], residual]
+            with _named(layer):
+                waiting.append((layer, own.start_update(given[number], *companions)))
+            del companions
+        del residual
+        for each in (given, original or []):
             each.clear()  # the loop keeps it beside the next part's, and beside the work on the layers
-    for stage, found in zip(group, statistics, strict=True):
+    _require(waiting)
+    for stage, both, rest in zip(group, paired, alone, strict=True):
+        found = both.merge(rest) if both.tokens and rest.tokens else both if both.tokens else rest
         require_finite(f"{block.name}.{stage[0]}: mean of squared inputs", found.hessian)
         yield stage, found
+
+
+def _inputs(
+    streams: list[_Stream],
+    inputs: Callable[[_Stream], Iterator[list[Any]]],
+    residual_factor: float | None,
+) -> Iterator[tuple[list[Any], list[Any] | None, Any]]:
+    """Yield the stages' inputs of each part, the original ones, and what that residual stream has more.
+
+    The latter two are None for parts that the original stream has not, the last also between halves.
+    """
+    own, *others = streams
+    if not others:
+        for given in inputs(own):
+            yield given, None, None
+        return
+    (original,) = others
+    originals = inputs(original)
+    pairs: Iterator[tuple[Any, ...]] = iter(())
+    if residual_factor is not None:
+        first = own.parts.first(original.parts.tokens)
+        pairs = zip(original.parts, first, strict=True)
+    for given in inputs(own):
+        wanted, pair = next(originals, None), next(pairs, None)
+        residual = None
+        if pair is not None and residual_factor is not None:
+            share = 1 / residual_factor
+            residual = weighted_sum(pair[0], pair[1], share, -share, dtype=own.block.dtype)
+        yield given, wanted, residual
+
+
+def _require(waiting: Sequence[tuple[str, Callable[[], None]]]) -> None:
+    """Wait for checks of layers' inputs, and raise the first error by the layer's name."""
+    for layer, require in waiting:
+        with _named(layer):
+            require()
+
+
+@contextmanager
+def _named(layer: str) -> Iterator[None]:
+    """Name the layer whose activations left float32: weights and embeddings are known to be finite."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{layer}: {error}: activations overflow float32") from None

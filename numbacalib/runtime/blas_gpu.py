@@ -73,7 +73,8 @@ def solve_columns(upper: Any, columns: Any) -> None:
 def solve_triangle(upper: Any, rows: Any, *, transposed: bool) -> None:
     """Overwrite `rows` [M, K] by X, ``X R = rows``, or ``X R^T = rows`` with `transposed`.
 
-    ``R`` [K, K] is upper triangular; both are C-contiguous and of one dtype.
+    ``R`` [K, K] is upper triangular; both are of one dtype, and their rows contiguous, at any stride with
+    the libraries.
     """
     if not has_libraries():
         found = read(rows)

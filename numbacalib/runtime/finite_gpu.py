@@ -50,7 +50,7 @@ class FirstIndex:
 
     def read(self) -> int | None:
         """Wait for the copy alone; return the index, or None."""
-        found = self._word()
+        found = int(self._word()[0])
         return None if found == NONE else found
 
 

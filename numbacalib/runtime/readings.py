@@ -1,8 +1,11 @@
-"""Numbers on their way from a device to the host, which does not wait until it needs them."""
+"""Numbers on their way from a device to the host, which does not wait until it needs them.
+
+Memory to which a device copies while the host goes on takes long to make: it is kept for the next copy.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,77 +20,86 @@ from numbacalib.runtime.streams import check
 with extra("cuda"):
     from cuda.bindings import driver
 
-WORDS = 256
-"""Words that are made together: the driver may wait for the device before it gives pinned memory."""
-UNREAD = 4096
-"""Words that nobody read: with more of them the device is waited for, to have them back."""
+TOGETHER = 2048
+"""Bytes of small rooms that are made together: the driver may wait for the device before it gives pinned
+memory."""
+UNREAD = 1024
+"""Rooms of a size that nobody read: with more of them the device is waited for, to have them back."""
 
 
-class _Word:
-    """A number in memory to which the device copies while the host goes on."""
+class _Room:
+    """Pinned memory for one copy, and the event that tells its end."""
 
-    def __init__(self, memory: NDArray[np.int64]) -> None:
+    def __init__(self, memory: NDArray[np.uint8]) -> None:
         self.memory = memory
         self.address = memory.ctypes.data
         self.copied = check(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
 
 
-class _Words:
-    """Words of a device that no reading has: making one takes longer than a check.
+class _Rooms:
+    """Rooms of one size that no copy has: making one takes longer than a check.
 
-    The copy to a word that nobody read may still be under way. Its event does not say so safely: the stream
+    The copy to a room that nobody read may still be under way. Its event does not say so safely: the stream
     that it was recorded on may be gone, and then the driver reads memory that is not its own any more.
     """
 
-    def __init__(self) -> None:
-        self.read: list[_Word] = []
-        self.unread: list[_Word] = []
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.read: list[_Room] = []
+        self.unread: list[_Room] = []
 
-    def take(self) -> _Word:
-        """Return a word to which nothing is on its way."""
+    def take(self) -> _Room:
+        """Return a room to which nothing is on its way."""
         try:
             return self.read.pop()
         except IndexError:
             pass
         if len(self.unread) < UNREAD:
-            found = list(np.split(cuda.pinned_array(WORDS, np.int64), WORDS))
+            count = max(1, TOGETHER // self.size)
+            found = np.split(cuda.pinned_array(count * self.size, np.uint8), count)
         else:
             unread, self.unread = self.unread, []
             check(driver.cuCtxSynchronize())
-            for word in unread:
-                check(driver.cuEventDestroy(word.copied))
-            found = [word.memory for word in unread]
-        word, *others = map(_Word, found)
+            for room in unread:
+                check(driver.cuEventDestroy(room.copied))
+            found = [room.memory for room in unread]
+        room, *others = map(_Room, found)
         self.read += others
-        return word
+        return room
 
 
-_words: defaultdict[int, _Words] = defaultdict(_Words)
-"""By the number of their device."""
+@functools.cache
+def _rooms(device: int, size: int) -> _Rooms:
+    """Rooms of so many bytes on a device."""
+    del device
+    return _Rooms(size)
 
 
-class _Reading:
-    """A number on its way to the host."""
+class _Copy:
+    """An array on its way to the host."""
 
-    def __init__(self, array: Any, words: _Words, word: _Word) -> None:
-        self._words, self._word = words, word
-        self._value: int | None = None
+    def __init__(self, array: Any, rooms: _Rooms) -> None:
+        self._rooms, self._room = rooms, rooms.take()
+        self._shape, self._dtype = array.shape, array.dtype
+        self._found: NDArray[Any] | None = None
+        size = self._size = array.size * array.dtype.itemsize
         stream = driver.CUstream(stream_handle())
-        check(driver.cuMemcpyDtoHAsync(word.address, array.address, 8, stream))
-        check(driver.cuEventRecord(word.copied, stream))
+        check(driver.cuMemcpyDtoHAsync(self._room.address, array.address, size, stream))
+        check(driver.cuEventRecord(self._room.copied, stream))
 
-    def value(self) -> int:
-        if self._value is None:
-            check(driver.cuEventSynchronize(self._word.copied))
-            self._value = int(self._word.memory[0])
-        return self._value
+    def values(self) -> NDArray[Any]:
+        if self._found is None:
+            check(driver.cuEventSynchronize(self._room.copied))
+            found = self._room.memory[: self._size].view(self._dtype)
+            self._found = found.reshape(self._shape).copy()
+        return self._found
 
     def __del__(self) -> None:
-        words = self._words
-        (words.unread if self._value is None else words.read).append(self._word)
+        rooms = self._rooms
+        (rooms.unread if self._found is None else rooms.read).append(self._room)
 
 
-def start_reading(array: Any) -> Callable[[], int]:
-    """Start to copy an array [1] of int64 to the host; return what waits for the copy alone."""
-    words = _words[current_device()]
-    return _Reading(array, words, words.take()).value
+def start_reading(array: Any) -> Callable[[], NDArray[Any]]:
+    """Start to copy a contiguous array to the host; return what waits for the copy alone."""
+    bytes_of_room = 1 << (array.size * array.dtype.itemsize - 1).bit_length()  # a power of two
+    return _Copy(array, _rooms(current_device(), bytes_of_room)).values

@@ -80,9 +80,10 @@ def read(array: Any) -> NDArray:
     return array.copy_to_host()
 
 
-def start_reading(array: Any) -> Callable[[], int]:
+def start_reading(array: Any) -> Callable[[], NDArray[Any]]:
     """See `numbacalib.runtime.readings.start_reading`."""
-    return lambda: int(read(array)[0])
+    values = read(array)
+    return lambda: values
 
 
 class Transfers:

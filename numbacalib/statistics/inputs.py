@@ -101,6 +101,19 @@ class InputStatistics:
             If a shape differs, a value is not finite or too large for that (the first index is named), or
             the arrays are on another device than those before; what was collected stays as it was.
         """
+        self._update(inputs, original, residual, wait=True)
+
+    def start_update(
+        self, inputs: ArrayT, original: ArrayT | None = None, residual: ArrayT | None = None
+    ) -> Callable[[], None]:
+        """Do what `update` does, but do not wait for a GPU's check of values: return what does, and raises.
+
+        Until it was called nothing says that what was collected means something, and after it raised
+        nothing does. Call it before the next update.
+        """
+        return self._update(inputs, original, residual, wait=False)
+
+    def _update(self, inputs: Any, original: Any, residual: Any, *, wait: bool) -> Any:
         arrays = {"inputs": inputs, "original": original, "residual": residual}
         with arrays_of_one_device(**arrays) as (inputs, original, residual):
             channels = len(self.hessian)
@@ -114,9 +127,15 @@ class InputStatistics:
                 residual, check = _tokens("residual", residual, width, rows)
                 unfinished.append(check)
             self._require_companions(original, residual)
-            for check in unfinished:
-                check()
+
+            def require() -> None:
+                for check in unfinished:
+                    check()
+
+            if wait:
+                require()
             self._add(rows, original, residual)
+        return require
 
     def _add(self, rows: Any, original: Any, residual: Any) -> None:
         """Add tokens that were checked."""
@@ -169,23 +188,31 @@ class InputStatistics:
             raise ValueError(f"residual: expected {width} columns, got {residual.shape[1]}")
 
     def merge(self, other: InputStatistics) -> InputStatistics:
-        """Return the statistics of both sets of tokens together."""
+        """Return the statistics of both sets of tokens together.
+
+        Where only one of them has moments with the original model, these stand for all tokens: the
+        residual's, the drift's, and what `cross` has more than the Hessian.
+        """
         if other.hessian.shape != self.hessian.shape:
             raise ValueError(
                 f"other: expected {len(self.hessian)} channels, got {len(other.hessian)}"
             )
-        if self.tokens and other.tokens:
-            for name in OPTIONAL:
-                if (getattr(self, name) is None) != (getattr(other, name) is None):
-                    raise ValueError(f"other: expected {name} with both or with neither")
         merged = InputStatistics(len(self.hessian))
         merged.tokens = self.tokens + other.tokens
         share = self.tokens / max(merged.tokens, 1)
         # statistics that have seen nothing may be on another device
         left, right = (self if self.tokens else other), (other if other.tokens else self)
-        for name in ("hessian", "mean_abs", *left.companions):
+        both = [name for name in left.companions if name in right.companions]
+        for name in ("hessian", "mean_abs", *both):
             setattr(merged, name, blended(getattr(left, name), getattr(right, name), share))
         merged.max_abs = larger(left.max_abs, right.max_abs)
+        for own in (left, right):
+            for name in own.companions:
+                if name not in both:
+                    setattr(merged, name, getattr(own, name))
+            if own.cross is not None and "cross" not in both:
+                more = weighted_sum(merged.hessian, own.hessian, 1.0, -1.0)
+                merged.cross = weighted_sum(own.cross, more, 1.0, 1.0)
         return merged
 
     @property

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from numbacalib.linalg import factor_hessians
+from numbacalib.linalg import factor_hessians, solve_rows
 from numbacalib.linalg import gpu as factor_kernels
 from numbacalib.linalg.panels_gpu import PANEL
 from numbacalib.methods import gptq
@@ -55,6 +55,19 @@ def test_first_minor_of_all_panels_is_told(generator):
     found = factor_hessians(hessian[None], [0.01])
     # the matrix is factored from its last channel on
     assert channels - found.minors[0] == PANEL + 3
+
+
+@pytest.mark.parametrize("channels", [2 * PANEL, 3 * PANEL - 37])
+@pytest.mark.parametrize("kind", ["correlated", "low rank"])
+def test_systems_in_panels(channels, kind, generator):
+    """Pairs of bfloat16 keep 16 bits of each factor of a product."""
+    hessian = hessian_of(channels, generator, kind)
+    upper = torch.as_tensor(factor_hessians(hessian[None], [0.01]).upper, device="cuda")[0]
+    rows = torch.randn(300, channels, device="cuda", generator=generator) @ hessian
+    found = torch.as_tensor(solve_rows(upper, rows), device="cuda").double()
+    matrix = upper.double() @ upper.double().T
+    left = (found @ matrix - rows.double()).norm()
+    assert left < 2**-15 * found.norm() * matrix.norm()
 
 
 @pytest.mark.parametrize("kind", ["correlated", "low rank", "outliers"])

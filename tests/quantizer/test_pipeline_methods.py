@@ -12,8 +12,8 @@ from numbacalib.cli import main
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.formats.imatrix import read_imatrix
 from numbacalib.methods import LayerReport
-from numbacalib.models import Decoder, open_checkpoint
-from numbacalib.quantizer import Settings
+from numbacalib.models import HOST, Decoder, open_checkpoint
+from numbacalib.quantizer import Settings, calibration
 from numbacalib.quantizer.calibration import TextCalibration
 from numbacalib.statistics import GradientStatistics, save_fisher
 
@@ -355,6 +355,32 @@ def test_the_first_layers_see_the_original_inputs(tmp_path):
             assert (abs(d).max() == 0) == first
             into_residual = stage[0].endswith(("o_proj", "down_proj"))
             assert (found.residual is not None) == into_residual
+
+
+def test_of_a_long_text_the_first_tokens_run_through_the_original_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "PAIRED_TOKENS", 32)
+    checkpoint = open_checkpoint(write_tiny_checkpoint(tmp_path))
+    decoder = Decoder(checkpoint, place=replace(HOST, batch_tokens=16))
+    tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (4, 16))
+    found = {}
+    for count in (4, 2):  # two of four sequences are all that there are of two
+        run = TextCalibration(decoder, tokens[:count], propagated=True)
+        for index in range(2):
+            block = decoder.block(index)
+            for ((stage, statistics),) in run.stages(index, block, {}):
+                found[count, index, stage] = statistics
+                for kind in stage:
+                    block.linears[kind] = block.linears[kind] * np.float32(1.05)
+        found[count, "head"] = run.head()
+    for (count, *where), statistics in found.items():
+        if count == 4:
+            first = found[2, *where]
+            assert (statistics.tokens, first.tokens) == (64, 32)
+            assert statistics.companions == first.companions
+            moved, expected = (each.cross - each.hessian for each in (statistics, first))
+            scale = abs(first.hessian).max()
+            np.testing.assert_allclose(moved, expected, rtol=0, atol=1e-5 * scale)
+            assert abs(statistics.hessian - first.hessian).max() > 1e-3 * scale
 
 
 def test_a_target_that_cannot_be_is_refused(tmp_path, text, model, capsys):

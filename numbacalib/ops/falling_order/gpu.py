@@ -10,7 +10,9 @@ from numbacalib.runtime import device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.launch import launch
 
-THREADS = device.sized(256, simulated=4)
+COLUMNS, SLICES = device.sized((32, 8), simulated=(2, 2))
+"""Columns of a block, and slices of all columns that its threads compare them with."""
+THREADS = COLUMNS * SLICES
 LARGEST = np.int64(0x7FFFFFFFFFFFFFFF)
 
 
@@ -19,28 +21,35 @@ def falling_order(values: Any, group_size: int) -> tuple[Any, Any, Any]:
     count, size = values.shape
     memory = device.empty((3, count, size), np.int64)
     found = memory[0], memory[1], memory[2]
-    launch(_order, (-(-size // THREADS), count), THREADS, values, np.int64(group_size), *found)
+    grid = -(-size // COLUMNS), count
+    launch(_order, grid, THREADS, values, np.int64(group_size), *found)
     return found
 
 
 @cuda.jit
 def _order(values, group_size, order, place, group):
-    """Threads: one a column. Blocks: columns, row. Shared memory holds the keys of some columns."""
+    """Blocks: columns, row. Threads: a column and slice each; they take the keys of as many in turn."""
     keys = cuda.shared.array(THREADS, np.int64)
+    counts = cuda.shared.array(THREADS, np.int64)
     e, thread = cuda.blockIdx.y, cuda.threadIdx.x
+    x, y = thread % COLUMNS, thread // COLUMNS
     size = values.shape[1]
-    j = np.int64(cuda.blockIdx.x) * THREADS + thread
+    j = np.int64(cuda.blockIdx.x) * COLUMNS + x
     own = sort_key(values[e, min(j, size - 1)])
     before = np.int64(0)
     for first in range(0, size, THREADS):
         keys[thread] = sort_key(values[e, min(first + thread, size - 1)])
         cuda.syncthreads()
-        for k in range(min(THREADS, size - first)):
-            other = keys[k]
-            if other > own or (other == own and first + k < j):
+        for k in range(y * COLUMNS, (y + 1) * COLUMNS):
+            i, other = first + k, keys[k]
+            if i < size and (other > own or (other == own and i < j)):
                 before += 1
         cuda.syncthreads()
-    if j < size:
+    counts[thread] = before
+    cuda.syncthreads()
+    if y == 0 and j < size:
+        for other_slice in range(1, SLICES):
+            before += counts[other_slice * COLUMNS + x]
         order[e, before] = j
         place[e, j] = before
         group[e, before] = j // group_size
