@@ -17,7 +17,7 @@ class RunRow(NamedTuple):
 
     model: str
     what: str
-    """A key of `LIMITS`, "waiting for blocks" that are kept, or "keeping blocks" with all that it takes."""
+    """A key of `LIMITS`, or "keeping blocks"."""
     planned: float
     taken: float
     unit: str

@@ -5,8 +5,9 @@
 
 Each model is quantized in a process of its own, so that the peak of memory is the run's: SmolLM2-135M as
 the demo has it, and two random ones, a shape with 48 narrow blocks and Llama-3.2-1B's with a small
-vocabulary. Prints planned and taken memory and time, and the share of the time that keeping blocks took,
-and writes a CSV. Cold runs find no kernels on disk; times are else those of runs whose kernels are there.
+vocabulary. Prints planned and taken memory and time, and the share of the time that keeping blocks took:
+for which the run waited, and what a thread beside it took of the machine's processors. Writes a CSV. Cold
+runs find no kernels on disk; times are else those of runs whose kernels are there.
 """
 
 from __future__ import annotations
@@ -112,13 +113,12 @@ def measure(options: argparse.Namespace) -> list[RunRow]:
         f"took {keeping.beside:.2f} s",
         file=sys.stderr,
     )
-    taken = sum(report.seconds.values())
-    # what the thread takes is not the run's on a processor of its own; at worst it all is
+    # what the thread takes of the machine's processors is not the run's
+    share = keeping.waited + keeping.beside / len(os.sched_getaffinity(0))
     return [
         *found,
         RunRow(case, "time", *seconds, "s"),
-        RunRow(case, "waiting for blocks", KEEPING, keeping.waited / taken, ""),
-        RunRow(case, "keeping blocks", KEEPING, (keeping.waited + keeping.beside) / taken, ""),
+        RunRow(case, "keeping blocks", KEEPING, share / sum(report.seconds.values()), ""),
     ]
 
 

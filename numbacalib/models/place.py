@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.ops.matrix import cast
+from numbacalib.runtime import host_memory
 
 if TYPE_CHECKING:
     from numbacalib.runtime.device import Transfers
@@ -69,8 +70,10 @@ class Place:
         return _transfers(self.name)
 
     def give_back(self) -> None:
-        """Give back to a device's driver what the pool of memory keeps of what was freed."""
-        if self.name != "cpu":
+        """Give back to the system, or a device's driver, what is kept of memory that was freed."""
+        if self.name == "cpu":
+            host_memory.give_back()
+        else:
             from numbacalib.runtime import device
 
             device.give_back()

@@ -20,7 +20,7 @@ from numbacalib.formats.output_directory import (
 )
 from numbacalib.formats.registry import formats_named
 from numbacalib.methods import LayerReport
-from numbacalib.models import open_checkpoint, open_place
+from numbacalib.models import HOST, open_checkpoint, open_place
 from numbacalib.models.hub import revision_of
 from numbacalib.quantizer.ahead import compiled_ahead
 from numbacalib.quantizer.blocks import quantize_blocks
@@ -161,9 +161,11 @@ def quantize(
                     stack.enter_context(writer)
                 with clock.phase("quantizing"):
                     _quantize_blocks(job, kept, plan)
+                HOST.give_back()
                 with clock.phase("writing"):
                     layers, counted = _write_layers(job, kept, writers)
                     stack.close()
+            HOST.give_back()
             with clock.phase("proving"):
                 proofs = [
                     prove(job.checkpoint, kept, each, path, job.held_out, place, max_kl)

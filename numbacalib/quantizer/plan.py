@@ -103,6 +103,7 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
     copied = sum(map(job.checkpoint.stored_bytes, set(job.checkpoint.names()) - names))
     weights = sum(int(np.prod(info.shape)) for info in job.weights.values())
     trial, demand = try_out(job), demand_of(job)
+    HOST.give_back()
     tokens = job.tokens
     blocks = job.decoder.config.num_layers
     met = [token_weights(job, index) for index in range(blocks)]
@@ -111,10 +112,8 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
     each = []
     for index in range(finished, blocks):
         passing = batches + passed * trial.calibrating * met[index]
-        working = passing + _solving(job, index, trial)
-        # a device's are read while it works on the one before
-        overlapped = 0.0 if demand.on_host else working
-        each.append(working + max(0.0, trial.reading * block_weights(job, index) - overlapped))
+        reading = trial.reading * block_weights(job, index)
+        each.append(passing + _solving(job, index, trial) + reading)
     outer = [info.shape for name, info in job.weights.items() if is_outer(name)]
     if outer and finished <= blocks:  # they are kept as one more block
         each.append(sum(trial.work * solver_work(job, *shape) for shape in outer))
@@ -263,9 +262,11 @@ def _host_bytes(job: Job, demand: Demand, tokens: int, output_bytes: int) -> int
     entries = min(VOCABULARY, job.decoder.config.vocab_size)
     scores = min(job.held_out.size, demand.place.score_rows) * entries
     proving = 2 * largest + 8 * _SCORES * scores
-    quantizing = 0
+    blocks = range(job.decoder.config.num_layers)
+    # codes of a block, and of the one before it, which is written meanwhile
+    quantizing = 2 * max(block_weights(job, index) for index in blocks)
     if demand.on_host:  # which holds the states of the text since they were made
-        quantizing = demand.working_bytes(tokens) - demand.pinned_bytes(job.tokens)
+        quantizing += demand.working_bytes(tokens) - demand.pinned_bytes(job.tokens)
     if _is_streamed(job):
         quantizing += demand.pinned_bytes(tokens)
     return LATER + max(quantizing, writing, proving)

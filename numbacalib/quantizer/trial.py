@@ -27,6 +27,7 @@ from numbacalib.ops.matrix import to_host
 from numbacalib.ops.token_loss import add_scores, losses
 from numbacalib.quantizer.blocks import quantize_group
 from numbacalib.quantizer.calibration import SILENT, TextCalibration
+from numbacalib.quantizer.distributions import Distributions
 from numbacalib.quantizer.divergence import ROWS, add_tile
 from numbacalib.quantizer.job import Job, on_grid
 from numbacalib.quantizer.memory import stage_size
@@ -128,12 +129,16 @@ def solver_work(job: Job, rows: int, channels: int) -> float:
 def _pass_text(
     calibration: TextCalibration, block: DecoderBlock
 ) -> tuple[Mapping[Stage, Any], tuple[float, float], float]:
-    """Statistics of some sequences by stage; seconds of a batch, and of a token beside; of compiling."""
+    """Statistics of some sequences by stage; seconds of a batch, and of a token beside; of compiling.
+
+    Statistics of all stages are held, and so half a batch at most, for no more memory than the run's.
+    """
     found, first, one = _twice(lambda: calibration.trial(block.copied(), 1))
     length, compiling = calibration.sequence_length, max(0.0, first - one)
-    count = min(calibration.trial_sequences, int(SECONDS / one))
+    count = min(calibration.trial_sequences // 2, int(SECONDS / one))
     if count < 2:
         return found, (0.0, one / length), compiling
+    del found
     found, _, all_of_them = _twice(lambda: calibration.trial(block.copied(), count))
     rate = max(0.0, all_of_them - one) / (count - 1)
     return found, (max(0.0, one - rate), rate / length), compiling
@@ -196,15 +201,20 @@ def _quantize_stages(
         _, _, slower = solve(fitting[-1])
         rate = max(0.0, slower - again) / (works[fitting[-1]] - works[small])
         overhead = max(0.0, again - rate * works[small])
-    return _storing(quantized[0][0]), overhead, rate, max(0.0, first - again)
+    storing, compiling = _storing(quantized[0][0])
+    return storing, overhead, rate, compiling + max(0.0, first - again)
 
 
-def _storing(weight: QuantizedWeight) -> float:
-    """Seconds to pack and unpack a code."""
-    codes = to_host(weight.codes)
-    rows, channels = codes.shape
-    _, _, again = _twice(lambda: unpack_bits(pack_bits(codes, weight.bits), weight.bits, channels))
-    return again / (rows * channels)
+def _storing(weight: QuantizedWeight) -> tuple[float, float]:
+    """Seconds to pack and unpack a code, and of compiling, also of what else the host does with layers."""
+    weight = weight.to_host()
+    rows, channels = weight.codes.shape
+    _, first, again = _twice(lambda: Distributions().add("", weight))
+    compiling = max(0.0, first - again)
+    _, first, again = _twice(
+        lambda: unpack_bits(pack_bits(weight.codes, weight.bits), weight.bits, channels)
+    )
+    return again / (rows * channels), compiling + max(0.0, first - again)
 
 
 def _twice(action: Callable[[], Any]) -> tuple[Any, float, float]:

@@ -27,7 +27,10 @@ def each_alone(function: Callable[[Item], Result], items: Sequence[Item]) -> lis
     workers = min(get_num_threads(), len(items))
     if workers < 2 or not _threads_may_launch():
         return [function(item) for item in items]
-    with single_threaded(), ThreadPoolExecutor(workers, initializer=begin_alone) as threads:
+    with (
+        single_threaded(),
+        ThreadPoolExecutor(workers, initializer=begin_alone, initargs=(1,)) as threads,
+    ):
         calls = [threads.submit(copy_context().run, function, item) for item in items]
         try:
             return [call.result() for call in calls]
@@ -36,11 +39,15 @@ def each_alone(function: Callable[[Item], Result], items: Sequence[Item]) -> lis
             raise
 
 
-def begin_alone() -> None:
-    """Let this thread launch without its turn, on itself, where several threads may launch."""
+def begin_alone(threads: int | None = None) -> None:
+    """Let this thread launch without its turn, where several threads may launch, and on few threads.
+
+    They are a quarter of those that kernels have where no number is given: what goes on beside other work
+    shall not stand in its way.
+    """
     if _threads_may_launch():
         launching.leave_out_this_thread()
-        set_num_threads(1)
+        set_num_threads(threads or max(1, get_num_threads() // 4))
 
 
 def _threads_may_launch() -> bool:

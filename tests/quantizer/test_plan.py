@@ -217,7 +217,7 @@ def test_a_slow_machine_tries_little(tmp_path, model, text, monkeypatch):
     options = {"text": [text], "samples": 4, "sequence_length": 32, "group_size": 32}
     numbacalib.quantize(model, tmp_path / "quick", **options)
     small, large = ("self_attn.o_proj",), ("mlp.down_proj",)
-    assert tried == [1, 1, 4, 4, small, small, large, large]
+    assert tried == [1, 1, 2, 2, small, small, large, large]
     tried.clear()
     monkeypatch.setattr(trial, "SECONDS", 0.0)
     numbacalib.quantize(model, tmp_path / "slow", **options)
