@@ -13,6 +13,7 @@ training and the peer.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import time
@@ -115,7 +116,7 @@ class Experiment:
         self.length, self.group_size, self.skip = MODELS[name]
         self.place = open_place(self.device)
         self.original = Subject.opened(path, self.place)
-        self.scratch = options.models / "quantized"
+        self.scratch = options.models / f"quantized-{os.getpid()}"
         self.text = texts.calibration[options.calibrate_on]
         self.calibrated: int = options.tokens
         samples = TOKENS[1] // self.length
