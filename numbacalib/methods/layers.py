@@ -133,7 +133,7 @@ def quantize_layers(
             with named([name]):
                 targets[name] = _target(weight, statistics, settings)
         found, measured = _quantized(targets, statistics, settings, importance)
-        if settings.refit and statistics is not None:
+        if settings.refits and statistics is not None:
             found = _refitted(targets, found, statistics)
         if statistics is not None:
             measured |= figures_of_inputs(statistics)
