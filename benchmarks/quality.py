@@ -13,22 +13,23 @@ training and the peer.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import RESULTS, csv_file, describe_machine, read_csv, write_csv
-from small_models import checkpoint_of_glassllm, file_of_smollm2
+from small_models import checkpoint_of_glassllm, checkpoint_of_smollm2
 from tables import QualityRow, quality_body
 from texts import KINDS, Texts, read_texts
 
 from numbacalib.models import open_place
 from numbacalib.quantizer import quantize
-from numbacalib.quantizer.evaluation import Subject, measure
+from numbacalib.quantizer.evaluation import Subject, measure_texts
 from numbacalib.quantizer.text import read_sequences
 
 TOKENS = 32768, 16384
@@ -71,27 +72,34 @@ def _propagated(strength: float) -> dict[str, Any]:
     return {"target": "propagated", "target_strength": strength}
 
 
+STRENGTHS = 0.25, 0.375, 0.5, 0.75, 1.0
 METHODS: dict[str, dict[str, Any]] = {
     "RTN": {"method": "rtn"},
     "AWQ": AWQ | {"method": "rtn", "ranges": "clip"},
     "GPTQ": FULL,
+    "GPTQ, default": {},
     "GPTQ, full range": FULL | SIGNED,
     "GPTQ, ranges mse": FULL | {"ranges": "mse"},
-    "GPTQ, ranges weighted": FULL | WEIGHTED,
+    "GPTQ, weighted": FULL | WEIGHTED,
+    "GPTQ, weighted, full range": FULL | WEIGHTED | SIGNED,
+    "GPTQ, weighted, refit": FULL | WEIGHTED | REFIT,
     "GPTQ, refit": FULL | REFIT,
     "GPTQ, AWQ scales": FULL | AWQ,
-    "GPTQ, propagated 0.25": FULL | _propagated(0.25),
-    "GPTQ, propagated 0.5": FULL | _propagated(0.5),
-    "GPTQ, propagated 1": FULL | _propagated(1.0),
-    "GPTQ, weighted, full range": FULL | WEIGHTED | SIGNED,
-    "GPTQ, weighted, propagated 0.25": FULL | WEIGHTED | _propagated(0.25),
-    "GPTQ, weighted, propagated 0.5": FULL | WEIGHTED | _propagated(0.5),
-    "GPTQ, weighted, propagated 1": FULL | WEIGHTED | _propagated(1.0),
-    "GPTQ, weighted, propagated 0.5, refit": FULL | WEIGHTED | _propagated(0.5) | REFIT,
-    "GPTQ, weighted, propagated 0.5, AWQ scales": FULL | WEIGHTED | _propagated(0.5) | AWQ,
-    "GPTQ, weighted, propagated 0.5, full range": FULL | WEIGHTED | _propagated(0.5) | SIGNED,
-    "GPTQ, default": {},
+    **{f"GPTQ, propagated {share:g}": FULL | _propagated(share) for share in STRENGTHS},
+    **{
+        f"GPTQ, weighted, propagated {share:g}{name}": FULL | WEIGHTED | _propagated(share) | option
+        for share in STRENGTHS
+        for name, option in {
+            "": {},
+            ", refit": REFIT,
+            ", AWQ scales": AWQ,
+            ", full range": SIGNED,
+            ", full range, refit": SIGNED | REFIT,
+        }.items()
+    },
+    "GPTQ, default, bits chosen": {"size": None},
 }
+"""Settings by name; a size of None is that of the grid itself."""
 PEERS = {
     "llm-compressor GPTQ": {"method": "gptq"},
     "llm-compressor GPTQ, imatrix_mse": {"method": "gptq", "observer": "imatrix_mse"},
@@ -108,7 +116,7 @@ class Experiment:
         self.length, self.group_size, self.skip = MODELS[name]
         self.place = open_place(self.device)
         self.original = Subject.opened(path, self.place)
-        self.scratch = options.models / "quantized"
+        self.scratch = options.models / f"quantized-{os.getpid()}"
         self.text = texts.calibration[options.calibrate_on]
         self.calibrated: int = options.tokens
         samples = TOKENS[1] // self.length
@@ -125,7 +133,9 @@ class Experiment:
     def ours(self, bits: int, symmetric: bool, method: str) -> list[QualityRow]:
         """Quantize as the command line does, and measure."""
         shutil.rmtree(self.scratch, ignore_errors=True)
-        given = METHODS[method]
+        given = dict(METHODS[method])
+        if "size" in given:
+            given["size"] = bits + 16 / self.group_size
         grid = {"bits": bits, "symmetric": symmetric, "group_size": self.group_size}
         sampled = {"samples": self.samples, "sequence_length": self.length, "skip": self.skip}
         text = [] if method == "RTN" else self.text
@@ -164,8 +174,8 @@ class Experiment:
         """Measure the quantized checkpoint against the original on each text."""
         subject = Subject.opened(self.scratch, self.place)
         rows = []
-        for kind, tokens in self.tokens.items():
-            found = measure(tokens, subject, self.original)
+        measured = measure_texts(list(self.tokens.values()), subject, self.original)
+        for kind, found in zip(self.tokens, measured, strict=True):
             nats = found.loss - (found.original_loss or 0.0)
             figures = nats, found.excess_error, found.kl, found.kl_error, found.perplexity
             row = (self.name, bits, symmetric, method, kind, *figures, stored, seconds)
@@ -186,7 +196,7 @@ class Experiment:
 def path_of(name: str, folder: Path, texts: Texts, device: str) -> Path:
     """Return where a model's checkpoint is; fetch or train it the first time."""
     if name == "SmolLM2-135M":
-        return file_of_smollm2()
+        return checkpoint_of_smollm2()
     if name == "glassllm":
         return checkpoint_of_glassllm()
     path = folder / name
@@ -197,14 +207,29 @@ def path_of(name: str, folder: Path, texts: Texts, device: str) -> Path:
     return path
 
 
-def cases(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Grids and methods that are asked for."""
-    for grid in options.grid:
-        for method in [*METHODS, *PEERS]:
-            if METHODS.get(method, {}).get("full_range") and not GRIDS[grid][1]:
-                continue
-            if any(fnmatchcase(method, pattern) for pattern in options.method):
-                yield grid, method
+def cases(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
+    """Models, grids and methods that are asked for, the first of the methods' patterns first."""
+    found = dict.fromkeys(
+        (name, grid, method)
+        for pattern in options.method
+        for grid in options.grid
+        for name in options.model
+        for method in (*METHODS, *PEERS)
+        if fnmatchcase(method, pattern)
+        and (GRIDS[grid][1] or not {"full_range", "size"} & METHODS.get(method, {}).keys())
+    )
+    yield from found
+
+
+def is_ours(case: tuple[str, str, str], folder: Path | None) -> bool:
+    """Return whether this process is the first of those that share a folder to come to a case."""
+    if folder is None:
+        return True
+    try:
+        (folder / ", ".join(case)).mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def arguments() -> argparse.Namespace:
@@ -219,8 +244,34 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, default=Path("/tmp/numbacalib-models"))
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the CSV")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after")
+    parser.add_argument(
+        "--share", type=Path, help="a folder: processes that have it in common divide the rows"
+    )
+    parser.add_argument(
+        "--gather", type=Path, nargs="+", help="measure nothing: join the CSVs of these folders"
+    )
     parser.add_argument("--resume", action="store_true", help="keep the rows of the CSV")
     return parser.parse_args()
+
+
+def gathered(files: list[Path]) -> tuple[dict[str, str], list[QualityRow]]:
+    """Machine and rows of several processes' files, of equal rows the last."""
+    found: dict[tuple[Any, ...], QualityRow] = {}
+    for file in files:
+        machine, rows = read_csv(file, QualityRow)
+        found |= {row[:5]: row for row in rows}
+    return machine, ordered(found.values())
+
+
+def ordered(rows: Iterable[QualityRow]) -> list[QualityRow]:
+    """Sort rows by model, grid and method."""
+    names, grids, methods = list(MODELS), list(GRIDS.values()), [*METHODS, *PEERS]
+
+    def place(row: QualityRow) -> tuple[int, int, int]:
+        grid = grids.index((row.bits, row.symmetric))
+        return names.index(row.model), grid, methods.index(row.method)
+
+    return sorted(rows, key=place)
 
 
 def machine_facts(options: argparse.Namespace) -> dict[str, str]:
@@ -240,25 +291,34 @@ def main() -> int:
     """Measure what is asked for, and write the CSV row by row."""
     begin = time.monotonic()
     options = arguments()
+    if options.gather:
+        files = [file for folder in options.gather for file in sorted(folder.glob("quality-*.csv"))]
+        machine, rows = gathered(files)
+        write_csv("quality", machine, rows, options.output)
+        print(quality_body(rows))
+        return 0
     texts = read_texts(options.models)
     machine = machine_facts(options)
     file = csv_file("quality", machine, options.output)
     rows: list[QualityRow] = []
     if options.resume and file.exists():
         machine, rows = read_csv(file, QualityRow)
-    for name in options.model:
-        path = path_of(name, options.models, texts, options.device)
-        experiment = Experiment(name, path, texts, options)
-        for grid, method in cases(options):
-            if time.monotonic() - begin > options.seconds:
-                print(f"no time for {name}, {grid}, {method} and what comes after", flush=True)
-                return 0
-            key = (name, *GRIDS[grid], method)
-            if any(row[:4] == key for row in rows):
-                continue
-            run = experiment.peer if method in PEERS else experiment.ours
-            rows += run(*GRIDS[grid], method)
-            write_csv("quality", machine, rows, options.output)
+    opened: dict[str, Experiment] = {}
+    for case in cases(options):
+        name, grid, method = case
+        if time.monotonic() - begin > options.seconds:
+            print(f"no time for {', '.join(case)} and what comes after", flush=True)
+            break
+        key = (name, *GRIDS[grid], method)
+        if any(row[:4] == key for row in rows) or not is_ours(case, options.share):
+            continue
+        if name not in opened:
+            path = path_of(name, options.models, texts, options.device)
+            opened[name] = Experiment(name, path, texts, options)
+        run = opened[name].peer if method in PEERS else opened[name].ours
+        rows += run(*GRIDS[grid], method)
+        rows = ordered(rows)
+        write_csv("quality", machine, rows, options.output)
     print(quality_body(rows))
     return 0
 

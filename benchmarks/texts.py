@@ -46,5 +46,6 @@ def _reference(folder: Path) -> list[Path]:
     files = [folder / f"reference-{half}.txt" for half in ("learnt", "held-out")]
     for half, file in enumerate(files):
         texts = [topics[name] for name in sorted(topics)[half::2]]
-        file.write_text("\n\n".join(texts), encoding="utf-8")
+        if not file.exists():  # another process may be reading it
+            file.write_text("\n\n".join(texts), encoding="utf-8")
     return files

@@ -149,7 +149,7 @@ def add_methods(quantize: argparse.ArgumentParser) -> None:
     quantize.add_argument(
         "--refit",
         action=argparse.BooleanOptionalAction,
-        help="solve for the scales once the codes are known",
+        help="solve for the scales once the codes are known (default: with a propagated target)",
     )
     quantize.add_argument(
         "--importance",

@@ -96,7 +96,7 @@ def _in_one_launch(
             require_finite_weight()
         stack = _stacked([hessian.reshape(*hessian.shape[-2:]) for hessian in hessians])
         found = gptq_batch(_stacked(list(weights.values())), stack, **options)
-        if settings.refit:
+        if settings.refits:
             pairs = zip(weights.values(), found, statistics, strict=True)
             found = [refit_scales(weight, own, given.hessian) for weight, own, given in pairs]
     together = (time.perf_counter() - begin) / len(weights)

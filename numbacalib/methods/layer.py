@@ -55,11 +55,12 @@ class LayerSettings:
     """Weight that the codes stand for: the layer's own ("layerwise"), or one that also repairs what the
     quantized layers before spoilt ("propagated", `propagated_target`), from statistics that have the
     original model's inputs."""
-    target_strength: float = 0.25
+    target_strength: float = 0.375
     """Strength of the propagated target, 0 to 1. More fits the calibration text better, and other texts
     worse unless there is a lot of it."""
-    refit: bool = False
-    """True to solve for the scales once the codes are known: `refit_scales`."""
+    refit: bool | None = False
+    """True to solve for the scales once the codes are known: `refit_scales`. None is True with a propagated
+    target, where nothing fixes the grid."""
     percdamp: float = 0.01
     damping_tries: int = 5
     shrinkage: float | None = 0.0
@@ -72,6 +73,14 @@ class LayerSettings:
         weighted = self.ranges == "weighted" and not importance
         solved = self.refit or self.target == "propagated"
         return self.method == "gptq" or weighted or self.ranges == "clip" or solved
+
+    @property
+    def refits(self) -> bool:
+        """Whether scales are solved for once the codes are known."""
+        if self.refit is not None:
+            return self.refit
+        free = self.find_grid is None and self.element == INTEGER and self.method != "kmeans"
+        return free and self.target == "propagated"
 
     @property
     def search(self) -> RangeSearch | None:

@@ -130,7 +130,7 @@ def quantize_layers(
         check_layer(statistics, settings, importance)
         targets = _targets(weights, statistics, settings)
         found, measured = _quantized(targets, statistics, settings, importance)
-        if settings.refit and statistics is not None:
+        if settings.refits and statistics is not None:
             found = _refitted(targets, found, statistics)
         if statistics is not None:
             measured |= figures_of_inputs(statistics)

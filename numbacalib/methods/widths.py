@@ -21,8 +21,7 @@ from numbacalib.methods.layer import LayerSettings
 from numbacalib.methods.order import column_orders
 from numbacalib.methods.target import damped_factor
 from numbacalib.ops.grid import grid_scales
-from numbacalib.ops.matrix import cast, diagonal, take, to_host
-from numbacalib.ops.products import group_dots, product
+from numbacalib.ops.matrix import diagonal, take, to_host
 from numbacalib.runtime import checks
 from numbacalib.spec.grid import Grid
 
@@ -39,7 +38,7 @@ class Width(NamedTuple):
     size: float
     """Stored bits of the layer."""
     loss: float
-    """Expected squared error of its outputs, as a share of their squares."""
+    """Expected loss, at one scale for all layers."""
 
 
 def expected_losses(
@@ -62,15 +61,12 @@ def expected_losses(
     Returns
     -------
     dict of str to dict of (int, int) to float
-        By the names of the weights: by bits and group size the squared error of the outputs, as a share of
-        their squares.
+        By the names of the weights: by bits and group size the squared error of outputs, as `proxy_loss`
+        has it.
     """
     spreads = _conditional_spreads(hessian, settings)
-    wide = cast(hessian, np.float32)
     found: dict[str, dict[tuple[int, int], float]] = {}
     for name, weight in weights.items():
-        own = cast(weight, np.float32)
-        power = float(to_host(group_dots(product(own, wide), own, len(spreads))).sum())
         found[name] = {}
         for size in group_sizes:
             grid = Grid(REFERENCE_BITS, settings.symmetric)
@@ -79,7 +75,7 @@ def expected_losses(
             loss = float(squares @ spreads.reshape(-1, size).sum(axis=1)) / 12
             for bits in BITS:
                 finer = (2**REFERENCE_BITS - 1) / (2**bits - 1)
-                found[name][bits, size] = loss * finer**2 / max(power, np.finfo(float).tiny)
+                found[name][bits, size] = loss * finer**2
     return found
 
 

@@ -96,7 +96,7 @@ def _mark(checkpoint: Checkpoint, settings: Settings) -> tuple[str, bytes]:
 
     options = settings.method, settings.ranges, settings.act_order, settings.static_groups
     model = checkpoint.info(EMBEDDINGS).dtype, checkpoint.config.architecture.model_type
-    name = "-".join(["run", *map(str, (*model, *options)), settings.target, str(settings.refit)])
+    name = "-".join(["run", *map(str, (*model, *options)), settings.target, str(settings.refits)])
     return f"{name}.mark", repr(versions()).encode() + kernel_files.sources(Path(__file__))
 
 

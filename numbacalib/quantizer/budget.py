@@ -17,6 +17,7 @@ from numbacalib.methods.widths import BITS, Width, chosen_widths, expected_losse
 from numbacalib.models import Decoder
 from numbacalib.models.checkpoint import TensorInfo
 from numbacalib.quantizer.calibration import SILENT
+from numbacalib.quantizer.effects import Effects
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.stages import run_stages
@@ -25,7 +26,7 @@ GROUPS = (32, 64, 128)
 """Group sizes that are tried, where they divide K."""
 
 Losses = Mapping[str, Mapping[tuple[int, int], float]]
-"""Expected losses of layers by bits and group size."""
+"""Expected changes by layers by bits and group size."""
 
 
 def check_formats(formats: Sequence[Format]) -> None:
@@ -112,9 +113,14 @@ def _losses(
     settings: Settings,
     weights: Mapping[str, TensorInfo],
 ) -> dict[str, dict[tuple[int, int], float]]:
-    """Expected losses of all layers, each block on what the original ones before it produce."""
+    """Expected squared changes of the head's inputs by each layer.
+
+    They are the layer's expected loss on what the original blocks before it produce, times what its errors
+    were seen to do: see `Effects`.
+    """
     hidden = decoder.states(tokens)
     found: dict[str, dict[tuple[int, int], float]] = {}
+    effects = Effects(decoder, tokens)
     layers = decoder.config.num_layers
     with Progress(layers) as progress, np.errstate(**SILENT):
         for index in range(layers):
@@ -126,11 +132,18 @@ def _losses(
                     for kind in stage
                     if f"{block.name}.{kind}" in weights
                 }
-                channels = len(statistics.hessian)
-                sizes = group_sizes(channels)
-                found |= expected_losses(own, statistics.hessian, sizes, settings)
+                hessian = statistics.hessian
+                sizes = group_sizes(len(hessian))
+                found |= expected_losses(own, hessian, sizes, settings)
+                grid: dict[str, Any] = {"group_size": sizes[0], "symmetric": settings.symmetric}
+                effects.add_layers(block, own, hessian, **grid)
+            effects.run(block)
             progress.step()
-    return found
+    by_layer = effects.by_layer()
+    return {
+        layer: {grid: loss * by_layer[layer] for grid, loss in losses.items()}
+        for layer, losses in found.items()
+    }
 
 
 def group_sizes(channels: int) -> list[int]:

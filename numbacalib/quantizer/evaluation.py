@@ -135,12 +135,21 @@ def measure(
     FloatingPointError
         As `evaluate`.
     """
+    (found,) = measure_texts([tokens], subject, original)
+    return found
+
+
+def measure_texts(
+    texts: Sequence[NDArray[np.integer]], subject: Subject, original: Subject | None = None
+) -> list[Evaluation]:
+    """Evaluate a model as `measure` does, on several texts [S, T] of one T in one pass through it."""
     subjects = [subject] if original is None else [subject, original]
     sizes = [each.decoder.config.vocab_size for each in subjects]
     if sizes[0] != sizes[-1]:
         raise ValueError(
             f"{subjects[-1].name}: expected the {sizes[0]} tokens of {subject.name}, got {sizes[-1]}"
         )
+    tokens = np.concatenate(texts)
     sweeps = np.array_split(tokens, -(-tokens.size // SWEEP_TOKENS))
     blocks = sum(each.decoder.config.num_layers for each in subjects)
     sums = []
@@ -153,18 +162,25 @@ def measure(
                     each.checkpoint.check_unchanged()
             except NotFiniteError as error:  # of the tensors read, too
                 raise FloatingPointError(str(error)) from None
-    found = np.concatenate(sums, axis=1) / (tokens.shape[1] - 1)
+    predicted = tokens.shape[1] - 1
+    ends = np.cumsum([len(text) for text in texts])[:-1]
+    runs = np.split(np.concatenate(sums, axis=1) / predicted, ends, axis=1)
+    return [_evaluation(run, predicted) for run in runs]
+
+
+def _evaluation(figures: NDArray[np.float64], predicted: int) -> Evaluation:
+    """Return what means over the predictions of each sequence, [1 or 3, S], say of a text."""
     others: dict[str, float | None] = {}
-    if original is not None:
-        own, its, kl = found
+    if len(figures) > 1:
+        own, its, kl = figures
         others = {
             "original_loss": float(its.mean()),
             "excess_error": _standard_error(own - its),
             "kl": float(kl.mean()),
             "kl_error": _standard_error(kl),
         }
-    predicted = tokens.size - len(tokens)
-    return Evaluation(float(found[0].mean()), predicted, _standard_error(found[0]), **others)
+    loss, sequences = figures[0], figures.shape[1]
+    return Evaluation(float(loss.mean()), predicted * sequences, _standard_error(loss), **others)
 
 
 def _standard_error(sequences: NDArray[np.float64]) -> float | None:

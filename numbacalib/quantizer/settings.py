@@ -36,6 +36,7 @@ class Settings(LayerSettings):
     target: str = "auto"
     """Target as in `LayerSettings`, or "auto": "propagated" where gptq runs over a text and the model has
     no experts, and "layerwise" elsewhere."""
+    refit: bool | None = None
     act_order: str = "desc"
     """Order of the columns; perplexities are lower with this one than with the order as it comes."""
     static_groups: bool = True
