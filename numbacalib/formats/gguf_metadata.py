@@ -89,7 +89,7 @@ def model_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _seen(checkpoint: Checkpoint) -> Options:
-    """What a decoder that sees has beside others: parts of a head, layers that get an image's."""
+    """Options of a decoder that sees: parts of a head by position, layers that get an image."""
     whole = checkpoint.hf_config()
     decoder = decoder_config(whole)
     found: Options = {}
