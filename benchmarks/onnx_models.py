@@ -7,7 +7,8 @@ United States up to 1990, compared on later ones by the embeddings of all tokens
 used 7 or 8 times) maps atoms of reactions: its samples are drawn at random, and its one output, an
 attention, is compared. glassllm (29 products) is a small Llama that `onnx_export` made an ONNX model of:
 its logits are compared. Errors are Frobenius norms, a share of the float output's. ONNX Runtime's "GPTQ" is
-that of neural-compressor, which comes with it and needs torch; it takes minutes, and comes last. Writes ``results/onnx-<machine>.csv``. Needs the extras `models`, `onnx` and `benchmarks`.
+that of neural-compressor, which comes with it and needs torch; it takes minutes, and comes last. Writes
+``results/onnx-<machine>.csv``. Needs the extras `models`, `onnx` and `benchmarks`.
 """
 
 from __future__ import annotations

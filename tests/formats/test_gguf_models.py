@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +42,14 @@ def test_every_architecture_that_is_written_is_tried_and_read():
     assert {name.partition("-")[0] for name in MODELS} | LLAMAS == set(WRITTEN)
     assert set(WRITTEN) < set(ARCHITECTURES)
     assert {written.architecture for written in WRITTEN.values()} == set(GGUF_ARCHITECTURES)
+
+
+def test_the_document_lists_all_that_are_written():
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    listed = text.partition("- Written are ")[2].partition(". Others are")[0]
+    names = set(re.split(r",\s+|\s+and\s+", listed))
+    assert names == {name.removesuffix("_text") for name in WRITTEN}
+    assert f"[{len(WRITTEN)} architectures](#gguf)" in text
 
 
 @pytest.mark.parametrize("name", MODELS)
