@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from numbacalib.cli import main
 from numbacalib.formats import FORMATS
 from numbacalib.formats.gguf_options import WRITTEN
+from numbacalib.methods import fp4_scales, rtn
 from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
@@ -127,6 +128,27 @@ def test_what_makes_keys_and_values_of_a_vector_is_two_tensors(tmp_path, caplog,
     np.testing.assert_array_equal(
         again.tensor(f"{whole}.weight"), original.tensor(f"{whole}.weight")
     )
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_experts_of_mxfp4_stay_what_they_are(tmp_path, method):
+    """Weights on the grid already, as GPT-OSS is published, lose nothing."""
+    (tmp_path / "text").write_text(TEXT * 20)
+    source = write_model(tmp_path / "m", "gpt_oss")
+    tensors = load_file(source / "model.safetensors")
+    for name, weight in tensors.items():
+        if ".experts." in name and name.endswith("weight"):
+            scales = fp4_scales(weight, "mxfp4").scales
+            grid = {"bits": 4, "group_size": 32, "symmetric": True, "element": "e2m1"}
+            found = rtn(weight, scales=scales, scale_dtype=np.float32, **grid)
+            tensors[name] = found.dequantize()
+    save_file(tensors, source / "model.safetensors")
+    settings = Settings(method=method, samples=8, sequence_length=64)
+    text = {"text": [tmp_path / "text"]} if method == "gptq" else {}
+    checkpoint = written(source, tmp_path / "out", "MXFP4", settings, **text)
+    for name, weight in tensors.items():
+        if ".experts." in name:
+            np.testing.assert_array_equal(checkpoint.tensor(name), weight, err_msg=name)
 
 
 def test_bounds_of_yarn_are_truncated_with_a_warning(tmp_path, caplog):

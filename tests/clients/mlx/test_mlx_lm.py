@@ -129,7 +129,9 @@ def test_what_mlx_lm_does_not_load_of_others(tmp_path, monkeypatch):
     own = {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
     source = write_model(tmp_path / "model", "qwen3_moe", **NAMED, **own)
     options = {"settings": Settings(method="rtn"), "formats": ["mlx"]}
-    with pytest.raises(ValueError, match="format: expected one whose clients load the experts of a q"):
+    with pytest.raises(
+        ValueError, match="format: expected one whose clients load the experts of a q"
+    ):
         quantize(source, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(type(FORMATS["mlx"]), "mixtures", None)
