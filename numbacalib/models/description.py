@@ -207,7 +207,7 @@ class Architecture:
 
     @property
     def sections(self) -> bool:
-        """Whether parts of a head turn by an image's three positions, which are one for text."""
+        """True where parts of a head turn by an image's three positions, which are one for text."""
         return "mrope_section" in self.rope_words.others
 
     def key(self, name: str) -> str:
