@@ -166,9 +166,23 @@ class Format(abc.ABC):
         """Return whether its clients load a layer of this name quantized: those of blocks, by default."""
         return layer.startswith("model.layers.")
 
+    mixtures: tuple[str, ...] | None = None
+    """Types of models whose experts its clients load; None where they do so of all."""
+
     def of_model(self, config: ModelConfig) -> Format:
-        """Return the format for a model, where `grids` depend on more of it than on its layers."""
-        del config
+        """Return the format for a model, where `grids` depend on more of it than on its layers.
+
+        Raises
+        ------
+        ValueError
+            If its clients do not load the model's experts.
+        """
+        known = self.mixtures
+        if config.mixture is not None and known is not None and config.model_type not in known:
+            raise ValueError(
+                f"format: expected one whose clients load the experts of a {config.model_type}, got "
+                f"{self.name}{f', which has {_one_of(known)}' if known else ''}"
+            )
         return self
 
     def left_out(self, checkpoint: Checkpoint) -> dict[str, str]:

@@ -89,7 +89,7 @@ def model_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _seen(checkpoint: Checkpoint) -> Options:
-    """What a decoder that sees has beside others: parts of a head, layers that get an image's."""
+    """Options of a decoder that sees: parts of a head by position, layers that get an image."""
     whole = checkpoint.hf_config()
     decoder = decoder_config(whole)
     found: Options = {}
@@ -97,6 +97,10 @@ def _seen(checkpoint: Checkpoint) -> Options:
         if sections := (decoder.get(key) or {}).get("mrope_section"):
             padded = [*sections, 0, 0, 0, 0][:4]
             found["rope.dimension_sections"] = np.array(padded, np.int32)
+    if checkpoint.config.architecture.sections and not found:
+        raise ValueError(
+            f"mrope_section: expected it of a {checkpoint.config.model_type} in GGUF, got none"
+        )
     if levels := (whole.get("vision_config") or {}).get("deepstack_visual_indexes"):
         found["n_deepstack_layers"] = len(levels)
     return found

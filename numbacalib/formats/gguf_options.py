@@ -206,6 +206,7 @@ WRITTEN = {
     "gemma3_text": Written("gemma3", _gemma3),
     "glm": Written("chatglm", _nothing),
     "glm4": Written("glm4", _nothing),
+    "glm4v_text": Written("glm4", _nothing),
     "glm4_moe": Written("glm4moe", _sparse),
     "gpt2": Written("gpt2", _nothing),
     "gpt_neox": Written("gptneox", _gptneox),

@@ -48,6 +48,9 @@ PREFIX = "mlx:"
 class MlxDirectory(SafetensorsFormat):
     """Properties that the formats of all modes share."""
 
+    # mlx-lm joins quantized layers of experts of these; of others it reads tensors of all experts alone
+    mixtures = ("mixtral", "qwen2_moe")
+
     def holds(self, layer: str) -> bool:
         """See `Format`; mlx-lm loads embeddings and heads too."""
         return super().holds(layer) or layer in ("lm_head", "model.embed_tokens")

@@ -247,6 +247,11 @@ class Architecture:
     harmless: Sequence[str] = ()
     read: Callable[[Fields, Options], Options] = no_windows
 
+    @property
+    def sections(self) -> bool:
+        """True where parts of a head turn by an image's three positions, which are one for text."""
+        return "mrope_section" in self.rope_words.others
+
     def key(self, name: str) -> str:
         """Return the configuration's key for what llama's calls `name`."""
         return self.keys.get(name, name)

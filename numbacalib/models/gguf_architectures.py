@@ -148,6 +148,15 @@ def _sections(options: Metadata, config: Config) -> Config:
     return {"rope_parameters": parameters, "use_sliding_window": False}
 
 
+def _glm4_variant(options: Metadata) -> str:
+    """A decoder that sees has parts of heads for an image's positions."""
+    return "glm4v_text" if options.is_list(_SECTIONS) else "glm4"
+
+
+def _glm4(options: Metadata, config: Config) -> Config:
+    return _sections(options, config) if config["model_type"] == "glm4v_text" else {}
+
+
 def _latent_variant(options: Metadata) -> str:
     """The second scores experts by a softmax, the third by sigmoids."""
     sigmoid = options.integer("expert_gating_func", 0) == _SIGMOID
@@ -314,7 +323,7 @@ GGUF_ARCHITECTURES = {
         keys=(*_WINDOWS, "rope.freq_base_swa", "final_logit_softcapping"),
         read=_gemma3,
     ),
-    "glm4": GGUFArchitecture("glm4"),
+    "glm4": GGUFArchitecture("glm4", keys=(_SECTIONS,), read=_glm4, variant=_glm4_variant),
     "glm4moe": GGUFArchitecture(
         "glm4_moe",
         keys=_SPARSE,

@@ -36,9 +36,12 @@ def row_order(config: ModelConfig, name: str, *, paired: bool) -> NDArray[np.int
     if own and own == linears.get("query_key_value"):
         return _apart(config)
     heads = {linears.get("query"): config.num_heads, linears.get("key"): config.num_kv_heads}
-    if not paired or own not in heads:
+    if own not in heads:
         return None
-    return neighbours(np.arange(heads[own] * config.head_dim), heads[own])
+    rows = np.arange(heads[own] * config.head_dim)
+    if config.architecture.interleaved and config.architecture.sections:
+        return _halves(rows.reshape(-1, config.head_dim), config.rotary_dim)
+    return neighbours(rows, heads[own]) if paired else None
 
 
 def neighbours(rows: NDArray[Any], heads: int) -> NDArray[Any]:
@@ -48,6 +51,12 @@ def neighbours(rows: NDArray[Any], heads: int) -> NDArray[Any]:
     """
     halves = rows.reshape(heads, 2, -1, *rows.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def _halves(heads: NDArray[np.int64], turning: int) -> NDArray[np.int64]:
+    """Undo `neighbours` of the first rows of each head: an image's positions turn halves in llama.cpp."""
+    turned = heads[:, :turning]
+    return np.hstack([turned[:, ::2], turned[:, 1::2], heads[:, turning:]]).ravel()
 
 
 def _apart(config: ModelConfig) -> NDArray[np.int64]:

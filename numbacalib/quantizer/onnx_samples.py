@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from numbacalib.formats.matmul_nbits import padded
 from numbacalib.quantizer.onnx_text import text_samples
 from numbacalib.quantizer.settings import Settings
+from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.extras import extra
 from numbacalib.statistics import InputStatistics
 
@@ -96,11 +97,12 @@ class Samples:
         names = tuple(dict.fromkeys(name for inputs in part for name in inputs))
         for tensors in self._run(names):
             for inputs, statistics in part.items():
-                for name in inputs:
-                    try:
-                        statistics.update(_filled(tensors[name], len(statistics.hessian)))
-                    except ValueError as error:
-                        raise ValueError(f"{shared[inputs][0].name}: {error}") from None
+                # one update of a matrix [K, K], however many nodes multiply by the weight
+                rows = [rows_of(_filled(tensors[name], len(statistics.hessian))) for name in inputs]
+                try:
+                    statistics.update(rows[0] if len(rows) == 1 else np.concatenate(rows))
+                except ValueError as error:
+                    raise ValueError(f"{shared[inputs][0].name}: {error}") from None
         for inputs in list(part):
             yield shared[inputs], part.pop(inputs)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from numbacalib.cli import main
 from numbacalib.formats import FORMATS
 from numbacalib.formats.gguf_options import WRITTEN
+from numbacalib.methods import fp4_scales, rtn
 from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
@@ -40,6 +43,14 @@ def test_every_architecture_that_is_written_is_tried_and_read():
     assert {name.partition("-")[0] for name in MODELS} | LLAMAS == set(WRITTEN)
     assert set(WRITTEN) < set(ARCHITECTURES)
     assert {written.architecture for written in WRITTEN.values()} == set(GGUF_ARCHITECTURES)
+
+
+def test_the_document_lists_all_that_are_written():
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    listed = text.partition("- Written are ")[2].partition(". Others are")[0]
+    names = set(re.split(r",\s+|\s+and\s+", listed))
+    assert names == {name.removesuffix("_text") for name in WRITTEN}
+    assert f"[{len(WRITTEN)} architectures](#gguf)" in text
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -119,6 +130,53 @@ def test_what_makes_keys_and_values_of_a_vector_is_two_tensors(tmp_path, caplog,
     )
 
 
+def within_a_model_that_sees(source):
+    """Put a decoder of Qwen 3 VL beside a tower, as its files have it."""
+    decoder = json.loads((source / "config.json").read_text())
+    tower = {"depth": 4, "deepstack_visual_indexes": [1, 2, 3]}
+    whole = {"model_type": "qwen3_vl", "text_config": decoder, "vision_config": tower}
+    (source / "config.json").write_text(json.dumps(whole))
+    tensors = load_file(source / "model.safetensors")
+    renamed = {name.replace("model.", "model.language_model."): tensors[name] for name in tensors}
+    renamed["model.visual.patch_embed.proj.bias"] = np.zeros(4, np.float32)
+    save_file(renamed, source / "model.safetensors")
+
+
+def test_a_decoder_that_sees_has_its_parts_of_heads_and_no_tower(tmp_path):
+    source = write_model(tmp_path / "m", "qwen3_vl_text")
+    within_a_model_that_sees(source)
+    checkpoint = written(source, tmp_path / "out")
+    options = GGUFFile(checkpoint.path).metadata.under("qwen3vl.")
+    assert options.integers("rope.dimension_sections").tolist() == [8, 12, 12, 0]
+    assert options.required("n_deepstack_layers") == 3
+    assert set(checkpoint.names()) == {
+        name for name in open_checkpoint(source).names() if "visual" not in name
+    }
+    expected = logits(open_checkpoint(source))
+    np.testing.assert_allclose(logits(checkpoint), expected, atol=0.05 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_experts_of_mxfp4_stay_what_they_are(tmp_path, method):
+    """Weights on the grid already, as GPT-OSS is published, lose nothing."""
+    (tmp_path / "text").write_text(TEXT * 20)
+    source = write_model(tmp_path / "m", "gpt_oss")
+    tensors = load_file(source / "model.safetensors")
+    for name, weight in tensors.items():
+        if ".experts." in name and name.endswith("weight"):
+            scales = fp4_scales(weight, "mxfp4").scales
+            grid = {"bits": 4, "group_size": 32, "symmetric": True, "element": "e2m1"}
+            found = rtn(weight, scales=scales, scale_dtype=np.float32, **grid)
+            tensors[name] = found.dequantize()
+    save_file(tensors, source / "model.safetensors")
+    settings = Settings(method=method, samples=8, sequence_length=64)
+    text = {"text": [tmp_path / "text"]} if method == "gptq" else {}
+    checkpoint = written(source, tmp_path / "out", "MXFP4", settings, **text)
+    for name, weight in tensors.items():
+        if ".experts." in name:
+            np.testing.assert_array_equal(checkpoint.tensor(name), weight, err_msg=name)
+
+
 def test_bounds_of_yarn_are_truncated_with_a_warning(tmp_path, caplog):
     source = write_model(tmp_path / "m", "gpt_oss", rope_scaling=YARN | {"truncate": False})
     scaling = written(source, tmp_path / "out").config.rope_scaling
@@ -148,7 +206,7 @@ def changed(source, **options):
         ("deepseek_v3", {"rope_scaling": YARN}, "rotary embedding|yarn_log_multiplier"),
         ("deepseek_v3", {"attention_bias": True}, "attention_bias: expected False"),
         ("llama4_text", {"attention_chunk_size": 64}, "chunks: expected .* of a llama4 in GGUF"),
-        ("qwen3_vl_text", {"rope_parameters": None}, "rope.dimension_sections: expected an array"),
+        ("qwen3_vl_text", {"rope_parameters": None}, "mrope_section: expected it of a qwen3"),
     ],
 )
 def test_options_that_llama_cpp_has_not_are_refused(tmp_path, name, options, message):

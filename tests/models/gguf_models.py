@@ -80,6 +80,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"query_pre_attn_scalar": 64, "sliding_window": 16, "num_hidden_layers": 7},
     "glm": {},
     "glm4": {},
+    "glm4v_text": {"rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6]}},
     "glm4_moe": SPARSE | {"routed_scaling_factor": 1.5, "use_qk_norm": True},
     "gpt2": {"num_key_value_heads": None, "intermediate_size": None, "n_positions": 128},
     "gpt_neox": {"num_key_value_heads": None},

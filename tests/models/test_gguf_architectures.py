@@ -142,6 +142,10 @@ CASES = {
         },
     ),
     "glm4": Case({"model_type": "glm4"}, {"rope.dimension_count": 8}),
+    "glm4-sections": Case(
+        {"model_type": "glm4v_text", "rope_parameters": SECTIONS},
+        SECTION_KEYS | {"rope.dimension_count": 8},
+    ),
     "glm4moe": Case(
         EXPERTS | {
             "model_type": "glm4_moe",
@@ -322,6 +326,10 @@ def as_converted(
             heads = values.reshape(config.num_heads, 8 + 10, -1)
             found[name.replace("kv_b", "k_b")] = heads[:, :8].swapaxes(1, 2)
             found[name.replace("kv_b", "v_b")] = heads[:, 8:]
+        elif config.model_type == "glm4v_text" and name.split(".")[-2] in ("q_proj", "k_proj"):
+            heads = values.reshape(-1, 16, *values.shape[1:])  # of which 8 dimensions turn
+            parts = heads[:, :8:2], heads[:, 1:8:2], heads[:, 8:]
+            found[name] = np.concatenate(parts, axis=1).reshape(values.shape)
         else:
             found[name] = values
     return found

@@ -11,6 +11,7 @@ from models.tiny import TEXT, write_tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 
 from numbacalib.cli import main
+from numbacalib.formats import FORMATS
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.quantizer import ProofError, Settings, evaluate, job, pipeline, quantize, verify
@@ -178,6 +179,14 @@ def test_a_kl_needs_a_text(tmp_path, model, capsys):
     assert not list(tmp_path.glob("*out*"))
 
 
+OF_FP4 = ("nvfp4", "mxfp4", "mlx:nvfp4", "mlx:mxfp4")
+
+
+def grouped(formats):
+    """Groups of 32, where the format has none of its own."""
+    return {} if any(FORMATS[name].own_grid for name in formats) else {"group_size": 32}
+
+
 @pytest.mark.parametrize(
     ("formats", "settings"),
     [
@@ -185,12 +194,13 @@ def test_a_kl_needs_a_text(tmp_path, model, capsys):
         (["gptq", "compressed-tensors"], {"symmetric": True}),
         (["awq"], {}),
         (["mlx"], {}),
+        *(([name], {}) for name in OF_FP4),
     ],
     ids=str,
 )
 def test_every_format_is_proved(tmp_path, text, formats, settings):
     model = write_tiny_checkpoint(tmp_path / "model", "llama", dtype="float16")
-    options = {"group_size": 32, "samples": 4, "sequence_length": 32, "formats": formats}
+    options = grouped(formats) | {"samples": 4, "sequence_length": 32, "formats": formats}
     report = quantize(model, tmp_path / "out", text=[text], **options, **settings)
     assert [proof.quantized for proof in report.proofs] == [14] * len(formats)
     assert len({proof.evaluation.loss for proof in report.proofs}) == 1
@@ -234,11 +244,13 @@ def test_verify_prints_what_it_found(tmp_path, model, text, capsys):
         ("gptq_v2", {}),
         ("awq", {}),
         ("mlx", {}),
+        *((name, {}) for name in OF_FP4),
     ],
 )
 def test_every_format_is_verified(tmp_path, text, capsys, form, settings):
     model = write_tiny_checkpoint(tmp_path / "model", "llama", dtype="float16")
-    quantize(model, tmp_path / "out", method="rtn", group_size=32, formats=[form], **settings)
+    settings = settings | grouped([form])
+    quantize(model, tmp_path / "out", method="rtn", formats=[form], **settings)
     command = ["verify", tmp_path / "out", "--against", model, "--text", text]
     command += ["--sequence-length", 32, "--samples", 4, "--max-kl"]
     assert run(*command, 1) == 0

@@ -9,10 +9,13 @@ os.environ |= {"TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_
 import numpy as np
 import pytest
 import torch
-from clients.tiny_llama import TOKENS, assert_same_logits, write_quantized
+from clients.tiny_llama import TOKENS, assert_same_logits, our_logits, write_quantized
 from gptqmodel import BACKEND, GPTQModel
+from models.gguf_models import write_model
 from models.tiny import TEXT
 from transformers import AutoModelForCausalLM, AwqConfig, GPTQConfig
+
+from numbacalib.quantizer import Settings, quantize
 
 BOUND = 2e-3
 """Of the largest logit: these kernels multiply in float16."""
@@ -130,3 +133,38 @@ def test_transformers_takes_heads_for_plain(tmp_path):
     """If this fails, it has come to load quantized heads: say so in docs/formats.md."""
     model = loaded(write_quantized(tmp_path, "gptq", **HEAD), "gptq", 4)
     assert type(model.lm_head).__name__ == "Linear"
+
+
+def of_experts(directory, name, form):
+    """A mixture of experts, quantized without a text."""
+    source = write_model(directory / "model", name)
+    settings = Settings(method="rtn", group_size=32, symmetric=True)
+    quantize(source, directory / "quantized", settings=settings, formats=[form])
+    return directory / "quantized"
+
+
+def errors(model, directory):
+    """Errors of each token's logits, a share of the largest logit."""
+    ours = our_logits(directory)
+    return np.abs(logits_of(model) - ours).max(axis=1) / np.abs(ours).max()
+
+
+@pytest.mark.parametrize("form", ["gptq", "awq"])
+@pytest.mark.parametrize("name", ["qwen2_moe", "qwen3_moe", "deepseek_v3"])
+def test_experts(tmp_path, name, form):
+    """Products in float16 send some tokens to other experts."""
+    directory = of_experts(tmp_path, name, form)
+    assert (errors(itself(directory, form), directory) < 2e-2).mean() > 0.8
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "qwen3_moe"])
+def test_transformers_loads_experts_of_awq(tmp_path, name):
+    directory = of_experts(tmp_path, name, "awq")
+    assert (errors(loaded(directory, "awq", 4), directory) < BOUND).all()
+
+
+@pytest.mark.parametrize("form", ["gptq", "awq"])
+def test_transformers_misreads_other_experts(tmp_path, form):
+    """If this fails, it has come to load them: say so in docs/formats.md."""
+    directory = of_experts(tmp_path, {"gptq": "qwen3_moe", "awq": "deepseek_v3"}[form], form)
+    assert (errors(loaded(directory, form, 4), directory) > 0.1).any()

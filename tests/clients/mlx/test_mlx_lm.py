@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from clients.tiny_llama import TOKENS, assert_same_logits, write_quantized
 from mlx_lm import load
+from mlx_lm.utils import load_model
+from models.gguf_models import write_model
 
 from numbacalib.formats import FORMATS, LayerGrid
 from numbacalib.methods import rtn
 from numbacalib.models import open_checkpoint
+from numbacalib.quantizer import Settings, quantize
 
 mx.set_default_device(mx.cpu)
 
@@ -103,3 +106,35 @@ def test_heads_and_embeddings(tmp_path, form, tied):
     kinds = assert_mlx_lm_agrees(directory)
     assert kinds["model.embed_tokens"] == "QuantizedEmbedding"
     assert tied or kinds["lm_head"] == "QuantizedLinear"
+
+
+NAMED = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False}
+"""Keys that mlx-lm wants in every configuration."""
+
+
+@pytest.mark.parametrize("form", ["mlx", "mlx:mxfp4", "mlx:nvfp4"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
+def test_experts(tmp_path, name, form):
+    source = write_model(tmp_path / "model", name, **NAMED)
+    quantize(source, tmp_path / "out", settings=Settings(method="rtn"), formats=[form])
+    model, _ = load_model(tmp_path / "out")
+    kinds = {type(module).__name__ for _, module in model.named_modules()}
+    assert "QuantizedSwitchLinear" in kinds
+    logits = model(mx.array(TOKENS)[None])[0].astype(mx.float32)
+    assert_same_logits(np.array(logits), tmp_path / "out", 1e-4)
+
+
+def test_what_mlx_lm_does_not_load_of_others(tmp_path, monkeypatch):
+    """If this fails, it has come to: say so in docs/formats.md, and in `MlxDirectory.mixtures`."""
+    own = {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    source = write_model(tmp_path / "model", "qwen3_moe", **NAMED, **own)
+    options = {"settings": Settings(method="rtn"), "formats": ["mlx"]}
+    with pytest.raises(
+        ValueError, match="format: expected one whose clients load the experts of a q"
+    ):
+        quantize(source, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(type(FORMATS["mlx"]), "mixtures", None)
+    quantize(source, tmp_path / "out", **options)
+    with pytest.raises(ValueError, match="parameters not in model"):
+        load_model(tmp_path / "out")
