@@ -19,6 +19,7 @@ from numbacalib.models.parts import Parts
 from numbacalib.ops.matrix import copied
 from numbacalib.quantizer.expert_calibration import expert_groups
 from numbacalib.quantizer.fingerprint import require_same_model
+from numbacalib.quantizer.settings import PAIRED_TOKENS
 from numbacalib.quantizer.stages import require_range, run_stages
 from numbacalib.quantizer.work import block_file
 from numbacalib.runtime.finite import require_finite
@@ -26,10 +27,6 @@ from numbacalib.statistics import InputStatistics, load_statistics, stored_chann
 
 SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
 """Arguments of `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy."""
-
-PAIRED_TOKENS = 1 << 17
-"""Tokens that also run through the original model, where the target asks for it: many times the channels of
-a layer, so that more would hardly move the target."""
 
 log = logging.getLogger("numbacalib")
 

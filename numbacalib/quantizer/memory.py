@@ -12,9 +12,8 @@ from numbacalib.models.config import ModelConfig
 from numbacalib.models.layer_tensors import expert_shapes, linear_shapes, stages
 from numbacalib.models.mixture import Mixture
 from numbacalib.models.roles import columns_by_role
-from numbacalib.quantizer.calibration import PAIRED_TOKENS
 from numbacalib.quantizer.outer import is_outer
-from numbacalib.quantizer.settings import Settings
+from numbacalib.quantizer.settings import PAIRED_TOKENS, Settings
 
 _COPIES = 4
 """Float32 copies of a stage's weights: as read, compensated, as codes, dequantized."""

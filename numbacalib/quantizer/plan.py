@@ -17,11 +17,12 @@ from numbacalib.formats.safetensors_writer import SHARD_BYTES
 from numbacalib.models import HOST
 from numbacalib.models.decoder import VOCABULARY
 from numbacalib.models.layer_tensors import expert_stages, stages
-from numbacalib.quantizer.calibration import PAIRED_TOKENS, TextCalibration
+from numbacalib.quantizer.calibration import TextCalibration
 from numbacalib.quantizer.job import Job
 from numbacalib.quantizer.memory import Demand
 from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.preflight import in_units, resident_memory
+from numbacalib.quantizer.settings import PAIRED_TOKENS
 from numbacalib.quantizer.trial import (
     Trial,
     block_weights,

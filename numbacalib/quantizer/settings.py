@@ -25,6 +25,10 @@ CHOICES = {
 }
 """Values of the settings that have a few, by their names."""
 
+PAIRED_TOKENS = 1 << 17
+"""Tokens that also run through the original model, where the target asks for it: many times the channels of
+a layer, so that more would hardly move the target."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(LayerSettings):
