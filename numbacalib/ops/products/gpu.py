@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from numbacalib.ops.matrix.gpu import contiguous
-from numbacalib.runtime import device
-from numbacalib.runtime.blas_gpu import multiply
+from numbacalib.runtime import blas_gpu, device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.launch import MOST_BLOCKS, launch
@@ -19,14 +18,14 @@ THREADS = device.sized(128, simulated=4)
 def product(left: Any, right: Any) -> Any:
     """See `numbacalib.ops.products.product`."""
     result = device.empty((left.shape[0], right.shape[1]), left.dtype)
-    multiply(contiguous(left), contiguous(right), result)
+    blas_gpu.multiply(contiguous(left), contiguous(right), result)
     return device.result(result)
 
 
 def add_moment(target: Any, left: Any, right: Any, factor: float, keep: float) -> None:
     """See `numbacalib.ops.products.add_moment`."""
     operands = contiguous(left), contiguous(right)
-    multiply(*operands, target, factor=factor, keep=keep, transposed=(True, False))
+    blas_gpu.add_moment(*operands, target, factor=factor, keep=keep)
 
 
 def group_dots(left: Any, right: Any, group_size: int) -> Any:
