@@ -16,6 +16,10 @@ from numbacalib.runtime.half import is_bfloat16
 from numbacalib.runtime.launch import column_blocks, launch
 
 THREADS = 256
+RUN = device.sized(4096, simulated=8)
+"""Rows whose products are summed at once: sums of runs are added in order, which bounds rounding errors."""
+HALF_RUN = device.sized(512, simulated=8)
+"""The same of 16-bit rows, whose sums tensor cores truncate: see `numbacalib.runtime.product`."""
 
 
 def has_libraries() -> bool:
@@ -172,6 +176,19 @@ _COMPUTE_32F, _COMPUTE_64F, _DEFAULT_ALGORITHM = 68, 70, -1
 def add_linear(x: Any, weight: Any, out: Any, *, keep: bool) -> None:
     """Set `out` [N, M] to ``x weight^T``, or add that to it with `keep`; x [N, K], weight [M, K]."""
     multiply(x, weight, out, keep=float(keep), transposed=(False, True))
+
+
+def add_moment(left: Any, right: Any, out: Any, *, factor: float, keep: float) -> None:
+    """Set `out` [K, L] to ``factor * left^T right + keep * out``, of many rows: [N, K] and [N, L].
+
+    Arrays are as in `multiply`.
+    """
+    length = HALF_RUN if left.dtype.itemsize == 2 else RUN
+    for first in range(0, len(left), length):
+        rows = slice(first, first + length)
+        operands = left[rows], right[rows], out
+        multiply(*operands, factor=factor, keep=keep, transposed=(True, False))
+        keep = 1.0
 
 
 def multiply(

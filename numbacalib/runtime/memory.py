@@ -100,7 +100,7 @@ def _allocate(size: int, stream: int) -> Any:
             return cuda.alloc(size)
     except MemoryError as error:
         needed = f"GPU {_device()}: {size:,} bytes are needed"
-        raise MemoryError(f"{needed}, {_available()}") from error
+        raise MemoryError(f"{needed}, {_available(size)}") from error
 
 
 @functools.cache
@@ -169,10 +169,12 @@ def give_back() -> None:
         get_default_memory_pool().free_all_blocks()
 
 
-def _available() -> str:
+def _available(size: int) -> str:
+    """Return what is free where `size` bytes were refused."""
     found = room()
-    bound = "that CuPy's pool is limited to" if found.limited else "it has"
-    return f"{found.free:,} are free of what {bound} ({found.total:,})"
+    bound = "CuPy's pool is limited to" if found.limited else "it has"
+    pieces = " in pieces" if found.free >= size else ""
+    return f"{found.free:,} are free{pieces} of what {bound} ({found.total:,})"
 
 
 class _Block:

@@ -13,9 +13,9 @@ import numpy as np
 from numba import cuda
 from numpy.typing import NDArray
 
-from numbacalib.runtime.driver_device import current_device, stream_handle
+from numbacalib.runtime.driver_device import current_device
 from numbacalib.runtime.extras import extra
-from numbacalib.runtime.streams import check
+from numbacalib.runtime.streams import check, current
 
 with extra("cuda"):
     from cuda.bindings import driver
@@ -78,14 +78,15 @@ def _rooms(device: int, size: int) -> _Rooms:
 class _Copy:
     """An array on its way to the host."""
 
-    def __init__(self, array: Any, rooms: _Rooms) -> None:
-        self._rooms, self._room = rooms, rooms.take()
+    def __init__(self, array: Any, rooms: _Rooms, room: _Room) -> None:
+        self._rooms, self._room = rooms, room
         self._shape, self._dtype = array.shape, array.dtype
         self._found: NDArray[Any] | None = None
         size = self._size = array.size * array.dtype.itemsize
-        stream = driver.CUstream(stream_handle())
-        check(driver.cuMemcpyDtoHAsync(self._room.address, array.address, size, stream))
-        check(driver.cuEventRecord(self._room.copied, stream))
+        self._stream = current()  # its owner keeps it, and so the event, until the end is known
+        stream = driver.CUstream(self._stream.handle)
+        check(driver.cuMemcpyDtoHAsync(room.address, array.address, size, stream))
+        check(driver.cuEventRecord(room.copied, stream))
 
     def values(self) -> NDArray[Any]:
         if self._found is None:
@@ -102,4 +103,5 @@ class _Copy:
 def start_reading(array: Any) -> Callable[[], NDArray[Any]]:
     """Start to copy a contiguous array to the host; return what waits for the copy alone."""
     bytes_of_room = 1 << (array.size * array.dtype.itemsize - 1).bit_length()  # a power of two
-    return _Copy(array, _rooms(current_device(), bytes_of_room)).values
+    rooms = _rooms(current_device(), bytes_of_room)
+    return _Copy(array, rooms, rooms.take()).values

@@ -62,6 +62,19 @@ def test_a_limit_of_cupys_pool_holds(new_pool):
     device.empty((48 << 20,), np.uint8)
 
 
+def test_what_is_free_in_pieces_is_said_to_be(new_pool):
+    new_pool.set_limit(size=64 << 20)
+    device.empty((48 << 20,), np.uint8)
+    left, middle, right = (device.empty((16 << 20,), np.uint8) for _ in range(3))
+    del left, right
+    with pytest.raises(
+        MemoryError, match=f"{32 << 20:,} bytes .*, {48 << 20:,} are free in pieces"
+    ):
+        device.empty((32 << 20,), np.uint8)
+    del middle
+    device.empty((64 << 20,), np.uint8)
+
+
 def test_more_than_there_is_is_one_error(pool):
     with pytest.raises(MemoryError, match=r"GPU 0: 1,099,511,627,776 bytes are needed, [\d,]+ are"):
         device.empty((1 << 40,), np.uint8)

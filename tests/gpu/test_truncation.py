@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import numbacalib
+from numbacalib.ops.products import add_moment
 
 EIGENVALUE_ERROR = float(np.finfo(np.float32).eps)
 """Of a Hessian, as a fraction of K times its mean diagonal: one rounding of every entry, all of one sign.
@@ -34,6 +35,17 @@ def test_a_hessian_stays_semidefinite(form, dtype, rows, generator):
     error = (found - exact) / roots / roots[:, None]
     print(f"{form} {dtype} B={rows}: least {least:.2g}, error {error.abs().max():.2g}")
     assert least >= -EIGENVALUE_ERROR
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_a_moment_of_two_inputs_is_no_less_exact(dtype, generator):
+    """Of inputs with themselves, where it is a Hessian."""
+    rows, channels = 8192, 1024
+    x = together(rows, channels, dtype, generator)
+    found = torch.zeros(channels, channels, device="cuda")
+    add_moment(found, x, x, 2 / rows, 1.0)
+    least = float(torch.linalg.eigvalsh((found + found.T).double() / 2)[0])
+    assert least >= -EIGENVALUE_ERROR * channels * float(found.diagonal().double().mean())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

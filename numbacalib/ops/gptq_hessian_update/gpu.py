@@ -23,10 +23,6 @@ EDGE = device.sized(8, simulated=4)
 """A block is EDGE x EDGE threads, a thread EDGE x EDGE elements of its tile."""
 TILE = EDGE * EDGE
 THREADS = device.sized(256, simulated=4)
-RUN = device.sized(4096, simulated=8)
-"""Rows that one thread adds up: sums of runs are added in order, which bounds the rounding error."""
-HALF_RUN = device.sized(512, simulated=8)
-"""The same of 16-bit rows by BLAS, whose tensor cores truncate: see `numbacalib.runtime.product`."""
 FEW_ROWS = 8
 """Fewer float32 rows are taken as they are: a sum so short would show that `hopper` halves keep 22
 bits of each number."""
@@ -51,9 +47,9 @@ def rank_update(
     else:
         require_finite("hessian", hessian)
         tiles = -(-out.shape[0] // TILE)
-        for first in range(0, len(x), RUN):
+        for first in range(0, len(x), blas_gpu.RUN):
             factors = dtype.type(alpha), dtype.type(beta)
-            run = x[first : first + RUN]
+            run = x[first : first + blas_gpu.RUN]
             launch(_tile_kernel(dtype), (tiles, tiles), (EDGE, EDGE), before, run, out, *factors)
             before, beta = out, 1.0
     return device.result(out)
@@ -63,10 +59,7 @@ def update_by_blas(hessian: Any, x: Any, alpha: float, beta: float, out: Any) ->
     """Add the whole product, and take one triangle of it for both: the other may be rounded otherwise."""
     blocks = column_blocks(out.shape, THREADS)
     launch(_begin, blocks, THREADS, hessian, out.dtype.type(beta), out)
-    length = HALF_RUN if x.dtype.itemsize == 2 else RUN
-    for first in range(0, len(x), length):
-        run = x[first : first + length]
-        blas_gpu.multiply(run, run, out, factor=alpha, keep=1.0, transposed=(True, False))
+    blas_gpu.add_moment(x, x, out, factor=alpha, keep=1.0)
     launch(_mirror, blocks, THREADS, out)
 
 

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from numbacalib.ops.matrix.gpu import contiguous
-from numbacalib.runtime import device
-from numbacalib.runtime.blas_gpu import has_libraries, multiply
+from numbacalib.runtime import blas_gpu, device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.launch import MOST_BLOCKS, launch
@@ -24,19 +23,19 @@ def product(left: Any, right: Any) -> Any:
     left, right = contiguous(left), contiguous(right)
     shape = left.shape[0], right.shape[1]
     in_pairs = left.dtype == np.float32 and min(*shape, len(right)) >= LARGE
-    if in_pairs and has_libraries() and device.has_capability_9_0():
+    if in_pairs and blas_gpu.has_libraries() and device.has_capability_9_0():
         result = device.zeros(shape, np.float32)
         add_products(Pair.of(left), Pair.of(right), result.reshape(1, *shape))
     else:
         result = device.empty(shape, left.dtype)
-        multiply(left, right, result)
+        blas_gpu.multiply(left, right, result)
     return device.result(result)
 
 
 def add_moment(target: Any, left: Any, right: Any, factor: float, keep: float) -> None:
     """See `numbacalib.ops.products.add_moment`."""
     operands = contiguous(left), contiguous(right)
-    multiply(*operands, target, factor=factor, keep=keep, transposed=(True, False))
+    blas_gpu.add_moment(*operands, target, factor=factor, keep=keep)
 
 
 def group_dots(left: Any, right: Any, group_size: int) -> Any:
