@@ -136,10 +136,11 @@ def _quantize_outer(job: Job) -> FinishedBlock:
     that quantizes it, by rounding on scales that are weighted so. Embeddings that are not the head are
     looked up, not multiplied: they are rounded to the nearest.
     """
-    done = FinishedBlock({}, [], {}, {})
+    done, place = FinishedBlock({}, [], {}, {}), job.decoder.place
     for name in filter(is_outer, job.grids):
         stored = f"{name}.weight"
-        weight = job.decoder.place.put(job.checkpoint.tensor(stored))
+        values = job.checkpoint.tensor(stored)
+        weight = place.put(values, place.product_dtype(values.dtype))  # as those of blocks
         require_finite(f"{job.checkpoint.path}: {stored}", weight)
         settings = on_grid(job.settings, job.grids[name])
         statistics: InputStatistics | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 
 import pytest
@@ -10,8 +11,9 @@ from models.tiny import TEXT, write_tiny_checkpoint
 
 import numbacalib
 from numbacalib.cli import main
+from numbacalib.models import HOST
 from numbacalib.models.place import Place
-from numbacalib.quantizer import blocks, pipeline, plan, trial
+from numbacalib.quantizer import blocks, pipeline, plan, preflight, trial
 
 SHORT = ["--samples", "4", "--sequence-length", "32", "--group-size", "32"]
 
@@ -224,7 +226,17 @@ def test_a_slow_machine_tries_little(tmp_path, model, text, monkeypatch):
     assert tried == [1, 1, small, small]
 
 
-def test_the_system_says_what_is_free():
-    from numbacalib.models import HOST
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep less")
+def test_freed_memory_is_given_back():
+    """Chunks that are too small to be mapped each by itself, below one that is still used."""
+    chunks = [bytearray(60_000) for _ in range(3000)]
+    used = chunks.pop()
+    chunks.clear()
+    before = preflight.resident_memory()
+    HOST.give_back()
+    assert preflight.resident_memory() < before - 100_000_000
+    assert len(used) == 60_000
 
+
+def test_the_system_says_what_is_free():
     assert HOST.free_bytes() > 1 << 20
