@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import RESULTS, csv_file, describe_machine, read_csv, write_csv
+from quality_tables import QualityRow, quality_body
 from small_models import checkpoint_of_glassllm, checkpoint_of_smollm2
-from tables import QualityRow, quality_body
 from texts import KINDS, Texts, read_texts
 
 from numbacalib.models import open_place

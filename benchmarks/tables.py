@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import LIMIT, OURS, Row, read_csv
+from quality_tables import QualityRow, least_in_bold, quality_body, tried_body
 
 from numbacalib.quantizer.report import table
 
@@ -92,30 +93,6 @@ class ProxyRow(NamedTuple):
     def worse(self) -> bool:
         """Whether ours is worse beyond noise."""
         return self.ratio - 1 > 3 * self.ratio_error
-
-
-class QualityRow(NamedTuple):
-    """A model by one method on one text, as it stands in the CSV."""
-
-    model: str
-    bits: int
-    symmetric: bool
-    method: str
-    text: str
-    """The kind of text that it was evaluated on."""
-    nats: float
-    """Loss above the original's, a token."""
-    nats_error: float
-    """Its standard error over sequences, paired."""
-    kl: float
-    """From the original, nats a token."""
-    kl_error: float
-    perplexity: float
-    stored_bits: float
-    """Bits a weight of the quantized layers, all in all; of llm-compressor, whose output is not written,
-    NaN."""
-    seconds: float
-    """Of the whole command, from files to files; of llm-compressor, of its `oneshot` alone."""
 
 
 class GgufRow(NamedTuple):
@@ -291,17 +268,12 @@ def codebooks_body(rows: list[CodebookRow]) -> str:
             cells = [" / ".join(f"{row.stored_bits:.2f}" for row in of_method)]
             for row in of_method:
                 others = rivals[row.bits]
-                cells.append(_least_in_bold(row.kl, min(r.kl for r in others), 4))
+                cells.append(least_in_bold(row.kl, min(r.kl for r in others), 4))
                 least = min(r.perplexity for r in others)
-                cells.append(_least_in_bold(row.perplexity, least, 2))
+                cells.append(least_in_bold(row.perplexity, least, 2))
             lines.append([method, *cells])
         parts.append(table(header, lines))
     return "\n\n".join(parts)
-
-
-def _least_in_bold(value: float, least: float, digits: int) -> str:
-    text = f"{value:.{digits}f}" if value < 1000 else f"{value:.0f}"
-    return f"**{text}**" if value == least else text
 
 
 def proxy_body(rows: list[ProxyRow]) -> str:
@@ -341,37 +313,10 @@ def onnx_body(rows: list[OnnxRow]) -> str:
         for method in dict.fromkeys(method for method, _ in found):
             own = [found.get((method, bits)) for bits in widths]
             errors = [
-                "-" if row is None else _least_in_bold(row.error, least[row.bits], 4) for row in own
+                "-" if row is None else least_in_bold(row.error, least[row.bits], 4) for row in own
             ]
             seconds = ["-" if row is None else f"{row.seconds:.1f}" for row in own]
             lines.append([method, *errors, *seconds])
-        parts.append(table(header, lines))
-    return "\n\n".join(parts)
-
-
-def quality_body(rows: list[QualityRow]) -> str:
-    """Return one table a model and grid, the least of each column in bold."""
-    parts = []
-    texts = list(dict.fromkeys(row.text for row in rows))
-    for (model, bits, symmetric), group in groupby(rows, key=lambda row: row[:3]):
-        of_grid = list(group)
-        found = {(row.method, row.text): row for row in of_grid}
-        least = {
-            (kind, text): min(getattr(row, kind) for row in of_grid if row.text == text)
-            for kind in ("nats", "kl")
-            for text in texts
-        }
-        header = [f"{model}, {bits} bits {'symmetric' if symmetric else 'asymmetric'}"]
-        header += [f"{kind}, {text}" for text in texts for kind in ("nats", "KL")] + ["seconds"]
-        lines = []
-        for method in dict.fromkeys(row.method for row in of_grid):
-            cells = []
-            for text in texts:
-                row = found[method, text]
-                for kind, error in (("nats", row.nats_error), ("kl", row.kl_error)):
-                    value = _least_in_bold(getattr(row, kind), least[kind, text], 4)
-                    cells.append(f"{value} ± {error:.4f}")
-            lines.append([method, *cells, f"{found[method, texts[0]].seconds:.1f}"])
         parts.append(table(header, lines))
     return "\n\n".join(parts)
 
@@ -385,7 +330,7 @@ def gguf_body(rows: list[GgufRow]) -> str:
             row.who,
             f"{row.megabytes:.2f}",
             f"{row.perplexity:.3f}",
-            f"{_least_in_bold(row.kl, least[row.mix], 5)} ± {row.kl_error:.5f}",
+            f"{least_in_bold(row.kl, least[row.mix], 5)} ± {row.kl_error:.5f}",
         ]
         for row in rows
     ]
@@ -437,4 +382,5 @@ TABLES = {
     "onnx": Table("onnx_models.py", OnnxRow, onnx_body),
     "proxy": Table("proxy.py", ProxyRow, proxy_body),
     "quality": Table("quality.py", QualityRow, quality_body),
+    "tried": Table("quality.py", QualityRow, tried_body),
 }
