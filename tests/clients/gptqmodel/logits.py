@@ -1,4 +1,4 @@
-"""Logits of a checkpoint as transformers alone computes them, in a process that GPTQModel has not loaded one in.
+"""Logits of a checkpoint by transformers alone, in a process where GPTQModel has loaded none.
 
 python logits.py DIRECTORY FORMAT TOKENS.npy OUTPUT.npy
 """
