@@ -268,7 +268,10 @@ LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0]
         (LINEAR | {"partial_rotary_factor": 0.5}, "partial_rotary_factor: expected 1, got 0.5"),
         (THETA | {"factor": 2.0}, "rope_scaling.factor: expected no key .* rope of type default"),
         (THETA | {"mrope_section": [1, 2]}, "rope_scaling.mrope_section: expected no key"),
-        (LLAMA3 | {"high_freq_factor": 1.0}, "high_freq_factor: expected more than low_freq_f"),
+        (
+            LLAMA3 | {"high_freq_factor": 0.5},
+            "high_freq_factor: expected low_freq_factor 1 at least",
+        ),
         (LLAMA3 | {"original_max_position_embeddings": 0}, "original_max_.*: expected an integer"),
         (
             LLAMA3 | {"original_max_position_embeddings": 9.5},

@@ -317,7 +317,7 @@ def as_converted(
     for name, values in tensors.items():
         if name.endswith("sinks"):
             found[f"{name}.weight"] = values
-        elif ".c_" in name and values.ndim == 2:  # GPT-2's
+        elif config.architecture.transposed and ".c_" in name and values.ndim == 2:
             found[name] = values.T
         elif "attention.query_key_value" in name:
             heads = values.reshape(config.num_heads, 3, -1, *values.shape[1:])

@@ -39,6 +39,17 @@ def test_dynamic_starts_beyond_the_trained_length() -> None:
     assert long[-1] == pytest.approx(PLAIN[-1] / 3)
 
 
+def test_llama3_with_one_bound_has_a_step() -> None:
+    """As the files of Llama 4 have it."""
+    bounds = {"low_freq_factor": 1.0, "high_freq_factor": 1.0}
+    actual, _ = frequencies(
+        rope_type="llama3", factor=8.0, original_max_position_embeddings=64, **bounds
+    )
+    turns = 64 * PLAIN / (2 * math.pi)
+    assert (turns > 1).any()
+    np.testing.assert_allclose(actual, np.where(turns > 1, PLAIN, PLAIN / 8))
+
+
 def test_llama3_keeps_fast_pairs_and_interpolates_slow_ones() -> None:
     original = 64
     actual, _ = frequencies(

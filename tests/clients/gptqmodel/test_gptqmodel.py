@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ |= {"TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -143,10 +146,10 @@ def of_experts(directory, name, form):
     return directory / "quantized"
 
 
-def errors(model, directory):
+def errors(logits, directory):
     """Errors of each token's logits, a share of the largest logit."""
     ours = our_logits(directory)
-    return np.abs(logits_of(model) - ours).max(axis=1) / np.abs(ours).max()
+    return np.abs(logits - ours).max(axis=1) / np.abs(ours).max()
 
 
 @pytest.mark.parametrize("form", ["gptq", "awq"])
@@ -154,17 +157,15 @@ def errors(model, directory):
 def test_experts(tmp_path, name, form):
     """Products in float16 send some tokens to other experts."""
     directory = of_experts(tmp_path, name, form)
-    assert (errors(itself(directory, form), directory) < 2e-2).mean() > 0.8
-
-
-@pytest.mark.parametrize("name", ["qwen2_moe", "qwen3_moe"])
-def test_transformers_loads_experts_of_awq(tmp_path, name):
-    directory = of_experts(tmp_path, name, "awq")
-    assert (errors(loaded(directory, "awq", 4), directory) < BOUND).all()
+    assert (errors(logits_of(itself(directory, form)), directory) < 2e-2).mean() > 0.8
 
 
 @pytest.mark.parametrize("form", ["gptq", "awq"])
-def test_transformers_misreads_other_experts(tmp_path, form):
+def test_transformers_alone_leaves_experts_out(tmp_path, form):
     """If this fails, it has come to load them: say so in docs/formats.md."""
-    directory = of_experts(tmp_path, {"gptq": "qwen3_moe", "awq": "deepseek_v3"}[form], form)
-    assert (errors(loaded(directory, form, 4), directory) > 0.1).any()
+    directory = of_experts(tmp_path, "qwen3_moe", form)
+    tokens, output = tmp_path / "tokens.npy", tmp_path / "logits.npy"
+    np.save(tokens, TOKENS)
+    script = Path(__file__).with_name("logits.py")
+    subprocess.run([sys.executable, script, directory, form, tokens, output], check=True)
+    assert np.median(errors(np.load(output), directory)) > 0.1
