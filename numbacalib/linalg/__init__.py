@@ -89,10 +89,10 @@ def factor_hessians(
     """Damp E finite Hessians [E, K, K], each by a fraction of its mean diagonal, and factor them.
 
     A matrix that is not positive definite shows in `HessianFactors.minors`. `dtype` is float32 or
-    float64, by default float64 for float64 Hessians alone. With `orders` [E, K] on the host, rows and
-    columns are put into the order of each matrix first.
+    float64, by default float64 for float64 Hessians alone. With `orders`, int64 [E, K], rows and columns
+    are put into the order of each matrix first.
     """
-    with call(cpu, _gpu, hessian=hessians) as (kernels, hessians):
+    with call(cpu, _gpu, hessian=hessians, orders=orders) as (kernels, hessians, orders):
         for percdamp in percdamps:
             if checks.finite_number("percdamp", percdamp) < 0:
                 raise ValueError(f"percdamp: expected a number not below 0, got {percdamp}")
