@@ -199,8 +199,9 @@ def _inputs(
         wanted, pair = next(originals, None), next(pairs, None)
         residual = None
         if pair is not None and residual_factor is not None:
+            states, present = pair
             factors = 1 / residual_factor, -1 / residual_factor
-            residual = weighted_sum(*pair, *factors, dtype=own.block.dtype)
+            residual = weighted_sum(states, present, *factors, own.block.dtype)
         yield given, wanted, residual
 
 
