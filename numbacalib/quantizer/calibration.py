@@ -27,9 +27,10 @@ from numbacalib.statistics import InputStatistics, load_statistics, stored_chann
 SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
 """Arguments of `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy."""
 
-PAIRED_TOKENS = 1 << 17
-"""Tokens that also run through the original model, where the target asks for it: many times the channels of
-a layer, so that more would hardly move the target."""
+PAIRED_TOKENS = 1 << 16
+"""Tokens that also run through the original model, where the target asks for it: twice as many as the
+command takes by default. They have to tell a layer's channels apart, and what they leave open moves the
+target by a quarter of it, its strength."""
 
 log = logging.getLogger("numbacalib")
 
