@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from numbacalib.methods import gptq, output_loss, propagated_target, refit_scales, rtn
-from numbacalib.methods.target import output_losses, propagated_targets
+from numbacalib.methods.target import propagated_targets, start_output_losses
 from numbacalib.statistics import InputStatistics
 
 
@@ -147,7 +147,7 @@ def test_loss_is_measured_to_the_original_outputs(backend):
     expected = naive_targets.loss_to_original(weight.astype(np.float64), values, original, inputs)
     assert output_loss(there, quantized, statistics) == pytest.approx(expected, rel=1e-4)
     coarse = rtn(there, bits=2, group_size=4)
-    both = output_losses(there, [quantized, coarse], statistics)
+    both = start_output_losses(there, [quantized, coarse], statistics)()
     assert both == [output_loss(there, each, statistics) for each in (quantized, coarse)]
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from numbacalib.methods.quantized_weight import QuantizedWeight, StoredWeight
-from numbacalib.ops.grid import count_clipped
+from numbacalib.ops.grid import start_counting_clipped
 from numbacalib.ops.matrix import cast
-from numbacalib.ops.proxy_loss import trace_of_errors
+from numbacalib.ops.proxy_loss import start_trace_of_errors
 from numbacalib.runtime import checks
 from numbacalib.runtime.array import Array
 from numbacalib.runtime.backend import arrays_of_one_device
@@ -53,6 +54,13 @@ def proxy_loss(
     >>> round(proxy_loss(weight, rtn(weight, bits=4, group_size=None), hessian), 3)
     0.608
     """
+    return start_proxy_loss(weight, quantized, hessian, channel_scales)()
+
+
+def start_proxy_loss(
+    weight: Array, quantized: StoredWeight, hessian: Array, channel_scales: Array | None = None
+) -> Callable[[], float]:
+    """Start what `proxy_loss` does, and return what waits for a GPU."""
     arrays = {"weight": weight, "hessian": hessian, "channel_scales": channel_scales}
     with arrays_of_one_device(**arrays) as (weight, hessian, channel_scales):
         _, channels = checks.matrix("weight", weight, ("M", "K"))
@@ -60,7 +68,7 @@ def proxy_loss(
         if channel_scales is not None:
             checks.vector("channel_scales", channel_scales, channels)
         _check_shape(weight, quantized)
-        return trace_of_errors(weight, quantized.dequantize(), hessian, channel_scales)
+        return start_trace_of_errors(weight, quantized.dequantize(), hessian, channel_scales)
 
 
 def clipped_share(weight: Array, quantized: QuantizedWeight) -> float:
@@ -88,13 +96,19 @@ def clipped_share(weight: Array, quantized: QuantizedWeight) -> float:
     >>> clipped_share(np.array([[0, 3, 7, 20]], np.float32), quantized)
     0.25
     """
+    return start_clipped_share(weight, quantized)()
+
+
+def start_clipped_share(weight: Array, quantized: QuantizedWeight) -> Callable[[], float]:
+    """Start what `clipped_share` does, and return what waits for a GPU."""
     with arrays_of_one_device(weight=weight) as (weight,):
         checks.matrix("weight", weight, ("M", "K"))
         _check_shape(weight, quantized)
         scales = cast(quantized.scales, np.float32)
         form = quantized.bits, quantized.element
         grid = scales, quantized.zeros, quantized.group_of, *form
-        return count_clipped(weight, *grid) / math.prod(weight.shape)
+        count, size = start_counting_clipped(weight, *grid), math.prod(weight.shape)
+    return lambda: count() / size
 
 
 def _check_shape(weight: Any, quantized: Any) -> None:

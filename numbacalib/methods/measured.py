@@ -14,10 +14,10 @@ import numpy as np
 from numbacalib.methods.codebook import CodebookWeight
 from numbacalib.methods.layer import LayerReport, LayerSettings
 from numbacalib.methods.layer_options import grid_options
-from numbacalib.methods.loss import clipped_share
+from numbacalib.methods.loss import start_clipped_share
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rtn import rtn
-from numbacalib.methods.target import output_losses
+from numbacalib.methods.target import start_output_losses
 from numbacalib.ops.matrix import diagonal, to_host
 from numbacalib.statistics import InputStatistics
 
@@ -93,10 +93,15 @@ def _measured(
 ) -> dict[str, Any]:
     """Measure a quantized layer by the report's names."""
     measured: dict[str, Any] = {}
+    clipped = losses = None  # a GPU is waited for once all is under way
     if isinstance(quantized, QuantizedWeight):
-        measured["clipped"] = clipped_share(target, quantized)
+        clipped = start_clipped_share(target, quantized)
     if statistics is not None:
-        rounded = rtn(weight, **grid_options(settings))
-        losses = output_losses(weight, [quantized, rounded], statistics)
-        measured["loss"], measured["rtn_loss"] = losses
+        rounded = rtn(weight, **grid_options(settings), wait=False)
+        losses = start_output_losses(weight, [quantized, rounded], statistics)
+        rounded.check()
+    if clipped is not None:
+        measured["clipped"] = clipped()
+    if losses is not None:
+        measured["loss"], measured["rtn_loss"] = losses()
     return measured

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from numbacalib.linalg import factor_hessians, solve_rows
-from numbacalib.methods.loss import proxy_loss
+from numbacalib.methods.loss import start_proxy_loss
 from numbacalib.methods.quantized_weight import StoredWeight
 from numbacalib.methods.solver import DAMPING_GROWTH, LEAST_GROWN_DAMPING
 from numbacalib.ops.matrix import cast, joined_rows, split_rows, weighted_sum
 from numbacalib.ops.products import product
-from numbacalib.ops.proxy_loss import trace_of_products
+from numbacalib.ops.proxy_loss import start_trace_of_products
 from numbacalib.runtime import checks
 from numbacalib.runtime.array import Array, ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
@@ -181,21 +181,22 @@ def output_loss(weight: Array, quantized: StoredWeight, statistics: InputStatist
     >>> bool(np.isclose(output_loss(weight, quantized, statistics), 2 / len(inputs) * (errors**2).sum()))
     True
     """
-    (loss,) = output_losses(weight, [quantized], statistics)
+    (loss,) = start_output_losses(weight, [quantized], statistics)()
     return loss
 
 
-def output_losses(
+def start_output_losses(
     weight: Array, candidates: Sequence[StoredWeight], statistics: InputStatistics
-) -> list[float]:
-    """Return the `output_loss` of several quantized forms of a layer."""
-    losses = [proxy_loss(weight, each, statistics.hessian) for each in candidates]
+) -> Callable[[], list[float]]:
+    """Start to measure the `output_loss` of several quantized forms, and return what waits for a GPU."""
+    losses = [start_proxy_loss(weight, each, statistics.hessian) for each in candidates]
     if statistics.cross is None:
-        return losses
+        return lambda: [loss() for loss in losses]
     wide = cast(weight, np.float32)
     drift = weighted_sum(statistics.cross, statistics.hessian, 1.0, -1.0)
-    spoilt = trace_of_products(wide, statistics.drift, wide)
-    for number, each in enumerate(candidates):
+    spoilt = start_trace_of_products(wide, statistics.drift, wide)
+    mixed = []
+    for each in candidates:
         errors = weighted_sum(wide, each.dequantize(), 1.0, -1.0)
-        losses[number] += 2 * trace_of_products(wide, drift, errors) + spoilt
-    return losses
+        mixed.append(start_trace_of_products(wide, drift, errors))
+    return lambda: [own() + 2 * both() + spoilt() for own, both in zip(losses, mixed, strict=True)]

@@ -108,7 +108,8 @@ class Demand:
         passing = 4 * config.hidden_size * moving if streamed else 0
         squares = _SQUARES + 2 * (streams - 1) if self.calibrated else 0
         sizes = [stage_size(config, index, stage, self.layers) for stage in stages(config, index)]
-        gathering = batch + passing + 4 * (1 + 2 * (streams - 1)) * widest**2
+        # beside the Hessian, two moments with the original model; and while they are merged, all again
+        gathering = batch + passing + 4 * (1 + 5 * (streams - 1)) * widest**2
         solving = 4 * max(
             squares * channels**2 + _COPIES * rows * channels for rows, channels in sizes
         )

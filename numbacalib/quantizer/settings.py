@@ -25,9 +25,10 @@ CHOICES = {
 }
 """Values of the settings that have a few, by their names."""
 
-PAIRED_TOKENS = 1 << 17
-"""Tokens that also run through the original model, where the target asks for it: many times the channels of
-a layer, so that more would hardly move the target."""
+PAIRED_TOKENS = 1 << 16
+"""Tokens that also run through the original model, where the target asks for it: twice as many as the
+command takes by default. They have to tell a layer's channels apart, and what they leave open moves the
+target by its strength alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

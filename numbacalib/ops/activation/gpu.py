@@ -13,6 +13,8 @@ from numbacalib.runtime.launch import launch
 from numbacalib.spec.activations import activated, clamped_swiglu
 
 THREADS = device.sized(256, simulated=4)
+BATCH = device.sized(8, simulated=2)
+"""Columns that a thread reads before it writes the first, so that its reads wait together."""
 
 
 def activate(x: Any, kind: int) -> None:
@@ -41,10 +43,17 @@ def _activate(x, kind):
 @cuda.jit
 def _gate(x, times, kind):
     """One block a row, its threads every `THREADS`-th column."""
-    i = np.int64(cuda.blockIdx.x)
-    for j in range(cuda.threadIdx.x, x.shape[1], THREADS):
-        value = activated(kind, np.float32(widen(x[i, j]))) * np.float32(widen(times[i, j]))
-        x[i, j] = narrow(value, x[i, j])
+    gates = cuda.local.array(BATCH, np.float32)
+    factors = cuda.local.array(BATCH, np.float32)
+    i, columns = np.int64(cuda.blockIdx.x), x.shape[1]
+    for first in range(cuda.threadIdx.x, columns, BATCH * THREADS):
+        for k in range(BATCH):
+            j = min(first + k * THREADS, columns - 1)
+            gates[k], factors[k] = widen(x[i, j]), widen(times[i, j])
+        for k in range(BATCH):
+            j = first + k * THREADS
+            if j < columns:
+                x[i, j] = narrow(activated(kind, gates[k]) * factors[k], x[i, j])
 
 
 @cuda.jit

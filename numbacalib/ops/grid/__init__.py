@@ -64,11 +64,14 @@ def grid_values(
         return kernels.decode(*arrays, group_of, Grid(bits, symmetric=False, element=element))
 
 
-def count_clipped(
+def start_counting_clipped(
     matrix: Any, scales: Any, zeros: Any, group_of: Any, bits: int, element: str = INTEGER
-) -> int:
-    """Count the elements of a matrix that lie more than a step past the ends of their stored grid."""
+) -> Callable[[], int]:
+    """Count the elements of a matrix that lie more than a step past the ends of their stored grid.
+
+    Returns what waits for the count.
+    """
     arrays = {"matrix": matrix, "scales": scales, "zeros": zeros}
     with call(cpu, _gpu, **arrays) as (kernels, *taken):
         grid = Grid(bits, symmetric=False, element=element)
-        return kernels.count_clipped(*taken, group_of, grid)
+        return kernels.start_counting_clipped(*taken, group_of, grid)

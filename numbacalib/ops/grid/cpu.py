@@ -83,14 +83,14 @@ def decode(
     return out
 
 
-def count_clipped(
+def start_counting_clipped(
     matrix: NDArray, scales: NDArray, zeros: NDArray, group_of: NDArray, grid: Grid
-) -> int:
-    """See `numbacalib.ops.grid.count_clipped`."""
+) -> Callable[[], int]:
+    """See `numbacalib.ops.grid.start_counting_clipped`."""
     counts = np.empty(len(matrix), np.int64)
     source = rows_view(carrier(matrix))
     _count_clipped(source, scales, zeros, group_of, grid.bounds(scales.dtype), counts)
-    return int(counts.sum())
+    return lambda: int(counts.sum())
 
 
 @kernel

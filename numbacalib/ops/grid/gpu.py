@@ -83,13 +83,16 @@ def decode(
     return device.result(out)
 
 
-def count_clipped(matrix: Any, scales: Any, zeros: Any, group_of: np.ndarray, grid: Grid) -> int:
-    """See `numbacalib.ops.grid.count_clipped`."""
+def start_counting_clipped(
+    matrix: Any, scales: Any, zeros: Any, group_of: np.ndarray, grid: Grid
+) -> Callable[[], int]:
+    """See `numbacalib.ops.grid.start_counting_clipped`."""
     count = device.zeros((1,), np.int64)
     group = device.from_host(group_of)
     arguments = carrier(matrix), scales, zeros, group, grid.bounds(scales.dtype), count
     launch(_count_clipped, _tiles(matrix), THREADS, *arguments)
-    return int(device.read(count)[0])
+    found = device.start_reading(count)
+    return lambda: int(found()[0])
 
 
 def _tiles(matrix: Any) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from numbacalib.ops.proxy_loss import cpu
@@ -15,8 +16,10 @@ def _gpu() -> Any:
     return gpu
 
 
-def trace_of_errors(weight: Any, values: Any, hessian: Any, channel_scales: Any = None) -> float:
-    """``trace(D H D^T)`` with ``D = (weight - values) / channel_scales`` in float32.
+def start_trace_of_errors(
+    weight: Any, values: Any, hessian: Any, channel_scales: Any = None
+) -> Callable[[], float]:
+    """``trace(D H D^T)`` with ``D = (weight - values) / channel_scales`` in float32: what waits for it.
 
     Parameters
     ----------
@@ -33,14 +36,14 @@ def trace_of_errors(weight: Any, values: Any, hessian: Any, channel_scales: Any 
         "channel_scales": channel_scales,
     }
     with call(cpu, _gpu, **arrays) as (kernels, weight, values, hessian, channel_scales):
-        return kernels.trace_of_errors(weight, values, hessian, channel_scales)
+        return kernels.start_trace_of_errors(weight, values, hessian, channel_scales)
 
 
-def trace_of_products(left: Any, moment: Any, right: Any) -> float:
-    """``trace(left moment right^T)`` of float32 arrays [M, K], [K, K] and [M, K].
+def start_trace_of_products(left: Any, moment: Any, right: Any) -> Callable[[], float]:
+    """``trace(left moment right^T)`` of float32 arrays [M, K], [K, K] and [M, K]: what waits for it.
 
     On a GPU `right` is rounded to float16 where it is large, each row by its own scale: such roundings are
     of either sign.
     """
     with call(cpu, _gpu, left=left, moment=moment, right=right) as (kernels, *arrays):
-        return kernels.trace_of_products(*arrays)
+        return kernels.start_trace_of_products(*arrays)

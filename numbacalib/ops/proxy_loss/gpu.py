@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,10 @@ FEW_ERRORS = 1 << 18
 """Fewer are multiplied in float32."""
 
 
-def trace_of_errors(weight: Any, values: Any, hessian: Any, channel_scales: Any) -> float:
-    """See `numbacalib.ops.proxy_loss.trace_of_errors`."""
+def start_trace_of_errors(
+    weight: Any, values: Any, hessian: Any, channel_scales: Any
+) -> Callable[[], float]:
+    """See `numbacalib.ops.proxy_loss.start_trace_of_errors`."""
     channels = weight.shape[1]
     if channel_scales is None:
         channel_scales = device.from_host(np.ones(channels, np.float32))
@@ -39,14 +42,13 @@ def trace_of_errors(weight: Any, values: Any, hessian: Any, channel_scales: Any)
     launch(_errors, blocks, THREADS, source, values, carrier(channel_scales), errors)
     by_blas = has_libraries() or not device.HAS_PTX  # the simulator's memory is the host's
     if hessian.dtype == np.float32 and by_blas:
-        return trace_of_products(errors, hessian, errors)
+        return start_trace_of_products(errors, hessian, errors)
     losses = group_losses(errors, hessian, channels)
-    totals = columns.column_sums(losses, VALUES, np.float64(1))
-    return float(device.read(totals).sum())
+    return _sum_of(columns.column_sums(losses, VALUES, np.float64(1)))
 
 
-def trace_of_products(left: Any, moment: Any, right: Any) -> float:
-    """See `numbacalib.ops.proxy_loss.trace_of_products`: BLAS makes ``right moment^T``."""
+def start_trace_of_products(left: Any, moment: Any, right: Any) -> Callable[[], float]:
+    """See `numbacalib.ops.proxy_loss.start_trace_of_products`: BLAS makes ``right moment^T``."""
     left, moment, right = map(contiguous, (left, moment, right))
     products = device.empty(right.shape, np.float32)
     if right.size < FEW_ERRORS:
@@ -56,7 +58,13 @@ def trace_of_products(left: Any, moment: Any, right: Any) -> float:
         factors = _add_halves(right, moment, products)
     dots = device.empty((len(right),), np.float64)
     launch(_row_dots, len(right), THREADS, products, left, factors, dots)
-    return float(device.read(dots).sum())
+    return _sum_of(dots)
+
+
+def _sum_of(parts: Any) -> Callable[[], float]:
+    """Start to read numbers, and return what waits for their sum."""
+    found = device.start_reading(parts)
+    return lambda: float(found().sum())
 
 
 def _add_halves(rows: Any, moment: Any, products: Any) -> Any:

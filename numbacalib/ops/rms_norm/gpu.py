@@ -15,6 +15,8 @@ from numbacalib.spec.decoder import inverse_rms
 
 THREADS = device.sized(256, simulated=4)
 """A power of two, for the sum of the threads' parts."""
+BATCH = device.sized(8, simulated=2)
+"""Columns that a thread reads before it writes the first, so that its reads wait together."""
 
 
 def rms_norm(x: Any, weight: Any, eps: np.float32, dtype: np.dtype) -> Any:
@@ -36,6 +38,12 @@ def _normalize(x, weight, eps, result):
         squares += value * value
     parts[thread] = squares
     inverse = inverse_rms(block_sum(parts, thread), columns, eps)
-    for j in range(thread, columns, THREADS):
-        value = np.float32(widen(x[i, j])) * inverse * weight[j]
-        result[i, j] = narrow(value, result[i, j])
+    values = cuda.local.array(BATCH, np.float32)
+    for first in range(thread, columns, BATCH * THREADS):
+        for k in range(BATCH):
+            j = min(first + k * THREADS, columns - 1)
+            values[k] = np.float32(widen(x[i, j])) * inverse * weight[j]
+        for k in range(BATCH):
+            j = first + k * THREADS
+            if j < columns:
+                result[i, j] = narrow(values[k], result[i, j])
