@@ -74,7 +74,11 @@ DESCRIBED: dict[str, dict[str, Any]] = {
     "opt": {},
     # one head of keys in one layer with its queries, and windows beside positions
     "gpt_bigcode": {},
-    "gpt_neo": {"attention_layers": ["global", "local"], "window_size": 3},
+    "gpt_neo": {
+        "num_hidden_layers": 2,
+        "attention_layers": ["global", "local"],
+        "window_size": 3,
+    },
     # a part of each head turns, with neighbours, in a parallel block
     "gptj": {"rotary_dim": 8},
     "gpt_neox": {},
@@ -102,6 +106,7 @@ DESCRIBED: dict[str, dict[str, Any]] = {
     },
     # a gated delta net in the place of attention, and attention with gates
     "qwen3_next": {
+        "num_hidden_layers": 2,
         "layer_types": ["linear_attention", "full_attention"],
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
@@ -115,6 +120,7 @@ DESCRIBED: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.5,
     },
     "qwen3_5_text": {
+        "num_hidden_layers": 2,
         "layer_types": ["linear_attention", "full_attention"],
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
@@ -128,6 +134,7 @@ DESCRIBED: dict[str, dict[str, Any]] = {
         "attention_k_eq_v": True,
         "global_head_dim": 32,
         "num_global_key_value_heads": 1,
+        "num_hidden_layers": 2,
         "layer_types": ["sliding_attention", "full_attention"],
         "sliding_window": 3,
         "rope_parameters": {
@@ -141,6 +148,7 @@ DESCRIBED: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 16,
         "sliding_window": 3,
+        "num_hidden_layers": 2,
         "global_attn_every_n_layers": 2,
     },
     # a softmax with a correction, [1, E]
