@@ -186,7 +186,7 @@ def traits(own):
         yield "latent attention"
     if own.delta is not None:
         yield "gated delta net"
-    if "query_gate" in own.linears:
+    if {"query_gate", "attention_gate"} & set(own.linears):
         yield "gated attention"
     if own.sinks:
         yield "sinks"

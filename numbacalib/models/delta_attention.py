@@ -74,28 +74,25 @@ class DeltaAttention(Sublayer):
     def _projected(self, x: Array) -> list[Array]:
         """Queries, keys, values and gates ``[S, T, ...]``."""
         *_, length, _ = x.shape
-        if "query_key_value_open" not in self._parts:
-            found = (self._of_part(role, x) for role in ("query", "key", "value", "open"))
-            return [y.reshape(-1, length, y.shape[-1]) for y in found]
         delta = self._delta
-        values = delta.values // delta.key_heads
-        together = self._by_head(
-            self._of_part("query_key_value_open", x), 2 * (delta.key_dim + values)
-        )
-        ends = np.cumsum([0, delta.key_dim, delta.key_dim, values, values]).tolist()
-        found = (column_range(together, *run) for run in pairwise(ends))
-        return [y.reshape(-1, length, delta.key_heads * y.shape[-1]) for y in found]
+        widths = delta.keys, delta.keys, delta.values, delta.values
+        if "query_key_value_open" in self._parts:
+            ends = np.cumsum([0, *(width // delta.key_heads for width in widths)]).tolist()
+            together = self._by_head(self._of_part("query_key_value_open", x), ends[-1])
+            found = [column_range(together, *run) for run in pairwise(ends)]
+        else:
+            found = [self._of_part(role, x) for role in ("query", "key", "value", "open")]
+        return [y.reshape(-1, length, width) for y, width in zip(found, widths, strict=True)]
 
     def _convolved(self, *streams: Array) -> list[Array]:
         """Queries, keys and values over their last positions, through a SiLU."""
-        taps = self._weights.vectors[f"{self._names.convolution}.weight"]
-        taps, found, begin = taps.reshape(-1, self._delta.taps), [], 0
-        for stream in streams:
-            end = begin + stream.shape[-1]
-            summed = causal_convolution(stream, row_range(taps, begin, end))
-            found.append(activate(summed, "silu"))
-            begin = end
-        return found
+        delta = self._delta
+        taps = self._weights.vectors[f"{self._names.convolution}.weight"].reshape(-1, delta.taps)
+        ends = np.cumsum([0, delta.keys, delta.keys, delta.values]).tolist()
+        return [
+            activate(causal_convolution(stream, row_range(taps, *run)), "silu")
+            for stream, run in zip(streams, pairwise(ends), strict=True)
+        ]
 
     def _scores(self, x: Array) -> tuple[Array, Array]:
         """Scores of rates and decays, float32 ``[S, T, value_heads]``."""

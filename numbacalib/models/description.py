@@ -42,7 +42,7 @@ SEPARATE: dict[str, str] = {
 the order of the roles. ``query_key_value`` in the place of three roles is one layer that has, for each head
 of keys, the heads of queries that attend to it, then that head, then the values'. ``query_gate``
 in the place of ``query`` is one that has, for each head, a gate after it, by whose sigmoid what the head
-attends to is multiplied. Without a gate the MLP is
+attends to is multiplied; ``attention_gate`` is a layer of its own for that. Without a gate the MLP is
 ``down(activation(up(x)))``."""
 
 LATENT: dict[str, str] = {
@@ -102,6 +102,8 @@ class ExpertNames:
         ``down_proj``: ``[E, 2 size, hidden_size]``, gates before ups, and ``[E, hidden_size, size]``.
     transposed : bool
         Whether those are ``[E, hidden_size, 2 size]`` and ``[E, size, hidden_size]``.
+    either_way : bool
+        Whether files have those one way or the other, as their shapes tell.
     interleaved : bool
         Whether each gate in them is followed by its up.
     """
@@ -118,6 +120,7 @@ class ExpertNames:
     fused_gate_up: str = ""
     fused_down: str = ""
     transposed: bool = False
+    either_way: bool = False
     interleaved: bool = False
 
 

@@ -9,6 +9,7 @@ that this is how they are named here, whatever the file.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -73,6 +74,9 @@ def expert_entries(config: ModelConfig, name: str, entry: TensorEntry) -> Entrie
     if mixture is None or fused is None:
         return None
     expected = fused.shape(mixture, config.hidden_size)
+    if names.either_way and entry.shape != expected:
+        fused = fused._replace(names=replace(names, transposed=True))
+        expected = fused.shape(mixture, config.hidden_size)
     if entry.shape != expected:
         raise ValueError(f"{name}: expected shape {expected}, got {entry.shape}")
     prefix = f"model.layers.{layer[1]}.{names.each}"

@@ -30,7 +30,7 @@ NORM_BIAS, HEAD_BIAS = "model.norm.bias", "lm_head.bias"
 
 # Roles of layers that read what attention does, in the order they run.
 _ENTRIES = (
-    *("query", "key", "value", "query_key_value", "query_gate"),
+    *("query", "key", "value", "query_key_value", "query_gate", "attention_gate"),
     *("open", "query_key_value_open"),
 )
 _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)")
@@ -287,7 +287,7 @@ def _is_biased(config: ModelConfig, index: int, role: str) -> bool:
     """Return whether a linear layer has a bias; of latent attention, only those that make latents."""
     if role in ("gate", "up", "down"):
         return config.mlp_bias
-    if config.delta_of(index) is not None:
+    if config.delta_of(index) is not None or role == "attention_gate":
         return False
     if role == "output":
         return config.output_bias

@@ -45,6 +45,7 @@ def rows_by_role(config: ModelConfig, index: int) -> dict[str, int]:
     rows = {
         "query_key_value": queries + 2 * keys,
         "query_gate": 2 * queries,
+        "attention_gate": queries,
         "query": queries,
         "key": keys,
         "value": keys,

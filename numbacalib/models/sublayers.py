@@ -209,11 +209,13 @@ class Attention(Sublayer):
             queries, gates = column_range(both, 0, size), column_range(both, size, 2 * size)
         else:
             queries = self._projected("query", x)
+            if "attention_gate" in self._parts:
+                gates = self._by_head(self._projected("attention_gate", x), size)
         keys = self._projected("key", x)
         values = self._projected("value", x) if "value" in self._parts else keys
         if self._config.qk_norm and self._config.architecture.qk_norm == "all":
             queries, keys = self._normalized(queries, keys)
-        if gates is None:
+        if "query" in self._parts:
             queries = self._by_head(queries, size)
         keys, values = self._by_head(keys, size), self._by_head(values, size)
         if self._config.architecture.value_norm:

@@ -272,6 +272,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "glm4_moe_lite": LATENT,
     "youtu": {"num_key_value_heads": 4}
     | {name: size for name, size in LATENT.items() if name.endswith(("_rank", "_dim"))},
+    "afmoe": FEW_EXPERTS
+    | {"head_dim": 16, "num_hidden_layers": 4, "sliding_window": 7, "moe_intermediate_size": 32}
+    | {"route_scale": 1.5, "mup_enabled": True},
     "exaone_moe": FEW_EXPERTS
     | {"num_hidden_layers": 4, "sliding_window": 7, "moe_intermediate_size": 32}
     | {"n_group": 2, "topk_group": 1},
@@ -283,6 +286,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "rope_parameters": YARN | {"rope_theta": 1e4},
     },
     "gpt2": ELSEWHERE | {"n_inner": 96},
+    "gpt_bigcode": ELSEWHERE | {"n_inner": 96},
+    "gpt_neo": {
+        "num_key_value_heads": None,
+        "window_size": 7,
+        "attention_types": [[["global", "local"], 1]],
+        "num_layers": 2,
+    },
+    "gptj": ELSEWHERE | {"n_inner": 96, "rotary_dim": 8},
     "opt": ELSEWHERE | {"ffn_dim": 96, "word_embed_proj_dim": 64},
     "opt-unbiased": ELSEWHERE | {"ffn_dim": 96, "word_embed_proj_dim": 64, "enable_bias": False},
     "gpt_neox": {"num_key_value_heads": None},
@@ -326,7 +337,8 @@ WRAPPED: dict[str, dict[str, Any]] = {
         "projection_hidden_size": 32,
     },
     "gemma4": {
-        "text_config": GEMMA4 | {"model_type": "gemma4_text", "attention_k_eq_v": True},
+        "text_config": GEMMA4
+        | {"model_type": "gemma4_text", "attention_k_eq_v": True, "pad_token_id": 0},
         "vision_config": TOWER | {"head_dim": 16, "pooling_kernel_size": 1},
         "audio_config": None,
     },

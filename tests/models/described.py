@@ -72,6 +72,15 @@ DESCRIBED: dict[str, dict[str, Any]] = {
     # learned positions, matrices that files hold transposed
     "gpt2": {},
     "opt": {},
+    # one head of keys in one layer with its queries, and windows beside positions
+    "gpt_bigcode": {},
+    "gpt_neo": {
+        "num_hidden_layers": 2,
+        "attention_layers": ["global", "local"],
+        "window_size": 3,
+    },
+    # a part of each head turns, with neighbours, in a parallel block
+    "gptj": {"rotary_dim": 8},
     "gpt_neox": {},
     "deepseek_v2": {
         "num_key_value_heads": 4,
@@ -97,6 +106,7 @@ DESCRIBED: dict[str, dict[str, Any]] = {
     },
     # a gated delta net in the place of attention, and attention with gates
     "qwen3_next": {
+        "num_hidden_layers": 2,
         "layer_types": ["linear_attention", "full_attention"],
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
@@ -110,6 +120,7 @@ DESCRIBED: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.5,
     },
     "qwen3_5_text": {
+        "num_hidden_layers": 2,
         "layer_types": ["linear_attention", "full_attention"],
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
@@ -117,6 +128,31 @@ DESCRIBED: dict[str, dict[str, Any]] = {
         "linear_value_head_dim": 8,
         "partial_rotary_factor": 0.5,
     },
+    # heads of another length, keys for values, normalized values, a factor of a block
+    "gemma4_text": {
+        "hidden_size_per_layer_input": 0,
+        "attention_k_eq_v": True,
+        "global_head_dim": 32,
+        "num_global_key_value_heads": 1,
+        "num_hidden_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 3,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25},
+            "sliding_attention": {"rope_type": "default"},
+        },
+    },
+    # a layer for gates of attention alone, layers with windows that alone turn
+    "afmoe": {
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "sliding_window": 3,
+        "num_hidden_layers": 2,
+        "global_attn_every_n_layers": 2,
+    },
+    # a softmax with a correction, [1, E]
+    "ernie4_5_moe": {"moe_num_experts": 3, "moe_k": 2, "moe_intermediate_size": 16},
     # sigmoids with a correction, groups of experts, a factor
     "glm4_moe": {
         "n_routed_experts": 6,

@@ -52,6 +52,39 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"topk_method": "group_limited_greedy"},
         "topk_method: expected n_group and topk_group beside",
     ),
+    "embeddings for each layer": (
+        "gemma4_text",
+        {"hidden_size_per_layer_input": 8},
+        "hidden_size_per_layer_input: expected 0, got 8",
+    ),
+    "embeddings for each layer by default": (
+        "gemma4_text",
+        {"hidden_size_per_layer_input": ...},
+        "hidden_size_per_layer_input: expected 0, found none",
+    ),
+    "keys of other layers": (
+        "gemma4_text",
+        {"num_kv_shared_layers": 1},
+        "num_kv_shared_layers: expected 0, got 1",
+    ),
+    "heads of two lengths": (
+        "gemma4_text",
+        {
+            "layer_types": ["full_attention"] * 2,
+            "per_layer_config": {"0": {"head_dim": 8}, "1": {"head_dim": 16}},
+        },
+        "per_layer_config: expected heads of one even length, .*got ",
+    ),
+    "several heads of keys": (
+        "gpt_bigcode",
+        {"multi_query": False},
+        "multi_query: expected True, got False",
+    ),
+    "kinds of attention": (
+        "gpt_neo",
+        {"attention_layers": ["global"]},
+        "attention_layers: expected global or local for each of 2 layers, got",
+    ),
     "values of some keys": (
         "qwen3_next",
         {"linear_num_value_heads": 3},

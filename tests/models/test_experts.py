@@ -145,18 +145,21 @@ OWN = {"gate_up": "mlp.input_linear.weight", "down": "mlp.output_linear.weight"}
 
 @pytest.mark.parametrize("names", [DEFAULT, OWN], ids=["default", "own"])
 @pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("told", [True, False], ids=["told", "by shape"])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_layouts_hold_the_same_experts(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     names: dict[str, str],
     transposed: bool,
+    told: bool,
     interleaved: bool,
 ) -> None:
     own = ARCHITECTURES["qwen3_moe"]
     layout = dataclasses.replace(
         own.experts,
-        transposed=transposed,
+        transposed=transposed and told,
+        either_way=not told,
         interleaved=interleaved,
         fused_gate_up="" if names is DEFAULT else names["gate_up"],
         fused_down="" if names is DEFAULT else names["down"],

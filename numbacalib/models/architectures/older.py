@@ -1,11 +1,11 @@
-"""GPT-2, OPT, GPT-NeoX and Falcon: LayerNorm, no gate, learned positions, or one layer before attention."""
+"""GPT-2 and its heirs, OPT, GPT-NeoX and Falcon: LayerNorm, no gate, or positions that are learned."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from numbacalib.models.description import SEPARATE, Architecture, Options, no_windows
-from numbacalib.models.fields import Fields
+from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.rope_parameters import Words
 
 _ALL = ("attention", "output", "mlp")
@@ -73,6 +73,110 @@ GPT2 = Architecture(
         "summary_use_proj",
     ),
     read=_gpt2,
+)
+
+
+def _gpt_bigcode(fields: Fields, options: Options) -> Options:
+    """One head of keys for all of queries; models with as many have their rows in another order."""
+    fields.choice("multi_query", (True,), True)
+    return _gpt2(fields, options) | {"num_kv_heads": 1}
+
+
+GPT_BIGCODE = replace(
+    GPT2,
+    model_type="gpt_bigcode",
+    causal_lm="GPTBigCodeForCausalLM",
+    title="StarCoder 1 and SantaCoder",
+    transposed=False,
+    defaults={**GPT2.defaults, "hidden_act": "gelu_pytorch_tanh"},
+    harmless=(
+        *GPT2.harmless,
+        "attention_softmax_in_fp32",  # which they are here
+        "scale_attention_softmax_in_fp32",
+        "inference_runner",  # and other keys of generation
+        "max_batch_size",
+        "max_sequence_length",
+        "pad_key_length",
+        "pre_allocate_kv_cache",
+        "validate_runner_input",
+    ),
+    read=_gpt_bigcode,
+)
+
+
+def _gpt_neo(fields: Fields, options: Options) -> Options:
+    """Windows in the layers that are local, and scores that are not scaled."""
+    window, count = fields.integer("window_size", 1, LARGEST, 256), options["num_layers"]
+    kinds = fields.texts("attention_layers")
+    if len(kinds) != count or set(kinds) - {"global", "local"}:
+        raise fields.error("attention_layers", f"global or local for each of {count} layers")
+    windows = tuple(window if kind == "local" else None for kind in kinds)
+    return _learned(fields, options, first=0) | {"sliding_windows": windows, "attention_scale": 1.0}
+
+
+GPT_NEO = replace(
+    GPT2,
+    model_type="gpt_neo",
+    causal_lm="GPTNeoForCausalLM",
+    title="GPT-Neo",
+    linears={
+        "query": "attn.attention.q_proj",
+        "key": "attn.attention.k_proj",
+        "value": "attn.attention.v_proj",
+        "output": "attn.attention.out_proj",
+        "up": "mlp.c_fc",
+        "down": "mlp.c_proj",
+    },
+    transposed=False,
+    buffers=(".attn.attention.bias",),
+    keys={
+        "hidden_act": "activation_function",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "rms_norm_eps": "layer_norm_epsilon",
+    },
+    defaults={**GPT2.defaults, "max_position_embeddings": 2048},
+    biases={"output": True, "mlp": True},
+    harmless=(*GPT2.harmless, "attention_types", "embed_dropout", "resid_dropout"),
+    read=_gpt_neo,
+)
+
+
+def _gptj(fields: Fields, options: Options) -> Options:
+    """The first dimensions of a head turn, and the head has a bias."""
+    fields.choice("scale_attn_weights", (True,), True)
+    turning = fields.integer("rotary_dim", 2, options["head_dim"], 64)
+    if turning % 2:
+        raise fields.error("rotary_dim", "an even number")
+    return no_windows(fields, options) | {"rotary_dim": turning, "head_bias": True}
+
+
+GPTJ = replace(
+    GPT2,
+    model_type="gptj",
+    causal_lm="GPTJForCausalLM",
+    title="GPT-J",
+    linears={
+        "query": "attn.q_proj",
+        "key": "attn.k_proj",
+        "value": "attn.v_proj",
+        "output": "attn.out_proj",
+        "up": "mlp.fc_in",
+        "down": "mlp.fc_out",
+    },
+    norms={"attention": "ln_1"},
+    transposed=False,
+    parallel=True,
+    interleaved=True,
+    defaults={
+        "hidden_act": "gelu_new",
+        "intermediate_factor": 4,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+    },
+    biases={"mlp": True},
+    harmless=(*GPT2.harmless, "rotary"),
+    read=_gptj,
 )
 
 

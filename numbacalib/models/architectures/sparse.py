@@ -22,10 +22,12 @@ from numbacalib.models.architectures.windowed import EXAONE4, OLMO2
 from numbacalib.models.description import (
     FULL,
     PRE_NORMS,
+    SEPARATE,
     SLIDING,
     Architecture,
     ExpertNames,
     Options,
+    every,
     kinds_of_layers,
     no_windows,
     window_of,
@@ -287,8 +289,52 @@ QWEN3_VL_MOE = replace(
     model_type="qwen3_vl_moe_text",
     causal_lm="",
     title="Qwen 3 VL MoE",
-    experts=ExpertNames(transposed=True),
+    experts=ExpertNames(either_way=True),
     rope_words=Words({"mrope": "default"}, ("mrope_section", "mrope_interleaved")),
     defaults={"max_position_embeddings": 128000, "num_key_value_heads": 16, "rope_theta": 5e5},
     read=_qwen3_vl_moe,
+)
+
+
+def _afmoe(fields: Fields, options: Options) -> Options:
+    """Windows in all layers but every few, which alone turn; sigmoids with a correction."""
+    window, count = window_of(fields, 1024), options["num_layers"]
+    period = fields.integer("global_attn_every_n_layers", 1, LARGEST, 4)
+    kinds = kinds_of_layers(fields, count, window, every(count, period) if window else None)
+    fields.choice("score_func", ("sigmoid",), "sigmoid")
+    fields.choice("route_norm", (True,), True)
+    for key in ("n_group", "topk_group", "num_expert_groups", "num_limited_groups"):
+        fields.choice(key, (1,), None)
+    own = {
+        "n_routed_experts": 64,
+        "num_experts_per_tok": 6,
+        "n_shared_experts": fields.integer("num_shared_experts", 0, LARGEST, 2),
+        "first_k_dense_replace": fields.integer("num_dense_layers", 0, LARGEST, 1),
+        "routed_scaling_factor": fields.number("route_scale", 1e-6, 1e6, 1.0),
+    }
+    scaled = fields.flag("mup_enabled", False)
+    return windows_of_kinds(kinds, window) | {
+        "mixture": sigmoid_mixture(fields, options, _MIXTURE | own),
+        "qk_norm": True,
+        "rotary_layers": tuple(kind == SLIDING for kind in kinds),
+        "embedding_scale": options["hidden_size"] ** 0.5 if scaled else 1.0,
+    }
+
+
+AFMOE = Architecture(
+    model_type="afmoe",
+    causal_lm="AfmoeForCausalLM",
+    title="Arcee Trinity",
+    linears=SEPARATE | {"attention_gate": "self_attn.gate_proj"},
+    norms=PRE_NORMS
+    | {
+        "attention_output": "post_attention_layernorm",
+        "mlp": "pre_mlp_layernorm",
+        "mlp_output": "post_mlp_layernorm",
+    },
+    experts=replace(CORRECTED, router="mlp.router.gate", correction="mlp.expert_bias"),
+    defaults={"head_dim": 128, "max_position_embeddings": 16384, "rms_norm_eps": 1e-5},
+    biases=_ATTENTION,
+    harmless=(*TRAINING, "load_balance_coeff", "use_grouped_mm"),
+    read=_afmoe,
 )
