@@ -79,14 +79,15 @@ class Demand:
 
     def pinned_bytes(self, tokens: int) -> int:
         """Bytes of the host that a residual stream takes: its own, or of one that passes a device."""
-        return self._streams * 4 * tokens * self.config.hidden_size
+        return self.streams * 4 * tokens * self.config.hidden_size
 
     @property
-    def _streams(self) -> int:
+    def streams(self) -> int:
+        """Residual streams: the original model's beside, for a target that is propagated."""
         return 2 if self.settings.target == "propagated" else 1
 
     def _block_bytes(self, index: int, tokens: int, streamed: bool) -> int:
-        config, place, streams = self.config, self.place, self._streams
+        config, place, streams = self.config, self.place, self.streams
         size = place.product_dtype(self.dtype).itemsize
         shapes = linear_shapes(config, index).values()
         weights = streams * size * sum(rows * channels for rows, channels in shapes)

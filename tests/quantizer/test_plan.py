@@ -226,7 +226,7 @@ LATE = """
     [
         {},
         {"target": "layerwise", "symmetric": True},
-        {"lm_head": True},
+        {"method": "rtn", "channel_scales": "awq", "ranges": "clip", "lm_head": True},
     ],
     ids=str,
 )
