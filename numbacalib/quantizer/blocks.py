@@ -97,7 +97,6 @@ def _quantize_block(
     """Quantize a block, whose weights are replaced; `before` are the reports of those before it."""
     settings, count = job.settings, job.decoder.config.num_layers
     at = f"block {index + 1} of {count}"
-    layer_settings = _layer_settings(block, settings, job.grids, block.linears)
     done = FinishedBlock({}, [], {}, {})
     run: Iterable[Group]
     if job.calibration is None:
@@ -107,7 +106,7 @@ def _quantize_block(
         if settings.channel_scales == "awq":
             progress.show(f"{at}: scaling channels")
             preview = job.calibration.preview(index, block)
-            folded = _fold_scales(job, block, preview, layer_settings, done)
+            folded = fold_scales(job, block, preview, done)
         run = job.calibration.stages(index, block, folded)
     for group in run:
         inputs = {kind: given for stage, given in group for kind in stage}
@@ -243,17 +242,17 @@ def _alike(stage: Stage, settings: Mapping[str, LayerSettings]) -> list[Stage]:
     return [tuple(group) for group in groups]
 
 
-def _fold_scales(
+def fold_scales(
     job: Job,
     block: DecoderBlock,
     preview: Sequence[tuple[Stage, InputStatistics]],
-    layer_settings: Mapping[str, LayerSettings],
     done: FinishedBlock,
 ) -> dict[Stage, NDArray]:
     """Scale the block's channels by AWQ where something can take up the scales, and no layer is skipped.
 
     Returns the scales by stage; what was found, and the vectors that changed, go to `done`.
     """
+    layer_settings = _layer_settings(block, job.settings, job.grids, block.linears)
     folded: dict[Stage, NDArray] = {}
     for stage, statistics in preview:
         producer = block.producer(stage)

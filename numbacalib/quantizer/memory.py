@@ -86,15 +86,16 @@ class Demand:
         return sum(self._passing(tokens)) * 4 * self.config.hidden_size
 
     @property
-    def _streams(self) -> int:
+    def streams(self) -> int:
+        """Residual streams: the original model's beside, for a target that is propagated."""
         return 2 if self.settings.target == "propagated" else 1
 
     def _passing(self, tokens: int) -> list[int]:
         """Tokens of each residual stream."""
-        return [tokens, min(tokens, PAIRED_TOKENS)][: self._streams]
+        return [tokens, min(tokens, PAIRED_TOKENS)][: self.streams]
 
     def _block_bytes(self, index: int, tokens: int, streamed: bool) -> int:
-        config, place, streams = self.config, self.place, self._streams
+        config, place, streams = self.config, self.place, self.streams
         size = place.product_dtype(self.dtype).itemsize
         shapes = linear_shapes(config, index)
         weights = streams * size * sum(rows * channels for rows, channels in shapes.values())

@@ -26,6 +26,7 @@ from numbacalib.quantizer.settings import PAIRED_TOKENS
 from numbacalib.quantizer.trial import (
     Trial,
     block_weights,
+    search_work,
     solver_work,
     stage_work,
     token_weights,
@@ -113,6 +114,8 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
     each = []
     for index in range(finished, blocks):
         passing = batches + passed * trial.calibrating * met[index]
+        if job.settings.channel_scales != "none":  # the text passes once more, without the original
+            passing += passing / demand.streams + _scaling(job, index, trial)
         reading = trial.reading * block_weights(job, index)
         each.append(passing + _solving(job, index, trial) + reading)
     outer = [info.shape for name, info in job.weights.items() if is_outer(name)]
@@ -254,6 +257,12 @@ def _solving(job: Job, index: int, trial: Trial) -> float:
     ]:
         found += count * (trial.stage + trial.work * stage_work(job, index, stage))
     return found
+
+
+def _scaling(job: Job, index: int, trial: Trial) -> float:
+    """Seconds of searching a block's channel scales, as if those of all stages were."""
+    found = stages(job.decoder.config, index)
+    return trial.scaling * sum(search_work(job, index, stage) for stage in found)
 
 
 def _host_bytes(job: Job, demand: Demand, tokens: int, output_bytes: int) -> int:

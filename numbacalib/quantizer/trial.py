@@ -25,13 +25,14 @@ from numbacalib.models.decoder import VOCABULARY
 from numbacalib.models.layer_tensors import Stage, expert_shapes, linear_shapes
 from numbacalib.ops.matrix import to_host
 from numbacalib.ops.token_loss import add_scores, losses
-from numbacalib.quantizer.blocks import quantize_group
+from numbacalib.quantizer.blocks import fold_scales, quantize_group
 from numbacalib.quantizer.calibration import SILENT, TextCalibration
 from numbacalib.quantizer.distributions import Distributions
 from numbacalib.quantizer.divergence import ROWS, add_tile
 from numbacalib.quantizer.job import Job, on_grid
 from numbacalib.quantizer.memory import stage_size
 from numbacalib.quantizer.outer import is_outer
+from numbacalib.quantizer.work import FinishedBlock
 from numbacalib.terminal import reporting, silent
 
 SECONDS = 2.0
@@ -55,6 +56,8 @@ class Trial(NamedTuple):
     """Of a stage, whatever its size."""
     work: float
     """Of a unit of `stage_work`."""
+    scaling: float
+    """Of a unit of `search_work`."""
     storing: float
     """A weight's code, packed and unpacked."""
     compiling: float
@@ -78,6 +81,7 @@ def try_out(job: Job) -> Trial:
             forward, compiling_forward = _pass_through(job, block)
             score, compiling_scores = _compare_scores(job.decoder)
             compiling += compiling_forward + compiling_scores
+        scaling, compiling_search = _search_scales(job, index, block, found)
         storing, stage, work, compiling_solvers = _quantize_stages(job, index, block, found)
     weights = token_weights(job, index)
     return Trial(
@@ -88,8 +92,9 @@ def try_out(job: Job) -> Trial:
         score=score,
         stage=stage,
         work=work,
+        scaling=scaling,
         storing=storing,
-        compiling=compiling + compiling_solvers,
+        compiling=compiling + compiling_search + compiling_solvers,
     )
 
 
@@ -124,6 +129,25 @@ def solver_work(job: Job, rows: int, channels: int) -> float:
     if job.settings.method == "gptq":
         return channels**3 / 3 + rows * channels**2
     return rows * channels
+
+
+def search_work(job: Job, index: int, stage: Stage) -> int:
+    """Operations that the search of a stage's channel scales takes, but for a factor."""
+    rows, channels = stage_size(job.decoder.config, index, stage, job.grids)
+    return rows * channels**2
+
+
+def _search_scales(
+    job: Job, index: int, block: DecoderBlock, statistics: Mapping[Stage, Any]
+) -> tuple[float, float]:
+    """Seconds of a unit of `search_work`, of the smallest stage that can be scaled, and of compiling."""
+    scaled = [stage for stage in block.stages if stage in statistics and block.producer(stage)]
+    if job.settings.channel_scales == "none" or not scaled:
+        return 0.0, 0.0
+    small = min(scaled, key=lambda stage: search_work(job, index, stage))
+    preview, done = [(small, statistics[small])], FinishedBlock({}, [], {}, {})
+    _, first, again = _twice(lambda: fold_scales(job, block.copied(), preview, done))
+    return again / max(1, search_work(job, index, small)), max(0.0, first - again)
 
 
 def _pass_text(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import subprocess
+import sys
+import textwrap
 
 import pytest
 from models.tiny import TEXT, write_tiny_checkpoint
@@ -197,6 +200,42 @@ def test_a_disk_without_room_for_what_is_kept_names_the_option(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.endswith(" free: --work on another file system would do")
     assert not list(tmp_path.glob("*out*"))
+
+
+LATE = """
+    import json, sys
+    import numbacalib
+    from numbacalib.runtime.jit import _announcement
+
+    def known():
+        kernels = _announcement.kernels
+        return {(kernel.__name__, str(each)) for kernel in kernels for each in kernel.signatures}
+
+    model, output, text, options = sys.argv[1:]
+    before = set()
+    numbacalib.quantize(
+        model, output, text=[text], samples=4, sequence_length=32, group_size=32, **json.loads(options),
+        planned=lambda plan: before.update(known()),
+    )
+    print(json.dumps(sorted(known() - before)))
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"target": "layerwise", "symmetric": True},
+        {"method": "rtn", "channel_scales": "awq", "ranges": "clip", "lm_head": True},
+    ],
+    ids=str,
+)
+def test_no_kernel_is_needed_that_the_trial_has_not_compiled(tmp_path, model, text, options):
+    """In a process of its own, so that it knows none yet."""
+    command = [sys.executable, "-c", textwrap.dedent(LATE), model, tmp_path / "out", text]
+    command.append(json.dumps(options))
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
 
 
 def test_a_slow_machine_tries_little(tmp_path, model, text, monkeypatch):
