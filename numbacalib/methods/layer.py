@@ -76,7 +76,7 @@ class LayerSettings:
 
     @property
     def refits(self) -> bool:
-        """Whether scales are solved for once the codes are known."""
+        """True where scales are solved for once the codes are known."""
         if self.refit is not None:
             return self.refit
         free = self.find_grid is None and self.element == INTEGER and self.method != "kmeans"
