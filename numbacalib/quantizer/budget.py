@@ -61,7 +61,7 @@ def grids_within(
     settings : Settings
     formats : sequence of Format
     weights : mapping of str to TensorInfo
-        Of the layers.
+        Of the layers in blocks.
     asked : mapping of str to LayerGrid
         What they would be stored on without a size.
 

@@ -1,4 +1,4 @@
-"""Effects of errors of each layer's outputs on what a model's head gets.
+"""Changes of what a model's head gets, by errors of each layer's outputs.
 
 Losses of layers do not compare: an error of one passes the norms and layers behind it as it is, and that of
 another hardly. So each layer is rounded once, roughly, and a few tokens run through the model with that

@@ -123,7 +123,8 @@ def open_job(
     if settings.size is not None:
         if tokens is None:
             raise ValueError("size: expected a text, whose inputs say what bits each layer needs")
-        asked = grids_within(decoder, tokens, settings, stored, weights, asked)
+        inner = {name: info for name, info in weights.items() if not is_outer(name)}
+        asked |= grids_within(decoder, tokens, settings, stored, inner, asked)
         grids = _grids(settings, stored, weights, asked)
     identity = identity_of(
         checkpoint,

@@ -46,6 +46,16 @@ def test_a_size_is_kept_and_reported(tmp_path, text, formats, options, mixed):
         assert (read.bits, read.group_size) == (layer.bits, layer.group_size)
 
 
+def test_a_head_keeps_the_bits_that_were_asked_for(tmp_path, text):
+    model = write_tiny_checkpoint(tmp_path / "model")
+    given = OPTIONS | {"bits": 6, "group_size": 32, "formats": ("mlx",), "lm_head": True}
+    report = quantize(model, tmp_path / "out", text=[text], size=4.75, **given)
+    *inner, head = report.layers
+    assert (head.name, head.bits, head.group_size) == ("lm_head", 6, 32)
+    weights = sum(layer.shape[0] * layer.shape[1] for layer in inner)
+    assert 3.5 < 8 * sum(layer.stored_bytes for layer in inner) / weights <= 4.75
+
+
 def test_a_size_that_nothing_fits_is_refused(tmp_path, text, capsys):
     model = write_tiny_checkpoint(tmp_path / "model")
     run = ["quantize", str(model), "--output", str(tmp_path / "out"), "--samples", "4"]

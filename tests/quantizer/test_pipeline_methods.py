@@ -319,7 +319,8 @@ def test_a_propagated_target_and_refit_come_nearer_to_the_model(tmp_path, text, 
         "propagated": ["--target", "propagated", "--target-strength", "1"],
         "refit": ["--target", "layerwise", "--refit"],
         "others": OTHERS,
-        "nothing": ["--target", "propagated", "--target-strength", "0"],
+        "nothing": ["--target", "propagated", "--target-strength", "0", "--no-refit"],
+        "default": ["--target", "propagated", "--target-strength", "0"],
     }
     decoder = Decoder(open_checkpoint(model))
     tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (8, 32))
@@ -328,6 +329,7 @@ def test_a_propagated_target_and_refit_come_nearer_to_the_model(tmp_path, text, 
         assert run(*command, *options, "--output", tmp_path / name) == 0
         errors[name] = outputs_error(model, tmp_path / name, tokens)
     assert errors["nothing"] == errors["layerwise"]
+    assert errors["default"] == errors["refit"]
     assert len(set(errors.values())) == 4
     assert errors["refit"] < errors["layerwise"]
 
