@@ -7,8 +7,9 @@ United States up to 1990, compared on later ones by the embeddings of all tokens
 used 7 or 8 times) maps atoms of reactions: its samples are drawn at random, and its one output, an
 attention, is compared. glassllm (29 products) is a small Llama that `onnx_export` made an ONNX model of:
 its logits are compared. Errors are Frobenius norms, a share of the float output's. ONNX Runtime's "GPTQ" is
-that of neural-compressor, which comes with it and needs torch; it takes minutes, and comes last. Writes
-``results/onnx-MODEL-<machine>.csv``. Needs the extras `models`, `onnx` and `benchmarks`.
+that of neural-compressor, which comes with it and needs torch; it takes minutes, comes last, and fails on
+glassllm, whose K of 341 is no multiple of the block. Writes ``results/onnx-MODEL-<machine>.csv``. Needs the
+extras `models`, `onnx` and `benchmarks`.
 """
 
 from __future__ import annotations
@@ -206,6 +207,9 @@ def rows_of(model: Model) -> Iterator[OnnxRow]:
     """Quantize by every method, in its widths, and compare."""
     expected = outputs_of(model, model.path)
     for method, (widths, quantize, options) in METHODS.items():
+        if options.get("gptq") and model.name == "glassllm":
+            print(f"{method} does not take K = 341 in blocks of {BLOCK}", flush=True)
+            continue
         for bits in widths:
             with tempfile.TemporaryDirectory() as folder:
                 begin = time.perf_counter()
