@@ -221,9 +221,18 @@ def _lacking(
         needs[demand.place] = demand.least_bytes(tokens)
     for where, needed in needs.items():
         free = where.free_bytes()
+        if free is not None and where is not HOST:
+            free += _stream_bytes(job)
         if free is not None and needed > free:
             return where.name, needed, free
     return None
+
+
+def _stream_bytes(job: Job) -> int:
+    """Bytes of a device that a text's states take, which are there since they were made."""
+    if job.calibration is None or not job.tokens or _is_streamed(job):
+        return 0
+    return demand_of(job).pinned_bytes(job.tokens)
 
 
 def _remedy(job: Job, fits: Callable[[Demand, int], bool]) -> str:

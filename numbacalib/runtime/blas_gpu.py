@@ -16,7 +16,7 @@ from numbacalib.runtime.half import is_bfloat16
 from numbacalib.runtime.launch import column_blocks, launch
 
 THREADS = 256
-RUN = device.sized(4096, simulated=8)
+RUN = device.sized(4096, simulated=40)
 """Rows whose products are summed at once: sums of runs are added in order, which bounds rounding errors."""
 HALF_RUN = device.sized(512, simulated=8)
 """The same of 16-bit rows, whose sums tensor cores truncate: see `numbacalib.runtime.product`."""

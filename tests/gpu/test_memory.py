@@ -157,7 +157,9 @@ def test_a_run_that_finds_less_memory_than_its_plan_leaves_nothing(tmp_path, new
 
 
 def test_a_run_fits_into_what_its_plan_says(tmp_path, new_pool):
-    """In a pool that is limited to it, first with all on the device, then with streamed states."""
+    """In a pool that is limited to it: with all on the device, with activations that are not held, and with
+    states that stream.
+    """
     (tmp_path / "text.txt").write_text(TEXT * 3000)
     sizes = {"hidden_size": 1024, "intermediate_size": 3584, "head_dim": 64}
     sizes |= {"num_attention_heads": 16, "num_key_value_heads": 4}
@@ -176,7 +178,8 @@ def test_a_run_fits_into_what_its_plan_says(tmp_path, new_pool):
 
     run(0)
     run(plans[0].device_bytes)
-    run(plans[0].device_bytes - 1)
-    run(plans[2].device_bytes)
-    assert [plan.streamed_bytes > 0 for plan in plans] == [False, False, True, True]
+    run(plans[1].device_bytes)
+    run(plans[1].device_bytes - 1)
+    run(plans[3].device_bytes)
+    assert [plan.streamed_bytes > 0 for plan in plans] == [False, False, False, True, True]
     assert len(set(files)) == 1

@@ -22,8 +22,10 @@ from numbacalib.spec.decoder import first_key
 WARPS = 8
 THREADS = 32 * WARPS
 QUERIES = 16 * WARPS
-LOWEST = np.float32(-3e38)
-"""Below any score; a difference of two of it is a number, which one of infinities is not."""
+LOWEST = np.float32(-1e30)
+"""Below any score, and so far above those that are hidden that their weights are 0, however products round:
+of -3e38 here, a product that is fused into a difference leaves as much as 1e30 of either sign.
+"""
 
 
 def attention(
