@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import LIMIT, OURS, Row, read_csv
+from run_rows import RunRow, runs_body
 
 from numbacalib.quantizer.report import table
 
@@ -436,4 +437,5 @@ TABLES = {
     "onnx": Table("onnx_models.py", OnnxRow, onnx_body),
     "proxy": Table("proxy.py", ProxyRow, proxy_body),
     "quality": Table("quality.py", QualityRow, quality_body),
+    "runs": Table("runs.py", RunRow, runs_body),
 }

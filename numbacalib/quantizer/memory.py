@@ -94,6 +94,10 @@ class Demand:
         widest = max(channels for _, channels in shapes)
         together = min(tokens, place.batch_tokens)
         batch = size * together * (3 * widest + config.hidden_size)
+        if (
+            streams > 1
+        ):  # what they differ by, float32, of a layer's inputs and of the stream itself
+            batch += 4 * together * (widest + config.hidden_size)
         states = 4 * (min(tokens, _PASSING * together) if streamed else tokens) * config.hidden_size
         held = 0 if streamed else self._held_bytes(tokens, widest, size)
         squares = _SQUARES + 2 * (streams - 1) if self.calibrated else 0
