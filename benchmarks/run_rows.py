@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from numbacalib.quantizer.preflight import in_units
 from numbacalib.quantizer.report import table
 
 LIMITS = {"host memory": 0.2, "device memory": 0.2, "time": 0.4}
@@ -34,6 +35,12 @@ class RunRow(NamedTuple):
             return not abs(self.error) <= LIMITS[self.what]
         return not self.taken <= self.planned
 
+    def shown(self, value: float) -> str:
+        """Return a figure of it with its unit; of a share, the limit too."""
+        if self.what not in LIMITS:
+            return f"{'≤ ' if value == self.planned else ''}{value:.1%}"
+        return in_units(1e6 * value) if self.unit == "MB" else f"{value:.3g} {self.unit}"
+
     def verdict(self) -> str:
         """Say how far off it is, and whether that is too much."""
         short = " (short)" if self.falls_short else ""
@@ -43,13 +50,7 @@ class RunRow(NamedTuple):
 def runs_body(rows: list[RunRow]) -> str:
     """Return one line a figure."""
     lines = [
-        [
-            row.model,
-            row.what,
-            f"{row.planned:.3g} {row.unit}" if row.what in LIMITS else f"≤ {row.planned:.0%}",
-            f"{row.taken:.3g} {row.unit}" if row.what in LIMITS else f"{row.taken:.1%}",
-            row.verdict(),
-        ]
+        [row.model, row.what, row.shown(row.planned), row.shown(row.taken), row.verdict()]
         for row in rows
     ]
     return table(["model", "what", "planned", "taken", "error"], lines)

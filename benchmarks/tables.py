@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from harness import LIMIT, OURS, Row, read_csv
 from quality_tables import QualityRow, least_in_bold, quality_body, tried_body
+from run_rows import RunRow, runs_body
 
 from numbacalib.quantizer.report import table
 
@@ -383,4 +384,5 @@ TABLES = {
     "proxy": Table("proxy.py", ProxyRow, proxy_body),
     "quality": Table("quality.py", QualityRow, quality_body),
     "tried": Table("quality.py", QualityRow, tried_body),
+    "runs": Table("runs.py", RunRow, runs_body),
 }

@@ -102,6 +102,8 @@ class Demand:
         widest = max(channels for _, channels in shapes.values())
         together = min(tokens, place.batch_tokens)
         batch = size * together * self._numbers_of_a_token(index, widest)
+        if streams > 1:  # float32, what they differ by of a layer's inputs and of the stream itself
+            batch += 4 * together * (widest + config.hidden_size)
         staying = sum(
             self._staying_bytes(index, own, widest, streamed) for own in self._passing(tokens)
         )

@@ -223,7 +223,9 @@ def _quantize_stages(
     overhead = 0.0
     if fitting:
         _, _, slower = solve(fitting[-1])
-        rate = max(0.0, slower - again) / (works[fitting[-1]] - works[small])
+        # noise may hide the difference of short ones, but never all that the larger one is slower by
+        slower_by = max(slower - again, slower / 10)
+        rate = slower_by / (works[fitting[-1]] - works[small])
         overhead = max(0.0, again - rate * works[small])
     storing, compiling = _storing(quantized[0][0])
     return storing, overhead, rate, compiling + max(0.0, first - again)
