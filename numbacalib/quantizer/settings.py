@@ -53,8 +53,8 @@ class Settings(LayerSettings):
     layer_bits: Mapping[str, int] = field(default_factory=dict)
     """Bits of the layers whose names a pattern fits, instead of `bits`; the last that fits counts."""
     size: float | None = None
-    """Bits a weight that the blocks' layers may take in all, scales included: bits and group size of each are
-    chosen for it, instead of `bits` and `group_size`."""
+    """Bits a weight that the blocks' layers may take in all, scales included: bits and group size of each
+    are chosen for it, instead of `bits` and `group_size`."""
     lm_head: bool = False
     """True to quantize the head too, where the format stores it: a tied one with the embeddings."""
     embeddings: bool = False
