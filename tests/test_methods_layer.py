@@ -396,3 +396,19 @@ def test_an_error_of_layers_names_the_one_that_it_is_about():
             ValueError, match=r"^k: weight: expected finite values, got nan at \[0, 0\]"
         ):
             quantize_layers(weights, statistics, settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "refits"),
+    [
+        ({}, False),
+        ({"refit": None}, False),
+        ({"refit": None, "target": "propagated"}, True),
+        ({"refit": False, "target": "propagated"}, False),
+        ({"refit": None, "target": "propagated", "find_grid": print}, False),
+        ({"refit": None, "target": "propagated", "element": "e2m1", "symmetric": True}, False),
+        ({"refit": True}, True),
+    ],
+)
+def test_scales_are_refitted_with_a_propagated_target_where_nothing_is_said(given, refits):
+    assert LayerSettings(**given).refits is refits

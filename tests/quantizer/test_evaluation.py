@@ -12,7 +12,9 @@ from models.tiny import TEXT, write_tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 
 from numbacalib.cli import main
+from numbacalib.models import open_place
 from numbacalib.quantizer import Evaluation, Settings, collect, evaluate, quantize
+from numbacalib.quantizer.evaluation import Subject, measure, measure_texts
 
 
 @pytest.fixture
@@ -108,3 +110,18 @@ def test_sequences_longer_than_the_models_positions_warn_once(
     )
     assert warnings(33) == [[message]] * 3
     assert warnings(32) == [[]] * 3
+
+
+def test_texts_of_one_pass_are_measured_as_each_alone(tmp_path):
+    place = open_place("cpu")
+    paths = [write_tiny_checkpoint(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
+    subject, original = (Subject.opened(path, place) for path in paths)
+    tokens = np.random.default_rng(0).integers(0, subject.decoder.config.vocab_size, (5, 16))
+    texts = [tokens[:2], tokens[2:]]
+    for found, text in zip(measure_texts(texts, subject, original), texts, strict=True):
+        alone = measure(text, subject, original)
+        assert found.tokens == alone.tokens == 15 * len(text)
+        # products of other numbers of rows add up in another order
+        assert found.loss == pytest.approx(alone.loss, rel=1e-5)
+        assert found.kl == pytest.approx(alone.kl, rel=1e-3)
+        assert found.excess_error == pytest.approx(alone.excess_error, rel=1e-3)
