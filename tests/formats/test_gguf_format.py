@@ -203,7 +203,9 @@ def test_what_gguf_cannot_hold_is_refused_before_any_work(tmp_path):
     refused(source, tmp_path / "out", "down_proj: expected K a multiple of 32, got 80")
     source = write_tiny_checkpoint(tmp_path / "plain")
     message = "refit: expected False where the format fixes the grid"
-    refused(source, tmp_path / "out", message, settings=Settings(refit=True))
+    (tmp_path / "text").write_text(TEXT)
+    options = {"text": [tmp_path / "text"], "settings": Settings(refit=True)}
+    refused(source, tmp_path / "out", message, **options)
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split("e", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -91,9 +91,9 @@ def test_an_unknown_tensor_says_so(tmp_path: Path) -> None:
 
 def test_an_unknown_architecture_is_an_error_on_opening(tmp_path: Path) -> None:
     write_tiny_checkpoint(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(tiny_config(model_type="gpt_bigcode")))
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config(model_type="bloom")))
     with pytest.raises(
-        ValueError, match=f"{tmp_path}/config.json: model_type: expected one of .*got 'gpt_bigcode'"
+        ValueError, match=f"{tmp_path}/config.json: model_type: expected one of .*got 'bloom'"
     ):
         open_checkpoint(tmp_path)
 

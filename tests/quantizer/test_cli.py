@@ -135,25 +135,23 @@ def test_whole_rows_are_for_who_asks(tmp_path, text, caplog, model):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "options", "message"),
+    ("overrides", "message"),
     [
         (
             {"intermediate_size": 94},
-            [],
             "group_size: 64 does not divide K = 64, 94, and 2, the longest below it that does, is "
             "under 16: use none (one scale a row) or the symmetric grid",
         ),
         (
             {"head_dim": 4, "hidden_size": 64, "num_key_value_heads": 2},
-            ["--method", "rtn"],
             "model.layers.0.self_attn.k_proj: compressed-tensors 0.20 cannot read 4-bit zero points "
             "of 8 rows in 4 groups",
         ),
     ],
 )
-def test_layers_that_cannot_be_stored_are_refused(tmp_path, capsys, overrides, options, message):
+def test_layers_that_cannot_be_stored_are_refused(tmp_path, capsys, overrides, message):
     model, output = write_tiny_checkpoint(tmp_path / "narrow", **overrides), tmp_path / "out"
-    command = ["quantize", model, "--group-size", 64, *options, "--output", output]
+    command = ["quantize", model, "--method", "rtn", "--group-size", 64, "--output", output]
     assert run(*command) == 2
     assert_one_line(capsys, message)
     assert not output.exists()
