@@ -62,7 +62,7 @@ def command_parser() -> argparse.ArgumentParser:
 
 def _add_quantize(commands: Any) -> None:
     quantize = commands.add_parser("quantize", help="quantize a model and write a checkpoint")
-    _add_model(quantize)
+    _add_model(quantize, "Hugging Face directory or hub id, GGUF file, or ONNX model")
     add_source(quantize)
     quantize.add_argument(
         "--method",
@@ -198,8 +198,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="Hugging Face directory or hub id, or GGUF file")
+def _add_model(
+    parser: argparse.ArgumentParser, what: str = "Hugging Face directory or hub id, or GGUF file"
+) -> None:
+    parser.add_argument("model", type=Path, help=what)
     _add_device(parser)
 
 

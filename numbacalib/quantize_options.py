@@ -136,9 +136,9 @@ def add_methods(quantize: argparse.ArgumentParser) -> None:
     quantize.add_argument(
         "--target",
         choices=CHOICES["target"],
-        help="propagated repairs in each layer what the quantized ones before it spoilt: the text runs "
-        "through the original model too, in twice the time, with a second residual stream in memory "
-        "(default %(default)s)",
+        help="propagated repairs in each layer what the quantized ones before it spoilt: the text, or its "
+        "first 65,536 tokens, runs through the original model too, which takes time and a second residual "
+        "stream in memory (default %(default)s)",
     )
     quantize.add_argument(
         "--target-strength",
