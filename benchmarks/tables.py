@@ -125,7 +125,8 @@ def markdown(file: Path, beginnings: Sequence[str] = ()) -> str:
     ----------
     file : Path
     beginnings : sequence of str
-        Keep the rows that begin with one of these, as ``"<op> <shape> <dtype>"``; all by default.
+        Keep the rows that begin with one of these, as ``"<op> <shape> <dtype> <who>"``, which are a file's first
+        four columns; all by default.
 
     Raises
     ------
@@ -162,7 +163,7 @@ def caption(machine: dict[str, str], script: str) -> str:
 
 
 def _title(row: Any) -> str:
-    return " ".join(map(str, row[:3]))
+    return " ".join(map(str, row[:4]))
 
 
 def speed_body(rows: list[Row]) -> str:
