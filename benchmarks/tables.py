@@ -125,8 +125,8 @@ def markdown(file: Path, beginnings: Sequence[str] = ()) -> str:
     ----------
     file : Path
     beginnings : sequence of str
-        Keep the rows that begin with one of these, as ``"<op> <shape> <dtype> <who>"``, which are a file's first
-        four columns; all by default.
+        Keep the rows that begin with one of these, as ``"<op> <shape> <dtype> <who>"``, a file's first four
+        columns; all by default.
 
     Raises
     ------
