@@ -58,6 +58,12 @@ keys and values, come from, and what they come by. ``latent`` has the keys' part
 vector; ``key_value`` has, for each head, the keys' other part before the values. ``direct_query`` is the
 layer of queries in models without a vector for these."""
 
+ATTENTION_BIASES: dict[str, str | bool] = {
+    "attention": "attention_bias",
+    "output": "attention_bias",
+}
+"""Biases of all four projections, where the configuration says so."""
+
 PRE_NORMS: dict[str, str] = {
     "attention": "input_layernorm",
     "mlp": "post_attention_layernorm",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from numbacalib.models.description import (
+    ATTENTION_BIASES,
     FULL,
     PRE_NORMS,
     Architecture,
@@ -25,7 +26,13 @@ _DEFAULTS = {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
-_BIASES = {"attention": "attention_bias", "output": "attention_bias"}
+_LOCAL_DEFAULTS = _DEFAULTS | {
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1e6,
+    "local_rope_theta": 1e4,
+}
+"""Of models with a rotary base of their own in local layers."""
 _FOUR_NORMS = PRE_NORMS | {
     "attention_output": "post_attention_layernorm",
     "mlp": "pre_feedforward_layernorm",
@@ -53,7 +60,7 @@ GEMMA = Architecture(
     title="Gemma 1",
     norm_offset=1.0,
     defaults=_DEFAULTS | {"num_key_value_heads": 16},
-    biases=_BIASES,
+    biases=ATTENTION_BIASES,
     read=_gemma,
 )
 
@@ -94,7 +101,7 @@ GEMMA2 = Architecture(
     norm_offset=1.0,
     keys={"hidden_act": "hidden_activation"},
     defaults=_DEFAULTS | {"num_key_value_heads": 4},
-    biases=_BIASES,
+    biases=ATTENTION_BIASES,
     harmless=("cache_implementation",),
     read=_gemma2,
 )
@@ -129,14 +136,8 @@ GEMMA3 = Architecture(
     norm_offset=1.0,
     local_rope_key="rope_local_base_freq",
     keys={"hidden_act": "hidden_activation"},
-    defaults=_DEFAULTS
-    | {
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 131072,
-        "rope_theta": 1e6,
-        "local_rope_theta": 1e4,
-    },
-    biases=_BIASES,
+    defaults=_LOCAL_DEFAULTS,
+    biases=ATTENTION_BIASES,
     harmless=("cache_implementation",),
     read=_gemma3,
 )
@@ -203,14 +204,8 @@ GEMMA4 = Architecture(
     block_scale="layer_scalar",
     local_rope_key="rope_local_base_freq",
     keys={"hidden_act": "hidden_activation"},
-    defaults=_DEFAULTS
-    | {
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 131072,
-        "rope_theta": 1e6,
-        "local_rope_theta": 1e4,
-    },
-    biases=_BIASES,
+    defaults=_LOCAL_DEFAULTS,
+    biases=ATTENTION_BIASES,
     harmless=("vocab_size_per_layer_input",),
     read=_gemma4,
 )

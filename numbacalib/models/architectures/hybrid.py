@@ -7,6 +7,7 @@ from dataclasses import replace
 from numbacalib.models.architectures.mixtures import TRAINING, qwen_mixture
 from numbacalib.models.delta_net import DeltaNet
 from numbacalib.models.description import (
+    ATTENTION_BIASES,
     FULL,
     SEPARATE,
     Architecture,
@@ -87,7 +88,7 @@ QWEN3_NEXT = Architecture(
         "max_position_embeddings": 32768,
         "partial_rotary_factor": 0.25,
     },
-    biases={"attention": "attention_bias", "output": "attention_bias"},
+    biases=ATTENTION_BIASES,
     harmless=TRAINING,
     read=_qwen3_next,
 )

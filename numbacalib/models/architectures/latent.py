@@ -11,6 +11,7 @@ from numbacalib.models.architectures.mixtures import (
     sigmoid_mixture,
 )
 from numbacalib.models.description import (
+    ATTENTION_BIASES,
     LATENT,
     PRE_NORMS,
     Architecture,
@@ -83,7 +84,7 @@ DEEPSEEK_V2 = Architecture(
     interleaved=True,
     keys={"head_dim": "qk_rope_head_dim"},
     defaults={"head_dim": 64, "max_position_embeddings": 2048},
-    biases={"attention": "attention_bias", "output": "attention_bias"},
+    biases=ATTENTION_BIASES,
     harmless=_HARMLESS,
     read=_deepseek_v2,
 )
@@ -116,7 +117,7 @@ DEEPSEEK_V3 = replace(
     title="DeepSeek V3 and R1, Moonlight",
     experts=CORRECTED,
     defaults={"head_dim": 64, "max_position_embeddings": 4096},
-    biases={"attention": "attention_bias", "output": "attention_bias"},
+    biases=ATTENTION_BIASES,
     read=_deepseek_v3,
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from numbacalib.models.description import (
+    ATTENTION_BIASES,
     FULL,
     SLIDING,
     Architecture,
@@ -23,7 +24,7 @@ LLAMA = Architecture(
     causal_lm="LlamaForCausalLM",
     title="Llama 1 to 3",
     defaults={"max_position_embeddings": 2048},
-    biases={"attention": "attention_bias", "output": "attention_bias", "mlp": "mlp_bias"},
+    biases=ATTENTION_BIASES | {"mlp": "mlp_bias"},
 )
 
 
@@ -87,7 +88,7 @@ QWEN3 = Architecture(
     causal_lm="Qwen3ForCausalLM",
     title="Qwen 3",
     defaults=_QWEN_DEFAULTS | {"head_dim": 128},
-    biases={"attention": "attention_bias", "output": "attention_bias"},
+    biases=ATTENTION_BIASES,
     read=_qwen3,
 )
 

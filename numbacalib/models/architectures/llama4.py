@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from numbacalib.models.description import FULL, Architecture, ExpertNames, Options, windows_of_kinds
+from numbacalib.models.description import (
+    ATTENTION_BIASES,
+    FULL,
+    Architecture,
+    ExpertNames,
+    Options,
+    windows_of_kinds,
+)
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.growth import Growth
 from numbacalib.models.mixture import Mixture
@@ -104,7 +111,7 @@ LLAMA4 = Architecture(
         "rms_norm_eps": 1e-5,
         "rope_theta": 5e5,
     },
-    biases={"attention": "attention_bias", "output": "attention_bias"},
+    biases=ATTENTION_BIASES,
     harmless=("for_llm_compressor", "router_aux_loss_coef", "router_jitter_noise"),
     read=_llama4,
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from numbacalib.models.architectures.relatives import granite_factors
 from numbacalib.models.description import (
+    ATTENTION_BIASES,
     FULL,
     SLIDING,
     Architecture,
@@ -179,7 +180,7 @@ QWEN3_MOE = Architecture(
     title="Qwen 3 MoE",
     experts=ExpertNames(),
     defaults={"max_position_embeddings": 32768, "num_key_value_heads": 4},
-    biases={"attention": "attention_bias", "output": "attention_bias"},
+    biases=ATTENTION_BIASES,
     harmless=TRAINING,
     read=_qwen3_moe,
 )
@@ -205,7 +206,7 @@ GRANITEMOE = Architecture(
         fused_down="block_sparse_moe.output_linear.weight",
     ),
     defaults={"max_position_embeddings": 2048},
-    biases={"attention": "attention_bias", "output": "attention_bias"},
+    biases=ATTENTION_BIASES,
     harmless=TRAINING,
     read=_granitemoe,
 )
@@ -345,7 +346,7 @@ GPT_OSS = Architecture(
         "rope_theta": 150000.0,
         "attention_bias": True,
     },
-    biases={"attention": "attention_bias", "output": "attention_bias", "mlp": True},
+    biases=ATTENTION_BIASES | {"mlp": True},
     harmless=(*TRAINING, "experts_per_token", "initial_context_length"),
     read=_gpt_oss,
 )

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from numbacalib.models.description import SEPARATE, Architecture, Options, no_windows
+from numbacalib.models.description import (
+    ATTENTION_BIASES,
+    SEPARATE,
+    Architecture,
+    Options,
+    no_windows,
+)
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.rope_parameters import Words
 
@@ -257,7 +263,7 @@ _NEOX = Architecture(
         "partial_rotary_factor": 0.25,
         "attention_bias": True,
     },
-    biases={"attention": "attention_bias", "output": "attention_bias", "mlp": True},
+    biases=ATTENTION_BIASES | {"mlp": True},
     read=_gpt_neox,
 )
 GPT_NEOX = replace(_NEOX, variants={"sequential": replace(_NEOX, parallel=False)})

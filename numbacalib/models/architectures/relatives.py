@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from numbacalib.models.description import (
+    ATTENTION_BIASES,
     PRE_NORMS,
     SEPARATE,
     SLIDING,
@@ -19,8 +20,7 @@ from numbacalib.models.description import (
 from numbacalib.models.fields import Fields
 from numbacalib.models.rope_parameters import Words
 
-_ATTENTION = {"attention": "attention_bias", "output": "attention_bias"}
-_ALL = _ATTENTION | {"mlp": "mlp_bias"}
+_ALL = ATTENTION_BIASES | {"mlp": "mlp_bias"}
 
 
 def without_gate(up: str, down: str) -> dict[str, str]:
@@ -227,7 +227,7 @@ COHERE = Architecture(
     parallel=True,
     keys={"rms_norm_eps": "layer_norm_eps"},
     defaults=_COHERE | {"rope_theta": 5e5},
-    biases=_ATTENTION,
+    biases=ATTENTION_BIASES,
     read=_cohere,
 )
 
@@ -251,7 +251,7 @@ COHERE2 = Architecture(
     parallel=True,
     keys={"rms_norm_eps": "layer_norm_eps"},
     defaults=_COHERE,
-    biases=_ATTENTION,
+    biases=ATTENTION_BIASES,
     harmless=("cache_implementation", "order_of_interleaved_layers", "position_embedding_type"),
     read=_cohere2,
 )

@@ -20,6 +20,7 @@ from numbacalib.models.architectures.mixtures import (
 from numbacalib.models.architectures.relatives import ERNIE4_5
 from numbacalib.models.architectures.windowed import EXAONE4, OLMO2
 from numbacalib.models.description import (
+    ATTENTION_BIASES,
     FULL,
     PRE_NORMS,
     SEPARATE,
@@ -38,7 +39,6 @@ from numbacalib.models.mixture import Mixture
 from numbacalib.models.rope_parameters import Words
 from numbacalib.spec.router import Routing
 
-_ATTENTION = {"attention": "attention_bias", "output": "attention_bias"}
 _MIXTURE: dict[str, Any] = {
     "n_routed_experts": 128,
     "num_experts_per_tok": 8,
@@ -68,7 +68,7 @@ DOTS1 = Architecture(
     title="dots.llm1",
     experts=CORRECTED,
     defaults={"max_position_embeddings": 2048},
-    biases=_ATTENTION,
+    biases=ATTENTION_BIASES,
     harmless=TRAINING,
     read=_dots1,
 )
@@ -112,7 +112,7 @@ OLMOE = Architecture(
     experts=ExpertNames(),
     qk_norm="all",
     defaults={"max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
-    biases=_ATTENTION,
+    biases=ATTENTION_BIASES,
     harmless=TRAINING,
     read=_olmoe,
 )
@@ -334,7 +334,7 @@ AFMOE = Architecture(
     },
     experts=replace(CORRECTED, router="mlp.router.gate", correction="mlp.expert_bias"),
     defaults={"head_dim": 128, "max_position_embeddings": 16384, "rms_norm_eps": 1e-5},
-    biases=_ATTENTION,
+    biases=ATTENTION_BIASES,
     harmless=(*TRAINING, "load_balance_coeff", "use_grouped_mm"),
     read=_afmoe,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbacalib.models.description import (
+    ATTENTION_BIASES,
     FULL,
     PRE_NORMS,
     SLIDING,
@@ -85,7 +86,7 @@ SMOLLM3 = Architecture(
         "rope_theta": 2e6,
         "tie_word_embeddings": True,
     },
-    biases={"attention": "attention_bias", "output": "attention_bias", "mlp": "mlp_bias"},
+    biases=ATTENTION_BIASES | {"mlp": "mlp_bias"},
     read=_smollm3,
 )
 
@@ -96,7 +97,6 @@ _POST_NORMS = {
     "key": "self_attn.k_norm",
 }
 _OLMO_DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5}
-_OLMO_BIASES = {"attention": "attention_bias", "output": "attention_bias"}
 
 
 def _olmo2(fields: Fields, options: Options) -> Options:
@@ -110,7 +110,7 @@ OLMO2 = Architecture(
     norms=_POST_NORMS,
     qk_norm="all",
     defaults=_OLMO_DEFAULTS,
-    biases=_OLMO_BIASES,
+    biases=ATTENTION_BIASES,
     read=_olmo2,
 )
 
@@ -130,7 +130,7 @@ OLMO3 = Architecture(
     qk_norm="all",
     local_rope_key="rope_local_base_freq",
     defaults=_OLMO_DEFAULTS | {"rope_theta": 5e5, "local_rope_theta": 5e5},
-    biases=_OLMO_BIASES,
+    biases=ATTENTION_BIASES,
     read=_olmo3,
 )
 
@@ -206,7 +206,7 @@ HUNYUAN = Architecture(
     norm_after_rotary=True,
     rope_words=Words(others=("alpha", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")),
     defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
-    biases={"attention": "attention_bias", "output": "attention_bias"},
+    biases=ATTENTION_BIASES,
     harmless=("eod_token_id", "use_qk_norm"),
     read=_hunyuan,
 )
