@@ -26,6 +26,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     backend = config.getoption("--backend")
     settings.load_profile("cudasim" if backend == "cudasim" else "numbacalib")
+    if backend == "numpy":  # what takes a GPU where there is one, takes the host here
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if backend == "cudasim":
         os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
         # the simulator's kernels are Python, whose floats warn where a device's do not
@@ -34,16 +36,23 @@ def pytest_configure(config):
 
 def pytest_ignore_collect(collection_path, config):
     """Tests of the GPU alone, against torch there, are for a GPU."""
-    gpu = collection_path.name == "gpu" and collection_path.parent == Path(__file__).parent
+    gpu = collection_path == Path(__file__).parent / "gpu"
     return True if gpu and config.getoption("--backend") != "cuda" else None
 
 
 def pytest_collection_modifyitems(config, items):
-    """In the simulator, which runs Python, leave out what does not launch a kernel by `backend`."""
-    if config.getoption("--backend") == "cudasim":
-        others = [item for item in items if "backend" not in item.fixturenames]
-        items[:] = [item for item in items if "backend" in item.fixturenames]
-        config.hook.pytest_deselected(items=others)
+    """In the simulator and on a GPU, leave out what is neither run by `backend` nor for a GPU alone."""
+    if config.getoption("--backend") == "numpy":
+        return
+    others = [item for item in items if not ("backend" in item.fixturenames or is_for_gpu(item.path))]
+    left_out = set(others)
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=others)
+
+
+def is_for_gpu(path):
+    """Return whether a test stands in the folder of those that need a GPU."""
+    return Path(__file__).parent / "gpu" in path.parents
 
 
 class ForeignArray:

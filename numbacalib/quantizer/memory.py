@@ -94,6 +94,13 @@ class Demand:
         """Tokens of each residual stream."""
         return [tokens, min(tokens, PAIRED_TOKENS)][: self.streams]
 
+    def _moments(self, tokens: int) -> int:
+        """Matrices [K, K] that are collected: the Hessian, and two moments with the original model."""
+        if self.streams == 1:
+            return 1
+        # those of tokens that the original model does not see, and what they are merged into
+        return 3 if tokens <= PAIRED_TOKENS else 6
+
     def _block_bytes(self, index: int, tokens: int, streamed: bool) -> int:
         config, place, streams = self.config, self.place, self.streams
         size = place.product_dtype(self.dtype).itemsize
@@ -111,8 +118,7 @@ class Demand:
         passing = 4 * config.hidden_size * moving if streamed else 0
         squares = _SQUARES + 2 * (streams - 1) if self.calibrated else 0
         sizes = [stage_size(config, index, stage, self.layers) for stage in stages(config, index)]
-        # beside the Hessian, two moments with the original model; and while they are merged, all again
-        gathering = batch + passing + 4 * (1 + 5 * (streams - 1)) * widest**2
+        gathering = batch + passing + 4 * self._moments(tokens) * widest**2
         solving = 4 * max(
             squares * channels**2 + _COPIES * rows * channels for rows, channels in sizes
         )
