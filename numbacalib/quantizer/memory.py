@@ -14,6 +14,7 @@ from numbacalib.models.mixture import Mixture
 from numbacalib.models.roles import columns_by_role
 from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.settings import PAIRED_TOKENS, Settings
+from numbacalib.statistics.inputs import DRIFT_TOKENS
 
 _COPIES = 4
 """Float32 copies of a stage's weights: as read, compensated, as codes, dequantized."""
@@ -109,8 +110,8 @@ class Demand:
         widest = max(channels for _, channels in shapes.values())
         together = min(tokens, place.batch_tokens)
         batch = size * together * self._numbers_of_a_token(index, widest)
-        if streams > 1:  # float32, what they differ by of a layer's inputs and of the stream itself
-            batch += 4 * together * (widest + config.hidden_size)
+        if streams > 1:  # what they differ by, in a layer's inputs and in the stream itself
+            batch += size * (min(together, DRIFT_TOKENS) * widest + together * config.hidden_size)
         staying = sum(
             self._staying_bytes(index, own, widest, streamed) for own in self._passing(tokens)
         )
