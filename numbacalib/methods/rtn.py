@@ -9,7 +9,14 @@ from numpy.typing import DTypeLike
 
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rounding import rounded
-from numbacalib.methods.settings import delivery, grid_settings, pending_checks, results
+from numbacalib.methods.settings import (
+    AskedGrid,
+    GridArrays,
+    delivery,
+    grid_settings,
+    pending_checks,
+    results,
+)
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import start_finite_check
@@ -96,13 +103,8 @@ def rtn(
         later = pending_checks(wait, weight)
         settings = grid_settings(
             weight,
-            bits,
-            group_size,
-            symmetric,
-            scale_dtype,
-            search,
-            *given[:3],
-            element=element,
+            AskedGrid(bits, group_size, symmetric, scale_dtype, element, search),
+            GridArrays(*given[:3]),
             delivery=delivery(signed, given[3:]),
             later=later,
         )
