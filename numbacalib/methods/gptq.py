@@ -104,8 +104,8 @@ def gptq(
     wait : bool, default True
         False lets a call on a GPU return before the device is done,
         without a report, after one factorisation.
-        `QuantizedWeight.check` then waits, and raises what the call would have raised about values: until
-        then nothing says that the codes mean something. On NumPy arrays it changes nothing.
+        `QuantizedWeight.check` then waits, and raises what the call would have raised about values: the
+        codes are valid once it did not raise. On NumPy arrays it changes nothing.
 
     Returns
     -------

@@ -34,8 +34,7 @@ STORAGE = {"float16": SCALE_FLOAT16, "bfloat16": SCALE_BFLOAT16, "float32": SCAL
 """Rounding of scales by the grid, by the name of the dtype that stores them."""
 
 LEAST_UNFIT_ZERO = float(1 << 20)
-"""Zeros that are given are smaller, in scales: still far beyond any grid's codes, and well within what
-float32 rounds."""
+"""Bound of given zeros, in scales: far beyond any grid's codes, and within what float32 rounds exactly."""
 
 
 class GridSettings(NamedTuple):

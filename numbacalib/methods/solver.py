@@ -137,7 +137,7 @@ def solve(
 def _require_factors(
     factors: HessianFactors, names: Sequence[str], percdamps: Sequence[float]
 ) -> None:
-    """Wait for factors, and raise an error for the first that there is not."""
+    """Wait for the factors, and raise an error for the first matrix that has none."""
     for e, minor in enumerate(factors.minors):
         if minor:
             raise factors.error(e, names[e], percdamps[e])
