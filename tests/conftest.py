@@ -6,6 +6,7 @@ simulate. A backend that was asked for and is missing fails every test that need
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ def pytest_configure(config):
     settings.load_profile("cudasim" if backend == "cudasim" else "numbacalib")
     if backend == "cudasim":
         os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+        # its main thread polls those of a block, and would keep them waiting for 5 ms at each turn
+        sys.setswitchinterval(1e-4)
         # the simulator's kernels are Python, whose floats warn where a device's do not
         config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning")
 
