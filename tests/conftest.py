@@ -6,7 +6,6 @@ simulate. A backend that was asked for and is missing fails every test that need
 
 import dataclasses
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +28,6 @@ def pytest_configure(config):
     settings.load_profile("cudasim" if backend == "cudasim" else "numbacalib")
     if backend == "cudasim":
         os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
-        # its main thread polls those of a block, and would keep them waiting for 5 ms at each turn
-        sys.setswitchinterval(1e-4)
         # the simulator's kernels are Python, whose floats warn where a device's do not
         config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning")
 
@@ -44,6 +41,9 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_collection_modifyitems(config, items):
     """In the simulator, which runs Python, leave out what does not launch a kernel by `backend`."""
     if config.getoption("--backend") == "cudasim":
+        import simulated_blocks  # not before the backend is chosen
+
+        simulated_blocks.install()
         others = [item for item in items if "backend" not in item.fixturenames]
         items[:] = [item for item in items if "backend" in item.fixturenames]
         config.hook.pytest_deselected(items=others)
