@@ -33,17 +33,19 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Tests of the GPU alone, against torch there, are for a GPU."""
-    gpu = collection_path.name == "gpu" and collection_path.parent == Path(__file__).parent
-    return True if gpu and config.getoption("--backend") != "cuda" else None
+    """Leave folders out that are for another backend: a GPU, with torch there, or the simulator."""
+    if collection_path.parent != Path(__file__).parent:
+        return None
+    only = {"gpu": "cuda", "simulator": "cudasim"}.get(collection_path.name)
+    return True if only not in (None, config.getoption("--backend")) else None
 
 
 def pytest_collection_modifyitems(config, items):
     """In the simulator, which runs Python, leave out what does not launch a kernel by `backend`."""
     if config.getoption("--backend") == "cudasim":
-        import simulated_blocks  # not before the backend is chosen
+        from simulator import blocks  # not before the backend is chosen
 
-        simulated_blocks.install()
+        blocks.install()
         others = [item for item in items if "backend" not in item.fixturenames]
         items[:] = [item for item in items if "backend" in item.fixturenames]
         config.hook.pytest_deselected(items=others)
