@@ -16,10 +16,14 @@ settings.register_profile("numbacalib", deadline=None, max_examples=30, derandom
 settings.register_profile("cudasim", deadline=None, max_examples=6, derandomize=True)
 
 
+FOLDERS = {"gpu": "cuda", "simulator": "cudasim"}
+"""Folders of tests that are for one backend alone."""
+
+
 def pytest_addoption(parser):
     parser.addoption("--backend", choices=("numpy", "cudasim", "cuda"), default="numpy")
     parser.addoption(
-        "--kills", type=int, default=10, help="how often tests/quantizer/test_resume.py kills"
+        "--kills", type=int, default=10, help="how often tests/quantizer/test_killed.py kills"
     )
 
 
@@ -35,24 +39,29 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Tests of the GPU alone, against torch there, are for a GPU."""
-    gpu = collection_path == Path(__file__).parent / "gpu"
-    return True if gpu and config.getoption("--backend") != "cuda" else None
+    """Leave folders out that are for another backend: a GPU, with torch there, or the simulator."""
+    if collection_path.parent != Path(__file__).parent:
+        return None
+    only = FOLDERS.get(collection_path.name)
+    return True if only not in (None, config.getoption("--backend")) else None
 
 
 def pytest_collection_modifyitems(config, items):
-    """In the simulator and on a GPU, leave out what is neither run by `backend` nor for a GPU alone."""
-    if config.getoption("--backend") == "numpy":
+    """In the simulator and on a GPU, leave out what neither `backend` runs nor is for these alone."""
+    backend = config.getoption("--backend")
+    if backend == "numpy":
         return
-    others = [item for item in items if not ("backend" in item.fixturenames or is_for_gpu(item.path))]
-    left_out = set(others)
-    items[:] = [item for item in items if item not in left_out]
+    if backend == "cudasim":
+        from simulator import blocks  # not before the backend is chosen
+
+        blocks.install()
+
+    def is_its_own(item):
+        return "backend" in item.fixturenames or FOLDERS.get(item.path.parent.name) == backend
+
+    others = [item for item in items if not is_its_own(item)]
+    items[:] = filter(is_its_own, items)
     config.hook.pytest_deselected(items=others)
-
-
-def is_for_gpu(path):
-    """Return whether a test stands in the folder of those that need a GPU."""
-    return Path(__file__).parent / "gpu" in path.parents
 
 
 class ForeignArray:

@@ -24,7 +24,7 @@ from numbacalib.linalg import factor_hessians
 from numbacalib.methods import LayerSettings, quantize_layers, rtn
 from numbacalib.methods.layer_options import grid_options, searched_options
 from numbacalib.methods.order import column_orders
-from numbacalib.methods.settings import grid_settings
+from numbacalib.methods.settings import AskedGrid, grid_settings
 from numbacalib.methods.solver import sweep
 from numbacalib.models import (
     EMBEDDINGS,
@@ -164,7 +164,7 @@ def _sweep(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     upper = decoder.place.put(np.eye(channels, dtype=np.float32))
     spread = decoder.place.put(np.ones((1, channels), np.float32))
     with arrays_of_one_device(weight=weight, upper=upper, spread=spread) as (weight, upper, spread):
-        grid = grid_settings(weight, **grid_options(_layer(block, settings)))
+        grid = grid_settings(weight, AskedGrid(**grid_options(_layer(block, settings))))
         orders = _orders(spread, block, settings)
         stack = checks.stack_of_one(upper)
         sweep(weight, stack, orders, grid, settings.static_groups, [rows])

@@ -36,7 +36,7 @@ from numbacalib.quantizer.work import FinishedBlock
 from numbacalib.terminal import reporting, silent
 
 SECONDS = 2.0
-"""That a larger part of the trial may take, by what a small one took."""
+"""Longest time for a larger part of the trial, as estimated from a small one."""
 
 
 class Trial(NamedTuple):
