@@ -92,8 +92,8 @@ def add_moment(
     """Set `out` [K, L] to ``factor * left^T right + keep * out``, of 16-bit carriers [N, K] and [N, L]."""
     nothing_bad = FirstIndex().array
     for first in range(0, len(left), CHUNK_ROWS):
-        chunks = (Operand([aligned(x[first : first + CHUNK_ROWS])]) for x in (left, right))
-        _add(*chunks, Target(out, out, factor, keep, nothing_bad), square=False)
+        x, y = (Operand([aligned(each[first : first + CHUNK_ROWS])]) for each in (left, right))
+        _add(x, y, Target(out, out, factor, keep, nothing_bad), square=False)
         keep = 1.0
 
 
@@ -118,8 +118,9 @@ def _add(left: Operand, right: Operand, target: Target, *, square: bool) -> None
     element = "f16" if split or left.parts[0].dtype == np.uint16 else "bf16"
     kernels = _kernels(element, split, square)
     before, after = target.before, target.after
+    rows, columns = after.shape
     blocks, clusters = -(-len(left.parts[0]) // ROWS), _multiprocessors(number) // CLUSTER
-    tiles = tile_count(after.shape, kernels.columns, square=square)
+    tiles = tile_count((rows, columns), kernels.columns, square=square)
     work = schedule(tiles, blocks, clusters)
     cut = work.items - work.whole
     partials = device.empty((cut, TILE_ROWS, kernels.columns), np.float32)
@@ -133,7 +134,8 @@ def _add(left: Operand, right: Operand, target: Target, *, square: bool) -> None
     matrix = _Matrix(
         before.address,
         after.address,
-        *after.shape,
+        rows,
+        columns,
         after.strides[0] // 4,
         target.mirror,
         0 if left.scales is None else left.scales.address + 4 * left.begin,

@@ -12,7 +12,9 @@ is ``R_bb^-1``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from bisect import bisect_left
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -142,7 +144,7 @@ def _sweep(
         zeros = device.empty(scales.shape, dtype)
     segment = group_size if whole else _segment(group_size)
     starts = _block_starts(channels, segment)
-    columns = device.from_host(starts)
+    columns = device.constant(starts)
     size = BLOCK if whole else group_size
     padded = -(-size // STEP) * STEP
     groups: Any = group_of
@@ -162,16 +164,17 @@ def _sweep(
     bounds = grid.bounds(dtype)
     grids = scales, zeros
     if not found or whole:
-        grids = tuple(device.empty(array.shape[::-1], dtype) for array in grids)
+        turned = device.empty((2, *scales.shape[::-1]), dtype)
+        grids = turned[0], turned[1]
     if not found:
-        _turn((scales, zeros), grids)
+        _turn(scales, zeros, *grids)
     results = *grids, codes, history, losses
     panels = list(_panels(channels, segment, whole))
     compensate = _compensate
     if dtype == np.float32 and blas_gpu.has_libraries() and device.has_capability_9_0():
         compensate = _PairedHistory(couplings, history, panels[0][1]).compensate
     for begin, end in panels:
-        blocks = columns, *(int(block) for block in np.searchsorted(starts, (begin, end)))
+        blocks = columns, bisect_left(starts, begin), bisect_left(starts, end)
         if begin:
             compensate(couplings, begin, end, history)
         if whole:
@@ -181,7 +184,7 @@ def _sweep(
             group = slice(begin // group_size, begin // group_size + 1)
             target = scales[:, group], zeros[:, group]
             _find_scales(compensated[:, begin:end], grid, ranges, begin, *target)
-            _turn(target, [array[group] for array in grids])
+            _turn(*target, *(array[group] for array in grids))
         operands = source, couplings, diagonals
         launch(quantize, tiles, THREADS, *operands, *blocks, groups, bounds, *results)
     return GroupedCodes(codes, scales, zeros, losses)
@@ -257,11 +260,11 @@ def _find_scales(
     search_kernels.search_scales_into(group, grid, search, importance, scales, zeros)
 
 
-def _turn(matrices: Sequence[Any], targets: Sequence[Any]) -> None:
-    """Set each target [G, M] to the transpose of a matrix [M, G]."""
-    rows, groups = matrices[0].shape
-    for matrix, target in zip(matrices, targets, strict=True):
-        launch(transpose, (-(-rows // THREADS), groups), THREADS, matrix, target)
+def _turn(scales: Any, zeros: Any, turned_scales: Any, turned_zeros: Any) -> None:
+    """Set arrays [G, M] to the transposes of scales and zero points [M, G]."""
+    rows, groups = scales.shape
+    arrays = scales, zeros, turned_scales, turned_zeros
+    launch(transpose, (-(-rows // THREADS), groups), THREADS, *arrays)
 
 
 def _look_ahead(source: Any, couplings: Any, blocks: tuple, history: Any) -> Any:
@@ -280,14 +283,15 @@ def _segment(group_size: int) -> int:
     return BLOCK // padded * group_size
 
 
-def _block_starts(channels: int, segment: int) -> np.ndarray:
-    """First column of each block, of which none reaches into two segments; the end, int64."""
+@functools.cache
+def _block_starts(channels: int, segment: int) -> tuple[int, ...]:
+    """First column of each block, of which none reaches into two segments; the end."""
     starts = [
         column
         for begin in range(0, channels, segment)
         for column in range(begin, min(begin + segment, channels), BLOCK)
     ]
-    return np.array([*starts, channels])
+    return *starts, channels
 
 
 def _panels(channels: int, segment: int, whole: bool) -> Iterator[tuple[int, int]]:

@@ -37,7 +37,9 @@ def add_moment(target: Any, left: Any, right: Any, factor: float, keep: float) -
     if left.dtype.itemsize == 2 and device.has_capability_9_0():
         from numbacalib.runtime.moments_gpu import add_moment
 
-        add_moment(carrier(left), carrier(right), target, factor, keep)
+        x: Any = carrier(left)
+        y: Any = carrier(right)
+        add_moment(x, y, target, factor, keep)
         return
     operands = contiguous(left), contiguous(right)
     blas_gpu.add_moment(*operands, target, factor=factor, keep=keep)
