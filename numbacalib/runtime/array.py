@@ -113,7 +113,7 @@ class DeviceArray:
         return DeviceArray(self.address, layout.shape, self.dtype, self.owner, layout.strides)
 
     def __getitem__(self, key: Any) -> DeviceArray:
-        """Return a row, or the block that slices of step 1 select."""
+        """Return a row, or the block that slices of step 1 select; an IndexError beyond the rows."""
         key = key if isinstance(key, tuple) else (key,)
         address, shape, strides = self.address, [], []
         for axis, (length, stride) in enumerate(zip(self.shape, self.strides, strict=True)):
@@ -122,8 +122,10 @@ class DeviceArray:
                 start, stop, _ = part.indices(length)
                 shape.append(stop - start)
                 strides.append(stride)
+            elif -length <= part < length:
+                start = part % length
             else:
-                start = part
+                raise IndexError(f"expected an index of {length} rows, got {part}")
             address += start * stride
         return DeviceArray(address, tuple(shape), self.dtype, self.owner, tuple(strides))
 
