@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from interop.architectures import VARIANTS, WRAPPED, save
+from interop.architectures import VARIANTS, save
+from interop.wrapped_variants import WRAPPED
 from models.tiny import TEXT, tiny_tokenizer
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
