@@ -37,8 +37,8 @@ MINUS_1 = "gemma", "vaultgemma", "nemotron", "qwen3_next", "qwen3_5"
 def config_of(variant: str, **overrides: Any) -> Any:
     """The configuration of a variant, as transformers has it."""
     model_type = variant.partition("-")[0]
-    if model_type in WRAPPED:
-        given = WRAPPED[model_type]
+    if variant in WRAPPED:
+        given = WRAPPED[variant]
         return AutoConfig.for_model(
             model_type, **given | {"text_config": SIZES | given["text_config"]}
         )

@@ -15,9 +15,27 @@ GEMMA4 = {
     "layer_types": [SLIDING, FULL, SLIDING],
 }
 
+GEMMA4_SMALL = GEMMA4 | {
+    "num_hidden_layers": 6,
+    "layer_types": [SLIDING, FULL, SLIDING, SLIDING, FULL, FULL],
+    "num_kv_shared_layers": 3,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 320,
+    "use_double_wide_mlp": True,
+}
+"""As E2B and E4B are: vectors of tokens in each block, and keys of earlier blocks."""
+
 DENSE: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 7},
+    "exaone": {},
+    "lfm2": {
+        "num_hidden_layers": 3,
+        "layer_types": ["conv", FULL, "conv"],
+        "block_multiple_of": 16,
+        "block_ffn_dim_multiplier": 1.5,
+    },
+    "iquestcoder": {"head_dim": 16},
     "qwen2": {},
     "qwen3": {"head_dim": 24},
     "gemma": {"head_dim": 24, "num_key_value_heads": 1},
@@ -43,6 +61,13 @@ DENSE: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 5.0,
     },
     "gemma4_text": GEMMA4 | {"num_global_key_value_heads": 1, "attention_k_eq_v": True},
+    "gemma4_text-small": GEMMA4_SMALL,
+    "gemma4_text-own-keys": GEMMA4
+    | {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 320},
+    "gemma4_text-experts": GEMMA4
+    | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}
+    | {"moe_intermediate_size": 32, "attention_k_eq_v": True},
+    "gemma4_unified_text": {name: GEMMA4[name] for name in GEMMA4 if "per_layer" not in name},
     "gemma4_text-values": GEMMA4
     | {"num_hidden_layers": 4, "layer_types": [SLIDING, FULL, SLIDING, FULL]}
     | {"final_logit_softcapping": 5.0},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from interop.rotary_variants import FULL, SLIDING, YARN
+from interop.rotary_variants import BY_KIND, FULL, SLIDING, YARN
 
 QWEN_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
 GLM_EXPERTS = {
@@ -36,6 +36,27 @@ DELTA = {
     "linear_value_head_dim": 8,
 }
 DELTA_EXPERTS = QWEN_EXPERTS | {"shared_expert_intermediate_size": 32}
+
+INDEXED = LATENT | {"index_topk": 96, "index_head_dim": 16, "index_n_heads": 2}
+"""Of an indexer that chooses more positions than texts have."""
+
+CONVOLUTIONS = {
+    "num_hidden_layers": 4,
+    "layer_types": ["conv", FULL, "conv", FULL],
+    "conv_L_cache": 3,
+}
+
+MAMBA = {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", FULL, "linear_attention"],
+    "mamba_n_heads": 8,
+    "mamba_d_state": 16,
+    "shared_intermediate_size": 48,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 4.0,
+}
 
 LLAMA4 = {
     "head_dim": 16,
@@ -143,6 +164,26 @@ SPARSE: dict[str, dict[str, Any]] = {
     | {"n_shared_experts": 1, "first_k_dense_replace": 1, "sliding_window": 7}
     | {"max_window_layers": 1, "attention_bias": True},
     "solar_open": GLM_EXPERTS | {"head_dim": 16, "n_shared_experts": 1},
+    "deepseek_v32": INDEXED | {"n_group": 2, "topk_group": 1, "rope_parameters": MAGNITUDES},
+    "glm_moe_dsa": INDEXED | {"n_group": 1, "topk_group": 1, "index_topk_freq": 2},
+    "sarvam_mla": LATENT | {"q_lora_rank": None, "n_group": 1, "topk_group": 1},
+    "sarvam_moe": GLM_EXPERTS | {"head_dim": 16, "use_qk_norm": True},
+    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2, "head_dim": 16, "attention_bias": True},
+    "hy_v3": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+    | {"head_dim": 16},
+    "granitemoeshared": FEW_EXPERTS
+    | {"shared_intermediate_size": 48, "embedding_multiplier": 3.0, "residual_multiplier": 0.5}
+    | {"attention_multiplier": 0.2, "logits_scaling": 4.0},
+    "granitemoehybrid": MAMBA | {"num_local_experts": 0, "position_embedding_type": "rope"},
+    "granitemoehybrid-experts": MAMBA
+    | FEW_EXPERTS
+    | {"mamba_n_groups": 2, "mamba_conv_bias": False},
+    "mellum": FEW_EXPERTS
+    | {"head_dim": 16, "moe_intermediate_size": 32, "sliding_window": 7}
+    | {"layer_types": [FULL, SLIDING], "rope_parameters": BY_KIND},
+    "lfm2_moe": CONVOLUTIONS
+    | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    | {"num_dense_layers": 1},
     "olmoe": FEW_EXPERTS,
     "flex_olmo": FEW_EXPERTS | {"norm_topk_prob": True},
     "minimax_m2": FEW_EXPERTS | {"head_dim": 16, "rotary_dim": 8},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from interop.dense_variants import DENSE, GEMMA4
-from interop.expert_variants import DELTA, DELTA_EXPERTS, LATENT, LLAMA4, QWEN_EXPERTS
+from interop.expert_variants import DELTA, DELTA_EXPERTS, LATENT, LLAMA4, MAGNITUDES, QWEN_EXPERTS
 
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
@@ -30,12 +30,29 @@ WRAPPED: dict[str, dict[str, Any]] = {
         "vision_config": TOWER | {"head_dim": 16, "pooling_kernel_size": 1},
         "audio_config": None,
     },
+    "gemma4_unified": {
+        "text_config": {name: GEMMA4[name] for name in GEMMA4 if "per_layer" not in name}
+        | {"model_type": "gemma4_unified_text", "attention_k_eq_v": True, "pad_token_id": 0},
+        "vision_config": {"mm_embed_dim": 32, "mm_posemb_size": 8, "output_proj_dims": 64},
+        "audio_config": None,
+    },
+    "exaone4_5": {
+        "text_config": {"model_type": "exaone4", "sliding_window": 7},
+        "vision_config": BLOCKS | {"num_key_value_heads": 2},
+    },
     "mistral3": {
         "text_config": {
             "model_type": "ministral3",
             "head_dim": 16,
             "rope_parameters": DENSE["ministral3"]["rope_parameters"],
         },
+        "vision_config": TOWER | {"model_type": "pixtral", "head_dim": 16},
+        "tie_word_embeddings": False,
+    },
+    "mistral3-experts": {
+        "text_config": LATENT
+        | {"model_type": "mistral4", "n_group": 1, "topk_group": 1}
+        | {"rope_parameters": MAGNITUDES | {"llama_4_scaling_beta": 0.5}},
         "vision_config": TOWER | {"model_type": "pixtral", "head_dim": 16},
         "tie_word_embeddings": False,
     },

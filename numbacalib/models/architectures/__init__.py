@@ -1,15 +1,18 @@
 """The architectures that the forward pass knows, a description each: docs/add-an-architecture.md."""
 
 from numbacalib.models.architectures import (
+    convolutional,
     gemma,
     hybrid,
     latent,
+    latent_relatives,
     llama,
     llama4,
     mixtures,
     older,
     phi,
     relatives,
+    shared,
     sparse,
     windowed,
 )
@@ -25,10 +28,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         phi,
         mixtures,
         latent,
+        latent_relatives,
         older,
         llama4,
         hybrid,
         sparse,
+        shared,
+        convolutional,
     )
     for architecture in vars(module).values()
     if isinstance(architecture, Architecture)
