@@ -104,7 +104,7 @@ class Experts(MLP):
         rows = cast(rows_of(x), np.float32)
         if names.router_norm:
             states = rows_of(states_of(self._config, hidden))
-            weight = scaled(vectors[names.router_norm], states.shape[-1] ** -0.5)
+            weight = scaled(vectors[names.router_norm], self._config.hidden_size**-0.5)
             rows = rms_norm(states, weight, self._config.rms_norm_eps, np.float32)
         bias = vectors.get(f"{names.router}.bias")
         scores = linear(rows, vectors[f"{names.router}.weight"], bias)

@@ -42,8 +42,9 @@ def lent_columns(config: ModelConfig, source: int) -> tuple[Run, Run]:
 
 def states_of(config: ModelConfig, hidden: Array) -> Array:
     """Return the states of a stream ``[..., stream_size]``: itself where there is nothing else."""
+    *_, width = hidden.shape
     size = config.hidden_size
-    return hidden if hidden.shape[-1] == size else column_range(hidden, 0, size)
+    return hidden if width == size else column_range(hidden, 0, size)
 
 
 @contextmanager

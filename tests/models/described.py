@@ -143,7 +143,7 @@ DESCRIBED: dict[str, dict[str, Any]] = {
     },
     # vectors of tokens in each block, keys of an earlier one, experts beside an MLP with norms of their own
     "gemma4_text": {
-        "hidden_size_per_layer_input": 8,
+        "hidden_size_per_layer_input": 16,
         "vocab_size_per_layer_input": VOCAB_SIZE,
         "global_head_dim": 8,
         "num_hidden_layers": 3,

@@ -171,7 +171,8 @@ def column_range(array: Any, begin: int, end: int) -> Any:
 
 def put_columns(target: Any, begin: int, values: Any) -> None:
     """See `numbacalib.ops.matrix.put_columns`."""
-    _put_columns(values, 0, target, begin, values.shape[-1])
+    *_, count = values.shape
+    _put_columns(values, 0, target, begin, count)
 
 
 def joined_columns(left: Any, right: Any) -> Any:
