@@ -18,7 +18,7 @@ from numbacalib.models.parts import Parts
 from numbacalib.models.rope import RotaryEmbedding
 from numbacalib.models.shared_keys import BorrowingAttention, LendingAttention
 from numbacalib.models.state_space_mixer import StateSpaceMixer
-from numbacalib.models.sublayers import MLP, Attention, LatentAttention, Sublayer
+from numbacalib.models.sublayers import MLP, Attention, LatentAttention, Missing, Sublayer
 from numbacalib.ops.matrix import from_host, scaled, to_host
 
 __all__ = ["DecoderBlock"]
@@ -46,6 +46,9 @@ class DecoderBlock:
     ----------
     name : str
     attention, mlp : Sublayer
+        `Missing` where a block has the other alone.
+    sublayers : tuple of Sublayer
+        Those that it has, in the order they run.
     linears : dict of str to array ``[M, K]``
         Weights of the linear layers by short name, such as ``"mlp.down_proj"``; assign to replace one.
         Those of experts are among them while they are loaded: `Experts.loaded`.
@@ -65,10 +68,10 @@ class DecoderBlock:
         self.linears = weights.linears
         self.dtype = weights.dtype
         self.parallel = weights.config.architecture.parallel
-        self.attention = _attention(weights, index, rope)
-        self.mlp: Sublayer = (Experts if weights.config.mixture_of(index) else MLP)(weights, index)
+        self.attention, self.mlp = _attention(weights, index, rope), _mlp(weights, index)
         last = [LayerInput(weights, index)] if weights.config.layer_input_size else []
-        self.sublayers: tuple[Sublayer, ...] = (self.attention, self.mlp, *last)
+        halves = (self.attention, self.mlp, *last)
+        self.sublayers = tuple(half for half in halves if not isinstance(half, Missing))
         self.stages = tuple(
             stage
             for half in self.sublayers
@@ -206,7 +209,15 @@ class DecoderBlock:
         return scales, vectors
 
 
+def _mlp(weights: BlockWeights, index: int) -> Sublayer:
+    if not weights.config.has(index, "mlp"):
+        return Missing(weights)
+    return (Experts if weights.config.mixture_of(index) else MLP)(weights, index)
+
+
 def _attention(weights: BlockWeights, index: int, rope: RotaryEmbedding | None) -> Sublayer:
+    if not weights.config.has(index, "attention"):
+        return Missing(weights)
     if weights.config.delta_of(index) is not None:
         return DeltaAttention(weights, index)
     if weights.config.convolution_of(index) is not None:

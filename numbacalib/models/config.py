@@ -130,6 +130,9 @@ class ModelConfig:
         Soft caps of scores and of logits: see `numbacalib.ops.attention`; 0 for none.
     embedding_scale, residual_scale, logit_scale : float
         Factors of embeddings, of what attention and MLP add to the residual stream, and of logits.
+    halves : tuple of str
+        For each layer, "attention", or what is in its place, or "mlp" where it has one of them alone, and
+        "both"; empty for that everywhere.
     chunks : tuple of (int or None)
         For each layer, the length of the runs of positions within which tokens attend to each other; None
         for the whole sequence. Empty for that everywhere.
@@ -188,6 +191,7 @@ class ModelConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    halves: tuple[str, ...] = ()
     chunks: tuple[int | None, ...] = ()
     query_growth: Growth | None = None
     still_growth: Growth | None = None
@@ -225,6 +229,10 @@ class ModelConfig:
     def lenders(self) -> tuple[int, ...]:
         """Layers to whose keys and values later ones attend."""
         return tuple(sorted({source for source in self.key_sources if source is not None}))
+
+    def has(self, index: int, half: str) -> bool:
+        """Return whether a layer has a half, "attention" or "mlp"."""
+        return not self.halves or self.halves[index] in (half, "both")
 
     def mlp_size(self, index: int) -> int:
         """Width of a layer's MLP."""
@@ -288,6 +296,8 @@ class ModelConfig:
         fields = Fields(decoder)
         kinds = (*ARCHITECTURES, *WRAPPERS) if decoder is config else tuple(ARCHITECTURES)
         architecture = ARCHITECTURES[fields.choice("model_type", kinds)]
+        if architecture.prepared is not None:
+            fields = Fields(architecture.prepared(decoder))
         fields = fields.renamed(architecture.synonyms)
         fields.text("model_type")
         for key in QUANTIZATION:  # how the weights are stored, which their format reads

@@ -106,7 +106,7 @@ class ExpertNames:
     each : str
         What the layers' names of one expert begin with, before its number.
     gate, up, down : str
-        How they end.
+        How they end; "" for no gate.
     shared : str
         What the names of the MLP begin with that all tokens go through, where there is one; "" where they
         are those of blocks without experts.
@@ -273,6 +273,8 @@ class Architecture:
         The configuration's own names of what `ModelConfig.from_hf` reads under llama's.
     synonyms : Mapping
         Further names of keys, and those they stand for where a file does not have these.
+    prepared : callable, optional
+        From a file's keys to those that are read, where they say more than another name.
     defaults : Mapping
         What transformers takes where a file leaves a key out, by llama's name, where it is not llama's;
         ``intermediate_factor`` times ``hidden_size`` is ``intermediate_size``.
@@ -314,6 +316,7 @@ class Architecture:
     rope_words: Words = NO_WORDS
     keys: Mapping[str, str] = field(default_factory=dict)
     synonyms: Mapping[str, str] = field(default_factory=dict)
+    prepared: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     biases: Mapping[str, bool | str | tuple[str, ...]] = field(default_factory=dict)
     harmless: Sequence[str] = ()

@@ -110,6 +110,7 @@ def expert_parts(config: ModelConfig, index: int) -> list[dict[str, Part]]:
         {
             role: Part(f"{names.each}.{expert}.{ends[role]}", 0, count, count)
             for role, count in rows.items()
+            if ends[role]
         }
         for expert in range(mixture.experts)
     ]
@@ -118,7 +119,7 @@ def expert_parts(config: ModelConfig, index: int) -> list[dict[str, Part]]:
 def expert_stages(config: ModelConfig, index: int) -> list[tuple[Stage, Stage]]:
     """The layers of each of a block's experts that share an input, in the order they run."""
     return [
-        ((own["gate"].name, own["up"].name), (own["down"].name,))
+        (tuple(own[role].name for role in ("gate", "up") if role in own), (own["down"].name,))
         for own in expert_parts(config, index)
     ]
 

@@ -39,13 +39,17 @@ def names_by_role(config: ModelConfig, index: int) -> dict[str, str]:
         if described is not None and there is not None:
             own = {role: linears[role] for role in MLP if role in linears}
             linears = {**described.linears, **own}
+    if not config.has(index, "attention"):
+        linears = {role: name for role, name in linears.items() if role in MLP}
+    if not config.has(index, "mlp"):
+        return {role: name for role, name in linears.items() if role not in MLP}
     mixture, experts = config.mixture_of(index), architecture.experts
     if mixture is None or experts is None:
         return linears
     ends = {"gate": experts.gate, "up": experts.up, "down": experts.down}
     for role, end in ends.items():
-        if not mixture.shared_size:
-            del linears[role]
+        if not mixture.shared_size or not end:
+            linears.pop(role, None)
         elif experts.shared:
             linears[role] = f"{experts.shared}.{end}"
     return linears

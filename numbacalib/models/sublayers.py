@@ -42,7 +42,7 @@ from numbacalib.ops.matrix import (
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
 
-__all__ = ["MLP", "Attention", "LatentAttention", "Sublayer", "activated"]
+__all__ = ["MLP", "Attention", "LatentAttention", "Missing", "Sublayer", "activated"]
 
 
 class Sublayer(abc.ABC):
@@ -138,6 +138,20 @@ class Sublayer(abc.ABC):
         if scale is not None:
             with written_states(self._config, hidden) as states:
                 add_scaled(states, states, float(to_host(scale)[0]) - 1)
+
+
+class Missing(Sublayer):
+    """In the place of a half that a block does not have: it adds nothing."""
+
+    role = "attention"
+    entry_stages, exit_stages, width = (), (), 0
+
+    def inner(self, x: Array) -> None:
+        del x
+
+    def add_output(self, hidden: Array, inner: None) -> Array:
+        del inner
+        return hidden
 
 
 class Attention(Sublayer):

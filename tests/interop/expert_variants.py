@@ -58,6 +58,21 @@ MAMBA = {
     "logits_scaling": 4.0,
 }
 
+NEMOTRON = {
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "moe", FULL, "mlp"],
+    "head_dim": 16,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 8,
+    "ssm_state_size": 16,
+    "n_groups": 2,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 48,
+    "routed_scaling_factor": 1.5,
+}
+
 LLAMA4 = {
     "head_dim": 16,
     "intermediate_size": 32,
@@ -178,6 +193,7 @@ SPARSE: dict[str, dict[str, Any]] = {
     "granitemoehybrid-experts": MAMBA
     | FEW_EXPERTS
     | {"mamba_n_groups": 2, "mamba_conv_bias": False},
+    "nemotron_h": NEMOTRON,
     "mellum": FEW_EXPERTS
     | {"head_dim": 16, "moe_intermediate_size": 32, "sliding_window": 7}
     | {"layer_types": [FULL, SLIDING], "rope_parameters": BY_KIND},

@@ -176,6 +176,19 @@ DESCRIBED: dict[str, dict[str, Any]] = {
         "num_local_experts": 0,
         "shared_intermediate_size": 96,
     },
+    # blocks of one sublayer each, experts without gates
+    "nemotron_h": {
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention", "moe", "full_attention", "mlp"],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 8,
+        "n_groups": 2,
+        "ssm_state_size": 8,
+        "n_routed_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "moe_shared_expert_intermediate_size": 24,
+    },
     # latent attention whose queries grow, what does not turn of them, too
     "mistral4": {
         "num_key_value_heads": 4,

@@ -97,6 +97,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"time_step_limit": [0.0, 1.0]},
         r"time_step_limit: expected 0 and infinity, got \[0.0, 1.0\]",
     ),
+    "kinds of blocks": (
+        "nemotron_h",
+        {"layer_types": ["mamba", "conv", "attention", "mlp"]},
+        "layer_types: expected linear_attention, full_attention, moe, mlp for each of 4 layers",
+    ),
+    "experts of other vectors": (
+        "nemotron_h",
+        {"moe_latent_size": 8},
+        "moe_latent_size: expected null, or no such key, got 8",
+    ),
     "heads of which another part turns": (
         "mistral4",
         {"qk_rope_head_dim": 2},
@@ -256,6 +266,19 @@ def test_numbers_that_all_layers_share(layers: Any) -> None:
     message = r"^moe_topk: expected an integer from 1 to 64, or 2 that are equal, got \[1, 2\]"
     with pytest.raises(ValueError, match=message):
         ModelConfig.from_hf(config | {"moe_topk": [1, 2]})
+
+
+def test_a_letter_for_each_layer_says_how_many_there_are() -> None:
+    config = config_of("nemotron_h", {"layer_types": ..., "hybrid_override_pattern": "ME*-M"})
+    found = ModelConfig.from_hf(config)
+    assert found.halves == ("attention", "mlp", "attention", "mlp", "attention")
+    assert [found.state_space_of(index) is not None for index in range(5)] == [1, 0, 0, 0, 1]
+    assert [found.mixture_of(index) is not None for index in range(5)] == [0, 1, 0, 0, 0]
+    named = config | {"hybrid_override_pattern": "M?"}
+    with pytest.raises(
+        ValueError, match=r"^layer_types: expected .* got \['linear_attention', '\?'\]"
+    ):
+        ModelConfig.from_hf(named)
 
 
 def test_tables_of_masks_in_old_files_are_no_biases(tmp_path: Path, caplog: Any) -> None:

@@ -14,6 +14,7 @@ from numbacalib.models.architectures import (
     relatives,
     shared,
     sparse,
+    state_spaces,
     windowed,
 )
 from numbacalib.models.description import Architecture
@@ -34,6 +35,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         hybrid,
         sparse,
         shared,
+        state_spaces,
         convolutional,
     )
     for architecture in vars(module).values()

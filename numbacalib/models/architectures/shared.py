@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -21,13 +20,11 @@ from numbacalib.models.architectures.relatives import granite_factors
 from numbacalib.models.architectures.windowed import HUNYUAN
 from numbacalib.models.description import (
     ATTENTION_BIASES,
-    FULL,
     PRE_NORMS,
     SEPARATE,
     Architecture,
     ExpertNames,
     Options,
-    StateSpaceNames,
     kinds_of_layers,
     no_windows,
     window_of,
@@ -35,7 +32,6 @@ from numbacalib.models.description import (
 )
 from numbacalib.models.fields import Fields
 from numbacalib.models.mixture import Mixture
-from numbacalib.models.state_space import StateSpace
 from numbacalib.spec.router import Routing
 
 
@@ -156,65 +152,6 @@ GRANITEMOE_SHARED = replace(
     title="Granite 3 MoE with a shared expert",
     linears=_SHARED_LINEARS,
     read=_granitemoeshared,
-)
-
-
-_MAMBA, _NAMES = "linear_attention", {"mamba": "linear_attention", "attention": FULL}
-
-
-def _state_space(fields: Fields, options: Options) -> Options:
-    """Read which layers are of Mamba 2, and their sizes."""
-    count, hidden = options["num_layers"], options["hidden_size"]
-    kinds = [_NAMES.get(kind, kind) for kind in fields.texts("layer_types", [_MAMBA] * count)]
-    if len(kinds) != count or set(kinds) - {FULL, _MAMBA}:
-        raise fields.error("layer_types", f"{FULL} or {_MAMBA} for each of {count} layers")
-    inner = fields.integer("mamba_expand", 1, 64, 2) * hidden
-    heads = fields.integer("mamba_n_heads", 1, 65_536, 128)
-    groups = fields.integer("mamba_n_groups", 1, heads, 1)
-    if inner % heads or heads % groups:
-        raise fields.error(
-            "mamba_n_heads", f"a divisor of {inner}, and a multiple of {groups} groups"
-        )
-    fields.choice("mamba_d_head", ("auto", inner // heads), "auto")
-    limits = fields.numbers("time_step_limit", 2, 0, math.inf, [0.0, math.inf])
-    if limits != [0.0, math.inf]:
-        raise fields.error("time_step_limit", "0 and infinity")
-    fields.choice("mamba_proj_bias", (False,), False)
-    space = StateSpace(
-        tuple(kind == _MAMBA for kind in kinds),
-        heads,
-        groups,
-        inner // heads,
-        fields.integer("mamba_d_state", 1, 256, 256),
-        fields.integer("mamba_d_conv", 1, 64, 4),
-        fields.flag("mamba_conv_bias", True),
-    )
-    return {"state_space": space if any(space.layers) else None}
-
-
-def _granitemoehybrid(fields: Fields, options: Options) -> Options:
-    """Mamba 2 in most layers, experts where there are any, and an MLP of all tokens."""
-    count = options["num_layers"]
-    shared = fields.integer("shared_intermediate_size", 1, 1 << 24, 1024)
-    found = granite_factors(fields) | _state_space(fields, options)
-    turns = fields.choice("position_embedding_type", ("rope", "nope"), None) == "rope"
-    found |= {"rotary_layers": (turns,) * count, "sliding_windows": (None,) * count}
-    if fields.integer("num_local_experts", 0, 1 << 16, 8):
-        mixture = everywhere(fields, options, experts=8, kept=2)["mixture"]
-        return found | {"mixture": replace(mixture, shared_size=shared)}
-    fields.integer("num_experts_per_tok", 0, 1 << 16, 2)
-    return found | {"intermediate_size": shared}
-
-
-GRANITE_HYBRID = replace(
-    GRANITEMOE_SHARED,
-    model_type="granitemoehybrid",
-    causal_lm="GraniteMoeHybridForCausalLM",
-    title="Granite 4",
-    state_space=StateSpaceNames(linears={"mixed": "mamba.in_proj", "output": "mamba.out_proj"}),
-    synonyms={"layers_block_type": "layer_types"},
-    harmless=(*TRAINING, "mamba_chunk_size", "init_method", "normalization_function"),
-    read=_granitemoehybrid,
 )
 
 
