@@ -257,7 +257,7 @@ makes a context for one process at a time."""
 
 def _states(decoder: Decoder, settings: Settings) -> Any:
     """Hidden states of one sequence."""
-    return decoder.place.zeros((1, settings.sequence_length, decoder.config.hidden_size))
+    return decoder.place.zeros((1, settings.sequence_length, decoder.stream_size))
 
 
 def _layer(block: DecoderBlock, settings: Settings) -> LayerSettings:

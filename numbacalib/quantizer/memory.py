@@ -12,6 +12,7 @@ from numbacalib.models.config import ModelConfig
 from numbacalib.models.layer_tensors import expert_shapes, linear_shapes, stages
 from numbacalib.models.mixture import Mixture
 from numbacalib.models.roles import columns_by_role
+from numbacalib.models.stream import stream_size
 from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.settings import PAIRED_TOKENS, Settings
 from numbacalib.statistics.inputs import DRIFT_TOKENS
@@ -84,7 +85,7 @@ class Demand:
 
     def pinned_bytes(self, tokens: int) -> int:
         """Bytes of the host that a residual stream takes: its own, or of one that passes a device."""
-        return sum(self._passing(tokens)) * 4 * self.config.hidden_size
+        return sum(self._passing(tokens)) * 4 * stream_size(self.config)
 
     @property
     def streams(self) -> int:
@@ -111,12 +112,13 @@ class Demand:
         together = min(tokens, place.batch_tokens)
         batch = size * together * self._numbers_of_a_token(index, widest)
         if streams > 1:  # what they differ by, in a layer's inputs and in the stream itself
-            batch += size * (min(together, DRIFT_TOKENS) * widest + together * config.hidden_size)
+            shown = min(together, DRIFT_TOKENS)
+            batch += size * (shown * widest + together * stream_size(config))
         staying = sum(
             self._staying_bytes(index, own, widest, streamed) for own in self._passing(tokens)
         )
         moving = sum(min(own, _PASSING * together) for own in self._passing(tokens))
-        passing = 4 * config.hidden_size * moving if streamed else 0
+        passing = 4 * stream_size(config) * moving if streamed else 0
         squares = _SQUARES + 2 * (streams - 1) if self.calibrated else 0
         sizes = [stage_size(config, index, stage, self.layers) for stage in stages(config, index)]
         gathering = batch + passing + 4 * self._moments(tokens) * widest**2
@@ -130,7 +132,7 @@ class Demand:
     def _staying_bytes(self, index: int, tokens: int, widest: int, streamed: bool) -> int:
         """Bytes of a stream that stays on the device, and of what a sublayer holds of all its tokens."""
         hidden, size = self.config.hidden_size, self.place.product_dtype(self.dtype).itemsize
-        states = 0 if streamed else 4 * hidden * tokens
+        states = 0 if streamed else 4 * stream_size(self.config) * tokens
         held = 0 if streamed else self._held_bytes(index, tokens, widest, size)
         if self.config.mixture_of(index) is not None and self.calibrated:
             held = max(held, (size + 4) * tokens * hidden)  # inputs and sums of outputs
