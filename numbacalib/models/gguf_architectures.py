@@ -94,10 +94,15 @@ def _granitemoe(options: Metadata, config: Config) -> Config:
     return _granite(options, config) | _counts(options, "num_local_experts")
 
 
-def _glm4_moe(options: Metadata, config: Config) -> Config:
-    del config
+def _sigmoid(options: Metadata) -> None:
+    """Refuse experts that are scored otherwise."""
     if options.integer("expert_gating_func", _SIGMOID) != _SIGMOID:
         raise options.error("expert_gating_func", f"{_SIGMOID}, sigmoids")
+
+
+def _glm4_moe(options: Metadata, config: Config) -> Config:
+    del config
+    _sigmoid(options)
     return _experts_behind_dense_layers(options)
 
 
@@ -158,7 +163,9 @@ def _glm4(options: Metadata, config: Config) -> Config:
 
 
 def _latent_variant(options: Metadata) -> str:
-    """The second scores experts by a softmax, the third by sigmoids."""
+    """The second scores experts by a softmax, the third by sigmoids; one has none."""
+    if not options.integer("expert_count", 0):
+        return "youtu"
     sigmoid = options.integer("expert_gating_func", 0) == _SIGMOID
     return "deepseek_v3" if sigmoid else "deepseek_v2"
 
@@ -167,12 +174,15 @@ def _deepseek2(options: Metadata, config: Config) -> Config:
     rotary = options.required("rope.dimension_count")
     length = options.integer("attention.key_length", 0)
     values = options.integer("attention.value_length", 0)
-    found = _experts_behind_dense_layers(options) | {
+    found: Config = {
         "q_lora_rank": options.integer("attention.q_lora_rank", 0) or None,
         "kv_lora_rank": options.required("attention.kv_lora_rank"),
         "qk_nope_head_dim": options.integer("attention.key_length_mla", length) - rotary,
         "v_head_dim": options.integer("attention.value_length_mla", values),
     }
+    if config["model_type"] == "youtu":
+        return found
+    found |= _experts_behind_dense_layers(options)
     if config["model_type"] == "deepseek_v3":
         return found | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
     if options.boolean("expert_weights_norm", False):
@@ -192,6 +202,74 @@ def _experts_behind_dense_layers(options: Metadata) -> Config:
         "n_group": options.integer("expert_group_count", 0) or 1,
         "topk_group": options.integer("expert_group_used_count", 0) or 1,
     }
+
+
+def _dots1(options: Metadata, config: Config) -> Config:
+    del config
+    _sigmoid(options)
+    return _experts_behind_dense_layers(options) | {"sliding_window": None}
+
+
+def _afmoe(options: Metadata, config: Config) -> Config:
+    """Embeddings are scaled always."""
+    _sigmoid(options)
+    found = _experts_behind_dense_layers(options)
+    windows = _windows(options, config, 0, 4)
+    return (
+        _counts(options, "num_experts")
+        | windows
+        | {
+            "moe_intermediate_size": found["moe_intermediate_size"],
+            "num_shared_experts": found["n_shared_experts"],
+            "num_dense_layers": found["first_k_dense_replace"],
+            "route_norm": found["norm_topk_prob"],
+            "route_scale": found["routed_scaling_factor"],
+            "mup_enabled": True,
+        }
+    )
+
+
+def _exaone_moe(options: Metadata, config: Config) -> Config:
+    _sigmoid(options)
+    found = _experts_behind_dense_layers(options)
+    shared = found.pop("n_shared_experts")
+    return found | {"num_shared_experts": shared} | _windows(options, config, 128, 4)
+
+
+def _ernie4_5_moe(options: Metadata, config: Config) -> Config:
+    del config
+    size = options.required("expert_feed_forward_length")
+    if options.integer("interleave_moe_layer_step", 1) != 1:
+        raise options.error("interleave_moe_layer_step", "1, experts in all layers after the first")
+    return {
+        "moe_num_experts": options.required("expert_count"),
+        "moe_k": options.required("expert_used_count"),
+        "moe_intermediate_size": size,
+        "moe_num_shared_experts": options.integer("expert_shared_feed_forward_length", 0) // size,
+        "moe_layer_start_index": options.integer("leading_dense_block_count", 0),
+    }
+
+
+def _minimax_m2(options: Metadata, config: Config) -> Config:
+    """All of an expert's sizes are the MLP's."""
+    del config
+    _sigmoid(options)
+    return _counts(options, "num_local_experts")
+
+
+def _olmoe(options: Metadata, config: Config) -> Config:
+    del config
+    return _counts(options, "num_experts")
+
+
+def _qwen3_vl_moe(options: Metadata, config: Config) -> Config:
+    return _qwen3_moe(options, config) | _sections(options, config)
+
+
+def _falcon(options: Metadata, config: Config) -> Config:
+    """All have the second version's heads of keys, of which the first have one."""
+    del options, config
+    return {"new_decoder_architecture": True, "parallel_attn": True}
 
 
 def _gptneox(options: Metadata, config: Config) -> Config:
@@ -301,6 +379,7 @@ _LATENT = (
     *("attention.key_length_mla", "attention.value_length_mla"),
 )
 GGUF_ARCHITECTURES = {
+    "afmoe": GGUFArchitecture("afmoe", keys=(*_SPARSE, *_WINDOWS), read=_afmoe),
     "arcee": GGUFArchitecture("arcee", paired=True),
     "chatglm": GGUFArchitecture("glm"),
     "cohere2": GGUFArchitecture(
@@ -310,8 +389,20 @@ GGUF_ARCHITECTURES = {
     "deepseek2": GGUFArchitecture(
         "deepseek_v3", keys=(*_SPARSE, *_LATENT), read=_deepseek2, variant=_latent_variant
     ),
+    "dots1": GGUFArchitecture("dots1", keys=_SPARSE, read=_dots1),
     "ernie4_5": GGUFArchitecture("ernie4_5"),
+    "ernie4_5-moe": GGUFArchitecture(
+        "ernie4_5_moe",
+        keys=(*_SPARSE, "expert_shared_feed_forward_length", "interleave_moe_layer_step"),
+        read=_ernie4_5_moe,
+    ),
+    "exaone-moe": GGUFArchitecture(
+        "exaone_moe",
+        keys=(*_SPARSE, *_WINDOWS, "expert_shared_feed_forward_length"),
+        read=_exaone_moe,
+    ),
     "exaone4": GGUFArchitecture("exaone4", keys=_WINDOWS, read=_exaone4),
+    "falcon": GGUFArchitecture("falcon", layer_norm=True, read=_falcon),
     "gemma": GGUFArchitecture("gemma"),
     "gemma2": GGUFArchitecture(
         "gemma2",
@@ -351,6 +442,11 @@ GGUF_ARCHITECTURES = {
         keys=(*_EXPERTS, _WINDOW, "expert_feed_forward_length", "interleave_moe_layer_step"),
         read=_llama4,
     ),
+    "minimax-m2": GGUFArchitecture(
+        "minimax_m2",
+        keys=(*_EXPERTS, "expert_feed_forward_length", "expert_gating_func"),
+        read=_minimax_m2,
+    ),
     "mistral3": GGUFArchitecture(
         "ministral3", paired=True, keys=("attention.temperature_scale",), read=_mistral3
     ),
@@ -358,6 +454,7 @@ GGUF_ARCHITECTURES = {
     "olmo2": GGUFArchitecture(
         "olmo2", keys=(*_WINDOWS, "rope.freq_base_swa"), read=_olmo, variant=_olmo_variant
     ),
+    "olmoe": GGUFArchitecture("olmoe", keys=_EXPERTS, read=_olmoe),
     "phi2": GGUFArchitecture("phi", layer_norm=True),
     "phi3": GGUFArchitecture("phi3", keys=(_WINDOW,), read=_phi3),
     "qwen2": GGUFArchitecture("qwen2"),
@@ -374,9 +471,15 @@ GGUF_ARCHITECTURES = {
     "qwen3vl": GGUFArchitecture(
         "qwen3_vl_text", keys=(_SECTIONS, "n_deepstack_layers"), read=_sections
     ),
+    "qwen3vlmoe": GGUFArchitecture(
+        "qwen3_vl_moe_text",
+        keys=(*_EXPERTS, _SECTIONS, "expert_feed_forward_length", "n_deepstack_layers"),
+        read=_qwen3_vl_moe,
+    ),
     "seed_oss": GGUFArchitecture("seed_oss"),
     "smollm3": GGUFArchitecture("smollm3", paired=True),
     "stablelm": GGUFArchitecture("stablelm", layer_norm=True),
+    "starcoder": GGUFArchitecture("gpt_bigcode", layer_norm=True),
     "starcoder2": GGUFArchitecture("starcoder2", layer_norm=True),
 }
 """By ``general.architecture``."""

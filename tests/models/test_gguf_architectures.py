@@ -84,7 +84,26 @@ class Case(NamedTuple):
     tensors: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
 
+BEHIND_A_DENSE_ONE = COUNTS | {
+    "expert_feed_forward_length": 32,
+    "expert_shared_count": 1,
+    "expert_gating_func": 2,
+    "leading_dense_block_count": 1,
+    "expert_weights_norm": True,
+    "expert_weights_scale": 1.5,
+}
 CASES = {
+    "afmoe": Case(
+        EXPERTS | {
+            "model_type": "afmoe",
+            "num_dense_layers": 1,
+            "num_shared_experts": 1,
+            "mup_enabled": True,
+            "sliding_window": 5,
+            "route_scale": 1.5,
+        },
+        BEHIND_A_DENSE_ONE | {"attention.sliding_window": 5},
+    ),
     "arcee": Case({"model_type": "arcee", "mlp_bias": True}),
     "chatglm": Case({"model_type": "glm"}, {"rope.dimension_count": 8}),
     "command-r": Case({"model_type": "cohere", "logit_scale": 0.5}, {"logit_scale": 0.5}),
@@ -115,8 +134,59 @@ CASES = {
         LATENT | {"model_type": "deepseek_v2", "q_lora_rank": None},
         COUNTS | LATENT_KEYS | {"attention.key_length": 12, "attention.value_length": 10},
     ),
+    "deepseek2-dense": Case(
+        {name: size for name, size in LATENT.items() if name.endswith(("_rank", "_dim", "_heads"))}
+        | {"model_type": "youtu", "q_lora_rank": 16},
+        LATENT_KEYS | PARTS | {
+            "attention.q_lora_rank": 16,
+            "expert_feed_forward_length": 96,
+            "expert_shared_count": 0,
+            "leading_dense_block_count": 4,
+        },
+    ),
+    "dots1": Case(
+        EXPERTS | {
+            "model_type": "dots1",
+            "num_key_value_heads": 4,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.5,
+        },
+        BEHIND_A_DENSE_ONE,
+    ),
     "ernie4_5": Case({"model_type": "ernie4_5", "use_bias": True}),
+    "ernie4_5-moe": Case(
+        {
+            "model_type": "ernie4_5_moe",
+            "moe_num_experts": 3,
+            "moe_k": 2,
+            "moe_intermediate_size": 32,
+            "moe_num_shared_experts": 1,
+        },
+        COUNTS | {
+            "expert_feed_forward_length": 32,
+            "expert_shared_count": 1,
+            "expert_shared_feed_forward_length": 32,
+            "interleave_moe_layer_step": 1,
+            "leading_dense_block_count": 1,
+        },
+    ),
     "exaone4": Case({"model_type": "exaone4", "sliding_window": None}),
+    "exaone-moe": Case(
+        EXPERTS | {
+            "model_type": "exaone_moe",
+            "sliding_window": 5,
+            "first_k_dense_replace": 1,
+            "routed_scaling_factor": 1.5,
+        },
+        BEHIND_A_DENSE_ONE | {
+            "attention.sliding_window": 5,
+            "attention.sliding_window_pattern": [True, True, True, False],
+            "expert_shared_feed_forward_length": 32,
+        },
+    ),
+    "falcon": Case({"model_type": "falcon", "bias": False}),
+    "falcon-two-norms": Case({"model_type": "falcon", "new_decoder_architecture": True}),
     "gemma": Case({"model_type": "gemma"}),
     "gemma2": Case(
         {"model_type": "gemma2", "query_pre_attn_scalar": 16, "sliding_window": 5},
@@ -204,6 +274,14 @@ CASES = {
         },
         COUNTS | {"expert_feed_forward_length": 32, "interleave_moe_layer_step": 2},
     ),
+    "minimax-m2": Case(
+        KEPT | {"model_type": "minimax_m2", "rotary_dim": 8},
+        COUNTS | {
+            "rope.dimension_count": 8,
+            "expert_feed_forward_length": 96,
+            "expert_gating_func": 2,
+        },
+    ),
     "mistral3": Case(
         {
             "model_type": "ministral3",
@@ -238,6 +316,7 @@ CASES = {
             "rope.scaling.original_context_length": 16,
         },
     ),
+    "olmoe": Case(KEPT | {"model_type": "olmoe", "num_key_value_heads": 4}, COUNTS),
     "phi2": Case({"model_type": "phi"}, {"rope.dimension_count": 8}),
     "phi3": Case(
         {"model_type": "phi3", "sliding_window": 5},
@@ -274,6 +353,10 @@ CASES = {
         {"model_type": "qwen3_vl_text", "rope_parameters": SECTIONS},
         SECTION_KEYS | {"n_deepstack_layers": 3},
     ),
+    "qwen3vlmoe": Case(
+        EXPERTS | {"model_type": "qwen3_vl_moe_text", "rope_parameters": SECTIONS},
+        COUNTS | SECTION_KEYS | {"expert_feed_forward_length": 32, "n_deepstack_layers": 3},
+    ),
     "qwen3moe": Case(
         EXPERTS | {"model_type": "qwen3_moe", "norm_topk_prob": True},
         COUNTS | {"expert_feed_forward_length": 32},
@@ -281,6 +364,7 @@ CASES = {
     "seed_oss": Case({"model_type": "seed_oss"}),
     "smollm3": Case({"model_type": "smollm3"}),
     "stablelm": Case({"model_type": "stablelm"}, {"rope.dimension_count": 4}),
+    "starcoder": Case({"model_type": "gpt_bigcode"}),
     "starcoder2": Case({"model_type": "starcoder2"}),
 }  # fmt: skip
 """By ``general.architecture``, with something after a hyphen for further variants."""
@@ -291,7 +375,7 @@ BEGINNINGS = ("", "gpt_neox.", "transformer.")
 
 
 def base_of(name: str) -> str:
-    return name if name in GGUF_ARCHITECTURES else name.rpartition("-")[0]
+    return name if name in GGUF_ARCHITECTURES else base_of(name.rpartition("-")[0])
 
 
 def merged(tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -320,8 +404,9 @@ def as_converted(
         elif config.architecture.transposed and ".c_" in name and values.ndim == 2:
             found[name] = values.T
         elif "attention.query_key_value" in name:
-            heads = values.reshape(config.num_heads, 3, -1, *values.shape[1:])
-            found[name] = np.concatenate([*heads.swapaxes(0, 1)]).reshape(values.shape)
+            heads = values.reshape(config.num_kv_heads, -1, config.head_dim, *values.shape[1:])
+            parts = heads[:, :-2], heads[:, -2], heads[:, -1]
+            found[name] = np.concatenate([each.reshape(-1, *values.shape[1:]) for each in parts])
         elif name.endswith("kv_b_proj.weight") and not whole:
             heads = values.reshape(config.num_heads, 8 + 10, -1)
             found[name.replace("kv_b", "k_b")] = heads[:, :8].swapaxes(1, 2)
@@ -369,8 +454,8 @@ def write(path: Path, name: str, config: dict[str, Any], case: Case) -> None:
         if permuted and projection in ("q_proj", "k_proj"):
             heads = read.num_heads if projection == "q_proj" else read.num_kv_heads
             stored = interleaved(values, heads)
-        if theirs.endswith("e_score_correction_bias"):
-            writer.add_tensor(f"blk.{theirs.split('.')[2]}.exp_probs_b.bias", stored)
+        if theirs.endswith(("e_score_correction_bias", "expert_bias")):
+            writer.add_tensor(f"blk.{theirs.split('.')[2]}.exp_probs_b.bias", stored.ravel())
             continue
         if theirs.endswith("shared_expert_gate.weight"):
             stored = values[0]
