@@ -19,7 +19,7 @@ settings.register_profile("cudasim", deadline=None, max_examples=6, derandomize=
 def pytest_addoption(parser):
     parser.addoption("--backend", choices=("numpy", "cudasim", "cuda"), default="numpy")
     parser.addoption(
-        "--kills", type=int, default=10, help="how often tests/quantizer/test_resume.py kills"
+        "--kills", type=int, default=10, help="how often tests/quantizer/test_killed.py kills"
     )
 
 
