@@ -13,7 +13,7 @@ from numbacalib.methods.layer_options import searched_options, share_for, solver
 from numbacalib.methods.layers import check_layer, quantize_layer
 from numbacalib.methods.measured import figures_of_inputs, named, reported
 from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.methods.refit import refit_scales
+from numbacalib.methods.refit import refit_as_stored
 from numbacalib.ops.matrix import joined_rows, reshaped
 from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime.alone import each_alone
@@ -97,8 +97,11 @@ def _in_one_launch(
         stack = _stacked([hessian.reshape(*hessian.shape[-2:]) for hessian in hessians])
         found = gptq_batch(_stacked(list(weights.values())), stack, **options)
         if settings.refits:
-            pairs = zip(weights.values(), found, statistics, strict=True)
-            found = [refit_scales(weight, own, given.hessian) for weight, own, given in pairs]
+            refit = settings.refit_of_grid
+            found = [
+                refit_as_stored(weight, own, given.hessian, refit)
+                for weight, own, given in zip(weights.values(), found, statistics, strict=True)
+            ]
     together = (time.perf_counter() - begin) / len(weights)
     layers = zip(weights.items(), found, statistics, shares, strict=True)
     return [

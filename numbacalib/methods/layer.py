@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from numbacalib.methods.settings import GridFinder, check_element
+from numbacalib.methods.settings import GridFinder, Refit, check_element
 from numbacalib.methods.shrinkage import LEAST_RANK
 from numbacalib.methods.solver import Solver
 from numbacalib.runtime import checks
@@ -59,8 +59,8 @@ class LayerSettings:
     """Strength of the propagated target, 0 to 1. More fits the calibration text better, and other texts
     worse unless there is a lot of it."""
     refit: bool | None = False
-    """True to solve for the scales once the codes are known: `refit_scales`. None is True with a propagated
-    target, where nothing fixes the grid."""
+    """True to solve for the scales, and the zeros, once the codes are known: `refit_scales`. None is True
+    with a propagated target, where the format lets them change."""
     percdamp: float = 0.01
     damping_tries: int = 5
     shrinkage: float | None = 0.0
@@ -79,8 +79,17 @@ class LayerSettings:
         """True where scales are solved for once the codes are known."""
         if self.refit is not None:
             return self.refit
-        free = self.find_grid is None and self.element == INTEGER and self.method != "kmeans"
+        free = self.refit_of_grid is not None and self.method != "kmeans"
         return free and self.target == "propagated"
+
+    @property
+    def refit_of_grid(self) -> Refit | None:
+        """What a refit may change of the grid; None where the format fixes it."""
+        if self.element != INTEGER:
+            return None
+        if self.find_grid is not None:
+            return self.find_grid.refit
+        return Refit("kept" if self.symmetric else "integers")
 
     @property
     def search(self) -> RangeSearch | None:
@@ -144,7 +153,7 @@ class LayerSettings:
             raise ValueError(
                 "ranges: expected full, mse or weighted where the format fixes the grid"
             )
-        if self.refit:
+        if self.refit and self.refit_of_grid is None:
             raise ValueError("refit: expected False where the format fixes the grid")
         if self.method == "gptq" and not self.static_groups and self.act_order != "none":
             raise ValueError("static_groups: expected True where the format fixes the grid")

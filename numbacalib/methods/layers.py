@@ -16,7 +16,7 @@ from numbacalib.methods.layer import LayerReport, LayerSettings
 from numbacalib.methods.layer_options import searched_options, share_for, solver_options
 from numbacalib.methods.measured import figures_of_inputs, named, reported
 from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.methods.refit import refit_scales
+from numbacalib.methods.refit import refit_as_stored
 from numbacalib.methods.rtn import rtn
 from numbacalib.methods.settings import FoundGrids, GridFinder, grid_settings
 from numbacalib.methods.target import propagated_targets
@@ -131,7 +131,7 @@ def quantize_layers(
         targets = _targets(weights, statistics, settings)
         found, measured = _quantized(targets, statistics, settings, importance)
         if settings.refits and statistics is not None:
-            found = _refitted(targets, found, statistics)
+            found = _refitted(targets, found, statistics, settings)
         if statistics is not None:
             measured |= figures_of_inputs(statistics)
     together = (time.perf_counter() - begin) / len(weights)
@@ -334,8 +334,12 @@ def _gptq(
 
 
 def _refitted(
-    targets: Mapping[str, Any], found: Sequence[Any], statistics: InputStatistics
+    targets: Mapping[str, Any],
+    found: Sequence[Any],
+    statistics: InputStatistics,
+    settings: LayerSettings,
 ) -> list[QuantizedWeight]:
-    """Fit scales to the codes that were found."""
+    """Fit scales and zeros to the codes that were found, as the format stores them."""
+    hessian, refit = statistics.hessian, settings.refit_of_grid
     pairs = zip(targets.values(), found, strict=True)
-    return [refit_scales(target, quantized, statistics.hessian) for target, quantized in pairs]
+    return [refit_as_stored(target, quantized, hessian, refit) for target, quantized in pairs]
