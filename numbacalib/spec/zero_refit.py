@@ -34,9 +34,15 @@ def fit_zeros(matrix, mixed, ones, pulls, ones_pulls, scales, zeros, least, most
     for _ in range(SWEEPS):
         changed = False
         for g in range(groups):
-            pull, ones_pull = others_pulls(
-                matrix, mixed, ones, pulls, ones_pulls, scales, steps, moves, g
-            )
+            # c_g H p^T and u_g H p^T
+            pull = pulls[g] + matrix[g, g] * scales[g]
+            ones_pull = ones_pulls[g] + mixed[g, g] * scales[g]
+            for h in range(groups):
+                if h != g:
+                    offset = (scales[h] + steps[h]) * moves[h]
+                    both = matrix[g, h] if g < h else matrix[h, g]
+                    pull += mixed[g, h] * offset - both * steps[h]
+                    ones_pull += ones[g, h] * offset - mixed[h, g] * steps[h]
             square, cross, count = matrix[g, g], mixed[g, g], ones[g, g]
             best = moves[g]
             gain = gain_of(pull, ones_pull, square, cross, count, best, scales[g])
@@ -54,19 +60,6 @@ def fit_zeros(matrix, mixed, ones, pulls, ones_pulls, scales, zeros, least, most
                 steps[g] = (pull - best * ones_pull) / length - scales[g]
         if not changed:
             break
-
-
-@scalar
-def others_pulls(matrix, mixed, ones, pulls, ones_pulls, scales, steps, moves, g):
-    """``c_g H p^T`` and ``u_g H p^T`` with p what the other groups leave of the weight."""
-    pull = pulls[g] + matrix[g, g] * scales[g]
-    ones_pull = ones_pulls[g] + mixed[g, g] * scales[g]
-    for h in range(len(pulls)):
-        if h != g:
-            offset = (scales[h] + steps[h]) * moves[h]
-            pull += mixed[g, h] * offset - (matrix[g, h] if g < h else matrix[h, g]) * steps[h]
-            ones_pull += ones[g, h] * offset - mixed[h, g] * steps[h]
-    return pull, ones_pull
 
 
 @scalar
