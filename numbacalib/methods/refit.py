@@ -9,7 +9,6 @@ import numpy as np
 
 from numbacalib.linalg import solve_rows
 from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.methods.settings import Refit
 from numbacalib.methods.target import damped_factor
 from numbacalib.ops.grid import shifted
 from numbacalib.ops.matrix import cast, from_host, joined_rows, take, to_host, weighted_sum
@@ -74,8 +73,8 @@ def refit_scales(
     see `numbacalib.spec.scale_refit`. It costs ``M K^2`` operations, about as much as GPTQ itself. Real
     zeros let each group move by an offset, which takes from the Hessian what offsets can make up for:
     with u a column of ones for each group, the scales are solved for with
-    ``H - H u (u^T H u)^-1 u^T H``, and the offsets follow. Integer zeros are searched,
-    `numbacalib.spec.zero_refit`, between two such solutions.
+    ``H - H u (u^T H u)^-1 u^T H``, and the offsets follow. Integer zeros are searched first,
+    each with its scale: see `numbacalib.spec.zero_refit`.
 
     Examples
     --------
@@ -114,24 +113,11 @@ def refit_scales(
         grid = replace(quantized, codes=codes, scales=scales, zeros=old_zeros, g_idx=None)
         if zeros == "biases":
             found = _with_biases(weight, grid, hessian)
+        elif zeros == "integers":
+            found = _with_integers(weight, grid, hessian, least_zero)
         else:
             found = _with_scales(weight, grid, hessian)
-        if zeros == "integers":
-            found = _with_integers(weight, found, hessian, least_zero)
         return replace(quantized, scales=found.scales, zeros=found.zeros)
-
-
-def refit_as_stored(
-    weight: Any, quantized: QuantizedWeight, hessian: Any, refit: Refit | None
-) -> QuantizedWeight:
-    """`refit_scales` of what a format lets change; None is nothing."""
-    if refit is None:
-        return quantized
-    own = quantized.scales.dtype
-    stored = replace(quantized, scales=cast(quantized.scales, refit.dtype or own))
-    free = {"zeros": refit.zeros, "least_zero": refit.least_zero}
-    found = refit_scales(weight, stored, hessian, **free)
-    return replace(found, scales=cast(found.scales, own))
 
 
 def _errors(weight: Any, quantized: QuantizedWeight) -> Any:
@@ -151,6 +137,8 @@ class _Offsets:
 
     sums: Any
     """``H u``, [K, G]."""
+    rows: Any
+    """``u^T H``, [G, K]."""
     ones: Any
     """``u^T H u``, [G, G]."""
 
@@ -159,13 +147,14 @@ class _Offsets:
         """Form them for runs of channels."""
         columns = np.repeat(np.eye(groups, dtype=hessian.dtype), len(hessian) // groups, axis=0)
         sums = product(hessian, from_host(columns, hessian))
-        return cls(sums, product(from_host(np.ascontiguousarray(columns.T), hessian), sums))
+        rows = from_host(np.ascontiguousarray(columns.T), hessian)
+        return cls(sums, product(rows, hessian), product(rows, sums))
 
 
 def _with_integers(
     weight: Any, quantized: QuantizedWeight, hessian: Any, least: int
 ) -> QuantizedWeight:
-    """Refit integer zeros, and scales again."""
+    """Search integer zeros, then refit scales."""
     offsets = _Offsets.of(hessian, quantized.scales.shape[1])
     grid = quantized.codes, quantized.zeros, quantized.scales
     moments = hessian, offsets.sums, offsets.ones
@@ -178,7 +167,7 @@ def _with_biases(weight: Any, quantized: QuantizedWeight, hessian: Any) -> Quant
     """Solve for scales and real zeros together, and keep rows that lose less as they are stored."""
     offsets = _Offsets.of(hessian, quantized.scales.shape[1])
     factor = damped_factor(offsets.ones, LEAST_SHARE, 5, weight.dtype)
-    made_up = product(solve_rows(factor, offsets.sums), offsets.sums.T)
+    made_up = product(solve_rows(factor, offsets.sums), offsets.rows)
     solved = _with_scales(weight, quantized, weighted_sum(hessian, made_up, 1.0, -1.0))
     pulls = product(_errors(weight, solved), offsets.sums)
     moved = to_host(solve_rows(factor, pulls)).astype(np.float64)  # what offsets add to values
