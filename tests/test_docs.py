@@ -192,7 +192,7 @@ def traits(own):
         yield "Mamba 2"
     if own.selector:
         yield "chosen positions"
-    if {"query_gate", "attention_gate"} & set(own.linears):
+    if {"query_gate", "attention_gate"} & set(own.linears) or own.head_gate:
         yield "gated attention"
     if own.sinks:
         yield "sinks"

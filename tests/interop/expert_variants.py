@@ -194,6 +194,11 @@ SPARSE: dict[str, dict[str, Any]] = {
     | FEW_EXPERTS
     | {"mamba_n_groups": 2, "mamba_conv_bias": False},
     "nemotron_h": NEMOTRON,
+    "laguna": {"num_experts": 4, "num_experts_per_tok": 2}
+    | {"head_dim": 16, "num_hidden_layers": 3, "layer_types": [FULL, SLIDING, FULL]}
+    | {"num_attention_heads_per_layer": [4, 6, 4], "sliding_window": 7}
+    | {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 48}
+    | {"moe_routed_scaling_factor": 1.5},
     "mellum": FEW_EXPERTS
     | {"head_dim": 16, "moe_intermediate_size": 32, "sliding_window": 7}
     | {"layer_types": [FULL, SLIDING], "rope_parameters": BY_KIND},
