@@ -33,6 +33,7 @@ from numbacalib.models.description import (
 )
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.mixture import Mixture
+from numbacalib.models.rope_parameters import Words
 from numbacalib.spec.router import Routing
 
 
@@ -58,6 +59,22 @@ HUNYUAN_MOE = replace(
     experts=ExpertNames(router="mlp.gate.wg", shared="mlp.shared_mlp"),
     harmless=(*HUNYUAN.harmless, *TRAINING),
     read=_hunyuan_moe,
+)
+
+
+def _glm4v_moe(fields: Fields, options: Options) -> Options:
+    mixture = deepseek_mixture(fields, options, GLM_MIXTURE)
+    return no_windows(fields, options) | {"mixture": mixture}
+
+
+GLM4V_MOE = replace(
+    GLM4_MOE,
+    model_type="glm4v_moe_text",
+    causal_lm="",
+    title="GLM 4.5V and 4.6V",
+    rope_words=Words({"mrope": "default"}, ("mrope_section",)),
+    defaults={**GLM4_MOE.defaults, "max_position_embeddings": 65536, "attention_bias": True},
+    read=_glm4v_moe,
 )
 
 _HY_V3: dict[str, Any] = {
