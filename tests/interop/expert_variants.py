@@ -209,6 +209,8 @@ SPARSE: dict[str, dict[str, Any]] = {
     "flex_olmo": FEW_EXPERTS | {"norm_topk_prob": True},
     "minimax_m2": FEW_EXPERTS | {"head_dim": 16, "rotary_dim": 8},
     "glm4_moe_lite": LATENT,
+    "minicpm3": {name: size for name, size in LATENT.items() if name.endswith(("_rank", "_dim"))}
+    | {"num_key_value_heads": 4, "dim_model_base": 16},
     "youtu": {"num_key_value_heads": 4}
     | {name: size for name, size in LATENT.items() if name.endswith(("_rank", "_dim"))},
     "afmoe": FEW_EXPERTS
