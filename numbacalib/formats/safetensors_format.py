@@ -43,7 +43,7 @@ class Left(NamedTuple):
 
     @property
     def is_wrapped(self) -> bool:
-        """Return whether runtimes have something before the decoder's names; not for its own layers."""
+        """Return whether the model holds more than the decoder, whose names runtimes then prefix."""
         return any("." not in part for part in self.parts)
 
 

@@ -22,6 +22,7 @@ from numbacalib.ops.matrix import diagonals, take, to_host, without_columns
 from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime import checks
 from numbacalib.runtime.finite import start_finite_check
+from numbacalib.spec.gptq import ColumnGrids
 from numbacalib.spec.grid import group_indices
 
 DAMPING_GROWTH = 4.0
@@ -137,7 +138,7 @@ def solve(
 def _require_factors(
     factors: HessianFactors, names: Sequence[str], percdamps: Sequence[float]
 ) -> None:
-    """Wait for factors, and raise an error for the first that there is not."""
+    """Wait for the factors, and raise an error for the first matrix that has none."""
     for e, minor in enumerate(factors.minors):
         if minor:
             raise factors.error(e, names[e], percdamps[e])
@@ -188,13 +189,14 @@ def sweep(
     if static_groups:
         scales, zeros = find_scales(weight, settings)
         group_of = groups if orders is None else orders.group
-        found = quantize_direct(permuted, upper, settings.grid, group_of, scales, zeros)
+        grids = ColumnGrids(settings.grid, group_of, scales, zeros)
     else:
         importance = settings.importance
         if importance is not None and orders is not None:
             importance = take(importance, orders.order, 1)
         ranges = {"search": settings.search, "importance": importance}
-        found = quantize_direct(permuted, upper, settings.grid, groups, **ranges)
+        grids = ColumnGrids(settings.grid, groups, **ranges)
+    found = quantize_direct(permuted, upper, grids)
     codes, scales, zeros = found.codes, found.scales, found.zeros
     g_idx: list[NDArray[np.int64] | None] = [None] * count
     if orders is not None:

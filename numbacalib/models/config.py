@@ -273,7 +273,7 @@ class ModelConfig:
         return not self.rotary_layers or self.rotary_layers[index]
 
     def rope_of(self, index: int) -> Rope | None:
-        """The rotary embedding of a layer, which may let queries grow alone; None for nothing of both."""
+        """Rotary embedding of a layer, or the growth of its queries alone; None where it has neither."""
         if not self.turns(index):
             if self.still_growth is None:
                 return None

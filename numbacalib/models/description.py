@@ -140,6 +140,12 @@ class ExpertNames:
     either_way: bool = False
     interleaved: bool = False
 
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Ends of the names of tensors of one row, which are vectors elsewhere."""
+        gate = (f".{self.shared_gate}.weight",) if self.shared_gate else ()
+        return (*gate, f".{self.correction}") if self.correction_is_row else gate
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaNames:

@@ -154,7 +154,7 @@ class Experts(MLP):
 
     @contextmanager
     def loaded(self, experts: Sequence[int]) -> Iterator[None]:
-        """Have the weights of experts among the block's linear layers, from its file, for a time."""
+        """Load experts' weights among the block's linear layers, inside of the ``with`` statement."""
         names = [part.name for expert in experts for part in self.parts[expert].values()]
         linears = self._weights.linears
         linears |= self._weights.read(names)

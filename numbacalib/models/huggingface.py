@@ -230,7 +230,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         self._entries[name] = entry
 
     def _unpack(self, source: PackedSource) -> None:
-        """Have weights in the place of their codes and scales, and a configuration of such a model."""
+        """Replace codes and scales by the weights that they stand for, in the configuration too."""
         for name in list(self._entries):
             layer, _, ending = name.rpartition(".")
             if ending in source.others:

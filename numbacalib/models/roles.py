@@ -16,7 +16,7 @@ LAYER_INPUT = ("layer_gate", "layer_output")
 
 
 def names_by_role(config: ModelConfig, index: int) -> dict[str, str]:
-    """Names of a block's linear layers, without experts; layers of several roles are there for each."""
+    """Name the linear layer of each role in a block, without experts; several roles may share a layer."""
     architecture = config.architecture
     linears = dict(architecture.linears)
     direct = linears.pop("direct_query", "")

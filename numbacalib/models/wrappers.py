@@ -58,7 +58,7 @@ _PREFIXES = {
 def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The configuration of the decoder in a ``config.json``: the whole of it where there are no others.
 
-    Whether the head is tied says the outer one, in which a file that leaves it out means yes: a head that
+    The outer configuration says whether the head is tied, and it is where that says nothing; a head that
     the file has counts all the same.
 
     Raises

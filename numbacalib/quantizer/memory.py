@@ -15,6 +15,7 @@ from numbacalib.models.roles import columns_by_role
 from numbacalib.models.stream import stream_size
 from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.settings import PAIRED_TOKENS, Settings
+from numbacalib.statistics.inputs import DRIFT_TOKENS
 
 _COPIES = 4
 """Float32 copies of a stage's weights: as read, compensated, as codes, dequantized."""
@@ -95,6 +96,13 @@ class Demand:
         """Tokens of each residual stream."""
         return [tokens, min(tokens, PAIRED_TOKENS)][: self.streams]
 
+    def _moments(self, tokens: int) -> int:
+        """Matrices [K, K] that are collected: the Hessian, and two moments with the original model."""
+        if self.streams == 1:
+            return 1
+        # those of tokens that the original model does not see, and what they are merged into
+        return 3 if tokens <= PAIRED_TOKENS else 6
+
     def _block_bytes(self, index: int, tokens: int, streamed: bool) -> int:
         config, place, streams = self.config, self.place, self.streams
         size = place.product_dtype(self.dtype).itemsize
@@ -103,8 +111,9 @@ class Demand:
         widest = max(channels for _, channels in shapes.values())
         together = min(tokens, place.batch_tokens)
         batch = size * together * self._numbers_of_a_token(index, widest)
-        if streams > 1:  # float32, what they differ by of a layer's inputs and of the stream itself
-            batch += 4 * together * (widest + stream_size(config))
+        if streams > 1:  # what they differ by, in a layer's inputs and in the stream itself
+            shown = min(together, DRIFT_TOKENS)
+            batch += size * (shown * widest + together * stream_size(config))
         staying = sum(
             self._staying_bytes(index, own, widest, streamed) for own in self._passing(tokens)
         )
@@ -112,8 +121,7 @@ class Demand:
         passing = 4 * stream_size(config) * moving if streamed else 0
         squares = _SQUARES + 2 * (streams - 1) if self.calibrated else 0
         sizes = [stage_size(config, index, stage, self.layers) for stage in stages(config, index)]
-        # beside the Hessian, two moments with the original model; and while they are merged, all again
-        gathering = batch + passing + 4 * (1 + 5 * (streams - 1)) * widest**2
+        gathering = batch + passing + 4 * self._moments(tokens) * widest**2
         solving = 4 * max(
             squares * channels**2 + _COPIES * rows * channels for rows, channels in sizes
         )

@@ -7,10 +7,9 @@ import json
 import numpy as np
 import pytest
 from models.described import write_described_checkpoint
-from models.tiny import TEXT
+from quantizer.runs import run
 from safetensors.numpy import load_file, save_file
 
-from numbacalib.cli import main
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import HOST, Decoder, open_checkpoint
 from numbacalib.models.parts import Parts
@@ -24,20 +23,9 @@ TOKENS, KEPT = 4 * 32, 2
 
 
 @pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT * 20, encoding="utf-8")
-    return file
-
-
-@pytest.fixture
 def model(tmp_path):
     """Two layers of six experts, without a preference between them."""
     return write_described_checkpoint(tmp_path / "model", "glm4_moe", dtype="bfloat16")
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def shun(model, expert):

@@ -10,10 +10,10 @@ import sys
 import textwrap
 
 import pytest
-from models.tiny import TEXT, write_tiny_checkpoint
+from models.tiny import write_tiny_checkpoint
+from quantizer.runs import run
 
 import numbacalib
-from numbacalib.cli import main
 from numbacalib.models import HOST
 from numbacalib.models.place import Place
 from numbacalib.quantizer import blocks, pipeline, plan, preflight, trial
@@ -22,19 +22,8 @@ SHORT = ["--samples", "4", "--sequence-length", "32", "--group-size", "32"]
 
 
 @pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT * 20, encoding="utf-8")
-    return file
-
-
-@pytest.fixture
 def model(tmp_path):
     return write_tiny_checkpoint(tmp_path / "model", dtype="bfloat16", num_hidden_layers=4)
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(
@@ -79,6 +68,7 @@ def test_sizes_are_those_that_come(tmp_path, model, text):
         samples=4,
         sequence_length=32,
         group_size=32,
+        device="cpu",
         planned=seen.append,
     )
     assert seen == [report.plan]
@@ -138,6 +128,7 @@ def test_too_little_memory_names_what_would_fit(tmp_path, text, capsys, monkeypa
     model = write_tiny_checkpoint(tmp_path / "model", intermediate_size=4096)
     command = ["quantize", model, "--text", text, "--samples", 16, "--sequence-length", 32]
     command += ["--group-size", 32, "--target", "layerwise", "--output", tmp_path / "out"]
+    command += ["--device", "cpu"]
     made = []
     real = plan.make_plan
 
@@ -163,6 +154,7 @@ def test_too_little_memory_names_what_would_fit(tmp_path, text, capsys, monkeypa
 def refusals(tmp_path, model, text, capsys, monkeypatch, *options):
     """Plan a run, and then give it a byte less than it needs: what is said to fit."""
     command = ["quantize", model, "--text", text, *SHORT, *options, "--output", tmp_path / "out"]
+    command += ["--device", "cpu"]
     made = []
     real = plan.make_plan
 
@@ -214,7 +206,8 @@ LATE = """
     model, output, text, options = sys.argv[1:]
     before = set()
     numbacalib.quantize(
-        model, output, text=[text], samples=4, sequence_length=32, group_size=32, **json.loads(options),
+        model, output, text=[text], samples=4, sequence_length=32, group_size=32, device="cpu",
+        **json.loads(options),
         planned=lambda plan: before.update(known()),
     )
     print(json.dumps(sorted(known() - before)))
