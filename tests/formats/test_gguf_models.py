@@ -214,7 +214,7 @@ def changed(source, **options):
         ("qwen3_moe", {"attention_bias": True}, "output_bias: expected False of a qwen3moe in"),
         ("gpt_oss", {"attention_bias": False}, "output_bias: expected True of a gpt-oss in GGUF"),
         ("starcoder2", {"use_bias": False}, "attention_bias: expected True of a starcoder2 in"),
-        ("glm4", {"rope_scaling": LLAMA3}, "rope_scaling: expected default or linear or yarn of"),
+        ("glm4", {"rope_scaling": LLAMA3}, "rope_scaling: expected default, linear or yarn of a"),
         ("deepseek_v3", {"rope_scaling": LINEAR}, "rope_scaling: expected default or yarn of a d"),
         ("deepseek_v3", {"num_hidden_layers": 26}, "q_lora_rank: expected none of a deepseek2 of"),
         ("deepseek_v3", {"topk_group": 2}, "n_group: expected more than topk_group 2 and less t"),
