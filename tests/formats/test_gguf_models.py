@@ -21,7 +21,7 @@ from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_file import GGUFFile
-from numbacalib.quantizer import Settings, quantize
+from numbacalib.quantizer import Settings, quantize, verify
 
 PLAIN = Settings(method="rtn")
 LINEAR = {"rope_type": "linear", "factor": 2.0}
@@ -155,6 +155,8 @@ def test_a_decoder_that_sees_has_its_parts_of_heads_and_no_tower(tmp_path):
     }
     expected = logits(open_checkpoint(source))
     np.testing.assert_allclose(logits(checkpoint), expected, atol=0.05 * np.abs(expected).max())
+    dropped = verify(tmp_path / "out", against=source).dropped
+    assert list(dropped) == ["model.visual.patch_embed.proj.bias"]
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
