@@ -158,7 +158,7 @@ def test_statistics_are_collected_once_and_quantized_from_again(tmp_path, text, 
     saved = tmp_path / "statistics"
     assert run("collect", model, "--text", text, *SHORT, "--output", saved) == 0
     from_text, from_files = tmp_path / "from-text", tmp_path / "from-files"
-    command = ["quantize", model, *GROUPS, "--bits", "3"]
+    command = ["quantize", model, *GROUPS, "--bits", "3", "--passes", "0"]
     assert run(*command, "--text", text, *SHORT, "--output", from_text) == 0
     assert run(*command, "--statistics", saved, "--output", from_files) == 0
     left, right = (
@@ -274,7 +274,7 @@ def test_fewer_tokens_than_channels_are_said(tmp_path, text, model, caplog, caps
 def test_a_run_fails_where_too_many_layers_need_more_damping(tmp_path, text, model, caplog, capsys):
     output = tmp_path / "out"
     command = ["quantize", model, "--text", text, *GROUPS, "--sequence-length", "8"]
-    command += ["--samples", "1", "--percdamp", "0", "--output", output]
+    command += ["--samples", "1", "--percdamp", "0", "--shrinkage", "0", "--output", output]
     assert run(*command) == 1
     assert "layers needed more damping than percdamp 0, above the share of 0.1" in (
         capsys.readouterr().err
@@ -317,9 +317,17 @@ def test_a_propagated_target_and_refit_come_nearer_to_the_model(tmp_path, text, 
     runs = {
         "layerwise": ["--target", "layerwise"],
         "propagated": ["--target", "propagated", "--target-strength", "1"],
-        "refit": ["--target", "layerwise", "--refit"],
+        "refit": ["--target", "layerwise", "--refit", "--passes", "3"],
         "others": OTHERS,
-        "nothing": ["--target", "propagated", "--target-strength", "0", "--no-refit"],
+        "nothing": [
+            "--target",
+            "propagated",
+            "--target-strength",
+            "0",
+            "--no-refit",
+            "--passes",
+            "0",
+        ],
         "default": ["--target", "propagated", "--target-strength", "0"],
     }
     decoder = Decoder(open_checkpoint(model))
