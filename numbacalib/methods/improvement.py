@@ -39,6 +39,6 @@ def _refitted(
         return quantized
     own = quantized.scales.dtype
     stored = replace(quantized, scales=cast(quantized.scales, refit.dtype or own))
-    free = {"zeros": refit.zeros, "least_zero": refit.least_zero}
-    found = refit_scales(target, stored, hessian, **free)
+    zeros, least = refit.zeros, refit.least_zero
+    found = refit_scales(target, stored, hessian, zeros=zeros, least_zero=least)
     return replace(found, scales=cast(found.scales, own))

@@ -224,6 +224,7 @@ def _targets(
         return weights
     keys = {f"{name}: weight": weight for name, weight in weights.items()}
     moments = statistics.hessian, statistics.cross, statistics.residual
+    assert settings.shrinkage is not None  # found by now
     smoothing = settings.percdamp, settings.damping_tries, settings.shrinkage
     found = propagated_targets(keys, *moments, settings.target_strength, *smoothing)
     return dict(zip(weights, found, strict=True))
