@@ -1,4 +1,4 @@
-"""What is done to a layer's codes and grids once a method has chosen them."""
+"""Refits and passes over the codes of a layer, once a method has chosen them."""
 
 from __future__ import annotations
 

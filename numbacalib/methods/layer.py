@@ -105,7 +105,7 @@ class LayerSettings:
 
     @property
     def refit_of_grid(self) -> Refit | None:
-        """What a refit may change of the grid; None where the format fixes it."""
+        """Parts of the grid that a refit may change; None where the format fixes it."""
         if self.element != INTEGER:
             return None
         if self.find_grid is not None:

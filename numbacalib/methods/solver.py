@@ -152,8 +152,8 @@ def effective_rank(
     ``K log det(I + H / floor) / sum_j log(1 + H[j, j] / floor)`` over live channels, where the floor is the
     damping: K where no channel says anything of another (Hadamard's inequality), and about the rank where
     all else is below the floor. It costs nothing beside the factor, whose pivots have the determinant.
-    Without damping, `ROUNDING` of the mean diagonal is in its place. Where the Hessian was shrunk, what that
-    left of H is compared, and what it added is part of each channel's floor.
+    Without damping, `ROUNDING` of the mean diagonal is in its place. Where the Hessian was shrunk, what
+    that left of H is compared, and what it added is part of each channel's floor.
 
     Parameters
     ----------
