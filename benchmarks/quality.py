@@ -238,9 +238,14 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
         for name in options.model
         for method in (*METHODS, *PEERS)
         if fnmatchcase(method, pattern)
-        and (GRIDS[grid][1] or not {"full_range", "size"} & METHODS.get(method, {}).keys())
+        and (GRIDS[grid][1] or not is_of_symmetric(METHODS.get(method, {})))
     )
     yield from found
+
+
+def is_of_symmetric(given: dict[str, Any]) -> bool:
+    """Return whether settings are measured on symmetric grids alone."""
+    return "size" in given or bool(given.get("full_range")) or given.keys() == {"full_range"}
 
 
 def is_ours(case: tuple[str, str, str], folder: Path | None) -> bool:
