@@ -45,16 +45,22 @@ class StoredBiases:
         return FoundGrids(scales, from_host(-biases / on_host.astype(np.float32), scales))
 
 
-def real_zeros(weight: Any, settings: GridSettings) -> FoundGrids:
+@dataclass(frozen=True)
+class RealZeros:
     """Scales and real zeros of least weighted error, both as a dtype of scales holds them.
 
     The search is that of GGML's blocks with a minimum each: scales are float16 numbers.
     """
-    grid = BlockGrid(settings.grid.bits, settings.group_size, 1, 0, True)
-    scales, zeros = block_scales(weight, grid, settings.importance).grids(grid)
-    stored = zeros.astype(settings.scale_dtype).astype(np.float32)
-    scales = scales.astype(settings.scale_dtype)
-    return FoundGrids(from_host(scales, weight), from_host(stored, weight))
+
+    refit: ClassVar = None
+
+    def __call__(self, weight: Any, settings: GridSettings) -> FoundGrids:
+        """See `GridFinder`."""
+        grid = BlockGrid(settings.grid.bits, settings.group_size, 1, 0, True)
+        scales, zeros = block_scales(weight, grid, settings.importance).grids(grid)
+        stored = zeros.astype(settings.scale_dtype).astype(np.float32)
+        scales = scales.astype(settings.scale_dtype)
+        return FoundGrids(from_host(scales, weight), from_host(stored, weight))
 
 
 def biases_of(scales: NDArray[Any], zeros: NDArray[Any]) -> NDArray[Any]:

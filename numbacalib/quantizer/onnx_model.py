@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from numbacalib.formats import dequantize_linear, matmul_nbits
 from numbacalib.formats.format import LayerGrid
-from numbacalib.formats.grid_finders import real_zeros
+from numbacalib.formats.grid_finders import RealZeros
 from numbacalib.formats.matmul_nbits import REAL_BITS, RULES, padded
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.methods import (
@@ -101,7 +101,7 @@ def quantize_onnx(
     (256, True)
     """
     if float_zeros:
-        settings = replace(settings, find_grid=real_zeros)
+        settings = replace(settings, find_grid=RealZeros())
     check(settings, None)
     settings = settings.settled(text=False, experts=False)
     if operator not in _OPERATORS:
