@@ -10,6 +10,7 @@ from numbacalib.quantizer.report import table
 class DeviceRow(NamedTuple):
     """A figure of one model on both devices."""
 
+    model: str
     dtype: str
     figure: str
     cpu: float
@@ -32,12 +33,13 @@ def devices_body(rows: list[DeviceRow]) -> str:
     """Return one line a figure."""
     lines = [
         [
+            row.model,
             row.dtype,
             row.figure,
             f"{row.cpu:.6g}",
             f"{row.gpu:.6g}",
-            f"{row.difference:.2%} of {row.limit:.2%}{' (short)' if row.falls_short else ''}",
+            f"{row.difference:.3%} of {row.limit:.2%}{' (short)' if row.falls_short else ''}",
         ]
         for row in rows
     ]
-    return table(["SmolLM2-135M", "figure", "CPU", "GPU", "difference"], lines)
+    return table(["model", "dtype", "figure", "CPU", "GPU", "difference"], lines)

@@ -1,8 +1,8 @@
 """The same model on the CPU and on a GPU: perplexity on real texts, and losses of quantized layers.
 
-    python benchmarks/devices_gpu.py
+    python benchmarks/devices_gpu.py --models glassllm SmolLM2-135M
 
-SmolLM2-135M, bfloat16 as it is stored and in float32: a GPU multiplies in the model's own type, the CPU in
+Models as they are stored, in 16 bits, and in float32: a GPU multiplies in the model's own type, the CPU in
 float32. Needs the extras `models` and `cuda`.
 """
 
@@ -18,15 +18,19 @@ from device_rows import DeviceRow
 from harness import RESULTS, describe_machine, write_csv
 from report import parser, report
 from safetensors.numpy import load_file, save_file
-from small_models import checkpoint_of_smollm2
+from small_models import checkpoint_of_glassllm, checkpoint_of_smollm2
 from texts import KINDS, read_texts
 
 from numbacalib.quantizer import evaluate, quantize
 
-LENGTH, EVALUATED, CALIBRATED = 512, 16, 16
-"""Tokens of a sequence, and sequences."""
-SETTINGS = {"bits": 4, "group_size": 64, "target": "layerwise", "samples": CALIBRATED}
-LIMITS = {"float32": (1e-4, 1e-3), "bfloat16": (5e-3, 2e-2)}
+MODELS = {
+    "glassllm": (checkpoint_of_glassllm, "float16", 128, 32),
+    "SmolLM2-135M": (checkpoint_of_smollm2, "bfloat16", 512, 64),
+}
+"""Where the checkpoint is, its dtype, tokens of a sequence, and channels of a group."""
+TOKENS = 8192
+"""Of calibration, and of evaluation on each text."""
+LIMITS = {"float32": (1e-4, 1e-3), "float16": (5e-3, 2e-2), "bfloat16": (5e-3, 2e-2)}
 """How far perplexities, and losses of layers, may differ, by dtype."""
 PACKAGES = ("numba", "numba-cuda", "numpy", "cupy-cuda13x")
 
@@ -44,31 +48,31 @@ def in_float32(model: Path, folder: Path) -> Path:
     return folder
 
 
-def rows_of(model: Path, dtype: str, folder: Path) -> list[DeviceRow]:
+def rows_of(name: str, model: Path, dtype: str, folder: Path) -> list[DeviceRow]:
     """Rows of one model."""
     texts = read_texts(folder / "texts")
+    _, _, length, group_size = MODELS[name]
+    size = {"samples": TOKENS // length, "sequence_length": length}
+    settings = size | {"group_size": group_size, "symmetric": True, "target": "layerwise"}
     least, of_layers = LIMITS[dtype]
     rows = []
     for kind in KINDS:
         found = [
-            evaluate(
-                model, texts.held_out[kind], sequence_length=LENGTH, samples=EVALUATED, device=name
-            ).perplexity
-            for name in ("cpu", "cuda")
+            evaluate(model, texts.held_out[kind], device=device, **size).perplexity
+            for device in ("cpu", "cuda")
         ]
-        rows.append(DeviceRow(dtype, f"perplexity, {kind}", *found, least))
+        rows.append(DeviceRow(name, dtype, f"perplexity, {kind}", *found, least))
     losses = []
-    for name in ("cpu", "cuda"):
-        output = folder / f"{dtype}-{name}"
+    for device in ("cpu", "cuda"):
+        output = folder / f"{name}-{dtype}-{device}"
         text = texts.calibration["messages"]
-        settings = SETTINGS | {"sequence_length": LENGTH}
-        layers = quantize(model, output, text=text, device=name, **settings).layers
+        layers = quantize(model, output, text=text, device=device, **settings).layers
         losses.append([layer.loss for layer in layers])
     on_host, there = (np.array(each, np.float64) for each in losses)
     furthest = int(np.argmax(np.abs(there / on_host - 1)))
     figures = float(on_host[furthest]), float(there[furthest])
-    name = f"loss of a layer, the furthest of {len(there)}"
-    rows.append(DeviceRow(dtype, name, *figures, of_layers))
+    figure = f"loss of a layer, the furthest of {len(there)}"
+    rows.append(DeviceRow(name, dtype, figure, *figures, of_layers))
     for row in rows:
         print(row, f"{row.difference:.2e}")
     return rows
@@ -76,16 +80,21 @@ def rows_of(model: Path, dtype: str, folder: Path) -> list[DeviceRow]:
 
 def main() -> int:
     """Measure, write the CSV, print the table; return 1 where a bound is missed."""
-    options = parser(__doc__).parse_args()
+    made = parser(__doc__)
+    made.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    options = made.parse_args()
     import cupy
 
+    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        model = checkpoint_of_smollm2()
-        rows = rows_of(in_float32(model, folder / "wide"), "float32", folder)
-        rows += rows_of(model, "bfloat16", folder)
-    name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    file = write_csv("devices-gpu", describe_machine(*PACKAGES, machine=name), rows, RESULTS)
+        for name in options.models:
+            checkpoint, dtype, *_ = MODELS[name]
+            model = checkpoint()
+            rows += rows_of(name, in_float32(model, folder / name), "float32", folder)
+            rows += rows_of(name, model, dtype, folder)
+    gpu = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    file = write_csv("devices-gpu", describe_machine(*PACKAGES, machine=gpu), rows, RESULTS)
     report(file, docs=options.docs)
     return int(any(row.falls_short for row in rows))
 
