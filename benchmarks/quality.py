@@ -114,6 +114,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "GPTQ, default, no passes": {"passes": 0},
     "GPTQ, default, 10 passes": {"passes": 10},
     "GPTQ, default, no refit": {"refit": False},
+    **{f"GPTQ, default, power {norm:g}": {"range_norm": norm} for norm in (2.0, 2.4, 3.0, 4.0)},
     **{
         f"GPTQ, default, shrinkage {share:g}": {"shrinkage": share} for share in (0, 0.03, 0.2, 0.3)
     },

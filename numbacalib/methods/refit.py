@@ -172,8 +172,9 @@ def _with_biases(weight: Any, quantized: QuantizedWeight, hessian: Any) -> Quant
     pulls = product(_errors(weight, solved), offsets.sums)
     moved = to_host(solve_rows(factor, pulls)).astype(np.float64)  # what offsets add to values
     scales = to_host(solved.scales).astype(np.float64)
-    biases = moved - to_host(quantized.zeros) * scales
-    stored = biases.astype(solved.scales.dtype).astype(np.float32)
+    with np.errstate(over="ignore"):  # a row with an infinite bias does not lose less
+        biases = (moved - to_host(quantized.zeros) * scales).astype(solved.scales.dtype)
+    stored = biases.astype(np.float32)
     zeros = from_host(-stored / scales.astype(np.float32), hessian)
     old = replace(quantized, zeros=shifted(quantized.zeros, 0, np.float32))
     return _better_rows(weight, old, replace(solved, zeros=zeros), hessian)
