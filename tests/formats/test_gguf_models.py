@@ -212,6 +212,7 @@ def changed(source, **options):
         ("qwen3_vl_text", {"rope_parameters": None}, "mrope_section: expected it of a qwen3"),
         ("olmo2", {"tie_word_embeddings": True}, "tie_word_embeddings: expected False of a olmo2"),
         ("gemma", {"tie_word_embeddings": False}, "tie_word_embeddings: expected True of a gemma"),
+        ("phi", {"qk_layernorm": True}, "qk_layernorm: expected False of a phi2 in GGUF, got True"),
         ("phi3", {"head_dim": 32}, "head_dim: expected 64 of a phi3 in GGUF, got 32"),
         ("qwen3_moe", {"attention_bias": True}, "output_bias: expected False of a qwen3moe in"),
         ("gpt_oss", {"attention_bias": False}, "output_bias: expected True of a gpt-oss in GGUF"),
@@ -266,6 +267,16 @@ def test_skipped_layers_stay_as_they_are(tmp_path, caplog):
     ):
         written(source, tmp_path / "other", settings=settings)
     assert not (tmp_path / "other").exists()
+
+
+def test_skipped_layers_that_files_hold_transposed(tmp_path):
+    source = write_model(tmp_path / "m", "gpt2")
+    settings = Settings(method="rtn", skip=("model.layers.1.*",))
+    checkpoint = written(source, tmp_path / "out", settings=settings)
+    name = "model.layers.1.attn.c_attn.weight"
+    assert checkpoint.kind(name).name == "F32"
+    np.testing.assert_array_equal(checkpoint.tensor(name), open_checkpoint(source).tensor(name))
+    assert not verify(tmp_path / "out", against=source).changed
 
 
 def test_layers_that_predict_further_tokens_are_left_out(tmp_path, caplog):
