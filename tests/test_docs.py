@@ -186,6 +186,12 @@ def traits(own):
         yield "latent attention"
     if own.delta is not None:
         yield "gated delta net"
+    if own.convolution is not None:
+        yield "short convolutions"
+    if own.state_space is not None:
+        yield "Mamba 2"
+    if own.selector:
+        yield "chosen positions"
     if {"query_gate", "attention_gate"} & set(own.linears):
         yield "gated attention"
     if own.sinks:

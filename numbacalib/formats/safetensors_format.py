@@ -18,12 +18,12 @@ from numbacalib.formats.safetensors_writer import SafetensorsWriter
 from numbacalib.methods import QuantizedWeight
 from numbacalib.methods.settings import STORAGE
 from numbacalib.models.fields import Fields
-from numbacalib.models.layer_tensors import beside, module_name
+from numbacalib.models.tensor_names import beside, module_name
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
 
-_TABLES = ("embed_tokens", "embed_positions")
+_TABLES = ("embed_tokens", "embed_positions", "embed_tokens_per_layer")
 """Ends of names of matrices that are no linear layers."""
 _EXCEPT = "-:"
 """Begins an expression of GPTQModel's ``dynamic`` for layers that are not quantized."""
@@ -44,7 +44,7 @@ class Left(NamedTuple):
     @property
     def is_wrapped(self) -> bool:
         """Return whether the model holds more than the decoder, whose names runtimes then prefix."""
-        return not all(part.startswith("layers.") for part in self.parts)
+        return any("." not in part for part in self.parts)
 
 
 class SafetensorsFormat(Format):

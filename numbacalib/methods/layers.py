@@ -12,11 +12,11 @@ import numpy as np
 from numbacalib.methods.awq import awq_clip
 from numbacalib.methods.codebook import CodebookWeight, codebook
 from numbacalib.methods.gptq import gptq_shared
+from numbacalib.methods.improvement import improved
 from numbacalib.methods.layer import LayerReport, LayerSettings
 from numbacalib.methods.layer_options import searched_options, share_for, solver_options
 from numbacalib.methods.measured import figures_of_inputs, named, reported
 from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.methods.refit import refit_scales
 from numbacalib.methods.rtn import rtn
 from numbacalib.methods.settings import AskedGrid, FoundGrids, GridArrays, GridFinder, grid_settings
 from numbacalib.methods.target import propagated_targets
@@ -130,9 +130,13 @@ def quantize_layers(
         check_layer(statistics, settings, importance)
         targets = _targets(weights, statistics, settings)
         found, measured = _quantized(targets, statistics, settings, importance)
-        if settings.refits and statistics is not None:
-            found = _refitted(targets, found, statistics)
         if statistics is not None:
+            found = [
+                improved(
+                    targets[name], own, statistics.hessian, settings, measured.get("shrinkage")
+                )
+                for name, own in zip(weights, found, strict=True)
+            ]
             measured |= figures_of_inputs(statistics)
     together = (time.perf_counter() - begin) / len(weights)
     return [
@@ -331,11 +335,3 @@ def _gptq(
         weights = {keys[name]: targets[name] for name in names}
         found += gptq_shared(weights, statistics.hessian, **solver, **own).values()
     return found, {"shrinkage": shrinkage}
-
-
-def _refitted(
-    targets: Mapping[str, Any], found: Sequence[Any], statistics: InputStatistics
-) -> list[QuantizedWeight]:
-    """Fit scales to the codes that were found."""
-    pairs = zip(targets.values(), found, strict=True)
-    return [refit_scales(target, quantized, statistics.hessian) for target, quantized in pairs]

@@ -105,8 +105,21 @@ class FoundGrids(NamedTuple):
     """Number by which the scales are divided already, where a format stores it beside them."""
 
 
+class Refit(NamedTuple):
+    """What `refit_scales` may change of a grid, and how that is stored."""
+
+    zeros: str = "kept"
+    least_zero: int = 0
+    dtype: np.dtype | None = None
+    """Dtype of scales and biases, where the file's is narrower than the grid's own."""
+
+
 class GridFinder(Protocol):
     """A format's own way of finding grids, for `LayerSettings.find_grid`: what it returns it can store."""
+
+    @property
+    def refit(self) -> Refit | None:
+        """What may still change once codes are known; None where nothing can."""
 
     def __call__(self, weight: Any, settings: GridSettings) -> FoundGrids:
         """Return scales [M, G] in ``settings.scale_dtype`` and zeros as `gptq` takes them.

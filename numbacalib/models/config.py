@@ -15,6 +15,8 @@ from numbacalib.models.growth import Growth
 from numbacalib.models.latent import Latent
 from numbacalib.models.mixture import Mixture
 from numbacalib.models.rope_parameters import read_rope, read_ropes
+from numbacalib.models.short_convolution import ShortConvolution
+from numbacalib.models.state_space import StateSpace
 from numbacalib.models.wrappers import WRAPPERS, decoder_config
 
 __all__ = ["ModelConfig", "Rope"]
@@ -101,6 +103,14 @@ class ModelConfig:
         ``num_kv_heads`` and ``head_dim`` of the layers without windows, where those have others.
     shared_values : tuple of bool
         Which layers have keys, before they are normalized and turned, for values; empty for none.
+    key_sources : tuple of (int or None)
+        For each layer, the earlier one to whose keys and values it attends, or None for its own; empty for
+        that everywhere.
+    mlp_sizes : tuple of int
+        Widths of the layers' MLPs, where they differ; empty for `intermediate_size` everywhere.
+    layer_input_size : int
+        Length of the vectors of tokens that each block adds through a gate
+        (`numbacalib.models.layer_inputs`); 0 for none.
     rotary_layers : tuple of bool
         Which layers turn their queries and keys; empty for all.
     tie_word_embeddings : bool
@@ -111,12 +121,18 @@ class ModelConfig:
         Whether queries and keys are normalized.
     sliding_windows : tuple of (int or None)
         For each layer, how many positions a token attends to, itself included; None for all.
+    selected : int
+        How many positions a token attends to at most, by a choice that is not run
+        (`Architecture.selector`): longer sequences are refused; 0 for all.
     attention_scale : float, optional
         By what the products of queries and keys are multiplied; ``head_dim ** -0.5`` by default.
     attention_cap, logit_cap : float
         Soft caps of scores and of logits: see `numbacalib.ops.attention`; 0 for none.
     embedding_scale, residual_scale, logit_scale : float
         Factors of embeddings, of what attention and MLP add to the residual stream, and of logits.
+    halves : tuple of str
+        For each layer, "attention", or what is in its place, or "mlp" where it has one of them alone, and
+        "both"; empty for that everywhere.
     chunks : tuple of (int or None)
         For each layer, the length of the runs of positions within which tokens attend to each other; None
         for the whole sequence. Empty for that everywhere.
@@ -130,6 +146,8 @@ class ModelConfig:
     mixture : Mixture, optional
         Experts.
     delta : DeltaNet, optional
+    convolution : ShortConvolution, optional
+    state_space : StateSpace, optional
         What is in the place of attention in some layers.
     further_layers : int
         Blocks after the last one that predict tokens after the next: they are not run.
@@ -155,6 +173,9 @@ class ModelConfig:
     local_rope: tuple[float, Mapping[str, Any]] | None = None
     global_heads: tuple[int, int] | None = None
     shared_values: tuple[bool, ...] = ()
+    key_sources: tuple[int | None, ...] = ()
+    mlp_sizes: tuple[int, ...] = ()
+    layer_input_size: int = 0
     rotary_layers: tuple[bool, ...] = ()
     tie_word_embeddings: bool = False
     attention_bias: bool = False
@@ -163,12 +184,14 @@ class ModelConfig:
     head_bias: bool = False
     qk_norm: bool = False
     sliding_windows: tuple[int | None, ...] = ()
+    selected: int = 0
     attention_scale: float | None = None
     attention_cap: float = 0.0
     logit_cap: float = 0.0
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    halves: tuple[str, ...] = ()
     chunks: tuple[int | None, ...] = ()
     query_growth: Growth | None = None
     still_growth: Growth | None = None
@@ -176,6 +199,8 @@ class ModelConfig:
     gate_clamp: tuple[float, float] | None = None
     mixture: Mixture | None = None
     delta: DeltaNet | None = None
+    convolution: ShortConvolution | None = None
+    state_space: StateSpace | None = None
     further_layers: int = 0
 
     @property
@@ -196,6 +221,23 @@ class ModelConfig:
             return self.global_heads
         return self.num_kv_heads, self.head_dim
 
+    def key_source(self, index: int) -> int | None:
+        """The earlier layer to whose keys and values a layer attends, or None for its own."""
+        return self.key_sources[index] if self.key_sources else None
+
+    @cached_property
+    def lenders(self) -> tuple[int, ...]:
+        """Layers to whose keys and values later ones attend."""
+        return tuple(sorted({source for source in self.key_sources if source is not None}))
+
+    def has(self, index: int, half: str) -> bool:
+        """Return whether a layer has a half, "attention" or "mlp"."""
+        return not self.halves or self.halves[index] in (half, "both")
+
+    def mlp_size(self, index: int) -> int:
+        """Width of a layer's MLP."""
+        return self.mlp_sizes[index] if self.mlp_sizes else self.intermediate_size
+
     def mixture_of(self, index: int) -> Mixture | None:
         """The mixture of experts of a layer, or None."""
         return self.mixture if self.mixture and self.mixture.layers[index] else None
@@ -203,6 +245,21 @@ class ModelConfig:
     def delta_of(self, index: int) -> DeltaNet | None:
         """The gated delta net of a layer, or None."""
         return self.delta if self.delta and self.delta.layers[index] else None
+
+    def convolution_of(self, index: int) -> ShortConvolution | None:
+        """The short convolution of a layer, or None."""
+        found = self.convolution
+        return found if found and found.layers[index] else None
+
+    def state_space_of(self, index: int) -> StateSpace | None:
+        """The layer of Mamba 2 in a block, or None."""
+        found = self.state_space
+        return found if found and found.layers[index] else None
+
+    def attends(self, index: int) -> bool:
+        """Return whether a layer has attention, and nothing else in its place."""
+        others = self.delta_of(index), self.convolution_of(index), self.state_space_of(index)
+        return not any(others)
 
     def turns(self, index: int) -> bool:
         """Return whether queries and keys of a layer turn."""
@@ -239,6 +296,10 @@ class ModelConfig:
         fields = Fields(decoder)
         kinds = (*ARCHITECTURES, *WRAPPERS) if decoder is config else tuple(ARCHITECTURES)
         architecture = ARCHITECTURES[fields.choice("model_type", kinds)]
+        if architecture.prepared is not None:
+            fields = Fields(architecture.prepared(decoder))
+        fields = fields.renamed(architecture.synonyms)
+        fields.text("model_type")
         for key in QUANTIZATION:  # how the weights are stored, which their format reads
             fields.object(key, None)
         options = _read_shape(fields, architecture)

@@ -17,20 +17,14 @@ from numpy.typing import NDArray
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo
 from numbacalib.models.config import QUANTIZATION, ModelConfig
 from numbacalib.models.fused_experts import View, expert_entries
-from numbacalib.models.layer_tensors import (
-    EMBEDDINGS,
-    HEAD,
-    canonical_name,
-    denied,
-    is_buffer,
-    is_linear,
-)
+from numbacalib.models.layer_tensors import EMBEDDINGS, HEAD, is_linear
 from numbacalib.models.packed_sources import DTYPE, PackedSource, packed_source
 from numbacalib.models.safetensors_file import (
     STORED_TYPES,
     StoredTensor,
     TensorEntry,
 )
+from numbacalib.models.tensor_names import canonical_name, denied, is_buffer
 from numbacalib.models.tokenizer import read_tokenizer
 from numbacalib.models.weight_files import weight_headers
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,11 +14,10 @@ from numpy.typing import NDArray
 
 from numbacalib.ops.matrix import cast
 from numbacalib.runtime import host_memory
+from numbacalib.runtime.notices import notices
 
 if TYPE_CHECKING:
     from numbacalib.runtime.device import Transfers
-
-log = logging.getLogger("numbacalib")
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,7 @@ def open_place(device: str = "auto") -> Place:
     if device == "auto":
         if _missing_packages() or not _device_count():
             return HOST
-        log.warning("running on the first CUDA device (--device cpu for the host)")
+        notices.warning("running on the first CUDA device (--device cpu for the host)")
         return _cuda(0)
     kind, _, number = device.partition(":")
     if kind != "cuda" or not (number.isdecimal() or device == "cuda"):

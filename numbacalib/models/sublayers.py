@@ -26,6 +26,7 @@ from numbacalib.models.latent import NORM_EPS
 from numbacalib.models.layer_tensors import Part, Stage, attention_stages, mlp_stages, parts
 from numbacalib.models.parts import Parts
 from numbacalib.models.rope import RotaryEmbedding
+from numbacalib.models.stream import states_of, written_states
 from numbacalib.ops.activation import activate, activate_clamped
 from numbacalib.ops.attention import attention
 from numbacalib.ops.matrix import (
@@ -41,7 +42,7 @@ from numbacalib.ops.matrix import (
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
 
-__all__ = ["MLP", "Attention", "LatentAttention", "Sublayer", "activated"]
+__all__ = ["MLP", "Attention", "LatentAttention", "Missing", "Sublayer", "activated"]
 
 
 class Sublayer(abc.ABC):
@@ -83,9 +84,10 @@ class Sublayer(abc.ABC):
 
     def input(self, hidden: Array) -> Array:
         """Normalized ``hidden`` ``[..., T, hidden_size]``, or as it is where there is no norm."""
+        states = states_of(self._config, hidden)
         if self._input_norm is None:
-            return cast(hidden, self._weights.dtype)
-        return self._weights.norm(self._input_norm, hidden)
+            return cast(states, self._weights.dtype)
+        return self._weights.norm(self._input_norm, states)
 
     def entries(self, x: Array) -> list[Array]:
         """The inputs of the entry stages, from what `input` gave."""
@@ -120,12 +122,35 @@ class Sublayer(abc.ABC):
     def _add(self, hidden: Array, part: Any, x: Array) -> Array:
         """Add a linear layer's sums, normalized and scaled as the architecture does."""
         factor = self._config.residual_scale
-        if self._output_norm is None and factor == 1:
-            return self._weights.project(part, x, add_to=hidden)
-        output = self._weights.project(part, x, dtype=np.float32)
-        if self._output_norm is not None:
-            output = self._weights.norm(self._output_norm, output, np.float32)
-        add_scaled(hidden, output, factor)
+        with written_states(self._config, hidden) as states:
+            if self._output_norm is None and factor == 1:
+                self._weights.project(part, x, add_to=states)
+                return hidden
+            output = self._weights.project(part, x, dtype=np.float32)
+            if self._output_norm is not None:
+                output = self._weights.norm(self._output_norm, output, np.float32)
+            add_scaled(states, output, factor)
+        return hidden
+
+    def _scale_block(self, hidden: Array) -> None:
+        """Multiply the block's results by its number, where it has one; the last sublayer does so."""
+        scale = self._weights.vectors.get(self._config.architecture.block_scale)
+        if scale is not None:
+            with written_states(self._config, hidden) as states:
+                add_scaled(states, states, float(to_host(scale)[0]) - 1)
+
+
+class Missing(Sublayer):
+    """In the place of a half that a block does not have: it adds nothing."""
+
+    role = "attention"
+    entry_stages, exit_stages, width = (), (), 0
+
+    def inner(self, x: Array) -> None:
+        del x
+
+    def add_output(self, hidden: Array, inner: None) -> Array:
+        del inner
         return hidden
 
 
@@ -158,6 +183,10 @@ class Attention(Sublayer):
 
     def inner(self, x: Array) -> Array:
         """Attend: ``[..., T, hidden_size]`` to ``[..., T, num_heads * head_dim]``."""
+        return self._contexts(x, *self._turned(x))
+
+    def _turned(self, x: Array) -> tuple[Array, Array, Array, Array | None]:
+        """Heads ``[S, T, heads, head_dim]``, normalized and turned, and the gates of outputs."""
         config = self._config
         *_, length, _ = x.shape
         queries, keys, values, gates = self._heads(x)
@@ -171,6 +200,14 @@ class Attention(Sublayer):
             rotate(keys, *self._rope.tables(length), interleaved=interleaved)
         if by_head and config.architecture.norm_after_rotary:
             queries, keys = self._normalized(queries, keys)
+        return queries, keys, values, gates
+
+    def _contexts(
+        self, x: Array, queries: Array, keys: Array, values: Array, gates: Array | None
+    ) -> Array:
+        """Compute what heads attend to, as the inputs of the exit layer."""
+        config = self._config
+        *_, length, _ = x.shape
         attend = partial(
             attention,
             window=self._window,
@@ -270,6 +307,7 @@ class LatentAttention(Attention):
         assert latent is not None
         self._latent, self._turning = latent, rope
         self._still = self._config.head_dim - self._config.rotary_dim
+        self._growing = rope.still(self._still)
         self.width = self._config.num_heads * latent.value_dim
 
     def middles(self, x: Array) -> list[Array]:
@@ -285,6 +323,8 @@ class LatentAttention(Attention):
         queries = self._of_heads("query", self._query_input(x))
         tables = self._turning.query_tables(length)
         rotate(queries, *tables, interleaved=config.architecture.interleaved, first=still)
+        if self._growing is not None:
+            rotate(queries, *self._growing.query_tables(length))
         turned, latents = self._compressed(x)
         rotate(turned, *self._turning.tables(length), interleaved=config.architecture.interleaved)
         expanded = self._of_heads("key_value", latents)
@@ -328,8 +368,6 @@ class MLP(Sublayer):
         self.entry_stages, self.exit_stages = (entry,), (exit_,)
         up = self._parts["up"]
         self.width = up.end - up.begin
-        scale = weights.vectors.get(self._config.architecture.block_scale)
-        self._block_scale = 1.0 if scale is None else float(to_host(scale)[0])
 
     def inner(self, x: Array) -> Array:
         """``activation(gate) * up``, or ``activation(up)``, ``[..., T, intermediate_size]``."""
@@ -338,8 +376,8 @@ class MLP(Sublayer):
     def add_output(self, hidden: Array, inner: Array) -> Array:
         """Project the activations, and add that."""
         self._add(hidden, self._parts["down"], inner)
-        if self._block_scale != 1:
-            add_scaled(hidden, hidden, self._block_scale - 1)
+        if not self._config.layer_input_size:
+            self._scale_block(hidden)
         return hidden
 
 

@@ -15,8 +15,10 @@ __all__ = ["WRAPPERS", "beside_decoder", "decoder_config", "decoder_name"]
 
 WRAPPERS = {
     "aya_vision": "cohere2",
+    "exaone4_5": "exaone4",
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
     "glm4v": "glm4v_text",
     "idefics3": "llama",
     "internvl": "qwen2",

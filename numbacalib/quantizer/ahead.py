@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from numbacalib.linalg import factor_hessians
-from numbacalib.methods import LayerSettings, quantize_layers, rtn
+from numbacalib.methods import LayerSettings, QuantizedWeight, quantize_layers, rtn
 from numbacalib.methods.layer_options import grid_options, searched_options
 from numbacalib.methods.order import column_orders
 from numbacalib.methods.settings import AskedGrid, grid_settings
@@ -39,6 +39,7 @@ from numbacalib.ops.magnitudes import channel_magnitudes
 from numbacalib.ops.matrix import diagonals, weighted_sum
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.stages import require_range
+from numbacalib.quantizer.trial import storing
 from numbacalib.runtime import checks, kernel_files
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.statistics import InputStatistics
@@ -126,7 +127,8 @@ def _mlp(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
 
 def _hessian(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     """Run what collects statistics."""
-    inputs = block.attention.input(_states(decoder, settings))
+    shape = settings.sequence_length, decoder.config.hidden_size
+    inputs = decoder.place.put(np.zeros(shape, block.dtype))
     InputStatistics(decoder.config.hidden_size).update(inputs)
 
 
@@ -207,6 +209,15 @@ def _target(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     quantize_layers({stage[0]: weight}, statistics, layer)
 
 
+def _storing(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
+    """Run what the host does with quantized layers: pack and unpack codes, and decode them."""
+    del decoder
+    size = settings.group_size or 8
+    codes, zeros = np.zeros((8, size), np.uint8), np.zeros((8, 1), np.uint8)
+    scales = np.ones((8, 1), block.dtype)
+    storing(QuantizedWeight(codes, scales, zeros, settings.bits, size, settings.symmetric))
+
+
 def _score(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     """Run what the proof of the output needs: the head's losses."""
     del block
@@ -227,6 +238,7 @@ _PARTS: dict[str, Callable[[Decoder, DecoderBlock, Settings], None]] = {
     "solve": _solve,
     "target": _target,
     "score": _score,
+    "storing": _storing,
 }
 """Parts of a run."""
 _OF_TARGET = ("target",)
@@ -234,7 +246,7 @@ _PROCESSES: tuple[tuple[str, ...], ...] = (
     ("hessian", "panels"),
     ("columns", "score"),
     ("sweep",),
-    ("attention", "mlp"),
+    ("attention", "mlp", "storing"),
     ("factor", "search"),
     ("measure", "solve"),
     _OF_TARGET,
@@ -245,7 +257,7 @@ makes a context for one process at a time."""
 
 def _states(decoder: Decoder, settings: Settings) -> Any:
     """Hidden states of one sequence."""
-    return decoder.place.zeros((1, settings.sequence_length, decoder.config.hidden_size))
+    return decoder.place.zeros((1, settings.sequence_length, decoder.stream_size))
 
 
 def _layer(block: DecoderBlock, settings: Settings) -> LayerSettings:

@@ -41,7 +41,9 @@ class Settings(LayerSettings):
     target: str = "auto"
     """Target as in `LayerSettings`, or "auto": "propagated" where gptq runs over a text and the model has
     no experts, and "layerwise" elsewhere."""
+    full_range: bool | None = None
     refit: bool | None = None
+    passes: int | None = None
     act_order: str = "desc"
     """Order of the columns; perplexities are lower with this one than with the order as it comes."""
     static_groups: bool = True

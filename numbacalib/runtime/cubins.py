@@ -8,7 +8,6 @@ without Numba.
 from __future__ import annotations
 
 import functools
-import logging
 import platform
 from collections.abc import Callable
 from hashlib import sha256
@@ -25,9 +24,8 @@ from numba import cuda
 
 from numbacalib.runtime import kernel_files
 from numbacalib.runtime.identity import describe
+from numbacalib.runtime.notices import notices
 from numbacalib.runtime.streams import check
-
-log = logging.getLogger("numbacalib")
 
 
 def function(kernel: Any, kinds: tuple, types: Callable[[], tuple]) -> Any:
@@ -65,7 +63,7 @@ def _loaded(code: bytes) -> Any:
 
 @functools.cache
 def _announce() -> None:
-    log.warning("compiling GPU kernels, once for this machine and each dtype")
+    notices.warning("compiling GPU kernels, once for this machine and each dtype")
 
 
 def identify(kernel: Any, kinds: tuple, capability: tuple[int, ...]) -> tuple[str, bytes]:

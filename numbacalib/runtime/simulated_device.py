@@ -60,6 +60,11 @@ def from_host(array: NDArray) -> Any:
     return cuda.to_device(array)
 
 
+def constant(values: tuple[int, ...]) -> Any:
+    """See `numbacalib.runtime.driver_device.constant`."""
+    return cuda.to_device(np.array(values))
+
+
 def write(target: Any, array: NDArray) -> None:
     """See `numbacalib.runtime.driver_device.write`."""
     target.copy_to_device(array)

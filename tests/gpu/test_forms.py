@@ -12,7 +12,8 @@ from numbacalib.ops.attention import attention
 from numbacalib.ops.columns import gpu as column_kernels
 from numbacalib.ops.gptq_quantize_column import quantize_direct
 from numbacalib.ops.matrix import to_host
-from numbacalib.runtime import device
+from numbacalib.ops.products import add_moment
+from numbacalib.runtime import device, moments_gpu
 from numbacalib.spec.gptq import ColumnGrids
 from numbacalib.spec.grid import Grid, group_indices
 
@@ -44,6 +45,20 @@ def test_hessian(form, dtype, rows, generator):
         expected = 2 / rows * x.double().T @ x.double()
         assert torch.equal(tensor(updated), tensor(updated).T)
         assert_close(updated, expected, rows, expected.abs().max())
+
+
+@pytest.mark.parametrize("rows", [1, 31, 64, 129, 300, 1100])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_moments_of_two_inputs(form, dtype, rows, monkeypatch, generator):
+    """Of all widths, begun anywhere, in chunks of rows, and added to what is there."""
+    monkeypatch.setattr(moments_gpu, "CHUNK_ROWS", 1024)
+    for channels, width in zip(EDGES, (*EDGES[5:], 1030, *EDGES[:4]), strict=True):
+        left = normal((rows, channels + 8), dtype, generator)[:, 8:]
+        right = normal((rows, width + 3), dtype, generator)[:, 3:]
+        target = torch.ones(channels, width, device="cuda")
+        add_moment(target, left, right, 2 / rows, 0.5)
+        expected = 0.5 + 2 / rows * left.double().T @ right.double()
+        assert_close(target, expected, rows, expected.abs().max())
 
 
 @pytest.mark.parametrize("rows", [1, 8, 63, 64, 65, 257, 2049])

@@ -30,7 +30,7 @@ class Case(NamedTuple):
 
 
 def base_of(name: str) -> str:
-    return name if name in GGUF_ARCHITECTURES else name.rpartition("-")[0]
+    return name if name in GGUF_ARCHITECTURES else base_of(name.rpartition("-")[0])
 
 
 def merged(tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -59,8 +59,9 @@ def as_converted(
         elif config.architecture.transposed and ".c_" in name and values.ndim == 2:
             found[name] = values.T
         elif "attention.query_key_value" in name:
-            heads = values.reshape(config.num_heads, 3, -1, *values.shape[1:])
-            found[name] = np.concatenate([*heads.swapaxes(0, 1)]).reshape(values.shape)
+            heads = values.reshape(config.num_kv_heads, -1, config.head_dim, *values.shape[1:])
+            parts = heads[:, :-2], heads[:, -2], heads[:, -1]
+            found[name] = np.concatenate([each.reshape(-1, *values.shape[1:]) for each in parts])
         elif name.endswith("kv_b_proj.weight") and not whole:
             heads = values.reshape(config.num_heads, 8 + 10, -1)
             found[name.replace("kv_b", "k_b")] = heads[:, :8].swapaxes(1, 2)
@@ -108,8 +109,8 @@ def write(path: Path, name: str, config: dict[str, Any], case: Case) -> None:
         if permuted and projection in ("q_proj", "k_proj"):
             heads = read.num_heads if projection == "q_proj" else read.num_kv_heads
             stored = interleaved(values, heads)
-        if theirs.endswith("e_score_correction_bias"):
-            writer.add_tensor(f"blk.{theirs.split('.')[2]}.exp_probs_b.bias", stored)
+        if theirs.endswith(("e_score_correction_bias", "expert_bias")):
+            writer.add_tensor(f"blk.{theirs.split('.')[2]}.exp_probs_b.bias", stored.ravel())
             continue
         if theirs.endswith("shared_expert_gate.weight"):
             stored = values[0]

@@ -14,7 +14,8 @@ from numbacalib.models import Decoder, ModelConfig, open_checkpoint
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_names import gguf_name, hf_name
-from numbacalib.models.layer_tensors import canonical_name, is_linear
+from numbacalib.models.layer_tensors import is_linear
+from numbacalib.models.tensor_names import canonical_name
 
 SIZES = {
     "vocab_size": VOCAB_SIZE,
@@ -70,7 +71,26 @@ SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 
 SECTION_KEYS = {"rope.dimension_sections": [2, 3, 3, 0]}
 
 
+BEHIND_A_DENSE_ONE = COUNTS | {
+    "expert_feed_forward_length": 32,
+    "expert_shared_count": 1,
+    "expert_gating_func": 2,
+    "leading_dense_block_count": 1,
+    "expert_weights_norm": True,
+    "expert_weights_scale": 1.5,
+}
 CASES = {
+    "afmoe": Case(
+        EXPERTS | {
+            "model_type": "afmoe",
+            "num_dense_layers": 1,
+            "num_shared_experts": 1,
+            "mup_enabled": True,
+            "sliding_window": 5,
+            "route_scale": 1.5,
+        },
+        BEHIND_A_DENSE_ONE | {"attention.sliding_window": 5},
+    ),
     "arcee": Case({"model_type": "arcee", "mlp_bias": True}),
     "chatglm": Case({"model_type": "glm"}, {"rope.dimension_count": 8}),
     "command-r": Case({"model_type": "cohere", "logit_scale": 0.5}, {"logit_scale": 0.5}),
@@ -101,8 +121,59 @@ CASES = {
         LATENT | {"model_type": "deepseek_v2", "q_lora_rank": None},
         COUNTS | LATENT_KEYS | {"attention.key_length": 12, "attention.value_length": 10},
     ),
+    "deepseek2-dense": Case(
+        {name: size for name, size in LATENT.items() if name.endswith(("_rank", "_dim", "_heads"))}
+        | {"model_type": "youtu", "q_lora_rank": 16},
+        LATENT_KEYS | PARTS | {
+            "attention.q_lora_rank": 16,
+            "expert_feed_forward_length": 96,
+            "expert_shared_count": 0,
+            "leading_dense_block_count": 4,
+        },
+    ),
+    "dots1": Case(
+        EXPERTS | {
+            "model_type": "dots1",
+            "num_key_value_heads": 4,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.5,
+        },
+        BEHIND_A_DENSE_ONE,
+    ),
     "ernie4_5": Case({"model_type": "ernie4_5", "use_bias": True}),
+    "ernie4_5-moe": Case(
+        {
+            "model_type": "ernie4_5_moe",
+            "moe_num_experts": 3,
+            "moe_k": 2,
+            "moe_intermediate_size": 32,
+            "moe_num_shared_experts": 1,
+        },
+        COUNTS | {
+            "expert_feed_forward_length": 32,
+            "expert_shared_count": 1,
+            "expert_shared_feed_forward_length": 32,
+            "interleave_moe_layer_step": 1,
+            "leading_dense_block_count": 1,
+        },
+    ),
     "exaone4": Case({"model_type": "exaone4", "sliding_window": None}),
+    "exaone-moe": Case(
+        EXPERTS | {
+            "model_type": "exaone_moe",
+            "sliding_window": 5,
+            "first_k_dense_replace": 1,
+            "routed_scaling_factor": 1.5,
+        },
+        BEHIND_A_DENSE_ONE | {
+            "attention.sliding_window": 5,
+            "attention.sliding_window_pattern": [True, True, True, False],
+            "expert_shared_feed_forward_length": 32,
+        },
+    ),
+    "falcon": Case({"model_type": "falcon", "bias": False}),
+    "falcon-two-norms": Case({"model_type": "falcon", "new_decoder_architecture": True}),
     "gemma": Case({"model_type": "gemma"}),
     "gemma2": Case(
         {"model_type": "gemma2", "query_pre_attn_scalar": 16, "sliding_window": 5},
@@ -190,6 +261,14 @@ CASES = {
         },
         COUNTS | {"expert_feed_forward_length": 32, "interleave_moe_layer_step": 2},
     ),
+    "minimax-m2": Case(
+        KEPT | {"model_type": "minimax_m2", "rotary_dim": 8},
+        COUNTS | {
+            "rope.dimension_count": 8,
+            "expert_feed_forward_length": 96,
+            "expert_gating_func": 2,
+        },
+    ),
     "mistral3": Case(
         {
             "model_type": "ministral3",
@@ -224,6 +303,7 @@ CASES = {
             "rope.scaling.original_context_length": 16,
         },
     ),
+    "olmoe": Case(KEPT | {"model_type": "olmoe", "num_key_value_heads": 4}, COUNTS),
     "phi2": Case({"model_type": "phi"}, {"rope.dimension_count": 8}),
     "phi3": Case(
         {"model_type": "phi3", "sliding_window": 5},
@@ -260,6 +340,10 @@ CASES = {
         {"model_type": "qwen3_vl_text", "rope_parameters": SECTIONS},
         SECTION_KEYS | {"n_deepstack_layers": 3},
     ),
+    "qwen3vlmoe": Case(
+        EXPERTS | {"model_type": "qwen3_vl_moe_text", "rope_parameters": SECTIONS},
+        COUNTS | SECTION_KEYS | {"expert_feed_forward_length": 32, "n_deepstack_layers": 3},
+    ),
     "qwen3moe": Case(
         EXPERTS | {"model_type": "qwen3_moe", "norm_topk_prob": True},
         COUNTS | {"expert_feed_forward_length": 32},
@@ -267,6 +351,7 @@ CASES = {
     "seed_oss": Case({"model_type": "seed_oss"}),
     "smollm3": Case({"model_type": "smollm3"}),
     "stablelm": Case({"model_type": "stablelm"}, {"rope.dimension_count": 4}),
+    "starcoder": Case({"model_type": "gpt_bigcode"}),
     "starcoder2": Case({"model_type": "starcoder2"}),
 }  # fmt: skip
 """By ``general.architecture``, with something after a hyphen for further variants."""

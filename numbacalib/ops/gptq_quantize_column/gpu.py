@@ -12,7 +12,9 @@ is ``R_bb^-1``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from bisect import bisect_left
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -121,7 +123,7 @@ def _sweep(weight: Any, factors: Any, grids: ColumnGrids, *, inverse: bool) -> G
         zeros = device.empty(scales.shape, dtype)
     segment = group_size if whole else _segment(group_size)
     starts = _block_starts(channels, segment)
-    columns = device.from_host(starts)
+    columns = device.constant(starts)
     size = BLOCK if whole else group_size
     padded = -(-size // STEP) * STEP
     groups: Any = group_of
@@ -141,16 +143,17 @@ def _sweep(weight: Any, factors: Any, grids: ColumnGrids, *, inverse: bool) -> G
     bounds = grids.grid.bounds(dtype)
     stored = scales, zeros
     if not found or whole:
-        stored = tuple(device.empty(array.shape[::-1], dtype) for array in stored)
+        turned = device.empty((2, *scales.shape[::-1]), dtype)
+        stored = turned[0], turned[1]
     if not found:
-        _turn((scales, zeros), stored)
+        _turn(scales, zeros, *stored)
     results = *stored, codes, history, losses
     panels = list(_panels(channels, segment, whole))
     compensate = _compensate
     if dtype == np.float32 and blas_gpu.has_libraries() and device.has_capability_9_0():
         compensate = _PairedHistory(couplings, history, panels[0][1]).compensate
     for begin, end in panels:
-        blocks = columns, *(int(block) for block in np.searchsorted(starts, (begin, end)))
+        blocks = columns, bisect_left(starts, begin), bisect_left(starts, end)
         if begin:
             compensate(couplings, begin, end, history)
         if whole:
@@ -160,7 +163,7 @@ def _sweep(weight: Any, factors: Any, grids: ColumnGrids, *, inverse: bool) -> G
             group = slice(begin // group_size, begin // group_size + 1)
             target = scales[:, group], zeros[:, group]
             _find_scales(compensated[:, begin:end], grids, begin, target)
-            _turn(target, [array[group] for array in stored])
+            _turn(*target, *(array[group] for array in stored))
         operands = source, couplings, diagonals
         launch(quantize, tiles, THREADS, *operands, *blocks, groups, bounds, *results)
     return GroupedCodes(codes, scales, zeros, losses)
@@ -229,11 +232,11 @@ def _find_scales(group: Any, grids: ColumnGrids, begin: int, target: tuple[Any, 
     search_kernels.search_scales_into(group, grids.grid, search, importance, *target)
 
 
-def _turn(matrices: Sequence[Any], targets: Sequence[Any]) -> None:
-    """Set each target [G, M] to the transpose of a matrix [M, G]."""
-    rows, groups = matrices[0].shape
-    for matrix, target in zip(matrices, targets, strict=True):
-        launch(transpose, (-(-rows // THREADS), groups), THREADS, matrix, target)
+def _turn(scales: Any, zeros: Any, turned_scales: Any, turned_zeros: Any) -> None:
+    """Set arrays [G, M] to the transposes of scales and zero points [M, G]."""
+    rows, groups = scales.shape
+    arrays = scales, zeros, turned_scales, turned_zeros
+    launch(transpose, (-(-rows // THREADS), groups), THREADS, *arrays)
 
 
 def _look_ahead(source: Any, couplings: Any, blocks: tuple, history: Any) -> Any:
@@ -252,14 +255,15 @@ def _segment(group_size: int) -> int:
     return BLOCK // padded * group_size
 
 
-def _block_starts(channels: int, segment: int) -> np.ndarray:
-    """First column of each block, of which none reaches into two segments; the end, int64."""
+@functools.cache
+def _block_starts(channels: int, segment: int) -> tuple[int, ...]:
+    """First column of each block, of which none reaches into two segments; the end."""
     starts = [
         column
         for begin in range(0, channels, segment)
         for column in range(begin, min(begin + segment, channels), BLOCK)
     ]
-    return np.array([*starts, channels])
+    return *starts, channels
 
 
 def _panels(channels: int, segment: int, whole: bool) -> Iterator[tuple[int, int]]:
