@@ -43,6 +43,6 @@ def _refitted(
         return quantized
     own = quantized.scales.dtype
     stored = replace(quantized, scales=cast(quantized.scales, refit.dtype or own))
-    free = {"zeros": refit.zeros, "least_zero": refit.least_zero}
+    free: dict[str, Any] = {"zeros": refit.zeros, "least_zero": refit.least_zero}
     found = refit_scales(target, stored, hessian, **free)
     return replace(found, scales=cast(found.scales, own))

@@ -77,7 +77,7 @@ class LayerSettings:
     def calibrated(self, importance: bool = False) -> bool:
         """Return whether a layer needs statistics of its inputs, with or without an `importance` given."""
         weighted = self.ranges == "weighted" and not importance
-        solved = self.refit or self.passes or self.target == "propagated"
+        solved = bool(self.refit or self.passes) or self.target == "propagated"
         return self.method == "gptq" or weighted or self.ranges == "clip" or solved
 
     @property
