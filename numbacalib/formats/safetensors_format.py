@@ -18,7 +18,7 @@ from numbacalib.formats.safetensors_writer import SafetensorsWriter
 from numbacalib.methods import QuantizedWeight
 from numbacalib.methods.settings import STORAGE
 from numbacalib.models.fields import Fields
-from numbacalib.models.tensor_names import beside, module_name
+from numbacalib.models.tensor_names import aliases, beside, module_name
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
@@ -255,6 +255,7 @@ def unquantized_linears(checkpoint: Checkpoint, grids: Mapping[str, LayerGrid]) 
     ]
     tied = [] if "lm_head" in own else ["lm_head"]
     left = [name for name in [*own, *tied] if name not in grids]
+    left += [other for name in left for other in aliases(name, checkpoint.config)]
     return Left([module_name(name, checkpoint.config) for name in left], parts)
 
 

@@ -132,7 +132,7 @@ class DecoderBlock:
             return None
         if stage in self.attention.exit_stages:
             kv_heads, _ = config.heads_of(self._index)
-            if config.num_heads != kv_heads or config.architecture.value_norm:
+            if config.queries_of(self._index) != kv_heads or config.architecture.value_norm:
                 return None
             if self._index in config.lenders:  # later blocks read its values
                 return None

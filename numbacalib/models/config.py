@@ -97,8 +97,10 @@ class ModelConfig:
         Parameters of the rotary scaling, with ``rope_type``; ``{"rope_type": "default"}`` for none.
     rotary_dim : int
         How many dimensions of a head turn.
-    local_rope : (float, Mapping), optional
-        Base and scaling of the layers with windows, where those have others.
+    local_rope : (float, Mapping, int), optional
+        Base, scaling and `rotary_dim` of the layers with windows, where those have others.
+    query_heads : tuple of int
+        Heads of queries of each layer, where they differ; empty for `num_heads` everywhere.
     global_heads : (int, int), optional
         ``num_kv_heads`` and ``head_dim`` of the layers without windows, where those have others.
     shared_values : tuple of bool
@@ -170,7 +172,8 @@ class ModelConfig:
     rope_theta: float = 10000.0
     rope_scaling: Mapping[str, Any] = field(default_factory=lambda: {"rope_type": "default"})
     rotary_dim: int = 0
-    local_rope: tuple[float, Mapping[str, Any]] | None = None
+    local_rope: tuple[float, Mapping[str, Any], int] | None = None
+    query_heads: tuple[int, ...] = ()
     global_heads: tuple[int, int] | None = None
     shared_values: tuple[bool, ...] = ()
     key_sources: tuple[int | None, ...] = ()
@@ -214,6 +217,10 @@ class ModelConfig:
         """The rotary embedding, of layers without windows where there are two."""
         length = self.max_position_embeddings
         return Rope(self.rope_theta, self.rope_scaling, self.rotary_dim, length, self.query_growth)
+
+    def queries_of(self, index: int) -> int:
+        """Heads of queries of a layer."""
+        return self.query_heads[index] if self.query_heads else self.num_heads
 
     def heads_of(self, index: int) -> tuple[int, int]:
         """Heads of keys of a layer, and the length of its heads."""
@@ -275,8 +282,8 @@ class ModelConfig:
             if self.global_heads is not None:
                 return self.rope._replace(dim=self.global_heads[1])
             return self.rope
-        theta, scaling = self.local_rope
-        return self.rope._replace(theta=theta, scaling=scaling)
+        theta, scaling, dim = self.local_rope
+        return self.rope._replace(theta=theta, scaling=scaling, dim=dim)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
@@ -358,18 +365,20 @@ def _read_rotary(
             words=architecture.rope_words,
         )
         return {"rope_theta": theta, "rope_scaling": scaling, "rotary_dim": dim}
-    theta, scaling, local = read_ropes(
+    own, others = defaults.get("partial_rotary_factor"), defaults.get("local_partial_rotary_factor")
+    (theta, scaling, dim), local = read_ropes(
         fields,
         dim=head_dim,
         max_positions=max_positions,
         theta=defaults["rope_theta"],
         local_key=architecture.local_rope_key,
         local_theta=defaults["local_rope_theta"],
+        shares=None if own is None or others is None else (own, others),
     )
     return {
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "rotary_dim": head_dim,
+        "rotary_dim": dim,
         "local_rope": local,
     }
 

@@ -231,6 +231,8 @@ class Architecture:
     renamed : Mapping
         Beginnings of its tensors' names outside of the blocks, and what ours are (`layer_tensors`), where
         they differ: ``{"model.final_layernorm.": "model.norm."}``.
+    aliases : Mapping
+        Layers of blocks that stay as they are and that transformers calls otherwise than its files.
     linears, norms : Mapping
         As `SEPARATE` and `PRE_NORMS`; names in a block.
     transposed : bool
@@ -261,6 +263,9 @@ class Architecture:
         Whether queries and keys are normalized after they are turned.
     interleaved : bool
         Whether neighbours turn together: see `numbacalib.ops.rotary.rotate`.
+    head_gate, head_gate_activation : str
+        The layer of a number for each head, by whose activation what the head attends to is multiplied; ""
+        for none. It is small, and never quantized.
     sinks : str
         The vector of a score for each head that has no value (`numbacalib.ops.attention`); "" for none.
     block_scale : str
@@ -299,6 +304,7 @@ class Architecture:
     title: str
     variants: Mapping[str, Architecture] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     linears: Mapping[str, str] = field(default_factory=lambda: SEPARATE)
     norms: Mapping[str, str] = field(default_factory=lambda: PRE_NORMS)
     transposed: bool = False
@@ -314,6 +320,8 @@ class Architecture:
     value_norm: bool = False
     norm_after_rotary: bool = False
     interleaved: bool = False
+    head_gate: str = ""
+    head_gate_activation: str = "sigmoid"
     sinks: str = ""
     block_scale: str = ""
     selector: str = ""

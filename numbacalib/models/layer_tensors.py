@@ -164,8 +164,10 @@ def vector_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]
                 shapes[f"{part.name}.bias"] = (part.rows,)
     if config.architecture.block_scale:
         shapes[config.architecture.block_scale] = (1,)
+    if (gate := config.architecture.head_gate) and config.attends(index):
+        shapes[f"{gate}.weight"] = (config.queries_of(index), config.hidden_size)
     if config.architecture.sinks:
-        shapes[config.architecture.sinks] = (config.num_heads,)
+        shapes[config.architecture.sinks] = (config.queries_of(index),)
     names, convolution = config.architecture.convolution, config.convolution_of(index)
     if names is not None and convolution is not None:
         shapes[f"{names.taps}.weight"] = (config.hidden_size, 1, convolution.taps)
@@ -294,7 +296,7 @@ def _norm_shape(config: ModelConfig, index: int, role: str) -> tuple[int, ...] |
     if role == "key" and config.key_source(index) is not None:
         return None
     kv_heads, size = config.heads_of(index)
-    heads = config.num_heads if role == "query" else kv_heads
+    heads = config.queries_of(index) if role == "query" else kv_heads
     return {"head": (size,), "heads": (heads, size), "all": (heads * size,)}[
         config.architecture.qk_norm
     ]

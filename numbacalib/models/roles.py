@@ -58,7 +58,7 @@ def names_by_role(config: ModelConfig, index: int) -> dict[str, str]:
 def rows_by_role(config: ModelConfig, index: int) -> dict[str, int]:
     """Rows of the layers, or of the parts of layers, that have a role."""
     kv_heads, size = config.heads_of(index)
-    queries, keys = config.num_heads * size, kv_heads * size
+    queries, keys = config.queries_of(index) * size, kv_heads * size
     rows = {
         "query_key_value": queries + 2 * keys,
         "query_gate": 2 * queries,
@@ -82,7 +82,7 @@ def rows_by_role(config: ModelConfig, index: int) -> dict[str, int]:
 
 def columns_by_role(config: ModelConfig, index: int) -> dict[str, int]:
     """Length of what layers of a role read, where it is not a token's state."""
-    output = config.num_heads * config.heads_of(index)[1]
+    output = config.queries_of(index) * config.heads_of(index)[1]
     columns = {"down": _mlp_width(config, index), "output": output}
     columns["layer_output"] = config.layer_input_size
     if (latent := config.latent) is not None:

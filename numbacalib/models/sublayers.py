@@ -29,6 +29,7 @@ from numbacalib.models.rope import RotaryEmbedding
 from numbacalib.models.stream import states_of, written_states
 from numbacalib.ops.activation import activate, activate_clamped
 from numbacalib.ops.attention import attention
+from numbacalib.ops.linear import linear
 from numbacalib.ops.matrix import (
     add_scaled,
     cast,
@@ -37,10 +38,12 @@ from numbacalib.ops.matrix import (
     joined_columns,
     joined_rows,
     row_range,
+    scaled,
     to_host,
 )
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
+from numbacalib.runtime.checks import rows_of
 
 __all__ = ["MLP", "Attention", "LatentAttention", "Missing", "Sublayer", "activated"]
 
@@ -179,7 +182,7 @@ class Attention(Sublayer):
         entry, *middle, exit_ = attention_stages(config, index)
         self.entry_stages, self.middle_stages, self.exit_stages = (entry,), tuple(middle), (exit_,)
         self._kv_heads, self._size = config.heads_of(index)
-        self.width = config.num_heads * self._size
+        self.width = config.queries_of(index) * self._size
 
     def inner(self, x: Array) -> Array:
         """Attend: ``[..., T, hidden_size]`` to ``[..., T, num_heads * head_dim]``."""
@@ -222,7 +225,18 @@ class Attention(Sublayer):
             context = joined_rows([run.reshape(-1, self.width) for run in found])
         if gates is not None:
             context = activate(gates, "sigmoid", context.reshape(*gates.shape))
+        if config.architecture.head_gate:
+            context = self._gated(x, context)
         return context.reshape(*x.shape[:-1], self.width)
+
+    def _gated(self, x: Array, context: Array) -> Array:
+        """Contexts times the gate of each token's head."""
+        architecture = self._config.architecture
+        weight = self._weights.vectors[f"{architecture.head_gate}.weight"]
+        gates = linear(cast(rows_of(x), np.float32), weight)
+        gates = activate(gates, architecture.head_gate_activation).reshape(-1)
+        heads = scaled(context.reshape(-1, self._size), 1.0, gates)
+        return cast(heads, self._weights.dtype)
 
     def _runs(self, heads: Sequence[Array], length: int) -> Iterator[list[Array]]:
         """Cut heads ``[S, T, ...]`` into runs of positions ``[1, t, ...]`` that do not see each other."""
@@ -276,7 +290,7 @@ class Attention(Sublayer):
         queries = column_range(together, 0, keys)
         values = column_range(together, keys + size, keys + 2 * size)
         *_, length, _, _ = together.shape
-        queries = queries.reshape(-1, length, self._config.num_heads, size)
+        queries = queries.reshape(-1, length, self.width // size, size)
         return queries, column_range(together, keys, keys + size), values
 
     def add_output(self, hidden: Array, inner: Array) -> Array:

@@ -16,7 +16,15 @@ from numbacalib.models.layer_tensors import (
 )
 from numbacalib.models.wrappers import beside_decoder, decoder_name
 
-__all__ = ["beside", "canonical_name", "check_names", "denied", "is_buffer", "is_decoders"]
+__all__ = [
+    "aliases",
+    "beside",
+    "canonical_name",
+    "check_names",
+    "denied",
+    "is_buffer",
+    "is_decoders",
+]
 __all__ += ["module_name"]
 
 # What belongs to the decoder, and so must be one of its tensors; anything else is beside it.
@@ -64,6 +72,12 @@ def module_name(name: str, config: ModelConfig) -> str:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     return name
+
+
+def aliases(name: str, config: ModelConfig) -> list[str]:
+    """Further names that a module has in transformers: see `Architecture.aliases`."""
+    others = config.architecture.aliases.items()
+    return [name.removesuffix(own) + other for own, other in others if name.endswith(own)]
 
 
 def is_buffer(name: str, config: ModelConfig) -> bool:

@@ -29,6 +29,20 @@ DENSE: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 7},
     "exaone": {},
+    "hyperclovax": {
+        "attention_multiplier": 0.2,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 0.25,
+    },
+    "jais2": {},
+    "lfm3": {
+        "num_hidden_layers": 4,
+        "layer_types": ["conv", SLIDING, FULL, "conv"],
+        "head_dim": 16,
+        "sliding_window": 7,
+        "conv_L_cache": 5,
+    },
     "lfm2": {
         "num_hidden_layers": 3,
         "layer_types": ["conv", FULL, "conv"],

@@ -194,6 +194,11 @@ SPARSE: dict[str, dict[str, Any]] = {
     | FEW_EXPERTS
     | {"mamba_n_groups": 2, "mamba_conv_bias": False},
     "nemotron_h": NEMOTRON,
+    "laguna": {"num_experts": 4, "num_experts_per_tok": 2}
+    | {"head_dim": 16, "num_hidden_layers": 3, "layer_types": [FULL, SLIDING, FULL]}
+    | {"num_attention_heads_per_layer": [4, 6, 4], "sliding_window": 7}
+    | {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 48}
+    | {"moe_routed_scaling_factor": 1.5},
     "mellum": FEW_EXPERTS
     | {"head_dim": 16, "moe_intermediate_size": 32, "sliding_window": 7}
     | {"layer_types": [FULL, SLIDING], "rope_parameters": BY_KIND},
@@ -204,6 +209,8 @@ SPARSE: dict[str, dict[str, Any]] = {
     "flex_olmo": FEW_EXPERTS | {"norm_topk_prob": True},
     "minimax_m2": FEW_EXPERTS | {"head_dim": 16, "rotary_dim": 8},
     "glm4_moe_lite": LATENT,
+    "minicpm3": {name: size for name, size in LATENT.items() if name.endswith(("_rank", "_dim"))}
+    | {"num_key_value_heads": 4, "dim_model_base": 16},
     "youtu": {"num_key_value_heads": 4}
     | {name: size for name, size in LATENT.items() if name.endswith(("_rank", "_dim"))},
     "afmoe": FEW_EXPERTS

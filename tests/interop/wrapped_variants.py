@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from interop.dense_variants import DENSE, GEMMA4
-from interop.expert_variants import DELTA, DELTA_EXPERTS, LATENT, LLAMA4, MAGNITUDES, QWEN_EXPERTS
+from interop.expert_variants import (
+    DELTA,
+    DELTA_EXPERTS,
+    GLM_EXPERTS,
+    LATENT,
+    LLAMA4,
+    MAGNITUDES,
+    QWEN_EXPERTS,
+)
 
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
@@ -100,6 +108,32 @@ WRAPPED: dict[str, dict[str, Any]] = {
             "rope_parameters": MROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}
         },
         "vision_config": BLOCKS,
+    },
+    "glm46v": {
+        "text_config": {
+            "rope_parameters": MROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}
+        },
+        "vision_config": BLOCKS | {"model_type": "glm4v_vision"},
+    },
+    "glm4v_moe": {
+        "text_config": GLM_EXPERTS
+        | {"rope_parameters": MROPE | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}},
+        "vision_config": BLOCKS,
+    },
+    "cohere2_vision": {
+        "text_config": {"model_type": "cohere2", "sliding_window": 7, "logit_scale": 1.0},
+        "vision_config": TOWER | {"model_type": "siglip_vision_model"},
+        "alignment_intermediate_size": 64,
+    },
+    "lfm2_vl": {
+        "text_config": DENSE["lfm2"] | {"model_type": "lfm2"},
+        "vision_config": TOWER | {"model_type": "siglip2_vision_model", "num_patches": 4},
+        "projector_hidden_size": 32,
+    },
+    "lfm3_vl": {
+        "text_config": DENSE["lfm3"] | {"model_type": "lfm3"},
+        "vision_config": TOWER,
+        "projector_hidden_size": 32,
     },
     "idefics3": {"text_config": {"model_type": "llama"}, "vision_config": TOWER},
     "smolvlm": {"text_config": {"model_type": "llama"}, "vision_config": TOWER},

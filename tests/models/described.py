@@ -176,6 +176,17 @@ DESCRIBED: dict[str, dict[str, Any]] = {
         "num_local_experts": 0,
         "shared_intermediate_size": 96,
     },
+    # a gate for each head, layers with more heads, of which another part turns
+    "laguna": {
+        "num_attention_heads_per_layer": [4, 6],
+        "layer_types": ["full_attention", "sliding_attention"],
+        "num_hidden_layers": 2,
+        "sliding_window": 3,
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    },
     # blocks of one sublayer each, experts without gates
     "nemotron_h": {
         "num_hidden_layers": 4,

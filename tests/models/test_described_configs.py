@@ -97,6 +97,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"time_step_limit": [0.0, 1.0]},
         r"time_step_limit: expected 0 and infinity, got \[0.0, 1.0\]",
     ),
+    "heads of some keys": (
+        "laguna",
+        {"num_attention_heads_per_layer": [4, 5]},
+        "num_attention_heads_per_layer: expected multiples of num_key_value_heads 2, got",
+    ),
+    "a gate for each number": (
+        "laguna",
+        {"gating": "per-element"},
+        "gating: expected one of True, per-head, got 'per-element'",
+    ),
     "kinds of blocks": (
         "nemotron_h",
         {"layer_types": ["mamba", "conv", "attention", "mlp"]},

@@ -6,16 +6,21 @@ from dataclasses import replace
 
 from numbacalib.models.architectures.mixtures import TRAINING, deepseek_mixture
 from numbacalib.models.description import (
+    ATTENTION_BIASES,
     FULL,
+    SLIDING,
     Architecture,
     ConvolutionNames,
     ExpertNames,
     Options,
+    windows_of_kinds,
 )
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.short_convolution import ShortConvolution
 
 _CONVOLUTION = "conv"
+_KINDS = SLIDING, _CONVOLUTION, FULL, _CONVOLUTION
+"""Of four layers of LFM 3, but for its first one."""
 
 
 def _convolutions(fields: Fields, options: Options) -> Options:
@@ -87,6 +92,59 @@ LFM2 = Architecture(
         *("num_heads", "theta", "use_pos_enc"),
     ),
     read=_lfm2,
+)
+
+
+def _lfm3(fields: Fields, options: Options) -> Options:
+    """Windows in some of the layers that attend."""
+    count = options["num_layers"]
+    window = fields.integer("sliding_window", 1, LARGEST, 256)
+    kinds = fields.texts("layer_types", None)
+    if kinds is None:
+        kinds = [_KINDS[index % 4] if index else _CONVOLUTION for index in range(count)]
+    if len(kinds) != count or set(kinds) - {FULL, SLIDING, _CONVOLUTION}:
+        expected = f"{FULL}, {SLIDING} or {_CONVOLUTION} for each of {count} layers"
+        raise fields.error("layer_types", expected)
+    for key in ("use_sandwich_norm", "use_attention_gate"):
+        fields.choice(key, (True,), True)
+    fields.choice("conv_bias", (False,), False)
+    layers = tuple(kind == _CONVOLUTION for kind in kinds)
+    return windows_of_kinds(kinds, window) | {
+        "convolution": ShortConvolution(layers, fields.integer("conv_L_cache", 1, 64, 7)),
+        "qk_norm": True,
+    }
+
+
+LFM3 = replace(
+    LFM2,
+    model_type="lfm3",
+    causal_lm="Lfm3ForCausalLM",
+    title="LFM 3",
+    linears={**LFM2.linears, "output": "self_attn.o_proj"},
+    norms={
+        "attention": "operator_norm",
+        "attention_output": "post_operator_norm",
+        "mlp": "ffn_norm",
+        "mlp_output": "post_ffn_norm",
+        "query": "self_attn.q_norm",
+        "key": "self_attn.k_norm",
+    },
+    head_gate="self_attn.gate_proj",
+    aliases={"self_attn.gate_proj": "self_attn.g_proj"},
+    local_rope_key="rope_local_base_freq",
+    synonyms={"tie_embedding": "tie_word_embeddings"},
+    defaults={
+        "head_dim": 128,
+        "max_position_embeddings": 128_000,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "local_rope_theta": 1e4,
+        "tie_word_embeddings": True,
+    },
+    biases=ATTENTION_BIASES,
+    harmless=(),
+    read=_lfm3,
 )
 
 _MIXTURE = {

@@ -9,7 +9,7 @@ from typing import Any
 from numbacalib.models.architectures.latent import DEEPSEEK_V3, V3_MIXTURE, latent_attention
 from numbacalib.models.architectures.mixtures import TRAINING, deepseek_mixture, layers_of_kinds
 from numbacalib.models.architectures.windowed import growth_of_queries
-from numbacalib.models.description import ExpertNames, Options, no_windows
+from numbacalib.models.description import ATTENTION_BIASES, ExpertNames, Options, no_windows
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.rope_parameters import Words
 
@@ -92,6 +92,40 @@ SARVAM_MLA = replace(
     title="Sarvam 105B",
     harmless=(*DEEPSEEK_V3.harmless, "num_mtp_layers"),
     read=_sarvam_mla,
+)
+
+
+def _minicpm3(fields: Fields, options: Options) -> Options:
+    """Factors of embeddings, of what blocks add and of logits."""
+    hidden, count = options["hidden_size"], options["num_layers"]
+    depth = fields.number("scale_depth", 1e-6, 1e6, None if "scale_depth" in fields else 1.4)
+    base = fields.integer("dim_model_base", 1, LARGEST, None if "dim_model_base" in fields else 256)
+    values = hidden // options["num_heads"]
+    found = no_windows(fields, options)
+    found |= latent_attention(fields, options, 768, size=256, value=values, still=64)
+    return found | {
+        "embedding_scale": fields.number("scale_emb", 1e-6, 1e6, 12.0),
+        "residual_scale": depth / count**0.5 if depth else 1.0,
+        "logit_scale": base / hidden if base else 1.0,
+    }
+
+
+MINICPM3 = replace(
+    DEEPSEEK_V3,
+    model_type="minicpm3",
+    causal_lm="MiniCPM3ForCausalLM",
+    title="MiniCPM 3",
+    experts=None,
+    interleaved=False,
+    defaults={
+        "head_dim": 32,
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 40,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+    },
+    biases=ATTENTION_BIASES | {"mlp": "mlp_bias"},
+    read=_minicpm3,
 )
 
 _MISTRAL4 = {

@@ -20,6 +20,7 @@ from numbacalib.models.architectures.relatives import granite_factors
 from numbacalib.models.architectures.windowed import HUNYUAN
 from numbacalib.models.description import (
     ATTENTION_BIASES,
+    FULL,
     PRE_NORMS,
     SEPARATE,
     Architecture,
@@ -30,8 +31,9 @@ from numbacalib.models.description import (
     window_of,
     windows_of_kinds,
 )
-from numbacalib.models.fields import Fields
+from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.mixture import Mixture
+from numbacalib.models.rope_parameters import Words
 from numbacalib.spec.router import Routing
 
 
@@ -57,6 +59,22 @@ HUNYUAN_MOE = replace(
     experts=ExpertNames(router="mlp.gate.wg", shared="mlp.shared_mlp"),
     harmless=(*HUNYUAN.harmless, *TRAINING),
     read=_hunyuan_moe,
+)
+
+
+def _glm4v_moe(fields: Fields, options: Options) -> Options:
+    mixture = deepseek_mixture(fields, options, GLM_MIXTURE)
+    return no_windows(fields, options) | {"mixture": mixture}
+
+
+GLM4V_MOE = replace(
+    GLM4_MOE,
+    model_type="glm4v_moe_text",
+    causal_lm="",
+    title="GLM 4.5V and 4.6V",
+    rope_words=Words({"mrope": "default"}, ("mrope_section",)),
+    defaults={**GLM4_MOE.defaults, "max_position_embeddings": 65536, "attention_bias": True},
+    read=_glm4v_moe,
 )
 
 _HY_V3: dict[str, Any] = {
@@ -152,6 +170,63 @@ GRANITEMOE_SHARED = replace(
     title="Granite 3 MoE with a shared expert",
     linears=_SHARED_LINEARS,
     read=_granitemoeshared,
+)
+
+
+def _laguna(fields: Fields, options: Options) -> Options:
+    """Windows in some layers, which may have more heads, and sigmoids with a correction."""
+    count, kv_heads = options["num_layers"], options["num_kv_heads"]
+    window = fields.integer("sliding_window", 1, LARGEST, 512)
+    kinds = kinds_of_layers(fields, count, window, [FULL] * count)
+    heads = fields.integers("num_attention_heads_per_layer", 1, count, None)
+    if heads and any(own % kv_heads for own in heads):
+        expected = f"multiples of num_key_value_heads {kv_heads}"
+        raise fields.error("num_attention_heads_per_layer", expected)
+    fields.choice("gating", (True, "per-head"), True)
+    fields.nothing("moe_apply_router_weight_on_input")
+    fields.choice("moe_router_logit_softcapping", (0.0, 0), 0.0)
+    experts = fields.integer("num_experts", 1, 1 << 16, 256)
+    routing = Routing(
+        fields.integer("num_experts_per_tok", 1, experts, 8),
+        "sigmoid",
+        factor=fields.number("moe_routed_scaling_factor", 1e-6, 1e6, 1.0),
+    )
+    mixture = Mixture(
+        experts,
+        fields.integer("moe_intermediate_size", 1, 1 << 24, 512),
+        (False, *(True,) * (count - 1)),
+        routing,
+        fields.integer("shared_expert_intermediate_size", 1, 1 << 24, 512),
+    )
+    return windows_of_kinds(kinds, window) | {
+        "mixture": layers_of_kinds(fields, options, mixture),
+        "query_heads": tuple(heads or ()),
+        "qk_norm": True,
+    }
+
+
+LAGUNA = Architecture(
+    model_type="laguna",
+    causal_lm="LagunaForCausalLM",
+    title="Laguna",
+    experts=ExpertNames(
+        correction="mlp.experts.e_score_correction_bias", shared="mlp.shared_expert"
+    ),
+    head_gate="self_attn.g_proj",
+    head_gate_activation="softplus",
+    local_rope_key="rope_local_base_freq",
+    defaults={
+        "head_dim": 128,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "rope_theta": 5e5,
+        "local_rope_theta": 1e4,
+        "partial_rotary_factor": 0.5,
+        "local_partial_rotary_factor": 1.0,
+    },
+    biases=ATTENTION_BIASES,
+    harmless=TRAINING,
+    read=_laguna,
 )
 
 
