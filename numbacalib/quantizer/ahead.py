@@ -97,7 +97,8 @@ def _mark(checkpoint: Checkpoint, settings: Settings) -> tuple[str, bytes]:
 
     options = settings.method, settings.ranges, settings.act_order, settings.static_groups
     model = checkpoint.info(EMBEDDINGS).dtype, checkpoint.config.architecture.model_type
-    name = "-".join(["run", *map(str, (*model, *options)), settings.target, str(settings.refits)])
+    improved = settings.target, settings.refits, settings.descents
+    name = "-".join(["run", *map(str, (*model, *options, *improved))])
     return f"{name}.mark", repr(versions()).encode() + kernel_files.sources(Path(__file__))
 
 

@@ -236,7 +236,9 @@ def _prove(path: Path, chosen: Mapping[str, bytes]) -> None:
 
 
 def _on_layer(settings: Settings, layer: GraphLayer) -> LayerSettings:
-    return replace(settings, scale_dtype=RULES.scale_dtype(layer.dtype))
+    # scales of either sign where they are asked for: not all that run ONNX's own operators take them
+    signed = bool(settings.full_range)
+    return replace(settings, scale_dtype=RULES.scale_dtype(layer.dtype), full_range=signed)
 
 
 def _channel_scales(

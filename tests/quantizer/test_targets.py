@@ -14,6 +14,7 @@ from numbacalib.quantizer.calibration import TextCalibration
 SHORT = ["--samples", "4", "--sequence-length", "32"]
 GROUPS = ["--group-size", "32"]
 OTHERS = ["--ranges", "weighted", "--range-norm", "3"]
+NOTHING = ["--target", "propagated", "--target-strength", "0"]
 
 
 def outputs_error(model, output, tokens):
@@ -34,10 +35,10 @@ def test_a_propagated_target_and_refit_come_nearer_to_the_model(tmp_path, text, 
     runs = {
         "layerwise": ["--target", "layerwise"],
         "propagated": ["--target", "propagated", "--target-strength", "1"],
-        "refit": ["--target", "layerwise", "--refit"],
+        "refit": ["--target", "layerwise", "--refit", "--passes", "3"],
         "others": OTHERS,
-        "nothing": ["--target", "propagated", "--target-strength", "0", "--no-refit"],
-        "default": ["--target", "propagated", "--target-strength", "0"],
+        "nothing": [*NOTHING, "--no-refit", "--passes", "0"],
+        "default": NOTHING,
     }
     decoder = Decoder(open_checkpoint(model))
     tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (8, 32))
