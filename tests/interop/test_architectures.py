@@ -36,7 +36,7 @@ RTOL = 1e-5
 
 OTHERS = "vision|visual|projector|connector"
 """What is in the names of all that is no decoder."""
-LEFT = rf"lm_head$|router$|in_proj_[ab]$|shared_expert_gate$|g_proj$|{OTHERS}"
+LEFT = rf"lm_head$|router$|in_proj_[ab]$|shared_expert_gate$|g_proj$|model_projection$|{OTHERS}"
 """And of linear layers that are not quantized."""
 
 

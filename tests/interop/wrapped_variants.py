@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from interop.dense_variants import DENSE, GEMMA4
+from interop.dense_variants import DENSE, GEMMA4, GEMMA4_SMALL
 from interop.expert_variants import (
     DELTA,
     DELTA_EXPERTS,
@@ -35,6 +35,11 @@ WRAPPED: dict[str, dict[str, Any]] = {
     "gemma4": {
         "text_config": GEMMA4
         | {"model_type": "gemma4_text", "attention_k_eq_v": True, "pad_token_id": 0},
+        "vision_config": TOWER | {"head_dim": 16, "pooling_kernel_size": 1},
+        "audio_config": None,
+    },
+    "gemma4-small": {
+        "text_config": GEMMA4_SMALL | {"model_type": "gemma4_text", "pad_token_id": 0},
         "vision_config": TOWER | {"head_dim": 16, "pooling_kernel_size": 1},
         "audio_config": None,
     },

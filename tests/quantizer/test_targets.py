@@ -13,8 +13,8 @@ from numbacalib.quantizer.calibration import TextCalibration
 
 SHORT = ["--samples", "4", "--sequence-length", "32"]
 GROUPS = ["--group-size", "32"]
+PROPAGATED = ["--target", "propagated", "--target-strength"]
 OTHERS = ["--ranges", "weighted", "--range-norm", "3"]
-NOTHING = ["--target", "propagated", "--target-strength", "0"]
 
 
 def outputs_error(model, output, tokens):
@@ -34,11 +34,11 @@ def test_a_propagated_target_and_refit_come_nearer_to_the_model(tmp_path, text, 
     command += [*GROUPS, "--bits", "3"]
     runs = {
         "layerwise": ["--target", "layerwise"],
-        "propagated": ["--target", "propagated", "--target-strength", "1"],
+        "propagated": [*PROPAGATED, "1"],
         "refit": ["--target", "layerwise", "--refit", "--passes", "3"],
         "others": OTHERS,
-        "nothing": [*NOTHING, "--no-refit", "--passes", "0"],
-        "default": NOTHING,
+        "nothing": [*PROPAGATED, "0", "--no-refit", "--passes", "0"],
+        "default": [*PROPAGATED, "0"],
     }
     decoder = Decoder(open_checkpoint(model))
     tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (8, 32))
