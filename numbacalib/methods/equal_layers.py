@@ -16,7 +16,6 @@ from numbacalib.methods.layers import check_layer, quantize_layer
 from numbacalib.methods.measured import figures_of_inputs, named, reported
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.ops.matrix import joined_rows, reshaped
-from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime.alone import each_alone
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import is_cuda_array
@@ -71,53 +70,57 @@ def quantize_each(
     given = [own for own in statistics if own is not None]
     free = settings.target == "layerwise" and settings.find_grid is None
     if given and settings.method == "gptq" and free:
-        return _in_one_launch(weights, given, settings)
+        return _in_few_launches(weights, given, settings)
     return [quantize_layer(*layer, settings) for layer in layers]
 
 
-def _in_one_launch(
+def _in_few_launches(
     weights: Mapping[str, Any], statistics: Sequence[InputStatistics], settings: LayerSettings
 ) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
-    """Do what `quantize_each` does, by one `gptq_batch`."""
+    """Do what `quantize_each` does, by one `gptq_batch` for each share of shrinkage."""
     begin = time.perf_counter()
-    options = searched_options(settings) | solver_options(settings)
-    if settings.ranges == "weighted":
-        squares = [reshaped(own.mean_square, (1, len(own.hessian))) for own in statistics]
-        options["importance"] = joined_rows(squares)
-    shares = [share_for(own, settings) for own in statistics]
-    hessians = [
-        own.hessian if share == 0 else shrunk(own.hessian.reshape(1, *own.hessian.shape), share)
-        for own, share in zip(statistics, shares, strict=True)
-    ]
+    names, shares = list(weights), [share_for(own, settings) for own in statistics]
+    found: dict[str, QuantizedWeight] = {}
     with named(weights):
         for own in statistics:
             check_layer(own, settings, None)
         finite = [start_finite_check(f"{name}: weight", each) for name, each in weights.items()]
         for require_finite_weight in finite:  # by name: the stack's own check has a number alone
             require_finite_weight()
-        stack = _stacked([hessian.reshape(*hessian.shape[-2:]) for hessian in hessians])
-        found = gptq_batch(_stacked(list(weights.values())), stack, **options)
-        found = [
-            improved(weight, own, given.hessian, replace(settings, shrinkage=share))
-            for weight, own, given, share in zip(
-                weights.values(), found, statistics, shares, strict=True
-            )
-        ]
+        for share in dict.fromkeys(shares):
+            alike = [e for e, each in enumerate(shares) if each == share]
+            own_names, inputs = [names[e] for e in alike], [statistics[e] for e in alike]
+            batch = _batch([weights[name] for name in own_names], inputs, settings)
+            found |= zip(own_names, gptq_batch(**batch, shrinkage=share), strict=True)
+        for (name, weight), own, share in zip(weights.items(), statistics, shares, strict=True):
+            chosen = replace(settings, shrinkage=share)
+            found[name] = improved(weight, found[name], own.hessian, chosen)
     together = (time.perf_counter() - begin) / len(weights)
-    layers = zip(weights.items(), found, statistics, shares, strict=True)
     return [
         reported(
             name,
             weight,
             weight,
+            found[name],
             own,
-            given,
             settings,
-            figures_of_inputs(given) | {"shrinkage": share},
+            figures_of_inputs(own) | {"shrinkage": share},
             together,
         )
-        for (name, weight), own, given, share in layers
+        for (name, weight), own, share in zip(weights.items(), statistics, shares, strict=True)
     ]
+
+
+def _batch(
+    weights: Sequence[Any], statistics: Sequence[InputStatistics], settings: LayerSettings
+) -> dict[str, Any]:
+    """Return arguments of `gptq_batch` for layers, but the shrinkage."""
+    options = searched_options(settings) | solver_options(settings)
+    if settings.ranges == "weighted":
+        squares = [reshaped(own.mean_square, (1, len(own.hessian))) for own in statistics]
+        options["importance"] = joined_rows(squares)
+    hessians = _stacked([own.hessian for own in statistics])
+    return options | {"weights": _stacked(weights), "hessians": hessians}
 
 
 def _stacked(matrices: Sequence[Any]) -> Any:
