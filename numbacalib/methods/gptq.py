@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.methods.settings import delivery, grid_settings, pending_checks, results
+from numbacalib.methods.settings import (
+    AskedGrid,
+    GridArrays,
+    delivery,
+    grid_settings,
+    pending_checks,
+    results,
+)
 from numbacalib.methods.solver import Layers, Solver, solve
 from numbacalib.ops.matrix import joined_rows, stacked_rows, take
 from numbacalib.runtime import checks
@@ -97,8 +104,8 @@ def gptq(
     wait : bool, default True
         False lets a call on a GPU return before the device is done,
         without a report, after one factorisation.
-        `QuantizedWeight.check` then waits, and raises what the call would have raised about values: until
-        then nothing says that the codes mean something. On NumPy arrays it changes nothing.
+        `QuantizedWeight.check` then waits, and raises what the call would have raised about values: the
+        codes are valid once it did not raise. On NumPy arrays it changes nothing.
 
     Returns
     -------
@@ -140,13 +147,8 @@ def gptq(
         later = pending_checks(wait, weight)
         settings = grid_settings(
             weight,
-            bits,
-            group_size,
-            symmetric,
-            scale_dtype,
-            search,
-            *given[:3],
-            element=element,
+            AskedGrid(bits, group_size, symmetric, scale_dtype, element, search),
+            GridArrays(*given[:3]),
             delivery=delivery(signed, given[3:]),
             later=later,
         )
@@ -227,17 +229,8 @@ def gptq_shared(
             checks.matrix(name, matrix, ("M", channels))
         joined = joined_rows(matrices)
         grids = [_joined_grids(name, grid, list(weights)) for name, grid in fixed.items()]
-        settings = grid_settings(
-            joined,
-            bits,
-            group_size,
-            symmetric,
-            scale_dtype,
-            search,
-            importance,
-            *grids,
-            element=element,
-        )
+        asked = AskedGrid(bits, group_size, symmetric, scale_dtype, element, search)
+        settings = grid_settings(joined, asked, GridArrays(importance, *grids))
         unchecked = {"hessian": hessian} | dict(zip(weights, matrices, strict=True))
         stack = checks.stack_of_one(hessian)
         layers = Layers(joined, stack, list(map(len, matrices)), ["hessian"], unchecked)
@@ -332,7 +325,7 @@ def gptq_batch(
             _stack_of_rows(name, array, count)
             for name, array in zip((*fixed, *outs), given, strict=True)
         ]
-        grid = bits, group_size, symmetric, scale_dtype, search
+        asked = AskedGrid(bits, group_size, symmetric, scale_dtype, element, search)
         size = max(1, BATCH_BYTES // (4 * channels * channels)) if on_gpu else 1
 
         def solve_from(first: int) -> list[QuantizedWeight]:
@@ -342,9 +335,8 @@ def gptq_batch(
             pending = None if later is None else list(started)
             settings = grid_settings(
                 weight[run],
-                *grid,
-                *own[:3],
-                element=element,
+                asked,
+                GridArrays(*own[:3]),
                 delivery=delivery(signed, own[3:]),
                 later=pending,
             )

@@ -24,7 +24,7 @@ from numbacalib.linalg import factor_hessians
 from numbacalib.methods import LayerSettings, QuantizedWeight, quantize_layers, rtn
 from numbacalib.methods.layer_options import grid_options, searched_options
 from numbacalib.methods.order import column_orders
-from numbacalib.methods.settings import grid_settings
+from numbacalib.methods.settings import AskedGrid, grid_settings
 from numbacalib.methods.solver import sweep
 from numbacalib.models import (
     EMBEDDINGS,
@@ -98,7 +98,8 @@ def _mark(checkpoint: Checkpoint, settings: Settings) -> tuple[str, bytes]:
 
     options = settings.method, settings.ranges, settings.act_order, settings.static_groups
     model = checkpoint.info(EMBEDDINGS).dtype, checkpoint.config.architecture.model_type
-    name = "-".join(["run", *map(str, (*model, *options)), settings.target, str(settings.refits)])
+    improved = settings.target, settings.refits, settings.descents
+    name = "-".join(["run", *map(str, (*model, *options, *improved))])
     return f"{name}.mark", repr(versions()).encode() + kernel_files.sources(Path(__file__))
 
 
@@ -167,7 +168,7 @@ def _sweep(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     upper = decoder.place.put(np.eye(channels, dtype=np.float32))
     spread = decoder.place.put(np.ones((1, channels), np.float32))
     with arrays_of_one_device(weight=weight, upper=upper, spread=spread) as (weight, upper, spread):
-        grid = grid_settings(weight, **grid_options(_layer(block, settings)))
+        grid = grid_settings(weight, AskedGrid(**grid_options(_layer(block, settings))))
         orders = _orders(spread, block, settings)
         stack = checks.stack_of_one(upper)
         sweep(weight, stack, orders, grid, settings.static_groups, [rows])
@@ -245,7 +246,7 @@ _PARTS: dict[str, Callable[[Decoder, DecoderBlock, Settings], None]] = {
 
 def _states(decoder: Decoder, settings: Settings) -> Any:
     """Hidden states of one sequence."""
-    return decoder.place.zeros((1, settings.sequence_length, decoder.config.hidden_size))
+    return decoder.place.zeros((1, settings.sequence_length, decoder.stream_size))
 
 
 def _layer(block: DecoderBlock, settings: Settings) -> LayerSettings:

@@ -291,7 +291,7 @@ def _row(report: LayerReport) -> list[str]:
 
 
 def _row_of_experts(reports: Sequence[LayerReport]) -> list[str]:
-    """Sum up experts: losses by their tokens, means of shares, the least of what may be too little."""
+    """Sum up experts: losses weighted by tokens, means of shares, minima of ranks and pivots."""
     first = reports[0]
 
     def known(name: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Notices of the package's log: what it tells once, and that is no warning about anything."""
+"""Lines on what the package's log tells once and for all, and that is no warning about anything."""
 
 import logging
 

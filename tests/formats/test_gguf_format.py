@@ -197,15 +197,18 @@ def test_what_gguf_cannot_hold_is_refused_before_any_work(tmp_path):
     refused(
         source,
         tmp_path / "out",
-        "rope_scaling: expected linear, llama3, longrope or yarn",
+        "rope_scaling: expected default, linear, yarn, llama3 or longrope of a llama in GGUF, got dyn",
     )
     source = write_tiny_checkpoint(tmp_path / "narrow", intermediate_size=80)
-    refused(source, tmp_path / "out", "down_proj: expected K a multiple of 32, got 80")
+    refused(
+        source, tmp_path / "out", "down_proj: expected K a multiple of 32, got 80: leave it as it"
+    )
     source = write_tiny_checkpoint(tmp_path / "plain")
     message = "refit: expected False where the format fixes the grid"
     (tmp_path / "text").write_text(TEXT)
     options = {"text": [tmp_path / "text"], "settings": Settings(refit=True)}
-    refused(source, tmp_path / "out", message, **options)
+    wide = write_tiny_checkpoint(tmp_path / "wide", **WHOLE)
+    refused(wide, tmp_path / "out", message, mix="Q4_K_M", **options)
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split("e", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]

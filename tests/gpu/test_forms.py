@@ -14,6 +14,7 @@ from numbacalib.ops.gptq_quantize_column import quantize_direct
 from numbacalib.ops.matrix import to_host
 from numbacalib.ops.products import add_moment
 from numbacalib.runtime import device, moments_gpu
+from numbacalib.spec.gptq import ColumnGrids
 from numbacalib.spec.grid import Grid, group_indices
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -130,7 +131,7 @@ def test_direct_form_gives_the_codes_of_the_inverse(form, channels, generator):
     hessian, weight = x.T @ x, normal((33, channels), torch.float64, generator)
     groups = group_indices(channels, channels // 11 if channels == 341 else 64)
     upper = factor_hessians(hessian[None], [0.01]).upper
-    direct = quantize_direct(weight, upper, Grid(4, False), groups[None])
+    direct = quantize_direct(weight, upper, ColumnGrids(Grid(4, False), groups[None]))
     inverse = numbacalib.gptq_inverse_hessian(hessian)
     size = channels // (int(groups[-1]) + 1)
     values, scales, _ = numbacalib.gptq_quantize_column(weight, inverse, 4, size, False)

@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 import pytest
-from models.tiny import TEXT, write_tiny_checkpoint
+from models.tiny import write_tiny_checkpoint
+from quantizer.runs import run
 
-from numbacalib.cli import main
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import open_checkpoint
 
@@ -20,19 +20,8 @@ SHORT = ["--samples", "4", "--sequence-length", "32", "--group-size", "32"]
 
 
 @pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT * 20, encoding="utf-8")
-    return file
-
-
-@pytest.fixture
 def model(tmp_path):
     return write_tiny_checkpoint(tmp_path / "model")
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def perplexity(capsys, *arguments):

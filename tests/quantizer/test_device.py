@@ -15,7 +15,7 @@ from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import HOST, Decoder, open_checkpoint, open_place
 from numbacalib.models import place as places
 from numbacalib.ops.matrix import to_host
-from numbacalib.quantizer import Settings, blocks, collect, evaluate, job, quantize
+from numbacalib.quantizer import Settings, blocks, collect, evaluate, quantize
 
 DEVICES = {"numpy": "cpu", "cudasim": "cuda", "cuda": "cuda"}
 
@@ -23,13 +23,6 @@ DEVICES = {"numpy": "cpu", "cudasim": "cuda", "cuda": "cuda"}
 @pytest.fixture
 def device(backend):
     return DEVICES[backend.name]
-
-
-@pytest.fixture(autouse=True)
-def _few_tokens_prove_it(backend, monkeypatch):
-    """A thousand tokens take the simulator minutes."""
-    if backend.name == "cudasim":
-        monkeypatch.setattr(job, "HELD_OUT_TOKENS", 16)
 
 
 @pytest.fixture

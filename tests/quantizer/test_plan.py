@@ -10,10 +10,10 @@ import sys
 import textwrap
 
 import pytest
-from models.tiny import TEXT, write_tiny_checkpoint
+from models.tiny import write_tiny_checkpoint
+from quantizer.runs import run
 
 import numbacalib
-from numbacalib.cli import main
 from numbacalib.models import HOST
 from numbacalib.models.place import Place
 from numbacalib.quantizer import blocks, pipeline, plan, preflight, trial
@@ -22,19 +22,8 @@ SHORT = ["--samples", "4", "--sequence-length", "32", "--group-size", "32"]
 
 
 @pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT * 20, encoding="utf-8")
-    return file
-
-
-@pytest.fixture
 def model(tmp_path):
     return write_tiny_checkpoint(tmp_path / "model", dtype="bfloat16", num_hidden_layers=4)
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(

@@ -9,31 +9,14 @@ import sys
 from dataclasses import replace
 
 import pytest
-from models.tiny import TEXT, write_tiny_checkpoint
+from quantizer.runs import run
 
 import numbacalib
-from numbacalib.cli import main
 from numbacalib.formats.registry import stored_format
 from numbacalib.models import HOST, open_checkpoint, place
 from numbacalib.models.hub import revision_of
 
 SHORT = ["--samples", "4", "--sequence-length", "32", "--group-size", "32"]
-
-
-@pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT * 20, encoding="utf-8")
-    return file
-
-
-@pytest.fixture
-def model(tmp_path):
-    return write_tiny_checkpoint(tmp_path / "model", dtype="bfloat16")
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def bits_of(output):
