@@ -191,7 +191,8 @@ def add_methods(quantize: argparse.ArgumentParser) -> None:
         "--shrinkage",
         type=_share_or_auto,
         metavar="SHARE",
-        help="shrink Hessians toward their diagonal, 0 to 1 or auto: for few tokens (default 0)",
+        help="shrink Hessians toward their diagonal, 0 to 1, or auto by the number of tokens (default "
+        "%(default)s)",
     )
     quantize.add_argument(
         "--max-fallbacks",

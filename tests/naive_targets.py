@@ -24,9 +24,11 @@ def loss_to_original(weight, values, original, inputs, residual=None):
     return 2 / len(inputs) * total
 
 
-def propagated_target(weight, hessian, cross, residual=None, strength=1.0, percdamp=0.0):
-    """W + strength * (W (C - H) + residual) (H + damping)^-1, by an explicit inverse."""
-    damped = hessian.copy()
+def propagated_target(
+    weight, hessian, cross, residual=None, strength=1.0, percdamp=0.0, shrinkage=0.0
+):
+    """W + strength * (W (C - H) + residual) (H + damping)^-1, by an explicit inverse of a shrunk H."""
+    damped = (1 - shrinkage) * hessian + shrinkage * np.diag(np.diagonal(hessian))
     for j in range(len(damped)):
         dead = hessian[j, j] == 0
         damped[j, j] = 1 if dead else damped[j, j] + percdamp * np.mean(np.diagonal(hessian))

@@ -349,7 +349,7 @@ def test_codes_are_chosen_anew_between_two_refits_by_the_hessian_that_gptq_had()
     once = quantize_layer("q", weight, statistics, dataclasses.replace(chosen, passes=0))
     s = statistics
     damping = {"percdamp": options["percdamp"]}
-    target = propagated_target(weight, s.hessian, s.cross, s.residual, strength=0.7, **damping)
+    target = propagated_target(weight, s.hessian, s.cross, s.residual, strength=0.7, **options)
     diagonal = np.diag(np.diagonal(s.hessian))
     smooth = (0.8 * s.hessian + 0.2 * diagonal).astype(np.float32)
     wanted = once[0]

@@ -41,7 +41,7 @@ from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_layouts import LATENT_PARTS, latent_parts, row_order
 from numbacalib.models.gguf_names import expert_number, gguf_name
 from numbacalib.models.gguf_types import TensorType, type_named
-from numbacalib.models.layer_tensors import EMBEDDINGS, HEAD, is_norm, linear_shapes
+from numbacalib.models.layer_tensors import EMBEDDINGS, HEAD, is_linear, is_norm, linear_shapes
 from numbacalib.models.safetensors_file import StoredTensor
 from numbacalib.models.tensor_names import is_decoders
 
@@ -121,8 +121,10 @@ class GGUF(Format):
         return dict.fromkeys(names, "llama.cpp's file of a decoder has no place for it")
 
     def kept(self, config: ModelConfig, name: str, tensor: StoredTensor) -> StoredTensor:
-        """See `Format`: norms are stored as they multiply, in float32."""
+        """See `Format`: norms are stored as they multiply, in float32, and no matrix is transposed."""
         offset, values = np.float32(config.architecture.norm_offset), tensor.array()
+        if config.architecture.transposed and values is not None and is_linear(name, config):
+            return StoredTensor.of(np.ascontiguousarray(values.T))
         if not offset or values is None or not is_norm(config, name):
             return tensor
         return StoredTensor.of(values.astype(np.float32) + offset - offset)

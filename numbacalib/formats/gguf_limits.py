@@ -74,4 +74,5 @@ def require_loadable(config: ModelConfig, architecture: str) -> None:
     if architecture == "deepseek2":  # it takes a linear factor for YaRN's where it scales scores
         kinds = ("default", "yarn")
     if (kind := config.rope_scaling["rope_type"]) not in kinds:
-        raise refused("rope_scaling", " or ".join(kinds), architecture, kind)
+        expected = f"{', '.join(kinds[:-1])} or {kinds[-1]}"
+        raise refused("rope_scaling", expected, architecture, kind)

@@ -173,8 +173,6 @@ def _scaling(config: ModelConfig) -> dict[str, Any]:
         return {"rope.scaling.attn_factor": float(attention)}
     if kind == "linear":
         return {"rope.scaling.type": kind, "rope.scaling.factor": float(given["factor"])}
-    if kind != "yarn":
-        raise ValueError(f"rope_scaling: expected linear, llama3, longrope or yarn, got {kind!r}")
     return _yarn(config)
 
 

@@ -267,6 +267,12 @@ def _gptneox(config: ModelConfig) -> Options:
     return {"use_parallel_residual": config.architecture.parallel}
 
 
+def _phi2(config: ModelConfig) -> Options:
+    if config.qk_norm:
+        raise refused("qk_layernorm", False, "phi2", True)
+    return {}
+
+
 def _stablelm(config: ModelConfig) -> Options:
     del config
     return {"use_parallel_residual": False}
@@ -312,7 +318,7 @@ WRITTEN = {
     "olmo2": Written("olmo2", _nothing),
     "olmo3": Written("olmo2", _olmo3),
     "olmoe": Written("olmoe", _olmoe),
-    "phi": Written("phi2", _nothing),
+    "phi": Written("phi2", _phi2),
     "phi3": Written("phi3", _phi3),
     "qwen2": Written("qwen2", _nothing),
     "qwen2_5_vl_text": Written("qwen2vl", _nothing),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from numbacalib.methods.codebook import CodebookWeight
@@ -97,7 +98,7 @@ def _in_one_launch(
         stack = _stacked([hessian.reshape(*hessian.shape[-2:]) for hessian in hessians])
         found = gptq_batch(_stacked(list(weights.values())), stack, **options)
         found = [
-            improved(weight, own, given.hessian, settings, share)
+            improved(weight, own, given.hessian, replace(settings, shrinkage=share))
             for weight, own, given, share in zip(
                 weights.values(), found, statistics, shares, strict=True
             )

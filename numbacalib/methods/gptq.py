@@ -311,27 +311,28 @@ def gptq_batch(
         checks.stack("hessians", hessians, (count, channels, channels))
         later = pending_checks(wait, weights)
         weight, hessian = stacked_rows(weights), stacked_rows(hessians)
-        checks_of_values = [
-            start_finite_check("weights", weight.reshape(count, rows, channels)),
-            start_finite_check("hessians", hessian.reshape(count, channels, channels)),
-        ]
-        if later is None:
-            for check in checks_of_values:
-                check()
+        on_gpu = is_cuda_array(weights)
+        unchecked = {
+            "weights": weight.reshape(count, rows, channels),
+            "hessians": hessian.reshape(count, channels, channels),
+        }
+        started = []
+        if later is not None or not on_gpu:
+            started = [start_finite_check(*item) for item in unchecked.items()]
+            unchecked = {}
         errors = _importance_of_rows(importance, count, rows, channels)
         given = [
             _stack_of_rows(name, array, count)
             for name, array in zip((*fixed, *outs), given, strict=True)
         ]
         asked = AskedGrid(bits, group_size, symmetric, scale_dtype, element, search)
-        on_gpu = is_cuda_array(weights)
         size = max(1, BATCH_BYTES // (4 * channels * channels)) if on_gpu else 1
 
         def solve_from(first: int) -> list[QuantizedWeight]:
             last = min(first + size, count)
             run = slice(first * rows, last * rows)
             own = [None if array is None else array[run] for array in (errors, *given)]
-            pending = None if later is None else list(checks_of_values)
+            pending = None if later is None else list(started)
             settings = grid_settings(
                 weight[run],
                 asked,
@@ -341,7 +342,10 @@ def gptq_batch(
             )
             stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
             names = [f"hessians[{e}]" for e in range(first, last)]
-            layers = Layers(weight[run], stack, [rows] * (last - first), names)
+            own_checks = (
+                {} if first else unchecked
+            )  # a GPU looks at all values beside its first layers
+            layers = Layers(weight[run], stack, [rows] * (last - first), names, own_checks)
             return solve(layers, settings, solver, pending)
 
         starts = range(0, count, size)

@@ -1,4 +1,4 @@
-"""What is done to a layer's codes and grids once a method has chosen them."""
+"""Refits and passes over the codes of a layer, once a method has chosen them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from numbacalib.methods.layer import LayerSettings
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.refit import refit_scales
 from numbacalib.methods.settings import Refit
+from numbacalib.methods.target import smoothed
 from numbacalib.ops.matrix import cast
-from numbacalib.ops.shrinkage import shrunk
 
 
-def improved(
-    target: Any, quantized: Any, hessian: Any, settings: LayerSettings, shrinkage: float | None
-) -> Any:
+def improved(target: Any, quantized: Any, hessian: Any, settings: LayerSettings) -> Any:
     """Refit grids and choose codes anew, as the settings say; a codebook comes back as it is.
 
     Codes are chosen with the Hessian that GPTQ had, shrunk and damped, and grids, which have few numbers to
@@ -26,10 +24,8 @@ def improved(
     quantized = _refitted(target, quantized, hessian, refit)
     if not settings.descents:
         return quantized
-    smooth = hessian
-    if shrinkage:
-        stack = shrunk(hessian.reshape(1, *hessian.shape), shrinkage)
-        smooth = stack.reshape(hessian.shape)
+    assert settings.shrinkage is not None  # its caller found it
+    smooth = smoothed(hessian, settings.shrinkage)
     for _ in range(settings.descents):
         quantized = descend_codes(target, quantized, smooth, percdamp=settings.percdamp)
     return _refitted(target, quantized, hessian, refit)
@@ -43,6 +39,6 @@ def _refitted(
         return quantized
     own = quantized.scales.dtype
     stored = replace(quantized, scales=cast(quantized.scales, refit.dtype or own))
-    free = {"zeros": refit.zeros, "least_zero": refit.least_zero}
-    found = refit_scales(target, stored, hessian, **free)
+    zeros, least = refit.zeros, refit.least_zero
+    found = refit_scales(target, stored, hessian, zeros=zeros, least_zero=least)
     return replace(found, scales=cast(found.scales, own))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -77,7 +76,7 @@ class LayerSettings:
     def calibrated(self, importance: bool = False) -> bool:
         """Return whether a layer needs statistics of its inputs, with or without an `importance` given."""
         weighted = self.ranges == "weighted" and not importance
-        solved = self.refit or self.passes or self.target == "propagated"
+        solved = bool(self.refit or self.passes) or self.target == "propagated"
         return self.method == "gptq" or weighted or self.ranges == "clip" or solved
 
     @property
@@ -106,7 +105,7 @@ class LayerSettings:
 
     @property
     def refit_of_grid(self) -> Refit | None:
-        """What a refit may change of the grid; None where the format fixes it."""
+        """Parts of the grid that a refit may change; None where the format fixes it."""
         if self.element != INTEGER:
             return None
         if self.find_grid is not None:
@@ -138,7 +137,7 @@ class LayerSettings:
         if self.method == "kmeans" and self.ranges not in ("full", "weighted"):
             raise ValueError(f"ranges: expected full or weighted with kmeans, got {self.ranges!r}")
         checks.one_of("target", self.target, TARGETS)
-        share("target_strength", self.target_strength)
+        checks.share("target_strength", self.target_strength)
         if self.method == "kmeans" and self.refit:
             raise ValueError("refit: expected False with kmeans, whose codebooks have no scales")
         checks.integer("bits", self.bits, 2, 8)
@@ -184,12 +183,6 @@ class LayerSettings:
             raise ValueError("refit: expected False where the format fixes the grid")
         if self.method == "gptq" and not self.static_groups and self.act_order != "none":
             raise ValueError("static_groups: expected True where the format fixes the grid")
-
-
-def share(name: str, value: Any) -> None:
-    """Check that a setting is a number from 0 to 1."""
-    if not 0 <= checks.finite_number(name, value) <= 1:
-        raise ValueError(f"{name}: expected 0 to 1, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)

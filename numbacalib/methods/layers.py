@@ -128,13 +128,13 @@ def quantize_layers(
     begin = time.perf_counter()
     with named(weights):
         check_layer(statistics, settings, importance)
+        if settings.shrinkage is None and statistics is not None:
+            settings = replace(settings, shrinkage=share_for(statistics, settings))
         targets = _targets(weights, statistics, settings)
         found, measured = _quantized(targets, statistics, settings, importance)
         if statistics is not None:
             found = [
-                improved(
-                    targets[name], own, statistics.hessian, settings, measured.get("shrinkage")
-                )
+                improved(targets[name], own, statistics.hessian, settings)
                 for name, own in zip(weights, found, strict=True)
             ]
             measured |= figures_of_inputs(statistics)
@@ -224,8 +224,9 @@ def _targets(
         return weights
     keys = {f"{name}: weight": weight for name, weight in weights.items()}
     moments = statistics.hessian, statistics.cross, statistics.residual
-    damping = settings.percdamp, settings.damping_tries
-    found = propagated_targets(keys, *moments, settings.target_strength, *damping)
+    assert settings.shrinkage is not None  # found by now
+    smoothing = settings.percdamp, settings.damping_tries, settings.shrinkage
+    found = propagated_targets(keys, *moments, settings.target_strength, *smoothing)
     return dict(zip(weights, found, strict=True))
 
 
@@ -319,8 +320,7 @@ def _gptq(
     options: Mapping[str, dict[str, Any]],
 ) -> tuple[list[QuantizedWeight], dict[str, Any]]:
     """Quantize by GPTQ, together where the layers may share; `options` are each one's grid and search."""
-    shrinkage = share_for(statistics, settings)
-    solver = solver_options(settings) | {"shrinkage": shrinkage}
+    solver = solver_options(settings) | {"shrinkage": settings.shrinkage}
     first, *others = options.values()
     alike = [key for key in first if key not in _FIXED]
     same = all(own[key] is first[key] for own in others for key in alike)
@@ -334,4 +334,4 @@ def _gptq(
                 own[key] = {keys[name]: options[name][key] for name in names}
         weights = {keys[name]: targets[name] for name in names}
         found += gptq_shared(weights, statistics.hessian, **solver, **own).values()
-    return found, {"shrinkage": shrinkage}
+    return found, {"shrinkage": settings.shrinkage}

@@ -20,6 +20,7 @@ from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.grid import INTEGER
+from numbacalib.spec.zero_refit import GroupMoments
 
 ZEROS = "kept", "integers", "biases"
 LEAST_SHARE = 1e-6
@@ -73,8 +74,8 @@ def refit_scales(
     see `numbacalib.spec.scale_refit`. It costs ``M K^2`` operations, about as much as GPTQ itself. Real
     zeros let each group move by an offset, which takes from the Hessian what offsets can make up for:
     with u a column of ones for each group, the scales are solved for with
-    ``H - H u (u^T H u)^-1 u^T H``, and the offsets follow. Integer zeros are searched first,
-    each with its scale: see `numbacalib.spec.zero_refit`.
+    ``H - H u (u^T H u)^-1 u^T H``, and the offsets follow. Integer zeros are searched,
+    `numbacalib.spec.zero_refit`, between two such solutions.
 
     Examples
     --------
@@ -113,10 +114,10 @@ def refit_scales(
         grid = replace(quantized, codes=codes, scales=scales, zeros=old_zeros, g_idx=None)
         if zeros == "biases":
             found = _with_biases(weight, grid, hessian)
-        elif zeros == "integers":
-            found = _with_integers(weight, grid, hessian, least_zero)
         else:
             found = _with_scales(weight, grid, hessian)
+        if zeros == "integers":
+            found = _with_integers(weight, found, hessian, least_zero)
         return replace(quantized, scales=found.scales, zeros=found.zeros)
 
 
@@ -154,12 +155,12 @@ class _Offsets:
 def _with_integers(
     weight: Any, quantized: QuantizedWeight, hessian: Any, least: int
 ) -> QuantizedWeight:
-    """Search integer zeros, then refit scales."""
+    """Search integer zeros, and refit scales again."""
     offsets = _Offsets.of(hessian, quantized.scales.shape[1])
     grid = quantized.codes, quantized.zeros, quantized.scales
-    moments = hessian, offsets.sums, offsets.ones
+    moments = GroupMoments(hessian, offsets.sums, offsets.ones)
     ends = least, (1 << quantized.bits) - 1
-    scales, zeros = refitted_zeros(*grid, _errors(weight, quantized), *moments, ends)
+    scales, zeros = refitted_zeros(*grid, _errors(weight, quantized), moments, ends)
     return _with_scales(weight, replace(quantized, scales=scales, zeros=zeros), hessian)
 
 
@@ -172,8 +173,9 @@ def _with_biases(weight: Any, quantized: QuantizedWeight, hessian: Any) -> Quant
     pulls = product(_errors(weight, solved), offsets.sums)
     moved = to_host(solve_rows(factor, pulls)).astype(np.float64)  # what offsets add to values
     scales = to_host(solved.scales).astype(np.float64)
-    biases = moved - to_host(quantized.zeros) * scales
-    stored = biases.astype(solved.scales.dtype).astype(np.float32)
+    with np.errstate(over="ignore"):  # a row with an infinite bias does not lose less
+        biases = (moved - to_host(quantized.zeros) * scales).astype(solved.scales.dtype)
+    stored = biases.astype(np.float32)
     zeros = from_host(-stored / scales.astype(np.float32), hessian)
     old = replace(quantized, zeros=shifted(quantized.zeros, 0, np.float32))
     return _better_rows(weight, old, replace(solved, zeros=zeros), hessian)

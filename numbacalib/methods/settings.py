@@ -106,7 +106,7 @@ class FoundGrids(NamedTuple):
 
 
 class Refit(NamedTuple):
-    """What `refit_scales` may change of a grid, and how that is stored."""
+    """Parts of a grid that `refit_scales` may change, and how they are stored."""
 
     zeros: str = "kept"
     least_zero: int = 0
@@ -119,7 +119,7 @@ class GridFinder(Protocol):
 
     @property
     def refit(self) -> Refit | None:
-        """What may still change once codes are known; None where nothing can."""
+        """Parts that may still change once codes are known; None where nothing can."""
 
     def __call__(self, weight: Any, settings: GridSettings) -> FoundGrids:
         """Return scales [M, G] in ``settings.scale_dtype`` and zeros as `gptq` takes them.

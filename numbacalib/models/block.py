@@ -12,13 +12,14 @@ from numbacalib.models.block_weights import Array, BlockWeights
 from numbacalib.models.convolution_mixer import ConvolutionMixer
 from numbacalib.models.delta_attention import DeltaAttention
 from numbacalib.models.experts import Experts
+from numbacalib.models.latent_attention import LatentAttention
 from numbacalib.models.layer_inputs import LayerInput
 from numbacalib.models.layer_tensors import Stage, parts
 from numbacalib.models.parts import Parts
 from numbacalib.models.rope import RotaryEmbedding
 from numbacalib.models.shared_keys import BorrowingAttention, LendingAttention
 from numbacalib.models.state_space_mixer import StateSpaceMixer
-from numbacalib.models.sublayers import MLP, Attention, LatentAttention, Missing, Sublayer
+from numbacalib.models.sublayers import MLP, Attention, Missing, Sublayer
 from numbacalib.ops.matrix import from_host, scaled, to_host
 
 __all__ = ["DecoderBlock"]

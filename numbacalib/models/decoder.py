@@ -51,7 +51,6 @@ from numbacalib.runtime.not_finite import not_finite
 
 __all__ = ["Decoder"]
 
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
 # Vocabulary entries at a time: neither the embeddings, nor the head, nor the logits are ever whole.
 VOCABULARY = 8192
 
@@ -97,7 +96,7 @@ class Decoder:
             linears = self._linear_shapes(index) if weight is None else {}
             for name, shape in (linears | vector_shapes(self.config, index)).items():
                 shapes[_full_name(index, name)] = shape
-        self._check(shapes)
+        checkpoint.require_floats(shapes)
 
     def embed(self, tokens: ArrayLike) -> Array:
         """The residual stream float32 ``[..., T, stream_size]`` of integer ``tokens`` ``[..., T]``.
@@ -386,20 +385,6 @@ class Decoder:
                 f"got {array.min()} to {array.max()}"
             )
         return array.astype(np.int64)
-
-    def _check(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        path, names = self.checkpoint.path, set(self.checkpoint.names())
-        missing = [name for name in shapes if name not in names]
-        if missing:
-            raise ValueError(f"{path}: {len(missing)} tensors are missing, first {missing[0]}")
-        for name, shape in shapes.items():
-            info = self.checkpoint.info(name)
-            if info.shape != shape:
-                raise ValueError(f"{path}: {name}: expected shape {shape}, got {info.shape}")
-            if info.dtype.name not in _FLOATS:
-                raise ValueError(
-                    f"{path}: {name}: expected {', '.join(_FLOATS)}, got {info.dtype.name}"
-                )
 
 
 def _full_name(index: int, *name: str) -> str:

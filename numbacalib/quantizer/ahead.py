@@ -1,9 +1,9 @@
 """GPU kernels compiled by processes beside a run's first block, where none are on disk yet.
 
 A process compiles one kernel at a time, and a run needs some fifty. What it will need later is compiled by
-others meanwhile: they run the same functions on a block of the same model, and leave the kernels on disk
-(`numbacalib.runtime.cubins`), where the run finds them, or waits for one that is under way. What they fail
-to do, it does itself.
+others meanwhile: each notes what the same functions launch on a block of the same model, compiles what no
+other is at, the longest first, and leaves it on disk (`numbacalib.runtime.cubins`), where the run finds it,
+or waits for one that is under way. What they fail to do, it does itself.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ from numbacalib.statistics import InputStatistics
 
 LEAST_PROCESSORS = 8
 """Processors at least: with fewer the processes would stand in the run's way."""
+PROCESSES = 7
+"""They are few, since a device's driver makes a context for one process at a time."""
 TOKENS = 1 << 20
 """Tokens that are said to have been seen: enough for any layer."""
 
@@ -54,7 +56,8 @@ TOKENS = 1 << 20
 class _Order:
     """Order of what a process is to do, as it is sent to it."""
 
-    parts: tuple[str, ...]
+    number: int
+    """Of the process."""
     model: str
     settings: Settings
     device: str
@@ -71,10 +74,8 @@ def compiled_ahead(checkpoint: Checkpoint, settings: Settings, place: Place) -> 
         yield
         return
     model = str(checkpoint.path)
-    wanted = [
-        parts for parts in _PROCESSES if parts != _OF_TARGET or settings.target == "propagated"
-    ]
-    processes = [_started(_Order(parts, model, settings, place.name)) for parts in wanted]
+    orders = [_Order(number, model, settings, place.name) for number in range(PROCESSES)]
+    processes = list(map(_started, orders))
     try:
         yield
     finally:
@@ -97,7 +98,8 @@ def _mark(checkpoint: Checkpoint, settings: Settings) -> tuple[str, bytes]:
 
     options = settings.method, settings.ranges, settings.act_order, settings.static_groups
     model = checkpoint.info(EMBEDDINGS).dtype, checkpoint.config.architecture.model_type
-    name = "-".join(["run", *map(str, (*model, *options)), settings.target, str(settings.refits)])
+    improved = settings.target, settings.refits, settings.descents
+    name = "-".join(["run", *map(str, (*model, *options, *improved))])
     return f"{name}.mark", repr(versions()).encode() + kernel_files.sources(Path(__file__))
 
 
@@ -238,21 +240,8 @@ _PARTS: dict[str, Callable[[Decoder, DecoderBlock, Settings], None]] = {
     "solve": _solve,
     "target": _target,
     "score": _score,
-    "storing": _storing,
 }
 """Parts of a run."""
-_OF_TARGET = ("target",)
-_PROCESSES: tuple[tuple[str, ...], ...] = (
-    ("hessian", "panels"),
-    ("columns", "score"),
-    ("sweep",),
-    ("attention", "mlp", "storing"),
-    ("factor", "search"),
-    ("measure", "solve"),
-    _OF_TARGET,
-)
-"""Parts that a process does, as much to compile in each as may be. They are few, since a device's driver
-makes a context for one process at a time."""
 
 
 def _states(decoder: Decoder, settings: Settings) -> Any:
@@ -276,18 +265,42 @@ def _statistics(place: Place, channels: int) -> InputStatistics:
     statistics.tokens = TOKENS
     for name in ("hessian", "mean_abs", "max_abs"):
         shape = getattr(statistics, name).shape
-        values: Any = np.eye(channels) if len(shape) == 2 else np.ones(channels)
-        setattr(statistics, name, place.put(values.astype(np.float32)))
+        ones: Any = np.eye if len(shape) == 2 else np.ones
+        setattr(statistics, name, place.put(ones(channels, dtype=np.float32)))
     return statistics
+
+
+def _parts(settings: Settings) -> dict[str, Callable[[Decoder, DecoderBlock, Settings], None]]:
+    """Parts of a run with some settings."""
+    left_out = "target" if settings.target != "propagated" else None
+    return {name: part for name, part in _PARTS.items() if name != left_out}
 
 
 def main() -> None:
     """Do what standard input orders."""
     order = pickle.loads(sys.stdin.buffer.read())
     decoder = Decoder(open_checkpoint(order.model), place=open_place(order.device))
+    parts = list(_parts(order.settings).values())
+    if order.number == 0:
+        parts.insert(0, _storing)
+    if order.device != "cpu":
+        _compile(parts, decoder, order.settings)
     block = decoder.block(0)
-    for part in order.parts:
-        _PARTS[part](decoder, block, order.settings)
+    first = order.number % len(parts)
+    for part in parts[first:] + parts[:first]:  # what was not noted, if anything
+        part(decoder, block, order.settings)
+
+
+def _compile(parts: Sequence[Callable[..., None]], decoder: Decoder, settings: Settings) -> None:
+    """Compile what parts launch and no other process is at, as far as they can be gone through."""
+    from numbacalib.runtime.packed_launch import compile_noted, noted_launches
+
+    with noted_launches() as noted:
+        block = decoder.block(0)
+        for part in parts:
+            with suppress(Exception):  # of results that mean nothing
+                part(decoder, block, settings)
+    compile_noted(noted)
 
 
 if __name__ == "__main__":

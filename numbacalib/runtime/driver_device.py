@@ -260,6 +260,16 @@ def missing_packages() -> list[str]:
     return [] if has_cupy() else ["cupy"]
 
 
+def driver_versions() -> tuple[int, int]:
+    """Return the driver's version of CUDA, as 1000 * major + 10 * minor, and the least that packages need.
+
+    What they were made for runs on each driver of its major version.
+    """
+    from cupy.cuda import runtime
+
+    return int(check(driver.cuDriverGetVersion())), runtime.runtimeGetVersion() // 1000 * 1000
+
+
 def free_bytes() -> int | None:
     """Return how much memory the current device has left for us, None where nobody knows."""
     return room().free

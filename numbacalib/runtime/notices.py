@@ -1,4 +1,4 @@
-"""What the package's log tells once and for all, and that is no warning about anything."""
+"""Lines on what the package's log tells once and for all, and that is no warning about anything."""
 
 import logging
 

@@ -142,6 +142,11 @@ def missing_packages() -> list[str]:
     return []
 
 
+def driver_versions() -> tuple[int, int]:
+    """See `numbacalib.runtime.driver_device.driver_versions`; the simulator needs none."""
+    return 0, 0
+
+
 def free_bytes() -> int | None:
     """See `numbacalib.runtime.driver_device.free_bytes`."""
     return None

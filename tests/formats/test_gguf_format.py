@@ -198,7 +198,7 @@ def test_what_gguf_cannot_hold_is_refused_before_any_work(tmp_path):
     refused(
         source,
         tmp_path / "out",
-        "rope_scaling: expected linear, llama3, longrope or yarn",
+        "rope_scaling: expected default, linear, yarn, llama3 or longrope of a llama in GGUF, got dyn",
     )
     source = write_tiny_checkpoint(tmp_path / "narrow", intermediate_size=80)
     refused(
