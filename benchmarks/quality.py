@@ -61,11 +61,20 @@ MODELS = {
     "glassllm": Model(128, 32, ("*.down_proj",)),  # whose K = 341 no length of groups divides
     "SmolLM2-135M": Model(512, 64),
 }
-FULL: dict[str, Any] = {"ranges": "full", "target": "layerwise", "refit": False}
+FULL: dict[str, Any] = {
+    "ranges": "full",
+    "full_range": False,
+    "target": "layerwise",
+    "refit": False,
+    "passes": 0,
+    "shrinkage": 0.0,
+}
 AWQ: dict[str, Any] = {"channel_scales": "awq"}
 WEIGHTED: dict[str, Any] = {"ranges": "weighted"}
 SIGNED: dict[str, Any] = {"full_range": True}
 REFIT: dict[str, Any] = {"refit": True}
+PASSES: dict[str, Any] = {"passes": 3}
+SHRUNK: dict[str, Any] = {"shrinkage": 0.1}
 
 
 def _propagated(strength: float) -> dict[str, Any]:
@@ -75,6 +84,7 @@ def _propagated(strength: float) -> dict[str, Any]:
 STRENGTHS = 0.25, 0.375, 0.5, 0.75, 1.0
 METHODS: dict[str, dict[str, Any]] = {
     "RTN": {"method": "rtn"},
+    "RTN, full range": {"method": "rtn"} | SIGNED,
     "AWQ": AWQ | {"method": "rtn", "ranges": "clip"},
     "GPTQ": FULL,
     "GPTQ, default": {},
@@ -97,6 +107,19 @@ METHODS: dict[str, dict[str, Any]] = {
             ", full range, refit": SIGNED | REFIT,
         }.items()
     },
+    "GPTQ, weighted, shrinkage 0.1": FULL | WEIGHTED | SHRUNK,
+    "GPTQ, weighted, 3 passes": FULL | WEIGHTED | PASSES,
+    "GPTQ, weighted, 3 passes, refit, shrinkage 0.1": FULL | WEIGHTED | PASSES | REFIT | SHRUNK,
+    "GPTQ, default, scales of one sign": {"full_range": False},
+    "GPTQ, default, no passes": {"passes": 0},
+    "GPTQ, default, 10 passes": {"passes": 10},
+    "GPTQ, default, no refit": {"refit": False},
+    **{f"GPTQ, default, power {norm:g}": {"range_norm": norm} for norm in (2.0, 2.4, 3.0, 4.0)},
+    **{
+        f"GPTQ, default, shrinkage {share:g}": {"shrinkage": share} for share in (0, 0.03, 0.2, 0.3)
+    },
+    **{f"GPTQ, default, strength {share:g}": {"target_strength": share} for share in (0.25, 0.5)},
+    **{f"GPTQ, default, percdamp {x:g}": {"percdamp": x} for x in (0.0099, 0.0101, 0.03)},
     "GPTQ, default, bits chosen": {"size": None},
 }
 """Settings by name; a size of None is that of the grid itself."""
@@ -216,9 +239,14 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
         for name in options.model
         for method in (*METHODS, *PEERS)
         if fnmatchcase(method, pattern)
-        and (GRIDS[grid][1] or not {"full_range", "size"} & METHODS.get(method, {}).keys())
+        and (GRIDS[grid][1] or not is_of_symmetric(METHODS.get(method, {})))
     )
     yield from found
+
+
+def is_of_symmetric(given: dict[str, Any]) -> bool:
+    """Return whether settings are measured on symmetric grids alone."""
+    return "size" in given or bool(given.get("full_range")) or given.keys() == {"full_range"}
 
 
 def is_ours(case: tuple[str, str, str], folder: Path | None) -> bool:

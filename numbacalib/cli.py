@@ -102,10 +102,13 @@ def _quieted(quiet: bool) -> Iterator[None]:
     """Print neither progress nor warnings inside the ``with`` statement, if so asked."""
     log = logging.getLogger("numbacalib")
     before, log.propagate = log.propagate, not quiet
+    nowhere = logging.NullHandler()  # without one, Python prints warnings that no handler takes
+    log.addHandler(nowhere)
     try:
         with reporting(silent if quiet else None):
             yield
     finally:
+        log.removeHandler(nowhere)
         log.propagate = before
 
 

@@ -61,6 +61,7 @@ _AGAINST = {
     "--symmetric": ("--asymmetric",),
     "--text": ("--statistics",),
     "--statistics": ("--text",),
+    "--full-range": ("--no-full-range",),
     "--refit": ("--no-refit",),
     "--static-groups": ("--no-static-groups",),
 }

@@ -28,6 +28,7 @@ SETTINGS = (
     "target",
     "target_strength",
     "refit",
+    "passes",
     "act_order",
     "static_groups",
     "experts",
@@ -99,9 +100,9 @@ def add_grid(quantize: argparse.ArgumentParser) -> None:
     )
     quantize.add_argument(
         "--full-range",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         help="with --symmetric: scales of either sign, which put a group's largest weight on the grid's "
-        "longer side",
+        "longer side (default: with gptq)",
     )
 
 
@@ -149,7 +150,14 @@ def add_methods(quantize: argparse.ArgumentParser) -> None:
     quantize.add_argument(
         "--refit",
         action=argparse.BooleanOptionalAction,
-        help="solve for the scales once the codes are known (default: with a propagated target)",
+        help="solve for scales and zeros once the codes are known (default: with a propagated target)",
+    )
+    quantize.add_argument(
+        "--passes",
+        type=int,
+        metavar="N",
+        help="times that each code is then chosen anew while the others of its row stay (default: 3 with a "
+        "propagated target)",
     )
     quantize.add_argument(
         "--importance",
@@ -183,7 +191,8 @@ def add_methods(quantize: argparse.ArgumentParser) -> None:
         "--shrinkage",
         type=_share_or_auto,
         metavar="SHARE",
-        help="shrink Hessians toward their diagonal, 0 to 1 or auto: for few tokens (default 0)",
+        help="shrink Hessians toward their diagonal, 0 to 1, or auto by the number of tokens (default "
+        "%(default)s)",
     )
     quantize.add_argument(
         "--max-fallbacks",

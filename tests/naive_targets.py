@@ -24,9 +24,11 @@ def loss_to_original(weight, values, original, inputs, residual=None):
     return 2 / len(inputs) * total
 
 
-def propagated_target(weight, hessian, cross, residual=None, strength=1.0, percdamp=0.0):
-    """W + strength * (W (C - H) + residual) (H + damping)^-1, by an explicit inverse."""
-    damped = hessian.copy()
+def propagated_target(
+    weight, hessian, cross, residual=None, strength=1.0, percdamp=0.0, shrinkage=0.0
+):
+    """W + strength * (W (C - H) + residual) (H + damping)^-1, by an explicit inverse of a shrunk H."""
+    damped = (1 - shrinkage) * hessian + shrinkage * np.diag(np.diagonal(hessian))
     for j in range(len(damped)):
         dead = hessian[j, j] == 0
         damped[j, j] = 1 if dead else damped[j, j] + percdamp * np.mean(np.diagonal(hessian))
@@ -65,3 +67,29 @@ def best_scales_on_lattice(weight, codes, zeros, scales, group_of, hessian, fact
         error = weight - np.array([(codes[j] - zeros[g]) * s[g] for j, g in enumerate(group_of)])
         least = min(least, error @ hessian @ error)
     return least
+
+
+def least_with_integer_zero(weight, codes, hessian, zeros):
+    """Least loss of a row of one group over integer zeros, each with the best of all scales."""
+    best = np.inf
+    for zero in zeros:
+        basis = codes.astype(np.float64) - zero
+        length = basis @ hessian @ basis
+        scale = basis @ hessian @ weight / length if length > 0 else 0.0
+        error = weight - scale * basis
+        if scale > 0 and error @ hessian @ error < best:
+            best = float(error @ hessian @ error)
+    return best
+
+
+def least_with_real_zeros(weight, codes, group_of, hessian):
+    """Least loss of a row over scales and real zeros: least squares over codes and ones of each group."""
+    groups = max(group_of) + 1
+    basis = np.zeros((2 * groups, len(weight)))
+    for j, g in enumerate(group_of):
+        basis[g, j], basis[groups + g, j] = float(codes[j]), 1.0
+    values, vectors = np.linalg.eigh(hessian)
+    root = vectors * np.sqrt(np.maximum(values, 0))
+    found = np.linalg.lstsq(root.T @ basis.T, root.T @ weight, rcond=None)[0]
+    error = weight - found @ basis
+    return error @ hessian @ error

@@ -7,12 +7,14 @@ import cases
 import numpy as np
 import pytest
 
+from numbacalib.formats.gguf_scales import BlockFinder
 from numbacalib.methods import (
     LayerSettings,
     RangeSearch,
     awq_clip,
     clipped_share,
     codebook,
+    descend_codes,
     gptq,
     output_loss,
     propagated_target,
@@ -141,7 +143,7 @@ def test_every_method_takes_a_propagated_target_and_a_refit(settings, expected, 
     target = propagated_target(weight, s.hessian, s.cross, s.residual, strength=0.7)
     wanted = expected(target, statistics)
     if refit:
-        wanted = refit_scales(target, wanted, statistics.hessian)
+        wanted = refit_scales(target, wanted, statistics.hessian, zeros="integers")
     assert_same(quantized, wanted)
     assert report.loss == pytest.approx(output_loss(weight, quantized, statistics))
     plain = output_loss(weight, rtn(weight, **PLAIN), statistics)
@@ -300,6 +302,8 @@ def test_what_is_missing_is_named(layer):
             "q: full_range: expected False with the ranges clip",
         ),
         ({"method": "kmeans", "refit": True}, "q: refit: expected False with kmeans"),
+        ({"method": "kmeans", "passes": 1}, "q: passes: expected 0 with kmeans"),
+        ({"passes": -1}, "q: passes: expected 0 to 1000, got -1"),
         ({"ranges": "mse", "range_norm": 0}, "q: search.norm: expected a number above 0, got 0"),
         ({"group_size": 7}, "q: group_size: expected a divisor of K = 24, got 7"),
     ],
@@ -327,10 +331,63 @@ def test_a_loss_beyond_float32_is_said_and_is_no_number(caplog):
         ({"refit": None}, False),
         ({"refit": None, "target": "propagated"}, True),
         ({"refit": False, "target": "propagated"}, False),
-        ({"refit": None, "target": "propagated", "find_grid": print}, False),
+        ({"refit": None, "target": "propagated", "find_grid": BlockFinder("Q4_K")}, False),
+        ({"refit": None, "target": "propagated", "find_grid": BlockFinder("Q4_1")}, True),
         ({"refit": None, "target": "propagated", "element": "e2m1", "symmetric": True}, False),
         ({"refit": True}, True),
     ],
 )
 def test_scales_are_refitted_with_a_propagated_target_where_nothing_is_said(given, refits):
     assert LayerSettings(**given).refits is refits
+
+
+def test_codes_are_chosen_anew_between_two_refits_by_the_hessian_that_gptq_had():
+    weight, statistics = cases.random_matrix(20, (6, 24), np.float32), drifted()
+    options = {"shrinkage": 0.2, "percdamp": 0.05}
+    chosen = LayerSettings(**PLAIN, **PROPAGATED, **options, refit=True, passes=2)
+    quantized, report = quantize_layer("q", weight, statistics, chosen)
+    once = quantize_layer("q", weight, statistics, dataclasses.replace(chosen, passes=0))
+    s = statistics
+    damping = {"percdamp": options["percdamp"]}
+    target = propagated_target(weight, s.hessian, s.cross, s.residual, strength=0.7, **options)
+    diagonal = np.diag(np.diagonal(s.hessian))
+    smooth = (0.8 * s.hessian + 0.2 * diagonal).astype(np.float32)
+    wanted = once[0]
+    for _ in range(2):
+        wanted = descend_codes(target, wanted, smooth, **damping)
+    assert_same(quantized, refit_scales(target, wanted, s.hessian, zeros="integers"))
+    assert (quantized.codes != once[0].codes).any()
+    assert report.loss < once[1].loss
+
+
+@pytest.mark.parametrize(
+    ("given", "passes"),
+    [
+        ({}, 0),
+        ({"passes": None}, 0),
+        ({"passes": None, "target": "propagated"}, 3),
+        ({"passes": None, "target": "propagated", "find_grid": BlockFinder("Q4_K")}, 3),
+        ({"passes": None, "target": "propagated", "element": "e2m1", "symmetric": True}, 0),
+        ({"passes": 1}, 1),
+    ],
+)
+def test_passes_over_codes_come_with_a_propagated_target_where_nothing_is_said(given, passes):
+    assert LayerSettings(**given).descents == passes
+
+
+@pytest.mark.parametrize(
+    ("given", "spans"),
+    [
+        ({"symmetric": True}, False),
+        ({"symmetric": True, "full_range": None}, True),
+        ({"full_range": None}, False),
+        ({"symmetric": True, "full_range": None, "method": "rtn"}, False),
+        ({"symmetric": True, "full_range": None, "find_grid": BlockFinder("Q4_0")}, False),
+        ({"symmetric": True, "full_range": None, "element": "e2m1"}, False),
+        ({"symmetric": True, "full_range": True, "method": "rtn"}, True),
+    ],
+)
+def test_a_symmetric_grid_has_its_full_range_with_gptq_where_nothing_is_said(given, spans):
+    settings = LayerSettings(**given)
+    settings.check()
+    assert settings.spans_longer_side is spans

@@ -28,14 +28,14 @@ def moments(original, inputs, residual):
 
 
 @pytest.mark.parametrize("with_residual", [False, True])
-@pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize(("strength", "shrinkage"), [(0.0, 0), (0.25, 0.1), (1.0, 0), (0.5, 1.0)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_target_is_the_definition(backend, dtype, strength, with_residual):
+def test_target_is_the_definition(backend, dtype, strength, shrinkage, with_residual):
     weight = cases.random_matrix(3, (5, 12))
     hessian, cross, residual = moments(*streams(0))
     residual = residual if with_residual else None
     arrays = (a if a is None else a.astype(dtype) for a in (weight, hessian, cross, residual))
-    options = {"strength": strength, "percdamp": 0.01}
+    options = {"strength": strength, "percdamp": 0.01, "shrinkage": shrinkage}
     actual = backend.call(propagated_target, *arrays, **options)
     assert actual.dtype == dtype
     expected = naive_targets.propagated_target(weight, hessian, cross, residual, **options)
@@ -173,6 +173,7 @@ def test_bad_arguments_are_named():
         ((weight, hessian, cross[:5]), {}, r"cross: expected shape \[12, 12\]"),
         ((weight, hessian, cross, residual[:2]), {}, r"residual: expected shape \[5, 12\]"),
         ((weight, hessian, cross), {"strength": 1.5}, "strength: expected 0 to 1, got 1.5"),
+        ((weight, hessian, cross), {"shrinkage": 2}, "shrinkage: expected 0 to 1, got 2"),
         ((weight, hessian, cross), {"percdamp": -1}, "percdamp: expected a number not below 0"),
         ((weight, hessian, np.full((12, 12), np.inf)), {}, "cross: expected finite values"),
     ]:

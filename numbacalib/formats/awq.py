@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits
 from numbacalib.formats.format import GridRules, LayerGrid
-from numbacalib.formats.grid_finders import zeros_from_1
+from numbacalib.formats.grid_finders import ZerosFrom1
 from numbacalib.formats.safetensors_format import (
     GridOf,
     Left,
@@ -60,7 +60,7 @@ class Awq(SafetensorsFormat):
         row_multiple=8,
         channel_multiple=8,
     )
-    finders = (zeros_from_1,)
+    finders = (ZerosFrom1(),)
     parts = ("qweight", "qzeros", "scales")
 
     def is_uniform(self, asked: Mapping[str, LayerGrid]) -> bool:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits, word_count
 from numbacalib.formats.format import GridRules, LayerGrid
-from numbacalib.formats.grid_finders import zeros_from_1
+from numbacalib.formats.grid_finders import ZerosFrom1
 from numbacalib.formats.packed_schemes import FORMAT, METHOD, PackedSchemes, read_schemes
 from numbacalib.formats.safetensors_format import (
     GridOf,
@@ -78,7 +78,7 @@ class CompressedTensors(SafetensorsFormat):
     name = METHOD
     methods = (METHOD,)
     rules = GridRules(bits=tuple(range(2, 9)))
-    finders = (zeros_from_1,)
+    finders = (ZerosFrom1(),)
     parts = (
         "weight_packed",
         "weight_scale",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ class Fp4Finder:
     """One of `FP4`."""
     shared: bool = False
     """True where a global scale is stored, which all weights that are quantized together have."""
+
+    refit: ClassVar = None
 
     def __call__(self, weight: Any, settings: GridSettings) -> FoundGrids:
         """Return scales, and the number that they are divided by."""

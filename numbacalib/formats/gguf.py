@@ -41,15 +41,9 @@ from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_layouts import LATENT_PARTS, latent_parts, row_order
 from numbacalib.models.gguf_names import expert_number, gguf_name
 from numbacalib.models.gguf_types import TensorType, type_named
-from numbacalib.models.layer_tensors import (
-    EMBEDDINGS,
-    HEAD,
-    is_decoders,
-    is_linear,
-    is_norm,
-    linear_shapes,
-)
+from numbacalib.models.layer_tensors import EMBEDDINGS, HEAD, is_linear, is_norm, linear_shapes
 from numbacalib.models.safetensors_file import StoredTensor
+from numbacalib.models.tensor_names import is_decoders
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint

@@ -22,9 +22,9 @@ from numbacalib.models.config import ModelConfig, Rope
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_config import FACTORS, LOG_MULTIPLIERS, ROPE_DIVISORS, hf_config
 from numbacalib.models.gguf_metadata import Metadata
-from numbacalib.models.layer_tensors import is_decoders
 from numbacalib.models.rope import inverse_frequencies
 from numbacalib.models.rope_parameters import yarn_magnitude
+from numbacalib.models.tensor_names import is_decoders
 from numbacalib.models.wrappers import decoder_config
 
 if TYPE_CHECKING:

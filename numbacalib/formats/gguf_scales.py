@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.gguf_blocks import BLOCK_TYPES
 from numbacalib.methods.block_scales import block_scales
-from numbacalib.methods.settings import FoundGrids, GridSettings
+from numbacalib.methods.settings import FoundGrids, GridSettings, Refit
 from numbacalib.ops.matrix import from_host
 from numbacalib.spec.block_grid import BlockGrid, BlockScales
 
@@ -31,6 +31,14 @@ class BlockFinder:
     """
 
     kind: str
+
+    @property
+    def refit(self) -> Refit | None:
+        """Scales and minima of blocks of one group, float16; those of several are bound to each other."""
+        grid = BLOCK_TYPES[self.kind].grid
+        if grid.scale_bits:
+            return None
+        return Refit("biases" if grid.minima else "kept", dtype=np.dtype(np.float16))
 
     def __call__(self, weight: Any, settings: GridSettings) -> FoundGrids:
         """Return scales and, where the type has minima, real zeros."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.bit_packing import WORD_BITS, pack_bits, unpack_bits
 from numbacalib.formats.format import GridRules, LayerGrid
-from numbacalib.formats.grid_finders import zeros_from_1
+from numbacalib.formats.grid_finders import ZerosFrom1
 from numbacalib.formats.safetensors_format import (
     GridOf,
     Left,
@@ -93,7 +93,7 @@ class Gptq(SafetensorsFormat):
         row_multiple=32,
         channel_multiple=32,
     )
-    finders = (zeros_from_1,)
+    finders = (ZerosFrom1(),)
     parts = ("qweight", "qzeros", "scales", "g_idx")
 
     def __init__(self, version: int) -> None:
@@ -126,7 +126,7 @@ class Gptq(SafetensorsFormat):
         return {
             layer: grid
             if grid.symmetric or not self._least_zero
-            else replace(grid, find=zeros_from_1)
+            else replace(grid, find=ZerosFrom1())
             for layer, grid in super().grids(weights, asked).items()
         }
 

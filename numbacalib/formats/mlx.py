@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.bit_packing import WORD_BITS, pack_bits, unpack_bits
 from numbacalib.formats.format import Format, GridRules, LayerGrid
-from numbacalib.formats.grid_finders import biases_of, stored_biases
+from numbacalib.formats.grid_finders import StoredBiases, biases_of
 from numbacalib.formats.safetensors_format import (
     GridOf,
     Left,
@@ -88,7 +88,7 @@ class Mlx(MlxDirectory):
     ) -> dict[str, LayerGrid]:
         """See `Format`; asymmetric grids have biases that are rounded as they are stored."""
         return {
-            layer: grid if grid.symmetric else replace(grid, find=stored_biases)
+            layer: grid if grid.symmetric else replace(grid, find=StoredBiases())
             for layer, grid in super().grids(weights, asked).items()
         }
 

@@ -2,6 +2,7 @@
 
 from numbacalib.methods.awq import ChannelScales, awq_clip, awq_scales
 from numbacalib.methods.codebook import CodebookWeight, codebook
+from numbacalib.methods.descent import descend_codes
 from numbacalib.methods.equal_layers import quantize_each
 from numbacalib.methods.experts import ExpertInputs, quantize_experts
 from numbacalib.methods.fp4 import Fp4Scales, fp4_scales
@@ -31,6 +32,7 @@ __all__ = [
     "awq_scales",
     "clipped_share",
     "codebook",
+    "descend_codes",
     "fp4_scales",
     "gptq",
     "gptq_batch",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from numbacalib.methods.codebook import CodebookWeight
 from numbacalib.methods.gptq import gptq_batch
+from numbacalib.methods.improvement import improved
 from numbacalib.methods.layer import LayerReport, LayerSettings
 from numbacalib.methods.layer_options import searched_options, share_for, solver_options
 from numbacalib.methods.layers import check_layer, quantize_layer
 from numbacalib.methods.measured import figures_of_inputs, named, reported
 from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.methods.refit import refit_scales
 from numbacalib.ops.matrix import joined_rows, reshaped
 from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime.alone import each_alone
@@ -96,9 +97,12 @@ def _in_one_launch(
             require_finite_weight()
         stack = _stacked([hessian.reshape(*hessian.shape[-2:]) for hessian in hessians])
         found = gptq_batch(_stacked(list(weights.values())), stack, **options)
-        if settings.refits:
-            pairs = zip(weights.values(), found, statistics, strict=True)
-            found = [refit_scales(weight, own, given.hessian) for weight, own, given in pairs]
+        found = [
+            improved(weight, own, given.hessian, replace(settings, shrinkage=share))
+            for weight, own, given, share in zip(
+                weights.values(), found, statistics, shares, strict=True
+            )
+        ]
     together = (time.perf_counter() - begin) / len(weights)
     layers = zip(weights.items(), found, statistics, shares, strict=True)
     return [

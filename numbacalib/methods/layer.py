@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from numbacalib.methods.settings import GridFinder, check_element
+from numbacalib.methods.settings import GridFinder, Refit, check_element
 from numbacalib.methods.shrinkage import LEAST_RANK
 from numbacalib.methods.solver import Solver
 from numbacalib.runtime import checks
@@ -18,6 +17,8 @@ from numbacalib.spec.range_search import RangeSearch
 METHODS = ("gptq", "rtn", "kmeans")
 RANGES = ("full", "mse", "weighted", "clip")
 TARGETS = ("layerwise", "propagated")
+PASSES = 3
+"""Passes over the codes with a propagated target: more gain hardly anything."""
 COARSE_NORM = 3.0
 """Power of the range search at 2 bits, where both models of `benchmarks/quality.py` are nearer to the
 original with it than with 2.4."""
@@ -45,9 +46,9 @@ class LayerSettings:
     the least error weighted by each channel's mean square input or by an importance ("weighted"), by
     `RangeSearch`; for round-to-nearest also the part with the least error of the group's output
     ("clip", `awq_clip`). Codebooks weigh their errors with "weighted", and do not with "full"."""
-    full_range: bool = False
+    full_range: bool | None = False
     """True to let the largest weight of a symmetric group fall on the longer side of its grid, by scales of
-    either sign, with any ranges but "clip"."""
+    either sign, with any ranges but "clip". None is True with gptq, where no format fixes the grid."""
     range_norm: float | None = None
     """Power of the errors that `RangeSearch` sums, with the ranges "mse" and "weighted". None is its own,
     but `COARSE_NORM` at 2 bits, where a large error costs more than its square says."""
@@ -59,8 +60,12 @@ class LayerSettings:
     """Strength of the propagated target, 0 to 1. More fits the calibration text better, and other texts
     worse unless there is a lot of it."""
     refit: bool | None = False
-    """True to solve for the scales once the codes are known: `refit_scales`. None is True with a propagated
-    target, where nothing fixes the grid."""
+    """True to solve for the scales, and the zeros, once the codes are known: `refit_scales`. None is True
+    with a propagated target, where the format lets them change."""
+    passes: int | None = 0
+    """Times that each code is chosen anew while the others of its row stay, `descend_codes`, once all are
+    known; scales are refitted before and after, where they are. None is `PASSES` with a propagated target,
+    but 0 for codebooks and floating-point codes."""
     percdamp: float = 0.01
     damping_tries: int = 5
     shrinkage: float | None = 0.0
@@ -71,7 +76,7 @@ class LayerSettings:
     def calibrated(self, importance: bool = False) -> bool:
         """Return whether a layer needs statistics of its inputs, with or without an `importance` given."""
         weighted = self.ranges == "weighted" and not importance
-        solved = self.refit or self.target == "propagated"
+        solved = bool(self.refit or self.passes) or self.target == "propagated"
         return self.method == "gptq" or weighted or self.ranges == "clip" or solved
 
     @property
@@ -79,15 +84,40 @@ class LayerSettings:
         """True where scales are solved for once the codes are known."""
         if self.refit is not None:
             return self.refit
-        free = self.find_grid is None and self.element == INTEGER and self.method != "kmeans"
+        free = self.refit_of_grid is not None and self.method != "kmeans"
         return free and self.target == "propagated"
+
+    @property
+    def descents(self) -> int:
+        """Passes over the codes."""
+        if self.passes is not None:
+            return self.passes
+        integers = self.element == INTEGER and self.method != "kmeans"
+        return PASSES if integers and self.target == "propagated" else 0
+
+    @property
+    def spans_longer_side(self) -> bool:
+        """True where a symmetric grid has its full range."""
+        if self.full_range is not None:
+            return self.full_range
+        free = self.find_grid is None and self.element == INTEGER
+        return self.symmetric and free and self.method == "gptq"
+
+    @property
+    def refit_of_grid(self) -> Refit | None:
+        """Parts of the grid that a refit may change; None where the format fixes it."""
+        if self.element != INTEGER:
+            return None
+        if self.find_grid is not None:
+            return self.find_grid.refit
+        return Refit("kept" if self.symmetric else "integers")
 
     @property
     def search(self) -> RangeSearch | None:
         """The search of a group's range; None where the grid spans all its weights."""
-        found = RangeSearch(full_range=self.full_range)
+        found = RangeSearch(full_range=self.spans_longer_side)
         if self.ranges not in ("mse", "weighted"):
-            return found._replace(points=1) if self.full_range else None
+            return found._replace(points=1) if self.spans_longer_side else None
         if self.range_norm is not None:
             return found._replace(norm=self.range_norm)
         return found._replace(norm=COARSE_NORM) if self.bits == 2 else found
@@ -107,18 +137,23 @@ class LayerSettings:
         if self.method == "kmeans" and self.ranges not in ("full", "weighted"):
             raise ValueError(f"ranges: expected full or weighted with kmeans, got {self.ranges!r}")
         checks.one_of("target", self.target, TARGETS)
-        share("target_strength", self.target_strength)
+        checks.share("target_strength", self.target_strength)
         if self.method == "kmeans" and self.refit:
             raise ValueError("refit: expected False with kmeans, whose codebooks have no scales")
         checks.integer("bits", self.bits, 2, 8)
         if self.group_size is not None:
             checks.integer("group_size", self.group_size, 1, 1 << 31)
         checks.boolean("symmetric", self.symmetric)
-        checks.boolean("full_range", self.full_range)
+        if self.full_range is not None:
+            checks.boolean("full_range", self.full_range)
         if self.full_range and not self.symmetric:
             raise ValueError("full_range: expected False without symmetric")
         if self.full_range and (self.ranges == "clip" or self.method == "kmeans"):
             raise ValueError("full_range: expected False with the ranges clip and with kmeans")
+        if self.passes is not None:
+            checks.integer("passes", self.passes, 0, 1000)
+        if self.passes and (self.method == "kmeans" or self.element != INTEGER):
+            raise ValueError("passes: expected 0 with kmeans and floating-point codes")
         check_element(self.element, self.bits, self.symmetric)
         if self.element != INTEGER and (self.refit or self.full_range or self.method == "kmeans"):
             raise ValueError(
@@ -144,16 +179,10 @@ class LayerSettings:
             raise ValueError(
                 "ranges: expected full, mse or weighted where the format fixes the grid"
             )
-        if self.refit:
+        if self.refit and self.refit_of_grid is None:
             raise ValueError("refit: expected False where the format fixes the grid")
         if self.method == "gptq" and not self.static_groups and self.act_order != "none":
             raise ValueError("static_groups: expected True where the format fixes the grid")
-
-
-def share(name: str, value: Any) -> None:
-    """Check that a setting is a number from 0 to 1."""
-    if not 0 <= checks.finite_number(name, value) <= 1:
-        raise ValueError(f"{name}: expected 0 to 1, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)

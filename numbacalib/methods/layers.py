@@ -12,13 +12,13 @@ import numpy as np
 from numbacalib.methods.awq import awq_clip
 from numbacalib.methods.codebook import CodebookWeight, codebook
 from numbacalib.methods.gptq import gptq_shared
+from numbacalib.methods.improvement import improved
 from numbacalib.methods.layer import LayerReport, LayerSettings
 from numbacalib.methods.layer_options import searched_options, share_for, solver_options
 from numbacalib.methods.measured import figures_of_inputs, named, reported
 from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.methods.refit import refit_scales
 from numbacalib.methods.rtn import rtn
-from numbacalib.methods.settings import FoundGrids, GridFinder, grid_settings
+from numbacalib.methods.settings import AskedGrid, FoundGrids, GridArrays, GridFinder, grid_settings
 from numbacalib.methods.target import propagated_targets
 from numbacalib.ops.columns import magnitude_max
 from numbacalib.ops.matrix import to_host
@@ -128,11 +128,15 @@ def quantize_layers(
     begin = time.perf_counter()
     with named(weights):
         check_layer(statistics, settings, importance)
+        if settings.shrinkage is None and statistics is not None:
+            settings = replace(settings, shrinkage=share_for(statistics, settings))
         targets = _targets(weights, statistics, settings)
         found, measured = _quantized(targets, statistics, settings, importance)
-        if settings.refits and statistics is not None:
-            found = _refitted(targets, found, statistics)
         if statistics is not None:
+            found = [
+                improved(targets[name], own, statistics.hessian, settings)
+                for name, own in zip(weights, found, strict=True)
+            ]
             measured |= figures_of_inputs(statistics)
     together = (time.perf_counter() - begin) / len(weights)
     return [
@@ -220,8 +224,9 @@ def _targets(
         return weights
     keys = {f"{name}: weight": weight for name, weight in weights.items()}
     moments = statistics.hessian, statistics.cross, statistics.residual
-    damping = settings.percdamp, settings.damping_tries
-    found = propagated_targets(keys, *moments, settings.target_strength, *damping)
+    assert settings.shrinkage is not None  # found by now
+    smoothing = settings.percdamp, settings.damping_tries, settings.shrinkage
+    found = propagated_targets(keys, *moments, settings.target_strength, *smoothing)
     return dict(zip(weights, found, strict=True))
 
 
@@ -301,7 +306,7 @@ def _found_grids(
         search, importance = own.pop("search", None), own.pop("importance", None)
         arrays = {"weight": targets[name], "importance": importance, "hessian": hessian}
         with named([name]), arrays_of_one_device(**arrays) as (weight, importance, squares):
-            given = grid_settings(weight, search=search, importance=importance, **own)
+            given = grid_settings(weight, AskedGrid(search=search, **own), GridArrays(importance))
             require_finite("weight", weight)
             grids.append(find(weight, given._replace(hessian=squares, largest=largest)))
         own["scales"], own["zeros"] = grids[-1].scales, grids[-1].zeros
@@ -315,8 +320,7 @@ def _gptq(
     options: Mapping[str, dict[str, Any]],
 ) -> tuple[list[QuantizedWeight], dict[str, Any]]:
     """Quantize by GPTQ, together where the layers may share; `options` are each one's grid and search."""
-    shrinkage = share_for(statistics, settings)
-    solver = solver_options(settings) | {"shrinkage": shrinkage}
+    solver = solver_options(settings) | {"shrinkage": settings.shrinkage}
     first, *others = options.values()
     alike = [key for key in first if key not in _FIXED]
     same = all(own[key] is first[key] for own in others for key in alike)
@@ -330,12 +334,4 @@ def _gptq(
                 own[key] = {keys[name]: options[name][key] for name in names}
         weights = {keys[name]: targets[name] for name in names}
         found += gptq_shared(weights, statistics.hessian, **solver, **own).values()
-    return found, {"shrinkage": shrinkage}
-
-
-def _refitted(
-    targets: Mapping[str, Any], found: Sequence[Any], statistics: InputStatistics
-) -> list[QuantizedWeight]:
-    """Fit scales to the codes that were found."""
-    pairs = zip(targets.values(), found, strict=True)
-    return [refit_scales(target, quantized, statistics.hessian) for target, quantized in pairs]
+    return found, {"shrinkage": settings.shrinkage}

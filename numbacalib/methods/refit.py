@@ -1,25 +1,41 @@
-"""Scales refitted to the codes that a method chose."""
+"""Scales and zeros refitted to the codes that a method chose."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from numbacalib.linalg import solve_rows
 from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.ops.matrix import cast, take, weighted_sum
+from numbacalib.methods.target import damped_factor
+from numbacalib.ops.grid import shifted
+from numbacalib.ops.matrix import cast, from_host, joined_rows, take, to_host, weighted_sum
+from numbacalib.ops.products import group_dots, product
 from numbacalib.ops.scale_refit import refitted_scales
+from numbacalib.ops.zero_refit import refitted_zeros
 from numbacalib.runtime import checks
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.grid import INTEGER
+from numbacalib.spec.zero_refit import GroupMoments
+
+ZEROS = "kept", "integers", "biases"
+LEAST_SHARE = 1e-6
+"""Damping of the Hessian of whole groups' offsets: what float32 products of it leave open."""
 
 
 def refit_scales(
-    weight: ArrayT, quantized: QuantizedWeight[ArrayT], hessian: ArrayT
+    weight: ArrayT,
+    quantized: QuantizedWeight[ArrayT],
+    hessian: ArrayT,
+    *,
+    zeros: str = "kept",
+    least_zero: int = 0,
 ) -> QuantizedWeight[ArrayT]:
-    """Give each row the scales that lose least for the codes and zeros that it has.
+    """Give each row the scales, and the zeros, that lose least for the codes that it has.
 
     For whatever method chose the codes, on either grid, with groups of any kind. A row's scales are
     solved together, rounded to the dtype in which they are stored, and taken where ``trace(D H D^T)``
@@ -31,22 +47,35 @@ def refit_scales(
         What the codes are to stand for: the layer's weight, or its `propagated_target`.
     quantized : QuantizedWeight
     hessian : array [K, K]
+    zeros : "kept", "integers" or "biases", default "kept"
+        Zeros stay; or each group also takes the integer that loses least; or real zeros are solved for
+        together with the scales, where a format stores the bias ``-zero * scale`` in the dtype of the
+        scales.
+    least_zero : int, default 0
+        The least integer that a format stores.
 
     Returns
     -------
     QuantizedWeight
-        The same codes, with the scales of each row that lose less.
+        The same codes, with the scales and zeros of each row that lose less. With "biases" zeros are
+        float32.
 
     Raises
     ------
     ValueError, TypeError
         If an argument does not fit, a value is not finite (the first index is named), or the arrays are
         on different devices.
+    numpy.linalg.LinAlgError
+        If with "biases" the Hessian is not positive semi-definite.
 
     Notes
     -----
     arXiv 2602.02126 solves for the scale of a channel; with G groups it is a system of G equations a row:
-    see `numbacalib.spec.scale_refit`. It costs ``M K^2`` operations, about as much as GPTQ itself.
+    see `numbacalib.spec.scale_refit`. It costs ``M K^2`` operations, about as much as GPTQ itself. Real
+    zeros let each group move by an offset, which takes from the Hessian what offsets can make up for:
+    with u a column of ones for each group, the scales are solved for with
+    ``H - H u (u^T H u)^-1 u^T H``, and the offsets follow. Integer zeros are searched,
+    `numbacalib.spec.zero_refit`, between two such solutions.
 
     Examples
     --------
@@ -60,27 +89,110 @@ def refit_scales(
     >>> proxy_loss(weight, refitted, hessian) < 0.1 * proxy_loss(weight, quantized, hessian)
     True
     """
+    checks.one_of("zeros", zeros, ZEROS)
     if quantized.element != INTEGER:
         raise ValueError(f"quantized: expected integer codes, got {quantized.element}")
-    codes, zeros, scales = quantized.codes, quantized.zeros, quantized.scales
-    arrays = {
-        "weight": weight,
-        "hessian": hessian,
-        "codes": codes,
-        "zeros": zeros,
-        "scales": scales,
-    }
-    with arrays_of_one_device(**arrays) as (weight, hessian, codes, zeros, scales):
+    if quantized.symmetric and zeros != "kept":
+        raise ValueError(f"zeros: expected kept on a symmetric grid, got {zeros!r}")
+    least_zero = checks.integer("least_zero", least_zero, 0, (1 << quantized.bits) - 1)
+    grids = {"codes": quantized.codes, "scales": quantized.scales, "zeros": quantized.zeros}
+    with arrays_of_one_device(weight=weight, hessian=hessian, **grids) as (weight, hessian, *own):
+        codes, scales, old_zeros = own
         channels = codes.shape[1]
         checks.matrix("weight", weight, tuple(codes.shape))
         checks.matrix("hessian", hessian, (channels, channels))
         require_finite("weight", weight)
         require_finite("hessian", hessian)
         dtype = checks.result_dtype(weight, hessian)
-        errors = cast(weighted_sum(weight, quantized.dequantize(), 1.0, -1.0), dtype)
-        hessian = cast(hessian, dtype)
+        weight, hessian = cast(weight, dtype), cast(hessian, dtype)
         if quantized.g_idx is not None:  # groups become runs of channels
             runs = np.argsort(quantized.g_idx, kind="stable")
-            codes, errors = take(codes, runs, 1), take(errors, runs, 1)
+            codes, weight = take(codes, runs, 1), take(weight, runs, 1)
             hessian = take(take(hessian, runs, 0), runs, 1)
-        return replace(quantized, scales=refitted_scales(codes, zeros, scales, errors, hessian))
+        if zeros == "integers" and old_zeros.dtype != np.uint8:
+            raise TypeError(f"zeros: expected integers to begin with, got {old_zeros.dtype}")
+        grid = replace(quantized, codes=codes, scales=scales, zeros=old_zeros, g_idx=None)
+        if zeros == "biases":
+            found = _with_biases(weight, grid, hessian)
+        else:
+            found = _with_scales(weight, grid, hessian)
+        if zeros == "integers":
+            found = _with_integers(weight, found, hessian, least_zero)
+        return replace(quantized, scales=found.scales, zeros=found.zeros)
+
+
+def _errors(weight: Any, quantized: QuantizedWeight) -> Any:
+    """``w - q``, in the dtype of the weight."""
+    return cast(weighted_sum(weight, quantized.dequantize(), 1.0, -1.0), weight.dtype)
+
+
+def _with_scales(weight: Any, quantized: QuantizedWeight, hessian: Any) -> QuantizedWeight:
+    """Refit scales alone."""
+    grid = quantized.codes, quantized.zeros, quantized.scales
+    return replace(quantized, scales=refitted_scales(*grid, _errors(weight, quantized), hessian))
+
+
+@dataclass(frozen=True)
+class _Offsets:
+    """Moments of whole groups' offsets: with u [K, G] ones where a channel is in a group."""
+
+    sums: Any
+    """``H u``, [K, G]."""
+    rows: Any
+    """``u^T H``, [G, K]."""
+    ones: Any
+    """``u^T H u``, [G, G]."""
+
+    @classmethod
+    def of(cls, hessian: Any, groups: int) -> _Offsets:
+        """Form them for runs of channels."""
+        columns = np.repeat(np.eye(groups, dtype=hessian.dtype), len(hessian) // groups, axis=0)
+        sums = product(hessian, from_host(columns, hessian))
+        rows = from_host(np.ascontiguousarray(columns.T), hessian)
+        return cls(sums, product(rows, hessian), product(rows, sums))
+
+
+def _with_integers(
+    weight: Any, quantized: QuantizedWeight, hessian: Any, least: int
+) -> QuantizedWeight:
+    """Search integer zeros, and refit scales again."""
+    offsets = _Offsets.of(hessian, quantized.scales.shape[1])
+    grid = quantized.codes, quantized.zeros, quantized.scales
+    moments = GroupMoments(hessian, offsets.sums, offsets.ones)
+    ends = least, (1 << quantized.bits) - 1
+    scales, zeros = refitted_zeros(*grid, _errors(weight, quantized), moments, ends)
+    return _with_scales(weight, replace(quantized, scales=scales, zeros=zeros), hessian)
+
+
+def _with_biases(weight: Any, quantized: QuantizedWeight, hessian: Any) -> QuantizedWeight:
+    """Solve for scales and real zeros together, and keep rows that lose less as they are stored."""
+    offsets = _Offsets.of(hessian, quantized.scales.shape[1])
+    factor = damped_factor(offsets.ones, LEAST_SHARE, 5, weight.dtype)
+    made_up = product(solve_rows(factor, offsets.sums), offsets.rows)
+    solved = _with_scales(weight, quantized, weighted_sum(hessian, made_up, 1.0, -1.0))
+    pulls = product(_errors(weight, solved), offsets.sums)
+    moved = to_host(solve_rows(factor, pulls)).astype(np.float64)  # what offsets add to values
+    scales = to_host(solved.scales).astype(np.float64)
+    with np.errstate(over="ignore"):  # a row with an infinite bias does not lose less
+        biases = (moved - to_host(quantized.zeros) * scales).astype(solved.scales.dtype)
+    stored = biases.astype(np.float32)
+    zeros = from_host(-stored / scales.astype(np.float32), hessian)
+    old = replace(quantized, zeros=shifted(quantized.zeros, 0, np.float32))
+    return _better_rows(weight, old, replace(solved, zeros=zeros), hessian)
+
+
+def _better_rows(
+    weight: Any, old: QuantizedWeight, new: QuantizedWeight, hessian: Any
+) -> QuantizedWeight:
+    """Take the grids of `new` for each row that loses less with them, and those of `old` for the others."""
+    before, after = (_row_losses(weight, each, hessian) for each in (old, new))
+    rows = np.arange(len(before))
+    taken = np.where(after < before, rows, rows + len(rows))
+    pairs = (new.scales, old.scales), (new.zeros, old.zeros)
+    scales, zeros = (take(joined_rows(list(pair)), taken, 0) for pair in pairs)
+    return replace(old, scales=scales, zeros=zeros)
+
+
+def _row_losses(weight: Any, quantized: QuantizedWeight, hessian: Any) -> Any:
+    errors = _errors(weight, quantized)
+    return to_host(group_dots(product(errors, hessian), errors, errors.shape[1]))[:, 0]

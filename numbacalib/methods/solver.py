@@ -22,6 +22,7 @@ from numbacalib.ops.matrix import diagonals, take, to_host, without_columns
 from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime import checks
 from numbacalib.runtime.finite import start_finite_check
+from numbacalib.spec.gptq import ColumnGrids
 from numbacalib.spec.grid import group_indices
 
 DAMPING_GROWTH = 4.0
@@ -122,7 +123,8 @@ def solve(
                 tries[e] += 1
     damped = percdamps, factors.dampings, tries, factors.smallest_pivots
     # a GPU has the factors long before the codes: what depends on them alone is found meanwhile
-    ranks = list(map(effective_rank, factors.diagonals, factors.roots, factors.dampings))
+    known = zip(factors.diagonals, factors.roots, factors.dampings, strict=True)
+    ranks = [effective_rank(*each, solver.shrinkage) for each in known]
     figures = list(zip(*damped, factors.dead_counts, ranks, strict=True))
     require_finite_scales()
     owners = np.arange(len(layers.rows)) % len(hessians)  # of the layers, among the Hessians
@@ -137,19 +139,22 @@ def solve(
 def _require_factors(
     factors: HessianFactors, names: Sequence[str], percdamps: Sequence[float]
 ) -> None:
-    """Wait for factors, and raise an error for the first that there is not."""
+    """Wait for the factors, and raise an error for the first matrix that has none."""
     for e, minor in enumerate(factors.minors):
         if minor:
             raise factors.error(e, names[e], percdamps[e])
 
 
-def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
+def effective_rank(
+    diagonal: NDArray, roots: NDArray, damping: float, shrinkage: float = 0.0
+) -> float:
     """Return how many independent channels would vary as much as the K of a Hessian do together.
 
-    ``K log det(I + H / damping) / sum_j log(1 + H[j, j] / damping)`` over live channels: K where no
-    channel says anything of another (Hadamard's inequality), and about the rank where all else is below
-    the damping. It costs nothing beside the factor, whose pivots have the determinant. Without damping,
-    `ROUNDING` of the mean diagonal is in its place.
+    ``K log det(I + H / floor) / sum_j log(1 + H[j, j] / floor)`` over live channels, where the floor is the
+    damping: K where no channel says anything of another (Hadamard's inequality), and about the rank where
+    all else is below the floor. It costs nothing beside the factor, whose pivots have the determinant.
+    Without damping, `ROUNDING` of the mean diagonal is in its place. Where the Hessian was shrunk, what
+    that left of H is compared, and what it added is part of each channel's floor.
 
     Parameters
     ----------
@@ -159,14 +164,20 @@ def effective_rank(diagonal: NDArray, roots: NDArray, damping: float) -> float:
         Diagonal of the Cholesky factor of the damped Hessian.
     damping : float
         What was added to the diagonal.
+    shrinkage : float, default 0
+        Share by which the factored Hessian had been moved toward its diagonal.
     """
     live = diagonal > 0
     if not live.any():
         return 0.0
     spread = diagonal[live].astype(np.float64)
-    floor = max(damping, ROUNDING * diagonal.mean(dtype=np.float64))
-    left = np.clip(roots[live].astype(np.float64) ** 2 - damping, 0, spread)  # up to rounding
-    return float(len(spread) * np.log1p(left / floor).sum() / np.log1p(spread / floor).sum())
+    if shrinkage == 1:
+        return float(len(spread))
+    added = damping + shrinkage * spread
+    floor = np.maximum(added, ROUNDING * diagonal.mean(dtype=np.float64))
+    most = (1 - shrinkage) * spread
+    left = np.clip(roots[live].astype(np.float64) ** 2 - added, 0, most)  # up to rounding
+    return float(len(spread) * np.log1p(left / floor).sum() / np.log1p(most / floor).sum())
 
 
 def sweep(
@@ -188,13 +199,14 @@ def sweep(
     if static_groups:
         scales, zeros = find_scales(weight, settings)
         group_of = groups if orders is None else orders.group
-        found = quantize_direct(permuted, upper, settings.grid, group_of, scales, zeros)
+        grids = ColumnGrids(settings.grid, group_of, scales, zeros)
     else:
         importance = settings.importance
         if importance is not None and orders is not None:
             importance = take(importance, orders.order, 1)
         ranges = {"search": settings.search, "importance": importance}
-        found = quantize_direct(permuted, upper, settings.grid, groups, **ranges)
+        grids = ColumnGrids(settings.grid, groups, **ranges)
+    found = quantize_direct(permuted, upper, grids)
     codes, scales, zeros = found.codes, found.scales, found.zeros
     g_idx: list[NDArray[np.int64] | None] = [None] * count
     if orders is not None:

@@ -14,6 +14,7 @@ from numbacalib.methods.solver import DAMPING_GROWTH, LEAST_GROWN_DAMPING
 from numbacalib.ops.matrix import cast, joined_rows, split_rows, weighted_sum
 from numbacalib.ops.products import product
 from numbacalib.ops.proxy_loss import start_trace_of_products
+from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime import checks
 from numbacalib.runtime.array import Array, ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
@@ -30,6 +31,7 @@ def propagated_target(
     strength: float = 1.0,
     percdamp: float = 0.01,
     damping_tries: int = 5,
+    shrinkage: float = 0.0,
 ) -> ArrayT:
     """Weight W* that repairs, as far as this layer can, what the quantized layers before it spoilt.
 
@@ -53,6 +55,8 @@ def propagated_target(
         Damping of H, as a fraction of the mean of its diagonal.
     damping_tries : int, default 5
         As in `gptq`.
+    shrinkage : float, default 0
+        Share, 0 to 1, by which the H that is inverted moves toward its diagonal first.
 
     Returns
     -------
@@ -82,8 +86,9 @@ def propagated_target(
     >>> propagated_target(weight, hessian, cross=2 * hessian, percdamp=0)
     array([[2., 4.]])
     """
+    smoothing = percdamp, damping_tries, shrinkage
     (target,) = propagated_targets(
-        {"weight": weight}, hessian, cross, residual, strength, percdamp, damping_tries
+        {"weight": weight}, hessian, cross, residual, strength, *smoothing
     )
     return target
 
@@ -96,6 +101,7 @@ def propagated_targets(
     strength: float,
     percdamp: float,
     damping_tries: int,
+    shrinkage: float = 0.0,
 ) -> list[Any]:
     """Return the `propagated_target` of weights, by their names in errors, that share an input.
 
@@ -115,8 +121,8 @@ def propagated_targets(
             for count in rows:
                 checks.matrix("residual", residual, (count, channels))
             given["residual"] = residual
-        if not 0 <= checks.finite_number("strength", strength) <= 1:
-            raise ValueError(f"strength: expected 0 to 1, got {strength}")
+        checks.share("strength", strength)
+        checks.share("shrinkage", shrinkage)
         for check in [start_finite_check(name, array) for name, array in given.items()]:
             check()
         dtype = checks.result_dtype(hessian, *matrices)
@@ -124,7 +130,8 @@ def propagated_targets(
         if residual is not None:
             residual = joined_rows([residual] * len(rows))
         drift = weighted_sum(cross, hessian, 1.0, -1.0, dtype)
-        upper = damped_factor(hessian, percdamp, damping_tries, dtype)
+        smooth = smoothed(hessian, shrinkage)
+        upper = damped_factor(smooth, percdamp, damping_tries, dtype)
         missing = _missing(joined, drift, residual, upper)
         return split_rows(weighted_sum(joined, missing, 1.0, strength), rows)
 
@@ -137,6 +144,13 @@ def _missing(weight: Any, drift: Any, residual: Any, upper: Any) -> Any:
     if residual is not None:
         missing = weighted_sum(missing, residual, 1.0, 1.0)
     return solve_rows(upper, missing)
+
+
+def smoothed(hessian: Any, shrinkage: float) -> Any:
+    """Return the Hessian moved toward its diagonal by a share; itself where that is 0."""
+    if not shrinkage:
+        return hessian
+    return shrunk(checks.stack_of_one(hessian), shrinkage).reshape(hessian.shape)
 
 
 def damped_factor(hessian: Any, percdamp: float, tries: int, dtype: np.dtype) -> Any:

@@ -221,7 +221,7 @@ _NORM_FLAGS = {"cohere": "use_qk_norm", "glm4_moe": "use_qk_norm", "phi": "qk_la
 
 
 def _tensor_flags(described: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """The keys that say which layers have biases and norms, from which have."""
+    """Keys that say which layers have biases and norms, as the tensors show."""
     flags: dict[str, int] = {}
     if described.model_type in _NORM_FLAGS:
         norm = f"model.layers.0.{described.norms['query']}.weight"

@@ -145,7 +145,12 @@ def _quantize_outer(job: Job) -> FinishedBlock:
         statistics: InputStatistics | None = None
         if name == head_of(job.checkpoint) and isinstance(job.calibration, TextCalibration):
             statistics = job.calibration.head()
-        rounded: dict[str, Any] = {"method": "rtn", "refit": False, "target": "layerwise"}
+        rounded: dict[str, Any] = {
+            "method": "rtn",
+            "refit": False,
+            "passes": 0,
+            "target": "layerwise",
+        }
         if statistics is None:
             plain = {"weighted": "mse", "clip": "full"}.get(settings.ranges, settings.ranges)
             settings = replace(settings, ranges=plain, **rounded)

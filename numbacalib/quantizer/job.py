@@ -25,7 +25,7 @@ from numbacalib.quantizer.importance import read_importance
 from numbacalib.quantizer.memory import Demand
 from numbacalib.quantizer.outer import is_outer, outer_layers
 from numbacalib.quantizer.settings import Settings
-from numbacalib.quantizer.text import read_sequences, read_split, spread
+from numbacalib.quantizer.text import evenly_spaced, read_sequences, read_split
 
 log = logging.getLogger("numbacalib")
 
@@ -119,7 +119,7 @@ def open_job(
     calibration, tokens, others = _calibration(inputs, settings, decoder, grids)
     if inputs.held_out:
         others = read_sequences(checkpoint, inputs.held_out, settings.sequence_length)
-        others = others[spread(len(others), min(settings.samples, len(others)))]
+        others = others[evenly_spaced(len(others), min(settings.samples, len(others)))]
     if settings.size is not None:
         if tokens is None:
             raise ValueError("size: expected a text, whose inputs say what bits each layer needs")

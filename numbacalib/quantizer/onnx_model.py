@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from numbacalib.formats import dequantize_linear, matmul_nbits
 from numbacalib.formats.format import LayerGrid
-from numbacalib.formats.grid_finders import real_zeros
+from numbacalib.formats.grid_finders import RealZeros
 from numbacalib.formats.matmul_nbits import REAL_BITS, RULES, padded
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.methods import (
@@ -101,7 +101,7 @@ def quantize_onnx(
     (256, True)
     """
     if float_zeros:
-        settings = replace(settings, find_grid=real_zeros)
+        settings = replace(settings, find_grid=RealZeros())
     check(settings, None)
     settings = settings.settled(text=False, experts=False)
     if operator not in _OPERATORS:
@@ -247,7 +247,9 @@ def _prove(path: Path, chosen: Mapping[str, bytes]) -> None:
 
 
 def _on_layer(settings: Settings, layer: GraphLayer) -> LayerSettings:
-    return replace(settings, scale_dtype=RULES.scale_dtype(layer.dtype))
+    # scales of either sign where they are asked for: not all that run ONNX's own operators take them
+    signed = bool(settings.full_range)
+    return replace(settings, scale_dtype=RULES.scale_dtype(layer.dtype), full_range=signed)
 
 
 def _channel_scales(

@@ -36,7 +36,7 @@ from numbacalib.quantizer.trial import (
 MOVED = 1e9
 """Bytes a second at which an output is written and read back, once each."""
 _ALONE = 0.4
-"""Time that a token takes in one model alone, of what it takes in both with the moments of both."""
+"""Time of a token in one model, as a share of its time in both with the moments of both."""
 LATER = 30_000_000
 """Bytes of code that is loaded after the trial, and of memory that is not given back, as measured."""
 _SCORES = 6

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from numbacalib.methods import LayerSettings
-from numbacalib.methods.layer import RANGES, TARGETS, share
+from numbacalib.methods.layer import RANGES, TARGETS
 from numbacalib.methods.order import ACT_ORDERS
 from numbacalib.runtime import checks
 
@@ -41,7 +41,12 @@ class Settings(LayerSettings):
     target: str = "auto"
     """Target as in `LayerSettings`, or "auto": "propagated" where gptq runs over a text and the model has
     no experts, and "layerwise" elsewhere."""
+    full_range: bool | None = None
     refit: bool | None = None
+    passes: int | None = None
+    shrinkage: float | None = 0.1
+    """Share as in `LayerSettings`: with a tenth models are nearer to the original on texts of other kinds
+    than the calibration's, and on its own kind as near."""
     act_order: str = "desc"
     """Order of the columns; perplexities are lower with this one than with the order as it comes."""
     static_groups: bool = True
@@ -141,7 +146,7 @@ def check(settings: Settings, importance: str | Path | None) -> None:
             raise ValueError("size: expected none with bits of single layers, which it chooses")
         if settings.method != "gptq":
             raise ValueError(f"size: expected none with {settings.method}, which has no factor")
-    share("max_fallbacks", settings.max_fallbacks)
+    checks.share("max_fallbacks", settings.max_fallbacks)
     for name in ("awq_weight_term", "lm_head", "embeddings"):
         checks.boolean(name, getattr(settings, name))
     checks.one_of("channel_scales", settings.channel_scales, CHANNEL_SCALES)

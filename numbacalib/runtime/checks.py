@@ -187,6 +187,12 @@ def group_size(value: int | None, channels: int) -> int:
     return size
 
 
+def share(name: str, value: Any) -> None:
+    """Check that a setting is a number from 0 to 1."""
+    if not 0 <= finite_number(name, value) <= 1:
+        raise ValueError(f"{name}: expected 0 to 1, got {value}")
+
+
 def finite_number(name: str, value: Any) -> float:
     """Check that `value` is a finite real number and return it as float."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):

@@ -51,6 +51,12 @@ def solve_steps(matrix, pulls, steps, roots):
 
 
 @scalar
+def same_sign(left, right):
+    """Return whether two numbers are on one side of 0; False for NaN."""
+    return (left > 0 and right > 0) or (left < 0 and right < 0)
+
+
+@scalar
 def lowers_loss(matrix, pulls, steps):
     """Return whether steps [G] of the scales lower the row's loss; False where a step is not finite."""
     change = 0.0

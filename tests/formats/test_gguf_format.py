@@ -207,7 +207,8 @@ def test_what_gguf_cannot_hold_is_refused_before_any_work(tmp_path):
     message = "refit: expected False where the format fixes the grid"
     (tmp_path / "text").write_text(TEXT)
     options = {"text": [tmp_path / "text"], "settings": Settings(refit=True)}
-    refused(source, tmp_path / "out", message, **options)
+    wide = write_tiny_checkpoint(tmp_path / "wide", **WHOLE)
+    refused(wide, tmp_path / "out", message, mix="Q4_K_M", **options)
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split("e", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -1,5 +1,7 @@
 """Scales of blocks: found for weights, and taken apart to the bit."""
 
+from dataclasses import replace
+
 import naive_blocks
 import numpy as np
 import pytest
@@ -154,3 +156,38 @@ def test_a_layer_is_quantized_on_the_grids_of_blocks(backend, method, name):
     for mine, theirs in zip(stored, expected, strict=True):
         np.testing.assert_array_equal(mine, theirs)
     assert report.loss < report.rtn_loss or method == "rtn"
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_scales_and_minima_of_one_group_are_refitted_as_blocks_store_them(backend, name):
+    grid, rng = BLOCK_TYPES[name].grid, np.random.default_rng(0)
+    weight = weights("normal", 8, 64, 0)
+    mixed = rng.normal(size=(64, 64)).astype(np.float32) + 0.3
+    statistics = InputStatistics(64)
+    statistics.update(backend.array(rng.normal(size=(256, 64)).astype(np.float32) @ mixed))
+    settings = LayerSettings(
+        method="gptq",
+        bits=grid.bits,
+        group_size=grid.group_size,
+        symmetric=not grid.minima,
+        scale_dtype=np.float32,
+        find_grid=BlockFinder(name),
+    )
+    losses = []
+    for refit in (False, True):
+        own = replace(settings, refit=refit)
+        quantized, report = quantize_layer("q", backend.array(weight), statistics, own)
+        quantized = quantized.to_host()
+        stored = split_scales(quantized.scales, quantized.zeros, grid)
+        scales, zeros = stored.grids(grid)
+        np.testing.assert_array_equal(scales, quantized.scales)
+        np.testing.assert_allclose(zeros, quantized.zeros, rtol=1e-6)
+        losses.append(report.loss)
+    assert losses[1] < 0.995 * losses[0]
+
+
+def test_scales_that_share_a_block_are_not_refitted():
+    settings = LayerSettings(find_grid=BlockFinder("Q4_K"), target="propagated", refit=None)
+    assert not settings.refits
+    with pytest.raises(ValueError, match="refit: expected False where the format fixes the grid"):
+        replace(settings, refit=True).check()

@@ -15,7 +15,7 @@ from models.described import write_described_checkpoint
 from models.tiny import TEXT, write_tiny_checkpoint
 
 from numbacalib.formats import FORMATS, LayerGrid, common_grids, dequantized, stored_format
-from numbacalib.formats.grid_finders import stored_biases
+from numbacalib.formats.grid_finders import StoredBiases
 from numbacalib.methods import LayerSettings, QuantizedWeight, quantize_layer
 from numbacalib.models import open_checkpoint
 from numbacalib.models.checkpoint import TensorInfo
@@ -80,7 +80,7 @@ def test_codes_are_chosen_on_the_biases_that_are_stored(dtype, method):
     statistics = InputStatistics(64)
     statistics.update(rng.standard_normal((256, 64)).astype(np.float32))
     settings = LayerSettings(
-        method=method, bits=3, group_size=32, scale_dtype=dtype, find_grid=stored_biases
+        method=method, bits=3, group_size=32, scale_dtype=dtype, find_grid=StoredBiases()
     )
     layer, report = quantize_layer("q", weight, statistics, settings)
     read = FORMAT.unpack(FORMAT.pack(layer), grid_of(layer))
@@ -95,10 +95,25 @@ def test_codes_are_chosen_on_the_biases_that_are_stored(dtype, method):
         np.testing.assert_allclose(error, nearest, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scales_and_biases_are_refitted_as_they_are_stored(dtype):
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal((16, 64)).astype(np.float32)
+    statistics = InputStatistics(64)
+    mixed = rng.standard_normal((64, 64)).astype(np.float32) + 0.2
+    statistics.update(rng.standard_normal((256, 64)).astype(np.float32) @ mixed)
+    settings = LayerSettings(
+        bits=3, group_size=32, scale_dtype=dtype, find_grid=StoredBiases(), refit=True
+    )
+    layer, report = quantize_layer("q", weight, statistics, settings)
+    assert FORMAT.unpack(FORMAT.pack(layer), grid_of(layer)) == layer
+    _, before = quantize_layer("q", weight, statistics, replace(settings, refit=False))
+    assert report.loss < 0.99 * before.loss
+
+
 def test_what_changes_a_grid_that_is_fixed_is_refused():
-    fixed = LayerSettings(find_grid=stored_biases)
+    fixed = LayerSettings(find_grid=StoredBiases())
     for changes, message in (
-        ({"refit": True}, "refit: expected False where the format fixes"),
         ({"method": "rtn", "ranges": "clip"}, "ranges: expected full, mse or weighted where"),
         ({"act_order": "group_aware"}, "static_groups: expected True where the format"),
         ({"method": "kmeans"}, "method: expected gptq or rtn where the format fixes the grid"),

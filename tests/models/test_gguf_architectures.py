@@ -14,7 +14,8 @@ from numbacalib.models import Decoder, ModelConfig, open_checkpoint
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_names import gguf_name, hf_name
-from numbacalib.models.layer_tensors import canonical_name, is_linear
+from numbacalib.models.layer_tensors import is_linear
+from numbacalib.models.tensor_names import canonical_name
 
 SIZES = {
     "vocab_size": VOCAB_SIZE,

@@ -20,3 +20,18 @@ def text(tmp_path: Path) -> Path:
 def model(tmp_path: Path) -> Path:
     """A model of two blocks."""
     return write_tiny_checkpoint(tmp_path / "model", dtype="bfloat16")
+
+
+@pytest.fixture(autouse=True)
+def _tried_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the simulator, where seconds mean nothing, let plans try each part of a run once.
+
+    Nor does it prove outputs on a thousand tokens, which takes it minutes.
+    """
+    if request.config.getoption("--backend") != "cudasim":
+        return
+    from numbacalib.quantizer import job, trial  # not before the backend is chosen
+
+    monkeypatch.setattr(job, "HELD_OUT_TOKENS", 4)
+    monkeypatch.setattr(trial, "SECONDS", 0.0)
+    monkeypatch.setattr(trial, "_twice", lambda action: (action(), 2.0, 1.0))

@@ -130,7 +130,7 @@ def test_statistics_of_an_expert_are_those_of_its_rows(model):
     groups = expert_groups(block, Parts([hidden[:1], hidden[1:]]), False, HOST.held_bytes)
     rows = block.mlp.input(hidden).reshape(-1, 64)
     for number, (_, inputs) in enumerate(next(groups)):
-        own = rows[block.mlp.routes(rows).tokens(number)].astype(np.float64)
+        own = rows[block.mlp.routes(rows, rows).tokens(number)].astype(np.float64)
         assert inputs.own.tokens == len(own)
         for statistics, part in zip(
             (inputs.own, *inputs.halves(), inputs.pooled()),

@@ -72,6 +72,7 @@ def test_sizes_are_those_that_come(tmp_path, text, names):
         group_size=32,
         symmetric=True,
         formats=names,
+        device="cpu",
         planned=seen.append,
     )
     assert seen == [report.plan]
@@ -135,6 +136,7 @@ def test_too_little_memory_names_what_would_fit(tmp_path, text, capsys, monkeypa
     model = write_tiny_checkpoint(tmp_path / "model", intermediate_size=4096)
     command = ["quantize", model, "--text", text, "--samples", 16, "--sequence-length", 32]
     command += ["--group-size", 32, "--target", "layerwise", "--output", tmp_path / "out"]
+    command += ["--device", "cpu"]
     made = []
     real = plan.make_plan
 
@@ -160,6 +162,7 @@ def test_too_little_memory_names_what_would_fit(tmp_path, text, capsys, monkeypa
 def refusals(tmp_path, model, text, capsys, monkeypatch, *options):
     """Plan a run, and then give it a byte less than it needs: what is said to fit."""
     command = ["quantize", model, "--text", text, *SHORT, *options, "--output", tmp_path / "out"]
+    command += ["--device", "cpu"]
     made = []
     real = plan.make_plan
 
@@ -211,7 +214,8 @@ LATE = """
     model, output, text, options = sys.argv[1:]
     before = set()
     numbacalib.quantize(
-        model, output, text=[text], samples=4, sequence_length=32, group_size=32, **json.loads(options),
+        model, output, text=[text], samples=4, sequence_length=32, group_size=32, device="cpu",
+        **json.loads(options),
         planned=lambda plan: before.update(known()),
     )
     print(json.dumps(sorted(known() - before)))

@@ -13,6 +13,7 @@ from numbacalib.quantizer.calibration import TextCalibration
 
 SHORT = ["--samples", "4", "--sequence-length", "32"]
 GROUPS = ["--group-size", "32"]
+PROPAGATED = ["--target", "propagated", "--target-strength"]
 OTHERS = ["--ranges", "weighted", "--range-norm", "3"]
 
 
@@ -33,11 +34,11 @@ def test_a_propagated_target_and_refit_come_nearer_to_the_model(tmp_path, text, 
     command += [*GROUPS, "--bits", "3"]
     runs = {
         "layerwise": ["--target", "layerwise"],
-        "propagated": ["--target", "propagated", "--target-strength", "1"],
-        "refit": ["--target", "layerwise", "--refit"],
+        "propagated": [*PROPAGATED, "1"],
+        "refit": ["--target", "layerwise", "--refit", "--passes", "3"],
         "others": OTHERS,
-        "nothing": ["--target", "propagated", "--target-strength", "0", "--no-refit"],
-        "default": ["--target", "propagated", "--target-strength", "0"],
+        "nothing": [*PROPAGATED, "0", "--no-refit", "--passes", "0"],
+        "default": [*PROPAGATED, "0"],
     }
     decoder = Decoder(open_checkpoint(model))
     tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (8, 32))

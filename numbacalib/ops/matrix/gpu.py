@@ -109,7 +109,7 @@ def take(matrix: Any, indices: Any, axis: int) -> Any:
     blocks = -(-shape[1] // RUN), min(shape[0], MOST_BLOCKS)
     threads = row_threads(matrix.shape[1])
     launch(_take, blocks, threads, carrier(matrix), where, axis, carrier(taken))
-    return device.result(taken)
+    return taken
 
 
 def put_rows(target: Any, indices: NDArray[np.int64], rows: Any) -> None:
@@ -167,6 +167,12 @@ def column_range(array: Any, begin: int, end: int) -> Any:
     part = device.empty((*array.shape[:-1], end - begin), array.dtype)
     _put_columns(array, begin, part, 0, end - begin)
     return part
+
+
+def put_columns(target: Any, begin: int, values: Any) -> None:
+    """See `numbacalib.ops.matrix.put_columns`."""
+    *_, count = values.shape
+    _put_columns(values, 0, target, begin, count)
 
 
 def joined_columns(left: Any, right: Any) -> Any:

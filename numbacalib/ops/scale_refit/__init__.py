@@ -19,12 +19,12 @@ def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: A
     """Scales [M, G] with which each row loses least, in their own dtype; those of before if none do.
 
     A row's new scales are rounded to the dtype first and taken only where the loss falls then. A scale
-    that would not be positive stays.
+    that would change its sign stays.
 
     Parameters
     ----------
-    codes, zeros : uint8 arrays [M, K] and [M, G]
-        Unsigned; groups are runs of K / G channels.
+    codes, zeros : arrays [M, K] and [M, G]
+        Unsigned codes, uint8, zeros uint8 or float32; groups are runs of K / G channels.
     scales : array [M, G], float16, bfloat16 or float32
     errors : array [M, K]
         ``w - q`` with the scales of before, float32, or float64 where the Hessian is.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from numbacalib.ops.products.cpu import group_dots
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel
-from numbacalib.spec.scale_refit import lowers_loss, solve_steps
+from numbacalib.spec.scale_refit import lowers_loss, same_sign, solve_steps
 
 TILE_BYTES = 1 << 27
 """Bytes of the matrices of rows that are solved together."""
@@ -37,21 +37,35 @@ def _refit_tile(
     hessian: NDArray,
     found: NDArray,
 ) -> None:
-    (rows, groups), channels = scales.shape, codes.shape[1]
-    size = channels // groups
-    centered = codes.astype(errors.dtype)
-    centered.reshape(rows, groups, size)[:] -= zeros[:, :, None]
-    pulls = group_dots(centered, errors @ hessian, size)
-    matrices = np.empty((rows, groups, groups))
-    for g in range(groups):
-        own, left = slice(g * size, (g + 1) * size), g * size
-        products = centered[:, own] @ hessian[own, left:]
-        matrices[:, g, g:] = group_dots(products, centered[:, left:], size)
+    rows, groups = scales.shape
+    centered = centered_codes(codes, zeros, errors.dtype)
+    pulls = group_dots(centered, errors @ hessian, codes.shape[1] // groups)
+    matrices = squares_of_groups(centered, hessian, groups)
     candidates = np.empty((rows, groups), np.float32)
     _solve(matrices, pulls, carrier(scales), candidates)
     with np.errstate(over="ignore"):
         stored = candidates.astype(scales.dtype)
     _keep_better(matrices, pulls, carrier(scales), carrier(stored), carrier(found))
+
+
+def centered_codes(codes: NDArray, zeros: NDArray, dtype: np.dtype) -> NDArray:
+    """Codes less the zeros of their groups, [M, K]."""
+    rows, groups = zeros.shape
+    centered: NDArray = codes.astype(dtype)
+    centered.reshape(rows, groups, -1)[:] -= zeros[:, :, None]
+    return centered
+
+
+def squares_of_groups(centered: NDArray, hessian: NDArray, groups: int) -> NDArray:
+    """``c_g H c_h^T`` for each row, float64 [M, G, G]: the upper triangle, diagonal included."""
+    rows, channels = centered.shape
+    size = channels // groups
+    matrices = np.empty((rows, groups, groups))
+    for g in range(groups):
+        own, left = slice(g * size, (g + 1) * size), g * size
+        products = centered[:, own] @ hessian[own, left:]
+        matrices[:, g, g:] = group_dots(products, centered[:, left:], size)
+    return matrices
 
 
 @kernel
@@ -64,7 +78,7 @@ def _solve(matrices, pulls, scales, candidates):
         for g in range(groups):
             scale = widen(scales[i, g])
             wanted = scale + steps[g]
-            candidates[i, g] = wanted if wanted > 0 else scale
+            candidates[i, g] = wanted if same_sign(wanted, scale) else scale
 
 
 @kernel
@@ -73,10 +87,10 @@ def _keep_better(matrices, pulls, scales, stored, found):
     groups = pulls.shape[1]
     for i in prange(len(pulls)):
         steps = np.empty(groups)
-        positive = True
+        same_signs = True
         for g in range(groups):
             steps[g] = float(widen(stored[i, g])) - float(widen(scales[i, g]))
-            positive &= widen(stored[i, g]) > 0
-        better = positive and lowers_loss(matrices[i], pulls[i], steps)
+            same_signs &= same_sign(widen(stored[i, g]), widen(scales[i, g]))
+        better = same_signs and lowers_loss(matrices[i], pulls[i], steps)
         for g in range(groups):
             found[i, g] = stored[i, g] if better else scales[i, g]

@@ -16,6 +16,7 @@ from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import column_blocks, launch
 from numbacalib.spec import scale_refit
+from numbacalib.spec.scale_refit import same_sign
 
 THREADS = device.sized(64, simulated=4)
 TILE_BYTES = 1 << 31
@@ -39,20 +40,10 @@ def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: A
 
 
 def _refit_tile(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: Any, found: Any) -> None:
-    (rows, groups), channels = scales.shape, codes.shape[1]
-    size = channels // groups
-    tiles = column_blocks((channels, rows), THREADS)
-    each_group = -(-rows // THREADS), groups
-    centered, products = (device.empty((channels, rows), errors.dtype) for _ in range(2))
-    matrices = device.empty((groups, groups, rows), np.float64)
-    pulls, steps, roots = (device.empty((groups, rows), np.float64) for _ in range(3))
-    launch(_centre, tiles, THREADS, codes, zeros, size, centered)
-    multiply(hessian, errors, products, transposed=(False, True))
-    launch(_group_dots, each_group, THREADS, products, centered, size, pulls)
-    for g in range(groups):
-        own = slice(g * size, (g + 1) * size)
-        multiply(hessian[own], centered[own], products, transposed=(True, False))
-        launch(_group_dots, each_group, THREADS, products, centered, size, matrices[g])
+    rows, groups = scales.shape
+    centered = centered_codes(codes, zeros, errors.dtype)
+    steps, roots = (device.empty((groups, rows), np.float64) for _ in range(2))
+    matrices, pulls = squares_and_pulls(centered, errors, hessian, groups)
     stored = device.empty(scales.shape, scales.dtype)
     blocks = -(-rows // THREADS)
     arrays = matrices, pulls, steps, roots, carrier(scales), carrier(stored)
@@ -61,13 +52,39 @@ def _refit_tile(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: Any, 
     launch(_keep_better, blocks, THREADS, *arrays)
 
 
+def centered_codes(codes: Any, zeros: Any, dtype: np.dtype) -> Any:
+    """Codes less the zeros of their groups, transposed: [K, M]."""
+    rows, channels = codes.shape
+    centered = device.empty((channels, rows), dtype)
+    tiles = column_blocks(centered.shape, THREADS)
+    launch(_centre, tiles, THREADS, codes, zeros, channels // zeros.shape[1], centered)
+    return centered
+
+
+def squares_and_pulls(centered: Any, errors: Any, hessian: Any, groups: int) -> tuple[Any, Any]:
+    """``c_g H c_h^T`` [G, G, M] and ``c_g H e^T`` [G, M] for each row, float64."""
+    channels, rows = centered.shape
+    size = channels // groups
+    each_group = -(-rows // THREADS), groups
+    products = device.empty((channels, rows), errors.dtype)
+    matrices = device.empty((groups, groups, rows), np.float64)
+    pulls = device.empty((groups, rows), np.float64)
+    multiply(hessian, errors, products, transposed=(False, True))
+    launch(_group_dots, each_group, THREADS, products, centered, size, pulls)
+    for g in range(groups):
+        own = slice(g * size, (g + 1) * size)
+        multiply(hessian[own], centered[own], products, transposed=(True, False))
+        launch(_group_dots, each_group, THREADS, products, centered, size, matrices[g])
+    return matrices, pulls
+
+
 @cuda.jit
 def _centre(codes, zeros, size, centered):
     """Codes less zeros, transposed. Threads: one a row, blocks stride over the channels."""
     i = cuda.grid(1)
     if i < centered.shape[1]:
         for k in range(np.int64(cuda.blockIdx.y), centered.shape[0], cuda.gridDim.y):
-            centered[k, i] = np.int32(codes[i, k]) - np.int32(zeros[i, k // size])
+            centered[k, i] = float(codes[i, k]) - float(zeros[i, k // size])
 
 
 @cuda.jit
@@ -91,7 +108,9 @@ def _solve(matrices, pulls, steps, roots, scales, stored):
         for g in range(len(pulls)):
             scale = widen(scales[i, g])
             wanted = scale + steps[g, i]
-            stored[i, g] = narrow(wanted if wanted > 0 else float(scale), stored[i, g])
+            stored[i, g] = narrow(
+                wanted if same_sign(wanted, scale) else float(scale), stored[i, g]
+            )
 
 
 @cuda.jit
@@ -99,10 +118,10 @@ def _keep_better(matrices, pulls, steps, scales, stored, found):
     """Threads: one a row."""
     i = cuda.grid(1)
     if i < pulls.shape[1]:
-        positive = True
+        same_signs = True
         for g in range(len(pulls)):
             steps[g, i] = float(widen(stored[i, g])) - float(widen(scales[i, g]))
-            positive = positive and widen(stored[i, g]) > 0
-        better = positive and lowers_loss(matrices[:, :, i], pulls[:, i], steps[:, i])
+            same_signs = same_signs and same_sign(widen(stored[i, g]), widen(scales[i, g]))
+        better = same_signs and lowers_loss(matrices[:, :, i], pulls[:, i], steps[:, i])
         for g in range(len(pulls)):
             found[i, g] = stored[i, g] if better else scales[i, g]

@@ -1,0 +1,86 @@
+"""Codes chosen again, on the grids that a weight has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from numbacalib.methods.quantized_weight import QuantizedWeight
+from numbacalib.ops.code_descent import descended_codes
+from numbacalib.ops.matrix import cast, diagonal, to_host, weighted_sum
+from numbacalib.runtime import checks
+from numbacalib.runtime.array import ArrayT
+from numbacalib.runtime.backend import arrays_of_one_device
+from numbacalib.runtime.finite import require_finite
+from numbacalib.spec.grid import INTEGER
+
+
+def descend_codes(
+    weight: ArrayT,
+    quantized: QuantizedWeight[ArrayT],
+    hessian: ArrayT,
+    *,
+    percdamp: float = 0.01,
+) -> QuantizedWeight[ArrayT]:
+    """Choose each code anew, column after column, while all others of its row stay.
+
+    For whatever method chose the codes, on integer grids of any kind. No row's ``trace(D H D^T)`` with the
+    damped Hessian rises. Scales may be refitted after it, and another pass made.
+
+    Parameters
+    ----------
+    weight : array [M, K]
+        What the codes are to stand for: the layer's weight, or its `propagated_target`.
+    quantized : QuantizedWeight
+    hessian : array [K, K]
+    percdamp : float, default 0.01
+        Damping, as a fraction of the mean of the Hessian's diagonal: as in `gptq`.
+
+    Returns
+    -------
+    QuantizedWeight
+        Other codes, on the same grids.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument does not fit, a value is not finite (the first index is named), or the arrays are
+        on different devices.
+
+    Notes
+    -----
+    Behdin et al., "QuantEase" (arXiv 2309.01885): see `numbacalib.spec.code_descent`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbacalib.methods import descend_codes, rtn
+    >>> hessian = np.full((4, 4), 0.9, np.float32)
+    >>> np.fill_diagonal(hessian, 1)
+    >>> weight = np.array([[0, 3.4, 3.4, 15]], np.float32)
+    >>> quantized = rtn(weight, bits=4, group_size=None)
+    >>> quantized.codes
+    array([[ 0,  3,  3, 15]], dtype=uint8)
+    >>> descend_codes(weight, quantized, hessian).codes
+    array([[ 1,  3,  3, 15]], dtype=uint8)
+    """
+    if quantized.element != INTEGER:
+        raise ValueError(f"quantized: expected integer codes, got {quantized.element}")
+    if checks.finite_number("percdamp", percdamp) < 0:
+        raise ValueError(f"percdamp: expected a number not below 0, got {percdamp}")
+    grids = {"codes": quantized.codes, "scales": quantized.scales, "zeros": quantized.zeros}
+    with arrays_of_one_device(weight=weight, hessian=hessian, **grids) as (weight, hessian, *own):
+        codes, scales, zeros = own
+        channels = codes.shape[1]
+        checks.matrix("weight", weight, tuple(codes.shape))
+        checks.matrix("hessian", hessian, (channels, channels))
+        require_finite("weight", weight)
+        require_finite("hessian", hessian)
+        dtype = checks.result_dtype(weight, hessian)
+        errors = cast(weighted_sum(weight, quantized.dequantize(), 1.0, -1.0), dtype)
+        damping = percdamp * float(to_host(diagonal(hessian)).mean(dtype=np.float64))
+        grid = codes, scales, zeros, quantized.group_of, quantized.bits
+        return replace(
+            quantized, codes=descended_codes(*grid, errors, cast(hessian, dtype), damping)
+        )

@@ -1,0 +1,44 @@
+"""Refits and passes over the codes of a layer, once a method has chosen them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from numbacalib.methods.descent import descend_codes
+from numbacalib.methods.layer import LayerSettings
+from numbacalib.methods.quantized_weight import QuantizedWeight
+from numbacalib.methods.refit import refit_scales
+from numbacalib.methods.settings import Refit
+from numbacalib.methods.target import smoothed
+from numbacalib.ops.matrix import cast
+
+
+def improved(target: Any, quantized: Any, hessian: Any, settings: LayerSettings) -> Any:
+    """Refit grids and choose codes anew, as the settings say; a codebook comes back as it is.
+
+    Codes are chosen with the Hessian that GPTQ had, shrunk and damped, and grids, which have few numbers to
+    fit, with the Hessian as it is. More refits, one after each pass, lose hardly less.
+    """
+    refit = settings.refit_of_grid if settings.refits else None
+    quantized = _refitted(target, quantized, hessian, refit)
+    if not settings.descents:
+        return quantized
+    assert settings.shrinkage is not None  # its caller found it
+    smooth = smoothed(hessian, settings.shrinkage)
+    for _ in range(settings.descents):
+        quantized = descend_codes(target, quantized, smooth, percdamp=settings.percdamp)
+    return _refitted(target, quantized, hessian, refit)
+
+
+def _refitted(
+    target: Any, quantized: QuantizedWeight, hessian: Any, refit: Refit | None
+) -> QuantizedWeight:
+    """`refit_scales` of what a format lets change; None is nothing."""
+    if refit is None:
+        return quantized
+    own = quantized.scales.dtype
+    stored = replace(quantized, scales=cast(quantized.scales, refit.dtype or own))
+    zeros, least = refit.zeros, refit.least_zero
+    found = refit_scales(target, stored, hessian, zeros=zeros, least_zero=least)
+    return replace(found, scales=cast(found.scales, own))

@@ -1,0 +1,107 @@
+"""The refit of zeros on a GPU: products of cuBLAS for the matrices, one thread a row for the search."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from numbacalib.ops.matrix.gpu import contiguous
+from numbacalib.ops.scale_refit.gpu import THREADS, TILE_BYTES, centered_codes, squares_and_pulls
+from numbacalib.runtime import device
+from numbacalib.runtime.blas_gpu import multiply
+from numbacalib.runtime.device import cuda
+from numbacalib.runtime.half import carrier, narrow, widen
+from numbacalib.runtime.launch import launch
+from numbacalib.spec import zero_refit
+from numbacalib.spec.scale_refit import same_sign
+from numbacalib.spec.zero_refit import GroupMoments
+
+fit_zeros = device.in_kernels(zero_refit.fit_zeros)
+lowers_loss_with_zeros = device.in_kernels(zero_refit.lowers_loss_with_zeros)
+
+
+def refitted_zeros(
+    codes: Any,
+    zeros: Any,
+    scales: Any,
+    errors: Any,
+    moments: GroupMoments,
+    range_of_zeros: tuple[int, int],
+) -> tuple[Any, Any]:
+    """See `numbacalib.ops.zero_refit.refitted_zeros`."""
+    rows, groups = scales.shape
+    new_scales = device.empty(scales.shape, scales.dtype)
+    new_zeros = device.empty(zeros.shape, zeros.dtype)
+    moments = GroupMoments(*map(contiguous, moments))
+    step = max(1, TILE_BYTES // (12 * groups * groups))
+    for first in range(0, rows, step):
+        own = slice(first, first + step)
+        given = codes[own], zeros[own], scales[own], errors[own]
+        _refit_tile(*given, moments, range_of_zeros, (new_scales[own], new_zeros[own]))
+    return device.result(new_scales), device.result(new_zeros)
+
+
+def _refit_tile(
+    codes: Any,
+    zeros: Any,
+    scales: Any,
+    errors: Any,
+    moments: GroupMoments,
+    range_of_zeros: tuple[int, int],
+    results: tuple[Any, Any],
+) -> None:
+    hessian, sums, ones = moments
+    rows, groups = scales.shape
+    size = codes.shape[1] // groups
+    centered = centered_codes(codes, zeros, errors.dtype)
+    matrices, pulls = squares_and_pulls(centered, errors, hessian, groups)
+    mixed = device.empty((groups, groups, rows), errors.dtype)
+    ones_pulls = device.empty((groups, rows), errors.dtype)
+    multiply(sums, errors, ones_pulls, transposed=(True, True))
+    for g in range(groups):
+        own = slice(g * size, (g + 1) * size)
+        multiply(sums[own], centered[own], mixed[g], transposed=(True, False))
+    old, steps = (device.empty((groups, rows), np.float64) for _ in range(2))
+    moves = device.empty((groups, rows), np.int64)
+    arrays = matrices, mixed, ones, pulls, ones_pulls, carrier(scales), zeros
+    new_scales, new_zeros = results
+    found = old, steps, moves, carrier(new_scales), new_zeros
+    launch(_fit, -(-rows // THREADS), THREADS, *arrays, *range_of_zeros, *found)
+
+
+@cuda.jit
+def _fit(
+    matrices,
+    mixed,
+    ones,
+    pulls,
+    ones_pulls,
+    scales,
+    zeros,
+    least,
+    most,
+    old,
+    steps,
+    moves,
+    new_scales,
+    new_zeros,
+):
+    """Threads: one a row."""
+    i = cuda.grid(1)
+    if i >= pulls.shape[1]:
+        return
+    groups = len(pulls)
+    for g in range(groups):
+        old[g, i] = widen(scales[i, g])
+    system = matrices[:, :, i], mixed[:, :, i], ones, pulls[:, i], ones_pulls[:, i]
+    fit_zeros(*system, old[:, i], zeros[i], least, most, steps[:, i], moves[:, i])
+    same_signs = True
+    for g in range(groups):
+        new_scales[i, g] = narrow(old[g, i] + steps[g, i], new_scales[i, g])
+        steps[g, i] = float(widen(new_scales[i, g])) - old[g, i]
+        same_signs = same_signs and same_sign(float(widen(new_scales[i, g])), old[g, i])
+    better = same_signs and lowers_loss_with_zeros(*system, old[:, i], steps[:, i], moves[:, i])
+    for g in range(groups):
+        new_scales[i, g] = new_scales[i, g] if better else scales[i, g]
+        new_zeros[i, g] = zeros[i, g] + (moves[g, i] if better else 0)

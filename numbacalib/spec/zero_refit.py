@@ -1,0 +1,106 @@
+"""Integer zeros of a row for codes that are known, each with the scale that goes with it.
+
+With ``c_g`` the codes less the zero of before and ``u_g`` ones, both 0 outside of group g, scales x and
+zeros that move by integers d give ``q = sum_g x_g (c_g - d_g u_g)``. For one group, all others fixed, the
+loss is least at ``x = n / m``, where it is less by ``n**2 / m``, with
+
+    n = (c_g - d u_g) H p^T,   m = (c_g - d u_g) H (c_g - d u_g)^T,   p = w less the other groups' q,
+
+so that all zeros can be compared. Groups are gone through until none changes; a row of one group has the
+best of all then. A real zero needs no search: see `numbacalib.methods.refit`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from numbacalib.runtime.jit import scalar
+from numbacalib.spec.scale_refit import LEAST_PIVOT, NOISE
+
+SWEEPS = 8
+"""Times that groups are gone through at most."""
+
+
+class GroupMoments(NamedTuple):
+    """A Hessian and its sums over groups, which are runs of K / G channels."""
+
+    hessian: Any
+    """[K, K]."""
+    sums: Any
+    """Sums over the columns of each group, [K, G]."""
+    ones: Any
+    """Sums of those over the rows of each group, [G, G]."""
+
+
+@scalar
+def fit_zeros(matrix, mixed, ones, pulls, ones_pulls, scales, zeros, least, most, steps, moves):
+    """Find scales ``scales + steps``, and zeros ``zeros + moves`` from `least` to `most`.
+
+    Of ``c`` and ``u``, `matrix` [G, G] is ``c H c^T``, of which the upper triangle is read, `mixed` is
+    ``c H u^T``, `ones` ``u H u^T``; `pulls` and `ones_pulls` [G] are ``c H e^T`` and ``u H e^T`` with the
+    error e of before. `steps` and `moves` [G] become what was found.
+    """
+    groups = len(pulls)
+    for g in range(groups):
+        steps[g] = 0.0
+        moves[g] = 0
+    for _ in range(SWEEPS):
+        changed = False
+        for g in range(groups):
+            # c_g H p^T and u_g H p^T
+            pull = pulls[g] + matrix[g, g] * scales[g]
+            ones_pull = ones_pulls[g] + mixed[g, g] * scales[g]
+            for h in range(groups):
+                if h != g:
+                    offset = (scales[h] + steps[h]) * moves[h]
+                    both = matrix[g, h] if g < h else matrix[h, g]
+                    pull += mixed[g, h] * offset - both * steps[h]
+                    ones_pull += ones[g, h] * offset - mixed[h, g] * steps[h]
+            square, cross, count = matrix[g, g], mixed[g, g], ones[g, g]
+            best = moves[g]
+            gain = gain_of(pull, ones_pull, square, cross, count, best, scales[g])
+            needed = gain + NOISE * abs(gain)
+            for zero in range(least, most + 1):
+                move = zero - int(zeros[g])
+                found = gain_of(pull, ones_pull, square, cross, count, move, scales[g])
+                if found > needed:
+                    gain = needed = found
+                    best = move
+            changed = changed or best != moves[g]
+            moves[g] = best
+            if gain > 0:
+                length = square - 2 * best * cross + best * best * count
+                steps[g] = (pull - best * ones_pull) / length - scales[g]
+        if not changed:
+            break
+
+
+@scalar
+def gain_of(pull, ones_pull, square, cross, count, move, scale):
+    """Loss that a group takes away with its zero moved so; -1 where the scale would change its sign."""
+    length = square - 2 * move * cross + move * move * count
+    dot = pull - move * ones_pull
+    if length <= LEAST_PIVOT * square or dot * scale <= 0:
+        return -1.0
+    return dot * dot / length
+
+
+@scalar
+def lowers_loss_with_zeros(matrix, mixed, ones, pulls, ones_pulls, scales, steps, moves):
+    """Return whether steps [G] of the scales and moves [G] of the zeros lower the row's loss."""
+    change = 0.0
+    size = 0.0
+    for g in range(len(pulls)):
+        offset = (scales[g] + steps[g]) * moves[g]
+        linear = 2 * (steps[g] * pulls[g] - offset * ones_pulls[g])
+        change -= linear
+        size += abs(linear)
+        for h in range(len(pulls)):
+            other = (scales[h] + steps[h]) * moves[h]
+            both = matrix[g, h] if g <= h else matrix[h, g]
+            term = (
+                steps[g] * (both * steps[h] - 2 * mixed[g, h] * other) + offset * ones[g, h] * other
+            )
+            change += term
+            size += abs(term)
+    return change < -NOISE * size
