@@ -273,9 +273,11 @@ def gptq_batch(
     bits, group_size, symmetric, scale_dtype, search
         As in `gptq`.
     importance : array [E, K] or [E, M, K], optional
+    percdamp, damping_tries
+        As in `gptq`.
     shrinkage : float or sequence of E floats
         As in `gptq`: of all layers, or of each.
-    percdamp, damping_tries, act_order, static_groups
+    act_order, static_groups
         As in `gptq`.
     scales, zeros : arrays [E, M, G], optional
     element, signed
