@@ -278,6 +278,18 @@ def test_numbers_that_all_layers_share(layers: Any) -> None:
         ModelConfig.from_hf(config | {"moe_topk": [1, 2]})
 
 
+def test_files_of_gemma_4_that_spell_out_what_they_have_not() -> None:
+    """As published: vision tokens see each other, and nothing is added to blocks."""
+    spelt = {"use_bidirectional_attention": "vision", "hidden_size_per_layer_input": 0}
+    spelt |= {"vocab_size_per_layer_input": 262144, "num_kv_shared_layers": 0}
+    spelt |= {"enable_moe_block": False, "use_double_wide_mlp": False, "num_experts": None}
+    config = config_of("gemma4_unified_text", {})
+    plain = ModelConfig.from_hf(config)
+    assert ModelConfig.from_hf(config | spelt) == plain
+    dense = ModelConfig.from_hf(config | spelt | {"model_type": "gemma4_text"})
+    assert (dense.layer_input_size, dense.mixture, dense.lenders) == (0, None, ())
+
+
 def test_a_letter_for_each_layer_says_how_many_there_are() -> None:
     config = config_of("nemotron_h", {"layer_types": ..., "hybrid_override_pattern": "ME*-M"})
     found = ModelConfig.from_hf(config)

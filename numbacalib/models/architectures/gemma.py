@@ -273,6 +273,8 @@ GEMMA4 = Architecture(
 
 
 def _gemma4_unified(fields: Fields, options: Options) -> Options:
+    fields.choice("hidden_size_per_layer_input", (0,), 0)
+    fields.nothing("enable_moe_block")
     return _gemma4_layers(fields, options, 1024)
 
 
@@ -285,5 +287,6 @@ GEMMA4_UNIFIED = replace(
     norms=_FOUR_NORMS,
     experts=None,
     defaults=_LOCAL_DEFAULTS | {"max_position_embeddings": 262144},
+    harmless=("vocab_size_per_layer_input",),
     read=_gemma4_unified,
 )
