@@ -12,7 +12,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from numbacalib.methods.settings import AskedGrid, grid_settings
 from numbacalib.methods.solver import sweep
 from numbacalib.models import (
     EMBEDDINGS,
+    HOST,
     Checkpoint,
     Decoder,
     DecoderBlock,
@@ -211,12 +212,11 @@ def _target(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     quantize_layers({stage[0]: weight}, statistics, layer)
 
 
-def _storing(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
+def _storing(dtype: np.dtype, settings: Settings) -> None:
     """Run what the host does with quantized layers: pack and unpack codes, and decode them."""
-    del decoder
     size = settings.group_size or 8
     codes, zeros = np.zeros((8, size), np.uint8), np.zeros((8, 1), np.uint8)
-    scales = np.ones((8, 1), block.dtype)
+    scales = np.ones((8, 1), dtype)
     storing(QuantizedWeight(codes, scales, zeros, settings.bits, size, settings.symmetric))
 
 
@@ -279,25 +279,20 @@ def _parts(settings: Settings) -> dict[str, Callable[[Decoder, DecoderBlock, Set
 def main() -> None:
     """Do what standard input orders."""
     order = pickle.loads(sys.stdin.buffer.read())
-    decoder = Decoder(open_checkpoint(order.model), place=open_place(order.device))
-    parts = list(_parts(order.settings).values())
+    checkpoint, place = open_checkpoint(order.model), open_place(order.device)
     if order.number == 0:
-        parts.insert(0, _storing)
-    if order.device != "cpu":
-        _compile(parts, decoder, order.settings)
-    block = decoder.block(0)
-    first = order.number % len(parts)
-    for part in parts[first:] + parts[:first]:  # what was not noted, if anything
-        part(decoder, block, order.settings)
+        _storing(place.product_dtype(checkpoint.info(EMBEDDINGS).dtype), order.settings)
+    if place is not HOST:
+        _compile(Decoder(checkpoint, place=place), order.settings)
 
 
-def _compile(parts: Sequence[Callable[..., None]], decoder: Decoder, settings: Settings) -> None:
-    """Compile what parts launch and no other process is at, as far as they can be gone through."""
+def _compile(decoder: Decoder, settings: Settings) -> None:
+    """Compile what a run launches and no other process is at, as far as a block can be gone through."""
     from numbacalib.runtime.packed_launch import compile_noted, noted_launches
 
     with noted_launches() as noted:
         block = decoder.block(0)
-        for part in parts:
+        for part in _parts(settings).values():
             with suppress(Exception):  # of results that mean nothing
                 part(decoder, block, settings)
     compile_noted(noted)
