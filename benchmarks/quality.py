@@ -110,16 +110,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "GPTQ, weighted, shrinkage 0.1": FULL | WEIGHTED | SHRUNK,
     "GPTQ, weighted, 3 passes": FULL | WEIGHTED | PASSES,
     "GPTQ, weighted, 3 passes, refit, shrinkage 0.1": FULL | WEIGHTED | PASSES | REFIT | SHRUNK,
-    "GPTQ, default, scales of one sign": {"full_range": False},
-    "GPTQ, default, no passes": {"passes": 0},
-    "GPTQ, default, 10 passes": {"passes": 10},
-    "GPTQ, default, no refit": {"refit": False},
-    **{f"GPTQ, default, power {norm:g}": {"range_norm": norm} for norm in (2.0, 2.4, 3.0, 4.0)},
-    **{
-        f"GPTQ, default, shrinkage {share:g}": {"shrinkage": share} for share in (0, 0.03, 0.2, 0.3)
-    },
-    **{f"GPTQ, default, strength {share:g}": {"target_strength": share} for share in (0.25, 0.5)},
-    **{f"GPTQ, default, percdamp {x:g}": {"percdamp": x} for x in (0.0099, 0.0101, 0.03)},
+    "default, scales of one sign": {"full_range": False},
+    "default, no passes": {"passes": 0},
+    "default, 10 passes": {"passes": 10},
+    "default, no refit": {"refit": False},
+    **{f"default, power {norm:g}": {"range_norm": norm} for norm in (2.0, 2.4, 3.0, 4.0)},
+    **{f"default, shrinkage {share:g}": {"shrinkage": share} for share in (0, 0.03, 0.2, 0.3)},
+    **{f"default, strength {share:g}": {"target_strength": share} for share in (0.25, 0.5)},
+    **{f"default, percdamp {x:g}": {"percdamp": x} for x in (0.0099, 0.0101, 0.03)},
     "GPTQ, default, bits chosen": {"size": None},
 }
 """Settings by name; a size of None is that of the grid itself."""

@@ -23,16 +23,20 @@ def inputs_of(rank, tokens=4096, seed=0):
     return distinct[rng.integers(0, rank, tokens)].astype(np.float32)
 
 
+@pytest.mark.parametrize("shrinkage", [0, 0.1])
 @pytest.mark.parametrize("percdamp", [1e-3, 0.01, 1])
 @pytest.mark.parametrize("act_order", ["none", "desc", "group_aware"])
-def test_it_is_the_determinant_against_independent_channels(act_order, percdamp):
+def test_it_is_the_determinant_against_independent_channels(act_order, percdamp, shrinkage):
     inputs = inputs_of(40)
     hessian = (2 / len(inputs) * inputs.T @ inputs).astype(np.float64)
-    scaled = hessian / (percdamp * np.diagonal(hessian).mean())
+    spread = np.diagonal(hessian)
+    floor = np.sqrt(percdamp * spread.mean() + shrinkage * spread)
+    scaled = (1 - shrinkage) * hessian / np.outer(floor, floor)
     _, together = np.linalg.slogdet(np.eye(CHANNELS) + scaled)
     expected = CHANNELS * together / np.log1p(np.diagonal(scaled)).sum()
     options = {"act_order": act_order, "static_groups": act_order == "desc"}
-    assert reported(inputs, percdamp=percdamp, **options) == pytest.approx(expected, rel=1e-3)
+    options |= {"percdamp": percdamp, "shrinkage": shrinkage}
+    assert reported(inputs, **options) == pytest.approx(expected, rel=1e-3)
 
 
 def test_every_backend_reports_it(backend):
@@ -53,7 +57,8 @@ def test_repeating_tokens_adds_nothing():
     assert reported(np.tile(inputs_of(4, tokens=64), (64, 1))) == pytest.approx(
         reported(inputs_of(4, tokens=64)), rel=1e-3
     )
-    assert reported(inputs_of(4), shrinkage=0.5) > 2 * ranks[1]
+    assert reported(inputs_of(4), shrinkage=0.1) < 1.5 * ranks[1]  # of what was there before
+    assert reported(inputs_of(4), shrinkage=1) == CHANNELS
 
 
 def test_other_dampings_give_about_the_same():

@@ -7,6 +7,7 @@ them back.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,8 @@ from numbacalib.models.description import SLIDING, every
 
 if TYPE_CHECKING:
     from numbacalib.models.config import ModelConfig
+
+log = logging.getLogger("numbacalib")
 
 Options = dict[str, Any]
 """By key, without the architecture's name before it."""
@@ -40,10 +43,20 @@ def _window(config: ModelConfig) -> Options:
     return {"attention.sliding_window": max(windows)} if windows else {}
 
 
+def _unread_window(config: ModelConfig) -> Options:
+    """One window of all layers, which is written and which llama.cpp does not read."""
+    found = _window(config)
+    for window in found.values():
+        log.warning(
+            "llama.cpp attends beyond the window of %d tokens, the original does not", window
+        )
+    return found
+
+
 def _phi3(config: ModelConfig) -> Options:
     original = config.rope_scaling.get("original_max_position_embeddings")
     own = {"rope.scaling.original_context_length": original or config.max_position_embeddings}
-    return {"attention.sliding_window": 0} | own | _window(config)
+    return {"attention.sliding_window": 0} | own | _unread_window(config)
 
 
 def _windows(config: ModelConfig, period: int = 1) -> Options:
@@ -113,7 +126,7 @@ def _counts(config: ModelConfig) -> Options:
 
 
 def _mixtral(config: ModelConfig) -> Options:
-    return _window(config) | _counts(config)
+    return _unread_window(config) | _counts(config)
 
 
 def _granitemoe(config: ModelConfig) -> Options:
@@ -312,7 +325,7 @@ WRITTEN = {
     "llama4_text": Written("llama4", _llama4),
     "minimax_m2": Written("minimax-m2", _minimax_m2),
     "ministral3": Written("mistral3", _mistral3),
-    "mistral": Written("llama", _window),
+    "mistral": Written("llama", _unread_window),
     "mixtral": Written("llama", _mixtral),
     "nemotron": Written("nemotron", _nothing),
     "olmo2": Written("olmo2", _nothing),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -249,7 +250,7 @@ def gptq_batch(
     importance: ArrayT | None = None,
     percdamp: float = 0.01,
     damping_tries: int = 5,
-    shrinkage: float = 0.0,
+    shrinkage: float | Sequence[float] = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
     scales: ArrayT | None = None,
@@ -272,7 +273,11 @@ def gptq_batch(
     bits, group_size, symmetric, scale_dtype, search
         As in `gptq`.
     importance : array [E, K] or [E, M, K], optional
-    percdamp, damping_tries, shrinkage, act_order, static_groups
+    percdamp, damping_tries
+        As in `gptq`.
+    shrinkage : float or sequence of E floats
+        As in `gptq`: of all layers, or of each.
+    act_order, static_groups
         As in `gptq`.
     scales, zeros : arrays [E, M, G], optional
     element, signed
@@ -309,6 +314,9 @@ def gptq_batch(
     with arrays_of_one_device(**arrays, **fixed, **outs) as (weights, hessians, importance, *given):
         count, rows, channels = checks.stack("weights", weights, ("E", "M", "K"))
         checks.stack("hessians", hessians, (count, channels, channels))
+        shares = solver.shares(count)
+        if len(shares) != count:
+            raise ValueError(f"shrinkage: expected a number or {count}, got {len(shares)}")
         later = pending_checks(wait, weights)
         weight, hessian = stacked_rows(weights), stacked_rows(hessians)
         on_gpu = is_cuda_array(weights)
@@ -342,11 +350,11 @@ def gptq_batch(
             )
             stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
             names = [f"hessians[{e}]" for e in range(first, last)]
-            own_checks = (
-                {} if first else unchecked
-            )  # a GPU looks at all values beside its first layers
+            # a GPU looks at all values beside its first layers
+            own_checks = {} if first else unchecked
             layers = Layers(weight[run], stack, [rows] * (last - first), names, own_checks)
-            return solve(layers, settings, solver, pending)
+            own_solver = replace(solver, shrinkage=shares[first:last])
+            return solve(layers, settings, own_solver, pending)
 
         starts = range(0, count, size)
         runs = map(solve_from, starts) if on_gpu else each_alone(solve_from, starts)

@@ -118,7 +118,11 @@ def refit_scales(
             found = _with_scales(weight, grid, hessian)
         if zeros == "integers":
             found = _with_integers(weight, found, hessian, least_zero)
-        return replace(quantized, scales=found.scales, zeros=found.zeros)
+        # zeros that stay are the caller's own array, not what kernels take of it
+        stay = found.zeros is old_zeros
+        return replace(
+            quantized, scales=found.scales, zeros=quantized.zeros if stay else found.zeros
+        )
 
 
 def _errors(weight: Any, quantized: QuantizedWeight) -> Any:

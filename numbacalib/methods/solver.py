@@ -41,7 +41,8 @@ class Solver:
 
     percdamp: float
     damping_tries: int
-    shrinkage: float
+    shrinkage: float | Sequence[float]
+    """Of all Hessians, or of each."""
     act_order: str
     static_groups: bool
 
@@ -51,9 +52,15 @@ class Solver:
             raise ValueError(f"percdamp: expected 0 to {LARGEST_DAMPING:g}, got {self.percdamp}")
         checks.boolean("static_groups", self.static_groups)
         checks.integer("damping_tries", self.damping_tries, 1, 100)
-        if not 0 <= checks.finite_number("shrinkage", self.shrinkage) <= 1:
-            raise ValueError(f"shrinkage: expected 0 to 1, got {self.shrinkage}")
+        for share in self.shares():
+            if not 0 <= checks.finite_number("shrinkage", share) <= 1:
+                raise ValueError(f"shrinkage: expected 0 to 1, got {share}")
         checks.one_of("act_order", self.act_order, ACT_ORDERS)
+
+    def shares(self, count: int = 1) -> list[float]:
+        """Shrinkage of each of so many Hessians."""
+        given = self.shrinkage
+        return list(given) if isinstance(given, Sequence) else [given] * count
 
 
 @dataclass(frozen=True)
@@ -88,8 +95,9 @@ def solve(
     if solver.act_order != "none":
         orders = column_orders(diagonals(hessians), solver.act_order, settings.group_size)
     order = None if orders is None else orders.order
-    if solver.shrinkage:
-        hessians = shrunk(hessians, solver.shrinkage)
+    shares = solver.shares(len(hessians))
+    if any(shares):
+        hessians = shrunk(hessians, shares)
     percdamps, tries = [solver.percdamp] * len(hessians), [1] * len(hessians)
     while True:
         factors = factor_hessians(hessians, percdamps, dtype=dtype, orders=order)
@@ -123,8 +131,8 @@ def solve(
                 tries[e] += 1
     damped = percdamps, factors.dampings, tries, factors.smallest_pivots
     # a GPU has the factors long before the codes: what depends on them alone is found meanwhile
-    known = zip(factors.diagonals, factors.roots, factors.dampings, strict=True)
-    ranks = [effective_rank(*each, solver.shrinkage) for each in known]
+    known = zip(factors.diagonals, factors.roots, factors.dampings, shares, strict=True)
+    ranks = [effective_rank(*each) for each in known]
     figures = list(zip(*damped, factors.dead_counts, ranks, strict=True))
     require_finite_scales()
     owners = np.arange(len(layers.rows)) % len(hessians)  # of the layers, among the Hessians

@@ -207,15 +207,14 @@ def _grids(
     grids = common_grids(formats, weights, asked)
     for grid in dict.fromkeys(grids.values()):
         on_grid(settings, grid).check()
-    if any(
-        asked[name].symmetric != grid.symmetric and grid.find is None
-        for name, grid in grids.items()
-    ):
+    if any(form.own_grid for form in formats):  # nothing was asked for that could deviate
+        return grids
+    if any(asked[name].symmetric != grid.symmetric for name, grid in grids.items()):
         log.warning("experts are on the symmetric grid: runtimes read no zero points of theirs")
     others: dict[tuple[int | None, int | None], set[int]] = {}
     for name, grid in grids.items():
         sizes = asked[name].group_size, grid.group_size
-        if sizes[0] != sizes[1] and grid.find is None:
+        if sizes[0] != sizes[1]:
             others.setdefault(sizes, set()).add(weights[name].shape[1])
     for (size, taken), channels in others.items():
         divides = any(K % (size or 1) == 0 for K in channels)

@@ -188,6 +188,13 @@ def test_bounds_of_yarn_are_truncated_with_a_warning(tmp_path, caplog):
     assert "truncate" not in scaling
 
 
+@pytest.mark.parametrize("name", ["mixtral", "phi3"])
+def test_a_window_that_llama_cpp_does_not_read_is_said(tmp_path, caplog, name):
+    checkpoint = written(write_model(tmp_path / "m", name, sliding_window=16), tmp_path / "out")
+    assert "llama.cpp attends beyond the window of 16 tokens" in caplog.text
+    assert set(checkpoint.config.sliding_windows) == {16}
+
+
 def changed(source, **options):
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | options))

@@ -13,6 +13,7 @@ from numbacalib.methods import (
     awq_clip,
     awq_scales,
     clipped_share,
+    descend_codes,
     fp4_scales,
     gptq,
     gptq_batch,
@@ -171,6 +172,7 @@ FUNCTIONS = {
         "other_hessian",
         "moment",
     ),
+    "descend_codes": (lambda w, h: descend_codes(w, rtn(w, **GRID), h), "weight", "hessian"),
     "refit_scales": (lambda w, h: refit_scales(w, rtn(w, **GRID), h), "weight", "hessian"),
     "fp4_scales": (
         lambda w, h: fp4_scales(w, "nvfp4", hessian=h).scales,

@@ -115,6 +115,18 @@ def test_groups_that_do_not_divide_take_the_longest_that_do(
     assert perplexity(capsys, output, "--text", text) == pytest.approx(original, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("form", "lengths"), [("gptq", "groups of 32 for K = 64, 96"), ("mlx", "32 for K = 96")]
+)
+def test_it_is_said_of_formats_that_find_asymmetric_grids_themselves_too(
+    tmp_path, caplog, model, form, lengths
+):
+    command = ["quantize", model, "--method", "rtn", "--format", form, "--group-size", 64]
+    assert run(*command, "--output", tmp_path / "out") == 0
+    assert "group_size 64 does not divide" in caplog.text
+    assert lengths in caplog.text
+
+
 def test_whole_rows_are_for_who_asks(tmp_path, text, caplog, model):
     output = tmp_path / "out"
     command = ["quantize", model, "--text", text, *SHORT[:4], "--group-size", "none"]

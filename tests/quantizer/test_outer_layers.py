@@ -84,7 +84,8 @@ def test_a_head_is_calibrated_on_the_outputs_of_the_final_norm(tmp_path, models,
 
 
 def test_codes_of_a_head_are_gptqs_own(tmp_path, models, text):
-    settings = {**GRID, **ALONE, "ranges": "full", "act_order": "none"}
+    plain = {"ranges": "full", "full_range": False, "act_order": "none", "shrinkage": 0}
+    settings = {**GRID, **ALONE, **plain}
     quantize(models[False], tmp_path / "out", text=[text], lm_head=True, **settings, **SHORT)
     inputs = head_inputs(tmp_path / "out", text)
     hessian = (2 / len(inputs) * inputs.T @ inputs).astype(np.float32)

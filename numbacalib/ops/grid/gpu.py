@@ -26,7 +26,7 @@ def find_scales(matrix: Any, group_size: int, grid: Grid) -> tuple[Any, Any]:
     scales = device.empty((rows, channels // group_size), dtype)
     zeros = device.empty(scales.shape, dtype)
     find_scales_into(matrix, grid, scales, zeros)
-    return scales, zeros
+    return device.result(scales), device.result(zeros)
 
 
 def find_scales_into(matrix: Any, grid: Grid, scales: Any, zeros: Any) -> None:

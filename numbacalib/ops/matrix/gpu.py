@@ -109,7 +109,7 @@ def take(matrix: Any, indices: Any, axis: int) -> Any:
     blocks = -(-shape[1] // RUN), min(shape[0], MOST_BLOCKS)
     threads = row_threads(matrix.shape[1])
     launch(_take, blocks, threads, carrier(matrix), where, axis, carrier(taken))
-    return taken
+    return device.result(taken)
 
 
 def put_rows(target: Any, indices: NDArray[np.int64], rows: Any) -> None:

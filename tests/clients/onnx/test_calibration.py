@@ -21,7 +21,8 @@ def test_gptq_sees_what_the_layer_is_fed(tmp_path, channels):
     weight = weight_of(channels, 24)
     x = RNG.standard_normal((37, channels)).astype(np.float32) @ weight_of(channels, channels)
     np.savez(tmp_path / "x.npz", x=x)
-    settings = Settings(bits=3 + 1, group_size=32, ranges="full", symmetric=True)
+    grid = {"bits": 4, "group_size": 32, "symmetric": True}
+    settings = Settings(**grid, ranges="full", shrinkage=0)
     path = product(tmp_path, weight)
     quantize_onnx(path, tmp_path / "out", calibration=tmp_path / "x.npz", settings=settings)
     ((layer, _),) = StoredProducts(tmp_path / "out" / "model.onnx").values()
