@@ -115,9 +115,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "default, 10 passes": {"passes": 10},
     "default, no refit": {"refit": False},
     **{f"default, power {norm:g}": {"range_norm": norm} for norm in (2.0, 2.4, 3.0, 4.0)},
-    **{
-        f"default, shrinkage {share:g}": {"shrinkage": share} for share in (0, 0.03, 0.2, 0.3)
-    },
+    **{f"default, shrinkage {share:g}": {"shrinkage": share} for share in (0, 0.03, 0.2, 0.3)},
     **{f"default, strength {share:g}": {"target_strength": share} for share in (0.25, 0.5)},
     **{f"default, percdamp {x:g}": {"percdamp": x} for x in (0.0099, 0.0101, 0.03)},
     "GPTQ, default, bits chosen": {"size": None},
