@@ -40,6 +40,7 @@ import numbacalib
 from numbacalib.linalg import factor_hessians
 from numbacalib.methods import gptq, rtn
 from numbacalib.ops.gptq_quantize_column import quantize_direct
+from numbacalib.spec.gptq import ColumnGrids
 from numbacalib.spec.grid import Grid, group_indices
 
 from scipy.linalg import blas  # isort: skip  (after numbacalib, which lets its idle threads sleep)
@@ -181,7 +182,7 @@ def columns_case(M: int, K: int, *, goal: bool) -> Case:
     """The column part of GPTQ alone, from a ready factor; the rate counts M K² operations."""
     w, h = random_matrix(M, K, scale=0.02), layer_hessian(K)
     upper, inverse = factor_hessians(h[None], [0.01]).upper, numbacalib.gptq_inverse_hessian(h)
-    grid, groups = Grid(4, False), group_indices(K, GROUP)[None]
+    grids = ColumnGrids(Grid(4, False), group_indices(K, GROUP)[None])
     multiply, operations = product(min(K, 4096))
     sgemm = LIMIT + "sgemm"
     whos = (f"{OURS}, direct form", f"{OURS}, inverse factor")
@@ -192,7 +193,7 @@ def columns_case(M: int, K: int, *, goal: bool) -> Case:
         M * K * K,
         "GFLOP/s",
         {
-            whos[0]: lambda: quantize_direct(w, upper, grid, groups),
+            whos[0]: lambda: quantize_direct(w, upper, grids),
             whos[1]: lambda: numbacalib.gptq_quantize_column(w, inverse, 4, GROUP, False),
             "column loop": lambda: peers.column_loop(tensor(w), tensor(inverse), GROUP),
             sgemm: multiply,

@@ -205,9 +205,9 @@ def ours(run: Run, options: argparse.Namespace) -> list[Row]:
 def propagated(options: argparse.Namespace, blocks: float) -> list[Row]:
     """Rows of the target that the command takes by default, beside the seconds of the layer-wise blocks."""
     run = Run(argparse.Namespace(**vars(options) | {"target": "propagated"}))
-    found = [run.seconds() for _ in range(1 + options.runs)][1:]
+    found = [run.measured() for _ in range(1 + options.runs)][1:]
     wall = min(wall for wall, _ in found)
-    own = min(phases["quantizing"] for _, phases in found)
+    own = min(report.seconds["quantizing"] for _, report in found)
     print(f"propagated target: {wall:.2f} s, its blocks {own:.2f} s")
     limit = {"limit": blocks, "against": "the layer-wise target", "slack": MOST}
     return [

@@ -162,14 +162,17 @@ class Reader(CalibrationDataReader):
         return twin
 
 
-def ours(model: Model, target: Path, bits: int, **settings: Any) -> Path:
+def ours(
+    model: Model, target: Path, bits: int, *, float_zeros: bool = False, **settings: Any
+) -> Path:
     """Quantize by `quantize_onnx`."""
     calibration = None
     asked = Settings(bits=bits, group_size=BLOCK, **settings)
     if asked.calibrated() or asked.channel_scales != "none":
         calibration = target.with_suffix(".npz")
         np.savez(calibration, **model.samples)
-    quantize_onnx(model.path, target, calibration=calibration, settings=asked)
+    options = {"settings": asked, "float_zeros": float_zeros}
+    quantize_onnx(model.path, target, calibration=calibration, **options)
     return target / model.path.name
 
 
@@ -198,6 +201,7 @@ METHODS: dict[str, tuple[tuple[int, ...], Callable[..., Path], dict[str, Any]]] 
     "RTN": ((2, 4, 8), ours, {"method": "rtn"}),
     "RTN, AWQ scales": ((2, 4), ours, {"method": "rtn", "channel_scales": "awq"}),
     "GPTQ": ((2, 4, 8), ours, {}),
+    "GPTQ, real zeros": ((2, 4), ours, {"float_zeros": True}),
     "GPTQ, AWQ scales": ((2, 4), ours, {"channel_scales": "awq"}),
     'ONNX Runtime "GPTQ"': ((4,), theirs, {"gptq": True}),
 }

@@ -13,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from device_rows import DeviceRow, devices_body
 from harness import LIMIT, OURS, Row, read_csv
 from quality_tables import QualityRow, least_in_bold, quality_body, tried_body
 from run_rows import RunRow, runs_body
@@ -373,6 +374,7 @@ TABLES = {
     "awq": Table("awq_gpu.py", Row, speed_body),
     "codebooks": Table("codebooks.py", CodebookRow, codebooks_body),
     "cpu": Table("cpu.py", Row, speed_body),
+    "devices": Table("devices_gpu.py", DeviceRow, devices_body),
     "demo": Table("demo.py", DemoRow, demo_body),
     "experts": Table("experts.py", ExpertsRow, experts_body),
     "fisher": Table("fisher_gpu.py", Row, speed_body),

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,8 +32,12 @@ if TYPE_CHECKING:
     from numbacalib.quantizer import Settings
     from numbacalib.quantizer.plan import Plan
 
-ONNX_OPERATORS = {"onnx": "MatMulNBits", "onnx:qdq": "DequantizeLinear"}
-"""Operators that compute with quantized weights in an ONNX model, by the name of the format."""
+ONNX_FORMATS: dict[str, dict[str, Any]] = {
+    "onnx": {},
+    "onnx:float": {"float_zeros": True},
+    "onnx:qdq": {"operator": "DequantizeLinear"},
+}
+"""Options of `quantize_onnx` by the name of the format."""
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 INPUT_ERRORS = (
     ValueError,
@@ -98,10 +102,13 @@ def _quieted(quiet: bool) -> Iterator[None]:
     """Print neither progress nor warnings inside the ``with`` statement, if so asked."""
     log = logging.getLogger("numbacalib")
     before, log.propagate = log.propagate, not quiet
+    nowhere = logging.NullHandler()  # without one, Python prints warnings that no handler takes
+    log.addHandler(nowhere)
     try:
         with reporting(silent if quiet else None):
             yield
     finally:
+        log.removeHandler(nowhere)
         log.propagate = before
 
 
@@ -168,8 +175,8 @@ def _quantize_onnx(options: argparse.Namespace, settings: Settings) -> list[Laye
     from numbacalib.quantizer import quantize_onnx
 
     form, *others = options.format or ["onnx"]
-    if others or form not in ONNX_OPERATORS:
-        expected = " or ".join(ONNX_OPERATORS)
+    if others or form not in ONNX_FORMATS:
+        expected = " or ".join(ONNX_FORMATS)
         raise ValueError(
             f"format: expected {expected} for an ONNX model, got {' '.join(options.format)}"
         )
@@ -185,7 +192,7 @@ def _quantize_onnx(options: argparse.Namespace, settings: Settings) -> list[Laye
         options.output,
         calibration=options.calibration,
         settings=settings,
-        operator=ONNX_OPERATORS[form],
+        **ONNX_FORMATS[form],
         clean=options.clean,
     )
 

@@ -76,8 +76,9 @@ def _add_quantize(commands: Any) -> None:
         nargs="+",
         metavar="NAME",
         help="of the output: compressed-tensors (default), nvfp4, mxfp4, gptq, gptq_v2, awq, mlx, "
-        "mlx:nvfp4, mlx:mxfp4, gguf:Q4_K_M and other mixes; onnx or onnx:qdq for ONNX models; of several, "
-        "which must have a grid in common, each gets a directory of its name in the output",
+        "mlx:nvfp4, mlx:mxfp4, gguf:Q4_K_M and other mixes; onnx, onnx:float (real zero points) or "
+        "onnx:qdq for ONNX models; of several, which must have a grid in common, each gets a directory of "
+        "its name in the output",
     )
     quantize.add_argument(
         "--lm-head",

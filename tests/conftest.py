@@ -16,16 +16,22 @@ settings.register_profile("numbacalib", deadline=None, max_examples=30, derandom
 settings.register_profile("cudasim", deadline=None, max_examples=6, derandomize=True)
 
 
+FOLDERS = {"gpu": "cuda", "simulator": "cudasim"}
+"""Folders of tests that are for one backend alone."""
+
+
 def pytest_addoption(parser):
     parser.addoption("--backend", choices=("numpy", "cudasim", "cuda"), default="numpy")
     parser.addoption(
-        "--kills", type=int, default=10, help="how often tests/quantizer/test_resume.py kills"
+        "--kills", type=int, default=10, help="how often tests/quantizer/test_killed.py kills"
     )
 
 
 def pytest_configure(config):
     backend = config.getoption("--backend")
     settings.load_profile("cudasim" if backend == "cudasim" else "numbacalib")
+    if backend == "numpy":  # what takes a GPU where there is one, takes the host here
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if backend == "cudasim":
         os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
         # the simulator's kernels are Python, whose floats warn where a device's do not
@@ -33,17 +39,29 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Tests of the GPU alone, against torch there, are for a GPU."""
-    gpu = collection_path.name == "gpu" and collection_path.parent == Path(__file__).parent
-    return True if gpu and config.getoption("--backend") != "cuda" else None
+    """Leave folders out that are for another backend: a GPU, with torch there, or the simulator."""
+    if collection_path.parent != Path(__file__).parent:
+        return None
+    only = FOLDERS.get(collection_path.name)
+    return True if only not in (None, config.getoption("--backend")) else None
 
 
 def pytest_collection_modifyitems(config, items):
-    """In the simulator, which runs Python, leave out what does not launch a kernel by `backend`."""
-    if config.getoption("--backend") == "cudasim":
-        others = [item for item in items if "backend" not in item.fixturenames]
-        items[:] = [item for item in items if "backend" in item.fixturenames]
-        config.hook.pytest_deselected(items=others)
+    """In the simulator and on a GPU, leave out what neither `backend` runs nor is for these alone."""
+    backend = config.getoption("--backend")
+    if backend == "numpy":
+        return
+    if backend == "cudasim":
+        from simulator import blocks  # not before the backend is chosen
+
+        blocks.install()
+
+    def is_its_own(item):
+        return "backend" in item.fixturenames or FOLDERS.get(item.path.parent.name) == backend
+
+    others = [item for item in items if not is_its_own(item)]
+    items[:] = filter(is_its_own, items)
+    config.hook.pytest_deselected(items=others)
 
 
 class ForeignArray:

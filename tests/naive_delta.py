@@ -20,7 +20,10 @@ def causal_convolution(x, taps):
 
 
 def delta_rule(queries, keys, values, decays, rates, slopes, biases):
-    """What a sequence's heads read: [T, H', D] twice, [T, H, V], [T, H] twice and [H] twice."""
+    """What a sequence's heads read: [T, H', D] twice, [T, H, V], [T, H] twice and [H] twice.
+
+    Without rates a token writes its value at the rate of its decay, as in Mamba 2.
+    """
     length, heads, width = values.shape
     group = heads // keys.shape[1]
     result = np.empty((length, heads, width))
@@ -30,7 +33,10 @@ def delta_rule(queries, keys, values, decays, rates, slopes, biases):
             key, query = keys[t, h // group], queries[t, h // group]
             opened = math.log(1 + math.exp(decays[t, h] + biases[h]))
             memory = memory * math.exp(-math.exp(slopes[h]) * opened)
-            rate = 1 / (1 + math.exp(-rates[t, h]))
-            memory = memory + np.outer(key, rate * (values[t, h] - memory.T @ key))
+            if rates is None:
+                memory = memory + np.outer(key, opened * values[t, h])
+            else:
+                rate = 1 / (1 + math.exp(-rates[t, h]))
+                memory = memory + np.outer(key, rate * (values[t, h] - memory.T @ key))
             result[t, h] = memory.T @ query
     return result

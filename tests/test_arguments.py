@@ -1,7 +1,6 @@
 """What every public function says of arguments that it does not take: one line that names them."""
 
 import dataclasses
-import inspect
 
 import cases
 import ml_dtypes
@@ -10,7 +9,6 @@ import pytest
 
 import numbacalib
 from numbacalib.methods import (
-    LayerSettings,
     RangeSearch,
     awq_clip,
     awq_scales,
@@ -18,7 +16,6 @@ from numbacalib.methods import (
     codebook,
     gptq,
     gptq_batch,
-    gptq_shared,
     proxy_loss,
     rtn,
     shrinkage_for,
@@ -385,31 +382,3 @@ def test_layers_that_share_an_input_are_a_sequence():
 def test_a_parameter_has_a_shape(shape):
     with pytest.raises(TypeError, match="^shape: expected"):
         GradientStatistics(shape)
-
-
-def settings_of(function):
-    """Defaults of a method's settings by name; None stands for none."""
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-
-
-@pytest.mark.parametrize("method", [gptq_batch, gptq_shared, rtn, awq_clip, awq_scales])
-def test_settings_of_the_methods_are_those_of_gptq(method):
-    """Signatures repeat them, so that editors show them all: here they are held to one."""
-    own, wanted = settings_of(method), settings_of(gptq)
-    shared = own.keys() & wanted.keys()
-    assert {name: own[name] for name in shared} == {name: wanted[name] for name in shared}
-    if method in (gptq_batch, gptq_shared):
-        assert wanted.keys() - own.keys() <= {"signed", "out", "wait"}
-        assert own.keys() <= wanted.keys()
-
-
-def test_settings_of_a_layer_are_those_of_gptq():
-    wanted, own = settings_of(gptq), LayerSettings()
-    shared = wanted.keys() & {field.name for field in dataclasses.fields(LayerSettings)}
-    assert {name: getattr(own, name) for name in shared - {"bits"}} == {
-        name: wanted[name] for name in shared - {"bits"}
-    }

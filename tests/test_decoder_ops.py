@@ -11,7 +11,14 @@ from numbacalib.ops.activation import ACTIVATIONS, activate, activate_clamped
 from numbacalib.ops.attention import attention
 from numbacalib.ops.layer_norm import layer_norm
 from numbacalib.ops.linear import linear
-from numbacalib.ops.matrix import add_scaled, column_range, from_host, joined_columns, row_range
+from numbacalib.ops.matrix import (
+    add_scaled,
+    column_range,
+    from_host,
+    joined_columns,
+    put_columns,
+    row_range,
+)
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
 from numbacalib.ops.token_loss import LOWEST, add_scores, cap, losses
@@ -172,6 +179,11 @@ def test_parts_of_heads(backend, dtype):
     part = backend.call(column_range, heads, 2, 6)
     assert part.dtype == dtype
     np.testing.assert_array_equal(part, heads[..., 2:6])
+    moved = backend.array(heads.copy())
+    backend.call(put_columns, moved, 1, shared.repeat(2, axis=2))
+    expected = heads.copy()
+    expected[..., 1:6] = shared.repeat(2, axis=2)
+    np.testing.assert_array_equal(backend.numpy(moved), expected)
     joined = backend.call(joined_columns, heads, shared)
     np.testing.assert_array_equal(joined, np.concatenate([heads, shared.repeat(2, axis=2)], 3))
 

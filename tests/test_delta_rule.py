@@ -10,7 +10,8 @@ from numba import set_num_threads
 
 from numbacalib.ops.causal_convolution import causal_convolution
 from numbacalib.ops.delta_rule import delta_rule
-from numbacalib.spec.delta_rule import decay_of, softplus
+from numbacalib.spec.activations import softplus
+from numbacalib.spec.delta_rule import decay_of
 
 RTOL = {np.float32: 2e-5, np.float16: 2e-3, ml_dtypes.bfloat16: 1.6e-2}
 """Of the largest number of a result: a few roundings of its dtype."""
@@ -54,6 +55,16 @@ def test_delta_rule(backend, dtype, shape):
     assert actual.dtype == dtype
     wide = [array.astype(np.float64) for array in tokens]
     expected = [naive_delta.delta_rule(*given, *heads) for given in zip(*wide, strict=True)]
+    assert_near(actual, np.array(expected), dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mamba_2(backend, dtype, shape):
+    (queries, keys, values, decays, _), heads = inputs(*shape, dtype=dtype)
+    actual = call(backend, (queries, keys, values, decays, None), heads)
+    assert actual.dtype == dtype
+    wide = [array.astype(np.float64) for array in (queries, keys, values, decays)]
+    expected = [naive_delta.delta_rule(*given, None, *heads) for given in zip(*wide, strict=True)]
     assert_near(actual, np.array(expected), dtype)
 
 
@@ -104,12 +115,14 @@ def test_softplus_and_decays_at_the_ends():
 
 @pytest.mark.parametrize("length", [1, 3, 9])
 @pytest.mark.parametrize("width", [1, 4])
-def test_causal_convolution(backend, dtype, length, width):
+@pytest.mark.parametrize("biased", [False, True])
+def test_causal_convolution(backend, dtype, length, width, biased):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, length, 5)).astype(dtype)
     taps = rng.standard_normal((5, width)).astype(np.float32)
-    actual = backend.call(causal_convolution, x, taps)
+    bias = rng.standard_normal(5).astype(np.float32) if biased else None
+    actual = backend.call(causal_convolution, x, taps, bias)
     assert actual.dtype == dtype
     wide = x.astype(np.float64)
-    expected = [naive_delta.causal_convolution(sequence, taps) for sequence in wide]
-    assert_near(actual, np.array(expected), dtype)
+    expected = np.array([naive_delta.causal_convolution(sequence, taps) for sequence in wide])
+    assert_near(actual, expected + (bias if biased else 0), dtype)

@@ -186,7 +186,13 @@ def traits(own):
         yield "latent attention"
     if own.delta is not None:
         yield "gated delta net"
-    if {"query_gate", "attention_gate"} & set(own.linears):
+    if own.convolution is not None:
+        yield "short convolutions"
+    if own.state_space is not None:
+        yield "Mamba 2"
+    if own.selector:
+        yield "chosen positions"
+    if {"query_gate", "attention_gate"} & set(own.linears) or own.head_gate:
         yield "gated attention"
     if own.sinks:
         yield "sinks"
@@ -202,6 +208,16 @@ def test_architectures_are_those_described():
     text = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"^\| models .*?(?=\n\n)", text, re.DOTALL | re.MULTILINE)
     assert table == architectures(), f"replace the table by\n{architectures()}"
+
+
+def test_the_readme_tells_of_as_many_architectures_as_are_described():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.search(r"an id of the hub: (.*?) and others, (\d+) architectures", text, re.DOTALL)
+    within = re.search(r"(\d+) of models that see", text)
+    assert (int(named[2]), int(within[1])) == (len(ARCHITECTURES), len(WRAPPERS))
+    titles = [own.title for own in ARCHITECTURES.values()]
+    for family in re.split(r",\s+", named[1]):
+        assert any(title.startswith(family) for title in titles), family
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)

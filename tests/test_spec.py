@@ -37,14 +37,18 @@ def names(tree):
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
+def imported(tree):
+    return {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+
+
 def used_by(target):
     """Names that the kernel modules of one target use, and what those formulas use themselves."""
-    gpu = {"gpu.py", "hopper.py", "operands.py"}
     used = set()
     for room in ("ops", "linalg", "runtime"):
         for path in (PACKAGE / room).rglob("*.py"):
-            is_gpu = path.name in gpu or path.stem.endswith("_gpu")
-            if path.name != "__init__.py" and is_gpu == (target == "gpu"):
+            modules = imported(parsed(path))
+            on_gpu = "numbacalib.runtime.device" in modules  # where `cuda` comes from
+            if on_gpu if target == "gpu" else "numbacalib.runtime.jit" in modules and not on_gpu:
                 used |= names(parsed(path))
     formula = formulas()
     pending = used & set(formula)

@@ -119,7 +119,10 @@ class GridRules:
         multiples = self.row_multiple, self.channel_multiple
         for axis, length, multiple in zip("MK", shape, multiples, strict=True):
             if length % multiple:
-                raise ValueError(f"{layer}: expected {axis} a multiple of {multiple}, got {length}")
+                raise ValueError(
+                    f"{layer}: expected {axis} a multiple of {multiple}, got {length}: leave it as it is "
+                    "(--skip), or use another format"
+                )
 
     def scale_dtype(self, weight_dtype: np.dtype) -> np.dtype:
         """Return what the scales of a layer with such weights are stored in."""
@@ -244,8 +247,13 @@ class Format(abc.ABC):
                 for layer, grid in asked.items()
                 if grid.group_size == size
             }
-            allowed = self.rules.group_sizes
-            lengths |= group_lengths(channels, size, uniform=uniform, allowed=allowed)
+            lengths |= group_lengths(
+                channels,
+                size,
+                uniform=uniform,
+                allowed=self.rules.group_sizes,
+                whole_rows=self.rules.whole_rows,
+            )
         return {
             layer: replace(
                 grid,

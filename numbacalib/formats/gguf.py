@@ -41,14 +41,9 @@ from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_layouts import LATENT_PARTS, latent_parts, row_order
 from numbacalib.models.gguf_names import expert_number, gguf_name
 from numbacalib.models.gguf_types import TensorType, type_named
-from numbacalib.models.layer_tensors import (
-    EMBEDDINGS,
-    HEAD,
-    is_decoders,
-    is_norm,
-    linear_shapes,
-)
+from numbacalib.models.layer_tensors import EMBEDDINGS, HEAD, is_linear, is_norm, linear_shapes
 from numbacalib.models.safetensors_file import StoredTensor
+from numbacalib.models.tensor_names import is_decoders
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
@@ -126,8 +121,10 @@ class GGUF(Format):
         return dict.fromkeys(names, "llama.cpp's file of a decoder has no place for it")
 
     def kept(self, config: ModelConfig, name: str, tensor: StoredTensor) -> StoredTensor:
-        """See `Format`: norms are stored as they multiply, in float32."""
+        """See `Format`: norms are stored as they multiply, in float32, and no matrix is transposed."""
         offset, values = np.float32(config.architecture.norm_offset), tensor.array()
+        if config.architecture.transposed and values is not None and is_linear(name, config):
+            return StoredTensor.of(np.ascontiguousarray(values.T))
         if not offset or values is None or not is_norm(config, name):
             return tensor
         return StoredTensor.of(values.astype(np.float32) + offset - offset)
@@ -159,7 +156,8 @@ class _Types:
             architecture == "qwen2" or (architecture == "llama" and heads_per_kv > 1)
         )
         experts = config.mixture.experts if config.mixture else 0
-        self._layers = Layers(depth, heads_per_kv, config.tie_word_embeddings, experts, large)
+        tied, falcon = config.tie_word_embeddings, architecture == "falcon"
+        self._layers = Layers(depth, heads_per_kv, tied, experts, large, falcon)
         self._mix, self._model_type = mix, config.model_type
 
     def of(self, name: str, channels: int) -> str:
@@ -219,7 +217,7 @@ class FileWriter(ModelWriter):
 
     def _place(self, name: str, grids: Mapping[str, LayerGrid]) -> _Place:
         """Find a tensor's place: matrices on grids, embeddings and head in the mix's types."""
-        stored = gguf_name(name, self._config.model_type)
+        stored = gguf_name(name, self._config.model_type, self._config.variant)
         shape, dtype = self._checkpoint.info(name)
         expert = expert_number(name, self._config.model_type)
         kind = "F32"
@@ -227,8 +225,9 @@ class FileWriter(ModelWriter):
             kind = self._types.of(name, shape[1])
         elif len(shape) == 2 and (expert is not None or name in self._linears):  # left as it is
             kind = _FLOATS.get(dtype.name, "F32")
-        gate = stored.endswith("_shexp.weight") and shape[0] == 1  # a vector in GGUF
-        return _Place(stored, type_named(kind), shape[1:] if gate else shape, expert)
+        experts = self._config.architecture.experts
+        row = experts is not None and name.endswith(experts.rows)  # a vector in GGUF
+        return _Place(stored, type_named(kind), shape[1:] if row else shape, expert)
 
     @cached_property
     def _linears(self) -> set[str]:

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numbacalib.formats.gguf_limits import refused, require_loadable
 from numbacalib.formats.gguf_options import WRITTEN, Options
 from numbacalib.models.config import ModelConfig, Rope
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_config import FACTORS, LOG_MULTIPLIERS, ROPE_DIVISORS, hf_config
 from numbacalib.models.gguf_metadata import Metadata
-from numbacalib.models.layer_tensors import is_decoders
 from numbacalib.models.rope import inverse_frequencies
 from numbacalib.models.rope_parameters import yarn_magnitude
+from numbacalib.models.tensor_names import is_decoders
 from numbacalib.models.wrappers import decoder_config
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def model_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     """
     config = checkpoint.config
     architecture = architecture_of(config)
+    require_loadable(config, architecture)
     epsilon = "" if GGUF_ARCHITECTURES[architecture].layer_norm else "rms_"
     options: Options = {
         "block_count": config.num_layers,
@@ -133,9 +135,7 @@ def _require_same(checkpoint: Checkpoint, values: Mapping[str, Any]) -> None:
         if isinstance(one, float) and isinstance(other, float):
             same = math.isclose(one, other, rel_tol=1e-6)
         if each.name not in _NOT_COMPARED and not same:
-            raise ValueError(
-                f"{each.name}: expected {other} of a {architecture} in GGUF, got {one}"
-            )
+            raise refused(each.name, other, architecture, one)
     for layer in range(config.num_layers):
         if not _same_rope(config.rope_of(layer), read.rope_of(layer)):
             raise ValueError(
@@ -173,8 +173,6 @@ def _scaling(config: ModelConfig) -> dict[str, Any]:
         return {"rope.scaling.attn_factor": float(attention)}
     if kind == "linear":
         return {"rope.scaling.type": kind, "rope.scaling.factor": float(given["factor"])}
-    if kind != "yarn":
-        raise ValueError(f"rope_scaling: expected linear, llama3, longrope or yarn, got {kind!r}")
     return _yarn(config)
 
 

@@ -48,6 +48,8 @@ class Layers(NamedTuple):
     """Of a block."""
     large: bool = False
     """True for what llama.cpp takes for a model of 70B."""
+    falcon: bool = False
+    """True for a Falcon, whose output layers get other types."""
 
 
 def file_type(mix: str) -> int:
@@ -73,7 +75,7 @@ def tensor_type_of(mix: str, name: str, channels: int, layers: Layers) -> str:
         return MXFP4 if name.startswith("blk.") else "Q8_0"
     if name == HEAD or (name == EMBEDDINGS and layers.tied):
         whole = channels % BLOCK_TYPES[base].grid.values == 0
-        wanted = "Q6_K" if whole and base != "Q8_0" else "Q8_0"
+        wanted = "Q6_K" if whole and base != "Q8_0" and not layers.falcon else "Q8_0"
     elif match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name):
         wanted = _layer_type(mix, base, match[2], int(match[1]), layers)
     else:
@@ -101,6 +103,19 @@ def _layer_type(mix: str, base: str, kind: str, layer: int, layers: Layers) -> s
         }.get(mix, base)
         # there eight heads share these weights
         return "Q5_K" if layers.large and wanted in ("Q3_K", "Q4_K") else wanted
+    if layers.falcon and kind == "attn_output":
+        return "Q4_K" if mix == "Q3_K_L" else base
+    if layers.falcon and kind == "ffn_down":
+        first = layer < layers.depth // 16
+        return {
+            "Q4_0": "Q4_1" if layer < eighth else base,
+            "Q5_0": "Q5_1" if layer < eighth else base,
+            "Q2_K": "Q3_K",
+            "Q3_K_M": "Q5_K" if first else "Q4_K" if more else base,
+            "Q3_K_L": "Q4_K",
+            "Q4_K_M": "Q6_K" if first else "Q5_K" if more else base,
+            "Q5_K_M": "Q6_K" if more else base,
+        }.get(mix, base)
     if kind.startswith("ffn_down"):  # of experts, too
         return {
             "Q4_0": "Q4_1" if layer < eighth else base,

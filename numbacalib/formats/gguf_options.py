@@ -7,15 +7,19 @@ them back.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from numbacalib.formats.gguf_limits import refused
 from numbacalib.models.description import SLIDING, every
 
 if TYPE_CHECKING:
     from numbacalib.models.config import ModelConfig
+
+log = logging.getLogger("numbacalib")
 
 Options = dict[str, Any]
 """By key, without the architecture's name before it."""
@@ -39,10 +43,20 @@ def _window(config: ModelConfig) -> Options:
     return {"attention.sliding_window": max(windows)} if windows else {}
 
 
+def _unread_window(config: ModelConfig) -> Options:
+    """One window of all layers, which is written and which llama.cpp does not read."""
+    found = _window(config)
+    for window in found.values():
+        log.warning(
+            "llama.cpp attends beyond the window of %d tokens, the original does not", window
+        )
+    return found
+
+
 def _phi3(config: ModelConfig) -> Options:
     original = config.rope_scaling.get("original_max_position_embeddings")
     own = {"rope.scaling.original_context_length": original or config.max_position_embeddings}
-    return {"attention.sliding_window": 0} | own | _window(config)
+    return {"attention.sliding_window": 0} | own | _unread_window(config)
 
 
 def _windows(config: ModelConfig, period: int = 1) -> Options:
@@ -79,7 +93,14 @@ def _olmo3(config: ModelConfig) -> Options:
 
 
 def _cohere(config: ModelConfig) -> Options:
+    large = config.num_layers >= _NORMALIZED
+    if config.model_type == "cohere" and config.qk_norm != large:
+        raise refused("use_qk_norm", large, "command-r", config.qk_norm)
     return {"logit_scale": float(config.logit_scale)}
+
+
+_NORMALIZED = 64
+"""Layers of a Command R from which on llama.cpp normalizes queries and keys."""
 
 
 def _cohere2(config: ModelConfig) -> Options:
@@ -105,7 +126,7 @@ def _counts(config: ModelConfig) -> Options:
 
 
 def _mixtral(config: ModelConfig) -> Options:
-    return _window(config) | _counts(config)
+    return _unread_window(config) | _counts(config)
 
 
 def _granitemoe(config: ModelConfig) -> Options:
@@ -129,15 +150,22 @@ def _sparse(config: ModelConfig) -> Options:
     mixture, routing = config.mixture, config.mixture.routing
     if not any(mixture.layers):
         raise ValueError("first_k_dense_replace: expected experts in a layer of a GGUF, got none")
-    return _qwen3_moe(config) | {
+    found = {
         "expert_shared_count": mixture.shared_size // mixture.size,
         "leading_dense_block_count": mixture.layers.index(True),
         "expert_gating_func": 2 if routing.scoring == "sigmoid" else 1,
         "expert_weights_norm": routing.normalized,
         "expert_weights_scale": float(routing.factor),
-        "expert_group_count": routing.groups,
-        "expert_group_used_count": routing.kept_groups,
     }
+    if 1 < routing.groups <= routing.kept_groups or mixture.experts <= routing.groups > 1:
+        raise ValueError(
+            f"n_group: expected more than topk_group {routing.kept_groups} and less than "
+            f"{mixture.experts} experts in GGUF, got {routing.groups}"
+        )
+    if mixture.experts > 1:
+        found["expert_group_count"] = routing.groups
+        found["expert_group_used_count"] = routing.kept_groups
+    return _qwen3_moe(config) | found
 
 
 def _deepseek2(config: ModelConfig) -> Options:
@@ -145,12 +173,14 @@ def _deepseek2(config: ModelConfig) -> Options:
     latent = config.latent
     assert latent is not None
     queries = {"attention.q_lora_rank": latent.query_size} if latent.query_size else {}
-    if not queries and config.num_layers not in _LITE:
-        raise ValueError(
-            f"q_lora_rank: expected a number in a deepseek2 of {config.num_layers} layers in GGUF, got none"
+    lite = (config.num_layers, config.vocab_size) == _LITE_48 or config.num_layers in _LITE
+    if lite == bool(queries):
+        kind = f"deepseek2 of {config.num_layers} layers"
+        raise refused(
+            "q_lora_rank", "none" if lite else "a number", kind, latent.query_size or "none"
         )
     return (
-        _sparse(config)
+        (_dense(config) if config.mixture is None else _sparse(config))
         | queries
         | {
             "attention.head_count_kv": 1,
@@ -163,13 +193,20 @@ def _deepseek2(config: ModelConfig) -> Options:
     )
 
 
-_LITE = (26, 27)
-"""Layers of the models in which llama.cpp looks for queries without a latent vector of their own."""
+_LITE, _LITE_48 = (26, 27), (48, 128256)
+"""Layers, and layers and tokens, of models whose queries have no latent vector of their own there."""
+
+
+def _dense(config: ModelConfig) -> Options:
+    """Options of a model that may have experts and has none."""
+    return {
+        "expert_feed_forward_length": config.intermediate_size,
+        "expert_shared_count": 0,
+        "leading_dense_block_count": config.num_layers,
+    }
 
 
 def _gpt_oss(config: ModelConfig) -> Options:
-    if config.tie_word_embeddings:
-        raise ValueError("tie_word_embeddings: expected false of a gpt-oss in GGUF, got true")
     return _windows(config, 2) | _qwen3_moe(config)
 
 
@@ -179,13 +216,74 @@ def _llama4(config: ModelConfig) -> Options:
     return _qwen3_moe(config) | {"interleave_moe_layer_step": layers.index(True) + 1}
 
 
+def _afmoe(config: ModelConfig) -> Options:
+    """Layers that turn are fixed there: all but every fourth."""
+    turning = tuple(kind == SLIDING for kind in every(config.num_layers, 4))
+    if config.rotary_layers != turning:
+        raise refused("rotary_layers", turning, "afmoe", config.rotary_layers)
+    return _sparse(config) | _windows(config, 4)
+
+
+def _dots1(config: ModelConfig) -> Options:
+    _require_own_keys(config, "dots1")
+    return _sparse(config)
+
+
+def _ernie4_5_moe(config: ModelConfig) -> Options:
+    assert config.mixture is not None
+    mixture = config.mixture
+    return _qwen3_moe(config) | {
+        "expert_shared_count": mixture.shared_size // mixture.size,
+        "expert_shared_feed_forward_length": mixture.shared_size,
+        "interleave_moe_layer_step": 1,
+        "leading_dense_block_count": (*mixture.layers, True).index(True),
+    }
+
+
+def _exaone_moe(config: ModelConfig) -> Options:
+    assert config.mixture is not None
+    shared = config.mixture.shared_size
+    if not shared:
+        raise refused("num_shared_experts", "a number", "exaone-moe", 0)
+    own = {"expert_shared_feed_forward_length": shared}
+    return _sparse(config) | own | _windows(config, 4)
+
+
+def _minimax_m2(config: ModelConfig) -> Options:
+    return _qwen3_moe(config) | {"expert_gating_func": 2}
+
+
+def _olmoe(config: ModelConfig) -> Options:
+    _require_own_keys(config, "olmoe")
+    return _counts(config)
+
+
+def _require_own_keys(config: ModelConfig, architecture: str) -> None:
+    """Refuse heads of queries that share keys."""
+    heads, keys = config.num_heads, config.num_kv_heads
+    if keys != heads:
+        raise refused("num_key_value_heads", heads, architecture, keys)
+
+
 def _mistral3(config: ModelConfig) -> Options:
     growth = config.query_growth
     return {"attention.temperature_scale": float(growth.rate)} if growth else {}
 
 
+def _falcon(config: ModelConfig) -> Options:
+    if config.variant == "sequential":
+        raise refused("parallel_attn", True, "falcon", False)
+    return {"tensor_data_layout": "jploski"}  # all queries, then all keys, then all values
+
+
 def _gptneox(config: ModelConfig) -> Options:
     return {"use_parallel_residual": config.architecture.parallel}
+
+
+def _phi2(config: ModelConfig) -> Options:
+    if config.qk_norm:
+        raise refused("qk_layernorm", False, "phi2", True)
+    return {}
 
 
 def _stablelm(config: ModelConfig) -> Options:
@@ -194,13 +292,18 @@ def _stablelm(config: ModelConfig) -> Options:
 
 
 WRITTEN = {
+    "afmoe": Written("afmoe", _afmoe),
     "arcee": Written("arcee", _nothing),
     "cohere": Written("command-r", _cohere),
     "cohere2": Written("cohere2", _cohere2),
     "deepseek_v2": Written("deepseek2", _deepseek2),
     "deepseek_v3": Written("deepseek2", _deepseek2),
+    "dots1": Written("dots1", _dots1),
     "ernie4_5": Written("ernie4_5", _nothing),
+    "ernie4_5_moe": Written("ernie4_5-moe", _ernie4_5_moe),
     "exaone4": Written("exaone4", _windows),
+    "exaone_moe": Written("exaone-moe", _exaone_moe),
+    "falcon": Written("falcon", _falcon),
     "gemma": Written("gemma", _nothing),
     "gemma2": Written("gemma2", _gemma2),
     "gemma3_text": Written("gemma3", _gemma3),
@@ -208,7 +311,9 @@ WRITTEN = {
     "glm4": Written("glm4", _nothing),
     "glm4v_text": Written("glm4", _nothing),
     "glm4_moe": Written("glm4moe", _sparse),
+    "glm4_moe_lite": Written("deepseek2", _deepseek2),
     "gpt2": Written("gpt2", _nothing),
+    "gpt_bigcode": Written("starcoder", _nothing),
     "gpt_neox": Written("gptneox", _gptneox),
     "gpt_oss": Written("gpt-oss", _gpt_oss),
     "granite": Written("granite", _granite),
@@ -218,13 +323,15 @@ WRITTEN = {
     "kimi_k2": Written("deepseek2", _deepseek2),
     "llama": Written("llama", _nothing),
     "llama4_text": Written("llama4", _llama4),
+    "minimax_m2": Written("minimax-m2", _minimax_m2),
     "ministral3": Written("mistral3", _mistral3),
-    "mistral": Written("llama", _window),
+    "mistral": Written("llama", _unread_window),
     "mixtral": Written("llama", _mixtral),
     "nemotron": Written("nemotron", _nothing),
     "olmo2": Written("olmo2", _nothing),
     "olmo3": Written("olmo2", _olmo3),
-    "phi": Written("phi2", _nothing),
+    "olmoe": Written("olmoe", _olmoe),
+    "phi": Written("phi2", _phi2),
     "phi3": Written("phi3", _phi3),
     "qwen2": Written("qwen2", _nothing),
     "qwen2_5_vl_text": Written("qwen2vl", _nothing),
@@ -232,10 +339,13 @@ WRITTEN = {
     "qwen2_vl_text": Written("qwen2vl", _nothing),
     "qwen3": Written("qwen3", _nothing),
     "qwen3_moe": Written("qwen3moe", _qwen3_moe),
+    "qwen3_vl_moe_text": Written("qwen3vlmoe", _qwen3_moe),
     "qwen3_vl_text": Written("qwen3vl", _nothing),
     "seed_oss": Written("seed_oss", _nothing),
     "smollm3": Written("smollm3", _nothing),
+    "solar_open": Written("glm4moe", _sparse),
     "stablelm": Written("stablelm", _stablelm),
     "starcoder2": Written("starcoder2", _nothing),
+    "youtu": Written("deepseek2", _deepseek2),
 }
 """By Hugging Face's ``model_type``."""

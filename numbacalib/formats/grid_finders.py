@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from numbacalib.methods.block_scales import block_scales
 from numbacalib.methods.rounding import find_scales
 from numbacalib.methods.settings import FoundGrids, GridSettings, Refit
 from numbacalib.ops.grid import stored_arrays
 from numbacalib.ops.matrix import from_host, to_host
+from numbacalib.spec.block_grid import BlockGrid
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,24 @@ class StoredBiases:
         on_host = to_host(scales)
         biases = biases_of(on_host, to_host(zeros)).astype(np.float32)
         return FoundGrids(scales, from_host(-biases / on_host.astype(np.float32), scales))
+
+
+@dataclass(frozen=True)
+class RealZeros:
+    """Scales and real zeros of least weighted error, both as a dtype of scales holds them.
+
+    The search is that of GGML's blocks with a minimum each: scales are float16 numbers.
+    """
+
+    refit: ClassVar = None
+
+    def __call__(self, weight: Any, settings: GridSettings) -> FoundGrids:
+        """See `GridFinder`."""
+        grid = BlockGrid(settings.grid.bits, settings.group_size, 1, 0, True)
+        scales, zeros = block_scales(weight, grid, settings.importance).grids(grid)
+        stored = zeros.astype(settings.scale_dtype).astype(np.float32)
+        scales = scales.astype(settings.scale_dtype)
+        return FoundGrids(from_host(scales, weight), from_host(stored, weight))
 
 
 def biases_of(scales: NDArray[Any], zeros: NDArray[Any]) -> NDArray[Any]:

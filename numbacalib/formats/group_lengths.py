@@ -15,6 +15,7 @@ def group_lengths(
     *,
     uniform: bool,
     allowed: Collection[int] | None = None,
+    whole_rows: bool = True,
 ) -> dict[str, int | None]:
     """Return the length of each layer's groups: the longest up to `asked` that divides its K.
 
@@ -28,6 +29,8 @@ def group_lengths(
         Whether the file holds one length: then it divides every K.
     allowed : collection of int, optional
         Lengths that the file can hold; all by default.
+    whole_rows : bool, default True
+        Whether it can hold one scale a row, which an error says then.
 
     Raises
     ------
@@ -44,7 +47,7 @@ def group_lengths(
     for K, length in lengths.items():
         if length < min(asked, SHORTEST):
             longer = [size for size in fitting[K] if size >= max(asked + 1, SHORTEST)]
-            use = [*map(str, longer[:1]), *(() if allowed else ["none (one scale a row)"])]
+            use = [*map(str, longer[:1]), *(["none (one scale a row)"] if whole_rows else ())]
             if uniform and len(lengths) > 1 and not allowed:
                 use.append("the symmetric grid, which takes a length a layer")
             below = f"{length}, the longest below it that does, is under {SHORTEST}"

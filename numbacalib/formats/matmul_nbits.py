@@ -4,8 +4,8 @@ For a weight [M, K] in G blocks a row, of which the last may be cut short by K:
 
 - ``B`` uint8 [M, G, block * bits / 8], unsigned codes, a stream of bits a block, least significant first;
 - ``scales`` [M, G], in the weight's own dtype;
-- ``zero_points`` uint8 [M, ceil(G * bits / 8)], a stream of bits a row; without them zeros are
-  ``2 ** (bits - 1)``.
+- ``zero_points`` uint8 [M, ceil(G * bits / 8)], a stream of bits a row, or real numbers [M, G] in the dtype
+  of the scales, at 2 and 4 bits; without them zeros are ``2 ** (bits - 1)``.
 
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits
 """
@@ -35,7 +35,11 @@ class PackedProduct(NamedTuple):
 
     B: NDArray[np.uint8]
     scales: NDArray[Any]
-    zero_points: NDArray[np.uint8] | None
+    zero_points: NDArray[Any] | None
+
+
+REAL_BITS = (2, 4)
+"""Bits of codes beside which zeros may be real; ONNX Runtime 1.32 fails at 8."""
 
 
 def padded(channels: int, block: int) -> int:
@@ -49,20 +53,31 @@ def pack(quantized: QuantizedWeight) -> PackedProduct:
     Raises
     ------
     ValueError
-        If it has groups out of order, or real zeros.
+        If it has groups out of order, or real zeros that cannot be stored.
     """
     if quantized.g_idx is not None:
         raise ValueError("g_idx: expected None, MatMulNBits has groups in order")
-    if quantized.zeros.dtype != np.uint8:
-        raise ValueError(f"zeros: expected integers in MatMulNBits, got {quantized.zeros.dtype}")
     rows, groups = quantized.scales.shape
     bits, block = quantized.bits, quantized.group_size
     words = pack_bits(quantized.codes.reshape(rows * groups, block), bits)
     codes = words.view(np.uint8).reshape(rows, groups, block * bits // 8)
-    zeros = None
-    if not quantized.symmetric:
+    zeros: NDArray[Any] | None = None
+    if quantized.zeros.dtype != np.uint8:
+        zeros = _real_zeros(quantized)
+    elif not quantized.symmetric:
         zeros = pack_bits(quantized.zeros, bits).view(np.uint8)[:, : -(-groups * bits // 8)]
     return PackedProduct(codes, quantized.scales, zeros)
+
+
+def _real_zeros(quantized: QuantizedWeight) -> NDArray[Any]:
+    """Return real zeros in the dtype of the scales, which holds them."""
+    stored = quantized.zeros.astype(quantized.scales.dtype)
+    if quantized.bits not in REAL_BITS or (stored != quantized.zeros).any():
+        raise ValueError(
+            f"zeros: expected integers, or at 2 and 4 bits numbers in {stored.dtype}, got "
+            f"{quantized.zeros.dtype} at {quantized.bits} bits"
+        )
+    return stored
 
 
 def unpack(packed: PackedProduct, bits: int, block: int) -> QuantizedWeight:
@@ -82,9 +97,11 @@ def unpack(packed: PackedProduct, bits: int, block: int) -> QuantizedWeight:
     scales = np.asarray(packed.scales)
     if scales.size != rows * groups:
         raise ValueError(f"scales: expected {rows} x {groups}, got {list(scales.shape)}")
-    zeros = np.full((rows, groups), 1 << (bits - 1), np.uint8)
-    if packed.zero_points is not None:
-        stored = np.asarray(packed.zero_points)
+    zeros: NDArray[Any] = np.full((rows, groups), 1 << (bits - 1), np.uint8)
+    stored = packed.zero_points
+    if stored is not None and stored.dtype == scales.dtype and stored.size == scales.size:
+        zeros = stored.reshape(rows, groups).astype(np.float32)
+    elif stored is not None:
         width = -(-groups * bits // 8)
         if stored.dtype != np.uint8 or stored.size != rows * width:
             raise ValueError(
@@ -104,9 +121,11 @@ def unpack(packed: PackedProduct, bits: int, block: int) -> QuantizedWeight:
     )
 
 
-def packed_bytes(shape: tuple[int, int], bits: int, block: int, symmetric: bool, item: int) -> int:
-    """Bytes of what `pack` returns for a weight [M, K] with scales of `item` bytes each."""
+def packed_bytes(
+    shape: tuple[int, int], bits: int, block: int, symmetric: bool, item: int, *, real: bool = False
+) -> int:
+    """Bytes of what `pack` returns for a weight [M, K] with scales, and `real` zeros, of `item` bytes."""
     rows, channels = shape
     groups = -(-channels // block)
-    zeros = 0 if symmetric else -(-groups * bits // 8)
+    zeros = 0 if symmetric else groups * item if real else -(-groups * bits // 8)
     return rows * (groups * (block * bits // 8 + item) + zeros)

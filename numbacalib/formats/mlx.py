@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.formats.bit_packing import WORD_BITS, pack_bits, unpack_bits
-from numbacalib.formats.format import GridRules, LayerGrid
+from numbacalib.formats.format import Format, GridRules, LayerGrid
 from numbacalib.formats.grid_finders import StoredBiases, biases_of
 from numbacalib.formats.safetensors_format import (
     GridOf,
@@ -38,6 +38,7 @@ from numbacalib.spec.small_floats import FP4
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
+    from numbacalib.models.config import ModelConfig
 
 KEY = "quantization"
 MODE = "affine"
@@ -50,6 +51,14 @@ class MlxDirectory(SafetensorsFormat):
 
     # mlx-lm joins quantized layers of experts of these; of others it reads tensors of all experts alone
     mixtures = ("mixtral", "qwen2_moe")
+
+    def of_model(self, config: ModelConfig) -> Format:
+        """See `Format`; what files hold as [K, M], as GPT-2's do, mlx-lm transposes once it is packed."""
+        if config.architecture.transposed:
+            raise ValueError(
+                f"format: expected one whose clients load a quantized {config.model_type}, got {self.name}"
+            )
+        return super().of_model(config)
 
     def holds(self, layer: str) -> bool:
         """See `Format`; mlx-lm loads embeddings and heads too."""

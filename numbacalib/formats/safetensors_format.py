@@ -18,12 +18,12 @@ from numbacalib.formats.safetensors_writer import SafetensorsWriter
 from numbacalib.methods import QuantizedWeight
 from numbacalib.methods.settings import STORAGE
 from numbacalib.models.fields import Fields
-from numbacalib.models.layer_tensors import beside, module_name
+from numbacalib.models.tensor_names import aliases, beside, module_name
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
 
-_TABLES = ("embed_tokens", "embed_positions")
+_TABLES = ("embed_tokens", "embed_positions", "embed_tokens_per_layer")
 """Ends of names of matrices that are no linear layers."""
 _EXCEPT = "-:"
 """Begins an expression of GPTQModel's ``dynamic`` for layers that are not quantized."""
@@ -43,8 +43,8 @@ class Left(NamedTuple):
 
     @property
     def is_wrapped(self) -> bool:
-        """Return whether runtimes have something before the decoder's names; not for its own layers."""
-        return not all(part.startswith("layers.") for part in self.parts)
+        """Return whether the model holds more than the decoder, whose names runtimes then prefix."""
+        return any("." not in part for part in self.parts)
 
 
 class SafetensorsFormat(Format):
@@ -255,6 +255,7 @@ def unquantized_linears(checkpoint: Checkpoint, grids: Mapping[str, LayerGrid]) 
     ]
     tied = [] if "lm_head" in own else ["lm_head"]
     left = [name for name in [*own, *tied] if name not in grids]
+    left += [other for name in left for other in aliases(name, checkpoint.config)]
     return Left([module_name(name, checkpoint.config) for name in left], parts)
 
 

@@ -40,7 +40,7 @@ def factor(rest: Any, summary: Any) -> Any:
     pairs = dtype == np.float32 and device.has_capability_9_0()
     solved_pairs = Pair.empty(rest.shape) if pairs else None
     begins = range(0, size, BLOCK)
-    starts = device.from_host(np.array([*begins, size]))
+    starts = device.constant((*begins, size))
     factor_block, shared_bytes = _factor_block(real), PITCH * BLOCK * dtype.itemsize
     for p in reversed(range(len(begins))):
         begin = begins[p]

@@ -29,7 +29,8 @@ def factor_upper(matrix: Any, infos: Any) -> None:
 
     `infos`, int32 [panels], become 0 or the order of the leading minor of a panel that is not positive.
     """
-    from numbacalib.ops.gptq_hessian_update import hopper, operands
+    from numbacalib.ops.gptq_hessian_update import operands
+    from numbacalib.runtime.moments_gpu import Operand, Target, add_square
 
     size = len(matrix)
     roots = device.empty((1, size), np.float32)
@@ -46,8 +47,9 @@ def factor_upper(matrix: Any, infos: Any) -> None:
             rest = matrix[begin:end, end:]
             blas_gpu.solve_columns(block, rest)
             operands.split_into(rest, scales[end:], halves[:, end // 2 :])
-            operand = hopper.Operand(parts, scales, end)
-            hopper.subtract_square(matrix[end:, end:], operand, nothing_bad)
+            left = matrix[end:, end:]
+            target = Target(left, left, -1.0, 1.0, nothing_bad, mirror=False)
+            add_square(Operand(parts, scales, end), target)
 
 
 def solve_rows(upper: Any, rows: Any) -> None:

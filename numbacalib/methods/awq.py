@@ -21,7 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 from numbacalib.methods.loss import proxy_loss
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rounding import rounded
-from numbacalib.methods.settings import GridSettings, grid_settings, non_negative
+from numbacalib.methods.settings import AskedGrid, GridSettings, grid_settings, non_negative
 from numbacalib.ops.clip_search import clip_scales
 from numbacalib.ops.magnitudes import relative_magnitudes
 from numbacalib.ops.matrix import cast, from_host, scaled, to_host
@@ -127,8 +127,8 @@ def awq_scales(
         for name, weight in zip(named, weights, strict=True):
             checks.matrix(name, weight, ("M", channels))
             require_finite(name, weight)
-        grid = bits, group_size, symmetric, scale_dtype
-        settings = [grid_settings(w, *grid, element=element) for w in weights]
+        asked = AskedGrid(bits, group_size, symmetric, scale_dtype, element)
+        settings = [grid_settings(weight, asked) for weight in weights]
         _check_hessian(hessian, channels)
         (a,) = to_host(cast(non_negative("magnitude", magnitude, [(channels,)]), np.float64))
 
@@ -195,8 +195,8 @@ def awq_clip(
     True
     """
     with arrays_of_one_device(weight=weight, hessian=hessian) as (weight, hessian):
-        grid = bits, group_size, symmetric, scale_dtype
-        settings = grid_settings(weight, *grid, element=element)
+        asked = AskedGrid(bits, group_size, symmetric, scale_dtype, element)
+        settings = grid_settings(weight, asked)
         require_finite("weight", weight)
         _check_hessian(hessian, weight.shape[1])
         points = checks.integer("points", points, 1, 1 << 20)

@@ -16,7 +16,6 @@ from numbacalib.methods.layers import check_layer, quantize_layer
 from numbacalib.methods.measured import figures_of_inputs, named, reported
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.ops.matrix import joined_rows, reshaped
-from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime.alone import each_alone
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import is_cuda_array
@@ -85,18 +84,14 @@ def _in_one_launch(
         squares = [reshaped(own.mean_square, (1, len(own.hessian))) for own in statistics]
         options["importance"] = joined_rows(squares)
     shares = [share_for(own, settings) for own in statistics]
-    hessians = [
-        own.hessian if share == 0 else shrunk(own.hessian.reshape(1, *own.hessian.shape), share)
-        for own, share in zip(statistics, shares, strict=True)
-    ]
     with named(weights):
         for own in statistics:
             check_layer(own, settings, None)
         finite = [start_finite_check(f"{name}: weight", each) for name, each in weights.items()]
         for require_finite_weight in finite:  # by name: the stack's own check has a number alone
             require_finite_weight()
-        stack = _stacked([hessian.reshape(*hessian.shape[-2:]) for hessian in hessians])
-        found = gptq_batch(_stacked(list(weights.values())), stack, **options)
+        hessians = _stacked([own.hessian for own in statistics])
+        found = gptq_batch(_stacked(list(weights.values())), hessians, **options, shrinkage=shares)
         found = [
             improved(weight, own, given.hessian, replace(settings, shrinkage=share))
             for weight, own, given, share in zip(

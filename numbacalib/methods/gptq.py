@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -10,7 +11,14 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.methods.settings import delivery, grid_settings, pending_checks, results
+from numbacalib.methods.settings import (
+    AskedGrid,
+    GridArrays,
+    delivery,
+    grid_settings,
+    pending_checks,
+    results,
+)
 from numbacalib.methods.solver import Layers, Solver, solve
 from numbacalib.ops.matrix import joined_rows, stacked_rows, take
 from numbacalib.runtime import checks
@@ -97,8 +105,8 @@ def gptq(
     wait : bool, default True
         False lets a call on a GPU return before the device is done,
         without a report, after one factorisation.
-        `QuantizedWeight.check` then waits, and raises what the call would have raised about values: until
-        then nothing says that the codes mean something. On NumPy arrays it changes nothing.
+        `QuantizedWeight.check` then waits, and raises what the call would have raised about values: the
+        codes are valid once it did not raise. On NumPy arrays it changes nothing.
 
     Returns
     -------
@@ -140,13 +148,8 @@ def gptq(
         later = pending_checks(wait, weight)
         settings = grid_settings(
             weight,
-            bits,
-            group_size,
-            symmetric,
-            scale_dtype,
-            search,
-            *given[:3],
-            element=element,
+            AskedGrid(bits, group_size, symmetric, scale_dtype, element, search),
+            GridArrays(*given[:3]),
             delivery=delivery(signed, given[3:]),
             later=later,
         )
@@ -227,17 +230,8 @@ def gptq_shared(
             checks.matrix(name, matrix, ("M", channels))
         joined = joined_rows(matrices)
         grids = [_joined_grids(name, grid, list(weights)) for name, grid in fixed.items()]
-        settings = grid_settings(
-            joined,
-            bits,
-            group_size,
-            symmetric,
-            scale_dtype,
-            search,
-            importance,
-            *grids,
-            element=element,
-        )
+        asked = AskedGrid(bits, group_size, symmetric, scale_dtype, element, search)
+        settings = grid_settings(joined, asked, GridArrays(importance, *grids))
         unchecked = {"hessian": hessian} | dict(zip(weights, matrices, strict=True))
         stack = checks.stack_of_one(hessian)
         layers = Layers(joined, stack, list(map(len, matrices)), ["hessian"], unchecked)
@@ -256,7 +250,7 @@ def gptq_batch(
     importance: ArrayT | None = None,
     percdamp: float = 0.01,
     damping_tries: int = 5,
-    shrinkage: float = 0.0,
+    shrinkage: float | Sequence[float] = 0.0,
     act_order: str = "none",
     static_groups: bool = False,
     scales: ArrayT | None = None,
@@ -279,7 +273,11 @@ def gptq_batch(
     bits, group_size, symmetric, scale_dtype, search
         As in `gptq`.
     importance : array [E, K] or [E, M, K], optional
-    percdamp, damping_tries, shrinkage, act_order, static_groups
+    percdamp, damping_tries
+        As in `gptq`.
+    shrinkage : float or sequence of E floats
+        As in `gptq`: of all layers, or of each.
+    act_order, static_groups
         As in `gptq`.
     scales, zeros : arrays [E, M, G], optional
     element, signed
@@ -316,41 +314,47 @@ def gptq_batch(
     with arrays_of_one_device(**arrays, **fixed, **outs) as (weights, hessians, importance, *given):
         count, rows, channels = checks.stack("weights", weights, ("E", "M", "K"))
         checks.stack("hessians", hessians, (count, channels, channels))
+        shares = solver.shares(count)
+        if len(shares) != count:
+            raise ValueError(f"shrinkage: expected a number or {count}, got {len(shares)}")
         later = pending_checks(wait, weights)
         weight, hessian = stacked_rows(weights), stacked_rows(hessians)
-        checks_of_values = [
-            start_finite_check("weights", weight.reshape(count, rows, channels)),
-            start_finite_check("hessians", hessian.reshape(count, channels, channels)),
-        ]
-        if later is None:
-            for check in checks_of_values:
-                check()
+        on_gpu = is_cuda_array(weights)
+        unchecked = {
+            "weights": weight.reshape(count, rows, channels),
+            "hessians": hessian.reshape(count, channels, channels),
+        }
+        started = []
+        if later is not None or not on_gpu:
+            started = [start_finite_check(*item) for item in unchecked.items()]
+            unchecked = {}
         errors = _importance_of_rows(importance, count, rows, channels)
         given = [
             _stack_of_rows(name, array, count)
             for name, array in zip((*fixed, *outs), given, strict=True)
         ]
-        grid = bits, group_size, symmetric, scale_dtype, search
-        on_gpu = is_cuda_array(weights)
+        asked = AskedGrid(bits, group_size, symmetric, scale_dtype, element, search)
         size = max(1, BATCH_BYTES // (4 * channels * channels)) if on_gpu else 1
 
         def solve_from(first: int) -> list[QuantizedWeight]:
             last = min(first + size, count)
             run = slice(first * rows, last * rows)
             own = [None if array is None else array[run] for array in (errors, *given)]
-            pending = None if later is None else list(checks_of_values)
+            pending = None if later is None else list(started)
             settings = grid_settings(
                 weight[run],
-                *grid,
-                *own[:3],
-                element=element,
+                asked,
+                GridArrays(*own[:3]),
                 delivery=delivery(signed, own[3:]),
                 later=pending,
             )
             stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
             names = [f"hessians[{e}]" for e in range(first, last)]
-            layers = Layers(weight[run], stack, [rows] * (last - first), names)
-            return solve(layers, settings, solver, pending)
+            # a GPU looks at all values beside its first layers
+            own_checks = {} if first else unchecked
+            layers = Layers(weight[run], stack, [rows] * (last - first), names, own_checks)
+            own_solver = replace(solver, shrinkage=shares[first:last])
+            return solve(layers, settings, own_solver, pending)
 
         starts = range(0, count, size)
         runs = map(solve_from, starts) if on_gpu else each_alone(solve_from, starts)

@@ -36,7 +36,7 @@ def share_for(statistics: InputStatistics, settings: LayerSettings) -> float:
 
 
 def solver_options(settings: LayerSettings) -> dict[str, Any]:
-    """Return what only GPTQ is asked for, by its names, but the shrinkage."""
+    """Return the options of GPTQ alone by their names there, without the shrinkage."""
     return {
         "percdamp": settings.percdamp,
         "damping_tries": settings.damping_tries,

@@ -18,7 +18,7 @@ from numbacalib.methods.layer_options import searched_options, share_for, solver
 from numbacalib.methods.measured import figures_of_inputs, named, reported
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rtn import rtn
-from numbacalib.methods.settings import FoundGrids, GridFinder, grid_settings
+from numbacalib.methods.settings import AskedGrid, FoundGrids, GridArrays, GridFinder, grid_settings
 from numbacalib.methods.target import propagated_targets
 from numbacalib.ops.columns import magnitude_max
 from numbacalib.ops.matrix import to_host
@@ -306,7 +306,7 @@ def _found_grids(
         search, importance = own.pop("search", None), own.pop("importance", None)
         arrays = {"weight": targets[name], "importance": importance, "hessian": hessian}
         with named([name]), arrays_of_one_device(**arrays) as (weight, importance, squares):
-            given = grid_settings(weight, search=search, importance=importance, **own)
+            given = grid_settings(weight, AskedGrid(search=search, **own), GridArrays(importance))
             require_finite("weight", weight)
             grids.append(find(weight, given._replace(hessian=squares, largest=largest)))
         own["scales"], own["zeros"] = grids[-1].scales, grids[-1].zeros

@@ -20,6 +20,7 @@ from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.grid import INTEGER
+from numbacalib.spec.zero_refit import GroupMoments
 
 ZEROS = "kept", "integers", "biases"
 LEAST_SHARE = 1e-6
@@ -117,7 +118,11 @@ def refit_scales(
             found = _with_scales(weight, grid, hessian)
         if zeros == "integers":
             found = _with_integers(weight, found, hessian, least_zero)
-        return replace(quantized, scales=found.scales, zeros=found.zeros)
+        # zeros that stay are the caller's own array, not what kernels take of it
+        stay = found.zeros is old_zeros
+        return replace(
+            quantized, scales=found.scales, zeros=quantized.zeros if stay else found.zeros
+        )
 
 
 def _errors(weight: Any, quantized: QuantizedWeight) -> Any:
@@ -157,9 +162,9 @@ def _with_integers(
     """Search integer zeros, and refit scales again."""
     offsets = _Offsets.of(hessian, quantized.scales.shape[1])
     grid = quantized.codes, quantized.zeros, quantized.scales
-    moments = hessian, offsets.sums, offsets.ones
+    moments = GroupMoments(hessian, offsets.sums, offsets.ones)
     ends = least, (1 << quantized.bits) - 1
-    scales, zeros = refitted_zeros(*grid, _errors(weight, quantized), *moments, ends)
+    scales, zeros = refitted_zeros(*grid, _errors(weight, quantized), moments, ends)
     return _with_scales(weight, replace(quantized, scales=scales, zeros=zeros), hessian)
 
 

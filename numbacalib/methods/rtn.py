@@ -9,7 +9,14 @@ from numpy.typing import DTypeLike
 
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rounding import rounded
-from numbacalib.methods.settings import delivery, grid_settings, pending_checks, results
+from numbacalib.methods.settings import (
+    AskedGrid,
+    GridArrays,
+    delivery,
+    grid_settings,
+    pending_checks,
+    results,
+)
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.runtime.finite import start_finite_check
@@ -68,8 +75,8 @@ def rtn(
         is None is made.
     wait : bool, default True
         False lets a call on a GPU return before the device is done.
-        `QuantizedWeight.check` then waits, and raises what the call would have raised about values: until
-        then nothing says that the codes mean something. On NumPy arrays it changes nothing.
+        `QuantizedWeight.check` then waits, and raises what the call would have raised about values: the
+        codes are valid once it did not raise. On NumPy arrays it changes nothing.
 
     Returns
     -------
@@ -96,13 +103,8 @@ def rtn(
         later = pending_checks(wait, weight)
         settings = grid_settings(
             weight,
-            bits,
-            group_size,
-            symmetric,
-            scale_dtype,
-            search,
-            *given[:3],
-            element=element,
+            AskedGrid(bits, group_size, symmetric, scale_dtype, element, search),
+            GridArrays(*given[:3]),
             delivery=delivery(signed, given[3:]),
             later=later,
         )

@@ -34,8 +34,7 @@ STORAGE = {"float16": SCALE_FLOAT16, "bfloat16": SCALE_BFLOAT16, "float32": SCAL
 """Rounding of scales by the grid, by the name of the dtype that stores them."""
 
 LEAST_UNFIT_ZERO = float(1 << 20)
-"""Zeros that are given are smaller, in scales: still far beyond any grid's codes, and well within what
-float32 rounds."""
+"""Bound of given zeros, in scales: far beyond any grid's codes, and within what float32 rounds exactly."""
 
 
 class GridSettings(NamedTuple):
@@ -129,46 +128,54 @@ class GridFinder(Protocol):
         """
 
 
+class AskedGrid(NamedTuple):
+    """A grid as a caller asks for it: nothing is checked yet."""
+
+    bits: int
+    group_size: int | None
+    symmetric: bool
+    scale_dtype: DTypeLike
+    element: str = INTEGER
+    search: RangeSearch | None = None
+
+
+class GridArrays(NamedTuple):
+    """Arrays that belong to a grid, as `arrays_of_one_device` returns them; None where there is none."""
+
+    importance: Any = None
+    scales: Any = None
+    zeros: Any = None
+
+
+NO_ARRAYS = GridArrays()
+
+
 def grid_settings(
     weight: Any,
-    bits: int,
-    group_size: int | None,
-    symmetric: bool,
-    scale_dtype: DTypeLike,
-    search: RangeSearch | None = None,
-    importance: Any = None,
-    scales: Any = None,
-    zeros: Any = None,
+    asked: AskedGrid,
+    arrays: GridArrays = NO_ARRAYS,
     *,
-    element: str = INTEGER,
     delivery: Delivery | None = None,
     later: list[Callable[[], None]] | None = None,
 ) -> GridSettings:
     """Check what a finite weight is to become, or raise an error that names the argument.
 
-    Arrays are as `arrays_of_one_device` returns them. Checks of values that are under way on a device go to
-    `later`, where it is given; else they are waited for.
+    Checks of values that are under way on a device go to `later`, where it is given; else they are waited
+    for.
     """
     started: list[Callable[[], None]] = []
     rows, channels = checks.matrix("weight", weight, ("M", "K"))
-    bits = checks.integer("bits", bits, 2, 8)
-    size = checks.group_size(group_size, channels)
-    dtype = checks.float_dtype("scale_dtype", scale_dtype, tuple(STORAGE))
-    symmetric = checks.boolean("symmetric", symmetric)
+    bits = checks.integer("bits", asked.bits, 2, 8)
+    size = checks.group_size(asked.group_size, channels)
+    dtype = checks.float_dtype("scale_dtype", asked.scale_dtype, tuple(STORAGE))
+    symmetric = checks.boolean("symmetric", asked.symmetric)
+    element, search = asked.element, asked.search
     check_element(element, bits, symmetric)
     grid = Grid(bits, symmetric, STORAGE[dtype.name], element=element)
     if search is not None:
-        if not isinstance(search, RangeSearch):
-            raise TypeError(f"search: expected a RangeSearch, got {type(search).__name__}")
-        if checks.boolean("search.full_range", search.full_range):
-            if not symmetric or element != INTEGER:
-                raise ValueError("search.full_range: expected False without symmetric integers")
-            grid = grid._replace(full_range=True)
-        checks.integer("search.points", search.points, 1, 1 << 20)
-        if not 0 <= checks.finite_number("search.least", search.least) < 1:
-            raise ValueError(f"search.least: expected 0 to below 1, got {search.least}")
-        if checks.finite_number("search.norm", search.norm) <= 0:
-            raise ValueError(f"search.norm: expected a number above 0, got {search.norm}")
+        _check_search(search, grid)
+        grid = grid._replace(full_range=bool(search.full_range))
+    importance = arrays.importance
     if importance is not None:
         if search is None:
             raise ValueError("importance: expected None without a range search")
@@ -176,11 +183,11 @@ def grid_settings(
         importance, check = _non_negative("importance", importance, shapes)
         started.append(check)
     fixed = None
-    if scales is not None:
+    if arrays.scales is not None:
         if search is not None:
             raise ValueError("search: expected None where scales are given")
-        fixed = _fixed_grids(scales, zeros, (rows, channels // size), dtype, grid, started)
-    elif zeros is not None:
+        fixed = _fixed_grids(arrays, (rows, channels // size), dtype, grid, started)
+    elif arrays.zeros is not None:
         raise ValueError("zeros: expected None without scales")
     if delivery is not None:
         if delivery.signed and element != INTEGER:
@@ -192,6 +199,20 @@ def grid_settings(
     else:
         later += started
     return GridSettings(grid, size, dtype, search, importance, fixed, delivery=delivery)
+
+
+def _check_search(search: Any, grid: Grid) -> None:
+    """Check a search of ranges on a grid."""
+    if not isinstance(search, RangeSearch):
+        raise TypeError(f"search: expected a RangeSearch, got {type(search).__name__}")
+    integers = grid.symmetric and grid.element == INTEGER
+    if checks.boolean("search.full_range", search.full_range) and not integers:
+        raise ValueError("search.full_range: expected False without symmetric integers")
+    checks.integer("search.points", search.points, 1, 1 << 20)
+    if not 0 <= checks.finite_number("search.least", search.least) < 1:
+        raise ValueError(f"search.least: expected 0 to below 1, got {search.least}")
+    if checks.finite_number("search.norm", search.norm) <= 0:
+        raise ValueError(f"search.norm: expected a number above 0, got {search.norm}")
 
 
 def _check_delivery(
@@ -230,14 +251,14 @@ def check_element(element: str, bits: int, symmetric: bool) -> None:
 
 
 def _fixed_grids(
-    scales: Any,
-    zeros: Any,
+    arrays: GridArrays,
     shape: tuple[int, int],
     dtype: np.dtype,
     grid: Grid,
     started: list[Callable[[], None]],
 ) -> FixedGrids:
     """Check scales and zeros that were given, and complete them; checks of values go to `started`."""
+    scales, zeros = arrays.scales, arrays.zeros
     checks.matrix("scales", scales, shape)
     if scales.dtype != dtype:
         raise TypeError(f"scales: expected scale_dtype {dtype}, got {scales.dtype}")

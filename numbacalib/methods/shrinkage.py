@@ -18,11 +18,10 @@ of SmolLM2-135M are above it with real text, and the first ones below it with a 
 
 
 def distinct_tokens(hessian: Array, tokens: int, percdamp: float, tries: int) -> int:
-    """Return how many tokens a Hessian is worth: fewer than it was made of, where they are much alike.
+    """Return how many distinct tokens a Hessian was made of: fewer than were counted, if they repeat.
 
-    Where the effective rank is below `LEAST_RANK` of the live channels, it is the rank, which distinct
-    tokens that are fewer than the channels have: nothing else tells them from as many tokens as were
-    counted.
+    Repeated tokens show in the effective rank alone. Where it is below `LEAST_RANK` of the live channels,
+    it is taken for their number; else all that were counted are distinct.
     """
     spread = to_host(diagonal(hessian))
     upper = damped_factor(hessian, percdamp, tries, checks.result_dtype(hessian))

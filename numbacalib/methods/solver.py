@@ -22,6 +22,7 @@ from numbacalib.ops.matrix import diagonals, take, to_host, without_columns
 from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime import checks
 from numbacalib.runtime.finite import start_finite_check
+from numbacalib.spec.gptq import ColumnGrids
 from numbacalib.spec.grid import group_indices
 
 DAMPING_GROWTH = 4.0
@@ -40,7 +41,8 @@ class Solver:
 
     percdamp: float
     damping_tries: int
-    shrinkage: float
+    shrinkage: float | Sequence[float]
+    """Of all Hessians, or of each."""
     act_order: str
     static_groups: bool
 
@@ -50,9 +52,15 @@ class Solver:
             raise ValueError(f"percdamp: expected 0 to {LARGEST_DAMPING:g}, got {self.percdamp}")
         checks.boolean("static_groups", self.static_groups)
         checks.integer("damping_tries", self.damping_tries, 1, 100)
-        if not 0 <= checks.finite_number("shrinkage", self.shrinkage) <= 1:
-            raise ValueError(f"shrinkage: expected 0 to 1, got {self.shrinkage}")
+        for share in self.shares():
+            if not 0 <= checks.finite_number("shrinkage", share) <= 1:
+                raise ValueError(f"shrinkage: expected 0 to 1, got {share}")
         checks.one_of("act_order", self.act_order, ACT_ORDERS)
+
+    def shares(self, count: int = 1) -> list[float]:
+        """Shrinkage of each of so many Hessians."""
+        given = self.shrinkage
+        return list(given) if isinstance(given, Sequence) else [given] * count
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,9 @@ def solve(
     if solver.act_order != "none":
         orders = column_orders(diagonals(hessians), solver.act_order, settings.group_size)
     order = None if orders is None else orders.order
-    if solver.shrinkage:
-        hessians = shrunk(hessians, solver.shrinkage)
+    shares = solver.shares(len(hessians))
+    if any(shares):
+        hessians = shrunk(hessians, shares)
     percdamps, tries = [solver.percdamp] * len(hessians), [1] * len(hessians)
     while True:
         factors = factor_hessians(hessians, percdamps, dtype=dtype, orders=order)
@@ -122,8 +131,8 @@ def solve(
                 tries[e] += 1
     damped = percdamps, factors.dampings, tries, factors.smallest_pivots
     # a GPU has the factors long before the codes: what depends on them alone is found meanwhile
-    known = zip(factors.diagonals, factors.roots, factors.dampings, strict=True)
-    ranks = [effective_rank(*each, solver.shrinkage) for each in known]
+    known = zip(factors.diagonals, factors.roots, factors.dampings, shares, strict=True)
+    ranks = [effective_rank(*each) for each in known]
     figures = list(zip(*damped, factors.dead_counts, ranks, strict=True))
     require_finite_scales()
     owners = np.arange(len(layers.rows)) % len(hessians)  # of the layers, among the Hessians
@@ -138,7 +147,7 @@ def solve(
 def _require_factors(
     factors: HessianFactors, names: Sequence[str], percdamps: Sequence[float]
 ) -> None:
-    """Wait for factors, and raise an error for the first that there is not."""
+    """Wait for the factors, and raise an error for the first matrix that has none."""
     for e, minor in enumerate(factors.minors):
         if minor:
             raise factors.error(e, names[e], percdamps[e])
@@ -198,13 +207,14 @@ def sweep(
     if static_groups:
         scales, zeros = find_scales(weight, settings)
         group_of = groups if orders is None else orders.group
-        found = quantize_direct(permuted, upper, settings.grid, group_of, scales, zeros)
+        grids = ColumnGrids(settings.grid, group_of, scales, zeros)
     else:
         importance = settings.importance
         if importance is not None and orders is not None:
             importance = take(importance, orders.order, 1)
         ranges = {"search": settings.search, "importance": importance}
-        found = quantize_direct(permuted, upper, settings.grid, groups, **ranges)
+        grids = ColumnGrids(settings.grid, groups, **ranges)
+    found = quantize_direct(permuted, upper, grids)
     codes, scales, zeros = found.codes, found.scales, found.zeros
     g_idx: list[NDArray[np.int64] | None] = [None] * count
     if orders is not None:

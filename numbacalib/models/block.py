@@ -9,12 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.block_weights import Array, BlockWeights
+from numbacalib.models.convolution_mixer import ConvolutionMixer
 from numbacalib.models.delta_attention import DeltaAttention
 from numbacalib.models.experts import Experts
+from numbacalib.models.latent_attention import LatentAttention
+from numbacalib.models.layer_inputs import LayerInput
 from numbacalib.models.layer_tensors import Stage, parts
 from numbacalib.models.parts import Parts
 from numbacalib.models.rope import RotaryEmbedding
-from numbacalib.models.sublayers import MLP, Attention, LatentAttention, Sublayer
+from numbacalib.models.shared_keys import BorrowingAttention, LendingAttention
+from numbacalib.models.state_space_mixer import StateSpaceMixer
+from numbacalib.models.sublayers import MLP, Attention, Missing, Sublayer
 from numbacalib.ops.matrix import from_host, scaled, to_host
 
 __all__ = ["DecoderBlock"]
@@ -42,6 +47,9 @@ class DecoderBlock:
     ----------
     name : str
     attention, mlp : Sublayer
+        `Missing` where a block has the other alone.
+    sublayers : tuple of Sublayer
+        Those that it has, in the order they run.
     linears : dict of str to array ``[M, K]``
         Weights of the linear layers by short name, such as ``"mlp.down_proj"``; assign to replace one.
         Those of experts are among them while they are loaded: `Experts.loaded`.
@@ -61,9 +69,10 @@ class DecoderBlock:
         self.linears = weights.linears
         self.dtype = weights.dtype
         self.parallel = weights.config.architecture.parallel
-        self.attention = _attention(weights, index, rope)
-        self.mlp: Sublayer = (Experts if weights.config.mixture_of(index) else MLP)(weights, index)
-        self.sublayers = self.attention, self.mlp
+        self.attention, self.mlp = _attention(weights, index, rope), _mlp(weights, index)
+        last = [LayerInput(weights, index)] if weights.config.layer_input_size else []
+        halves = (self.attention, self.mlp, *last)
+        self.sublayers = tuple(half for half in halves if not isinstance(half, Missing))
         self.stages = tuple(
             stage
             for half in self.sublayers
@@ -91,7 +100,9 @@ class DecoderBlock:
     def forward(self, hidden: Array) -> Array:
         """Run all stages on ``hidden`` ``[..., T, hidden_size]``, in place, and return it."""
         if not self.parallel:
-            return self.mlp.forward(self.attention.forward(hidden))
+            for half in self.sublayers:
+                half.forward(hidden)
+            return hidden
         x = self.mlp.input(hidden)
         self.attention.forward(hidden)
         return self.mlp.add_output(hidden, self.mlp.inner(x))
@@ -116,17 +127,30 @@ class DecoderBlock:
         if config.delta_of(self._index) and stage in mixing:
             return None  # small layers read the norm too, and heads share the other's weight
         norms, linears = config.architecture.norms, parts(config, self._index)
+        if config.architecture.selector and stage[0] in {  # what chooses positions reads that too
+            linears[role].name for role in ("query_latent", "latent", "query")
+        }:
+            return None
         if stage in self.attention.exit_stages:
             kv_heads, _ = config.heads_of(self._index)
-            if config.num_heads != kv_heads or config.architecture.value_norm:
+            if config.queries_of(self._index) != kv_heads or config.architecture.value_norm:
+                return None
+            if self._index in config.lenders:  # later blocks read its values
                 return None
             return _alone(linears["value"]) if "value" in linears else None
         if stage in self.attention.middle_stages:
             role = "latent" if stage == (linears["key_value"].name,) else "query_latent"
             return norms[role]
+        if stage not in (
+            *self.attention.entry_stages,
+            *self.mlp.entry_stages,
+            *self.mlp.exit_stages,
+        ):
+            return None
         if stage in self.mlp.exit_stages:
             return _alone(linears["up"]) if "gate" in linears else None
         routed = isinstance(self.mlp, Experts) and stage in self.mlp.entry_stages
+        routed = routed and "experts" not in norms
         if routed or (self.parallel and "mlp" not in norms):
             return None
         return norms.get("attention" if stage in self.attention.entry_stages else "mlp")
@@ -186,13 +210,28 @@ class DecoderBlock:
         return scales, vectors
 
 
+def _mlp(weights: BlockWeights, index: int) -> Sublayer:
+    if not weights.config.has(index, "mlp"):
+        return Missing(weights)
+    return (Experts if weights.config.mixture_of(index) else MLP)(weights, index)
+
+
 def _attention(weights: BlockWeights, index: int, rope: RotaryEmbedding | None) -> Sublayer:
+    if not weights.config.has(index, "attention"):
+        return Missing(weights)
     if weights.config.delta_of(index) is not None:
         return DeltaAttention(weights, index)
-    if weights.config.latent is None:
-        return Attention(weights, index, rope)
-    assert rope is not None
-    return LatentAttention(weights, index, rope)
+    if weights.config.convolution_of(index) is not None:
+        return ConvolutionMixer(weights, index)
+    if weights.config.state_space_of(index) is not None:
+        return StateSpaceMixer(weights, index)
+    if weights.config.latent is not None:
+        assert rope is not None
+        return LatentAttention(weights, index, rope)
+    if weights.config.key_source(index) is not None:
+        return BorrowingAttention(weights, index, rope)
+    lends = index in weights.config.lenders
+    return (LendingAttention if lends else Attention)(weights, index, rope)
 
 
 def _alone(part: Any) -> str | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from numbacalib.models.config import ModelConfig
 from numbacalib.models.layer_tensors import Part
@@ -17,6 +17,13 @@ from numbacalib.ops.rms_norm import rms_norm
 
 Array = Any
 """An array of the place that a model runs on: NumPy's, or on a CUDA device."""
+
+
+class Tables(Protocol):
+    """Vectors of tokens, for each block: see `numbacalib.models.layer_inputs`."""
+
+    def rows(self, index: int, tokens: NDArray[np.int64]) -> Array:
+        """The vectors of tokens ``[n]`` for a block, float32 ``[n, layer_input_size]``."""
 
 
 class BlockWeights:
@@ -30,6 +37,8 @@ class BlockWeights:
         Norms and biases by short name with ``.weight`` or ``.bias``; norms as they multiply.
     read : callable
         Short names of linear layers to their weights, from the file: of experts, while they are needed.
+    tables : Tables, optional
+        Vectors of tokens that the block adds, where it adds some.
     dtype : dtype
         In what products are computed: that in which the weights came.
     """
@@ -40,16 +49,19 @@ class BlockWeights:
         linears: dict[str, Array],
         vectors: dict[str, Array],
         read: Callable[[Iterable[str]], dict[str, Array]],
+        tables: Tables | None = None,
     ) -> None:
         self.config = config
         self.read = read
+        self.tables = tables
         self.linears = linears
         self.vectors = vectors
         self.dtype = np.dtype(next(iter(linears.values())).dtype)
 
     def copied(self) -> BlockWeights:
         """Return the same weights, which stay when those of this one are replaced."""
-        twin = BlockWeights(self.config, dict(self.linears), dict(self.vectors), self.read)
+        own = dict(self.linears), dict(self.vectors)
+        twin = BlockWeights(self.config, *own, self.read, self.tables)
         twin.dtype = self.dtype
         return twin
 

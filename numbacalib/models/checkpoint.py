@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = ["Checkpoint", "TensorInfo"]
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class TensorInfo(NamedTuple):
@@ -157,6 +159,27 @@ class Checkpoint(abc.ABC):
         ValueError
             If the checkpoint has none, or one of a kind that is not supported.
         """
+
+    def require_floats(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check that tensors are there, of these shapes and of a floating type, without reading them.
+
+        Raises
+        ------
+        ValueError
+            Names the first that is not.
+        """
+        names = set(self.names())
+        missing = [name for name in shapes if name not in names]
+        if missing:
+            raise ValueError(f"{self.path}: {len(missing)} tensors are missing, first {missing[0]}")
+        for name, shape in shapes.items():
+            info = self.info(name)
+            if info.shape != shape:
+                raise ValueError(f"{self.path}: {name}: expected shape {shape}, got {info.shape}")
+            if info.dtype.name not in FLOATS:
+                raise ValueError(
+                    f"{self.path}: {name}: expected {', '.join(FLOATS)}, got {info.dtype.name}"
+                )
 
     def _unknown(self, name: str) -> ValueError:
         return ValueError(f"{self.path}: there is no tensor {name!r} in it")

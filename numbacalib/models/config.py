@@ -8,13 +8,15 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from numbacalib.models.architectures import ARCHITECTURES
+from numbacalib.models.config_shape import read_biases, read_shape
 from numbacalib.models.delta_net import DeltaNet
-from numbacalib.models.description import ACTIVATIONS, Architecture
+from numbacalib.models.description import Architecture
 from numbacalib.models.fields import Fields
 from numbacalib.models.growth import Growth
 from numbacalib.models.latent import Latent
 from numbacalib.models.mixture import Mixture
-from numbacalib.models.rope_parameters import read_rope, read_ropes
+from numbacalib.models.short_convolution import ShortConvolution
+from numbacalib.models.state_space import StateSpace
 from numbacalib.models.wrappers import WRAPPERS, decoder_config
 
 __all__ = ["ModelConfig", "Rope"]
@@ -95,12 +97,22 @@ class ModelConfig:
         Parameters of the rotary scaling, with ``rope_type``; ``{"rope_type": "default"}`` for none.
     rotary_dim : int
         How many dimensions of a head turn.
-    local_rope : (float, Mapping), optional
-        Base and scaling of the layers with windows, where those have others.
+    local_rope : (float, Mapping, int), optional
+        Base, scaling and `rotary_dim` of the layers with windows, where those have others.
+    query_heads : tuple of int
+        Heads of queries of each layer, where they differ; empty for `num_heads` everywhere.
     global_heads : (int, int), optional
         ``num_kv_heads`` and ``head_dim`` of the layers without windows, where those have others.
     shared_values : tuple of bool
         Which layers have keys, before they are normalized and turned, for values; empty for none.
+    key_sources : tuple of (int or None)
+        For each layer, the earlier one to whose keys and values it attends, or None for its own; empty for
+        that everywhere.
+    mlp_sizes : tuple of int
+        Widths of the layers' MLPs, where they differ; empty for `intermediate_size` everywhere.
+    layer_input_size : int
+        Length of the vectors of tokens that each block adds through a gate
+        (`numbacalib.models.layer_inputs`); 0 for none.
     rotary_layers : tuple of bool
         Which layers turn their queries and keys; empty for all.
     tie_word_embeddings : bool
@@ -111,12 +123,18 @@ class ModelConfig:
         Whether queries and keys are normalized.
     sliding_windows : tuple of (int or None)
         For each layer, how many positions a token attends to, itself included; None for all.
+    selected : int
+        How many positions a token attends to at most, by a choice that is not run
+        (`Architecture.selector`): longer sequences are refused; 0 for all.
     attention_scale : float, optional
         By what the products of queries and keys are multiplied; ``head_dim ** -0.5`` by default.
     attention_cap, logit_cap : float
         Soft caps of scores and of logits: see `numbacalib.ops.attention`; 0 for none.
     embedding_scale, residual_scale, logit_scale : float
         Factors of embeddings, of what attention and MLP add to the residual stream, and of logits.
+    halves : tuple of str
+        For each layer, "attention", or what is in its place, or "mlp" where it has one of them alone, and
+        "both"; empty for that everywhere.
     chunks : tuple of (int or None)
         For each layer, the length of the runs of positions within which tokens attend to each other; None
         for the whole sequence. Empty for that everywhere.
@@ -130,6 +148,8 @@ class ModelConfig:
     mixture : Mixture, optional
         Experts.
     delta : DeltaNet, optional
+    convolution : ShortConvolution, optional
+    state_space : StateSpace, optional
         What is in the place of attention in some layers.
     further_layers : int
         Blocks after the last one that predict tokens after the next: they are not run.
@@ -152,9 +172,13 @@ class ModelConfig:
     rope_theta: float = 10000.0
     rope_scaling: Mapping[str, Any] = field(default_factory=lambda: {"rope_type": "default"})
     rotary_dim: int = 0
-    local_rope: tuple[float, Mapping[str, Any]] | None = None
+    local_rope: tuple[float, Mapping[str, Any], int] | None = None
+    query_heads: tuple[int, ...] = ()
     global_heads: tuple[int, int] | None = None
     shared_values: tuple[bool, ...] = ()
+    key_sources: tuple[int | None, ...] = ()
+    mlp_sizes: tuple[int, ...] = ()
+    layer_input_size: int = 0
     rotary_layers: tuple[bool, ...] = ()
     tie_word_embeddings: bool = False
     attention_bias: bool = False
@@ -163,12 +187,14 @@ class ModelConfig:
     head_bias: bool = False
     qk_norm: bool = False
     sliding_windows: tuple[int | None, ...] = ()
+    selected: int = 0
     attention_scale: float | None = None
     attention_cap: float = 0.0
     logit_cap: float = 0.0
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    halves: tuple[str, ...] = ()
     chunks: tuple[int | None, ...] = ()
     query_growth: Growth | None = None
     still_growth: Growth | None = None
@@ -176,6 +202,8 @@ class ModelConfig:
     gate_clamp: tuple[float, float] | None = None
     mixture: Mixture | None = None
     delta: DeltaNet | None = None
+    convolution: ShortConvolution | None = None
+    state_space: StateSpace | None = None
     further_layers: int = 0
 
     @property
@@ -190,11 +218,32 @@ class ModelConfig:
         length = self.max_position_embeddings
         return Rope(self.rope_theta, self.rope_scaling, self.rotary_dim, length, self.query_growth)
 
+    def queries_of(self, index: int) -> int:
+        """Heads of queries of a layer."""
+        return self.query_heads[index] if self.query_heads else self.num_heads
+
     def heads_of(self, index: int) -> tuple[int, int]:
         """Heads of keys of a layer, and the length of its heads."""
         if self.global_heads is not None and self.sliding_windows[index] is None:
             return self.global_heads
         return self.num_kv_heads, self.head_dim
+
+    def key_source(self, index: int) -> int | None:
+        """The earlier layer to whose keys and values a layer attends, or None for its own."""
+        return self.key_sources[index] if self.key_sources else None
+
+    @cached_property
+    def lenders(self) -> tuple[int, ...]:
+        """Layers to whose keys and values later ones attend."""
+        return tuple(sorted({source for source in self.key_sources if source is not None}))
+
+    def has(self, index: int, half: str) -> bool:
+        """Return whether a layer has a half, "attention" or "mlp"."""
+        return not self.halves or self.halves[index] in (half, "both")
+
+    def mlp_size(self, index: int) -> int:
+        """Width of a layer's MLP."""
+        return self.mlp_sizes[index] if self.mlp_sizes else self.intermediate_size
 
     def mixture_of(self, index: int) -> Mixture | None:
         """The mixture of experts of a layer, or None."""
@@ -204,12 +253,27 @@ class ModelConfig:
         """The gated delta net of a layer, or None."""
         return self.delta if self.delta and self.delta.layers[index] else None
 
+    def convolution_of(self, index: int) -> ShortConvolution | None:
+        """The short convolution of a layer, or None."""
+        found = self.convolution
+        return found if found and found.layers[index] else None
+
+    def state_space_of(self, index: int) -> StateSpace | None:
+        """The layer of Mamba 2 in a block, or None."""
+        found = self.state_space
+        return found if found and found.layers[index] else None
+
+    def attends(self, index: int) -> bool:
+        """Return whether a layer has attention, and nothing else in its place."""
+        others = self.delta_of(index), self.convolution_of(index), self.state_space_of(index)
+        return not any(others)
+
     def turns(self, index: int) -> bool:
         """Return whether queries and keys of a layer turn."""
         return not self.rotary_layers or self.rotary_layers[index]
 
     def rope_of(self, index: int) -> Rope | None:
-        """The rotary embedding of a layer, which may let queries grow alone; None for nothing of both."""
+        """Rotary embedding of a layer, or the growth of its queries alone; None where it has neither."""
         if not self.turns(index):
             if self.still_growth is None:
                 return None
@@ -218,8 +282,8 @@ class ModelConfig:
             if self.global_heads is not None:
                 return self.rope._replace(dim=self.global_heads[1])
             return self.rope
-        theta, scaling = self.local_rope
-        return self.rope._replace(theta=theta, scaling=scaling)
+        theta, scaling, dim = self.local_rope
+        return self.rope._replace(theta=theta, scaling=scaling, dim=dim)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
@@ -239,129 +303,16 @@ class ModelConfig:
         fields = Fields(decoder)
         kinds = (*ARCHITECTURES, *WRAPPERS) if decoder is config else tuple(ARCHITECTURES)
         architecture = ARCHITECTURES[fields.choice("model_type", kinds)]
+        if architecture.prepared is not None:
+            fields = Fields(architecture.prepared(decoder))
+        fields = fields.renamed(architecture.synonyms)
+        fields.text("model_type")
         for key in QUANTIZATION:  # how the weights are stored, which their format reads
             fields.object(key, None)
-        options = _read_shape(fields, architecture)
-        options |= _read_biases(fields, architecture)
+        options = read_shape(fields, architecture) | read_biases(fields, architecture)
         options["further_layers"] = fields.integer("num_nextn_predict_layers", 0, 1000, None) or 0
         result = cls(**(options | architecture.read(fields, options)))
         silent = {*_HARMLESS.split(), *architecture.harmless}
         harmless = {key for key in fields if key in silent or key.startswith("_")}
         fields.refuse_unread(harmless, f" in a {architecture.model_type}")
         return result
-
-
-def _read_shape(fields: Fields, architecture: Architecture) -> dict[str, Any]:
-    """Read what every decoder has, by the architecture's own keys and defaults."""
-    key, defaults = architecture.key, architecture.defaults
-    activation = fields.choice(key("hidden_act"), tuple(ACTIVATIONS), _activation(defaults))
-    num_heads = fields.integer(key("num_attention_heads"), 1, 65_536)
-    hidden_size = fields.integer(key("hidden_size"), 1, 1 << 20)
-    head_dim = _head_dim(fields, architecture, hidden_size, num_heads)
-    max_positions = fields.integer(
-        key("max_position_embeddings"), 1, default=defaults["max_position_embeddings"]
-    )
-    return {
-        "model_type": architecture.model_type,
-        "hidden_size": hidden_size,
-        "intermediate_size": _intermediate_size(fields, architecture, hidden_size),
-        "num_layers": fields.integer(key("num_hidden_layers"), 1, 10_000),
-        "num_heads": num_heads,
-        "num_kv_heads": _num_kv_heads(fields, architecture, num_heads),
-        "head_dim": head_dim,
-        "vocab_size": fields.integer(key("vocab_size"), 1, 1 << 28),
-        "max_position_embeddings": max_positions,
-        "activation": ACTIVATIONS[activation],
-        "rms_norm_eps": fields.number(
-            key("rms_norm_eps"), 1e-12, 0.1, defaults.get("rms_norm_eps", 1e-6)
-        ),
-        "tie_word_embeddings": fields.flag(
-            "tie_word_embeddings", defaults.get("tie_word_embeddings", False)
-        ),
-    } | _read_rotary(fields, architecture, head_dim, max_positions)
-
-
-def _read_rotary(
-    fields: Fields, architecture: Architecture, head_dim: int, max_positions: int
-) -> dict[str, Any]:
-    """The rotary embedding, or both of them."""
-    defaults = architecture.defaults
-    if not architecture.local_rope_key:
-        theta, scaling, dim = read_rope(
-            fields,
-            head_dim=head_dim,
-            max_positions=max_positions,
-            theta=defaults.get("rope_theta"),
-            share=defaults.get("partial_rotary_factor"),
-            original=defaults.get("original_max_position_embeddings"),
-            words=architecture.rope_words,
-        )
-        return {"rope_theta": theta, "rope_scaling": scaling, "rotary_dim": dim}
-    theta, scaling, local = read_ropes(
-        fields,
-        dim=head_dim,
-        max_positions=max_positions,
-        theta=defaults["rope_theta"],
-        local_key=architecture.local_rope_key,
-        local_theta=defaults["local_rope_theta"],
-    )
-    return {
-        "rope_theta": theta,
-        "rope_scaling": scaling,
-        "rotary_dim": head_dim,
-        "local_rope": local,
-    }
-
-
-def _intermediate_size(fields: Fields, architecture: Architecture, hidden_size: int) -> int:
-    key, factor = (
-        architecture.key("intermediate_size"),
-        architecture.defaults.get("intermediate_factor"),
-    )
-    if factor is None:
-        return int(fields.integer(key, 1, 1 << 24))
-    return int(fields.integer(key, 1, 1 << 24, None) or factor * hidden_size)
-
-
-def _head_dim(fields: Fields, architecture: Architecture, hidden_size: int, num_heads: int) -> int:
-    key = architecture.key("head_dim")
-    head_dim = fields.integer(key, 2, 65_536, architecture.defaults.get("head_dim"))
-    if head_dim is None:
-        if hidden_size % num_heads:
-            heads = architecture.key("num_attention_heads")
-            raise fields.error(heads, f"a divisor of hidden_size {hidden_size}")
-        head_dim = hidden_size // num_heads
-    if head_dim % 2:
-        raise ValueError(f"{key}: expected an even number, got {head_dim}")
-    return int(head_dim)
-
-
-def _num_kv_heads(fields: Fields, architecture: Architecture, num_heads: int) -> int:
-    """Number of heads for null, and where neither the file nor transformers' default says."""
-    key = architecture.key("num_key_value_heads")
-    count = fields.integer(key, 1, num_heads, None)
-    if count is None:
-        default = architecture.defaults.get("num_key_value_heads", num_heads)
-        count = num_heads if key in fields else default
-    if num_heads % count:
-        raise ValueError(
-            f"{key}: expected a divisor of num_attention_heads={num_heads}, got {count}"
-        )
-    return int(count)
-
-
-def _activation(defaults: Mapping[str, Any]) -> str:
-    return str(defaults.get("hidden_act", "silu"))
-
-
-def _read_biases(fields: Fields, architecture: Architecture) -> dict[str, bool]:
-    """Read which linear layers have biases: see `Architecture.biases`."""
-    options = {}
-    for part in ("attention", "output", "mlp"):
-        given = architecture.biases.get(part, False)
-        if not isinstance(given, bool):
-            keys = (given,) if isinstance(given, str) else given
-            flags = [fields.flag(key, architecture.defaults.get(key, False)) for key in keys]
-            given = any(flags)
-        options[f"{part}_bias"] = given
-    return options

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from numbacalib.models.block import DecoderBlock
 from numbacalib.models.block_weights import Array, BlockWeights, normalized
 from numbacalib.models.checkpoint import Checkpoint
+from numbacalib.models.layer_inputs import LayerTables
 from numbacalib.models.layer_tensors import (
     EMBEDDINGS,
     HEAD,
@@ -30,16 +31,19 @@ from numbacalib.models.parts import Parts, StreamedParts
 from numbacalib.models.place import HOST, Place
 from numbacalib.models.read_ahead import ReadAhead
 from numbacalib.models.rope import RotaryEmbedding
+from numbacalib.models.stream import states_of, stream_size, token_column
 from numbacalib.ops.linear import linear
 from numbacalib.ops.matrix import (
     add_scaled,
     cast,
     from_host,
+    put_columns,
     put_rows,
     row_range,
     scaled,
     take,
     to_host,
+    zeros,
 )
 from numbacalib.ops.token_loss import LOWEST, add_scores, cap, losses
 from numbacalib.runtime.finite import require_finite, start_finite_check
@@ -47,7 +51,6 @@ from numbacalib.runtime.not_finite import not_finite
 
 __all__ = ["Decoder"]
 
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
 # Vocabulary entries at a time: neither the embeddings, nor the head, nor the logits are ever whole.
 VOCABULARY = 8192
 
@@ -83,6 +86,8 @@ class Decoder:
         self.checkpoint = checkpoint
         self._weight = ReadAhead(weight or checkpoint.tensor, place)
         self._ropes: dict[str, RotaryEmbedding] = {}
+        self.stream_size = stream_size(self.config)
+        self._tables = LayerTables(checkpoint, place) if self.config.layer_input_size else None
         self._head = EMBEDDINGS if self.config.tie_word_embeddings else HEAD
         table = (self.config.vocab_size, self.config.hidden_size)
         shapes: dict[str, tuple[int, ...]] = {EMBEDDINGS: table, self._head: table}
@@ -91,10 +96,13 @@ class Decoder:
             linears = self._linear_shapes(index) if weight is None else {}
             for name, shape in (linears | vector_shapes(self.config, index)).items():
                 shapes[_full_name(index, name)] = shape
-        self._check(shapes)
+        checkpoint.require_floats(shapes)
 
     def embed(self, tokens: ArrayLike) -> Array:
-        """Embeddings float32 ``[..., T, hidden_size]`` of integer ``tokens`` ``[..., T]``.
+        """The residual stream float32 ``[..., T, stream_size]`` of integer ``tokens`` ``[..., T]``.
+
+        It begins with their embeddings; most decoders have nothing after them
+        (`numbacalib.models.stream`).
 
         Raises
         ------
@@ -102,9 +110,9 @@ class Decoder:
             For a token outside the vocabulary, or one whose embedding is not finite.
         """
         tokens = self._tokens(tokens)
-        hidden = self.place.zeros((tokens.size, self.config.hidden_size))
+        hidden = self.place.zeros((tokens.size, self.stream_size))
         self._embed(tokens, hidden, self.place)
-        return hidden.reshape(*tokens.shape, self.config.hidden_size)
+        return hidden.reshape(*tokens.shape, self.stream_size)
 
     def states(self, tokens: ArrayLike, *, streamed: bool = False) -> Parts:
         """Embeddings of sequences ``[S, T]`` in parts that go through a layer together.
@@ -119,22 +127,30 @@ class Decoder:
         if not streamed:
             return Parts(self.batches(self.embed(tokens)))
         tokens = self._tokens(tokens)
-        shape = tokens.size, self.config.hidden_size
+        shape = tokens.size, self.stream_size
         hidden = self.place.staging(4 * math.prod(shape)).view(np.float32).reshape(shape)
         self._embed(tokens, hidden, HOST)
         return StreamedParts(
-            self.place, self.batches(hidden.reshape(*tokens.shape, self.config.hidden_size))
+            self.place, self.batches(hidden.reshape(*tokens.shape, self.stream_size))
         )
 
     def _embed(self, tokens: NDArray[np.int64], hidden: Array, place: Place) -> None:
         """Set the rows of `hidden`, at a place, to the embeddings of tokens ``[..., T]``."""
+        most, length = self.config.selected, tokens.shape[-1]
+        if most and length > most:
+            raise ValueError(
+                f"tokens: expected sequences of at most {most}, all of which attention sees, got {length}: "
+                "what chooses among more is not run"
+            )
         flat = tokens.ravel()
+        if self._tables is not None:
+            self._tables.know(flat)
         for index, rows in enumerate(self.checkpoint.tiles(EMBEDDINGS, VOCABULARY)):
             here = np.flatnonzero(flat // VOCABULARY == index)
             if len(here):
                 found = take(place.put(rows), flat[here] % VOCABULARY, 0)
                 self._require_finite_rows(found, flat[here])
-                put_rows(hidden, here, self._scaled(found))
+                put_rows(hidden, here, self._entering(found, flat[here]))
         if self.config.positions:
             self._add_positions(hidden, tokens.shape[-1], place)
 
@@ -151,11 +167,19 @@ class Decoder:
         for start in range(0, len(hidden), length):
             add_scaled(row_range(hidden, start, start + length), rows, 1.0)
 
-    def _scaled(self, embeddings: Array) -> Array:
-        """Embeddings as they enter the first block, float32."""
-        if self.config.embedding_scale == 1:
-            return cast(embeddings, np.float32)
-        return scaled(cast(embeddings, np.float32), self.config.embedding_scale)
+    def _entering(self, embeddings: Array, tokens: NDArray[np.int64]) -> Array:
+        """Rows of the stream as they enter the first block, float32."""
+        states = cast(embeddings, np.float32)
+        if self.config.embedding_scale != 1:
+            states = scaled(states, self.config.embedding_scale)
+        if self.stream_size == self.config.hidden_size:
+            return states
+        rows = zeros((len(tokens), self.stream_size), states)
+        put_columns(rows, 0, states)
+        if self._tables is not None:
+            begin, _ = token_column(self.config)
+            put_columns(rows, begin, from_host(tokens[:, None].astype(np.float32), states))
+        return rows
 
     def block(self, index: int) -> DecoderBlock:
         """Read block ``index``, ``0 .. num_layers - 1``, without its experts; nothing of it is kept here.
@@ -176,7 +200,8 @@ class Decoder:
         if index + 1 < self.config.num_layers:
             following = linear_shapes(self.config, index + 1)
             self._weight.start(_full_name(index + 1, name) for name in following)
-        weights = BlockWeights(self.config, linears, vectors, partial(self._linears, index))
+        read = partial(self._linears, index)
+        weights = BlockWeights(self.config, linears, vectors, read, self._tables)
         return DecoderBlock(_full_name(index), index, weights, self._rope(index))
 
     def _linear_shapes(self, index: int) -> dict[str, tuple[int, ...]]:
@@ -301,7 +326,8 @@ class Decoder:
             scaled(self._vector(name), scale) if name in outer_shapes(self.config) else None
             for name in (NORM, NORM_BIAS)
         )
-        return normalized(self.config, hidden, weight, bias, self._dtype)
+        states = states_of(self.config, hidden)
+        return normalized(self.config, states, weight, bias, self._dtype)
 
     def _head_bias(self) -> Array | None:
         return self._vector(HEAD_BIAS) if self.config.head_bias else None
@@ -359,20 +385,6 @@ class Decoder:
                 f"got {array.min()} to {array.max()}"
             )
         return array.astype(np.int64)
-
-    def _check(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        path, names = self.checkpoint.path, set(self.checkpoint.names())
-        missing = [name for name in shapes if name not in names]
-        if missing:
-            raise ValueError(f"{path}: {len(missing)} tensors are missing, first {missing[0]}")
-        for name, shape in shapes.items():
-            info = self.checkpoint.info(name)
-            if info.shape != shape:
-                raise ValueError(f"{path}: {name}: expected shape {shape}, got {info.shape}")
-            if info.dtype.name not in _FLOATS:
-                raise ValueError(
-                    f"{path}: {name}: expected {', '.join(_FLOATS)}, got {info.dtype.name}"
-                )
 
 
 def _full_name(index: int, *name: str) -> str:

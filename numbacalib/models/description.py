@@ -9,7 +9,8 @@ from typing import Any
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.rope_parameters import NO_WORDS, Words
 
-__all__ = ["ACTIVATIONS", "FULL", "SLIDING", "Architecture", "DeltaNames", "ExpertNames"]
+__all__ = ["ACTIVATIONS", "FULL", "SLIDING", "Architecture", "ConvolutionNames", "DeltaNames"]
+__all__ += ["ExpertNames", "StateSpaceNames"]
 __all__ += ["kinds_of_layers", "no_windows", "windows_of_kinds"]
 
 Options = dict[str, Any]
@@ -73,7 +74,9 @@ PRE_NORMS: dict[str, str] = {
 """The norms of a block by role: before attention and MLP, after them (``attention_output`` and
 ``mlp_output``, before the sum with the residual stream), of queries and keys, and of latents
 (``query_latent`` and ``latent``). A role that is not there has no norm; without one of its own, the MLP of
-a parallel block shares the attention's."""
+a parallel block shares the attention's. Experts read what the MLP beside them does, unless they have a norm
+of their own (``experts``); their sum and that MLP's outputs may have one before they are added
+(``experts_output`` and ``shared_output``)."""
 
 
 def no_windows(fields: Fields, options: Options) -> Options:
@@ -95,12 +98,18 @@ class ExpertNames:
         The tensor that is added to its weights in the choice alone; "" for none.
     correction_is_row : bool
         Whether that is ``[1, E]``.
+    router_norm : str
+        The tensor that multiplies a token's state, made to have a mean square of 1 over its length, where
+        that is what the router reads; "" where it reads what experts do.
+    factors : str
+        The tensor of a further factor of each expert's outputs; "" for none.
     each : str
         What the layers' names of one expert begin with, before its number.
     gate, up, down : str
-        How they end.
+        How they end; "" for no gate.
     shared : str
-        What the names of the MLP begin with that all tokens go through; "" for none.
+        What the names of the MLP begin with that all tokens go through, where there is one; "" where they
+        are those of blocks without experts.
     shared_gate : str
         The layer whose sigmoid its output is multiplied by; "" for none.
     fused_gate_up, fused_down : str
@@ -117,6 +126,8 @@ class ExpertNames:
     router: str = "mlp.gate"
     correction: str = ""
     correction_is_row: bool = False
+    router_norm: str = ""
+    factors: str = ""
     each: str = "mlp.experts"
     gate: str = "gate_proj"
     up: str = "up_proj"
@@ -128,6 +139,12 @@ class ExpertNames:
     transposed: bool = False
     either_way: bool = False
     interleaved: bool = False
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Ends of the names of tensors of one row, which are vectors elsewhere."""
+        gate = (f".{self.shared_gate}.weight",) if self.shared_gate else ()
+        return (*gate, f".{self.correction}") if self.correction_is_row else gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +176,45 @@ class DeltaNames:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConvolutionNames:
+    """Names of the parts of a short convolution in a block, in the place of attention.
+
+    Attributes
+    ----------
+    linears : Mapping
+        Its linear layers by role: ``thirds``, whose rows are those of a gate before, of one after and of
+        what goes through both, and ``output``.
+    taps : str
+    """
+
+    linears: Mapping[str, str]
+    taps: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateSpaceNames:
+    """Names of the parts of a layer of Mamba 2 in a block, in the place of attention.
+
+    Attributes
+    ----------
+    linears : Mapping
+        Its linear layers by role: ``mixed``, whose rows are those of gates, values, keys, queries and of a
+        score of each head, and ``output``.
+    convolution, norm : str
+        Of values, keys and queries; and of outputs, whose weight multiplies as it is.
+    slopes, biases, shares : str
+        Tensors: of decays, and of what of a value is added to what its head reads.
+    """
+
+    linears: Mapping[str, str]
+    convolution: str = "mamba.conv1d"
+    norm: str = "mamba.norm"
+    slopes: str = "mamba.A_log"
+    biases: str = "mamba.dt_bias"
+    shares: str = "mamba.D"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """One family of decoders, as transformers implements it.
 
@@ -175,6 +231,8 @@ class Architecture:
     renamed : Mapping
         Beginnings of its tensors' names outside of the blocks, and what ours are (`layer_tensors`), where
         they differ: ``{"model.final_layernorm.": "model.norm."}``.
+    aliases : Mapping
+        Layers of blocks that stay as they are and that transformers calls otherwise than its files.
     linears, norms : Mapping
         As `SEPARATE` and `PRE_NORMS`; names in a block.
     transposed : bool
@@ -185,6 +243,10 @@ class Architecture:
         In the blocks that have a mixture of them (`numbacalib.models.config.Mixture`).
     delta : DeltaNames, optional
         In the blocks that have a gated delta net (`numbacalib.models.delta_net`).
+    convolution : ConvolutionNames, optional
+        In the blocks that have a short convolution (`numbacalib.models.short_convolution`).
+    state_space : StateSpaceNames, optional
+        In the blocks that have a layer of Mamba 2 (`numbacalib.models.state_space`).
     norm : str
         "rms" or "layer".
     norm_offset : float
@@ -201,10 +263,16 @@ class Architecture:
         Whether queries and keys are normalized after they are turned.
     interleaved : bool
         Whether neighbours turn together: see `numbacalib.ops.rotary.rotate`.
+    head_gate, head_gate_activation : str
+        The layer of a number for each head, by whose activation what the head attends to is multiplied; ""
+        for none. It is small, and never quantized.
     sinks : str
         The vector of a score for each head that has no value (`numbacalib.ops.attention`); "" for none.
     block_scale : str
         The tensor of the number that a block's results are multiplied by; "" for none.
+    selector : str
+        What names in a block begin with of what chooses the positions that attention sees, among more than
+        `ModelConfig.selected`: it is copied as it is; "" for none.
     parallel : bool
         Whether the MLP's input is the block's, not what attention has added to.
     local_rope_key : str
@@ -214,6 +282,10 @@ class Architecture:
         What its files say of the rotary embedding and others' do not.
     keys : Mapping
         The configuration's own names of what `ModelConfig.from_hf` reads under llama's.
+    synonyms : Mapping
+        Further names of keys, and those they stand for where a file does not have these.
+    prepared : callable, optional
+        From a file's keys to those that are read, where they say more than another name.
     defaults : Mapping
         What transformers takes where a file leaves a key out, by llama's name, where it is not llama's;
         ``intermediate_factor`` times ``hidden_size`` is ``intermediate_size``.
@@ -232,12 +304,15 @@ class Architecture:
     title: str
     variants: Mapping[str, Architecture] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     linears: Mapping[str, str] = field(default_factory=lambda: SEPARATE)
     norms: Mapping[str, str] = field(default_factory=lambda: PRE_NORMS)
     transposed: bool = False
     buffers: Sequence[str] = ()
     experts: ExpertNames | None = None
     delta: DeltaNames | None = None
+    convolution: ConvolutionNames | None = None
+    state_space: StateSpaceNames | None = None
     norm: str = "rms"
     norm_offset: float = 0.0
     norm_bias: bool = False
@@ -245,12 +320,17 @@ class Architecture:
     value_norm: bool = False
     norm_after_rotary: bool = False
     interleaved: bool = False
+    head_gate: str = ""
+    head_gate_activation: str = "sigmoid"
     sinks: str = ""
     block_scale: str = ""
+    selector: str = ""
     parallel: bool = False
     local_rope_key: str = ""
     rope_words: Words = NO_WORDS
     keys: Mapping[str, str] = field(default_factory=dict)
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+    prepared: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     biases: Mapping[str, bool | str | tuple[str, ...]] = field(default_factory=dict)
     harmless: Sequence[str] = ()

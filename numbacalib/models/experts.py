@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from numbacalib.models.block_weights import Array, BlockWeights
 from numbacalib.models.layer_tensors import expert_parts, expert_stages
 from numbacalib.models.parts import Parts
+from numbacalib.models.stream import states_of, written_states
 from numbacalib.models.sublayers import MLP, Sublayer, activated
 from numbacalib.ops.linear import linear
 from numbacalib.ops.matrix import (
@@ -24,6 +25,7 @@ from numbacalib.ops.matrix import (
     to_host,
     zeros,
 )
+from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.router import route
 from numbacalib.runtime.checks import rows_of
 from numbacalib.spec.router import Routing
@@ -57,6 +59,10 @@ class Experts(MLP):
             Sublayer.__init__(self, weights)
             self.entry_stages, self.exit_stages, self.width = (), (), 0
         self._names, self.mixture = names, mixture
+        norms = self._config.architecture.norms
+        self._expert_norm = norms.get("experts")
+        self._expert_output_norm = norms.get("experts_output")
+        self._shared_output_norm = norms.get("shared_output")
         self.stages = expert_stages(self._config, index)
         self.parts = expert_parts(self._config, index)
 
@@ -86,20 +92,40 @@ class Experts(MLP):
         del inner
         return self.forward(hidden)
 
-    def routes(self, x: Array) -> _Routes:
-        """Choose the experts of tokens ``[..., hidden_size]``."""
+    def expert_input(self, hidden: Array) -> Array:
+        """Normalize ``hidden`` ``[..., hidden_size]`` as experts read it."""
+        if self._expert_norm is None:
+            return self.input(hidden)
+        return self._weights.norm(self._expert_norm, states_of(self._config, hidden))
+
+    def routes(self, hidden: Array, x: Array) -> _Routes:
+        """Choose the experts of tokens by their states ``[..., hidden_size]``, or what experts read."""
         vectors, names = self._weights.vectors, self._names
         rows = cast(rows_of(x), np.float32)
+        if names.router_norm:
+            states = rows_of(states_of(self._config, hidden))
+            weight = scaled(vectors[names.router_norm], self._config.hidden_size**-0.5)
+            rows = rms_norm(states, weight, self._config.rms_norm_eps, np.float32)
         bias = vectors.get(f"{names.router}.bias")
         scores = linear(rows, vectors[f"{names.router}.weight"], bias)
         correction = vectors[names.correction].reshape(-1) if names.correction else None
-        return _Routes(*route(scores, self.mixture.routing, correction))
+        factors = to_host(vectors[names.factors]) if names.factors else None
+        return _Routes(*route(scores, self.mixture.routing, correction), factors)
 
-    def add_shared(self, sums: Array, x: Array) -> None:
-        """Add what the shared MLP makes of tokens ``x``, to ``sums`` [N, hidden_size]."""
-        if not self.exit_stages:
-            return
+    def add_shared(self, sums: Array, hidden: Array) -> Array:
+        """The sums over experts [N, hidden_size] and what the shared MLP makes of states ``hidden``."""
+        if self._expert_output_norm is not None:
+            sums = self._weights.norm(self._expert_output_norm, sums, np.float32)
+        if self.exit_stages:
+            self._add_shared(sums, self.input(hidden))
+        return sums
+
+    def _add_shared(self, sums: Array, x: Array) -> None:
         part, inner = self._parts["down"], self.inner(x).reshape(len(sums), -1)
+        if self._shared_output_norm is not None:
+            output = self._weights.project(part, inner, dtype=np.float32)
+            add_scaled(sums, self._weights.norm(self._shared_output_norm, output, np.float32), 1.0)
+            return
         if not self._names.shared_gate:
             self._weights.project(part, inner, add_to=sums)
             return
@@ -113,7 +139,10 @@ class Experts(MLP):
         """Add the sums over experts to the residual stream, normalized and scaled."""
         if self._output_norm is not None:
             sums = self._weights.norm(self._output_norm, sums, np.float32)
-        add_scaled(hidden.reshape(sums.shape), sums, self._config.residual_scale)
+        with written_states(self._config, hidden) as states:
+            add_scaled(states.reshape(sums.shape), sums, self._config.residual_scale)
+        if not self._config.layer_input_size:
+            self._scale_block(hidden)
 
     def expert_inner(self, expert: int, rows: Array) -> Array:
         """Compute the inputs of an expert's last layer from its own."""
@@ -125,7 +154,7 @@ class Experts(MLP):
 
     @contextmanager
     def loaded(self, experts: Sequence[int]) -> Iterator[None]:
-        """Have the weights of experts among the block's linear layers, from its file, for a time."""
+        """Load experts' weights among the block's linear layers, inside of the ``with`` statement."""
         names = [part.name for expert in experts for part in self.parts[expert].values()]
         linears = self._weights.linears
         linears |= self._weights.read(names)
@@ -139,7 +168,10 @@ class Experts(MLP):
 class _Routes:
     """The tokens of each expert."""
 
-    def __init__(self, experts: Array, weights: Array) -> None:
+    def __init__(
+        self, experts: Array, weights: Array, factors: NDArray[np.float32] | None = None
+    ) -> None:
+        self._factors = factors
         count, kept = experts.shape
         chosen = to_host(experts).ravel()
         self._order = np.argsort(chosen, kind="stable")
@@ -153,7 +185,10 @@ class _Routes:
 
     def factors(self, expert: int) -> Array:
         """Return how much it counts for each of them, float32 [n]."""
-        return take(self._weights, self._order[self._run(expert)], 0).reshape(-1)
+        found = take(self._weights, self._order[self._run(expert)], 0)
+        if self._factors is not None:
+            found = scaled(found, float(self._factors[expert]))
+        return found.reshape(-1)
 
     def _run(self, expert: int) -> slice:
         first, last = np.searchsorted(self._chosen, [expert, expert + 1])
@@ -185,9 +220,11 @@ class ExpertsRun:
 
     def __init__(self, experts: Experts, parts: Parts) -> None:
         self.experts, self._parts = experts, parts
-        self.inputs = [experts.input(part) for part in parts]
+        self.inputs, self._routes = [], []
+        for part in parts:
+            self.inputs.append(experts.expert_input(part))
+            self._routes.append(experts.routes(part, self.inputs[-1]))
         self._rows = [rows_of(x) for x in self.inputs]
-        self._routes = [experts.routes(x) for x in self.inputs]
         self._sums = [zeros(tuple(rows.shape), rows) for rows in self._rows]
 
     def rows(self, expert: int) -> list[Piece]:
@@ -222,6 +259,5 @@ class ExpertsRun:
 
     def finish(self) -> None:
         """Add the sums over experts, and what the shared MLP gives, to the residual stream."""
-        for hidden, x, sums in zip(self._parts.changed(), self.inputs, self._sums, strict=True):
-            self.experts.add_shared(sums, x)
-            self.experts.add_sums(hidden, sums)
+        for hidden, sums in zip(self._parts.changed(), self._sums, strict=True):
+            self.experts.add_sums(hidden, self.experts.add_shared(sums, hidden))

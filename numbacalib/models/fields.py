@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -56,6 +57,19 @@ class Fields:
 
         return self._value(key, fits, f"an integer from {low} to {high}", default)
 
+    def equal_integers(self, key: str, low: int, high: int, count: int, default: Any) -> Any:
+        """An integer from ``low`` to ``high``, or a list of ``count`` such, all of them equal."""
+        if not _is_list(self._values.get(key)):
+            return self.integer(key, low, high, default)
+
+        def fits(value: Any) -> bool:
+            first = value[0] if value else low - 1
+            equal = all(type(item) is int and item == first for item in value)
+            return len(value) == count and equal and low <= first <= high
+
+        expected = f"an integer from {low} to {high}, or {count} that are equal"
+        return self._value(key, fits, expected, default)[0]
+
     def number(self, key: str, low: float, high: float, default: Any = _REQUIRED) -> Any:
         """A finite number from ``low`` to ``high``, as float."""
 
@@ -82,16 +96,18 @@ class Fields:
         """A string."""
         return str(self._value(key, lambda value: isinstance(value, str), "a string", _REQUIRED))
 
-    def numbers(self, key: str, length: int, low: float, high: float) -> list[float]:
-        """A list of ``length`` finite numbers from ``low`` to ``high``."""
+    def numbers(
+        self, key: str, length: int, low: float, high: float, default: Any = _REQUIRED
+    ) -> list[float]:
+        """A list of ``length`` numbers from ``low`` to ``high``, infinity as transformers writes it."""
 
         def fits(value: Any) -> bool:
             return _is_list(value, length) and all(
-                type(item) in (int, float) and low <= item <= high for item in value
+                type(item) in (int, float) and low <= item <= high for item in map(_number, value)
             )
 
         expected = f"{length} numbers from {low:g} to {high:g}"
-        return [float(item) for item in self._value(key, fits, expected, _REQUIRED)]
+        return [float(_number(item)) for item in self._value(key, fits, expected, default)]
 
     def flag(self, key: str, default: Any = _REQUIRED) -> Any:
         """``true`` or ``false``; no number and no string stands for them."""
@@ -123,6 +139,21 @@ class Fields:
     def updated(self, other: Fields) -> Fields:
         """The same object with the keys of another, none of them read."""
         return Fields({**self._values, **other._values}, self._name)
+
+    def renamed(self, synonyms: Mapping[str, str]) -> Fields:
+        """The same object, none of it read, with keys under the names that they stand for.
+
+        Raises
+        ------
+        ValueError
+            If it has both and they say two things.
+        """
+        for key, name in synonyms.items():
+            value = self._values.get(key)
+            if key in self._values and self._values.get(name, value) != value:
+                raise self.error(name, f"{reprlib.repr(value)}, as {key}")
+        own = {synonyms.get(key, key): value for key, value in self._values.items()}
+        return Fields(own, self._name)
 
     def nothing(self, *keys: str) -> None:
         """Refuse keys that are there and say anything: other than null, false or empty."""
@@ -158,3 +189,8 @@ def _is_list(value: Any, length: int | None = None) -> bool:
 def _says_nothing(value: Any) -> bool:
     """Null, false and empty, which is how writers spell out an option that is not used."""
     return value is None or value is False or (isinstance(value, str | list | dict) and not value)
+
+
+def _number(item: Any) -> Any:
+    """An item of a list, which JSON has no number for where it is infinity."""
+    return math.inf if item == {"__float__": "Infinity"} else item

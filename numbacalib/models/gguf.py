@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["GGUFCheckpoint"]
 
 _EMBEDDINGS = "model.embed_tokens.weight"
+_SECOND_NORM = "blk.0.attn_norm_2.weight"
 _ROPE = (ROPE_DIVISORS, *FACTORS.values())
 
 
@@ -82,13 +83,14 @@ class GGUFCheckpoint(Checkpoint):
     def _hf_names(self) -> dict[str, tuple[str, int | None]]:
         """Hugging Face's names of all tensors: GGUF's, and an expert's number in the tensor of all."""
         model_type, options = self._described.model_type, self._options
+        variant = "two norms" if _SECOND_NORM in self._file.tensors else ""
         count = options.integer("expert_count", 0)
         found: dict[str, tuple[str, int | None]] = {}
         for name, entry in self._file.tensors.items():
             if name in _ROPE:
                 continue
             if not is_merged(name, model_type):
-                found[hf_name(self._whole(name), model_type)] = name, None
+                found[hf_name(self._whole(name), model_type, variant)] = name, None
                 continue
             if len(entry.shape) not in (2, 3) or entry.shape[0] != count:
                 raise options.error("expert_count", f"the experts of {name}, {list(entry.shape)}")
@@ -192,7 +194,7 @@ class GGUFCheckpoint(Checkpoint):
             return self._joined_entry(*(self._file.tensors[part] for part in parts))
         entry = self._file.tensors[stored].part(expert)
         experts = self._described.experts
-        if experts and experts.shared_gate and name.endswith(f".{experts.shared_gate}.weight"):
+        if experts and name.endswith(experts.rows):
             return entry._replace(shape=(1, *entry.shape[-1:]))  # a vector in GGUF
         return entry
 

@@ -7,23 +7,22 @@ Read from llama.cpp's ``src/models`` (which keys count, and what stands in their
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from numbacalib.models.description import FULL, SLIDING, every
+from numbacalib.models import gguf_mixtures
+from numbacalib.models.description import FULL
 from numbacalib.models.gguf_metadata import Metadata
+from numbacalib.models.gguf_windows import (
+    PATTERN,
+    SECTIONS,
+    WINDOW,
+    Config,
+    rope_parameters,
+    sections,
+    windows,
+)
 
 __all__ = ["GGUF_ARCHITECTURES", "GGUFArchitecture"]
-
-Config = dict[str, Any]
-"""Keys of a Hugging Face ``config.json``."""
-
-_WINDOW = "attention.sliding_window"
-_PATTERN = "attention.sliding_window_pattern"
-_SECTIONS = "rope.dimension_sections"
-_SIGMOID = 2
-"""Of ``expert_gating_func``."""
-_LLAMA4_RUN = 8192
-"""Positions that attend to each other in Llama 4, and after which queries of other layers grow."""
 
 
 def _nothing(options: Metadata, config: Config) -> Config:
@@ -55,80 +54,22 @@ def _llama_variant(options: Metadata) -> str:
     """Mistral is "llama" in GGUF but for its window, and Mixtral but for its experts."""
     if options.integer("expert_count", 0):
         return "mixtral"
-    return "mistral" if options.integer(_WINDOW, 0) else "llama"
+    return "mistral" if options.integer(WINDOW, 0) else "llama"
 
 
 def _llama(options: Metadata, config: Config) -> Config:
-    window = options.integer(_WINDOW, 0)
+    window = options.integer(WINDOW, 0)
     if config["model_type"] == "mixtral":
-        return {"sliding_window": window or None} | _counts(options, "num_local_experts")
+        return {"sliding_window": window or None} | gguf_mixtures.counts(
+            options, "num_local_experts"
+        )
     if window:
         return {"sliding_window": window, "use_sliding_window": True}
     return {"use_sliding_window": False}
 
 
-def _counts(options: Metadata, key: str) -> Config:
-    """Counts of experts, by the configuration's own key, and of those that a token goes through."""
-    return {
-        key: options.required("expert_count"),
-        "num_experts_per_tok": options.required("expert_used_count"),
-    }
-
-
-def _qwen3_moe(options: Metadata, config: Config) -> Config:
-    del config
-    return _counts(options, "num_experts") | {
-        "moe_intermediate_size": options.required("expert_feed_forward_length"),
-        "norm_topk_prob": True,
-        "use_sliding_window": False,
-    }
-
-
-def _qwen2_moe(options: Metadata, config: Config) -> Config:
-    shared = options.required("expert_shared_feed_forward_length")
-    own = {"shared_expert_intermediate_size": shared, "norm_topk_prob": False}
-    return _qwen3_moe(options, config) | own
-
-
 def _granitemoe(options: Metadata, config: Config) -> Config:
-    return _granite(options, config) | _counts(options, "num_local_experts")
-
-
-def _glm4_moe(options: Metadata, config: Config) -> Config:
-    del config
-    if options.integer("expert_gating_func", _SIGMOID) != _SIGMOID:
-        raise options.error("expert_gating_func", f"{_SIGMOID}, sigmoids")
-    return _experts_behind_dense_layers(options)
-
-
-def _gpt_oss(options: Metadata, config: Config) -> Config:
-    """An expert is as wide as the configuration says of MLPs; gates are clamped as published ones."""
-    found = _counts(options, "num_local_experts") | _windows(options, config, 0, 2)
-    width = options.required("expert_feed_forward_length")
-    return found | _parameters(config) | {"intermediate_size": width}
-
-
-def _parameters(config: Config) -> Config:
-    """The rotary embedding's, where an architecture wants them in one place; scaling may be added."""
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}}
-
-
-def _llama4(options: Metadata, config: Config) -> Config:
-    """Runs of positions, the layers that do not turn and the growth of queries are fixed."""
-    del config
-    if not options.integer(_WINDOW, _LLAMA4_RUN):
-        raise options.error(_WINDOW, "runs of positions in three layers of four")
-    step = options.required("interleave_moe_layer_step")
-    count = options.required("expert_count")
-    return _counts(options, "num_local_experts") | {
-        "intermediate_size": options.required("expert_feed_forward_length"),
-        "interleave_moe_layer_step": step,
-        "use_qk_norm": count != 128,  # by which llama.cpp tells the two published models apart
-        "attention_chunk_size": _LLAMA4_RUN,
-        "attn_temperature_tuning": True,
-        "attn_scale": 0.1,
-        "floor_scale": _LLAMA4_RUN,
-    }
+    return _granite(options, config) | gguf_mixtures.counts(options, "num_local_experts")
 
 
 def _mistral3(options: Metadata, config: Config) -> Config:
@@ -138,85 +79,27 @@ def _mistral3(options: Metadata, config: Config) -> Config:
     found = {"llama_4_scaling_beta": beta, "original_max_position_embeddings": original}
     if not beta or not original:
         raise options.error("attention.temperature_scale", "a growth of queries beside YaRN")
-    return {"rope_parameters": _parameters(config)["rope_parameters"] | found}
-
-
-def _sections(options: Metadata, config: Config) -> Config:
-    """The parts of a head that turn by an image's three positions, which are one for text."""
-    sections = [int(length) for length in options.integers(_SECTIONS)]
-    parameters = _parameters(config)["rope_parameters"] | {"mrope_section": sections}
-    return {"rope_parameters": parameters, "use_sliding_window": False}
+    return {"rope_parameters": rope_parameters(config)["rope_parameters"] | found}
 
 
 def _glm4_variant(options: Metadata) -> str:
     """A decoder that sees has parts of heads for an image's positions."""
-    return "glm4v_text" if options.is_list(_SECTIONS) else "glm4"
+    return "glm4v_text" if options.is_list(SECTIONS) else "glm4"
 
 
 def _glm4(options: Metadata, config: Config) -> Config:
-    return _sections(options, config) if config["model_type"] == "glm4v_text" else {}
+    return sections(options, config) if config["model_type"] == "glm4v_text" else {}
 
 
-def _latent_variant(options: Metadata) -> str:
-    """The second scores experts by a softmax, the third by sigmoids."""
-    sigmoid = options.integer("expert_gating_func", 0) == _SIGMOID
-    return "deepseek_v3" if sigmoid else "deepseek_v2"
-
-
-def _deepseek2(options: Metadata, config: Config) -> Config:
-    rotary = options.required("rope.dimension_count")
-    length = options.integer("attention.key_length", 0)
-    values = options.integer("attention.value_length", 0)
-    found = _experts_behind_dense_layers(options) | {
-        "q_lora_rank": options.integer("attention.q_lora_rank", 0) or None,
-        "kv_lora_rank": options.required("attention.kv_lora_rank"),
-        "qk_nope_head_dim": options.integer("attention.key_length_mla", length) - rotary,
-        "v_head_dim": options.integer("attention.value_length_mla", values),
-    }
-    if config["model_type"] == "deepseek_v3":
-        return found | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
-    if options.boolean("expert_weights_norm", False):
-        raise options.error("expert_weights_norm", "false beside a softmax")
-    if found["n_group"] > 1:
-        raise options.error("expert_group_count", "1 beside a softmax")
-    return found | {"topk_method": "greedy"}
-
-
-def _experts_behind_dense_layers(options: Metadata) -> Config:
-    return _counts(options, "n_routed_experts") | {
-        "moe_intermediate_size": options.required("expert_feed_forward_length"),
-        "n_shared_experts": options.required("expert_shared_count"),
-        "first_k_dense_replace": options.integer("leading_dense_block_count", 0),
-        "norm_topk_prob": options.boolean("expert_weights_norm", False),
-        "routed_scaling_factor": options.number("expert_weights_scale", 0.0) or 1.0,
-        "n_group": options.integer("expert_group_count", 0) or 1,
-        "topk_group": options.integer("expert_group_used_count", 0) or 1,
-    }
+def _falcon(options: Metadata, config: Config) -> Config:
+    """All have the second version's heads of keys, of which the first have one."""
+    del options, config
+    return {"new_decoder_architecture": True, "parallel_attn": True}
 
 
 def _gptneox(options: Metadata, config: Config) -> Config:
     del config
     return {"use_parallel_residual": options.boolean("use_parallel_residual", True)}
-
-
-def _windows(options: Metadata, config: Config, default: int, period: int) -> Config:
-    """Windows of the layers that a pattern names: a flag each, or all but every so many."""
-    window = options.integer(_WINDOW, default)
-    count = config["num_hidden_layers"]
-    if not window:
-        return {"sliding_window": None, "layer_types": [FULL] * count}
-    if options.is_list(_PATTERN):
-        flags = options.flags(_PATTERN)
-        if len(flags) != count:
-            raise options.error(_PATTERN, f"a flag for each of {count} blocks")
-        return {
-            "sliding_window": window,
-            "layer_types": [SLIDING if flag else FULL for flag in flags],
-        }
-    period = options.integer(_PATTERN, period)
-    if period < 1:
-        raise options.error(_PATTERN, "a positive number")
-    return {"sliding_window": window, "layer_types": every(count, period)}
 
 
 def _gemma(options: Metadata, config: Config, largest: int, default: int, period: int) -> Config:
@@ -228,7 +111,7 @@ def _gemma(options: Metadata, config: Config, largest: int, default: int, period
         "final_logit_softcapping": options.number("final_logit_softcapping", 0.0) or None,
         "query_pre_attn_scalar": head,
     }
-    return _windows(options, config, default, period) | caps
+    return windows(options, config, default, period) | caps
 
 
 def _gemma2(options: Metadata, config: Config) -> Config:
@@ -245,7 +128,7 @@ def _gemma3(options: Metadata, config: Config) -> Config:
 
 def _phi3(options: Metadata, config: Config) -> Config:
     del config
-    return {"sliding_window": options.integer(_WINDOW, 0) or None}
+    return {"sliding_window": options.integer(WINDOW, 0) or None}
 
 
 def _granite(options: Metadata, config: Config) -> Config:
@@ -262,14 +145,14 @@ def _granite(options: Metadata, config: Config) -> Config:
 
 def _olmo_variant(options: Metadata) -> str:
     """The third is "olmo2" in GGUF, but for its windows."""
-    return "olmo3" if options.integer(_WINDOW, 0) else "olmo2"
+    return "olmo3" if options.integer(WINDOW, 0) else "olmo2"
 
 
 def _olmo(options: Metadata, config: Config) -> Config:
     if config["model_type"] == "olmo2":
         return {}
     base = options.number("rope.freq_base_swa", config["rope_theta"])
-    return _windows(options, config, 0, 4) | {"rope_local_base_freq": base}
+    return windows(options, config, 0, 4) | {"rope_local_base_freq": base}
 
 
 def _cohere(options: Metadata, config: Config) -> Config:
@@ -278,17 +161,17 @@ def _cohere(options: Metadata, config: Config) -> Config:
 
 
 def _cohere2(options: Metadata, config: Config) -> Config:
-    return _cohere(options, config) | _windows(options, config, 0, 4)
+    return _cohere(options, config) | windows(options, config, 0, 4)
 
 
 def _exaone4(options: Metadata, config: Config) -> Config:
     """Only the largest model has windows."""
     if config["num_hidden_layers"] != 64:
         return {"sliding_window": None, "layer_types": [FULL] * config["num_hidden_layers"]}
-    return _windows(options, config, 4096, 4)
+    return windows(options, config, 4096, 4)
 
 
-_WINDOWS = (_WINDOW, _PATTERN)
+_WINDOWS = (WINDOW, PATTERN)
 _FACTORS = ("logit_scale", "residual_scale", "embedding_scale", "attention.scale")
 _EXPERTS = ("expert_count", "expert_used_count")
 _SPARSE = (
@@ -301,6 +184,7 @@ _LATENT = (
     *("attention.key_length_mla", "attention.value_length_mla"),
 )
 GGUF_ARCHITECTURES = {
+    "afmoe": GGUFArchitecture("afmoe", keys=(*_SPARSE, *_WINDOWS), read=gguf_mixtures.afmoe),
     "arcee": GGUFArchitecture("arcee", paired=True),
     "chatglm": GGUFArchitecture("glm"),
     "cohere2": GGUFArchitecture(
@@ -308,10 +192,25 @@ GGUF_ARCHITECTURES = {
     ),
     "command-r": GGUFArchitecture("cohere", layer_norm=True, keys=("logit_scale",), read=_cohere),
     "deepseek2": GGUFArchitecture(
-        "deepseek_v3", keys=(*_SPARSE, *_LATENT), read=_deepseek2, variant=_latent_variant
+        "deepseek_v3",
+        keys=(*_SPARSE, *_LATENT),
+        read=gguf_mixtures.deepseek2,
+        variant=gguf_mixtures.latent_variant,
     ),
+    "dots1": GGUFArchitecture("dots1", keys=_SPARSE, read=gguf_mixtures.dots1),
     "ernie4_5": GGUFArchitecture("ernie4_5"),
+    "ernie4_5-moe": GGUFArchitecture(
+        "ernie4_5_moe",
+        keys=(*_SPARSE, "expert_shared_feed_forward_length", "interleave_moe_layer_step"),
+        read=gguf_mixtures.ernie4_5_moe,
+    ),
+    "exaone-moe": GGUFArchitecture(
+        "exaone_moe",
+        keys=(*_SPARSE, *_WINDOWS, "expert_shared_feed_forward_length"),
+        read=gguf_mixtures.exaone_moe,
+    ),
     "exaone4": GGUFArchitecture("exaone4", keys=_WINDOWS, read=_exaone4),
+    "falcon": GGUFArchitecture("falcon", layer_norm=True, read=_falcon),
     "gemma": GGUFArchitecture("gemma"),
     "gemma2": GGUFArchitecture(
         "gemma2",
@@ -323,16 +222,16 @@ GGUF_ARCHITECTURES = {
         keys=(*_WINDOWS, "rope.freq_base_swa", "final_logit_softcapping"),
         read=_gemma3,
     ),
-    "glm4": GGUFArchitecture("glm4", keys=(_SECTIONS,), read=_glm4, variant=_glm4_variant),
+    "glm4": GGUFArchitecture("glm4", keys=(SECTIONS,), read=_glm4, variant=_glm4_variant),
     "glm4moe": GGUFArchitecture(
         "glm4_moe",
         keys=_SPARSE,
-        read=_glm4_moe,
+        read=gguf_mixtures.glm4_moe,
     ),
     "gpt-oss": GGUFArchitecture(
         "gpt_oss",
         keys=(*_EXPERTS, *_WINDOWS, "expert_feed_forward_length"),
-        read=_gpt_oss,
+        read=gguf_mixtures.gpt_oss,
     ),
     "gpt2": GGUFArchitecture("gpt2", layer_norm=True),
     "gptneox": GGUFArchitecture(
@@ -344,12 +243,17 @@ GGUF_ARCHITECTURES = {
     ),
     "hunyuan-dense": GGUFArchitecture("hunyuan_v1_dense"),
     "llama": GGUFArchitecture(
-        "llama", paired=True, keys=(_WINDOW, *_EXPERTS), read=_llama, variant=_llama_variant
+        "llama", paired=True, keys=(WINDOW, *_EXPERTS), read=_llama, variant=_llama_variant
     ),
     "llama4": GGUFArchitecture(
         "llama4_text",
-        keys=(*_EXPERTS, _WINDOW, "expert_feed_forward_length", "interleave_moe_layer_step"),
-        read=_llama4,
+        keys=(*_EXPERTS, WINDOW, "expert_feed_forward_length", "interleave_moe_layer_step"),
+        read=gguf_mixtures.llama4,
+    ),
+    "minimax-m2": GGUFArchitecture(
+        "minimax_m2",
+        keys=(*_EXPERTS, "expert_feed_forward_length", "expert_gating_func"),
+        read=gguf_mixtures.minimax_m2,
     ),
     "mistral3": GGUFArchitecture(
         "ministral3", paired=True, keys=("attention.temperature_scale",), read=_mistral3
@@ -358,25 +262,32 @@ GGUF_ARCHITECTURES = {
     "olmo2": GGUFArchitecture(
         "olmo2", keys=(*_WINDOWS, "rope.freq_base_swa"), read=_olmo, variant=_olmo_variant
     ),
+    "olmoe": GGUFArchitecture("olmoe", keys=_EXPERTS, read=gguf_mixtures.olmoe),
     "phi2": GGUFArchitecture("phi", layer_norm=True),
-    "phi3": GGUFArchitecture("phi3", keys=(_WINDOW,), read=_phi3),
+    "phi3": GGUFArchitecture("phi3", keys=(WINDOW,), read=_phi3),
     "qwen2": GGUFArchitecture("qwen2"),
     "qwen2moe": GGUFArchitecture(
         "qwen2_moe",
         keys=(*_EXPERTS, "expert_feed_forward_length", "expert_shared_feed_forward_length"),
-        read=_qwen2_moe,
+        read=gguf_mixtures.qwen2_moe,
     ),
-    "qwen2vl": GGUFArchitecture("qwen2_vl_text", keys=(_SECTIONS,), read=_sections),
+    "qwen2vl": GGUFArchitecture("qwen2_vl_text", keys=(SECTIONS,), read=sections),
     "qwen3": GGUFArchitecture("qwen3"),
     "qwen3moe": GGUFArchitecture(
-        "qwen3_moe", keys=(*_EXPERTS, "expert_feed_forward_length"), read=_qwen3_moe
+        "qwen3_moe", keys=(*_EXPERTS, "expert_feed_forward_length"), read=gguf_mixtures.qwen3_moe
     ),
     "qwen3vl": GGUFArchitecture(
-        "qwen3_vl_text", keys=(_SECTIONS, "n_deepstack_layers"), read=_sections
+        "qwen3_vl_text", keys=(SECTIONS, "n_deepstack_layers"), read=sections
+    ),
+    "qwen3vlmoe": GGUFArchitecture(
+        "qwen3_vl_moe_text",
+        keys=(*_EXPERTS, SECTIONS, "expert_feed_forward_length", "n_deepstack_layers"),
+        read=gguf_mixtures.qwen3_vl_moe,
     ),
     "seed_oss": GGUFArchitecture("seed_oss"),
     "smollm3": GGUFArchitecture("smollm3", paired=True),
     "stablelm": GGUFArchitecture("stablelm", layer_norm=True),
+    "starcoder": GGUFArchitecture("gpt_bigcode", layer_norm=True),
     "starcoder2": GGUFArchitecture("starcoder2", layer_norm=True),
 }
 """By ``general.architecture``."""

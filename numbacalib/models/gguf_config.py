@@ -30,7 +30,10 @@ ROPE_DIVISORS = "rope_freqs.weight"
 FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 """Factors of longrope, by Hugging Face's names."""
 
-LOG_MULTIPLIERS = {"deepseek_v2": 0.1, "deepseek_v3": 0.1, "kimi_k2": 0.1, "ministral3": 1.0}
+LOG_MULTIPLIERS = {
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k2", "youtu"), 0.1),
+    "ministral3": 1.0,
+}
 """By what ``mscale_all_dim`` is multiplied in ``rope.scaling.yarn_log_multiplier``, where it counts."""
 
 _TOKENS = "tokenizer.ggml.tokens"
@@ -217,14 +220,15 @@ _NORM_FLAGS = {"cohere": "use_qk_norm", "glm4_moe": "use_qk_norm", "phi": "qk_la
 """Keys that say whether queries and keys are normalized, of architectures where some are."""
 
 
-def _tensor_flags(
-    described: Architecture, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, bool]:
-    """The keys that say which layers have biases and norms, from which have."""
-    flags: dict[str, bool] = {}
+def _tensor_flags(described: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Keys that say which layers have biases and norms, as the tensors show."""
+    flags: dict[str, int] = {}
     if described.model_type in _NORM_FLAGS:
         norm = f"model.layers.0.{described.norms['query']}.weight"
         flags[_NORM_FLAGS[described.model_type]] = norm in shapes
+    if described.model_type == "falcon":
+        norms = 2 if "model.layers.0.ln_mlp.weight" in shapes else 1
+        flags["num_ln_in_parallel_attn"] = norms
     for part, role in (("attention", _first_role(described)), ("output", "output"), ("mlp", "up")):
         key = described.biases.get(part, False)
         if not isinstance(key, bool):

@@ -26,6 +26,7 @@ _LINEARS = {
     "up": "ffn_up",
     "down": "ffn_down",
     "query_key_value": "attn_qkv",
+    "attention_gate": "attn_gate",
     "query_latent": "attn_q_a",
     "direct_query": "attn_q",
     "latent": "attn_kv_a_mqa",
@@ -43,8 +44,13 @@ _NORMS = {
     "query_latent": "attn_q_a_norm",
     "latent": "attn_kv_a_norm",
 }
-_OTHERS = {kind: {"mlp": "post_attention_norm"} for kind in ("seed_oss", "glm4_moe", "gpt_oss")}
+_OTHERS = {
+    kind: {"mlp": "post_attention_norm"}
+    for kind in ("seed_oss", "glm4_moe", "gpt_oss", "solar_open")
+}
 """Norms that an architecture calls otherwise."""
+_APART = {"ln_attn": "attn_norm_2", "ln_mlp": "attn_norm"}
+"""Norms of Falcons that have one each for attention and MLP, by Hugging Face's names."""
 _EXPERT_ROLES = ("gate", "up", "down")
 _CORRECTION, _SINKS = "exp_probs_b.bias", "attn_sinks.weight"
 # a block's number has one spelling; no model has a million of them
@@ -53,9 +59,10 @@ _MERGED = re.compile(rf"blk\.{_NUMBER}\.(ffn_\w+_exps)\.(?:weight|bias)")
 
 
 @functools.cache
-def _names(model_type: str) -> dict[str, str]:
+def _names(model_type: str, variant: str) -> dict[str, str]:
     """Hugging Face's names in a block, or outside of one, by GGUF's; without ``weight`` or ``bias``."""
-    architecture = ARCHITECTURES[model_type]
+    described = ARCHITECTURES[model_type]
+    architecture = described.variants.get(variant, described)
     names, linears = dict(_OUTER), list(architecture.linears.values())
     roles = _LINEARS | ({"query": "attn_q_b"} if "latent" in architecture.linears else {})
     for role, name in architecture.linears.items():
@@ -63,7 +70,7 @@ def _names(model_type: str) -> dict[str, str]:
         if not fused or role in _FUSED:
             names[_FUSED[role] if fused else roles[role]] = name
     norms = _NORMS | _OTHERS.get(model_type, {})
-    names |= {norms[role]: name for role, name in architecture.norms.items()}
+    names |= {_APART.get(name, norms[role]): name for role, name in architecture.norms.items()}
     if (experts := architecture.experts) is not None:
         names["ffn_gate_inp"] = experts.router
         if experts.shared:
@@ -88,8 +95,8 @@ def _whole_names(model_type: str) -> dict[str, str]:
 
 
 @functools.cache
-def _gguf_names(model_type: str) -> dict[str, str]:
-    return {theirs: ours for ours, theirs in _names(model_type).items()}
+def _gguf_names(model_type: str, variant: str) -> dict[str, str]:
+    return {theirs: ours for ours, theirs in _names(model_type, variant).items()}
 
 
 @functools.cache
@@ -103,7 +110,7 @@ def _experts(model_type: str) -> dict[str, tuple[str, str]]:
     }
 
 
-def hf_name(name: str, model_type: str = "llama") -> str:
+def hf_name(name: str, model_type: str = "llama", variant: str = "") -> str:
     """``blk.0.attn_q.weight`` to ``model.layers.0.self_attn.q_proj.weight``.
 
     Raises
@@ -115,9 +122,10 @@ def hf_name(name: str, model_type: str = "llama") -> str:
     layer = f"model.layers.{block}." if block else ""
     if layer and (whole := _whole_names(model_type).get(f"{stem}.{suffix}")):
         return layer + whole
-    if stem not in _names(model_type):
+    names = _names(model_type, variant)
+    if stem not in names:
         raise _unknown(name)
-    return f"{layer}{_names(model_type)[stem]}.{suffix}"
+    return f"{layer}{names[stem]}.{suffix}"
 
 
 def is_merged(name: str, model_type: str) -> bool:
@@ -133,7 +141,7 @@ def expert_names(name: str, model_type: str, count: int) -> list[str]:
     return [f"model.layers.{block}.{begin}{number}{end}.{suffix}" for number in range(count)]
 
 
-def gguf_name(name: str, model_type: str = "llama") -> str:
+def gguf_name(name: str, model_type: str = "llama", variant: str = "") -> str:
     """Inverse of `hf_name`; of an expert's tensor, the name of the one that holds all."""
     block, own = _in_block(name)
     for stored, theirs in _whole_names(model_type).items():
@@ -142,9 +150,10 @@ def gguf_name(name: str, model_type: str = "llama") -> str:
     if (merged := _expert(own, model_type)) is not None:
         return f"{block}{merged[0]}.{own.rpartition('.')[2]}"
     _, stem, suffix = _parts(own, r"()([\w.]+)\.(weight|bias)")
-    if stem not in _gguf_names(model_type):
+    names = _gguf_names(model_type, variant)
+    if stem not in names:
         raise _unknown(name)
-    return f"{block}{_gguf_names(model_type)[stem]}.{suffix}"
+    return f"{block}{names[stem]}.{suffix}"
 
 
 def expert_number(name: str, model_type: str) -> int | None:

@@ -17,20 +17,14 @@ from numpy.typing import NDArray
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo
 from numbacalib.models.config import QUANTIZATION, ModelConfig
 from numbacalib.models.fused_experts import View, expert_entries
-from numbacalib.models.layer_tensors import (
-    EMBEDDINGS,
-    HEAD,
-    canonical_name,
-    denied,
-    is_buffer,
-    is_linear,
-)
+from numbacalib.models.layer_tensors import EMBEDDINGS, HEAD, is_linear
 from numbacalib.models.packed_sources import DTYPE, PackedSource, packed_source
 from numbacalib.models.safetensors_file import (
     STORED_TYPES,
     StoredTensor,
     TensorEntry,
 )
+from numbacalib.models.tensor_names import canonical_name, denied, is_buffer
 from numbacalib.models.tokenizer import read_tokenizer
 from numbacalib.models.weight_files import weight_headers
 
@@ -236,7 +230,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         self._entries[name] = entry
 
     def _unpack(self, source: PackedSource) -> None:
-        """Have weights in the place of their codes and scales, and a configuration of such a model."""
+        """Replace codes and scales by the weights that they stand for, in the configuration too."""
         for name in list(self._entries):
             layer, _, ending = name.rpartition(".")
             if ending in source.others:

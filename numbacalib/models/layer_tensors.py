@@ -1,4 +1,4 @@
-"""The tensors of a decoder: their names, their shapes, and those that have no place.
+"""The tensors of a decoder: their names and their shapes.
 
 Outside of the blocks all decoders have the names that llama has in transformers; `Architecture.renamed`
 says what files have instead. In a block they are the architecture's own.
@@ -7,19 +7,16 @@ says what files have instead. In a block they are the architecture's own.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from numbacalib.models.config import ModelConfig
 from numbacalib.models.roles import columns_by_role, names_by_role, rows_by_role
-from numbacalib.models.wrappers import beside_decoder, decoder_name
 
-__all__ = ["EMBEDDINGS", "HEAD", "HEAD_BIAS", "NORM", "NORM_BIAS", "POSITIONS"]
-__all__ += ["Part", "Stage", "canonical_name", "check_names", "denied", "is_buffer", "is_decoders"]
-__all__ += ["is_linear", "is_norm", "module_name"]
-__all__ += ["beside", "expert_parts", "expert_shapes", "expert_stages"]
-__all__ += ["attention_stages", "linear_shapes", "mlp_stages", "outer_shapes", "parts"]
-__all__ += ["stages", "vector_shapes"]
+__all__ = ["EMBEDDINGS", "HEAD", "HEAD_BIAS", "LAYER_NORM", "LAYER_PROJECTION"]
+__all__ += ["LAYER_TABLE", "NORM", "NORM_BIAS", "POSITIONS", "Part", "Stage"]
+__all__ += ["attention_stages", "expert_parts", "expert_shapes", "expert_stages"]
+__all__ += ["is_linear", "is_norm", "layer_input_stages", "layer_of", "linear_shapes"]
+__all__ += ["mlp_stages", "outer_shapes", "parts", "stages", "vector_shapes"]
 
 Stage = tuple[str, ...]
 """Short names of the layers of a block that share an input."""
@@ -27,141 +24,17 @@ Stage = tuple[str, ...]
 EMBEDDINGS, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 POSITIONS = "model.embed_positions.weight"
 NORM_BIAS, HEAD_BIAS = "model.norm.bias", "lm_head.bias"
+# Of vectors of tokens that blocks add: `numbacalib.models.layer_inputs`.
+LAYER_TABLE = "model.embed_tokens_per_layer.weight"
+LAYER_PROJECTION = "model.per_layer_model_projection.weight"
+LAYER_NORM = "model.per_layer_projection_norm.weight"
 
 # Roles of layers that read what attention does, in the order they run.
 _ENTRIES = (
     *("query", "key", "value", "query_key_value", "query_gate", "attention_gate"),
-    *("open", "query_key_value_open"),
+    *("open", "query_key_value_open", "thirds", "mixed"),
 )
 _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)")
-# What belongs to the decoder, and so must be one of its tensors; anything else is beside it.
-_DECODER = (
-    "model.layers.",
-    "model.embed_tokens.",
-    "model.embed_positions.",
-    "model.norm.",
-    "lm_head.",
-)
-# The base model of transformers, saved alone, leaves out "model.".
-_BARE = ("layers.", "embed_tokens.", "norm.")
-# Tables that older versions saved, which are computed anew.
-_BUFFERS = (
-    "rotary_emb.inv_freq",
-    "rotary_emb.cos_cached",
-    "rotary_emb.sin_cached",
-    ".masked_bias",
-    ".position_ids",
-)
-# What quantized checkpoints have in the place of a linear layer's ``weight``: those of
-# compressed-tensors, of GPTQ and AWQ, and of MLX, which has a ``weight`` too.
-_PACKED = (
-    *("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"),
-    "weight_global_scale",
-    *("qweight", "qzeros", "scales", "g_idx"),
-    *("scales", "biases"),
-)
-
-
-def canonical_name(name: str, config: ModelConfig) -> str:
-    """The name that a tensor of a file has here; those of a base model have no ``model.``."""
-    name = decoder_name(name)
-    for theirs, ours in config.architecture.renamed.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return f"model.{name}" if name.startswith(_BARE) else name
-
-
-def module_name(name: str, config: ModelConfig) -> str:
-    """The name that a module has in transformers, by ours."""
-    for theirs, ours in config.architecture.renamed.items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return name
-
-
-def is_buffer(name: str, config: ModelConfig) -> bool:
-    """Return whether a tensor is a table of an older version that nothing reads any more."""
-    own = _LAYER.fullmatch(name) is not None and name.endswith(tuple(config.architecture.buffers))
-    return own or name.endswith(_BUFFERS)
-
-
-def denied(config: ModelConfig, names: Iterable[str], *, packed: bool = False) -> list[str]:
-    """Tensors of the decoder that its configuration has no place for.
-
-    They mean that the configuration does not describe the model: biases that it denies, more layers,
-    experts. Takes time for the names that are there, whatever ``num_layers`` says.
-
-    Parameters
-    ----------
-    config : ModelConfig
-    names : iterable of str
-        As `canonical_name` returns them.
-    packed : bool, default False
-        Whether linear layers may be quantized.
-    """
-    known: dict[int, set[str]] = {}
-    outside = {EMBEDDINGS, HEAD, *outer_shapes(config)}
-    if packed:
-        outside |= set(_packed_parts((EMBEDDINGS, HEAD)))
-    found = []
-    for name in names:
-        layer = _LAYER.fullmatch(name)
-        if layer:
-            index = int(layer[1])
-            if index < config.num_layers and index not in known:
-                known[index] = _known_in_block(config, index, packed)
-            further = config.num_layers <= index < config.num_layers + config.further_layers
-            has_place = further or layer[2] in known.get(index, ())
-        else:
-            has_place = name in outside or not name.startswith(_DECODER)
-        if not has_place:
-            found.append(name)
-    return found
-
-
-def check_names(config: ModelConfig, names: Iterable[str]) -> None:
-    """Refuse tensors of the decoder that its configuration has no place for.
-
-    Raises
-    ------
-    ValueError
-        One line that names the first one.
-    """
-    if found := denied(config, names):
-        raise ValueError(
-            f"{found[0]}: expected no such tensor in a {config.model_type} of {config.num_layers} "
-            "layers as its configuration describes it"
-        )
-
-
-def beside(config: ModelConfig, names: Iterable[str]) -> list[str]:
-    """Parts of modules' names that say they are in the file but not of the decoder that is quantized.
-
-    Towers and projectors of other media, and the layers after the last that predict further tokens.
-    """
-    last = config.num_layers
-    further = [f"layers.{last + index}." for index in range(config.further_layers)]
-    return [*further, *beside_decoder(names, _DECODER)]
-
-
-def is_decoders(config: ModelConfig, name: str) -> bool:
-    """Return whether a tensor is one that the decoder runs on: none that `beside` speaks of."""
-    layer = _LAYER.fullmatch(name)
-    return int(layer[1]) < config.num_layers if layer else name.startswith(_DECODER)
-
-
-def _packed_parts(weights: Iterable[str]) -> Iterator[str]:
-    """Names of what is in the place of weights that are quantized."""
-    for name in weights:
-        yield from (name.replace("weight", part) for part in _PACKED)
-
-
-def _known_in_block(config: ModelConfig, index: int, packed: bool) -> set[str]:
-    linears = linear_shapes(config, index) | expert_shapes(config, index)
-    known = {*linears, *vector_shapes(config, index)}
-    if packed:
-        known |= set(_packed_parts(linears))
-    return known
 
 
 class Part(NamedTuple):
@@ -192,7 +65,8 @@ def parts(config: ModelConfig, index: int) -> dict[str, Part]:
 
 def stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
     """The linear layers of a block in the order they run, grouped by the input they share."""
-    return attention_stages(config, index) + mlp_stages(config, index)
+    halves = attention_stages(config, index) + mlp_stages(config, index)
+    return halves + layer_input_stages(config, index)
 
 
 def attention_stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
@@ -208,6 +82,11 @@ def attention_stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
 def mlp_stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
     """The stages of the MLP that all tokens go through; none where a block has none."""
     return _named(config, index, ("gate", "up"), ("down",))
+
+
+def layer_input_stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
+    """The stages of what a block adds of its tokens' vectors; none where it adds nothing."""
+    return _named(config, index, ("layer_gate",), ("layer_output",))
 
 
 def _named(config: ModelConfig, index: int, *stages_roles: tuple[str, ...]) -> tuple[Stage, ...]:
@@ -231,6 +110,7 @@ def expert_parts(config: ModelConfig, index: int) -> list[dict[str, Part]]:
         {
             role: Part(f"{names.each}.{expert}.{ends[role]}", 0, count, count)
             for role, count in rows.items()
+            if ends[role]
         }
         for expert in range(mixture.experts)
     ]
@@ -239,7 +119,7 @@ def expert_parts(config: ModelConfig, index: int) -> list[dict[str, Part]]:
 def expert_stages(config: ModelConfig, index: int) -> list[tuple[Stage, Stage]]:
     """The layers of each of a block's experts that share an input, in the order they run."""
     return [
-        ((own["gate"].name, own["up"].name), (own["down"].name,))
+        (tuple(own[role].name for role in ("gate", "up") if role in own), (own["down"].name,))
         for own in expert_parts(config, index)
     ]
 
@@ -254,6 +134,12 @@ def expert_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]
         for own in expert_parts(config, index)
         for role, part in own.items()
     }
+
+
+def layer_of(name: str) -> tuple[int, str] | None:
+    """Number of the block that a tensor is of, and its name there; None of those outside."""
+    layer = _LAYER.fullmatch(name)
+    return None if layer is None else (int(layer[1]), layer[2])
 
 
 def linear_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
@@ -278,16 +164,26 @@ def vector_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]
                 shapes[f"{part.name}.bias"] = (part.rows,)
     if config.architecture.block_scale:
         shapes[config.architecture.block_scale] = (1,)
+    if (gate := config.architecture.head_gate) and config.attends(index):
+        shapes[f"{gate}.weight"] = (config.queries_of(index), config.hidden_size)
     if config.architecture.sinks:
-        shapes[config.architecture.sinks] = (config.num_heads,)
-    return shapes | _router_shapes(config, index) | _delta_shapes(config, index)
+        shapes[config.architecture.sinks] = (config.queries_of(index),)
+    names, convolution = config.architecture.convolution, config.convolution_of(index)
+    if names is not None and convolution is not None:
+        shapes[f"{names.taps}.weight"] = (config.hidden_size, 1, convolution.taps)
+    mixers = _delta_shapes(config, index) | _state_space_shapes(config, index)
+    return shapes | _router_shapes(config, index) | mixers
 
 
 def _is_biased(config: ModelConfig, index: int, role: str) -> bool:
     """Return whether a linear layer has a bias; of latent attention, only those that make latents."""
     if role in ("gate", "up", "down"):
         return config.mlp_bias
-    if config.delta_of(index) is not None or role == "attention_gate":
+    if not config.attends(index) or role in (
+        "attention_gate",
+        "layer_gate",
+        "layer_output",
+    ):
         return False
     if role == "output":
         return config.output_bias
@@ -305,6 +201,10 @@ def _router_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]
     }
     if mixture.router_bias:
         shapes[f"{names.router}.bias"] = (mixture.experts,)
+    if names.router_norm:
+        shapes[names.router_norm] = (config.hidden_size,)
+    if names.factors:
+        shapes[names.factors] = (mixture.experts,)
     if names.correction:
         row = (1,) if names.correction_is_row else ()
         shapes[names.correction] = (*row, mixture.experts)
@@ -332,6 +232,22 @@ def _delta_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]
     }
 
 
+def _state_space_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a layer of Mamba 2 has beside its large layers: float32, and never quantized."""
+    space, names = config.state_space_of(index), config.architecture.state_space
+    if space is None or names is None:
+        return {}
+    channels = space.values + 2 * space.keys
+    bias = {f"{names.convolution}.bias": (channels,)} if space.convolution_bias else {}
+    return bias | {
+        f"{names.convolution}.weight": (channels, 1, space.taps),
+        f"{names.norm}.weight": (space.values,),
+        names.slopes: (space.heads,),
+        names.biases: (space.heads,),
+        names.shares: (space.heads,),
+    }
+
+
 def outer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the final norm, of the head's bias and of positions, by their whole names."""
     shapes = _norm_shapes(config, NORM.removesuffix(".weight"), (config.hidden_size,))
@@ -339,15 +255,21 @@ def outer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes[HEAD_BIAS] = (config.vocab_size,)
     if config.positions:
         shapes[POSITIONS] = (config.positions, config.hidden_size)
+    if size := config.layer_input_size:
+        shapes[LAYER_TABLE] = (config.vocab_size, config.num_layers * size)
+        shapes[LAYER_PROJECTION] = (config.num_layers * size, config.hidden_size)
+        shapes[LAYER_NORM] = (size,)
     return shapes
 
 
 def is_linear(name: str, config: ModelConfig) -> bool:
     """Return whether a tensor is the weight of a linear layer of a block, by its whole name."""
-    layer = _LAYER.fullmatch(name)
-    delta = config.architecture.delta
-    linears = [*config.architecture.linears.values(), *(delta.linears.values() if delta else ())]
-    return layer is not None and layer[2].removesuffix(".weight") in linears
+    layer = layer_of(name)
+    own = config.architecture
+    linears = [*own.linears.values()]
+    for mixer in (own.delta, own.convolution, own.state_space):
+        linears += mixer.linears.values() if mixer else ()
+    return layer is not None and layer[1].removesuffix(".weight") in linears
 
 
 def is_norm(config: ModelConfig, name: str) -> bool:
@@ -362,12 +284,19 @@ def _norm_shape(config: ModelConfig, index: int, role: str) -> tuple[int, ...] |
     if latent is not None and role in ("query_latent", "latent"):
         size = latent.size if role == "latent" else latent.query_size
         return (size,) if size else None
+    of_experts = role in ("experts", "experts_output", "shared_output")
+    if of_experts and config.mixture_of(index) is None:
+        return None
+    if role == "layer_input_output" and not config.layer_input_size:
+        return None
     if role not in ("query", "key"):
         return (config.hidden_size,)
-    if not config.qk_norm or config.delta_of(index) is not None:
+    if not config.qk_norm or not config.attends(index):
+        return None
+    if role == "key" and config.key_source(index) is not None:
         return None
     kv_heads, size = config.heads_of(index)
-    heads = config.num_heads if role == "query" else kv_heads
+    heads = config.queries_of(index) if role == "query" else kv_heads
     return {"head": (size,), "heads": (heads, size), "all": (heads * size,)}[
         config.architecture.qk_norm
     ]

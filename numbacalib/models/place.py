@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,11 +14,10 @@ from numpy.typing import NDArray
 
 from numbacalib.ops.matrix import cast
 from numbacalib.runtime import host_memory
+from numbacalib.runtime.notices import notices
 
 if TYPE_CHECKING:
     from numbacalib.runtime.device import Transfers
-
-log = logging.getLogger("numbacalib")
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ def open_place(device: str = "auto") -> Place:
     Raises
     ------
     ValueError
-        If it is none of these, or there is no such device.
+        If it is none of these, there is no such device, or its driver is too old.
     ModuleNotFoundError
         If the extra `cuda` is not installed.
 
@@ -174,7 +172,10 @@ def open_place(device: str = "auto") -> Place:
     if device == "auto":
         if _missing_packages() or not _device_count():
             return HOST
-        log.warning("running on the first CUDA device (--device cpu for the host)")
+        if fault := _driver_fault():
+            notices.warning("running on the host: expected %s", fault)
+            return HOST
+        notices.warning("running on the first CUDA device (--device cpu for the host)")
         return _cuda(0)
     kind, _, number = device.partition(":")
     if kind != "cuda" or not (number.isdecimal() or device == "cuda"):
@@ -186,6 +187,8 @@ def open_place(device: str = "auto") -> Place:
     count = _device_count()
     if not count:
         raise ValueError(f"device: expected a GPU and its driver for {device}, found none")
+    if fault := _driver_fault():
+        raise ValueError(f"device: expected {fault}")
     if int(number or 0) >= count:
         raise ValueError(f"device: expected cuda:0 to cuda:{count - 1}, got {device}")
     return _cuda(int(number or 0))
@@ -204,6 +207,17 @@ def _device_count() -> int:
     from numbacalib.runtime.device import cuda
 
     return len(cuda.gpus) if cuda.is_available() else 0
+
+
+def _driver_fault() -> str | None:
+    """Say which driver is needed, and which there is, where it is too old for the packages; else None."""
+    from numbacalib.runtime import device
+
+    version, least = device.driver_versions()
+    if version >= least:
+        return None
+    needed, found = (f"{each // 1000}.{each % 1000 // 10}" for each in (least, version))
+    return f"a driver of CUDA {needed} or later, found one of CUDA {found}"
 
 
 def _cuda(number: int) -> Place:

@@ -7,7 +7,7 @@ from pathlib import Path
 from numbacalib.models.checkpoint import Checkpoint
 from numbacalib.models.hub import local_path
 from numbacalib.models.input_files import InputFiles
-from numbacalib.models.layer_tensors import check_names
+from numbacalib.models.tensor_names import check_names
 from numbacalib.runtime.extras import extra
 
 __all__ = ["open_checkpoint"]

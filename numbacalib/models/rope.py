@@ -163,6 +163,13 @@ class RotaryEmbedding:
         self._make(length)
         return self._query_tables
 
+    def still(self, dim: int) -> RotaryEmbedding | None:
+        """Return what lets `dim` dimensions grow that do not turn, as queries do; None where they stay."""
+        if self._rope.growth is None:
+            return None
+        own = self._rope._replace(scaling={"rope_type": "none"}, dim=dim)
+        return RotaryEmbedding(own, self._place)
+
     def _make(self, length: int) -> None:
         if length == self._length:
             return

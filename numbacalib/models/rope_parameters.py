@@ -14,9 +14,13 @@ from typing import Any, NamedTuple
 
 from numbacalib.models.fields import Fields
 
-__all__ = ["NO_WORDS", "ROPE_TYPES", "Words", "read_rope", "read_ropes", "yarn_magnitude"]
+__all__ = ["NO_WORDS", "ROPE_TYPES", "Turning", "Words", "read_rope", "read_ropes"]
+__all__ += ["yarn_magnitude"]
 
 _DEFAULT_THETA = 10000.0
+_SHARE = "partial_rotary_factor"
+Turning = tuple[float, dict[str, Any], int]
+"""Base of a rotary embedding, its scaling, and how many dimensions turn."""
 _THETA = (1.0001, 1e15)
 
 
@@ -139,8 +143,9 @@ def read_ropes(
     theta: float,
     local_key: str,
     local_theta: float,
-) -> tuple[float, dict[str, Any], tuple[float, dict[str, Any]]]:
-    """Base and scaling of the layers without windows, and those of the layers with.
+    shares: tuple[float, float] | None = None,
+) -> tuple[Turning, Turning]:
+    """Base, scaling and dimensions that turn of the layers without windows, and those of the layers with.
 
     They stand in ``rope_parameters`` by type of layer. Files of transformers 4 have ``rope_theta`` and
     ``rope_scaling`` for the former, which count where ``rope_parameters`` has nothing of their name, and
@@ -155,6 +160,8 @@ def read_ropes(
     theta, local_theta : float
         The bases where a file says none.
     local_key : str
+    shares : (float, float), optional
+        The parts of a head that turn where a file says none; None where all of it does, always.
 
     Raises
     ------
@@ -170,14 +177,15 @@ def read_ropes(
         full = full.updated(scaling)
     theta = config.number("rope_theta", *_THETA, theta)
     local_theta = config.number(local_key, *_THETA, local_theta)
-    found = [
-        (
-            rope.number("rope_theta", *_THETA, base),
-            _read_scaling(config, rope, dim=dim, max_positions=max_positions, types=_BY_KIND),
-        )
-        for rope, base in ((full, theta), (local, local_theta))
-    ]
-    return *found[0], found[1]
+    found = []
+    parts = shares or (None, None)
+    for rope, base, share in zip((full, local), (theta, local_theta), parts, strict=True):
+        own, found_theta = dim, float(rope.number("rope_theta", *_THETA, base))
+        if share is not None:
+            own = _even(rope, dim, rope.number(_SHARE, *_RANGES[_SHARE], share))
+        scaling = _read_scaling(config, rope, dim=own, max_positions=max_positions, types=_BY_KIND)
+        found.append((found_theta, scaling, own))
+    return found[0], found[1]
 
 
 def _read_scaling(
@@ -227,17 +235,22 @@ def _rotary_dim(
     config: Fields, rope: Fields, head_dim: int, share: float | None, words: Words
 ) -> int:
     """Dimensions of a head that turn; what is within the rope's object counts before what is beside."""
-    key = "partial_rotary_factor"
     if share is None:
         for fields in (config, rope):
-            fields.choice(key, (1, 1.0), None)
+            fields.choice(_SHARE, (1, 1.0), None)
         return head_dim
-    beside = _by_either_name(config, (key, words.share), 0.01, 1)
-    within = rope.number(key, 0.01, 1, None)
+    beside = _by_either_name(config, (_SHARE, words.share), *_RANGES[_SHARE])
+    within = rope.number(_SHARE, *_RANGES[_SHARE], None)
     given = within if within is not None else beside
-    dim = int(head_dim * (share if given is None else given))
+    return _even(config, head_dim, share if given is None else given)
+
+
+def _even(fields: Fields, head_dim: int, share: float) -> int:
+    """Dimensions of a part of a head, pairs of which turn."""
+    dim = int(head_dim * share)
     if dim % 2 or not dim:
-        raise config.error(key, f"an even number of the {head_dim} dimensions of a head, not {dim}")
+        expected = f"an even number of the {head_dim} dimensions of a head, not {dim}"
+        raise fields.error(_SHARE, expected)
     return dim
 
 

@@ -22,26 +22,28 @@ from typing import Any
 import numpy as np
 
 from numbacalib.models.block_weights import Array, BlockWeights
-from numbacalib.models.latent import NORM_EPS
 from numbacalib.models.layer_tensors import Part, Stage, attention_stages, mlp_stages, parts
 from numbacalib.models.parts import Parts
 from numbacalib.models.rope import RotaryEmbedding
+from numbacalib.models.stream import states_of, written_states
 from numbacalib.ops.activation import activate, activate_clamped
 from numbacalib.ops.attention import attention
+from numbacalib.ops.linear import linear
 from numbacalib.ops.matrix import (
     add_scaled,
     cast,
     column_range,
     from_host,
-    joined_columns,
     joined_rows,
     row_range,
+    scaled,
     to_host,
 )
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
+from numbacalib.runtime.checks import rows_of
 
-__all__ = ["MLP", "Attention", "LatentAttention", "Sublayer", "activated"]
+__all__ = ["MLP", "Attention", "Missing", "Sublayer", "activated"]
 
 
 class Sublayer(abc.ABC):
@@ -83,9 +85,10 @@ class Sublayer(abc.ABC):
 
     def input(self, hidden: Array) -> Array:
         """Normalized ``hidden`` ``[..., T, hidden_size]``, or as it is where there is no norm."""
+        states = states_of(self._config, hidden)
         if self._input_norm is None:
-            return cast(hidden, self._weights.dtype)
-        return self._weights.norm(self._input_norm, hidden)
+            return cast(states, self._weights.dtype)
+        return self._weights.norm(self._input_norm, states)
 
     def entries(self, x: Array) -> list[Array]:
         """The inputs of the entry stages, from what `input` gave."""
@@ -120,12 +123,35 @@ class Sublayer(abc.ABC):
     def _add(self, hidden: Array, part: Any, x: Array) -> Array:
         """Add a linear layer's sums, normalized and scaled as the architecture does."""
         factor = self._config.residual_scale
-        if self._output_norm is None and factor == 1:
-            return self._weights.project(part, x, add_to=hidden)
-        output = self._weights.project(part, x, dtype=np.float32)
-        if self._output_norm is not None:
-            output = self._weights.norm(self._output_norm, output, np.float32)
-        add_scaled(hidden, output, factor)
+        with written_states(self._config, hidden) as states:
+            if self._output_norm is None and factor == 1:
+                self._weights.project(part, x, add_to=states)
+                return hidden
+            output = self._weights.project(part, x, dtype=np.float32)
+            if self._output_norm is not None:
+                output = self._weights.norm(self._output_norm, output, np.float32)
+            add_scaled(states, output, factor)
+        return hidden
+
+    def _scale_block(self, hidden: Array) -> None:
+        """Multiply the block's results by its number, where it has one; the last sublayer does so."""
+        scale = self._weights.vectors.get(self._config.architecture.block_scale)
+        if scale is not None:
+            with written_states(self._config, hidden) as states:
+                add_scaled(states, states, float(to_host(scale)[0]) - 1)
+
+
+class Missing(Sublayer):
+    """In the place of a half that a block does not have: it adds nothing."""
+
+    role = "attention"
+    entry_stages, exit_stages, width = (), (), 0
+
+    def inner(self, x: Array) -> None:
+        del x
+
+    def add_output(self, hidden: Array, inner: None) -> Array:
+        del inner
         return hidden
 
 
@@ -154,10 +180,14 @@ class Attention(Sublayer):
         entry, *middle, exit_ = attention_stages(config, index)
         self.entry_stages, self.middle_stages, self.exit_stages = (entry,), tuple(middle), (exit_,)
         self._kv_heads, self._size = config.heads_of(index)
-        self.width = config.num_heads * self._size
+        self.width = config.queries_of(index) * self._size
 
     def inner(self, x: Array) -> Array:
         """Attend: ``[..., T, hidden_size]`` to ``[..., T, num_heads * head_dim]``."""
+        return self._contexts(x, *self._turned(x))
+
+    def _turned(self, x: Array) -> tuple[Array, Array, Array, Array | None]:
+        """Heads ``[S, T, heads, head_dim]``, normalized and turned, and the gates of outputs."""
         config = self._config
         *_, length, _ = x.shape
         queries, keys, values, gates = self._heads(x)
@@ -171,6 +201,14 @@ class Attention(Sublayer):
             rotate(keys, *self._rope.tables(length), interleaved=interleaved)
         if by_head and config.architecture.norm_after_rotary:
             queries, keys = self._normalized(queries, keys)
+        return queries, keys, values, gates
+
+    def _contexts(
+        self, x: Array, queries: Array, keys: Array, values: Array, gates: Array | None
+    ) -> Array:
+        """Compute what heads attend to, as the inputs of the exit layer."""
+        config = self._config
+        *_, length, _ = x.shape
         attend = partial(
             attention,
             window=self._window,
@@ -185,7 +223,18 @@ class Attention(Sublayer):
             context = joined_rows([run.reshape(-1, self.width) for run in found])
         if gates is not None:
             context = activate(gates, "sigmoid", context.reshape(*gates.shape))
+        if config.architecture.head_gate:
+            context = self._gated(x, context)
         return context.reshape(*x.shape[:-1], self.width)
+
+    def _gated(self, x: Array, context: Array) -> Array:
+        """Contexts times the gate of each token's head."""
+        architecture = self._config.architecture
+        weight = self._weights.vectors[f"{architecture.head_gate}.weight"]
+        gates = linear(cast(rows_of(x), np.float32), weight)
+        gates = activate(gates, architecture.head_gate_activation).reshape(-1)
+        heads = scaled(context.reshape(-1, self._size), 1.0, gates)
+        return cast(heads, self._weights.dtype)
 
     def _runs(self, heads: Sequence[Array], length: int) -> Iterator[list[Array]]:
         """Cut heads ``[S, T, ...]`` into runs of positions ``[1, t, ...]`` that do not see each other."""
@@ -239,7 +288,7 @@ class Attention(Sublayer):
         queries = column_range(together, 0, keys)
         values = column_range(together, keys + size, keys + 2 * size)
         *_, length, _, _ = together.shape
-        queries = queries.reshape(-1, length, self._config.num_heads, size)
+        queries = queries.reshape(-1, length, self.width // size, size)
         return queries, column_range(together, keys, keys + size), values
 
     def add_output(self, hidden: Array, inner: Array) -> Array:
@@ -258,64 +307,6 @@ class Attention(Sublayer):
         return rms_norm(heads, ones, self._config.rms_norm_eps, self._weights.dtype)
 
 
-class LatentAttention(Attention):
-    """Attention whose keys and values come from a vector of each token, queries too in some models.
-
-    See `numbacalib.models.latent`. It computes keys and values of all heads, as while a prompt is read.
-    """
-
-    def __init__(self, weights: BlockWeights, index: int, rope: RotaryEmbedding) -> None:
-        super().__init__(weights, index, rope)
-        latent = self._config.latent
-        assert latent is not None
-        self._latent, self._turning = latent, rope
-        self._still = self._config.head_dim - self._config.rotary_dim
-        self.width = self._config.num_heads * latent.value_dim
-
-    def middles(self, x: Array) -> list[Array]:
-        """The vectors that queries, and keys and values, come from."""
-        _, latents = self._compressed(x)
-        queries = [self._query_input(x)] if self._latent.query_size else []
-        return [*queries, latents]
-
-    def inner(self, x: Array) -> Array:
-        """Attend: ``[..., T, hidden_size]`` to ``[..., T, num_heads * value_dim]``."""
-        config, still = self._config, self._still
-        *_, length, _ = x.shape
-        queries = self._of_heads("query", self._query_input(x))
-        tables = self._turning.query_tables(length)
-        rotate(queries, *tables, interleaved=config.architecture.interleaved, first=still)
-        turned, latents = self._compressed(x)
-        rotate(turned, *self._turning.tables(length), interleaved=config.architecture.interleaved)
-        expanded = self._of_heads("key_value", latents)
-        keys = joined_columns(column_range(expanded, 0, still), turned)
-        values = column_range(expanded, still, still + self._latent.value_dim)
-        context = attention(queries, keys, values, self._window, scale=config.attention_scale)
-        return context.reshape(*x.shape[:-1], self.width)
-
-    def _query_input(self, x: Array) -> Array:
-        """Return what queries come from."""
-        if not self._latent.query_size:
-            return x
-        return self._normed("query_latent", self._weights.project(self._parts["query_latent"], x))
-
-    def _compressed(self, x: Array) -> tuple[Array, Array]:
-        """The keys' part that turns, ``[S, T, 1, rotary_dim]``, and the vectors ``[..., T, size]``."""
-        *_, length, _ = x.shape
-        both = self._weights.project(self._parts["latent"], x)
-        size, turning = self._latent.size, self._config.rotary_dim
-        turned = column_range(both, size, size + turning).reshape(-1, length, 1, turning)
-        return turned, self._normed("latent", column_range(both, 0, size))
-
-    def _normed(self, role: str, x: Array) -> Array:
-        return self._weights.norm(self._config.architecture.norms[role], x, eps=NORM_EPS)
-
-    def _of_heads(self, role: str, x: Array) -> Array:
-        """A layer's outputs ``[S, T, num_heads, ...]``."""
-        rows = self._parts[role].rows
-        return self._by_head(self._projected(role, x), rows // self._config.num_heads)
-
-
 class MLP(Sublayer):
     """Two linear layers with an activation between them, gated or not."""
 
@@ -328,8 +319,6 @@ class MLP(Sublayer):
         self.entry_stages, self.exit_stages = (entry,), (exit_,)
         up = self._parts["up"]
         self.width = up.end - up.begin
-        scale = weights.vectors.get(self._config.architecture.block_scale)
-        self._block_scale = 1.0 if scale is None else float(to_host(scale)[0])
 
     def inner(self, x: Array) -> Array:
         """``activation(gate) * up``, or ``activation(up)``, ``[..., T, intermediate_size]``."""
@@ -338,8 +327,8 @@ class MLP(Sublayer):
     def add_output(self, hidden: Array, inner: Array) -> Array:
         """Project the activations, and add that."""
         self._add(hidden, self._parts["down"], inner)
-        if self._block_scale != 1:
-            add_scaled(hidden, hidden, self._block_scale - 1)
+        if not self._config.layer_input_size:
+            self._scale_block(hidden)
         return hidden
 
 

@@ -15,13 +15,20 @@ __all__ = ["WRAPPERS", "beside_decoder", "decoder_config", "decoder_name"]
 
 WRAPPERS = {
     "aya_vision": "cohere2",
+    "cohere2_vision": "cohere2",
+    "exaone4_5": "exaone4",
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
+    "glm46v": "glm4v_text",
     "glm4v": "glm4v_text",
+    "glm4v_moe": "glm4v_moe_text",
     "idefics3": "llama",
     "internvl": "qwen2",
     "kimi_k25": "deepseek_v3",
     "kimi_vl": "deepseek_v3",
+    "lfm2_vl": "lfm2",
+    "lfm3_vl": "lfm3",
     "llama4": "llama4_text",
     "llava": "llama",
     "llava_next": "llama",
@@ -51,7 +58,7 @@ _PREFIXES = {
 def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The configuration of the decoder in a ``config.json``: the whole of it where there are no others.
 
-    Whether the head is tied says the outer one, in which a file that leaves it out means yes: a head that
+    The outer configuration says whether the head is tied, and it is where that says nothing; a head that
     the file has counts all the same.
 
     Raises

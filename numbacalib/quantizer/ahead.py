@@ -1,9 +1,9 @@
 """GPU kernels compiled by processes beside a run's first block, where none are on disk yet.
 
 A process compiles one kernel at a time, and a run needs some fifty. What it will need later is compiled by
-others meanwhile: they run the same functions on a block of the same model, and leave the kernels on disk
-(`numbacalib.runtime.cubins`), where the run finds them, or waits for one that is under way. What they fail
-to do, it does itself.
+others meanwhile: each notes what the same functions launch on a block of the same model, compiles what no
+other is at, the longest first, and leaves it on disk (`numbacalib.runtime.cubins`), where the run finds it,
+or waits for one that is under way. What they fail to do, it does itself.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from numbacalib.linalg import factor_hessians
-from numbacalib.methods import LayerSettings, quantize_layers, rtn
+from numbacalib.methods import LayerSettings, QuantizedWeight, quantize_layers, rtn
 from numbacalib.methods.layer_options import grid_options, searched_options
 from numbacalib.methods.order import column_orders
-from numbacalib.methods.settings import grid_settings
+from numbacalib.methods.settings import AskedGrid, grid_settings
 from numbacalib.methods.solver import sweep
 from numbacalib.models import (
     EMBEDDINGS,
@@ -39,12 +39,15 @@ from numbacalib.ops.magnitudes import channel_magnitudes
 from numbacalib.ops.matrix import diagonals, weighted_sum
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.stages import require_range
+from numbacalib.quantizer.trial import storing
 from numbacalib.runtime import checks, kernel_files
 from numbacalib.runtime.backend import arrays_of_one_device
 from numbacalib.statistics import InputStatistics
 
 LEAST_PROCESSORS = 8
 """Processors at least: with fewer the processes would stand in the run's way."""
+PROCESSES = 7
+"""They are few, since a device's driver makes a context for one process at a time."""
 TOKENS = 1 << 20
 """Tokens that are said to have been seen: enough for any layer."""
 
@@ -53,7 +56,8 @@ TOKENS = 1 << 20
 class _Order:
     """Order of what a process is to do, as it is sent to it."""
 
-    parts: tuple[str, ...]
+    number: int
+    """Of the process."""
     model: str
     settings: Settings
     device: str
@@ -70,10 +74,8 @@ def compiled_ahead(checkpoint: Checkpoint, settings: Settings, place: Place) -> 
         yield
         return
     model = str(checkpoint.path)
-    wanted = [
-        parts for parts in _PROCESSES if parts != _OF_TARGET or settings.target == "propagated"
-    ]
-    processes = [_started(_Order(parts, model, settings, place.name)) for parts in wanted]
+    orders = [_Order(number, model, settings, place.name) for number in range(PROCESSES)]
+    processes = list(map(_started, orders))
     try:
         yield
     finally:
@@ -127,7 +129,8 @@ def _mlp(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
 
 def _hessian(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     """Run what collects statistics."""
-    inputs = block.attention.input(_states(decoder, settings))
+    shape = settings.sequence_length, decoder.config.hidden_size
+    inputs = decoder.place.put(np.zeros(shape, block.dtype))
     InputStatistics(decoder.config.hidden_size).update(inputs)
 
 
@@ -165,7 +168,7 @@ def _sweep(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     upper = decoder.place.put(np.eye(channels, dtype=np.float32))
     spread = decoder.place.put(np.ones((1, channels), np.float32))
     with arrays_of_one_device(weight=weight, upper=upper, spread=spread) as (weight, upper, spread):
-        grid = grid_settings(weight, **grid_options(_layer(block, settings)))
+        grid = grid_settings(weight, AskedGrid(**grid_options(_layer(block, settings))))
         orders = _orders(spread, block, settings)
         stack = checks.stack_of_one(upper)
         sweep(weight, stack, orders, grid, settings.static_groups, [rows])
@@ -208,6 +211,15 @@ def _target(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     quantize_layers({stage[0]: weight}, statistics, layer)
 
 
+def _storing(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
+    """Run what the host does with quantized layers: pack and unpack codes, and decode them."""
+    del decoder
+    size = settings.group_size or 8
+    codes, zeros = np.zeros((8, size), np.uint8), np.zeros((8, 1), np.uint8)
+    scales = np.ones((8, 1), block.dtype)
+    storing(QuantizedWeight(codes, scales, zeros, settings.bits, size, settings.symmetric))
+
+
 def _score(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     """Run what the proof of the output needs: the head's losses."""
     del block
@@ -230,23 +242,11 @@ _PARTS: dict[str, Callable[[Decoder, DecoderBlock, Settings], None]] = {
     "score": _score,
 }
 """Parts of a run."""
-_OF_TARGET = ("target",)
-_PROCESSES: tuple[tuple[str, ...], ...] = (
-    ("hessian", "panels"),
-    ("columns", "score"),
-    ("sweep",),
-    ("attention", "mlp"),
-    ("factor", "search"),
-    ("measure", "solve"),
-    _OF_TARGET,
-)
-"""Parts that a process does, as much to compile in each as may be. They are few, since a device's driver
-makes a context for one process at a time."""
 
 
 def _states(decoder: Decoder, settings: Settings) -> Any:
     """Hidden states of one sequence."""
-    return decoder.place.zeros((1, settings.sequence_length, decoder.config.hidden_size))
+    return decoder.place.zeros((1, settings.sequence_length, decoder.stream_size))
 
 
 def _layer(block: DecoderBlock, settings: Settings) -> LayerSettings:
@@ -265,18 +265,42 @@ def _statistics(place: Place, channels: int) -> InputStatistics:
     statistics.tokens = TOKENS
     for name in ("hessian", "mean_abs", "max_abs"):
         shape = getattr(statistics, name).shape
-        values: Any = np.eye(channels) if len(shape) == 2 else np.ones(channels)
-        setattr(statistics, name, place.put(values.astype(np.float32)))
+        ones: Any = np.eye if len(shape) == 2 else np.ones
+        setattr(statistics, name, place.put(ones(channels, dtype=np.float32)))
     return statistics
+
+
+def _parts(settings: Settings) -> dict[str, Callable[[Decoder, DecoderBlock, Settings], None]]:
+    """Parts of a run with some settings."""
+    left_out = "target" if settings.target != "propagated" else None
+    return {name: part for name, part in _PARTS.items() if name != left_out}
 
 
 def main() -> None:
     """Do what standard input orders."""
     order = pickle.loads(sys.stdin.buffer.read())
     decoder = Decoder(open_checkpoint(order.model), place=open_place(order.device))
+    parts = list(_parts(order.settings).values())
+    if order.number == 0:
+        parts.insert(0, _storing)
+    if order.device != "cpu":
+        _compile(parts, decoder, order.settings)
     block = decoder.block(0)
-    for part in order.parts:
-        _PARTS[part](decoder, block, order.settings)
+    first = order.number % len(parts)
+    for part in parts[first:] + parts[:first]:  # what was not noted, if anything
+        part(decoder, block, order.settings)
+
+
+def _compile(parts: Sequence[Callable[..., None]], decoder: Decoder, settings: Settings) -> None:
+    """Compile what parts launch and no other process is at, as far as they can be gone through."""
+    from numbacalib.runtime.packed_launch import compile_noted, noted_launches
+
+    with noted_launches() as noted:
+        block = decoder.block(0)
+        for part in parts:
+            with suppress(Exception):  # of results that mean nothing
+                part(decoder, block, settings)
+    compile_noted(noted)
 
 
 if __name__ == "__main__":

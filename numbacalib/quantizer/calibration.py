@@ -94,7 +94,7 @@ class TextCalibration:
                 "a second residual stream and as much again of activations",
                 self._original.tokens,
                 tokens.size,
-                4 * self._original.tokens * decoder.config.hidden_size / 2**20,
+                4 * self._original.tokens * decoder.stream_size / 2**20,
             )
 
     def preview(self, index: int, block: DecoderBlock) -> list[tuple[Stage, InputStatistics]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from numbacalib.methods import proxy_loss, rtn
 from numbacalib.models import Decoder, DecoderBlock
 from numbacalib.ops.matrix import copied, joined_rows, to_host
-from numbacalib.quantizer.text import spread
+from numbacalib.quantizer.text import evenly_spaced
 
 SEQUENCES, LENGTH = 2, 128
 """Of the text, the tokens that run through every model."""
@@ -37,7 +37,7 @@ class Effects:
 
     def __init__(self, decoder: Decoder, tokens: NDArray[np.integer]) -> None:
         self._decoder = decoder
-        some = tokens[spread(len(tokens), min(SEQUENCES, len(tokens))), :LENGTH]
+        some = tokens[evenly_spaced(len(tokens), min(SEQUENCES, len(tokens))), :LENGTH]
         self._original = decoder.embed(some)
         self._changed: list[tuple[list[str], Any]] = []
         self._losses: dict[str, float] = {}

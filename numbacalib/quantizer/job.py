@@ -25,7 +25,7 @@ from numbacalib.quantizer.importance import read_importance
 from numbacalib.quantizer.memory import Demand
 from numbacalib.quantizer.outer import is_outer, outer_layers
 from numbacalib.quantizer.settings import Settings
-from numbacalib.quantizer.text import read_sequences, read_split, spread
+from numbacalib.quantizer.text import evenly_spaced, read_sequences, read_split
 
 log = logging.getLogger("numbacalib")
 
@@ -119,7 +119,7 @@ def open_job(
     calibration, tokens, others = _calibration(inputs, settings, decoder, grids)
     if inputs.held_out:
         others = read_sequences(checkpoint, inputs.held_out, settings.sequence_length)
-        others = others[spread(len(others), min(settings.samples, len(others)))]
+        others = others[evenly_spaced(len(others), min(settings.samples, len(others)))]
     if settings.size is not None:
         if tokens is None:
             raise ValueError("size: expected a text, whose inputs say what bits each layer needs")
@@ -207,15 +207,14 @@ def _grids(
     grids = common_grids(formats, weights, asked)
     for grid in dict.fromkeys(grids.values()):
         on_grid(settings, grid).check()
-    if any(
-        asked[name].symmetric != grid.symmetric and grid.find is None
-        for name, grid in grids.items()
-    ):
+    if any(form.own_grid for form in formats):  # nothing was asked for that could deviate
+        return grids
+    if any(asked[name].symmetric != grid.symmetric for name, grid in grids.items()):
         log.warning("experts are on the symmetric grid: runtimes read no zero points of theirs")
     others: dict[tuple[int | None, int | None], set[int]] = {}
     for name, grid in grids.items():
         sizes = asked[name].group_size, grid.group_size
-        if sizes[0] != sizes[1] and grid.find is None:
+        if sizes[0] != sizes[1]:
             others.setdefault(sizes, set()).add(weights[name].shape[1])
     for (size, taken), channels in others.items():
         divides = any(K % (size or 1) == 0 for K in channels)

@@ -12,8 +12,10 @@ from numbacalib.models.config import ModelConfig
 from numbacalib.models.layer_tensors import expert_shapes, linear_shapes, stages
 from numbacalib.models.mixture import Mixture
 from numbacalib.models.roles import columns_by_role
+from numbacalib.models.stream import stream_size
 from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.settings import PAIRED_TOKENS, Settings
+from numbacalib.statistics.inputs import DRIFT_TOKENS
 
 _COPIES = 4
 """Float32 copies of a stage's weights: as read, compensated, as codes, dequantized."""
@@ -83,7 +85,7 @@ class Demand:
 
     def pinned_bytes(self, tokens: int) -> int:
         """Bytes of the host that a residual stream takes: its own, or of one that passes a device."""
-        return sum(self._passing(tokens)) * 4 * self.config.hidden_size
+        return sum(self._passing(tokens)) * 4 * stream_size(self.config)
 
     @property
     def streams(self) -> int:
@@ -94,6 +96,13 @@ class Demand:
         """Tokens of each residual stream."""
         return [tokens, min(tokens, PAIRED_TOKENS)][: self.streams]
 
+    def _moments(self, tokens: int) -> int:
+        """Matrices [K, K] that are collected: the Hessian, and two moments with the original model."""
+        if self.streams == 1:
+            return 1
+        # those of tokens that the original model does not see, and what they are merged into
+        return 3 if tokens <= PAIRED_TOKENS else 6
+
     def _block_bytes(self, index: int, tokens: int, streamed: bool) -> int:
         config, place, streams = self.config, self.place, self.streams
         size = place.product_dtype(self.dtype).itemsize
@@ -102,17 +111,17 @@ class Demand:
         widest = max(channels for _, channels in shapes.values())
         together = min(tokens, place.batch_tokens)
         batch = size * together * self._numbers_of_a_token(index, widest)
-        if streams > 1:  # float32, what they differ by of a layer's inputs and of the stream itself
-            batch += 4 * together * (widest + config.hidden_size)
+        if streams > 1:  # what they differ by, in a layer's inputs and in the stream itself
+            shown = min(together, DRIFT_TOKENS)
+            batch += size * (shown * widest + together * stream_size(config))
         staying = sum(
             self._staying_bytes(index, own, widest, streamed) for own in self._passing(tokens)
         )
         moving = sum(min(own, _PASSING * together) for own in self._passing(tokens))
-        passing = 4 * config.hidden_size * moving if streamed else 0
+        passing = 4 * stream_size(config) * moving if streamed else 0
         squares = _SQUARES + 2 * (streams - 1) if self.calibrated else 0
         sizes = [stage_size(config, index, stage, self.layers) for stage in stages(config, index)]
-        # beside the Hessian, two moments with the original model; and while they are merged, all again
-        gathering = batch + passing + 4 * (1 + 5 * (streams - 1)) * widest**2
+        gathering = batch + passing + 4 * self._moments(tokens) * widest**2
         solving = 4 * max(
             squares * channels**2 + _COPIES * rows * channels for rows, channels in sizes
         )
@@ -123,7 +132,7 @@ class Demand:
     def _staying_bytes(self, index: int, tokens: int, widest: int, streamed: bool) -> int:
         """Bytes of a stream that stays on the device, and of what a sublayer holds of all its tokens."""
         hidden, size = self.config.hidden_size, self.place.product_dtype(self.dtype).itemsize
-        states = 0 if streamed else 4 * hidden * tokens
+        states = 0 if streamed else 4 * stream_size(self.config) * tokens
         held = 0 if streamed else self._held_bytes(index, tokens, widest, size)
         if self.config.mixture_of(index) is not None and self.calibrated:
             held = max(held, (size + 4) * tokens * hidden)  # inputs and sums of outputs

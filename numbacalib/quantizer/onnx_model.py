@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from numbacalib.formats import dequantize_linear, matmul_nbits
 from numbacalib.formats.format import LayerGrid
-from numbacalib.formats.matmul_nbits import RULES, padded
+from numbacalib.formats.grid_finders import RealZeros
+from numbacalib.formats.matmul_nbits import REAL_BITS, RULES, padded
 from numbacalib.formats.output_directory import new_directory
 from numbacalib.methods import (
     LayerReport,
@@ -44,6 +45,7 @@ def quantize_onnx(
     calibration: str | Path | None = None,
     settings: Settings,
     operator: str = "MatMulNBits",
+    float_zeros: bool = False,
     clean: bool = False,
 ) -> list[LayerReport]:
     """Quantize the products with constant weights of an ONNX model, for ONNX Runtime.
@@ -68,6 +70,9 @@ def quantize_onnx(
     operator : str, default "MatMulNBits"
         What computes with the weights: ONNX Runtime's "MatMulNBits", or ONNX's own "DequantizeLinear"
         before the nodes that are there. Models that are too old for that are converted.
+    float_zeros : bool, default False
+        Store real zero points, at 2 and 4 bits, with MatMulNBits. Scales and zeros of little error are
+        searched for, and codes chosen on them.
     clean : bool, default False
         Remove what killed runs to the same output left beside it.
 
@@ -95,11 +100,13 @@ def quantize_onnx(
     >>> reports[0].tokens, reports[0].loss < reports[0].rtn_loss
     (256, True)
     """
+    if float_zeros:
+        settings = replace(settings, find_grid=RealZeros())
     check(settings, None)
     settings = settings.settled(text=False, experts=False)
-    _check(settings)
     if operator not in _OPERATORS:
         raise ValueError(f"operator: expected {' or '.join(_OPERATORS)}, got {operator!r}")
+    _check(settings, operator)
     with extra("onnx"):
         import onnxruntime  # noqa: F401
 
@@ -144,11 +151,7 @@ def quantize_onnx(
     return sorted(reports, key=lambda report: order[report.name])
 
 
-_OPERATORS = {
-    "MatMulNBits": matmul_nbits.packed_bytes,
-    "DequantizeLinear": dequantize_linear.stored_bytes,
-}
-"""Operators that compute with quantized weights, and the bytes of a weight there."""
+_OPERATORS = ("MatMulNBits", "DequantizeLinear")
 
 
 def _saved_bytes(layer: GraphLayer, settings: Settings, operator: str) -> int:
@@ -156,12 +159,20 @@ def _saved_bytes(layer: GraphLayer, settings: Settings, operator: str) -> int:
     rows, channels = layer.shape
     item, block = layer.dtype.itemsize, settings.group_size
     assert block is not None  # the rules have no whole rows
-    size = _OPERATORS[operator](layer.shape, settings.bits, block, settings.symmetric, item)
-    return rows * channels * item - size
+    sizes = layer.shape, settings.bits, block, settings.symmetric, item
+    if operator == "DequantizeLinear":
+        return rows * channels * item - dequantize_linear.stored_bytes(*sizes)
+    real = settings.find_grid is not None
+    return rows * channels * item - matmul_nbits.packed_bytes(*sizes, real=real)
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: Settings, operator: str) -> None:
     """Refuse settings that the format or the graph cannot hold."""
+    if settings.find_grid is not None:
+        if operator != "MatMulNBits" or settings.symmetric:
+            raise ValueError("float_zeros: expected False but with MatMulNBits on asymmetric grids")
+        if settings.bits not in REAL_BITS:
+            raise ValueError(f"bits: expected 2 or 4 with float_zeros, got {settings.bits}")
     grid = LayerGrid(settings.bits, settings.group_size, settings.symmetric, np.dtype(np.float32))
     unordered = settings.method == "gptq" and settings.act_order == "desc"
     RULES.check(replace(grid, g_idx=unordered and not settings.static_groups))

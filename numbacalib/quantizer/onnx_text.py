@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.tokenizer import named_errors, read_tokenizer
-from numbacalib.quantizer.text import spread
+from numbacalib.quantizer.text import evenly_spaced
 
 if TYPE_CHECKING:
     from numbacalib.quantizer.settings import Settings
@@ -99,7 +99,7 @@ def _sequences(model: Path, text: Path, length: int, samples: int) -> NDArray[np
             f"special, got {len(tokens)} tokens"
         )
     cut = tokens[: len(tokens) // room * room].reshape(-1, room)
-    cut = cut[spread(len(cut), samples)]
+    cut = cut[evenly_spaced(len(cut), samples)]
     return np.hstack([np.tile(before, (samples, 1)), cut, np.tile(after, (samples, 1))]).astype(
         np.int64
     )

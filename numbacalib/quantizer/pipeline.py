@@ -230,6 +230,7 @@ def _plan(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> Plan:
     plan = make_plan(
         job,
         output_bytes=sum(writer.planned_bytes for writer in writers),
+        formats=len(writers),
         scratch_bytes=kept_bytes(job.weights, job.grids),
         finished=kept.finished,
     )

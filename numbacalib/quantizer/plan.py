@@ -36,7 +36,7 @@ from numbacalib.quantizer.trial import (
 MOVED = 1e9
 """Bytes a second at which an output is written and read back, once each."""
 _ALONE = 0.4
-"""Time that a token takes in one model alone, of what it takes in both with the moments of both."""
+"""Time of a token in one model, as a share of its time in both with the moments of both."""
 LATER = 30_000_000
 """Bytes of code that is loaded after the trial, and of memory that is not given back, as measured."""
 _SCORES = 6
@@ -90,7 +90,9 @@ class Plan:
         )
 
 
-def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int) -> Plan:
+def make_plan(
+    job: Job, *, output_bytes: int, formats: int, scratch_bytes: int, finished: int
+) -> Plan:
     """Plan a run from its shapes and a trial.
 
     Parameters
@@ -98,6 +100,8 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
     job : Job
     output_bytes, scratch_bytes : int
         Of all that is to be written.
+    formats : int
+        Formats that the output is written in.
     finished : int
         Blocks that a killed run has finished.
     """
@@ -140,7 +144,7 @@ def make_plan(job: Job, *, output_bytes: int, scratch_bytes: int, finished: int)
         layers=len(job.grids),
         widths=dict(Counter(grid.bits for grid in job.grids.values())),
         tokens=tokens,
-        bits_a_weight=8 * (output_bytes - copied) / weights,
+        bits_a_weight=8 * (output_bytes / formats - copied) / weights,
         output_bytes=output_bytes,
         scratch_bytes=scratch_bytes,
         peak_bytes=resident_memory() + _host_bytes(job, demand, tokens, output_bytes),

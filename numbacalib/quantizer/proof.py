@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from numbacalib.formats.dequantized import dequantized
 from numbacalib.formats.format import Format, StoredLayers
-from numbacalib.formats.gguf_layers import BlockLayers
+from numbacalib.formats.gguf import GGUF_FORMATS
 from numbacalib.formats.registry import stored_format
 from numbacalib.models import Checkpoint, Place, open_checkpoint, open_place
 from numbacalib.models.gguf import GGUFCheckpoint
@@ -131,7 +132,8 @@ def verify(
     checkpoint : path
         A directory in one of `numbacalib.formats.FORMATS`.
     against : path, optional
-        The original. Tensors that are neither quantized nor equal to it are told as changed.
+        The original, or another quantized checkpoint, of which the weights count that it stands for.
+        Tensors that are neither quantized nor equal to it are told as changed.
     text : sequence of paths
         To evaluate on, with `against` for the KL too.
     max_kl : float, optional
@@ -170,17 +172,18 @@ def verify(
     for name, layer in layers.items():
         if not np.isfinite(to_host(layer.dequantize())).all():
             raise ProofError(f"{path}: {name}: weights that are not finite")
-    original = None if against is None else open_checkpoint(against)
-    found = _Comparison(0, (), ())
+    original = None if against is None else dequantized(open_checkpoint(against))
+    found, form = _Comparison(0, (), ()), _gguf(written)
+    dropped: dict[str, str] = {}
     if original is not None:
-        found = _compared(written, layers, original, chosen=layers)
+        found = _compared(written, layers, original, chosen=layers, form=form)
+        dropped = original.dropped | ({} if form is None else form.left_out(original))
     evaluation = None
     if text:
         subjects = [Subject.opened(each, place) for each in (path, against) if each is not None]
         tokens = read_sequences(subjects[0].checkpoint, text, sequence_length, samples)
         evaluation = measure(tokens, *subjects)
     _require_kl(path, evaluation, max_kl)
-    dropped = {} if original is None else original.dropped
     return Proof(len(layers), found.copied, found.other, (), dropped, evaluation)
 
 
@@ -241,12 +244,15 @@ def _model_file(path: Path) -> Path:
     return next(iter(path.glob("*.gguf")), path)
 
 
+def _gguf(checkpoint: Checkpoint) -> Format | None:
+    """Return one of GGUF's formats for such a file: all agree on what they leave out."""
+    return GGUF_FORMATS[0] if isinstance(checkpoint, GGUFCheckpoint) else None
+
+
 def _stored_layers(checkpoint: Checkpoint) -> StoredLayers:
-    form = stored_format(checkpoint)
+    form = stored_format(checkpoint) or _gguf(checkpoint)
     if form is not None:
         return form.layers(checkpoint)
-    if isinstance(checkpoint, GGUFCheckpoint):
-        return BlockLayers(checkpoint)
     raise ValueError(f"{checkpoint.path}: expected a quantized checkpoint, got a plain one")
 
 

@@ -24,6 +24,7 @@ from numbacalib.quantizer.evaluation import Evaluation
 from numbacalib.quantizer.plan import Plan
 from numbacalib.quantizer.preflight import in_units
 from numbacalib.quantizer.proof import Proof
+from numbacalib.runtime.notices import notices
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
@@ -104,8 +105,8 @@ class RunReport:
             f"{self.original_bytes / 1e6:.1f} MB before, {self.output_bytes / 1e6:.1f} MB after; "
             f"{sum(self.seconds.values()):.1f} s",
             f"planned {sum(self.plan.seconds.values()):.1f} s and "
-            f"{_memory(self.plan.peak_bytes, self.plan.device_bytes)}, took "
-            f"{self.planned_seconds:.1f} s and {_memory(self.peak_bytes, self.device_bytes)}",
+            f"{_memory(self.plan.peak_bytes, self.plan.device_bytes)}",
+            f"took {self.planned_seconds:.1f} s and {_memory(self.peak_bytes, self.device_bytes)}",
         ]
         lines += worst_layers(self.layers)
         for proof in self.proofs[:1]:
@@ -185,12 +186,13 @@ class Clock:
 
 @contextmanager
 def recorded_warnings() -> Iterator[list[str]]:
-    """Note the warnings of the package's log inside the ``with`` statement."""
+    """Note the warnings of the package's log inside the ``with`` statement, `notices` apart."""
     found: list[str] = []
 
     class Notes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            found.append(record.getMessage())
+            if record.name != notices.name:
+                found.append(record.getMessage())
 
     log, notes = logging.getLogger("numbacalib"), Notes(logging.WARNING)
     log.addHandler(notes)
@@ -289,7 +291,7 @@ def _row(report: LayerReport) -> list[str]:
 
 
 def _row_of_experts(reports: Sequence[LayerReport]) -> list[str]:
-    """Sum up experts: losses by their tokens, means of shares, the least of what may be too little."""
+    """Sum up experts: losses weighted by tokens, means of shares, minima of ranks and pivots."""
     first = reports[0]
 
     def known(name: str) -> list[Any]:

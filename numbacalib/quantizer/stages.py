@@ -13,6 +13,7 @@ from numbacalib.models import Decoder, DecoderBlock
 from numbacalib.models.experts import Experts
 from numbacalib.models.layer_tensors import Stage
 from numbacalib.models.parts import Parts
+from numbacalib.models.stream import states_of
 from numbacalib.models.sublayers import Sublayer
 from numbacalib.ops.columns import magnitude_max
 from numbacalib.ops.matrix import to_host, weighted_sum
@@ -68,6 +69,7 @@ class _Stream:
         self._inputs: Parts | None = None  # of the MLP beside attention
         self._inner: list[Any] = []
         self._held_bytes = decoder.place.held_bytes
+        self.decoder = decoder
 
     def entries(self, number: int) -> Iterator[list[Any]]:
         """Inputs of a sublayer's entry stages, for each part."""
@@ -206,7 +208,8 @@ def _inputs(
         residual = None
         if pair is not None and residual_factor is not None:
             share = 1 / residual_factor
-            residual = weighted_sum(pair[0], pair[1], share, -share, dtype=own.block.dtype)
+            left, right = (states_of(own.decoder.config, each) for each in pair)
+            residual = weighted_sum(left, right, share, -share, dtype=own.block.dtype)
         yield given, wanted, residual
 
 

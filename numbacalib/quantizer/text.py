@@ -25,7 +25,7 @@ def read_sequences(
     See `read_all_sequences` for the parameters, but `samples`, which says how many to take, and errors.
     """
     sequences = read_all_sequences(checkpoint, files, length, samples)
-    return sequences if samples is None else sequences[spread(len(sequences), samples)]
+    return sequences if samples is None else sequences[evenly_spaced(len(sequences), samples)]
 
 
 def read_split(
@@ -36,9 +36,9 @@ def read_split(
     See `read_all_sequences` for the other parameters and errors.
     """
     sequences = read_all_sequences(checkpoint, files, length, samples)
-    taken = spread(len(sequences), samples)
+    taken = evenly_spaced(len(sequences), samples)
     others = np.setdiff1d(np.arange(len(sequences)), taken)
-    others = others[spread(len(others), min(held_out, len(others)))]
+    others = others[evenly_spaced(len(others), min(held_out, len(others)))]
     return sequences[taken], sequences[others]
 
 
@@ -123,6 +123,6 @@ def _cut(
     return result
 
 
-def spread(available: int, wanted: int) -> NDArray[np.int64]:
-    """Numbers of `wanted` of so many sequences, evenly spaced."""
+def evenly_spaced(available: int, wanted: int) -> NDArray[np.int64]:
+    """Indices of `wanted` of the `available` sequences, evenly spaced."""
     return np.arange(wanted) * available // wanted

@@ -36,7 +36,7 @@ from numbacalib.quantizer.work import FinishedBlock
 from numbacalib.terminal import reporting, silent
 
 SECONDS = 2.0
-"""That a larger part of the trial may take, by what a small one took."""
+"""Longest time for a larger part of the trial, as estimated from a small one."""
 
 
 class Trial(NamedTuple):
@@ -170,9 +170,8 @@ def _pass_text(
 
 def _pass_through(job: Job, block: DecoderBlock) -> tuple[float, float]:
     """Seconds a token, of a sequence as long as those of the proof, and of compiling."""
-    shape = 1, job.held_out.shape[1], job.decoder.config.hidden_size
-    values = np.random.default_rng(0).standard_normal(shape, np.float32)
-    hidden = job.decoder.place.put(values)
+    shape = job.held_out[:1].shape
+    hidden = job.decoder.embed(job.held_out[:1])
     _, first, again = _twice(lambda: to_host(block.forward(hidden)))
     return again / shape[1], max(0.0, first - again)
 
@@ -227,11 +226,11 @@ def _quantize_stages(
         slower_by = max(slower - again, slower / 10)
         rate = slower_by / (works[fitting[-1]] - works[small])
         overhead = max(0.0, again - rate * works[small])
-    storing, compiling = _storing(quantized[0][0])
-    return storing, overhead, rate, compiling + max(0.0, first - again)
+    packing, compiling = storing(quantized[0][0])
+    return packing, overhead, rate, compiling + max(0.0, first - again)
 
 
-def _storing(weight: QuantizedWeight) -> tuple[float, float]:
+def storing(weight: QuantizedWeight) -> tuple[float, float]:
     """Seconds to pack and unpack a code, and of compiling, also of what else the host does with layers."""
     weight = weight.to_host()
     rows, channels = weight.codes.shape

@@ -105,12 +105,15 @@ class DeviceArray:
 
         As NumPy has it: lengths one by one, or as a tuple.
         """
+        lengths: Any = shape[0] if isinstance(shape[0], tuple) else shape
+        if self.is_c_contiguous() and math.prod(lengths) == self.size:
+            return DeviceArray(self.address, lengths, self.dtype, self.owner)
         layout = as_strided(np.empty(1, self.dtype), self.shape, self.strides)
         layout = layout.reshape(*shape, copy=False)  # type: ignore[arg-type]
         return DeviceArray(self.address, layout.shape, self.dtype, self.owner, layout.strides)
 
     def __getitem__(self, key: Any) -> DeviceArray:
-        """Return a row, or the block that slices of step 1 select."""
+        """Return a row, or the block that slices of step 1 select; an IndexError beyond the rows."""
         key = key if isinstance(key, tuple) else (key,)
         address, shape, strides = self.address, [], []
         for axis, (length, stride) in enumerate(zip(self.shape, self.strides, strict=True)):
@@ -119,8 +122,10 @@ class DeviceArray:
                 start, stop, _ = part.indices(length)
                 shape.append(stop - start)
                 strides.append(stride)
+            elif -length <= part < length:
+                start = part % length
             else:
-                start = part
+                raise IndexError(f"expected an index of {length} rows, got {part}")
             address += start * stride
         return DeviceArray(address, tuple(shape), self.dtype, self.owner, tuple(strides))
 

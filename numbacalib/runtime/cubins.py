@@ -8,7 +8,6 @@ without Numba.
 from __future__ import annotations
 
 import functools
-import logging
 import platform
 from collections.abc import Callable
 from hashlib import sha256
@@ -25,9 +24,8 @@ from numba import cuda
 
 from numbacalib.runtime import kernel_files
 from numbacalib.runtime.identity import describe
+from numbacalib.runtime.notices import notices
 from numbacalib.runtime.streams import check
-
-log = logging.getLogger("numbacalib")
 
 
 def function(kernel: Any, kinds: tuple, types: Callable[[], tuple]) -> Any:
@@ -56,6 +54,13 @@ def function(kernel: Any, kinds: tuple, types: Callable[[], tuple]) -> Any:
     return _loaded(kernel_files.kept(name, identity, make))
 
 
+def keep(kernel: Any, kinds: tuple, types: tuple) -> None:
+    """Compile a kernel for a file, see `function`, unless there is one or another process makes it."""
+    capability = tuple(cuda.get_current_device().compute_capability)
+    name, identity = identify(kernel, kinds, capability)
+    kernel_files.make_unless_begun(name, identity, lambda: compiled(kernel, types, capability))
+
+
 def _loaded(code: bytes) -> Any:
     """Load machine code for as long as the process lives, and return the handle of its one kernel."""
     library = check(driver.cuLibraryLoadData(code, None, None, 0, None, None, 0))
@@ -65,7 +70,7 @@ def _loaded(code: bytes) -> Any:
 
 @functools.cache
 def _announce() -> None:
-    log.warning("compiling GPU kernels, once for this machine and each dtype")
+    notices.warning("compiling GPU kernels, once for this machine and each dtype")
 
 
 def identify(kernel: Any, kinds: tuple, capability: tuple[int, ...]) -> tuple[str, bytes]:

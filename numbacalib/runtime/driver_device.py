@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -75,17 +76,16 @@ class open_call:  # noqa: N801 - used like a function
     """
 
     def __init__(self, stream: Any, arrays: dict[str, Any], interfaces: dict[str, Any]) -> None:
-        self.arrays = tuple(arrays.values())
         self._order: streams.Order | None = None
         self._device: Any = None
-        if stream is None and streams.is_open() and all(map(_is_here, self.arrays)):
-            # as in most calls that ops and methods make of others
-            self.arrays = tuple([_as_kernels_take(array) for array in self.arrays])
+        here = None if stream is not None else _taken_here(arrays.values())
+        if here is not None:  # as in most calls that ops and methods make of others
+            self.arrays = here
             return
         given = {n: (array, interfaces[n]) for n, array in arrays.items() if array is not None}
-        here = current_device()  # a thread's first call has no context yet
-        number = _device_of(given) if device_count() > 1 else here
-        if number != here:
+        first = current_device()  # a thread's first call has no context yet
+        number = _device_of(given) if device_count() > 1 else first
+        if number != first:
             of_arrays = cuda.gpus[number]
             of_arrays.__enter__()
             self._device = of_arrays
@@ -127,16 +127,23 @@ def _as_kernels_take(array: Any) -> DeviceArray | None:
     return array.taken
 
 
-def _is_here(array: Any) -> bool:
-    """Return whether an array is ours and in order on the current stream; True for None."""
-    taken = _as_kernels_take(array)
-    if taken is None:
-        return array is None
-    memory = _memory(taken)
-    if memory is None:
-        return True
-    ordered = memory.stream.handle == stream_handle()
-    return ordered and (device_count() == 1 or memory.device == current_device())
+def _taken_here(arrays: Iterable[Any]) -> tuple | None:
+    """Return arrays as kernels take them where all are ours and in order on the open call's stream."""
+    number = streams.device_of_call()
+    if number is None:
+        return None
+    handle = stream_handle()
+    found = []
+    for array in arrays:
+        taken = array if type(array) is DeviceArray else _as_kernels_take(array)
+        if taken is not None:
+            memory = taken.owner if type(taken.owner) is Memory else _memory(taken)
+            if memory and (memory.stream.handle != handle or memory.device != number):
+                return None
+        elif array is not None:
+            return None
+        found.append(taken)
+    return tuple(found)
 
 
 def _producer(array: Any, interface: Any) -> streams.Stream | None:
@@ -253,6 +260,16 @@ def missing_packages() -> list[str]:
     return [] if has_cupy() else ["cupy"]
 
 
+def driver_versions() -> tuple[int, int]:
+    """Return the driver's version of CUDA, as 1000 * major + 10 * minor, and the least that packages need.
+
+    What they were made for runs on each driver of its major version.
+    """
+    from cupy.cuda import runtime
+
+    return int(check(driver.cuDriverGetVersion())), runtime.runtimeGetVersion() // 1000 * 1000
+
+
 def free_bytes() -> int | None:
     """Return how much memory the current device has left for us, None where nobody knows."""
     return room().free
@@ -327,6 +344,19 @@ def from_host(array: NDArray) -> Any:
     copy = empty(array.shape, array.dtype)
     write(copy, array)
     return copy
+
+
+def constant(values: tuple[int, ...]) -> Any:
+    """Return integers on the device, int64, for kernels of any stream to read: they stay there."""
+    return _constant(current_device(), values)
+
+
+@functools.cache
+def _constant(number: int, values: tuple[int, ...]) -> DeviceArray:
+    del number
+    words = cuda.to_device(np.array(values))  # the copy has ended on return
+    pointer = words.device_ctypes_pointer.value or 0
+    return DeviceArray(pointer, words.shape, words.dtype, words)
 
 
 def write(target: Any, array: NDArray) -> None:

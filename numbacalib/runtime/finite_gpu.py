@@ -11,7 +11,7 @@ import numpy as np
 from numbacalib.runtime import device
 from numbacalib.runtime.checks import rows_of
 from numbacalib.runtime.device import cuda
-from numbacalib.runtime.half import carrier, limit_bits, magnitude_bits, widen
+from numbacalib.runtime.half import carrier, limit_bits, magnitude_bits, magnitude_mask, widen
 from numbacalib.runtime.launch import column_blocks, launch
 from numbacalib.runtime.not_finite import not_finite
 
@@ -77,7 +77,7 @@ class FiniteCheck:
         self._matrix = rows_of(array)
         rows, columns = self._matrix.shape
         bits = magnitude_bits(self._matrix)
-        mask = bits.dtype.type(np.iinfo(bits.dtype).max)
+        mask = magnitude_mask(bits.dtype)
         least_bad = limit_bits(limit, array.dtype)
         grid = column_blocks((-(-rows // ROWS), columns), THREADS)
         self._found = FirstIndex()

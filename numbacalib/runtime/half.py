@@ -53,11 +53,18 @@ def magnitude_bits(array: NDArray) -> NDArray:
     return array.view(np.dtype(f"i{array.dtype.itemsize}"))
 
 
+@functools.cache
+def magnitude_mask(dtype: np.dtype) -> np.integer:
+    """All bits of an integer `dtype` but the sign: see `magnitude_bits`."""
+    return dtype.type(np.iinfo(dtype).max)
+
+
 def infinity_bits(dtype: np.dtype) -> np.integer:
     """Bits of +inf in `dtype`: a value is finite if and only if its magnitude bits are below."""
     return limit_bits(math.inf, dtype)
 
 
+@functools.lru_cache(maxsize=256)
 def limit_bits(limit: float, dtype: np.dtype) -> np.integer:
     """Bits of a positive limit in `dtype`, infinity's where it is beyond all that `dtype` holds."""
     with np.errstate(over="ignore"):

@@ -6,7 +6,6 @@ No fastmath anywhere: the order of additions is the same at any vector width and
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from numba import config, njit  # isort: skip
 from numba.core.event import Event, Listener, register  # isort: skip
 
 from numbacalib.runtime import kernel_files  # isort: skip
+from numbacalib.runtime.notices import notices  # isort: skip
 
 try:
     from numbacalib.runtime.kernel_cache import KernelCache
@@ -37,8 +37,6 @@ numba-cuda compiles the same source again."""
 inlined = njit(error_model="numpy", no_cfunc_wrapper=True, inline="always")
 """Decorator of the shortest of them, and of parts with one caller: put into its code before types are
 found, which spares a unit of compilation."""
-
-log = logging.getLogger("numbacalib")
 
 
 class kernel:  # noqa: N801  (a decorator)
@@ -166,7 +164,7 @@ class _Announcement(Listener):
 
     def _tell(self) -> None:
         self._told = True
-        log.warning(
+        notices.warning(
             "compiling kernels, once for this machine and each dtype (`numbacalib warm-up` does so ahead)"
         )
 

@@ -36,7 +36,8 @@ class Pair(NamedTuple):
     @classmethod
     def empty(cls, shape: tuple[int, int, int]) -> Pair:
         """Return a pair that holds nothing yet."""
-        return cls(device.empty(shape, np.int16), device.empty(shape, np.int16))
+        both = device.empty((2, *shape), np.int16)
+        return cls(both[0], both[1])
 
     def columns(self, begin: int, end: int) -> Pair:
         """Return some columns, in the same memory."""

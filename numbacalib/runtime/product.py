@@ -97,11 +97,11 @@ def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
         return types.int32(stage), types.int32(phase)
 
     @cuda.jit(device=True, forceinline=True)
-    def produce(base, maps, row, column, first, last, stage, phase):
+    def produce(base, left, right, row, column, first, last, stage, phase):
         """Copy row blocks `first` to `last` for the tile at `row`, `column`; one warp calls this.
 
-        `maps` has one tensor map, or with `split` two. Each block of the cluster copies its own part of
-        A, and half of B to both. Returns the stage and phase to go on with.
+        `left` and `right` have one tensor map of A and of B, or with `split` two. Each block of the
+        cluster copies its own part of A, and half of B to both. Returns the stage and phase to go on with.
         """
         rank = types.int32(ptx.cluster_rank())
         row += rank * BLOCK_ROWS
@@ -114,11 +114,11 @@ def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
                 a = base + stage * stage_bytes + part * part_bytes
                 b = a + a_bytes + rank * (b_bytes // CLUSTER)
                 for box in range(BLOCK_ROWS // 64):
-                    target, left = a + box * BOX_BYTES, row + 64 * box
-                    ptx.copy_box(target, maps[part], left, block * ROWS, full)
+                    target, at = a + box * BOX_BYTES, row + 64 * box
+                    ptx.copy_box(target, left[part], at, block * ROWS, full)
                 for box in range(columns // CLUSTER // 64):
-                    target, left = b + box * BOX_BYTES, column + 64 * box
-                    ptx.copy_box_to(target, maps[part], left, block * ROWS, full, 3)
+                    target, at = b + box * BOX_BYTES, column + 64 * box
+                    ptx.copy_box_to(target, right[part], at, block * ROWS, full, 3)
             stage, phase = after(stage, phase)
         return stage, phase
 

@@ -60,6 +60,11 @@ def from_host(array: NDArray) -> Any:
     return cuda.to_device(array)
 
 
+def constant(values: tuple[int, ...]) -> Any:
+    """See `numbacalib.runtime.driver_device.constant`."""
+    return cuda.to_device(np.array(values))
+
+
 def write(target: Any, array: NDArray) -> None:
     """See `numbacalib.runtime.driver_device.write`."""
     target.copy_to_device(array)
@@ -135,6 +140,11 @@ def has_libraries() -> bool:
 def missing_packages() -> list[str]:
     """See `numbacalib.runtime.driver_device.missing_packages`."""
     return []
+
+
+def driver_versions() -> tuple[int, int]:
+    """See `numbacalib.runtime.driver_device.driver_versions`; the simulator needs none."""
+    return 0, 0
 
 
 def free_bytes() -> int | None:

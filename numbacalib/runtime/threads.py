@@ -53,7 +53,7 @@ class _Turns:
         self._lost = _uses_gnu_openmp()
 
     def leave_out_this_thread(self) -> None:
-        """Let this thread of somebody's who holds the turn go on without one of its own, until it ends."""
+        """Let this thread launch without a turn until it ends: whoever started it holds the turn."""
         self._here.left_out = True
 
     @property

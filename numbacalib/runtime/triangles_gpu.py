@@ -46,8 +46,10 @@ def invert_blocks(real: type, length: int) -> Any:
         for i in range(left, -1, -SMALL_TILE):
             total = real(i + r == left + c)
             row = begin + min(i + r, width - 1)
-            for m in range(i + SMALL_TILE, min(left + SMALL_TILE, width)):
-                total -= factor[at(row), at(begin + m)] * x[at(m), at(c)]
+            for first in range(i + SMALL_TILE, left + SMALL_TILE, SMALL_TILE):
+                for k in range(SMALL_TILE):  # unrolled, so that loads wait together
+                    m = first + k
+                    total -= factor[at(row), at(begin + min(m, width - 1))] * x[at(m), at(c)]
             right[at(r), at(c)] = total
             inside = i + r < width and i + c < width
             row, column = begin + min(i + r, width - 1), begin + min(i + c, width - 1)
@@ -67,11 +69,18 @@ def invert_blocks(real: type, length: int) -> Any:
 
     @cuda.jit(device=True)
     def invert_tile(tile, small, c):
-        """Find column c of the inverse of an upper triangular tile, from the last row up."""
+        """Find column c of the inverse of an upper triangular tile, from the last row up.
+
+        What an element takes off those above it does not wait for the others.
+        """
+        column = cuda.local.array(SMALL_TILE, real)
+        for i in range(SMALL_TILE):
+            column[i] = real(i == c)
         for i in range(SMALL_TILE - 1, -1, -1):
-            total = real(i == c)
-            for m in range(i + 1, SMALL_TILE):
-                total -= tile[at(i), at(m)] * small[at(m), at(c)]
-            small[at(i), at(c)] = total / tile[at(i), at(i)]
+            column[i] /= tile[at(i), at(i)]
+            for above in range(i):
+                column[above] -= tile[at(above), at(i)] * column[i]
+        for i in range(SMALL_TILE):
+            small[at(i), at(c)] = column[i]
 
     return invert

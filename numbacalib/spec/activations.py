@@ -14,7 +14,7 @@ import numpy as np
 from numbacalib.runtime.jit import scalar
 from numbacalib.spec.exponential import exp
 
-SILU, GELU, GELU_TANH, RELU, SQUARED_RELU, SIGMOID = range(6)
+SILU, GELU, GELU_TANH, RELU, SQUARED_RELU, SIGMOID, SOFTPLUS, IDENTITY = range(8)
 """Numbers by which kernels take them."""
 
 ROOT_HALF = np.float32(math.sqrt(0.5))
@@ -59,6 +59,12 @@ def squared_relu(x):
 
 
 @scalar
+def softplus(x):
+    """``log(1 + exp(x))``."""
+    return max(x, np.float32(0)) + np.float32(math.log1p(exp(-abs(x))))
+
+
+@scalar
 def at_most(x, limit):
     """``min(x, limit)``; NaN stays NaN."""
     return limit if x > limit else x
@@ -85,6 +91,10 @@ def activated(kind, x):
         value = relu(x)
     elif kind == SQUARED_RELU:
         value = squared_relu(x)
-    else:
+    elif kind == SIGMOID:
         value = sigmoid(x)
+    elif kind == SOFTPLUS:
+        value = softplus(x)
+    else:
+        value = x
     return value

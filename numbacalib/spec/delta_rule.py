@@ -6,16 +6,13 @@ rate b of each token, a head's memory M [D, V] becomes
     M <- a M;   M <- M + k b (v - M^T k)^T
 
 and a query q reads ``M^T q``. The decay is that of Mamba 2 (Dao and Gu (2024), arXiv 2405.21060,
-section 7.1).
+section 7.1), which writes without a correction, ``M <- M + k b v^T``, at the rate that its decay has too.
 """
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
-
 from numbacalib.runtime.jit import scalar
+from numbacalib.spec.activations import sigmoid, softplus
 from numbacalib.spec.exponential import exp
 
 NORM_EPS = 1e-6
@@ -23,15 +20,15 @@ NORM_EPS = 1e-6
 
 
 @scalar
-def softplus(x):
-    """``log(1 + exp(x))``."""
-    return max(x, np.float32(0)) + np.float32(math.log1p(exp(-abs(x))))
-
-
-@scalar
 def decay_of(score, slope_log, bias):
     """Factor of a memory at a token: ``exp(-exp(slope_log) softplus(score + bias))``."""
     return exp(-exp(slope_log) * softplus(score + bias))
+
+
+@scalar
+def rate_of(score, bias, corrects):
+    """Rate of writing: the sigmoid of a score of its own, or Mamba 2's of that of the decay."""
+    return sigmoid(score) if corrects else softplus(score + bias)
 
 
 @scalar

@@ -15,6 +15,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from numbacalib.runtime.jit import inlined
+from numbacalib.spec.grid import Grid
+from numbacalib.spec.range_search import RangeSearch
 
 
 @inlined
@@ -33,6 +35,24 @@ def column_error(weight, value, pivot_reciprocal):
 def compensated(weight, error, coupling):
     """Weight of a later column after ``-e`` of an earlier one; `coupling` is their entry of ``U``."""
     return weight + error * coupling
+
+
+class ColumnGrids(NamedTuple):
+    """Groups of the columns, and their scales where they are not found, or how they are."""
+
+    grid: Grid
+    group_of: Any
+    """Group of each column, int64 [E, K] for E runs of rows. Groups are runs of equal length, unless scales
+    are given."""
+    scales: Any = None
+    """[E * M, G], already rounded for storage. By default each group's are found at its first column from
+    the weights as compensated so far."""
+    zeros: Any = None
+    """[E * M, G], where there are scales."""
+    search: RangeSearch | None = None
+    """Search of the groups' ranges. By default they span each group's weights."""
+    importance: Any = None
+    """Weights of the search's errors, [1, K] or [E * M, K]."""
 
 
 class GroupedCodes(NamedTuple):

@@ -12,11 +12,24 @@ best of all then. A real zero needs no search: see `numbacalib.methods.refit`.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from numbacalib.runtime.jit import scalar
 from numbacalib.spec.scale_refit import LEAST_PIVOT, NOISE
 
 SWEEPS = 8
 """Times that groups are gone through at most."""
+
+
+class GroupMoments(NamedTuple):
+    """A Hessian and its sums over groups, which are runs of K / G channels."""
+
+    hessian: Any
+    """[K, K]."""
+    sums: Any
+    """Sums over the columns of each group, [K, G]."""
+    ones: Any
+    """Sums of those over the rows of each group, [G, G]."""
 
 
 @scalar

@@ -14,7 +14,7 @@ from numbacalib.runtime.extras import extra
 def save_tensors(
     path: str | Path, tensors: Mapping[str, NDArray], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file (extra `models`) that those may read whom the umask lets.
+    """Write a safetensors file (extra `models`), with the permissions that the umask leaves.
 
     Raises
     ------

@@ -53,7 +53,7 @@ class GradientStatistics:
 
     @property
     def fisher_sum(self) -> Array:
-        """``sum_n g[n] ** 2``: larger the more was seen, as papers that add gradients up have it."""
+        """``sum_n g[n] ** 2``, which grows with the samples: some papers sum where others average."""
         return scaled(self.fisher, float(self.samples))
 
     def update(self, gradients: Array, mask: Array | None = None) -> None:

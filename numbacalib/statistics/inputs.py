@@ -108,8 +108,7 @@ class InputStatistics:
     ) -> Callable[[], None]:
         """Do what `update` does, but do not wait for a GPU's check of values: return what does, and raises.
 
-        Until it was called nothing says that what was collected means something, and after it raised
-        nothing does. Call it before the next update.
+        The statistics are valid once it was called and did not raise. Call it before the next update.
         """
         return self._update(inputs, original, residual, wait=False)
 

@@ -196,7 +196,7 @@ def _channels(file: StatisticsFile, name: str) -> int:
 
 
 def _stored_as(file: StatisticsFile) -> dict[str, str]:
-    """The name under which each layer's statistics stand; the layers that give it have it themselves."""
+    """Name under which each layer's statistics are stored: its own, or that of one with the same input."""
     if _SHARED not in file.metadata:
         raise file.error("expected statistics that save_statistics wrote, got other tensors")
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models.described import write_described_checkpoint
-from models.gguf_models import FULL, MODELS, SLIDING, YARN, write_model
+from models.gguf_models import FULL, LLAMA3, MODELS, SLIDING, YARN, write_model
 from models.tiny import TEXT, random_tokens
 from safetensors.numpy import load_file, save_file
 
@@ -21,9 +21,10 @@ from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_file import GGUFFile
-from numbacalib.quantizer import Settings, quantize
+from numbacalib.quantizer import Settings, quantize, verify
 
 PLAIN = Settings(method="rtn")
+LINEAR = {"rope_type": "linear", "factor": 2.0}
 LLAMAS = {"llama", "mistral", "qwen2", "qwen3"}
 """Those of `models.tiny`."""
 
@@ -154,6 +155,8 @@ def test_a_decoder_that_sees_has_its_parts_of_heads_and_no_tower(tmp_path):
     }
     expected = logits(open_checkpoint(source))
     np.testing.assert_allclose(logits(checkpoint), expected, atol=0.05 * np.abs(expected).max())
+    dropped = verify(tmp_path / "out", against=source).dropped
+    assert list(dropped) == ["model.visual.patch_embed.proj.bias"]
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
@@ -185,6 +188,13 @@ def test_bounds_of_yarn_are_truncated_with_a_warning(tmp_path, caplog):
     assert "truncate" not in scaling
 
 
+@pytest.mark.parametrize("name", ["mixtral", "phi3"])
+def test_a_window_that_llama_cpp_does_not_read_is_said(tmp_path, caplog, name):
+    checkpoint = written(write_model(tmp_path / "m", name, sliding_window=16), tmp_path / "out")
+    assert "llama.cpp attends beyond the window of 16 tokens" in caplog.text
+    assert set(checkpoint.config.sliding_windows) == {16}
+
+
 def changed(source, **options):
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | options))
@@ -200,13 +210,34 @@ def changed(source, **options):
         ("smollm3", {"no_rope_layers": [1, 0, 1, 0]}, "rotary_layers: expected|rotary embedding: "),
         ("exaone4", {"layer_types": [SLIDING, FULL] * 2, "sliding_window": 8}, "sliding_windows"),
         ("granite", {"hidden_act": "gelu"}, "activation: expected silu of a granite in GGUF"),
-        ("gpt_oss", {"tie_word_embeddings": True}, "tie_word_embeddings: expected false of a gpt-"),
+        ("gpt_oss", {"tie_word_embeddings": True}, "tie_word_embeddings: expected False of a gpt-"),
         ("gpt_oss", {"swiglu_limit": 3.0}, "gate_clamp: expected .* of a gpt-oss in GGUF"),
-        ("deepseek_v2", {"q_lora_rank": None}, "q_lora_rank: expected a number in a deepseek2"),
+        ("deepseek_v2", {"q_lora_rank": None}, "q_lora_rank: expected a number of a deepseek2"),
         ("deepseek_v3", {"rope_scaling": YARN}, "rotary embedding|yarn_log_multiplier"),
-        ("deepseek_v3", {"attention_bias": True}, "attention_bias: expected False"),
+        ("deepseek_v3", {"attention_bias": True}, "output_bias: expected False of a d"),
         ("llama4_text", {"attention_chunk_size": 64}, "chunks: expected .* of a llama4 in GGUF"),
         ("qwen3_vl_text", {"rope_parameters": None}, "mrope_section: expected it of a qwen3"),
+        ("olmo2", {"tie_word_embeddings": True}, "tie_word_embeddings: expected False of a olmo2"),
+        ("gemma", {"tie_word_embeddings": False}, "tie_word_embeddings: expected True of a gemma"),
+        ("phi", {"qk_layernorm": True}, "qk_layernorm: expected False of a phi2 in GGUF, got True"),
+        ("phi3", {"head_dim": 32}, "head_dim: expected 64 of a phi3 in GGUF, got 32"),
+        ("qwen3_moe", {"attention_bias": True}, "output_bias: expected False of a qwen3moe in"),
+        ("gpt_oss", {"attention_bias": False}, "output_bias: expected True of a gpt-oss in GGUF"),
+        ("starcoder2", {"use_bias": False}, "attention_bias: expected True of a starcoder2 in"),
+        ("glm4", {"rope_scaling": LLAMA3}, "rope_scaling: expected default, linear or yarn of a"),
+        ("deepseek_v3", {"rope_scaling": LINEAR}, "rope_scaling: expected default or yarn of a d"),
+        ("deepseek_v3", {"num_hidden_layers": 26}, "q_lora_rank: expected none of a deepseek2 of"),
+        ("deepseek_v3", {"topk_group": 2}, "n_group: expected more than topk_group 2 and less t"),
+        ("deepseek_v3", {"n_group": 4}, "n_group: expected more than .* less than 4 experts in G"),
+        ("cohere", {"use_qk_norm": True}, "use_qk_norm: expected False of a command-r in GGUF"),
+        ("cohere2", {"sliding_window": None}, "sliding_window: expected a number of a cohere2"),
+        ("exaone_moe", {"num_shared_experts": 0}, "num_shared_experts: expected a number of a e"),
+        ("olmoe", {"num_key_value_heads": 2}, "num_key_value_heads: expected 4 of a olmoe in G"),
+        ("afmoe", {"global_attn_every_n_layers": 2}, "rotary_layers: expected .* of a afmoe in"),
+        ("afmoe", {"mup_enabled": False}, "embedding_scale: expected 16.0 of a afmoe in GGUF"),
+        ("ernie4_5_moe", {"moe_layer_interval": 2}, "mixture: expected .* of a ernie4_5-moe in"),
+        ("falcon", {"parallel_attn": False}, "parallel_attn: expected True of a falcon in GGUF"),
+        ("falcon", {"bias": True}, "attention_bias: expected False of a falcon in GGUF, got True"),
     ],
 )
 def test_options_that_llama_cpp_has_not_are_refused(tmp_path, name, options, message):
@@ -243,6 +274,16 @@ def test_skipped_layers_stay_as_they_are(tmp_path, caplog):
     ):
         written(source, tmp_path / "other", settings=settings)
     assert not (tmp_path / "other").exists()
+
+
+def test_skipped_layers_that_files_hold_transposed(tmp_path):
+    source = write_model(tmp_path / "m", "gpt2")
+    settings = Settings(method="rtn", skip=("model.layers.1.*",))
+    checkpoint = written(source, tmp_path / "out", settings=settings)
+    name = "model.layers.1.attn.c_attn.weight"
+    assert checkpoint.kind(name).name == "F32"
+    np.testing.assert_array_equal(checkpoint.tensor(name), open_checkpoint(source).tensor(name))
+    assert not verify(tmp_path / "out", against=source).changed
 
 
 def test_layers_that_predict_further_tokens_are_left_out(tmp_path, caplog):

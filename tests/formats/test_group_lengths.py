@@ -50,3 +50,11 @@ def test_the_longest_divisor_up_to_the_one_asked_for(channels, asked, uniform, e
 def test_lengths_that_nobody_would_want_are_refused(channels, asked, uniform, message):
     with pytest.raises(ValueError, match=f"group_size: .*{message}"):
         group_lengths(channels, asked, uniform=uniform)
+
+
+@pytest.mark.parametrize(
+    ("whole_rows", "use"), [(True, r"none \(one scale a row\)$"), (False, "another format$")]
+)
+def test_what_a_format_with_few_lengths_may_take_instead_is_said(whole_rows, use):
+    with pytest.raises(ValueError, match=f"no shorter one of 32, 64 does: use {use}"):
+        group_lengths({"a": 80}, 64, uniform=True, allowed=(32, 64), whole_rows=whole_rows)

@@ -11,6 +11,7 @@ import pytest
 from formats.naive_packing import naive_unpack
 from hypothesis import given
 from hypothesis import strategies as st
+from models.described import write_described_checkpoint
 from models.tiny import TEXT, write_tiny_checkpoint
 
 from numbacalib.formats import FORMATS, LayerGrid, common_grids, dequantized, stored_format
@@ -142,6 +143,16 @@ def test_no_length_of_groups_divides():
         ValueError, match="64 does not divide K = 80, and no .*: use another format"
     ):
         FORMAT.grids(weights, {"q": LayerGrid(4, 64, False, np.dtype(np.float16))})
+
+
+@pytest.mark.parametrize("form", ["mlx", "mlx:mxfp4", "mlx:nvfp4"])
+def test_what_files_hold_transposed_is_refused(tmp_path, form):
+    source = write_described_checkpoint(tmp_path / "model", "gpt2")
+    with pytest.raises(
+        ValueError, match="format: expected one whose clients load a quantized gpt2"
+    ):
+        quantize(source, tmp_path / "out", settings=Settings(method="rtn"), formats=[form])
+    assert not (tmp_path / "out").exists()
 
 
 def test_integer_and_real_zeros_do_not_agree():

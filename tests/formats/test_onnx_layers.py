@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -38,6 +40,26 @@ def test_matmul_nbits(case):
     shape, item = (len(layer.codes), channels), layer.scales.itemsize
     sizes = layer.bits, layer.group_size, layer.symmetric, item
     assert matmul_nbits.packed_bytes(shape, *sizes) == size
+
+
+@given(layers(), st.booleans())
+def test_real_zeros_of_matmul_nbits(case, whole):
+    """Also such as are whole numbers; at 8 bits ONNX Runtime has none."""
+    layer, channels = case
+    zeros = layer.zeros + (0 if whole else 0.375)
+    layer = replace(layer, zeros=zeros.astype(np.float32), symmetric=False)
+    if layer.bits == 8:
+        with pytest.raises(
+            ValueError, match="zeros: expected integers, or at 2 and 4 bits numbers"
+        ):
+            matmul_nbits.pack(layer)
+        return
+    packed = matmul_nbits.pack(layer)
+    assert packed.zero_points.dtype == layer.scales.dtype
+    assert matmul_nbits.unpack(packed, layer.bits, layer.group_size) == layer
+    sizes = (len(layer.codes), channels), layer.bits, layer.group_size, False
+    size = matmul_nbits.packed_bytes(*sizes, layer.scales.itemsize, real=True)
+    assert size == sum(part.nbytes for part in packed)
 
 
 @given(layers(), st.booleans())

@@ -12,7 +12,9 @@ from numbacalib.ops.attention import attention
 from numbacalib.ops.columns import gpu as column_kernels
 from numbacalib.ops.gptq_quantize_column import quantize_direct
 from numbacalib.ops.matrix import to_host
-from numbacalib.runtime import device
+from numbacalib.ops.products import add_moment
+from numbacalib.runtime import device, moments_gpu
+from numbacalib.spec.gptq import ColumnGrids
 from numbacalib.spec.grid import Grid, group_indices
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -43,6 +45,20 @@ def test_hessian(form, dtype, rows, generator):
         expected = 2 / rows * x.double().T @ x.double()
         assert torch.equal(tensor(updated), tensor(updated).T)
         assert_close(updated, expected, rows, expected.abs().max())
+
+
+@pytest.mark.parametrize("rows", [1, 31, 64, 129, 300, 1100])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_moments_of_two_inputs(form, dtype, rows, monkeypatch, generator):
+    """Of all widths, begun anywhere, in chunks of rows, and added to what is there."""
+    monkeypatch.setattr(moments_gpu, "CHUNK_ROWS", 1024)
+    for channels, width in zip(EDGES, (*EDGES[5:], 1030, *EDGES[:4]), strict=True):
+        left = normal((rows, channels + 8), dtype, generator)[:, 8:]
+        right = normal((rows, width + 3), dtype, generator)[:, 3:]
+        target = torch.ones(channels, width, device="cuda")
+        add_moment(target, left, right, 2 / rows, 0.5)
+        expected = 0.5 + 2 / rows * left.double().T @ right.double()
+        assert_close(target, expected, rows, expected.abs().max())
 
 
 @pytest.mark.parametrize("rows", [1, 8, 63, 64, 65, 257, 2049])
@@ -115,7 +131,7 @@ def test_direct_form_gives_the_codes_of_the_inverse(form, channels, generator):
     hessian, weight = x.T @ x, normal((33, channels), torch.float64, generator)
     groups = group_indices(channels, channels // 11 if channels == 341 else 64)
     upper = factor_hessians(hessian[None], [0.01]).upper
-    direct = quantize_direct(weight, upper, Grid(4, False), groups[None])
+    direct = quantize_direct(weight, upper, ColumnGrids(Grid(4, False), groups[None]))
     inverse = numbacalib.gptq_inverse_hessian(hessian)
     size = channels // (int(groups[-1]) + 1)
     values, scales, _ = numbacalib.gptq_quantize_column(weight, inverse, 4, size, False)

@@ -9,6 +9,7 @@ import numbacalib
 from numbacalib.linalg import factor_hessians
 from numbacalib.methods import gptq, proxy_loss, rtn
 from numbacalib.ops.gptq_quantize_column import quantize_direct
+from numbacalib.spec.gptq import ColumnGrids
 from numbacalib.spec.grid import Grid, group_indices
 
 LONG = 2**31 // 4096 + 50000
@@ -108,7 +109,7 @@ def test_gptq_loses_what_it_loses_in_float64(rows, channels, generator):
 
 def direct_loss(weight, hessian, groups):
     upper = factor_hessians(hessian[None], [0.01]).upper
-    found = quantize_direct(weight, upper, Grid(4, False), groups[None])
+    found = quantize_direct(weight, upper, ColumnGrids(Grid(4, False), groups[None]))
     at = torch.from_numpy(groups).cuda()
     codes = tensor(found.codes).double() - tensor(found.zeros).double()[:, at]
     difference = weight.double() - codes * tensor(found.scales).double()[:, at]
@@ -119,10 +120,10 @@ def test_gptq_of_a_weight_beyond_32_bit_indices(generator):
     """Rows are independent: the last ones come out as they do alone."""
     x = normal(8192, 4096, torch.float32, generator)
     upper = factor_hessians((x.T @ x)[None], [0.01]).upper
-    groups = group_indices(4096, 128)[None]
+    grids = ColumnGrids(Grid(4, False), group_indices(4096, 128)[None])
     weight = normal(LONG, 4096, torch.float16, generator)
-    whole = quantize_direct(weight, upper, Grid(4, False), groups)
-    alone = quantize_direct(weight[-1000:], upper, Grid(4, False), groups)
+    whole = quantize_direct(weight, upper, grids)
+    alone = quantize_direct(weight[-1000:], upper, grids)
     same = (tensor(whole.codes)[-1000:] == tensor(alone.codes)).double().mean()
     assert same > 0.999  # a tie may fall the other way where a product sums in another order
     torch.testing.assert_close(

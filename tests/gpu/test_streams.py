@@ -4,207 +4,23 @@ Arrays are made late, on a stream that waits for a long kernel first, and hold N
 that does not wait sees NaN.
 """
 
+import inspect
 import subprocess
 import sys
 
-import cases
 import cupy
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from gpu.libraries import LIBRARIES, Cupy, Numba, Torch
+from gpu.public_functions import ARRAYS, FUNCTIONS, GRID, ON_THE_HOST, STORED, K, N
 from numba import cuda
 
 import numbacalib
-from numbacalib.methods import (
-    RangeSearch,
-    awq_clip,
-    awq_scales,
-    clipped_share,
-    gptq,
-    gptq_batch,
-    proxy_loss,
-    rtn,
-    shrinkage_for,
-)
-from numbacalib.statistics import GradientStatistics, InputStatistics
-
-M, K, N = 96, 256, 512
-GRID = {"bits": 4, "group_size": 64}
-DELAY = 400_000_000
-"""Clock cycles, a fifth of a second."""
-
-
-def hessian():
-    return cases.random_hessian(1, K).astype(np.float32)
-
-
-ARRAYS = {
-    "weight": lambda: cases.random_matrix(2, (M, K), np.float32),
-    "hessian": hessian,
-    "inputs": lambda: cases.random_matrix(3, (N, K), np.float32),
-    "vector": lambda: np.abs(cases.random_matrix(4, (1, K), np.float32))[0],
-    "weights": lambda: np.stack([cases.random_matrix(5, (M, K), np.float32)] * 2),
-    "hessians": lambda: np.stack([hessian()] * 2),
-}
-
-
-def input_statistics(inputs):
-    statistics = InputStatistics(K)
-    statistics.update(inputs)
-    statistics.update(inputs)
-    return statistics
-
-
-def gradient_statistics(gradients):
-    statistics = GradientStatistics((K,))
-    statistics.update(gradients)
-    return statistics.fisher_sum
-
-
-def measures(weight, hessian, vector):
-    quantized = rtn(weight, **GRID)
-    return proxy_loss(weight, quantized, hessian, vector), clipped_share(weight, quantized)
-
-
-def of_statistics(inputs, vector):
-    statistics = input_statistics(inputs).merge(input_statistics(inputs)).divided(vector)
-    return statistics.hessian, statistics.mean_abs, statistics.max_abs, statistics.mean_square
-
-
-FUNCTIONS = {
-    "awq_channel_scores": (numbacalib.awq_channel_scores, "inputs", "weight"),
-    "fisher_information": (numbacalib.fisher_information, "inputs"),
-    "gptq_hessian_update": (numbacalib.gptq_hessian_update, "hessian", "inputs"),
-    "in place": (lambda h, x: numbacalib.gptq_hessian_update(h, x, out=h), "hessian", "inputs"),
-    "gptq_inverse_hessian": (numbacalib.gptq_inverse_hessian, "hessian"),
-    "gptq_quantize_column": (
-        lambda w, h: numbacalib.gptq_quantize_column(w, h, 4, 64, False),
-        "weight",
-        "hessian",
-    ),
-    "rtn": (
-        lambda w, v: rtn(w, **GRID, search=RangeSearch(points=5), importance=v),
-        "weight",
-        "vector",
-    ),
-    "gptq": (lambda w, h: gptq(w, h, **GRID), "weight", "hessian"),
-    "gptq in order": (
-        lambda w, h: gptq(w, h, **GRID, act_order="desc", static_groups=True, shrinkage=0.1),
-        "weight",
-        "hessian",
-    ),
-    "gptq_batch": (
-        lambda w, h: gptq_batch(w, h, **GRID),
-        "weights",
-        "hessians",
-    ),
-    "awq_scales": (
-        lambda w, h, v: awq_scales([w], h, v, **GRID, points=3)[::2],
-        "weight",
-        "hessian",
-        "vector",
-    ),
-    "awq_clip": (lambda w, h: awq_clip(w, h, **GRID, points=4), "weight", "hessian"),
-    "measures": (measures, "weight", "hessian", "vector"),
-    "shrinkage_for": (lambda h: shrinkage_for(h, 99), "hessian"),
-    "dequantize": (lambda w: rtn(w, **GRID).dequantize("float16"), "weight"),
-    "InputStatistics": (of_statistics, "inputs", "vector"),
-    "GradientStatistics": (gradient_statistics, "inputs"),
-}
-
-
-class Torch:
-    """Arrays of torch, which name no stream: it is the current one."""
-
-    def __init__(self):
-        self.stream = torch.cuda.Stream()
-
-    def empty(self, array):
-        return torch.full(array.shape, torch.nan, device="cuda")
-
-    def current(self):
-        return torch.cuda.stream(self.stream)
-
-    def delay(self):
-        torch.cuda._sleep(DELAY)
-
-    def fill(self, late, array):
-        late.copy_(array)
-
-    def source(self, array):
-        return torch.from_numpy(array).cuda()
-
-    def host(self, result):
-        return torch.from_dlpack(result).clone().cpu().numpy()
-
-
-class Cupy:
-    """Arrays of CuPy, which name the current stream."""
-
-    def __init__(self):
-        self.stream = cupy.cuda.Stream(non_blocking=True)
-        self._sleeper = torch.cuda.ExternalStream(self.stream.ptr)
-
-    def empty(self, array):
-        return cupy.full(array.shape, cupy.nan, cupy.float32)
-
-    def current(self):
-        return self.stream
-
-    def delay(self):
-        with torch.cuda.stream(self._sleeper):
-            torch.cuda._sleep(DELAY)
-
-    def fill(self, late, array):
-        cupy.copyto(late, array)
-
-    def source(self, array):
-        return cupy.asarray(array)
-
-    def host(self, result):
-        return cupy.from_dlpack(result).copy().get()
-
-
-class Numba:
-    """Arrays of Numba that name a stream of theirs."""
-
-    def __init__(self):
-        self.stream = cuda.stream()
-        self._sleeper = torch.cuda.ExternalStream(int(self.stream.handle))
-
-    def empty(self, array):
-        return cuda.to_device(np.full_like(array, np.nan)).bind(self.stream)
-
-    def current(self):
-        return torch.cuda.stream(torch.cuda.default_stream())
-
-    def delay(self):
-        with torch.cuda.stream(self._sleeper):
-            torch.cuda._sleep(DELAY)
-
-    def fill(self, late, array):
-        late.copy_to_device(array, stream=self.stream)
-
-    def source(self, array):
-        return cuda.to_device(array)
-
-    def host(self, result):
-        return result.copy_to_host()
-
-
-class NumbaDefault(Numba):
-    """Arrays of Numba that name none: they are made on its default stream."""
-
-    def __init__(self):
-        self.stream = cuda.default_stream()
-        self._sleeper = torch.cuda.default_stream()
-
-    def empty(self, array):
-        return cuda.to_device(np.full_like(array, np.nan))
-
-
-LIBRARIES = {"torch": Torch, "cupy": Cupy, "numba": Numba, "numba's default": NumbaDefault}
+from numbacalib import methods, statistics
+from numbacalib.methods import rtn
+from numbacalib.statistics import InputStatistics
 
 
 def arrays_of(result, take):
@@ -246,6 +62,17 @@ def test_comes_after_its_producer_and_before_what_reads_it(name, library, expect
     assert len(found) == len(expected[name])
     for ours, theirs in zip(found, expected[name], strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_every_public_function_is_tested():
+    tested = {part.strip() for name in FUNCTIONS for part in name.split(",")}
+    public = {
+        name
+        for room in (numbacalib, methods, statistics)
+        for name in room.__all__
+        if inspect.isfunction(getattr(room, name)) or hasattr(getattr(room, name), "update")
+    }
+    assert public - tested == ON_THE_HOST | STORED
 
 
 def test_does_not_wait_for_the_host():

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from interop.architectures import FULL, LONGROPE, SLIDING, WRAPPED, YARN, save
+from interop.architectures import save
+from interop.rotary_variants import FULL, LONGROPE, SLIDING, YARN
 from interop.test_architectures import RTOL, loss_of, random_tokens
+from interop.wrapped_variants import WRAPPED
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from numbacalib.models import Decoder, open_checkpoint

@@ -129,8 +129,7 @@ DESCRIBED: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.5,
     },
     # heads of another length, keys for values, normalized values, a factor of a block
-    "gemma4_text": {
-        "hidden_size_per_layer_input": 0,
+    "gemma4_unified_text": {
         "attention_k_eq_v": True,
         "global_head_dim": 32,
         "num_global_key_value_heads": 1,
@@ -140,6 +139,85 @@ DESCRIBED: dict[str, dict[str, Any]] = {
         "rope_parameters": {
             "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25},
             "sliding_attention": {"rope_type": "default"},
+        },
+    },
+    # vectors of tokens in each block, keys of an earlier one, experts beside an MLP with norms of their own
+    "gemma4_text": {
+        "hidden_size_per_layer_input": 16,
+        "vocab_size_per_layer_input": VOCAB_SIZE,
+        "global_head_dim": 8,
+        "num_hidden_layers": 3,
+        "num_kv_shared_layers": 1,
+        "use_double_wide_mlp": True,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "sliding_window": 3,
+        "enable_moe_block": True,
+        "num_experts": 3,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 16,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25},
+            "sliding_attention": {"rope_type": "default"},
+        },
+    },
+    # a short convolution in the place of attention
+    "lfm2": {
+        "num_hidden_layers": 2,
+        "layer_types": ["conv", "full_attention"],
+        "block_auto_adjust_ff_dim": False,
+    },
+    # Mamba 2 in the place of attention, which does not turn, and no experts
+    "granitemoehybrid": {
+        "num_hidden_layers": 2,
+        "layer_types": ["mamba", "attention"],
+        "mamba_n_heads": 8,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 8,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 96,
+    },
+    # a gate for each head, layers with more heads, of which another part turns
+    "laguna": {
+        "num_attention_heads_per_layer": [4, 6],
+        "layer_types": ["full_attention", "sliding_attention"],
+        "num_hidden_layers": 2,
+        "sliding_window": 3,
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    },
+    # blocks of one sublayer each, experts without gates
+    "nemotron_h": {
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention", "moe", "full_attention", "mlp"],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 8,
+        "n_groups": 2,
+        "ssm_state_size": 8,
+        "n_routed_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "moe_shared_expert_intermediate_size": 24,
+    },
+    # latent attention whose queries grow, what does not turn of them, too
+    "mistral4": {
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 8,
+        "head_dim": 8,
+        "qk_nope_head_dim": 4,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+        "n_routed_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.5,
+            "llama_4_scaling_beta": 0.5,
+            "original_max_position_embeddings": 4,
         },
     },
     # a layer for gates of attention alone, layers with windows that alone turn
@@ -167,7 +245,7 @@ DESCRIBED: dict[str, dict[str, Any]] = {
 """Options of the forward pass, each in one of them, and what configurations are tried of."""
 
 
-def described_config(model_type: str, **overrides: Any) -> dict[str, Any]:
+def described_config(model_type: str, /, **overrides: Any) -> dict[str, Any]:
     """A ``config.json`` of 2 layers, 4 query heads on 2 key heads, K of 64 and 96."""
     config = {
         "model_type": model_type,
@@ -218,7 +296,7 @@ def described_tensors(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[n
 
 
 def write_described_checkpoint(
-    directory: Path, model_type: str, dtype: str = "float32", **overrides: Any
+    directory: Path, model_type: str, /, dtype: str = "float32", **overrides: Any
 ) -> Path:
     """Write a random checkpoint with a tokenizer, and return its directory."""
     directory.mkdir(parents=True, exist_ok=True)

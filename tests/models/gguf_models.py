@@ -33,13 +33,14 @@ FACTORS = {
 LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
-LLAMA4 = {
+LLAMA3 = {
     "rope_type": "llama3",
-    "factor": 16.0,
+    "factor": 8.0,
     "low_freq_factor": 1.0,
-    "high_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+LLAMA4 = LLAMA3 | {"factor": 16.0, "high_freq_factor": 1.0}
 LONGROPE = {
     "rope_type": "longrope",
     "short_factor": [1.0 + i / 8 for i in range(24)],
@@ -66,6 +67,8 @@ WEIGHED_YARN = YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}
 SECTIONS = {"rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12]}}
 
 MODELS: dict[str, dict[str, Any]] = {
+    "afmoe": EXPERTS
+    | {"num_dense_layers": 1, "mup_enabled": True, "sliding_window": 16, "route_scale": 1.5},
     "arcee": {},
     "cohere": {"logit_scale": 0.25},
     "cohere2": {"logit_scale": 0.25, "sliding_window": 16},
@@ -73,8 +76,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "deepseek_v2-lite": LATENT
     | {"q_lora_rank": None, "num_hidden_layers": 26, "first_k_dense_replace": 25},
     "deepseek_v3": LATENT | {"n_group": 2, "topk_group": 1, "rope_scaling": WEIGHED_YARN},
+    "dots1": SPARSE | {"num_key_value_heads": 4, "n_shared_experts": 2, "norm_topk_prob": True},
     "ernie4_5": {},
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 256},
     "exaone4": {"sliding_window": None},
+    "exaone_moe": SPARSE | {"sliding_window": 16},
+    "falcon": {"num_key_value_heads": None},
+    "falcon-two-norms": {"new_decoder_architecture": True},
     "gemma": {},
     "gemma2": {"query_pre_attn_scalar": 64, "sliding_window": 16},
     "gemma3_text": {"query_pre_attn_scalar": 64, "sliding_window": 16, "num_hidden_layers": 7},
@@ -82,7 +90,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "glm4": {},
     "glm4v_text": {"rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6]}},
     "glm4_moe": SPARSE | {"routed_scaling_factor": 1.5, "use_qk_norm": True},
+    "glm4_moe_lite": LATENT,
     "gpt2": {"num_key_value_heads": None, "intermediate_size": None, "n_positions": 128},
+    "gpt_bigcode": {"num_key_value_heads": None, "intermediate_size": None, "n_positions": 128},
     "gpt_neox": {"num_key_value_heads": None},
     "gpt_neox-sequential": {"num_key_value_heads": None, "use_parallel_residual": False},
     "gpt_oss": LOCAL_EXPERTS | {"sliding_window": 16, "rope_scaling": YARN},
@@ -95,11 +105,13 @@ MODELS: dict[str, dict[str, Any]] = {
     | {"intermediate_size_mlp": 512, "intermediate_size": 256, "rope_scaling": LLAMA4},
     "llama4_text-interleaved": LOCAL_EXPERTS
     | {"intermediate_size_mlp": 512, "interleave_moe_layer_step": 2},
+    "minimax_m2": LOCAL_EXPERTS | {"rotary_dim": 32},
     "ministral3": {"rope_parameters": WEIGHED_YARN | {"mscale": 1.0, "llama_4_scaling_beta": 0.1}},
     "mixtral": LOCAL_EXPERTS | {"num_local_experts": 8},
     "nemotron": {},
     "olmo2": {},
     "olmo3": {"sliding_window": 16, "rope_scaling": YARN},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4},
     "phi": {},
     "phi3": {"sliding_window": None},
     "phi3-longrope": {
@@ -111,12 +123,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl_text": SECTIONS,
     "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 256},
     "qwen2_vl_text": SECTIONS,
+    "qwen3_vl_moe_text": EXPERTS | SECTIONS,
     "qwen3_vl_text": SECTIONS,
     "qwen3_moe": EXPERTS | {"norm_topk_prob": True},
     "seed_oss": {},
     "smollm3": {},
+    "solar_open": SPARSE | {"first_k_dense_replace": 0},
     "stablelm": {},
     "starcoder2": {},
+    "youtu": {name: size for name, size in LATENT.items() if name not in SPARSE},
 }
 """By ``model_type``, with something after a hyphen for variants; llama's relatives are `models.tiny`'s."""
 

@@ -61,6 +61,8 @@ def activation(name: str, x: Array) -> Array:
         "relu": lambda v: max(v, 0),
         "squared_relu": lambda v: max(v, 0) ** 2,
         "sigmoid": lambda v: 1 / (1 + math.exp(-v)),
+        "softplus": lambda v: math.log1p(math.exp(v)),
+        "identity": lambda v: v,
     }
     return np.vectorize(functions[name], otypes=[np.float64])(x)
 

@@ -52,23 +52,78 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"topk_method": "group_limited_greedy"},
         "topk_method: expected n_group and topk_group beside",
     ),
-    "embeddings for each layer": (
+    "tables of other tokens": (
         "gemma4_text",
-        {"hidden_size_per_layer_input": 8},
-        "hidden_size_per_layer_input: expected 0, got 8",
+        {"vocab_size_per_layer_input": 64},
+        "vocab_size_per_layer_input: expected vocab_size .*, of at most 16777216, got 64",
     ),
-    "embeddings for each layer by default": (
+    "tables of other tokens by default": (
         "gemma4_text",
-        {"hidden_size_per_layer_input": ...},
-        "hidden_size_per_layer_input: expected 0, found none",
+        {"vocab_size_per_layer_input": ...},
+        "vocab_size_per_layer_input: expected vocab_size .*, found none",
     ),
-    "keys of other layers": (
+    "keys of no layer before": (
         "gemma4_text",
-        {"num_kv_shared_layers": 1},
-        "num_kv_shared_layers: expected 0, got 1",
+        {"num_kv_shared_layers": 2},
+        "num_kv_shared_layers: expected a layer of each kind before those that share, got 2",
+    ),
+    "tokens that all see each other": (
+        "gemma4_text",
+        {"use_bidirectional_attention": "all"},
+        "use_bidirectional_attention: expected one of False, vision, got 'all'",
+    ),
+    "experts of a model that says it has none": (
+        "gemma4_text",
+        {"enable_moe_block": False},
+        "num_experts: expected null, or no such key, got 3",
+    ),
+    "kinds of layers without convolutions": (
+        "lfm2",
+        {"layer_types": ["conv", "sliding_attention"]},
+        "layer_types: expected full_attention or conv for each of 2 layers, got",
+    ),
+    "two names that say two things": (
+        "lfm2",
+        {"block_ff_dim": 48},
+        "intermediate_size: expected 48, as block_ff_dim, got 96",
+    ),
+    "heads that do not share groups": (
+        "granitemoehybrid",
+        {"mamba_n_groups": 3},
+        "mamba_n_heads: expected a divisor of 128, and a multiple of 3 groups, got 8",
+    ),
+    "steps within limits": (
+        "granitemoehybrid",
+        {"time_step_limit": [0.0, 1.0]},
+        r"time_step_limit: expected 0 and infinity, got \[0.0, 1.0\]",
+    ),
+    "heads of some keys": (
+        "laguna",
+        {"num_attention_heads_per_layer": [4, 5]},
+        "num_attention_heads_per_layer: expected multiples of num_key_value_heads 2, got",
+    ),
+    "a gate for each number": (
+        "laguna",
+        {"gating": "per-element"},
+        "gating: expected one of True, per-head, got 'per-element'",
+    ),
+    "kinds of blocks": (
+        "nemotron_h",
+        {"layer_types": ["mamba", "conv", "attention", "mlp"]},
+        "layer_types: expected linear_attention, full_attention, moe, mlp for each of 4 layers",
+    ),
+    "experts of other vectors": (
+        "nemotron_h",
+        {"moe_latent_size": 8},
+        "moe_latent_size: expected null, or no such key, got 8",
+    ),
+    "heads of which another part turns": (
+        "mistral4",
+        {"qk_rope_head_dim": 2},
+        "qk_rope_head_dim: expected head_dim times partial_rotary_factor, 4, got 2",
     ),
     "heads of two lengths": (
-        "gemma4_text",
+        "gemma4_unified_text",
         {
             "layer_types": ["full_attention"] * 2,
             "per_layer_config": {"0": {"head_dim": 8}, "1": {"head_dim": 16}},
@@ -199,6 +254,53 @@ def test_there_are_only_so_many_learned_positions(
         ValueError, match=f"^tokens: expected sequences of at most {most}, .* got 129"
     ):
         decoder.embed(tokens)
+
+
+def test_sequences_are_no_longer_than_what_attention_sees_of_them(tmp_path: Path) -> None:
+    """Of an indexer's choice: `test_experts` has what becomes of it."""
+    kind = {"model_type": "deepseek_v32", "index_topk": 8}
+    decoder = Decoder(open_checkpoint(write_described_checkpoint(tmp_path, "deepseek_v3", **kind)))
+    assert decoder.embed(np.zeros((2, 8), np.int64)).shape == (2, 8, 64)
+    with pytest.raises(ValueError, match="^tokens: expected sequences of at most 8, .* got 9"):
+        decoder.embed(np.zeros((2, 9), np.int64))
+
+
+@pytest.mark.parametrize("layers", [64, [64, 64]])
+def test_numbers_that_all_layers_share(layers: Any) -> None:
+    config = config_of("qwen2_moe", {"model_type": "hunyuan_v1_moe", "num_experts": layers})
+    own = ("qwen2_moe", "moe_intermediate_size", "shared_expert", "num_experts_per", "mlp_only")
+    config = {key: value for key, value in config.items() if not key.startswith(own)}
+    mixture = ModelConfig.from_hf(config | {"moe_topk": layers}).mixture
+    assert mixture is not None
+    assert (mixture.experts, mixture.routing.experts, mixture.shared_size) == (64, 64, 96)
+    message = r"^moe_topk: expected an integer from 1 to 64, or 2 that are equal, got \[1, 2\]"
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_hf(config | {"moe_topk": [1, 2]})
+
+
+def test_files_of_gemma_4_that_spell_out_what_they_have_not() -> None:
+    """As published: vision tokens see each other, and nothing is added to blocks."""
+    spelt = {"use_bidirectional_attention": "vision", "hidden_size_per_layer_input": 0}
+    spelt |= {"vocab_size_per_layer_input": 262144, "num_kv_shared_layers": 0}
+    spelt |= {"enable_moe_block": False, "use_double_wide_mlp": False, "num_experts": None}
+    config = config_of("gemma4_unified_text", {})
+    plain = ModelConfig.from_hf(config)
+    assert ModelConfig.from_hf(config | spelt) == plain
+    dense = ModelConfig.from_hf(config | spelt | {"model_type": "gemma4_text"})
+    assert (dense.layer_input_size, dense.mixture, dense.lenders) == (0, None, ())
+
+
+def test_a_letter_for_each_layer_says_how_many_there_are() -> None:
+    config = config_of("nemotron_h", {"layer_types": ..., "hybrid_override_pattern": "ME*-M"})
+    found = ModelConfig.from_hf(config)
+    assert found.halves == ("attention", "mlp", "attention", "mlp", "attention")
+    assert [found.state_space_of(index) is not None for index in range(5)] == [1, 0, 0, 0, 1]
+    assert [found.mixture_of(index) is not None for index in range(5)] == [0, 1, 0, 0, 0]
+    named = config | {"hybrid_override_pattern": "M?"}
+    with pytest.raises(
+        ValueError, match=r"^layer_types: expected .* got \['linear_attention', '\?'\]"
+    ):
+        ModelConfig.from_hf(named)
 
 
 def test_tables_of_masks_in_old_files_are_no_biases(tmp_path: Path, caplog: Any) -> None:

@@ -19,6 +19,7 @@ from numbacalib.models import Decoder, ModelConfig, open_checkpoint
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.experts import ExpertsRun
 from numbacalib.models.parts import Parts
+from numbacalib.models.tensor_names import beside, is_decoders
 
 ROUTINGS = {
     "qwen2_moe": {"experts": 2, "normalized": False},
@@ -244,6 +245,24 @@ def test_which_layers_have_experts() -> None:
     mixture = ModelConfig.from_hf(CONFIG | glm).mixture
     assert mixture is not None
     assert mixture.layers == (False, False, False, True)
+
+
+def test_what_chooses_positions_is_left_beside(tmp_path: Path) -> None:
+    folder = write_described_checkpoint(tmp_path, "deepseek_v3", model_type="deepseek_v32")
+    checkpoint = open_checkpoint(folder)
+    assert beside(checkpoint.config, checkpoint.names()) == ["self_attn.indexer."]
+    tensors = {name: checkpoint.tensor(name) for name in checkpoint.names()}
+    chooser = "model.layers.1.self_attn.indexer.wk.weight"
+    tensors[chooser] = np.ones((4, 64), np.float32)
+    tensors[chooser.replace("layers.1", "layers.2")] = tensors[chooser]
+    save_file(tensors, folder / "model.safetensors")
+    checkpoint = open_checkpoint(folder)
+    assert [name for name in checkpoint.names() if "indexer" in name] == [chooser]
+    assert not is_decoders(checkpoint.config, chooser)
+    block = Decoder(checkpoint).block(1)
+    assert block.producer(block.stages[0]) is None  # it reads what the norm gives
+    assert block.producer(("self_attn.q_b_proj",)) is None
+    assert block.producer(("self_attn.kv_b_proj",)) == "self_attn.kv_a_layernorm"
 
 
 def test_layers_that_predict_further_tokens_are_left_beside(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_frequency_divisors_are_recognised_as_llama3(tmp_path: Path) -> None:
     [
         (
             {"general.architecture": "bert"},
-            "general.architecture: expected one of arcee, .*'bert'",
+            "general.architecture: expected one of afmoe, .*'bert'",
         ),
         ({"general.architecture": 3}, "general.architecture: expected text, got 3"),
         ({"general.type": "adapter"}, "general.type: expected a model, got 'adapter'"),

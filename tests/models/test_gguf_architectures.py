@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
 
-import gguf
 import numpy as np
 import pytest
+from models.converted_gguf import Case, base_of, write
 from models.described import described_tensors
 from models.tiny import VOCAB_SIZE, random_tokens
-from models.tiny_gguf import add_value, interleaved
-from numpy.typing import NDArray
 
 from numbacalib.models import Decoder, ModelConfig, open_checkpoint
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_names import gguf_name, hf_name
-from numbacalib.models.layer_tensors import canonical_name, is_linear
+from numbacalib.models.layer_tensors import is_linear
+from numbacalib.models.tensor_names import canonical_name
 
 SIZES = {
     "vocab_size": VOCAB_SIZE,
@@ -76,15 +71,26 @@ SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 
 SECTION_KEYS = {"rope.dimension_sections": [2, 3, 3, 0]}
 
 
-class Case(NamedTuple):
-    """A Hugging Face configuration, and what its GGUF file has beside the keys of all."""
-
-    config: dict[str, Any]
-    keys: Mapping[str, Any] = MappingProxyType({})
-    tensors: Mapping[str, NDArray[Any]] = MappingProxyType({})
-
-
+BEHIND_A_DENSE_ONE = COUNTS | {
+    "expert_feed_forward_length": 32,
+    "expert_shared_count": 1,
+    "expert_gating_func": 2,
+    "leading_dense_block_count": 1,
+    "expert_weights_norm": True,
+    "expert_weights_scale": 1.5,
+}
 CASES = {
+    "afmoe": Case(
+        EXPERTS | {
+            "model_type": "afmoe",
+            "num_dense_layers": 1,
+            "num_shared_experts": 1,
+            "mup_enabled": True,
+            "sliding_window": 5,
+            "route_scale": 1.5,
+        },
+        BEHIND_A_DENSE_ONE | {"attention.sliding_window": 5},
+    ),
     "arcee": Case({"model_type": "arcee", "mlp_bias": True}),
     "chatglm": Case({"model_type": "glm"}, {"rope.dimension_count": 8}),
     "command-r": Case({"model_type": "cohere", "logit_scale": 0.5}, {"logit_scale": 0.5}),
@@ -115,8 +121,59 @@ CASES = {
         LATENT | {"model_type": "deepseek_v2", "q_lora_rank": None},
         COUNTS | LATENT_KEYS | {"attention.key_length": 12, "attention.value_length": 10},
     ),
+    "deepseek2-dense": Case(
+        {name: size for name, size in LATENT.items() if name.endswith(("_rank", "_dim", "_heads"))}
+        | {"model_type": "youtu", "q_lora_rank": 16},
+        LATENT_KEYS | PARTS | {
+            "attention.q_lora_rank": 16,
+            "expert_feed_forward_length": 96,
+            "expert_shared_count": 0,
+            "leading_dense_block_count": 4,
+        },
+    ),
+    "dots1": Case(
+        EXPERTS | {
+            "model_type": "dots1",
+            "num_key_value_heads": 4,
+            "first_k_dense_replace": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.5,
+        },
+        BEHIND_A_DENSE_ONE,
+    ),
     "ernie4_5": Case({"model_type": "ernie4_5", "use_bias": True}),
+    "ernie4_5-moe": Case(
+        {
+            "model_type": "ernie4_5_moe",
+            "moe_num_experts": 3,
+            "moe_k": 2,
+            "moe_intermediate_size": 32,
+            "moe_num_shared_experts": 1,
+        },
+        COUNTS | {
+            "expert_feed_forward_length": 32,
+            "expert_shared_count": 1,
+            "expert_shared_feed_forward_length": 32,
+            "interleave_moe_layer_step": 1,
+            "leading_dense_block_count": 1,
+        },
+    ),
     "exaone4": Case({"model_type": "exaone4", "sliding_window": None}),
+    "exaone-moe": Case(
+        EXPERTS | {
+            "model_type": "exaone_moe",
+            "sliding_window": 5,
+            "first_k_dense_replace": 1,
+            "routed_scaling_factor": 1.5,
+        },
+        BEHIND_A_DENSE_ONE | {
+            "attention.sliding_window": 5,
+            "attention.sliding_window_pattern": [True, True, True, False],
+            "expert_shared_feed_forward_length": 32,
+        },
+    ),
+    "falcon": Case({"model_type": "falcon", "bias": False}),
+    "falcon-two-norms": Case({"model_type": "falcon", "new_decoder_architecture": True}),
     "gemma": Case({"model_type": "gemma"}),
     "gemma2": Case(
         {"model_type": "gemma2", "query_pre_attn_scalar": 16, "sliding_window": 5},
@@ -204,6 +261,14 @@ CASES = {
         },
         COUNTS | {"expert_feed_forward_length": 32, "interleave_moe_layer_step": 2},
     ),
+    "minimax-m2": Case(
+        KEPT | {"model_type": "minimax_m2", "rotary_dim": 8},
+        COUNTS | {
+            "rope.dimension_count": 8,
+            "expert_feed_forward_length": 96,
+            "expert_gating_func": 2,
+        },
+    ),
     "mistral3": Case(
         {
             "model_type": "ministral3",
@@ -238,6 +303,7 @@ CASES = {
             "rope.scaling.original_context_length": 16,
         },
     ),
+    "olmoe": Case(KEPT | {"model_type": "olmoe", "num_key_value_heads": 4}, COUNTS),
     "phi2": Case({"model_type": "phi"}, {"rope.dimension_count": 8}),
     "phi3": Case(
         {"model_type": "phi3", "sliding_window": 5},
@@ -274,6 +340,10 @@ CASES = {
         {"model_type": "qwen3_vl_text", "rope_parameters": SECTIONS},
         SECTION_KEYS | {"n_deepstack_layers": 3},
     ),
+    "qwen3vlmoe": Case(
+        EXPERTS | {"model_type": "qwen3_vl_moe_text", "rope_parameters": SECTIONS},
+        COUNTS | SECTION_KEYS | {"expert_feed_forward_length": 32, "n_deepstack_layers": 3},
+    ),
     "qwen3moe": Case(
         EXPERTS | {"model_type": "qwen3_moe", "norm_topk_prob": True},
         COUNTS | {"expert_feed_forward_length": 32},
@@ -281,107 +351,10 @@ CASES = {
     "seed_oss": Case({"model_type": "seed_oss"}),
     "smollm3": Case({"model_type": "smollm3"}),
     "stablelm": Case({"model_type": "stablelm"}, {"rope.dimension_count": 4}),
+    "starcoder": Case({"model_type": "gpt_bigcode"}),
     "starcoder2": Case({"model_type": "starcoder2"}),
 }  # fmt: skip
 """By ``general.architecture``, with something after a hyphen for further variants."""
-
-
-BEGINNINGS = ("", "gpt_neox.", "transformer.")
-"""Of names that files of a base model leave out."""
-
-
-def base_of(name: str) -> str:
-    return name if name in GGUF_ARCHITECTURES else name.rpartition("-")[0]
-
-
-def merged(tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Put experts' tensors into one a layer, by the names that the ``gguf`` package maps."""
-    found: dict[str, list[NDArray[Any]]] = {}
-    for name, values in tensors.items():
-        own = re.sub(r"\.experts\.\d+\.", ".experts.", name)
-        own = re.sub(
-            r"model\.(layers\.\d+)\.block_sparse_moe\.experts", r"\1.feed_forward.experts", own
-        )
-        found.setdefault(own, []).append(values)
-    return {
-        name: np.stack(values) if ".experts." in name else values[0]
-        for name, values in found.items()
-    }
-
-
-def as_converted(
-    config: ModelConfig, tensors: Mapping[str, NDArray[Any]], *, whole: bool
-) -> dict[str, NDArray[Any]]:
-    """Change what llama.cpp's converter changes of one tensor by itself."""
-    found: dict[str, NDArray[Any]] = {}
-    for name, values in tensors.items():
-        if name.endswith("sinks"):
-            found[f"{name}.weight"] = values
-        elif config.architecture.transposed and ".c_" in name and values.ndim == 2:
-            found[name] = values.T
-        elif "attention.query_key_value" in name:
-            heads = values.reshape(config.num_heads, 3, -1, *values.shape[1:])
-            found[name] = np.concatenate([*heads.swapaxes(0, 1)]).reshape(values.shape)
-        elif name.endswith("kv_b_proj.weight") and not whole:
-            heads = values.reshape(config.num_heads, 8 + 10, -1)
-            found[name.replace("kv_b", "k_b")] = heads[:, :8].swapaxes(1, 2)
-            found[name.replace("kv_b", "v_b")] = heads[:, 8:]
-        elif config.model_type == "glm4v_text" and name.split(".")[-2] in ("q_proj", "k_proj"):
-            heads = values.reshape(-1, 16, *values.shape[1:])  # of which 8 dimensions turn
-            parts = heads[:, :8:2], heads[:, 1:8:2], heads[:, 8:]
-            found[name] = np.concatenate(parts, axis=1).reshape(values.shape)
-        else:
-            found[name] = values
-    return found
-
-
-def write(path: Path, name: str, config: dict[str, Any], case: Case) -> None:
-    """Write what llama.cpp's conversion makes of a model; names are those of the ``gguf`` package."""
-    name = base_of(name)
-    read = ModelConfig.from_hf(config)
-    writer = gguf.GGUFWriter(path, name)
-    keys = {
-        "block_count": read.num_layers,
-        "context_length": read.max_position_embeddings,
-        "embedding_length": read.hidden_size,
-        "feed_forward_length": read.intermediate_size,
-        "attention.head_count": read.num_heads,
-        "attention.head_count_kv": read.num_kv_heads,
-        "attention.key_length": read.head_dim,
-        "attention.value_length": read.head_dim,
-        "rope.freq_base": read.rope_theta,
-    }
-    kind = "" if read.architecture.norm == "layer" else "rms_"
-    keys[f"attention.layer_norm_{kind}epsilon"] = read.rms_norm_eps
-    for key, value in {**keys, **case.keys}.items():
-        add_value(writer, f"{name}.{key}", value)
-    (architecture,) = [a for a, known in gguf.MODEL_ARCH_NAMES.items() if known == name]
-    names = gguf.get_tensor_name_map(architecture, read.num_layers)
-    tensors = as_converted(
-        read, described_tensors(read), whole="attention.key_length_mla" not in case.keys
-    )
-    for theirs, values in merged(tensors).items():
-        stored = values
-        if name in ("gemma", "gemma2", "gemma3", "nemotron") and theirs.endswith("norm.weight"):
-            stored = values + np.float32(1)
-        projection = theirs.split(".")[-2]
-        permuted = name in ("arcee", "granite", "granitemoe", "llama", "mistral3", "smollm3")
-        if permuted and projection in ("q_proj", "k_proj"):
-            heads = read.num_heads if projection == "q_proj" else read.num_kv_heads
-            stored = interleaved(values, heads)
-        if theirs.endswith("e_score_correction_bias"):
-            writer.add_tensor(f"blk.{theirs.split('.')[2]}.exp_probs_b.bias", stored)
-            continue
-        if theirs.endswith("shared_expert_gate.weight"):
-            stored = values[0]
-        known = (names.get_name(f"{first}{theirs}", (".weight", ".bias")) for first in BEGINNINGS)
-        writer.add_tensor(next(filter(None, known)), stored)
-    for tensor, values in case.tensors.items():
-        writer.add_tensor(tensor, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -73,6 +73,10 @@ def test_a_file_without_a_tokenizer_says_so_when_asked(tmp_path: Path) -> None:
         ("tekken", ["Don", "'t", "Ġsay", "ĠDON", "'T", "Ġ", *"1234", "ĠĠ", "Ġx", "Ċ", "!"]),
         ("gpt-4o", ["Don't", "Ġsay", "ĠDON'T", "Ġ", "123", "4", "ĠĠ", "Ġx", "Ċ", "!"]),
         (
+            "deepseek-llm",
+            ["Don", "'", "t", "Ġsay", "ĠDON", "'", "T", "Ġ", "1234", "ĠĠ", "Ġx", "Ċ", "!"],
+        ),
+        (
             "deepseek-v3",
             ["Don", "'t", "Ġsay", "ĠDON", "'T", "Ġ", "123", "4", "ĠĠ", "Ġx", "Ċ", "!"],
         ),

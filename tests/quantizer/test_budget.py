@@ -1,23 +1,13 @@
 """Widths under a size: what is chosen fits, is what the file has, and is said in the report."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from models.tiny import TEXT, write_tiny_checkpoint
+from models.tiny import write_tiny_checkpoint
 
 from numbacalib.cli import main
 from numbacalib.formats.registry import stored_layers
 from numbacalib.models import open_checkpoint
 from numbacalib.quantizer import quantize
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT * 20, encoding="utf-8")
-    return file
-
 
 OPTIONS = {"samples": 4, "sequence_length": 32}
 

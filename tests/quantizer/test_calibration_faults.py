@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 from models.tiny import TEXT, tiny_tokenizer, write_tiny_checkpoint
+from quantizer.runs import run
 from safetensors.numpy import load_file, save_file
 
-from numbacalib.cli import main
 from numbacalib.quantizer import Settings, blocks, collection, job, quantize
 from numbacalib.statistics import GradientStatistics, save_fisher
 
@@ -18,26 +18,10 @@ GROUPS = ["--group-size", "32"]
 
 
 @pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT * 20, encoding="utf-8")
-    return file
-
-
-@pytest.fixture
-def model(tmp_path):
-    return write_tiny_checkpoint(tmp_path / "model", dtype="bfloat16")
-
-
-@pytest.fixture
 def saved(tmp_path, text, model):
     directory = tmp_path / "statistics"
     assert run("collect", model, "--text", text, *SHORT, "--output", directory) == 0
     return directory
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def change(model, name, edit):

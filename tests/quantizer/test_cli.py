@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 import pytest
-from models.tiny import TEXT, write_tiny_checkpoint
+from models.tiny import write_tiny_checkpoint
+from quantizer.runs import run
 
-from numbacalib.cli import main
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import open_checkpoint
 
@@ -20,19 +20,8 @@ SHORT = ["--samples", "4", "--sequence-length", "32", "--group-size", "32"]
 
 
 @pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT * 20, encoding="utf-8")
-    return file
-
-
-@pytest.fixture
 def model(tmp_path):
     return write_tiny_checkpoint(tmp_path / "model")
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def perplexity(capsys, *arguments):
@@ -124,6 +113,18 @@ def test_groups_that_do_not_divide_take_the_longest_that_do(
     assert set(group_sizes(output).values()) == sizes
     original = perplexity(capsys, model, "--text", text)
     assert perplexity(capsys, output, "--text", text) == pytest.approx(original, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("form", "lengths"), [("gptq", "groups of 32 for K = 64, 96"), ("mlx", "32 for K = 96")]
+)
+def test_it_is_said_of_formats_that_find_asymmetric_grids_themselves_too(
+    tmp_path, caplog, model, form, lengths
+):
+    command = ["quantize", model, "--method", "rtn", "--format", form, "--group-size", 64]
+    assert run(*command, "--output", tmp_path / "out") == 0
+    assert "group_size 64 does not divide" in caplog.text
+    assert lengths in caplog.text
 
 
 def test_whole_rows_are_for_who_asks(tmp_path, text, caplog, model):

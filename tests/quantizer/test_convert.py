@@ -15,7 +15,7 @@ from numbacalib.formats import FORMATS, LayerGrid, dequantized, stored_format
 from numbacalib.formats.registry import stored_layers
 from numbacalib.methods import rtn
 from numbacalib.models import open_checkpoint
-from numbacalib.quantizer import Settings, convert, quantize
+from numbacalib.quantizer import Settings, convert, quantize, verify
 
 NAMES = ("compressed-tensors", "gptq", "gptq_v2", "awq", "mlx")
 
@@ -54,6 +54,9 @@ def test_symmetric_layers_go_from_any_format_to_any(tmp_path, sources, source, t
     assert {(grid.bits, grid.group_size) for grid in grids.values()} == {(4, 32)}
     assert stored_format(open_checkpoint(tmp_path / "out")).name == target
     assert_same(model, tmp_path / "out")
+    proof = verify(tmp_path / "out", against=model)  # quantized itself
+    assert proof.quantized == 14
+    assert not proof.changed
 
 
 @pytest.mark.parametrize("target", ["compressed-tensors", "gptq", "gptq_v2", "awq"])

@@ -5,16 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from models.tiny import TEXT, write_tiny_checkpoint
+from models.tiny import write_tiny_checkpoint
 
 SHORT = ["--samples", "4", "--sequence-length", "32"]
-
-
-@pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT * 20, encoding="utf-8")
-    return file
 
 
 def files_at(threads, output, *arguments):

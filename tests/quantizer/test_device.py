@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from models.described import DESCRIBED, write_described_checkpoint
 from models.tiny import TEXT, write_tiny_checkpoint
 
+from numbacalib import runtime
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import HOST, Decoder, open_checkpoint, open_place
+from numbacalib.models import place as places
 from numbacalib.ops.matrix import to_host
-from numbacalib.quantizer import Settings, blocks, collect, evaluate, job, quantize
+from numbacalib.quantizer import Settings, blocks, collect, evaluate, quantize
 
 DEVICES = {"numpy": "cpu", "cudasim": "cuda", "cuda": "cuda"}
 
@@ -18,13 +23,6 @@ DEVICES = {"numpy": "cpu", "cudasim": "cuda", "cuda": "cuda"}
 @pytest.fixture
 def device(backend):
     return DEVICES[backend.name]
-
-
-@pytest.fixture(autouse=True)
-def _few_tokens_prove_it(backend, monkeypatch):
-    """A thousand tokens take the simulator minutes."""
-    if backend.name == "cudasim":
-        monkeypatch.setattr(job, "HELD_OUT_TOKENS", 16)
 
 
 @pytest.fixture
@@ -206,6 +204,23 @@ def test_names_of_devices():
     for name in ("gpu", "cuda:", "cuda:x", "cuda:-1", ""):
         with pytest.raises(ValueError, match="^device: expected auto, cpu, cuda or cuda:N, got"):
             open_place(name)
+
+
+@pytest.mark.parametrize("version", [12080, 13000, 13020])
+def test_a_driver_that_is_too_old_is_one_line(monkeypatch, caplog, version):
+    device = SimpleNamespace(driver_versions=lambda: (version, 13000), missing_packages=list)
+    monkeypatch.setitem(sys.modules, "numbacalib.runtime.device", device)
+    monkeypatch.setattr(runtime, "device", device, raising=False)
+    for name, found in {"_missing_packages": [], "_device_count": 1, "_cuda": HOST}.items():
+        monkeypatch.setattr(places, name, lambda *_, found=found: found)
+    if version >= 13000:
+        assert open_place("cuda") is open_place("auto") is HOST
+        return
+    expected = "expected a driver of CUDA 13.0 or later, found one of CUDA 12.8"
+    with pytest.raises(ValueError, match=f"^device: {expected}$"):
+        open_place("cuda")
+    assert open_place("auto") is HOST
+    assert caplog.messages == [f"running on the host: {expected}"]
 
 
 def test_embedding_and_losses(tmp_path, device):

@@ -1,31 +1,22 @@
-"""How runs end: what is found out first, what signals and lost streams do, what is kept."""
+"""How runs end: what is found out before the first block, files, errors in one line."""
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
 
 import pytest
-from models.tiny import TEXT, tiny_config, write_tiny_checkpoint
+from models.tiny import tiny_config, write_tiny_checkpoint
 from models.tiny_gguf import tokenizer_metadata, write_gguf
+from quantizer.runs import assert_one_line, assert_whole, run
 
-from numbacalib.cli import main
-from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import open_checkpoint
 from numbacalib.quantizer import blocks, collection, pipeline
 from numbacalib.quantizer.preflight import require_space
 
 RTN = ["--method", "rtn", "--group-size", "32"]
 SHORT = ["--samples", "4", "--sequence-length", "32"]
-
-
-@pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT * 20, encoding="utf-8")
-    return file
 
 
 @pytest.fixture
@@ -42,22 +33,6 @@ def no_block(monkeypatch):
 
     monkeypatch.setattr(blocks, "quantize_group", reached)
     monkeypatch.setattr(collection, "run_stages", reached)
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
-
-
-def assert_one_line(error, message):
-    lines = [line for line in error.splitlines() if line.startswith("numbacalib: error: ")]
-    assert len(lines) == 1
-    assert message in lines[0]
-    assert "Traceback" not in error
-
-
-def assert_whole(output):
-    assert len(CompressedTensors().layers(open_checkpoint(output))) == 14
-    assert (output / "tokenizer.json").is_file()
 
 
 # What is found out before the first block
@@ -192,175 +167,6 @@ def test_a_mount_point_is_an_output(tmp_path, model):
     assert result.returncode == 0, result.stderr
     assert not list((tmp_path / "copy").glob(".*"))
     assert_whole(tmp_path / "copy")
-
-
-# Signals
-
-WAIT_IN_A_LAYER = """
-    import os, shutil, signal, sys, time
-    from numbacalib.cli import main
-    from numbacalib.quantizer import blocks
-
-    def wait(*_):
-        print("inside", file=sys.stderr, flush=True)
-        time.sleep(60)
-
-    def interrupted_removal(path, **options):
-        os.kill(os.getpid(), signal.SIGINT)
-
-    again, *arguments = sys.argv[1:]
-    blocks.quantize_group = wait
-    if again == "again":
-        shutil.rmtree = interrupted_removal
-    sys.exit(main(arguments))
-"""
-
-
-def interrupted(number, again, arguments, before=None):
-    """Run until a layer is reached and send a signal; the status and what came on standard error."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(WAIT_IN_A_LAYER), again, *map(str, arguments)],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=before,
-    )
-    with process:
-        while (line := process.stderr.readline()) and "inside" not in line:
-            pass
-        process.send_signal(number)
-        error = process.stderr.read()
-    return process.returncode, error
-
-
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
-def test_signals_end_a_run_cleanly(tmp_path, model, number, status):
-    arguments = ["quantize", model, *RTN, "--output", tmp_path / "out"]
-    found, error = interrupted(number, "once", arguments)
-    assert found == status
-    assert_one_line(error, f"interrupted by {number.name}")
-    assert not list(tmp_path.glob("*out*"))
-
-
-WITH_A_TERMINAL = """
-    import fcntl, os, signal, sys, termios, time
-    from numbacalib.cli import main
-    from numbacalib.quantizer import blocks
-
-    fcntl.ioctl(2, termios.TIOCSCTTY, 0)  # standard error is the terminal that controls this process
-    real = blocks.quantize_group
-
-    def after_a_while(*arguments):
-        print("inside", file=sys.stderr, flush=True)
-        time.sleep(seconds)
-        return real(*arguments)
-
-    seconds = float(sys.argv[1])
-    if sys.argv[2] == "nohup":
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    blocks.quantize_group = after_a_while
-    sys.exit(main(sys.argv[3:]))
-"""
-
-
-@pytest.mark.parametrize(("seconds", "how"), [(60, "plain"), (0.05, "nohup")])
-def test_a_terminal_that_is_closed_ends_a_run_unless_it_was_told_not_to(
-    tmp_path, model, seconds, how
-):
-    output = tmp_path / "out"
-    ours, theirs = os.openpty()
-    arguments = [seconds, how, "quantize", model, *RTN, "--output", output]
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(WITH_A_TERMINAL), *map(str, arguments)],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    )
-    os.close(theirs)
-    seen = b""
-    while b"inside" not in seen:
-        seen += os.read(ours, 1000)
-    os.close(ours)
-    if how == "nohup":
-        assert process.wait(timeout=60) == 0
-        assert_whole(output)
-    else:
-        assert process.wait(timeout=60) == 129
-        assert not list(tmp_path.glob("*out*"))
-
-
-def test_a_second_interrupt_while_cleaning_up_leaves_no_output(tmp_path, model):
-    arguments = ["quantize", model, *RTN, "--output", tmp_path / "out"]
-    found, error = interrupted(signal.SIGTERM, "again", arguments)
-    assert found == 130
-    assert_one_line(error, "interrupted by SIGINT")
-    assert not (tmp_path / "out").exists()
-    (left,) = tmp_path.glob(".out*")
-    assert run("quantize", model, *RTN, "--output", tmp_path / "out", "--clean") == 0
-    assert not left.exists()
-    assert_whole(tmp_path / "out")
-
-
-def test_signals_that_are_ignored_stay_ignored():
-    """As ``nohup`` has it of SIGHUP."""
-    from numbacalib.terminal import ending_signals
-
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with ending_signals():
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-# Streams that are closed, full or gone
-
-
-def shell(redirections, *arguments):
-    """Run the command line with redirections of the shell's; its status."""
-    command = [sys.executable, "-m", "numbacalib.cli", *map(str, arguments)]
-    script = f'exec "$@" {redirections}'
-    return subprocess.run(["sh", "-c", script, "sh", *command], check=False, timeout=120).returncode
-
-
-def open_broken_pipe():
-    read, written = os.pipe()
-    os.close(read)
-    return written
-
-
-@pytest.mark.parametrize("redirections", [">&- 2>&-", ">/dev/full 2>/dev/full", "broken pipe"])
-def test_lost_streams_end_no_run(tmp_path, model, redirections):
-    output = tmp_path / "out"
-    arguments = ["quantize", model, *RTN, "--output", output]
-    if redirections == "broken pipe":
-        pipe = open_broken_pipe()
-        command = [sys.executable, "-m", "numbacalib.cli", *map(str, arguments)]
-        status = subprocess.run(command, stdout=pipe, stderr=pipe, check=False).returncode
-        os.close(pipe)
-    else:
-        status = shell(redirections, *arguments)
-    assert status == 0
-    assert_whole(output)
-    assert run("quantize", model, *RTN, "--output", tmp_path / "again") == 0
-    for file in output.iterdir():
-        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
-
-
-@pytest.mark.parametrize("redirections", [">&-", ">/dev/full"])
-def test_a_result_that_cannot_be_printed_is_a_failure(model, text, redirections):
-    arguments = ["evaluate", model, "--text", text, "--sequence-length", "32", "--samples", "2"]
-    assert shell(f"{redirections} 2>/dev/null", *arguments) == 1
-
-
-def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, model, monkeypatch):
-    with (tmp_path / "ascii.txt").open("w", encoding="ascii") as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
-        assert run("quantize", model, *RTN, "--output", tmp_path / "größer") == 0
-    assert "gr\\xf6\\xdfer" in (tmp_path / "ascii.txt").read_text(encoding="ascii")
 
 
 # Errors

@@ -7,10 +7,9 @@ import json
 import numpy as np
 import pytest
 from models.described import write_described_checkpoint
-from models.tiny import TEXT
+from quantizer.runs import run
 from safetensors.numpy import load_file, save_file
 
-from numbacalib.cli import main
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import HOST, Decoder, open_checkpoint
 from numbacalib.models.parts import Parts
@@ -24,20 +23,9 @@ TOKENS, KEPT = 4 * 32, 2
 
 
 @pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT * 20, encoding="utf-8")
-    return file
-
-
-@pytest.fixture
 def model(tmp_path):
     """Two layers of six experts, without a preference between them."""
     return write_described_checkpoint(tmp_path / "model", "glm4_moe", dtype="bfloat16")
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def shun(model, expert):
@@ -142,7 +130,7 @@ def test_statistics_of_an_expert_are_those_of_its_rows(model):
     groups = expert_groups(block, Parts([hidden[:1], hidden[1:]]), False, HOST.held_bytes)
     rows = block.mlp.input(hidden).reshape(-1, 64)
     for number, (_, inputs) in enumerate(next(groups)):
-        own = rows[block.mlp.routes(rows).tokens(number)].astype(np.float64)
+        own = rows[block.mlp.routes(rows, rows).tokens(number)].astype(np.float64)
         assert inputs.own.tokens == len(own)
         for statistics, part in zip(
             (inputs.own, *inputs.halves(), inputs.pooled()),

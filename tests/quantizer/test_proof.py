@@ -7,10 +7,10 @@ import shutil
 
 import numpy as np
 import pytest
-from models.tiny import TEXT, write_tiny_checkpoint
+from models.tiny import write_tiny_checkpoint
+from quantizer.runs import run
 from safetensors.numpy import load_file, save_file
 
-from numbacalib.cli import main
 from numbacalib.formats import FORMATS
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import Decoder, open_checkpoint
@@ -18,22 +18,6 @@ from numbacalib.quantizer import ProofError, Settings, evaluate, job, pipeline, 
 from numbacalib.quantizer.divergence import divergences
 
 SETTINGS = Settings(samples=4, sequence_length=32, group_size=32)
-
-
-@pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT * 20, encoding="utf-8")
-    return file
-
-
-@pytest.fixture
-def model(tmp_path):
-    return write_tiny_checkpoint(tmp_path / "model", dtype="bfloat16")
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def naive_kl(p, q):

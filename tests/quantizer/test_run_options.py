@@ -6,33 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
-from models.tiny import TEXT, write_tiny_checkpoint
+from quantizer.runs import run
 
 import numbacalib
-from numbacalib.cli import main
 from numbacalib.formats.registry import stored_format
-from numbacalib.models import open_checkpoint
+from numbacalib.models import HOST, open_checkpoint, place
 from numbacalib.models.hub import revision_of
 
 SHORT = ["--samples", "4", "--sequence-length", "32", "--group-size", "32"]
-
-
-@pytest.fixture
-def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT * 20, encoding="utf-8")
-    return file
-
-
-@pytest.fixture
-def model(tmp_path):
-    return write_tiny_checkpoint(tmp_path / "model", dtype="bfloat16")
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def bits_of(output):
@@ -206,6 +190,37 @@ def test_quiet_runs_print_nothing(tmp_path, model, text, capfd):
     assert tuple(capfd.readouterr()) == ("", "")
     warnings = json.loads((tmp_path / "run.json").read_text())["warnings"]
     assert "group_size 64 does not divide" in warnings[0]
+
+
+def test_a_summary_fits_a_terminal_where_a_device_was_used(tmp_path, model, text):
+    report = numbacalib.quantize(
+        model, tmp_path / "out", text=[text], samples=4, sequence_length=32, group_size=32
+    )
+    plan = replace(report.plan, peak_bytes=1_770_000_000, device_bytes=9_060_000_000)
+    report = replace(report, plan=plan, peak_bytes=1_650_000_000, device_bytes=8_030_000_000)
+    lines = report.summary().splitlines()
+    assert sum(line.endswith("GB on the device") for line in lines) == 2
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """A device that "auto" chooses, which is the host."""
+    monkeypatch.setattr(place, "_missing_packages", list)
+    monkeypatch.setattr(place, "_device_count", lambda: 1)
+    monkeypatch.setattr(place, "_cuda", lambda _: HOST)
+
+
+def test_the_choice_of_a_device_is_told_and_is_no_warning(
+    tmp_path, model, text, capfd, caplog, chosen
+):
+    command = ["quantize", model, "--text", text, *SHORT, "--output", tmp_path / "out"]
+    assert run(*command, "--report", tmp_path / "run.json") == 0
+    assert "running on the first CUDA device (--device cpu for the host)" in caplog.messages
+    capfd.readouterr()
+    assert json.loads((tmp_path / "run.json").read_text())["warnings"] == []
+    assert run("evaluate", tmp_path / "out", "--text", text, "--sequence-length", 32, "-q") == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_a_pipe_gets_one_line_a_block(tmp_path, model, text, capsys):

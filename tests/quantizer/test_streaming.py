@@ -14,7 +14,7 @@ from numbacalib.models import Decoder, Place, open_checkpoint, open_place
 from numbacalib.models.parts import Parts
 from numbacalib.models.sublayers import MLP
 from numbacalib.ops.matrix import add_scaled, to_host
-from numbacalib.quantizer import Settings, blocks, job, pipeline, quantize
+from numbacalib.quantizer import Settings, blocks, pipeline, quantize
 from numbacalib.quantizer.calibration import TextCalibration
 from numbacalib.quantizer.memory import Demand
 
@@ -39,15 +39,13 @@ def device(backend):
 
 
 @pytest.fixture(autouse=True)
-def _sequences_alone(backend, monkeypatch):
+def _sequences_alone(monkeypatch):
     """A part of the residual stream is one sequence."""
 
     def opened(name):
         return replace(open_place(name), batch_tokens=LENGTH)
 
     monkeypatch.setattr(pipeline, "open_place", opened)
-    if backend.name == "cudasim":
-        monkeypatch.setattr(job, "HELD_OUT_TOKENS", LENGTH)
 
 
 @pytest.fixture

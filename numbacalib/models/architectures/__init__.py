@@ -1,16 +1,20 @@
 """The architectures that the forward pass knows, a description each: docs/add-an-architecture.md."""
 
 from numbacalib.models.architectures import (
+    convolutional,
     gemma,
     hybrid,
     latent,
+    latent_relatives,
     llama,
     llama4,
     mixtures,
     older,
     phi,
     relatives,
+    shared,
     sparse,
+    state_spaces,
     windowed,
 )
 from numbacalib.models.description import Architecture
@@ -25,10 +29,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         phi,
         mixtures,
         latent,
+        latent_relatives,
         older,
         llama4,
         hybrid,
         sparse,
+        shared,
+        state_spaces,
+        convolutional,
     )
     for architecture in vars(module).values()
     if isinstance(architecture, Architecture)

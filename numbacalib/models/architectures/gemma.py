@@ -10,7 +10,9 @@ from numbacalib.models.description import (
     ATTENTION_BIASES,
     FULL,
     PRE_NORMS,
+    SEPARATE,
     Architecture,
+    ExpertNames,
     Options,
     every,
     kinds_of_layers,
@@ -19,6 +21,8 @@ from numbacalib.models.description import (
     windows_of_kinds,
 )
 from numbacalib.models.fields import LARGEST, Fields
+from numbacalib.models.mixture import Mixture
+from numbacalib.spec.router import Routing
 
 _DEFAULTS = {
     "hidden_act": "gelu_pytorch_tanh",
@@ -41,7 +45,7 @@ _FOUR_NORMS = PRE_NORMS | {
 
 
 def _embedding_scale(fields: Fields, options: Options) -> Options:
-    fields.nothing("use_bidirectional_attention")
+    fields.choice("use_bidirectional_attention", (False, "vision"), None)  # text is causal
     return {"embedding_scale": math.sqrt(options["hidden_size"])}
 
 
@@ -143,16 +147,42 @@ GEMMA3 = Architecture(
 )
 
 
+_MOST_TOKENS = 1 << 24
+"""That float32 numbers: a token's goes along with its state, from block to block."""
+
+
 def _gemma4(fields: Fields, options: Options) -> Options:
+    """Read what Gemma 4 has beside layers: vectors of tokens for each, and experts."""
+    vocabulary = options["vocab_size"]
+    size = fields.integer("hidden_size_per_layer_input", 0, 1 << 20, 256)
+    tables = fields.integer("vocab_size_per_layer_input", 1, LARGEST, 262_144)
+    if size and (tables != vocabulary or vocabulary > _MOST_TOKENS):
+        raise fields.error(
+            "vocab_size_per_layer_input", f"vocab_size {vocabulary}, of at most {_MOST_TOKENS}"
+        )
+    return _gemma4_layers(fields, options) | {
+        "layer_input_size": size,
+        "mixture": _gemma4_mixture(fields, options),
+    }
+
+
+def _gemma4_mixture(fields: Fields, options: Options) -> Mixture | None:
+    """Experts beside every MLP, where there are any."""
+    if not fields.flag("enable_moe_block", False):
+        fields.nothing("num_experts", "top_k_experts", "moe_intermediate_size")
+        return None
+    experts = fields.integer("num_experts", 1, 1 << 16)
+    kept = fields.integer("top_k_experts", 1, experts)
+    size = fields.integer("moe_intermediate_size", 1, 1 << 24)
+    layers = (True,) * options["num_layers"]
+    return Mixture(experts, size, layers, Routing(kept), options["intermediate_size"])
+
+
+def _gemma4_layers(fields: Fields, options: Options, window: int = 512) -> Options:
     """Layers without windows have heads of their own, whose values may be their keys."""
-    # embeddings for each layer, and keys of others, go from block to block
-    for key, default in (("hidden_size_per_layer_input", 256), ("num_kv_shared_layers", 0)):
-        if fields.integer(key, 0, LARGEST, default):
-            raise fields.error(key, "0")
-    fields.nothing("enable_moe_block", "use_double_wide_mlp")
     if "rope_parameters" not in fields:
         raise fields.error("rope_parameters", "the rotary embeddings' parameters")
-    window, count = fields.integer("sliding_window", 1, LARGEST, 512), options["num_layers"]
+    window, count = fields.integer("sliding_window", 1, LARGEST, window), options["num_layers"]
     kinds = (*kinds_of_layers(fields, count, window, every(count, 6))[:-1], FULL)
     shared = fields.flag("attention_k_eq_v", False)
     return {
@@ -160,9 +190,27 @@ def _gemma4(fields: Fields, options: Options) -> Options:
         **windows_of_kinds(kinds, window),
         "global_heads": _global_heads(fields, options, kinds, shared),
         "shared_values": tuple(shared and kind == FULL for kind in kinds),
+        **_borrowed_keys(fields, options, kinds),
         "attention_scale": 1.0,
         "logit_cap": _cap(fields, "final_logit_softcapping", 0.0),
         "qk_norm": True,
+    }
+
+
+def _borrowed_keys(fields: Fields, options: Options, kinds: Sequence[str]) -> Options:
+    """Let the last layers attend to keys and values of the last of their kind before; MLPs may be wide."""
+    count = options["num_layers"]
+    first = count - fields.integer("num_kv_shared_layers", 0, count - 1, 0)
+    wide = fields.flag("use_double_wide_mlp", False)
+    sources = {kind: index for index, kind in enumerate(kinds[:first])}  # the last of each
+    if set(kinds) - set(sources):
+        raise fields.error("num_kv_shared_layers", "a layer of each kind before those that share")
+    if first == count:
+        return {}
+    size = options["intermediate_size"]
+    return {
+        "key_sources": (None,) * first + tuple(sources[kind] for kind in kinds[first:]),
+        "mlp_sizes": tuple(size * (1 + (wide and index >= first)) for index in range(count)),
     }
 
 
@@ -198,14 +246,47 @@ def _global_heads(
 GEMMA4 = Architecture(
     model_type="gemma4_text",
     causal_lm="Gemma4ForCausalLM",
-    title="Gemma 4 dense",
-    norms=_FOUR_NORMS,
+    title="Gemma 4",
+    linears=SEPARATE
+    | {"layer_gate": "per_layer_input_gate", "layer_output": "per_layer_projection"},
+    norms=_FOUR_NORMS
+    | {
+        "layer_input_output": "post_per_layer_input_norm",
+        "experts": "pre_feedforward_layernorm_2",
+        "experts_output": "post_feedforward_layernorm_2",
+        "shared_output": "post_feedforward_layernorm_1",
+    },
+    experts=ExpertNames(
+        router="router.proj",
+        router_norm="router.scale",
+        factors="router.per_expert_scale",
+        each="experts",
+    ),
     value_norm=True,
     block_scale="layer_scalar",
     local_rope_key="rope_local_base_freq",
     keys={"hidden_act": "hidden_activation"},
     defaults=_LOCAL_DEFAULTS,
     biases=ATTENTION_BIASES,
-    harmless=("vocab_size_per_layer_input",),
     read=_gemma4,
+)
+
+
+def _gemma4_unified(fields: Fields, options: Options) -> Options:
+    fields.choice("hidden_size_per_layer_input", (0,), 0)
+    fields.nothing("enable_moe_block")
+    return _gemma4_layers(fields, options, 1024)
+
+
+GEMMA4_UNIFIED = replace(
+    GEMMA4,
+    model_type="gemma4_unified_text",
+    causal_lm="Gemma4UnifiedForCausalLM",
+    title="Gemma 4 12B",
+    linears=SEPARATE,
+    norms=_FOUR_NORMS,
+    experts=None,
+    defaults=_LOCAL_DEFAULTS | {"max_position_embeddings": 262144},
+    harmless=("vocab_size_per_layer_input",),
+    read=_gemma4_unified,
 )

@@ -7,8 +7,8 @@ from dataclasses import replace
 from numbacalib.models.architectures.mixtures import (
     CORRECTED,
     TRAINING,
+    deepseek_mixture,
     grouped_mixture,
-    sigmoid_mixture,
 )
 from numbacalib.models.description import (
     ATTENTION_BIASES,
@@ -37,10 +37,19 @@ _HARMLESS = (
 )
 
 
-def latent_attention(fields: Fields, options: Options, query_size: int = 1536) -> Options:
+def latent_attention(
+    fields: Fields,
+    options: Options,
+    query_size: int = 1536,
+    *,
+    size: int = 512,
+    value: int = 128,
+    still: int = 128,
+) -> Options:
     """Its sizes, and the scale of scores, which YaRN's magnitude is a factor of, too (twice).
 
-    The default is of ``q_lora_rank`` where a file leaves it out.
+    The defaults are of ``q_lora_rank``, 0 for null, ``kv_lora_rank``, ``v_head_dim`` and
+    ``qk_nope_head_dim`` where a file leaves them out.
     """
     heads = options["num_heads"]
     if options["num_kv_heads"] != heads:
@@ -48,11 +57,11 @@ def latent_attention(fields: Fields, options: Options, query_size: int = 1536) -
     fields.choice("rope_interleave", (True,), True)
     queries = fields.integer("q_lora_rank", 1, 1 << 20, None)
     latent = Latent(
-        fields.integer("kv_lora_rank", 1, 1 << 20, 512),
+        fields.integer("kv_lora_rank", 1, 1 << 20, size),
         (queries or 0) if "q_lora_rank" in fields else query_size,
-        fields.integer("v_head_dim", 1, 65_536, 128),
+        fields.integer("v_head_dim", 1, 65_536, value),
     )
-    head_dim = options["rotary_dim"] + fields.integer("qk_nope_head_dim", 1, 65_536, 128)
+    head_dim = options["rotary_dim"] + fields.integer("qk_nope_head_dim", 1, 65_536, still)
     scale, scaling = head_dim**-0.5, options["rope_scaling"]
     if weight := scaling.get("mscale_all_dim"):
         scale *= yarn_magnitude(scaling["factor"], weight) ** 2
@@ -89,7 +98,7 @@ DEEPSEEK_V2 = Architecture(
     read=_deepseek_v2,
 )
 
-_V3_MIXTURE = {
+V3_MIXTURE = {
     "n_routed_experts": 256,
     "num_experts_per_tok": 8,
     "moe_intermediate_size": 2048,
@@ -106,7 +115,7 @@ def _deepseek_v3(fields: Fields, options: Options) -> Options:
     fields.choice("scoring_func", ("sigmoid",), "sigmoid")
     fields.choice("topk_method", ("noaux_tc",), "noaux_tc")
     fields.choice("moe_layer_freq", (1,), 1)
-    mixture = sigmoid_mixture(fields, options, _V3_MIXTURE)
+    mixture = deepseek_mixture(fields, options, V3_MIXTURE)
     return no_windows(fields, options) | latent_attention(fields, options) | {"mixture": mixture}
 
 

@@ -95,3 +95,46 @@ QWEN3 = Architecture(
 QWEN3_VL = replace(
     QWEN3, model_type="qwen3_vl_text", title="Qwen 3 VL", rope_words=_MROPE, causal_lm=""
 )
+
+IQUESTCODER = replace(
+    LLAMA,
+    model_type="iquestcoder",
+    title="IQuest Coder",
+    defaults={
+        "head_dim": 128,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+    },
+)
+
+EXAONE = replace(
+    LLAMA,
+    model_type="exaone",
+    title="EXAONE 3",
+    renamed={
+        "transformer.wte.": "model.embed_tokens.",
+        "transformer.h.": "model.layers.",
+        "transformer.ln_f.": "model.norm.",
+    },
+    linears={
+        **{role: f"attn.attention.{role[0]}_proj" for role in ("query", "key", "value")},
+        "output": "attn.attention.out_proj",
+        "gate": "mlp.c_fc_0",
+        "up": "mlp.c_fc_1",
+        "down": "mlp.c_proj",
+    },
+    norms={"attention": "ln_1", "mlp": "ln_2"},
+    synonyms={
+        "num_layers": "num_hidden_layers",
+        "layer_norm_epsilon": "rms_norm_eps",
+        "activation_function": "hidden_act",
+    },
+    defaults={
+        "max_position_embeddings": 4096,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 5e5,
+    },
+    buffers=("attn.attention.rotary.inv_freq",),
+)

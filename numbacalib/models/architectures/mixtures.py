@@ -212,7 +212,7 @@ GRANITEMOE = Architecture(
 )
 
 
-_GLM_MIXTURE = {
+GLM_MIXTURE: Mapping[str, Any] = {
     "n_routed_experts": 128,
     "num_experts_per_tok": 8,
     "moe_intermediate_size": 1408,
@@ -228,13 +228,15 @@ _GLM_MIXTURE = {
 CORRECTED = ExpertNames(correction="mlp.gate.e_score_correction_bias", shared="mlp.shared_experts")
 
 
-def sigmoid_mixture(fields: Fields, options: Options, defaults: Mapping[str, Any]) -> Mixture:
+def deepseek_mixture(
+    fields: Fields, options: Options, defaults: Mapping[str, Any], scoring: str = "sigmoid"
+) -> Mixture:
     """The router of DeepSeek V3: sigmoids, a correction of the choice, groups, shared experts."""
     count, kept = _counts(fields, defaults["n_routed_experts"], defaults["num_experts_per_tok"])
     groups = _groups(fields, count, defaults["n_group"])
     routing = Routing(
         kept,
-        "sigmoid",
+        scoring,
         normalized=fields.flag("norm_topk_prob", defaults["norm_topk_prob"]),
         factor=fields.number("routed_scaling_factor", 1e-6, 1e6, defaults["routed_scaling_factor"]),
         groups=groups,
@@ -293,7 +295,7 @@ def layers_of_kinds(fields: Fields, options: Options, mixture: Mixture) -> Mixtu
 
 
 def _glm4_moe(fields: Fields, options: Options) -> Options:
-    mixture = sigmoid_mixture(fields, options, _GLM_MIXTURE)
+    mixture = deepseek_mixture(fields, options, GLM_MIXTURE)
     return no_windows(fields, options) | {
         "mixture": mixture,
         "qk_norm": fields.flag("use_qk_norm", False),

@@ -169,6 +169,42 @@ GRANITE = Architecture(
 )
 
 
+def _hyperclovax(fields: Fields, options: Options) -> Options:
+    """Granite's multipliers, of which that of logits multiplies, and a default that is heads' own."""
+    fields.choice("use_post_norm", (True,), True)
+    found = no_windows(fields, options) | granite_factors(fields)
+    if fields.number("attention_multiplier", 1e-6, 1e6, None) is None:
+        found["attention_scale"] = None
+    return found | {"logit_scale": fields.number("logits_scaling", 1e-6, 1e6, 1.0)}
+
+
+HYPERCLOVAX = replace(
+    GRANITE,
+    model_type="hyperclovax",
+    causal_lm="HyperCLOVAXForCausalLM",
+    title="HyperCLOVA X",
+    norms=PRE_NORMS | {"attention_output": "post_norm1", "mlp_output": "post_norm2"},
+    read=_hyperclovax,
+)
+
+JAIS2 = replace(
+    ARCEE,
+    model_type="jais2",
+    causal_lm="Jais2ForCausalLM",
+    title="Jais 2",
+    norm="layer",
+    norm_bias=True,
+    keys={"rms_norm_eps": "layer_norm_eps"},
+    defaults={
+        "hidden_act": "relu2",
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+)
+
+
 def _starcoder2(fields: Fields, options: Options) -> Options:
     window = window_of(fields, None)
     return windows_of_kinds(kinds_of_layers(fields, options["num_layers"], window), window)

@@ -12,10 +12,10 @@ from numbacalib.models.architectures.mixtures import (
     MIXTRAL,
     QWEN3_MOE,
     TRAINING,
+    deepseek_mixture,
     everywhere,
     layers_of_kinds,
     qwen_mixture,
-    sigmoid_mixture,
 )
 from numbacalib.models.architectures.relatives import ERNIE4_5
 from numbacalib.models.architectures.windowed import EXAONE4, OLMO2
@@ -58,7 +58,7 @@ def _dots1(fields: Fields, options: Options) -> Options:
     first = fields.integer("max_window_layers", 0, LARGEST, 62)
     default = [SLIDING if window and layer >= first else FULL for layer in range(count)]
     windows = windows_of_kinds(kinds_of_layers(fields, count, window, default), window)
-    mixture = sigmoid_mixture(fields, options, _MIXTURE | {"norm_topk_prob": False})
+    mixture = deepseek_mixture(fields, options, _MIXTURE | {"norm_topk_prob": False})
     return windows | {"mixture": mixture, "qk_norm": True}
 
 
@@ -75,7 +75,7 @@ DOTS1 = Architecture(
 
 
 def _solar_open(fields: Fields, options: Options) -> Options:
-    mixture = sigmoid_mixture(fields, options, _MIXTURE | {"moe_intermediate_size": 1280})
+    mixture = deepseek_mixture(fields, options, _MIXTURE | {"moe_intermediate_size": 1280})
     return no_windows(fields, options) | {"mixture": mixture}
 
 
@@ -184,7 +184,7 @@ def _glm4_moe_lite(fields: Fields, options: Options) -> Options:
     sizes = {"n_routed_experts": 64, "num_experts_per_tok": 4, "moe_intermediate_size": 1536}
     own = {"first_k_dense_replace": 1, "routed_scaling_factor": 1.8}
     fields.choice("topk_method", ("noaux_tc",), "noaux_tc")
-    mixture = sigmoid_mixture(fields, options, _MIXTURE | sizes | own)
+    mixture = deepseek_mixture(fields, options, _MIXTURE | sizes | own)
     mixture = layers_of_kinds(fields, options, mixture)
     found = no_windows(fields, options) | latent_attention(fields, options, 768)
     return found | {"mixture": mixture}
@@ -220,7 +220,7 @@ def _exaone_moe(fields: Fields, options: Options) -> Options:
     sizes = {"n_routed_experts": 64, "moe_intermediate_size": 1024}
     own = {"first_k_dense_replace": 1, "routed_scaling_factor": 2.5}
     shared = fields.integer("num_shared_experts", 0, LARGEST, 1)
-    mixture = sigmoid_mixture(
+    mixture = deepseek_mixture(
         fields, options, _MIXTURE | sizes | own | {"n_shared_experts": shared}
     )
     return EXAONE4.read(fields, options) | {"mixture": layers_of_kinds(fields, options, mixture)}
@@ -314,7 +314,7 @@ def _afmoe(fields: Fields, options: Options) -> Options:
     }
     scaled = fields.flag("mup_enabled", False)
     return windows_of_kinds(kinds, window) | {
-        "mixture": sigmoid_mixture(fields, options, _MIXTURE | own),
+        "mixture": deepseek_mixture(fields, options, _MIXTURE | own),
         "qk_norm": True,
         "rotary_layers": tuple(kind == SLIDING for kind in kinds),
         "embedding_scale": options["hidden_size"] ** 0.5 if scaled else 1.0,

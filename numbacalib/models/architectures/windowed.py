@@ -34,15 +34,19 @@ MINISTRAL = Architecture(
 )
 
 
-def _ministral3(fields: Fields, options: Options) -> Options:
-    """All layers have the window, if there is one; queries grow with their position."""
+def growth_of_queries(fields: Fields) -> Growth:
+    """Read how queries grow with their position."""
     rope = fields.object("rope_parameters")
     beta = rope.number("llama_4_scaling_beta", 0, 1e3)
-    original = rope.integer("original_max_position_embeddings", 1)
-    window = window_of(fields, None)
+    return Growth(beta, rope.integer("original_max_position_embeddings", 1))
+
+
+def _ministral3(fields: Fields, options: Options) -> Options:
+    """All layers have the window, if there is one; queries grow with their position."""
+    growth, window = growth_of_queries(fields), window_of(fields, None)
     kinds = [FULL if window is None else SLIDING] * options["num_layers"]
     fields.nothing("layer_types")
-    return windows_of_kinds(kinds, window) | {"query_growth": Growth(beta, original)}
+    return windows_of_kinds(kinds, window) | {"query_growth": growth}
 
 
 def _smollm3(fields: Fields, options: Options) -> Options:
@@ -190,6 +194,10 @@ def _hunyuan(fields: Fields, options: Options) -> Options:
     """An ``alpha`` of the scaling stretches the base, whatever the length of a sequence."""
     rope = fields.object("rope_parameters", None) or fields.object("rope_scaling", None)
     alpha = rope.number("alpha", 1e-3, 1e9, None) if rope else None
+    fields.nothing("use_cla", "use_mla", "position_embedding_xdrope")
+    fields.choice("norm_type", ("rms",), "rms")
+    if fields.integer("attention_head_dim", 2, 65_536, options["head_dim"]) != options["head_dim"]:
+        raise fields.error("attention_head_dim", f"head_dim {options['head_dim']}")
     found = no_windows(fields, options) | {"qk_norm": True}
     if alpha and options["rope_scaling"]["rope_type"] == "dynamic":
         dim = options["rotary_dim"]
@@ -207,6 +215,11 @@ HUNYUAN = Architecture(
     rope_words=Words(others=("alpha", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")),
     defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
     biases=ATTENTION_BIASES,
-    harmless=("eod_token_id", "use_qk_norm"),
+    harmless=(
+        *("eod_token_id", "im_end_id", "im_newline_id", "im_start_id", "mask_init_id", "pad_id"),
+        *("text_end_id", "text_start_id", "video_end_id", "video_start_id", "num_media_embeds"),
+        *("org_vocab_size", "unused_token_offset", "class_num", "dense_list", "pool_type"),
+        *("cla_share_factor", "use_qk_norm", "use_rotary_pos_emb"),
+    ),
     read=_hunyuan,
 )

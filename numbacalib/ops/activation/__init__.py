@@ -18,6 +18,8 @@ ACTIVATIONS = {
     "relu": activations.RELU,
     "squared_relu": activations.SQUARED_RELU,
     "sigmoid": activations.SIGMOID,
+    "softplus": activations.SOFTPLUS,
+    "identity": activations.IDENTITY,
 }
 """Numbers of the activations of `numbacalib.spec.activations`, by name."""
 

@@ -50,7 +50,7 @@ def _gate_row(kind, row, other):
 
 @kernel
 def _activate(x, kind):
-    """Split: one task a row; a loop for each kind, so that it becomes vector instructions."""
+    """Split: one task a row; a loop for each of most kinds, so that it becomes vector instructions."""
     for i in prange(len(x)):
         if kind == SILU:
             _activate_row(SILU, x[i])
@@ -62,13 +62,15 @@ def _activate(x, kind):
             _activate_row(RELU, x[i])
         elif kind == SQUARED_RELU:
             _activate_row(SQUARED_RELU, x[i])
-        else:
+        elif kind == SIGMOID:
             _activate_row(SIGMOID, x[i])
+        else:
+            _activate_row(kind, x[i])
 
 
 @kernel
 def _gate(x, times, kind):
-    """Split: one task a row; a loop for each kind, so that it becomes vector instructions."""
+    """Split: one task a row; a loop for each of most kinds, so that it becomes vector instructions."""
     for i in prange(len(x)):
         if kind == SILU:
             _gate_row(SILU, x[i], times[i])
@@ -80,8 +82,10 @@ def _gate(x, times, kind):
             _gate_row(RELU, x[i], times[i])
         elif kind == SQUARED_RELU:
             _gate_row(SQUARED_RELU, x[i], times[i])
-        else:
+        elif kind == SIGMOID:
             _gate_row(SIGMOID, x[i], times[i])
+        else:
+            _gate_row(kind, x[i], times[i])
 
 
 @kernel

@@ -10,19 +10,19 @@ from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.jit import kernel
 
 
-def convolve(tokens: NDArray, length: int, taps: NDArray) -> NDArray:
+def convolve(tokens: NDArray, length: int, taps: NDArray, bias: NDArray) -> NDArray:
     """See `numbacalib.ops.causal_convolution.causal_convolution`; tokens [S * T, C]."""
     result = np.empty(tokens.shape, tokens.dtype)
-    _convolve(carrier(tokens), length, np.ascontiguousarray(taps.T), carrier(result))
+    _convolve(carrier(tokens), length, np.ascontiguousarray(taps.T), bias, carrier(result))
     return result
 
 
 @kernel
-def _convolve(tokens, length, taps, result):
+def _convolve(tokens, length, taps, bias, result):
     """Split: one task a token."""
     last = len(taps) - 1
     for i in prange(len(tokens)):
-        sums = np.zeros(tokens.shape[1], np.float32)
+        sums = bias.copy()
         for w in range(max(0, last - i % length), last + 1):
             row, tap = tokens[i - last + w], taps[w]
             for c in range(len(sums)):

@@ -21,22 +21,16 @@ def _gpu() -> Any:
     return gpu
 
 
-def power_means(
-    matrix: Any, power: int, dtype: np.dtype, *, out: Any = None, stream: Any = None
-) -> Any:
+def power_means(matrix: Any, power: int, dtype: np.dtype) -> Any:
     """``mean_n |matrix[n, j]| ** power`` for power 1 or 2, accumulated in `dtype`, [K].
 
     Parameters
     ----------
     matrix : array [N, K], float16, bfloat16, float32 or float64
         Of any strides.
-    out : array [K] of `dtype`, optional
-        Preallocated C-contiguous result.
-    stream : CUDA stream, optional
-        Where to launch; the default stream if None. CUDA arrays only.
     """
-    with call(cpu, _gpu, stream, matrix=matrix, out=out) as (kernels, matrix, out):
-        return kernels.power_means(matrix, power, dtype, out)
+    with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):
+        return kernels.power_means(matrix, power, dtype)
 
 
 def magnitude_max(matrix: Any, dtype: np.dtype) -> Any:

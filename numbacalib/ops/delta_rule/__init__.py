@@ -25,19 +25,21 @@ def delta_rule(
     slopes: Any,
     biases: Any,
 ) -> Any:
-    """Read at each position of a sequence what the gated delta rule has written up to it.
+    """Read at each position of a sequence what the gated delta rule, or Mamba 2, has written up to it.
 
     See `numbacalib.spec.delta_rule`; one position after the other, in float32.
 
     Parameters
     ----------
     queries, keys : float32 arrays [S, T, H', D], C-contiguous
-        S sequences of T tokens, as they are multiplied: of length 1, queries scaled. D is at most 256.
+        S sequences of T tokens, as they are multiplied: of length 1 for the delta rule, queries scaled. D
+        is at most 256.
     values : array [S, T, H, V], C-contiguous, float16, bfloat16 or float32
         H' divides H; head h of values is written at keys ``h // (H / H')``.
     decays, rates : float32 arrays [S, T, H], C-contiguous
         Scores: what a token leaves of the memory is `numbacalib.spec.delta_rule.decay_of` of the one, and
-        it writes by the sigmoid of the other.
+        it writes by the sigmoid of the other. Without `rates` it is Mamba 2: a token writes its value by
+        the softplus of its decays' scores, whatever the memory has for its key.
     slopes, biases : float32 arrays [H]
         Of decays: logarithms of slopes, and what is added to scores.
 
@@ -45,6 +47,7 @@ def delta_rule(
     -------
     array [S, T, H, V], of the dtype of `values`
     """
+    corrects = rates is not None
     with call(
         cpu,
         _gpu,
@@ -52,8 +55,8 @@ def delta_rule(
         keys=keys,
         values=values,
         decays=decays,
-        rates=rates,
+        rates=rates if corrects else decays,
         slopes=slopes,
         biases=biases,
     ) as (kernels, *arrays):
-        return kernels.delta_rule(*arrays)
+        return kernels.delta_rule(*arrays, corrects)

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.jit import scalar, task_kernel
 from numbacalib.runtime.tasks import fetch_add
-from numbacalib.spec.activations import sigmoid
-from numbacalib.spec.delta_rule import correction, decay_of
+from numbacalib.spec.delta_rule import correction, decay_of, rate_of
 
 COLUMNS = 32
 """Of a memory, in a task."""
@@ -27,16 +26,17 @@ def delta_rule(
     rates: NDArray,
     slopes: NDArray,
     biases: NDArray,
+    corrects: bool,
 ) -> NDArray:
     """See `numbacalib.ops.delta_rule.delta_rule`."""
     found = np.empty(values.shape, values.dtype)
     arrays = queries, keys, carrier(values), decays, rates, slopes, biases
-    _run(get_num_threads(), *arrays, np.zeros(1, np.int64), carrier(found))
+    _run(get_num_threads(), *arrays, corrects, np.zeros(1, np.int64), carrier(found))
     return found
 
 
 @task_kernel
-def _run(queries, keys, values, decays, rates, slopes, biases, counter, found):
+def _run(queries, keys, values, decays, rates, slopes, biases, corrects, counter, found):
     """Split: workers take runs of columns of the memory of a sequence and a head."""
     sequences, length, heads, width = values.shape
     size, group = keys.shape[3], heads // keys.shape[2]
@@ -53,9 +53,11 @@ def _run(queries, keys, values, decays, rates, slopes, biases, counter, found):
             key, query = keys[s, t, head // group], queries[s, t, head // group]
             decay = decay_of(decays[s, t, head], slopes[head], biases[head])
             _recall(memory, decay, key, known)
-            rate, given = sigmoid(rates[s, t, head]), values[s, t, head, first:last]
+            rate = rate_of(rates[s, t, head], biases[head], corrects)
+            given = values[s, t, head, first:last]
             for j in range(last - first):
-                known[j] = correction(np.float32(widen(given[j])), known[j], rate)
+                before = known[j] if corrects else np.float32(0)
+                known[j] = correction(np.float32(widen(given[j])), before, rate)
             _write_and_read(memory, key, known, query, read)
             taken = found[s, t, head, first:last]
             for j in range(last - first):

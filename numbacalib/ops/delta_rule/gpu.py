@@ -11,27 +11,33 @@ from numbacalib.runtime import device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import launch
-from numbacalib.spec.activations import sigmoid
-from numbacalib.spec.delta_rule import correction, decay_of
+from numbacalib.spec.delta_rule import correction, decay_of, rate_of
 
 COLUMNS = device.sized(32, simulated=4)
 """Of a memory, in a block: its columns do not depend on each other."""
 
 
 def delta_rule(
-    queries: Any, keys: Any, values: Any, decays: Any, rates: Any, slopes: Any, biases: Any
+    queries: Any,
+    keys: Any,
+    values: Any,
+    decays: Any,
+    rates: Any,
+    slopes: Any,
+    biases: Any,
+    corrects: bool,
 ) -> Any:
     """See `numbacalib.ops.delta_rule.delta_rule`."""
     found = device.empty(values.shape, values.dtype)
     sequences, _, heads, width = values.shape
     grid = -(-width // COLUMNS), heads, sequences
     arrays = queries, keys, carrier(values), decays, rates, slopes, biases, carrier(found)
-    launch(_kernel(keys.shape[3]), grid, COLUMNS, *arrays)
+    launch(_kernel(keys.shape[3], corrects), grid, COLUMNS, *arrays)
     return found
 
 
 @functools.cache
-def _kernel(size: int) -> Any:
+def _kernel(size: int, corrects: bool) -> Any:
     @cuda.jit
     def run(queries, keys, values, decays, rates, slopes, biases, found):
         """One block a run of columns of the memory of a head and a sequence, one thread a column."""
@@ -56,7 +62,9 @@ def _kernel(size: int) -> Any:
                     memory[i, j] = kept
                     known += kept * key[i]
                 value = np.float32(widen(values[s, t, head, column]))
-                written = correction(value, known, sigmoid(rates[s, t, head]))
+                before = known if corrects else np.float32(0)
+                rate = rate_of(rates[s, t, head], biases[head], corrects)
+                written = correction(value, before, rate)
                 read = np.float32(0)
                 for i in range(size):
                     kept = memory[i, j] + key[i] * written

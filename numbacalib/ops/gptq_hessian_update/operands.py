@@ -1,4 +1,4 @@
-"""Operands of tensor-core products: float32 as two float16 matrices, 16-bit ones as they lie.
+"""Operands of tensor-core products: float32 as two float16 matrices.
 
 Each column of a float32 matrix is scaled by a power of two, which is exact, so that its largest
 magnitude lies between 2**13 and 2**15, and split: ``high`` is the nearest float16, ``low`` the nearest
@@ -67,20 +67,6 @@ def parts_of(halves: DeviceArray, width: int) -> list[DeviceArray]:
     return [DeviceArray(place, *kind) for place in places]
 
 
-def aligned(x: DeviceArray) -> DeviceArray:
-    """Return a 16-bit matrix as the copy engine takes it: as it lies if its strides allow, or a copy.
-
-    Elements of a row are neighbours, and rows start at multiples of 16 bytes.
-    """
-    step, inner = x.strides
-    if inner == 2 and step > 0 and (x.address | step) % 16 == 0:
-        return x
-    rows, columns = x.shape
-    copy = device.empty((rows, -(-columns // 8) * 8), x.dtype)
-    launch(_copy, (-(-columns // THREADS), min(rows, 32768)), THREADS, x, copy)
-    return copy[:, :columns]
-
-
 _largest = columns.merger(larger)
 
 
@@ -142,12 +128,3 @@ def _split(x, scales, halves):
             if first + k < rows:
                 halves[first + k, pair] = high
                 halves[rows + first + k, pair] = ptx.pack_halves(a, b)
-
-
-@cuda.jit
-def _copy(x, copy):
-    """Copy a matrix of any strides. One thread a column, blocks stride over the rows."""
-    column = cuda.grid(1)
-    if column < x.shape[1]:
-        for row in range(types.int64(cuda.blockIdx.y), x.shape[0], cuda.gridDim.y):
-            copy[row, column] = x[row, column]

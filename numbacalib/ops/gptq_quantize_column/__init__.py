@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from numbacalib.ops.gptq_quantize_column import cpu
 from numbacalib.ops.gptq_quantize_column.factor import upper_factor
 from numbacalib.runtime import checks
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import call
 from numbacalib.runtime.finite import require_finite
-from numbacalib.spec.gptq import GroupedCodes
+from numbacalib.spec.gptq import ColumnGrids, GroupedCodes
 from numbacalib.spec.grid import Grid
-from numbacalib.spec.range_search import RangeSearch
 
 
 def _gpu() -> Any:
@@ -121,17 +118,7 @@ def gptq_quantize_column(
         return kernels.quantize_columns(weight, factor, grid, size, dtype, taken)
 
 
-def quantize_direct(
-    weight: Any,
-    upper: Any,
-    grid: Grid,
-    group_of: np.ndarray,
-    scales: Any = None,
-    zeros: Any = None,
-    *,
-    search: RangeSearch | None = None,
-    importance: Any = None,
-) -> GroupedCodes:
+def quantize_direct(weight: Any, upper: Any, grids: ColumnGrids) -> GroupedCodes:
     """Quantize from the factor of the Hessian itself, with no inverse: the same codes, less work.
 
     With ``D = W - Q`` and ``H = R R^T``, ``e = D R``; so a block of columns b is compensated by
@@ -144,24 +131,9 @@ def quantize_direct(
         Columns of dead channels already zero. Each M rows have a factor of their own.
     upper : array [E, K, K]
         ``R``, upper triangular, of the accumulators' dtype, C-contiguous.
-    grid : Grid
-    group_of : int64 array [E, K]
-        Group of each column. Groups are runs of equal length, unless scales are given.
-    scales, zeros : arrays [E * M, G], optional
-        Scales fixed before, already rounded for storage; else each group's are found at its first
-        column from the weights as compensated so far.
-    search : RangeSearch, optional
-        How scales are found; by default they span each group's weights.
-    importance : array [1, K] or [E * M, K], optional
-        Weights of the search's errors; see `search_scales`.
+    grids : ColumnGrids
     """
-    arrays = {
-        "weight": weight,
-        "upper": upper,
-        "scales": scales,
-        "zeros": zeros,
-        "importance": importance,
-    }
-    with call(cpu, _gpu, **arrays) as (kernels, weight, upper, scales, zeros, importance):
-        given = scales, zeros, search, importance
-        return kernels.sweep_runs(weight, upper, grid, group_of, *given)
+    arrays = {"scales": grids.scales, "zeros": grids.zeros, "importance": grids.importance}
+    with call(cpu, _gpu, weight=weight, upper=upper, **arrays) as (kernels, weight, upper, *given):
+        grids = grids._replace(**dict(zip(arrays, given, strict=True)))
+        return kernels.sweep_runs(weight, upper, grids)

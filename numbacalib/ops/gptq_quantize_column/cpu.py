@@ -39,7 +39,7 @@ from numbacalib.runtime.jit import inlined, task_kernel
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import fetch_add
 from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product, pack_rows
-from numbacalib.spec.gptq import FactorLook, GroupedCodes
+from numbacalib.spec.gptq import ColumnGrids, FactorLook, GroupedCodes
 from numbacalib.spec.grid import Grid, group_indices
 from numbacalib.spec.range_search import RangeSearch
 
@@ -61,7 +61,7 @@ def quantize_columns(
 ) -> tuple[NDArray, NDArray, NDArray]:
     """See `numbacalib.gptq_quantize_column`; `factor` is ``U``, finite as the weight is."""
     group_of = group_indices(weight.shape[1], group_size)
-    found = sweep(weight, factor, grid, group_of, None, None, inverse=True)
+    found = sweep(weight, factor, ColumnGrids(grid, group_of[None]), inverse=True)
     if out is None:
         out = np.empty(weight.shape, dtype), found.scales, found.zeros
     else:
@@ -100,52 +100,29 @@ def _below_diagonal(matrix: NDArray, first: int) -> NDArray:
     return np.tril(matrix[first : first + STRIP, : first + STRIP], first - 1)
 
 
-def sweep_runs(
-    weight: NDArray,
-    factors: NDArray,
-    grid: Grid,
-    group_of: NDArray,
-    scales: NDArray | None,
-    zeros: NDArray | None,
-    search: RangeSearch | None,
-    importance: NDArray | None,
-) -> GroupedCodes:
+def sweep_runs(weight: NDArray, factors: NDArray, grids: ColumnGrids) -> GroupedCodes:
     """See `numbacalib.ops.gptq_quantize_column.quantize_direct`: one run of rows after the other."""
     rows, count = len(weight), len(factors)
+    if count == 1:
+        return sweep(weight, factors[0], grids, inverse=False)
+
+    def rows_of(array: NDArray | None, run: slice) -> NDArray | None:
+        return array if array is None or len(array) == 1 else array[run]
+
     found = []
     for e, factor in enumerate(factors):
         run = slice(e * rows // count, (e + 1) * rows // count)
-        own = [None if array is None else array[run] for array in (scales, zeros)]
-        errors = importance if importance is None or len(importance) == 1 else importance[run]
-        found.append(
-            sweep(
-                weight[run],
-                factor,
-                grid,
-                group_of[e],
-                *own,
-                inverse=False,
-                search=search,
-                importance=errors,
-            )
+        own = grids._replace(
+            group_of=grids.group_of[e : e + 1],
+            scales=rows_of(grids.scales, run),
+            zeros=rows_of(grids.zeros, run),
+            importance=rows_of(grids.importance, run),
         )
-    if count == 1:
-        return found[0]
+        found.append(sweep(weight[run], factor, own, inverse=False))
     return GroupedCodes(*map(np.concatenate, zip(*found, strict=True)))
 
 
-def sweep(
-    weight: NDArray,
-    factor: NDArray,
-    grid: Grid,
-    group_of: NDArray,
-    scales: NDArray | None,
-    zeros: NDArray | None,
-    *,
-    inverse: bool,
-    search: RangeSearch | None = None,
-    importance: NDArray | None = None,
-) -> GroupedCodes:
+def sweep(weight: NDArray, factor: NDArray, grids: ColumnGrids, *, inverse: bool) -> GroupedCodes:
     """Walk the columns from left to right.
 
     With `inverse`, `factor` is ``U`` of the inverse Hessian and a panel p is compensated by
@@ -154,12 +131,13 @@ def sweep(
     """
     rows, channels = weight.shape
     dtype = checks.result_dtype(weight, factor)
-    given = scales is not None
-    if scales is None or zeros is None:
+    group_of, search = grids.group_of[0], grids.search
+    given = grids.scales is not None
+    if given:
+        scales, zeros = (each.astype(dtype, copy=False) for each in (grids.scales, grids.zeros))
+    else:
         scales = np.empty((rows, int(group_of[-1]) + 1), dtype)
         zeros = np.empty_like(scales)
-    else:
-        scales, zeros = scales.astype(dtype, copy=False), zeros.astype(dtype, copy=False)
     found = GroupedCodes(np.empty(weight.shape, np.uint8), scales, zeros, np.empty(rows))
     columns = _cut(channels, group_of, 0 if given else channels // scales.shape[1], search, inverse)
     coupling = couple_panels(factor, columns.edges, columns.length, dtype, inverse=inverse)
@@ -167,9 +145,9 @@ def sweep(
     chunks = -(-max(CHUNKS, rows // CHUNK) // workers) * workers  # as many for each
     chunks = min(chunks, -(-rows // TILE))
     split = min(workers, chunks), chunks, np.zeros(1, np.int64)
-    settings = None if search is None else Search.of(search, importance, channels, dtype)
+    settings = None if search is None else Search.of(search, grids.importance, channels, dtype)
     source = rows_view(carrier(weight))
-    _sweep(*split, source, coupling, columns, settings, grid.bounds(dtype), found)
+    _sweep(*split, source, coupling, columns, settings, grids.grid.bounds(dtype), found)
     return found
 
 

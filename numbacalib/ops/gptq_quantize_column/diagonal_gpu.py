@@ -45,11 +45,12 @@ def arrange(inverses, starts, size, padded, factors):
 
 
 @cuda.jit
-def transpose(matrix, target):
-    """Transpose a narrow matrix. Threads: one a row. Blocks: the same, column."""
+def transpose(scales, zeros, turned_scales, turned_zeros):
+    """Transpose two narrow matrices. Threads: one a row. Blocks: the same, column."""
     i, j = cuda.grid(1), cuda.blockIdx.y
-    if i < matrix.shape[0]:
-        target[j, i] = matrix[i, j]
+    if i < scales.shape[0]:
+        turned_scales[j, i] = scales[i, j]
+        turned_zeros[j, i] = zeros[i, j]
 
 
 @cuda.jit

@@ -12,7 +12,9 @@ is ``R_bb^-1``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from bisect import bisect_left
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,9 +43,8 @@ from numbacalib.runtime.half import carrier
 from numbacalib.runtime.launch import column_blocks, launch
 from numbacalib.runtime.pairs_gpu import Pair, add_products
 from numbacalib.runtime.triangles_gpu import SMALL_TILE, invert_blocks
-from numbacalib.spec.gptq import FactorLook, GroupedCodes
+from numbacalib.spec.gptq import ColumnGrids, FactorLook, GroupedCodes
 from numbacalib.spec.grid import Grid, group_indices
-from numbacalib.spec.range_search import RangeSearch
 
 PANEL = device.sized(4 * BLOCK, simulated=3 * BLOCK)
 """Columns between two products over the whole history."""
@@ -55,8 +56,7 @@ def quantize_columns(
     """See `numbacalib.gptq_quantize_column`; `factor` is ``U``, finite as the weight is."""
     factors = factor.reshape(1, *factor.shape)
     group_of = group_indices(weight.shape[1], group_size)
-    groups = group_of[None]
-    found = _sweep(weight, factors, grid, groups, None, None, (None, None), inverse=True)
+    found = _sweep(weight, factors, ColumnGrids(grid, group_of[None]), inverse=True)
     if out is None:
         out = device.empty(weight.shape, dtype), found.scales, found.zeros
     else:
@@ -104,45 +104,26 @@ def cholesky(look: FactorLook, dtype: np.dtype) -> tuple[Any, int]:
     return look.matrix, int(device.read(info)[0])
 
 
-def sweep_runs(
-    weight: Any,
-    factors: Any,
-    grid: Grid,
-    group_of: np.ndarray,
-    scales: Any,
-    zeros: Any,
-    search: RangeSearch | None,
-    importance: Any,
-) -> GroupedCodes:
+def sweep_runs(weight: Any, factors: Any, grids: ColumnGrids) -> GroupedCodes:
     """See `numbacalib.ops.gptq_quantize_column.quantize_direct`."""
-    ranges = search, importance
-    return _sweep(weight, factors, grid, group_of, scales, zeros, ranges, inverse=False)
+    return _sweep(weight, factors, grids, inverse=False)
 
 
-def _sweep(
-    weight: Any,
-    factors: Any,
-    grid: Grid,
-    group_of: np.ndarray,
-    scales: Any,
-    zeros: Any,
-    ranges: tuple[RangeSearch | None, Any],
-    *,
-    inverse: bool,
-) -> GroupedCodes:
+def _sweep(weight: Any, factors: Any, grids: ColumnGrids, *, inverse: bool) -> GroupedCodes:
     """Walk the columns from left to right, with a factor for each of equal runs of rows."""
     rows, channels = weight.shape
     dtype = factors.dtype
+    group_of, scales, zeros = grids.group_of, grids.scales, grids.zeros
     found = scales is None
     group_size = channels // (int(group_of[0, -1]) + 1) if found else BLOCK
     # a group that the kernel cannot find the scale of is a panel of its own
-    whole = found and (group_size > BLOCK or ranges[0] is not None)
+    whole = found and (group_size > BLOCK or grids.search is not None)
     if found:
         scales = device.empty((rows, channels // group_size), dtype)
         zeros = device.empty(scales.shape, dtype)
     segment = group_size if whole else _segment(group_size)
     starts = _block_starts(channels, segment)
-    columns = device.from_host(starts)
+    columns = device.constant(starts)
     size = BLOCK if whole else group_size
     padded = -(-size // STEP) * STEP
     groups: Any = group_of
@@ -159,19 +140,20 @@ def _sweep(
     launch(product_kernels(dtype.type).start, across, THREADS, source, history, losses)
     quantize = quantize_kernel(dtype.type, found and not whole, not inverse)
     tiles = tile_count(rows, len(factors), dtype.type)
-    bounds = grid.bounds(dtype)
-    grids = scales, zeros
+    bounds = grids.grid.bounds(dtype)
+    stored = scales, zeros
     if not found or whole:
-        grids = tuple(device.empty(array.shape[::-1], dtype) for array in grids)
+        turned = device.empty((2, *scales.shape[::-1]), dtype)
+        stored = turned[0], turned[1]
     if not found:
-        _turn((scales, zeros), grids)
-    results = *grids, codes, history, losses
+        _turn(scales, zeros, *stored)
+    results = *stored, codes, history, losses
     panels = list(_panels(channels, segment, whole))
     compensate = _compensate
     if dtype == np.float32 and blas_gpu.has_libraries() and device.has_capability_9_0():
         compensate = _PairedHistory(couplings, history, panels[0][1]).compensate
     for begin, end in panels:
-        blocks = columns, *(int(block) for block in np.searchsorted(starts, (begin, end)))
+        blocks = columns, bisect_left(starts, begin), bisect_left(starts, end)
         if begin:
             compensate(couplings, begin, end, history)
         if whole:
@@ -180,8 +162,8 @@ def _sweep(
                 compensated = _look_ahead(source, couplings, blocks, history)
             group = slice(begin // group_size, begin // group_size + 1)
             target = scales[:, group], zeros[:, group]
-            _find_scales(compensated[:, begin:end], grid, ranges, begin, *target)
-            _turn(target, [array[group] for array in grids])
+            _find_scales(compensated[:, begin:end], grids, begin, target)
+            _turn(*target, *(array[group] for array in stored))
         operands = source, couplings, diagonals
         launch(quantize, tiles, THREADS, *operands, *blocks, groups, bounds, *results)
     return GroupedCodes(codes, scales, zeros, losses)
@@ -239,29 +221,22 @@ class _PairedHistory:
         add_products(self._history.columns(0, begin), right, runs[:, :, begin:end])
 
 
-def _find_scales(
-    group: Any,
-    grid: Grid,
-    ranges: tuple[RangeSearch | None, Any],
-    begin: int,
-    scales: Any,
-    zeros: Any,
-) -> None:
+def _find_scales(group: Any, grids: ColumnGrids, begin: int, target: tuple[Any, Any]) -> None:
     """Write the scales and zero points [M, 1] of the group that starts at column `begin`."""
-    search, importance = ranges
+    search, importance = grids.search, grids.importance
     if search is None:
-        grid_kernels.find_scales_into(group, grid, scales, zeros)
+        grid_kernels.find_scales_into(group, grids.grid, *target)
         return
     if importance is not None:
         importance = importance[:, begin : begin + group.shape[1]]
-    search_kernels.search_scales_into(group, grid, search, importance, scales, zeros)
+    search_kernels.search_scales_into(group, grids.grid, search, importance, *target)
 
 
-def _turn(matrices: Sequence[Any], targets: Sequence[Any]) -> None:
-    """Set each target [G, M] to the transpose of a matrix [M, G]."""
-    rows, groups = matrices[0].shape
-    for matrix, target in zip(matrices, targets, strict=True):
-        launch(transpose, (-(-rows // THREADS), groups), THREADS, matrix, target)
+def _turn(scales: Any, zeros: Any, turned_scales: Any, turned_zeros: Any) -> None:
+    """Set arrays [G, M] to the transposes of scales and zero points [M, G]."""
+    rows, groups = scales.shape
+    arrays = scales, zeros, turned_scales, turned_zeros
+    launch(transpose, (-(-rows // THREADS), groups), THREADS, *arrays)
 
 
 def _look_ahead(source: Any, couplings: Any, blocks: tuple, history: Any) -> Any:
@@ -280,14 +255,15 @@ def _segment(group_size: int) -> int:
     return BLOCK // padded * group_size
 
 
-def _block_starts(channels: int, segment: int) -> np.ndarray:
-    """First column of each block, of which none reaches into two segments; the end, int64."""
+@functools.cache
+def _block_starts(channels: int, segment: int) -> tuple[int, ...]:
+    """First column of each block, of which none reaches into two segments; the end."""
     starts = [
         column
         for begin in range(0, channels, segment)
         for column in range(begin, min(begin + segment, channels), BLOCK)
     ]
-    return np.array([*starts, channels])
+    return *starts, channels
 
 
 def _panels(channels: int, segment: int, whole: bool) -> Iterator[tuple[int, int]]:

@@ -52,6 +52,7 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
     tile_pitch = rows + 1
     fetched = STAGE // THREADS
     buffer = max(RIGHT, 2 * STAGE)
+    scratch = (2, share, rows) if find else (3, STEP, rows)
     place = row_tile(real)
     add_history = product_adder(stored, real)
 
@@ -82,7 +83,8 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
         columns = cuda.shared.array(BLOCK, np.int64)
         tile = cuda.shared.array((BLOCK, tile_pitch), real)
         code = cuda.shared.array((BLOCK, code_pitch), np.uint8)
-        extremes = cuda.shared.array((2, share, rows), real)
+        grids = cuda.shared.array(scratch, real)
+        own_groups = cuda.shared.array(1 if find else BLOCK, np.int64)
         sums = cuda.local.array((own_rows, COLUMNS), real)
         e, top, height = place(history.shape[0], couplings.shape[0])
         coupling, blocks = couplings[e], factors[e]
@@ -95,6 +97,8 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
             begin, end = starts[block], starts[block + 1]
             for p in range(cuda.threadIdx.x, BLOCK, THREADS):
                 columns[p] = column_at(p, begin, end, group_of)
+                if not find:
+                    own_groups[p] = group_of[columns[p]] if columns[p] >= 0 else EMPTY
             cuda.syncthreads()
             clear(sums)
             add_history(
@@ -111,10 +115,11 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
             loss += walk(
                 tile,
                 code,
-                extremes,
+                grids,
                 stages,
                 blocks[block],
                 columns,
+                own_groups,
                 top,
                 height,
                 group_of,
@@ -153,11 +158,25 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
 
     @cuda.jit(device=True)
     def walk(
-        tile, code, extremes, stages, factors, columns, top, height, groups, bounds, scales, zeros
+        tile,
+        code,
+        grids,
+        stages,
+        factors,
+        columns,
+        own_groups,
+        top,
+        height,
+        groups,
+        bounds,
+        scales,
+        zeros,
     ):
         """Quantize the tile's columns in order and return the loss of the thread's row.
 
-        On return the tile holds values if `direct`, else ``(value - weight) / diag``.
+        `grids` is room for what the threads of a row find together: extremes of a group, or the scales,
+        zero points and reciprocals of a step. On return the tile holds values if `direct`, else
+        ``(value - weight) / diag``.
         """
         r, s = cuda.threadIdx.x % rows, cuda.threadIdx.x // rows
         row = top + r
@@ -168,12 +187,18 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
         shift = cuda.local.array(STEP, real)
         reciprocal = cuda.local.array(STEP, real)
         ahead = cuda.local.array(fetched, real)
+        scale_ahead = cuda.local.array(own, real)
+        zero_ahead = cuda.local.array(own, real)
         found = real(1)
         zero_found = real(0)
         found_shift = found_reciprocal = real(1)
         loss = 0.0
         fetch(factors[0], ahead)
         keep(ahead, stages, 0)
+        if not find:
+            near = min(row, height - 1)
+            fetch_grid(own_groups, s * own, near, scales, zeros, scale_ahead, zero_ahead)
+            keep_grid(scale_ahead, zero_ahead, grids, s * own, r)
         for t in range(STEPS):
             position = t * STEP
             stage = t % 2 * STAGE
@@ -181,14 +206,18 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
             if find:
                 padded = groups[1]
                 if position % padded == 0 and position + padded <= BLOCK:
-                    found, zero_found = find_scale(tile, extremes, r, s, position, padded, bounds)
-                    found_shift, found_reciprocal = divisor(found)
+                    found, zero_found = find_scale(tile, grids, r, s, position, padded, bounds)
+                    found_shift = shift_of(found)
+                    found_reciprocal = real(1) / (found * found_shift)
                     column = columns[position]
                     if s == 0 and row < height and column >= 0:
                         scales[row, column // groups[0]] = found
                         zeros[row, column // groups[0]] = zero_found
             if t + 1 < STEPS:
                 fetch(factors[t + 1], ahead)
+                if not find:
+                    following = position + STEP + s * own
+                    fetch_grid(own_groups, following, near, scales, zeros, scale_ahead, zero_ahead)
             for i in range(STEP):
                 w[i] = tile[at(position + i), at(r)]
                 scale[i] = found
@@ -196,11 +225,10 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
                 shift[i] = found_shift
                 reciprocal[i] = found_reciprocal
                 if not find:
-                    column = columns[position + i]
-                    if row < height and column >= 0:
-                        scale[i] = scales[groups[column], row]
-                        zero[i] = zeros[groups[column], row]
-                    shift[i], reciprocal[i] = divisor(scale[i])
+                    scale[i] = grids[0, i, at(r)]
+                    zero[i] = grids[1, i, at(r)]
+                    reciprocal[i] = grids[2, i, at(r)]
+                    shift[i] = shift_of(scale[i])
             squares = real(0)
             for i in range(STEP):
                 quotient = divide(w[i] * shift[i], scale[i] * shift[i], reciprocal[i])
@@ -225,18 +253,20 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
                 update(tile, stages, stage + mine * STEP, errors, mine, r)
             if t + 1 < STEPS:
                 keep(ahead, stages, STAGE - stage)
+                if not find:
+                    keep_grid(scale_ahead, zero_ahead, grids, s * own, r)
         cuda.syncthreads()
         return loss
 
     @cuda.jit(device=True)
-    def divisor(scale):
-        """A power of two that makes a scale neither tiny nor huge, and the reciprocal of the product."""
+    def shift_of(scale):
+        """A power of two that makes a scale neither tiny nor huge."""
         shift = real(1)
         if abs(scale) < SMALL:
             shift = real(HUGE)
         if abs(scale) > LARGE:
             shift = real(1 / HUGE)
-        return shift, real(1) / (scale * shift)
+        return shift
 
     @cuda.jit(device=True)
     def divide(dividend, divisor, reciprocal):
@@ -276,6 +306,27 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
             lo = min(lo, extremes[0, other, r])
             hi = max(hi, extremes[1, other, r])
         return stored_grid(lo, hi, bounds)
+
+    @cuda.jit(device=True)
+    def fetch_grid(own_groups, position, row, scales, zeros, scale_ahead, zero_ahead):
+        """Load scales and zero points of the thread's `own` positions; they are not needed yet."""
+        for k in range(own):
+            group = own_groups[at(position + k)]
+            exists = group != EMPTY
+            # loads under a condition would wait for each other: load anyway, then choose
+            there = at(max(group, 0))
+            scale, zero = scales[there, at(row)], zeros[there, at(row)]
+            scale_ahead[k] = scale if exists else real(1)
+            zero_ahead[k] = zero if exists else real(0)
+
+    @cuda.jit(device=True)
+    def keep_grid(scale_ahead, zero_ahead, grids, first, r):
+        """Share what was loaded with the threads of the row, and the reciprocals of the scales."""
+        for k in range(own):
+            scale = scale_ahead[k]
+            grids[0, at(first + k), at(r)] = scale
+            grids[1, at(first + k), at(r)] = zero_ahead[k]
+            grids[2, at(first + k), at(r)] = real(1) / (scale * shift_of(scale))
 
     @cuda.jit(device=True)
     def fetch(factors, ahead):

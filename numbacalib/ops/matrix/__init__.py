@@ -178,6 +178,12 @@ def column_range(array: Any, begin: int, end: int) -> Any:
         return kernels.column_range(array, begin, end)
 
 
+def put_columns(target: Any, begin: int, values: Any) -> None:
+    """Set columns of `target` [..., K] from `begin` on to `values` [..., k] of its dtype, in place."""
+    with call(cpu, _gpu, target=target, values=values) as (kernels, target, values):
+        kernels.put_columns(target, begin, values)
+
+
 def joined_columns(left: Any, right: Any) -> Any:
     """Return vectors [..., H, A + B]: those of `left` [..., H, A] before those of `right` [..., G, B].
 

@@ -122,6 +122,11 @@ def column_range(array: NDArray, begin: int, end: int) -> NDArray:
     return array[..., begin:end].copy()
 
 
+def put_columns(target: NDArray, begin: int, values: NDArray) -> None:
+    """See `numbacalib.ops.matrix.put_columns`."""
+    target[..., begin : begin + values.shape[-1]] = values
+
+
 def joined_columns(left: NDArray, right: NDArray) -> NDArray:
     """See `numbacalib.ops.matrix.joined_columns`."""
     following = right.repeat(left.shape[-2] // right.shape[-2], axis=-2)

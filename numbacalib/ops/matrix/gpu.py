@@ -169,6 +169,12 @@ def column_range(array: Any, begin: int, end: int) -> Any:
     return part
 
 
+def put_columns(target: Any, begin: int, values: Any) -> None:
+    """See `numbacalib.ops.matrix.put_columns`."""
+    *_, count = values.shape
+    _put_columns(values, 0, target, begin, count)
+
+
 def joined_columns(left: Any, right: Any) -> Any:
     """See `numbacalib.ops.matrix.joined_columns`."""
     *heads, first = left.shape

@@ -19,7 +19,7 @@ def _gpu() -> Any:
 def start_trace_of_errors(
     weight: Any, values: Any, hessian: Any, channel_scales: Any = None
 ) -> Callable[[], float]:
-    """``trace(D H D^T)`` with ``D = (weight - values) / channel_scales`` in float32: what waits for it.
+    """Start ``trace(D H D^T)``, ``D = (weight - values) / channel_scales`` in float32; return its wait.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def start_trace_of_errors(
 
 
 def start_trace_of_products(left: Any, moment: Any, right: Any) -> Callable[[], float]:
-    """``trace(left moment right^T)`` of float32 arrays [M, K], [K, K] and [M, K]: what waits for it.
+    """Start ``trace(left moment right^T)`` of float32 [M, K], [K, K] and [M, K]; return its wait.
 
     On a GPU `right` is rounded to float16 where it is large, each row by its own scale: such roundings are
     of either sign.

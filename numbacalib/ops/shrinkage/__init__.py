@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from numbacalib.ops.shrinkage import cpu
+from numbacalib.runtime import checks
 from numbacalib.runtime.backend import call
 
 
@@ -15,10 +19,14 @@ def _gpu() -> Any:
     return gpu
 
 
-def shrunk(hessians: Any, share: float) -> Any:
-    """``(1 - share) * H + share * diag(H)`` of each H, [E, K, K] in the accumulators' dtype."""
+def shrunk(hessians: Any, shares: float | Sequence[float]) -> Any:
+    """``(1 - share) * H + share * diag(H)`` of each H, [E, K, K] in the accumulators' dtype.
+
+    The share is one for all, or each has its own.
+    """
     with call(cpu, _gpu, hessians=hessians) as (kernels, hessians):
-        return kernels.shrunk(hessians, share)
+        factors = 1 - np.broadcast_to(np.asarray(shares, np.float64), len(hessians))
+        return kernels.shrunk(hessians, factors.astype(checks.result_dtype(hessians)))
 
 
 def correlation_sums(hessian: Any) -> tuple[float, float]:

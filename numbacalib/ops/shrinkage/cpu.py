@@ -5,13 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.runtime import checks
 
-
-def shrunk(hessians: NDArray, share: float) -> NDArray:
-    """See `numbacalib.ops.shrinkage.shrunk`."""
-    dtype = checks.result_dtype(hessians)
-    result: NDArray = hessians * dtype.type(1 - share)
+def shrunk(hessians: NDArray, factors: NDArray) -> NDArray:
+    """Multiply what is off the diagonal of each H by a factor, in the factors' dtype."""
+    result: NDArray = hessians * factors[:, None, None]
     for matrix, hessian in zip(result, hessians, strict=True):
         np.fill_diagonal(matrix, np.diagonal(hessian))
     return result

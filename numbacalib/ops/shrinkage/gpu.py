@@ -8,7 +8,7 @@ import numpy as np
 
 from numbacalib.ops.columns import gpu as columns
 from numbacalib.ops.columns.reductions_gpu import VALUES
-from numbacalib.runtime import checks, device
+from numbacalib.runtime import device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.launch import column_blocks, launch
@@ -16,13 +16,12 @@ from numbacalib.runtime.launch import column_blocks, launch
 THREADS = device.sized(128, simulated=4)
 
 
-def shrunk(hessians: Any, share: float) -> Any:
-    """See `numbacalib.ops.shrinkage.shrunk`."""
-    dtype = checks.result_dtype(hessians)
+def shrunk(hessians: Any, factors: np.ndarray) -> Any:
+    """Multiply what is off the diagonal of each H by a factor, in the factors' dtype."""
     count, size, _ = hessians.shape
-    result = device.empty(hessians.shape, dtype)
+    result = device.empty(hessians.shape, factors.dtype)
     blocks = *column_blocks((size, size), THREADS), count
-    launch(_shrunk, blocks, THREADS, carrier(hessians), dtype.type(1 - share), result)
+    launch(_shrunk, blocks, THREADS, carrier(hessians), device.from_host(factors), result)
     return device.result(result)
 
 
@@ -36,14 +35,14 @@ def correlation_sums(hessian: Any) -> tuple[float, float]:
 
 
 @cuda.jit
-def _shrunk(hessians, factor, result):
+def _shrunk(hessians, factors, result):
     """Threads: one a column, blocks stride over the rows; z: matrix."""
     e = cuda.blockIdx.z
     j = cuda.grid(1)
     if j < result.shape[1]:
         for i in range(np.int64(cuda.blockIdx.y), result.shape[1], cuda.gridDim.y):
             element = widen(hessians[e, i, j])
-            result[e, i, j] = element if i == j else factor * element
+            result[e, i, j] = element if i == j else factors[e] * element
 
 
 @cuda.jit

@@ -6,6 +6,7 @@ from typing import Any
 
 from numbacalib.ops.zero_refit import cpu
 from numbacalib.runtime.backend import call
+from numbacalib.spec.zero_refit import GroupMoments
 
 
 def _gpu() -> Any:
@@ -20,9 +21,7 @@ def refitted_zeros(
     zeros: Any,
     scales: Any,
     errors: Any,
-    hessian: Any,
-    sums: Any,
-    ones: Any,
+    moments: GroupMoments,
     range_of_zeros: tuple[int, int],
 ) -> tuple[Any, Any]:
     """Scales and zeros [M, G] with which each row loses less, in their dtypes; those of before if none do.
@@ -34,15 +33,12 @@ def refitted_zeros(
     scales : array [M, G], float16, bfloat16 or float32
     errors : array [M, K]
         ``w - q`` with the scales and zeros of before, float32, or float64 where the Hessian is.
-    hessian : array [K, K], of the same dtype
-    sums : array [K, G], of the same dtype
-        Sums of the Hessian over the columns of each group.
-    ones : array [G, G], of the same dtype
-        Sums of those over the rows of each group.
+    moments : GroupMoments
+        Of the same dtype.
     range_of_zeros : two int
         The least and the greatest zero that there may be.
     """
     arrays = {"codes": codes, "zeros": zeros, "scales": scales, "errors": errors}
-    moments = {"hessian": hessian, "sums": sums, "ones": ones}
-    with call(cpu, _gpu, **arrays, **moments) as (kernels, *taken):
-        return kernels.refitted_zeros(*taken, *range_of_zeros)
+    with call(cpu, _gpu, **arrays, **moments._asdict()) as (kernels, *taken):
+        grid, moments = taken[:4], GroupMoments(*taken[4:])
+        return kernels.refitted_zeros(*grid, moments, range_of_zeros)

@@ -11,7 +11,7 @@ from numbacalib.ops.scale_refit.cpu import TILE_BYTES, centered_codes, squares_o
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel
 from numbacalib.spec.scale_refit import same_sign
-from numbacalib.spec.zero_refit import fit_zeros, lowers_loss_with_zeros
+from numbacalib.spec.zero_refit import GroupMoments, fit_zeros, lowers_loss_with_zeros
 
 
 def refitted_zeros(
@@ -19,11 +19,8 @@ def refitted_zeros(
     zeros: NDArray,
     scales: NDArray,
     errors: NDArray,
-    hessian: NDArray,
-    sums: NDArray,
-    ones: NDArray,
-    least: int,
-    most: int,
+    moments: GroupMoments,
+    range_of_zeros: tuple[int, int],
 ) -> tuple[NDArray, NDArray]:
     """See `numbacalib.ops.zero_refit.refitted_zeros`."""
     rows, groups = scales.shape
@@ -32,21 +29,22 @@ def refitted_zeros(
     for first in range(0, rows, step):
         own = slice(first, first + step)
         centered = centered_codes(codes[own], zeros[own], errors.dtype)
-        systems = _systems(centered, errors[own], hessian, sums)
+        systems = _systems(centered, errors[own], moments)
         grids = carrier(scales[own]), zeros[own]
         steps, moves = np.empty(scales[own].shape), np.empty(zeros[own].shape, np.int64)
-        _fit(*systems, ones, *grids, least, most, steps, moves)
+        _fit(*systems, moments.ones, *grids, *range_of_zeros, steps, moves)
         with np.errstate(over="ignore"):
             stored = carrier((scales[own].astype(np.float64) + steps).astype(scales.dtype))
         results = carrier(new_scales[own]), new_zeros[own]
-        _keep_better(*systems, ones, *grids, stored, steps, moves, *results)
+        _keep_better(*systems, moments.ones, *grids, stored, steps, moves, *results)
     return new_scales, new_zeros
 
 
 def _systems(
-    centered: NDArray, errors: NDArray, hessian: NDArray, sums: NDArray
+    centered: NDArray, errors: NDArray, moments: GroupMoments
 ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """``c H c^T``, ``c H u^T`` [M, G, G], ``c H e^T`` and ``u H e^T`` [M, G] of `spec.zero_refit`."""
+    hessian, sums, _ = moments
     groups = sums.shape[1]
     size = len(sums) // groups
     mixed = np.empty((len(centered), groups, groups))

@@ -15,6 +15,7 @@ from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import launch
 from numbacalib.spec import zero_refit
 from numbacalib.spec.scale_refit import same_sign
+from numbacalib.spec.zero_refit import GroupMoments
 
 fit_zeros = device.in_kernels(zero_refit.fit_zeros)
 lowers_loss_with_zeros = device.in_kernels(zero_refit.lowers_loss_with_zeros)
@@ -25,22 +26,19 @@ def refitted_zeros(
     zeros: Any,
     scales: Any,
     errors: Any,
-    hessian: Any,
-    sums: Any,
-    ones: Any,
-    least: int,
-    most: int,
+    moments: GroupMoments,
+    range_of_zeros: tuple[int, int],
 ) -> tuple[Any, Any]:
     """See `numbacalib.ops.zero_refit.refitted_zeros`."""
     rows, groups = scales.shape
     new_scales = device.empty(scales.shape, scales.dtype)
     new_zeros = device.empty(zeros.shape, zeros.dtype)
-    moments = contiguous(hessian), contiguous(sums), contiguous(ones)
+    moments = GroupMoments(*map(contiguous, moments))
     step = max(1, TILE_BYTES // (12 * groups * groups))
     for first in range(0, rows, step):
         own = slice(first, first + step)
         given = codes[own], zeros[own], scales[own], errors[own]
-        _refit_tile(*given, *moments, (least, most), (new_scales[own], new_zeros[own]))
+        _refit_tile(*given, moments, range_of_zeros, (new_scales[own], new_zeros[own]))
     return device.result(new_scales), device.result(new_zeros)
 
 
@@ -49,12 +47,11 @@ def _refit_tile(
     zeros: Any,
     scales: Any,
     errors: Any,
-    hessian: Any,
-    sums: Any,
-    ones: Any,
-    ends: tuple[int, int],
+    moments: GroupMoments,
+    range_of_zeros: tuple[int, int],
     results: tuple[Any, Any],
 ) -> None:
+    hessian, sums, ones = moments
     rows, groups = scales.shape
     size = codes.shape[1] // groups
     centered = centered_codes(codes, zeros, errors.dtype)
@@ -70,7 +67,7 @@ def _refit_tile(
     arrays = matrices, mixed, ones, pulls, ones_pulls, carrier(scales), zeros
     new_scales, new_zeros = results
     found = old, steps, moves, carrier(new_scales), new_zeros
-    launch(_fit, -(-rows // THREADS), THREADS, *arrays, *ends, *found)
+    launch(_fit, -(-rows // THREADS), THREADS, *arrays, *range_of_zeros, *found)
 
 
 @cuda.jit

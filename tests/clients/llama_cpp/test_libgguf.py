@@ -36,6 +36,10 @@ def test_ggml_reads_what_we_write_and_we_what_it_writes(name):
     values = ours.dequantize(BLOCK_TYPES[name].grid)
     stored = pack_blocks(ours, name)
     np.testing.assert_allclose(read(stored, name), values, rtol=1e-6, atol=1e-8)
+    again = libgguf.quantize_rows(values, GGMLQuantizationType[name], importance)
+    again = read(np.asarray(again).view(np.uint8).reshape(stored.shape), name)
+    moved, rounded = ((importance * each**2).sum() for each in (again - values, values - weight))
+    assert moved < 1.5 * rounded  # by scales of its own it is rounded once more, at most
     theirs = libgguf.quantize_rows(weight, GGMLQuantizationType[name], importance)
     theirs = np.asarray(theirs).view(np.uint8).reshape(len(weight), -1)
     back = unpack_blocks(theirs, name)

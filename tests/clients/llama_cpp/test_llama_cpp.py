@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 from clients.llama_cpp.libllama import Llama, Model
-from models.gguf_models import MODELS, write_model
+from models.gguf_models import LLAMA3, MODELS, YARN, write_model
 from models.tiny import TEXT, random_tokens, tiny_config, write_tiny_checkpoint
 from models.tiny_gguf import tokenizer_metadata, write_gguf
 
@@ -23,14 +23,6 @@ from numbacalib.quantizer import Settings, quantize
 BOUND = 0.04
 PLAIN = Settings(method="rtn")
 WHOLE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +80,7 @@ AS_THEY_ARE = ("attn_k_b.weight", "attn_v_b.weight")
     [
         *("mixtral", "qwen2_moe", "gpt_oss", "llama4_text", "llama4_text-interleaved"),
         *("deepseek_v3", "glm4_moe", "gpt2", "gpt_neox", "ministral3", "qwen3_vl_text"),
+        *("afmoe", "ernie4_5_moe", "falcon", "falcon-two-norms"),
     ],
 )
 def test_mixes_of_other_architectures(llama, tmp_path, name):

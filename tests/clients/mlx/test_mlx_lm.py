@@ -17,6 +17,7 @@ from numbacalib.quantizer import Settings, quantize
 
 mx.set_default_device(mx.cpu)
 
+GROUPS_OF_32 = Settings(method="rtn", bits=4, group_size=32)
 BOUND = 2e-2
 """Of the largest logit: mlx computes in the checkpoint's 16 bits."""
 
@@ -65,6 +66,35 @@ def assert_mlx_lm_agrees(directory):
     logits = model(mx.array(TOKENS)[None])[0].astype(mx.float32)
     assert_same_logits(np.array(logits), directory, BOUND)
     return {name: type(module).__name__ for name, module in model.named_modules()}
+
+
+def test_widths_by_layer(tmp_path):
+    layer_bits = {"*.down_proj": 8, "*.v_proj": 3, "model.layers.0.mlp.up_proj": 6}
+    settings = {"bits": 4, "group_size": 32, "layer_bits": layer_bits}
+    assert_mlx_lm_agrees(write_quantized(tmp_path, "mlx", **settings))
+
+
+OTHERS = {
+    "cohere2": {"layer_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": True},
+    "gemma": {"rms_norm_eps": 1e-6, "tie_word_embeddings": True},
+    "gemma3_text": {"rms_norm_eps": 1e-6, "rope_theta": 1e6},
+    "hunyuan_v1_dense": {"rms_norm_eps": 1e-5, "rope_theta": 1e4},
+    "nemotron": {"norm_eps": 1e-5, "rope_theta": 1e4, "hidden_act": "relu2"},
+    "olmo2": {"rms_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": False},
+    "phi3": {"rms_norm_eps": 1e-5, "rope_theta": 1e4},
+    "smollm3": {"rms_norm_eps": 1e-6, "rope_theta": 2e6, "tie_word_embeddings": True},
+    "starcoder2": {"norm_epsilon": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": True},
+}
+"""Architectures, with keys that mlx-lm wants in a configuration."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_architectures(tmp_path, name):
+    source = write_model(tmp_path / "model", name, **OTHERS[name])
+    quantize(source, tmp_path / "out", settings=GROUPS_OF_32, formats=["mlx"])
+    model, _ = load_model(tmp_path / "out")
+    logits = model(mx.array(TOKENS)[None])[0].astype(mx.float32)
+    assert_same_logits(np.array(logits), tmp_path / "out", 1e-3)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

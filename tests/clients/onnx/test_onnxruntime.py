@@ -56,6 +56,56 @@ def test_onnxruntime_multiplies_by_our_weights(
     assert operator in kinds
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(("channels", "block"), [(256, 16), (250, 32), (40, 64), (300, 256)])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_real_zero_points(tmp_path, bits, channels, block, dtype):
+    kind = TensorProto.FLOAT16 if dtype == np.float16 else TensorProto.FLOAT
+    path = product(tmp_path, weight_of(channels, 48, dtype=dtype), dtype=kind)
+    settings = Settings(method="rtn", bits=bits, group_size=block)
+    quantize_onnx(path, tmp_path / "out", settings=settings, float_zeros=True)
+    ((layer, found),) = StoredProducts(tmp_path / "out" / "model.onnx").values()
+    assert found == channels
+    assert layer.zeros.dtype == np.float32
+    assert (layer.zeros != layer.zeros.round()).any()
+    x = RNG.standard_normal((5, channels)).astype(dtype)
+    (y,) = outputs_of(tmp_path / "out" / "model.onnx", x)
+    bound = 2e-3 if dtype == np.float16 else 1e-5
+    assert_close(y.astype(np.float32), x.astype(np.float32) @ dense(layer, channels).T, bound)
+
+
+def test_real_zero_points_lose_less_at_2_bits(tmp_path):
+    """Than whole ones, of which a group has four to choose from: GPTQ on both."""
+    path = product(tmp_path, weight_of(96, 48))
+    mixing = RNG.standard_normal((96, 96)) / 9
+    x = (RNG.standard_normal((512, 96)) @ mixing).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    losses = []
+    for real in (False, True):
+        options = {"settings": Settings(bits=2, group_size=32), "float_zeros": real}
+        output = tmp_path / f"out{real}"
+        (report,) = quantize_onnx(path, output, calibration=tmp_path / "x.npz", **options)
+        losses.append(report.loss)
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "message"),
+    [
+        ({}, {"bits": 8}, "bits: expected 2 or 4 with float_zeros, got 8"),
+        ({}, {"symmetric": True}, "float_zeros: expected False but with MatMulNBits on asymmetric"),
+        ({"operator": "DequantizeLinear"}, {}, "float_zeros: expected False but with MatMulNBits"),
+        ({}, {"refit": True}, "refit: expected False where the format fixes the grid"),
+    ],
+)
+def test_what_has_no_real_zero_points(tmp_path, options, settings, message):
+    path = product(tmp_path, weight_of(64, 48))
+    own = Settings(**{"method": "rtn", "group_size": 32} | settings)
+    with pytest.raises(ValueError, match=message):
+        quantize_onnx(path, tmp_path / "out", settings=own, float_zeros=True, **options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_old_model_is_converted_and_keeps_its_nodes(tmp_path):
     """Gemm with an addend, and a weight that two nodes share, before DequantizeLinear had blocks."""
     nodes = [

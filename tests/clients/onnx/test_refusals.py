@@ -68,7 +68,10 @@ def test_the_command_line(tmp_path, capsys):
     assert main([*command, *given]) == 0
     assert json.loads((tmp_path / "report.json").read_text())["layers"][0]["name"] == "product"
     for wrong, line in (
-        (["--format", "gptq"], "format: expected onnx or onnx:qdq for an ONNX model, got gptq"),
+        (
+            ["--format", "gptq"],
+            "format: expected onnx or onnx:float or onnx:qdq for an ONNX model, got gptq",
+        ),
         (["--text", "x"], "text: expected none with an ONNX model, which takes --calibration"),
         (["--device", "cuda"], "device: expected cpu with an ONNX model, got 'cuda'"),
     ):

@@ -1,0 +1,103 @@
+"""The same model on the CPU and on a GPU: perplexity on real texts, and losses of quantized layers.
+
+    python benchmarks/devices_gpu.py --models glassllm SmolLM2-135M
+
+Models as they are stored, in 16 bits, and in float32: a GPU multiplies in the model's own type, the CPU in
+float32. Needs the extras `models` and `cuda`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from device_rows import DeviceRow
+from harness import RESULTS, describe_machine, write_csv
+from report import parser, report
+from safetensors.numpy import load_file, save_file
+from small_models import checkpoint_of_glassllm, checkpoint_of_smollm2
+from texts import KINDS, read_texts
+
+from numbacalib.quantizer import evaluate, quantize
+
+MODELS = {
+    "glassllm": (checkpoint_of_glassllm, "float16", 128, 32),
+    "SmolLM2-135M": (checkpoint_of_smollm2, "bfloat16", 512, 64),
+}
+"""Where the checkpoint is, its dtype, tokens of a sequence, and channels of a group."""
+TOKENS = 8192
+"""Of calibration, and of evaluation on each text."""
+LIMITS = {"float32": (1e-4, 1e-3), "float16": (5e-3, 2e-2), "bfloat16": (5e-3, 2e-2)}
+"""How far perplexities, and losses of layers, may differ, by dtype."""
+PACKAGES = ("numba", "numba-cuda", "numpy", "cupy-cuda13x")
+
+
+def in_float32(model: Path, folder: Path) -> Path:
+    """Write the same weights in float32."""
+    folder.mkdir()
+    tensors = load_file(model / "model.safetensors")
+    wide = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    save_file(wide, folder / "model.safetensors", metadata={"format": "pt"})
+    for file in model.glob("*.json"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((model / "config.json").read_text()) | {"torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def rows_of(name: str, model: Path, dtype: str, folder: Path) -> list[DeviceRow]:
+    """Rows of one model."""
+    texts = read_texts(folder / "texts")
+    _, _, length, group_size = MODELS[name]
+    size = {"samples": TOKENS // length, "sequence_length": length}
+    settings = size | {"group_size": group_size, "symmetric": True, "target": "layerwise"}
+    least, of_layers = LIMITS[dtype]
+    rows = []
+    for kind in KINDS:
+        found = [
+            evaluate(model, texts.held_out[kind], device=device, **size).perplexity
+            for device in ("cpu", "cuda")
+        ]
+        rows.append(DeviceRow(name, dtype, f"perplexity, {kind}", *found, least))
+    losses = []
+    for device in ("cpu", "cuda"):
+        output = folder / f"{name}-{dtype}-{device}"
+        text = texts.calibration["messages"]
+        layers = quantize(model, output, text=text, device=device, **settings).layers
+        losses.append([layer.loss for layer in layers])
+    on_host, there = (np.array(each, np.float64) for each in losses)
+    furthest = int(np.argmax(np.abs(there / on_host - 1)))
+    figures = float(on_host[furthest]), float(there[furthest])
+    figure = f"loss of a layer, the furthest of {len(there)}"
+    rows.append(DeviceRow(name, dtype, figure, *figures, of_layers))
+    for row in rows:
+        print(row, f"{row.difference:.2e}")
+    return rows
+
+
+def main() -> int:
+    """Measure, write the CSV, print the table; return 1 where a bound is missed."""
+    made = parser(__doc__)
+    made.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    options = made.parse_args()
+    import cupy
+
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name in options.models:
+            checkpoint, dtype, *_ = MODELS[name]
+            model = checkpoint()
+            rows += rows_of(name, in_float32(model, folder / name), "float32", folder)
+            rows += rows_of(name, model, dtype, folder)
+    gpu = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    file = write_csv("devices-gpu", describe_machine(*PACKAGES, machine=gpu), rows, RESULTS)
+    report(file, docs=options.docs)
+    return int(any(row.falls_short for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""A layer of Mamba 2 in the place of a block's attention."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+from numbacalib.models.block_weights import Array, BlockWeights
+from numbacalib.models.layer_tensors import attention_stages, parts
+from numbacalib.models.sublayers import Sublayer
+from numbacalib.ops.activation import activate
+from numbacalib.ops.causal_convolution import causal_convolution
+from numbacalib.ops.delta_rule import delta_rule
+from numbacalib.ops.matrix import cast, column_range, from_host, scaled, to_host, weighted_sum
+from numbacalib.ops.rms_norm import rms_norm
+
+__all__ = ["StateSpaceMixer"]
+
+
+class StateSpaceMixer(Sublayer):
+    """Linear attention by a memory that forgets (`numbacalib.ops.delta_rule`, without rates).
+
+    Values, keys and queries pass a short convolution and a SiLU; what a head of values reads has a share of
+    its own value added, is multiplied by the SiLU of its gate and normalized.
+
+    Parameters
+    ----------
+    weights : BlockWeights
+    index : int
+        The block's number.
+    """
+
+    role = "attention"
+    is_cheap = False
+
+    def __init__(self, weights: BlockWeights, index: int) -> None:
+        super().__init__(weights)
+        space, names = self._config.state_space_of(index), self._config.architecture.state_space
+        assert space is not None
+        assert names is not None
+        self._space, self._names = space, names
+        self._parts = parts(self._config, index)
+        entry, exit_ = attention_stages(self._config, index)
+        self.entry_stages, self.exit_stages = (entry,), (exit_,)
+        self.width = space.values
+
+    def inner(self, x: Array) -> Array:
+        """Write and read: ``[..., T, hidden_size]`` to ``[..., T, heads * head_dim]``."""
+        space, vectors, names = self._space, self._weights.vectors, self._names
+        *_, length, _ = x.shape
+        together = self._weights.project(self._parts["mixed"], x)
+        widths = space.values, space.values + 2 * space.keys, space.heads
+        ends = np.cumsum([0, *widths]).tolist()
+        gates, mixed, scores = (
+            column_range(together, *run).reshape(-1, length, run[1] - run[0])
+            for run in pairwise(ends)
+        )
+        values, keys, queries = self._convolved(mixed)
+        found = delta_rule(
+            queries,
+            keys,
+            values,
+            cast(scores, np.float32),
+            None,
+            slopes=vectors[names.slopes],
+            biases=vectors[names.biases],
+        ).reshape(gates.shape)
+        share = from_host(to_host(vectors[names.shares]).repeat(space.head_dim), x)
+        own = scaled(values.reshape(gates.shape), share)
+        found = weighted_sum(found, own, 1.0, 1.0, dtype=gates.dtype)
+        return self._normalized(activate(gates, "silu", found)).reshape(*x.shape[:-1], self.width)
+
+    def add_output(self, hidden: Array, inner: Array) -> Array:
+        """Project what was read, and add that."""
+        return self._add(hidden, self._parts["output"], inner)
+
+    def _convolved(self, mixed: Array) -> list[Array]:
+        """Values ``[S, T, heads, head_dim]``, and keys and queries ``[S, T, groups, key_dim]``, float32."""
+        space, vectors, name = self._space, self._weights.vectors, self._names.convolution
+        taps = vectors[f"{name}.weight"].reshape(-1, space.taps)
+        mixed = activate(causal_convolution(mixed, taps, vectors.get(f"{name}.bias")), "silu")
+        sequences, length, _ = mixed.shape
+        ends = np.cumsum([0, space.values, space.keys, space.keys]).tolist()
+        values, keys, queries = (column_range(mixed, *run) for run in pairwise(ends))
+        heads = sequences, length, space.groups, space.key_dim
+        return [
+            values.reshape(sequences, length, space.heads, space.head_dim),
+            cast(keys, np.float32).reshape(heads),
+            cast(queries, np.float32).reshape(heads),
+        ]
+
+    def _normalized(self, found: Array) -> Array:
+        """Each group's values, made to have a mean square of 1, times the norm's weight."""
+        size = self.width // self._space.groups
+        ones = from_host(np.ones(size, np.float32), found)
+        groups = found.reshape(*found.shape[:-1], self._space.groups, size)
+        unit = rms_norm(groups, ones, self._config.rms_norm_eps).reshape(found.shape)
+        weight = self._weights.vectors[f"{self._names.norm}.weight"]
+        return cast(scaled(unit, weight), self._weights.dtype)
