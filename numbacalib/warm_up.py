@@ -101,9 +101,9 @@ def _calls(dtype: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         quantize = partial(methods.quantize_layer, "layer", weight, statistics, settings)
         yield f"{method}, ranges {ranges}", quantize
         if method != "kmeans" and ranges == "full":
-            refitted = replace(settings, refit=True)
+            refitted = replace(settings, refit=True, passes=1)
             call = partial(methods.quantize_layer, "layer", weight, statistics, refitted)
-            yield f"{method}, refitted scales", call
+            yield f"{method}, refitted grids and codes chosen anew", call
     yield "packing", _pack
     yield "a decoder block", _decode
 
