@@ -1,9 +1,9 @@
 """GPU kernels compiled by processes beside a run's first block, where none are on disk yet.
 
 A process compiles one kernel at a time, and a run needs some fifty. What it will need later is compiled by
-others meanwhile: each notes what the same functions launch on a block of the same model, compiles what no
-other is at, the longest first, and leaves it on disk (`numbacalib.runtime.cubins`), where the run finds it,
-or waits for one that is under way. What they fail to do, it does itself.
+others meanwhile: they run the same functions on a block of the same model, and leave the kernels on disk
+(`numbacalib.runtime.cubins`), where the run finds them, or waits for one that is under way. What they fail
+to do, it does itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from numbacalib.methods.settings import AskedGrid, grid_settings
 from numbacalib.methods.solver import sweep
 from numbacalib.models import (
     EMBEDDINGS,
-    HOST,
     Checkpoint,
     Decoder,
     DecoderBlock,
@@ -47,8 +46,6 @@ from numbacalib.statistics import InputStatistics
 
 LEAST_PROCESSORS = 8
 """Processors at least: with fewer the processes would stand in the run's way."""
-PROCESSES = 7
-"""They are few, since a device's driver makes a context for one process at a time."""
 TOKENS = 1 << 20
 """Tokens that are said to have been seen: enough for any layer."""
 
@@ -57,8 +54,7 @@ TOKENS = 1 << 20
 class _Order:
     """Order of what a process is to do, as it is sent to it."""
 
-    number: int
-    """Of the process."""
+    parts: tuple[str, ...]
     model: str
     settings: Settings
     device: str
@@ -75,8 +71,10 @@ def compiled_ahead(checkpoint: Checkpoint, settings: Settings, place: Place) -> 
         yield
         return
     model = str(checkpoint.path)
-    orders = [_Order(number, model, settings, place.name) for number in range(PROCESSES)]
-    processes = list(map(_started, orders))
+    wanted = [
+        parts for parts in _PROCESSES if parts != _OF_TARGET or settings.target == "propagated"
+    ]
+    processes = [_started(_Order(parts, model, settings, place.name)) for parts in wanted]
     try:
         yield
     finally:
@@ -212,11 +210,12 @@ def _target(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     quantize_layers({stage[0]: weight}, statistics, layer)
 
 
-def _storing(dtype: np.dtype, settings: Settings) -> None:
+def _storing(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     """Run what the host does with quantized layers: pack and unpack codes, and decode them."""
+    del decoder
     size = settings.group_size or 8
     codes, zeros = np.zeros((8, size), np.uint8), np.zeros((8, 1), np.uint8)
-    scales = np.ones((8, 1), dtype)
+    scales = np.ones((8, 1), block.dtype)
     storing(QuantizedWeight(codes, scales, zeros, settings.bits, size, settings.symmetric))
 
 
@@ -240,8 +239,21 @@ _PARTS: dict[str, Callable[[Decoder, DecoderBlock, Settings], None]] = {
     "solve": _solve,
     "target": _target,
     "score": _score,
+    "storing": _storing,
 }
 """Parts of a run."""
+_OF_TARGET = ("target",)
+_PROCESSES: tuple[tuple[str, ...], ...] = (
+    ("hessian", "panels"),
+    ("columns", "score"),
+    ("sweep",),
+    ("attention", "mlp", "storing"),
+    ("factor", "search"),
+    ("measure", "solve"),
+    _OF_TARGET,
+)
+"""Parts that a process does, as much to compile in each as may be. They are few, since a device's driver
+makes a context for one process at a time."""
 
 
 def _states(decoder: Decoder, settings: Settings) -> Any:
@@ -265,37 +277,18 @@ def _statistics(place: Place, channels: int) -> InputStatistics:
     statistics.tokens = TOKENS
     for name in ("hessian", "mean_abs", "max_abs"):
         shape = getattr(statistics, name).shape
-        ones: Any = np.eye if len(shape) == 2 else np.ones
-        setattr(statistics, name, place.put(ones(channels, dtype=np.float32)))
+        values: Any = np.eye(channels) if len(shape) == 2 else np.ones(channels)
+        setattr(statistics, name, place.put(values.astype(np.float32)))
     return statistics
-
-
-def _parts(settings: Settings) -> dict[str, Callable[[Decoder, DecoderBlock, Settings], None]]:
-    """Parts of a run with some settings."""
-    left_out = "target" if settings.target != "propagated" else None
-    return {name: part for name, part in _PARTS.items() if name != left_out}
 
 
 def main() -> None:
     """Do what standard input orders."""
     order = pickle.loads(sys.stdin.buffer.read())
-    checkpoint, place = open_checkpoint(order.model), open_place(order.device)
-    if order.number == 0:
-        _storing(place.product_dtype(checkpoint.info(EMBEDDINGS).dtype), order.settings)
-    if place is not HOST:
-        _compile(Decoder(checkpoint, place=place), order.settings)
-
-
-def _compile(decoder: Decoder, settings: Settings) -> None:
-    """Compile what a run launches and no other process is at, as far as a block can be gone through."""
-    from numbacalib.runtime.packed_launch import compile_noted, noted_launches
-
-    with noted_launches() as noted:
-        block = decoder.block(0)
-        for part in _parts(settings).values():
-            with suppress(Exception):  # of results that mean nothing
-                part(decoder, block, settings)
-    compile_noted(noted)
+    decoder = Decoder(open_checkpoint(order.model), place=open_place(order.device))
+    block = decoder.block(0)
+    for part in order.parts:
+        _PARTS[part](decoder, block, order.settings)
 
 
 if __name__ == "__main__":

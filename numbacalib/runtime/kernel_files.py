@@ -79,36 +79,21 @@ def kept(name: str, identity: bytes, make: Callable[[], bytes]) -> bytes:
     return payload
 
 
-def make_unless_begun(name: str, identity: bytes, make: Callable[[], bytes]) -> None:
-    """Make and keep a file by this name, unless there is one, or another process is making it."""
-    if load(name, identity) is not None:
-        return
-    with _making, _locked(name, wait=False) as is_ours:
-        if is_ours and load(name, identity) is None:
-            store(name, identity, make())
-
-
 @contextmanager
-def _locked(name: str, *, wait: bool = True) -> Iterator[bool]:
+def _locked(name: str) -> Iterator[None]:
     """Hold the lock of a file that is to be made, where the system and its folder have locks.
 
-    The system gives it back with the process, however that ends. Gives False, without `wait`, where
-    another process has it.
+    The system gives it back with the process, however that ends.
     """
     folder = first_writable()
     file = None if fcntl is None or folder is None else folder / f"{name}.lock"
     with ExitStack() as stack:
         if file is not None and fcntl is not None:
-            try:
+            with suppress(OSError):  # made twice, then
                 opened = stack.enter_context(file.open("wb"))
-                fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            except OSError:  # made twice, then
-                pass
+                fcntl.flock(opened, fcntl.LOCK_EX)
         try:
-            yield True
+            yield
         finally:
             if file is not None:
                 with suppress(OSError):

@@ -10,8 +10,6 @@ from __future__ import annotations
 import struct
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,6 @@ from numbacalib.runtime.driver_device import (
     numba_array,
     stream_handle,
 )
-from numbacalib.runtime.identity import code_size
 from numbacalib.runtime.streams import check
 
 TESTED = ("0.30",)
@@ -71,7 +68,6 @@ class _Thread(threading.local):
 
     def __init__(self) -> None:
         self.prepared: dict[tuple, _Prepared] = {}
-        self.noted: dict[tuple, tuple] | None = None
 
 
 _thread = _Thread()
@@ -110,36 +106,12 @@ def launch(kernel: Any, grid: Any, threads: Any, *arguments: Any, shared_bytes: 
             values.append(argument)
     prepared = _thread.prepared.get(tuple(key))
     if prepared is None:
-        if _thread.noted is not None:
-            _thread.noted.setdefault(tuple(key), _types(kernel, arguments))
-            return
         function = _function(tuple(key), arguments, shared_bytes)
         prepared = _Prepared(function, [_FORMATS[type(value)] for value in values])
         _thread.prepared[tuple(key)] = prepared
     prepared.layout.pack_into(prepared.parameters, 0, *values)
     sizes = *_three(grid), *_three(threads), shared_bytes
     check(driver.cuLaunchKernel(prepared.function, *sizes, stream_handle(), prepared.pointers, 0))
-
-
-@contextmanager
-def noted_launches() -> Iterator[dict[tuple, tuple]]:
-    """Note what this thread launches, and launch nothing that it did not launch before.
-
-    It gives the types of arguments, by kernel, device and kinds of arguments. What results hold then means
-    nothing.
-    """
-    _thread.noted = {}
-    try:
-        yield _thread.noted
-    finally:
-        _thread.noted = None
-
-
-def compile_noted(noted: Mapping[tuple, tuple]) -> None:
-    """Compile kernels for the disk, the longest first; not those that another process is at."""
-    for key in sorted(noted, key=lambda key: code_size(key[0]), reverse=True):
-        kernel, _, *kinds = key
-        cubins.keep(kernel, tuple(kinds), noted[key])
 
 
 def _function(key: tuple, arguments: tuple, shared_bytes: int) -> Any:

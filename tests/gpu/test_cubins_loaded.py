@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numba import cuda
 
-from numbacalib.runtime import cubins, device, packed_launch
+from numbacalib.runtime import cubins, device
 from numbacalib.runtime.launch import launch
 
 ROOT = Path(__file__).parent.parent.parent
@@ -140,15 +140,3 @@ def test_threads_that_need_one_kernel_compile_it_once(folder, monkeypatch):
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(called, [8] * 4)) == [8] * 4
     assert len(compiled) == 1
-
-
-def test_what_was_noted_is_compiled_and_not_launched(folder, monkeypatch):
-    array = device.zeros((1,), np.float32)
-    with packed_launch.noted_launches() as noted:
-        for value in (1, 2, 1):
-            launch(put_one(value), 1, 1, array)
-    assert device.read(array)[0] == 0
-    packed_launch.compile_noted(noted)
-    assert len(list(folder.rglob("*.cubin"))) == 2
-    monkeypatch.setattr(cubins, "compiled", pytest.fail)
-    assert [called(1), called(2)] == [1, 2]

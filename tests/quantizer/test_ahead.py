@@ -23,15 +23,14 @@ def test_each_part_runs_on_a_block(backend, model, part):
 
 
 def test_a_process_does_what_it_is_sent(model):
-    process = ahead._started(ahead._Order(0, str(model), SETTINGS, "cpu"))
+    process = ahead._started(ahead._Order(("columns", "mlp"), str(model), SETTINGS, "cpu"))
     assert process.wait(timeout=300) == 0
-    assert ahead._started(ahead._Order(1, "absent", SETTINGS, "cpu")).wait(300) != 0
+    assert ahead._started(ahead._Order(("mlp",), "absent", SETTINGS, "cpu")).wait(300) != 0
 
 
-def test_layerwise_runs_compile_nothing_of_targets():
-    layerwise = Settings(target="layerwise")
-    assert ahead._PARTS.keys() - ahead._parts(layerwise).keys() == {"target"}
-    assert ahead._parts(Settings(target="propagated")) == ahead._PARTS
+def test_every_part_has_a_process():
+    parts = [part for parts in ahead._PROCESSES for part in parts]
+    assert sorted(parts) == sorted(ahead._PARTS)
 
 
 def test_the_host_compiles_nothing_ahead(monkeypatch, model):
