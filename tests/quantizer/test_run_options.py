@@ -208,6 +208,7 @@ def chosen(monkeypatch):
     """A device that "auto" chooses, which is the host."""
     monkeypatch.setattr(place, "_missing_packages", list)
     monkeypatch.setattr(place, "_device_count", lambda: 1)
+    monkeypatch.setattr(place, "_driver_fault", lambda: None)
     monkeypatch.setattr(place, "_cuda", lambda _: HOST)
 
 
