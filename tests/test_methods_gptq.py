@@ -352,6 +352,19 @@ def test_a_batch_of_any_strides(backend):
         np.testing.assert_array_equal(quantized.codes, other.codes)
 
 
+def test_each_hessian_of_a_batch_is_shrunk_by_its_own_share(backend):
+    weights, hessians, group_size = experts(backend)
+    settings = {"bits": 4, "group_size": group_size}
+    shares = [0.3 * e / len(weights) for e in range(len(weights))]
+    found = backend.call(gptq_batch, weights, hessians, **settings, shrinkage=shares)
+    for e, (quantized, share) in enumerate(zip(found, shares, strict=True)):
+        alone = backend.call(gptq, weights[e], hessians[e], **settings, shrinkage=share)
+        assert quantized == alone
+        expected = pytest.approx(alone.report.effective_rank, rel=1e-5)
+        assert quantized.report.effective_rank == expected
+    assert len({quantized.report.effective_rank for quantized in found}) > 1
+
+
 def test_errors_of_a_batch_name_the_argument():
     weights, hessians = np.ones((2, 3, 8)), np.stack([np.eye(8)] * 2)
     settings = {"bits": 4, "group_size": 8}
@@ -361,6 +374,10 @@ def test_errors_of_a_batch_name_the_argument():
         gptq_batch(weights, hessians[:1], **settings)
     with pytest.raises(ValueError, match=r"importance: expected shape \[2, 3, 8\], got \[3, 8\]"):
         gptq_batch(weights, hessians, **settings, search=RangeSearch(), importance=weights[0])
+    with pytest.raises(ValueError, match=r"shrinkage: expected a number or 2 of them, got 1"):
+        gptq_batch(weights, hessians, **settings, shrinkage=[0.1])
+    with pytest.raises(ValueError, match=r"shrinkage: expected 0 to 1, got 1.5"):
+        gptq_batch(weights, hessians, **settings, shrinkage=[0.1, 1.5])
     hessians[1, 2, 3] = np.nan
     with pytest.raises(ValueError, match=r"hessians: expected finite .* got nan at \[1, 2, 3\]"):
         gptq_batch(weights, hessians, **settings)

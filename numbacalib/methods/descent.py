@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from numbacalib.methods.loss import errors_of, require_layer
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.ops.code_descent import descended_codes
-from numbacalib.ops.matrix import cast, diagonal, to_host, weighted_sum
+from numbacalib.ops.matrix import cast, diagonal, to_host
 from numbacalib.runtime import checks
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
-from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.grid import INTEGER
 
 
@@ -72,13 +72,8 @@ def descend_codes(
     grids = {"codes": quantized.codes, "scales": quantized.scales, "zeros": quantized.zeros}
     with arrays_of_one_device(weight=weight, hessian=hessian, **grids) as (weight, hessian, *own):
         codes, scales, zeros = own
-        channels = codes.shape[1]
-        checks.matrix("weight", weight, tuple(codes.shape))
-        checks.matrix("hessian", hessian, (channels, channels))
-        require_finite("weight", weight)
-        require_finite("hessian", hessian)
-        dtype = checks.result_dtype(weight, hessian)
-        errors = cast(weighted_sum(weight, quantized.dequantize(), 1.0, -1.0), dtype)
+        dtype = require_layer(weight, codes, hessian)
+        errors = errors_of(cast(weight, dtype), quantized)
         damping = percdamp * float(to_host(diagonal(hessian)).mean(dtype=np.float64))
         grid = codes, scales, zeros, quantized.group_of, quantized.bits
         return replace(

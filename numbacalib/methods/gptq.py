@@ -315,8 +315,6 @@ def gptq_batch(
         count, rows, channels = checks.stack("weights", weights, ("E", "M", "K"))
         checks.stack("hessians", hessians, (count, channels, channels))
         shares = solver.shares(count)
-        if len(shares) != count:
-            raise ValueError(f"shrinkage: expected a number or {count}, got {len(shares)}")
         later = pending_checks(wait, weights)
         weight, hessian = stacked_rows(weights), stacked_rows(hessians)
         on_gpu = is_cuda_array(weights)

@@ -10,11 +10,12 @@ import numpy as np
 
 from numbacalib.methods.quantized_weight import QuantizedWeight, StoredWeight
 from numbacalib.ops.grid import start_counting_clipped
-from numbacalib.ops.matrix import cast
+from numbacalib.ops.matrix import cast, weighted_sum
 from numbacalib.ops.proxy_loss import start_trace_of_errors
 from numbacalib.runtime import checks
 from numbacalib.runtime.array import Array
 from numbacalib.runtime.backend import arrays_of_one_device
+from numbacalib.runtime.finite import require_finite
 
 
 def proxy_loss(
@@ -109,6 +110,21 @@ def start_clipped_share(weight: Array, quantized: QuantizedWeight) -> Callable[[
         grid = scales, quantized.zeros, quantized.group_of, *form
         count, size = start_counting_clipped(weight, *grid), math.prod(weight.shape)
     return lambda: count() / size
+
+
+def require_layer(weight: Any, codes: Any, hessian: Any) -> np.dtype:
+    """Check a layer, as kernels take it, and that it is finite; return the dtype that its sums need."""
+    channels = codes.shape[1]
+    checks.matrix("weight", weight, tuple(codes.shape))
+    checks.matrix("hessian", hessian, (channels, channels))
+    require_finite("weight", weight)
+    require_finite("hessian", hessian)
+    return checks.result_dtype(weight, hessian)
+
+
+def errors_of(weight: Any, quantized: QuantizedWeight) -> Any:
+    """``w - q``, in the dtype of the weight."""
+    return cast(weighted_sum(weight, quantized.dequantize(), 1.0, -1.0), weight.dtype)
 
 
 def _check_shape(weight: Any, quantized: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from numbacalib.linalg import solve_rows
+from numbacalib.methods.loss import errors_of, require_layer
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.target import damped_factor
 from numbacalib.ops.grid import shifted
@@ -18,7 +19,6 @@ from numbacalib.ops.zero_refit import refitted_zeros
 from numbacalib.runtime import checks
 from numbacalib.runtime.array import ArrayT
 from numbacalib.runtime.backend import arrays_of_one_device
-from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.grid import INTEGER
 from numbacalib.spec.zero_refit import GroupMoments
 
@@ -98,12 +98,7 @@ def refit_scales(
     grids = {"codes": quantized.codes, "scales": quantized.scales, "zeros": quantized.zeros}
     with arrays_of_one_device(weight=weight, hessian=hessian, **grids) as (weight, hessian, *own):
         codes, scales, old_zeros = own
-        channels = codes.shape[1]
-        checks.matrix("weight", weight, tuple(codes.shape))
-        checks.matrix("hessian", hessian, (channels, channels))
-        require_finite("weight", weight)
-        require_finite("hessian", hessian)
-        dtype = checks.result_dtype(weight, hessian)
+        dtype = require_layer(weight, codes, hessian)
         weight, hessian = cast(weight, dtype), cast(hessian, dtype)
         if quantized.g_idx is not None:  # groups become runs of channels
             runs = np.argsort(quantized.g_idx, kind="stable")
@@ -125,15 +120,13 @@ def refit_scales(
         )
 
 
-def _errors(weight: Any, quantized: QuantizedWeight) -> Any:
-    """``w - q``, in the dtype of the weight."""
-    return cast(weighted_sum(weight, quantized.dequantize(), 1.0, -1.0), weight.dtype)
-
-
 def _with_scales(weight: Any, quantized: QuantizedWeight, hessian: Any) -> QuantizedWeight:
     """Refit scales alone."""
     grid = quantized.codes, quantized.zeros, quantized.scales
-    return replace(quantized, scales=refitted_scales(*grid, _errors(weight, quantized), hessian))
+    return replace(
+        quantized,
+        scales=refitted_scales(*grid, errors_of(weight, quantized), hessian),
+    )
 
 
 @dataclass(frozen=True)
@@ -164,7 +157,7 @@ def _with_integers(
     grid = quantized.codes, quantized.zeros, quantized.scales
     moments = GroupMoments(hessian, offsets.sums, offsets.ones)
     ends = least, (1 << quantized.bits) - 1
-    scales, zeros = refitted_zeros(*grid, _errors(weight, quantized), moments, ends)
+    scales, zeros = refitted_zeros(*grid, errors_of(weight, quantized), moments, ends)
     return _with_scales(weight, replace(quantized, scales=scales, zeros=zeros), hessian)
 
 
@@ -174,7 +167,7 @@ def _with_biases(weight: Any, quantized: QuantizedWeight, hessian: Any) -> Quant
     factor = damped_factor(offsets.ones, LEAST_SHARE, 5, weight.dtype)
     made_up = product(solve_rows(factor, offsets.sums), offsets.rows)
     solved = _with_scales(weight, quantized, weighted_sum(hessian, made_up, 1.0, -1.0))
-    pulls = product(_errors(weight, solved), offsets.sums)
+    pulls = product(errors_of(weight, solved), offsets.sums)
     moved = to_host(solve_rows(factor, pulls)).astype(np.float64)  # what offsets add to values
     scales = to_host(solved.scales).astype(np.float64)
     with np.errstate(over="ignore"):  # a row with an infinite bias does not lose less
@@ -198,5 +191,5 @@ def _better_rows(
 
 
 def _row_losses(weight: Any, quantized: QuantizedWeight, hessian: Any) -> Any:
-    errors = _errors(weight, quantized)
+    errors = errors_of(weight, quantized)
     return to_host(group_dots(product(errors, hessian), errors, errors.shape[1]))[:, 0]

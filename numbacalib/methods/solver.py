@@ -52,15 +52,20 @@ class Solver:
             raise ValueError(f"percdamp: expected 0 to {LARGEST_DAMPING:g}, got {self.percdamp}")
         checks.boolean("static_groups", self.static_groups)
         checks.integer("damping_tries", self.damping_tries, 1, 100)
-        for share in self.shares():
+        given = self.shrinkage
+        for share in given if isinstance(given, Sequence) else [given]:
             if not 0 <= checks.finite_number("shrinkage", share) <= 1:
                 raise ValueError(f"shrinkage: expected 0 to 1, got {share}")
         checks.one_of("act_order", self.act_order, ACT_ORDERS)
 
-    def shares(self, count: int = 1) -> list[float]:
+    def shares(self, count: int) -> list[float]:
         """Shrinkage of each of so many Hessians."""
-        given = self.shrinkage
-        return list(given) if isinstance(given, Sequence) else [given] * count
+        if not isinstance(self.shrinkage, Sequence):
+            return [self.shrinkage] * count
+        if len(self.shrinkage) != count:
+            given = len(self.shrinkage)
+            raise ValueError(f"shrinkage: expected a number or {count} of them, got {given}")
+        return list(self.shrinkage)
 
 
 @dataclass(frozen=True)

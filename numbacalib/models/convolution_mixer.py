@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from numbacalib.models.block_weights import Array, BlockWeights
-from numbacalib.models.layer_tensors import attention_stages, parts
-from numbacalib.models.sublayers import Sublayer
+from numbacalib.models.sublayers import Mixer
 from numbacalib.ops.activation import activate
 from numbacalib.ops.causal_convolution import causal_convolution
 from numbacalib.ops.matrix import column_range
@@ -12,7 +11,7 @@ from numbacalib.ops.matrix import column_range
 __all__ = ["ConvolutionMixer"]
 
 
-class ConvolutionMixer(Sublayer):
+class ConvolutionMixer(Mixer):
     """``c * convolution(b * v)``, of three vectors of each token.
 
     Parameters
@@ -22,10 +21,8 @@ class ConvolutionMixer(Sublayer):
         The block's number.
     """
 
-    role = "attention"
-
     def __init__(self, weights: BlockWeights, index: int) -> None:
-        super().__init__(weights)
+        super().__init__(weights, index)
         convolution, names = (
             self._config.convolution_of(index),
             self._config.architecture.convolution,
@@ -33,9 +30,6 @@ class ConvolutionMixer(Sublayer):
         assert convolution is not None
         assert names is not None
         self._taps = weights.vectors[f"{names.taps}.weight"].reshape(-1, convolution.taps)
-        self._parts = parts(self._config, index)
-        entry, exit_ = attention_stages(self._config, index)
-        self.entry_stages, self.exit_stages = (entry,), (exit_,)
         self.width = self._config.hidden_size
 
     def inner(self, x: Array) -> Array:
@@ -48,7 +42,3 @@ class ConvolutionMixer(Sublayer):
         )
         summed = causal_convolution(activate(first, "identity", values), self._taps)
         return activate(second, "identity", summed).reshape(x.shape)
-
-    def add_output(self, hidden: Array, inner: Array) -> Array:
-        """Project that, and add it."""
-        return self._add(hidden, self._parts["output"], inner)

@@ -7,8 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from numbacalib.models.block_weights import Array, BlockWeights
-from numbacalib.models.layer_tensors import attention_stages, parts
-from numbacalib.models.sublayers import Sublayer
+from numbacalib.models.sublayers import Mixer
 from numbacalib.ops.activation import activate
 from numbacalib.ops.causal_convolution import causal_convolution
 from numbacalib.ops.delta_rule import delta_rule
@@ -20,7 +19,7 @@ from numbacalib.spec.delta_rule import NORM_EPS
 __all__ = ["DeltaAttention"]
 
 
-class DeltaAttention(Sublayer):
+class DeltaAttention(Mixer):
     """Linear attention by the gated delta rule (`numbacalib.ops.delta_rule`).
 
     Queries, keys and values pass a short convolution and a SiLU, queries and keys are made to have a
@@ -33,18 +32,14 @@ class DeltaAttention(Sublayer):
         The block's number.
     """
 
-    role = "attention"
     is_cheap = False
 
     def __init__(self, weights: BlockWeights, index: int) -> None:
-        super().__init__(weights)
+        super().__init__(weights, index)
         delta, names = self._config.delta_of(index), self._config.architecture.delta
         assert delta is not None
         assert names is not None
         self._delta, self._names = delta, names
-        self._parts = parts(self._config, index)
-        entry, exit_ = attention_stages(self._config, index)
-        self.entry_stages, self.exit_stages = (entry,), (exit_,)
         self.width = delta.values
 
     def inner(self, x: Array) -> Array:
@@ -66,10 +61,6 @@ class DeltaAttention(Sublayer):
         found = rms_norm(found, weight, self._config.rms_norm_eps, self._weights.dtype)
         opened = activate(self._by_head(gates, delta.value_dim), "silu", found)
         return opened.reshape(*x.shape[:-1], self.width)
-
-    def add_output(self, hidden: Array, inner: Array) -> Array:
-        """Project what was read, and add that."""
-        return self._add(hidden, self._parts["output"], inner)
 
     def _projected(self, x: Array) -> list[Array]:
         """Queries, keys, values and gates ``[S, T, ...]``."""

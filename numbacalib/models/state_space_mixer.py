@@ -7,8 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from numbacalib.models.block_weights import Array, BlockWeights
-from numbacalib.models.layer_tensors import attention_stages, parts
-from numbacalib.models.sublayers import Sublayer
+from numbacalib.models.sublayers import Mixer
 from numbacalib.ops.activation import activate
 from numbacalib.ops.causal_convolution import causal_convolution
 from numbacalib.ops.delta_rule import delta_rule
@@ -18,7 +17,7 @@ from numbacalib.ops.rms_norm import rms_norm
 __all__ = ["StateSpaceMixer"]
 
 
-class StateSpaceMixer(Sublayer):
+class StateSpaceMixer(Mixer):
     """Linear attention by a memory that forgets (`numbacalib.ops.delta_rule`, without rates).
 
     Values, keys and queries pass a short convolution and a SiLU; what a head of values reads has a share of
@@ -31,18 +30,14 @@ class StateSpaceMixer(Sublayer):
         The block's number.
     """
 
-    role = "attention"
     is_cheap = False
 
     def __init__(self, weights: BlockWeights, index: int) -> None:
-        super().__init__(weights)
+        super().__init__(weights, index)
         space, names = self._config.state_space_of(index), self._config.architecture.state_space
         assert space is not None
         assert names is not None
         self._space, self._names = space, names
-        self._parts = parts(self._config, index)
-        entry, exit_ = attention_stages(self._config, index)
-        self.entry_stages, self.exit_stages = (entry,), (exit_,)
         self.width = space.values
 
     def inner(self, x: Array) -> Array:
@@ -70,10 +65,6 @@ class StateSpaceMixer(Sublayer):
         own = scaled(values.reshape(gates.shape), share)
         found = weighted_sum(found, own, 1.0, 1.0, dtype=gates.dtype)
         return self._normalized(activate(gates, "silu", found)).reshape(*x.shape[:-1], self.width)
-
-    def add_output(self, hidden: Array, inner: Array) -> Array:
-        """Project what was read, and add that."""
-        return self._add(hidden, self._parts["output"], inner)
 
     def _convolved(self, mixed: Array) -> list[Array]:
         """Values ``[S, T, heads, head_dim]``, and keys and queries ``[S, T, groups, key_dim]``, float32."""

@@ -43,7 +43,7 @@ from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
 from numbacalib.runtime.checks import rows_of
 
-__all__ = ["MLP", "Attention", "Missing", "Sublayer", "activated"]
+__all__ = ["MLP", "Attention", "Missing", "Mixer", "Sublayer", "activated"]
 
 
 class Sublayer(abc.ABC):
@@ -153,6 +153,22 @@ class Missing(Sublayer):
     def add_output(self, hidden: Array, inner: None) -> Array:
         del inner
         return hidden
+
+
+class Mixer(Sublayer):
+    """Something else in the place of a block's attention, with a stage at either end."""
+
+    role = "attention"
+
+    def __init__(self, weights: BlockWeights, index: int) -> None:
+        super().__init__(weights)
+        self._parts = parts(self._config, index)
+        entry, exit_ = attention_stages(self._config, index)
+        self.entry_stages, self.exit_stages = (entry,), (exit_,)
+
+    def add_output(self, hidden: Array, inner: Array) -> Array:
+        """Project what `inner` gave, and add that."""
+        return self._add(hidden, self._parts["output"], inner)
 
 
 class Attention(Sublayer):
