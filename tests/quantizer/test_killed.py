@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
-import textwrap
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from models.tiny import write_tiny_checkpoint
 from quantizer.interrupted import LAYERS, SHORT
 from quantizer.runs import contents, run
 
+from numbacalib.cli import main
 from numbacalib.formats import durable
 
 
@@ -71,24 +73,32 @@ def test_files_are_synced_before_they_are_renamed(tmp_path, monkeypatch):
 
 # SIGKILL at any moment
 
-KILLED = """
-    import os, signal, sys, threading, time
-    import numbacalib.models.huggingface, numbacalib.quantizer, tokenizers
-    from numbacalib.cli import main
-
-    seconds, *arguments = sys.argv[1:]
-    threading.Timer(float(seconds), os.kill, (os.getpid(), signal.SIGKILL)).start()
-    begin = time.monotonic()
-    status = main(arguments)
-    print(time.monotonic() - begin, flush=True)
-    os._exit(status)  # without waiting for the timer
-"""
+FORKS = multiprocessing.get_context("forkserver")
+"""Processes that begin with everything imported, which takes longer than a run here."""
+FORKS.set_forkserver_preload(
+    ["numbacalib.cli", "numbacalib.models.huggingface", "numbacalib.quantizer", "tokenizers"]
+)
 
 
-def killed_after(seconds, *arguments):
-    """Run in a process that is killed so many seconds after all is imported, if it is not done."""
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), seconds, *arguments]
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+def run_to_be_killed(seconds, arguments, errors, told):
+    """Run the command in this process, which kills itself after so many seconds if it is not done."""
+    with errors.open("w") as sys.stderr:
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        begin = time.monotonic()
+        status = main(list(map(str, arguments)))
+        told.send(time.monotonic() - begin)
+        sys.stderr.flush()
+        os._exit(status)  # without waiting for the timer
+
+
+def killed_after(seconds, errors, *arguments):
+    """Return the status of a run that is killed after so many seconds, and its time if it was not."""
+    heard, told = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=run_to_be_killed, args=(seconds, arguments, errors, told))
+    process.start()
+    told.close()
+    process.join()
+    return process.exitcode, heard.recv() if heard.poll() and process.exitcode == 0 else None
 
 
 COMMANDS = {
@@ -104,18 +114,21 @@ def test_a_run_killed_at_random_points_goes_on_to_the_same_bytes(
     """Again and again until a run comes to its end; `--kills` says how many kills in all."""
     kills = pytestconfig.getoption("--kills")
     command = [name, model, "--text", text, *COMMANDS[name], "--output"]
-    undisturbed = killed_after(60, *command, tmp_path / "whole")
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    seconds, whole = float(undisturbed.stdout.split()[-1]), contents(tmp_path / "whole")
+    errors = tmp_path / "errors"
+    for output in ("compiling", "whole"):  # the time is of a run whose kernels are there
+        status, seconds = killed_after(600, errors, *command, tmp_path / output)
+        assert status == 0, errors.read_text()
+    whole = contents(tmp_path / "whole")
     moments, done, resumed = random.Random(0), 0, 0
     for number in range(20 * kills):  # a run may end before it is killed
         output = tmp_path / f"out-{number}"
         while not output.exists():
             resumed += bool(list(tmp_path.glob(f".{output.name}.work/block-*")))
             enough = done >= kills and resumed
-            ended = killed_after(600 if enough else moments.uniform(0, seconds), *command, output)
-            assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
-            done += ended.returncode != 0
+            after = 600 if enough else moments.uniform(0, seconds)
+            status, _ = killed_after(after, errors, *command, output)
+            assert status in (0, -signal.SIGKILL), errors.read_text()
+            done += status != 0
         assert contents(output) == whole
         if done >= kills and resumed:
             break
