@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import logging
 import math
@@ -72,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             return _fail(BAD_INPUT, error)
         logging.basicConfig(format="numbacalib: %(message)s", stream=sys.stderr)
+        with suppress(AttributeError, OSError, ValueError):  # closed, or none
+            faulthandler.enable(sys.__stderr__)  # native code that crashes shows who called it
         with ending_signals() as ignore_signals:
             try:
                 with _quieted(options.quiet), suppress(_PlannedOnlyError):

@@ -180,3 +180,24 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, model, monkey
         monkeypatch.setattr(sys, "stdout", stream)
         assert run("quantize", model, *RTN, "--output", tmp_path / "größer") == 0
     assert "gr\\xf6\\xdfer" in (tmp_path / "ascii.txt").read_text(encoding="ascii")
+
+
+def test_a_crash_of_native_code_shows_where_it_was_called(tmp_path, model):
+    """On standard error, even where the process cannot say anything any more."""
+    crashing = """
+        import faulthandler, sys
+        from numbacalib.cli import main
+        from numbacalib.quantizer import blocks
+
+        def crash(*_):
+            faulthandler._sigsegv()
+
+        blocks.quantize_group = crash
+        main(sys.argv[1:])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(crashing), "quantize", model, *RTN]
+    command += ["--output", tmp_path / "out"]
+    ended = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGSEGV
+    assert "in crash" in ended.stderr
+    assert "in quantize_blocks" in ended.stderr
