@@ -73,8 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             return _fail(BAD_INPUT, error)
         logging.basicConfig(format="numbacalib: %(message)s", stream=sys.stderr)
-        with suppress(AttributeError, OSError, ValueError):  # closed, or none
-            faulthandler.enable(sys.__stderr__)  # native code that crashes shows who called it
+        if sys.__stderr__ is not None:
+            with suppress(OSError, ValueError):  # closed
+                faulthandler.enable(sys.__stderr__)  # native code that crashes shows who called it
         with ending_signals() as ignore_signals:
             try:
                 with _quieted(options.quiet), suppress(_PlannedOnlyError):
