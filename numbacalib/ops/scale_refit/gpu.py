@@ -62,19 +62,21 @@ def centered_codes(codes: Any, zeros: Any, dtype: np.dtype) -> Any:
 
 
 def squares_and_pulls(centered: Any, errors: Any, hessian: Any, groups: int) -> tuple[Any, Any]:
-    """``c_g H c_h^T`` [G, G, M] and ``c_g H e^T`` [G, M] for each row, float64."""
+    """``c_g H c_h^T`` [G, G, M], its upper triangle, and ``c_g H e^T`` [G, M] for each row, float64."""
     channels, rows = centered.shape
     size = channels // groups
-    each_group = -(-rows // THREADS), groups
+    across = -(-rows // THREADS)
     products = device.empty((channels, rows), errors.dtype)
     matrices = device.empty((groups, groups, rows), np.float64)
     pulls = device.empty((groups, rows), np.float64)
     multiply(hessian, errors, products, transposed=(False, True))
-    launch(_group_dots, each_group, THREADS, products, centered, size, pulls)
+    launch(_group_dots, (across, groups), THREADS, products, centered, size, pulls)
     for g in range(groups):
-        own = slice(g * size, (g + 1) * size)
-        multiply(hessian[own], centered[own], products, transposed=(True, False))
-        launch(_group_dots, each_group, THREADS, products, centered, size, matrices[g])
+        own, first = slice(g * size, (g + 1) * size), g * size
+        operands = hessian[own, first:], centered[own], products[first:]
+        multiply(*operands, transposed=(True, False))
+        dots = products[first:], centered[first:], size, matrices[g, g:]
+        launch(_group_dots, (across, groups - g), THREADS, *dots)
     return matrices, pulls
 
 
