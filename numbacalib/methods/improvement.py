@@ -26,8 +26,8 @@ def improved(target: Any, quantized: Any, hessian: Any, settings: LayerSettings)
         return quantized
     assert settings.shrinkage is not None  # its caller found it
     smooth = smoothed(hessian, settings.shrinkage)
-    options = {"passes": settings.descents, "percdamp": settings.percdamp}
-    quantized = descend_codes(target, quantized, smooth, **options)
+    given = target, quantized, smooth
+    quantized = descend_codes(*given, passes=settings.descents, percdamp=settings.percdamp)
     return _refitted(target, quantized, hessian, refit)
 
 

@@ -46,4 +46,6 @@ def descended_codes(
     """
     arrays = {"codes": codes, "scales": scales, "zeros": zeros, "errors": errors}
     with call(cpu, _gpu, **arrays, hessian=hessian) as (kernels, *taken):
-        return kernels.descended_codes(*taken, group_of, Grid(bits, symmetric=False), damping, passes)
+        return kernels.descended_codes(
+            *taken, group_of, Grid(bits, symmetric=False), damping, passes
+        )

@@ -1,7 +1,7 @@
 """Coordinate descent on a GPU: products between panels of columns, one kernel that walks a panel.
 
-Pulls of a panel, ``(w - q) H``, are a product with the errors that all columns before it have left, in every
-pass. Rows are independent, so a thread block owns a tile of rows.
+Pulls of a panel, ``(w - q) H``, are a product with the errors that all columns before it have left, in
+every pass. Rows are independent, so a thread block owns a tile of rows.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import numpy as np
 from numbacalib.ops.code_descent.sweep_gpu import descent_kernel
 from numbacalib.ops.gptq_quantize_column.diagonal_gpu import transpose
 from numbacalib.ops.gptq_quantize_column.tiles_gpu import BLOCK, THREADS, tile_count
-from numbacalib.ops.matrix.gpu import cast, contiguous
+from numbacalib.ops.matrix.gpu import contiguous
 from numbacalib.ops.products.gpu import repays_pairs
 from numbacalib.runtime import device
 from numbacalib.runtime.blas_gpu import multiply
+from numbacalib.runtime.half import carrier
 from numbacalib.runtime.launch import launch
 from numbacalib.runtime.pairs_gpu import Pair, add_products
 from numbacalib.spec.grid import Grid
@@ -44,8 +45,8 @@ def descended_codes(
     device.copy(contiguous(codes), found)
     device.copy(contiguous(errors), left)
     turned = device.empty((2, *scales.shape[::-1]), dtype)
-    tiles = -(-rows // THREADS), scales.shape[1]
-    launch(transpose, tiles, THREADS, cast(scales, dtype), zeros, turned[0], turned[1])
+    across = -(-rows // THREADS), scales.shape[1]
+    launch(transpose, across, THREADS, carrier(scales), zeros, turned[0], turned[1])
     pulls_of = _PairedErrors if repays_pairs(rows, channels, dtype) else _Errors
     products = pulls_of(left, hessian)
     grids = device.from_host(group_of), turned[0], turned[1], grid.bounds(dtype)

@@ -102,9 +102,7 @@ def descent_kernel(real: type) -> Any:
             cuda.syncthreads()
 
     @cuda.jit(device=True)
-    def walk(
-        tile, code, stages, hessian, columns, groups, curvatures, top, scales, zeros, bounds
-    ):
+    def walk(tile, code, stages, hessian, columns, groups, curvatures, top, scales, zeros, bounds):
         """Choose the tile's codes in order. It comes with pulls, and returns with the moves of values."""
         r, s = cuda.threadIdx.x % rows, cuda.threadIdx.x // rows
         row = at(min(top + r, scales.shape[1] - 1))
