@@ -1,20 +1,24 @@
 """The refit on a GPU: products of cuBLAS for the matrices, one thread a row for their solution.
 
-Rows are the last axis of all that a thread walks through, so that neighbours read neighbours.
+Rows are the last axis of all that a thread walks through, so that neighbours read neighbours. Codes less
+integer zeros have 8 bits, as bfloat16 has: tensor cores multiply them as they are by a pair that stands for
+the Hessian.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from numbacalib.ops.matrix.gpu import contiguous
+from numbacalib.ops.products.gpu import repays_pairs
 from numbacalib.runtime import device
 from numbacalib.runtime.blas_gpu import multiply
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import column_blocks, launch
+from numbacalib.runtime.pairs_gpu import Pair
 from numbacalib.spec import scale_refit
 from numbacalib.spec.scale_refit import same_sign
 
@@ -30,20 +34,39 @@ def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: A
     """See `numbacalib.ops.scale_refit.refitted_scales`."""
     rows, groups = scales.shape
     found = device.empty(scales.shape, scales.dtype)
-    hessian = contiguous(hessian)
+    moment = Moment.of(contiguous(hessian), paired=zeros.dtype == np.uint8)
     step = max(1, TILE_BYTES // (8 * groups * groups))
     for first in range(0, rows, step):
         own = slice(first, first + step)
         given = codes[own], zeros[own], scales[own], errors[own]
-        _refit_tile(*given, hessian, found[own])
+        _refit_tile(*given, moment, found[own])
     return device.result(found)
 
 
-def _refit_tile(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: Any, found: Any) -> None:
+class Moment(NamedTuple):
+    """A Hessian, and as what it meets codes."""
+
+    whole: Any
+    parts: tuple[Any, ...]
+    """Matrices whose sum it is, the smallest first: itself, or a pair's in carriers."""
+
+    @classmethod
+    def of(cls, hessian: Any, *, paired: bool) -> Moment:
+        """Split the Hessian where it is to meet integers, and that is quicker."""
+        size = len(hessian)
+        if not (paired and repays_pairs(size, size, hessian.dtype)):
+            return cls(hessian, (hessian,))
+        pair = Pair.of(hessian)
+        return cls(hessian, (pair.low[0], pair.high[0]))
+
+
+def _refit_tile(
+    codes: Any, zeros: Any, scales: Any, errors: Any, moment: Moment, found: Any
+) -> None:
     rows, groups = scales.shape
-    centered = centered_codes(codes, zeros, errors.dtype)
+    centered = centered_codes(codes, zeros, moment.parts[0].dtype)
     steps, roots = (device.empty((groups, rows), np.float64) for _ in range(2))
-    matrices, pulls = squares_and_pulls(centered, errors, hessian, groups)
+    matrices, pulls = squares_and_pulls(centered, errors, moment, groups)
     stored = device.empty(scales.shape, scales.dtype)
     blocks = -(-rows // THREADS)
     arrays = matrices, pulls, steps, roots, carrier(scales), carrier(stored)
@@ -53,7 +76,7 @@ def _refit_tile(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: Any, 
 
 
 def centered_codes(codes: Any, zeros: Any, dtype: np.dtype) -> Any:
-    """Codes less the zeros of their groups, transposed: [K, M]."""
+    """Codes less the zeros of their groups, transposed: [K, M], of a float type or in its carrier."""
     rows, channels = codes.shape
     centered = device.empty((channels, rows), dtype)
     tiles = column_blocks(centered.shape, THREADS)
@@ -61,7 +84,7 @@ def centered_codes(codes: Any, zeros: Any, dtype: np.dtype) -> Any:
     return centered
 
 
-def squares_and_pulls(centered: Any, errors: Any, hessian: Any, groups: int) -> tuple[Any, Any]:
+def squares_and_pulls(centered: Any, errors: Any, moment: Moment, groups: int) -> tuple[Any, Any]:
     """``c_g H c_h^T`` [G, G, M], its upper triangle, and ``c_g H e^T`` [G, M] for each row, float64."""
     channels, rows = centered.shape
     size = channels // groups
@@ -69,12 +92,13 @@ def squares_and_pulls(centered: Any, errors: Any, hessian: Any, groups: int) -> 
     products = device.empty((channels, rows), errors.dtype)
     matrices = device.empty((groups, groups, rows), np.float64)
     pulls = device.empty((groups, rows), np.float64)
-    multiply(hessian, errors, products, transposed=(False, True))
+    multiply(moment.whole, errors, products, transposed=(False, True))
     launch(_group_dots, (across, groups), THREADS, products, centered, size, pulls)
     for g in range(groups):
         own, first = slice(g * size, (g + 1) * size), g * size
-        operands = hessian[own, first:], centered[own], products[first:]
-        multiply(*operands, transposed=(True, False))
+        for n, part in enumerate(moment.parts):
+            operands = part[own, first:], centered[own], products[first:]
+            multiply(*operands, keep=float(n > 0), transposed=(True, False))
         dots = products[first:], centered[first:], size, matrices[g, g:]
         launch(_group_dots, (across, groups - g), THREADS, *dots)
     return matrices, pulls
@@ -86,7 +110,8 @@ def _centre(codes, zeros, size, centered):
     i = cuda.grid(1)
     if i < centered.shape[1]:
         for k in range(np.int64(cuda.blockIdx.y), centered.shape[0], cuda.gridDim.y):
-            centered[k, i] = float(codes[i, k]) - float(zeros[i, k // size])
+            code = float(codes[i, k]) - float(zeros[i, k // size])
+            centered[k, i] = narrow(code, centered[k, i])
 
 
 @cuda.jit
@@ -97,7 +122,7 @@ def _group_dots(left, right, size, dots):
         for g in range(np.int64(cuda.blockIdx.y), dots.shape[0], cuda.gridDim.y):
             total = 0.0
             for k in range(g * size, (g + 1) * size):
-                total += float(left[k, i]) * float(right[k, i])
+                total += float(left[k, i]) * float(widen(right[k, i]))
             dots[g, i] = total
 
 

@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 
 from numbacalib.ops.matrix.gpu import contiguous
-from numbacalib.ops.scale_refit.gpu import THREADS, TILE_BYTES, centered_codes, squares_and_pulls
+from numbacalib.ops.scale_refit.gpu import (
+    THREADS,
+    TILE_BYTES,
+    Moment,
+    centered_codes,
+    squares_and_pulls,
+)
 from numbacalib.runtime import device
 from numbacalib.runtime.blas_gpu import multiply
 from numbacalib.runtime.device import cuda
@@ -55,7 +61,8 @@ def _refit_tile(
     rows, groups = scales.shape
     size = codes.shape[1] // groups
     centered = centered_codes(codes, zeros, errors.dtype)
-    matrices, pulls = squares_and_pulls(centered, errors, hessian, groups)
+    moment = Moment.of(hessian, paired=False)  # what zeros lose and win nearly cancels
+    matrices, pulls = squares_and_pulls(centered, errors, moment, groups)
     mixed = device.empty((groups, groups, rows), errors.dtype)
     ones_pulls = device.empty((groups, rows), errors.dtype)
     multiply(sums, errors, ones_pulls, transposed=(True, True))
