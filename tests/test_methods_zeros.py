@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from numbacalib.methods import gptq, refit_scales, rtn
+from numbacalib.spec.zero_refit import follow
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32]
 
@@ -36,6 +37,29 @@ def row_losses(weight, quantized, hessian):
     zeros = quantized.zeros.astype(np.float64)[:, quantized.group_of]
     errors = weight - (quantized.codes.astype(np.float64) - zeros) * scales
     return np.einsum("ij,jk,ik->i", errors, hessian.astype(np.float64), errors)
+
+
+def moments_of(centered, ones, errors, hessian):
+    """As `spec.zero_refit` takes them, of rows that are 0 outside of their groups."""
+    upper = np.triu(centered @ hessian @ centered.T)
+    mixed, squares = centered @ hessian @ ones.T, ones @ hessian @ ones.T
+    return upper, mixed, squares, centered @ hessian @ errors, ones @ hessian @ errors
+
+
+def test_moments_follow_the_grid():
+    """What a search leaves is what products with the new grid would give."""
+    rng = np.random.default_rng(12)
+    hessian, errors = cases.random_hessian(13, 12), rng.normal(size=12)
+    ones = np.kron(np.eye(3), np.ones(4))
+    centered = ones * rng.integers(-7, 8, 12)
+    scales, steps = rng.uniform(0.5, 2, 3), rng.normal(size=3) * 0.1
+    moves = np.array([1, 0, -3])
+    found = moments_of(centered, ones, errors, hessian)
+    follow(*found, scales, steps, moves)
+    moved = centered - moves[:, None] * ones
+    left = errors - (scales @ moved - (scales - steps) @ centered)
+    for own, wanted in zip(found, moments_of(moved, ones, left, hessian), strict=True):
+        np.testing.assert_allclose(own, wanted, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("least_zero", [0, 1])

@@ -63,10 +63,15 @@ class Moment(NamedTuple):
 def _refit_tile(
     codes: Any, zeros: Any, scales: Any, errors: Any, moment: Moment, found: Any
 ) -> None:
-    rows, groups = scales.shape
     centered = centered_codes(codes, zeros, moment.parts[0].dtype)
+    systems = squares_and_pulls(centered, errors, moment, scales.shape[1])
+    solve_scales(*systems, scales, found)
+
+
+def solve_scales(matrices: Any, pulls: Any, scales: Any, found: Any) -> None:
+    """Set `found` to scales of rows that lose less, or to those of before: see `spec.scale_refit`."""
+    rows, groups = scales.shape
     steps, roots = (device.empty((groups, rows), np.float64) for _ in range(2))
-    matrices, pulls = squares_and_pulls(centered, errors, moment, groups)
     stored = device.empty(scales.shape, scales.dtype)
     blocks = -(-rows // THREADS)
     arrays = matrices, pulls, steps, roots, carrier(scales), carrier(stored)

@@ -12,6 +12,7 @@ from numbacalib.ops.scale_refit.gpu import (
     TILE_BYTES,
     Moment,
     centered_codes,
+    solve_scales,
     squares_and_pulls,
 )
 from numbacalib.runtime import device
@@ -24,6 +25,7 @@ from numbacalib.spec.scale_refit import same_sign
 from numbacalib.spec.zero_refit import GroupMoments
 
 fit_zeros = device.in_kernels(zero_refit.fit_zeros)
+follow = device.in_kernels(zero_refit.follow)
 lowers_loss_with_zeros = device.in_kernels(zero_refit.lowers_loss_with_zeros)
 
 
@@ -69,12 +71,18 @@ def _refit_tile(
     for g in range(groups):
         own = slice(g * size, (g + 1) * size)
         multiply(sums[own], centered[own], mixed[g], transposed=(True, False))
+    systems = matrices, mixed, ones, pulls, ones_pulls
     old, steps = (device.empty((groups, rows), np.float64) for _ in range(2))
     moves = device.empty((groups, rows), np.int64)
-    arrays = matrices, mixed, ones, pulls, ones_pulls, carrier(scales), zeros
+    solved, searched = (device.empty(scales.shape, scales.dtype) for _ in range(2))
     new_scales, new_zeros = results
-    found = old, steps, moves, carrier(new_scales), new_zeros
-    launch(_fit, -(-rows // THREADS), THREADS, *arrays, *range_of_zeros, *found)
+    kept, free = (carrier(solved), zeros), (carrier(searched), new_zeros)
+    blocks, scratch = -(-rows // THREADS), (old, steps, moves)
+    solve_scales(matrices, pulls, scales, solved)
+    launch(_follow, blocks, THREADS, *systems, carrier(scales), zeros, *kept, *scratch)
+    launch(_fit, blocks, THREADS, *systems, *kept, *range_of_zeros, *scratch, *free)
+    launch(_follow, blocks, THREADS, *systems, *kept, *free, *scratch)
+    solve_scales(matrices, pulls, searched, new_scales)
 
 
 @cuda.jit
@@ -112,3 +120,30 @@ def _fit(
     for g in range(groups):
         new_scales[i, g] = new_scales[i, g] if better else scales[i, g]
         new_zeros[i, g] = zeros[i, g] + (moves[g, i] if better else 0)
+
+
+@cuda.jit
+def _follow(
+    matrices,
+    mixed,
+    ones,
+    pulls,
+    ones_pulls,
+    scales,
+    zeros,
+    new_scales,
+    new_zeros,
+    now,
+    steps,
+    moves,
+):
+    """Threads: one a row."""
+    i = cuda.grid(1)
+    if i >= pulls.shape[1]:
+        return
+    for g in range(len(pulls)):
+        now[g, i] = widen(new_scales[i, g])
+        steps[g, i] = now[g, i] - float(widen(scales[i, g]))
+        moves[g, i] = np.int64(new_zeros[i, g]) - np.int64(zeros[i, g])
+    system = matrices[:, :, i], mixed[:, :, i], ones, pulls[:, i], ones_pulls[:, i]
+    follow(*system, now[:, i], steps[:, i], moves[:, i])
