@@ -135,6 +135,23 @@ def test_no_row_loses_by_it_as_it_is_stored(backend, how, zeros, dtype):
             np.testing.assert_allclose(biases, biases.astype(dtype).astype(np.float32), rtol=1e-6)
 
 
+LARGE = {"cudasim": (5, 40)}
+"""Rows and channels of a layer whose products tensor cores make; of few, the simulator's."""
+
+
+@pytest.mark.parametrize("zeros", ["kept", "integers"])
+def test_large_layers_lose_as_much_as_in_float64(backend, zeros):
+    weight, hessian = layer(20, *LARGE.get(backend.name, (530, 1100)))
+    weight += 0.3
+    grid = {"bits": 3, "group_size": weight.shape[1] // 20, "scale_dtype": np.float32}
+    before, after = refitted(backend, weight, hessian, zeros, gptq, **grid)
+    exactly = refit_scales(weight.astype(np.float64), before, hessian, zeros=zeros)
+    losses = [row_losses(weight, each, hessian) for each in (before, after, exactly)]
+    assert (losses[1] <= losses[0] * (1 + 1e-6)).all()
+    assert losses[1].sum() < 0.99 * losses[0].sum()
+    assert losses[1].sum() == pytest.approx(losses[2].sum(), rel=1e-3)
+
+
 @pytest.mark.parametrize("zeros", ["integers", "biases"])
 def test_free_zeros_lose_no_more_than_kept_ones(backend, zeros):
     weight, hessian = layer(7)

@@ -18,7 +18,7 @@ from numbacalib.runtime.blas_gpu import multiply
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import column_blocks, launch
-from numbacalib.runtime.pairs_gpu import Pair
+from numbacalib.runtime.pairs_gpu import Pair, add_products
 from numbacalib.spec import scale_refit
 from numbacalib.spec.scale_refit import same_sign
 
@@ -34,7 +34,8 @@ def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: A
     """See `numbacalib.ops.scale_refit.refitted_scales`."""
     rows, groups = scales.shape
     found = device.empty(scales.shape, scales.dtype)
-    moment = Moment.of(contiguous(hessian), paired=zeros.dtype == np.uint8)
+    paired = repays_splitting(zeros, len(hessian), hessian.dtype)
+    moment = Moment.of(contiguous(hessian), paired=paired)
     step = max(1, TILE_BYTES // (8 * groups * groups))
     for first in range(0, rows, step):
         own = slice(first, first + step)
@@ -44,26 +45,50 @@ def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: A
 
 
 class Moment(NamedTuple):
-    """A Hessian, and as what it meets codes."""
+    """A Hessian, or its sums over groups, as it meets errors and codes."""
 
     whole: Any
-    parts: tuple[Any, ...]
-    """Matrices whose sum it is, the smallest first: itself, or a pair's in carriers."""
+    pair: Pair | None
+    """What stands for it on tensor cores, where that is quicker."""
 
     @classmethod
-    def of(cls, hessian: Any, *, paired: bool) -> Moment:
-        """Split the Hessian where it is to meet integers, and that is quicker."""
-        size = len(hessian)
-        if not (paired and repays_pairs(size, size, hessian.dtype)):
-            return cls(hessian, (hessian,))
-        pair = Pair.of(hessian)
-        return cls(hessian, (pair.low[0], pair.high[0]))
+    def of(cls, matrix: Any, *, paired: bool) -> Moment:
+        """Split a matrix or not."""
+        return cls(matrix, Pair.of(matrix) if paired else None)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the codes that it is multiplied with: the carrier's of a pair."""
+        return (self.whole if self.pair is None else self.pair.high).dtype
+
+    def times_codes(self, rows: slice, first: int, centered: Any, out: Any) -> None:
+        """Set `out` to the transpose of some rows, from a column on, times those rows' codes."""
+        parts = [self.whole] if self.pair is None else [self.pair.low[0], self.pair.high[0]]
+        for n, part in enumerate(parts):
+            operands = part[rows, first:], centered[rows], out
+            multiply(*operands, keep=float(n > 0), transposed=(True, False))
+
+    def times_errors(self, errors: Any) -> Any:
+        """Return the product with transposed errors, [K, M]."""
+        shape = len(self.whole), len(errors)
+        if self.pair is None:
+            found = device.empty(shape, errors.dtype)
+            multiply(self.whole, errors, found, transposed=(False, True))
+            return found
+        found = device.zeros(shape, np.float32)
+        add_products(self.pair, Pair.of(errors), found.reshape(1, *shape), transposed=True)
+        return found
+
+
+def repays_splitting(zeros: Any, channels: int, dtype: np.dtype) -> bool:
+    """Return whether codes of a grid and Hessians better meet on tensor cores."""
+    return zeros.dtype == np.uint8 and repays_pairs(channels, channels, dtype)
 
 
 def _refit_tile(
     codes: Any, zeros: Any, scales: Any, errors: Any, moment: Moment, found: Any
 ) -> None:
-    centered = centered_codes(codes, zeros, moment.parts[0].dtype)
+    centered = centered_codes(codes, zeros, moment.dtype)
     systems = squares_and_pulls(centered, errors, moment, scales.shape[1])
     solve_scales(*systems, scales, found)
 
@@ -94,16 +119,13 @@ def squares_and_pulls(centered: Any, errors: Any, moment: Moment, groups: int) -
     channels, rows = centered.shape
     size = channels // groups
     across = -(-rows // THREADS)
-    products = device.empty((channels, rows), errors.dtype)
+    products = moment.times_errors(errors)
     matrices = device.empty((groups, groups, rows), np.float64)
     pulls = device.empty((groups, rows), np.float64)
-    multiply(moment.whole, errors, products, transposed=(False, True))
     launch(_group_dots, (across, groups), THREADS, products, centered, size, pulls)
     for g in range(groups):
         own, first = slice(g * size, (g + 1) * size), g * size
-        for n, part in enumerate(moment.parts):
-            operands = part[own, first:], centered[own], products[first:]
-            multiply(*operands, keep=float(n > 0), transposed=(True, False))
+        moment.times_codes(own, first, centered, products[first:])
         dots = products[first:], centered[first:], size, matrices[g, g:]
         launch(_group_dots, (across, groups - g), THREADS, *dots)
     return matrices, pulls

@@ -12,6 +12,7 @@ from numbacalib.ops.scale_refit.gpu import (
     TILE_BYTES,
     Moment,
     centered_codes,
+    repays_splitting,
     solve_scales,
     squares_and_pulls,
 )
@@ -41,12 +42,14 @@ def refitted_zeros(
     rows, groups = scales.shape
     new_scales = device.empty(scales.shape, scales.dtype)
     new_zeros = device.empty(zeros.shape, zeros.dtype)
-    moments = GroupMoments(*map(contiguous, moments))
+    hessian, sums, ones = map(contiguous, moments)
+    paired = repays_splitting(zeros, len(hessian), hessian.dtype)
+    given_moments = Moment.of(hessian, paired=paired), Moment.of(sums, paired=paired), ones
     step = max(1, TILE_BYTES // (12 * groups * groups))
     for first in range(0, rows, step):
         own = slice(first, first + step)
         given = codes[own], zeros[own], scales[own], errors[own]
-        _refit_tile(*given, moments, range_of_zeros, (new_scales[own], new_zeros[own]))
+        _refit_tile(*given, given_moments, range_of_zeros, (new_scales[own], new_zeros[own]))
     return device.result(new_scales), device.result(new_zeros)
 
 
@@ -55,22 +58,21 @@ def _refit_tile(
     zeros: Any,
     scales: Any,
     errors: Any,
-    moments: GroupMoments,
+    moments: tuple[Moment, Moment, Any],
     range_of_zeros: tuple[int, int],
     results: tuple[Any, Any],
 ) -> None:
     hessian, sums, ones = moments
     rows, groups = scales.shape
     size = codes.shape[1] // groups
-    centered = centered_codes(codes, zeros, errors.dtype)
-    moment = Moment.of(hessian, paired=False)  # what zeros lose and win nearly cancels
-    matrices, pulls = squares_and_pulls(centered, errors, moment, groups)
+    centered = centered_codes(codes, zeros, hessian.dtype)
+    matrices, pulls = squares_and_pulls(centered, errors, hessian, groups)
     mixed = device.empty((groups, groups, rows), errors.dtype)
     ones_pulls = device.empty((groups, rows), errors.dtype)
-    multiply(sums, errors, ones_pulls, transposed=(True, True))
+    multiply(sums.whole, errors, ones_pulls, transposed=(True, True))
     for g in range(groups):
         own = slice(g * size, (g + 1) * size)
-        multiply(sums[own], centered[own], mixed[g], transposed=(True, False))
+        sums.times_codes(own, 0, centered, mixed[g])
     systems = matrices, mixed, ones, pulls, ones_pulls
     old, steps = (device.empty((groups, rows), np.float64) for _ in range(2))
     moves = device.empty((groups, rows), np.int64)
