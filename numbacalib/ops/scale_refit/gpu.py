@@ -49,7 +49,7 @@ class Moment(NamedTuple):
 
     whole: Any
     pair: Pair | None
-    """What stands for it on tensor cores, where that is quicker."""
+    """Pair that stands for it on tensor cores, where that is quicker."""
 
     @classmethod
     def of(cls, matrix: Any, *, paired: bool) -> Moment:
