@@ -37,15 +37,20 @@ def _refit_tile(
     hessian: NDArray,
     found: NDArray,
 ) -> None:
-    rows, groups = scales.shape
+    groups = scales.shape[1]
     centered = centered_codes(codes, zeros, errors.dtype)
     pulls = group_dots(centered, errors @ hessian, codes.shape[1] // groups)
-    matrices = squares_of_groups(centered, hessian, groups)
-    candidates = np.empty((rows, groups), np.float32)
+    found[:] = solved_scales(squares_of_groups(centered, hessian, groups), pulls, scales)
+
+
+def solved_scales(matrices: NDArray, pulls: NDArray, scales: NDArray) -> NDArray:
+    """Scales of rows that lose less, from what `spec.scale_refit` takes; those of before if none do."""
+    candidates, found = np.empty(scales.shape, np.float32), np.empty_like(scales)
     _solve(matrices, pulls, carrier(scales), candidates)
     with np.errstate(over="ignore"):
         stored = candidates.astype(scales.dtype)
     _keep_better(matrices, pulls, carrier(scales), carrier(stored), carrier(found))
+    return found
 
 
 def centered_codes(codes: NDArray, zeros: NDArray, dtype: np.dtype) -> NDArray:

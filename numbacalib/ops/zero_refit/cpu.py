@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
 from numbacalib.ops.products.cpu import group_dots
-from numbacalib.ops.scale_refit.cpu import TILE_BYTES, centered_codes, squares_of_groups
+from numbacalib.ops.scale_refit.cpu import (
+    TILE_BYTES,
+    centered_codes,
+    solved_scales,
+    squares_of_groups,
+)
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel
 from numbacalib.spec.scale_refit import same_sign
-from numbacalib.spec.zero_refit import GroupMoments, fit_zeros, lowers_loss_with_zeros
+from numbacalib.spec.zero_refit import GroupMoments, fit_zeros, follow, lowers_loss_with_zeros
 
 
 def refitted_zeros(
@@ -30,21 +37,46 @@ def refitted_zeros(
         own = slice(first, first + step)
         centered = centered_codes(codes[own], zeros[own], errors.dtype)
         systems = _systems(centered, errors[own], moments)
-        grids = carrier(scales[own]), zeros[own]
-        steps, moves = np.empty(scales[own].shape), np.empty(zeros[own].shape, np.int64)
-        _fit(*systems, moments.ones, *grids, *range_of_zeros, steps, moves)
-        with np.errstate(over="ignore"):
-            stored = carrier((scales[own].astype(np.float64) + steps).astype(scales.dtype))
-        results = carrier(new_scales[own]), new_zeros[own]
-        _keep_better(*systems, moments.ones, *grids, stored, steps, moves, *results)
+        grid = scales[own], zeros[own]
+        solved = solved_scales(systems.matrices, systems.pulls, grid[0]), grid[1]
+        _follow(*systems, *_in_carriers(grid), *_in_carriers(solved))
+        free = _searched(systems, solved, range_of_zeros)
+        _follow(*systems, *_in_carriers(solved), *_in_carriers(free))
+        new_scales[own] = solved_scales(systems.matrices, systems.pulls, free[0])
+        new_zeros[own] = free[1]
     return new_scales, new_zeros
 
 
-def _systems(
-    centered: NDArray, errors: NDArray, moments: GroupMoments
-) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """``c H c^T``, ``c H u^T`` [M, G, G], ``c H e^T`` and ``u H e^T`` [M, G] of `spec.zero_refit`."""
-    hessian, sums, _ = moments
+class _Systems(NamedTuple):
+    """``c H c^T``, ``c H u^T``, ``u H u^T``, ``c H e^T`` and ``u H e^T`` of rows: see `spec.zero_refit`."""
+
+    matrices: NDArray
+    mixed: NDArray
+    ones: NDArray
+    pulls: NDArray
+    ones_pulls: NDArray
+
+
+def _in_carriers(grid: tuple[NDArray, NDArray]) -> tuple[NDArray, NDArray]:
+    return carrier(grid[0]), grid[1]
+
+
+def _searched(
+    systems: _Systems, grid: tuple[NDArray, NDArray], range_of_zeros: tuple[int, int]
+) -> tuple[NDArray, NDArray]:
+    """Scales and zeros of rows that lose less; those of before if none do."""
+    scales, zeros = grid
+    steps, moves = np.empty(scales.shape), np.empty(zeros.shape, np.int64)
+    _fit(*systems, carrier(scales), zeros, *range_of_zeros, steps, moves)
+    with np.errstate(over="ignore"):
+        stored = carrier((scales.astype(np.float64) + steps).astype(scales.dtype))
+    found = np.empty_like(scales), np.empty_like(zeros)
+    _keep_better(*systems, carrier(scales), zeros, stored, steps, moves, *_in_carriers(found))
+    return found
+
+
+def _systems(centered: NDArray, errors: NDArray, moments: GroupMoments) -> _Systems:
+    hessian, sums, ones = moments
     groups = sums.shape[1]
     size = len(sums) // groups
     mixed = np.empty((len(centered), groups, groups))
@@ -53,11 +85,11 @@ def _systems(
         mixed[:, g] = centered[:, own] @ sums[own]
     pulls = group_dots(centered, errors @ hessian, size)
     ones_pulls = (errors @ sums).astype(np.float64)
-    return squares_of_groups(centered, hessian, groups), mixed, pulls, ones_pulls
+    return _Systems(squares_of_groups(centered, hessian, groups), mixed, ones, pulls, ones_pulls)
 
 
 @kernel
-def _fit(matrices, mixed, pulls, ones_pulls, ones, scales, zeros, least, most, steps, moves):
+def _fit(matrices, mixed, ones, pulls, ones_pulls, scales, zeros, least, most, steps, moves):
     """Split: one task a row."""
     groups = pulls.shape[1]
     for i in prange(len(pulls)):
@@ -72,9 +104,9 @@ def _fit(matrices, mixed, pulls, ones_pulls, ones, scales, zeros, least, most, s
 def _keep_better(
     matrices,
     mixed,
+    ones,
     pulls,
     ones_pulls,
-    ones,
     scales,
     zeros,
     stored,
@@ -97,3 +129,16 @@ def _keep_better(
         for g in range(groups):
             new_scales[i, g] = stored[i, g] if better else scales[i, g]
             new_zeros[i, g] = zeros[i, g] + (moves[i, g] if better else 0)
+
+
+@kernel
+def _follow(matrices, mixed, ones, pulls, ones_pulls, scales, zeros, new_scales, new_zeros):
+    """Split: one task a row."""
+    groups = pulls.shape[1]
+    for i in prange(len(pulls)):
+        now, steps, moves = np.empty(groups), np.empty(groups), np.empty(groups, np.int64)
+        for g in range(groups):
+            now[g] = widen(new_scales[i, g])
+            steps[g] = now[g] - widen(scales[i, g])
+            moves[g] = np.int64(new_zeros[i, g]) - np.int64(zeros[i, g])
+        follow(matrices[i], mixed[i], ones, pulls[i], ones_pulls[i], now, steps, moves)
