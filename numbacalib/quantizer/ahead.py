@@ -1,9 +1,10 @@
 """GPU kernels compiled by processes beside a run's first block, where none are on disk yet.
 
-A process compiles one kernel at a time, and a run needs some fifty. What it will need later is compiled by
-others meanwhile: they run the same functions on a block of the same model, and leave the kernels on disk
-(`numbacalib.runtime.cubins`), where the run finds them, or waits for one that is under way. What they fail
-to do, it does itself.
+A process compiles one kernel at a time, and a run needs some sixty. What it will need later is compiled by
+others meanwhile: each rehearses the same functions on a block of the same model, without a device
+(`numbacalib.runtime.rehearsal`), compiles of what they launch what no other is at, the longest first, and
+leaves it on disk (`numbacalib.runtime.cubins`), where the run finds it, or waits for one that is under way.
+What they fail to do, it does itself.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,6 @@ from numbacalib.models import (
     DecoderBlock,
     Place,
     open_checkpoint,
-    open_place,
 )
 from numbacalib.ops.magnitudes import channel_magnitudes
 from numbacalib.ops.matrix import diagonals, weighted_sum
@@ -42,10 +42,14 @@ from numbacalib.quantizer.stages import require_range
 from numbacalib.quantizer.trial import storing
 from numbacalib.runtime import checks, kernel_files
 from numbacalib.runtime.backend import arrays_of_one_device
+from numbacalib.runtime.identity import code_size
+from numbacalib.runtime.rehearsal import Facts, facts_of_device, rehearse
 from numbacalib.statistics import InputStatistics
 
 LEAST_PROCESSORS = 8
 """Processors at least: with fewer the processes would stand in the run's way."""
+MOST_PROCESSES = 12
+"""More would wait for the longest kernel of all."""
 TOKENS = 1 << 20
 """Tokens that are said to have been seen: enough for any layer."""
 
@@ -54,34 +58,44 @@ TOKENS = 1 << 20
 class _Order:
     """Order of what a process is to do, as it is sent to it."""
 
-    parts: tuple[str, ...]
     model: str
     settings: Settings
-    device: str
+    place: Place
+    facts: Facts
+    first: bool
+    """Compile what the host needs, too: one process does."""
 
 
 @contextmanager
 def compiled_ahead(checkpoint: Checkpoint, settings: Settings, place: Place) -> Iterator[None]:
     """Compile beside what the ``with`` holds, and remember that it has been done if that ends well."""
-    if place.name == "cpu" or not _are_kept() or (os.cpu_count() or 1) < LEAST_PROCESSORS:
+    processors = _processors()
+    if place.name == "cpu" or not _are_kept() or processors < LEAST_PROCESSORS:
         yield
         return
     name, identity = _mark(checkpoint, settings)
     if kernel_files.load(name, identity) is not None:
         yield
         return
-    model = str(checkpoint.path)
-    wanted = [
-        parts for parts in _PROCESSES if parts != _OF_TARGET or settings.target == "propagated"
+    model, facts = str(checkpoint.path), facts_of_device()
+    count = min(MOST_PROCESSES, processors * 3 // 4)
+    processes = [
+        _started(_Order(model, settings, place, facts, number == 0)) for number in range(count)
     ]
-    processes = [_started(_Order(parts, model, settings, place.name)) for parts in wanted]
     try:
         yield
     finally:
         for process in processes:
-            process.kill()
+            process.kill()  # it has nothing that others miss
             process.wait()
     kernel_files.store(name, identity, b"done")
+
+
+def _processors() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _are_kept() -> bool:
@@ -210,15 +224,6 @@ def _target(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     quantize_layers({stage[0]: weight}, statistics, layer)
 
 
-def _storing(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run what the host does with quantized layers: pack and unpack codes, and decode them."""
-    del decoder
-    size = settings.group_size or 8
-    codes, zeros = np.zeros((8, size), np.uint8), np.zeros((8, 1), np.uint8)
-    scales = np.ones((8, 1), block.dtype)
-    storing(QuantizedWeight(codes, scales, zeros, settings.bits, size, settings.symmetric))
-
-
 def _score(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     """Run what the proof of the output needs: the head's losses."""
     del block
@@ -239,21 +244,8 @@ _PARTS: dict[str, Callable[[Decoder, DecoderBlock, Settings], None]] = {
     "solve": _solve,
     "target": _target,
     "score": _score,
-    "storing": _storing,
 }
 """Parts of a run."""
-_OF_TARGET = ("target",)
-_PROCESSES: tuple[tuple[str, ...], ...] = (
-    ("hessian", "panels"),
-    ("columns", "score"),
-    ("sweep",),
-    ("attention", "mlp", "storing"),
-    ("factor", "search"),
-    ("measure", "solve"),
-    _OF_TARGET,
-)
-"""Parts that a process does, as much to compile in each as may be. They are few, since a device's driver
-makes a context for one process at a time."""
 
 
 def _states(decoder: Decoder, settings: Settings) -> Any:
@@ -272,23 +264,44 @@ def _orders(diagonals: Any, block: DecoderBlock, settings: Settings) -> Any:
 
 
 def _statistics(place: Place, channels: int) -> InputStatistics:
-    """Statistics of inputs that say nothing of each other, made without the kernels that make others."""
+    """Statistics made without the kernels that make others; what they hold means nothing."""
     statistics = InputStatistics(channels)
     statistics.tokens = TOKENS
     for name in ("hessian", "mean_abs", "max_abs"):
-        shape = getattr(statistics, name).shape
-        values: Any = np.eye(channels) if len(shape) == 2 else np.ones(channels)
-        setattr(statistics, name, place.put(values.astype(np.float32)))
+        setattr(statistics, name, place.zeros(getattr(statistics, name).shape))
     return statistics
+
+
+def _storing(dtype: np.dtype, settings: Settings) -> None:
+    """Run what the host does with quantized layers: pack and unpack codes, and decode them."""
+    size = settings.group_size or 8
+    codes, zeros = np.zeros((8, size), np.uint8), np.zeros((8, 1), np.uint8)
+    scales = np.ones((8, 1), dtype)
+    storing(QuantizedWeight(codes, scales, zeros, settings.bits, size, settings.symmetric))
 
 
 def main() -> None:
     """Do what standard input orders."""
     order = pickle.loads(sys.stdin.buffer.read())
-    decoder = Decoder(open_checkpoint(order.model), place=open_place(order.device))
+    checkpoint = open_checkpoint(order.model)
+    if order.first:
+        _storing(order.place.product_dtype(checkpoint.info(EMBEDDINGS).dtype), order.settings)
+    launches = rehearse(order.facts)
+    decoder = Decoder(checkpoint, place=order.place)
     block = decoder.block(0)
-    for part in order.parts:
-        _PARTS[part](decoder, block, order.settings)
+    for part in _parts(order.settings):
+        with suppress(Exception):  # of results that mean nothing
+            part(decoder, block, order.settings)
+    from numbacalib.runtime import cubins
+
+    for kernel, kinds, types in sorted(launches, key=lambda noted: -code_size(noted.kernel)):
+        cubins.keep(kernel, kinds, types, order.facts.capability)
+
+
+def _parts(settings: Settings) -> list[Callable[[Decoder, DecoderBlock, Settings], None]]:
+    """Return the parts of a run with some settings."""
+    left_out = () if settings.target == "propagated" else ("target",)
+    return [part for name, part in _PARTS.items() if name not in left_out]
 
 
 if __name__ == "__main__":

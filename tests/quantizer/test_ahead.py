@@ -1,5 +1,6 @@
 """What a run's GPU kernels are compiled by ahead: the run's own functions, in processes of their own."""
 
+import numpy as np
 import pytest
 from models.tiny import write_tiny_checkpoint
 
@@ -22,15 +23,14 @@ def test_each_part_runs_on_a_block(backend, model, part):
     ahead._PARTS[part](decoder, decoder.block(0), SETTINGS)
 
 
-def test_a_process_does_what_it_is_sent(model):
-    process = ahead._started(ahead._Order(("columns", "mlp"), str(model), SETTINGS, "cpu"))
-    assert process.wait(timeout=300) == 0
-    assert ahead._started(ahead._Order(("mlp",), "absent", SETTINGS, "cpu")).wait(300) != 0
+def test_what_the_host_does_with_layers_runs():
+    ahead._storing(np.dtype(np.float32), SETTINGS)
 
 
-def test_every_part_has_a_process():
-    parts = [part for parts in ahead._PROCESSES for part in parts]
-    assert sorted(parts) == sorted(ahead._PARTS)
+def test_layerwise_runs_compile_nothing_of_targets():
+    layerwise = Settings(target="layerwise")
+    assert set(ahead._PARTS.values()) - set(ahead._parts(layerwise)) == {ahead._target}
+    assert ahead._parts(Settings(target="propagated")) == list(ahead._PARTS.values())
 
 
 def test_the_host_compiles_nothing_ahead(monkeypatch, model):
