@@ -16,10 +16,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from numbacalib.linalg import factor_hessians
 from numbacalib.methods import LayerSettings, QuantizedWeight, quantize_layers, rtn
@@ -280,6 +282,12 @@ def _storing(dtype: np.dtype, settings: Settings) -> None:
     storing(QuantizedWeight(codes, scales, zeros, settings.bits, size, settings.symmetric))
 
 
+def _zeros(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
+    """Zeros in the place of a weight, which takes long to read."""
+    found = checkpoint.info(name)
+    return np.zeros(found.shape, found.dtype)
+
+
 def main() -> None:
     """Do what standard input orders."""
     order = pickle.loads(sys.stdin.buffer.read())
@@ -287,7 +295,7 @@ def main() -> None:
     if order.first:
         _storing(order.place.product_dtype(checkpoint.info(EMBEDDINGS).dtype), order.settings)
     launches = rehearse(order.facts)
-    decoder = Decoder(checkpoint, place=order.place)
+    decoder = Decoder(checkpoint, partial(_zeros, checkpoint), order.place)
     block = decoder.block(0)
     for part in _parts(order.settings):
         with suppress(Exception):  # of results that mean nothing
