@@ -1,9 +1,10 @@
-"""The forward part of a whole model on a GPU: tokens through decoder blocks, in operations a second.
+"""What a whole model's run on a GPU cannot do without, each by itself: forward, Hessians, solves.
 
-    python benchmarks/forward_gpu.py 8b
+    python benchmarks/forward_gpu.py 1b 8b
 
-Weights are random bfloat16. Counted are the products of the linear layers, and of attention those that its
-mask leaves: norms, rotary embeddings, activations, softmax and residual sums take time and count nothing.
+Weights are random bfloat16. Operations a second count the products of the linear layers, and of attention
+those that its mask leaves: norms, rotary embeddings, activations, softmax and residual sums take time and
+count nothing. The seconds of a block's pieces, times the blocks, are the floor of `model_gpu.py`.
 """
 
 from __future__ import annotations
@@ -15,72 +16,131 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from harness import RESULTS, Row, describe_machine, figure, write_csv
 from model_gpu import PACKAGES, SHAPES, VOCABULARY, write_model
 
-from numbacalib.models import Decoder, open_checkpoint, open_place
+from numbacalib.methods import gptq_shared
+from numbacalib.models import Decoder, DecoderBlock, open_checkpoint, open_place
+from numbacalib.ops.matrix import cast
+from numbacalib.statistics import InputStatistics
 
-BLOCKS, GOAL = 2, 450e12
-"""Blocks of the model, and operations a second that those of 8B must reach."""
-SAMPLES, LENGTH, ROUNDS = 128, 2048, 7
-
-
-def operations(shape: dict[str, int], weights: int) -> dict[str, float]:
-    """Operations of a block's halves, and of both: two for each product and its sum."""
-    tokens = SAMPLES * LENGTH
-    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
-    mlp = 2.0 * tokens * 3 * hidden * inner
-    # a token sees half of its sequence and itself, for scores and again for values
-    seen = 2.0 * 2 * tokens * hidden * (LENGTH + 1) / 2
-    linears = 2.0 * tokens * weights
-    return {"attention": linears - mlp + seen, "MLP": mlp, "whole blocks": linears + seen}
+BLOCKS, GOAL = 2, 450.0
+"""Blocks of the model, and TFLOP/s that those of 8B must reach."""
+SAMPLES, LENGTH, ROUNDS = 128, 2048, 5
+SOLVER: dict[str, Any] = {"bits": 4, "group_size": 128, "symmetric": True}
+SOLVER |= {"act_order": "desc", "static_groups": True}
 
 
-def seconds(parts: list[Any], forward: Callable[[Any], Any]) -> list[float]:
-    """Seconds of all parts of the text through one piece of a model, of several rounds."""
+def seconds_of(run: Callable[[], Any]) -> list[float]:
+    """Seconds that something takes until the device is done, of several rounds, in their order."""
     from numba import cuda
 
     found = []
     for _ in range(1 + ROUNDS):
         cuda.synchronize()
         begin = time.perf_counter()
-        for part in parts:
-            forward(part)
+        run()
         cuda.synchronize()
         found.append(time.perf_counter() - begin)
     return sorted(found[1:])
 
 
+class Pieces:
+    """What a run of one model does, piece by piece, on as many tokens as it has.
+
+    Attributes
+    ----------
+    operations : dict
+        Of the pieces that are products: two for each product and its sum.
+    """
+
+    def __init__(self, model: Path, samples: int, length: int) -> None:
+        place = open_place("cuda")
+        self._decoder = Decoder(open_checkpoint(model), place=place)
+        blocks = min(BLOCKS, self._decoder.config.num_layers)
+        self._blocks = [self._decoder.block(index) for index in range(blocks)]
+        tokens = np.random.default_rng(0).integers(0, VOCABULARY, (samples, length))
+        self._parts = list(self._decoder.batches(self._decoder.embed(tokens)))
+        config, linears = self._decoder.config, self._blocks[0].linears
+        mlp = 2.0 * tokens.size * sum(linears[kind].size for kind in linears if "mlp" in kind)
+        every = 2.0 * tokens.size * sum(weight.size for weight in linears.values())
+        # a token sees half of its sequence and itself, for scores and again for values
+        seen = 2.0 * tokens.size * config.hidden_size * (length + 1)
+        self.operations = {"attention": every - mlp + seen, "MLP": mlp}
+        self.operations["whole blocks"] = blocks * (every + seen)
+
+    def forward(self) -> dict[str, list[float]]:
+        """Seconds of the text through the halves of a block, and through whole blocks."""
+        block = self._blocks[0]
+        pieces = {"attention": block.attention.forward, "MLP": block.mlp.forward}
+        found = {name: seconds_of(lambda run=run: self._each(run)) for name, run in pieces.items()}
+
+        def whole(part: Any) -> None:
+            for each in self._blocks:
+                each.forward(part)
+
+        return found | {"whole blocks": seconds_of(lambda: self._each(whole))}
+
+    def _each(self, run: Callable[[Any], Any]) -> None:
+        for part in self._parts:
+            run(part)
+
+    def solving(self) -> dict[str, list[float]]:
+        """Seconds of a block's Hessians, and of its solves."""
+        block, stages = self._blocks[0], []
+        rows = int(np.prod(self._parts[0].shape[:-1]))
+        for kinds in block.stages:
+            inputs = _normal((rows, block.linears[kinds[0]].shape[1]))
+            statistics = self._collected(inputs)
+            stages.append((kinds, inputs, statistics.hessian))
+        hessians = seconds_of(lambda: [self._collected(inputs) for _, inputs, _ in stages])
+        solves = seconds_of(lambda: [_solve(block, kinds, each) for kinds, _, each in stages])
+        return {"Hessians of a block": hessians, "solves of a block": solves}
+
+    def _collected(self, inputs: Any) -> InputStatistics:
+        """Statistics of as many batches as the text has."""
+        statistics = InputStatistics(inputs.shape[1])
+        for _ in self._parts:
+            statistics.update(inputs)
+        return statistics
+
+    def floor(self, blocks: int) -> float:
+        """Seconds of so many blocks, if nothing else took any."""
+        middle = ROUNDS // 2
+        forward = self.forward()["whole blocks"][middle] / len(self._blocks)
+        return blocks * (forward + sum(each[middle] for each in self.solving().values()))
+
+
+def _normal(shape: tuple[int, int]) -> Any:
+    """Random bfloat16 inputs on the device."""
+    import cupy
+
+    return cast(cupy.random.standard_normal(shape, dtype=np.float32), np.dtype(ml_dtypes.bfloat16))
+
+
+def _solve(block: DecoderBlock, kinds: tuple[str, ...], hessian: Any) -> None:
+    gptq_shared({kind: block.linears[kind] for kind in kinds}, hessian, **SOLVER)
+
+
 def rows_of(name: str, folder: Path) -> list[Row]:
-    """Measure the halves of a block of a shape, and whole blocks one after the other."""
-    shape = SHAPES[name] | {"num_hidden_layers": BLOCKS}
+    """Measure the pieces of a shape."""
     model = folder / f"{name}-{BLOCKS}"
     if not model.exists():
-        write_model(model, shape)
-    decoder = Decoder(open_checkpoint(model), place=open_place("cuda"))
-    blocks = [decoder.block(index) for index in range(BLOCKS)]
-    weights = sum(weight.size for weight in blocks[0].linears.values())
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (SAMPLES, LENGTH))
-    parts = list(decoder.batches(decoder.embed(tokens)))
-
-    def whole(part: Any) -> None:
-        for block in blocks:
-            block.forward(part)
-
-    pieces = {"attention": blocks[0].attention.forward, "MLP": blocks[0].mlp.forward}
-    rows = []
-    for piece, forward in (pieces | {"whole blocks": whole}).items():
-        times = seconds(parts, forward)
-        count = operations(shape, weights)[piece] * (BLOCKS if forward is whole else 1)
-        rate = count / times[ROUNDS // 2]
-        print(f"{name} {piece}: {rate / 1e12:.0f} TFLOP/s, {times[ROUNDS // 2] * 1e3:.1f} ms")
-        row = figure(f"forward, {piece}", name, rate / 1e12, "TFLOP/s", dtype="bfloat16")
-        row = row._replace(seconds=times[ROUNDS // 2], fastest=times[0], slowest=times[-1])
-        if forward is whole and name == "8b":
-            against = f"{GOAL / 1e12:g} TFLOP/s"
-            row = row._replace(share=rate / GOAL, against=against, target=">=1")
-        rows.append(row._replace(rounds=ROUNDS))
+        write_model(model, SHAPES[name] | {"num_hidden_layers": BLOCKS})
+    pieces, rows = Pieces(model, SAMPLES, LENGTH), []
+    for piece, times in (pieces.forward() | pieces.solving()).items():
+        middle = times[ROUNDS // 2]
+        row = figure(piece, name, middle, "s", dtype="bfloat16")
+        if piece in pieces.operations:
+            rate = pieces.operations[piece] / middle / 1e12
+            row = figure(f"forward, {piece}", name, rate, "TFLOP/s", dtype="bfloat16")
+            if name == "8b" and piece == "whole blocks":
+                row = row._replace(share=rate / GOAL, against=f"{GOAL:g} TFLOP/s", target=">=1")
+        print(f"{name}, {row.op}: {row.rate:.4g} {row.unit} ({middle * 1e3:.1f} ms)")
+        times_of_row = {"seconds": middle, "fastest": times[0], "slowest": times[-1]}
+        rows.append(row._replace(rounds=ROUNDS, **times_of_row))
     return rows
 
 
