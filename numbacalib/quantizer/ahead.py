@@ -13,14 +13,16 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numba import config
 from numpy.typing import NDArray
 
 from numbacalib.linalg import factor_hessians
@@ -68,29 +70,78 @@ class _Order:
     """Compile what the host needs, too: one process does."""
 
 
-@contextmanager
-def compiled_ahead(checkpoint: Checkpoint, settings: Settings, place: Place) -> Iterator[None]:
-    """Compile beside what the ``with`` holds, and remember that it has been done if that ends well."""
-    processors = _processors()
-    if place.name == "cpu" or not _are_kept() or processors < LEAST_PROCESSORS:
-        yield
-        return
-    name, identity = _mark(checkpoint, settings)
-    if kernel_files.load(name, identity) is not None:
-        yield
-        return
-    model, facts = str(checkpoint.path), facts_of_device()
-    count = min(MOST_PROCESSES, processors * 3 // 4)
-    processes = [
-        _started(_Order(model, settings, place, facts, number == 0)) for number in range(count)
-    ]
+class CompiledAhead:
+    """Processes that compile beside a run, which the ``with`` statement ends.
+
+    That they have done so is remembered if it ends well. Where kernels of such runs were never compiled,
+    they are started at once: both they and a device take a second to begin.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    settings : Settings
+    device : str
+        Where the run was asked to be.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, settings: Settings, device: str) -> None:
+        self._model = str(checkpoint.path)
+        self._settings = settings
+        self._mark = _mark(checkpoint, settings)
+        self._identity: bytes | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
+        if device != "cpu" and not kernel_files.is_there(self._mark) and _has_device():
+            self._start()
+
+    def __enter__(self) -> CompiledAhead:
+        return self
+
+    def begin(self, place: Place) -> None:
+        """Tell the processes what to do for a run at a place, if that has anything to compile."""
+        if place.name == "cpu" or not _are_kept():
+            self._end()
+            return
+        identity = _identity()
+        if kernel_files.load(self._mark, identity) is not None:
+            self._end()
+            return
+        if not self._processes:
+            self._start()
+        facts = facts_of_device()
+        for number, process in enumerate(self._processes):
+            _send(process, _Order(self._model, self._settings, place, facts, number == 0))
+        self._identity = identity
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._end()
+        if self._identity is not None and kind is None:
+            kernel_files.store(self._mark, self._identity, b"done")
+
+    def _start(self) -> None:
+        processors = _processors()
+        if processors >= LEAST_PROCESSORS:
+            count = min(MOST_PROCESSES, processors * 3 // 4)
+            self._processes = [_started() for _ in range(count)]
+
+    def _end(self) -> None:
+        for process in self._processes:
+            with process:  # which waits
+                process.kill()  # it has nothing that others miss
+        self._processes = []
+
+
+def _has_device() -> bool:
+    """Return whether there is a GPU, before the libraries are loaded that work with it."""
+    if config.ENABLE_CUDASIM or not find_spec("cupy"):
+        return False
     try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()  # it has nothing that others miss
-            process.wait()
-    kernel_files.store(name, identity, b"done")
+        from cuda.bindings import driver
+
+        driver.cuInit(0)
+        error, count = driver.cuDeviceGetCount()
+    except (ImportError, RuntimeError):  # without bindings, or a driver
+        return False
+    return not error and count > 0
 
 
 def _processors() -> int:
@@ -107,29 +158,35 @@ def _are_kept() -> bool:
     return PACKED and bool(sys.executable)
 
 
-def _mark(checkpoint: Checkpoint, settings: Settings) -> tuple[str, bytes]:
-    """Name of the file that says that kernels of such runs are there, and what it depends on."""
-    from numbacalib.runtime.cubins import versions
-
+def _mark(checkpoint: Checkpoint, settings: Settings) -> str:
+    """Name of the file that says that kernels of such runs are there."""
     options = settings.method, settings.ranges, settings.act_order, settings.static_groups
     model = checkpoint.info(EMBEDDINGS).dtype, checkpoint.config.architecture.model_type
     improved = settings.target, settings.refits, settings.descents
-    name = "-".join(["run", *map(str, (*model, *options, *improved))])
-    return f"{name}.mark", repr(versions()).encode() + kernel_files.sources(Path(__file__))
+    return "-".join(["run", *map(str, (*model, *options, *improved))]) + ".mark"
 
 
-def _started(order: _Order) -> subprocess.Popen[bytes]:
-    """Start a process on an order; what it prints is of no use to anybody."""
-    process = subprocess.Popen(
+def _identity() -> bytes:
+    """Return what kernels depend on."""
+    from numbacalib.runtime.cubins import versions
+
+    return repr(versions()).encode() + kernel_files.sources(Path(__file__))
+
+
+def _started() -> subprocess.Popen[bytes]:
+    """Start a process that waits for an order; what it prints is of no use to anybody."""
+    return subprocess.Popen(
         [sys.executable, "-m", __name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def _send(process: subprocess.Popen[bytes], order: _Order) -> None:
     assert process.stdin is not None
-    process.stdin.write(pickle.dumps(order))
-    process.stdin.close()
-    return process
+    with suppress(OSError), process.stdin as stream:  # it may have ended
+        stream.write(pickle.dumps(order))
 
 
 def _attention(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:

@@ -53,6 +53,11 @@ def load(name: str, identity: bytes) -> bytes | None:
     return None
 
 
+def is_there(name: str) -> bool:
+    """Return whether `store` kept something by this name, whether or not `load` takes it."""
+    return any((folder / name).is_file() for folder in folders())
+
+
 def store(name: str, identity: bytes, payload: bytes) -> None:
     """Keep a payload in the first folder that takes it; if none does, the user is told so, once."""
     contents = sha256(identity + payload).digest() + payload

@@ -45,7 +45,9 @@ def test_a_run_compiles_little_itself(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *sys.path]))
     place, settings = open_place("cuda"), SETTINGS.settled(text=True, experts=False)
     order = ahead._Order(str(model), settings, place, facts_of_device(), first=True)
-    assert ahead._started(order).wait(timeout=300) == 0
+    process = ahead._started()
+    ahead._send(process, order)
+    assert process.wait(timeout=300) == 0
     # the run starts no processes of its own on so few processors
     processors = sorted(os.sched_getaffinity(0))[: ahead.LEAST_PROCESSORS - 1]
     done = subprocess.run(

@@ -35,5 +35,24 @@ def test_layerwise_runs_compile_nothing_of_targets():
 
 def test_the_host_compiles_nothing_ahead(monkeypatch, model):
     monkeypatch.setattr(ahead, "_started", None)
-    with ahead.compiled_ahead(open_checkpoint(model), SETTINGS, HOST):
-        pass
+    monkeypatch.setattr(ahead, "_has_device", lambda: True)
+    with ahead.CompiledAhead(open_checkpoint(model), SETTINGS, "cpu") as processes:
+        processes.begin(HOST)
+
+
+def test_processes_that_are_not_needed_end(monkeypatch, model):
+    """A run that was to take a device if there is one started them, and then took the host."""
+    monkeypatch.setattr(ahead, "_has_device", lambda: True)
+    monkeypatch.setattr(ahead, "_processors", lambda: ahead.LEAST_PROCESSORS)
+    with ahead.CompiledAhead(open_checkpoint(model), SETTINGS, "auto") as processes:
+        started = list(processes._processes)
+        assert len(started) == ahead.LEAST_PROCESSORS * 3 // 4
+        assert all(process.poll() is None for process in started)
+        processes.begin(HOST)
+        assert all(process.poll() is not None for process in started)
+    opened = ahead.CompiledAhead(open_checkpoint(model), SETTINGS, "auto")
+    started = list(opened._processes)
+    with pytest.raises(ValueError, match="no such"), opened:
+        raise ValueError("no such device")
+    assert started
+    assert all(process.poll() is not None for process in started)
