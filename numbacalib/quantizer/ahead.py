@@ -237,7 +237,7 @@ def _sweep(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     """Run what quantizes columns by a factor."""
     weight = block.linears[block.stages[0][0]]
     rows, channels = weight.shape
-    upper = decoder.place.put(np.eye(channels, dtype=np.float32))
+    upper = decoder.place.zeros((channels, channels))
     spread = decoder.place.put(np.ones((1, channels), np.float32))
     with arrays_of_one_device(weight=weight, upper=upper, spread=spread) as (weight, upper, spread):
         grid = grid_settings(weight, AskedGrid(**grid_options(_layer(block, settings))))
@@ -274,10 +274,11 @@ def _target(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     """Run what finds a propagated target, quantizes it, which is float32, and measures losses to it."""
     stage = block.stages[-1]
     weight = block.linears[stage[0]]
-    inputs = decoder.place.put(np.eye(weight.shape[1], dtype=block.dtype))
-    zeros = decoder.place.zeros((weight.shape[1], weight.shape[0]))
+    channels = weight.shape[1]
+    inputs = decoder.place.put(np.zeros((channels, channels), block.dtype))
+    zeros = decoder.place.zeros((channels, weight.shape[0]))
     outputs = weighted_sum(zeros, zeros, 1.0, -1.0, dtype=block.dtype)
-    statistics = InputStatistics(weight.shape[1])
+    statistics = InputStatistics(channels)
     statistics.update(inputs, inputs, outputs)
     layer = replace(_layer(block, settings), target="propagated")
     quantize_layers({stage[0]: weight}, statistics, layer)
