@@ -4,8 +4,8 @@
 
 Models as they are stored, in 16 bits, and in float32: a GPU multiplies in the model's own type, the CPU in
 float32. Layers are quantized from statistics of the original model that the same device collected: in a run
-over the text one code that is a tie changes the inputs of all later layers. What ties do on one device shows
-where the weights of a model are changed by 1e-7. Needs the extras `models` and `cuda`.
+over the text one code that is a tie changes the inputs of all later layers. What ties do on one device is
+shown by weights that are changed by 1e-7. Needs the extras `models` and `cuda`.
 """
 
 from __future__ import annotations
