@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import NamedTuple
 
 from numbacalib.quantizer.report import table
@@ -16,7 +17,7 @@ class DeviceRow(NamedTuple):
     cpu: float
     gpu: float
     limit: float
-    """How far they may differ, as a share."""
+    """How far they may differ, as a share; NaN where nothing was asked."""
 
     @property
     def difference(self) -> float:
@@ -26,7 +27,7 @@ class DeviceRow(NamedTuple):
     @property
     def falls_short(self) -> bool:
         """True where they differ by more than they may."""
-        return not self.difference <= self.limit
+        return not (self.difference <= self.limit or isnan(self.limit))
 
 
 def devices_body(rows: list[DeviceRow]) -> str:
@@ -38,7 +39,9 @@ def devices_body(rows: list[DeviceRow]) -> str:
             row.figure,
             f"{row.cpu:.6g}",
             f"{row.gpu:.6g}",
-            f"{row.difference:.3%} of {row.limit:.2%}{' (short)' if row.falls_short else ''}",
+            f"{row.difference:.3%}"
+            + ("" if isnan(row.limit) else f" of {row.limit:.2%}")
+            + (" (short)" if row.falls_short else ""),
         ]
         for row in rows
     ]

@@ -3,12 +3,16 @@
     python benchmarks/devices_gpu.py --models glassllm SmolLM2-135M
 
 Models as they are stored, in 16 bits, and in float32: a GPU multiplies in the model's own type, the CPU in
-float32. Needs the extras `models` and `cuda`.
+float32. Layers are quantized from statistics of the original model that the same device collected: in a run
+over the text one code that is a tie changes the inputs of all later layers. What ties do on one device is
+shown by weights that are changed by 1e-7. Needs the extras `models` and `cuda`.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -21,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 from small_models import checkpoint_of_glassllm, checkpoint_of_smollm2
 from texts import KINDS, read_texts
 
-from numbacalib.quantizer import evaluate, quantize
+from numbacalib.quantizer import collect, evaluate, quantize
 
 MODELS = {
     "glassllm": (checkpoint_of_glassllm, "float16", 128, 32),
@@ -48,12 +52,33 @@ def in_float32(model: Path, folder: Path) -> Path:
     return folder
 
 
+def changed(model: Path, folder: Path) -> Path:
+    """Write the same model with every weight changed by about 1e-7 of itself."""
+    shutil.copytree(model, folder)
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: (tensor * (1 + 1e-7 * rng.standard_normal(tensor.shape))).astype(np.float32)
+        for name, tensor in load_file(model / "model.safetensors").items()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def layer_row(
+    name: str, dtype: str, which: str, limit: float, ours: np.ndarray, other: np.ndarray
+) -> DeviceRow:
+    """Row of the layer whose losses differ most of all, or in the middle of all."""
+    order = np.argsort(np.abs(other / ours - 1))
+    index = order[len(order) // 2] if which == "the middle" else order[-1]
+    figure = f"loss of a layer, {which} of {len(ours)}"
+    return DeviceRow(name, dtype, figure, float(ours[index]), float(other[index]), limit)
+
+
 def rows_of(name: str, model: Path, dtype: str, folder: Path) -> list[DeviceRow]:
     """Rows of one model."""
     texts = read_texts(folder / "texts")
     _, _, length, group_size = MODELS[name]
     size = {"samples": TOKENS // length, "sequence_length": length}
-    settings = size | {"group_size": group_size, "symmetric": True, "target": "layerwise"}
     least, of_layers = LIMITS[dtype]
     rows = []
     for kind in KINDS:
@@ -62,17 +87,21 @@ def rows_of(name: str, model: Path, dtype: str, folder: Path) -> list[DeviceRow]
             for device in ("cpu", "cuda")
         ]
         rows.append(DeviceRow(name, dtype, f"perplexity, {kind}", *found, least))
-    losses = []
-    for device in ("cpu", "cuda"):
-        output = folder / f"{name}-{dtype}-{device}"
-        text = texts.calibration["messages"]
-        layers = quantize(model, output, text=text, device=device, **settings).layers
-        losses.append([layer.loss for layer in layers])
-    on_host, there = (np.array(each, np.float64) for each in losses)
-    furthest = int(np.argmax(np.abs(there / on_host - 1)))
-    figures = float(on_host[furthest]), float(there[furthest])
-    figure = f"loss of a layer, the furthest of {len(there)}"
-    rows.append(DeviceRow(name, dtype, figure, *figures, of_layers))
+    settings = {"group_size": group_size, "symmetric": True, "target": "layerwise"}
+
+    def losses(model: Path, device: str) -> np.ndarray:
+        found, output = (folder / f"{what}-{model.name}-{device}" for what in ("inputs", "output"))
+        collect(model, found, text=texts.calibration["messages"], device=device, **size)
+        layers = quantize(model, output, statistics=found, device=device, **settings).layers
+        return np.array([layer.loss for layer in layers])
+
+    on_host, there = losses(model, "cpu"), losses(model, "cuda")
+    figures = ("the middle", of_layers), ("the furthest", of_layers)
+    rows += [layer_row(name, dtype, *each, on_host, there) for each in figures]
+    if dtype == "float32":
+        again = losses(changed(model, folder / f"{model.name}-changed"), "cpu")
+        where = "CPU twice, weights changed by 1e-7, the furthest", math.nan
+        rows.append(layer_row(name, dtype, *where, on_host, again))
     for row in rows:
         print(row, f"{row.difference:.2e}")
     return rows

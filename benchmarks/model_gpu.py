@@ -1,6 +1,6 @@
 """Whole models of named shapes on a GPU, from files to files: ours, and llm-compressor's ``oneshot``.
 
-    python benchmarks/model_gpu.py 1b --cold --peer --propagated
+    python benchmarks/model_gpu.py 1b --cold --peer --propagated --floor
     python benchmarks/model_gpu.py 8b
     python benchmarks/model_gpu.py 70b --layers 1 --gib 24 --runs 1
 
@@ -246,6 +246,17 @@ def peer(run: Run) -> list[Row]:
     return rows
 
 
+def floor(run: Run, options: argparse.Namespace) -> Row:
+    """Row of what the blocks cannot do without: forward, Hessians and solves, each by itself."""
+    from forward_gpu import Pieces
+
+    blocks = open_checkpoint(run.model).config.num_layers
+    seconds = Pieces(run.model, options.samples, options.sequence_length).floor(blocks)
+    print(f"forward, Hessians and solves by themselves: {seconds:.2f} s")
+    row = figure("quantize, the blocks alone", run.name, seconds, "s", dtype="bfloat16")
+    return row._replace(who="forward, Hessians and solves by themselves")
+
+
 def main() -> int:
     """Measure and write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -261,6 +272,7 @@ def main() -> int:
     parser.add_argument("--cold", action="store_true", help="a run without kernels on disk, too")
     parser.add_argument("--propagated", action="store_true", help="a propagated target, too")
     parser.add_argument("--peer", action="store_true", help="llm-compressor, too")
+    parser.add_argument("--floor", action="store_true", help="what it cannot do without, too")
     parser.add_argument("--once", action="store_true", help="run once, and print the seconds")
     parser.add_argument("--profile", action="store_true", help="where the host's time goes")
     options = parser.parse_args()
@@ -283,6 +295,7 @@ def main() -> int:
     rows = ours(run, options)
     if options.propagated:
         rows += propagated(options, next(row.seconds for row in rows if "blocks" in row.op))
+    rows += [floor(run, options)] if options.floor else []
     rows += peer(run) if options.peer else []
     machine = describe_machine(
         *PACKAGES, machine=cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()

@@ -1,9 +1,10 @@
 """GPU kernels compiled by processes beside a run's first block, where none are on disk yet.
 
-A process compiles one kernel at a time, and a run needs some fifty. What it will need later is compiled by
-others meanwhile: they run the same functions on a block of the same model, and leave the kernels on disk
-(`numbacalib.runtime.cubins`), where the run finds them, or waits for one that is under way. What they fail
-to do, it does itself.
+A process compiles one kernel at a time, and a run needs some sixty. What it will need later is compiled by
+others meanwhile: each rehearses the same functions on a block of the same model, without a device
+(`numbacalib.runtime.rehearsal`), compiles of what they launch what no other is at, the longest first, and
+leaves it on disk (`numbacalib.runtime.cubins`), where the run finds it, or waits for one that is under way.
+What they fail to do, it does itself.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numba import config
+from numpy.typing import NDArray
 
 from numbacalib.linalg import factor_hessians
 from numbacalib.methods import LayerSettings, QuantizedWeight, quantize_layers, rtn
@@ -33,7 +38,6 @@ from numbacalib.models import (
     DecoderBlock,
     Place,
     open_checkpoint,
-    open_place,
 )
 from numbacalib.ops.magnitudes import channel_magnitudes
 from numbacalib.ops.matrix import diagonals, weighted_sum
@@ -42,10 +46,14 @@ from numbacalib.quantizer.stages import require_range
 from numbacalib.quantizer.trial import storing
 from numbacalib.runtime import checks, kernel_files
 from numbacalib.runtime.backend import arrays_of_one_device
+from numbacalib.runtime.identity import code_size
+from numbacalib.runtime.rehearsal import Facts, facts_of_device, rehearse
 from numbacalib.statistics import InputStatistics
 
 LEAST_PROCESSORS = 8
 """Processors at least: with fewer the processes would stand in the run's way."""
+MOST_PROCESSES = 12
+"""More would wait for the longest kernel of all."""
 TOKENS = 1 << 20
 """Tokens that are said to have been seen: enough for any layer."""
 
@@ -54,34 +62,93 @@ TOKENS = 1 << 20
 class _Order:
     """Order of what a process is to do, as it is sent to it."""
 
-    parts: tuple[str, ...]
     model: str
     settings: Settings
-    device: str
+    place: Place
+    facts: Facts
+    first: bool
+    """Compile what the host needs, too: one process does."""
 
 
-@contextmanager
-def compiled_ahead(checkpoint: Checkpoint, settings: Settings, place: Place) -> Iterator[None]:
-    """Compile beside what the ``with`` holds, and remember that it has been done if that ends well."""
-    if place.name == "cpu" or not _are_kept() or (os.cpu_count() or 1) < LEAST_PROCESSORS:
-        yield
-        return
-    name, identity = _mark(checkpoint, settings)
-    if kernel_files.load(name, identity) is not None:
-        yield
-        return
-    model = str(checkpoint.path)
-    wanted = [
-        parts for parts in _PROCESSES if parts != _OF_TARGET or settings.target == "propagated"
-    ]
-    processes = [_started(_Order(parts, model, settings, place.name)) for parts in wanted]
+class CompiledAhead:
+    """Processes that compile beside a run, which the ``with`` statement ends.
+
+    That they have done so is remembered if it ends well. Where kernels of such runs were never compiled,
+    they are started at once: both they and a device take a second to begin.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    settings : Settings
+    device : str
+        Where the run was asked to be.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, settings: Settings, device: str) -> None:
+        self._model = str(checkpoint.path)
+        self._settings = settings
+        self._mark = _mark(checkpoint, settings)
+        self._identity: bytes | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
+        if device != "cpu" and not kernel_files.is_there(self._mark) and _has_device():
+            self._start()
+
+    def __enter__(self) -> CompiledAhead:
+        return self
+
+    def begin(self, place: Place) -> None:
+        """Tell the processes what to do for a run at a place, if that has anything to compile."""
+        if place.name == "cpu" or not _are_kept():
+            self._end()
+            return
+        identity = _identity()
+        if kernel_files.load(self._mark, identity) is not None:
+            self._end()
+            return
+        if not self._processes:
+            self._start()
+        facts = facts_of_device()
+        for number, process in enumerate(self._processes):
+            _send(process, _Order(self._model, self._settings, place, facts, number == 0))
+        self._identity = identity
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._end()
+        if self._identity is not None and kind is None:
+            kernel_files.store(self._mark, self._identity, b"done")
+
+    def _start(self) -> None:
+        processors = _processors()
+        if processors >= LEAST_PROCESSORS:
+            count = min(MOST_PROCESSES, processors * 3 // 4)
+            self._processes = [_started() for _ in range(count)]
+
+    def _end(self) -> None:
+        for process in self._processes:
+            with process:  # which waits
+                process.kill()  # it has nothing that others miss
+        self._processes = []
+
+
+def _has_device() -> bool:
+    """Return whether there is a GPU, before the libraries are loaded that work with it."""
+    if config.ENABLE_CUDASIM or not find_spec("cupy"):
+        return False
     try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    kernel_files.store(name, identity, b"done")
+        from cuda.bindings import driver
+
+        driver.cuInit(0)
+        error, count = driver.cuDeviceGetCount()
+    except (ImportError, RuntimeError):  # without bindings, or a driver
+        return False
+    return not error and count > 0
+
+
+def _processors() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _are_kept() -> bool:
@@ -91,29 +158,35 @@ def _are_kept() -> bool:
     return PACKED and bool(sys.executable)
 
 
-def _mark(checkpoint: Checkpoint, settings: Settings) -> tuple[str, bytes]:
-    """Name of the file that says that kernels of such runs are there, and what it depends on."""
-    from numbacalib.runtime.cubins import versions
-
+def _mark(checkpoint: Checkpoint, settings: Settings) -> str:
+    """Name of the file that says that kernels of such runs are there."""
     options = settings.method, settings.ranges, settings.act_order, settings.static_groups
     model = checkpoint.info(EMBEDDINGS).dtype, checkpoint.config.architecture.model_type
     improved = settings.target, settings.refits, settings.descents
-    name = "-".join(["run", *map(str, (*model, *options, *improved))])
-    return f"{name}.mark", repr(versions()).encode() + kernel_files.sources(Path(__file__))
+    return "-".join(["run", *map(str, (*model, *options, *improved))]) + ".mark"
 
 
-def _started(order: _Order) -> subprocess.Popen[bytes]:
-    """Start a process on an order; what it prints is of no use to anybody."""
-    process = subprocess.Popen(
+def _identity() -> bytes:
+    """Return what kernels depend on."""
+    from numbacalib.runtime.cubins import versions
+
+    return repr(versions()).encode() + kernel_files.sources(Path(__file__))
+
+
+def _started() -> subprocess.Popen[bytes]:
+    """Start a process that waits for an order; what it prints is of no use to anybody."""
+    return subprocess.Popen(
         [sys.executable, "-m", __name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def _send(process: subprocess.Popen[bytes], order: _Order) -> None:
     assert process.stdin is not None
-    process.stdin.write(pickle.dumps(order))
-    process.stdin.close()
-    return process
+    with suppress(OSError), process.stdin as stream:  # it may have ended
+        stream.write(pickle.dumps(order))
 
 
 def _attention(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
@@ -164,7 +237,7 @@ def _sweep(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     """Run what quantizes columns by a factor."""
     weight = block.linears[block.stages[0][0]]
     rows, channels = weight.shape
-    upper = decoder.place.put(np.eye(channels, dtype=np.float32))
+    upper = decoder.place.zeros((channels, channels))
     spread = decoder.place.put(np.ones((1, channels), np.float32))
     with arrays_of_one_device(weight=weight, upper=upper, spread=spread) as (weight, upper, spread):
         grid = grid_settings(weight, AskedGrid(**grid_options(_layer(block, settings))))
@@ -201,22 +274,14 @@ def _target(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     """Run what finds a propagated target, quantizes it, which is float32, and measures losses to it."""
     stage = block.stages[-1]
     weight = block.linears[stage[0]]
-    inputs = decoder.place.put(np.eye(weight.shape[1], dtype=block.dtype))
-    zeros = decoder.place.zeros((weight.shape[1], weight.shape[0]))
+    channels = weight.shape[1]
+    inputs = decoder.place.put(np.zeros((channels, channels), block.dtype))
+    zeros = decoder.place.zeros((channels, weight.shape[0]))
     outputs = weighted_sum(zeros, zeros, 1.0, -1.0, dtype=block.dtype)
-    statistics = InputStatistics(weight.shape[1])
+    statistics = InputStatistics(channels)
     statistics.update(inputs, inputs, outputs)
     layer = replace(_layer(block, settings), target="propagated")
     quantize_layers({stage[0]: weight}, statistics, layer)
-
-
-def _storing(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run what the host does with quantized layers: pack and unpack codes, and decode them."""
-    del decoder
-    size = settings.group_size or 8
-    codes, zeros = np.zeros((8, size), np.uint8), np.zeros((8, 1), np.uint8)
-    scales = np.ones((8, 1), block.dtype)
-    storing(QuantizedWeight(codes, scales, zeros, settings.bits, size, settings.symmetric))
 
 
 def _score(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
@@ -239,21 +304,8 @@ _PARTS: dict[str, Callable[[Decoder, DecoderBlock, Settings], None]] = {
     "solve": _solve,
     "target": _target,
     "score": _score,
-    "storing": _storing,
 }
 """Parts of a run."""
-_OF_TARGET = ("target",)
-_PROCESSES: tuple[tuple[str, ...], ...] = (
-    ("hessian", "panels"),
-    ("columns", "score"),
-    ("sweep",),
-    ("attention", "mlp", "storing"),
-    ("factor", "search"),
-    ("measure", "solve"),
-    _OF_TARGET,
-)
-"""Parts that a process does, as much to compile in each as may be. They are few, since a device's driver
-makes a context for one process at a time."""
 
 
 def _states(decoder: Decoder, settings: Settings) -> Any:
@@ -272,23 +324,50 @@ def _orders(diagonals: Any, block: DecoderBlock, settings: Settings) -> Any:
 
 
 def _statistics(place: Place, channels: int) -> InputStatistics:
-    """Statistics of inputs that say nothing of each other, made without the kernels that make others."""
+    """Statistics made without the kernels that make others; what they hold means nothing."""
     statistics = InputStatistics(channels)
     statistics.tokens = TOKENS
     for name in ("hessian", "mean_abs", "max_abs"):
-        shape = getattr(statistics, name).shape
-        values: Any = np.eye(channels) if len(shape) == 2 else np.ones(channels)
-        setattr(statistics, name, place.put(values.astype(np.float32)))
+        setattr(statistics, name, place.zeros(getattr(statistics, name).shape))
     return statistics
+
+
+def _storing(dtype: np.dtype, settings: Settings) -> None:
+    """Run what the host does with quantized layers: pack and unpack codes, and decode them."""
+    size = settings.group_size or 8
+    codes, zeros = np.zeros((8, size), np.uint8), np.zeros((8, 1), np.uint8)
+    scales = np.ones((8, 1), dtype)
+    storing(QuantizedWeight(codes, scales, zeros, settings.bits, size, settings.symmetric))
+
+
+def _zeros(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
+    """Zeros in the place of a weight, which takes long to read."""
+    found = checkpoint.info(name)
+    return np.zeros(found.shape, found.dtype)
 
 
 def main() -> None:
     """Do what standard input orders."""
     order = pickle.loads(sys.stdin.buffer.read())
-    decoder = Decoder(open_checkpoint(order.model), place=open_place(order.device))
+    checkpoint = open_checkpoint(order.model)
+    if order.first:
+        _storing(order.place.product_dtype(checkpoint.info(EMBEDDINGS).dtype), order.settings)
+    launches = rehearse(order.facts)
+    decoder = Decoder(checkpoint, partial(_zeros, checkpoint), order.place)
     block = decoder.block(0)
-    for part in order.parts:
-        _PARTS[part](decoder, block, order.settings)
+    for part in _parts(order.settings):
+        with suppress(Exception):  # of results that mean nothing
+            part(decoder, block, order.settings)
+    from numbacalib.runtime import cubins
+
+    for kernel, kinds, types in sorted(launches, key=lambda noted: -code_size(noted.kernel)):
+        cubins.keep(kernel, kinds, types, order.facts.capability)
+
+
+def _parts(settings: Settings) -> list[Callable[[Decoder, DecoderBlock, Settings], None]]:
+    """Return the parts of a run with some settings."""
+    left_out = () if settings.target == "propagated" else ("target",)
+    return [part for name, part in _PARTS.items() if name not in left_out]
 
 
 if __name__ == "__main__":

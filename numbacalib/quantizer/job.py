@@ -70,6 +70,8 @@ class Job:
     held_out: NDArray[np.integer]
     """Sequences [S, T] that the output is evaluated on; none with S = 0."""
     identity: dict[str, Any]
+    free_bytes: int | None
+    """Memory where the model runs that was free before the run took any; None where nobody knows."""
 
 
 def on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
@@ -100,6 +102,7 @@ def open_job(
         raise ValueError("text: required, since this calibrates; --method rtn alone needs none")
     if settings.lm_head and (inputs.statistics is not None or inputs.importance is not None):
         raise ValueError("lm_head: expected a text to calibrate it on, no statistics or importance")
+    free_bytes = place.free_bytes()
     decoder = Decoder(checkpoint, place=place)
     shapes = _layer_shapes(checkpoint, settings, formats)
     weights = {name: checkpoint.info(f"{name}.weight") for name in shapes}
@@ -145,6 +148,7 @@ def open_job(
         tokens=0 if tokens is None else tokens.size,
         held_out=others,
         identity=identity,
+        free_bytes=free_bytes,
     )
 
 

@@ -22,7 +22,7 @@ from numbacalib.formats.registry import formats_named
 from numbacalib.methods import LayerReport
 from numbacalib.models import HOST, open_checkpoint, open_place
 from numbacalib.models.hub import revision_of
-from numbacalib.quantizer.ahead import compiled_ahead
+from numbacalib.quantizer.ahead import CompiledAhead
 from numbacalib.quantizer.blocks import quantize_blocks
 from numbacalib.quantizer.distributions import Distributions
 from numbacalib.quantizer.job import Inputs, Job, asked_grid, open_job
@@ -137,11 +137,12 @@ def quantize(
     with recorded_warnings() as warnings, reporting(progress), ExitStack() as beside:
         with clock.phase("reading"):
             inputs = Inputs(model, text, held_out, statistics, importance)
-            place = open_place(device)
             checkpoint = open_checkpoint(model)
             experts = checkpoint.config.mixture is not None
             settings = settings.settled(text=bool(text), experts=experts)
-            beside.enter_context(compiled_ahead(checkpoint, settings, place))
+            ahead = beside.enter_context(CompiledAhead(checkpoint, settings, device))
+            place = open_place(device)
+            ahead.begin(place)
             job = open_job(checkpoint, inputs, settings, written, place)
         if max_kl is not None and not len(job.held_out):
             raise ValueError("max_kl: expected a held-out text, or more text than is calibrated on")

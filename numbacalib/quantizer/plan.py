@@ -224,19 +224,11 @@ def _lacking(
     if not demand.on_host:
         needs[demand.place] = demand.least_bytes(tokens)
     for where, needed in needs.items():
-        free = where.free_bytes()
-        if free is not None and where is not HOST:
-            free += _stream_bytes(job)
+        # what a run holds of a device already is part of what it needs there
+        free = where.free_bytes() if where is HOST else job.free_bytes
         if free is not None and needed > free:
             return where.name, needed, free
     return None
-
-
-def _stream_bytes(job: Job) -> int:
-    """Bytes of a device that a text's states take, which are there since they were made."""
-    if job.calibration is None or not job.tokens or _is_streamed(job):
-        return 0
-    return demand_of(job).pinned_bytes(job.tokens)
 
 
 def _remedy(job: Job, fits: Callable[[Demand, int], bool]) -> str:

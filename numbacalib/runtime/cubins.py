@@ -54,6 +54,12 @@ def function(kernel: Any, kinds: tuple, types: Callable[[], tuple]) -> Any:
     return _loaded(kernel_files.kept(name, identity, make))
 
 
+def keep(kernel: Any, kinds: tuple, types: tuple, capability: tuple[int, ...]) -> None:
+    """Compile a kernel for a file, see `function`, unless there is one or another process makes it."""
+    name, identity = identify(kernel, kinds, capability)
+    kernel_files.make_unless_begun(name, identity, lambda: compiled(kernel, types, capability))
+
+
 def _loaded(code: bytes) -> Any:
     """Load machine code for as long as the process lives, and return the handle of its one kernel."""
     library = check(driver.cuLibraryLoadData(code, None, None, 0, None, None, 0))

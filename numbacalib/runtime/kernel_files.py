@@ -14,12 +14,14 @@ import os
 import stat
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from typing import IO
 
 from numba import config
 
@@ -30,6 +32,10 @@ except ImportError:  # on Windows
 
 PACKAGE = Path(__file__).parent.parent
 DIGEST_BYTES = sha256().digest_size
+PATIENCE = 60.0
+"""Seconds that a file is waited for which another process makes: ten times as long as the slowest takes."""
+POLL = 0.01
+"""Seconds between two looks at a lock."""
 
 log = logging.getLogger("numbacalib")
 
@@ -45,6 +51,11 @@ def load(name: str, identity: bytes) -> bytes | None:
             if digest == sha256(identity + payload).digest():
                 return payload
     return None
+
+
+def is_there(name: str) -> bool:
+    """Return whether `store` kept something by this name, whether or not `load` takes it."""
+    return any((folder / name).is_file() for folder in folders())
 
 
 def store(name: str, identity: bytes, payload: bytes) -> None:
@@ -67,11 +78,11 @@ def kept(name: str, identity: bytes, make: Callable[[], bytes]) -> bytes:
     """Return the file kept by this name for the same identity; make and keep it if there is none.
 
     One thread makes at a time, and of several processes one a file: two that need the same do not make it
-    twice.
+    twice, unless the first takes longer than `PATIENCE`.
     """
     payload = load(name, identity)
     if payload is None:
-        with _making, _locked(name):
+        with _making, _locked(name, PATIENCE):
             payload = load(name, identity)
             if payload is None:
                 payload = make()
@@ -79,25 +90,48 @@ def kept(name: str, identity: bytes, make: Callable[[], bytes]) -> bytes:
     return payload
 
 
+def make_unless_begun(name: str, identity: bytes, make: Callable[[], bytes]) -> None:
+    """Make and keep a file by this name, unless there is one, or another process is making it."""
+    if load(name, identity) is not None:
+        return
+    with _making, _locked(name, 0) as is_ours:
+        if is_ours and load(name, identity) is None:
+            store(name, identity, make())
+
+
 @contextmanager
-def _locked(name: str) -> Iterator[None]:
+def _locked(name: str, patience: float) -> Iterator[bool]:
     """Hold the lock of a file that is to be made, where the system and its folder have locks.
 
-    The system gives it back with the process, however that ends.
+    The system gives it back with the process, however that ends. Gives False where another process keeps it
+    for longer than the seconds of `patience`.
     """
     folder = first_writable()
     file = None if fcntl is None or folder is None else folder / f"{name}.lock"
     with ExitStack() as stack:
-        if file is not None and fcntl is not None:
+        is_ours = True
+        if file is not None:
             with suppress(OSError):  # made twice, then
-                opened = stack.enter_context(file.open("wb"))
-                fcntl.flock(opened, fcntl.LOCK_EX)
+                is_ours = _taken(stack.enter_context(file.open("wb")), patience)
         try:
-            yield
+            yield is_ours
         finally:
-            if file is not None:
+            if file is not None and is_ours:
                 with suppress(OSError):
                     file.unlink()
+
+
+def _taken(file: IO[bytes], patience: float) -> bool:
+    """Take the lock of an open file, or return False once no time is left."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(POLL)
 
 
 def folders() -> Iterator[Path]:

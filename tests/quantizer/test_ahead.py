@@ -1,5 +1,6 @@
 """What a run's GPU kernels are compiled by ahead: the run's own functions, in processes of their own."""
 
+import numpy as np
 import pytest
 from models.tiny import write_tiny_checkpoint
 
@@ -22,18 +23,36 @@ def test_each_part_runs_on_a_block(backend, model, part):
     ahead._PARTS[part](decoder, decoder.block(0), SETTINGS)
 
 
-def test_a_process_does_what_it_is_sent(model):
-    process = ahead._started(ahead._Order(("columns", "mlp"), str(model), SETTINGS, "cpu"))
-    assert process.wait(timeout=300) == 0
-    assert ahead._started(ahead._Order(("mlp",), "absent", SETTINGS, "cpu")).wait(300) != 0
+def test_what_the_host_does_with_layers_runs():
+    ahead._storing(np.dtype(np.float32), SETTINGS)
 
 
-def test_every_part_has_a_process():
-    parts = [part for parts in ahead._PROCESSES for part in parts]
-    assert sorted(parts) == sorted(ahead._PARTS)
+def test_layerwise_runs_compile_nothing_of_targets():
+    layerwise = Settings(target="layerwise")
+    assert set(ahead._PARTS.values()) - set(ahead._parts(layerwise)) == {ahead._target}
+    assert ahead._parts(Settings(target="propagated")) == list(ahead._PARTS.values())
 
 
 def test_the_host_compiles_nothing_ahead(monkeypatch, model):
     monkeypatch.setattr(ahead, "_started", None)
-    with ahead.compiled_ahead(open_checkpoint(model), SETTINGS, HOST):
-        pass
+    monkeypatch.setattr(ahead, "_has_device", lambda: True)
+    with ahead.CompiledAhead(open_checkpoint(model), SETTINGS, "cpu") as processes:
+        processes.begin(HOST)
+
+
+def test_processes_that_are_not_needed_end(monkeypatch, model):
+    """A run that was to take a device if there is one started them, and then took the host."""
+    monkeypatch.setattr(ahead, "_has_device", lambda: True)
+    monkeypatch.setattr(ahead, "_processors", lambda: ahead.LEAST_PROCESSORS)
+    with ahead.CompiledAhead(open_checkpoint(model), SETTINGS, "auto") as processes:
+        started = list(processes._processes)
+        assert len(started) == ahead.LEAST_PROCESSORS * 3 // 4
+        assert all(process.poll() is None for process in started)
+        processes.begin(HOST)
+        assert all(process.poll() is not None for process in started)
+    opened = ahead.CompiledAhead(open_checkpoint(model), SETTINGS, "auto")
+    started = list(opened._processes)
+    with pytest.raises(ValueError, match="no such"), opened:
+        raise ValueError("no such device")
+    assert started
+    assert all(process.poll() is not None for process in started)

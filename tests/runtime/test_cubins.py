@@ -15,7 +15,7 @@ import pytest
 from numba import njit, types
 
 from numbacalib.runtime import kernel_files
-from numbacalib.runtime.identity import describe
+from numbacalib.runtime.identity import code_size, describe
 
 ROOT = Path(__file__).parent.parent.parent
 STEP = 1
@@ -43,6 +43,12 @@ def doubler(factor):
         return x * factor
 
     return double
+
+
+def test_kernels_that_call_more_are_larger():
+    sizes = [code_size(kernel_of(1)), code_size(kernel_of(1, doubler(2)))]
+    assert 0 < sizes[0] < sizes[1]
+    assert code_size(recursive) == len(recursive.__code__.co_code)
 
 
 def with_global(x):

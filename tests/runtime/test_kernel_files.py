@@ -179,6 +179,20 @@ def test_of_several_processes_one_makes_a_file(tmp_path):
     assert not list(tmp_path.rglob("*.lock"))
 
 
+def test_what_another_process_makes_is_left_to_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    first = maker(tmp_path, 3)
+    assert first.stdout.readline() == "made\n"
+    kernel_files.make_unless_begun("kernel.nbc", b"identity", pytest.fail)
+    assert first.poll() is None
+    assert first.communicate(timeout=300)[0] == "b'payload'\n"
+    assert kernel_files.load("kernel.nbc", b"identity") == b"payload"
+    kernel_files.make_unless_begun("kernel.nbc", b"identity", pytest.fail)
+    kernel_files.make_unless_begun("other.nbc", b"identity", lambda: b"other")
+    assert kernel_files.load("other.nbc", b"identity") == b"other"
+    assert not list(tmp_path.rglob("*.lock"))
+
+
 def test_one_that_is_killed_is_not_waited_for(tmp_path):
     first = maker(tmp_path, 300)
     assert first.stdout.readline() == "made\n"
