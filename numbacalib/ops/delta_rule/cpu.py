@@ -6,7 +6,6 @@ The columns of a memory do not depend on each other, so that a few at a time sta
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads
 from numpy.typing import NDArray
 
 from numbacalib.runtime.half import carrier, narrow, widen
@@ -30,14 +29,17 @@ def delta_rule(
 ) -> NDArray:
     """See `numbacalib.ops.delta_rule.delta_rule`."""
     found = np.empty(values.shape, values.dtype)
-    arrays = queries, keys, carrier(values), decays, rates, slopes, biases
-    _run(get_num_threads(), *arrays, corrects, np.zeros(1, np.int64), carrier(found))
+    sequences, _, heads, width = values.shape
+    tokens, head_wise = (queries, keys, carrier(values), decays, rates), (slopes, biases)
+    tasks = sequences * heads * -(-width // COLUMNS)
+    _run(tasks, tokens, head_wise, corrects, carrier(found))
     return found
 
 
 @task_kernel
-def _run(queries, keys, values, decays, rates, slopes, biases, corrects, counter, found):
+def _run(counter, tokens, head_wise, corrects, found):
     """Split: workers take runs of columns of the memory of a sequence and a head."""
+    (queries, keys, values, decays, rates), (slopes, biases) = tokens, head_wise
     sequences, length, heads, width = values.shape
     size, group = keys.shape[3], heads // keys.shape[2]
     runs = -(-width // COLUMNS)

@@ -1,17 +1,27 @@
-"""The refit of zeros on the CPU: products of BLAS for the matrices, one task a row for the search."""
+"""The refit of zeros on the CPU: products of BLAS for the matrices, and a kernel for the rows."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from numbacalib.ops.products.cpu import group_dots
 from numbacalib.ops.scale_refit.cpu import TILE_BYTES, centered_codes, squares_of_groups
-from numbacalib.runtime.half import carrier, widen
-from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.half import carrier, narrow, widen
+from numbacalib.runtime.jit import task_kernel
+from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.scale_refit import same_sign
-from numbacalib.spec.zero_refit import GroupMoments, fit_zeros, lowers_loss_with_zeros
+from numbacalib.spec.zero_refit import GroupMoments, RowMoments, fit_zeros, lowers_loss_with_zeros
+
+
+class _Grids(NamedTuple):
+    """Grids of the groups of some rows, [M, G]."""
+
+    scales: NDArray
+    """Their carrier."""
+    zeros: NDArray
 
 
 def refitted_zeros(
@@ -29,22 +39,16 @@ def refitted_zeros(
     for first in range(0, rows, step):
         own = slice(first, first + step)
         centered = centered_codes(codes[own], zeros[own], errors.dtype)
-        systems = _systems(centered, errors[own], moments)
-        grids = carrier(scales[own]), zeros[own]
-        steps, moves = np.empty(scales[own].shape), np.empty(zeros[own].shape, np.int64)
-        _fit(*systems, moments.ones, *grids, *range_of_zeros, steps, moves)
-        with np.errstate(over="ignore"):
-            stored = carrier((scales[own].astype(np.float64) + steps).astype(scales.dtype))
-        results = carrier(new_scales[own]), new_zeros[own]
-        _keep_better(*systems, moments.ones, *grids, stored, steps, moves, *results)
+        products = _moments(centered, errors[own], moments)
+        given = _Grids(carrier(scales[own]), zeros[own])
+        found = _Grids(carrier(new_scales[own]), new_zeros[own])
+        _refit_rows(len(centered), products, given, range_of_zeros, found)
     return new_scales, new_zeros
 
 
-def _systems(
-    centered: NDArray, errors: NDArray, moments: GroupMoments
-) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """``c H c^T``, ``c H u^T`` [M, G, G], ``c H e^T`` and ``u H e^T`` [M, G] of `spec.zero_refit`."""
-    hessian, sums, _ = moments
+def _moments(centered: NDArray, errors: NDArray, moments: GroupMoments) -> RowMoments:
+    """Return `RowMoments` of all rows, [M, G, G] and [M, G], but for those of ones, which they share."""
+    hessian, sums, ones = moments
     groups = sums.shape[1]
     size = len(sums) // groups
     mixed = np.empty((len(centered), groups, groups))
@@ -53,47 +57,37 @@ def _systems(
         mixed[:, g] = centered[:, own] @ sums[own]
     pulls = group_dots(centered, errors @ hessian, size)
     ones_pulls = (errors @ sums).astype(np.float64)
-    return squares_of_groups(centered, hessian, groups), mixed, pulls, ones_pulls
+    codes = squares_of_groups(centered, hessian, groups)
+    return RowMoments(codes, mixed, ones, pulls, ones_pulls)
 
 
-@kernel
-def _fit(matrices, mixed, pulls, ones_pulls, ones, scales, zeros, least, most, steps, moves):
-    """Split: one task a row."""
-    groups = pulls.shape[1]
-    for i in prange(len(pulls)):
-        old, whole = np.empty(groups), np.empty(groups, np.int64)
+@task_kernel
+def _refit_rows(counter, products, given, range_of_zeros, found):
+    """Split: workers take rows."""
+    rows, groups = products.pulls.shape
+    old, steps, moves = np.empty(groups), np.empty(groups), np.empty(groups, np.int64)
+    i = fetch_add(counter)
+    while i < rows:
+        row = RowMoments(
+            products.codes[i],
+            products.mixed[i],
+            products.ones,
+            products.pulls[i],
+            products.ones_pulls[i],
+        )
+        scales, zeros = given.scales[i], given.zeros[i]
+        new_scales, new_zeros = found.scales[i], found.zeros[i]
         for g in range(groups):
-            old[g], whole[g] = widen(scales[i, g]), zeros[i, g]
-        system = matrices[i], mixed[i], ones, pulls[i], ones_pulls[i]
-        fit_zeros(*system, old, whole, least, most, steps[i], moves[i])
-
-
-@kernel
-def _keep_better(
-    matrices,
-    mixed,
-    pulls,
-    ones_pulls,
-    ones,
-    scales,
-    zeros,
-    stored,
-    steps,
-    moves,
-    new_scales,
-    new_zeros,
-):
-    """Split: one task a row."""
-    groups = pulls.shape[1]
-    for i in prange(len(pulls)):
-        old = np.empty(groups)
+            old[g] = widen(scales[g])
+        fit_zeros(row, old, zeros, range_of_zeros, steps, moves)
         same_signs = True
         for g in range(groups):
-            old[g] = widen(scales[i, g])
-            steps[i, g] = float(widen(stored[i, g])) - old[g]
-            same_signs &= same_sign(float(widen(stored[i, g])), old[g])
-        system = matrices[i], mixed[i], ones, pulls[i], ones_pulls[i]
-        better = same_signs and lowers_loss_with_zeros(*system, old, steps[i], moves[i])
+            new_scales[g] = narrow(old[g] + steps[g], new_scales[g])
+            steps[g] = float(widen(new_scales[g])) - old[g]
+            same_signs &= same_sign(float(widen(new_scales[g])), old[g])
+        better = same_signs and lowers_loss_with_zeros(row, old, steps, moves)
         for g in range(groups):
-            new_scales[i, g] = stored[i, g] if better else scales[i, g]
-            new_zeros[i, g] = zeros[i, g] + (moves[i, g] if better else 0)
+            if not better:
+                new_scales[g] = scales[g]
+            new_zeros[g] = zeros[g] + (moves[g] if better else 0)
+        i = fetch_add(counter)
