@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.jit import task_kernel
 from numbacalib.runtime.strides import rows_view
+from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.decoder import inverse_rms
 
 LANES = 16
@@ -23,14 +23,15 @@ def layer_norm(
     if bias is None:
         bias = np.zeros((1, x.shape[1]), np.float32)
     arrays = (rows_view(carrier(x)), x.shape[1], rows_view(weight), rows_view(bias))
-    _normalize(*arrays, len(weight), len(bias), eps, carrier(result))
+    _normalize(len(x), *arrays, len(weight), len(bias), eps, carrier(result))
     return result
 
 
-@kernel
-def _normalize(x, columns, weight, bias, weights, biases, eps, result):
-    """Split: one task a row."""
-    for i in prange(len(x)):
+@task_kernel
+def _normalize(counter, x, columns, weight, bias, weights, biases, eps, result):
+    """Split: workers take rows."""
+    i = fetch_add(counter)
+    while i < len(x):
         parts = np.zeros(LANES, np.float32)
         whole = columns // LANES * LANES
         for begin in range(0, whole, LANES):
@@ -58,3 +59,4 @@ def _normalize(x, columns, weight, bias, weights, biases, eps, result):
         for j in range(columns):
             value = (np.float32(widen(x[i, j])) - mean) * inverse * row[j] + other[j]
             result[i, j] = narrow(value, result[i, j])
+        i = fetch_add(counter)
