@@ -15,7 +15,7 @@ from numbacalib.methods.gptq import gptq_shared
 from numbacalib.methods.improvement import improved
 from numbacalib.methods.layer import LayerReport, LayerSettings
 from numbacalib.methods.layer_options import searched_options, share_for, solver_options
-from numbacalib.methods.measured import figures_of_inputs, named, reported
+from numbacalib.methods.measured import Layer, figures_of_inputs, named, reported
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rtn import rtn
 from numbacalib.methods.settings import AskedGrid, FoundGrids, GridArrays, GridFinder, grid_settings
@@ -140,8 +140,10 @@ def quantize_layers(
             measured |= figures_of_inputs(statistics)
     together = (time.perf_counter() - begin) / len(weights)
     return [
-        reported(name, weight, targets[name], quantized, statistics, settings, measured, together)
-        for (name, weight), quantized in zip(weights.items(), found, strict=True)
+        reported(
+            Layer(*each, targets[each[0]], statistics), quantized, settings, measured, together
+        )
+        for each, quantized in zip(weights.items(), found, strict=True)
     ]
 
 

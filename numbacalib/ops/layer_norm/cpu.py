@@ -22,14 +22,15 @@ def layer_norm(
     result = np.empty(x.shape, dtype)
     if bias is None:
         bias = np.zeros((1, x.shape[1]), np.float32)
-    arrays = (rows_view(carrier(x)), x.shape[1], rows_view(weight), rows_view(bias))
-    _normalize(len(x), *arrays, len(weight), len(bias), eps, carrier(result))
+    arrays = rows_view(carrier(x)), rows_view(weight), rows_view(bias)
+    _normalize(len(x), *arrays, eps, carrier(result))
     return result
 
 
 @task_kernel
-def _normalize(counter, x, columns, weight, bias, weights, biases, eps, result):
+def _normalize(counter, x, weight, bias, eps, result):
     """Split: workers take rows."""
+    columns = result.shape[1]
     i = fetch_add(counter)
     while i < len(x):
         parts = np.zeros(LANES, np.float32)
@@ -55,7 +56,7 @@ def _normalize(counter, x, columns, weight, bias, weights, biases, eps, result):
         for lane in range(LANES):
             squares += parts[lane]
         inverse = inverse_rms(squares, columns, eps)
-        row, other = weight[i % weights], bias[i % biases]
+        row, other = weight[i % len(weight)], bias[i % len(bias)]
         for j in range(columns):
             value = (np.float32(widen(x[i, j])) - mean) * inverse * row[j] + other[j]
             result[i, j] = narrow(value, result[i, j])

@@ -18,15 +18,14 @@ LANES = 16
 def rms_norm(x: NDArray, weight: NDArray, eps: np.float32, dtype: np.dtype) -> NDArray:
     """See `numbacalib.ops.rms_norm.rms_norm`."""
     result = np.empty(x.shape, dtype)
-    _normalize(
-        len(x), rows_view(carrier(x)), x.shape[1], rows_view(weight[None]), eps, carrier(result)
-    )
+    _normalize(len(x), rows_view(carrier(x)), rows_view(weight[None]), eps, carrier(result))
     return result
 
 
 @task_kernel
-def _normalize(counter, x, columns, weight, eps, result):
+def _normalize(counter, x, weight, eps, result):
     """Split: workers take rows."""
+    columns = result.shape[1]
     i = fetch_add(counter)
     while i < len(x):
         parts = np.zeros(LANES, np.float32)
