@@ -28,7 +28,7 @@ def quantize_each(
     statistics: Sequence[InputStatistics | None],
     settings: LayerSettings,
 ) -> list[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
-    """Quantize equal layers with an input of their own each, such as experts, and measure each.
+    """Quantize and measure layers of one shape, each with its own inputs, such as experts.
 
     On the CPU each is quantized on one thread, as many at a time as there are threads; on a GPU steps of
     GPTQ are launches for many layers, as `gptq_batch` has them.

@@ -221,7 +221,7 @@ def check_layer(
 def _targets(
     weights: Mapping[str, Any], statistics: InputStatistics | None, settings: LayerSettings
 ) -> Mapping[str, Any]:
-    """Return what layers are to be: their weights, or those that the quantized inputs need."""
+    """Return the matrices that layers should match: their weights, or targets for quantized inputs."""
     if statistics is None or settings.target == "layerwise":
         return weights
     keys = {f"{name}: weight": weight for name, weight in weights.items()}
@@ -238,7 +238,7 @@ def _quantized(
     settings: LayerSettings,
     importance: Mapping[str, Any] | None,
 ) -> tuple[Sequence[QuantizedWeight | CodebookWeight], dict[str, Any]]:
-    """Quantize by the settings' method; return also what reports of all the layers say of it."""
+    """Quantize by the settings' method; also return the figures that the reports of all layers share."""
     alike = searched_options(settings)
     if settings.ranges == "weighted" and importance is None and statistics is not None:
         alike["importance"] = statistics.mean_square

@@ -42,7 +42,7 @@ def reported(
     measured: Mapping[str, Any],
     seconds: float,
 ) -> tuple[QuantizedWeight | CodebookWeight, LayerReport]:
-    """Measure a quantized layer, and report of it with what was `measured` and took `seconds` before."""
+    """Measure a quantized layer and report on it, with what was `measured`, and took `seconds`, before."""
     begin = time.perf_counter()
     figures: dict[str, Any] = {}
     if isinstance(quantized, QuantizedWeight) and quantized.report is not None:
@@ -75,7 +75,7 @@ def reported(
 
 @contextmanager
 def named(names: Iterable[str]) -> Iterator[None]:
-    """Begin errors with a layer's name: the first, unless they begin with one."""
+    """Prefix errors with the first of the layers' names, unless they begin with one already."""
     try:
         yield
     except (ValueError, TypeError, np.linalg.LinAlgError) as error:

@@ -18,7 +18,7 @@ from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import fetch_add
 
 RUN = 1 << 16
-"""Elements of a task: so many that the counter costs nothing beside them."""
+"""Elements of a task: enough that the cost of the counter does not show."""
 
 
 def require_finite(name: str, array: Any, limit: float = math.inf) -> None:

@@ -122,7 +122,7 @@ class task_kernel(kernel):  # noqa: N801
     _compile = staticmethod(njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True))
 
     def __call__(self, tasks: int, *arguments: Any) -> None:
-        """Run the kernel on as many threads as Numba has, if there are so many tasks.
+        """Run the kernel on as many threads as Numba has, if there are enough tasks.
 
         Each gets the counter of the tasks, int64 [1], before the arguments. An error of any is raised.
         """

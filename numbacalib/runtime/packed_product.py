@@ -133,7 +133,7 @@ def _multiply(counter, left, right, depth, factors, upper, out):
 
 @scalar
 def _store(sums, alpha, beta, target):
-    """Store ``alpha * sums + beta * target``; what was there before does not count where beta is 0."""
+    """Store ``alpha * sums + beta * target``; the target's old values are ignored where beta is 0."""
     height, width = target.shape
     for i in range(height):
         for p in range(-(-width // LANES)):

@@ -32,7 +32,7 @@ from contextlib import contextmanager, suppress
 
 
 class _Turns:
-    """A lock that its holder may take again, and that is free in a forked process.
+    """A reentrant lock that is free in a forked process.
 
     A fork waits until it is free, so that nothing of ours is under way in what is copied.
     """
@@ -53,7 +53,7 @@ class _Turns:
         self._lost = _uses_gnu_openmp()
 
     def leave_out_this_thread(self) -> None:
-        """Let this thread launch without a turn until it ends: whoever started it holds the turn."""
+        """Let this thread launch without taking a turn: the thread that started it holds the turn."""
         self._here.left_out = True
 
     @property
@@ -102,7 +102,7 @@ def _limit_numba() -> None:
 
 
 def thread_count() -> int:
-    """Return the number of threads that kernels use, without starting Numba's own where they sleep yet."""
+    """Return the number of threads that kernels use, without starting Numba's pool if nothing has yet."""
     return config.NUMBA_NUM_THREADS if _layer() is None else get_num_threads()
 
 

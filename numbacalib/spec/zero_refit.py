@@ -1,6 +1,6 @@
 """Integer zeros of a row for codes that are known, each with the scale that goes with it.
 
-With ``c_g`` the codes less the zero of before and ``u_g`` ones, both 0 outside of group g, scales x and
+With ``c_g`` the codes less the old zero and ``u_g`` ones, both 0 outside of group g, scales x and
 zeros that move by integers d give ``q = sum_g x_g (c_g - d_g u_g)``. For one group, all others fixed, the
 loss is least at ``x = n / m``, where it is less by ``n**2 / m``, with
 
@@ -51,7 +51,7 @@ class RowMoments(NamedTuple):
 def fit_zeros(row, scales, zeros, range_of_zeros, steps, moves):
     """Find scales ``scales + steps``, and zeros ``zeros + moves`` within a range (least, most).
 
-    `row` is `RowMoments` with the scales [G] and zeros [G] of before; `steps` and `moves` [G] become what
+    `row` is `RowMoments` with the old scales [G] and zeros [G]; `steps` and `moves` [G] become what
     was found.
     """
     (matrix, mixed, ones, pulls, ones_pulls), (least, most) = row, range_of_zeros

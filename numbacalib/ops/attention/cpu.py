@@ -127,7 +127,7 @@ def _add_values(gemm, scores, values, step, sums):
 
 @scalar
 def _weigh(scores, first, start, group, window, cap, state, sums):
-    """Make weights of scores, and bring what was summed so far to the same largest scores.
+    """Turn scores into weights, and rescale the sums so far to the new largest scores.
 
     Key ``first + i`` is seen by a run of the tile's queries.
     """
@@ -164,7 +164,7 @@ def _weigh(scores, first, start, group, window, cap, state, sums):
 
 @scalar
 def _seen(key, start, group, window, count):
-    """The run of a tile's queries that see a key: from its own position on, to the window's end."""
+    """Range of a tile's queries that see a key: from its own position to the window's end."""
     low = max(key - start, 0) * group
     high = min((key + window - start) * group, count) if window > 0 else count
     return min(low, high), high
@@ -172,7 +172,7 @@ def _seen(key, start, group, window, count):
 
 @scalar
 def _give(sums, totals, start, head, group, context):
-    """Write what a tile's queries attend to."""
+    """Write the outputs of a tile's queries."""
     for c in range(len(totals)):
         taken = context[start + c // group, head * group + c % group]
         inverse = np.float32(1) / totals[c]

@@ -173,7 +173,7 @@ def _stored(number):
 
 @scalar
 def _long_enough(scale, minimum, integer):
-    """Raise a stored scale to where `integer` minima are few enough scales."""
+    """Raise a stored scale until `integer` times the minimum is few enough scales."""
     return max(scale, _stored(abs(minimum) * integer * np.float32(LEAST_SHARE)))
 
 

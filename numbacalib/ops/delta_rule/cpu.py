@@ -69,7 +69,7 @@ def _run(counter, tokens, head_wise, corrects, found):
 
 @scalar
 def _recall(memory, decay, key, known):
-    """Let the memory decay, and set `known` to what it has for a key."""
+    """Decay the memory, and set `known` to what it holds for a key."""
     for j in range(COLUMNS):
         known[j] = np.float32(0)
     for i in range(len(memory)):
@@ -81,7 +81,7 @@ def _recall(memory, decay, key, known):
 
 @scalar
 def _write_and_read(memory, key, written, query, read):
-    """Write for a key, and set `read` to what the memory then has for a query."""
+    """Write for a key, then set `read` to what the memory holds for a query."""
     for j in range(COLUMNS):
         read[j] = np.float32(0)
     for i in range(len(memory)):

@@ -12,7 +12,7 @@ from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.decoder import inverse_rms
 
 LANES = 16
-"""Partial sums, each of every so many elements: see `numbacalib.ops.rms_norm.cpu`."""
+"""Partial sums, each over every 16th element: see `numbacalib.ops.rms_norm.cpu`."""
 
 
 def layer_norm(

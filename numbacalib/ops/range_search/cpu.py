@@ -114,7 +114,7 @@ def search_tile(weights, factors, search, bounds, scale, zero):
 
 @scalar
 def _errors(weights, factors, scale, zero, bounds, norm, best, error):
-    """Sum each row's errors into `error`; stop early where all rows are past their best."""
+    """Sum each row's errors into `error`; stop early once every row is past its best."""
     error[:] = 0
     for begin in range(0, len(weights), STRIP):
         for j in range(begin, min(begin + STRIP, len(weights))):

@@ -10,7 +10,7 @@ from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.decoder import capped, negative_log_likelihood, weight_of
 
 LANES = 16
-"""Partial maxima and sums, each of every so many entries: see `numbacalib.ops.rms_norm.cpu`."""
+"""Partial maxima and sums, each over every 16th entry: see `numbacalib.ops.rms_norm.cpu`."""
 
 
 def add_scores(scores: NDArray, first: int, targets: NDArray, state: NDArray) -> None:
