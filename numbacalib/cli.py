@@ -103,7 +103,7 @@ class _PlannedOnlyError(Exception):
 
 @contextmanager
 def _quieted(quiet: bool) -> Iterator[None]:
-    """Print neither progress nor warnings inside the ``with`` statement, if so asked."""
+    """Print neither progress nor warnings inside the ``with`` statement, if asked to."""
     log = logging.getLogger("numbacalib")
     before, log.propagate = log.propagate, not quiet
     nowhere = logging.NullHandler()  # without one, Python prints warnings that no handler takes

@@ -127,7 +127,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def config_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of a run by name, for a settings file: all but where the run leaves what."""
+    """Return the options of a run by name, for a settings file: all but the paths of its results."""
     from numbacalib.formats import FORMATS
 
     found: dict[str, Any] = {}

@@ -60,9 +60,8 @@ def gptq_inverse_hessian(hessian, percdamp=0.01):
     inverse = np.linalg.inv(h)
     upper = np.zeros_like(h)
     for i in range(size):
-        for j in range(i, size):
-            rest = inverse[i, j] - sum(upper[k, i] * upper[k, j] for k in range(i))
-            upper[i, j] = math.sqrt(rest) if i == j else rest / upper[i, i]
+        rest = inverse[i, i:] - upper[:i, i] @ upper[:i, i:]
+        upper[i, i:] = rest / math.sqrt(rest[0])
     return upper
 
 
@@ -109,8 +108,7 @@ def gptq_quantize_column(weight, h_inv, bits, group_size, symmetric, store=float
             codes[i, j] = code(w[i, j], scales[i, g], int(zeros[i, g]), bits, symmetric)
             values[i, j] = (codes[i, j] - zeros[i, g]) * scales[i, g]
             error = (w[i, j] - values[i, j]) / u[j, j]
-            for k in range(j + 1, channels):
-                w[i, k] -= error * u[j, k]
+            w[i, j + 1 :] -= error * u[j, j + 1 :]
     return codes, scales, zeros, values
 
 

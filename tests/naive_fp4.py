@@ -68,8 +68,7 @@ def loss(group, scale, block):
 def gptq(weight, hessian, scales, group_size, order=None):
     """Codes [M, K] column by column in an order, on scales [M, G] that are given; no damping."""
     w = np.array(weight, np.float64)
-    channels = w.shape[1]
-    order = np.arange(channels) if order is None else np.asarray(order)
+    order = np.arange(w.shape[1]) if order is None else np.asarray(order)
     h = np.asarray(hessian, np.float64)[np.ix_(order, order)]
     u = np.linalg.cholesky(np.linalg.inv(h)).T
     codes = np.empty(w.shape, np.int64)
@@ -78,6 +77,5 @@ def gptq(weight, hessian, scales, group_size, order=None):
             scale = float(scales[i, j // group_size])
             codes[i, j] = code_of(w[i, j] / scale)
             error = (w[i, j] - point(codes[i, j]) * scale) / u[a, a]
-            for b in range(a + 1, channels):
-                w[i, order[b]] -= error * u[a, b]
+            w[i, order[a + 1 :]] -= error * u[a, a + 1 :]
     return codes

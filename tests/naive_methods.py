@@ -72,8 +72,7 @@ def gptq(
             codes[i, j] = naive.code(w[i, j], scale, int(zero), bits, symmetric)
             values[i, j] = (codes[i, j] - zero) * scale
             error = (w[i, j] - values[i, j]) / u[position, position]
-            for later in range(position + 1, channels):
-                w[i, order[later]] -= error * u[position, later]
+            w[i, order[position + 1 :]] -= error * u[position, position + 1 :]
     return codes, values
 
 
@@ -171,6 +170,18 @@ def cluster_error(values, weights):
     return sum(w * (x - mean) ** 2 for w, x in zip(weights, values, strict=True))
 
 
+def cluster_errors(pairs):
+    """The same of the first value, the first two, and so on: mean and error one by one (Welford 1962)."""
+    total = mean = error = 0.0
+    for x, w in pairs:
+        if w > 0:
+            total += w
+            step = x - mean
+            mean += step * w / total
+            error += w * step * (x - mean)
+        yield error
+
+
 def kmeans_error(row, weights, clusters):
     """Least error of all ways to cut the sorted row into at most `clusters` runs: every one tried."""
     pairs = sorted(zip(row, weights, strict=True))
@@ -206,14 +217,12 @@ def kmeans_error_recurrence(row, weights, clusters):
     """The same by the recurrence over the last run's first value, nothing left out."""
     pairs = sorted(zip(row, weights, strict=True))
     n = len(pairs)
-    runs = {
-        (a, b): cluster_error(*zip(*pairs[a:b], strict=True))
-        for a in range(n)
-        for b in range(a + 1, n + 1)
-    }
+    runs = [list(cluster_errors(pairs[a:])) for a in range(n)]
     least = [0.0] + [np.inf] * n
     for _ in range(clusters):
-        least = [0.0] + [min(least[a] + runs[a, b] for a in range(b)) for b in range(1, n + 1)]
+        least = [0.0] + [
+            min(least[a] + runs[a][b - a - 1] for a in range(b)) for b in range(1, n + 1)
+        ]
     return least[n]
 
 
@@ -239,6 +248,5 @@ def fixed_grids(weight, hessian, scales, zeros, bits, order=None, percdamp=0.01)
             codes[i, j] = min(max(code, 0), 2**bits - 1)
             values[i, j] = (codes[i, j] - zero) * scale
             error = (w[i, j] - values[i, j]) / u[position, position]
-            for later in range(position + 1, channels):
-                w[i, order[later]] -= error * u[position, later]
+            w[i, order[position + 1 :]] -= error * u[position, position + 1 :]
     return codes, values

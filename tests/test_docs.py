@@ -215,7 +215,7 @@ def test_architectures_are_those_described():
 def test_the_readme_tells_of_as_many_architectures_as_are_described():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     named = re.search(r"an id of the hub: (.*?) and others, (\d+) architectures", text, re.DOTALL)
-    within = re.search(r"(\d+) of models that see", text)
+    within = re.search(r"(\d+) multimodal", text)
     assert (int(named[2]), int(within[1])) == (len(ARCHITECTURES), len(WRAPPERS))
     titles = [own.title for own in ARCHITECTURES.values()]
     for family in re.split(r",\s+", named[1]):

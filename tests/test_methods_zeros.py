@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from numbacalib.methods import gptq, refit_scales, rtn
-from numbacalib.spec.zero_refit import follow
+from numbacalib.spec.zero_refit import RowMoments, follow
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32]
 
@@ -55,7 +55,7 @@ def test_moments_follow_the_grid():
     scales, steps = rng.uniform(0.5, 2, 3), rng.normal(size=3) * 0.1
     moves = np.array([1, 0, -3])
     found = moments_of(centered, ones, errors, hessian)
-    follow(*found, scales, steps, moves)
+    follow(RowMoments(*found), scales, steps, moves)
     moved = centered - moves[:, None] * ones
     left = errors - (scales @ moved - (scales - steps) @ centered)
     for own, wanted in zip(found, moments_of(moved, ones, left, hessian), strict=True):

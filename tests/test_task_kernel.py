@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from numbacalib.runtime import jit
 from numbacalib.runtime.jit import task_kernel
 from numbacalib.runtime.tasks import fetch_add
 
@@ -27,23 +28,37 @@ def refuse(counter, values):
         raise ValueError("the last worker")
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5])
-def test_each_task_is_done_once(workers):
+@pytest.fixture
+def threads(request, monkeypatch):
+    """Numbers of threads that this machine need not have processors for."""
+    monkeypatch.setattr(jit, "thread_count", lambda: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5], indirect=True)
+def test_each_task_is_done_once(threads):
     values = np.arange(1000)
-    double(workers, np.zeros(1, np.int64), values)
+    double(len(values), values)
     np.testing.assert_array_equal(values, 2 * np.arange(1000))
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_an_error_of_any_worker_is_raised(workers):
+@pytest.mark.parametrize("threads", [1, 3], indirect=True)
+def test_an_error_of_any_worker_is_raised(threads):
     with pytest.raises(ValueError, match="the last worker"):
-        refuse(workers, np.zeros(1, np.int64), np.zeros(workers - 1))
+        refuse(1000, np.zeros(threads - 1))
 
 
-def test_threads_that_sleep_keep_no_array():
+@pytest.mark.parametrize("threads", [3], indirect=True)
+@pytest.mark.parametrize("tasks", [0, 1, 2])
+def test_no_more_workers_than_tasks(threads, tasks):
+    refuse(tasks, np.zeros(tasks))  # none of them is worker number `tasks`
+
+
+@pytest.mark.parametrize("threads", [3], indirect=True)
+def test_threads_that_sleep_keep_no_array(threads):
     values = np.arange(1000)
     kept = weakref.ref(values)
-    double(3, np.zeros(1, np.int64), values)
+    double(len(values), values)
     del values
     assert kept() is None
 
@@ -53,10 +68,10 @@ import os
 import numpy as np
 from test_task_kernel import double
 values = np.arange(100)
-double(2, np.zeros(1, np.int64), values)
+double(len(values), values)
 child = os.fork()
 if not child:
-    double(2, np.zeros(1, np.int64), values)
+    double(len(values), values)
     os._exit(0 if (values == 4 * np.arange(100)).all() else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """

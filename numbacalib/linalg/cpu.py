@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numba import get_num_threads
 from numpy.typing import NDArray
 
 from numbacalib.linalg.factors import TINY, HessianFactors
@@ -17,6 +15,7 @@ from numbacalib.runtime.half import carrier, widen, widen_block
 from numbacalib.runtime.jit import task_kernel
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import fetch_add
+from numbacalib.runtime.threads import thread_count
 from numbacalib.runtime.tile_product import COLUMNS, LANES, add_microtile, add_product, pack_rows
 from numbacalib.spec.damping import damped, is_dead
 
@@ -103,8 +102,9 @@ def _factor(hessian: NDArray, damping: float, memory: NDArray, upper: NDArray) -
         behind, top = size - end, begin // LANES
         column_panels = flat[: behind * PANEL].reshape(PANEL // COLUMNS, behind, COLUMNS)
         own = np.empty((end - begin, end - begin), upper.dtype)
-        _run(_pack_negated, behind, SLICE, row_panels[top:, end:], column_panels)
-        _run(_begin_rows, len(own), LANES, source, damping, begin, column_panels, row_panels, own)
+        _pack_negated(-(-behind // SLICE), row_panels[top:, end:], column_panels)
+        row_tasks = -(-len(own) // LANES)
+        _begin_rows(row_tasks, source, damping, begin, column_panels, row_panels, own)
         if minor := cholesky_lower(own):
             upper[:] = 0
             return behind + minor
@@ -115,18 +115,11 @@ def _factor(hessian: NDArray, damping: float, memory: NDArray, upper: NDArray) -
             inverse = own.copy()
             invert_triangle(inverse, lower=False)
             factors = np.ascontiguousarray(_packed(inverse, COLUMNS))
-            group = min(GROUP, max(1, begin // (LANES * get_num_threads() * SHARE)))
-            panels = column_panels, row_panels
-            _run(_finish_rows, begin, group * LANES, source, factors, group, *panels)
-    _run(_store_rows, size, LANES, row_panels, upper)
+            group = min(GROUP, max(1, begin // (LANES * thread_count() * SHARE)))
+            tasks = -(-begin // (group * LANES))
+            _finish_rows(tasks, source, factors, group, column_panels, row_panels)
+    _store_rows(len(row_panels), row_panels, upper)
     return 0
-
-
-def _run(function: task_kernel, length: int, step: int, *arguments: Any) -> None:
-    """Run a kernel whose tasks are `step` of `length` each; their counter is its first argument."""
-    tasks = -(-length // step)
-    if tasks:
-        function(min(get_num_threads(), tasks), np.zeros(1, np.int64), *arguments)
 
 
 def _packed(rows: NDArray, lanes: int) -> NDArray:

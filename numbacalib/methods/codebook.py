@@ -88,7 +88,7 @@ def codebook(weight: NDArray, *, bits: int, importance: NDArray | None = None) -
 
 
 def _narrowed(importance: NDArray, dtype: np.dtype) -> NDArray:
-    """Return importances in a dtype, of which float64's may be beyond: only ratios in a row matter."""
+    """Return importances in a dtype; rows of float64 are scaled to fit it, since only ratios matter."""
     if importance.dtype == np.float64 and dtype == np.float32:
         largest = importance.max(axis=1, keepdims=True)
         importance = np.divide(

@@ -13,7 +13,7 @@ from numbacalib.methods.improvement import improved
 from numbacalib.methods.layer import LayerReport, LayerSettings
 from numbacalib.methods.layer_options import searched_options, share_for, solver_options
 from numbacalib.methods.layers import check_layer, quantize_layer
-from numbacalib.methods.measured import figures_of_inputs, named, reported
+from numbacalib.methods.measured import Layer, figures_of_inputs, named, reported
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.ops.matrix import joined_rows, reshaped
 from numbacalib.runtime.alone import each_alone
@@ -28,7 +28,7 @@ def quantize_each(
     statistics: Sequence[InputStatistics | None],
     settings: LayerSettings,
 ) -> list[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
-    """Quantize equal layers with an input of their own each, such as experts, and measure each.
+    """Quantize and measure layers of one shape, each with its own inputs, such as experts.
 
     On the CPU each is quantized on one thread, as many at a time as there are threads; on a GPU steps of
     GPTQ are launches for many layers, as `gptq_batch` has them.
@@ -99,19 +99,17 @@ def _in_one_launch(
             )
         ]
     together = (time.perf_counter() - begin) / len(weights)
-    layers = zip(weights.items(), found, statistics, shares, strict=True)
+    measured = [
+        figures_of_inputs(given) | {"shrinkage": share}
+        for given, share in zip(statistics, shares, strict=True)
+    ]
+    layers = [
+        Layer(name, weight, weight, given)
+        for (name, weight), given in zip(weights.items(), statistics, strict=True)
+    ]
     return [
-        reported(
-            name,
-            weight,
-            weight,
-            own,
-            given,
-            settings,
-            figures_of_inputs(given) | {"shrinkage": share},
-            together,
-        )
-        for (name, weight), own, given, share in layers
+        reported(layer, own, settings, figures, together)
+        for layer, own, figures in zip(layers, found, measured, strict=True)
     ]
 
 

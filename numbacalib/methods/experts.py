@@ -99,7 +99,7 @@ def quantize_experts(
 
 
 def _says_too_little(report: LayerReport) -> bool:
-    """Return whether a layer has too few tokens, or ones that vary in too few directions."""
+    """Return whether a layer has too few tokens, or tokens that span too few directions."""
     live = report.shape[1] - (report.dead or 0)
     few = report.tokens is not None and report.tokens < LEAST_RANK * live
     return report.effective_rank is not None and (few or report.low_rank)

@@ -180,7 +180,7 @@ def gptq_shared(
     zeros: Mapping[str, ArrayT] | None = None,
     element: str = INTEGER,
 ) -> dict[str, QuantizedWeight[ArrayT]]:
-    """Quantize layers that have one input, and so one Hessian, as `gptq` does each: it is factored once.
+    """Quantize layers that share an input, and so a Hessian, which is factored once, as `gptq` does each.
 
     Parameters
     ----------
@@ -260,7 +260,7 @@ def gptq_batch(
     out: Sequence[ArrayT | None] | None = None,
     wait: bool = True,
 ) -> list[QuantizedWeight[ArrayT]]:
-    """Quantize equal layers, such as a model's experts, each by its own Hessian, as `gptq` does.
+    """Quantize layers of one shape, such as a model's experts, each with its own Hessian, as `gptq` does.
 
     On a GPU every step is one launch for many layers, which together keep it busy where one alone does
     not; as many at a time as `BATCH_BYTES` hold. On the CPU each layer is solved on one thread, as many at

@@ -187,7 +187,7 @@ class LayerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerReport:
-    """Report about one linear layer. What its method does not use or measure is None."""
+    """Report on one linear layer. Fields that its method does not use or measure are None."""
 
     name: str
     method: str

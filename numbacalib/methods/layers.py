@@ -15,7 +15,7 @@ from numbacalib.methods.gptq import gptq_shared
 from numbacalib.methods.improvement import improved
 from numbacalib.methods.layer import LayerReport, LayerSettings
 from numbacalib.methods.layer_options import searched_options, share_for, solver_options
-from numbacalib.methods.measured import figures_of_inputs, named, reported
+from numbacalib.methods.measured import Layer, figures_of_inputs, named, reported
 from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.rtn import rtn
 from numbacalib.methods.settings import AskedGrid, FoundGrids, GridArrays, GridFinder, grid_settings
@@ -140,8 +140,10 @@ def quantize_layers(
             measured |= figures_of_inputs(statistics)
     together = (time.perf_counter() - begin) / len(weights)
     return [
-        reported(name, weight, targets[name], quantized, statistics, settings, measured, together)
-        for (name, weight), quantized in zip(weights.items(), found, strict=True)
+        reported(
+            Layer(*each, targets[each[0]], statistics), quantized, settings, measured, together
+        )
+        for each, quantized in zip(weights.items(), found, strict=True)
     ]
 
 
@@ -219,7 +221,7 @@ def check_layer(
 def _targets(
     weights: Mapping[str, Any], statistics: InputStatistics | None, settings: LayerSettings
 ) -> Mapping[str, Any]:
-    """Return what layers are to be: their weights, or those that the quantized inputs need."""
+    """Return the matrices that layers should match: their weights, or targets for quantized inputs."""
     if statistics is None or settings.target == "layerwise":
         return weights
     keys = {f"{name}: weight": weight for name, weight in weights.items()}
@@ -236,7 +238,7 @@ def _quantized(
     settings: LayerSettings,
     importance: Mapping[str, Any] | None,
 ) -> tuple[Sequence[QuantizedWeight | CodebookWeight], dict[str, Any]]:
-    """Quantize by the settings' method; return also what reports of all the layers say of it."""
+    """Quantize by the settings' method; also return the figures that the reports of all layers share."""
     alike = searched_options(settings)
     if settings.ranges == "weighted" and importance is None and statistics is not None:
         alike["importance"] = statistics.mean_square

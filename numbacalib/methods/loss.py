@@ -61,7 +61,7 @@ def proxy_loss(
 def start_proxy_loss(
     weight: Array, quantized: StoredWeight, hessian: Array, channel_scales: Array | None = None
 ) -> Callable[[], float]:
-    """Start what `proxy_loss` does, and return what waits for a GPU."""
+    """Start computing `proxy_loss`; return a function that waits for a GPU and returns it."""
     arrays = {"weight": weight, "hessian": hessian, "channel_scales": channel_scales}
     with arrays_of_one_device(**arrays) as (weight, hessian, channel_scales):
         _, channels = checks.matrix("weight", weight, ("M", "K"))
@@ -101,7 +101,7 @@ def clipped_share(weight: Array, quantized: QuantizedWeight) -> float:
 
 
 def start_clipped_share(weight: Array, quantized: QuantizedWeight) -> Callable[[], float]:
-    """Start what `clipped_share` does, and return what waits for a GPU."""
+    """Start computing `clipped_share`; return a function that waits for a GPU and returns it."""
     with arrays_of_one_device(weight=weight) as (weight,):
         checks.matrix("weight", weight, ("M", "K"))
         _check_shape(weight, quantized)
@@ -128,7 +128,7 @@ def errors_of(weight: Any, quantized: QuantizedWeight) -> Any:
 
 
 def _check_shape(weight: Any, quantized: Any) -> None:
-    """Raise a ValueError if a quantized weight is of another shape than what it was made from."""
+    """Raise a ValueError if a quantized weight does not have the shape of the weight it was made from."""
     if tuple(quantized.codes.shape) != tuple(weight.shape):
         raise ValueError(
             f"quantized: expected shape {list(weight.shape)}, got {list(quantized.codes.shape)}"

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,32 +24,40 @@ from numbacalib.statistics import InputStatistics
 log = logging.getLogger("numbacalib")
 
 
+class Layer(NamedTuple):
+    """A layer that has been quantized."""
+
+    name: str
+    weight: Any
+    """[M, K]."""
+    target: Any
+    """[M, K], to which its codes were chosen."""
+    statistics: InputStatistics | None
+
+
 def reported(
-    name: str,
-    weight: Any,
-    target: Any,
+    layer: Layer,
     quantized: QuantizedWeight | CodebookWeight,
-    statistics: InputStatistics | None,
     settings: LayerSettings,
     measured: Mapping[str, Any],
     seconds: float,
 ) -> tuple[QuantizedWeight | CodebookWeight, LayerReport]:
-    """Measure a quantized layer, and report of it with what was `measured` and took `seconds` before."""
+    """Measure a quantized layer and report on it, with what was `measured`, and took `seconds`, before."""
     begin = time.perf_counter()
     figures: dict[str, Any] = {}
     if isinstance(quantized, QuantizedWeight) and quantized.report is not None:
         figures = quantized.report._asdict()
-    with named([name]):
+    with named([layer.name]):
         figures |= measured
-        figures |= _measured(weight, target, quantized, statistics, settings)
+        figures |= _measured(layer, quantized, settings)
     for key in ("loss", "rtn_loss"):
         if figures.get(key) is not None and not math.isfinite(figures[key]):
-            log.warning("%s: its %s is beyond float32", name, key)
+            log.warning("%s: its %s is beyond float32", layer.name, key)
             figures[key] = None
     report = LayerReport(
-        name=name,
+        name=layer.name,
         method=settings.method,
-        shape=(weight.shape[0], weight.shape[1]),
+        shape=(layer.weight.shape[0], layer.weight.shape[1]),
         bits=quantized.bits,
         group_size=quantized.group_size,
         seconds=seconds + time.perf_counter() - begin,
@@ -58,7 +66,7 @@ def reported(
     if report.fell_back:
         log.warning(
             "%s: the Hessian was not positive definite with percdamp %g; %g was enough",
-            name,
+            layer.name,
             settings.percdamp,
             report.percdamp,
         )
@@ -67,7 +75,7 @@ def reported(
 
 @contextmanager
 def named(names: Iterable[str]) -> Iterator[None]:
-    """Begin errors with a layer's name: the first, unless they begin with one."""
+    """Prefix errors with the first of the layers' names, unless they begin with one already."""
     try:
         yield
     except (ValueError, TypeError, np.linalg.LinAlgError) as error:
@@ -85,20 +93,16 @@ def figures_of_inputs(statistics: InputStatistics) -> dict[str, Any]:
 
 
 def _measured(
-    weight: Any,
-    target: Any,
-    quantized: QuantizedWeight | CodebookWeight,
-    statistics: InputStatistics | None,
-    settings: LayerSettings,
+    layer: Layer, quantized: QuantizedWeight | CodebookWeight, settings: LayerSettings
 ) -> dict[str, Any]:
     """Measure a quantized layer by the report's names."""
     measured: dict[str, Any] = {}
     clipped = losses = None  # a GPU is waited for once all is under way
     if isinstance(quantized, QuantizedWeight):
-        clipped = start_clipped_share(target, quantized)
-    if statistics is not None:
-        rounded = rtn(weight, **grid_options(settings), wait=False)
-        losses = start_output_losses(weight, [quantized, rounded], statistics)
+        clipped = start_clipped_share(layer.target, quantized)
+    if layer.statistics is not None:
+        rounded = rtn(layer.weight, **grid_options(settings), wait=False)
+        losses = start_output_losses(layer.weight, [quantized, rounded], layer.statistics)
         rounded.check()
     if clipped is not None:
         measured["clipped"] = clipped()

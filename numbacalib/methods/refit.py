@@ -35,7 +35,7 @@ def refit_scales(
     zeros: str = "kept",
     least_zero: int = 0,
 ) -> QuantizedWeight[ArrayT]:
-    """Give each row the scales, and the zeros, that lose least for the codes that it has.
+    """Refit each row's scales, and zeros if asked, to lose least with the codes that it has.
 
     For whatever method chose the codes, on either grid, with groups of any kind. A row's scales are
     solved together, rounded to the dtype in which they are stored, and taken where ``trace(D H D^T)``
@@ -181,7 +181,7 @@ def _with_biases(weight: Any, quantized: QuantizedWeight, hessian: Any) -> Quant
 def _better_rows(
     weight: Any, old: QuantizedWeight, new: QuantizedWeight, hessian: Any
 ) -> QuantizedWeight:
-    """Take the grids of `new` for each row that loses less with them, and those of `old` for the others."""
+    """Take the grids of `new` for rows that lose less with them, and those of `old` for the others."""
     before, after = (_row_losses(weight, each, hessian) for each in (old, new))
     rows = np.arange(len(before))
     taken = np.where(after < before, rows, rows + len(rows))

@@ -63,7 +63,7 @@ def stored_runs(
     g_idx: Sequence[NDArray[np.int64] | None],
     settings: GridSettings,
 ) -> tuple[list[QuantizedWeight], Callable[[], None]]:
-    """Put what was found of runs of so many rows into the dtypes in which it is stored.
+    """Convert what was found for runs of this many rows to the dtypes in which it is stored.
 
     `g_idx` are, for each run, the groups of the channels where they are not runs of channels. The
     function that comes with the weights raises if a scale is too large for its dtype.

@@ -158,7 +158,7 @@ def grid_settings(
     delivery: Delivery | None = None,
     later: list[Callable[[], None]] | None = None,
 ) -> GridSettings:
-    """Check what a finite weight is to become, or raise an error that names the argument.
+    """Check the grid that a finite weight is to be quantized to; errors name the argument.
 
     Checks of values that are under way on a device go to `later`, where it is given; else they are waited
     for.
@@ -292,7 +292,7 @@ def non_negative(name: str, array: Any, shapes: Sequence[tuple[int, ...]]) -> An
 def _non_negative(
     name: str, array: Any, shapes: Sequence[tuple[int, ...]]
 ) -> tuple[Any, Callable[[], None]]:
-    """Do what `non_negative` does, but return what waits for the check of values."""
+    """Do what `non_negative` does, but return a function that waits for the check of values."""
     checks.floats(name, array)
     if array.shape not in shapes:
         expected = " or ".join(str(list(shape)) for shape in shapes)

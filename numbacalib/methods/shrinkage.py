@@ -31,7 +31,7 @@ def distinct_tokens(hessian: Array, tokens: int, percdamp: float, tries: int) ->
 
 
 def shrinkage_for(hessian: Array, tokens: int) -> float:
-    """Find the share by which to shrink a Hessian that was estimated from so many tokens, 0 to 1.
+    """Find the share by which to shrink a Hessian that was estimated from this many tokens, 0 to 1.
 
     ``sum (1 - r**2)**2 / tokens / sum r**2`` over the correlations r of different channels: the
     share that minimises the expected squared error of the correlations for independent draws from a

@@ -59,7 +59,7 @@ class Solver:
         checks.one_of("act_order", self.act_order, ACT_ORDERS)
 
     def shares(self, count: int) -> list[float]:
-        """Shrinkage of each of so many Hessians."""
+        """Shrinkage of each of this many Hessians."""
         if not isinstance(self.shrinkage, Sequence):
             return [self.shrinkage] * count
         if len(self.shrinkage) != count:

@@ -33,7 +33,7 @@ def propagated_target(
     damping_tries: int = 5,
     shrinkage: float = 0.0,
 ) -> ArrayT:
-    """Weight W* that repairs, as far as this layer can, what the quantized layers before it spoilt.
+    """Weight W* that makes up, as far as this layer can, for the errors of the quantized layers before it.
 
     With the original inputs x and those that come now, xh, ``|W x - Q xh|^2`` summed over the tokens is
     ``trace((Q - W*) H (Q - W*)^T)`` and what no Q changes, with ``W* = W + W (C - H) H^-1``. So any
@@ -103,7 +103,7 @@ def propagated_targets(
     damping_tries: int,
     shrinkage: float = 0.0,
 ) -> list[Any]:
-    """Return the `propagated_target` of weights, by their names in errors, that share an input.
+    """Return the `propagated_target` of each of several weights that share an input, named in errors.
 
     One factor is found, and their rows are solved for together.
     """

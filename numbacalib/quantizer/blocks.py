@@ -48,7 +48,7 @@ log = logging.getLogger("numbacalib")
 def quantize_blocks(
     job: Job, kept: Work, planned: Sequence[float] = (), later: float = 0.0
 ) -> None:
-    """Quantize every block that is not finished yet, and keep it; what is outside of them comes last.
+    """Quantize and keep every block that is not finished yet, and last the layers outside of them.
 
     It should take the seconds `planned` for each of them, and what follows `later`.
     """
@@ -183,7 +183,7 @@ def _equal_layers(group: Group, settings: Mapping[str, LayerSettings]) -> list[S
 def quantize_group(
     job: Job, block: DecoderBlock, inputs: Mapping[str, Any], settings: LayerSettings
 ) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
-    """Quantize layers together, by what is known of the `inputs` of each."""
+    """Quantize layers together, from the statistics of the `inputs` of each."""
     weights = {f"{block.name}.{kind}": block.linears[kind] for kind in inputs}
     known = list(inputs.values())
     if isinstance(known[0], ExpertInputs):

@@ -147,7 +147,7 @@ def _losses(
 
 
 def group_sizes(channels: int) -> list[int]:
-    """Group sizes of a layer with so many channels; where none of `GROUPS` divides them, one that does."""
+    """Group sizes of a layer with this many channels; if none of `GROUPS` divides them, one that does."""
     sizes = [size for size in GROUPS if channels % size == 0]
     return sizes or [group_lengths({"": channels}, GROUPS[0], uniform=False)[""] or channels]
 

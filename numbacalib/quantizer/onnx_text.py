@@ -79,7 +79,7 @@ def _array_of(model: Path, each: Any, ids: NDArray[np.int64]) -> NDArray[Any]:
 
 
 def _sequences(model: Path, text: Path, length: int, samples: int) -> NDArray[np.int64]:
-    """Cut a text into sequences [S, length], and take so many of them."""
+    """Cut a text into sequences [S, length], and take this many of them."""
     tokenizer = read_tokenizer(model.parent)
     try:
         content = text.read_text(encoding="utf-8")

@@ -48,5 +48,5 @@ def outer_layers(
 
 
 def is_outer(layer: str) -> bool:
-    """Return whether a layer is none of a block."""
+    """Return whether a layer is outside of all blocks."""
     return layer in (_HEAD, _EMBEDDINGS)

@@ -53,7 +53,7 @@ def read_report(run: str | Path) -> dict[str, Any]:
 
 
 def write_page(found: Mapping[str, Any], page: str | Path) -> None:
-    """Write what `read_report` found as a page.
+    """Write the result of `read_report` as a page.
 
     Raises
     ------

@@ -200,7 +200,7 @@ def quantize(
 def _writers(
     job: Job, kept: Work, paths: Sequence[Path], formats: Sequence[Format]
 ) -> list[ModelWriter]:
-    """Return the writers of the output, for which there is room, and for what is to be kept."""
+    """Return the writers of the output, once there is room for it and for what is kept meanwhile."""
     for path in paths:
         path.mkdir(exist_ok=True)  # one for each format, where there are several
     writers = [
@@ -242,7 +242,7 @@ def _plan(job: Job, kept: Work, writers: Sequence[ModelWriter]) -> Plan:
 def _write_layers(
     job: Job, kept: Work, writers: Sequence[ModelWriter]
 ) -> tuple[list[LayerReport], Distributions]:
-    """Hand all blocks that are kept to the writers.
+    """Pass all kept blocks to the writers.
 
     Returns the layers' reports, with the bytes that each takes, and how weights and scales are distributed.
     """

@@ -271,7 +271,7 @@ def _scaling(job: Job, index: int, trial: Trial) -> float:
 
 
 def _host_bytes(job: Job, demand: Demand, tokens: int, output_bytes: int) -> int:
-    """Bytes of the host's memory that a run on so many tokens takes beside what it holds already."""
+    """Bytes of the host's memory that a run on this many tokens takes beyond what it holds already."""
     largest = max(map(job.checkpoint.stored_bytes, job.checkpoint.names()))
     writing = min(output_bytes, SHARD_BYTES) + largest
     entries = min(VOCABULARY, job.decoder.config.vocab_size)

@@ -53,7 +53,7 @@ def require_space(planned: Mapping[Path, int], options: Sequence[str] = ("--outp
 
 
 def in_units(number: float) -> str:
-    """Return a number of bytes in the unit in which it has one to three digits before the point."""
+    """Format a number of bytes in the unit that leaves one to three digits before the point."""
     unit = 0
     while number >= 1000 and unit + 1 < len(_UNITS):
         number /= 1000

@@ -55,7 +55,7 @@ def prove(
     place: Place,
     max_kl: float | None,
 ) -> Proof:
-    """Compare a checkpoint that was just written with what was to be written, to the bit.
+    """Compare a checkpoint that was just written with what it should hold, bit for bit.
 
     Parameters
     ----------

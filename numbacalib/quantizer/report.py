@@ -133,7 +133,7 @@ def save_layers(path: str | Path, layers: Sequence[LayerReport]) -> None:
 
 
 def evaluation_line(found: Evaluation) -> str:
-    """Say what an evaluation found, the divergence in a line of its own."""
+    """Describe an evaluation, with the divergence on a line of its own."""
     line = f"perplexity {found.perplexity:.4f} over {found.tokens} tokens"
     if found.kl is not None:
         error = "" if found.kl_error is None else f" +- {found.kl_error:.2g}"
@@ -291,7 +291,7 @@ def _row(report: LayerReport) -> list[str]:
 
 
 def _row_of_experts(reports: Sequence[LayerReport]) -> list[str]:
-    """Sum up experts: losses weighted by tokens, means of shares, minima of ranks and pivots."""
+    """Summarize experts: losses weighted by tokens, means of shares, minima of ranks and pivots."""
     first = reports[0]
 
     def known(name: str) -> list[Any]:
@@ -323,7 +323,7 @@ def _row_of_experts(reports: Sequence[LayerReport]) -> list[str]:
 
 
 def require_writable(path: str | Path, output: str | Path) -> None:
-    """Check that a report can be written, before the run that it is to be about.
+    """Check that a report can be written, before the run that it will describe.
 
     Raises
     ------

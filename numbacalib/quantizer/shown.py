@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
 
 def shown(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all that a page shows of a report, as JSON has it."""
+    """Return everything that a page shows of a report, as values for JSON."""
     return {
         **{key: report[key] for key in ("model", "version", "device", "formats", "output")},
         "warnings": report["warnings"],

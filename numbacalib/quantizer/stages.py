@@ -92,7 +92,7 @@ class _Stream:
             del x, inner  # which the next part's take the place of
 
     def finish(self, number: int) -> None:
-        """Add what a sublayer gives to the residual stream."""
+        """Add a sublayer's output to the residual stream."""
         half = self.block.sublayers[number]
         before = self._given(half)
         given = None if before is None else iter(before)
@@ -155,7 +155,7 @@ def _gathered(
     inputs: Callable[[_Stream], Iterator[list[Any]]],
     residual_factor: float | None,
 ) -> Iterator[tuple[Stage, InputStatistics]]:
-    """Collect the inputs of stages that run together, of the original stream too where there are two.
+    """Collect the inputs of stages that run together, and those of the original stream where there is one.
 
     Where that has fewer parts, the statistics of these are merged with those of the others.
     """
@@ -222,7 +222,7 @@ def _require(waiting: Sequence[tuple[str, Callable[[], None]]]) -> None:
 
 @contextmanager
 def _named(layer: str) -> Iterator[None]:
-    """Name the layer whose activations left float32: weights and embeddings are known to be finite."""
+    """Name the layer whose activations overflowed float32: weights and embeddings are finite."""
     try:
         yield
     except ValueError as error:

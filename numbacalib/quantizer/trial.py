@@ -120,19 +120,19 @@ def _weights(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def stage_work(job: Job, index: int, stage: Stage) -> float:
-    """Operations that quantizing a stage takes, but for a factor."""
+    """Operations that quantizing a stage takes, up to a constant factor."""
     return solver_work(job, *stage_size(job.decoder.config, index, stage, job.grids))
 
 
 def solver_work(job: Job, rows: int, channels: int) -> float:
-    """Operations that quantizing layers of one input takes, but for a factor."""
+    """Operations that quantizing layers of one input takes, up to a constant factor."""
     if job.settings.method == "gptq":
         return channels**3 / 3 + rows * channels**2
     return rows * channels
 
 
 def search_work(job: Job, index: int, stage: Stage) -> int:
-    """Operations that the search of a stage's channel scales takes, but for a factor."""
+    """Operations that the search of a stage's channel scales takes, up to a constant factor."""
     rows, channels = stage_size(job.decoder.config, index, stage, job.grids)
     return rows * channels**2
 

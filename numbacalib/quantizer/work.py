@@ -107,7 +107,7 @@ class Work:
         self._wait(-1)
 
     def _wait(self, most: int) -> None:
-        """Wait until no more than so many bytes are still to be written."""
+        """Wait until no more than this many bytes are still to be written."""
         while self._queue:
             written = self._queue[0][0]
             if not written.done() and sum(size for _, size in self._queue) <= most:
@@ -209,7 +209,7 @@ def open_work(directory: Path, identity: Mapping[str, Any], *, anew: bool) -> It
 
 
 def kept_bytes(weights: Mapping[str, TensorInfo], grids: Mapping[str, LayerGrid]) -> int:
-    """Bytes that layers on such grids take at most, as they are kept; zeros may be float32."""
+    """Upper bound on the bytes of layers on such grids, as they are kept; zeros may be float32."""
     total = 0
     for name, grid in grids.items():
         rows, channels = weights[name].shape
@@ -220,7 +220,7 @@ def kept_bytes(weights: Mapping[str, TensorInfo], grids: Mapping[str, LayerGrid]
 
 
 def _require_same_run(directory: Path, identity: Mapping[str, Any]) -> None:
-    """Check that what is in a directory is of the run, or say in an empty one what it will be of."""
+    """Check that a directory's contents belong to the run; record the run's identity in an empty one."""
     file = directory / IDENTITY
     for left in directory.glob("*.partial"):
         left.unlink()

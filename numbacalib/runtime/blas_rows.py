@@ -7,7 +7,6 @@ loops run, and so how sums are rounded. Here each run of rows is solved by one t
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads
 from numpy.typing import NDArray
 
 from numbacalib.runtime.blas import routine, single_threaded
@@ -27,13 +26,12 @@ def solve_rows(upper: NDArray, rows: NDArray, *, transposed: bool) -> None:
     """
     letter = TRANSPOSED if transposed else NORMAL
     with single_threaded():
-        counter = np.zeros(1, np.int64)
         trsm = routine("trsm", rows.dtype)
-        _solve_rows(get_num_threads(), trsm, letter, rows_view(upper), counter, rows)
+        _solve_rows(-(-len(rows) // ROWS), trsm, letter, rows_view(upper), rows)
 
 
 @task_kernel
-def _solve_rows(trsm, letter, upper, counter, rows):
+def _solve_rows(counter, trsm, letter, upper, rows):
     """Split: workers take runs of rows."""
     count, size = rows.shape
     task = fetch_add(counter)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads
 from numpy.typing import NDArray
 
 from numbacalib.runtime.backend import arrays_of_one_device, is_cuda_array
@@ -19,7 +18,7 @@ from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import fetch_add
 
 RUN = 1 << 16
-"""Elements of a task: so many that the counter costs nothing beside them."""
+"""Elements of a task: enough that the cost of the counter does not show."""
 
 
 def require_finite(name: str, array: Any, limit: float = math.inf) -> None:
@@ -64,9 +63,8 @@ def _rows_below(limit: np.integer, bits: NDArray, mask: int) -> NDArray:
     rows, columns = bits.shape
     clean = np.empty(rows, np.bool_)
     run = -(-RUN // max(columns, 1))
-    workers, counter = max(1, min(get_num_threads(), -(-rows // run))), np.zeros(1, np.int64)
     numbers = limit, bits.dtype.type(mask)
-    _find_rows_below(workers, counter, numbers, rows_view(bits), columns, run, clean)
+    _find_rows_below(-(-rows // run), numbers, rows_view(bits), columns, run, clean)
     return clean
 
 

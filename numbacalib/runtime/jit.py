@@ -14,8 +14,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from numbacalib.runtime.threads import launching  # before Numba
+from numbacalib.runtime.threads import launching, thread_count  # before Numba
 
+import numpy as np  # isort: skip
 from numba import config, njit  # isort: skip
 from numba.core.event import Event, Listener, register  # isort: skip
 
@@ -112,7 +113,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class task_kernel(kernel):  # noqa: N801
-    """Decorator for CPU kernels whose callers take tasks from a counter, each in a thread of Python's.
+    """Decorator for CPU kernels that run in threads of Python's, each of which takes tasks from a counter.
 
     The body of a parallel loop goes through the compiler five times, once for each layer that Numba puts
     around it; what is called by itself goes through it once.
@@ -120,12 +121,17 @@ class task_kernel(kernel):  # noqa: N801
 
     _compile = staticmethod(njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True))
 
-    def __call__(self, workers: int, *arguments: Any) -> None:
-        """Run the kernel `workers` times at once, and raise what one of them raised."""
+    def __call__(self, tasks: int, *arguments: Any) -> None:
+        """Run the kernel on as many threads as Numba has, if there are enough tasks.
+
+        Each gets the counter of the tasks, int64 [1], before the arguments. An error of any is raised.
+        """
+        workers = min(thread_count(), tasks)
+        arguments = (np.zeros(1, np.int64), *arguments)
         with launching:
             if workers == 1:
                 self._compiled(*arguments)
-            else:
+            elif workers > 1:
                 _workers().run(workers - 1, self._compiled, arguments)
 
 

@@ -56,7 +56,7 @@ class Memory:
         self.pointer = int(self._owner.ptr)
 
     def move(self, stream: Stream) -> None:
-        """Use the memory on a stream that has waited for the one of before."""
+        """Use the memory on a stream that has waited for the previous one."""
         self.stream = stream
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:

@@ -32,7 +32,7 @@ class Schedule(NamedTuple):
 
 
 def schedule(tiles: int, blocks: int, clusters: int) -> Schedule:
-    """Cut tiles of so many blocks of rows so that as few clusters as may be wait for others."""
+    """Cut tiles of this many blocks of rows so that as few clusters as possible wait for others."""
     whole = tiles // clusters * clusters
     rest = tiles - whole
 

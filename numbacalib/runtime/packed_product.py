@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import get_num_threads
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
@@ -94,9 +93,7 @@ def _run(
     """Run `_multiply` on all threads."""
     alpha_beta = out.dtype.type(factors[0]), out.dtype.type(factors[1])
     tasks = -(-out.shape[0] // ROWS) * -(-out.shape[1] // WIDTH)
-    workers = max(1, min(get_num_threads(), tasks))
-    counter = np.zeros(1, np.int64)
-    _multiply(workers, counter, tuple(left), tuple(right), depth, alpha_beta, upper, out)
+    _multiply(tasks, tuple(left), tuple(right), depth, alpha_beta, upper, out)
 
 
 @task_kernel
@@ -136,7 +133,7 @@ def _multiply(counter, left, right, depth, factors, upper, out):
 
 @scalar
 def _store(sums, alpha, beta, target):
-    """Store ``alpha * sums + beta * target``; what was there before does not count where beta is 0."""
+    """Store ``alpha * sums + beta * target``; the target's old values are ignored where beta is 0."""
     height, width = target.shape
     for i in range(height):
         for p in range(-(-width // LANES)):

@@ -21,13 +21,13 @@ with extra("cuda"):
     from cuda.bindings import driver
 
 TOGETHER = 2048
-"""Bytes of small rooms that are made together: the driver may wait for the device before it gives pinned
+"""Bytes of small buffers that are made together: the driver may wait for the device before it gives pinned
 memory."""
 UNREAD = 1024
-"""Rooms of a size that nobody read: with more of them the device is waited for, to have them back."""
+"""Buffers of a size that nobody read: with more of them the device is waited for, to have them back."""
 
 
-class _Room:
+class _Buffer:
     """Pinned memory for one copy, and the event that tells its end."""
 
     def __init__(self, memory: NDArray[np.uint8]) -> None:
@@ -36,20 +36,21 @@ class _Room:
         self.copied = check(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
 
 
-class _Rooms:
-    """Rooms of one size that no copy has: making one takes longer than a check.
+class _Buffers:
+    """Free buffers of one size, kept since allocating one takes longer than a check.
 
-    The copy to a room that nobody read may still be under way. Its event does not say so safely: the stream
-    that it was recorded on may be gone, and then the driver reads memory that is not its own any more.
+    The copy to a buffer that nobody read may still be under way. Its event does not say so safely: the
+    stream that it was recorded on may be gone, and then the driver reads memory that is not its own any
+    more.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.read: list[_Room] = []
-        self.unread: list[_Room] = []
+        self.read: list[_Buffer] = []
+        self.unread: list[_Buffer] = []
 
-    def take(self) -> _Room:
-        """Return a room to which nothing is on its way."""
+    def take(self) -> _Buffer:
+        """Return a buffer to which nothing is on its way."""
         try:
             return self.read.pop()
         except IndexError:
@@ -60,48 +61,48 @@ class _Rooms:
         else:
             unread, self.unread = self.unread, []
             check(driver.cuCtxSynchronize())
-            for room in unread:
-                check(driver.cuEventDestroy(room.copied))
-            found = [room.memory for room in unread]
-        room, *others = map(_Room, found)
+            for buffer in unread:
+                check(driver.cuEventDestroy(buffer.copied))
+            found = [buffer.memory for buffer in unread]
+        buffer, *others = map(_Buffer, found)
         self.read += others
-        return room
+        return buffer
 
 
 @functools.cache
-def _rooms(device: int, size: int) -> _Rooms:
-    """Rooms of so many bytes on a device."""
+def _buffers(device: int, size: int) -> _Buffers:
+    """Buffers of this many bytes on a device."""
     del device
-    return _Rooms(size)
+    return _Buffers(size)
 
 
 class _Copy:
     """An array on its way to the host."""
 
-    def __init__(self, array: Any, rooms: _Rooms, room: _Room) -> None:
-        self._rooms, self._room = rooms, room
+    def __init__(self, array: Any, buffers: _Buffers, buffer: _Buffer) -> None:
+        self._buffers, self._buffer = buffers, buffer
         self._shape, self._dtype = array.shape, array.dtype
         self._found: NDArray[Any] | None = None
         size = self._size = array.size * array.dtype.itemsize
         self._stream = current()  # its owner keeps it, and so the event, until the end is known
         stream = driver.CUstream(self._stream.handle)
-        check(driver.cuMemcpyDtoHAsync(room.address, array.address, size, stream))
-        check(driver.cuEventRecord(room.copied, stream))
+        check(driver.cuMemcpyDtoHAsync(buffer.address, array.address, size, stream))
+        check(driver.cuEventRecord(buffer.copied, stream))
 
     def values(self) -> NDArray[Any]:
         if self._found is None:
-            check(driver.cuEventSynchronize(self._room.copied))
-            found = self._room.memory[: self._size].view(self._dtype)
+            check(driver.cuEventSynchronize(self._buffer.copied))
+            found = self._buffer.memory[: self._size].view(self._dtype)
             self._found = found.reshape(self._shape).copy()
         return self._found
 
     def __del__(self) -> None:
-        rooms = self._rooms
-        (rooms.unread if self._found is None else rooms.read).append(self._room)
+        buffers = self._buffers
+        (buffers.unread if self._found is None else buffers.read).append(self._buffer)
 
 
 def start_reading(array: Any) -> Callable[[], NDArray[Any]]:
     """Start to copy a contiguous array to the host; return what waits for the copy alone."""
-    bytes_of_room = 1 << (array.size * array.dtype.itemsize - 1).bit_length()  # a power of two
-    rooms = _rooms(current_device(), bytes_of_room)
-    return _Copy(array, rooms, rooms.take()).values
+    bytes_of_buffer = 1 << (array.size * array.dtype.itemsize - 1).bit_length()  # a power of two
+    buffers = _buffers(current_device(), bytes_of_buffer)
+    return _Copy(array, buffers, buffers.take()).values

@@ -1,7 +1,8 @@
-"""Arrays of any strides, presented to kernels as one of a few compiled layouts."""
+"""Matrices of any strides, presented to kernels as one compiled layout."""
 
 from __future__ import annotations
 
+import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
@@ -11,8 +12,9 @@ def rows_view(array: NDArray) -> NDArray:
 
     The result has the row stride as its width: `[N, K]` becomes `[N, ld]`, as BLAS would call it, and
     a kernel looks at the first K columns only. Memory past the array is addressed by the view but
-    never read. A matrix with other strides comes back as it is (Numba then compiles the kernel for
-    arbitrary strides: slower, no copy). Always read-only, so that a kernel is compiled once.
+    never read. A matrix with other strides is copied, in its own dtype, which takes milliseconds, where a
+    kernel for arbitrary strides would take seconds to compile. Always read-only, so that a kernel is
+    compiled once.
     """
     step = array.itemsize
     leading, inner = array.strides
@@ -20,10 +22,7 @@ def rows_view(array: NDArray) -> NDArray:
         inner = step
     if array.shape[0] == 1:
         leading = step * array.shape[1]
-    if inner == step and leading > 0 and leading % step == 0:
-        return as_strided(
-            array, (array.shape[0], leading // step), (leading, step), writeable=False
-        )
-    view = array.view()
-    view.flags.writeable = False
-    return view
+    if inner != step or leading <= 0 or leading % step:
+        array = np.ascontiguousarray(array)
+        leading = step * array.shape[1]
+    return as_strided(array, (array.shape[0], leading // step), (leading, step), writeable=False)

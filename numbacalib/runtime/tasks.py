@@ -19,7 +19,7 @@ NORMAL = np.uint8(ord("N"))
 
 @intrinsic
 def fetch_add(typing_context, counter):
-    """Return ``counter[0]``, int64, and add 1 to it, in one step for all threads."""
+    """Add 1 to ``counter[0]``, int64, atomically, and return its value from before."""
 
     def generate(context, builder, signature, arguments):
         array = context.make_array(signature.args[0])(context, builder, arguments[0])

@@ -32,7 +32,7 @@ from contextlib import contextmanager, suppress
 
 
 class _Turns:
-    """A lock that its holder may take again, and that is free in a forked process.
+    """A reentrant lock that is free in a forked process.
 
     A fork waits until it is free, so that nothing of ours is under way in what is copied.
     """
@@ -53,7 +53,7 @@ class _Turns:
         self._lost = _uses_gnu_openmp()
 
     def leave_out_this_thread(self) -> None:
-        """Let this thread launch without a turn until it ends: whoever started it holds the turn."""
+        """Let this thread launch without taking a turn: the thread that started it holds the turn."""
         self._here.left_out = True
 
     @property
@@ -101,12 +101,22 @@ def _limit_numba() -> None:
         os.environ.setdefault("NUMBA_NUM_THREADS", limit)
 
 
+def thread_count() -> int:
+    """Return the number of threads that kernels use, without starting Numba's pool if nothing has yet."""
+    return config.NUMBA_NUM_THREADS if _layer() is None else get_num_threads()
+
+
 def _uses_gnu_openmp() -> bool:
     """Return whether Numba's threads were started, by us or by others, as GNU OpenMP's."""
+    return sys.platform == "linux" and _layer() == "omp"
+
+
+def _layer() -> str | None:
+    """Return Numba's threading layer, or None where its threads have not been started."""
     try:
-        return sys.platform == "linux" and threading_layer() == "omp"
-    except ValueError:  # not yet
-        return False
+        return threading_layer()
+    except ValueError:
+        return None
 
 
 _limit_numba()
@@ -118,4 +128,4 @@ with _sleeping_when_idle():
     with suppress(ImportError):
         from numba.np.ufunc import omppool  # noqa: F401  (absent where Numba has no OpenMP)
 
-from numba import threading_layer  # noqa: E402  (after it was told how to wait)
+from numba import config, get_num_threads, threading_layer  # noqa: E402  (after it was told how to wait)

@@ -1,6 +1,6 @@
 """Integer zeros of a row for codes that are known, each with the scale that goes with it.
 
-With ``c_g`` the codes less the zero of before and ``u_g`` ones, both 0 outside of group g, scales x and
+With ``c_g`` the codes less the old zero and ``u_g`` ones, both 0 outside of group g, scales x and
 zeros that move by integers d give ``q = sum_g x_g (c_g - d_g u_g)``. For one group, all others fixed, the
 loss is least at ``x = n / m``, where it is less by ``n**2 / m``, with
 
@@ -35,14 +35,29 @@ class GroupMoments(NamedTuple):
     """Sums of those over the rows of each group, [G, G]."""
 
 
-@scalar
-def fit_zeros(matrix, mixed, ones, pulls, ones_pulls, scales, zeros, least, most, steps, moves):
-    """Find scales ``scales + steps``, and zeros ``zeros + moves`` from `least` to `most`.
+class RowMoments(NamedTuple):
+    """Products of a row's centered codes c, of ones u, and of its error e, by the Hessian."""
 
-    Of ``c`` and ``u``, `matrix` [G, G] is ``c H c^T``, of which the upper triangle is read, `mixed` is
-    ``c H u^T``, `ones` ``u H u^T``; `pulls` and `ones_pulls` [G] are ``c H e^T`` and ``u H e^T`` with the
-    error e of before. `steps` and `moves` [G] become what was found.
+    codes: Any
+    """``c H c^T`` [G, G], of which the upper triangle is read."""
+    mixed: Any
+    """``c H u^T`` [G, G]."""
+    ones: Any
+    """``u H u^T`` [G, G]."""
+    pulls: Any
+    """``c H e^T`` [G]."""
+    ones_pulls: Any
+    """``u H e^T`` [G]."""
+
+
+@scalar
+def fit_zeros(row, scales, zeros, range_of_zeros, steps, moves):
+    """Find scales ``scales + steps``, and zeros ``zeros + moves`` within a range (least, most).
+
+    `row` is `RowMoments` with the old scales [G] and zeros [G]; `steps` and `moves` [G] become what
+    was found.
     """
+    (matrix, mixed, ones, pulls, ones_pulls), (least, most) = row, range_of_zeros
     groups = len(pulls)
     for g in range(groups):
         steps[g] = 0.0
@@ -79,11 +94,12 @@ def fit_zeros(matrix, mixed, ones, pulls, ones_pulls, scales, zeros, least, most
 
 
 @scalar
-def follow(matrix, mixed, ones, pulls, ones_pulls, scales, steps, moves):
-    """Turn what `fit_zeros` takes into that of a grid whose scales grew by `steps`, and zeros by `moves`.
+def follow(row, scales, steps, moves):
+    """Turn `RowMoments` into those of another grid.
 
-    `scales` [G] are those of now.
+    Its `scales` [G] are larger by `steps`, and its zeros by `moves`.
     """
+    matrix, mixed, ones, pulls, ones_pulls = row
     groups = len(pulls)
     for g in range(groups):
         for h in range(groups):
@@ -112,8 +128,9 @@ def gain_of(pull, ones_pull, square, cross, count, move, scale):
 
 
 @scalar
-def lowers_loss_with_zeros(matrix, mixed, ones, pulls, ones_pulls, scales, steps, moves):
-    """Return whether steps [G] of the scales and moves [G] of the zeros lower the row's loss."""
+def lowers_loss_with_zeros(row, scales, steps, moves):
+    """Return whether steps [G] of the scales and moves [G] of the zeros lower the loss of `RowMoments`."""
+    matrix, mixed, ones, pulls, ones_pulls = row
     change = 0.0
     size = 0.0
     for g in range(len(pulls)):

@@ -76,8 +76,8 @@ def test_checks_that_nobody_waits_for_do_not_pile_up(generator, monkeypatch):
     for _ in range(5 * 256):
         rtn(weights[0], bits=4, group_size=GROUP, wait=False)
     torch.cuda.synchronize()
-    rooms = readings._rooms(torch.cuda.current_device(), 8)
-    assert 0 < len(rooms.read) + len(rooms.unread) <= 300 + readings.TOGETHER // 8
+    buffers = readings._buffers(torch.cuda.current_device(), 8)
+    assert 0 < len(buffers.read) + len(buffers.unread) <= 300 + readings.TOGETHER // 8
 
 
 def test_checks_that_nobody_waits_for_outlive_their_stream():

@@ -21,6 +21,7 @@ import threading
 import time
 import numpy as np
 import numbacalib
+from numbacalib.methods import rtn
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 RIGHT = (X ** 2).mean(0)
@@ -29,6 +30,10 @@ RIGHT = (X ** 2).mean(0)
 def work(scale=1):
     np.testing.assert_allclose(numbacalib.fisher_information(scale * X), scale ** 2 * RIGHT, rtol=1e-6)
     return scale
+
+
+def start_pool_of_numba():
+    rtn(X, bits=4, group_size=4)  # a loop over prange
 
 
 def pool(method):
@@ -60,8 +65,12 @@ def check_works(tmp_path, body, **environment):
     assert status == 0, output
 
 
+def test_forks_after_kernels_that_take_tasks_work(tmp_path):
+    check_works(tmp_path, 'work()\npool("fork")\nwork()')
+
+
 def test_a_pool_of_forks_after_a_call_is_told_why_it_cannot_work(tmp_path):
-    status, output = run(tmp_path, 'work()\npool("fork")')
+    status, output = run(tmp_path, 'start_pool_of_numba()\npool("fork")')
     assert status == 1
     assert output.splitlines()[-1].startswith("RuntimeError: this process was forked")
     assert "spawn or forkserver" in output
@@ -69,7 +78,7 @@ def test_a_pool_of_forks_after_a_call_is_told_why_it_cannot_work(tmp_path):
 
 def test_a_forked_process_after_a_call_is_told_why_it_cannot_work(tmp_path):
     body = """
-work()
+start_pool_of_numba()
 process = multiprocessing.get_context("fork").Process(target=work)
 process.start()
 process.join()
@@ -92,7 +101,7 @@ pool("fork")
 def test_no_work_is_begun_in_such_a_process(tmp_path):
     body = """
 hessian = np.zeros((4, 4), np.float32)
-work()
+start_pool_of_numba()
 if not os.fork():
     try:
         numbacalib.gptq_hessian_update(hessian, X, out=hessian)
@@ -106,7 +115,7 @@ sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_fresh_workers_after_a_call_work(tmp_path, method):
-    check_works(tmp_path, f'work()\npool("{method}")\nwork()')
+    check_works(tmp_path, f'start_pool_of_numba()\npool("{method}")\nwork()')
 
 
 def test_forks_before_the_first_call_work_beside_their_parent(tmp_path):
@@ -123,7 +132,7 @@ with fork.Pool(2) as workers:
 
 def test_forks_work_at_any_time_on_the_workqueue(tmp_path):
     body = """
-work()
+start_pool_of_numba()
 pool("fork")
 fork = multiprocessing.get_context("fork")
 with fork.Pool(2) as workers:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.jit import inlined, kernel
+from numbacalib.runtime.jit import inlined, task_kernel
+from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.activations import (
     GELU,
     GELU_TANH,
@@ -22,17 +22,17 @@ from numbacalib.spec.activations import (
 
 def activate(x: NDArray, kind: int) -> None:
     """See `numbacalib.ops.activation.activate`; rows [N, M]."""
-    _activate(carrier(x), kind)
+    _activate(len(x), carrier(x), kind)
 
 
 def gate(x: NDArray, times: NDArray, kind: int) -> None:
     """See `numbacalib.ops.activation.activate`; rows [N, M]."""
-    _gate(carrier(x), carrier(times), kind)
+    _gate(len(x), carrier(x), carrier(times), kind)
 
 
 def gate_clamped(x: NDArray, times: NDArray, slope: np.float32, limit: np.float32) -> None:
     """See `numbacalib.ops.activation.activate_clamped`; rows [N, M]."""
-    _gate_clamped(carrier(x), carrier(times), slope, limit)
+    _gate_clamped(len(x), carrier(x), carrier(times), slope, limit)
 
 
 @inlined
@@ -48,10 +48,11 @@ def _gate_row(kind, row, other):
         row[j] = narrow(value, row[j])
 
 
-@kernel
-def _activate(x, kind):
-    """Split: one task a row; a loop for each of most kinds, so that it becomes vector instructions."""
-    for i in prange(len(x)):
+@task_kernel
+def _activate(counter, x, kind):
+    """Split: workers take rows; a loop for each of most kinds, so that it becomes vector instructions."""
+    i = fetch_add(counter)
+    while i < len(x):
         if kind == SILU:
             _activate_row(SILU, x[i])
         elif kind == GELU:
@@ -66,12 +67,14 @@ def _activate(x, kind):
             _activate_row(SIGMOID, x[i])
         else:
             _activate_row(kind, x[i])
+        i = fetch_add(counter)
 
 
-@kernel
-def _gate(x, times, kind):
-    """Split: one task a row; a loop for each of most kinds, so that it becomes vector instructions."""
-    for i in prange(len(x)):
+@task_kernel
+def _gate(counter, x, times, kind):
+    """Split: workers take rows; a loop for each of most kinds, so that it becomes vector instructions."""
+    i = fetch_add(counter)
+    while i < len(x):
         if kind == SILU:
             _gate_row(SILU, x[i], times[i])
         elif kind == GELU:
@@ -86,13 +89,16 @@ def _gate(x, times, kind):
             _gate_row(SIGMOID, x[i], times[i])
         else:
             _gate_row(kind, x[i], times[i])
+        i = fetch_add(counter)
 
 
-@kernel
-def _gate_clamped(x, times, slope, limit):
-    """Split: one task a row."""
-    for i in prange(len(x)):
+@task_kernel
+def _gate_clamped(counter, x, times, slope, limit):
+    """Split: workers take rows."""
+    i = fetch_add(counter)
+    while i < len(x):
         row, other = x[i], times[i]
         for j in range(len(row)):
             gate, up = np.float32(widen(row[j])), np.float32(widen(other[j]))
             row[j] = narrow(clamped_swiglu(gate, up, slope, limit), row[j])
+        i = fetch_add(counter)

@@ -7,7 +7,6 @@ vector operations over queries.
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads
 from numpy.typing import NDArray
 
 from numbacalib.runtime.blas import routine, single_threaded
@@ -35,20 +34,21 @@ def attention(
 ) -> NDArray:
     """See `numbacalib.ops.attention.attention`; a window of 0 is none."""
     context = np.empty((*queries.shape[:3], values.shape[3]), queries.dtype)
-    gemm, workers = routine("gemm", queries.dtype), get_num_threads()
+    gemm = routine("gemm", queries.dtype)
     begin = np.zeros((2, queries.shape[2]), np.float32)
     begin[0] = LOWEST if sinks is None else sinks
     begin[1] = sinks is not None
     options = window, np.float32(scale), np.float32(cap)
     with single_threaded():
-        counter = np.zeros(1, np.int64)
-        _attend(workers, gemm, queries, keys, values, *options, begin, counter, context)
+        tasks = -(-queries.shape[1] // TILE) * len(queries) * keys.shape[2]
+        _attend(tasks, gemm, (queries, keys, values), options, begin, context)
     return context
 
 
 @task_kernel
-def _attend(gemm, queries, keys, values, window, scale, cap, begin, counter, context):
+def _attend(counter, gemm, states, options, begin, context):
     """Split: workers take tiles of positions of a sequence and a key head, the longest first."""
+    (queries, keys, values), (window, scale, cap) = states, options
     sequences, length, heads, size = queries.shape
     pairs = sequences * keys.shape[2]
     group = heads // keys.shape[2]
@@ -127,7 +127,7 @@ def _add_values(gemm, scores, values, step, sums):
 
 @scalar
 def _weigh(scores, first, start, group, window, cap, state, sums):
-    """Make weights of scores, and bring what was summed so far to the same largest scores.
+    """Turn scores into weights, and rescale the sums so far to the new largest scores.
 
     Key ``first + i`` is seen by a run of the tile's queries.
     """
@@ -164,7 +164,7 @@ def _weigh(scores, first, start, group, window, cap, state, sums):
 
 @scalar
 def _seen(key, start, group, window, count):
-    """The run of a tile's queries that see a key: from its own position on, to the window's end."""
+    """Range of a tile's queries that see a key: from its own position to the window's end."""
     low = max(key - start, 0) * group
     high = min((key + window - start) * group, count) if window > 0 else count
     return min(low, high), high
@@ -172,7 +172,7 @@ def _seen(key, start, group, window, count):
 
 @scalar
 def _give(sums, totals, start, head, group, context):
-    """Write what a tile's queries attend to."""
+    """Write the outputs of a tile's queries."""
     for c in range(len(totals)):
         taken = context[start + c // group, head * group + c % group]
         inverse = np.float32(1) / totals[c]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads
 from numpy.typing import NDArray
 
 from numbacalib.ops.columns.cpu import magnitude_max, power_means
@@ -22,8 +21,7 @@ def channel_scores(
     largest = magnitude_max(activations, dtype)
     scores = power_means(weights, 1, dtype, out)
     infinite = np.empty(-(-len(scores) // PART), np.bool_)
-    workers, counter = min(get_num_threads(), len(infinite)), np.zeros(1, np.int64)
-    _scale(workers, largest, scores, counter, infinite)
+    _scale(len(infinite), largest, scores, infinite)
     if infinite.any():
         # An infinite activation times a zero weight is NaN, which the mean alone would not show.
         with np.errstate(invalid="ignore", over="ignore"):
@@ -34,7 +32,7 @@ def channel_scores(
 
 
 @task_kernel
-def _scale(largest, scores, counter, infinite):
+def _scale(counter, largest, scores, infinite):
     """Multiply the scores, and find which parts have an infinite factor. Split: workers take parts."""
     part = fetch_add(counter)
     while part < len(infinite):

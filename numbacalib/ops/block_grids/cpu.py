@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from numbacalib.ops.block_grids.groups_cpu import TILE, Tile, fit_group, sum_errors, zero_of
-from numbacalib.runtime.half import carrier, widen
-from numbacalib.runtime.jit import kernel, scalar
+from numbacalib.runtime.jit import scalar, task_kernel
 from numbacalib.runtime.strides import rows_view
+from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.block_grid import LEAST_SHARE, BlockGrid, BlockScales
-from numbacalib.spec.grid import Bounds, Grid, code_of, stored_scale
+from numbacalib.spec.grid import Grid, code_of, stored_scale
 
 ROUNDS = 2
 """Number of times that integers beside a group's are tried and the block's numbers solved for again."""
@@ -23,27 +22,21 @@ FLOAT16 = 1
 """`SCALE_FLOAT16`, as kernels take it."""
 
 
-class _Shape(NamedTuple):
-    """Contents of a block, as kernels take them."""
+CHUNK = 1 << 22
+"""Weights that are brought to float32 at a time: the search then has one compiled form."""
 
+
+class _Search(NamedTuple):
+    """A search on one grid, as kernels take it."""
+
+    bounds: Any
+    shares: NDArray
     groups: int
     minima: bool
     half: np.float32
     low: np.float32
+    """Least integer of a group."""
     high: np.float32
-    """Range of a group's integers."""
-
-
-class _Search(NamedTuple):
-    """A search on one grid."""
-
-    bounds: Bounds
-    shares: Any
-    groups: int
-    minima: bool
-    half: Any
-    low: Any
-    high: Any
 
 
 class _Found(NamedTuple):
@@ -64,41 +57,57 @@ def search_block_grids(matrix: NDArray, grid: BlockGrid, importance: NDArray) ->
     rows, channels = matrix.shape
     blocks = channels // grid.values
     real = np.float32
-    ends = map(real, grid.scale_range)
     bounds = Grid(grid.bits, symmetric=False).bounds(np.dtype(real))
-    shape = _Shape(grid.groups, grid.minima, real(grid.half), *ends)
+    ends = real(grid.half), *map(real, grid.scale_range)
+    search = _Search(bounds, grid.shares(), grid.groups, grid.minima, *ends)
     scale, minimum = np.empty((rows, blocks), real), np.empty((rows, blocks), real)
     scales = np.empty((rows, blocks * grid.groups), np.int8)
     minima = np.empty(scales.shape, np.uint8)
-    source, numbers = rows_view(carrier(matrix)), (scale, minimum, scales, minima)
-    _search(source, importance, grid.shares(), bounds, shape, *numbers)
+    step = max(1, CHUNK // (channels * TILE)) * TILE
+    for first in range(0, rows, step):
+        own = slice(first, first + step)
+        with np.errstate(over="ignore"):
+            source = rows_view(np.ascontiguousarray(matrix[own], real))
+        factors = rows_view(importance if len(importance) == 1 else importance[own])
+        numbers = scale[own], minimum[own], scales[own], minima[own]
+        _search(-(-len(source) // TILE) * blocks, source, factors, search, numbers)
     with np.errstate(over="ignore"):
         return BlockScales(scale.astype(np.float16), minimum.astype(np.float16), scales, minima)
 
 
-@kernel
-def _search(matrix, importance, shares, bounds, shape, scale, minimum, scales, minima):
-    """Split: one task a (tile of rows, block)."""
+@task_kernel
+def _search(counter, matrix, importance, grid, numbers):
+    """Split: workers take a (tile of rows, block)."""
+    scale, minimum, scales, minima = numbers
     rows, blocks = scale.shape
     values = matrix.shape[1] // blocks
-    for task in prange(-(-rows // TILE) * blocks):
-        grid = _searched(bounds, shares, shape)
-        first, b = np.int64(task) // blocks * TILE, np.int64(task) % blocks
-        count = min(TILE, rows - first)
-        weights = np.zeros((values, TILE), np.float32)
-        factors = np.ones((values, TILE), np.float32)
-        for r in range(count):
-            row = min(first + r, len(importance) - 1)
-            for j in range(values):
-                weights[j, r] = np.float32(widen(matrix[first + r, b * values + j]))
-                factors[j, r] = importance[row, b * values + j]
+    weights, factors = np.empty((values, TILE), np.float32), np.empty((values, TILE), np.float32)
+    task = fetch_add(counter)
+    while task < -(-rows // TILE) * blocks:
+        first, b = task // blocks * TILE, task % blocks
+        _load(matrix, importance, first, b * values, weights, factors)
         _add_magnitudes(weights, factors)
         found = _search_block(Tile(weights, factors), grid)
-        for r in range(count):
+        for r in range(min(TILE, rows - first)):
             scale[first + r, b], minimum[first + r, b] = found.scale[r], found.minimum[r]
             for g in range(grid.groups):
                 scales[first + r, b * grid.groups + g] = np.int8(found.scales[g, r])
                 minima[first + r, b * grid.groups + g] = np.uint8(found.minima[g, r])
+        task = fetch_add(counter)
+
+
+@scalar
+def _load(matrix, importance, first, left, weights, factors):
+    """Transpose a tile of rows; those past the last one hold zeros."""
+    for r in range(TILE):
+        row = first + r
+        if row < len(matrix):
+            given, weighs = matrix[row], importance[min(row, len(importance) - 1)]
+            for j in range(len(weights)):
+                weights[j, r], factors[j, r] = given[left + j], weighs[left + j]
+        else:
+            for j in range(len(weights)):
+                weights[j, r], factors[j, r] = np.float32(0), np.float32(1)
 
 
 @scalar
@@ -110,13 +119,6 @@ def _add_magnitudes(weights, factors):
             spread += weights[j, r] * weights[j, r] / np.float32(len(weights) / 2)
         for j in range(len(weights)):
             factors[j, r] *= np.sqrt((spread + weights[j, r] * weights[j, r]) / spread)
-
-
-@scalar
-def _searched(bounds, shares, shape):
-    """Put arrays and numbers together, which a parallel loop takes apart only."""
-    ends = shape.low, shape.high
-    return _Search(bounds, shares, shape.groups, shape.minima, shape.half, ends[0], ends[1])
 
 
 @scalar
@@ -171,7 +173,7 @@ def _stored(number):
 
 @scalar
 def _long_enough(scale, minimum, integer):
-    """Raise a stored scale to where `integer` minima are few enough scales."""
+    """Raise a stored scale until `integer` times the minimum is few enough scales."""
     return max(scale, _stored(abs(minimum) * integer * np.float32(LEAST_SHARE)))
 
 
@@ -240,9 +242,12 @@ def _group_errors(group, g, grid, found, error):
 @scalar
 def _try_neighbours(group, g, grid, found):
     """Try integers beside those of group g."""
-    scale, minimum = found.scales[g].copy(), found.minima[g].copy()
-    best_scale, best_minimum = scale.copy(), minimum.copy()
+    scale, minimum = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    best_scale, best_minimum = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     error, best = np.empty(TILE, np.float32), found.errors[g]
+    for r in range(TILE):
+        scale[r] = best_scale[r] = found.scales[g, r]
+        minimum[r] = best_minimum[r] = found.minima[g, r]
     reach = 1 if grid.minima else 0
     for up in range(-1, 2):
         for deeper in range(-reach, reach + 1):
@@ -258,8 +263,8 @@ def _try_neighbours(group, g, grid, found):
                 if error[r] < best[r]:
                     best[r] = error[r]
                     best_scale[r], best_minimum[r] = found.scales[g, r], found.minima[g, r]
-    found.scales[g] = best_scale
-    found.minima[g] = best_minimum
+    for r in range(TILE):
+        found.scales[g, r], found.minima[g, r] = best_scale[r], best_minimum[r]
 
 
 @scalar
@@ -283,11 +288,10 @@ def _solve(tile, grid, found):
                 ax[r] += factor * (a * weight)
                 bx[r] += factor * (b * weight)
     tried = _empty(grid)
-    tried.scales[:] = found.scales
-    tried.minima[:] = found.minima
     best = np.zeros(TILE, np.float32)
     for r in range(TILE):
         for g in range(grid.groups):
+            tried.scales[g, r], tried.minima[g, r] = found.scales[g, r], found.minima[g, r]
             best[r] += found.errors[g, r]
         scale, minimum = found.scale[r], found.minimum[r]
         spread = aa[r] * bb[r] - ab[r] * ab[r]

@@ -58,8 +58,8 @@ def fit_group(group, grid, scale, minimum):
                         tried[r] = tiny
                 _refine(group, grid, tried, offset, best, scale, minimum)
     for _ in range(2):
-        tried[:] = scale
-        offset[:] = minimum
+        for r in range(TILE):
+            tried[r], offset[r] = scale[r], minimum[r]
         _refine(group, grid, tried, offset, best, scale, minimum)
 
 
@@ -82,6 +82,7 @@ def _least_squares(group, grid, scale, offset):
     zero = np.empty(TILE, np.float32)
     for r in range(TILE):
         zero[r] = zero_of(scale[r], offset[r], grid)
+    # rows of one array: vector instructions need no test of whether these overlap
     ones, q, qq, x, xq = np.zeros((5, TILE), np.float32)
     for j in range(len(group.weights)):
         for r in range(TILE):

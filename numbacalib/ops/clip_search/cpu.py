@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from numbacalib.ops.grid import cpu as grid_kernels
 from numbacalib.runtime import checks
-from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.jit import task_kernel
+from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.grid import Grid, clipped_grid, group_indices
 
 
@@ -30,7 +30,7 @@ def clip_scales(
     found = np.empty_like(scales), np.empty_like(zeros)
     least = np.full((rows, groups), np.inf)
     for share in shares:
-        _clipped_grids(lo, hi, share, bounds, *found)
+        _clipped_grids(len(scales), lo, hi, share, bounds, *found)
         codes = grid_kernels.encode(matrix, *found, group_of, grid)
         values = grid_kernels.decode(codes, *found, group_of, grid)
         errors = (values.reshape(grouped.shape) - grouped).swapaxes(0, 1)
@@ -41,9 +41,11 @@ def clip_scales(
     return scales, zeros
 
 
-@kernel
-def _clipped_grids(lo, hi, share, bounds, scales, zeros):
-    """Split: one task a row."""
-    for i in prange(len(scales)):
+@task_kernel
+def _clipped_grids(counter, lo, hi, share, bounds, scales, zeros):
+    """Split: workers take rows."""
+    i = fetch_add(counter)
+    while i < len(scales):
         for g in range(scales.shape[1]):
             scales[i, g], zeros[i, g] = clipped_grid(lo[i, g], hi[i, g], share, bounds)
+        i = fetch_add(counter)

@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import get_num_threads
 from numba.core.extending import overload
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
@@ -180,17 +179,17 @@ def _split(runs: Runs, width: int, itemsize: int) -> Cut:
 def _reduce(runs: Runs, cut: Cut, how: Any, partial: NDArray) -> None:
     """Reduce the rows of each segment to a row of `partial`, on all threads."""
     segments, width = partial.shape
-    workers = min(get_num_threads(), segments * -(-width // cut.tile))
-    counter, (memory, height, leading, by_columns) = np.zeros(1, np.int64), runs
+    tasks = segments * -(-width // cut.tile)
+    memory, height, leading, by_columns = runs
     if by_columns:
-        _reduce_columns(workers, memory, height, leading, how, counter, partial)
+        _reduce_columns(tasks, memory, height, leading, how, partial)
     else:
         lengths = cut.fold, cut.tile
-        _reduce_rows(workers, memory, height, leading, lengths, how, counter, partial)
+        _reduce_rows(tasks, memory, height, leading, lengths, how, partial)
 
 
 @task_kernel
-def _reduce_rows(memory, height, leading, lengths, how, counter, partial):
+def _reduce_rows(counter, memory, height, leading, lengths, how, partial):
     """Reduce columns of contiguous rows. Split: workers take a (segment, tile of columns)."""
     (fold, tile), (segments, width) = lengths, partial.shape
     tiles, runs, step = -(-width // tile), height // fold, fold * leading
@@ -214,7 +213,7 @@ def _reduce_rows(memory, height, leading, lengths, how, counter, partial):
 
 
 @task_kernel
-def _reduce_columns(memory, height, leading, how, counter, partial):
+def _reduce_columns(counter, memory, height, leading, how, partial):
     """Reduce contiguous columns. Split: workers take a (segment, `COLUMNS` columns)."""
     segments, width = partial.shape
     tiles = -(-width // COLUMNS)

@@ -6,7 +6,6 @@ The columns of a memory do not depend on each other, so that a few at a time sta
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads
 from numpy.typing import NDArray
 
 from numbacalib.runtime.half import carrier, narrow, widen
@@ -30,14 +29,17 @@ def delta_rule(
 ) -> NDArray:
     """See `numbacalib.ops.delta_rule.delta_rule`."""
     found = np.empty(values.shape, values.dtype)
-    arrays = queries, keys, carrier(values), decays, rates, slopes, biases
-    _run(get_num_threads(), *arrays, corrects, np.zeros(1, np.int64), carrier(found))
+    sequences, _, heads, width = values.shape
+    tokens, head_wise = (queries, keys, carrier(values), decays, rates), (slopes, biases)
+    tasks = sequences * heads * -(-width // COLUMNS)
+    _run(tasks, tokens, head_wise, corrects, carrier(found))
     return found
 
 
 @task_kernel
-def _run(queries, keys, values, decays, rates, slopes, biases, corrects, counter, found):
+def _run(counter, tokens, head_wise, corrects, found):
     """Split: workers take runs of columns of the memory of a sequence and a head."""
+    (queries, keys, values, decays, rates), (slopes, biases) = tokens, head_wise
     sequences, length, heads, width = values.shape
     size, group = keys.shape[3], heads // keys.shape[2]
     runs = -(-width // COLUMNS)
@@ -67,7 +69,7 @@ def _run(queries, keys, values, decays, rates, slopes, biases, corrects, counter
 
 @scalar
 def _recall(memory, decay, key, known):
-    """Let the memory decay, and set `known` to what it has for a key."""
+    """Decay the memory, and set `known` to what it holds for a key."""
     for j in range(COLUMNS):
         known[j] = np.float32(0)
     for i in range(len(memory)):
@@ -79,7 +81,7 @@ def _recall(memory, decay, key, known):
 
 @scalar
 def _write_and_read(memory, key, written, query, read):
-    """Write for a key, and set `read` to what the memory then has for a query."""
+    """Write for a key, then set `read` to what the memory holds for a query."""
     for j in range(COLUMNS):
         read[j] = np.float32(0)
     for i in range(len(memory)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import get_num_threads
 from numpy.typing import NDArray
 
 from numbacalib.runtime.half import carrier, widen
@@ -60,23 +59,19 @@ def search_fp4_scales(
     found = form.scales
     search = _Search(found.values, found.limits, found.one, steps, divisor, *weights)
     bounds = Grid(BITS, symmetric=True, element=E2M1).bounds(np.dtype(np.float32))
-    tasks = -(-rows // TILE)
-    counter, source = np.zeros(1, np.int64), rows_view(carrier(matrix))
-    workers = min(get_num_threads(), tasks)
-    _search(workers, tasks, counter, source, form.group_size, search, bounds, scales)
+    _search(-(-rows // TILE), rows_view(carrier(matrix)), form.group_size, search, bounds, scales)
     return scales
 
 
 @task_kernel
-def _search(tasks, counter, matrix, size, search, bounds, scales):
+def _search(counter, matrix, size, search, bounds, scales):
     """Split: workers take tiles of rows."""
     rows, groups = scales.shape
     weights = np.zeros((size, TILE), np.float32)
     tile = _Tile(weights, np.zeros((size, TILE), np.float32), np.empty((size, TILE), np.float32))
     found = np.empty(TILE, np.float32)
-    task = fetch_add(counter)
-    while task < tasks:
-        first = task * TILE
+    first = fetch_add(counter) * TILE
+    while first < rows:
         count = min(TILE, rows - first)
         for g in range(groups):
             begin = g * size
@@ -88,7 +83,7 @@ def _search(tasks, counter, matrix, size, search, bounds, scales):
             _search_group(tile, begin, search, bounds, found)
             for r in range(count):
                 scales[first + r, g] = found[r]
-        task = fetch_add(counter)
+        first = fetch_add(counter) * TILE
 
 
 @scalar

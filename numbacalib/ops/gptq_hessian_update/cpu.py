@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads
 from numpy.typing import NDArray
 
 from numbacalib.runtime.finite import require_finite
@@ -30,7 +29,7 @@ def rank_update(
         np.copyto(out, hessian)
     add_square(out, x_block, alpha, beta)
     blocks = -(-len(out) // MIRROR_TILE)
-    _mirror_upper(min(get_num_threads(), -(-blocks // 2)), np.zeros(1, np.int64), out)
+    _mirror_upper(-(-blocks // 2), out)
     return out
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import get_num_threads
 from numba.extending import register_jitable
 from numpy.typing import NDArray
 
@@ -48,7 +47,7 @@ def couple_panels(
     ``U_pp`` or ``R_pp^-1``. `length` is that of the panels' blocks.
     """
     gemm, trmm, trtri = (routine(name, dtype) for name in ("gemm", "trmm", "trtri"))
-    source, workers = rows_view(carrier(factor)), get_num_threads()
+    source = rows_view(carrier(factor))
     widths = np.diff(edges)
     first = np.append(0, np.cumsum(-(-widths // BLOCK)))
     inverses = np.empty((0 if inverse else first[-1], BLOCK, BLOCK), dtype)
@@ -57,13 +56,11 @@ def couple_panels(
     blocks = int((-(-widths // length)).sum())
     corners = np.zeros((blocks, length, length + COLUMNS), dtype)
     coupling = Coupling(np.empty(starts[-1], dtype), starts, corners)
-    counters = np.zeros((2, 1), np.int64)
     with single_threaded():
         if not inverse:
-            panels = min(workers, len(edges) - 1)
-            _invert_blocks(panels, trtri, source, edges, first, counters[0], inverses)
-        operands = source, edges, length, first, inverses
-        _couple(workers, gemm, trmm, *operands, counters[1], coupling)
+            _invert_blocks(len(edges) - 1, trtri, source, edges, first, inverses)
+        tasks = int((-(-edges[1:] // ROWS)).sum())
+        _couple(tasks, (gemm, trmm), source, edges, length, (first, inverses), coupling)
     return coupling
 
 
@@ -95,7 +92,7 @@ def panel_corners(coupling, edges, p):
 
 
 @task_kernel
-def _invert_blocks(trtri, factor, edges, first, counter, inverses):
+def _invert_blocks(counter, trtri, factor, edges, first, inverses):
     """Invert the triangles on the diagonal of each ``R_pp``. Split: workers take panels."""
     info = np.empty(1, np.int32)
     p = fetch_add(counter)
@@ -110,11 +107,12 @@ def _invert_blocks(trtri, factor, edges, first, counter, inverses):
 
 
 @task_kernel
-def _couple(gemm, trmm, factor, edges, length, first, inverses, counter, coupling):
-    """Fill in the panels, solved where there are inverses.
+def _couple(counter, routines, factor, edges, length, blocks, coupling):
+    """Fill in the panels, solved where there are inverses of their blocks, the first of each panel's.
 
     Split: workers take runs of rows.
     """
+    (gemm, trmm), (first, inverses) = routines, blocks
     memory = np.empty(ROWS * edges[1], coupling.packed.dtype)
     task = fetch_add(counter)
     before = 0

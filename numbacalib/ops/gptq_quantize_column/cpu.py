@@ -13,7 +13,6 @@ vectors.
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads
 from numpy.typing import NDArray
 
 from numbacalib.ops.gptq_quantize_column.block_cpu import (
@@ -38,6 +37,7 @@ from numbacalib.runtime.half import carrier
 from numbacalib.runtime.jit import inlined, task_kernel
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import fetch_add
+from numbacalib.runtime.threads import thread_count
 from numbacalib.runtime.tile_product import COLUMNS, LANES, add_product, pack_rows
 from numbacalib.spec.gptq import ColumnGrids, FactorLook, GroupedCodes
 from numbacalib.spec.grid import Grid, group_indices
@@ -141,13 +141,12 @@ def sweep(weight: NDArray, factor: NDArray, grids: ColumnGrids, *, inverse: bool
     found = GroupedCodes(np.empty(weight.shape, np.uint8), scales, zeros, np.empty(rows))
     columns = _cut(channels, group_of, 0 if given else channels // scales.shape[1], search, inverse)
     coupling = couple_panels(factor, columns.edges, columns.length, dtype, inverse=inverse)
-    workers = get_num_threads()
+    workers = thread_count()
     chunks = -(-max(CHUNKS, rows // CHUNK) // workers) * workers  # as many for each
     chunks = min(chunks, -(-rows // TILE))
-    split = min(workers, chunks), chunks, np.zeros(1, np.int64)
     settings = None if search is None else Search.of(search, grids.importance, channels, dtype)
     source = rows_view(carrier(weight))
-    _sweep(*split, source, coupling, columns, settings, grids.grid.bounds(dtype), found)
+    _sweep(chunks, chunks, source, coupling, columns, settings, grids.grid.bounds(dtype), found)
     return found
 
 
@@ -182,7 +181,7 @@ def _block_length(group_size: int, single: bool) -> int:
 
 
 @task_kernel
-def _sweep(chunks, counter, source, coupling, columns, search, bounds, found):
+def _sweep(counter, chunks, source, coupling, columns, search, bounds, found):
     """Quantize chunks of rows. Split: workers take chunks."""
     height, width = found.codes.shape
     units = -(-height // TILE)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import get_num_threads, prange
 from numpy.typing import NDArray
 
 from numbacalib.ops.kmeans.cuts import PADDING, Sums, are_precise, best_cuts
 from numbacalib.ops.kmeans.exact import exact_cuts
 from numbacalib.runtime import checks
-from numbacalib.runtime.half import carrier, widen
-from numbacalib.runtime.jit import kernel, scalar
+from numbacalib.runtime.jit import scalar, task_kernel
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import fetch_add
 
@@ -31,6 +29,8 @@ TINY = 2.0**-960
 """Below it, an inverse may not be finite."""
 STRIP = 32
 """Words that are compared with as many at once."""
+CHUNK = 1 << 22
+"""Values that are brought to the centroids' dtype at a time: kernels have one form for each of these."""
 
 
 class Memory(NamedTuple):
@@ -62,23 +62,27 @@ def kmeans_rows(
     centroids = np.empty((len(matrix), clusters), dtype)
     integer = np.dtype(f"i{dtype.itemsize}")
     word = np.dtype(np.uint32 if matrix.shape[1] <= SHORT else np.uint64)
-    arrays = rows_view(carrier(matrix)), rows_view(importance), codes, centroids
-    counter, workers = np.zeros(1, np.int64), min(len(matrix), get_num_threads())
-    _cluster_rows(*arrays, integer, word, counter, workers)
+    step = max(1, CHUNK // matrix.shape[1])
+    for first in range(0, len(matrix), step):
+        own = slice(first, first + step)
+        values = rows_view(matrix[own].astype(dtype, copy=False))
+        weights = rows_view(importance if len(importance) == 1 else importance[own])
+        found = codes[own], centroids[own]
+        _cluster_rows(len(values), values, weights, found, integer, word)
     return codes, centroids
 
 
-@kernel
-def _cluster_rows(matrix, importance, codes, centroids, integer, word, counter, workers):
-    """Split: workers, each of which takes rows from the counter."""
+@task_kernel
+def _cluster_rows(counter, matrix, importance, found, integer, word):
+    """Split: workers take rows."""
+    codes, centroids = found
     rows, columns = codes.shape
-    for _ in prange(workers):
-        memory = _memory(columns, centroids.dtype, word)
+    memory = _memory(columns, centroids.dtype, word)
+    i = fetch_add(counter)
+    while i < rows:
+        factors = importance[min(i, len(importance) - 1)]
+        _cluster_row(matrix[i], factors, codes[i], centroids[i], integer, memory)
         i = fetch_add(counter)
-        while i < rows:
-            factors = importance[min(i, len(importance) - 1)]
-            _cluster_row(matrix[i], factors, codes[i], centroids[i], integer, memory)
-            i = fetch_add(counter)
 
 
 @scalar
@@ -102,7 +106,7 @@ def _memory(columns, real, word):
 def _cluster_row(row, importance, codes, centroids, integer, memory):
     values, weights = memory.values, memory.weights
     for j in range(len(codes)):
-        values[j], weights[j] = widen(row[j]), importance[j]
+        values[j], weights[j] = row[j], importance[j]
     low, high = _extremes(values, integer)
     _, largest = _extremes(weights, integer)
     if largest == 0:
@@ -132,7 +136,8 @@ def _extremes(values, integer):
         turned = _turned(bits[j], bits)
         low, high = min(low, turned), max(high, turned)
     found = np.empty(2, values.dtype)
-    found.view(integer)[:] = _turned(low, bits), _turned(high, bits)
+    ends = found.view(integer)
+    ends[0], ends[1] = _turned(low, bits), _turned(high, bits)
     return float(found[0]), float(found[1])
 
 

@@ -154,7 +154,9 @@ def _penalized(sums, penalty, memory):
     energy, rest, begins = sums.energy, memory.rest, memory.begins
     count = len(energy) - 1
     rest[0], begins[0] = 0, 0
-    solved, length, stop = 0, LANES, 0
+    solved: Any = np.int64(0)  # what it calls would be compiled again for literals
+    stop: Any = np.int64(0)
+    length = LANES
     while solved < count:
         last, end = min(solved + length, count), solved
         if solved - begins[solved] > LONGEST:

@@ -48,7 +48,7 @@ def exact_cuts(places, inverse, masses, clusters):
     begins = np.empty((clusters, count), np.int64)
     losses = np.empty(count)
     for last in range(count):
-        losses[last] = _error_of(spans, 0, last)
+        losses[last] = _error_of(spans, np.int64(0), last)
     for c in range(1, clusters):
         losses = _with_one_more(spans, losses, c, count - clusters + c, begins[c])
     cuts = np.empty(clusters + 1, np.int64)
@@ -109,8 +109,19 @@ def _spans(places, inverse, masses):
     for level in range(shape[0]):
         half = 1 << level
         for middle in range(half, count, 2 * half):
-            _grow(spans, level, places, inverse, masses, middle - 1, middle - half - 1, -1)
-            _grow(spans, level, places, inverse, masses, middle, min(middle + half, count), 1)
+            _grow(
+                spans, level, places, inverse, masses, middle - 1, middle - half - 1, np.int64(-1)
+            )
+            _grow(
+                spans,
+                level,
+                places,
+                inverse,
+                masses,
+                middle,
+                min(middle + half, count),
+                np.int64(1),
+            )
     return spans
 
 

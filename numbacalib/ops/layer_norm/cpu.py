@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.jit import task_kernel
 from numbacalib.runtime.strides import rows_view
+from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.decoder import inverse_rms
 
 LANES = 16
-"""Partial sums, each of every so many elements: see `numbacalib.ops.rms_norm.cpu`."""
+"""Partial sums, each over every 16th element: see `numbacalib.ops.rms_norm.cpu`."""
 
 
 def layer_norm(
@@ -22,15 +22,17 @@ def layer_norm(
     result = np.empty(x.shape, dtype)
     if bias is None:
         bias = np.zeros((1, x.shape[1]), np.float32)
-    arrays = (rows_view(carrier(x)), x.shape[1], rows_view(weight), rows_view(bias))
-    _normalize(*arrays, len(weight), len(bias), eps, carrier(result))
+    arrays = rows_view(carrier(x)), rows_view(weight), rows_view(bias)
+    _normalize(len(x), *arrays, eps, carrier(result))
     return result
 
 
-@kernel
-def _normalize(x, columns, weight, bias, weights, biases, eps, result):
-    """Split: one task a row."""
-    for i in prange(len(x)):
+@task_kernel
+def _normalize(counter, x, weight, bias, eps, result):
+    """Split: workers take rows."""
+    columns = result.shape[1]
+    i = fetch_add(counter)
+    while i < len(x):
         parts = np.zeros(LANES, np.float32)
         whole = columns // LANES * LANES
         for begin in range(0, whole, LANES):
@@ -54,7 +56,8 @@ def _normalize(x, columns, weight, bias, weights, biases, eps, result):
         for lane in range(LANES):
             squares += parts[lane]
         inverse = inverse_rms(squares, columns, eps)
-        row, other = weight[i % weights], bias[i % biases]
+        row, other = weight[i % len(weight)], bias[i % len(bias)]
         for j in range(columns):
             value = (np.float32(widen(x[i, j])) - mean) * inverse * row[j] + other[j]
             result[i, j] = narrow(value, result[i, j])
+        i = fetch_add(counter)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from numbacalib.runtime import checks
 from numbacalib.runtime.half import carrier, widen
-from numbacalib.runtime.jit import kernel, scalar
+from numbacalib.runtime.jit import inlined, scalar, task_kernel
 from numbacalib.runtime.strides import rows_view
+from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.grid import Grid, code_of, stored_grid, value_of
 from numbacalib.spec.range_search import RangeSearch, weighted_cost
 
@@ -49,18 +49,21 @@ def search_scales(
     zeros = np.empty_like(scales)
     settings = Search.of(search, importance, channels, dtype)
     source = rows_view(carrier(matrix))
-    _search(source, group_size, settings, grid.bounds(dtype), scales, zeros)
+    _search(-(-rows // TILE), source, group_size, settings, grid.bounds(dtype), (scales, zeros))
     return scales, zeros
 
 
-@kernel
-def _search(matrix, group_size, search, bounds, scales, zeros):
-    """Split: one task a tile of rows."""
-    for tile in prange(-(-len(scales) // TILE)):
-        _search_rows(matrix, np.int64(tile) * TILE, group_size, search, bounds, scales, zeros)
+@task_kernel
+def _search(counter, matrix, group_size, search, bounds, found):
+    """Split: workers take tiles of rows."""
+    scales, zeros = found
+    first = fetch_add(counter) * TILE
+    while first < len(scales):
+        _search_rows(matrix, first, group_size, search, bounds, scales, zeros)
+        first = fetch_add(counter) * TILE
 
 
-@scalar
+@inlined
 def _search_rows(matrix, first, group_size, search, bounds, scales, zeros):
     """Find the grids of all groups of a tile of rows."""
     count = min(TILE, len(scales) - first)
@@ -111,7 +114,7 @@ def search_tile(weights, factors, search, bounds, scale, zero):
 
 @scalar
 def _errors(weights, factors, scale, zero, bounds, norm, best, error):
-    """Sum each row's errors into `error`; stop early where all rows are past their best."""
+    """Sum each row's errors into `error`; stop early once every row is past its best."""
     error[:] = 0
     for begin in range(0, len(weights), STRIP):
         for j in range(begin, min(begin + STRIP, len(weights))):

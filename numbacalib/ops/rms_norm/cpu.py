@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.jit import task_kernel
 from numbacalib.runtime.strides import rows_view
+from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.decoder import inverse_rms
 
 LANES = 16
-"""Partial sums, each of every so many elements: vector registers add them, in one order everywhere."""
+"""Partial sums, each over every 16th element: vector registers add them, in one order everywhere."""
 
 
 def rms_norm(x: NDArray, weight: NDArray, eps: np.float32, dtype: np.dtype) -> NDArray:
     """See `numbacalib.ops.rms_norm.rms_norm`."""
     result = np.empty(x.shape, dtype)
-    _normalize(rows_view(carrier(x)), x.shape[1], rows_view(weight[None]), eps, carrier(result))
+    _normalize(len(x), rows_view(carrier(x)), rows_view(weight[None]), eps, carrier(result))
     return result
 
 
-@kernel
-def _normalize(x, columns, weight, eps, result):
-    """Split: one task a row."""
-    for i in prange(len(x)):
+@task_kernel
+def _normalize(counter, x, weight, eps, result):
+    """Split: workers take rows."""
+    columns = result.shape[1]
+    i = fetch_add(counter)
+    while i < len(x):
         parts = np.zeros(LANES, np.float32)
         whole = columns // LANES * LANES
         for begin in range(0, whole, LANES):
@@ -42,3 +44,4 @@ def _normalize(x, columns, weight, eps, result):
         for j in range(columns):
             value = np.float32(widen(x[i, j])) * inverse * weight[0, j]
             result[i, j] = narrow(value, result[i, j])
+        i = fetch_add(counter)

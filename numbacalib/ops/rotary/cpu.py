@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.jit import task_kernel
+from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.decoder import paired, rotated
 
 
@@ -15,14 +15,15 @@ def rotate(
     tokens: NDArray, size: int, cos: NDArray, sin: NDArray, interleaved: bool, first: int
 ) -> None:
     """See `numbacalib.ops.rotary.rotate`; tokens [S * T, H * size]."""
-    _rotate(carrier(tokens), size, cos, sin, interleaved, first)
+    _rotate(len(tokens), carrier(tokens), size, cos, sin, interleaved, first)
 
 
-@kernel
-def _rotate(tokens, size, cos, sin, interleaved, first):
-    """Split: one task a token."""
+@task_kernel
+def _rotate(counter, tokens, size, cos, sin, interleaved, first):
+    """Split: workers take tokens."""
     half = cos.shape[1]
-    for i in prange(len(tokens)):
+    i = fetch_add(counter)
+    while i < len(tokens):
         token, c, s = tokens[i], cos[i % len(cos)], sin[i % len(cos)]
         for begin in range(first, len(token), size):
             head = token[begin : begin + 2 * half]
@@ -32,3 +33,4 @@ def _rotate(tokens, size, cos, sin, interleaved, first):
                 one, other = rotated(a, b, c[pair], s[pair])
                 head[left] = narrow(one, head[left])
                 head[right] = narrow(other, head[right])
+        i = fetch_add(counter)

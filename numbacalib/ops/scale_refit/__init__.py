@@ -16,7 +16,7 @@ def _gpu() -> Any:
 
 
 def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: Any) -> Any:
-    """Scales [M, G] with which each row loses least, in their own dtype; those of before if none do.
+    """Scales [M, G] with which each row loses least, in their own dtype; the old ones if none do.
 
     A row's new scales are rounded to the dtype first and taken only where the loss falls then. A scale
     that would change its sign stays.
@@ -27,7 +27,7 @@ def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: A
         Unsigned codes, uint8, zeros uint8 or float32; groups are runs of K / G channels.
     scales : array [M, G], float16, bfloat16 or float32
     errors : array [M, K]
-        ``w - q`` with the scales of before, float32, or float64 where the Hessian is.
+        ``w - q`` with the old scales, float32, or float64 where the Hessian is.
     hessian : array [K, K], of the same dtype
     """
     arrays = {"codes": codes, "zeros": zeros, "scales": scales, "errors": errors}

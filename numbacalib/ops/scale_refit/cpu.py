@@ -1,14 +1,14 @@
-"""The refit on the CPU: products of BLAS for the matrices, one task a row for their solution."""
+"""The refit on the CPU: products of BLAS for the matrices, and a kernel for the rows."""
 
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from numbacalib.ops.products.cpu import group_dots
-from numbacalib.runtime.half import carrier, widen
-from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.half import carrier, narrow, widen
+from numbacalib.runtime.jit import task_kernel
+from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.scale_refit import lowers_loss, same_sign, solve_steps
 
 TILE_BYTES = 1 << 27
@@ -24,32 +24,17 @@ def refitted_scales(
     step = max(1, TILE_BYTES // (8 * groups * groups))
     for first in range(0, rows, step):
         own = slice(first, first + step)
-        given = codes[own], zeros[own], scales[own], errors[own]
-        _refit_tile(*given, hessian, found[own])
+        centered = centered_codes(codes[own], zeros[own], errors.dtype)
+        pulls = group_dots(centered, errors[own] @ hessian, codes.shape[1] // groups)
+        matrices = squares_of_groups(centered, hessian, groups)
+        found[own] = solved_scales(matrices, pulls, scales[own])
     return found
 
 
-def _refit_tile(
-    codes: NDArray,
-    zeros: NDArray,
-    scales: NDArray,
-    errors: NDArray,
-    hessian: NDArray,
-    found: NDArray,
-) -> None:
-    groups = scales.shape[1]
-    centered = centered_codes(codes, zeros, errors.dtype)
-    pulls = group_dots(centered, errors @ hessian, codes.shape[1] // groups)
-    found[:] = solved_scales(squares_of_groups(centered, hessian, groups), pulls, scales)
-
-
 def solved_scales(matrices: NDArray, pulls: NDArray, scales: NDArray) -> NDArray:
-    """Scales of rows that lose less, from what `spec.scale_refit` takes; those of before if none do."""
-    candidates, found = np.empty(scales.shape, np.float32), np.empty_like(scales)
-    _solve(matrices, pulls, carrier(scales), candidates)
-    with np.errstate(over="ignore"):
-        stored = candidates.astype(scales.dtype)
-    _keep_better(matrices, pulls, carrier(scales), carrier(stored), carrier(found))
+    """Scales of rows that lose less, from what `spec.scale_refit` takes; the old ones if none do."""
+    found = np.empty_like(scales)
+    _refit_rows(len(pulls), matrices, pulls, carrier(scales), carrier(found))
     return found
 
 
@@ -73,29 +58,23 @@ def squares_of_groups(centered: NDArray, hessian: NDArray, groups: int) -> NDArr
     return matrices
 
 
-@kernel
-def _solve(matrices, pulls, scales, candidates):
-    """Split: one task a row."""
-    groups = pulls.shape[1]
-    for i in prange(len(pulls)):
-        steps, roots = np.empty(groups), np.empty(groups)
+@task_kernel
+def _refit_rows(counter, matrices, pulls, scales, found):
+    """Split: workers take rows."""
+    rows, groups = pulls.shape
+    steps, roots = np.empty(groups), np.empty(groups)
+    i = fetch_add(counter)
+    while i < rows:
+        old, new = scales[i], found[i]
         solve_steps(matrices[i], pulls[i], steps, roots)
-        for g in range(groups):
-            scale = widen(scales[i, g])
-            wanted = scale + steps[g]
-            candidates[i, g] = wanted if same_sign(wanted, scale) else scale
-
-
-@kernel
-def _keep_better(matrices, pulls, scales, stored, found):
-    """Split: one task a row."""
-    groups = pulls.shape[1]
-    for i in prange(len(pulls)):
-        steps = np.empty(groups)
         same_signs = True
         for g in range(groups):
-            steps[g] = float(widen(stored[i, g])) - float(widen(scales[i, g]))
-            same_signs &= same_sign(widen(stored[i, g]), widen(scales[i, g]))
-        better = same_signs and lowers_loss(matrices[i], pulls[i], steps)
-        for g in range(groups):
-            found[i, g] = stored[i, g] if better else scales[i, g]
+            scale = widen(old[g])
+            wanted = scale + steps[g]
+            new[g] = narrow(wanted if same_sign(wanted, scale) else float(scale), new[g])
+            steps[g] = float(widen(new[g])) - float(scale)
+            same_signs &= same_sign(widen(new[g]), scale)
+        if not (same_signs and lowers_loss(matrices[i], pulls[i], steps)):
+            for g in range(groups):
+                new[g] = old[g]
+        i = fetch_add(counter)

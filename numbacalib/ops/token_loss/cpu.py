@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
-from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.jit import task_kernel
+from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.decoder import capped, negative_log_likelihood, weight_of
 
 LANES = 16
-"""Partial maxima and sums, each of every so many entries: see `numbacalib.ops.rms_norm.cpu`."""
+"""Partial maxima and sums, each over every 16th entry: see `numbacalib.ops.rms_norm.cpu`."""
 
 
 def add_scores(scores: NDArray, first: int, targets: NDArray, state: NDArray) -> None:
     """See `numbacalib.ops.token_loss.add_scores`."""
-    _add(scores, first, targets, state)
+    _add(len(scores), scores, first, targets, state)
 
 
 def cap(scores: NDArray, limit: np.float32) -> None:
     """See `numbacalib.ops.token_loss.cap`; rows [N, V']."""
-    _cap(scores, limit)
+    _cap(len(scores), scores, limit)
 
 
 def losses(state: NDArray) -> NDArray:
     """See `numbacalib.ops.token_loss.losses`."""
     found = np.empty(state.shape[1], np.float32)
-    _finish(state, found)
+    _finish(len(found), state, found)
     return found
 
 
-@kernel
-def _add(scores, first, targets, state):
-    """Split: one task a row."""
+@task_kernel
+def _add(counter, scores, first, targets, state):
+    """Split: workers take rows."""
     rows, columns = scores.shape
     whole = columns // LANES * LANES
-    for i in prange(rows):
+    i = fetch_add(counter)
+    while i < rows:
         row = scores[i]
         parts = np.full(LANES, state[0, i], np.float32)
         for begin in range(0, whole, LANES):
@@ -58,19 +59,24 @@ def _add(scores, first, targets, state):
         state[0, i], state[1, i] = largest, total
         if first <= targets[i] and targets[i] < first + columns:
             state[2, i] = row[targets[i] - first]
+        i = fetch_add(counter)
 
 
-@kernel
-def _cap(scores, limit):
-    """Split: one task a row."""
-    for i in prange(len(scores)):
+@task_kernel
+def _cap(counter, scores, limit):
+    """Split: workers take rows."""
+    i = fetch_add(counter)
+    while i < len(scores):
         row = scores[i]
         for j in range(len(row)):
             row[j] = capped(row[j], limit)
+        i = fetch_add(counter)
 
 
-@kernel
-def _finish(state, found):
-    """Split: rows."""
-    for i in prange(len(found)):
+@task_kernel
+def _finish(counter, state, found):
+    """Split: workers take rows."""
+    i = fetch_add(counter)
+    while i < len(found):
         found[i] = negative_log_likelihood(state[2, i], state[0, i], state[1, i])
+        i = fetch_add(counter)

@@ -24,7 +24,7 @@ def refitted_zeros(
     moments: GroupMoments,
     range_of_zeros: tuple[int, int],
 ) -> tuple[Any, Any]:
-    """Scales and zeros [M, G] with which each row loses less, in their dtypes; those of before if none do.
+    """Scales and zeros [M, G] with which each row loses less, in their dtypes; the old ones if none do.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def refitted_zeros(
         Unsigned; groups are runs of K / G channels.
     scales : array [M, G], float16, bfloat16 or float32
     errors : array [M, K]
-        ``w - q`` with the scales and zeros of before, float32, or float64 where the Hessian is.
+        ``w - q`` with the old scales and zeros, float32, or float64 where the Hessian is.
     moments : GroupMoments
         Of the same dtype.
     range_of_zeros : two int

@@ -1,11 +1,10 @@
-"""The refit of zeros on the CPU: products of BLAS for the matrices, one task a row for the search."""
+"""The refit of zeros on the CPU: products of BLAS for the matrices, and a kernel for the rows."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from numbacalib.ops.products.cpu import group_dots
@@ -15,10 +14,28 @@ from numbacalib.ops.scale_refit.cpu import (
     solved_scales,
     squares_of_groups,
 )
-from numbacalib.runtime.half import carrier, widen
-from numbacalib.runtime.jit import kernel
+from numbacalib.runtime.half import carrier, narrow, widen
+from numbacalib.runtime.jit import inlined, task_kernel
+from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.scale_refit import same_sign
-from numbacalib.spec.zero_refit import GroupMoments, fit_zeros, follow, lowers_loss_with_zeros
+from numbacalib.spec.zero_refit import (
+    GroupMoments,
+    RowMoments,
+    fit_zeros,
+    follow,
+    lowers_loss_with_zeros,
+)
+
+
+class _Grids(NamedTuple):
+    """Grids of the groups of some rows, [M, G]."""
+
+    scales: NDArray
+    zeros: NDArray
+
+    def carried(self) -> _Grids:
+        """Return them as kernels take them."""
+        return self._replace(scales=carrier(self.scales))
 
 
 def refitted_zeros(
@@ -36,46 +53,20 @@ def refitted_zeros(
     for first in range(0, rows, step):
         own = slice(first, first + step)
         centered = centered_codes(codes[own], zeros[own], errors.dtype)
-        systems = _systems(centered, errors[own], moments)
-        grid = scales[own], zeros[own]
-        solved = solved_scales(systems.matrices, systems.pulls, grid[0]), grid[1]
-        _follow(*systems, *_in_carriers(grid), *_in_carriers(solved))
-        free = _searched(systems, solved, range_of_zeros)
-        _follow(*systems, *_in_carriers(solved), *_in_carriers(free))
-        new_scales[own] = solved_scales(systems.matrices, systems.pulls, free[0])
-        new_zeros[own] = free[1]
+        products = _moments(centered, errors[own], moments)
+        given = _Grids(scales[own], zeros[own])
+        solved = given._replace(scales=solved_scales(products.codes, products.pulls, given.scales))
+        _follow_rows(len(centered), products, given.carried(), solved.carried())
+        free = _Grids(*map(np.empty_like, given))
+        _search_rows(len(centered), products, solved.carried(), range_of_zeros, free.carried())
+        _follow_rows(len(centered), products, solved.carried(), free.carried())
+        new_scales[own] = solved_scales(products.codes, products.pulls, free.scales)
+        new_zeros[own] = free.zeros
     return new_scales, new_zeros
 
 
-class _Systems(NamedTuple):
-    """``c H c^T``, ``c H u^T``, ``u H u^T``, ``c H e^T`` and ``u H e^T`` of rows: see `spec.zero_refit`."""
-
-    matrices: NDArray
-    mixed: NDArray
-    ones: NDArray
-    pulls: NDArray
-    ones_pulls: NDArray
-
-
-def _in_carriers(grid: tuple[NDArray, NDArray]) -> tuple[NDArray, NDArray]:
-    return carrier(grid[0]), grid[1]
-
-
-def _searched(
-    systems: _Systems, grid: tuple[NDArray, NDArray], range_of_zeros: tuple[int, int]
-) -> tuple[NDArray, NDArray]:
-    """Scales and zeros of rows that lose less; those of before if none do."""
-    scales, zeros = grid
-    steps, moves = np.empty(scales.shape), np.empty(zeros.shape, np.int64)
-    _fit(*systems, carrier(scales), zeros, *range_of_zeros, steps, moves)
-    with np.errstate(over="ignore"):
-        stored = carrier((scales.astype(np.float64) + steps).astype(scales.dtype))
-    found = np.empty_like(scales), np.empty_like(zeros)
-    _keep_better(*systems, carrier(scales), zeros, stored, steps, moves, *_in_carriers(found))
-    return found
-
-
-def _systems(centered: NDArray, errors: NDArray, moments: GroupMoments) -> _Systems:
+def _moments(centered: NDArray, errors: NDArray, moments: GroupMoments) -> RowMoments:
+    """Return `RowMoments` of all rows, [M, G, G] and [M, G], but for those of ones, which they share."""
     hessian, sums, ones = moments
     groups = sums.shape[1]
     size = len(sums) // groups
@@ -85,60 +76,53 @@ def _systems(centered: NDArray, errors: NDArray, moments: GroupMoments) -> _Syst
         mixed[:, g] = centered[:, own] @ sums[own]
     pulls = group_dots(centered, errors @ hessian, size)
     ones_pulls = (errors @ sums).astype(np.float64)
-    return _Systems(squares_of_groups(centered, hessian, groups), mixed, ones, pulls, ones_pulls)
+    codes = squares_of_groups(centered, hessian, groups)
+    return RowMoments(codes, mixed, ones, pulls, ones_pulls)
 
 
-@kernel
-def _fit(matrices, mixed, ones, pulls, ones_pulls, scales, zeros, least, most, steps, moves):
-    """Split: one task a row."""
-    groups = pulls.shape[1]
-    for i in prange(len(pulls)):
-        old, whole = np.empty(groups), np.empty(groups, np.int64)
+@inlined
+def _row_of(products, i):
+    """Return the `RowMoments` of row i."""
+    of_codes = products.codes[i], products.mixed[i]
+    return RowMoments(*of_codes, products.ones, products.pulls[i], products.ones_pulls[i])
+
+
+@task_kernel
+def _search_rows(counter, products, given, range_of_zeros, found):
+    """Split: workers take rows."""
+    rows, groups = products.pulls.shape
+    old, steps, moves = np.empty(groups), np.empty(groups), np.empty(groups, np.int64)
+    i = fetch_add(counter)
+    while i < rows:
+        row = _row_of(products, i)
+        scales, zeros = given.scales[i], given.zeros[i]
+        new_scales, new_zeros = found.scales[i], found.zeros[i]
         for g in range(groups):
-            old[g], whole[g] = widen(scales[i, g]), zeros[i, g]
-        system = matrices[i], mixed[i], ones, pulls[i], ones_pulls[i]
-        fit_zeros(*system, old, whole, least, most, steps[i], moves[i])
-
-
-@kernel
-def _keep_better(
-    matrices,
-    mixed,
-    ones,
-    pulls,
-    ones_pulls,
-    scales,
-    zeros,
-    stored,
-    steps,
-    moves,
-    new_scales,
-    new_zeros,
-):
-    """Split: one task a row."""
-    groups = pulls.shape[1]
-    for i in prange(len(pulls)):
-        old = np.empty(groups)
+            old[g] = widen(scales[g])
+        fit_zeros(row, old, zeros, range_of_zeros, steps, moves)
         same_signs = True
         for g in range(groups):
-            old[g] = widen(scales[i, g])
-            steps[i, g] = float(widen(stored[i, g])) - old[g]
-            same_signs &= same_sign(float(widen(stored[i, g])), old[g])
-        system = matrices[i], mixed[i], ones, pulls[i], ones_pulls[i]
-        better = same_signs and lowers_loss_with_zeros(*system, old, steps[i], moves[i])
+            new_scales[g] = narrow(old[g] + steps[g], new_scales[g])
+            steps[g] = float(widen(new_scales[g])) - old[g]
+            same_signs &= same_sign(float(widen(new_scales[g])), old[g])
+        better = same_signs and lowers_loss_with_zeros(row, old, steps, moves)
         for g in range(groups):
-            new_scales[i, g] = stored[i, g] if better else scales[i, g]
-            new_zeros[i, g] = zeros[i, g] + (moves[i, g] if better else 0)
+            if not better:
+                new_scales[g] = scales[g]
+            new_zeros[g] = zeros[g] + (moves[g] if better else 0)
+        i = fetch_add(counter)
 
 
-@kernel
-def _follow(matrices, mixed, ones, pulls, ones_pulls, scales, zeros, new_scales, new_zeros):
-    """Split: one task a row."""
-    groups = pulls.shape[1]
-    for i in prange(len(pulls)):
-        now, steps, moves = np.empty(groups), np.empty(groups), np.empty(groups, np.int64)
+@task_kernel
+def _follow_rows(counter, products, given, found):
+    """Split: workers take rows."""
+    rows, groups = products.pulls.shape
+    now, steps, moves = np.empty(groups), np.empty(groups), np.empty(groups, np.int64)
+    i = fetch_add(counter)
+    while i < rows:
         for g in range(groups):
-            now[g] = widen(new_scales[i, g])
-            steps[g] = now[g] - widen(scales[i, g])
-            moves[g] = np.int64(new_zeros[i, g]) - np.int64(zeros[i, g])
-        follow(matrices[i], mixed[i], ones, pulls[i], ones_pulls[i], now, steps, moves)
+            now[g] = widen(found.scales[i, g])
+            steps[g] = now[g] - float(widen(given.scales[i, g]))
+            moves[g] = np.int64(found.zeros[i, g]) - np.int64(given.zeros[i, g])
+        follow(_row_of(products, i), now, steps, moves)
+        i = fetch_add(counter)

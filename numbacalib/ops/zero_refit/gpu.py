@@ -23,7 +23,7 @@ from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import launch
 from numbacalib.spec import zero_refit
 from numbacalib.spec.scale_refit import same_sign
-from numbacalib.spec.zero_refit import GroupMoments
+from numbacalib.spec.zero_refit import GroupMoments, RowMoments
 
 fit_zeros = device.in_kernels(zero_refit.fit_zeros)
 follow = device.in_kernels(zero_refit.follow)
@@ -111,14 +111,14 @@ def _fit(
     groups = len(pulls)
     for g in range(groups):
         old[g, i] = widen(scales[i, g])
-    system = matrices[:, :, i], mixed[:, :, i], ones, pulls[:, i], ones_pulls[:, i]
-    fit_zeros(*system, old[:, i], zeros[i], least, most, steps[:, i], moves[:, i])
+    row = RowMoments(matrices[:, :, i], mixed[:, :, i], ones, pulls[:, i], ones_pulls[:, i])
+    fit_zeros(row, old[:, i], zeros[i], (least, most), steps[:, i], moves[:, i])
     same_signs = True
     for g in range(groups):
         new_scales[i, g] = narrow(old[g, i] + steps[g, i], new_scales[i, g])
         steps[g, i] = float(widen(new_scales[i, g])) - old[g, i]
         same_signs = same_signs and same_sign(float(widen(new_scales[i, g])), old[g, i])
-    better = same_signs and lowers_loss_with_zeros(*system, old[:, i], steps[:, i], moves[:, i])
+    better = same_signs and lowers_loss_with_zeros(row, old[:, i], steps[:, i], moves[:, i])
     for g in range(groups):
         new_scales[i, g] = new_scales[i, g] if better else scales[i, g]
         new_zeros[i, g] = zeros[i, g] + (moves[g, i] if better else 0)
@@ -147,5 +147,5 @@ def _follow(
         now[g, i] = widen(new_scales[i, g])
         steps[g, i] = now[g, i] - float(widen(scales[i, g]))
         moves[g, i] = np.int64(new_zeros[i, g]) - np.int64(zeros[i, g])
-    system = matrices[:, :, i], mixed[:, :, i], ones, pulls[:, i], ones_pulls[:, i]
-    follow(*system, now[:, i], steps[:, i], moves[:, i])
+    row = RowMoments(matrices[:, :, i], mixed[:, :, i], ones, pulls[:, i], ones_pulls[:, i])
+    follow(row, now[:, i], steps[:, i], moves[:, i])
