@@ -32,7 +32,7 @@ SIZES = {
 KEPT = {"num_experts": 3, "num_experts_per_tok": 2}
 EXPERTS = KEPT | {"moe_intermediate_size": 32}
 COUNTS = {"expert_count": 3, "expert_used_count": 2}
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 FACTORS = [1.0 + i / 4 for i in range(6)], [2.0 + i for i in range(6)]
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 YARN_KEYS = {
@@ -79,6 +79,55 @@ BEHIND_A_DENSE_ONE = COUNTS | {
     "expert_weights_norm": True,
     "expert_weights_scale": 1.5,
 }
+DELTA = {
+    "layer_types": [LINEAR, LINEAR, LINEAR, FULL],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 3,
+}
+DELTA_KEYS = {
+    "full_attention_interval": 4,
+    "ssm.conv_kernel": 3,
+    "ssm.group_count": 2,
+    "ssm.inner_size": 32,
+    "ssm.state_size": 8,
+    "ssm.time_step_rank": 4,
+    "rope.dimension_count": 8,
+}
+MROPE = SECTIONS | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
+MROPE_KEYS = {"rope.dimension_sections": [1, 1, 2, 0]}
+SHARED = EXPERTS | {"shared_expert_intermediate_size": 48}
+SHARED_KEYS = COUNTS | {
+    "expert_feed_forward_length": 32,
+    "expert_shared_feed_forward_length": 48,
+}
+GEMMA4 = {
+    "model_type": "gemma4_text",
+    "global_head_dim": 32,
+    "sliding_window": 5,
+    "layer_types": [SLIDING, FULL, SLIDING, FULL],
+    "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": VOCAB_SIZE,
+    "rope_parameters": {
+        FULL: {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
+        SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+    },
+}
+GEMMA4_KEYS = {
+    "attention.key_length": 32,
+    "attention.value_length": 32,
+    "attention.key_length_swa": 16,
+    "attention.value_length_swa": 16,
+    "attention.sliding_window": 5,
+    "attention.sliding_window_pattern": [True, False, True, False],
+    "rope.dimension_count": 32,
+    "rope.dimension_count_swa": 16,
+    "rope.freq_base": 1e6,
+    "rope.freq_base_swa": 1e4,
+}
+GEMMA4_ROPE = {"rope_freqs.weight": np.array([1.0] * 4 + [1e30] * 12, np.float32)}
 CASES = {
     "afmoe": Case(
         EXPERTS | {
@@ -197,6 +246,38 @@ CASES = {
             "rope.scaling.type": "linear",
             "rope.scaling.factor": 8.0,
         },
+    ),
+    "gemma4": Case(
+        GEMMA4 | {
+            "hidden_size_per_layer_input": 8,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "final_logit_softcapping": 20.0,
+        },
+        GEMMA4_KEYS | {
+            "attention.shared_kv_layers": 2,
+            "embedding_length_per_layer_input": 8,
+            "feed_forward_length": [96, 96, 192, 192],
+            "final_logit_softcapping": 20.0,
+        },
+        GEMMA4_ROPE,
+    ),
+    "gemma4-experts": Case(
+        GEMMA4 | {
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 3,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 32,
+        },
+        GEMMA4_KEYS | COUNTS | {
+            "attention.head_count_kv": [2, 1, 2, 1],
+            "attention.shared_kv_layers": 0,
+            "embedding_length_per_layer_input": 0,
+            "expert_feed_forward_length": 32,
+        },
+        GEMMA4_ROPE,
     ),
     "glm4": Case({"model_type": "glm4"}, {"rope.dimension_count": 8}),
     "glm4-sections": Case(
@@ -348,6 +429,17 @@ CASES = {
         EXPERTS | {"model_type": "qwen3_moe", "norm_topk_prob": True},
         COUNTS | {"expert_feed_forward_length": 32},
     ),
+    "qwen35": Case(
+        DELTA | {"model_type": "qwen3_5_text", "rope_parameters": MROPE}, DELTA_KEYS | MROPE_KEYS
+    ),
+    "qwen35moe": Case(
+        DELTA | SHARED | {"model_type": "qwen3_5_moe_text", "rope_parameters": MROPE},
+        DELTA_KEYS | MROPE_KEYS | SHARED_KEYS,
+    ),
+    "qwen3next": Case(
+        DELTA | SHARED | {"model_type": "qwen3_next", "partial_rotary_factor": 0.5},
+        DELTA_KEYS | SHARED_KEYS,
+    ),
     "seed_oss": Case({"model_type": "seed_oss"}),
     "smollm3": Case({"model_type": "smollm3"}),
     "stablelm": Case({"model_type": "stablelm"}, {"rope.dimension_count": 4}),
@@ -376,6 +468,8 @@ def test_files_are_read_as_what_they_were_made_from(tmp_path: Path, name: str) -
             tensors[tensor] = tensors[tensor].T
         offset = expected.architecture.norm_offset
         rounded = 2**-24 if offset and "norm" in tensor else 0  # the 1 of norms
+        if tensor.endswith("A_log"):  # an exponential in float32, and its logarithm
+            rounded = 2**-22
         np.testing.assert_allclose(
             checkpoint.tensor(tensor), tensors[tensor], rtol=0, atol=rounded, err_msg=tensor
         )

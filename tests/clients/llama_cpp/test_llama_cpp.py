@@ -81,6 +81,7 @@ AS_THEY_ARE = ("attn_k_b.weight", "attn_v_b.weight")
         *("mixtral", "qwen2_moe", "gpt_oss", "llama4_text", "llama4_text-interleaved"),
         *("deepseek_v3", "glm4_moe", "gpt2", "gpt_neox", "ministral3", "qwen3_vl_text"),
         *("afmoe", "ernie4_5_moe", "falcon", "falcon-two-norms"),
+        *("gemma4_text", "gemma4_text-experts", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
     ],
 )
 def test_mixes_of_other_architectures(llama, tmp_path, name):
