@@ -211,6 +211,7 @@ class FileWriter(ModelWriter):
     def add(self, name: str, tensor: NDArray[Any]) -> None:
         """See `ModelWriter`."""
         places = self._places[name]
+        parts: Iterable[NDArray[Any]]
         if len(places) > 1 and len(places[0].shape) == 3:
             parts = latent_parts(self._config, tensor)
         else:

@@ -22,14 +22,15 @@ _BLOCK = 32
 
 def delta_net(config: ModelConfig) -> Options:
     """Sizes of a gated delta net, and of experts where there are some: in all layers."""
-    delta = config.delta
+    delta, names = config.delta, config.architecture.delta
     assert delta is not None
+    assert names is not None
     architecture = next(
         name for name, own in GGUF_ARCHITECTURES.items() if own.model_type == config.model_type
     )
     if delta.value_dim != delta.key_dim:
         raise refused("linear_value_head_dim", delta.key_dim, architecture, delta.value_dim)
-    output = f"model.layers.0.{config.architecture.delta.linears['output']}.weight"
+    output = f"model.layers.0.{names.linears['output']}.weight"
     if column_tiles(config, output) and delta.value_dim % _BLOCK:
         expected = f"a multiple of {_BLOCK}"
         raise refused("linear_value_head_dim", expected, architecture, delta.value_dim)

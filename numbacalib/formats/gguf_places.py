@@ -1,4 +1,4 @@
-"""Where the tensors of a model go in a GGUF file, and as which of GGML's types."""
+"""Places of a model's tensors in a GGUF file, and the types of GGML that they get."""
 
 from __future__ import annotations
 
@@ -46,7 +46,13 @@ class Types:
         )
         experts = config.mixture.experts if config.mixture else 0
         tied, falcon = config.tie_word_embeddings, architecture == "falcon"
-        self._layers = Layers(depth, heads_per_kv, tied, experts, large, falcon)
+        own = [config.key_source(index) is None for index in range(depth)]
+        if config.shared_values:
+            own = [
+                each and not shared for each, shared in zip(own, config.shared_values, strict=True)
+            ]
+        valued = () if all(own) else tuple(index for index in range(depth) if own[index])
+        self._layers = Layers(depth, heads_per_kv, tied, experts, large, falcon, valued)
         self._mix, self._model_type = mix, config.model_type
 
     def of(self, name: str, channels: int) -> str:
@@ -64,7 +70,7 @@ class Place(NamedTuple):
     """Of this part."""
     expert: int | None
     rows: NDArray[np.int64] | None = None
-    """Which of the source's rows it has, in its order; None for all of them in theirs."""
+    """Rows of the source that it has, in its order; None for all of them in theirs."""
 
     @property
     def planned(self) -> PlannedTensor:

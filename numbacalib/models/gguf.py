@@ -85,7 +85,7 @@ class GGUFCheckpoint(Checkpoint):
             self._hf_config["torch_dtype"] = self._dtype()
 
     def _hf_names(self) -> dict[str, list[_Stored]]:
-        """Where all tensors are stored, by Hugging Face's names: two parts make up some matrices."""
+        """Tensors of the file by Hugging Face's names of what they hold, which are two of some."""
         variant = "two norms" if _SECOND_NORM in self._file.tensors else ""
         found: dict[str, list[_Stored]] = {}
         for name in self._file.tensors:

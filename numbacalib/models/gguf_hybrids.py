@@ -10,7 +10,7 @@ from numbacalib.models.gguf_metadata import Metadata
 from numbacalib.models.gguf_mixtures import counts, qwen3_moe
 from numbacalib.models.gguf_windows import PATTERN, Config, sections, windows
 
-__all__ = ["DELTA_KEYS", "GEMMA4_KEYS", "gemma4", "qwen35", "qwen35_moe", "qwen3_next"]
+__all__ = ["DELTA_KEYS", "GEMMA4_KEYS", "gemma4", "qwen3_next", "qwen35", "qwen35_moe"]
 
 _SHARED = "expert_shared_feed_forward_length"
 _LENDING = "attention.shared_kv_layers"
@@ -110,7 +110,7 @@ def _gemma4_heads(options: Metadata, config: Config, kinds: list[str]) -> Config
 
 
 def _gemma4_sharing(options: Metadata, count: int, kinds: list[str]) -> Config:
-    """How many blocks attend to the keys of the two before them, and whether their MLPs are wide."""
+    """Blocks that attend to the keys of the two before them, and whether their MLPs are wide."""
     shared = options.integer(_LENDING, 0)
     first = count - shared
     if not 0 <= shared < count or (shared and (first < 2 or kinds[first - 1] == kinds[first - 2])):

@@ -21,7 +21,7 @@ Values = NDArray[Any]
 
 
 class _Form(NamedTuple):
-    """How the numbers of a tensor become GGUF's, and back."""
+    """Functions that make the numbers of a tensor GGUF's, and ours again."""
 
     store: Callable[[Values], Values]
     load: Callable[[Values], Values]
@@ -77,7 +77,7 @@ def _is_taps(architecture: Architecture, name: str) -> bool:
 
 
 def _form(config: ModelConfig, name: str) -> _Form | None:
-    """How a tensor's numbers are other ones; None where they are the same."""
+    """Return the functions for a tensor whose numbers are other ones in GGUF; None for any other."""
     delta, layer = config.architecture.delta, layer_of(name)
     if delta is not None and layer is not None and layer[1] == delta.slopes:
         return _Form(_decays, _slopes)

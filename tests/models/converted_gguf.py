@@ -118,9 +118,7 @@ def converted_delta(
     return {name.replace("dt_bias", "dt_proj.bias"): values}
 
 
-def retiled(
-    values: NDArray[Any], delta: DeltaNet, end: str, turned: list[int]
-) -> NDArray[Any]:
+def retiled(values: NDArray[Any], delta: DeltaNet, end: str, turned: list[int]) -> NDArray[Any]:
     """Put heads of values in the order of `turned`."""
     before, size = 0, 1
     if end in ("in_proj_qkv.weight", "conv1d.weight"):
