@@ -103,6 +103,9 @@ class ExpertNames:
         that is what the router reads; "" where it reads what experts do.
     factors : str
         The tensor of a further factor of each expert's outputs; "" for none.
+    latent, latent_output : str
+        Layers that make what experts read of a token's state, and a state's change of the sum of their
+        outputs (`Mixture.latent_size`): small, and never quantized; "" for none.
     each : str
         What the layers' names of one expert begin with, before its number.
     gate, up, down : str
@@ -128,6 +131,8 @@ class ExpertNames:
     correction_is_row: bool = False
     router_norm: str = ""
     factors: str = ""
+    latent: str = ""
+    latent_output: str = ""
     each: str = "mlp.experts"
     gate: str = "gate_proj"
     up: str = "up_proj"
@@ -294,6 +299,9 @@ class Architecture:
         ``mlp`` have biases, or keys one of which says so, or whether they have.
     harmless : sequence of str
         Further keys that do not change what it computes.
+    fixed : Mapping
+        Keys of published files that transformers does not read, and the values with which they say what it
+        computes; others are refused.
     read : callable
         The options that are this architecture's own, from the file's keys and what was read before: the
         windows, at least.
@@ -334,6 +342,7 @@ class Architecture:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     biases: Mapping[str, bool | str | tuple[str, ...]] = field(default_factory=dict)
     harmless: Sequence[str] = ()
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     read: Callable[[Fields, Options], Options] = no_windows
 
     @property
