@@ -7,6 +7,7 @@ text takes time by the weights that its tokens meet, GPTQ by ``K^3 / 3 + M K^2``
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ _ALONE = 0.4
 """Time of a token in one model, as a share of its time in both with the moments of both."""
 LATER = 30_000_000
 """Bytes of code that is loaded after the trial, and of memory that is not given back, as measured."""
+_LONG = 1.0
+"""Seconds of compilation that leave much for the collector."""
 _SCORES = 6
 """Float64 tiles of logits while two models are compared."""
 
@@ -109,6 +112,8 @@ def make_plan(
     copied = sum(map(job.checkpoint.stored_bytes, set(job.checkpoint.names()) - names))
     weights = sum(int(np.prod(info.shape)) for info in job.weights.values())
     trial, demand = try_out(job), demand_of(job)
+    if trial.compiling > _LONG:
+        gc.collect()  # what compiles leaves cycles of frames, which may hold the trial's arrays
     HOST.give_back()
     tokens = job.tokens
     blocks = job.decoder.config.num_layers
