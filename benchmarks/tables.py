@@ -378,6 +378,7 @@ TABLES = {
     "demo": Table("demo.py", DemoRow, demo_body),
     "experts": Table("experts.py", ExpertsRow, experts_body),
     "fisher": Table("fisher_gpu.py", Row, speed_body),
+    "forward": Table("forward_gpu.py", Row, speed_body),
     "gguf": Table("gguf_quality.py", GgufRow, gguf_body),
     "gptq": Table("gptq_gpu.py", Row, speed_body),
     "hessian": Table("hessian_gpu.py", Row, speed_body),

@@ -1,4 +1,4 @@
-"""Kernels compiled by a process that has no device: they are those that a run launches."""
+"""Kernels compiled by processes that have no device: they are those that a run launches."""
 
 import json
 import os
@@ -45,9 +45,10 @@ def test_a_run_compiles_little_itself(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *sys.path]))
     place, settings = open_place("cuda"), SETTINGS.settled(text=True, experts=False)
     order = ahead._Order(str(model), settings, place, facts_of_device(), first=True)
-    process = ahead._started()
-    ahead._send(process, order)
-    assert process.wait(timeout=300) == 0
+    processes = [ahead._started() for _ in range(6)]
+    for process in processes:
+        ahead._send(process, order)
+    assert [process.wait(timeout=300) for process in processes] == [0] * 6
     # the run starts no processes of its own on so few processors
     processors = sorted(os.sched_getaffinity(0))[: ahead.LEAST_PROCESSORS - 1]
     done = subprocess.run(

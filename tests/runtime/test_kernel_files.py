@@ -193,6 +193,18 @@ def test_what_another_process_makes_is_left_to_it(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.lock"))
 
 
+def test_one_that_makes_no_end_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(kernel_files, "PATIENCE", 0.1)
+    first = maker(tmp_path, 300)
+    assert first.stdout.readline() == "made\n"
+    assert kernel_files.kept("kernel.nbc", b"identity", lambda: b"payload") == b"payload"
+    assert first.poll() is None
+    assert len(list(tmp_path.rglob("*.lock"))) == 1  # it is the other's still
+    first.kill()
+    first.communicate()
+
+
 def test_one_that_is_killed_is_not_waited_for(tmp_path):
     first = maker(tmp_path, 300)
     assert first.stdout.readline() == "made\n"

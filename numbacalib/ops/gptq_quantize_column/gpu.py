@@ -48,6 +48,8 @@ from numbacalib.spec.grid import Grid, group_indices
 
 PANEL = device.sized(4 * BLOCK, simulated=3 * BLOCK)
 """Columns between two products over the whole history."""
+FEW_ROWS, FEW_CHANNELS = 2048, device.sized(2 * PANEL, simulated=0)
+"""Of a weight that is one panel: launching products takes the host longer than they save the device."""
 
 
 def quantize_columns(
@@ -148,9 +150,15 @@ def _sweep(weight: Any, factors: Any, grids: ColumnGrids, *, inverse: bool) -> G
     if not found:
         _turn(scales, zeros, *stored)
     results = *stored, codes, history, losses
-    panels = list(_panels(channels, segment, whole))
+    most = channels if rows <= FEW_ROWS and channels <= FEW_CHANNELS else PANEL
+    panels = list(_panels(channels, segment, segment if whole else most))
     compensate = _compensate
-    if dtype == np.float32 and blas_gpu.has_libraries() and device.has_capability_9_0():
+    if (
+        panels[1:]
+        and dtype == np.float32
+        and blas_gpu.has_libraries()
+        and device.has_capability_9_0()
+    ):
         compensate = _PairedHistory(couplings, history, panels[0][1]).compensate
     for begin, end in panels:
         blocks = columns, bisect_left(starts, begin), bisect_left(starts, end)
@@ -266,8 +274,8 @@ def _block_starts(channels: int, segment: int) -> tuple[int, ...]:
     return *starts, channels
 
 
-def _panels(channels: int, segment: int, whole: bool) -> Iterator[tuple[int, int]]:
-    """Ranges of columns: a segment each if it is a whole group, or as many as fit into `PANEL`."""
-    width = segment if whole else max(PANEL // segment, 1) * segment
+def _panels(channels: int, segment: int, most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of columns: as many segments each as fit into `most` columns, one at least."""
+    width = max(most // segment, 1) * segment
     for begin in range(0, channels, width):
         yield begin, min(begin + width, channels)
