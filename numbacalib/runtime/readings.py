@@ -39,9 +39,8 @@ class _Buffer:
 class _Buffers:
     """Free buffers of one size, kept since allocating one takes longer than a check.
 
-    The copy to a buffer that nobody read may still be under way. Its event does not say so safely: the
-    stream that it was recorded on may be gone, and then the driver reads memory that is not its own any
-    more.
+    The copy to a buffer that nobody read may still be under way. Its event cannot tell safely: the stream
+    that it was recorded on may be gone, and then the driver reads memory that is no longer its own.
     """
 
     def __init__(self, size: int) -> None:
