@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,12 +85,11 @@ class CompiledAhead:
     """
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings, device: str) -> None:
-        self._model = str(checkpoint.path)
+        self._checkpoint = checkpoint
         self._settings = settings
-        self._mark = _mark(checkpoint, settings)
         self._identity: bytes | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
-        if device != "cpu" and not kernel_files.is_there(self._mark) and _has_device():
+        if device != "cpu" and _has_device() and not kernel_files.is_there(self._mark):
             self._start()
 
     def __enter__(self) -> CompiledAhead:
@@ -109,13 +108,23 @@ class CompiledAhead:
             self._start()
         facts = facts_of_device()
         for number, process in enumerate(self._processes):
-            _send(process, _Order(self._model, self._settings, place, facts, number == 0))
+            model = str(self._checkpoint.path)
+            _send(process, _Order(model, self._settings, place, facts, number == 0))
         self._identity = identity
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._end()
         if self._identity is not None and kind is None:
             kernel_files.store(self._mark, self._identity, b"done")
+
+    @cached_property
+    def _mark(self) -> str:
+        """Name of the file that says that kernels of such runs are there."""
+        checkpoint, settings = self._checkpoint, self._settings
+        options = settings.method, settings.ranges, settings.act_order, settings.static_groups
+        model = checkpoint.info(EMBEDDINGS).dtype, checkpoint.config.architecture.model_type
+        improved = settings.target, settings.refits, settings.descents
+        return "-".join(["run", *map(str, (*model, *options, *improved))]) + ".mark"
 
     def _start(self) -> None:
         processors = _processors()
@@ -156,14 +165,6 @@ def _are_kept() -> bool:
     from numbacalib.runtime.device import PACKED
 
     return PACKED and bool(sys.executable)
-
-
-def _mark(checkpoint: Checkpoint, settings: Settings) -> str:
-    """Name of the file that says that kernels of such runs are there."""
-    options = settings.method, settings.ranges, settings.act_order, settings.static_groups
-    model = checkpoint.info(EMBEDDINGS).dtype, checkpoint.config.architecture.model_type
-    improved = settings.target, settings.refits, settings.descents
-    return "-".join(["run", *map(str, (*model, *options, *improved))]) + ".mark"
 
 
 def _identity() -> bytes:
