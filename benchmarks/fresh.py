@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from harness import Row, figure
 
@@ -21,6 +22,14 @@ CALLS = {
     "gptq of a layer": "gptq(w, h, bits=4, group_size=16)",
 }
 
+COLD = {
+    "awq_channel_scores": 4.0,
+    "fisher_information": 3.0,
+    "gptq_inverse_hessian": 5.0,
+    "gptq of a layer": 12.0,
+}
+"""Most seconds of processors' time that a first call may take to compile."""
+
 FIRST_CALL = """
 import json, time
 import numpy as np
@@ -31,9 +40,9 @@ start = time.perf_counter()
 import numbacalib
 imported = time.perf_counter()
 from numbacalib.methods import gptq
-begun = time.perf_counter()
+begun, used = time.perf_counter(), time.process_time()
 {call}
-print(json.dumps([imported - start, time.perf_counter() - begun]))
+print(json.dumps([imported - start, time.perf_counter() - begun, time.process_time() - used]))
 """
 
 ALONE = "numba alone"
@@ -57,9 +66,9 @@ start = time.perf_counter()
 import numba
 imported = time.perf_counter()
 from alone import add_one
-begun = time.perf_counter()
+begun, used = time.perf_counter(), time.process_time()
 add_one(x)
-print(json.dumps([imported - start, time.perf_counter() - begun]))
+print(json.dumps([imported - start, time.perf_counter() - begun, time.process_time() - used]))
 """
 
 MEMORY = """
@@ -116,30 +125,47 @@ def startup_rows(repeats: int) -> list[Row]:
         print(f"first call: {name}", flush=True)
         with tempfile.TemporaryDirectory() as cache:
             cold, warm = _first_calls(FIRST_CALL.format(call=call), cache, repeats)
-        imports += [seconds for seconds, _ in warm]
-        rows += _call_rows(name, cold, [seconds for _, seconds in warm], limit=0.5)
+        imports += [seconds for seconds, *_ in warm]
+        rows += _call_rows(name, cold, warm, COLD.get(name), 0.5)
     print(f"first call: {ALONE}", flush=True)
     with tempfile.TemporaryDirectory() as cache:
         Path(cache, "alone.py").write_text(ALONE_MODULE)
         cold, warm = _first_calls(ALONE_CALL.format(folder=cache), cache, repeats)
     theirs = [
-        figure("import", ALONE, statistics.median(seconds for seconds, _ in warm), "s"),
-        *_call_rows(ALONE, cold, [seconds for _, seconds in warm]),
+        figure("import", ALONE, statistics.median(seconds for seconds, *_ in warm), "s"),
+        *_call_rows(ALONE, cold, warm),
     ]
     ours = [figure("import", "numbacalib", statistics.median(imports), "s", limit=0.6), *rows]
     return ours + [row._replace(who="numba") for row in theirs]
 
 
-def _first_calls(code: str, cache: str, repeats: int) -> tuple[float, list[tuple[float, float]]]:
-    """Seconds of the first call that compiles; then those of imports and of first calls that do not."""
-    _, cold = run(code, cache)
-    return cold, [run(code, cache) for _ in range(repeats)]
+class _Start(NamedTuple):
+    """Seconds that a fresh process took."""
+
+    imported: float
+    called: float
+    used: float
+    """Processors' time of the call, on all threads."""
 
 
-def _call_rows(name: str, cold: float, warm: list[float], limit: float | None = None) -> list[Row]:
+def _first_calls(code: str, cache: str, repeats: int) -> tuple[_Start, list[_Start]]:
+    """Return a first call that compiles, then some that do not."""
+    cold, *warm = [_Start(*run(code, cache)) for _ in range(repeats + 1)]
+    return cold, warm
+
+
+def _call_rows(
+    name: str,
+    cold: _Start,
+    warm: list[_Start],
+    most: float | None = None,
+    limit: float | None = None,
+) -> list[Row]:
+    median = statistics.median(start.called for start in warm)
     return [
-        figure("first call, cold cache", name, cold, "s"),
-        figure("first call, warm cache", name, statistics.median(warm), "s", limit=limit),
+        figure("first call, cold cache", name, cold.called, "s"),
+        figure("first call, cold cache, processors", name, cold.used, "s", limit=most),
+        figure("first call, warm cache", name, median, "s", limit=limit),
     ]
 
 
