@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import config
 from numpy.typing import NDArray
 
 from numbacalib.linalg import factor_hessians
@@ -141,7 +140,7 @@ class CompiledAhead:
 
 def _has_device() -> bool:
     """Return whether there is a GPU, before the libraries are loaded that work with it."""
-    if config.ENABLE_CUDASIM or not find_spec("cupy"):
+    if not find_spec("cupy"):
         return False
     try:
         from cuda.bindings import driver
