@@ -40,4 +40,4 @@ def better_code(code, pull, steps, zero, bounds):
     wanted = pull * steps
     best = code_at(code - zero + wanted, zero, bounds)
     move = best - code
-    return best if move * (move - 2 * wanted) < 0 else code
+    return best if move * (move - (wanted + wanted)) < 0 else code
