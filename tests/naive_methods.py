@@ -76,6 +76,21 @@ def gptq(
     return codes, values
 
 
+def descended_codes(weight, codes, scales, zeros, group_of, bits, hessian, passes):
+    """Each code in turn the best of all that there are, the row's others as they are by then."""
+    scales, zeros = (np.asarray(each, np.float64)[:, group_of] for each in (scales, zeros))
+    codes = np.asarray(codes, np.float64)
+    for _ in range(passes):
+        for j in range(codes.shape[1]):
+            pulls = (weight - (codes - zeros) * scales) @ hessian[:, j]
+            steps = (np.arange(1 << bits) - codes[:, j, None]) * scales[:, j, None]
+            changes = steps * (steps * hessian[j, j] - 2 * pulls[:, None])
+            best = changes.argmin(axis=1)
+            better = changes.min(axis=1) < 0
+            codes[:, j] = np.where(better, best, codes[:, j])
+    return codes
+
+
 def descending(diagonal):
     """Channels by falling diagonal, equal ones as they come."""
     return sorted(range(len(diagonal)), key=lambda j: -diagonal[j])

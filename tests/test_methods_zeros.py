@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from numbacalib.methods import gptq, refit_scales, rtn
+from numbacalib.spec.zero_refit import RowMoments, follow
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32]
 
@@ -36,6 +37,30 @@ def row_losses(weight, quantized, hessian):
     zeros = quantized.zeros.astype(np.float64)[:, quantized.group_of]
     errors = weight - (quantized.codes.astype(np.float64) - zeros) * scales
     return np.einsum("ij,jk,ik->i", errors, hessian.astype(np.float64), errors)
+
+
+def moments_of(centered, ones, errors, hessian):
+    """Of rows that are 0 outside of their groups."""
+    upper = np.triu(centered @ hessian @ centered.T)
+    mixed, squares = centered @ hessian @ ones.T, ones @ hessian @ ones.T
+    pulls = centered @ hessian @ errors, ones @ hessian @ errors
+    return RowMoments(upper, mixed, squares, *pulls)
+
+
+def test_moments_follow_the_grid():
+    """What a search leaves is what products with the new grid would give."""
+    rng = np.random.default_rng(12)
+    hessian, errors = cases.random_hessian(13, 12), rng.normal(size=12)
+    ones = np.kron(np.eye(3), np.ones(4))
+    centered = ones * rng.integers(-7, 8, 12)
+    scales, steps = rng.uniform(0.5, 2, 3), rng.normal(size=3) * 0.1
+    moves = np.array([1, 0, -3])
+    found = moments_of(centered, ones, errors, hessian)
+    follow(found, scales, steps, moves)
+    moved = centered - moves[:, None] * ones
+    left = errors - (scales @ moved - (scales - steps) @ centered)
+    for own, wanted in zip(found, moments_of(moved, ones, left, hessian), strict=True):
+        np.testing.assert_allclose(own, wanted, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("least_zero", [0, 1])
@@ -109,6 +134,23 @@ def test_no_row_loses_by_it_as_it_is_stored(backend, how, zeros, dtype):
         if zeros == "biases":  # a format that stores biases has these
             biases = -after.zeros * after.scales.astype(np.float32)
             np.testing.assert_allclose(biases, biases.astype(dtype).astype(np.float32), rtol=1e-6)
+
+
+LARGE = {"cudasim": (5, 40)}
+"""Rows and channels of a layer whose products tensor cores make; of few, the simulator's."""
+
+
+@pytest.mark.parametrize("zeros", ["kept", "integers"])
+def test_large_layers_lose_as_much_as_in_float64(backend, zeros):
+    weight, hessian = layer(20, *LARGE.get(backend.name, (530, 1100)))
+    weight += 0.3
+    grid = {"bits": 3, "group_size": weight.shape[1] // 20, "scale_dtype": np.float32}
+    before, after = refitted(backend, weight, hessian, zeros, gptq, **grid)
+    exactly = refit_scales(weight.astype(np.float64), before, hessian, zeros=zeros)
+    losses = [row_losses(weight, each, hessian) for each in (before, after, exactly)]
+    assert (losses[1] <= losses[0] * (1 + 1e-6)).all()
+    assert losses[1].sum() < 0.99 * losses[0].sum()
+    assert losses[1].sum() == pytest.approx(losses[2].sum(), rel=1e-3)
 
 
 @pytest.mark.parametrize("zeros", ["integers", "biases"])

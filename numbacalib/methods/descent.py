@@ -21,12 +21,13 @@ def descend_codes(
     quantized: QuantizedWeight[ArrayT],
     hessian: ArrayT,
     *,
+    passes: int = 1,
     percdamp: float = 0.01,
 ) -> QuantizedWeight[ArrayT]:
     """Choose each code anew, column after column, while all others of its row stay.
 
     For whatever method chose the codes, on integer grids of any kind. No row's ``trace(D H D^T)`` with the
-    damped Hessian rises. Scales may be refitted after it, and another pass made.
+    damped Hessian rises. Scales may be refitted after it, and more passes made.
 
     Parameters
     ----------
@@ -34,6 +35,8 @@ def descend_codes(
         What the codes are to stand for: the layer's weight, or its `propagated_target`.
     quantized : QuantizedWeight
     hessian : array [K, K]
+    passes : int, default 1
+        Times that the columns are gone through; a row in which no code changes has its best.
     percdamp : float, default 0.01
         Damping, as a fraction of the mean of the Hessian's diagonal: as in `gptq`.
 
@@ -67,6 +70,7 @@ def descend_codes(
     """
     if quantized.element != INTEGER:
         raise ValueError(f"quantized: expected integer codes, got {quantized.element}")
+    passes = checks.integer("passes", passes, 1, 1000)
     if checks.finite_number("percdamp", percdamp) < 0:
         raise ValueError(f"percdamp: expected a number not below 0, got {percdamp}")
     grids = {"codes": quantized.codes, "scales": quantized.scales, "zeros": quantized.zeros}
@@ -76,6 +80,5 @@ def descend_codes(
         errors = errors_of(cast(weight, dtype), quantized)
         damping = percdamp * float(to_host(diagonal(hessian)).mean(dtype=np.float64))
         grid = codes, scales, zeros, quantized.group_of, quantized.bits
-        return replace(
-            quantized, codes=descended_codes(*grid, errors, cast(hessian, dtype), damping)
-        )
+        loss = errors, cast(hessian, dtype), damping
+        return replace(quantized, codes=descended_codes(*grid, *loss, passes))

@@ -26,8 +26,8 @@ def improved(target: Any, quantized: Any, hessian: Any, settings: LayerSettings)
         return quantized
     assert settings.shrinkage is not None  # its caller found it
     smooth = smoothed(hessian, settings.shrinkage)
-    for _ in range(settings.descents):
-        quantized = descend_codes(target, quantized, smooth, percdamp=settings.percdamp)
+    given = target, quantized, smooth
+    quantized = descend_codes(*given, passes=settings.descents, percdamp=settings.percdamp)
     return _refitted(target, quantized, hessian, refit)
 
 

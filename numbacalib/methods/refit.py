@@ -109,10 +109,10 @@ def refit_scales(
         grid = replace(quantized, codes=codes, scales=scales, zeros=old_zeros, g_idx=None)
         if zeros == "biases":
             found = _with_biases(weight, grid, hessian)
+        elif zeros == "integers":
+            found = _with_integers(weight, grid, hessian, least_zero)
         else:
             found = _with_scales(weight, grid, hessian)
-        if zeros == "integers":
-            found = _with_integers(weight, found, hessian, least_zero)
         # zeros that stay are the caller's own array, not what kernels take of it
         stay = found.zeros is old_zeros
         return replace(
@@ -152,13 +152,13 @@ class _Offsets:
 def _with_integers(
     weight: Any, quantized: QuantizedWeight, hessian: Any, least: int
 ) -> QuantizedWeight:
-    """Search integer zeros, and refit scales again."""
+    """Refit scales, search integer zeros, and refit scales again."""
     offsets = _Offsets.of(hessian, quantized.scales.shape[1])
     grid = quantized.codes, quantized.zeros, quantized.scales
     moments = GroupMoments(hessian, offsets.sums, offsets.ones)
     ends = least, (1 << quantized.bits) - 1
     scales, zeros = refitted_zeros(*grid, errors_of(weight, quantized), moments, ends)
-    return _with_scales(weight, replace(quantized, scales=scales, zeros=zeros), hessian)
+    return replace(quantized, scales=scales, zeros=zeros)
 
 
 def _with_biases(weight: Any, quantized: QuantizedWeight, hessian: Any) -> QuantizedWeight:

@@ -8,6 +8,9 @@ loss is least at ``x = n / m``, where it is less by ``n**2 / m``, with
 
 so that all zeros can be compared. Groups are gone through until none changes; a row of one group has the
 best of all then. A real zero needs no search: see `numbacalib.methods.refit`.
+
+Scales are solved for before and after, as in `spec.scale_refit`. All of it takes the same few products,
+which follow the grid as it changes.
 """
 
 from __future__ import annotations
@@ -88,6 +91,27 @@ def fit_zeros(row, scales, zeros, range_of_zeros, steps, moves):
                 steps[g] = (pull - best * ones_pull) / length - scales[g]
         if not changed:
             break
+
+
+@scalar
+def follow(row, scales, steps, moves):
+    """Let `RowMoments` follow a grid whose scales grew by `steps`, to `scales`, and zeros by `moves`."""
+    matrix, mixed, ones, pulls, ones_pulls = row
+    groups = len(pulls)
+    for g in range(groups):
+        for h in range(groups):
+            offset = scales[h] * moves[h]
+            both = matrix[g, h] if g < h else matrix[h, g]
+            pulls[g] += mixed[g, h] * offset - both * steps[h]
+            ones_pulls[g] += ones[g, h] * offset - mixed[h, g] * steps[h]
+    for g in range(groups):
+        pulls[g] -= moves[g] * ones_pulls[g]
+        for h in range(g, groups):
+            both = moves[h] * mixed[g, h] + moves[g] * mixed[h, g]
+            matrix[g, h] += moves[g] * moves[h] * ones[g, h] - both
+    for g in range(groups):
+        for h in range(groups):
+            mixed[g, h] -= moves[g] * ones[g, h]
 
 
 @scalar

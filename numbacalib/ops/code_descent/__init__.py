@@ -25,8 +25,9 @@ def descended_codes(
     errors: Any,
     hessian: Any,
     damping: float,
+    passes: int,
 ) -> Any:
-    """Codes [M, K] after one pass over the columns, each chosen anew while the row's others stay.
+    """Codes [M, K] after passes over the columns, each chosen anew while the row's others stay.
 
     Parameters
     ----------
@@ -41,7 +42,10 @@ def descended_codes(
     hessian : array [K, K], of the same dtype
     damping : float
         What is added to the Hessian's diagonal. A column with nothing there stays as it is.
+    passes : int
     """
     arrays = {"codes": codes, "scales": scales, "zeros": zeros, "errors": errors}
     with call(cpu, _gpu, **arrays, hessian=hessian) as (kernels, *taken):
-        return kernels.descended_codes(*taken, group_of, Grid(bits, symmetric=False), damping)
+        return kernels.descended_codes(
+            *taken, group_of, Grid(bits, symmetric=False), damping, passes
+        )

@@ -49,7 +49,7 @@ def transpose(scales, zeros, turned_scales, turned_zeros):
     """Transpose two narrow matrices. Threads: one a row. Blocks: the same, column."""
     i, j = cuda.grid(1), cuda.blockIdx.y
     if i < scales.shape[0]:
-        turned_scales[j, i] = scales[i, j]
+        turned_scales[j, i] = widen(scales[i, j])
         turned_zeros[j, i] = zeros[i, j]
 
 

@@ -22,14 +22,22 @@ def product(left: Any, right: Any) -> Any:
     """See `numbacalib.ops.products.product`; on capability 9.0 large ones are of pairs of bfloat16."""
     left, right = contiguous(left), contiguous(right)
     shape = left.shape[0], right.shape[1]
-    in_pairs = left.dtype == np.float32 and min(*shape, len(right)) >= LARGE
-    if in_pairs and blas_gpu.has_libraries() and device.has_capability_9_0():
+    if repays_pairs(min(shape), len(right), left.dtype):
         result = device.zeros(shape, np.float32)
         add_products(Pair.of(left), Pair.of(right), result.reshape(1, *shape))
     else:
         result = device.empty(shape, left.dtype)
         blas_gpu.multiply(left, right, result)
     return device.result(result)
+
+
+def repays_pairs(shorter: int, depth: int, dtype: np.dtype) -> bool:
+    """Return whether a product is better made of pairs of bfloat16 than in float32.
+
+    `shorter` is the lesser of its rows and columns, and `depth` the number of elements that it sums.
+    """
+    large = dtype == np.float32 and min(shorter, depth) >= LARGE
+    return bool(large and blas_gpu.has_libraries() and device.has_capability_9_0())
 
 
 def add_moment(target: Any, left: Any, right: Any, factor: float, keep: float) -> None:

@@ -1,20 +1,24 @@
 """The refit on a GPU: products of cuBLAS for the matrices, one thread a row for their solution.
 
-Rows are the last axis of all that a thread walks through, so that neighbours read neighbours.
+Rows are the last axis of all that a thread walks through, so that neighbours read neighbours. Codes less
+integer zeros have 8 bits, as bfloat16 has: tensor cores multiply them as they are by a pair that stands for
+the Hessian.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from numbacalib.ops.matrix.gpu import contiguous
+from numbacalib.ops.products.gpu import repays_pairs
 from numbacalib.runtime import device
 from numbacalib.runtime.blas_gpu import multiply
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import column_blocks, launch
+from numbacalib.runtime.pairs_gpu import Pair, add_products
 from numbacalib.spec import scale_refit
 from numbacalib.spec.scale_refit import same_sign
 
@@ -30,20 +34,69 @@ def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: A
     """See `numbacalib.ops.scale_refit.refitted_scales`."""
     rows, groups = scales.shape
     found = device.empty(scales.shape, scales.dtype)
-    hessian = contiguous(hessian)
+    paired = repays_splitting(zeros, len(hessian), hessian.dtype)
+    moment = Moment.of(contiguous(hessian), paired=paired)
     step = max(1, TILE_BYTES // (8 * groups * groups))
     for first in range(0, rows, step):
         own = slice(first, first + step)
         given = codes[own], zeros[own], scales[own], errors[own]
-        _refit_tile(*given, hessian, found[own])
+        _refit_tile(*given, moment, found[own])
     return device.result(found)
 
 
-def _refit_tile(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: Any, found: Any) -> None:
+class Moment(NamedTuple):
+    """A Hessian, or its sums over groups, as it meets errors and codes."""
+
+    whole: Any
+    pair: Pair | None
+    """Pair that stands for it on tensor cores, where that is quicker."""
+
+    @classmethod
+    def of(cls, matrix: Any, *, paired: bool) -> Moment:
+        """Split a matrix or not."""
+        return cls(matrix, Pair.of(matrix) if paired else None)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the codes that it is multiplied with: the carrier's of a pair."""
+        return (self.whole if self.pair is None else self.pair.high).dtype
+
+    def times_codes(self, rows: slice, first: int, centered: Any, out: Any) -> None:
+        """Set `out` to the transpose of some rows, from a column on, times those rows' codes."""
+        parts = [self.whole] if self.pair is None else [self.pair.low[0], self.pair.high[0]]
+        for n, part in enumerate(parts):
+            operands = part[rows, first:], centered[rows], out
+            multiply(*operands, keep=float(n > 0), transposed=(True, False))
+
+    def times_errors(self, errors: Any) -> Any:
+        """Return the product with transposed errors, [K, M]."""
+        shape = len(self.whole), len(errors)
+        if self.pair is None:
+            found = device.empty(shape, errors.dtype)
+            multiply(self.whole, errors, found, transposed=(False, True))
+            return found
+        found = device.zeros(shape, np.float32)
+        add_products(self.pair, Pair.of(errors), found.reshape(1, *shape), transposed=True)
+        return found
+
+
+def repays_splitting(zeros: Any, channels: int, dtype: np.dtype) -> bool:
+    """Return whether codes of a grid and Hessians better meet on tensor cores."""
+    return zeros.dtype == np.uint8 and repays_pairs(channels, channels, dtype)
+
+
+def _refit_tile(
+    codes: Any, zeros: Any, scales: Any, errors: Any, moment: Moment, found: Any
+) -> None:
+    centered = centered_codes(codes, zeros, moment.dtype)
+    systems = squares_and_pulls(centered, errors, moment, scales.shape[1])
+    solve_scales(*systems, scales, found)
+
+
+def solve_scales(matrices: Any, pulls: Any, scales: Any, found: Any) -> None:
+    """Set `found` to scales of rows that lose less, or to those of before: see `spec.scale_refit`."""
     rows, groups = scales.shape
-    centered = centered_codes(codes, zeros, errors.dtype)
     steps, roots = (device.empty((groups, rows), np.float64) for _ in range(2))
-    matrices, pulls = squares_and_pulls(centered, errors, hessian, groups)
     stored = device.empty(scales.shape, scales.dtype)
     blocks = -(-rows // THREADS)
     arrays = matrices, pulls, steps, roots, carrier(scales), carrier(stored)
@@ -53,7 +106,7 @@ def _refit_tile(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: Any, 
 
 
 def centered_codes(codes: Any, zeros: Any, dtype: np.dtype) -> Any:
-    """Codes less the zeros of their groups, transposed: [K, M]."""
+    """Codes less the zeros of their groups, transposed: [K, M], of a float type or in its carrier."""
     rows, channels = codes.shape
     centered = device.empty((channels, rows), dtype)
     tiles = column_blocks(centered.shape, THREADS)
@@ -61,20 +114,20 @@ def centered_codes(codes: Any, zeros: Any, dtype: np.dtype) -> Any:
     return centered
 
 
-def squares_and_pulls(centered: Any, errors: Any, hessian: Any, groups: int) -> tuple[Any, Any]:
-    """``c_g H c_h^T`` [G, G, M] and ``c_g H e^T`` [G, M] for each row, float64."""
+def squares_and_pulls(centered: Any, errors: Any, moment: Moment, groups: int) -> tuple[Any, Any]:
+    """``c_g H c_h^T`` [G, G, M], its upper triangle, and ``c_g H e^T`` [G, M] for each row, float64."""
     channels, rows = centered.shape
     size = channels // groups
-    each_group = -(-rows // THREADS), groups
-    products = device.empty((channels, rows), errors.dtype)
+    across = -(-rows // THREADS)
+    products = moment.times_errors(errors)
     matrices = device.empty((groups, groups, rows), np.float64)
     pulls = device.empty((groups, rows), np.float64)
-    multiply(hessian, errors, products, transposed=(False, True))
-    launch(_group_dots, each_group, THREADS, products, centered, size, pulls)
+    launch(_group_dots, (across, groups), THREADS, products, centered, size, pulls)
     for g in range(groups):
-        own = slice(g * size, (g + 1) * size)
-        multiply(hessian[own], centered[own], products, transposed=(True, False))
-        launch(_group_dots, each_group, THREADS, products, centered, size, matrices[g])
+        own, first = slice(g * size, (g + 1) * size), g * size
+        moment.times_codes(own, first, centered, products[first:])
+        dots = products[first:], centered[first:], size, matrices[g, g:]
+        launch(_group_dots, (across, groups - g), THREADS, *dots)
     return matrices, pulls
 
 
@@ -84,7 +137,8 @@ def _centre(codes, zeros, size, centered):
     i = cuda.grid(1)
     if i < centered.shape[1]:
         for k in range(np.int64(cuda.blockIdx.y), centered.shape[0], cuda.gridDim.y):
-            centered[k, i] = float(codes[i, k]) - float(zeros[i, k // size])
+            code = float(codes[i, k]) - float(zeros[i, k // size])
+            centered[k, i] = narrow(code, centered[k, i])
 
 
 @cuda.jit
@@ -95,7 +149,7 @@ def _group_dots(left, right, size, dots):
         for g in range(np.int64(cuda.blockIdx.y), dots.shape[0], cuda.gridDim.y):
             total = 0.0
             for k in range(g * size, (g + 1) * size):
-                total += float(left[k, i]) * float(right[k, i])
+                total += float(left[k, i]) * float(widen(right[k, i]))
             dots[g, i] = total
 
 

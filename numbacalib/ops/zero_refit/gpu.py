@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 
 from numbacalib.ops.matrix.gpu import contiguous
-from numbacalib.ops.scale_refit.gpu import THREADS, TILE_BYTES, centered_codes, squares_and_pulls
+from numbacalib.ops.scale_refit.gpu import (
+    THREADS,
+    TILE_BYTES,
+    Moment,
+    centered_codes,
+    repays_splitting,
+    solve_scales,
+    squares_and_pulls,
+)
 from numbacalib.runtime import device
 from numbacalib.runtime.blas_gpu import multiply
 from numbacalib.runtime.device import cuda
@@ -18,6 +26,7 @@ from numbacalib.spec.scale_refit import same_sign
 from numbacalib.spec.zero_refit import GroupMoments, RowMoments
 
 fit_zeros = device.in_kernels(zero_refit.fit_zeros)
+follow = device.in_kernels(zero_refit.follow)
 lowers_loss_with_zeros = device.in_kernels(zero_refit.lowers_loss_with_zeros)
 
 
@@ -33,12 +42,14 @@ def refitted_zeros(
     rows, groups = scales.shape
     new_scales = device.empty(scales.shape, scales.dtype)
     new_zeros = device.empty(zeros.shape, zeros.dtype)
-    moments = GroupMoments(*map(contiguous, moments))
+    hessian, sums, ones = map(contiguous, moments)
+    paired = repays_splitting(zeros, len(hessian), hessian.dtype)
+    given_moments = Moment.of(hessian, paired=paired), Moment.of(sums, paired=paired), ones
     step = max(1, TILE_BYTES // (12 * groups * groups))
     for first in range(0, rows, step):
         own = slice(first, first + step)
         given = codes[own], zeros[own], scales[own], errors[own]
-        _refit_tile(*given, moments, range_of_zeros, (new_scales[own], new_zeros[own]))
+        _refit_tile(*given, given_moments, range_of_zeros, (new_scales[own], new_zeros[own]))
     return device.result(new_scales), device.result(new_zeros)
 
 
@@ -47,27 +58,33 @@ def _refit_tile(
     zeros: Any,
     scales: Any,
     errors: Any,
-    moments: GroupMoments,
+    moments: tuple[Moment, Moment, Any],
     range_of_zeros: tuple[int, int],
     results: tuple[Any, Any],
 ) -> None:
     hessian, sums, ones = moments
     rows, groups = scales.shape
     size = codes.shape[1] // groups
-    centered = centered_codes(codes, zeros, errors.dtype)
+    centered = centered_codes(codes, zeros, hessian.dtype)
     matrices, pulls = squares_and_pulls(centered, errors, hessian, groups)
     mixed = device.empty((groups, groups, rows), errors.dtype)
     ones_pulls = device.empty((groups, rows), errors.dtype)
-    multiply(sums, errors, ones_pulls, transposed=(True, True))
+    multiply(sums.whole, errors, ones_pulls, transposed=(True, True))
     for g in range(groups):
         own = slice(g * size, (g + 1) * size)
-        multiply(sums[own], centered[own], mixed[g], transposed=(True, False))
+        sums.times_codes(own, 0, centered, mixed[g])
+    systems = matrices, mixed, ones, pulls, ones_pulls
     old, steps = (device.empty((groups, rows), np.float64) for _ in range(2))
     moves = device.empty((groups, rows), np.int64)
-    arrays = matrices, mixed, ones, pulls, ones_pulls, carrier(scales), zeros
+    solved, searched = (device.empty(scales.shape, scales.dtype) for _ in range(2))
     new_scales, new_zeros = results
-    found = old, steps, moves, carrier(new_scales), new_zeros
-    launch(_fit, -(-rows // THREADS), THREADS, *arrays, *range_of_zeros, *found)
+    kept, free = (carrier(solved), zeros), (carrier(searched), new_zeros)
+    blocks, scratch = -(-rows // THREADS), (old, steps, moves)
+    solve_scales(matrices, pulls, scales, solved)
+    launch(_follow, blocks, THREADS, *systems, carrier(scales), zeros, *kept, *scratch)
+    launch(_fit, blocks, THREADS, *systems, *kept, *range_of_zeros, *scratch, *free)
+    launch(_follow, blocks, THREADS, *systems, *kept, *free, *scratch)
+    solve_scales(matrices, pulls, searched, new_scales)
 
 
 @cuda.jit
@@ -105,3 +122,30 @@ def _fit(
     for g in range(groups):
         new_scales[i, g] = new_scales[i, g] if better else scales[i, g]
         new_zeros[i, g] = zeros[i, g] + (moves[g, i] if better else 0)
+
+
+@cuda.jit
+def _follow(
+    matrices,
+    mixed,
+    ones,
+    pulls,
+    ones_pulls,
+    scales,
+    zeros,
+    new_scales,
+    new_zeros,
+    now,
+    steps,
+    moves,
+):
+    """Threads: one a row."""
+    i = cuda.grid(1)
+    if i >= pulls.shape[1]:
+        return
+    for g in range(len(pulls)):
+        now[g, i] = widen(new_scales[i, g])
+        steps[g, i] = now[g, i] - float(widen(scales[i, g]))
+        moves[g, i] = np.int64(new_zeros[i, g]) - np.int64(zeros[i, g])
+    row = RowMoments(matrices[:, :, i], mixed[:, :, i], ones, pulls[:, i], ones_pulls[:, i])
+    follow(row, now[:, i], steps[:, i], moves[:, i])
