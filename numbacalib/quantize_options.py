@@ -138,7 +138,7 @@ def add_methods(quantize: argparse.ArgumentParser) -> None:
         "--target",
         choices=CHOICES["target"],
         help="propagated repairs in each layer what the quantized ones before it spoilt: the text, or its "
-        "first 65,536 tokens, runs through the original model too, which takes time and a second residual "
+        "first 32,768 tokens, runs through the original model too, which takes time and a second residual "
         "stream in memory (default %(default)s)",
     )
     quantize.add_argument(

@@ -61,8 +61,9 @@ def test_layers_with_the_original_inputs_are_solved_again_from_disk(tmp_path):
     assert_same(quantized, quantize_layer("q", weight, statistics, settings)[0])
 
 
+@pytest.mark.parametrize("better", [{}, {"refit": True, "passes": 2}])
 @pytest.mark.parametrize("method", ["gptq", "rtn"])
-def test_layers_of_one_input_come_out_as_one_by_one(backend, monkeypatch, method):
+def test_layers_of_one_input_come_out_as_one_by_one(backend, monkeypatch, method, better):
     """Rows do not depend on each other; the Hessian that they share is factored once."""
     weights = {
         f"block.{name}": backend.array(cases.random_matrix(seed, (rows, 32), np.float32))
@@ -70,7 +71,7 @@ def test_layers_of_one_input_come_out_as_one_by_one(backend, monkeypatch, method
     }
     statistics = InputStatistics(32)
     statistics.update(backend.array(cases.random_matrix(7, (64, 32), np.float32)))
-    settings = LayerSettings(method=method, bits=3, group_size=16, ranges="weighted")
+    settings = LayerSettings(method=method, bits=3, group_size=16, ranges="weighted", **better)
     factored = []
     factor = solver.factor_hessians
     monkeypatch.setattr(

@@ -93,7 +93,7 @@ def _in_one_launch(
         hessians = _stacked([own.hessian for own in statistics])
         found = gptq_batch(_stacked(list(weights.values())), hessians, **options, shrinkage=shares)
         found = [
-            improved(weight, own, given.hessian, replace(settings, shrinkage=share))
+            improved([weight], [own], given.hessian, replace(settings, shrinkage=share))[0]
             for weight, own, given, share in zip(
                 weights.values(), found, statistics, shares, strict=True
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,41 @@ from numbacalib.methods.quantized_weight import QuantizedWeight
 from numbacalib.methods.refit import refit_scales
 from numbacalib.methods.settings import Refit
 from numbacalib.methods.target import smoothed
-from numbacalib.ops.matrix import cast
+from numbacalib.ops.matrix import cast, joined_rows, split_rows
 
 
-def improved(target: Any, quantized: Any, hessian: Any, settings: LayerSettings) -> Any:
-    """Refit grids and choose codes anew, as the settings say; a codebook comes back as it is.
+def improved(
+    targets: Sequence[Any], found: Sequence[Any], hessian: Any, settings: LayerSettings
+) -> list[Any]:
+    """Refit grids and choose codes anew, as the settings say; codebooks come back as they are.
+
+    Layers have one input, and go together: rows are independent.
+    """
+    if not settings.refits and not settings.descents:
+        return list(found)
+    if len({target.dtype for target in targets}) > 1:
+        pairs = zip(targets, found, strict=True)
+        return [_improved(target, own, hessian, settings) for target, own in pairs]
+    if len(found) == 1:
+        return [_improved(targets[0], found[0], hessian, settings)]
+    arrays = ([getattr(own, name) for own in found] for name in _ARRAYS)
+    together = replace(found[0], **dict(zip(_ARRAYS, map(joined_rows, arrays), strict=True)))
+    better = _improved(joined_rows(targets), together, hessian, settings)
+    rows = [len(own.codes) for own in found]
+    parts = zip(*(split_rows(getattr(better, name), rows) for name in _ARRAYS), strict=True)
+    return [
+        replace(own, **dict(zip(_ARRAYS, part, strict=True)))
+        for own, part in zip(found, parts, strict=True)
+    ]
+
+
+_ARRAYS = "codes", "scales", "zeros"
+
+
+def _improved(
+    target: Any, quantized: QuantizedWeight, hessian: Any, settings: LayerSettings
+) -> QuantizedWeight:
+    """Improve one layer.
 
     Codes are chosen with the Hessian that GPTQ had, shrunk and damped, and grids, which have few numbers to
     fit, with the Hessian as it is. More refits, one after each pass, lose hardly less.

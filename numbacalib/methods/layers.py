@@ -133,10 +133,8 @@ def quantize_layers(
         targets = _targets(weights, statistics, settings)
         found, measured = _quantized(targets, statistics, settings, importance)
         if statistics is not None:
-            found = [
-                improved(targets[name], own, statistics.hessian, settings)
-                for name, own in zip(weights, found, strict=True)
-            ]
+            own_targets = [targets[name] for name in weights]
+            found = improved(own_targets, found, statistics.hessian, settings)
             measured |= figures_of_inputs(statistics)
     together = (time.perf_counter() - begin) / len(weights)
     return [

@@ -15,7 +15,7 @@ from numbacalib.ops.proxy_loss import start_trace_of_errors
 from numbacalib.runtime import checks
 from numbacalib.runtime.array import Array
 from numbacalib.runtime.backend import arrays_of_one_device
-from numbacalib.runtime.finite import require_finite
+from numbacalib.runtime.finite import start_finite_check
 
 
 def proxy_loss(
@@ -117,8 +117,9 @@ def require_layer(weight: Any, codes: Any, hessian: Any) -> np.dtype:
     channels = codes.shape[1]
     checks.matrix("weight", weight, tuple(codes.shape))
     checks.matrix("hessian", hessian, (channels, channels))
-    require_finite("weight", weight)
-    require_finite("hessian", hessian)
+    arrays = {"weight": weight, "hessian": hessian}
+    for check in [start_finite_check(name, array) for name, array in arrays.items()]:
+        check()  # a GPU is waited for once both are under way
     return checks.result_dtype(weight, hessian)
 
 

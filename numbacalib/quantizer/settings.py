@@ -25,9 +25,9 @@ CHOICES = {
 }
 """Values of the settings that have a few, by their names."""
 
-PAIRED_TOKENS = 1 << 16
-"""Tokens that also run through the original model, where the target asks for it: twice as many as the
-command takes by default. They have to tell a layer's channels apart, and what they leave open moves the
+PAIRED_TOKENS = 1 << 15
+"""Tokens that also run through the original model, where the target asks for it: as many as the command
+takes by default. They have to tell a layer's channels apart, and what they leave open moves the
 target by its strength alone."""
 
 

@@ -4,6 +4,9 @@ The row's loss ``(w - q) H (w - q)^T`` is quadratic in one value ``q_j``, and le
 with the pull ``p = (w - q) H``: the nearest point of the grid to it loses least. Taking it moves the pull
 by ``-step * H_j``. Column after column, the loss falls with each code that changes.
 
+In steps of the grid, of length s, the least is ``u = p_j / (H_jj s)`` away, and d of them change the loss
+by ``H_jj s**2 d (d - 2 u)``: what does not depend on the pull is formed before it is known.
+
 Behdin et al., "QuantEase: Optimization-based Quantization for Language Models" (arXiv 2309.01885),
 algorithm 1, with the pull kept instead of two products.
 """
@@ -11,16 +14,30 @@ algorithm 1, with the pull kept instead of two products.
 from __future__ import annotations
 
 from numbacalib.runtime.jit import scalar
-from numbacalib.spec.grid import code_of, value_of
+from numbacalib.spec.grid import code_at
 
 
 @scalar
-def better_code(code, pull, curvature, scale, zero, bounds):
+def steps_of_pull(curvature, scale, bounds):
+    """Steps of the grid from a value to the least loss, for a pull of 1; 0 where there is no such place.
+
+    `curvature` is the Hessian's diagonal entry; all are of one float type.
+    """
+    area = curvature * scale
+    steps = bounds.levels / (bounds.levels * area)
+    found = (
+        curvature > 0 and abs(steps) * abs(area) <= 2
+    )  # neither of them 0, infinite or no number
+    return steps if found else bounds.levels - bounds.levels
+
+
+@scalar
+def better_code(code, pull, steps, zero, bounds):
     """Code that loses least while all others stay: `code` itself unless the loss falls.
 
-    `curvature` is the Hessian's diagonal entry, above 0; all are of one float type.
+    `steps` are `steps_of_pull`.
     """
-    here = value_of(code, scale, zero)
-    best = code_of(here + pull / curvature, scale, zero, bounds)
-    step = value_of(best, scale, zero) - here
-    return best if step * (step * curvature - 2 * pull) < 0 else code
+    wanted = pull * steps
+    best = code_at(code - zero + wanted, zero, bounds)
+    move = best - code
+    return best if move * (move - 2 * wanted) < 0 else code

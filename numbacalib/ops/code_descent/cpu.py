@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from numbacalib.runtime.half import carrier, widen
 from numbacalib.runtime.jit import kernel
 from numbacalib.runtime.packed_product import product
-from numbacalib.spec.code_descent import better_code
+from numbacalib.spec.code_descent import better_code, steps_of_pull
 from numbacalib.spec.grid import Grid, value_of
 
 
@@ -50,16 +50,15 @@ def _descend(codes, scales, zeros, group_of, bounds, pulls, hessian, damping, pa
                 break
             changed = False
             for j in range(codes.shape[1]):
-                curvature = hessian[j, j] + real(damping)
-                if curvature > 0:
-                    g = group_of[j]
-                    scale, zero = real(widen(scales[i, g])), real(zeros[i, g])
-                    code = real(codes[i, j])
-                    best = better_code(code, pulls[i, j], curvature, scale, zero, bounds)
-                    if best != code:
-                        changed = True
-                        codes[i, j] = np.uint8(best)
-                        step = value_of(best, scale, zero) - value_of(code, scale, zero)
-                        for k in range(codes.shape[1]):
-                            pulls[i, k] -= step * hessian[j, k]
-                        pulls[i, j] -= step * real(damping)
+                g = group_of[j]
+                scale, zero = real(widen(scales[i, g])), real(zeros[i, g])
+                steps = steps_of_pull(hessian[j, j] + real(damping), scale, bounds)
+                code = real(codes[i, j])
+                best = better_code(code, pulls[i, j], steps, zero, bounds)
+                if best != code:
+                    changed = True
+                    codes[i, j] = np.uint8(best)
+                    move = value_of(best, scale, zero) - value_of(code, scale, zero)
+                    for k in range(codes.shape[1]):
+                        pulls[i, k] -= move * hessian[j, k]
+                    pulls[i, j] -= move * real(damping)

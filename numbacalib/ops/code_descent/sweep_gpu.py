@@ -30,7 +30,7 @@ from numbacalib.ops.gptq_quantize_column.tiles_gpu import (
 )
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.triangles_gpu import at
-from numbacalib.spec.code_descent import better_code
+from numbacalib.spec.code_descent import better_code, steps_of_pull
 from numbacalib.spec.grid import value_of
 
 STAGE = STEP * BLOCK
@@ -111,6 +111,7 @@ def descent_kernel(real: type) -> Any:
         move = cuda.local.array(STEP, real)
         scale = cuda.local.array(STEP, real)
         zero = cuda.local.array(STEP, real)
+        steps = cuda.local.array(STEP, real)
         ahead = cuda.local.array(fetched, real)
         fetch(hessian, columns, 0, ahead)
         keep(ahead, stages, 0)
@@ -124,11 +125,10 @@ def descent_kernel(real: type) -> Any:
                 group = at(groups[at(position + i)])
                 scale[i], zero[i] = scales[group, row], zeros[group, row]
                 pull[i], best[i] = tile[at(position + i), at(r)], code[at(position + i), at(r)]
+                steps[i] = steps_of_pull(curvatures[at(position + i)], scale[i], bounds)
             for i in range(STEP):
-                curvature = curvatures[at(position + i)]
                 before = value_of(best[i], scale[i], zero[i])
-                if curvature > 0:
-                    best[i] = better_code(best[i], pull[i], curvature, scale[i], zero[i], bounds)
+                best[i] = better_code(best[i], pull[i], steps[i], zero[i], bounds)
                 move[i] = value_of(best[i], scale[i], zero[i]) - before
                 for k in range(i + 1, STEP):
                     pull[k] -= move[i] * stages[at(stage + i * BLOCK + position + k)]

@@ -7,6 +7,7 @@ the Hessian.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,12 +62,10 @@ class Moment(NamedTuple):
         """Type of the codes that it is multiplied with: the carrier's of a pair."""
         return (self.whole if self.pair is None else self.pair.high).dtype
 
-    def times_codes(self, rows: slice, first: int, centered: Any, out: Any) -> None:
-        """Set `out` to the transpose of some rows, from a column on, times those rows' codes."""
-        parts = [self.whole] if self.pair is None else [self.pair.low[0], self.pair.high[0]]
-        for n, part in enumerate(parts):
-            operands = part[rows, first:], centered[rows], out
-            multiply(*operands, keep=float(n > 0), transposed=(True, False))
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """Matrices of that dtype whose sum it is, the smallest first."""
+        return (self.whole,) if self.pair is None else (self.pair.low[0], self.pair.high[0])
 
     def times_errors(self, errors: Any) -> Any:
         """Return the product with transposed errors, [K, M]."""
@@ -123,12 +122,20 @@ def squares_and_pulls(centered: Any, errors: Any, moment: Moment, groups: int) -
     matrices = device.empty((groups, groups, rows), np.float64)
     pulls = device.empty((groups, rows), np.float64)
     launch(_group_dots, (across, groups), THREADS, products, centered, size, pulls)
+    parts = moment.parts
     for g in range(groups):
         own, first = slice(g * size, (g + 1) * size), g * size
-        moment.times_codes(own, first, centered, products[first:])
-        dots = products[first:], centered[first:], size, matrices[g, g:]
+        later = products[first:]
+        add_parts([part[own, first:] for part in parts], centered[own], later)
+        dots = later, centered[first:], size, matrices[g, g:]
         launch(_group_dots, (across, groups - g), THREADS, *dots)
     return matrices, pulls
+
+
+def add_parts(parts: Sequence[Any], codes: Any, out: Any) -> None:
+    """Set `out` to the product of codes with the transpose of what parts sum up to."""
+    for n, part in enumerate(parts):
+        multiply(part, codes, out, keep=float(n > 0), transposed=(True, False))
 
 
 @cuda.jit

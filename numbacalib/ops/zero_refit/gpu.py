@@ -11,6 +11,7 @@ from numbacalib.ops.scale_refit.gpu import (
     THREADS,
     TILE_BYTES,
     Moment,
+    add_parts,
     centered_codes,
     repays_splitting,
     solve_scales,
@@ -72,7 +73,7 @@ def _refit_tile(
     multiply(sums.whole, errors, ones_pulls, transposed=(True, True))
     for g in range(groups):
         own = slice(g * size, (g + 1) * size)
-        sums.times_codes(own, 0, centered, mixed[g])
+        add_parts([part[own] for part in sums.parts], centered[own], mixed[g])
     systems = matrices, mixed, ones, pulls, ones_pulls
     old, steps = (device.empty((groups, rows), np.float64) for _ in range(2))
     moves = device.empty((groups, rows), np.int64)
