@@ -40,10 +40,11 @@ def row_losses(weight, quantized, hessian):
 
 
 def moments_of(centered, ones, errors, hessian):
-    """As `spec.zero_refit` takes them, of rows that are 0 outside of their groups."""
+    """Of rows that are 0 outside of their groups."""
     upper = np.triu(centered @ hessian @ centered.T)
     mixed, squares = centered @ hessian @ ones.T, ones @ hessian @ ones.T
-    return upper, mixed, squares, centered @ hessian @ errors, ones @ hessian @ errors
+    pulls = centered @ hessian @ errors, ones @ hessian @ errors
+    return RowMoments(upper, mixed, squares, *pulls)
 
 
 def test_moments_follow_the_grid():
@@ -55,7 +56,7 @@ def test_moments_follow_the_grid():
     scales, steps = rng.uniform(0.5, 2, 3), rng.normal(size=3) * 0.1
     moves = np.array([1, 0, -3])
     found = moments_of(centered, ones, errors, hessian)
-    follow(RowMoments(*found), scales, steps, moves)
+    follow(found, scales, steps, moves)
     moved = centered - moves[:, None] * ones
     left = errors - (scales @ moved - (scales - steps) @ centered)
     for own, wanted in zip(found, moments_of(moved, ones, left, hessian), strict=True):

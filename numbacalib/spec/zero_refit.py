@@ -95,10 +95,7 @@ def fit_zeros(row, scales, zeros, range_of_zeros, steps, moves):
 
 @scalar
 def follow(row, scales, steps, moves):
-    """Turn `RowMoments` into those of another grid.
-
-    Its `scales` [G] are larger by `steps`, and its zeros by `moves`.
-    """
+    """Let `RowMoments` follow a grid whose scales grew by `steps`, to `scales`, and zeros by `moves`."""
     matrix, mixed, ones, pulls, ones_pulls = row
     groups = len(pulls)
     for g in range(groups):

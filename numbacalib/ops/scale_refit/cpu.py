@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from numbacalib.ops.products.cpu import group_dots
 from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.jit import task_kernel
+from numbacalib.runtime.jit import scalar, task_kernel
 from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.scale_refit import lowers_loss, same_sign, solve_steps
 
@@ -27,14 +27,7 @@ def refitted_scales(
         centered = centered_codes(codes[own], zeros[own], errors.dtype)
         pulls = group_dots(centered, errors[own] @ hessian, codes.shape[1] // groups)
         matrices = squares_of_groups(centered, hessian, groups)
-        found[own] = solved_scales(matrices, pulls, scales[own])
-    return found
-
-
-def solved_scales(matrices: NDArray, pulls: NDArray, scales: NDArray) -> NDArray:
-    """Scales of rows that lose less, from what `spec.scale_refit` takes; the old ones if none do."""
-    found = np.empty_like(scales)
-    _refit_rows(len(pulls), matrices, pulls, carrier(scales), carrier(found))
+        _refit_rows(len(pulls), matrices, pulls, carrier(scales[own]), carrier(found[own]))
     return found
 
 
@@ -62,19 +55,25 @@ def squares_of_groups(centered: NDArray, hessian: NDArray, groups: int) -> NDArr
 def _refit_rows(counter, matrices, pulls, scales, found):
     """Split: workers take rows."""
     rows, groups = pulls.shape
-    steps, roots = np.empty(groups), np.empty(groups)
+    memory = np.empty(groups), np.empty(groups)
     i = fetch_add(counter)
     while i < rows:
-        old, new = scales[i], found[i]
-        solve_steps(matrices[i], pulls[i], steps, roots)
-        same_signs = True
-        for g in range(groups):
-            scale = widen(old[g])
-            wanted = scale + steps[g]
-            new[g] = narrow(wanted if same_sign(wanted, scale) else float(scale), new[g])
-            steps[g] = float(widen(new[g])) - float(scale)
-            same_signs &= same_sign(widen(new[g]), scale)
-        if not (same_signs and lowers_loss(matrices[i], pulls[i], steps)):
-            for g in range(groups):
-                new[g] = old[g]
+        refit_row(matrices[i], pulls[i], scales[i], found[i], memory)
         i = fetch_add(counter)
+
+
+@scalar
+def refit_row(matrix, pulls, scales, found, memory):
+    """Set `found` to scales [G] of a row that lose less, or to the old ones; both are carriers."""
+    steps, roots = memory
+    solve_steps(matrix, pulls, steps, roots)
+    same_signs = True
+    for g in range(len(pulls)):
+        scale = widen(scales[g])
+        wanted = scale + steps[g]
+        found[g] = narrow(wanted if same_sign(wanted, scale) else float(scale), found[g])
+        steps[g] = float(widen(found[g])) - float(scale)
+        same_signs &= same_sign(widen(found[g]), scale)
+    if not (same_signs and lowers_loss(matrix, pulls, steps)):
+        for g in range(len(pulls)):
+            found[g] = scales[g]

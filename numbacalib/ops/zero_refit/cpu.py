@@ -11,11 +11,11 @@ from numbacalib.ops.products.cpu import group_dots
 from numbacalib.ops.scale_refit.cpu import (
     TILE_BYTES,
     centered_codes,
-    solved_scales,
+    refit_row,
     squares_of_groups,
 )
 from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.jit import inlined, task_kernel
+from numbacalib.runtime.jit import scalar, task_kernel
 from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.scale_refit import same_sign
 from numbacalib.spec.zero_refit import (
@@ -31,11 +31,8 @@ class _Grids(NamedTuple):
     """Grids of the groups of some rows, [M, G]."""
 
     scales: NDArray
+    """Their carrier."""
     zeros: NDArray
-
-    def carried(self) -> _Grids:
-        """Return them as kernels take them."""
-        return self._replace(scales=carrier(self.scales))
 
 
 def refitted_zeros(
@@ -54,14 +51,9 @@ def refitted_zeros(
         own = slice(first, first + step)
         centered = centered_codes(codes[own], zeros[own], errors.dtype)
         products = _moments(centered, errors[own], moments)
-        given = _Grids(scales[own], zeros[own])
-        solved = given._replace(scales=solved_scales(products.codes, products.pulls, given.scales))
-        _follow_rows(len(centered), products, given.carried(), solved.carried())
-        free = _Grids(*map(np.empty_like, given))
-        _search_rows(len(centered), products, solved.carried(), range_of_zeros, free.carried())
-        _follow_rows(len(centered), products, solved.carried(), free.carried())
-        new_scales[own] = solved_scales(products.codes, products.pulls, free.scales)
-        new_zeros[own] = free.zeros
+        given = _Grids(carrier(scales[own]), zeros[own])
+        found = _Grids(carrier(new_scales[own]), new_zeros[own])
+        _refit_rows(len(centered), products, given, range_of_zeros, found)
     return new_scales, new_zeros
 
 
@@ -80,49 +72,56 @@ def _moments(centered: NDArray, errors: NDArray, moments: GroupMoments) -> RowMo
     return RowMoments(codes, mixed, ones, pulls, ones_pulls)
 
 
-@inlined
-def _row_of(products, i):
-    """Return the `RowMoments` of row i."""
-    of_codes = products.codes[i], products.mixed[i]
-    return RowMoments(*of_codes, products.ones, products.pulls[i], products.ones_pulls[i])
-
-
 @task_kernel
-def _search_rows(counter, products, given, range_of_zeros, found):
+def _refit_rows(counter, products, given, range_of_zeros, found):
     """Split: workers take rows."""
     rows, groups = products.pulls.shape
-    old, steps, moves = np.empty(groups), np.empty(groups), np.empty(groups, np.int64)
+    memory = np.empty(groups), np.empty(groups)
+    moves = np.empty(groups, np.int64)
+    solved, searched = np.empty((2, groups), given.scales.dtype)
     i = fetch_add(counter)
     while i < rows:
-        row = _row_of(products, i)
-        scales, zeros = given.scales[i], given.zeros[i]
-        new_scales, new_zeros = found.scales[i], found.zeros[i]
-        for g in range(groups):
-            old[g] = widen(scales[g])
-        fit_zeros(row, old, zeros, range_of_zeros, steps, moves)
-        same_signs = True
-        for g in range(groups):
-            new_scales[g] = narrow(old[g] + steps[g], new_scales[g])
-            steps[g] = float(widen(new_scales[g])) - old[g]
-            same_signs &= same_sign(float(widen(new_scales[g])), old[g])
-        better = same_signs and lowers_loss_with_zeros(row, old, steps, moves)
-        for g in range(groups):
-            if not better:
-                new_scales[g] = scales[g]
-            new_zeros[g] = zeros[g] + (moves[g] if better else 0)
+        row = RowMoments(
+            products.codes[i],
+            products.mixed[i],
+            products.ones,
+            products.pulls[i],
+            products.ones_pulls[i],
+        )
+        scales, zeros, new_zeros = given.scales[i], given.zeros[i], found.zeros[i]
+        refit_row(row.codes, row.pulls, scales, solved, memory)
+        _move(row, (scales, zeros), (solved, zeros), memory, moves)
+        _search(row, (solved, zeros), range_of_zeros, (searched, new_zeros), memory, moves)
+        _move(row, (solved, zeros), (searched, new_zeros), memory, moves)
+        refit_row(row.codes, row.pulls, searched, found.scales[i], memory)
         i = fetch_add(counter)
 
 
-@task_kernel
-def _follow_rows(counter, products, given, found):
-    """Split: workers take rows."""
-    rows, groups = products.pulls.shape
-    now, steps, moves = np.empty(groups), np.empty(groups), np.empty(groups, np.int64)
-    i = fetch_add(counter)
-    while i < rows:
-        for g in range(groups):
-            now[g] = widen(found.scales[i, g])
-            steps[g] = now[g] - float(widen(given.scales[i, g]))
-            moves[g] = np.int64(found.zeros[i, g]) - np.int64(given.zeros[i, g])
-        follow(_row_of(products, i), now, steps, moves)
-        i = fetch_add(counter)
+@scalar
+def _move(row, old, new, memory, moves):
+    """Let `RowMoments` follow a row's (scales, zeros) from old to new ones."""
+    (steps, now), (scales, zeros), (new_scales, new_zeros) = memory, old, new
+    for g in range(len(steps)):
+        now[g] = widen(new_scales[g])
+        steps[g] = now[g] - widen(scales[g])
+        moves[g] = np.int64(new_zeros[g]) - np.int64(zeros[g])
+    follow(row, now, steps, moves)
+
+
+@scalar
+def _search(row, grid, range_of_zeros, found, memory, moves):
+    """Set `found` to (scales, zeros) of a row that lose less, or to the old ones."""
+    (steps, old), (scales, zeros), (new_scales, new_zeros) = memory, grid, found
+    for g in range(len(steps)):
+        old[g] = widen(scales[g])
+    fit_zeros(row, old, zeros, range_of_zeros, steps, moves)
+    same_signs = True
+    for g in range(len(steps)):
+        new_scales[g] = narrow(old[g] + steps[g], new_scales[g])
+        steps[g] = float(widen(new_scales[g])) - old[g]
+        same_signs &= same_sign(float(widen(new_scales[g])), old[g])
+    better = same_signs and lowers_loss_with_zeros(row, old, steps, moves)
+    for g in range(len(steps)):
+        if not better:
+            new_scales[g] = scales[g]
+        new_zeros[g] = zeros[g] + (moves[g] if better else 0)
