@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +17,16 @@ from numbacalib.formats.gguf_blocks import BLOCK_TYPES, BlockWeight, pack_blocks
 from numbacalib.formats.gguf_layers import BlockLayers
 from numbacalib.formats.gguf_metadata import (
     QUANTIZATION_VERSION,
-    architecture_of,
     model_metadata,
     rope_tensors,
 )
 from numbacalib.formats.gguf_mixes import (
     MIXES,
-    Layers,
     file_type,
-    tensor_type_of,
 )
 from numbacalib.formats.gguf_mxfp4 import MXFP4, MXFP4_GRID, pack_mxfp4
-from numbacalib.formats.gguf_scales import BlockFinder, split_scales
+from numbacalib.formats.gguf_places import Place, Places, Types, planned_tensors
+from numbacalib.formats.gguf_scales import BlockFinder, in_file_columns, split_scales
 from numbacalib.formats.gguf_vocabulary import vocabulary_metadata
 from numbacalib.formats.gguf_writer import GGUFWriter, PlannedTensor, encoded
 from numbacalib.methods import QuantizedWeight, rtn
@@ -37,11 +34,10 @@ from numbacalib.methods.block_scales import block_scales
 from numbacalib.models.checkpoint import TensorInfo
 from numbacalib.models.description import LATENT
 from numbacalib.models.gguf import GGUFCheckpoint
-from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
-from numbacalib.models.gguf_layouts import LATENT_PARTS, latent_parts, row_order
-from numbacalib.models.gguf_names import expert_number, gguf_name
-from numbacalib.models.gguf_types import TensorType, type_named
-from numbacalib.models.layer_tensors import EMBEDDINGS, HEAD, is_linear, is_norm, linear_shapes
+from numbacalib.models.gguf_layouts import Tiles, column_tiles, latent_parts
+from numbacalib.models.gguf_types import type_named
+from numbacalib.models.gguf_values import as_ours, as_stored, is_other
+from numbacalib.models.layer_tensors import EMBEDDINGS, HEAD, is_linear
 from numbacalib.models.safetensors_file import StoredTensor
 from numbacalib.models.tensor_names import is_decoders
 
@@ -54,8 +50,6 @@ log = logging.getLogger("numbacalib")
 ROWS = 4096
 """Rows of embeddings and of the head that are quantized together."""
 PREFIX = "gguf:"
-_FLOATS = {"float16": "F16", "bfloat16": "BF16"}
-"""Types of matrices that stay as they are, by their dtype; F32 of all others."""
 
 
 class GGUF(Format):
@@ -94,9 +88,11 @@ class GGUF(Format):
         assert self._config is not None
         for layer, info in weights.items():
             self.rules.check_shape(layer, info.shape)
-        types = _Types(self.mix, self._config)
+        types, config = Types(self.mix, self._config), self._config
         return {
-            layer: block_grid(types.of(f"{layer}.weight", info.shape[1]))
+            layer: block_grid(
+                types.of(f"{layer}.weight", info.shape[1]), column_tiles(config, f"{layer}.weight")
+            )
             for layer, info in weights.items()
         }
 
@@ -121,13 +117,13 @@ class GGUF(Format):
         return dict.fromkeys(names, "llama.cpp's file of a decoder has no place for it")
 
     def kept(self, config: ModelConfig, name: str, tensor: StoredTensor) -> StoredTensor:
-        """See `Format`: norms are stored as they multiply, in float32, and no matrix is transposed."""
-        offset, values = np.float32(config.architecture.norm_offset), tensor.array()
+        """See `Format`: numbers that are stored as others, in float32; no matrix is transposed."""
+        values = tensor.array()
         if config.architecture.transposed and values is not None and is_linear(name, config):
             return StoredTensor.of(np.ascontiguousarray(values.T))
-        if not offset or values is None or not is_norm(config, name):
+        if values is None or not is_other(config, name):
             return tensor
-        return StoredTensor.of(values.astype(np.float32) + offset - offset)
+        return StoredTensor.of(as_ours(config, name, as_stored(config, name, values)))
 
 
 GGUF_FORMATS = tuple(map(GGUF, MIXES))
@@ -137,48 +133,13 @@ def _file_name(mix: str) -> str:
     return f"model-{mix}.gguf"
 
 
-def block_grid(kind: str) -> LayerGrid:
-    """Return the grid of one of GGML's types."""
+def block_grid(kind: str, tiles: Tiles | None = None) -> LayerGrid:
+    """Return the grid of one of GGML's types, for a layer whose columns have this order in the file."""
     if kind == MXFP4:
         return MXFP4_GRID
     grid = BLOCK_TYPES[kind].grid
     dtype = np.dtype(np.float32)
-    return LayerGrid(grid.bits, grid.group_size, not grid.minima, dtype, BlockFinder(kind))
-
-
-class _Types:
-    """Types that a mix gives to the matrices of a model."""
-
-    def __init__(self, mix: str, config: ModelConfig) -> None:
-        depth, heads_per_kv = config.num_layers, config.num_heads // config.num_kv_heads
-        architecture = architecture_of(config)
-        large = depth == 80 and (
-            architecture == "qwen2" or (architecture == "llama" and heads_per_kv > 1)
-        )
-        experts = config.mixture.experts if config.mixture else 0
-        tied, falcon = config.tie_word_embeddings, architecture == "falcon"
-        self._layers = Layers(depth, heads_per_kv, tied, experts, large, falcon)
-        self._mix, self._model_type = mix, config.model_type
-
-    def of(self, name: str, channels: int) -> str:
-        """Return the type of a matrix by Hugging Face's name, with K channels."""
-        stored = gguf_name(name, self._model_type)
-        return tensor_type_of(self._mix, stored, channels, self._layers)
-
-
-class _Place(NamedTuple):
-    """Place where a tensor of the source goes: a tensor of the file, or one expert's part of it."""
-
-    stored: str
-    kind: TensorType
-    shape: tuple[int, ...]
-    """Of this part."""
-    expert: int | None
-
-    @property
-    def planned(self) -> PlannedTensor:
-        """The part alone."""
-        return PlannedTensor(self.kind, self.shape)
+    return LayerGrid(grid.bits, grid.group_size, not grid.minima, dtype, BlockFinder(kind, tiles))
 
 
 class FileWriter(ModelWriter):
@@ -189,60 +150,29 @@ class FileWriter(ModelWriter):
     ) -> None:
         self._checkpoint = checkpoint
         self._config = config = checkpoint.config
-        self._paired = GGUF_ARCHITECTURES[architecture_of(config)].paired
-        self._offset = np.float32(config.architecture.norm_offset)
         self._rope = rope_tensors(config)
-        self._types = _Types(mix, config)
+        places = Places(mix, config, grids)
         self._places = {
-            name: self._place(name, grids)
+            name: places.of(name, checkpoint.info(name))
             for name in checkpoint.names()
             if is_decoders(config, name)
         }
-        self._latents = {
-            name: _latent_places(place, config)
-            for name, place in self._places.items()
-            if name.endswith(f".{LATENT['key_value']}.weight")
-        }
         self._given: set[str] = set()
-        stored = ([*self._latents.get(name, [place])] for name, place in self._places.items())
-        planned = _planned(chain.from_iterable(stored), config)
+        planned = planned_tensors(chain.from_iterable(self._places.values()), config)
         for name, values in self._rope.items():
             planned[name] = PlannedTensor(type_named("F32"), values.shape)
-        self._warn_of_fallbacks()
+        self._warn_of_fallbacks(places.types)
         if left := len(checkpoint.names()) - len(self._places):
             log.warning("%d tensors that are not the decoder's are left out", left)
         path = directory / _file_name(mix)
         self._file = GGUFWriter(path, _metadata(checkpoint, mix), planned)
         self.planned_bytes = self._file.planned_bytes
 
-    def _place(self, name: str, grids: Mapping[str, LayerGrid]) -> _Place:
-        """Find a tensor's place: matrices on grids, embeddings and head in the mix's types."""
-        stored = gguf_name(name, self._config.model_type, self._config.variant)
-        shape, dtype = self._checkpoint.info(name)
-        expert = expert_number(name, self._config.model_type)
-        kind = "F32"
-        if name.removesuffix(".weight") in grids or name in (EMBEDDINGS, HEAD):
-            kind = self._types.of(name, shape[1])
-        elif len(shape) == 2 and (expert is not None or name in self._linears):  # left as it is
-            kind = _FLOATS.get(dtype.name, "F32")
-        experts = self._config.architecture.experts
-        row = experts is not None and name.endswith(experts.rows)  # a vector in GGUF
-        return _Place(stored, type_named(kind), shape[1:] if row else shape, expert)
-
-    @cached_property
-    def _linears(self) -> set[str]:
-        config = self._config
-        return {
-            f"model.layers.{layer}.{name}"
-            for layer in range(config.num_layers)
-            for name in linear_shapes(config, layer)
-        }
-
-    def _warn_of_fallbacks(self) -> None:
+    def _warn_of_fallbacks(self, types: Types) -> None:
         others = {
             place.stored: place
-            for name, place in self._places.items()
-            if place.kind.name in BLOCK_TYPES and place.kind.name != self._types.of(name, 256)
+            for name, (place, *_) in self._places.items()
+            if place.kind.name in BLOCK_TYPES and place.kind.name != types.of(name, 256)
         }
         if others:
             name, place = next(iter(others.items()))
@@ -260,45 +190,45 @@ class FileWriter(ModelWriter):
 
     def add_layer(self, name: str, quantized: QuantizedWeight) -> int:
         """See `ModelWriter`."""
-        place = self._places[f"{name}.weight"]
-        if place.kind.name == MXFP4:
+        weight, places = f"{name}.weight", self._places[f"{name}.weight"]
+        if tiles := column_tiles(self._config, weight):
+            quantized = in_file_columns(quantized, tiles)
+        kind = places[0].kind.name
+        if kind == MXFP4:
             rows = pack_mxfp4(quantized)
-            order = self._row_order(f"{name}.weight")
-            self._write(f"{name}.weight", [rows if order is None else rows[order]])
-            return place.planned.size
-        grid = BLOCK_TYPES[place.kind.name].grid
-        blocks = split_scales(quantized.scales, quantized.zeros, grid)
-        weight = BlockWeight(quantized.codes, blocks)
-        order = self._row_order(f"{name}.weight")
-        if order is not None:
-            weight = weight.rows(order)
-        parts = (
-            pack_blocks(weight.rows(slice(first, first + ROWS)), place.kind.name)
-            for first in range(0, len(weight.codes), ROWS)
-        )
-        self._write(f"{name}.weight", parts)
-        return place.planned.size
+            for place in places:
+                self._write(place, [rows if place.rows is None else rows[place.rows]])
+        else:
+            blocks = split_scales(quantized.scales, quantized.zeros, BLOCK_TYPES[kind].grid)
+            for place in places:
+                whole = BlockWeight(quantized.codes, blocks)
+                self._write(
+                    place, _packed(whole if place.rows is None else whole.rows(place.rows), kind)
+                )
+        self._given.add(weight)
+        return sum(place.planned.size for place in places)
 
     def add(self, name: str, tensor: NDArray[Any]) -> None:
         """See `ModelWriter`."""
-        place = self._places[name]
-        order = self._row_order(name)
-        values = tensor if order is None else tensor[order]
-        if self._offset and is_norm(self._config, name):
-            values = values.astype(np.float32) + self._offset
-        stored = np.ascontiguousarray(values, place.kind.dtype)
-        self._write(name, [stored.reshape(-1).view(np.uint8)])
+        places = self._places[name]
+        parts: Iterable[NDArray[Any]]
+        if len(places) > 1 and len(places[0].shape) == 3:
+            parts = latent_parts(self._config, tensor)
+        else:
+            values = as_stored(self._config, name, tensor)
+            if tiles := column_tiles(self._config, name):
+                values = values[:, tiles.order(1)]
+            parts = (values if place.rows is None else values[place.rows] for place in places)
+        for place, part in zip(places, parts, strict=True):
+            stored = np.ascontiguousarray(part, place.kind.dtype)
+            self._write(place, [stored.reshape(-1).view(np.uint8)])
+        self._given.add(name)
 
-    def _write(self, name: str, parts: Iterable[NDArray[np.uint8]]) -> None:
-        place = self._places[name]
+    def _write(self, place: Place, parts: Iterable[NDArray[np.uint8]]) -> None:
         begin = (place.expert or 0) * place.planned.size
         for part in parts:
             self._file.add(place.stored, part.ravel(), begin)
             begin += part.size
-        self._given.add(name)
-
-    def _row_order(self, name: str) -> NDArray[np.int64] | None:
-        return row_order(self._config, name, paired=self._paired)
 
     def __exit__(
         self,
@@ -315,51 +245,20 @@ class FileWriter(ModelWriter):
         self._file.__exit__(kind, error, traceback)
 
     def _copy(self, name: str) -> None:
-        """Write what no call gave: embeddings and head by round-to-nearest, the rest as it is."""
-        kind = self._places[name].kind
-        if name in self._latents:
-            parts = latent_parts(self._config, self._checkpoint.tensor(name))
-            for place, part in zip(self._latents[name], parts, strict=True):
-                stored = np.ascontiguousarray(part, kind.dtype)
-                self._file.add(place.stored, stored.reshape(-1).view(np.uint8))
-            return
-        if kind.name not in BLOCK_TYPES:
+        """Write what no call gave: tables by round-to-nearest, the rest as it is."""
+        place, *_ = self._places[name]
+        kind = place.kind.name
+        if kind not in BLOCK_TYPES:
             self.add(name, self._checkpoint.tensor(name))
             return
         tiles = self._checkpoint.tiles(name, ROWS)
-        self._write(name, (pack_blocks(nearest(tile, kind.name), kind.name) for tile in tiles))
+        self._write(place, (pack_blocks(nearest(tile, kind), kind) for tile in tiles))
 
 
-def _latent_places(place: _Place, config: ModelConfig) -> list[_Place]:
-    """Places of the two parts of a matrix that makes keys and values of a latent vector."""
-    parts = latent_parts(config, np.empty(place.shape, np.bool_))
-    return [
-        place._replace(stored=place.stored.replace("attn_kv_b", own), shape=part.shape)
-        for own, part in zip(LATENT_PARTS, parts, strict=True)
-    ]
-
-
-def _planned(places: Iterable[_Place], config: ModelConfig) -> dict[str, PlannedTensor]:
-    """Return the tensors of the file, in its order.
-
-    Raises
-    ------
-    ValueError
-        If experts that are one tensor would be of several types.
-    """
-    planned: dict[str, PlannedTensor] = {}
-    for place in places:
-        shape = place.shape
-        if place.expert is not None:
-            assert config.mixture is not None
-            shape = config.mixture.experts, *shape
-        tensor = PlannedTensor(place.kind, shape)
-        before = planned.setdefault(place.stored, tensor)
-        if before != tensor:
-            raise ValueError(
-                f"skip: expected all or none of the experts of {place.stored}, which are one tensor in GGUF"
-            )
-    return planned
+def _packed(weight: BlockWeight, kind: str) -> Iterator[NDArray[np.uint8]]:
+    """Pack a weight, so many rows at a time."""
+    for first in range(0, len(weight.codes), ROWS):
+        yield pack_blocks(weight.rows(slice(first, first + ROWS)), kind)
 
 
 def nearest(weight: NDArray[Any], kind: str, importance: NDArray | None = None) -> BlockWeight:

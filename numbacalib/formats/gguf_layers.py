@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from numbacalib.formats.format import StoredLayers
 from numbacalib.formats.gguf_blocks import BLOCK_TYPES, unpack_blocks
 from numbacalib.formats.gguf_mxfp4 import MXFP4, unpack_mxfp4
+from numbacalib.formats.gguf_scales import in_our_columns
 from numbacalib.methods import QuantizedWeight
 from numbacalib.models.gguf import GGUFCheckpoint
+from numbacalib.models.gguf_layouts import column_tiles
 
 if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
@@ -42,18 +45,21 @@ class BlockLayers(StoredLayers):
     def __getitem__(self, layer: str) -> QuantizedWeight:
         kind = self._kinds[layer]
         blocks = self._checkpoint.blocks(f"{layer}.weight")
-        if kind == MXFP4:
-            return unpack_mxfp4(blocks)
-        codes, stored = unpack_blocks(blocks, kind)
-        grid = BLOCK_TYPES[kind].grid
-        scales, zeros = stored.grids(grid)
-        if not grid.minima:
-            zeros = np.full(scales.shape, grid.half, np.uint8)
-        shape = grid.bits, grid.group_size, not grid.minima
-        return QuantizedWeight(codes, scales, zeros, *shape)
+        weight = unpack_mxfp4(blocks) if kind == MXFP4 else _unpacked(blocks, kind)
+        tiles = column_tiles(self._checkpoint.config, f"{layer}.weight")
+        return weight if tiles is None else in_our_columns(weight, tiles)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._kinds)
 
     def __len__(self) -> int:
         return len(self._kinds)
+
+
+def _unpacked(blocks: NDArray[np.uint8], kind: str) -> QuantizedWeight:
+    codes, stored = unpack_blocks(blocks, kind)
+    grid = BLOCK_TYPES[kind].grid
+    scales, zeros = stored.grids(grid)
+    if not grid.minima:
+        zeros = np.full(scales.shape, grid.half, np.uint8)
+    return QuantizedWeight(codes, scales, zeros, grid.bits, grid.group_size, not grid.minima)

@@ -29,18 +29,19 @@ _BIASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **dict.fromkeys(("gpt2", "gptneox", "phi2", "starcoder", "starcoder2"), (_ALL, _ALL)),
     **dict.fromkeys(("granite", "granitemoe", "llama", "mistral3", "nemotron"), ((), _ALL)),
     "ernie4_5": ((), ("attention", "output")),
-    "falcon": ((), ()),
+    **dict.fromkeys(("falcon", "gemma4", "qwen35", "qwen35moe", "qwen3next"), ((), ())),
     "gpt-oss": (("output", "mlp"), _ALL),
 }
 """Linear layers that have biases always, and those that may; of others, queries, keys and values may."""
 _SCALINGS = {
+    "gemma4": ("proportional",),
     **dict.fromkeys(("arcee", "exaone-moe", "exaone4", "llama4"), ("llama3",)),
     **dict.fromkeys(("granite", "llama", "mistral3"), ("llama3", "longrope")),
     "phi3": ("longrope",),
 }
 """Scalings of the rotary embedding that are tensors, beside linear and YaRN, which are numbers."""
 
-_WINDOWS = {"cohere2", "exaone-moe", "gpt-oss"}
+_WINDOWS = {"cohere2", "exaone-moe", "gemma4", "gpt-oss"}
 """Architectures some of whose layers have a window always."""
 
 

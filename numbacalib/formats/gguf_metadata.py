@@ -20,8 +20,9 @@ from numbacalib.formats.gguf_limits import refused, require_loadable
 from numbacalib.formats.gguf_options import WRITTEN, Options
 from numbacalib.models.config import ModelConfig, Rope
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
-from numbacalib.models.gguf_config import FACTORS, LOG_MULTIPLIERS, ROPE_DIVISORS, hf_config
+from numbacalib.models.gguf_config import hf_config
 from numbacalib.models.gguf_metadata import Metadata
+from numbacalib.models.gguf_rope import FACTORS, LOG_MULTIPLIERS, ROPE_DIVISORS
 from numbacalib.models.rope import inverse_frequencies
 from numbacalib.models.rope_parameters import yarn_magnitude
 from numbacalib.models.tensor_names import is_decoders
@@ -90,11 +91,17 @@ def model_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     return found
 
 
+_QWEN35_SECTIONS = (11, 11, 10, 0)
+"""Of Qwen 3.5, where a file says none; its configuration class has them by default."""
+
+
 def _seen(checkpoint: Checkpoint) -> Options:
     """Options of a decoder that sees: parts of a head by position, layers that get an image."""
     whole = checkpoint.hf_config()
     decoder = decoder_config(whole)
     found: Options = {}
+    if decoder.get("model_type", "").startswith("qwen3_5"):
+        found["rope.dimension_sections"] = np.array(_QWEN35_SECTIONS, np.int32)
     for key in ("rope_parameters", "rope_scaling"):
         if sections := (decoder.get(key) or {}).get("mrope_section"):
             padded = [*sections, 0, 0, 0, 0][:4]
@@ -108,16 +115,23 @@ def _seen(checkpoint: Checkpoint) -> Options:
     return found
 
 
+_STANDING = 1e30
+"""Divisor of the pairs that do not turn, as llama.cpp's converter writes it."""
+
+
 def rope_tensors(config: ModelConfig) -> dict[str, NDArray[np.float32]]:
-    """Tensors of the rotary embedding: divisors of Llama 3's frequencies, or factors of longrope."""
+    """Tensors of the rotary embedding: divisors of frequencies, or factors of longrope."""
     given, kind = config.rope_scaling, config.rope_scaling["rope_type"]
     if kind == "longrope":
         return {name: np.array(given[key], np.float32) for key, name in FACTORS.items()}
-    if kind != "llama3":
+    if kind not in ("llama3", "proportional"):
         return {}
-    scaled, _ = inverse_frequencies(config.rope, 1)
-    exponents = -np.arange(0, config.rotary_dim, 2) / config.rotary_dim
-    return {ROPE_DIVISORS: (config.rope_theta**exponents / scaled).astype(np.float32)}
+    dim = config.rotary_dim if config.global_heads is None else config.global_heads[1]
+    scaled, _ = inverse_frequencies(config.rope._replace(dim=dim), 1)
+    powers = config.rope_theta ** (-np.arange(0, dim, 2) / dim)
+    turning = scaled > 0
+    divisors = np.where(turning, powers / np.where(turning, scaled, 1), _STANDING)
+    return {ROPE_DIVISORS: divisors.astype(np.float32)}
 
 
 def _require_same(checkpoint: Checkpoint, values: Mapping[str, Any]) -> None:
@@ -166,7 +180,7 @@ def _scaling(config: ModelConfig) -> dict[str, Any]:
     """Rotary scaling; llama.cpp has no dynamic one."""
     given = config.rope_scaling
     kind = given["rope_type"]
-    if kind in ("default", "llama3"):
+    if kind in ("default", "llama3", "proportional"):
         return {}
     if kind == "longrope":
         _, attention = inverse_frequencies(config.rope, 1)

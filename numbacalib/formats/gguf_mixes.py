@@ -13,7 +13,8 @@ from typing import NamedTuple
 from numbacalib.formats.gguf_blocks import BLOCK_TYPES
 from numbacalib.formats.gguf_mxfp4 import MXFP4
 
-EMBEDDINGS, HEAD = "token_embd.weight", "output.weight"
+EMBEDDINGS = "token_embd.weight", "per_layer_token_embd.weight"
+HEAD = "output.weight"
 
 _BASE = {
     "Q4_0": ("Q4_0", 2),
@@ -50,6 +51,8 @@ class Layers(NamedTuple):
     """True for what llama.cpp takes for a model of 70B."""
     falcon: bool = False
     """True for a Falcon, whose output layers get other types."""
+    valued: tuple[int, ...] = ()
+    """Blocks that have values of their own; empty for all."""
 
 
 def file_type(mix: str) -> int:
@@ -73,7 +76,7 @@ def tensor_type_of(mix: str, name: str, channels: int, layers: Layers) -> str:
     base = _BASE[mix][0]
     if base == MXFP4:  # llama.cpp gives all but layers of blocks 8 bits
         return MXFP4 if name.startswith("blk.") else "Q8_0"
-    if name == HEAD or (name == EMBEDDINGS and layers.tied):
+    if name == HEAD or (name in EMBEDDINGS and layers.tied):
         whole = channels % BLOCK_TYPES[base].grid.values == 0
         wanted = "Q6_K" if whole and base != "Q8_0" and not layers.falcon else "Q8_0"
     elif match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name):
@@ -87,12 +90,12 @@ def tensor_type_of(mix: str, name: str, channels: int, layers: Layers) -> str:
 
 def _layer_type(mix: str, base: str, kind: str, layer: int, layers: Layers) -> str:
     """Return the type of a matrix of a block, for rows of whole blocks."""
-    eighth = layers.depth // 8
-    late_or_third = layer >= 7 * layers.depth // 8 or (layer - eighth) % 3 == 2
-    more = layer < eighth or late_or_third
+    eighth, more = layers.depth // 8, _has_more(layer, layers.depth)
     if layers.experts == 8 and kind in ("attn_qkv", "attn_v", "attn_k"):
         return "Q8_0"
     if kind in ("attn_qkv", "attn_v"):
+        if layers.valued:
+            layer, more = _of_valued(layer, layers.valued)
         wanted = {
             "Q2_K": "Q4_K" if layers.heads_per_kv >= 4 else "Q3_K",
             "Q3_K_M": "Q5_K" if layer < 2 else "Q4_K",
@@ -132,3 +135,15 @@ def _layer_type(mix: str, base: str, kind: str, layer: int, layers: Layers) -> s
     if kind == "attn_output":
         return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(mix, base)
     return base
+
+
+def _has_more(layer: int, depth: int) -> bool:
+    """Return whether a layer is one of those that some mixes give more bits."""
+    eighth = depth // 8
+    return layer < eighth or layer >= 7 * depth // 8 or (layer - eighth) % 3 == 2
+
+
+def _of_valued(layer: int, valued: tuple[int, ...]) -> tuple[int, bool]:
+    """Return a block's number among those with values of their own, and whether it is to have more bits."""
+    number = valued.index(layer)
+    return number, _has_more(number, len(valued))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from numbacalib.formats.gguf_hybrids import delta_net, gemma4
 from numbacalib.formats.gguf_limits import refused
 from numbacalib.models.description import SLIDING, every
 
@@ -307,6 +308,8 @@ WRITTEN = {
     "gemma": Written("gemma", _nothing),
     "gemma2": Written("gemma2", _gemma2),
     "gemma3_text": Written("gemma3", _gemma3),
+    "gemma4_text": Written("gemma4", gemma4),
+    "gemma4_unified_text": Written("gemma4", gemma4),
     "glm": Written("chatglm", _nothing),
     "glm4": Written("glm4", _nothing),
     "glm4v_text": Written("glm4", _nothing),
@@ -338,7 +341,10 @@ WRITTEN = {
     "qwen2_moe": Written("qwen2moe", _qwen2_moe),
     "qwen2_vl_text": Written("qwen2vl", _nothing),
     "qwen3": Written("qwen3", _nothing),
+    "qwen3_5_moe_text": Written("qwen35moe", delta_net),
+    "qwen3_5_text": Written("qwen35", delta_net),
     "qwen3_moe": Written("qwen3moe", _qwen3_moe),
+    "qwen3_next": Written("qwen3next", delta_net),
     "qwen3_vl_moe_text": Written("qwen3vlmoe", _qwen3_moe),
     "qwen3_vl_text": Written("qwen3vl", _nothing),
     "seed_oss": Written("seed_oss", _nothing),

@@ -7,16 +7,18 @@ in float32, so that any split into such numbers is the same grid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.formats.gguf_blocks import BLOCK_TYPES
+from numbacalib.methods import QuantizedWeight
 from numbacalib.methods.block_scales import block_scales
 from numbacalib.methods.settings import FoundGrids, GridSettings, Refit
-from numbacalib.ops.matrix import from_host
+from numbacalib.models.gguf_layouts import Tiles
+from numbacalib.ops.matrix import from_host, to_host
 from numbacalib.spec.block_grid import BlockGrid, BlockScales
 
 MINIMUM_BITS = 18
@@ -31,6 +33,8 @@ class BlockFinder:
     """
 
     kind: str
+    tiles: Tiles | None = None
+    """Order of the columns of a layer in a file, where that is another: blocks are of neighbours there."""
 
     @property
     def refit(self) -> Refit | None:
@@ -42,10 +46,42 @@ class BlockFinder:
 
     def __call__(self, weight: Any, settings: GridSettings) -> FoundGrids:
         """Return scales and, where the type has minima, real zeros."""
-        grid = BLOCK_TYPES[self.kind].grid
-        scales, zeros = block_scales(weight, grid, settings.importance).grids(grid)
+        grid, importance = BLOCK_TYPES[self.kind].grid, settings.importance
+        if self.tiles is None:
+            scales, zeros = block_scales(weight, grid, importance).grids(grid)
+        else:
+            columns = self.tiles.order(1)
+            factors = None if importance is None else to_host(importance)[..., columns]
+            found = block_scales(to_host(weight)[:, columns], grid, factors).grids(grid)
+            groups = np.argsort(self.tiles.order(grid.group_size))
+            scales, zeros = (each[:, groups] for each in found)
         own = from_host(zeros, weight) if grid.minima else None
         return FoundGrids(from_host(scales, weight), own)
+
+
+def in_our_columns(weight: QuantizedWeight, tiles: Tiles) -> QuantizedWeight:
+    """Put columns of a file's layer, and their groups, in Hugging Face's order."""
+    return _reordered(weight, *map(np.argsort, _orders(weight, tiles)))
+
+
+def in_file_columns(weight: QuantizedWeight, tiles: Tiles) -> QuantizedWeight:
+    """Undo `in_our_columns`."""
+    return _reordered(weight, *_orders(weight, tiles))
+
+
+def _orders(weight: QuantizedWeight, tiles: Tiles) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return tiles.order(1), tiles.order(weight.group_size)
+
+
+def _reordered(
+    weight: QuantizedWeight, columns: NDArray[np.int64], groups: NDArray[np.int64]
+) -> QuantizedWeight:
+    return replace(
+        weight,
+        codes=weight.codes[:, columns],
+        scales=weight.scales[:, groups],
+        zeros=weight.zeros[:, groups],
+    )
 
 
 def split_scales(scales: NDArray[Any], zeros: NDArray[Any], grid: BlockGrid) -> BlockScales:

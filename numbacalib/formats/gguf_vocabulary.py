@@ -53,7 +53,7 @@ def vocabulary_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
             raise ValueError(f"model.type: expected BPE, got {described['model']['type']}")
         tokens = _tokens(described, checkpoint.config.vocab_size)
         specials = _special_tokens(checkpoint, own)
-        for candidate in _candidates(described, tokens):
+        for candidate in _candidates(described, tokens, checkpoint.config.model_type):
             if _agree(build_tokenizer(Metadata(candidate | specials)), own):
                 return candidate | specials | _chat_template(checkpoint)
         raise ValueError(
@@ -84,13 +84,21 @@ def _tokens(described: Mapping[str, Any], size: int) -> dict[str, Any]:
     }
 
 
-def _candidates(described: Mapping[str, Any], tokens: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _candidates(
+    described: Mapping[str, Any], tokens: dict[str, Any], model_type: str
+) -> Iterator[dict[str, Any]]:
     """Metadata to try, with each way of splitting text that this kind of vocabulary has."""
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in _merges(described)]
     if tokens["tokenizer.ggml.model"] == "gpt2":
         for name in DISTINCT:
             yield tokens | {"tokenizer.ggml.pre": name, "tokenizer.ggml.merges": merges}
         return
+    if model_type.startswith("gemma4"):  # whose merges the converter writes, not scores
+        yield tokens | {
+            "tokenizer.ggml.model": "gemma4",
+            "tokenizer.ggml.merges": merges,
+            "tokenizer.ggml.add_space_prefix": False,
+        }
     ranks = {merge.replace(" ", "", 1): rank for rank, merge in reversed([*enumerate(merges)])}
     # llama.cpp merges the pair that makes the piece with the highest score
     scores = [-float(ranks.get(token, len(ranks))) for token in tokens["tokenizer.ggml.tokens"]]

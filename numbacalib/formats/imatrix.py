@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.gguf_file import GGUFFile, named
-from numbacalib.models.gguf_names import gguf_name, hf_name
+from numbacalib.models.gguf_layouts import Tiles, column_tiles
+from numbacalib.models.gguf_names import gguf_name, hf_name, stored_names
 from numbacalib.ops.matrix import to_host
 from numbacalib.runtime import checks
 from numbacalib.runtime.extras import extra
+
+if TYPE_CHECKING:
+    from numbacalib.models.config import ModelConfig
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 
@@ -41,7 +45,7 @@ def write_imatrix(
     *,
     datasets: Sequence[str] = (),
     chunk_size: int = 512,
-    model_type: str = "llama",
+    config: ModelConfig | None = None,
 ) -> None:
     """Write the mean squares of layers' inputs for ``llama-quantize --imatrix`` (extra `models`).
 
@@ -53,8 +57,8 @@ def write_imatrix(
         What the text was, for the file's readers.
     chunk_size : int, default 512
         Tokens of a chunk, in which llama.cpp counts the text.
-    model_type : str, default "llama"
-        The architecture whose names of layers these are, by Hugging Face's name of it.
+    config : ModelConfig, optional
+        Of the model whose layers these are; by default they have Llama's names.
 
     Raises
     ------
@@ -68,24 +72,44 @@ def write_imatrix(
     for name, layer in statistics.items():
         if layer.tokens == 0:
             raise ValueError(f"statistics: expected tokens in every layer, got none in {name}")
-    tensors = {gguf_name(f"{name}.weight", model_type): layer for name, layer in statistics.items()}
-    tokens = max((layer.tokens for layer in tensors.values()), default=0)
+    tokens = max((layer.tokens for layer in statistics.values()), default=0)
     writer = gguf.GGUFWriter(path, arch="")  # the form belongs to no architecture
     writer.add_type(gguf.GGUFType.IMATRIX)
     writer.add_array(gguf.Keys.IMatrix.DATASETS, list(datasets))
     writer.add_uint32(gguf.Keys.IMatrix.CHUNK_COUNT, -(-tokens // chunk_size))
     writer.add_uint32(gguf.Keys.IMatrix.CHUNK_SIZE, chunk_size)
-    for name, layer in tensors.items():
-        count = np.float32(layer.tokens)
-        writer.add_tensor(name + _SUMS, (count * to_host(layer.mean_square))[None])
-        writer.add_tensor(name + _COUNTS, np.full((1, 1), count))
+    for name, layer in statistics.items():
+        count, mean = np.float32(layer.tokens), to_host(layer.mean_square)
+        if tiles := _tiles(config, name):
+            mean = mean[tiles.order(1)]
+        for stored in _names(config, f"{name}.weight"):
+            writer.add_tensor(stored + _SUMS, (count * mean)[None])
+            writer.add_tensor(stored + _COUNTS, np.full((1, 1), count))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def read_imatrix(path: str | Path, *, model_type: str = "llama") -> dict[str, NDArray[np.float32]]:
+def _names(config: ModelConfig | None, name: str) -> tuple[str, ...]:
+    """Names of the tensors that have a layer's inputs; what makes keys of a latent vector has others."""
+    if config is not None and config.latent is not None:
+        return (gguf_name(name, config.model_type),)
+    return stored_names(name, _kind(config))
+
+
+def _kind(config: ModelConfig | None) -> str:
+    return "llama" if config is None else config.model_type
+
+
+def _tiles(config: ModelConfig | None, layer: str) -> Tiles | None:
+    """Order of a layer's channels in a file; None where it is Hugging Face's."""
+    return None if config is None else column_tiles(config, f"{layer}.weight")
+
+
+def read_imatrix(
+    path: str | Path, *, config: ModelConfig | None = None
+) -> dict[str, NDArray[np.float32]]:
     """Mean squares [K] of layers' inputs, by Hugging Face's names without ``.weight``.
 
     Each can be the `importance` of `numbacalib.methods.rtn`.
@@ -93,7 +117,7 @@ def read_imatrix(path: str | Path, *, model_type: str = "llama") -> dict[str, ND
     Parameters
     ----------
     path : str or Path
-    model_type : str, default "llama"
+    config : ModelConfig, optional
         As in `write_imatrix`.
 
     Raises
@@ -119,8 +143,10 @@ def read_imatrix(path: str | Path, *, model_type: str = "llama") -> dict[str, ND
             raise ValueError(f"{file.path}: {name}: expected {layer}{other} beside it, got none")
         if other == _COUNTS:
             with named(file.path):
-                key = hf_name(layer, model_type).removesuffix(".weight")
-            means[key] = _mean_square(file, layer)
+                key = hf_name(layer, _kind(config)).removesuffix(".weight")
+            mean = _mean_square(file, layer)
+            tiles = _tiles(config, key)
+            means[key] = mean if tiles is None else mean[np.argsort(tiles.order(1))]
     if not means:
         raise ValueError(f"{file.path}: expected sums of squares (*{_SUMS}), found none")
     return means

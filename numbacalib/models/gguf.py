@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +15,15 @@ from numpy.typing import NDArray
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
-from numbacalib.models.gguf_config import (
-    FACTORS,
-    ROPE_DIVISORS,
-    architecture_of,
-    hf_config,
-)
+from numbacalib.models.gguf_config import architecture_of, hf_config
 from numbacalib.models.gguf_file import GGUFFile, TensorEntry, named
-from numbacalib.models.gguf_layouts import LATENT_PARTS, joined_latent, row_order
-from numbacalib.models.gguf_names import expert_names, hf_name, is_merged
+from numbacalib.models.gguf_layouts import column_tiles, joined_latent, joined_rows, row_order
+from numbacalib.models.gguf_names import expert_names, hf_name, is_merged, parts_of
+from numbacalib.models.gguf_rope import FACTORS, ROPE_DIVISORS
 from numbacalib.models.gguf_tokenizer import build_tokenizer, tokenizer_config
 from numbacalib.models.gguf_types import TensorType, type_named
-from numbacalib.models.layer_tensors import is_norm
+from numbacalib.models.gguf_values import as_ours, our_shape
+from numbacalib.models.layer_tensors import EMBEDDINGS, HEAD, LAYER_TABLE
 from numbacalib.models.tokenizer import named_errors
 from numbacalib.runtime.extras import extra
 
@@ -34,9 +32,17 @@ if TYPE_CHECKING:
 
 __all__ = ["GGUFCheckpoint"]
 
-_EMBEDDINGS = "model.embed_tokens.weight"
+_TABLES = (EMBEDDINGS, HEAD, LAYER_TABLE)
+"""Matrices that are large, and that are the same in GGUF and in Hugging Face's files."""
 _SECOND_NORM = "blk.0.attn_norm_2.weight"
 _ROPE = (ROPE_DIVISORS, *FACTORS.values())
+
+
+class _Stored(NamedTuple):
+    """A tensor of the file, or one of several in it."""
+
+    tensor: str
+    entry: TensorEntry
 
 
 class GGUFCheckpoint(Checkpoint):
@@ -65,7 +71,7 @@ class GGUFCheckpoint(Checkpoint):
             self._options = self._file.metadata.under(f"{self._architecture}.")
             self._described = ARCHITECTURES[self._own.type_of(self._options)]
             self._names = self._hf_names()
-            if _EMBEDDINGS not in self._names:
+            if EMBEDDINGS not in self._names:
                 raise ValueError("token_embd.weight: expected the embeddings, got none")
         self._file.require_readable()
         factors = {name: self._file.read(name) for name in _ROPE if name in self._file.tensors}
@@ -77,37 +83,46 @@ class GGUFCheckpoint(Checkpoint):
                 factors,
             )
             self._hf_config["torch_dtype"] = self._dtype()
-            # GGUF's norms are as they multiply
-            self._offset = np.float32(self.config.architecture.norm_offset)
 
-    def _hf_names(self) -> dict[str, tuple[str, int | None]]:
-        """Hugging Face's names of all tensors: GGUF's, and an expert's number in the tensor of all."""
-        model_type, options = self._described.model_type, self._options
+    def _hf_names(self) -> dict[str, list[_Stored]]:
+        """Tensors of the file by Hugging Face's names of what they hold, which are two of some."""
         variant = "two norms" if _SECOND_NORM in self._file.tensors else ""
-        count = options.integer("expert_count", 0)
-        found: dict[str, tuple[str, int | None]] = {}
-        for name, entry in self._file.tensors.items():
+        found: dict[str, list[_Stored]] = {}
+        for name in self._file.tensors:
             if name in _ROPE:
                 continue
-            if not is_merged(name, model_type):
-                found[hf_name(self._whole(name), model_type, variant)] = name, None
-                continue
-            if len(entry.shape) not in (2, 3) or entry.shape[0] != count:
-                raise options.error("expert_count", f"the experts of {name}, {list(entry.shape)}")
-            experts = expert_names(name, model_type, count)
-            found |= {expert: (name, number) for number, expert in enumerate(experts)}
+            if is_merged(name, self._described.model_type):
+                own = self._experts(name)
+            else:
+                own = {hf_name(name, self._described.model_type, variant): self._whole(name)}
+            for ours, stored in own.items():
+                if (before := found.setdefault(ours, stored)) != stored:
+                    raise ValueError(f"{name}: expected {ours} once, {before[0].tensor} has it too")
         return found
 
-    def _whole(self, name: str) -> str:
-        """Name of the matrix that a tensor is one of two parts of; its own, of any other."""
-        for part, other in (LATENT_PARTS, LATENT_PARTS[::-1]):
-            if name.endswith(f".{part}.weight"):
-                if (beside := name.replace(part, other)) not in self._file.tensors:
-                    raise ValueError(f"{beside}: expected it beside {name}, got none")
-                if any(len(self._file.tensors[each].shape) != 3 for each in (name, beside)):
-                    raise ValueError(f"{name}: expected a matrix a head in it and in {beside}")
-                return name.replace(part, "attn_kv_b")
-        return name
+    def _experts(self, name: str) -> dict[str, list[_Stored]]:
+        """Take a tensor of all experts apart into those of each."""
+        count, entry = self._options.integer("expert_count", 0), self._file.tensors[name]
+        names = expert_names(name, self._described.model_type, count)
+        roles = len(names) // max(count, 1)
+        if len(entry.shape) not in (2, 3) or entry.shape[0] != count or entry.shape[1] % roles:
+            shape = list(entry.shape)
+            raise self._options.error("expert_count", f"the experts of {name}, {shape}")
+        return {
+            expert: [_Stored(name, entry.part(number, len(names)))]
+            for number, expert in enumerate(names)
+        }
+
+    def _whole(self, name: str) -> list[_Stored]:
+        """The tensors of the matrix that one is, or is a part of, in their order."""
+        names, tensors = parts_of(name, self._described.model_type) or (name,), self._file.tensors
+        missing = next((each for each in names if each not in tensors), None)
+        if missing is not None:
+            raise ValueError(f"{missing}: expected it beside {name}, got none")
+        dimensions = 3 if "latent" in self._described.linears else 2
+        if len(names) > 1 and any(len(tensors[each].shape) != dimensions for each in names):
+            raise ValueError(f"{name}: expected {dimensions} dimensions in {' and '.join(names)}")
+        return [_Stored(each, tensors[each]) for each in names]
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._names)
@@ -117,25 +132,42 @@ class GGUFCheckpoint(Checkpoint):
         return TensorInfo(entry.shape, entry.kind.dtype or np.dtype(np.float32))
 
     def tensor(self, name: str) -> NDArray[Any]:
-        entry = self._entry(name)
-        parts = self._parts(name)
-        if parts is not None:
-            result = joined_latent(*map(self._file.read, parts)).astype(entry.kind.dtype)
-        else:
-            result = self._file.read(*self._names[name])
-        result = self._in_our_order(name, result.reshape(entry.shape))
-        if self._offset and is_norm(self.config, name):
-            result = result - self._offset
+        entry, stored = self._entry(name), self._stored(name)
+        parts = [self._file.read(part.tensor, part.entry) for part in stored]
+        result = parts[0]
+        if len(parts) == 2:
+            result = self._joined(*parts).astype(entry.kind.dtype or np.float32)
+        with named(f"{self.path}: {stored[0].tensor}"):
+            result = as_ours(self.config, name, result)
+        result = self._in_our_order(name, result)
+        if tiles := column_tiles(self.config, name):
+            result = result[:, np.argsort(tiles.order(1))]
         result.flags.writeable = False
         return result
 
+    def tiles(self, name: str, rows: int) -> Iterator[NDArray[Any]]:
+        if name not in _TABLES:
+            yield from super().tiles(name, rows)
+            return
+        (stored,) = self._stored(name)
+        count = stored.entry.shape[0]
+        for first in range(0, count, rows):
+            yield self._file.read(stored.tensor, stored.entry.rows(first, min(first + rows, count)))
+
     def kind(self, name: str) -> TensorType:
-        """Return the type in which a tensor is stored; of one in two parts that of its numbers."""
+        """Return the type in which a tensor is stored; of one in two parts one that has both's numbers."""
         return self._entry(name).kind
 
     def blocks(self, name: str) -> NDArray[np.uint8]:
-        """Rows of a matrix as they are stored, uint8 [M, bytes], in the order of `tensor`."""
-        rows = self._file.read_bytes(*self._names[name]).reshape(self._entry(name).shape[0], -1)
+        """Rows of a matrix as they are stored, uint8 [M, bytes], in the order of `tensor`.
+
+        Their columns are in GGUF's order: see `numbacalib.models.gguf_layouts.column_tiles`.
+        """
+        parts = [
+            self._file.read_bytes(part.tensor, part.entry).reshape(part.entry.shape[0], -1)
+            for part in self._stored(name)
+        ]
+        rows = parts[0] if len(parts) == 1 else self._joined(*parts)
         return self._in_our_order(name, rows)
 
     def metadata_bytes(self) -> dict[str, bytes]:
@@ -155,15 +187,6 @@ class GGUFCheckpoint(Checkpoint):
         result = np.empty_like(tensor)
         result[order] = tensor
         return result
-
-    def _parts(self, name: str) -> tuple[str, str] | None:
-        """Names of the two tensors that make up a matrix; None for all that are one."""
-        stored, _ = self._names[name]
-        keys, values = LATENT_PARTS
-        own = next((part for part in LATENT_PARTS if f".{part}." in stored), None)
-        if own is None:
-            return None
-        return stored.replace(own, keys), stored.replace(own, values)
 
     def hf_config(self) -> dict[str, Any]:
         return copy.deepcopy(self._hf_config)
@@ -185,30 +208,44 @@ class GGUFCheckpoint(Checkpoint):
     def weight_files(self) -> set[Path]:
         return {self.path}
 
-    def _entry(self, name: str) -> TensorEntry:
+    def _stored(self, name: str) -> list[_Stored]:
         try:
-            stored, expert = self._names[name]
+            return self._names[name]
         except KeyError:
             raise self._unknown(name) from None
-        if (parts := self._parts(name)) is not None:
-            return self._joined_entry(*(self._file.tensors[part] for part in parts))
-        entry = self._file.tensors[stored].part(expert)
-        experts = self._described.experts
-        if experts and name.endswith(experts.rows):
-            return entry._replace(shape=(1, *entry.shape[-1:]))  # a vector in GGUF
-        return entry
 
-    def _joined_entry(self, keys: TensorEntry, values: TensorEntry) -> TensorEntry:
+    def _entry(self, name: str) -> TensorEntry:
+        """Return the entry of what `tensor` returns."""
+        stored = self._stored(name)
+        entry = stored[0].entry
+        if len(stored) == 2:
+            return self._joined_entry(*stored)
+        return entry._replace(shape=our_shape(self._described, name, entry.shape))
+
+    def _joined(self, first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+        """Return the matrix of two parts, with its rows in Hugging Face's order."""
+        if first.ndim == 3:
+            return joined_latent(first, second)
+        return joined_rows(self.config, first, second)
+
+    def _joined_entry(self, first: _Stored, second: _Stored) -> TensorEntry:
         """Return the entry of a matrix that is made of two, whose numbers are in a type that has both's."""
-        (heads, length, still), (others, size, own) = keys.shape, values.shape
-        if (heads, length) != (others, own):
+        one, other = first.entry, second.entry
+        same = one.kind == other.kind
+        if len(one.shape) == len(other.shape) == 2:
+            (rows, length), (others, own) = one.shape, other.shape
+            shape = rows + others, length
+            fits = length == own
+        else:
+            (heads, length, still), (others, size, own) = one.shape, other.shape
+            shape = heads * (still + size), length
+            fits, same = (heads, length) == (others, own), same and one.kind.dtype is not None
+        if not fits:
             raise ValueError(
-                f"{self.path}: {LATENT_PARTS[0]}: expected matrices that fit {LATENT_PARTS[1]} "
-                f"{list(values.shape)}, got {list(keys.shape)}"
+                f"{self.path}: {first.tensor}: expected a matrix that fits {second.tensor} "
+                f"{list(other.shape)}, got {list(one.shape)}"
             )
-        same = keys.kind == values.kind and keys.kind.dtype is not None
-        kind = keys.kind if same else type_named("F32")
-        return TensorEntry(kind, (heads * (still + size), length), keys.begin)
+        return TensorEntry(one.kind if same else type_named("F32"), shape, one.begin)
 
     def _dtype(self) -> str:
         """The type that holds every matrix without loss."""

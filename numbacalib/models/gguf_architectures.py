@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from numbacalib.models import gguf_mixtures
+from numbacalib.models import gguf_hybrids, gguf_mixtures
 from numbacalib.models.description import FULL
 from numbacalib.models.gguf_metadata import Metadata
 from numbacalib.models.gguf_windows import (
@@ -174,6 +174,11 @@ def _exaone4(options: Metadata, config: Config) -> Config:
 _WINDOWS = (WINDOW, PATTERN)
 _FACTORS = ("logit_scale", "residual_scale", "embedding_scale", "attention.scale")
 _EXPERTS = ("expert_count", "expert_used_count")
+_SHARED_EXPERT = (
+    *_EXPERTS,
+    "expert_feed_forward_length",
+    "expert_shared_feed_forward_length",
+)
 _SPARSE = (
     *(*_EXPERTS, "expert_feed_forward_length", "expert_shared_count", "expert_gating_func"),
     *("leading_dense_block_count", "expert_weights_norm", "expert_weights_scale"),
@@ -222,6 +227,9 @@ GGUF_ARCHITECTURES = {
         keys=(*_WINDOWS, "rope.freq_base_swa", "final_logit_softcapping"),
         read=_gemma3,
     ),
+    "gemma4": GGUFArchitecture(
+        "gemma4_text", keys=(*_WINDOWS, *gguf_hybrids.GEMMA4_KEYS), read=gguf_hybrids.gemma4
+    ),
     "glm4": GGUFArchitecture("glm4", keys=(SECTIONS,), read=_glm4, variant=_glm4_variant),
     "glm4moe": GGUFArchitecture(
         "glm4_moe",
@@ -268,13 +276,26 @@ GGUF_ARCHITECTURES = {
     "qwen2": GGUFArchitecture("qwen2"),
     "qwen2moe": GGUFArchitecture(
         "qwen2_moe",
-        keys=(*_EXPERTS, "expert_feed_forward_length", "expert_shared_feed_forward_length"),
+        keys=_SHARED_EXPERT,
         read=gguf_mixtures.qwen2_moe,
     ),
     "qwen2vl": GGUFArchitecture("qwen2_vl_text", keys=(SECTIONS,), read=sections),
     "qwen3": GGUFArchitecture("qwen3"),
     "qwen3moe": GGUFArchitecture(
         "qwen3_moe", keys=(*_EXPERTS, "expert_feed_forward_length"), read=gguf_mixtures.qwen3_moe
+    ),
+    "qwen35": GGUFArchitecture(
+        "qwen3_5_text", keys=(SECTIONS, *gguf_hybrids.DELTA_KEYS), read=gguf_hybrids.qwen35
+    ),
+    "qwen35moe": GGUFArchitecture(
+        "qwen3_5_moe_text",
+        keys=(SECTIONS, *_SHARED_EXPERT, *gguf_hybrids.DELTA_KEYS),
+        read=gguf_hybrids.qwen35_moe,
+    ),
+    "qwen3next": GGUFArchitecture(
+        "qwen3_next",
+        keys=(*_SHARED_EXPERT, *gguf_hybrids.DELTA_KEYS),
+        read=gguf_hybrids.qwen3_next,
     ),
     "qwen3vl": GGUFArchitecture(
         "qwen3_vl_text", keys=(SECTIONS, "n_deepstack_layers"), read=sections

@@ -11,30 +11,15 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.architectures import ARCHITECTURES
-from numbacalib.models.config import ModelConfig
-from numbacalib.models.description import FULL, SLIDING, Architecture
+from numbacalib.models.description import Architecture
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_metadata import Metadata
-from numbacalib.models.rope import inverse_frequencies
-from numbacalib.models.rope_parameters import yarn_magnitude
+from numbacalib.models.gguf_rope import rotary_share, with_scaling
 
-__all__ = ["FACTORS", "LOG_MULTIPLIERS", "ROPE_DIVISORS", "architecture_of", "hf_config"]
-
-ROPE_DIVISORS = "rope_freqs.weight"
-"""Divisors of the rotary frequencies: how a file says that Llama 3's scaling applies."""
-
-FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
-"""Factors of longrope, by Hugging Face's names."""
-
-LOG_MULTIPLIERS = {
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k2", "youtu"), 0.1),
-    "ministral3": 1.0,
-}
-"""By what ``mscale_all_dim`` is multiplied in ``rope.scaling.yarn_log_multiplier``, where it counts."""
+__all__ = ["architecture_of", "hf_config"]
 
 _TOKENS = "tokenizer.ggml.tokens"
 
@@ -141,14 +126,14 @@ def hf_config(
     if (value := options.number(epsilon)) is None:
         raise options.error(epsilon, "a finite number")
     config |= {described.key("rms_norm_eps"): value, "model_type": described.model_type}
-    config |= _tensor_flags(described, shapes) | _rotary_share(options, described, config)
+    config |= _tensor_flags(described, shapes) | rotary_share(options, described, config)
     config |= own.read(options, config)
     config["architectures"] = [described.causal_lm]
     for name in ("bos", "eos", "padding"):
         token = metadata.integer(f"tokenizer.ggml.{name}_token_id")
         if token is not None:
             config[f"{name.removesuffix('ding')}_token_id"] = token
-    return _with_scaling(config, options, described, factors)
+    return with_scaling(config, options, described, factors)
 
 
 def _shape(
@@ -160,34 +145,53 @@ def _shape(
     """The keys of `hf_config` that every architecture has."""
     heads = options.required("attention.head_count")
     hidden = options.required("embedding_length")
+    count = _block_count(options, shapes)
     # llama.cpp's default; transformers has another for some
     head_dim = options.integer("attention.key_length", hidden // max(heads, 1))
-    kv_heads = options.integer("attention.head_count_kv", heads)
+    local = options.integer("attention.key_length_swa", head_dim)  # of layers with windows
+    kv_heads = _first_of(options, "attention.head_count_kv", count, heads)
     latent = "latent" in described.linears
     if latent:  # of which the file describes the vectors, not the heads that are made of them
-        head_dim = options.integer("attention.key_length_mla", head_dim)
-    _check_heads(options, described, heads, head_dim, shapes)
+        local = options.integer("attention.key_length_mla", head_dim)
+    _check_heads(options, described, heads, local, shapes)
     vocabulary = shapes["model.embed_tokens.weight"][0]
     if _TOKENS in metadata and len(metadata.strings(_TOKENS)) > vocabulary:
         raise metadata.error(_TOKENS, f"at most the {vocabulary} of token_embd.weight")
     if latent:
-        head_dim, kv_heads = options.required("rope.dimension_count"), heads
-    elif options.integer("attention.value_length", head_dim) != head_dim:
-        raise options.error("attention.value_length", f"the whole head, {head_dim}")
+        local, kv_heads = options.required("rope.dimension_count"), heads
+    else:
+        for key, size in (("value_length", head_dim), ("value_length_swa", local)):
+            if options.integer(f"attention.{key}", size) != size:
+                raise options.error(f"attention.{key}", f"the whole head, {size}")
+    experts = options.integer("expert_feed_forward_length")  # where all layers have them
     config = {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
-        "intermediate_size": options.required("feed_forward_length"),
-        "num_hidden_layers": _block_count(options, shapes),
+        "intermediate_size": _first_of(options, "feed_forward_length", count, experts),
+        "num_hidden_layers": count,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
+        "head_dim": local,
         "hidden_act": described.defaults.get("hidden_act", "silu"),
         "max_position_embeddings": options.required("context_length"),
         "rope_theta": options.number("rope.freq_base", 10000.0),
         "tie_word_embeddings": "lm_head.weight" not in shapes,
     }
     return {described.key(name): value for name, value in config.items()}
+
+
+_SEVERAL = {"gemma4"}
+"""Architectures whose blocks have heads and MLPs of several sizes, which `GGUFArchitecture.read` reads."""
+
+
+def _first_of(options: Metadata, key: str, count: int, default: int | None) -> int:
+    """The first block's number of a key that may have one for each."""
+    if key not in options and default is not None:
+        return default
+    numbers = options.by_layer(key, count)
+    if len(set(numbers)) > 1 and options.label("").rstrip(".") not in _SEVERAL:
+        raise options.error(key, "the same number for each block")
+    return numbers[0]
 
 
 def _check_heads(
@@ -198,9 +202,10 @@ def _check_heads(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Compare heads with the queries' rows, before anything is made of a size that is absurd."""
-    linears = described.linears
-    fused = "key" not in linears or linears["query"] == linears["key"]
-    name = f"model.layers.0.{linears[_first_role(described)]}.weight"
+    linears, role = described.linears, _first_role(described)
+    fused = role == "query_key_value" or linears.get("key") == linears[role]
+    fused |= role == "query_gate"  # which has gates, too
+    name = f"model.layers.{_attending(described, shapes)}.{linears[role]}.weight"
     queries = shapes.get(name, (heads * head_dim,))[0]
     fused &= "latent" not in linears
     if queries < heads * head_dim if fused else queries != heads * head_dim:
@@ -213,7 +218,15 @@ def _check_heads(
 
 def _first_role(described: Architecture) -> str:
     """Role of the layer that makes queries."""
-    return "query" if "query" in described.linears else "query_key_value"
+    roles = ("query", "query_gate", "query_key_value")
+    return next(role for role in roles if role in described.linears)
+
+
+def _attending(described: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Number of the first block that has attention."""
+    end = f".{described.linears[_first_role(described)]}.weight"
+    numbers = (name.split(".")[2] for name in shapes if name.endswith(end))
+    return min(map(int, numbers), default=0)
 
 
 _NORM_FLAGS = {"cohere": "use_qk_norm", "glm4_moe": "use_qk_norm", "phi": "qk_layernorm"}
@@ -223,6 +236,7 @@ _NORM_FLAGS = {"cohere": "use_qk_norm", "glm4_moe": "use_qk_norm", "phi": "qk_la
 def _tensor_flags(described: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Keys that say which layers have biases and norms, as the tensors show."""
     flags: dict[str, int] = {}
+    first = _attending(described, shapes)
     if described.model_type in _NORM_FLAGS:
         norm = f"model.layers.0.{described.norms['query']}.weight"
         flags[_NORM_FLAGS[described.model_type]] = norm in shapes
@@ -233,65 +247,14 @@ def _tensor_flags(described: Architecture, shapes: Mapping[str, tuple[int, ...]]
         key = described.biases.get(part, False)
         if not isinstance(key, bool):
             key = key if isinstance(key, str) else key[0]
-            flags.setdefault(key, f"model.layers.0.{described.linears[role]}.bias" in shapes)
+            name = f"model.layers.{first}.{described.linears[role]}.bias"
+            flags.setdefault(key, name in shapes)
+    if described.value_norm:  # values of some layers may be their keys
+        keys, values = (f".{described.linears[role]}.weight" for role in ("key", "value"))
+        flags["attention_k_eq_v"] = any(
+            name.endswith(keys) and name.replace(keys, values) not in shapes for name in shapes
+        )
     return flags
-
-
-def _rotary_share(
-    options: Metadata, described: Architecture, config: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The part of a head that turns, of architectures where that may be less than all."""
-    if "latent" in described.linears:  # whose heads have a part that turns and one that does not
-        return {}
-    size, key = config["head_dim"], "rope.dimension_count"
-    dims = options.integer(key, size)
-    if "partial_rotary_factor" in described.defaults:
-        if not 0 < dims <= size:
-            raise options.error(key, f"a part of the head's {size}")
-        return {"partial_rotary_factor": dims / size}
-    if dims != size:
-        raise options.error(key, f"the whole head, {size}")
-    return {}
-
-
-def _with_scaling(
-    config: dict[str, Any],
-    options: Metadata,
-    described: Architecture,
-    factors: Mapping[str, NDArray[Any]],
-) -> dict[str, Any]:
-    """A configuration with the scaling of its rotary embedding, or of both of them."""
-    if FACTORS["long_factor"] in factors:
-        return config | _longrope(options, factors)
-    scaling = _rope_scaling(options, described)
-    if ROPE_DIVISORS in factors:
-        if scaling:
-            key = options.label("rope.scaling")
-            raise ValueError(f"{ROPE_DIVISORS}: expected none beside {key}")
-        scaling = _llama3_scaling(config, factors[ROPE_DIVISORS])
-    if described.local_rope_key:
-        local = {"rope_type": "default", "rope_theta": config.pop(described.local_rope_key)}
-        whole = scaling or {"rope_type": "default"}
-        full = whole | {"rope_theta": config.pop("rope_theta")}
-        return config | {"rope_parameters": {FULL: full, SLIDING: local}}
-    if parameters := config.get("rope_parameters"):
-        return config | {"rope_parameters": parameters | (scaling or {})}
-    return config | {"rope_scaling": scaling} if scaling else config
-
-
-def _longrope(options: Metadata, factors: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """LongRoPE's parameters, whose factors are tensors."""
-    missing = [name for name in FACTORS.values() if name not in factors]
-    if missing:
-        raise ValueError(f"{missing[0]}: expected it beside the other factors, got none")
-    original = options.required("rope.scaling.original_context_length")
-    scaling: dict[str, Any] = {
-        "rope_type": "longrope",
-        **{key: factors[name].tolist() for key, name in FACTORS.items()},
-    }
-    if (attention := options.number("rope.scaling.attn_factor")) is not None:
-        scaling["attention_factor"] = attention
-    return {"rope_scaling": scaling, "original_max_position_embeddings": original}
 
 
 def _block_count(options: Metadata, names: Collection[str]) -> int:
@@ -302,70 +265,3 @@ def _block_count(options: Metadata, names: Collection[str]) -> int:
     if not count == len(blocks) == last + 1:
         raise options.error("block_count", f"the tensors' {len(blocks)} blocks up to number {last}")
     return count
-
-
-def _rope_scaling(options: Metadata, described: Architecture) -> dict[str, Any] | None:
-    """Say in transformers' words what llama.cpp makes of the keys.
-
-    Without a type the scaling is linear, and a factor of 0 is none.
-    """
-    kind = options.string("rope.scaling.type", "linear")
-    if kind not in ("none", "linear", "yarn"):
-        raise options.error("rope.scaling.type", "none, linear or yarn")
-    factor = options.number("rope.scaling.factor", options.number("rope.scale_linear", 0.0)) or 1.0
-    if factor < 0:
-        raise ValueError(f"rope.scaling.factor: expected a positive number, got {factor}")
-    attention = options.number("rope.scaling.attn_factor", 1.0)
-    if kind != "yarn":
-        if attention != 1:
-            raise options.error("rope.scaling.attn_factor", "1 without the type yarn")
-        return {"rope_type": kind, "factor": factor} if kind == "linear" and factor != 1 else None
-    original = options.integer("rope.scaling.original_context_length")
-    scaling: dict[str, Any] = {
-        "rope_type": "yarn",
-        "factor": factor,
-        "original_max_position_embeddings": original or options.required("context_length"),
-    }
-    for key in ("beta_fast", "beta_slow"):
-        value = options.number(f"rope.scaling.yarn_{key}")
-        if value is not None:
-            scaling[key] = value
-    weight = options.number("rope.scaling.yarn_log_multiplier", 0.0)
-    if described.model_type in LOG_MULTIPLIERS and weight:
-        if attention != 1:
-            raise options.error("rope.scaling.attn_factor", "1 beside a yarn_log_multiplier")
-        weight /= LOG_MULTIPLIERS[described.model_type]
-        # llama.cpp takes the heads' factor of scores for both where there is a latent vector
-        own = weight if "latent" in described.linears else 1.0
-        return scaling | {"mscale": own, "mscale_all_dim": weight}
-    if "latent" in described.linears and factor > 1:
-        key = "rope.scaling.yarn_log_multiplier"
-        raise options.error(key, "a number beside the type yarn")
-    if attention != 1:  # a factor beside YaRN's own
-        scaling["attention_factor"] = attention * yarn_magnitude(factor)
-    return scaling
-
-
-_LLAMA3_BOUNDS = [{"low_freq_factor": 1.0, "high_freq_factor": high} for high in (4.0, 1.0)]
-"""Of Llama 3, and of Llama 4."""
-
-
-def _llama3_scaling(config: dict[str, Any], divisors: NDArray[Any]) -> dict[str, Any]:
-    """The Llama 3 parameters whose frequency divisors are those in the file.
-
-    The file holds the divisors only. Releases so far used one of two pairs of bounds, so the largest
-    divisor is all that is unknown beside; the others must then agree.
-    """
-    plain, _ = inverse_frequencies(ModelConfig.from_hf(config).rope, 1)
-    if divisors.shape != plain.shape or not np.all((divisors > 0) & np.isfinite(divisors)):
-        raise ValueError(
-            f"{ROPE_DIVISORS}: expected {len(plain)} positive numbers, got shape {divisors.shape}"
-        )
-    for bounds in _LLAMA3_BOUNDS:
-        scaling = {"rope_type": "llama3", "factor": float(divisors.max()), **bounds}
-        scaling["original_max_position_embeddings"] = 8192
-        own = ModelConfig.from_hf(config | {"rope_scaling": scaling})
-        scaled, _ = inverse_frequencies(own.rope, 1)
-        if np.allclose(plain / scaled, divisors, rtol=1e-4):
-            return scaling
-    raise ValueError(f"{ROPE_DIVISORS}: not the divisors of Llama 3's rotary scaling")

@@ -58,12 +58,18 @@ class TensorEntry(NamedTuple):
         """First byte after it."""
         return self.begin + math.prod(self.shape) // self.kind.values * self.kind.size
 
-    def part(self, index: int | None) -> TensorEntry:
-        """Return one of the tensors along the first axis; itself for None."""
-        if index is None:
-            return self
+    def part(self, index: int, count: int) -> TensorEntry:
+        """Return one of so many equal matrices, or vectors, of a stack of them."""
+        length = (self.end - self.begin) // count
+        rest = self.shape[2:]
+        shape = (math.prod(self.shape) // count // math.prod(rest), *rest)
+        return self._replace(shape=shape, begin=self.begin + index * length)
+
+    def rows(self, first: int, last: int) -> TensorEntry:
+        """Return a run of rows of a matrix, or of parts along the first axis."""
         length = (self.end - self.begin) // self.shape[0]
-        return self._replace(shape=self.shape[1:], begin=self.begin + index * length)
+        shape = (last - first, *self.shape[1:])
+        return self._replace(shape=shape, begin=self.begin + first * length)
 
 
 class GGUFFile:
@@ -100,10 +106,8 @@ class GGUFFile:
             header = _read_header(_Cursor(file, size), size)
             self.metadata, self.tensors, self._spans = header
 
-    def read(self, name: str, index: int | None = None) -> NDArray[Any]:
-        """Read the tensor: plain types in their own dtype, quantized ones as float32.
-
-        `index` is that of one matrix of several.
+    def read(self, name: str, part: TensorEntry | None = None) -> NDArray[Any]:
+        """Read the tensor, or a part of it: plain types in their own dtype, quantized ones as float32.
 
         Raises
         ------
@@ -113,7 +117,7 @@ class GGUFFile:
             If the file has changed since it was opened, the tensor's type cannot be dequantized, or its
             values do not fit into memory.
         """
-        entry = self.tensors[name].part(index)
+        entry = part or self.tensors[name]
         count = math.prod(entry.shape)
         with self._reopened() as file:
             file.seek(entry.begin)
@@ -124,15 +128,15 @@ class GGUFFile:
                 raise ValueError(f"{name}: its {count} values do not fit into memory") from None
         return values.reshape(entry.shape)
 
-    def read_bytes(self, name: str, index: int | None = None) -> NDArray[np.uint8]:
-        """Read the tensor as it is stored.
+    def read_bytes(self, name: str, part: TensorEntry | None = None) -> NDArray[np.uint8]:
+        """Read the tensor, or a part of it, as it is stored.
 
         Raises
         ------
         KeyError, ValueError
             As `read`.
         """
-        entry = self.tensors[name].part(index)
+        entry = part or self.tensors[name]
         stored = np.empty(entry.end - entry.begin, np.uint8)
         with self._reopened() as file:
             file.seek(entry.begin)

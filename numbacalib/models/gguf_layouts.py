@@ -1,4 +1,4 @@
-"""Matrices that GGUF files hold in another way than Hugging Face's: rows in another order, or in two parts.
+"""Tensors that GGUF files hold in another way than Hugging Face's: in another order, or in two parts.
 
 As llama.cpp's converter stores them, https://github.com/ggml-org/llama.cpp/tree/master/conversion.
 """
@@ -6,18 +6,37 @@ As llama.cpp's converter stores them, https://github.com/ggml-org/llama.cpp/tree
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.config import ModelConfig
+from numbacalib.models.delta_net import DeltaNet
 
-__all__ = ["LATENT_PARTS", "joined_latent", "latent_parts", "neighbours", "row_order"]
+__all__ = ["Tiles", "column_tiles", "joined_latent", "joined_rows", "latent_parts", "neighbours"]
+__all__ += ["part_rows", "row_order"]
 
-LATENT_PARTS = "attn_k_b", "attn_v_b"
-"""GGUF's names of the two parts of what makes keys and values of a latent vector."""
-_IN_BLOCK = re.compile(r"model\.layers\.\d+\.(.+)\.(?:weight|bias)")
+_IN_BLOCK = re.compile(r"model\.layers\.\d+\.(.+?)(?:\.weight|\.bias)?")
+
+
+class Tiles(NamedTuple):
+    """Order of the heads of values of a gated delta net: those of a head of keys are no neighbours in GGUF.
+
+    There stands the first of each head of keys, then the second of each.
+    """
+
+    heads: int
+    """Of keys."""
+    share: int
+    """Heads of values of each."""
+    size: int
+    """Numbers of a head of values."""
+
+    def order(self, size: int) -> NDArray[np.int64]:
+        """Return which of Hugging Face's runs of `size` numbers, a head's or fewer, each of GGUF's is."""
+        runs = np.arange(self.heads * self.share * (self.size // size))
+        return runs.reshape(self.heads, self.share, -1).swapaxes(0, 1).ravel()
 
 
 def row_order(config: ModelConfig, name: str, *, paired: bool) -> NDArray[np.int64] | None:
@@ -35,6 +54,8 @@ def row_order(config: ModelConfig, name: str, *, paired: bool) -> NDArray[np.int
     linears, own = config.architecture.linears, match[1] if match else ""
     if own and own == linears.get("query_key_value"):
         return _apart(config)
+    if (order := _delta_order(config, own)) is not None:
+        return order
     heads = {linears.get("query"): config.num_heads, linears.get("key"): config.num_kv_heads}
     if own not in heads:
         return None
@@ -64,6 +85,70 @@ def _apart(config: ModelConfig) -> NDArray[np.int64]:
     kv, size = config.num_kv_heads, config.head_dim
     rows = np.arange((config.num_heads + 2 * kv) * size).reshape(kv, -1, size)
     return np.concatenate([rows[:, :-2].ravel(), rows[:, -2].ravel(), rows[:, -1].ravel()])
+
+
+def _tiles(config: ModelConfig, size: int) -> Tiles | None:
+    """Order of heads of values, of so many numbers each; None where it is Hugging Face's.
+
+    A layer that has queries, keys, values and gates by head of keys stays in its order.
+    """
+    delta, names = config.delta, config.architecture.delta
+    if delta is None or names is None or "open" not in names.linears:
+        return None
+    share = delta.value_heads // delta.key_heads
+    return Tiles(delta.key_heads, share, size) if share > 1 else None
+
+
+def column_tiles(config: ModelConfig, name: str) -> Tiles | None:
+    """Return the order of a layer's columns; None where it is Hugging Face's.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    name : str
+        Hugging Face's, of a weight.
+    """
+    match, names = _IN_BLOCK.fullmatch(name), config.architecture.delta
+    if match is None or names is None or match[1] != names.linears["output"]:
+        return None
+    assert config.delta is not None
+    return _tiles(config, config.delta.value_dim)
+
+
+def _delta_order(config: ModelConfig, own: str) -> NDArray[np.int64] | None:
+    """Rows of what a gated delta net has for each head of values."""
+    delta, names = config.delta, config.architecture.delta
+    if delta is None or names is None or (tiles := _tiles(config, delta.value_dim)) is None:
+        return None
+    if own == names.linears["open"]:
+        return tiles.order(1)
+    if own in (names.rates, names.decays, names.slopes, names.biases):
+        return tiles._replace(size=1).order(1)
+    if own not in (names.linears["value"], names.convolution):
+        return None
+    return np.concatenate([np.arange(2 * delta.keys), 2 * delta.keys + tiles.order(1)])
+
+
+def part_rows(config: ModelConfig, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which of the rows of a matrix in two parts each has, of one that is split by its rows.
+
+    For each head of keys it has the queries, the keys, the values and the gates that belong to it; the
+    first part has all queries, then all keys, then all values, the second the gates.
+    """
+    delta = config.delta
+    assert isinstance(delta, DeltaNet)
+    widths = np.array([delta.keys, delta.keys, delta.values, delta.values]) // delta.key_heads
+    rows = np.split(np.arange(count).reshape(delta.key_heads, -1), widths.cumsum()[:-1], axis=1)
+    queries, keys, values, gates = (each.ravel() for each in rows)
+    return np.concatenate([queries, keys, values]), gates
+
+
+def joined_rows(config: ModelConfig, first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+    """Undo `part_rows`."""
+    both = np.concatenate([first, second])
+    result = np.empty_like(both)
+    result[np.concatenate(part_rows(config, len(both)))] = both
+    return result
 
 
 def latent_parts(config: ModelConfig, weight: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -10,12 +10,22 @@ import functools
 import re
 
 from numbacalib.models.architectures import ARCHITECTURES
+from numbacalib.models.description import DeltaNames
+
+__all__ = ["PARTS", "expert_names", "expert_number", "gguf_name", "hf_name", "is_merged"]
+__all__ += ["parts_of", "stored_names"]
+
+PARTS = {"attn_kv_b": ("attn_k_b", "attn_v_b"), "ssm_in": ("attn_qkv", "attn_gate")}
+"""Matrices that files hold as two tensors: their names where they are whole, and those of the two."""
 
 _OUTER = {
     "token_embd": "model.embed_tokens",
     "position_embd": "model.embed_positions",
     "output_norm": "model.norm",
     "output": "lm_head",
+    "per_layer_token_embd": "model.embed_tokens_per_layer",
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
 }
 _LINEARS = {
     "query": "attn_q",
@@ -26,6 +36,9 @@ _LINEARS = {
     "up": "ffn_up",
     "down": "ffn_down",
     "query_key_value": "attn_qkv",
+    "query_gate": "attn_q",
+    "layer_gate": "inp_gate",
+    "layer_output": "proj",
     "attention_gate": "attn_gate",
     "query_latent": "attn_q_a",
     "direct_query": "attn_q",
@@ -43,16 +56,26 @@ _NORMS = {
     "key": "attn_k_norm",
     "query_latent": "attn_q_a_norm",
     "latent": "attn_kv_a_norm",
+    "layer_input_output": "post_norm",
+    "experts": "pre_ffw_norm_2",
+    "experts_output": "post_ffw_norm_2",
+    "shared_output": "post_ffw_norm_1",
 }
 _OTHERS = {
     kind: {"mlp": "post_attention_norm"}
-    for kind in ("seed_oss", "glm4_moe", "gpt_oss", "solar_open")
+    for kind in (
+        *("seed_oss", "glm4_moe", "gpt_oss", "solar_open"),
+        *("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
+    )
 }
 """Norms that an architecture calls otherwise."""
 _APART = {"ln_attn": "attn_norm_2", "ln_mlp": "attn_norm"}
 """Norms of Falcons that have one each for attention and MLP, by Hugging Face's names."""
 _EXPERT_ROLES = ("gate", "up", "down")
-_CORRECTION, _SINKS = "exp_probs_b.bias", "attn_sinks.weight"
+_MERGED_ROLES = {f"ffn_{role}_exps": (role,) for role in _EXPERT_ROLES} | {
+    "ffn_gate_up_exps": ("gate", "up")
+}
+"""Roles of the layers of an expert that a tensor of all experts has, one after the other."""
 # a block's number has one spelling; no model has a million of them
 _NUMBER = "(?:0|[1-9][0-9]{0,5})"
 _MERGED = re.compile(rf"blk\.{_NUMBER}\.(ffn_\w+_exps)\.(?:weight|bias)")
@@ -80,33 +103,63 @@ def _names(model_type: str, variant: str) -> dict[str, str]:
             }
         if experts.shared_gate:
             names["ffn_gate_inp_shexp"] = experts.shared_gate
+    if architecture.delta is not None:
+        names |= _delta_names(architecture.delta)
+    for whole, parts in PARTS.items():
+        if whole in names:
+            names |= dict.fromkeys(parts, names[whole])
     return names
+
+
+def _delta_names(delta: DeltaNames) -> dict[str, str]:
+    """Names of the parts of a gated delta net that are modules."""
+    names = {
+        "ssm_out": delta.linears["output"],
+        "ssm_conv1d": delta.convolution,
+        "ssm_norm": delta.norm,
+    }
+    if delta.rates == delta.decays:
+        names["ssm_ba"] = delta.rates
+    else:
+        names |= {"ssm_beta": delta.rates, "ssm_alpha": delta.decays}
+    if "open" not in delta.linears:
+        return names | {"ssm_in": delta.linears["query_key_value_open"]}
+    return names | {"attn_qkv": delta.linears["query"], "attn_gate": delta.linears["open"]}
 
 
 @functools.cache
 def _whole_names(model_type: str) -> dict[str, str]:
     """Names in a block, by GGUF's, of tensors that are neither a weight nor a bias of a module here."""
-    architecture, names = ARCHITECTURES[model_type], {}
-    if architecture.experts is not None and architecture.experts.correction:
-        names[_CORRECTION] = architecture.experts.correction
-    if architecture.sinks:
-        names[_SINKS] = architecture.sinks
-    return names
+    architecture = ARCHITECTURES[model_type]
+    experts, delta = architecture.experts, architecture.delta
+    names = {
+        "attn_sinks.weight": architecture.sinks,
+        "layer_output_scale.weight": architecture.block_scale,
+    }
+    if experts is not None:
+        names["exp_probs_b.bias"] = experts.correction
+        names["ffn_gate_inp.scale"] = experts.router_norm
+        names["ffn_down_exps.scale"] = experts.factors
+    if delta is not None:
+        names |= {"ssm_a": delta.slopes, "ssm_dt.bias": delta.biases}
+    return {stored: theirs for stored, theirs in names.items() if theirs}
 
 
 @functools.cache
 def _gguf_names(model_type: str, variant: str) -> dict[str, str]:
-    return {theirs: ours for ours, theirs in _names(model_type, variant).items()}
+    names = _names(model_type, variant).items()
+    return {theirs: ours for ours, theirs in reversed(names)}  # of several the first, a whole one
 
 
 @functools.cache
-def _experts(model_type: str) -> dict[str, tuple[str, str]]:
+def _experts(model_type: str) -> dict[str, tuple[tuple[str, str], ...]]:
     """Beginnings and ends of the names of one expert's layers, by GGUF's name of the tensor of all."""
     names = ARCHITECTURES[model_type].experts
     if names is None:
         return {}
     return {
-        f"ffn_{role}_exps": (f"{names.each}.", f".{getattr(names, role)}") for role in _EXPERT_ROLES
+        merged: tuple((f"{names.each}.", f".{getattr(names, role)}") for role in roles)
+        for merged, roles in _MERGED_ROLES.items()
     }
 
 
@@ -118,14 +171,21 @@ def hf_name(name: str, model_type: str = "llama", variant: str = "") -> str:
     ValueError
         If the architecture has no such tensor, or it holds all experts: see `expert_names`.
     """
-    block, stem, suffix = _parts(name, rf"(?:blk\.({_NUMBER})\.)?(\w+)\.(weight|bias)")
-    layer = f"model.layers.{block}." if block else ""
-    if layer and (whole := _whole_names(model_type).get(f"{stem}.{suffix}")):
+    in_block = re.fullmatch(rf"blk\.({_NUMBER})\.(.+)", name)
+    layer, own = (f"model.layers.{in_block[1]}.", in_block[2]) if in_block else ("", name)
+    if layer and (whole := _whole_names(model_type).get(own)):
         return layer + whole
-    names = _names(model_type, variant)
-    if stem not in names:
+    match, names = re.fullmatch(r"(\w+)\.(weight|bias)", own), _names(model_type, variant)
+    if match is None or match[1] not in names:
         raise _unknown(name)
-    return f"{layer}{names[stem]}.{suffix}"
+    return f"{layer}{names[match[1]]}.{match[2]}"
+
+
+def parts_of(name: str, model_type: str) -> tuple[str, ...]:
+    """Names of the two tensors that make up a matrix, by that of either; none for any other tensor."""
+    stem, names = name.rpartition(".")[0].rpartition(".")[2], _names(model_type, "")
+    parts = next((both for whole, both in PARTS.items() if stem in both and whole in names), ())
+    return tuple(name.replace(stem, part) for part in parts)
 
 
 def is_merged(name: str, model_type: str) -> bool:
@@ -135,25 +195,37 @@ def is_merged(name: str, model_type: str) -> bool:
 
 
 def expert_names(name: str, model_type: str, count: int) -> list[str]:
-    """``blk.0.ffn_up_exps.weight``, a merged one, to the names of each expert's tensor, in their order."""
+    """``blk.0.ffn_up_exps.weight``, a merged one, to the names of each expert's tensors, in their order."""
     _, block, merged, suffix = name.split(".")
-    begin, end = _experts(model_type)[merged]
-    return [f"model.layers.{block}.{begin}{number}{end}.{suffix}" for number in range(count)]
+    return [
+        f"model.layers.{block}.{begin}{number}{end}.{suffix}"
+        for number in range(count)
+        for begin, end in _experts(model_type)[merged]
+    ]
 
 
 def gguf_name(name: str, model_type: str = "llama", variant: str = "") -> str:
-    """Inverse of `hf_name`; of an expert's tensor, the name of the one that holds all."""
+    """Inverse of `hf_name`; of an expert's tensor, the name of the one that holds all of its role.
+
+    Of a matrix that files hold as two tensors, its name as a whole one: see `stored_names`.
+    """
     block, own = _in_block(name)
     for stored, theirs in _whole_names(model_type).items():
         if block and own == theirs:
             return block + stored
     if (merged := _expert(own, model_type)) is not None:
         return f"{block}{merged[0]}.{own.rpartition('.')[2]}"
-    _, stem, suffix = _parts(own, r"()([\w.]+)\.(weight|bias)")
-    names = _gguf_names(model_type, variant)
-    if stem not in names:
+    match, names = re.fullmatch(r"([\w.]+)\.(weight|bias)", own), _gguf_names(model_type, variant)
+    if match is None or match[1] not in names:
         raise _unknown(name)
-    return f"{block}{names[stem]}.{suffix}"
+    return f"{block}{names[match[1]]}.{match[2]}"
+
+
+def stored_names(name: str, model_type: str = "llama", variant: str = "") -> tuple[str, ...]:
+    """Names of the tensors of a file that hold one of ours: its `gguf_name`, or those of its two parts."""
+    whole = gguf_name(name, model_type, variant)
+    stem = whole.rpartition(".")[0].rpartition(".")[2]
+    return tuple(whole.replace(stem, part) for part in PARTS.get(stem, (stem,)))
 
 
 def expert_number(name: str, model_type: str) -> int | None:
@@ -170,18 +242,11 @@ def _in_block(name: str) -> tuple[str, str]:
 
 def _expert(name: str, model_type: str) -> tuple[str, int] | None:
     """GGUF's tensor of all experts, and which of them one is, by its name in a block."""
-    for merged, (begin, end) in _experts(model_type).items():
+    for merged, ((begin, end), *_) in _experts(model_type).items():
         pattern = rf"{re.escape(begin)}({_NUMBER}){re.escape(end)}\.(?:weight|bias)"
         if match := re.fullmatch(pattern, name):
             return merged, int(match[1])
     return None
-
-
-def _parts(name: str, pattern: str) -> tuple[str, str, str]:
-    match = re.fullmatch(pattern, name)
-    if match is None:
-        raise _unknown(name)
-    return match[1] or "", match[2], match[3]
 
 
 def _unknown(name: str) -> ValueError:

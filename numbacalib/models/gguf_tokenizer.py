@@ -1,8 +1,9 @@
 """The tokenizer inside a GGUF file, rebuilt with the ``tokenizers`` library.
 
-Two kinds: "gpt2" is byte-level BPE with merges and a named way of splitting text beforehand (the
+Three kinds: "gpt2" is byte-level BPE with merges and a named way of splitting text beforehand (the
 names and patterns: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp); "llama" is
-SentencePiece BPE, where the merge of two pieces ranks by the score of the piece that it makes.
+SentencePiece BPE, where the merge of two pieces ranks by the score of the piece that it makes; "gemma4" has
+the pieces of the second and the merges of the first, within lines.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _UNDERSTOOD = {
     "model",
     "pre",
     "scores",
+    "suppress_tokens",  # which are not to be generated
     "token_type",
     "token_type_count",  # of BERT's segments
     "tokens",
@@ -62,13 +64,13 @@ def build_tokenizer(metadata: Metadata) -> Tokenizer:
     """
     metadata = metadata.under("tokenizer.ggml.")
     kind = metadata.string("model")
-    if kind not in ("gpt2", "llama"):
-        raise metadata.error("model", "gpt2 or llama")
+    builders = {"gpt2": _byte_level, "llama": _sentencepiece, "gemma4": _pieces_of_lines}
+    if kind not in builders:
+        raise metadata.error("model", "gpt2, llama or gemma4")
     _refuse_unknown(metadata)
     vocabulary = _vocabulary(metadata)
-    build = _byte_level if kind == "gpt2" else _sentencepiece
     try:
-        tokenizer, adds_bos = build(metadata, vocabulary)
+        tokenizer, adds_bos = builders[kind](metadata, vocabulary)
         _add_special_tokens(tokenizer, vocabulary)
         _frame(tokenizer, metadata, vocabulary, adds_bos)
     except Exception as error:
@@ -153,12 +155,7 @@ def _byte_level(metadata: Metadata, vocabulary: _Vocabulary) -> tuple[Tokenizer,
     kind = PRETOKENIZERS.get(metadata.string("pre", ""))
     if kind is None:
         raise metadata.error("pre", f"one of {', '.join(PRETOKENIZERS)}")
-    merges = []
-    for merge in metadata.strings("merges"):
-        left, _, right = merge.partition(" ")
-        if not left or not right or " " in right:
-            raise ValueError(f"tokenizer.ggml.merges: expected pairs of tokens, got {merge[:60]!r}")
-        merges.append((left, right))
+    merges = _merges(metadata)
     tokenizer = Tokenizer(
         models.BPE(vocab=vocabulary.used, merges=merges, ignore_merges=kind.whole_words)
     )
@@ -172,6 +169,37 @@ def _byte_level(metadata: Metadata, vocabulary: _Vocabulary) -> tuple[Tokenizer,
     if kind.composes:
         tokenizer.normalizer = normalizers.NFC()
     return tokenizer, kind.adds_bos
+
+
+def _merges(metadata: Metadata) -> list[tuple[str, str]]:
+    merges = []
+    for merge in metadata.strings("merges"):
+        left, _, right = merge.partition(" ")
+        if not left or not right or " " in right:
+            raise ValueError(f"tokenizer.ggml.merges: expected pairs of tokens, got {merge[:60]!r}")
+        merges.append((left, right))
+    return merges
+
+
+def _pieces_of_lines(metadata: Metadata, vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    number = _token_id(metadata, "unknown", len(vocabulary.tokens))
+    unknown = None if number is None else vocabulary.tokens[number]
+    model = models.BPE(
+        vocab=vocabulary.used,
+        merges=_merges(metadata),
+        unk_token=unknown,
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|\n+"), "isolated")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return tokenizer, True
 
 
 def _sentencepiece(metadata: Metadata, vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:

@@ -106,7 +106,7 @@ def collect(
             squares,
             datasets=[Path(file).name for file in text],
             chunk_size=sequence_length,
-            model_type=checkpoint.config.model_type,
+            config=checkpoint.config,
         )
         write_fingerprint(directory, checkpoint, hashes)
         for index in reversed(range(layers)):  # what is left is without a gap, however this ends

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.imatrix import read_imatrix
 from numbacalib.methods.settings import non_negative
+from numbacalib.models.config import ModelConfig
 from numbacalib.models.gguf_file import is_gguf
 from numbacalib.statistics import load_fisher
 
@@ -17,7 +18,7 @@ def read_importance(
     path: str | Path,
     shapes: Mapping[str, tuple[int, int]] | None = None,
     *,
-    model_type: str = "llama",
+    config: ModelConfig | None = None,
 ) -> dict[str, NDArray]:
     """Read the importance of layers' weights (extra `models`), by names without ``.weight``.
 
@@ -30,8 +31,8 @@ def read_importance(
         `numbacalib.statistics.save_fisher` wrote: Fisher information [M, K].
     shapes : mapping of str to (int, int), optional
         M and K of the layers that must be there, with an importance [K] or [M, K] that fits.
-    model_type : str, default "llama"
-        The architecture whose names layers get, by Hugging Face's name of it.
+    config : ModelConfig, optional
+        Of the model whose layers these are; by default they have Llama's names.
 
     Returns
     -------
@@ -55,7 +56,7 @@ def read_importance(
     """
     found: dict[str, NDArray]
     if is_gguf(path):
-        found = dict(read_imatrix(path, model_type=model_type))
+        found = dict(read_imatrix(path, config=config))
     else:
         try:
             layers = load_fisher(path)

@@ -113,9 +113,8 @@ def open_job(
     grids = _grids(settings, stored, weights, asked)
     factors = None
     if inputs.importance is not None:
-        model_type = checkpoint.config.model_type
         weighed = {name: shape for name, shape in shapes.items() if not is_outer(name)}
-        factors = read_importance(inputs.importance, weighed, model_type=model_type)
+        factors = read_importance(inputs.importance, weighed, config=checkpoint.config)
     calibration, tokens, others = _calibration(inputs, settings, decoder, grids)
     if inputs.held_out:
         others = read_sequences(checkpoint, inputs.held_out, settings.sequence_length)

@@ -25,6 +25,7 @@ from numbacalib.quantizer import Settings, quantize, verify
 
 PLAIN = Settings(method="rtn")
 LINEAR = {"rope_type": "linear", "factor": 2.0}
+LINEAR_KIND = "linear_attention"
 LLAMAS = {"llama", "mistral", "qwen2", "qwen3"}
 """Those of `models.tiny`."""
 
@@ -238,6 +239,21 @@ def changed(source, **options):
         ("ernie4_5_moe", {"moe_layer_interval": 2}, "mixture: expected .* of a ernie4_5-moe in"),
         ("falcon", {"parallel_attn": False}, "parallel_attn: expected True of a falcon in GGUF"),
         ("falcon", {"bias": True}, "attention_bias: expected False of a falcon in GGUF, got True"),
+        ("gemma4_text", {"layer_types": [FULL, SLIDING] * 2}, "num_kv_shared_layers: expected a"),
+        ("qwen3_next", {"norm_topk_prob": False}, "norm_topk_prob: expected True of a qwen3next"),
+        ("qwen3_next", {"mlp_only_layers": [1]}, "mlp_only_layers: expected none of a qwen3next"),
+        ("qwen3_next", {"attention_bias": True}, "attention_bias: expected False of a qwen3next"),
+        ("qwen3_5_text", {"linear_value_head_dim": 32}, "linear_value_head_dim: expected 64 of a"),
+        (
+            "qwen3_5_text",
+            {"linear_key_head_dim": 16, "linear_value_head_dim": 16},
+            "multiple of 32",
+        ),
+        (
+            "qwen3_5_text",
+            {"layer_types": [FULL, LINEAR_KIND] * 2},
+            "layer_types: expected attention in",
+        ),
     ],
 )
 def test_options_that_llama_cpp_has_not_are_refused(tmp_path, name, options, message):

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from models.described import described_config
 
 from numbacalib.formats.imatrix import read_imatrix, write_imatrix
+from numbacalib.models import ModelConfig
+from numbacalib.models.gguf_file import GGUFFile
 from numbacalib.statistics import InputStatistics
 
 NAMES = {
@@ -173,3 +176,21 @@ def test_errors_leave_no_file(tmp_path):
     with pytest.raises(ValueError, match="chunk_size: expected 1 to"):
         write_imatrix(file, {"lm_head": some}, chunk_size=0)
     assert not file.exists()
+
+
+def test_channels_and_names_are_those_of_the_file(tmp_path):
+    """Heads of values stand in another order, and a layer may be two tensors."""
+    config = ModelConfig.from_hf(described_config("qwen3_5_text"))
+    layer = "model.layers.0.linear_attn.out_proj"
+    inputs = np.repeat(np.arange(1, 5, dtype=np.float32), 8)[None]  # four heads of 8
+    write_imatrix(tmp_path / "one", {layer: collected(inputs)}, config=config)
+    stored = GGUFFile(tmp_path / "one").read("blk.0.ssm_out.weight.in_sum2").ravel()
+    np.testing.assert_array_equal(stored, np.repeat([1, 9, 4, 16], 8))
+    means = read_imatrix(tmp_path / "one", config=config)
+    np.testing.assert_array_equal(means[layer], inputs[0] ** 2)
+    config = ModelConfig.from_hf(described_config("qwen3_next"))
+    layer = "model.layers.0.linear_attn.in_proj_qkvz"
+    write_imatrix(tmp_path / "two", {layer: collected(inputs)}, config=config)
+    names = {name for name in GGUFFile(tmp_path / "two").tensors if name.endswith("in_sum2")}
+    assert names == {"blk.0.attn_qkv.weight.in_sum2", "blk.0.attn_gate.weight.in_sum2"}
+    assert set(read_imatrix(tmp_path / "two", config=config)) == {layer}

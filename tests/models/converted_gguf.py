@@ -15,10 +15,20 @@ from models.tiny_gguf import add_value, interleaved
 from numpy.typing import NDArray
 
 from numbacalib.models import ModelConfig
+from numbacalib.models.delta_net import DeltaNet
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 
 BEGINNINGS = ("", "gpt_neox.", "transformer.")
 """Of names that files of a base model leave out."""
+
+
+ELSEWHERE = {"router.scale": "ffn_gate_inp.scale", "router.per_expert_scale": "ffn_down_exps.scale"}
+"""Tensors that the converter names itself."""
+MINUS_1 = (
+    *("gemma", "gemma2", "gemma3", "nemotron"),
+    *("qwen3next", "qwen35", "qwen35moe"),
+)
+"""Architectures with norms of 1 + w."""
 
 
 class Case(NamedTuple):
@@ -54,7 +64,9 @@ def as_converted(
     """Change what llama.cpp's converter changes of one tensor by itself."""
     found: dict[str, NDArray[Any]] = {}
     for name, values in tensors.items():
-        if name.endswith("sinks"):
+        if ".linear_attn." in name:
+            found |= converted_delta(config, name, values)
+        elif name.endswith("sinks"):
             found[f"{name}.weight"] = values
         elif config.architecture.transposed and ".c_" in name and values.ndim == 2:
             found[name] = values.T
@@ -73,6 +85,50 @@ def as_converted(
         else:
             found[name] = values
     return found
+
+
+def converted_delta(
+    config: ModelConfig, name: str, values: NDArray[Any]
+) -> dict[str, NDArray[Any]]:
+    """Change a tensor of a gated delta net: the order of heads of values, decays, shapes."""
+    delta, end = config.delta, name.rpartition("linear_attn.")[2]
+    assert delta is not None
+    share = delta.value_heads // delta.key_heads
+    if end == "in_proj_qkvz.weight":  # by head of keys: queries, it, its values, their gates
+        runs: dict[str, list[NDArray[Any]]] = {part: [] for part in "qkvz"}
+        sizes = {"q": delta.key_dim, "k": delta.key_dim}
+        rest = values
+        for _ in range(delta.key_heads):
+            for part, own in runs.items():
+                size = sizes.get(part, share * delta.value_dim)
+                own.append(rest[:size])
+                rest = rest[size:]
+        mixed = np.concatenate([*runs["q"], *runs["k"], *runs["v"]])
+        return {
+            name.replace("in_proj_qkvz", "in_proj_qkv"): mixed,
+            name.replace("in_proj_qkvz", "in_proj_z"): np.concatenate(runs["z"]),
+        }
+    if end == "A_log":
+        values = -np.exp(values)
+    if end == "conv1d.weight":
+        values = values[:, 0]
+    if config.model_type != "qwen3_next":
+        turned = [key * share + own for own in range(share) for key in range(delta.key_heads)]
+        values = retiled(values, delta, end, turned)
+    return {name.replace("dt_bias", "dt_proj.bias"): values}
+
+
+def retiled(values: NDArray[Any], delta: DeltaNet, end: str, turned: list[int]) -> NDArray[Any]:
+    """Put heads of values in the order of `turned`."""
+    before, size = 0, 1
+    if end in ("in_proj_qkv.weight", "conv1d.weight"):
+        before, size = 2 * delta.keys, delta.value_dim
+    elif end in ("in_proj_z.weight", "out_proj.weight"):
+        size = delta.value_dim
+    elif end == "norm.weight":
+        return values
+    order = [*range(before), *(before + head * size + i for head in turned for i in range(size))]
+    return values[:, order] if end == "out_proj.weight" else values[order]
 
 
 def write(path: Path, name: str, config: dict[str, Any], case: Case) -> None:
@@ -100,9 +156,13 @@ def write(path: Path, name: str, config: dict[str, Any], case: Case) -> None:
     tensors = as_converted(
         read, described_tensors(read), whole="attention.key_length_mla" not in case.keys
     )
-    for theirs, values in merged(tensors).items():
+    tensors = merged(tensors)
+    for theirs in [tensor for tensor in tensors if name == "gemma4" and ".experts.gate" in tensor]:
+        both = tensors.pop(theirs), tensors.pop(theirs.replace("gate_proj", "up_proj"))
+        tensors[theirs.replace("gate_proj", "gate_up_proj")] = np.concatenate(both, axis=1)
+    for theirs, values in tensors.items():
         stored = values
-        if name in ("gemma", "gemma2", "gemma3", "nemotron") and theirs.endswith("norm.weight"):
+        if name in MINUS_1 and theirs.endswith("norm.weight") and "linear_attn" not in theirs:
             stored = values + np.float32(1)
         projection = theirs.split(".")[-2]
         permuted = name in ("arcee", "granite", "granitemoe", "llama", "mistral3", "smollm3")
@@ -114,6 +174,12 @@ def write(path: Path, name: str, config: dict[str, Any], case: Case) -> None:
             continue
         if theirs.endswith("shared_expert_gate.weight"):
             stored = values[0]
+        block = theirs.split(".")[2] if ".layers." in theirs else ""
+        end = next((end for end in ELSEWHERE if theirs.endswith(end)), None)
+        if end is not None:
+            writer.add_tensor(f"blk.{block}.{ELSEWHERE[end]}", stored)
+            continue
+        theirs = f"{theirs}.weight" if theirs.endswith("layer_scalar") else theirs
         known = (names.get_name(f"{first}{theirs}", (".weight", ".bias")) for first in BEGINNINGS)
         writer.add_tensor(next(filter(None, known)), stored)
     for tensor, values in case.tensors.items():

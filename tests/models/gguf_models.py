@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from models.described import described_tensors
 from models.tiny import VOCAB_SIZE, tiny_tokenizer
 from safetensors.numpy import save_file
@@ -66,6 +67,36 @@ LATENT = SPARSE | {
 WEIGHED_YARN = YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}
 SECTIONS = {"rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12]}}
 
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+    "partial_rotary_factor": 0.5,
+}
+GATED_SHARED = EXPERTS | {"shared_expert_intermediate_size": 256}
+MROPE = {
+    "rope_type": "default",
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.5,
+    "mrope_section": [6, 5, 5],
+}
+GEMMA4 = {
+    "global_head_dim": 128,
+    "sliding_window": 16,
+    "hidden_size_per_layer_input": 256,
+    "vocab_size_per_layer_input": VOCAB_SIZE,
+    "layer_types": [SLIDING, FULL, SLIDING, FULL],
+    "rope_parameters": {
+        FULL: {
+            "rope_type": "proportional",
+            "rope_theta": 1e6,
+            "partial_rotary_factor": 0.25,
+        },
+        SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+    },
+}
+
 MODELS: dict[str, dict[str, Any]] = {
     "afmoe": EXPERTS
     | {"num_dense_layers": 1, "mup_enabled": True, "sliding_window": 16, "route_scale": 1.5},
@@ -86,6 +117,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma": {},
     "gemma2": {"query_pre_attn_scalar": 64, "sliding_window": 16},
     "gemma3_text": {"query_pre_attn_scalar": 64, "sliding_window": 16, "num_hidden_layers": 7},
+    "gemma4_text": GEMMA4
+    | {"num_kv_shared_layers": 2, "use_double_wide_mlp": True, "final_logit_softcapping": 20.0},
+    "gemma4_text-experts": GEMMA4
+    | {"hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "enable_moe_block": True}
+    | {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 256}
+    | {"num_global_key_value_heads": 1},
+    "gemma4_unified_text": GEMMA4
+    | {"hidden_size_per_layer_input": None, "vocab_size_per_layer_input": None},
     "glm": {},
     "glm4": {},
     "glm4v_text": {"rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6]}},
@@ -123,6 +162,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl_text": SECTIONS,
     "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 256},
     "qwen2_vl_text": SECTIONS,
+    "qwen3_5_text": DELTA | {"rope_parameters": MROPE, "partial_rotary_factor": None},
+    "qwen3_5_text-same-heads": DELTA | {"linear_num_key_heads": 4, "linear_num_value_heads": 4},
+    "qwen3_5_moe_text": DELTA | GATED_SHARED | {"num_hidden_layers": 5},
+    "qwen3_next": DELTA | GATED_SHARED | {"full_attention_interval": 2},
     "qwen3_vl_moe_text": EXPERTS | SECTIONS,
     "qwen3_vl_text": SECTIONS,
     "qwen3_moe": EXPERTS | {"norm_topk_prob": True},
@@ -151,6 +194,11 @@ def write_model(directory: Path, name: str, **overrides: Any) -> Path:
     }
     (directory / "config.json").write_text(json.dumps(config))
     tensors = described_tensors(ModelConfig.from_hf(config))
+    for tensor, values in tensors.items():
+        if kind.startswith("gemma4") and tensor.endswith(("q_norm.weight", "k_norm.weight")):
+            values *= np.float32(SIZES["head_dim"] ** -0.25)  # no factor of scores does so
+        elif tensor.endswith("layer_scalar"):
+            values[:] = 0.7
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     tiny_tokenizer().save(str(directory / "tokenizer.json"))
     return directory

@@ -93,15 +93,18 @@ def test_folding_leaves_blocks_of_other_architectures(tmp_path, dtype, model_typ
     assert np.abs(after - before).max() < (0.02 if coarse else 1e-5) * np.abs(before - hidden).max()
 
 
-@pytest.mark.parametrize("model_type", ["phi3", "phi", "gemma2"])
+@pytest.mark.parametrize(
+    "model_type", ["phi3", "phi", "gemma2", "qwen3_5_text", "gemma4_unified_text"]
+)
 def test_statistics_of_other_architectures(tmp_path, text, model_type):
     """Their layers have names in GGUF, too, by which llama.cpp knows their importance."""
     model = write_described_checkpoint(tmp_path / "model", model_type, num_key_value_heads=4)
     saved = tmp_path / "saved"
     assert run("collect", model, "--text", text, *SHORT, "--output", saved) == 0
-    layers = read_imatrix(saved / "imatrix.gguf", model_type=model_type)
-    linears = Decoder(open_checkpoint(model)).block(0).linears
-    assert set(layers) == {f"model.layers.{i}.{name}" for i in range(2) for name in linears}
+    checkpoint = open_checkpoint(model)
+    layers = read_imatrix(saved / "imatrix.gguf", config=checkpoint.config)
+    linears = {index: Decoder(checkpoint).block(index).linears for index in range(2)}
+    assert set(layers) == {f"model.layers.{i}.{name}" for i in linears for name in linears[i]}
     for source in (["--statistics", saved], ["--text", text, *SHORT]):
         more = ["--importance", saved / "imatrix.gguf", "--ranges", "weighted"]
         output = tmp_path / source[0]

@@ -71,8 +71,13 @@ def test_other_architectures(llama, tmp_path, name):
     agree(llama, source, tmp_path / "out", "Q8_0", PLAIN, 0.8 if experts else 1.0)
 
 
-AS_THEY_ARE = ("attn_k_b.weight", "attn_v_b.weight")
+OURS = (
+    *("attn_k_b.weight", "attn_v_b.weight"),
+    *("ssm_alpha.weight", "ssm_beta.weight", "ssm_ba.weight"),
+)
 """Ends of the names of what we store as it is, and llama.cpp quantizes."""
+TOGETHER = "attn_gate.weight"
+"""What is one layer with ``attn_qkv`` in Qwen 3 Next, and so of its type with us."""
 
 
 @pytest.mark.parametrize(
@@ -81,6 +86,7 @@ AS_THEY_ARE = ("attn_k_b.weight", "attn_v_b.weight")
         *("mixtral", "qwen2_moe", "gpt_oss", "llama4_text", "llama4_text-interleaved"),
         *("deepseek_v3", "glm4_moe", "gpt2", "gpt_neox", "ministral3", "qwen3_vl_text"),
         *("afmoe", "ernie4_5_moe", "falcon", "falcon-two-norms"),
+        *("gemma4_text", "gemma4_text-experts", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
     ],
 )
 def test_mixes_of_other_architectures(llama, tmp_path, name):
@@ -94,7 +100,8 @@ def test_mixes_of_other_architectures(llama, tmp_path, name):
         entries = GGUFFile(ours).tensors
         sizes = {name: e.shape[-1] * math.prod(e.shape[:-2]) for name, e in entries.items()}
         importance = {name: np.ones(size) for name, size in sizes.items()}
-        compared = [name for name in entries if not name.endswith(AS_THEY_ARE)]
+        other = (*OURS, TOGETHER) if name == "qwen3_next" else OURS
+        compared = [tensor for tensor in entries if not tensor.endswith(other)]
         llama.quantize(next(source.iterdir()), target, file_type(mix), importance)
         theirs = {name: entry.kind.name for name, entry in GGUFFile(target).tensors.items()}
         ours_by_name = {name: entries[name].kind.name for name in compared}

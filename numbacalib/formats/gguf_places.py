@@ -1,0 +1,148 @@
+"""Places of a model's tensors in a GGUF file, and the types of GGML that they get."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.formats.gguf_metadata import architecture_of
+from numbacalib.formats.gguf_mixes import Layers, tensor_type_of
+from numbacalib.formats.gguf_writer import PlannedTensor
+from numbacalib.models.description import LATENT
+from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
+from numbacalib.models.gguf_layouts import latent_parts, part_rows, row_order
+from numbacalib.models.gguf_names import expert_number, stored_names
+from numbacalib.models.gguf_types import TensorType, type_named
+from numbacalib.models.gguf_values import stored_shape
+from numbacalib.models.layer_tensors import (
+    EMBEDDINGS,
+    HEAD,
+    LAYER_PROJECTION,
+    LAYER_TABLE,
+    linear_shapes,
+)
+
+if TYPE_CHECKING:
+    from numbacalib.models.checkpoint import TensorInfo
+    from numbacalib.models.config import ModelConfig
+
+TABLES = (EMBEDDINGS, HEAD, LAYER_TABLE)
+"""Matrices outside of the blocks that are in the mix's types always."""
+_FLOATS = {"float16": "F16", "bfloat16": "BF16"}
+"""Types of matrices that stay as they are, by their dtype; F32 of all others."""
+
+
+class Types:
+    """Types that a mix gives to the matrices of a model."""
+
+    def __init__(self, mix: str, config: ModelConfig) -> None:
+        depth, heads_per_kv = config.num_layers, config.num_heads // config.num_kv_heads
+        architecture = architecture_of(config)
+        large = depth == 80 and (
+            architecture == "qwen2" or (architecture == "llama" and heads_per_kv > 1)
+        )
+        experts = config.mixture.experts if config.mixture else 0
+        tied, falcon = config.tie_word_embeddings, architecture == "falcon"
+        own = [config.key_source(index) is None for index in range(depth)]
+        if config.shared_values:
+            own = [
+                each and not shared for each, shared in zip(own, config.shared_values, strict=True)
+            ]
+        valued = () if all(own) else tuple(index for index in range(depth) if own[index])
+        self._layers = Layers(depth, heads_per_kv, tied, experts, large, falcon, valued)
+        self._mix, self._model_type = mix, config.model_type
+
+    def of(self, name: str, channels: int) -> str:
+        """Return the type of a matrix by Hugging Face's name, with K channels: of both its parts."""
+        stored, *_ = stored_names(name, self._model_type)
+        return tensor_type_of(self._mix, stored, channels, self._layers)
+
+
+class Place(NamedTuple):
+    """Place where a tensor of the source, or a part of it, goes: a tensor, or an expert's part of one."""
+
+    stored: str
+    kind: TensorType
+    shape: tuple[int, ...]
+    """Of this part."""
+    expert: int | None
+    rows: NDArray[np.int64] | None = None
+    """Rows of the source that it has, in its order; None for all of them in theirs."""
+
+    @property
+    def planned(self) -> PlannedTensor:
+        """The part alone."""
+        return PlannedTensor(self.kind, self.shape)
+
+
+class Places:
+    """Finds the places of a model's tensors.
+
+    Parameters
+    ----------
+    mix : str
+    config : ModelConfig
+    grids : collection of str
+        The layers that are quantized.
+    """
+
+    def __init__(self, mix: str, config: ModelConfig, grids: Collection[str]) -> None:
+        self._config, self._grids = config, grids
+        self.types = Types(mix, config)
+        self._paired = GGUF_ARCHITECTURES[architecture_of(config)].paired
+        self._linears = {
+            f"model.layers.{layer}.{name}"
+            for layer in range(config.num_layers)
+            for name in linear_shapes(config, layer)
+        }
+
+    def of(self, name: str, info: TensorInfo) -> list[Place]:
+        """Return the places of a tensor: two of a matrix in two parts."""
+        config = self._config
+        stored = stored_names(name, config.model_type, config.variant)
+        expert = expert_number(name, config.model_type)
+        shape = stored_shape(config.architecture, name, info.shape)
+        whole = Place(stored[0], type_named(self._kind(name, info, expert)), shape, expert)
+        if len(stored) == 1:
+            return [whole._replace(rows=row_order(config, name, paired=self._paired))]
+        if name.endswith(f".{LATENT['key_value']}.weight"):
+            parts = latent_parts(config, np.empty(shape, np.bool_))
+            both = zip(stored, parts, strict=True)
+            return [whole._replace(stored=each, shape=part.shape) for each, part in both]
+        return [
+            whole._replace(stored=each, shape=(len(rows), *shape[1:]), rows=rows)
+            for each, rows in zip(stored, part_rows(config, shape[0]), strict=True)
+        ]
+
+    def _kind(self, name: str, info: TensorInfo, expert: int | None) -> str:
+        """Return the type of a tensor: the mix's of matrices on grids and of tables."""
+        if name.removesuffix(".weight") in self._grids or name in TABLES:
+            return self.types.of(name, info.shape[1])
+        kept = expert is not None or name in self._linears or name == LAYER_PROJECTION
+        return _FLOATS.get(info.dtype.name, "F32") if len(info.shape) == 2 and kept else "F32"
+
+
+def planned_tensors(places: Iterable[Place], config: ModelConfig) -> dict[str, PlannedTensor]:
+    """Return the tensors of the file, in its order.
+
+    Raises
+    ------
+    ValueError
+        If experts that are one tensor would be of several types.
+    """
+    planned: dict[str, PlannedTensor] = {}
+    for place in places:
+        shape = place.shape
+        if place.expert is not None:
+            assert config.mixture is not None
+            shape = config.mixture.experts, *shape
+        tensor = PlannedTensor(place.kind, shape)
+        before = planned.setdefault(place.stored, tensor)
+        if before != tensor:
+            raise ValueError(
+                f"skip: expected all or none of the experts of {place.stored}, which are one tensor in GGUF"
+            )
+    return planned

@@ -1,0 +1,126 @@
+"""Options of GGUF files of decoders whose layers are of two kinds, as configurations have them.
+
+Read from llama.cpp's ``src/models`` (qwen3next, qwen35, qwen35moe, gemma4), https://github.com/ggml-org/llama.cpp.
+"""
+
+from __future__ import annotations
+
+from numbacalib.models.description import FULL
+from numbacalib.models.gguf_metadata import Metadata
+from numbacalib.models.gguf_mixtures import counts, qwen3_moe
+from numbacalib.models.gguf_windows import PATTERN, Config, sections, windows
+
+__all__ = ["DELTA_KEYS", "GEMMA4_KEYS", "gemma4", "qwen3_next", "qwen35", "qwen35_moe"]
+
+_SHARED = "expert_shared_feed_forward_length"
+_LENDING = "attention.shared_kv_layers"
+_RECURRENT = "attention.recurrent_layers"
+DELTA_KEYS = (
+    *("ssm.conv_kernel", "ssm.inner_size", "ssm.state_size", "ssm.time_step_rank"),
+    *("ssm.group_count", "full_attention_interval", _RECURRENT),
+)
+"""Keys of gated delta nets."""
+GEMMA4_KEYS = (
+    *("attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa"),
+    *("rope.freq_base_swa", _LENDING, "embedding_length_per_layer_input"),
+    *("expert_count", "expert_used_count", "expert_feed_forward_length", "final_logit_softcapping"),
+)
+
+
+def _delta_net(options: Metadata, config: Config) -> Config:
+    """Sizes of a gated delta net, and which layers have it: all but every so many."""
+    count, values = config["num_hidden_layers"], options.required("ssm.time_step_rank")
+    inner, size = options.required("ssm.inner_size"), options.required("ssm.state_size")
+    if inner != values * size:
+        raise options.error(
+            "ssm.inner_size", f"ssm.time_step_rank times ssm.state_size, {values * size}"
+        )
+    period = options.integer("full_attention_interval", 4)
+    if period < 1:
+        raise options.error("full_attention_interval", "a positive number")
+    linear = [(index + 1) % period != 0 for index in range(count)]
+    if options.is_list(_RECURRENT):
+        linear = options.flags(_RECURRENT)
+    if len(linear) != count:
+        raise options.error(_RECURRENT, f"a flag for each of {count} blocks")
+    return {
+        "layer_types": ["linear_attention" if each else FULL for each in linear],
+        "linear_num_key_heads": options.required("ssm.group_count"),
+        "linear_num_value_heads": values,
+        "linear_key_head_dim": size,
+        "linear_value_head_dim": size,
+        "linear_conv_kernel_dim": options.required("ssm.conv_kernel"),
+    }
+
+
+def qwen3_next(options: Metadata, config: Config) -> Config:
+    own = {"shared_expert_intermediate_size": options.required(_SHARED)}
+    return qwen3_moe(options, config) | own | _delta_net(options, config)
+
+
+def qwen35(options: Metadata, config: Config) -> Config:
+    return sections(options, config) | _delta_net(options, config)
+
+
+def qwen35_moe(options: Metadata, config: Config) -> Config:
+    return qwen3_next(options, config) | sections(options, config)
+
+
+def gemma4(options: Metadata, config: Config) -> Config:
+    """Layers without windows have heads of their own; the last may attend to keys of earlier ones."""
+    count = config["num_hidden_layers"]
+    found = windows(options, config, 0, 6)
+    kinds = found["layer_types"]
+    if FULL not in kinds or len(set(kinds)) < 2 or kinds[-1] != FULL:
+        raise options.error(PATTERN, "blocks with and without windows, the last one without")
+    found |= {
+        "rope_local_base_freq": options.number("rope.freq_base_swa", 1e4),
+        "hidden_size_per_layer_input": options.integer("embedding_length_per_layer_input", 0),
+        "vocab_size_per_layer_input": config["vocab_size"],
+        "final_logit_softcapping": options.number("final_logit_softcapping", 0.0) or None,
+    }
+    found |= _gemma4_heads(options, config, kinds) | _gemma4_sharing(options, count, kinds)
+    if options.integer("expert_count", 0):
+        found |= counts(options, "num_experts")
+        found["top_k_experts"] = found.pop("num_experts_per_tok")
+        found["moe_intermediate_size"] = options.required("expert_feed_forward_length")
+        found["enable_moe_block"] = True
+    return found
+
+
+def _gemma4_heads(options: Metadata, config: Config, kinds: list[str]) -> Config:
+    """Heads of keys, and their length, of both kinds of layers."""
+    key, size = "attention.head_count_kv", options.required("attention.key_length")
+    numbers = options.by_layer(key, len(kinds))
+    heads = {
+        kind: {n for n, own in zip(numbers, kinds, strict=True) if own == kind} for kind in kinds
+    }
+    if any(len(each) > 1 for each in heads.values()):
+        raise options.error(key, "one number for blocks with windows, and one for those without")
+    (full,), (local,) = heads.pop(FULL), *heads.values()
+    found: Config = {"global_head_dim": size, "num_key_value_heads": local}
+    if config["attention_k_eq_v"]:
+        return found | {"num_global_key_value_heads": full}
+    if full == local:
+        return found
+    own = {"num_key_value_heads": full, "head_dim": size}
+    return found | {
+        "per_layer_config": {str(index): own for index, kind in enumerate(kinds) if kind == FULL}
+    }
+
+
+def _gemma4_sharing(options: Metadata, count: int, kinds: list[str]) -> Config:
+    """Blocks that attend to the keys of the two before them, and whether their MLPs are wide."""
+    shared = options.integer(_LENDING, 0)
+    first = count - shared
+    if not 0 <= shared < count or (shared and (first < 2 or kinds[first - 1] == kinds[first - 2])):
+        raise options.error(_LENDING, "a block of each kind right before those that share keys")
+    if shared and kinds[first - 1] != FULL:
+        raise options.error(_LENDING, "a block without a window right before those that share keys")
+    sizes = options.by_layer("feed_forward_length", count)
+    wide = shared > 0 and sizes[-1] == 2 * sizes[0]
+    if sizes != [sizes[0]] * first + [sizes[0] * (1 + wide)] * shared:
+        raise options.error(
+            "feed_forward_length", "one number, or twice that where keys are shared"
+        )
+    return {"num_kv_shared_layers": shared, "use_double_wide_mlp": wide}

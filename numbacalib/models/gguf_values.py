@@ -1,0 +1,98 @@
+"""Vectors and small tensors as GGUF files hold them: other values, or another shape, than Hugging Face's.
+
+As llama.cpp's converter stores them, https://github.com/ggml-org/llama.cpp/tree/master/conversion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.models.config import ModelConfig
+from numbacalib.models.description import Architecture
+from numbacalib.models.layer_tensors import is_norm, layer_of
+
+__all__ = ["as_ours", "as_stored", "is_other", "our_shape", "stored_shape"]
+
+Values = NDArray[Any]
+
+
+class _Form(NamedTuple):
+    """Functions that make the numbers of a tensor GGUF's, and ours again."""
+
+    store: Callable[[Values], Values]
+    load: Callable[[Values], Values]
+
+
+def as_stored(config: ModelConfig, name: str, values: Values) -> Values:
+    """Return what GGUF has of one of Hugging Face's tensors: float32, where the numbers are others."""
+    form = _form(config, name)
+    stored = values if form is None else form.store(values)
+    return stored.reshape(stored_shape(config.architecture, name, values.shape))
+
+
+def as_ours(config: ModelConfig, name: str, stored: Values) -> Values:
+    """Undo `as_stored`.
+
+    Raises
+    ------
+    ValueError
+        If a number is none that it returns.
+    """
+    form = _form(config, name)
+    values = stored if form is None else form.load(stored)
+    return values.reshape(our_shape(config.architecture, name, stored.shape))
+
+
+def is_other(config: ModelConfig, name: str) -> bool:
+    """Return whether a tensor's numbers are other ones in GGUF."""
+    return _form(config, name) is not None
+
+
+def stored_shape(architecture: Architecture, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that a tensor of Hugging Face's has in GGUF."""
+    if _is_row(architecture, name):
+        return shape[1:]
+    return (shape[0], shape[2]) if _is_taps(architecture, name) and len(shape) == 3 else shape
+
+
+def our_shape(architecture: Architecture, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Undo `stored_shape`."""
+    if _is_row(architecture, name):
+        return (1, *shape[-1:])
+    return (shape[0], 1, shape[1]) if _is_taps(architecture, name) and len(shape) == 2 else shape
+
+
+def _is_row(architecture: Architecture, name: str) -> bool:
+    experts = architecture.experts
+    return experts is not None and name.endswith(experts.rows)
+
+
+def _is_taps(architecture: Architecture, name: str) -> bool:
+    delta = architecture.delta
+    return delta is not None and name.endswith(f".{delta.convolution}.weight")
+
+
+def _form(config: ModelConfig, name: str) -> _Form | None:
+    """Return the functions for a tensor whose numbers are other ones in GGUF; None for any other."""
+    delta, layer = config.architecture.delta, layer_of(name)
+    if delta is not None and layer is not None and layer[1] == delta.slopes:
+        return _Form(_decays, _slopes)
+    offset = np.float32(config.architecture.norm_offset)  # GGUF's norms are as they multiply
+    if not offset or not is_norm(config, name):
+        return None
+    return _Form(lambda values: values.astype(np.float32) + offset, lambda stored: stored - offset)
+
+
+def _decays(slopes: Values) -> Values:
+    """Factors of a gated delta net's decays, of which Hugging Face has logarithms."""
+    return -np.exp(slopes.astype(np.float64)).astype(np.float32)
+
+
+def _slopes(decays: Values) -> Values:
+    if not (decays < 0).all():
+        raise ValueError("expected numbers below 0, factors of decays")
+    return np.log(-decays.astype(np.float64)).astype(np.float32)
