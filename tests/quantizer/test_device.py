@@ -113,10 +113,7 @@ DENSE = dict.fromkeys(("num_experts", "top_k_experts", "moe_intermediate_size"))
 }
 
 
-@pytest.mark.parametrize(("model_type", "others"), [("gemma4_text", DENSE), ("qwen2_moe", {})])
-def test_channel_scales_lose_what_the_host_s_do(
-    tmp_path, backend, device, text, monkeypatch, model_type, others
-):
+def test_channel_scales_lose_what_the_host_s_do(tmp_path, backend, device, text, monkeypatch):
     """From the same statistics: of two exponents that lose nearly the same, either may be chosen.
 
     All that comes after then differs, on one device, too, where weights move by a rounding.
@@ -124,16 +121,17 @@ def test_channel_scales_lose_what_the_host_s_do(
     searched = []
 
     def search(weights, hessian, magnitude, **options):
+        options["points"] = 3
         found = awq_scales(weights, hessian, magnitude, **options)
         host = awq_scales([*map(to_host, weights)], *map(to_host, (hessian, magnitude)), **options)
         searched.append((found, host))
         return found
 
     monkeypatch.setattr(blocks, "awq_scales", search)
-    sizes = SMALLEST | DESCRIBED[model_type] if backend.name == "cudasim" else {}
-    model = write_described_checkpoint(tmp_path / "model", model_type, **sizes | others)
+    sizes = SMALLEST | DESCRIBED["gemma4_text"] if backend.name == "cudasim" else {}
+    model = write_described_checkpoint(tmp_path / "model", "gemma4_text", **sizes | DENSE)
     settings = Settings(
-        method="rtn", group_size=8, samples=2, sequence_length=8, channel_scales="awq"
+        method="rtn", group_size=8, samples=1, sequence_length=4, channel_scales="awq"
     )
     quantize(model, tmp_path / "out", text=text, settings=settings, device=device)
     assert searched
