@@ -37,7 +37,8 @@ output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id
 remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
 return_dict output_hidden_states output_attentions is_decoder chunk_size_feed_forward
 id2label label2id num_labels problem_type finetuning_task task_specific_params
-is_llama_config transformers.js_config unsloth_version unsloth_fixed
+is_llama_config transformers.js_config unsloth_version unsloth_fixed neftune_noise_alpha
+is_composition
 """
 
 
@@ -309,6 +310,8 @@ class ModelConfig:
         fields.text("model_type")
         for key in QUANTIZATION:  # how the weights are stored, which their format reads
             fields.object(key, None)
+        for key, values in architecture.fixed.items():
+            fields.choice(key, values, None)
         options = read_shape(fields, architecture) | read_biases(fields, architecture)
         options["further_layers"] = fields.integer("num_nextn_predict_layers", 0, 1000, None) or 0
         result = cls(**(options | architecture.read(fields, options)))

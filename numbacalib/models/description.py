@@ -294,6 +294,9 @@ class Architecture:
         ``mlp`` have biases, or keys one of which says so, or whether they have.
     harmless : sequence of str
         Further keys that do not change what it computes.
+    fixed : Mapping
+        Keys of published files that transformers does not read, and the values with which they say what it
+        computes; others are refused.
     read : callable
         The options that are this architecture's own, from the file's keys and what was read before: the
         windows, at least.
@@ -334,6 +337,7 @@ class Architecture:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     biases: Mapping[str, bool | str | tuple[str, ...]] = field(default_factory=dict)
     harmless: Sequence[str] = ()
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     read: Callable[[Fields, Options], Options] = no_windows
 
     @property

@@ -44,6 +44,30 @@ WRAPPERS = {
 }
 """By ``model_type``: that of the decoder where the file does not say it."""
 
+_SIZES = {
+    "gemma3_text": {
+        "vocab_size": 262_208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+    },
+    "llama": {
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+    "mistral": {
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+}
+"""Sizes of transformers' classes, which a ``text_config`` of transformers 4 leaves out if it has them."""
 _TEXT = "text_config"
 _OTHERS = ("vision_config", "audio_config")
 # Beginnings of the decoder's names in such a model, of transformers 4 and 5, and what ours are.
@@ -72,17 +96,18 @@ def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     fields = Fields(config)
     if fields.object(_TEXT, None) is not None:
         inner = {"model_type": WRAPPERS[kind], **config[_TEXT]}
+        inner = {**_SIZES.get(str(inner["model_type"]), {}), **inner}
     else:
         inner = {key: value for key, value in config.items() if key not in _OTHERS}
         inner["model_type"] = WRAPPERS[kind]
-        inner = {key: value for key, value in inner.items() if not _of_images(key)}
+    inner = {key: value for key, value in inner.items() if not _of_images(key)}
     inner["tie_word_embeddings"] = fields.flag("tie_word_embeddings", True)
     outer = ("quantization_config", "quantization")
     return inner | {key: config[key] for key in outer if key in config}
 
 
 def _of_images(key: str) -> bool:
-    return key.startswith(("vision_", "image_", "video_"))
+    return key.startswith(("vision_", "image_", "video_", "perceiver_", "pixel_shuffle_"))
 
 
 def decoder_name(name: str) -> str:

@@ -137,3 +137,21 @@ def test_tensors_that_the_configuration_denies_do_not_count(tmp_path: Path) -> N
     }
     save_file(load_file(file) | denied, file, metadata={"format": "pt"})
     assert_same_logits(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "llama", "mistral"])
+def test_sizes_that_a_text_config_leaves_out(kind: str) -> None:
+    """As files of transformers 4 do, which hold what differs from the class."""
+    theirs = AutoConfig.for_model(kind)
+    config = {"model_type": "mistral3", "text_config": {"model_type": kind}}
+    ours = ModelConfig.from_hf(config)
+    assert ours.vocab_size == theirs.vocab_size
+    assert (ours.hidden_size, ours.intermediate_size) == (
+        theirs.hidden_size,
+        theirs.intermediate_size,
+    )
+    assert (ours.num_layers, ours.num_heads, ours.num_kv_heads) == (
+        theirs.num_hidden_layers,
+        theirs.num_attention_heads,
+        theirs.num_key_value_heads,
+    )

@@ -90,6 +90,7 @@ QWEN3_NEXT = Architecture(
     },
     biases=ATTENTION_BIASES,
     harmless=TRAINING,
+    fixed={"output_gate_type": ("swish", "silu")},  # of the delta net
     read=_qwen3_next,
 )
 

@@ -13,7 +13,8 @@ from numbacalib.models.description import ATTENTION_BIASES, ExpertNames, Options
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.rope_parameters import Words
 
-_INDEXED = "indexed_attention"
+_INDEXED = "indexed_attention", "deepseek_sparse_attention"
+"""Names of the one kind of layer; files of before transformers 5.12 have the second."""
 
 
 def _indexed(
@@ -21,9 +22,9 @@ def _indexed(
 ) -> Options:
     """Latent attention to positions that an indexer chooses: to all, while there are few."""
     count = options["num_layers"]
-    kinds = fields.texts("layer_types", [_INDEXED] * count)
-    if len(kinds) != count or set(kinds) != {_INDEXED}:
-        raise fields.error("layer_types", f"{_INDEXED} for each of {count} layers")
+    kinds = fields.texts("layer_types", [_INDEXED[0]] * count)
+    if len(kinds) != count or set(kinds) - set(_INDEXED):
+        raise fields.error("layer_types", f"{_INDEXED[0]} for each of {count} layers")
     fields.choice("scoring_func", ("sigmoid",), "sigmoid")
     fields.choice("topk_method", ("noaux_tc",), "noaux_tc")
     fields.choice("moe_layer_freq", (1,), 1)
@@ -68,12 +69,14 @@ GLM_MOE_DSA = replace(
     defaults={"head_dim": 64, "max_position_embeddings": 202752, "rms_norm_eps": 1e-5},
     harmless=(
         *DEEPSEEK_V32.harmless,
+        "index_share_for_mtp_iteration",  # of the layers that predict further tokens
         "index_skip_topk_offset",  # which layers have indexers of their own
         "index_topk_freq",
         "index_topk_pattern",
         "indexer_rope_interleave",
         "indexer_types",
     ),
+    fixed={"moe_router_dtype": ("float32",)},
     read=_glm_moe_dsa,
 )
 

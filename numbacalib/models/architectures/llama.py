@@ -137,4 +137,5 @@ EXAONE = replace(
         "rope_theta": 5e5,
     },
     buffers=("attn.attention.rotary.inv_freq",),
+    harmless=(*LLAMA.harmless, "embed_dropout"),
 )

@@ -182,6 +182,7 @@ QWEN3_MOE = Architecture(
     defaults={"max_position_embeddings": 32768, "num_key_value_heads": 4},
     biases=ATTENTION_BIASES,
     harmless=TRAINING,
+    fixed={"use_qk_norm": (True,), "shared_expert_intermediate_size": (0,)},
     read=_qwen3_moe,
 )
 

@@ -70,7 +70,7 @@ GPT2 = Architecture(
     },
     biases=dict.fromkeys(_ALL, True),
     harmless=(
-        "n_ctx",
+        *("n_ctx", "n_special", "predict_special_tokens"),
         "reorder_and_upcast_attn",  # of 16-bit training
         "summary_activation",
         "summary_first_dropout",

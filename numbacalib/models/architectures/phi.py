@@ -73,5 +73,6 @@ PHI3 = Architecture(
     },
     rope_words=Words({"su": "longrope", "yarn": "longrope"}),
     harmless=("embd_layer", "attention_bias", "mlp_bias"),
+    fixed={"full_attn_mod": (1,), "interpolate_factor": (1,)},
     read=_phi3,
 )

@@ -227,7 +227,12 @@ STARCODER2 = Architecture(
         "use_bias": True,
     },
     biases=dict.fromkeys(("attention", "output", "mlp"), "use_bias"),
-    harmless=("residual_dropout", "embedding_dropout", "mlp_type", "norm_type"),
+    harmless=(
+        *("residual_dropout", "embedding_dropout", "mlp_type", "norm_type"),
+        *("activation_function", "layer_norm_epsilon"),  # hidden_act and norm_epsilon count
+        *("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"),
+    ),
+    fixed={"scale_attn_weights": (True,)},
     read=_starcoder2,
 )
 
@@ -288,7 +293,17 @@ COHERE2 = Architecture(
     keys={"rms_norm_eps": "layer_norm_eps"},
     defaults=_COHERE,
     biases=ATTENTION_BIASES,
-    harmless=("cache_implementation", "order_of_interleaved_layers", "position_embedding_type"),
+    harmless=(
+        *("cache_implementation", "order_of_interleaved_layers", "position_embedding_type"),
+        "layer_switch",  # sliding_window_pattern counts
+    ),
+    fixed={
+        "rotary_pct": (1, 1.0),
+        "use_embedding_sharing": (True,),
+        "use_gated_activation": (True,),
+        "use_parallel_block": (True,),
+        "use_parallel_embedding": (True,),
+    },
     read=_cohere2,
 )
 

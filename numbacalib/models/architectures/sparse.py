@@ -70,6 +70,7 @@ DOTS1 = Architecture(
     defaults={"max_position_embeddings": 2048},
     biases=ATTENTION_BIASES,
     harmless=TRAINING,
+    fixed={"moe_layer_freq": (1,), "scoring_func": ("noaux_tc", "sigmoid")},
     read=_dots1,
 )
 
@@ -271,7 +272,8 @@ ERNIE4_5_MOE = replace(
     ),
     defaults={**ERNIE4_5.defaults, "head_dim": None, "num_key_value_heads": 4},
     biases={},
-    harmless=(*TRAINING, "moe_norm_min"),
+    harmless=(*TRAINING, "moe_capacity", "moe_norm_min"),
+    fixed={"moe_gate": ("topk",), "moe_norm_gate_logits": (True,), "use_rmsnorm": (True,)},
     read=_ernie4_5_moe,
 )
 

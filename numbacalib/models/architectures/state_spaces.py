@@ -196,6 +196,10 @@ NEMOTRON_H = Architecture(
         *("mtp_hybrid_override_pattern", "mtp_layers_block_type", "num_logits_to_keep"),
         *("rescale_prenorm_residual", "residual_in_fp32", "rope_theta", "use_mamba_kernels"),
         *("time_step_floor", "time_step_max", "time_step_min", "norm_eps"),
+        *(
+            "time_step_rank",
+            "rms_norm_eps",
+        ),  # dt_bias has a number a head; layer_norm_epsilon counts
     ),
     read=_nemotron_h,
 )

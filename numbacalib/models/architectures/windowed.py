@@ -219,7 +219,7 @@ HUNYUAN = Architecture(
         *("eod_token_id", "im_end_id", "im_newline_id", "im_start_id", "mask_init_id", "pad_id"),
         *("text_end_id", "text_start_id", "video_end_id", "video_start_id", "num_media_embeds"),
         *("org_vocab_size", "unused_token_offset", "class_num", "dense_list", "pool_type"),
-        *("cla_share_factor", "use_qk_norm", "use_rotary_pos_emb"),
+        *("cla_share_factor", "use_qk_norm", "use_rotary_pos_emb", "enable_lm_head_fp32"),
     ),
     read=_hunyuan,
 )
