@@ -34,6 +34,7 @@ from numbacalib.methods.block_scales import block_scales
 from numbacalib.models.checkpoint import TensorInfo
 from numbacalib.models.description import LATENT
 from numbacalib.models.gguf import GGUFCheckpoint
+from numbacalib.models.gguf_config import FURTHER
 from numbacalib.models.gguf_layouts import Tiles, column_tiles, latent_parts
 from numbacalib.models.gguf_types import type_named
 from numbacalib.models.gguf_values import as_ours, as_stored, is_other
@@ -285,6 +286,15 @@ def _metadata(checkpoint: Checkpoint, mix: str) -> dict[str, bytes]:
         "general.quantization_version": encoded(QUANTIZATION_VERSION),
     }
     if isinstance(checkpoint, GGUFCheckpoint):
-        return checkpoint.metadata_bytes() | own
+        return checkpoint.metadata_bytes() | _without_further(checkpoint) | own
     made = model_metadata(checkpoint) | vocabulary_metadata(checkpoint)
     return {key: encoded(value) for key, value in made.items()} | own
+
+
+def _without_further(checkpoint: GGUFCheckpoint) -> dict[str, bytes]:
+    """Return the counts of blocks of a file whose layers that predict further tokens are left out."""
+    if not checkpoint.dropped:
+        return {}
+    counts = {"block_count": checkpoint.config.num_layers, FURTHER: 0}
+    architecture = checkpoint.architecture
+    return {f"{architecture}.{key}": encoded(count) for key, count in counts.items()}

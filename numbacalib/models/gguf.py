@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
-from numbacalib.models.gguf_config import architecture_of, hf_config
+from numbacalib.models.gguf_config import FURTHER, architecture_of, block_count, hf_config
 from numbacalib.models.gguf_file import GGUFFile, TensorEntry, named
 from numbacalib.models.gguf_layouts import column_tiles, joined_latent, joined_rows, row_order
 from numbacalib.models.gguf_names import expert_names, hf_name, is_merged, parts_of
@@ -55,6 +56,11 @@ class GGUFCheckpoint(Checkpoint):
     ----------
     path : Path
 
+    Attributes
+    ----------
+    architecture : str
+        GGUF's name of it.
+
     Raises
     ------
     ValueError
@@ -66,10 +72,11 @@ class GGUFCheckpoint(Checkpoint):
         self.path = path
         self._file = GGUFFile(path)
         with named(path):
-            self._architecture = architecture_of(self._file.metadata)
-            self._own = GGUF_ARCHITECTURES[self._architecture]
-            self._options = self._file.metadata.under(f"{self._architecture}.")
+            self.architecture = architecture_of(self._file.metadata)
+            self._own = GGUF_ARCHITECTURES[self.architecture]
+            self._options = self._file.metadata.under(f"{self.architecture}.")
             self._described = ARCHITECTURES[self._own.type_of(self._options)]
+            self._dropped: dict[str, str] = {}
             self._names = self._hf_names()
             if EMBEDDINGS not in self._names:
                 raise ValueError("token_embd.weight: expected the embeddings, got none")
@@ -78,7 +85,7 @@ class GGUFCheckpoint(Checkpoint):
         with named(path):
             self._hf_config = hf_config(
                 self._file.metadata,
-                self._architecture,
+                self.architecture,
                 {name: self._entry(name).shape for name in self._names},
                 factors,
             )
@@ -88,8 +95,12 @@ class GGUFCheckpoint(Checkpoint):
         """Tensors of the file by Hugging Face's names of what they hold, which are two of some."""
         variant = "two norms" if _SECOND_NORM in self._file.tensors else ""
         found: dict[str, list[_Stored]] = {}
+        last = block_count(self._options) if self._options.integer(FURTHER, 0) else None
         for name in self._file.tensors:
             if name in _ROPE:
+                continue
+            if last is not None and _block_of(name) >= last:
+                self._dropped[name] = "of a layer that predicts further tokens"
                 continue
             if is_merged(name, self._described.model_type):
                 own = self._experts(name)
@@ -123,6 +134,10 @@ class GGUFCheckpoint(Checkpoint):
         if len(names) > 1 and any(len(tensors[each].shape) != dimensions for each in names):
             raise ValueError(f"{name}: expected {dimensions} dimensions in {' and '.join(names)}")
         return [_Stored(each, tensors[each]) for each in names]
+
+    @property
+    def dropped(self) -> dict[str, str]:
+        return dict(self._dropped)
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._names)
@@ -253,3 +268,9 @@ class GGUFCheckpoint(Checkpoint):
         types = {entry.kind.name for entry in tensors if len(entry.shape) == 2}
         narrow = {"F16": "float16", "BF16": "bfloat16"}
         return narrow.get(types.pop(), "float32") if len(types) == 1 else "float32"
+
+
+def _block_of(name: str) -> int:
+    """Number of the block that a tensor is of; -1 of those outside."""
+    match = re.match(r"blk\.([0-9]{1,6})\.", name)
+    return int(match[1]) if match else -1

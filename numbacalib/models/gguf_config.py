@@ -19,9 +19,11 @@ from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_metadata import Metadata
 from numbacalib.models.gguf_rope import rotary_share, with_scaling
 
-__all__ = ["architecture_of", "hf_config"]
+__all__ = ["FURTHER", "architecture_of", "block_count", "hf_config"]
 
 _TOKENS = "tokenizer.ggml.tokens"
+FURTHER = "nextn_predict_layers"
+"""Key of how many of the last blocks predict tokens after the next: they are left out."""
 
 _UNDERSTOOD = {
     "attention.head_count",
@@ -34,6 +36,7 @@ _UNDERSTOOD = {
     "context_length",
     "embedding_length",
     "feed_forward_length",
+    FURTHER,
     "rope.dimension_count",
     "rope.freq_base",
     "rope.scale_linear",
@@ -58,7 +61,6 @@ _NEUTRAL: dict[str, float] = {
     "expert_used_count": 0,
     "final_logit_softcapping": 0,
     "logit_scale": 1,
-    "nextn_predict_layers": 0,
     "rope.scaling.yarn_ext_factor": 1,
     "use_parallel_residual": False,
 }
@@ -257,9 +259,17 @@ def _tensor_flags(described: Architecture, shapes: Mapping[str, tuple[int, ...]]
     return flags
 
 
+def block_count(options: Metadata) -> int:
+    """Return how many blocks run."""
+    count, further = options.required("block_count"), options.integer(FURTHER, 0)
+    if not 0 <= further < max(count, 1):
+        raise options.error(FURTHER, f"a number below the {count} blocks")
+    return count - further
+
+
 def _block_count(options: Metadata, names: Collection[str]) -> int:
     """Count the blocks that the tensors show: a count that is damaged would make loops without end."""
-    count = options.required("block_count")
+    count = block_count(options)
     blocks = {match[1] for name in names if (match := re.match(r"model\.layers\.(\d+)\.", name))}
     last = max(map(int, blocks), default=-1)
     if not count == len(blocks) == last + 1:

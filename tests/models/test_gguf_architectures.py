@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from models.converted_cases import CASES as PLAIN_CASES
 from models.converted_cases import SIZES
-from models.converted_gguf import base_of, write
+from models.converted_gguf import Case, base_of, write
 from models.converted_hybrids import HYBRIDS
 from models.described import described_tensors
 from models.tiny import random_tokens
@@ -16,9 +16,11 @@ from models.tiny import random_tokens
 from numbacalib.models import Decoder, ModelConfig, open_checkpoint
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
+from numbacalib.models.gguf_file import GGUFFile
 from numbacalib.models.gguf_names import gguf_name, hf_name
 from numbacalib.models.layer_tensors import is_linear
 from numbacalib.models.tensor_names import canonical_name
+from numbacalib.quantizer import Settings, quantize
 
 CASES = PLAIN_CASES | HYBRIDS
 
@@ -48,6 +50,36 @@ def test_files_are_read_as_what_they_were_made_from(tmp_path: Path, name: str) -
             checkpoint.tensor(tensor), tensors[tensor], rtol=0, atol=rounded, err_msg=tensor
         )
     assert np.isfinite(Decoder(checkpoint).loss(random_tokens(2, 40)))
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
+    """A whole block more, with tensors that only it has; files made of it have none."""
+    case = CASES["glm4moe"]
+    key = ARCHITECTURES[case.config["model_type"]].key
+    config = {key(name): value for name, value in SIZES.items()} | case.config
+    more = {
+        "blk.4.attn_q.weight": np.ones((64, 64), np.float32),
+        "blk.4.ffn_up_exps.weight": np.ones((3, 32, 64), np.float32),
+        "blk.4.nextn.eh_proj.weight": np.ones((64, 128), np.float32),
+    }
+    counts = {"block_count": 5, "nextn_predict_layers": 1}
+    files = tmp_path / "plain.gguf", tmp_path / "more.gguf"
+    write(files[0], "glm4moe", config, case)
+    write(files[1], "glm4moe", config, Case(case.config, case.keys | counts, more))
+    plain, checkpoint = map(open_checkpoint, files)
+    assert set(checkpoint.dropped) == set(more)
+    assert checkpoint.config == plain.config
+    assert set(checkpoint.names()) == set(plain.names())
+    tokens = random_tokens(1, 20)
+    assert Decoder(checkpoint).loss(tokens) == Decoder(plain).loss(tokens)
+    quantize(files[1], tmp_path / "out", settings=Settings(method="rtn"), formats=["gguf:Q8_0"])
+    metadata = GGUFFile(next((tmp_path / "out").iterdir())).metadata.under("glm4moe.")
+    assert metadata.required("block_count") == 4
+    assert metadata.required("nextn_predict_layers") == 0
+    counts["nextn_predict_layers"] = 5
+    write(tmp_path / "all.gguf", "glm4moe", config, Case(case.config, case.keys | counts, more))
+    with pytest.raises(ValueError, match="nextn_predict_layers: expected a number below the 5 b"):
+        open_checkpoint(tmp_path / "all.gguf")
 
 
 def test_every_architecture_of_files_is_tried() -> None:
