@@ -150,9 +150,9 @@ class GGUFCheckpoint(Checkpoint):
         entry, stored = self._entry(name), self._stored(name)
         parts = [self._file.read(part.tensor, part.entry) for part in stored]
         result = parts[0]
-        if len(parts) == 2:
-            result = self._joined(*parts).astype(entry.kind.dtype or np.float32)
         with named(f"{self.path}: {stored[0].tensor}"):
+            if len(parts) == 2:
+                result = self._joined(*parts).astype(entry.kind.dtype or np.float32)
             result = as_ours(self.config, name, result)
         result = self._in_our_order(name, result)
         if tiles := column_tiles(self.config, name):

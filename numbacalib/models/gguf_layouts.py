@@ -35,6 +35,8 @@ class Tiles(NamedTuple):
 
     def order(self, size: int) -> NDArray[np.int64]:
         """Return which of Hugging Face's runs of `size` numbers, a head's or fewer, each of GGUF's is."""
+        if self.size % size:
+            raise ValueError(f"groups: expected a divisor of heads of {self.size}, got {size}")
         runs = np.arange(self.heads * self.share * (self.size // size))
         return runs.reshape(self.heads, self.share, -1).swapaxes(0, 1).ravel()
 
@@ -145,6 +147,11 @@ def part_rows(config: ModelConfig, count: int) -> tuple[NDArray[np.int64], NDArr
 
 def joined_rows(config: ModelConfig, first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
     """Undo `part_rows`."""
+    delta = config.delta
+    assert delta is not None
+    rows = 2 * delta.keys + delta.values, delta.values
+    if (len(first), len(second)) != rows:
+        raise ValueError(f"rows: expected {rows} in two parts, got {len(first)} and {len(second)}")
     both = np.concatenate([first, second])
     result = np.empty_like(both)
     result[np.concatenate(part_rows(config, len(both)))] = both

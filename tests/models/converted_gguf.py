@@ -131,11 +131,35 @@ def retiled(values: NDArray[Any], delta: DeltaNet, end: str, turned: list[int]) 
     return values[:, order] if end == "out_proj.weight" else values[order]
 
 
-def write(path: Path, name: str, config: dict[str, Any], case: Case) -> None:
-    """Write what llama.cpp's conversion makes of a model; names are those of the ``gguf`` package."""
+class _Writer(gguf.GGUFWriter):
+    """Writes some tensors as ones of another shape, by names with or without ``.weight``, or not at all."""
+
+    others: Mapping[str, tuple[int, ...] | None] = MappingProxyType({})
+
+    def add_tensor(self, name: str, tensor: NDArray[Any], *given: Any, **options: Any) -> None:
+        names = name, name.removesuffix(".weight")
+        other = next((each for each in names if each in self.others), None)
+        shape = tensor.shape if other is None else self.others[other]
+        if shape is not None:
+            values = tensor if other is None else np.arange(np.prod(shape), dtype=np.float32)
+            super().add_tensor(name, values.reshape(shape), *given, **options)
+
+
+def write(
+    path: Path,
+    name: str,
+    config: dict[str, Any],
+    case: Case,
+    others: Mapping[str, tuple[int, ...] | None] = MappingProxyType({}),
+) -> None:
+    """Write what llama.cpp's conversion makes of a model; names are those of the ``gguf`` package.
+
+    `others` are tensors that are to have another shape or to be left out.
+    """
     name = base_of(name)
     read = ModelConfig.from_hf(config)
-    writer = gguf.GGUFWriter(path, name)
+    writer = _Writer(path, name)
+    writer.others = others
     keys = {
         "block_count": read.num_layers,
         "context_length": read.max_position_embeddings,

@@ -82,6 +82,33 @@ def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None
         open_checkpoint(tmp_path / "all.gguf")
 
 
+@pytest.mark.parametrize(
+    ("name", "tensors", "message"),
+    [
+        (
+            "qwen3next",
+            {"blk.0.attn_gate": None},
+            "attn_gate.weight: expected it beside blk.0.attn_q",
+        ),
+        ("qwen3next", {"blk.0.attn_gate": (30, 64)}, "2 tensors|expected shape"),
+        ("qwen35", {"blk.0.ssm_a": (4,)}, "ssm_a: expected numbers below 0, factors of decays"),
+        (
+            "gemma4",
+            {"rope_freqs.weight": (16,)},
+            "rope_freqs.weight: expected 16 divisors, one num",
+        ),
+    ],
+)
+def test_damaged_tensors_are_named(tmp_path: Path, name: str, tensors, message: str) -> None:
+    case, path = CASES[name], tmp_path / "model.gguf"
+    key = ARCHITECTURES[case.config["model_type"]].key
+    config = {key(size): value for size, value in SIZES.items()} | case.config
+    write(path, name, config, case, tensors)
+    with pytest.raises(ValueError, match=message) as error:
+        Decoder(open_checkpoint(path)).loss(random_tokens(1, 8))
+    assert "\n" not in str(error.value)
+
+
 def test_every_architecture_of_files_is_tried() -> None:
     assert {base_of(name) for name in CASES} | {"qwen2", "qwen3"} == set(GGUF_ARCHITECTURES)
 
