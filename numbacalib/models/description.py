@@ -103,6 +103,9 @@ class ExpertNames:
         that is what the router reads; "" where it reads what experts do.
     factors : str
         The tensor of a further factor of each expert's outputs; "" for none.
+    latent, latent_output : str
+        Layers that make what experts read of a token's state, and a state's change of the sum of their
+        outputs (`Mixture.latent_size`): small, and never quantized; "" for none.
     each : str
         What the layers' names of one expert begin with, before its number.
     gate, up, down : str
@@ -128,6 +131,8 @@ class ExpertNames:
     correction_is_row: bool = False
     router_norm: str = ""
     factors: str = ""
+    latent: str = ""
+    latent_output: str = ""
     each: str = "mlp.experts"
     gate: str = "gate_proj"
     up: str = "up_proj"

@@ -98,6 +98,13 @@ class Experts(MLP):
             return self.input(hidden)
         return self._weights.norm(self._expert_norm, states_of(self._config, hidden))
 
+    def latent_input(self, x: Array) -> Array:
+        """Make what experts read of what their router does: shorter vectors, in some models."""
+        if not self.mixture.latent_size:
+            return x
+        weight = self._weights.vectors[f"{self._names.latent}.weight"]
+        return cast(linear(cast(x, np.float32), weight), x.dtype)
+
     def routes(self, hidden: Array, x: Array) -> _Routes:
         """Choose the experts of tokens by their states ``[..., hidden_size]``, or what experts read."""
         vectors, names = self._weights.vectors, self._names
@@ -113,7 +120,9 @@ class Experts(MLP):
         return _Routes(*route(scores, self.mixture.routing, correction), factors)
 
     def add_shared(self, sums: Array, hidden: Array) -> Array:
-        """The sums over experts [N, hidden_size] and what the shared MLP makes of states ``hidden``."""
+        """The sums over experts [N, hidden_size or fewer] and what the shared MLP makes of ``hidden``."""
+        if self.mixture.latent_size:
+            sums = linear(sums, self._weights.vectors[f"{self._names.latent_output}.weight"])
         if self._expert_output_norm is not None:
             sums = self._weights.norm(self._expert_output_norm, sums, np.float32)
         if self.exit_stages:
@@ -214,7 +223,7 @@ class ExpertsRun:
     Attributes
     ----------
     experts : Experts
-    inputs : list of arrays ``[..., hidden_size]``
+    inputs : list of arrays ``[..., hidden_size]``, or of shorter vectors
         Normalized tokens of each part: what every expert may get.
     """
 
@@ -222,8 +231,9 @@ class ExpertsRun:
         self.experts, self._parts = experts, parts
         self.inputs, self._routes = [], []
         for part in parts:
-            self.inputs.append(experts.expert_input(part))
-            self._routes.append(experts.routes(part, self.inputs[-1]))
+            x = experts.expert_input(part)
+            self._routes.append(experts.routes(part, x))
+            self.inputs.append(experts.latent_input(x))
         self._rows = [rows_of(x) for x in self.inputs]
         self._sums = [zeros(tuple(rows.shape), rows) for rows in self._rows]
 

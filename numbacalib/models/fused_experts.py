@@ -73,10 +73,11 @@ def expert_entries(config: ModelConfig, name: str, entry: TensorEntry) -> Entrie
     fused = _Fused.of(names, layer[2])
     if mixture is None or fused is None:
         return None
-    expected = fused.shape(mixture, config.hidden_size)
+    size = mixture.input_size(config.hidden_size)
+    expected = fused.shape(mixture, size)
     if names.either_way and entry.shape != expected:
         fused = fused._replace(names=replace(names, transposed=True))
-        expected = fused.shape(mixture, config.hidden_size)
+        expected = fused.shape(mixture, size)
     if entry.shape != expected:
         raise ValueError(f"{name}: expected shape {expected}, got {entry.shape}")
     prefix = f"model.layers.{layer[1]}.{names.each}"

@@ -104,7 +104,8 @@ def expert_parts(config: ModelConfig, index: int) -> list[dict[str, Part]]:
     mixture, names = config.mixture_of(index), config.architecture.experts
     if mixture is None or names is None:
         return []
-    rows = {"gate": mixture.size, "up": mixture.size, "down": config.hidden_size}
+    size = mixture.input_size(config.hidden_size)
+    rows = {"gate": mixture.size, "up": mixture.size, "down": size}
     ends = {"gate": names.gate, "up": names.up, "down": names.down}
     return [
         {
@@ -129,8 +130,9 @@ def expert_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]
     mixture = config.mixture_of(index)
     if mixture is None:
         return {}
+    size = mixture.input_size(config.hidden_size)
     return {
-        f"{part.name}.weight": (part.rows, mixture.size if role == "down" else config.hidden_size)
+        f"{part.name}.weight": (part.rows, mixture.size if role == "down" else size)
         for own in expert_parts(config, index)
         for role, part in own.items()
     }
@@ -208,6 +210,9 @@ def _router_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]
     if names.correction:
         row = (1,) if names.correction_is_row else ()
         shapes[names.correction] = (*row, mixture.experts)
+    if size := mixture.latent_size:
+        shapes[f"{names.latent}.weight"] = (size, config.hidden_size)
+        shapes[f"{names.latent_output}.weight"] = (config.hidden_size, size)
     if names.shared_gate:
         shapes[f"{names.shared_gate}.weight"] = (1, config.hidden_size)
     return shapes

@@ -27,6 +27,9 @@ class Mixture:
     router_bias : bool
     scales_inputs : bool
         Whether how much an expert counts for a token multiplies its inputs, not its outputs.
+    latent_size : int
+        Length of the vectors that experts read, and whose sums are projected back; 0 where they read what
+        their router does.
     """
 
     experts: int
@@ -36,3 +39,8 @@ class Mixture:
     shared_size: int = 0
     router_bias: bool = False
     scales_inputs: bool = False
+    latent_size: int = 0
+
+    def input_size(self, hidden_size: int) -> int:
+        """Length of what experts read, and of their outputs."""
+        return self.latent_size or hidden_size

@@ -148,7 +148,7 @@ class Demand:
 
     def _expert_bytes(self, mixture: Mixture, squares: int) -> int:
         """Bytes of the experts that are there together, and of one that is quantized."""
-        hidden, size = self.config.hidden_size, mixture.size
+        hidden, size = mixture.input_size(self.config.hidden_size), mixture.size
         each = expert_bytes(hidden, size)
         together = min(mixture.experts * each, max(each, self.place.held_bytes))
         return together + 4 * (squares * hidden**2 + _COPIES * 2 * size * hidden)

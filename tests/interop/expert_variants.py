@@ -194,6 +194,7 @@ SPARSE: dict[str, dict[str, Any]] = {
     | FEW_EXPERTS
     | {"mamba_n_groups": 2, "mamba_conv_bias": False},
     "nemotron_h": NEMOTRON,
+    "nemotron_h-latent": NEMOTRON | {"moe_latent_size": 32},
     "laguna": {"num_experts": 4, "num_experts_per_tok": 2}
     | {"head_dim": 16, "num_hidden_layers": 3, "layer_types": [FULL, SLIDING, FULL]}
     | {"num_attention_heads_per_layer": [4, 6, 4], "sliding_window": 7}

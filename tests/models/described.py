@@ -187,7 +187,7 @@ DESCRIBED: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 16,
     },
-    # blocks of one sublayer each, experts without gates
+    # blocks of one sublayer each, experts without gates that read shorter vectors
     "nemotron_h": {
         "num_hidden_layers": 4,
         "layer_types": ["linear_attention", "moe", "full_attention", "mlp"],
@@ -199,6 +199,7 @@ DESCRIBED: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 16,
         "moe_shared_expert_intermediate_size": 24,
+        "moe_latent_size": 32,
     },
     # latent attention whose queries grow, what does not turn of them, too
     "mistral4": {

@@ -112,10 +112,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"layer_types": ["mamba", "conv", "attention", "mlp"]},
         "layer_types: expected linear_attention, full_attention, moe, mlp for each of 4 layers",
     ),
-    "experts of other vectors": (
+    "experts of other vectors, with biases": (
         "nemotron_h",
-        {"moe_latent_size": 8},
-        "moe_latent_size: expected null, or no such key, got 8",
+        {"moe_latent_size": 8, "mlp_bias": True},
+        "mlp_bias: expected false beside a moe_latent_size, got True",
     ),
     "heads of which another part turns": (
         "mistral4",

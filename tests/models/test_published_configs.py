@@ -169,6 +169,7 @@ HARMLESS = {
             "layer_types": ["linear_attention", "mlp", "full_attention", "mlp"],
             "layer_norm_epsilon": 1e-5,
             "rms_norm_eps": 1e-5,
+            "time_step_limit": [0.0, 1e308],
             "time_step_rank": 512,
         },
     ),

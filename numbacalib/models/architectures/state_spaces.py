@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from numbacalib.models.architectures.mixtures import TRAINING, deepseek_mixture, everywhere
 from numbacalib.models.architectures.relatives import granite_factors, without_gate
 from numbacalib.models.architectures.shared import GRANITEMOE_SHARED
@@ -78,10 +80,13 @@ GRANITE_HYBRID = replace(
 )
 
 
+_LARGEST_STEP = float(np.finfo(np.float32).max)
+
+
 def _steps(fields: Fields) -> None:
     """Refuse steps that have limits."""
     limits = fields.numbers("time_step_limit", 2, 0, math.inf, [0.0, math.inf])
-    if limits != [0.0, math.inf]:
+    if limits[0] or limits[1] <= _LARGEST_STEP:  # JSON has no infinity, so that files have 1e308
         raise fields.error("time_step_limit", "0 and infinity")
 
 
@@ -119,8 +124,7 @@ def _nemotron_h(fields: Fields, options: Options) -> Options:
     kinds = [_NAMES.get(kind, kind) for kind in fields.texts("layer_types")]
     if len(kinds) != count or set(kinds) - set(_HALVES):
         raise fields.error("layer_types", f"{', '.join(_HALVES)} for each of {count} layers")
-    for key in ("moe_latent_size", "use_bias", "mamba_proj_bias", "sliding_window"):
-        fields.nothing(key)
+    fields.nothing("use_bias", "mamba_proj_bias", "sliding_window")
     fields.choice("mamba_hidden_act", ("silu",), "silu")
     _steps(fields)
     heads = fields.integer("mamba_num_heads", 1, 65_536, 128)
@@ -141,7 +145,10 @@ def _nemotron_h(fields: Fields, options: Options) -> Options:
         deepseek_mixture(fields, options, _MIXTURE),
         layers=tuple(kind == _EXPERTS for kind in kinds),
         shared_size=fields.integer("moe_shared_expert_intermediate_size", 1, 1 << 24, 7688),
+        latent_size=fields.integer("moe_latent_size", 1, 1 << 20, None) or 0,
     )
+    if mixture.latent_size and options["mlp_bias"]:
+        raise fields.error("mlp_bias", "false beside a moe_latent_size")
     return {
         "state_space": space if any(space.layers) else None,
         "mixture": mixture if any(mixture.layers) else None,
@@ -166,6 +173,8 @@ NEMOTRON_H = Architecture(
     experts=ExpertNames(
         router="mixer.gate",
         correction="mixer.gate.e_score_correction_bias",
+        latent="mixer.fc1_latent_proj",
+        latent_output="mixer.fc2_latent_proj",
         each="mixer.experts",
         gate="",
         shared="mixer.shared_experts",
