@@ -1,0 +1,34 @@
+"""A GGUF file of layers of two kinds, quantized into a checkpoint: what transformers computes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models.gguf_models import write_model
+from models.tiny import random_tokens
+from transformers import AutoModelForCausalLM
+
+from numbacalib.formats import dequantized
+from numbacalib.models import Decoder, open_checkpoint
+from numbacalib.quantizer import Settings, quantize
+
+
+@pytest.mark.parametrize("name", ["gemma4_text", "qwen3_5_text", "qwen3_next"])
+def test_it_loads_with_the_same_logits(tmp_path: Path, name: str) -> None:
+    settings = Settings(method="rtn", bits=8, group_size=32, symmetric=True)
+    source = write_model(tmp_path / "m", name)
+    plain = Settings(method="rtn")
+    quantize(source, tmp_path / "gguf", settings=plain, formats=["gguf:Q8_0"])
+    (file,) = (tmp_path / "gguf").iterdir()
+    output = tmp_path / "out"
+    quantize(file, output, settings=settings)
+    tokens = random_tokens(1, 40)
+    decoder = Decoder(dequantized(open_checkpoint(output)))
+    ours = np.asarray(decoder.logits(decoder.forward(tokens)))
+    model = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32)
+    with torch.no_grad():
+        theirs = model(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5 * np.abs(ours).max())
