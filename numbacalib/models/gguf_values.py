@@ -30,7 +30,8 @@ class _Form(NamedTuple):
 def as_stored(config: ModelConfig, name: str, values: Values) -> Values:
     """Return what GGUF has of one of Hugging Face's tensors: float32, where the numbers are others."""
     form = _form(config, name)
-    stored = values if form is None else form.store(values)
+    with np.errstate(all="ignore"):  # what is not finite is found where it is used
+        stored = values if form is None else form.store(values)
     return stored.reshape(stored_shape(config.architecture, name, values.shape))
 
 
@@ -43,7 +44,8 @@ def as_ours(config: ModelConfig, name: str, stored: Values) -> Values:
         If a number is none that it returns.
     """
     form = _form(config, name)
-    values = stored if form is None else form.load(stored)
+    with np.errstate(all="ignore"):
+        values = stored if form is None else form.load(stored)
     return values.reshape(our_shape(config.architecture, name, stored.shape))
 
 

@@ -13,6 +13,11 @@ import gguf_bytes
 import safetensors_bytes
 from fuzz.hf_seeds import hf_seed, other_seed, packed_seed
 from fuzz.mutations import damaged_bytes, damaged_json, damaged_value
+from models.converted_cases import SIZES
+from models.converted_gguf import write
+from models.converted_hybrids import HYBRIDS
+
+from numbacalib.models.architectures import ARCHITECTURES
 
 
 class Target(NamedTuple):
@@ -192,8 +197,18 @@ def _read_packed(path: Path) -> None:
     Decoder(dequantized(open_checkpoint(path))).block(0)
 
 
+def _hybrid_seed(directory: Path, form: int) -> Path:
+    name = list(HYBRIDS)[form]
+    case, file = HYBRIDS[name], directory / "some.gguf"
+    key = ARCHITECTURES[case.config["model_type"]].key
+    config = {key(size): value for size, value in SIZES.items()} | case.config
+    write(file, name, config, case)
+    return file
+
+
 TARGETS = {
     "gguf model": Target(4, _gguf_seed, _gguf_damage, _read_model),
+    "gguf of two kinds of layers": Target(len(HYBRIDS), _hybrid_seed, _bytes_damage, _read_model),
     "gguf tokenizer": Target(4, _gguf_seed, _gguf_damage, _use_gguf_tokenizer),
     "imatrix": Target(
         1, _file_seed(lambda form: gguf_bytes.imatrix()), _bytes_damage, _read_importance
