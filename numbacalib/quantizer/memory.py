@@ -19,6 +19,8 @@ from numbacalib.statistics.inputs import DRIFT_TOKENS
 
 _COPIES = 4
 """Float32 copies of a stage's weights: as read, compensated, as codes, dequantized."""
+_IMPROVED = 3
+"""More of them while grids are refitted and codes chosen anew: errors, what stands for them, products."""
 _SQUARES = 4
 """Matrices [K, K] beside a stage's: its Hessian, damped and factored, couplings, one more for a search."""
 _WORK = 64 << 20
@@ -122,8 +124,10 @@ class Demand:
         squares = _SQUARES + 2 * (streams - 1) if self.calibrated else 0
         sizes = [stage_size(config, index, stage, self.layers) for stage in stages(config, index)]
         gathering = batch + passing + 4 * self._moments(tokens) * widest**2
+        improved = self.settings.refits or self.settings.descents
+        copies = _COPIES + (_IMPROVED if improved else 0)
         solving = 4 * max(
-            squares * channels**2 + _COPIES * rows * channels for rows, channels in sizes
+            squares * channels**2 + copies * rows * channels for rows, channels in sizes
         )
         mixture = config.mixture_of(index) if self.calibrated else None
         experts = 0 if mixture is None else self._expert_bytes(mixture, squares)
