@@ -124,7 +124,16 @@ def measure(options: argparse.Namespace) -> list[RunRow]:
 
 def measured(name: str, options: argparse.Namespace, kernels: str) -> list[RunRow]:
     """Quantize a model in processes of their own: where it is to be cold, first with no `kernels`."""
-    command = [sys.executable, "-X", "faulthandler", __file__, name, "--inside", "--device", options.device]
+    command = [
+        sys.executable,
+        "-X",
+        "faulthandler",
+        __file__,
+        name,
+        "--inside",
+        "--device",
+        options.device,
+    ]
     command += ["--samples", str(options.samples)]
     command += ["--sequence-length", str(options.sequence_length)]
     environment = dict(os.environ)
