@@ -102,8 +102,9 @@ def _calls(dtype: str) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield f"{method}, ranges {ranges}", quantize
         if method != "kmeans" and ranges == "full":
             refitted = replace(settings, refit=True, passes=1)
-            call = partial(methods.quantize_layer, "layer", weight, statistics, refitted)
-            yield f"{method}, refitted grids and codes chosen anew", call
+            for grid, own in (("scales", replace(refitted, symmetric=True)), ("grids", refitted)):
+                call = partial(methods.quantize_layer, "layer", weight, statistics, own)
+                yield f"{method}, refitted {grid} and codes chosen anew", call
     yield "packing", _pack
     yield "a decoder block", _decode
 
