@@ -44,6 +44,8 @@ def read_report(run: str | Path) -> dict[str, Any]:
         If it cannot be read.
     """
     file = Path(run)
+    if file.is_dir():
+        raise IsADirectoryError(f"{file}: expected the JSON that --report writes, got a directory")
     try:
         return shown(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

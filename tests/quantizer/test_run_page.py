@@ -31,3 +31,9 @@ def test_other_files_are_refused(tmp_path, capsys, content):
     assert main(["report", str(tmp_path / "run.json"), "--output", str(page)]) == 2
     assert "run.json: expected the JSON that --report writes" in capsys.readouterr().err
     assert not page.exists()
+
+
+def test_an_output_is_no_report(tmp_path, capsys):
+    assert main(["report", str(tmp_path), "--output", str(tmp_path / "run.html")]) == 2
+    expected = f"{tmp_path}: expected the JSON that --report writes, got a directory"
+    assert expected in capsys.readouterr().err
