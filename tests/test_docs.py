@@ -175,13 +175,13 @@ def traits(own):
     if own.norm == "layer":
         yield "LayerNorm"
     if own.norm_offset:
-        yield "norms of 1 + w"
+        yield "(1 + w) norms"
     if "attention_output" in own.norms:
         yield "four norms" if "attention" in own.norms else "norms after"
     if own.parallel:
         yield "parallel MLP"
     if own.interleaved:
-        yield "neighbours turn"
+        yield "interleaved rotary"
     if own.local_rope_key:
         yield "two rotary bases"
     if "latent" in own.linears:
@@ -193,7 +193,7 @@ def traits(own):
     if own.state_space is not None:
         yield "Mamba 2"
     if own.selector:
-        yield "chosen positions"
+        yield "sparse attention"
     if {"query_gate", "attention_gate"} & set(own.linears) or own.head_gate:
         yield "gated attention"
     if own.sinks:
@@ -201,7 +201,7 @@ def traits(own):
     if len(set(own.linears.values())) < len(own.linears) or "query_key_value" in own.linears:
         yield "fused layers"
     if "gate" not in own.linears:
-        yield "no gate"
+        yield "ungated MLP"
     if own.experts is not None:
         yield "experts"
 

@@ -267,7 +267,7 @@ class Architecture:
     norm_after_rotary : bool
         Whether queries and keys are normalized after they are turned.
     interleaved : bool
-        Whether neighbours turn together: see `numbacalib.ops.rotary.rotate`.
+        True where rotary embedding pairs neighbours: see `numbacalib.ops.rotary.rotate`.
     head_gate, head_gate_activation : str
         The layer of a number for each head, by whose activation what the head attends to is multiplied; ""
         for none. It is small, and never quantized.
