@@ -15,7 +15,7 @@ import numpy as np
 
 from numbacalib.formats.gguf_hybrids import delta_net, gemma4
 from numbacalib.formats.gguf_limits import refused
-from numbacalib.models.description import SLIDING, every
+from numbacalib.models.windows import SLIDING, every
 
 if TYPE_CHECKING:
     from numbacalib.models.config import ModelConfig

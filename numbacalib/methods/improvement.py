@@ -14,6 +14,8 @@ from numbacalib.methods.settings import Refit
 from numbacalib.methods.target import smoothed
 from numbacalib.ops.matrix import cast, joined_rows, split_rows
 
+_ARRAYS = "codes", "scales", "zeros"
+
 
 def improved(
     targets: Sequence[Any], found: Sequence[Any], hessian: Any, settings: LayerSettings
@@ -38,9 +40,6 @@ def improved(
         replace(own, **dict(zip(_ARRAYS, part, strict=True)))
         for own, part in zip(found, parts, strict=True)
     ]
-
-
-_ARRAYS = "codes", "scales", "zeros"
 
 
 def _improved(

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from numbacalib.models import gguf_hybrids, gguf_mixtures
-from numbacalib.models.description import FULL
 from numbacalib.models.gguf_metadata import Metadata
 from numbacalib.models.gguf_windows import (
     PATTERN,
@@ -21,6 +20,7 @@ from numbacalib.models.gguf_windows import (
     sections,
     windows,
 )
+from numbacalib.models.windows import FULL
 
 __all__ = ["GGUF_ARCHITECTURES", "GGUFArchitecture"]
 

@@ -5,10 +5,10 @@ Read from llama.cpp's ``src/models`` (qwen3next, qwen35, qwen35moe, gemma4), htt
 
 from __future__ import annotations
 
-from numbacalib.models.description import FULL
 from numbacalib.models.gguf_metadata import Metadata
 from numbacalib.models.gguf_mixtures import counts, qwen3_moe
 from numbacalib.models.gguf_windows import PATTERN, Config, sections, windows
+from numbacalib.models.windows import FULL
 
 __all__ = ["DELTA_KEYS", "GEMMA4_KEYS", "gemma4", "qwen3_next", "qwen35", "qwen35_moe"]
 

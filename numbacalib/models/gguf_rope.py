@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.config import ModelConfig
-from numbacalib.models.description import FULL, SLIDING, Architecture
+from numbacalib.models.description import Architecture
 from numbacalib.models.gguf_metadata import Metadata
 from numbacalib.models.rope import inverse_frequencies
 from numbacalib.models.rope_parameters import yarn_magnitude
+from numbacalib.models.windows import FULL, SLIDING
 
 __all__ = ["FACTORS", "LOG_MULTIPLIERS", "ROPE_DIVISORS", "STILL", "rotary_share", "with_scaling"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from numbacalib.models.description import FULL, SLIDING, every
 from numbacalib.models.gguf_metadata import Metadata
+from numbacalib.models.windows import FULL, SLIDING, every
 
 __all__ = ["PATTERN", "SECTIONS", "WINDOW", "Config", "rope_parameters", "sections", "windows"]
 

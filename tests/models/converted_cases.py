@@ -199,15 +199,7 @@ CASES = {
             "first_k_dense_replace": 1,
             "routed_scaling_factor": 1.5,
         },
-        COUNTS | {
-            "rope.dimension_count": 8,
-            "expert_feed_forward_length": 32,
-            "expert_shared_count": 1,
-            "expert_gating_func": 2,
-            "leading_dense_block_count": 1,
-            "expert_weights_norm": True,
-            "expert_weights_scale": 1.5,
-        },
+        BEHIND_A_DENSE_ONE | {"rope.dimension_count": 8},
     ),
     "gpt-oss": Case(
         {

@@ -7,16 +7,14 @@ from dataclasses import replace
 from numbacalib.models.architectures.mixtures import TRAINING, deepseek_mixture
 from numbacalib.models.description import (
     ATTENTION_BIASES,
-    FULL,
-    SLIDING,
     Architecture,
     ConvolutionNames,
     ExpertNames,
     Options,
-    windows_of_kinds,
 )
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.short_convolution import ShortConvolution
+from numbacalib.models.windows import FULL, SLIDING, windows_of_kinds
 
 _CONVOLUTION = "conv"
 _KINDS = SLIDING, _CONVOLUTION, FULL, _CONVOLUTION

@@ -8,20 +8,22 @@ from dataclasses import replace
 
 from numbacalib.models.description import (
     ATTENTION_BIASES,
-    FULL,
     PRE_NORMS,
     SEPARATE,
     Architecture,
     ExpertNames,
     Options,
+)
+from numbacalib.models.fields import LARGEST, Fields
+from numbacalib.models.mixture import Mixture
+from numbacalib.models.windows import (
+    FULL,
     every,
     kinds_of_layers,
     no_windows,
     window_of,
     windows_of_kinds,
 )
-from numbacalib.models.fields import LARGEST, Fields
-from numbacalib.models.mixture import Mixture
 from numbacalib.spec.router import Routing
 
 _DEFAULTS = {

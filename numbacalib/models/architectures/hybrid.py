@@ -8,7 +8,6 @@ from numbacalib.models.architectures.mixtures import TRAINING, qwen_mixture
 from numbacalib.models.delta_net import DeltaNet
 from numbacalib.models.description import (
     ATTENTION_BIASES,
-    FULL,
     SEPARATE,
     Architecture,
     DeltaNames,
@@ -18,6 +17,7 @@ from numbacalib.models.description import (
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.mixture import Mixture
 from numbacalib.models.rope_parameters import Words
+from numbacalib.models.windows import FULL
 
 _LINEAR = "linear_attention"
 _GATED = {role.replace("query", "query_gate"): name for role, name in SEPARATE.items()}

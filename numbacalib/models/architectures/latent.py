@@ -17,11 +17,11 @@ from numbacalib.models.description import (
     Architecture,
     ExpertNames,
     Options,
-    no_windows,
 )
 from numbacalib.models.fields import Fields
 from numbacalib.models.latent import Latent
 from numbacalib.models.rope_parameters import yarn_magnitude
+from numbacalib.models.windows import no_windows
 
 _NORMS = {
     "attention": PRE_NORMS["attention"],

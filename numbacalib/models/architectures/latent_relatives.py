@@ -9,9 +9,10 @@ from typing import Any
 from numbacalib.models.architectures.latent import DEEPSEEK_V3, V3_MIXTURE, latent_attention
 from numbacalib.models.architectures.mixtures import TRAINING, deepseek_mixture, layers_of_kinds
 from numbacalib.models.architectures.windowed import growth_of_queries
-from numbacalib.models.description import ATTENTION_BIASES, ExpertNames, Options, no_windows
+from numbacalib.models.description import ATTENTION_BIASES, ExpertNames, Options
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.rope_parameters import Words
+from numbacalib.models.windows import no_windows
 
 _INDEXED = "indexed_attention", "deepseek_sparse_attention"
 """Names of the one kind of layer; files of before transformers 5.12 have the second."""

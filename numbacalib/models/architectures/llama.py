@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from numbacalib.models.description import (
-    ATTENTION_BIASES,
-    FULL,
-    SLIDING,
-    Architecture,
-    Options,
-    kinds_of_layers,
-    window_of,
-    windows_of_kinds,
-)
+from numbacalib.models.description import ATTENTION_BIASES, Architecture, Options
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.rope_parameters import Words
+from numbacalib.models.windows import FULL, SLIDING, kinds_of_layers, window_of, windows_of_kinds
 
 _WINDOW = 4096
 

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from numbacalib.models.description import (
-    ATTENTION_BIASES,
-    FULL,
-    Architecture,
-    ExpertNames,
-    Options,
-    windows_of_kinds,
-)
+from numbacalib.models.description import ATTENTION_BIASES, Architecture, ExpertNames, Options
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.growth import Growth
 from numbacalib.models.mixture import Mixture
+from numbacalib.models.windows import FULL, windows_of_kinds
 from numbacalib.spec.router import Routing
 
 _CHUNKED = "chunked_attention"

@@ -7,21 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 from numbacalib.models.architectures.relatives import granite_factors
-from numbacalib.models.description import (
-    ATTENTION_BIASES,
+from numbacalib.models.description import ATTENTION_BIASES, Architecture, ExpertNames, Options
+from numbacalib.models.fields import LARGEST, Fields
+from numbacalib.models.mixture import Mixture
+from numbacalib.models.windows import (
     FULL,
     SLIDING,
-    Architecture,
-    ExpertNames,
-    Options,
     every,
     kinds_of_layers,
     no_windows,
     window_of,
     windows_of_kinds,
 )
-from numbacalib.models.fields import LARGEST, Fields
-from numbacalib.models.mixture import Mixture
 from numbacalib.spec.router import Routing
 
 _MOST = 1 << 16

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from numbacalib.models.description import (
-    ATTENTION_BIASES,
-    SEPARATE,
-    Architecture,
-    Options,
-    no_windows,
-)
+from numbacalib.models.description import ATTENTION_BIASES, SEPARATE, Architecture, Options
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.rope_parameters import Words
+from numbacalib.models.windows import no_windows
 
 _ALL = ("attention", "output", "mlp")
 

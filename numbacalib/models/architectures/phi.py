@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from numbacalib.models.description import (
-    SEPARATE,
-    Architecture,
-    Options,
-    kinds_of_layers,
-    no_windows,
-    window_of,
-    windows_of_kinds,
-)
+from numbacalib.models.description import SEPARATE, Architecture, Options
 from numbacalib.models.fields import Fields
 from numbacalib.models.rope_parameters import Words
+from numbacalib.models.windows import kinds_of_layers, no_windows, window_of, windows_of_kinds
 
 
 def _phi(fields: Fields, options: Options) -> Options:

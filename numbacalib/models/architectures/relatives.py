@@ -8,17 +8,19 @@ from numbacalib.models.description import (
     ATTENTION_BIASES,
     PRE_NORMS,
     SEPARATE,
-    SLIDING,
     Architecture,
     Options,
+)
+from numbacalib.models.fields import Fields
+from numbacalib.models.rope_parameters import Words
+from numbacalib.models.windows import (
+    SLIDING,
     every,
     kinds_of_layers,
     no_windows,
     window_of,
     windows_of_kinds,
 )
-from numbacalib.models.fields import Fields
-from numbacalib.models.rope_parameters import Words
 
 _ALL = ATTENTION_BIASES | {"mlp": "mlp_bias"}
 

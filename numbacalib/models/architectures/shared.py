@@ -20,20 +20,16 @@ from numbacalib.models.architectures.relatives import granite_factors
 from numbacalib.models.architectures.windowed import HUNYUAN
 from numbacalib.models.description import (
     ATTENTION_BIASES,
-    FULL,
     PRE_NORMS,
     SEPARATE,
     Architecture,
     ExpertNames,
     Options,
-    kinds_of_layers,
-    no_windows,
-    window_of,
-    windows_of_kinds,
 )
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.mixture import Mixture
 from numbacalib.models.rope_parameters import Words
+from numbacalib.models.windows import FULL, kinds_of_layers, no_windows, window_of, windows_of_kinds
 from numbacalib.spec.router import Routing
 
 

@@ -21,22 +21,24 @@ from numbacalib.models.architectures.relatives import ERNIE4_5
 from numbacalib.models.architectures.windowed import EXAONE4, OLMO2
 from numbacalib.models.description import (
     ATTENTION_BIASES,
-    FULL,
     PRE_NORMS,
     SEPARATE,
-    SLIDING,
     Architecture,
     ExpertNames,
     Options,
+)
+from numbacalib.models.fields import LARGEST, Fields
+from numbacalib.models.mixture import Mixture
+from numbacalib.models.rope_parameters import Words
+from numbacalib.models.windows import (
+    FULL,
+    SLIDING,
     every,
     kinds_of_layers,
     no_windows,
     window_of,
     windows_of_kinds,
 )
-from numbacalib.models.fields import LARGEST, Fields
-from numbacalib.models.mixture import Mixture
-from numbacalib.models.rope_parameters import Words
 from numbacalib.spec.router import Routing
 
 _MIXTURE: dict[str, Any] = {

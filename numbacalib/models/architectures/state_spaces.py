@@ -14,7 +14,6 @@ from numbacalib.models.architectures.relatives import granite_factors, without_g
 from numbacalib.models.architectures.shared import GRANITEMOE_SHARED
 from numbacalib.models.description import (
     ATTENTION_BIASES,
-    FULL,
     Architecture,
     ExpertNames,
     Options,
@@ -22,6 +21,7 @@ from numbacalib.models.description import (
 )
 from numbacalib.models.fields import Fields
 from numbacalib.models.state_space import StateSpace
+from numbacalib.models.windows import FULL
 
 _MAMBA, _NAMES = "linear_attention", {"mamba": "linear_attention", "attention": FULL}
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from numbacalib.models.description import (
-    ATTENTION_BIASES,
+from numbacalib.models.description import ATTENTION_BIASES, PRE_NORMS, Architecture, Options
+from numbacalib.models.fields import Fields
+from numbacalib.models.growth import Growth
+from numbacalib.models.rope_parameters import Words
+from numbacalib.models.windows import (
     FULL,
-    PRE_NORMS,
     SLIDING,
-    Architecture,
-    Options,
     every,
     kinds_of_layers,
     no_windows,
     window_of,
     windows_of_kinds,
 )
-from numbacalib.models.fields import Fields
-from numbacalib.models.growth import Growth
-from numbacalib.models.rope_parameters import Words
 
 
 def _ministral(fields: Fields, options: Options) -> Options:

@@ -19,11 +19,14 @@ from numbacalib.ops.gptq_quantize_column.tiles_gpu import (
     DEPTH,
     DOWN,
     EMPTY,
+    FETCHED,
     RIGHT,
+    STAGE,
     STEP,
     STEPS,
     THREADS,
     clear,
+    keep,
     product_adder,
     stored,
     tile_rows,
@@ -33,9 +36,6 @@ from numbacalib.runtime.triangles_gpu import at
 from numbacalib.spec.code_descent import better_code, steps_of_pull
 from numbacalib.spec.grid import value_of
 
-STAGE = STEP * BLOCK
-"""Entries of the Hessian that a step needs: its rows, at the columns of the block."""
-
 
 @functools.cache
 def descent_kernel(real: type) -> Any:
@@ -43,7 +43,6 @@ def descent_kernel(real: type) -> Any:
     rows = tile_rows(real)
     own_rows, own = rows // DOWN, STEP // (THREADS // rows)
     pitch, code_pitch, tile_pitch = rows + 4, rows + 4, rows + 1
-    fetched = STAGE // THREADS
     buffer = max(RIGHT, 2 * STAGE)
     add_moves = product_adder(stored, real)
 
@@ -112,7 +111,7 @@ def descent_kernel(real: type) -> Any:
         scale = cuda.local.array(STEP, real)
         zero = cuda.local.array(STEP, real)
         steps = cuda.local.array(STEP, real)
-        ahead = cuda.local.array(fetched, real)
+        ahead = cuda.local.array(FETCHED, real)
         fetch(hessian, columns, 0, ahead)
         keep(ahead, stages, 0)
         for t in range(STEPS):
@@ -159,15 +158,10 @@ def descent_kernel(real: type) -> Any:
     @cuda.jit(device=True)
     def fetch(hessian, columns, position, ahead):
         """Load a step's rows of the Hessian; they are not needed yet."""
-        for n in range(fetched):
+        for n in range(FETCHED):
             index = cuda.threadIdx.x + n * THREADS
             above, p = columns[at(position + index // BLOCK)], columns[at(index % BLOCK)]
             # loads under a condition would wait for each other: load anyway, nothing comes of it
             ahead[n] = hessian[at(max(above, 0)), at(max(p, 0))]
-
-    @cuda.jit(device=True)
-    def keep(ahead, stages, stage):
-        for n in range(fetched):
-            stages[at(stage + cuda.threadIdx.x + n * THREADS)] = ahead[n]
 
     return descend

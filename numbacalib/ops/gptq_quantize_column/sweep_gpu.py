@@ -20,11 +20,14 @@ from numbacalib.ops.gptq_quantize_column.tiles_gpu import (
     DEPTH,
     DOWN,
     EMPTY,
+    FETCHED,
     RIGHT,
+    STAGE,
     STEP,
     STEPS,
     THREADS,
     clear,
+    keep,
     product_adder,
     row_tile,
     stored,
@@ -36,8 +39,6 @@ from numbacalib.runtime.triangles_gpu import at
 from numbacalib.spec.gptq import column_error, compensated
 from numbacalib.spec.grid import code_at, stored_grid, unsigned, value_of
 
-STAGE = BLOCK * STEP
-"""Factors that a step needs: of each position with each of the step's."""
 SMALL, LARGE, HUGE = 2.0**-100, 2.0**100, 2.0**120
 """Scales between the first two leave room for exact remainders; the third brings others there."""
 
@@ -50,7 +51,6 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
     own = STEP // share
     pitch, code_pitch = rows + 4, rows + 4
     tile_pitch = rows + 1
-    fetched = STAGE // THREADS
     buffer = max(RIGHT, 2 * STAGE)
     scratch = (2, share, rows) if find else (3, STEP, rows)
     place = row_tile(real)
@@ -186,7 +186,7 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
         zero = cuda.local.array(STEP, real)
         shift = cuda.local.array(STEP, real)
         reciprocal = cuda.local.array(STEP, real)
-        ahead = cuda.local.array(fetched, real)
+        ahead = cuda.local.array(FETCHED, real)
         scale_ahead = cuda.local.array(own, real)
         zero_ahead = cuda.local.array(own, real)
         found = real(1)
@@ -331,12 +331,7 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
     @cuda.jit(device=True)
     def fetch(factors, ahead):
         """Load a step's factors; they are not needed yet."""
-        for i in range(fetched):
+        for i in range(FETCHED):
             ahead[i] = factors[at(cuda.threadIdx.x + i * THREADS)]
-
-    @cuda.jit(device=True)
-    def keep(ahead, stages, stage):
-        for i in range(fetched):
-            stages[at(stage + cuda.threadIdx.x + i * THREADS)] = ahead[i]
 
     return quantize

@@ -24,8 +24,12 @@ BLOCK = sized(128, simulated=12)
 STEP = sized(8, simulated=4)
 """Positions that a thread walks in registers."""
 STEPS = BLOCK // STEP
+STAGE = STEP * BLOCK
+"""Numbers that a step needs: those of each of its positions with each of the block's."""
 THREADS, ACROSS = sized((128, 32), simulated=(4, 2))
 DOWN = THREADS // ACROSS
+FETCHED = STAGE // THREADS
+"""Numbers of a stage that a thread fetches."""
 COLUMNS = BLOCK // ACROSS
 """Positions that a thread owns in a product."""
 DEPTH = sized(16, simulated=4)
@@ -70,6 +74,13 @@ def clear(sums):
     for i in range(sums.shape[0]):
         for j in range(sums.shape[1]):
             sums[i, j] = 0
+
+
+@cuda.jit(device=True)
+def keep(ahead, stages, stage):
+    """Put what the threads have fetched of a stage into shared memory."""
+    for n in range(FETCHED):
+        stages[at(stage + cuda.threadIdx.x + n * THREADS)] = ahead[n]
 
 
 @cuda.jit(device=True)
