@@ -5,6 +5,7 @@ simulate. A backend that was asked for and is missing fails every test that need
 """
 
 import dataclasses
+import importlib.util
 import os
 from pathlib import Path
 
@@ -28,6 +29,11 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # a fresh process that a test starts, in whatever folder, sees the package that the test sees
+    package = Path(importlib.util.find_spec("numbacalib").origin).parents[1]
+    searched = [str(package), str(Path(__file__).parent), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, searched))
+    os.environ["PYTHONSAFEPATH"] = "1"  # the checkout that it may be started in is another one
     backend = config.getoption("--backend")
     settings.load_profile("cudasim" if backend == "cudasim" else "numbacalib")
     if backend == "numpy":  # what takes a GPU where there is one, takes the host here

@@ -56,7 +56,7 @@ THREADS = "print(json.dumps(len(os.listdir('/proc/self/task'))))"
 
 def start(code, folder=None, **environment):
     """Start a fresh Python that sees the package, in a folder; a variable that is None is unset."""
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    variables = {**os.environ, **environment}
     return subprocess.Popen(
         [sys.executable, "-c", code],
         env={name: value for name, value in variables.items() if value is not None},
@@ -120,8 +120,7 @@ def test_threads_call_at_once_on_every_threading_layer(layer):
     """Numba aborts the process when its workqueue is entered twice at once."""
     code = "import json, numba, test_concurrency as t; t.check_callers(rounds=3)\n"
     code += "print(json.dumps(numba.threading_layer()))"
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    process = start(code, NUMBA_THREADING_LAYER=layer, PYTHONPATH=path)
+    process = start(code, NUMBA_THREADING_LAYER=layer)
     assert result_of(process) == layer
 
 

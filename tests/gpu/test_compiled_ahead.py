@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 from models.tiny import TEXT, write_tiny_checkpoint
 
@@ -12,7 +11,6 @@ from numbacalib.models import open_place
 from numbacalib.quantizer import Settings, ahead
 from numbacalib.runtime.rehearsal import facts_of_device
 
-ROOT = Path(__file__).parent.parent.parent
 SETTINGS = Settings(bits=4, group_size=32, symmetric=True, samples=4, sequence_length=32)
 PROGRAM = """
 import json, sys
@@ -42,7 +40,6 @@ def test_a_run_compiles_little_itself(tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text(TEXT * 20, encoding="utf-8")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *sys.path]))
     place, settings = open_place("cuda"), SETTINGS.settled(text=True, experts=False)
     order = ahead._Order(str(model), settings, place, facts_of_device(), first=True)
     processes = [ahead._started() for _ in range(6)]

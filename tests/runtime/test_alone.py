@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from numbacalib.runtime.alone import each_alone
 from numbacalib.runtime.finite import require_finite
 from numbacalib.runtime.threads import launching
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = {"bits": 4, "group_size": 16, "act_order": "desc", "static_groups": True}
 
 
@@ -92,7 +90,6 @@ def test_numbas_workqueue_is_entered_by_one_thread():
         env={
             **os.environ,
             "NUMBA_THREADING_LAYER": "workqueue",
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
         },
         capture_output=True,
         text=True,

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
 TIMEOUT = 100
 """Seconds; what hung did so for ever."""
 
@@ -51,7 +49,7 @@ def run(tmp_path, body, **environment):
     script.write_text(SCRIPT + "".join(f"    {line}\n" for line in body.strip().splitlines()))
     done = subprocess.run(
         [sys.executable, script],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=TIMEOUT,

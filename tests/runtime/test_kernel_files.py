@@ -69,10 +69,13 @@ def tiny(tmp_path):
     return add_one
 
 
-def call_in_a_process(tmp_path, root=ROOT, before="", **environment):
-    """Call the tiny kernel in a fresh process; return what it left on standard error."""
+def call_in_a_process(tmp_path, before="", **environment):
+    """Call the tiny kernel in a fresh process; return what it left on standard error.
+
+    A copy of the package in the test's folder goes before the installed one.
+    """
     (tmp_path / "tiny.py").write_text(TINY)
-    path = os.pathsep.join([str(root), str(tmp_path)])
+    path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
     variables = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(tmp_path), **environment}
     done = subprocess.run(
         [sys.executable, "-c", before + CALL],
@@ -160,28 +163,40 @@ print(kernel_files.kept("kernel.nbc", b"identity", make))
 """
 
 
-def maker(folder, seconds):
-    """Start a process that needs a file which takes so long to make."""
-    return subprocess.Popen(
-        [sys.executable, "-c", MAKE, str(seconds)],
-        env={**os.environ, "NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def maker(tmp_path):
+    """Start processes that need a file which takes so long to make; none outlives the test."""
+    started = []
+
+    def start(seconds):
+        process = subprocess.Popen(
+            [sys.executable, "-c", MAKE, str(seconds)],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
-def test_of_several_processes_one_makes_a_file(tmp_path):
-    first = maker(tmp_path, 3)
+def test_of_several_processes_one_makes_a_file(tmp_path, maker):
+    first = maker(3)
     assert first.stdout.readline() == "made\n"
-    others = [maker(tmp_path, 0) for _ in range(2)]
+    others = [maker(0) for _ in range(2)]
     found = [process.communicate(timeout=300)[0] for process in (first, *others)]
     assert found == ["b'payload'\n"] * 3
     assert not list(tmp_path.rglob("*.lock"))
 
 
-def test_what_another_process_makes_is_left_to_it(tmp_path, monkeypatch):
+def test_what_another_process_makes_is_left_to_it(tmp_path, monkeypatch, maker):
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    first = maker(tmp_path, 3)
+    first = maker(3)
     assert first.stdout.readline() == "made\n"
     kernel_files.make_unless_begun("kernel.nbc", b"identity", pytest.fail)
     assert first.poll() is None
@@ -193,22 +208,20 @@ def test_what_another_process_makes_is_left_to_it(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.lock"))
 
 
-def test_one_that_makes_no_end_is_not_waited_for(tmp_path, monkeypatch):
+def test_one_that_makes_no_end_is_not_waited_for(tmp_path, monkeypatch, maker):
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(kernel_files, "PATIENCE", 0.1)
-    first = maker(tmp_path, 300)
+    first = maker(300)
     assert first.stdout.readline() == "made\n"
     assert kernel_files.kept("kernel.nbc", b"identity", lambda: b"payload") == b"payload"
     assert first.poll() is None
     assert len(list(tmp_path.rglob("*.lock"))) == 1  # it is the other's still
-    first.kill()
-    first.communicate()
 
 
-def test_one_that_is_killed_is_not_waited_for(tmp_path):
-    first = maker(tmp_path, 300)
+def test_one_that_is_killed_is_not_waited_for(maker):
+    first = maker(300)
     assert first.stdout.readline() == "made\n"
-    other = maker(tmp_path, 0)
+    other = maker(0)
     first.kill()
     first.communicate()
     assert other.communicate(timeout=300)[0] == "made\nb'payload'\n"
@@ -257,18 +270,18 @@ def test_a_home_that_is_not_there_is_not_made(monkeypatch, home):
 
 def test_a_start_where_nothing_can_be_written(tmp_path):
     """As in a container of another user: one warning, and later processes need not compile."""
-    package = tmp_path / "site" / "numbacalib"
+    package = tmp_path / "numbacalib"
     shutil.copytree(ROOT / "numbacalib", package, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__pycache__").write_text("in the way")
     unwritable = {"HOME": "/dev/null", "XDG_CACHE_HOME": None, "NUMBA_CACHE_DIR": None}
-    errors = call_in_a_process(tmp_path, package.parent, PYTHONDONTWRITEBYTECODE="1", **unwritable)
+    errors = call_in_a_process(tmp_path, PYTHONDONTWRITEBYTECODE="1", **unwritable)
     (warning,) = [
         line for line in errors.splitlines() if "compiled kernels cannot be written" in line
     ]
     (private,) = tmp_path.glob("numbacalib-*")
     assert str(private) in warning
     assert str(package) in warning
-    again = call_in_a_process(tmp_path, package.parent, PYTHONDONTWRITEBYTECODE="1", **unwritable)
+    again = call_in_a_process(tmp_path, PYTHONDONTWRITEBYTECODE="1", **unwritable)
     assert "compiled kernels cannot be written" not in again
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import json
-import os
 import re
 import subprocess
 import sys
@@ -31,7 +30,7 @@ WARM = """
 import json, sys
 from pathlib import Path
 import ml_dtypes, numpy as np
-from tiny import write_tiny_checkpoint
+from models.tiny import write_tiny_checkpoint
 from numbacalib.cli import main
 from numbacalib.runtime.jit import _announcement
 
@@ -53,16 +52,23 @@ print(json.dumps([len(ahead), sorted(forms() - ahead)]))
 
 
 def run(code, *arguments):
-    """Run code in a fresh process that sees the package and the tests' helpers."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "models")])
+    """Run code in a fresh process."""
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
+
+
+def test_fresh_processes_see_the_package_that_tests_see(tmp_path, monkeypatch):
+    for folder in (ROOT, tmp_path):
+        monkeypatch.chdir(folder)
+        assert (
+            run("import numbacalib; print(numbacalib.__file__)").stdout.strip()
+            == numbacalib.__file__
+        )
 
 
 def test_the_version_is_said_in_one_place():

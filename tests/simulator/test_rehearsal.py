@@ -4,11 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 from models.tiny import write_tiny_checkpoint
 
-ROOT = Path(__file__).parent.parent.parent
 PROGRAM = """
 import json, sys
 from numbacalib.models import Decoder, Place, open_checkpoint
@@ -36,7 +34,7 @@ print(json.dumps(found))
 
 def test_every_part_of_a_run_is_noted_and_nothing_launched(tmp_path):
     model = write_tiny_checkpoint(tmp_path / "model", num_hidden_layers=1, dtype="bfloat16")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_ENABLE_CUDASIM": "0"}
+    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "0"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(model)],
         env=environment | {"CUDA_VISIBLE_DEVICES": ""},
