@@ -88,7 +88,7 @@ def fp4_scales(
     if form not in FP4:
         raise ValueError(f"form: expected {' or '.join(FP4)}, got {form!r}")
     if hessian is not None and importance is not None:
-        raise ValueError("importance: expected None beside a Hessian")
+        raise ValueError("importance: expected None with a Hessian")
     kind = FP4[form]
     arrays = {"weight": weight, "hessian": hessian, "importance": importance}
     with arrays_of_one_device(**arrays) as (weight, hessian, importance):

@@ -48,7 +48,7 @@ class LayerSettings:
     ("clip", `awq_clip`). Codebooks weigh their errors with "weighted", and do not with "full"."""
     full_range: bool | None = False
     """True to let the largest weight of a symmetric group fall on the longer side of its grid, by scales of
-    either sign, with any ranges but "clip". None is True with gptq, where no format fixes the grid."""
+    either sign, with any ranges but "clip". None is True with gptq, if no format fixes the grid."""
     range_norm: float | None = None
     """Power of the errors that `RangeSearch` sums, with the ranges "mse" and "weighted". None is its
     default, but `COARSE_NORM` at 2 bits, where a large error costs more than its square."""

@@ -154,7 +154,7 @@ def solve(
     """Quantize named layers from their weights and statistics alone, one after the other.
 
     With `load_weights` and `load_statistics` this needs neither the model nor the text again,
-    whatever the bits, groups and method.
+    for any bits, groups and method.
 
     Parameters
     ----------

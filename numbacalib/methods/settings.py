@@ -269,7 +269,7 @@ def _fixed_grids(
         middle = shifted(zeros_like(shape, scales), -grid.offset, np.uint8)
         return FixedGrids(scales, middle)
     if zeros is None:
-        raise ValueError(f"zeros: expected {list(shape)} beside scales without symmetric, got None")
+        raise ValueError(f"zeros: expected {list(shape)} with scales without symmetric, got None")
     if zeros.dtype != np.uint8:
         checks.matrix("zeros", zeros, shape)
         zeros = cast(zeros, np.float32)

@@ -78,4 +78,4 @@ class FactorLook(NamedTuple):
     entry: Any
     """The entry at `bad`, or None."""
     triangular: bool
-    """True where nothing is below the diagonal."""
+    """True if nothing is below the diagonal."""

@@ -70,7 +70,7 @@ class Bounds(NamedTuple):
     storage: int
     """Rounding of scales: `SCALE_EXACT` or another."""
     full_range: bool = False
-    """True where a symmetric grid spans its longer side, with scales of either sign."""
+    """True if a symmetric grid spans its longer side, with scales of either sign."""
 
 
 class FloatBounds(NamedTuple):

@@ -58,7 +58,7 @@ def same_sign(left, right):
 
 @scalar
 def lowers_loss(matrix, pulls, steps):
-    """Return whether steps [G] of the scales lower the row's loss; False where a step is not finite."""
+    """Return whether steps [G] of the scales lower the row's loss; False if a step is not finite."""
     change = 0.0
     size = 0.0
     for g in range(len(pulls)):
