@@ -205,7 +205,7 @@ def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="weight: expected K a multiple of 32, got 24"):
         fp4_scales(weight[:, :24], "mxfp4")
     both = {"hessian": hessian, "importance": np.ones(64)}
-    with pytest.raises(ValueError, match="importance: expected None beside a Hessian"):
+    with pytest.raises(ValueError, match="importance: expected None with a Hessian"):
         fp4_scales(weight, "mxfp4", **both)
     found = rtn(weight, group_size=16, **GRID)
     with pytest.raises(ValueError, match="quantized: expected integer codes, got e2m1"):

@@ -98,7 +98,7 @@ FLOAT = np.ones((4, 3), np.float16)
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"scales": FLOAT}, ValueError, r"zeros: expected \[4, 3\] beside scales"),
+        ({"scales": FLOAT}, ValueError, r"zeros: expected \[4, 3\] with scales"),
         ({"zeros": FLOAT}, ValueError, "zeros: expected None without scales"),
         ({"scales": FLOAT, "zeros": FLOAT, "symmetric": True}, ValueError, "zeros: expected None"),
         ({"scales": FLOAT[:, :2], "zeros": FLOAT}, ValueError, r"scales: expected shape \[4, 3\]"),

@@ -22,7 +22,7 @@ from numbacalib.runtime.finite import require_finite
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.linalg import gpu
 
     return gpu
@@ -32,7 +32,7 @@ def gptq_inverse_hessian(hessian: ArrayT, *, percdamp: float = 0.01, stream: Any
     """Upper Cholesky factor ``U`` of the inverse of the damped Hessian, ``H^-1 = U^T U``.
 
     ``percdamp * mean(diag H)`` is added to the diagonal; a dead channel (``H[j, j] == 0``) gets 1
-    there, and its weights are to be set to 0.
+    there, and its weights must be set to 0.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def gptq_inverse_hessian(hessian: ArrayT, *, percdamp: float = 0.01, stream: Any
     percdamp : float, default 0.01
         Damping as a fraction of the mean of the diagonal, not negative.
     stream : CUDA stream, optional
-        Where to launch; by default on the stream that the matrix is made on. CUDA arrays only.
+        Stream to launch on; by default the one that the matrix is made on. CUDA arrays only.
 
     Returns
     -------
@@ -51,15 +51,15 @@ def gptq_inverse_hessian(hessian: ArrayT, *, percdamp: float = 0.01, stream: Any
     Raises
     ------
     numpy.linalg.LinAlgError
-        If the damped matrix is not positive definite: says the damping used, the smallest diagonal
-        entry and what to try.
+        If the damped matrix is not positive definite: the message has the damping used, the smallest
+        diagonal entry and what to try.
     ValueError
         If the matrix is not square, empty or not finite, or `percdamp` is negative.
 
     Notes
     -----
-    On the CPU, BLAS divides the inversion of a factor of more than 1024 channels among its threads: there
-    another number of threads may round otherwise. `gptq` needs no inverse, and gives the same bits.
+    On the CPU, BLAS divides the inversion of a factor of more than 1024 channels among its threads, so
+    that rounding may depend on their number. `gptq` needs no inverse, and gives the same bits.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def factor_hessians(
 
     A matrix that is not positive definite shows in `HessianFactors.minors`. `dtype` is float32 or
     float64, by default float64 for float64 Hessians alone. With `orders`, int64 [E, K], rows and columns
-    are put into the order of each matrix first.
+    of each matrix are first put into its order.
     """
     with call(cpu, _gpu, hessian=hessians, orders=orders) as (kernels, hessians, orders):
         for percdamp in percdamps:

@@ -3,8 +3,8 @@
 LAPACK's routine for one matrix leaves most of the device idle at the sizes of a model's experts; here
 each product is one call for all of them. With S_jp the part of H + damping in rows j and columns p that
 is left by the columns k after p, ``S_jp = H_jp - sum_k R_jk R_pk^T``, the factor is ``R_pp R_pp^T = S_pp``
-and ``R_jp = S_jp R_pp^-T``: no matrix is reversed. On capability 9.0 what is taken off float32 matrices
-are products of pairs of bfloat16, which keep 16 bits.
+and ``R_jp = S_jp R_pp^-T``: no matrix is reversed. On capability 9.0 the products subtracted from float32
+matrices are those of pairs of bfloat16, which keep 16 bits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numbacalib.runtime.triangles_gpu import SMALL_TILE, at, invert_blocks
 BLOCK = sized(128, simulated=12)
 """Columns that are factored together."""
 LEAST = 4
-"""Fewer matrices are factored sooner one after the other."""
+"""Least number of matrices for a batch: fewer are faster one after the other."""
 THREADS, ACROSS = 1024, 32
 DOWN = THREADS // ACROSS
 PITCH = BLOCK + 1
@@ -82,7 +82,7 @@ def _factor_block(real: type) -> Any:
     def factor_block(rest, begin, end, upper, summary):
         """Factor a block of the diagonal, ``S = R R^T``, column by column from the last.
 
-        Blocks: matrix. Threads: each every 32nd row and column of what is left to update.
+        Blocks: matrix. Threads: every 32nd row and column of the part left to update.
         """
         s = cuda.shared.array(0, real)
         e, thread = cuda.blockIdx.x, cuda.threadIdx.x
@@ -102,7 +102,7 @@ def _factor_block(real: type) -> Any:
                 for k in range(i + (across - i) % ACROSS, j, ACROSS):
                     s[at(i * PITCH + k)] -= left * (s[at(k * PITCH + j)] * scale)
             cuda.syncthreads()
-            # the column is scaled where nobody reads it any more
+            # no thread reads this column any more
             for i in range(thread, j + 1, THREADS):
                 s[at(i * PITCH + j)] *= scale
         cuda.syncthreads()

@@ -1,4 +1,4 @@
-"""Factors on the host: products of our own, and SciPy's LAPACK for the blocks on the diagonal."""
+"""Factors on the host: the package's own products, and SciPy's LAPACK for the blocks on the diagonal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PANEL = 192
 GROUP = 8
 """Largest number of row panels of a task: they share what they read of the column panels."""
 SHARE = 8
-"""Tasks of a worker, where there are row panels enough."""
+"""Tasks of a worker, if there are enough row panels."""
 SLICE = 128
 """Columns that are packed or unpacked at a time."""
 TURN = math.lcm(LANES, COLUMNS)
@@ -47,7 +47,7 @@ def factor(
     if orders is not None:
         live, ordered = (np.take_along_axis(array, orders, 1) for array in (live, diagonals))
         hessians = _in_order(hessians, orders)
-    # the last rows of a matrix fill a row panel, which may end behind them
+    # the last row panel of a matrix may extend past its end
     memory = np.empty(hessians.size + LANES * size, dtype)
     uppers = memory[: hessians.size].reshape(hessians.shape)
     minors = [
@@ -64,7 +64,7 @@ def factor(
 
 
 def _in_order(hessians: NDArray, orders: NDArray[np.int64]) -> NDArray:
-    """Return Hessians whose channels are in an order each, a row of [E, K]."""
+    """Return the Hessians, each with its channels in the order of its row of [E, K]."""
     moved = np.empty_like(hessians, order="C")
     for hessian, order, target in zip(hessians, orders, moved, strict=True):
         np.take(hessian.take(order, 0), order, 1, out=target, mode="clip")
@@ -72,7 +72,7 @@ def _in_order(hessians: NDArray, orders: NDArray[np.int64]) -> NDArray:
 
 
 def invert(upper: NDArray) -> NDArray:
-    """Overwrite ``R`` by its inverse and return it."""
+    """Overwrite ``R`` with its inverse and return it."""
     invert_triangle(upper, lower=False)
     return upper
 
@@ -90,9 +90,9 @@ def _factor(hessian: NDArray, damping: float, memory: NDArray, upper: NDArray) -
 
     Returns 0, or the order of the minor, counted from the end, that is not positive definite. From the
     last panel of columns to the first, each is compensated for all behind it, and its rows above are
-    multiplied by an inverse: all by products of packed operands, as `add_product` reads them. LAPACK would
-    need both axes reversed, solves triangular systems, which is slower, and packs what it multiplies at
-    each product. The row panels lie in `memory`, where `upper` begins, too.
+    multiplied by an inverse, both as products of packed operands (`add_product`). LAPACK would need both
+    axes reversed, would solve triangular systems, which is slower, and would pack the operands of each
+    product. The row panels lie in `memory`, which starts where `upper` does.
     """
     size, source = len(upper), rows_view(carrier(hessian))
     row_panels = memory[: -(-size // LANES) * LANES * size].reshape(-1, size, LANES)

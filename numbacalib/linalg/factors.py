@@ -1,4 +1,4 @@
-"""Factors of Hessians, and the figures that a factorisation finds beside them."""
+"""Factors of Hessians, and figures of the factorisation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from numbacalib.ops.matrix import to_host
 
 TINY = np.finfo(np.float64).tiny
-"""Stands for the mean of a diagonal that is 0 throughout."""
+"""Replaces the mean of a diagonal of zeros."""
 
 
 FIGURES = 5
@@ -20,21 +20,21 @@ FIGURES = 5
 
 
 Summary = NDArray[np.float64] | Callable[[], NDArray[np.float64]]
-"""[E, 5 + 2 K], or what waits for it: damping, smallest diagonal entry, number of dead channels, minor, and
-smallest pivot of each factor; then the diagonals of ``H`` and of ``R``, in the order."""
+"""[E, 5 + 2 K], or a function that waits for it: damping, smallest diagonal entry, number of dead channels,
+minor, and smallest pivot of each factor; then the diagonals of ``H`` and of ``R``, in the order."""
 
 
 class HessianFactors:
     """Cholesky factors of E damped Hessians, whose channels may have been put into an order.
 
-    On a GPU they are under way: its numbers are waited for when one is asked for.
+    On a GPU they may still be in progress: the first figure that is read waits for them.
 
     Attributes
     ----------
     upper : array [E, K, K]
         ``R``, upper triangular, C-contiguous, ``H + damping = R R^T`` for each, in the order.
     dead : bool array [E, K]
-        Channels that no input ever excited, ``H[j, j] == 0``; as they come.
+        Channels that no input ever excited, ``H[j, j] == 0``; in their original order.
     """
 
     def __init__(self, upper: Any, dead: Any, summary: Summary, orders: Any) -> None:
@@ -45,7 +45,7 @@ class HessianFactors:
 
     @property
     def are_known(self) -> bool:
-        """True where the numbers are there without waiting."""
+        """True if the figures can be read without waiting."""
         return isinstance(self._summary, np.ndarray)
 
     @cached_property
@@ -71,7 +71,7 @@ class HessianFactors:
     def minors(self) -> list[int]:
         """0, or the order of the leading minor of the reversed matrix that is not positive.
 
-        The factor is then of no use.
+        If it is not 0, the factor is not valid.
         """
         return self._figures[:, 3].astype(int).tolist()
 
@@ -87,7 +87,7 @@ class HessianFactors:
 
     @property
     def smallest_pivots(self) -> list[float]:
-        """Least pivots of live channels, as fractions of the mean diagonals; 0 if none is alive."""
+        """Least pivots of live channels, as fractions of the mean diagonals; 0 if no channel is live."""
         return self._figures[:, 4].tolist()
 
     def error(self, index: int, name: str, percdamp: float) -> np.linalg.LinAlgError:

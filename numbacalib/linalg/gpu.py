@@ -1,4 +1,4 @@
-"""Factors on the device: damping and reversal of our own, Cholesky from `blas_gpu`."""
+"""Factors on the device: the package's own damping and reversal, Cholesky by a library or in blocks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numbacalib.spec.damping import damped, is_dead
 
 THREADS = sized(256, simulated=4)
 TILE, TILE_ROWS = sized((32, 8), simulated=(4, 2))
-"""Edge of a tile that is transposed in shared memory, and rows of it that threads take at once."""
+"""Edge of a tile that is transposed in shared memory, and its rows that threads copy at once."""
 PITCH = TILE + 1
 LARGE = 8192
 """Channels from which a float32 matrix is factored in panels, on tensor cores."""
@@ -82,14 +82,17 @@ def solve_rows(upper: Any, rows: Any) -> Any:
 
 
 def _goes_in_panels(matrix: Any, least: int) -> bool:
-    """Return whether a float32 matrix of that size or more is worked on in panels, on tensor cores."""
+    """Return whether a matrix, float32 and of size `least` or more, goes in panels on tensor cores."""
     large = len(matrix) >= least and matrix.dtype == np.float32
     return large and blas_gpu.has_libraries() and device.has_capability_9_0()
 
 
 @cuda.jit
 def _damping(hessians, percdamps, summary, dead):
-    """Mean and minimum of the diagonals, in one order. Blocks: matrix; threads stride over a diagonal."""
+    """Mean and minimum of the diagonals, summed in a fixed order.
+
+    Blocks: matrix; threads stride over a diagonal.
+    """
     sums = cuda.shared.array(THREADS, np.float64)
     least = cuda.shared.array(THREADS, np.float64)
     counts = cuda.shared.array(THREADS, np.int64)
@@ -122,7 +125,7 @@ def _damping(hessians, percdamps, summary, dead):
 def _put_in_order(hessians, channels, reverse, summary, matrices):
     """Write the upper triangles of damped Hessians, and zeros below, which libraries load too.
 
-    Rows and columns are those of the channels, of each matrix or of all, from the last with `reverse`.
+    Rows and columns are in the order of `channels` [E or 1, K], from the last with `reverse`.
     Blocks: row, matrix; threads stride over the columns.
     """
     i, e = np.int64(cuda.blockIdx.x), np.int64(cuda.blockIdx.y)
@@ -141,7 +144,7 @@ def _put_in_order(hessians, channels, reverse, summary, matrices):
 
 @cuda.jit
 def _reverse_transposed(factors, infos, rows, uppers, summary):
-    """Write ``R = J U^T J``, and zeros below; and the minor, from those of panels of so many rows.
+    """Write ``R = J U^T J``, and zeros below; and the minor, from those of panels of `rows` rows.
 
     Threads: x along a row, y along a column of a tile. Blocks: tile, tile, matrix.
     """
@@ -169,7 +172,7 @@ def _reverse_transposed(factors, infos, rows, uppers, summary):
 
 @cuda.jit
 def _finish_summary(hessians, uppers, channels, dead, summary):
-    """Diagonals, and the least pivot of live channels over the mean, which `summary` has in its place.
+    """Diagonals, and the least pivot of live channels over the mean, which it replaces in `summary`.
 
     Blocks: matrix; threads stride over a diagonal.
     """

@@ -1,9 +1,9 @@
-"""Cholesky factor of one large matrix, and systems of one, in panels, most of it on tensor cores.
+"""Cholesky factor of one large matrix, and solutions with it, in panels, most of it on tensor cores.
 
-With the rows of panel p solved, ``U_pp^T U_p = A_p``, ``U_p^T U_p`` is taken off the rest. LAPACK's routine
-factors the blocks of the diagonal; the rest is taken off by the Hessian update's kernel, float32 as two
-float16 matrices. A column of U is nowhere larger than the root of its diagonal entry in A, which gives
-all panels one scale.
+With the rows of panel p solved, ``U_pp^T U_p = A_p``, ``U_p^T U_p`` is subtracted from the rest. LAPACK's
+routine factors the blocks of the diagonal; the Hessian update's kernel subtracts, float32 as two float16
+matrices. No entry of a column of U exceeds the root of the column's diagonal entry in A, which gives all
+panels one scale.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ THREADS = 256
 
 
 def factor_upper(matrix: Any, infos: Any) -> None:
-    """Overwrite the upper triangle of a float32 matrix by ``U``, ``A = U^T U``, on capability 9.0.
+    """Overwrite the upper triangle of a float32 matrix with ``U``, ``A = U^T U``, on capability 9.0.
 
     `infos`, int32 [panels], become 0 or the order of the leading minor of a panel that is not positive.
     """
@@ -53,9 +53,9 @@ def factor_upper(matrix: Any, infos: Any) -> None:
 
 
 def solve_rows(upper: Any, rows: Any) -> None:
-    """Overwrite float32 rows [M, K] by X, ``X (R R^T) = rows``, on capability 9.0.
+    """Overwrite float32 rows [M, K] with X, ``X (R R^T) = rows``, on capability 9.0.
 
-    What the panels that are solved take off the others are products of pairs of bfloat16.
+    Products of solved panels, subtracted from the others, are those of pairs of bfloat16.
     """
     size = len(upper)
     factor, solved = Pair.of(upper), Pair.empty((1, *rows.shape))
@@ -65,7 +65,7 @@ def solve_rows(upper: Any, rows: Any) -> None:
             target = rows[:, begin:end]
             others = (end, size) if transposed else (0, begin)
             if others[0] < others[1]:
-                # R^T has above its diagonal what R has below
+                # R^T is lower triangular: a column panel of it is a row panel of R
                 right = factor.rows(begin, end).columns(*others)
                 if not transposed:
                     right = factor.rows(*others).columns(begin, end)

@@ -1,13 +1,13 @@
 """AWQ: scales of input channels, and clipping, that lose least in a layer's outputs.
 
 Multiplying the channels that carry large activations by s, and dividing the layer's inputs by s,
-leaves the layer as it is but makes the grid finer where it matters. The division is folded into
-whatever produces the inputs.
+leaves the layer's function as it is but makes the grid finer where it matters. The division is folded
+into the layer that produces the inputs.
 
 Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration" (2023).
 The published search runs the layer on sampled inputs for each candidate; here the loss comes from
 the Hessian, ``trace(D H D^T)``: the same number, from all tokens, at a cost that does not depend on
-how many there were.
+their number.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def awq_scales(
 
     The candidates are the identity and ``s = a**r``, or with the weight term
     ``s = a**r / w**(1 - r)``, for r = 0, 1 / points, ..., each normalized to
-    ``max(s) * min(s) = 1``. ``w[j]`` is the mean over all rows of ``|W[i, j]|``, each over the
+    ``max(s) * min(s) = 1``. ``w[j]`` is the mean over all rows of ``|W[i, j]|``, each divided by the
     largest of its group.
 
-    CUDA arrays stay on their device, but for vectors [K]: the candidates are made on the host.
+    CUDA arrays stay on their device, except vectors [K]: the candidates are computed on the host.
 
     Parameters
     ----------
@@ -79,9 +79,9 @@ def awq_scales(
         Of the shared input, as `InputStatistics` collects it.
     magnitude : array [K]
         a, not negative: mean |x| as published (`InputStatistics.mean_abs`), max |x|
-        (`InputStatistics.max_abs`), or what `numbacalib.awq_channel_scores` returns.
+        (`InputStatistics.max_abs`), or the scores of `numbacalib.awq_channel_scores`.
     bits, group_size, symmetric, scale_dtype, element
-        As for `rtn`, by which each candidate is judged.
+        As for `rtn`, which rounds each candidate.
     weight_term : bool, default False
     points : int, default 20
         Exponents to try.
@@ -157,7 +157,7 @@ def awq_clip(
     points: int = 20,
     least: float = 0.5,
 ) -> QuantizedWeight[ArrayT]:
-    """Quantize a weight by rounding to nearest, each group clipped where its own output gains.
+    """Quantize a weight by rounding to nearest, with each group clipped to lose least in its own output.
 
     Group by group the largest magnitude that the grid spans shrinks in steps of ``1 / points``, as
     long as more than `least` of it is left, and the one with the least ``d H_gg d^T`` is kept, with d
@@ -168,7 +168,7 @@ def awq_clip(
     weight : array [M, K]
         Multiplied by its channel scales, if any.
     hessian : array [K, K]
-        Of the inputs that this weight meets, divided by the channel scales.
+        Of the inputs of this weight, divided by the channel scales.
     bits, group_size, symmetric, scale_dtype, element
         As for `rtn`.
     points : int, default 20

@@ -15,27 +15,27 @@ from numbacalib.runtime.finite import require_finite
 from numbacalib.spec.block_grid import BlockGrid, BlockScales
 
 LEAST_IMPORTANCE = 1e-6
-"""Weight of a channel at least, as a share of the row's mean: one that no token excited has a say, too."""
+"""Least importance of a channel, as a share of the row's mean: channels that no token excited count too."""
 
 
 def block_scales(weight: Any, grid: BlockGrid, importance: Any = None) -> BlockScales:
     """Find the scales and minima of a weight's blocks with little weighted squared error.
 
-    Found on the CPU, also for a weight on a device. ``scales, zeros = found.grids(grid)`` are what `gptq`
-    and `rtn` take.
+    They are found on the CPU, also for a weight on a device. ``scales, zeros = found.grids(grid)`` are
+    arguments of `gptq` and `rtn`.
 
     Parameters
     ----------
     weight : array [M, K], float16, bfloat16, float32 or float64
     grid : BlockGrid
-        Of whose values a block K is a multiple.
+        K must be a multiple of the values of its blocks.
     importance : array [K], [1, K] or [M, K], optional
         Weights of the errors, such as the mean square of each input channel.
 
     Returns
     -------
     BlockScales
-        NumPy arrays, as they are stored.
+        NumPy arrays, in the dtypes of the stored blocks.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def block_scales(weight: Any, grid: BlockGrid, importance: Any = None) -> BlockS
 
     Notes
     -----
-    The grids are those of ``ggml-quants.c`` of https://github.com/ggml-org/ggml; the search is our own.
+    The grids are those of ``ggml-quants.c`` of https://github.com/ggml-org/ggml; the search is not.
     """
     with arrays_of_one_device(weight=weight, importance=importance) as (weight, importance):
         rows, channels = checks.matrix("weight", weight, ("M", "K"))
@@ -63,7 +63,7 @@ def block_scales(weight: Any, grid: BlockGrid, importance: Any = None) -> BlockS
 
 
 def _positive(importance: Any) -> Any:
-    """Weights of errors around 1, all above 0, float32."""
+    """Return importances with a mean around 1, all above 0, float32."""
     mean = importance.mean(axis=1, keepdims=True)
     shares = np.where(mean > 0, importance / np.where(mean > 0, mean, 1), 1)
     return np.maximum(shares, LEAST_IMPORTANCE).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Non-uniform quantization: each row's weights to the nearest entry of a codebook of its own."""
+"""Non-uniform quantization: each row's weights to the nearest entries of the row's own codebook."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CodebookWeight:
 def codebook(weight: NDArray, *, bits: int, importance: NDArray | None = None) -> CodebookWeight:
     """Quantize a weight to the codebooks with the least weighted squared error, row by row.
 
-    NumPy arrays only: codebooks are found on the CPU.
+    It takes NumPy arrays only: codebooks are found on the CPU.
 
     Parameters
     ----------
@@ -46,8 +46,8 @@ def codebook(weight: NDArray, *, bits: int, importance: NDArray | None = None) -
     bits : int
         2 to 8: ``2 ** bits`` entries a row.
     importance : array [K] or [M, K], optional
-        Weights of the errors: Fisher information, which makes this the dense part of SqueezeLLM, or
-        the mean square of each input channel. Weights of importance 0 take the nearest entry.
+        Weights of the errors: Fisher information, as in the dense part of SqueezeLLM, or the mean
+        square of each input channel. Weights of importance 0 take the nearest entry.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def codebook(weight: NDArray, *, bits: int, importance: NDArray | None = None) -
     Notes
     -----
     Kim et al., "SqueezeLLM: Dense-and-Sparse Quantization" (2023), section 4.1, equation 4. They
-    approximate it with Lloyd's iterations; here it is solved (see `numbacalib.ops.kmeans`).
+    approximate it with Lloyd's iterations; here it is solved exactly (see `numbacalib.ops.kmeans`).
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Codes chosen again, on the grids that a weight has."""
+"""Coordinate descent over the codes of a quantized weight, on its own grids."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def descend_codes(
     passes: int = 1,
     percdamp: float = 0.01,
 ) -> QuantizedWeight[ArrayT]:
-    """Choose each code anew, column after column, while all others of its row stay.
+    """Choose each code again, column after column, while all others of its row stay.
 
-    For whatever method chose the codes, on integer grids of any kind. No row's ``trace(D H D^T)`` with the
-    damped Hessian rises. Scales may be refitted after it, and more passes made.
+    It takes codes of any method, on integer grids of any kind. No row's ``trace(D H D^T)`` with the damped
+    Hessian rises. Scales may be refitted after it, and more passes made.
 
     Parameters
     ----------
     weight : array [M, K]
-        What the codes are to stand for: the layer's weight, or its `propagated_target`.
+        Weight that the codes should stand for: the layer's, or its `propagated_target`.
     quantized : QuantizedWeight
     hessian : array [K, K]
     passes : int, default 1
-        Times that the columns are gone through; a row in which no code changes has its best.
+        Sweeps over the columns; a row in which one changes no code is done.
     percdamp : float, default 0.01
         Damping, as a fraction of the mean of the Hessian's diagonal: as in `gptq`.
 

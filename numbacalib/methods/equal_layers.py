@@ -1,4 +1,4 @@
-"""Equal layers with an input of their own each, such as experts, quantized together."""
+"""Quantization of equal layers, each with its own input, such as experts, together."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def quantize_each(
 ) -> list[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
     """Quantize and measure layers of one shape, each with its own inputs, such as experts.
 
-    On the CPU each is quantized on one thread, as many at a time as there are threads; on a GPU steps of
-    GPTQ are launches for many layers, as `gptq_batch` has them.
+    On the CPU each is quantized on one thread, as many at a time as there are threads; on a GPU each step
+    of GPTQ is one launch for many layers, by `gptq_batch`.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def quantize_each(
 def _in_one_launch(
     weights: Mapping[str, Any], statistics: Sequence[InputStatistics], settings: LayerSettings
 ) -> list[tuple[QuantizedWeight | CodebookWeight, LayerReport]]:
-    """Do what `quantize_each` does, by one `gptq_batch`."""
+    """Quantize by one `gptq_batch`, as `quantize_each`."""
     begin = time.perf_counter()
     options = searched_options(settings) | solver_options(settings)
     if settings.ranges == "weighted":
@@ -88,7 +88,7 @@ def _in_one_launch(
         for own in statistics:
             check_layer(own, settings, None)
         finite = [start_finite_check(f"{name}: weight", each) for name, each in weights.items()]
-        for require_finite_weight in finite:  # by name: the stack's own check has a number alone
+        for require_finite_weight in finite:  # by name: the stack's own check knows only an index
             require_finite_weight()
         hessians = _stacked([own.hessian for own in statistics])
         found = gptq_batch(_stacked(list(weights.values())), hessians, **options, shrinkage=shares)

@@ -1,4 +1,4 @@
-"""Experts: equal layers together, and those that saw few tokens."""
+"""Quantization of experts: equal layers together, and those that saw few tokens by a remedy."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Result = tuple[QuantizedWeight | CodebookWeight, LayerReport]
 class ExpertInputs(NamedTuple):
     """Statistics of the inputs of one expert's layer.
 
-    The functions are called for experts whose own tokens say too little.
+    The functions are called only for experts with too few tokens, or too few directions of them.
     """
 
     own: InputStatistics
-    """Statistics of the tokens that were routed to it, of which there may be none."""
+    """Statistics of the tokens that were routed to it, possibly none."""
     halves: Callable[[], tuple[InputStatistics, InputStatistics]]
     """Statistics of two halves of these tokens."""
     pooled: Callable[[], InputStatistics]
@@ -40,11 +40,11 @@ def quantize_experts(
     """Quantize one layer of each of several experts, together, from the tokens routed to each.
 
     An expert that no token reached, or whose tokens vary in too few directions (`LayerReport.low_rank`, or
-    fewer tokens than such directions), is solved in another way: from its own tokens with `shrinkage_for`,
-    or from all tokens of the layer, whichever loses less on its own tokens. Each half of these judges what
-    the other half's shrunk Hessian makes of the weight; with fewer than two tokens all tokens of the layer
-    it is. The report's `remedy` says "shrinkage" or "pooled", its tokens are the expert's own, and its
-    losses are of these, or of all where there are none.
+    fewer tokens than such directions), gets a remedy: it is solved from its own tokens with
+    `shrinkage_for`, or from all tokens of the layer, whichever loses less on its own tokens. Each half of
+    these measures the weight that the other half's shrunk Hessian gives. With fewer than two tokens, all
+    tokens of the layer are used. The report's `remedy` is "shrinkage" or "pooled", its tokens are the
+    expert's own, and its losses are on these, or on all if there are none.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Scales of FP4 formats, which are small floating-point numbers themselves."""
+"""Scales of FP4 formats, which are themselves small floating-point numbers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Fp4Scales(NamedTuple, Generic[ArrayT]):
     """Scales of a weight's groups as an FP4 format stores them."""
 
     scales: ArrayT
-    """float32 [M, G]: what a point of E2M1 is multiplied by."""
+    """float32 [M, G]: factors of the points of E2M1."""
     global_scale: np.float32 | None
-    """Number by which the scales are divided already, so that ``scales * global_scale`` are E4M3; None
+    """Number by which the scales are already divided, so that ``scales * global_scale`` are E4M3; None
     with MXFP4."""
 
 
@@ -38,10 +38,10 @@ def fp4_scales(
 ) -> Fp4Scales[ArrayT]:
     """Find the scales of a weight's groups as an FP4 format stores them.
 
-    They are what `gptq` and `rtn` take with ``element="e2m1"``. Without a search a group's scale lets its
-    largest weight be 6: with NVFP4 the nearest to that, with MXFP4 the least from which it is less than a
-    step away. A search tries the scales around that one, up to one and a half times as large or a third
-    smaller, or with MXFP4 one power of two more and less.
+    They are arguments of `gptq` and `rtn` with ``element="e2m1"``. Without a search a group's scale puts
+    its largest weight at 6: NVFP4 takes the nearest scale to that, MXFP4 the least with which the weight is
+    below 7. A search tries the scales around that one, up to 1.75 times as large or a third smaller, or
+    with MXFP4 one power of two more and less.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def fp4_scales(
     hessian : array [K, K], optional
         A group's loss in the search is ``d H_gg d^T``, with d its errors and ``H_gg`` its block.
     importance : array [K] or [M, K], optional
-        Weights of the squared errors of the search, in the place of a Hessian.
+        Weights of the squared errors of the search, instead of a Hessian.
     global_scale : float, optional
         With NVFP4: one for all weights that a runtime joins, such as q, k and v. By default the largest
         scale of the weight is the largest of E4M3.
@@ -88,7 +88,7 @@ def fp4_scales(
     if form not in FP4:
         raise ValueError(f"form: expected {' or '.join(FP4)}, got {form!r}")
     if hessian is not None and importance is not None:
-        raise ValueError("importance: expected None beside a Hessian")
+        raise ValueError("importance: expected None with a Hessian")
     kind = FP4[form]
     arrays = {"weight": weight, "hessian": hessian, "importance": importance}
     with arrays_of_one_device(**arrays) as (weight, hessian, importance):
@@ -108,7 +108,7 @@ def fp4_scales(
 
 
 def _divisor(weight: Any, kind: Fp4, given: float | None) -> np.float32:
-    """Global scale of a weight, 1 where the form has none."""
+    """Global scale of a weight; 1 if the form has none."""
     if given is not None:
         if not kind.global_scale:
             raise ValueError("global_scale: expected None with mxfp4, which has none")

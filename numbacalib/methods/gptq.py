@@ -30,7 +30,7 @@ from numbacalib.spec.grid import INTEGER
 from numbacalib.spec.range_search import RangeSearch
 
 BATCH_BYTES = 4 << 30
-"""Bytes of float32 Hessians that go through a GPU together, beside factors and couplings of that size."""
+"""Bytes of float32 Hessians that a GPU solves together, with factors and couplings of the same size."""
 
 
 def gptq(
@@ -71,7 +71,7 @@ def gptq(
         Input channels that share a scale; divides K. None is one scale a row.
     symmetric : bool, default False
     scale_dtype : dtype, default float16
-        What scales are stored in; codes are chosen against the rounded scales.
+        Dtype that stores the scales; codes are chosen against the rounded scales.
     search : RangeSearch, optional
         Clip each group's range where that loses less; by default the grid spans all its weights.
     importance : array [K] or [M, K], optional
@@ -79,19 +79,19 @@ def gptq(
     percdamp : float, default 0.01
         Damping, as a fraction of the mean of the Hessian's diagonal, 0 to 1e6.
     damping_tries : int, default 5
-        Factorisations to try: after one that fails, damping grows fourfold. 1 is to fail at once.
+        Factorisations to try: after each that fails, damping grows fourfold. With 1 a failure raises.
     shrinkage : float, default 0
         Share, 0 to 1, by which the Hessian moves toward its diagonal first: the remedy for fewer
         tokens than channels. See `numbacalib.methods.shrinkage_for`.
     act_order : "none", "desc" or "group_aware", default "none"
         Order of the columns: see `numbacalib.methods.order.column_orders`. With "desc" alone, groups
         are runs in that order and the result has a `g_idx`; with `static_groups`, or with
-        "group_aware", they stay as they are.
+        "group_aware", they stay runs of channels.
     static_groups : bool, default False
-        Find all scales from the weights as they come, before any is compensated.
+        Find all scales from the original weights, before any is compensated.
     scales, zeros : arrays [M, G], optional
         Grids that a format, or a caller, has fixed: scales in `scale_dtype`, of any sign but not 0, and
-        zeros as unsigned codes have them, uint8 or real numbers, none with `symmetric`.
+        zeros for unsigned codes, uint8 or real numbers, none with `symmetric`.
         ``value = (code - zero) * scale`` with codes in ``[0, 2 ** bits - 1]``.
     element : "int" or "e2m1", default "int"
         Kind of the codes: integers, or floating-point numbers of 4 bits on a symmetric grid, such as those
@@ -99,14 +99,14 @@ def gptq(
     signed : bool, default False
         Return codes and zeros less ``2 ** (bits - 1)``, int8, as some formats and kernels have them.
     out : sequence of three arrays or None, optional
-        Where to write codes [M, K], uint8 or int8, scales [M, G] in `scale_dtype`, and zeros [M, G] of
-        the codes' dtype, or float32 where given ones are real; C-contiguous, with memory of their own. What
-        is None is made.
+        Arrays for codes [M, K], uint8 or int8, scales [M, G] in `scale_dtype`, and zeros [M, G] of the
+        codes' dtype, or float32 if given ones are real; C-contiguous and not overlapping. Those that
+        are None are allocated.
     wait : bool, default True
-        False lets a call on a GPU return before the device is done,
-        without a report, after one factorisation.
-        `QuantizedWeight.check` then waits, and raises what the call would have raised about values: the
-        codes are valid once it did not raise. On NumPy arrays it changes nothing.
+        False lets a call on a GPU return before the device is done, without a report, after one
+        factorisation. `QuantizedWeight.check` then waits, and raises the errors about values that the
+        call would have raised: the codes are valid once it did not raise. On NumPy arrays it changes
+        nothing.
 
     Returns
     -------
@@ -128,7 +128,7 @@ def gptq(
 
     Examples
     --------
-    Inputs that go together let the second 3.4 make up for the first:
+    Correlated inputs let the second 3.4 make up for the first:
 
     >>> import numpy as np
     >>> from numbacalib.methods import gptq
@@ -180,12 +180,12 @@ def gptq_shared(
     zeros: Mapping[str, ArrayT] | None = None,
     element: str = INTEGER,
 ) -> dict[str, QuantizedWeight[ArrayT]]:
-    """Quantize layers that share an input, and so a Hessian, which is factored once, as `gptq` does each.
+    """Quantize layers that share an input, and so a Hessian, which is factored once, each as by `gptq`.
 
     Parameters
     ----------
     weights : mapping of str to array [M_i, K]
-        Of one dtype. Errors name a weight by its key, which is not "hessian" or "importance".
+        Of one dtype. Errors name a weight by its key, which must not be "hessian" or "importance".
     hessian : array [K, K]
     bits, group_size, symmetric, scale_dtype, search
         As in `gptq`.
@@ -260,11 +260,11 @@ def gptq_batch(
     out: Sequence[ArrayT | None] | None = None,
     wait: bool = True,
 ) -> list[QuantizedWeight[ArrayT]]:
-    """Quantize layers of one shape, such as a model's experts, each with its own Hessian, as `gptq` does.
+    """Quantize layers of one shape, such as a model's experts, each with its own Hessian, as by `gptq`.
 
-    On a GPU every step is one launch for many layers, which together keep it busy where one alone does
-    not; as many at a time as `BATCH_BYTES` hold. On the CPU each layer is solved on one thread, as many at
-    a time as there are threads: `numbacalib.runtime.alone`.
+    On a GPU every step is one launch for many layers, as many as `BATCH_BYTES` hold, since one alone does
+    not keep it busy. On the CPU each layer is solved on one thread, as many at a time as there are
+    threads: `numbacalib.runtime.alone`.
 
     Parameters
     ----------
@@ -348,7 +348,7 @@ def gptq_batch(
             )
             stack = hessian[first * channels : last * channels].reshape(-1, channels, channels)
             names = [f"hessians[{e}]" for e in range(first, last)]
-            # a GPU looks at all values beside its first layers
+            # a GPU checks all values while it solves the first layers
             own_checks = {} if first else unchecked
             layers = Layers(weight[run], stack, [rows] * (last - first), names, own_checks)
             own_solver = replace(solver, shrinkage=shares[first:last])
@@ -372,7 +372,7 @@ def _importance_of_rows(importance: Any, count: int, rows: int, channels: int) -
 def _joined_grids(
     name: str, grids: Mapping[str, ArrayT] | None, weights: Sequence[str]
 ) -> ArrayT | None:
-    """Return given scales or zeros of weights as those of their rows together."""
+    """Join the given scales or zeros of several weights, rows below rows."""
     if grids is None:
         return None
     if missing := [weight for weight in weights if weight not in grids]:
@@ -391,5 +391,5 @@ def _stack_of_rows(name: str, stack: Any, count: int) -> Any:
         expected = f"[{count}, M, {last}]"
         raise ValueError(f"{name}: expected shape {expected}, got {list(stack.shape)}")
     if name.startswith("out"):
-        checks.contiguous(name, stack)  # else its rows would be a copy
+        checks.contiguous(name, stack)  # otherwise its rows would be a copy
     return stacked_rows(stack)

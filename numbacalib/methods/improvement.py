@@ -20,9 +20,9 @@ _ARRAYS = "codes", "scales", "zeros"
 def improved(
     targets: Sequence[Any], found: Sequence[Any], hessian: Any, settings: LayerSettings
 ) -> list[Any]:
-    """Refit grids and choose codes anew, as the settings say; codebooks come back as they are.
+    """Refit grids and choose codes again, by the settings; codebooks are returned unchanged.
 
-    Layers have one input, and go together: rows are independent.
+    The layers share one input and are processed together, since rows are independent.
     """
     if not settings.refits and not settings.descents:
         return list(found)
@@ -47,8 +47,8 @@ def _improved(
 ) -> QuantizedWeight:
     """Improve one layer.
 
-    Codes are chosen with the Hessian that GPTQ had, shrunk and damped, and grids, which have few numbers to
-    fit, with the Hessian as it is. More refits, one after each pass, lose hardly less.
+    Codes are chosen with the Hessian that GPTQ had, shrunk and damped; grids, which have few parameters,
+    with the original one. More refits, one after each pass, hardly reduce the loss.
     """
     refit = settings.refit_of_grid if settings.refits else None
     quantized = _refitted(target, quantized, hessian, refit)
@@ -64,7 +64,7 @@ def _improved(
 def _refitted(
     target: Any, quantized: QuantizedWeight, hessian: Any, refit: Refit | None
 ) -> QuantizedWeight:
-    """`refit_scales` of what a format lets change; None is nothing."""
+    """Refit the parts of the grid that a format lets change; None if there are none."""
     if refit is None:
         return quantized
     own = quantized.scales.dtype

@@ -1,4 +1,4 @@
-"""Settings by which a layer is quantized, and the report about it."""
+"""Settings of a layer's quantization, and the report about it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ METHODS = ("gptq", "rtn", "kmeans")
 RANGES = ("full", "mse", "weighted", "clip")
 TARGETS = ("layerwise", "propagated")
 PASSES = 3
-"""Passes over the codes with a propagated target: more gain hardly anything."""
+"""Passes over the codes with a propagated target: more hardly reduce the loss."""
 COARSE_NORM = 3.0
-"""Power of the range search at 2 bits, where both models of `benchmarks/quality.py` are nearer to the
-original with it than with 2.4."""
+"""Power of the range search at 2 bits: both models on which it was measured there were nearer to the
+original than with 2.4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class LayerSettings:
     """Settings of a linear layer's quantization; the names are those of `gptq` and `rtn`."""
 
     method: str = "gptq"
-    """"gptq", "rtn", or "kmeans" for `codebook`, whose codebooks are of whole rows: no group size,
-    grid or scales then."""
+    """"gptq", "rtn", or "kmeans" for `codebook`, whose codebooks are for whole rows, without group size,
+    grid or scales."""
     bits: int = 4
     group_size: int | None = 128
     """Input channels that share a scale; None is one scale a row."""
@@ -39,8 +39,8 @@ class LayerSettings:
     """Kind of the codes: "int", or "e2m1" for floating-point numbers of 4 bits on the symmetric grid."""
     scale_dtype: DTypeLike = np.float16
     find_grid: GridFinder | None = None
-    """Finds scales and zeros as a format stores them, before codes are chosen; by default they are those
-    of the integer grid, with scales in `scale_dtype`."""
+    """Function that finds scales and zeros as a format stores them, before codes are chosen; by default
+    they are those of the integer grid, with scales in `scale_dtype`."""
     ranges: str = "full"
     """Span of a group's grid: all its weights ("full"); the part with the least error ("mse"), or
     the least error weighted by each channel's mean square input or by an importance ("weighted"), by
@@ -48,40 +48,40 @@ class LayerSettings:
     ("clip", `awq_clip`). Codebooks weigh their errors with "weighted", and do not with "full"."""
     full_range: bool | None = False
     """True to let the largest weight of a symmetric group fall on the longer side of its grid, by scales of
-    either sign, with any ranges but "clip". None is True with gptq, where no format fixes the grid."""
+    either sign, with any ranges but "clip". None is True with gptq, if no format fixes the grid."""
     range_norm: float | None = None
-    """Power of the errors that `RangeSearch` sums, with the ranges "mse" and "weighted". None is its own,
-    but `COARSE_NORM` at 2 bits, where a large error costs more than its square says."""
+    """Power of the errors that `RangeSearch` sums, with the ranges "mse" and "weighted". None is its
+    default, but `COARSE_NORM` at 2 bits, where a large error costs more than its square."""
     target: str = "layerwise"
-    """Weight that the codes stand for: the layer's own ("layerwise"), or one that also repairs what the
-    quantized layers before spoilt ("propagated", `propagated_target`), from statistics that have the
+    """Weight that the codes stand for: the layer's own ("layerwise"), or one that also compensates errors
+    of the quantized layers before ("propagated", `propagated_target`), from statistics that include the
     original model's inputs."""
     target_strength: float = 0.375
     """Strength of the propagated target, 0 to 1. More fits the calibration text better, and other texts
     worse unless there is a lot of it."""
     refit: bool | None = False
     """True to solve for the scales, and the zeros, once the codes are known: `refit_scales`. None is True
-    with a propagated target, where the format lets them change."""
+    with a propagated target, if the format lets them change."""
     passes: int | None = 0
-    """Times that each code is chosen anew while the others of its row stay, `descend_codes`, once all are
-    known; scales are refitted before and after, where they are. None is `PASSES` with a propagated target,
-    but 0 for codebooks and floating-point codes."""
+    """Passes in which each code is chosen again while the others of its row stay, `descend_codes`, once
+    all are known; refits come before and after. None is `PASSES` with a propagated target, but 0 for
+    codebooks and floating-point codes."""
     percdamp: float = 0.01
     damping_tries: int = 5
     shrinkage: float | None = 0.0
-    """None is what `shrinkage_for` finds."""
+    """None is the share that `shrinkage_for` finds."""
     act_order: str = "none"
     static_groups: bool = False
 
     def calibrated(self, importance: bool = False) -> bool:
-        """Return whether a layer needs statistics of its inputs, with or without an `importance` given."""
+        """Return whether a layer needs statistics of its inputs; `importance` says if one is given."""
         weighted = self.ranges == "weighted" and not importance
         solved = bool(self.refit or self.passes) or self.target == "propagated"
         return self.method == "gptq" or weighted or self.ranges == "clip" or solved
 
     @property
     def refits(self) -> bool:
-        """True where scales are solved for once the codes are known."""
+        """True if scales are solved for once the codes are known."""
         if self.refit is not None:
             return self.refit
         free = self.refit_of_grid is not None and self.method != "kmeans"
@@ -97,7 +97,7 @@ class LayerSettings:
 
     @property
     def spans_longer_side(self) -> bool:
-        """True where a symmetric grid has its full range."""
+        """True if a symmetric grid has its full range."""
         if self.full_range is not None:
             return self.full_range
         free = self.find_grid is None and self.element == INTEGER
@@ -105,7 +105,7 @@ class LayerSettings:
 
     @property
     def refit_of_grid(self) -> Refit | None:
-        """Parts of the grid that a refit may change; None where the format fixes it."""
+        """Parts of the grid that a refit may change; None if the format fixes it."""
         if self.element != INTEGER:
             return None
         if self.find_grid is not None:
@@ -114,7 +114,7 @@ class LayerSettings:
 
     @property
     def search(self) -> RangeSearch | None:
-        """The search of a group's range; None where the grid spans all its weights."""
+        """The search of a group's range; None if the grid spans all its weights."""
         found = RangeSearch(full_range=self.spans_longer_side)
         if self.ranges not in ("mse", "weighted"):
             return found._replace(points=1) if self.spans_longer_side else None
@@ -123,7 +123,7 @@ class LayerSettings:
         return found._replace(norm=COARSE_NORM) if self.bits == 2 else found
 
     def check(self) -> None:
-        """Check every setting for type and range, and that they go together.
+        """Check the type and range of every setting, and that the settings fit together.
 
         Raises
         ------
@@ -166,7 +166,7 @@ class LayerSettings:
             self.check_fixed()
 
     def check_fixed(self) -> None:
-        """Check that nothing changes the scales of a grid that a format fixes before codes are chosen.
+        """Check that no setting changes the scales of a grid that a format fixes before codes are chosen.
 
         Raises
         ------
@@ -200,14 +200,14 @@ class LayerReport:
     """Share of the weights that lie more than a step past the ends of their grid."""
     tokens: int | None = None
     full_rank: bool | None = None
-    """True where there were at least as many tokens as live channels."""
+    """True if there were at least as many tokens as live channels."""
     dead: int | None = None
     """Channels that no token excited."""
     effective_rank: float | None = None
-    """Number of independent channels that would vary as much as the inputs do, at most K; by GPTQ alone."""
+    """Number of independent channels that would vary as much as the inputs, at most K; GPTQ only."""
     loss: float | None = None
-    """Squared error of the layer's outputs, `output_loss`: with a propagated target to those that the
-    original layer has of its original inputs."""
+    """Squared error of the layer's outputs, `output_loss`: with a propagated target to those of the
+    original layer on its original inputs."""
     rtn_loss: float | None = None
     """The same for round-to-nearest on the full range."""
     shrinkage: float | None = None
@@ -218,15 +218,15 @@ class LayerReport:
     stored_bytes: int | None = None
     """Bytes of the layer's packed tensors."""
     remedy: str | None = None
-    """Remedy for an expert whose own tokens said too little: see `quantize_experts`."""
+    """Remedy for an expert with too few tokens of its own: see `quantize_experts`."""
 
     @property
     def fell_back(self) -> bool:
-        """True where the layer took more damping than was asked for."""
+        """True if the layer needed more damping than its setting."""
         return self.tries is not None and self.tries > 1
 
     @property
     def low_rank(self) -> bool:
-        """True where the inputs vary in too few directions for the layer, however many the tokens."""
+        """True if the inputs vary in too few directions for the layer, for any number of tokens."""
         live = self.shape[1] - (self.dead or 0)
         return self.effective_rank is not None and self.effective_rank < LEAST_RANK * live

@@ -1,4 +1,4 @@
-"""Arguments of the methods, as a layer's settings have them."""
+"""Arguments of the methods, from a layer's settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numbacalib.statistics import InputStatistics
 
 
 def grid_options(settings: LayerSettings) -> dict[str, Any]:
-    """Return the grid's settings, by the names that all methods have for them."""
+    """Return the grid's settings, by the argument names of all methods."""
     return {
         "bits": settings.bits,
         "group_size": None if settings.method == "kmeans" else settings.group_size,
@@ -21,13 +21,13 @@ def grid_options(settings: LayerSettings) -> dict[str, Any]:
 
 
 def searched_options(settings: LayerSettings) -> dict[str, Any]:
-    """Return the grid's settings, and the search of its ranges where they are searched."""
+    """Return the grid's settings, with the search of its ranges if there is one."""
     search = {} if settings.search is None else {"search": settings.search}
     return grid_options(settings) | search
 
 
 def share_for(statistics: InputStatistics, settings: LayerSettings) -> float:
-    """Return the share by which a Hessian is to be shrunk."""
+    """Return the share by which to shrink a Hessian."""
     if settings.shrinkage is None:
         damping = settings.percdamp, settings.damping_tries
         tokens = distinct_tokens(statistics.hessian, statistics.tokens, *damping)
@@ -36,7 +36,7 @@ def share_for(statistics: InputStatistics, settings: LayerSettings) -> float:
 
 
 def solver_options(settings: LayerSettings) -> dict[str, Any]:
-    """Return the options of GPTQ alone by their names there, without the shrinkage."""
+    """Return the options that only GPTQ has, by its argument names, without the shrinkage."""
     return {
         "percdamp": settings.percdamp,
         "damping_tries": settings.damping_tries,

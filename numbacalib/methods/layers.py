@@ -1,4 +1,4 @@
-"""Layers by any method, each with a report of how it went."""
+"""Quantization of layers by any method, each with a report."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def quantize_layer(
         For the report, for errors and for the log.
     weight : array [M, K], float16, bfloat16, float32 or float64
     statistics : InputStatistics or None
-        Of the layer's inputs. None is for methods that need none, which then measure no loss.
+        Of the layer's inputs. None is for methods that need none; no loss is measured then.
     settings : LayerSettings
     importance : array [K] or [M, K], optional
         Weights of the errors with the ranges "weighted", instead of the mean squares of the inputs:
-        Fisher information, or what an importance file has.
+        Fisher information, or the contents of an importance file.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def quantize_layers(
 ) -> list[tuple[QuantizedWeight[ArrayT] | CodebookWeight, LayerReport]]:
     """Quantize layers that have one input, such as a block's q, k and v, and measure each.
 
-    What depends on the input alone, such as the factor of GPTQ's Hessian, is found once.
+    Results that depend on the input alone, such as the factor of GPTQ's Hessian, are computed once.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def solve(
     """Quantize named layers from their weights and statistics alone, one after the other.
 
     With `load_weights` and `load_statistics` this needs neither the model nor the text again,
-    whatever the bits, groups and method.
+    for any bits, groups and method.
 
     Parameters
     ----------
@@ -280,7 +280,7 @@ def _alone(
     settings: LayerSettings,
     options: Mapping[str, Any],
 ) -> QuantizedWeight | CodebookWeight:
-    """Quantize a layer by a method that has nothing to share."""
+    """Quantize a layer by a method whose layers share no work."""
     if settings.method == "kmeans":
         return codebook(target, bits=settings.bits, importance=options.get("importance"))
     if statistics is not None and settings.ranges == "clip":
@@ -289,7 +289,7 @@ def _alone(
 
 
 _FIXED = ("scales", "zeros")
-"""Options that are of one weight alone, where a format fixes its grid."""
+"""Options that each weight has for itself, if a format fixes its grid."""
 
 
 def _found_grids(
@@ -298,7 +298,7 @@ def _found_grids(
     options: Mapping[str, dict[str, Any]],
     hessian: Any,
 ) -> list[FoundGrids]:
-    """Find scales and zeros as a format fixes them; in `options` they take the place of a search."""
+    """Find scales and zeros as a format fixes them; in `options` they replace the search."""
     reach = [to_host(magnitude_max(each, np.dtype(np.float32))) for each in targets.values()]
     largest = float(np.max([own.max() for own in reach]))
     grids = []
@@ -319,7 +319,7 @@ def _gptq(
     settings: LayerSettings,
     options: Mapping[str, dict[str, Any]],
 ) -> tuple[list[QuantizedWeight], dict[str, Any]]:
-    """Quantize by GPTQ, together where the layers may share; `options` are each one's grid and search."""
+    """Quantize by GPTQ, together if the layers can share; `options` are each one's grid and search."""
     solver = solver_options(settings) | {"shrinkage": settings.shrinkage}
     first, *others = options.values()
     alike = [key for key in first if key not in _FIXED]

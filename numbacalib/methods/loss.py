@@ -23,18 +23,18 @@ def proxy_loss(
 ) -> float:
     """``trace(D H D^T)``, ``D = W - Q``: the squared error of the layer's outputs.
 
-    With the Hessian ``2 / N * X^T X`` this is exactly ``2 / N * ||X D^T||^2``, whatever the number of
-    tokens, and costs one product of [M, K] by [K, K].
+    With the Hessian ``2 / N * X^T X`` this is exactly ``2 / N * ||X D^T||^2``, and costs one product of
+    [M, K] by [K, K] for any number of tokens.
 
     Parameters
     ----------
     weight : array [M, K], float16, bfloat16, float32 or float64
-        Magnitudes of the errors that float32 holds.
+        Its errors must be of magnitudes that float32 holds.
     quantized : QuantizedWeight or CodebookWeight
     hessian : array [K, K]
     channel_scales : array [K], optional
-        What `weight` was multiplied by, channel by channel, where the layer's inputs are divided by
-        it and the Hessian is that of the inputs before: ``D = (W - Q) / s``.
+        Factors of the channels of `weight`, if the layer's inputs are divided by them and the Hessian is
+        that of the undivided inputs: ``D = (W - Q) / s``.
 
     Returns
     -------
@@ -113,13 +113,13 @@ def start_clipped_share(weight: Array, quantized: QuantizedWeight) -> Callable[[
 
 
 def require_layer(weight: Any, codes: Any, hessian: Any) -> np.dtype:
-    """Check a layer, as kernels take it, and that it is finite; return the dtype that its sums need."""
+    """Check a layer's shapes, and that it is finite; return the dtype of its sums."""
     channels = codes.shape[1]
     checks.matrix("weight", weight, tuple(codes.shape))
     checks.matrix("hessian", hessian, (channels, channels))
     arrays = {"weight": weight, "hessian": hessian}
     for check in [start_finite_check(name, array) for name, array in arrays.items()]:
-        check()  # a GPU is waited for once both are under way
+        check()  # waits for a GPU once both checks have started
     return checks.result_dtype(weight, hessian)
 
 
@@ -129,7 +129,7 @@ def errors_of(weight: Any, quantized: QuantizedWeight) -> Any:
 
 
 def _check_shape(weight: Any, quantized: Any) -> None:
-    """Raise a ValueError if a quantized weight does not have the shape of the weight it was made from."""
+    """Raise a ValueError if a quantized weight does not have the shape of its original weight."""
     if tuple(quantized.codes.shape) != tuple(weight.shape):
         raise ValueError(
             f"quantized: expected shape {list(weight.shape)}, got {list(quantized.codes.shape)}"

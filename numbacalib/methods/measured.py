@@ -1,4 +1,4 @@
-"""Reports of layers: what a quantized weight loses, and what its inputs were like."""
+"""Reports of layers: losses of a quantized weight, and figures of its inputs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Layer(NamedTuple):
     weight: Any
     """[M, K]."""
     target: Any
-    """[M, K], to which its codes were chosen."""
+    """[M, K], which its codes approximate."""
     statistics: InputStatistics | None
 
 
@@ -42,7 +42,7 @@ def reported(
     measured: Mapping[str, Any],
     seconds: float,
 ) -> tuple[QuantizedWeight | CodebookWeight, LayerReport]:
-    """Measure a quantized layer and report on it, with what was `measured`, and took `seconds`, before."""
+    """Measure a quantized layer and report on it, adding earlier figures `measured` and `seconds`."""
     begin = time.perf_counter()
     figures: dict[str, Any] = {}
     if isinstance(quantized, QuantizedWeight) and quantized.report is not None:
@@ -75,7 +75,7 @@ def reported(
 
 @contextmanager
 def named(names: Iterable[str]) -> Iterator[None]:
-    """Prefix errors with the first of the layers' names, unless they begin with one already."""
+    """Prefix errors with the first of the layers' names, unless they already begin with one."""
     try:
         yield
     except (ValueError, TypeError, np.linalg.LinAlgError) as error:
@@ -95,9 +95,9 @@ def figures_of_inputs(statistics: InputStatistics) -> dict[str, Any]:
 def _measured(
     layer: Layer, quantized: QuantizedWeight | CodebookWeight, settings: LayerSettings
 ) -> dict[str, Any]:
-    """Measure a quantized layer by the report's names."""
+    """Measure a quantized layer; return figures by their names in the report."""
     measured: dict[str, Any] = {}
-    clipped = losses = None  # a GPU is waited for once all is under way
+    clipped = losses = None  # all measurements start before the first wait for a GPU
     if isinstance(quantized, QuantizedWeight):
         clipped = start_clipped_share(layer.target, quantized)
     if layer.statistics is not None:

@@ -20,7 +20,7 @@ def column_orders(diagonals: Any, act_order: str, group_size: int) -> ColumnOrde
     Channels that are quantized early have more others left to compensate them, so the ones with the
     largest inputs, by the Hessians' diagonals [E, K], go first.
 
-    - ``"none"``: as they come, for which there is no order.
+    - ``"none"``: natural order, returned as None.
     - ``"desc"``: falling diagonal (the `desc_act` of the code that came with Frantar et al., 2022).
     - ``"group_aware"``: groups by their largest entry, and channels within each group, both falling;
       each group stays a run (Gafni et al., "Dual Precision Quantization for Efficient and Accurate

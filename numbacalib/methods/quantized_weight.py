@@ -1,4 +1,4 @@
-"""A quantized weight as arrays, before any file format: NumPy's, or on a CUDA device."""
+"""A quantized weight as arrays, NumPy's or on a CUDA device, independent of file formats."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class QuantizedWeight(Generic[ArrayT]):
     """Codes and grids of one linear layer's weight [M, K].
 
     ``weight[i, j] = (codes[i, j] - zeros[i, g]) * scales[i, g]`` with ``g = g_idx[j]``, or
-    ``j // group_size`` where `g_idx` is None. Codes and zeros are unsigned on both grids: symmetric
-    ones are the signed codes plus ``2 ** (bits - 1)``, which is also their zero. Where signed ones were
-    asked for, both have that much less; formats take unsigned ones. With the element "e2m1" a code stands
-    for a floating-point number, and zeros are 0.
+    ``j // group_size`` if `g_idx` is None. Codes and zeros are unsigned on both grids: symmetric ones are
+    the signed codes plus ``2 ** (bits - 1)``, which is also their zero. With ``signed=True`` both are less
+    by that number; formats take unsigned ones. With the element "e2m1" a code stands for a floating-point
+    number, and zeros are 0.
     """
 
     codes: ArrayT
@@ -41,21 +41,21 @@ class QuantizedWeight(Generic[ArrayT]):
     scales: ArrayT
     """[M, G], in the dtype in which they are stored."""
     zeros: ArrayT
-    """[M, G], uint8, or float32 where the grid has real ones; signed ones int8."""
+    """[M, G], uint8, or float32 if the grid has real ones; signed ones int8."""
     bits: int
     group_size: int
-    """Input channels that share a scale: K where a whole row does."""
+    """Input channels that share a scale: K for one scale a row."""
     symmetric: bool
     g_idx: NDArray[np.int64] | None = None
-    """Group of each input channel, [K] on the host, where groups are not runs of channels."""
+    """Group of each input channel, [K] on the host, if groups are not runs of channels."""
     report: GptqReport | None = field(default=None, compare=False)
-    """Report of GPTQ, where it chose the codes and was waited for; None with other methods."""
+    """Report of GPTQ, if it chose the codes and the call waited; otherwise None."""
     element: str = INTEGER
     """Kind of the codes: "int" or "e2m1"."""
     global_scale: float | None = None
-    """Number by which the scales are divided already, where a format stores it for the whole tensor."""
+    """Number by which the scales are already divided, if a format stores one for the whole tensor."""
     checks: Sequence[Callable[[], None]] = field(default=(), compare=False, repr=False)
-    """Checks under way on a device: see `check`."""
+    """Checks in progress on a device: see `check`."""
 
     @property
     def group_of(self) -> NDArray[np.int64]:
@@ -65,7 +65,7 @@ class QuantizedWeight(Generic[ArrayT]):
         return group_indices(self.codes.shape[1], self.group_size)
 
     def __eq__(self, other: object) -> bool:
-        """Compare codes, grids and groups to the bit, on whichever device; reports may differ."""
+        """Compare codes, grids and groups to the bit, on any device; reports may differ."""
         if not isinstance(other, QuantizedWeight):
             return NotImplemented
         mine, theirs = self.to_host(), other.to_host()
@@ -76,14 +76,14 @@ class QuantizedWeight(Generic[ArrayT]):
         )
 
     def check(self) -> None:
-        """Wait for the checks that a call with ``wait=False`` left, and raise what it would have raised.
+        """Wait for the checks that a call with ``wait=False`` left, and raise their errors.
 
         Raises
         ------
         ValueError
-            If a value was not finite, a scale 0, or one is too large for its dtype.
+            If a value is not finite, or a scale is 0 or too large for its dtype.
         numpy.linalg.LinAlgError
-            If the damped Hessian was not positive definite.
+            If the damped Hessian is not positive definite.
         """
         for check in self.checks:
             check()
@@ -97,7 +97,7 @@ class QuantizedWeight(Generic[ArrayT]):
     def dequantize(self, dtype: DTypeLike = np.float32) -> ArrayT:
         """Return the weights that the codes stand for, [M, K], computed in float32.
 
-        `dtype` is one of the four that weights come in, as NumPy, ml_dtypes or torch have it, or its name.
+        `dtype` is one of the four dtypes of weights, of NumPy, ml_dtypes or torch, or its name.
         """
         target = checks.float_dtype("dtype", dtype)
         with arrays_of_one_device(codes=self.codes, scales=self.scales, zeros=self.zeros) as arrays:

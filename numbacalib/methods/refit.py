@@ -1,4 +1,4 @@
-"""Scales and zeros refitted to the codes that a method chose."""
+"""Refit of scales and zeros to the codes that a method chose."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from numbacalib.spec.zero_refit import GroupMoments
 
 ZEROS = "kept", "integers", "biases"
 LEAST_SHARE = 1e-6
-"""Damping of the Hessian of whole groups' offsets: what float32 products of it leave open."""
+"""Damping of the Hessian of the groups' offsets: about the rounding of its float32 products."""
 
 
 def refit_scales(
@@ -35,21 +35,21 @@ def refit_scales(
     zeros: str = "kept",
     least_zero: int = 0,
 ) -> QuantizedWeight[ArrayT]:
-    """Refit each row's scales, and zeros if asked, to lose least with the codes that it has.
+    """Refit each row's scales, and optionally zeros, to lose least with the given codes.
 
-    For whatever method chose the codes, on either grid, with groups of any kind. A row's scales are
-    solved together, rounded to the dtype in which they are stored, and taken where ``trace(D H D^T)``
-    falls then; so the loss never rises.
+    It takes codes of any method, on either grid, with groups of any kind. A row's scales are solved
+    together, rounded to the dtype in which they are stored, and taken only if ``trace(D H D^T)`` then
+    falls; so the loss never rises.
 
     Parameters
     ----------
     weight : array [M, K]
-        What the codes are to stand for: the layer's weight, or its `propagated_target`.
+        Weight that the codes should stand for: the layer's, or its `propagated_target`.
     quantized : QuantizedWeight
     hessian : array [K, K]
     zeros : "kept", "integers" or "biases", default "kept"
         Zeros stay; or each group also takes the integer that loses least; or real zeros are solved for
-        together with the scales, where a format stores the bias ``-zero * scale`` in the dtype of the
+        together with the scales, for formats that store the bias ``-zero * scale`` in the dtype of the
         scales.
     least_zero : int, default 0
         The least integer that a format stores.
@@ -57,8 +57,8 @@ def refit_scales(
     Returns
     -------
     QuantizedWeight
-        The same codes, with the scales and zeros of each row that lose less. With "biases" zeros are
-        float32.
+        The same codes, with new scales and zeros in the rows that lose less with them. With "biases"
+        zeros are float32.
 
     Raises
     ------
@@ -72,10 +72,9 @@ def refit_scales(
     -----
     arXiv 2602.02126 solves for the scale of a channel; with G groups it is a system of G equations a row:
     see `numbacalib.spec.scale_refit`. It costs ``M K^2`` operations, about as much as GPTQ itself. Real
-    zeros let each group move by an offset, which takes from the Hessian what offsets can make up for:
-    with u a column of ones for each group, the scales are solved for with
-    ``H - H u (u^T H u)^-1 u^T H``, and the offsets follow. Integer zeros are searched,
-    `numbacalib.spec.zero_refit`, between two such solutions.
+    zeros let each group move by an offset, which is eliminated first: with u a column of ones for each
+    group, the scales are solved for with ``H - H u (u^T H u)^-1 u^T H``, and the offsets follow. Integer
+    zeros are searched, `numbacalib.spec.zero_refit`, between two such solutions.
 
     Examples
     --------
@@ -113,7 +112,7 @@ def refit_scales(
             found = _with_integers(weight, grid, hessian, least_zero)
         else:
             found = _with_scales(weight, grid, hessian)
-        # zeros that stay are the caller's own array, not what kernels take of it
+        # return zeros that stay as the caller's own array, not as the kernels' view of it
         stay = found.zeros is old_zeros
         return replace(
             quantized, scales=found.scales, zeros=quantized.zeros if stay else found.zeros
@@ -131,7 +130,7 @@ def _with_scales(weight: Any, quantized: QuantizedWeight, hessian: Any) -> Quant
 
 @dataclass(frozen=True)
 class _Offsets:
-    """Moments of whole groups' offsets: with u [K, G] ones where a channel is in a group."""
+    """Moments of the groups' offsets, with u [K, G] 1 where a channel is in a group, else 0."""
 
     sums: Any
     """``H u``, [K, G]."""
@@ -142,7 +141,7 @@ class _Offsets:
 
     @classmethod
     def of(cls, hessian: Any, groups: int) -> _Offsets:
-        """Form them for runs of channels."""
+        """Compute the moments for groups that are runs of channels."""
         columns = np.repeat(np.eye(groups, dtype=hessian.dtype), len(hessian) // groups, axis=0)
         sums = product(hessian, from_host(columns, hessian))
         rows = from_host(np.ascontiguousarray(columns.T), hessian)
@@ -168,7 +167,7 @@ def _with_biases(weight: Any, quantized: QuantizedWeight, hessian: Any) -> Quant
     made_up = product(solve_rows(factor, offsets.sums), offsets.rows)
     solved = _with_scales(weight, quantized, weighted_sum(hessian, made_up, 1.0, -1.0))
     pulls = product(errors_of(weight, solved), offsets.sums)
-    moved = to_host(solve_rows(factor, pulls)).astype(np.float64)  # what offsets add to values
+    moved = to_host(solve_rows(factor, pulls)).astype(np.float64)  # offsets of the values
     scales = to_host(solved.scales).astype(np.float64)
     with np.errstate(over="ignore"):  # a row with an infinite bias does not lose less
         biases = (moved - to_host(quantized.zeros) * scales).astype(solved.scales.dtype)

@@ -1,4 +1,4 @@
-"""Weights on their grids, for every method: scales, nearest points, and what is stored."""
+"""Rounding to grids, for every method: scales, nearest points, and conversion to stored dtypes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rounded(
 ) -> QuantizedWeight:
     """Round each weight to the nearest point of its group's grid, given or found.
 
-    With checks for `later`, nothing is waited for: they are the result's, with its own.
+    With checks for `later`, the call does not wait: the result has these checks and its own.
     """
     if scales is None:
         scales, zeros = find_scales(weight, settings)
@@ -63,10 +63,10 @@ def stored_runs(
     g_idx: Sequence[NDArray[np.int64] | None],
     settings: GridSettings,
 ) -> tuple[list[QuantizedWeight], Callable[[], None]]:
-    """Convert what was found for runs of this many rows to the dtypes in which it is stored.
+    """Convert codes and grids of runs of `rows` rows to the dtypes in which they are stored.
 
-    `g_idx` are, for each run, the groups of the channels where they are not runs of channels. The
-    function that comes with the weights raises if a scale is too large for its dtype.
+    `g_idx` has, for each run, the groups of the channels, or None if groups are runs of channels. The
+    function that is returned too raises if a scale is too large for its dtype.
     """
     if settings.fixed is not None:
         stored, require_finite_scales = list(settings.fixed), _nothing
@@ -86,7 +86,7 @@ def stored_runs(
 
 
 def _delivered(arrays: Sequence[Any], delivery: Delivery, bits: int) -> list[Any]:
-    """Return codes, scales and zeros in the form, and in the arrays, that a caller asked for."""
+    """Return codes, scales and zeros in the form, and in the arrays, that the caller requested."""
     less = -(1 << (bits - 1)) if delivery.signed else 0
     found = []
     for array, offset, out in zip(arrays, (less, 0, less), delivery.out, strict=True):
@@ -98,4 +98,4 @@ def _delivered(arrays: Sequence[Any], delivery: Delivery, bits: int) -> list[Any
 
 
 def _nothing() -> None:
-    """Check nothing: given grids were checked when they came."""
+    """Check nothing: given grids were checked with the arguments."""

@@ -54,7 +54,7 @@ def rtn(
         Input channels that share a scale; divides K. None is one scale a row.
     symmetric : bool, default False
     scale_dtype : dtype, default float16
-        What scales are stored in; codes are chosen against the rounded scales.
+        Dtype that stores the scales; codes are chosen against the rounded scales.
     search : RangeSearch, optional
         Clip each group's range where that loses less; by default the grid spans all its weights.
     importance : array [K] or [M, K], optional
@@ -62,7 +62,7 @@ def rtn(
         matrix), or Fisher information.
     scales, zeros : arrays [M, G], optional
         Grids that a format, or a caller, has fixed: scales in `scale_dtype`, of any sign but not 0, and
-        zeros as unsigned codes have them, uint8 or real numbers, none with `symmetric`.
+        zeros for unsigned codes, uint8 or real numbers, none with `symmetric`.
         ``value = (code - zero) * scale`` with codes in ``[0, 2 ** bits - 1]``.
     element : "int" or "e2m1", default "int"
         Kind of the codes: integers, or floating-point numbers of 4 bits on a symmetric grid, such as those
@@ -70,13 +70,13 @@ def rtn(
     signed : bool, default False
         Return codes and zeros less ``2 ** (bits - 1)``, int8, as some formats and kernels have them.
     out : sequence of three arrays or None, optional
-        Where to write codes [M, K], uint8 or int8, scales [M, G] in `scale_dtype`, and zeros [M, G] of
-        the codes' dtype, or float32 where given ones are real; C-contiguous, with memory of their own. What
-        is None is made.
+        Arrays for codes [M, K], uint8 or int8, scales [M, G] in `scale_dtype`, and zeros [M, G] of the
+        codes' dtype, or float32 if given ones are real; C-contiguous and not overlapping. Those that
+        are None are allocated.
     wait : bool, default True
-        False lets a call on a GPU return before the device is done.
-        `QuantizedWeight.check` then waits, and raises what the call would have raised about values: the
-        codes are valid once it did not raise. On NumPy arrays it changes nothing.
+        False lets a call on a GPU return before the device is done. `QuantizedWeight.check` then waits,
+        and raises the errors about values that the call would have raised: the codes are valid once it
+        did not raise. On NumPy arrays it changes nothing.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Grids and searches as the methods take them: checked before any work, the same for every method."""
+"""Settings of grids and searches, checked before any work, in one way for every method."""
 
 from __future__ import annotations
 
@@ -34,40 +34,40 @@ STORAGE = {"float16": SCALE_FLOAT16, "bfloat16": SCALE_BFLOAT16, "float32": SCAL
 """Rounding of scales by the grid, by the name of the dtype that stores them."""
 
 LEAST_UNFIT_ZERO = float(1 << 20)
-"""Bound of given zeros, in scales: far beyond any grid's codes, and within what float32 rounds exactly."""
+"""Bound of given zeros, in scales: far beyond any grid's codes, and in the domain of float32's `rint`."""
 
 
 class GridSettings(NamedTuple):
-    """A grid, how its scales are found, and what they are stored in."""
+    """A grid, the search for its scales, and the dtype that stores them."""
 
     grid: Grid
     group_size: int
-    """Channels that share a scale; K where a whole row does."""
+    """Channels that share a scale; K for one scale a row."""
     scale_dtype: np.dtype
     search: RangeSearch | None
     importance: Any
     """Weights of the search's errors, [1, K] or [M, K]; or None."""
     fixed: FixedGrids | None = None
-    """Grids that were given, where scales are not to be found."""
+    """Grids that were given, instead of scales to find."""
     hessian: Any = None
     """Of the inputs, [K, K], for a `GridFinder` that weighs errors by its blocks; or None."""
     largest: float | None = None
     """Largest magnitude of all weights that are quantized together, for a `GridFinder`."""
     delivery: Delivery | None = None
-    """Form of results, where a caller asked for another than `QuantizedWeight` has."""
+    """Form of the results that the caller requested; None for the usual one."""
 
 
 class Delivery(NamedTuple):
-    """Form of results that a caller asked for."""
+    """Form of the results that a caller requested."""
 
     signed: bool
     """True for codes and zeros less ``2 ** (bits - 1)``."""
     out: Sequence[Any] = (None, None, None)
-    """Arrays for the codes [M, K], scales and zeros [M, G]; None where they are to be made."""
+    """Arrays for the codes [M, K], scales and zeros [M, G]; None to allocate one."""
 
 
 def results(out: Any) -> dict[str, Any]:
-    """Name the three arrays that ``out=`` may hold, None where it does not, as errors name them."""
+    """Return the three arrays of ``out=``, or None for each, by their names in errors."""
     given = (None, None, None) if out is None else out
     if not isinstance(given, (tuple, list)) or len(given) != 3:
         raise TypeError(f"out: expected three arrays or None, got {type(out).__name__}")
@@ -75,13 +75,13 @@ def results(out: Any) -> dict[str, Any]:
 
 
 def delivery(signed: bool, out: Sequence[Any]) -> Delivery | None:
-    """Return the form of results that was asked for; None where it is the usual one."""
+    """Return the requested form of results; None for the usual one."""
     asked = checks.boolean("signed", signed) or any(array is not None for array in out)
     return Delivery(bool(signed), out) if asked else None
 
 
 def pending_checks(wait: bool, array: Any) -> list[Callable[[], None]] | None:
-    """Return a list for checks that nobody waits for; None where they are to be waited for."""
+    """Return a list for checks that the call does not wait for; None if it waits."""
     return None if checks.boolean("wait", wait) or not is_cuda_array(array) else []
 
 
@@ -91,7 +91,7 @@ class FixedGrids(NamedTuple):
     scales: Any
     """[M, G], in the dtype that stores them."""
     zeros: Any
-    """[M, G], as stored codes have them: uint8, or float32 where they are real."""
+    """[M, G], for stored codes: uint8, or float32 if they are real."""
 
 
 class FoundGrids(NamedTuple):
@@ -102,34 +102,34 @@ class FoundGrids(NamedTuple):
     zeros: Any
     """As `gptq` takes them; None on the symmetric grid."""
     global_scale: float | None = None
-    """Number by which the scales are divided already, where a format stores it beside them."""
+    """Number by which the scales are already divided, if a format stores one."""
 
 
 class Refit(NamedTuple):
-    """Parts of a grid that `refit_scales` may change, and how they are stored."""
+    """Parts of a grid that `refit_scales` may change, and the dtype that stores them."""
 
     zeros: str = "kept"
     least_zero: int = 0
     dtype: np.dtype | None = None
-    """Dtype of scales and biases, where the file's is narrower than the grid's own."""
+    """Dtype of scales and biases in the file, if it is narrower than the grid's own."""
 
 
 class GridFinder(Protocol):
-    """A format's own way of finding grids, for `LayerSettings.find_grid`: what it returns it can store."""
+    """Search of a format for grids that it can store, for `LayerSettings.find_grid`."""
 
     @property
     def refit(self) -> Refit | None:
-        """Parts that may still change once codes are known; None where nothing can."""
+        """Parts that may still change once codes are known; None if nothing may."""
 
     def __call__(self, weight: Any, settings: GridSettings) -> FoundGrids:
         """Return scales [M, G] in ``settings.scale_dtype`` and zeros as `gptq` takes them.
 
-        `weight` [M, K] and the arrays of `settings` are of one device, and what is returned is of it too.
+        `weight` [M, K], the arrays of `settings` and the returned ones are on one device.
         """
 
 
 class AskedGrid(NamedTuple):
-    """A grid as a caller asks for it: nothing is checked yet."""
+    """Unchecked settings of a grid, from a caller."""
 
     bits: int
     group_size: int | None
@@ -140,7 +140,7 @@ class AskedGrid(NamedTuple):
 
 
 class GridArrays(NamedTuple):
-    """Arrays that belong to a grid, as `arrays_of_one_device` returns them; None where there is none."""
+    """Arrays that belong to a grid, from `arrays_of_one_device`; None for each that is missing."""
 
     importance: Any = None
     scales: Any = None
@@ -158,10 +158,10 @@ def grid_settings(
     delivery: Delivery | None = None,
     later: list[Callable[[], None]] | None = None,
 ) -> GridSettings:
-    """Check the grid that a finite weight is to be quantized to; errors name the argument.
+    """Check the settings of the grid for a finite weight; errors name the argument.
 
-    Checks of values that are under way on a device go to `later`, where it is given; else they are waited
-    for.
+    Checks of values in progress on a device go to `later` if it is given; otherwise the call waits for
+    them.
     """
     started: list[Callable[[], None]] = []
     rows, channels = checks.matrix("weight", weight, ("M", "K"))
@@ -236,7 +236,7 @@ def _check_delivery(
 
 
 def check_element(element: str, bits: int, symmetric: bool) -> None:
-    """Check the kind of the codes, and that widths and grids are those that it has.
+    """Check the kind of the codes, and that it has this width and this grid.
 
     Raises
     ------
@@ -257,7 +257,7 @@ def _fixed_grids(
     grid: Grid,
     started: list[Callable[[], None]],
 ) -> FixedGrids:
-    """Check scales and zeros that were given, and complete them; checks of values go to `started`."""
+    """Check given scales and zeros, and add missing zeros; checks of values go to `started`."""
     scales, zeros = arrays.scales, arrays.zeros
     checks.matrix("scales", scales, shape)
     if scales.dtype != dtype:
@@ -269,7 +269,7 @@ def _fixed_grids(
         middle = shifted(zeros_like(shape, scales), -grid.offset, np.uint8)
         return FixedGrids(scales, middle)
     if zeros is None:
-        raise ValueError(f"zeros: expected {list(shape)} beside scales without symmetric, got None")
+        raise ValueError(f"zeros: expected {list(shape)} with scales without symmetric, got None")
     if zeros.dtype != np.uint8:
         checks.matrix("zeros", zeros, shape)
         zeros = cast(zeros, np.float32)
@@ -292,7 +292,7 @@ def non_negative(name: str, array: Any, shapes: Sequence[tuple[int, ...]]) -> An
 def _non_negative(
     name: str, array: Any, shapes: Sequence[tuple[int, ...]]
 ) -> tuple[Any, Callable[[], None]]:
-    """Do what `non_negative` does, but return a function that waits for the check of values."""
+    """Start the checks of `non_negative`; also return a function that waits for that of values."""
     checks.floats(name, array)
     if array.shape not in shapes:
         expected = " or ".join(str(list(shape)) for shape in shapes)

@@ -13,15 +13,15 @@ from numbacalib.runtime.array import Array
 from numbacalib.runtime.backend import arrays_of_one_device
 
 LEAST_RANK = 0.25
-"""Effective rank, as a share of the live channels, below which inputs are said to be too few: all layers
-of SmolLM2-135M are above it with real text, and the first ones below it with a few words repeated."""
+"""Effective rank, as a share of the live channels, below which inputs count as too few: all layers of
+SmolLM2-135M are above it with real text, and the first ones below it with a few words repeated."""
 
 
 def distinct_tokens(hessian: Array, tokens: int, percdamp: float, tries: int) -> int:
-    """Return how many distinct tokens a Hessian was made of: fewer than were counted, if they repeat.
+    """Estimate the number of distinct tokens of a Hessian: fewer than were counted, if tokens repeat.
 
-    Repeated tokens show in the effective rank alone. Where it is below `LEAST_RANK` of the live channels,
-    it is taken for their number; else all that were counted are distinct.
+    Repeated tokens show only in the effective rank. If it is below `LEAST_RANK` of the live channels, it is
+    the estimate; otherwise all counted tokens are taken as distinct.
     """
     spread = to_host(diagonal(hessian))
     upper = damped_factor(hessian, percdamp, tries, checks.result_dtype(hessian))
@@ -31,11 +31,11 @@ def distinct_tokens(hessian: Array, tokens: int, percdamp: float, tries: int) ->
 
 
 def shrinkage_for(hessian: Array, tokens: int) -> float:
-    """Find the share by which to shrink a Hessian that was estimated from this many tokens, 0 to 1.
+    """Find the share by which to shrink a Hessian that was estimated from `tokens` tokens, 0 to 1.
 
     ``sum (1 - r**2)**2 / tokens / sum r**2`` over the correlations r of different channels: the
     share that minimises the expected squared error of the correlations for independent draws from a
-    normal distribution. Tokens of one text are alike, so this is on the low side.
+    normal distribution. Tokens of one text are correlated, so this share is rather too small.
 
     Parameters
     ----------

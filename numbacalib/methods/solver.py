@@ -1,4 +1,4 @@
-"""GPTQ's solver: layers that share a Hessian, or that are equal, from their weights to codes."""
+"""GPTQ's solver, from weights to codes, for layers that share a Hessian or have one shape."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from numbacalib.spec.grid import group_indices
 DAMPING_GROWTH = 4.0
 """Factor by which damping grows after a factorisation that failed."""
 LEAST_GROWN_DAMPING = 0.01
-"""Damping to which less grows, 0 included."""
+"""Least damping after it has grown, also from 0."""
 LARGEST_DAMPING = 1e6
-"""Largest damping to ask for and to grow to: beside more, float32 sees nothing of the Hessian."""
+"""Largest damping, set or grown: with more, the Hessian is lost in float32's rounding."""
 ROUNDING = 1e-6
-"""Share of the mean diagonal that float32 products of Hessians leave open."""
+"""Rounding of a Hessian's float32 products, as a share of the mean diagonal."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Solver:
     percdamp: float
     damping_tries: int
     shrinkage: float | Sequence[float]
-    """Of all Hessians, or of each."""
+    """One for all Hessians, or one for each."""
     act_order: str
     static_groups: bool
 
     def __post_init__(self) -> None:
-        """Check each setting, before any work."""
+        """Check each setting before any work."""
         if not 0 <= checks.finite_number("percdamp", self.percdamp) <= LARGEST_DAMPING:
             raise ValueError(f"percdamp: expected 0 to {LARGEST_DAMPING:g}, got {self.percdamp}")
         checks.boolean("static_groups", self.static_groups)
@@ -59,7 +59,7 @@ class Solver:
         checks.one_of("act_order", self.act_order, ACT_ORDERS)
 
     def shares(self, count: int) -> list[float]:
-        """Shrinkage of each of this many Hessians."""
+        """Shrinkage of each of `count` Hessians."""
         if not isinstance(self.shrinkage, Sequence):
             return [self.shrinkage] * count
         if len(self.shrinkage) != count:
@@ -70,18 +70,18 @@ class Solver:
 
 @dataclass(frozen=True)
 class Layers:
-    """Layers to be quantized together: rows below rows."""
+    """Layers to quantize together, their weights stacked by rows."""
 
     weight: Any
     """[sum of the rows, K]: equal runs of rows for each Hessian."""
     hessians: Any
     """[E, K, K]."""
     rows: Sequence[int]
-    """Rows of each layer: one a Hessian, or those that share the one there is."""
+    """Rows of each layer: one layer for each Hessian, or several that share a single one."""
     names: Sequence[str]
     """Names of the Hessians in errors."""
     unchecked: Mapping[str, Any] = field(default_factory=dict)
-    """Arrays that may hold values that are not finite, by what errors call them."""
+    """Arrays that may hold values that are not finite, by their names in errors."""
 
 
 def solve(
@@ -92,7 +92,8 @@ def solve(
 ) -> list[QuantizedWeight]:
     """Quantize layers, see `numbacalib.methods.gptq`; each result has its report.
 
-    With checks for `later`, a device is not waited for: results have these and their own, and no report.
+    With checks for `later`, the call does not wait for a device: results have these checks and their own,
+    and no report.
     """
     weight, hessians, unchecked = layers.weight, layers.hessians, layers.unchecked
     dtype = checks.result_dtype(weight, hessians)
@@ -106,7 +107,7 @@ def solve(
     percdamps, tries = [solver.percdamp] * len(hessians), [1] * len(hessians)
     while True:
         factors = factor_hessians(hessians, percdamps, dtype=dtype, orders=order)
-        # a GPU factors meanwhile, and goes on as if all were well, rather than wait to be told
+        # a GPU is still factoring: the sweep is launched without waiting to know that it succeeds
         finite = [start_finite_check(*item) for item in unchecked.items()]
         if not (factors.are_known and any(factors.minors)):
             weights, row_losses, require_finite_scales = sweep(
@@ -135,7 +136,7 @@ def solve(
                 percdamps[e] = grown
                 tries[e] += 1
     damped = percdamps, factors.dampings, tries, factors.smallest_pivots
-    # a GPU has the factors long before the codes: what depends on them alone is found meanwhile
+    # a GPU has the factors long before the codes: compute what depends on them alone meanwhile
     known = zip(factors.diagonals, factors.roots, factors.dampings, shares, strict=True)
     ranks = [effective_rank(*each) for each in known]
     figures = list(zip(*damped, factors.dead_counts, ranks, strict=True))
@@ -161,13 +162,13 @@ def _require_factors(
 def effective_rank(
     diagonal: NDArray, roots: NDArray, damping: float, shrinkage: float = 0.0
 ) -> float:
-    """Return how many independent channels would vary as much as the K of a Hessian do together.
+    """Return the number of independent channels that would vary as much as the K of a Hessian together.
 
     ``K log det(I + H / floor) / sum_j log(1 + H[j, j] / floor)`` over live channels, where the floor is the
-    damping: K where no channel says anything of another (Hadamard's inequality), and about the rank where
-    all else is below the floor. It costs nothing beside the factor, whose pivots have the determinant.
-    Without damping, `ROUNDING` of the mean diagonal is in its place. Where the Hessian was shrunk, what
-    that left of H is compared, and what it added is part of each channel's floor.
+    damping: K if channels are uncorrelated (Hadamard's inequality), and about the rank if all else is below
+    the floor. The factor's pivots give the determinant at no further cost. Without damping, the floor is
+    `ROUNDING` of the mean diagonal. For a shrunk Hessian, the part that is left of H is compared, and the
+    part that was added belongs to each channel's floor.
 
     Parameters
     ----------
@@ -176,7 +177,7 @@ def effective_rank(
     roots : array [K]
         Diagonal of the Cholesky factor of the damped Hessian.
     damping : float
-        What was added to the diagonal.
+        Number that was added to the diagonal.
     shrinkage : float, default 0
         Share by which the factored Hessian had been moved toward its diagonal.
     """
@@ -203,7 +204,7 @@ def sweep(
 ) -> tuple[list[QuantizedWeight], Any, Callable[[], None]]:
     """Quantize the columns in the order of the factors, and permute the codes back.
 
-    Also returns the losses of the rows, and what raises if a scale is too large for its dtype.
+    Also returns the losses of the rows, and a function that raises if a scale is too large for its dtype.
     """
     count, channels, _ = upper.shape
     groups = np.tile(group_indices(channels, settings.group_size), (count, 1))
@@ -228,7 +229,7 @@ def sweep(
             group_of = np.take_along_axis(groups, to_host(orders.place), 1)
             first = group_of[:, :: settings.group_size]
             runs = (group_of == np.take_along_axis(first, groups, 1)).all(axis=1)
-            # where groups are still runs of channels, their scales go where the channels went
+            # if groups are still runs of channels, their scales move with the channels
             first = np.where(runs[:, None], first, np.arange(first.shape[1]))
             scales, zeros = take(scales, first, 1), take(zeros, first, 1)
             g_idx = [None if runs[e] else group_of[e] for e in range(count)]

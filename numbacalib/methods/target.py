@@ -1,4 +1,4 @@
-"""Targets of a layer's codes, when the layers before it are quantized already."""
+"""Targets of a layer's codes when the layers before it are already quantized."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def propagated_target(
 ) -> ArrayT:
     """Weight W* that makes up, as far as this layer can, for the errors of the quantized layers before it.
 
-    With the original inputs x and those that come now, xh, ``|W x - Q xh|^2`` summed over the tokens is
-    ``trace((Q - W*) H (Q - W*)^T)`` and what no Q changes, with ``W* = W + W (C - H) H^-1``. So any
+    With the original inputs x and the present ones xh, ``|W x - Q xh|^2`` summed over the tokens is
+    ``trace((Q - W*) H (Q - W*)^T)`` plus a term without Q, with ``W* = W + W (C - H) H^-1``. So any
     method that takes a weight and a Hessian quantizes W* as it would W.
 
     Parameters
     ----------
     weight : array [M, K], float16, bfloat16, float32 or float64
     hessian : array [K, K]
-        H, of the inputs that come now.
+        H, of the present inputs.
     cross : array [K, K]
         C, ``x xh^T`` at the Hessian's scale: `InputStatistics.cross`.
     residual : array [M, K], optional
-        ``(r - rh) xh^T`` at the same scale, for a layer that adds its outputs to a stream r: it is
-        repaired too then (`InputStatistics.residual`).
+        ``(r - rh) xh^T`` at the same scale, for a layer that adds its outputs to a stream r, whose errors
+        are then compensated too (`InputStatistics.residual`).
     strength : float, default 1
-        0 to 1: how far to go from W to W*. The full way fits the calibration text best, and others less.
+        Share of the way from W to W*, 0 to 1. With 1 the calibration text fits best, and others less.
     percdamp : float, default 0.01
         Damping of H, as a fraction of the mean of its diagonal.
     damping_tries : int, default 5
@@ -78,7 +78,7 @@ def propagated_target(
 
     Examples
     --------
-    Where the layers before halved the inputs, the weights have to double:
+    If the layers before halved the inputs, the weights have to double:
 
     >>> import numpy as np
     >>> from numbacalib.methods import propagated_target
@@ -105,7 +105,7 @@ def propagated_targets(
 ) -> list[Any]:
     """Return the `propagated_target` of each of several weights that share an input, named in errors.
 
-    One factor is found, and their rows are solved for together.
+    The Hessian is factored once, and the rows of all weights are solved for together.
     """
     others = {"hessian": hessian, "cross": cross, "residual": residual}
     with arrays_of_one_device(**others, **weights) as (hessian, cross, residual, *matrices):
@@ -137,7 +137,7 @@ def propagated_targets(
 
 
 def _missing(weight: Any, drift: Any, residual: Any, upper: Any) -> Any:
-    """``(W (C - H) + E) H^-1``, by the systems of equations with fewer right-hand sides."""
+    """``(W (C - H) + E) H^-1``, by the order of products with fewer right-hand sides."""
     if residual is None and len(weight) > len(drift):
         return product(weight, solve_rows(upper, drift))
     missing = product(weight, drift)
@@ -147,14 +147,14 @@ def _missing(weight: Any, drift: Any, residual: Any, upper: Any) -> Any:
 
 
 def smoothed(hessian: Any, shrinkage: float) -> Any:
-    """Return the Hessian moved toward its diagonal by a share; itself where that is 0."""
+    """Return the Hessian moved toward its diagonal by a share; unchanged for 0."""
     if not shrinkage:
         return hessian
     return shrunk(checks.stack_of_one(hessian), shrinkage).reshape(hessian.shape)
 
 
 def damped_factor(hessian: Any, percdamp: float, tries: int, dtype: np.dtype) -> Any:
-    """``R`` of the damped Hessian, whose damping grows where it fails."""
+    """``R`` of the damped Hessian; damping grows after each failure."""
     stack = checks.stack_of_one(hessian)
     for _ in range(checks.integer("damping_tries", tries, 1, 100)):
         factors = factor_hessians(stack, [percdamp], dtype=dtype)
@@ -167,7 +167,7 @@ def damped_factor(hessian: Any, percdamp: float, tries: int, dtype: np.dtype) ->
 def output_loss(weight: Array, quantized: StoredWeight, statistics: InputStatistics) -> float:
     """Squared error of a layer's outputs, at the Hessian's scale.
 
-    It is ``sum |W x - Q xh|^2``, against the original layer on its original inputs, where the statistics
+    It is ``sum |W x - Q xh|^2``, against the original layer on its original inputs, if the statistics
     have those; otherwise ``sum |W xh - Q xh|^2``, the `proxy_loss`.
 
     Parameters
@@ -175,7 +175,7 @@ def output_loss(weight: Array, quantized: StoredWeight, statistics: InputStatist
     weight : array [M, K]
     quantized : QuantizedWeight or CodebookWeight
     statistics : InputStatistics
-        Of the inputs that come now, and of the original ones where it has them.
+        Of the present inputs, and of the original ones if it has them.
 
     Returns
     -------
@@ -202,7 +202,7 @@ def output_loss(weight: Array, quantized: StoredWeight, statistics: InputStatist
 def start_output_losses(
     weight: Array, candidates: Sequence[StoredWeight], statistics: InputStatistics
 ) -> Callable[[], list[float]]:
-    """Start to measure the `output_loss` of several quantized forms, and return what waits for a GPU."""
+    """Start measuring the `output_loss` of quantized forms; return a function that waits for a GPU."""
     losses = [start_proxy_loss(weight, each, statistics.hessian) for each in candidates]
     if statistics.cross is None:
         return lambda: [loss() for loss in losses]

@@ -1,11 +1,12 @@
-"""Bits and groups of a model's layers under a budget, by losses that are known before a weight is rounded.
+"""Bits and groups of a model's layers under a budget, by losses estimated before a weight is rounded.
 
 GPTQ's loss is ``sum_j D_j e_j^2`` over a row, with ``e_j`` the distance of the compensated weight from its
-code's value and ``D_j`` what the channels that are still to come leave of channel j's inputs: the squared
-diagonal of the Hessian's factor, in the order of the columns. A rounded weight is off by ``scale^2 / 12``
-in the mean, so that the layer's loss is ``sum_j D_j sum_i scale_ij^2 / 12`` before any code is chosen.
+code's value and ``D_j`` the variance of channel j that later channels do not explain: the squared diagonal
+of the Hessian's factor, in the order of the columns. The mean square error of a rounded weight is
+``scale^2 / 12``, so that the expected loss is ``sum_j D_j sum_i scale_ij^2 / 12``, before any code is
+chosen.
 
-Source: "The Geometry of LLM Quantization", arXiv 2507.18553, whose bound has 4 in the place of 12.
+Source: "The Geometry of LLM Quantization", arXiv 2507.18553, whose bound has 4 instead of 12.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from numbacalib.spec.grid import Grid
 
 BITS = tuple(range(2, 9))
 REFERENCE_BITS = 4
-"""Bits at which scales are found; at other ones they follow from the number of levels."""
+"""Bits at which scales are found; for other bits they follow from the number of levels."""
 
 
 class Width(NamedTuple):
-    """Bits and group size of a layer, with what they take and lose."""
+    """Bits and group size of a layer, with the size and the loss that they lead to."""
 
     bits: int
     group_size: int
     size: float
     """Stored bits of the layer."""
     loss: float
-    """Expected loss, at one scale for all layers."""
+    """Expected loss, in one unit for all layers."""
 
 
 def expected_losses(
@@ -47,7 +48,7 @@ def expected_losses(
     group_sizes: Iterable[int],
     settings: LayerSettings,
 ) -> dict[str, dict[tuple[int, int], float]]:
-    """Losses that GPTQ can be expected to leave of layers of one input.
+    """Expected losses of GPTQ for layers that share one input.
 
     Parameters
     ----------
@@ -61,8 +62,8 @@ def expected_losses(
     Returns
     -------
     dict of str to dict of (int, int) to float
-        By the names of the weights: by bits and group size the squared error of outputs, as `proxy_loss`
-        has it.
+        By the names of the weights: by bits and group size the squared error of outputs, at the scale of
+        `proxy_loss`.
     """
     spreads = _conditional_spreads(hessian, settings)
     found: dict[str, dict[tuple[int, int], float]] = {}
@@ -94,10 +95,10 @@ def _conditional_spreads(hessian: Any, settings: LayerSettings) -> NDArray[np.fl
 
 
 def chosen_widths(options: Mapping[str, Sequence[Width]], budget: float) -> dict[str, Width]:
-    """Choose the widths of layers that lose least together, of those that take at most `budget` bits.
+    """Choose the widths of layers with the least total loss, of those that take at most `budget` bits.
 
-    Each layer begins with the width that takes least. Steps to wider ones are taken in the order of what
-    they save a bit, as long as there is room, so that no choice of that size would lose less.
+    Each layer begins with the narrowest width. Steps to wider ones are taken in the order of loss saved per
+    bit, as long as there is room, so that no choice of the resulting size would lose less.
 
     Parameters
     ----------
@@ -137,7 +138,7 @@ def chosen_widths(options: Mapping[str, Sequence[Width]], budget: float) -> dict
 
 
 def _hull(widths: Sequence[Width]) -> list[Width]:
-    """Widths of rising size and falling loss, each step saving less a bit than the one before."""
+    """Widths of rising size and falling loss, each step saving less loss per bit than the one before."""
     hull: list[Width] = []
     for width in sorted(widths, key=lambda width: (width.size, width.loss)):
         if hull and width.loss >= hull[-1].loss:
@@ -149,5 +150,5 @@ def _hull(widths: Sequence[Width]) -> list[Width]:
 
 
 def _saved(one: Width, other: Width) -> float:
-    """Loss that a bit saves on the way from one width to a wider one."""
+    """Loss saved per bit in a step from one width to a wider one."""
     return (one.loss - other.loss) / (other.size - one.size)

@@ -15,7 +15,7 @@ from numbacalib.runtime.jit import scalar
 from numbacalib.spec.exponential import exp
 
 SILU, GELU, GELU_TANH, RELU, SQUARED_RELU, SIGMOID, SOFTPLUS, IDENTITY = range(8)
-"""Numbers by which kernels take them."""
+"""Numbers that stand for the activations in kernels."""
 
 ROOT_HALF = np.float32(math.sqrt(0.5))
 TWICE_ROOT = np.float32(2 * math.sqrt(2 / math.pi))
@@ -80,7 +80,7 @@ def clamped_swiglu(gate, up, slope, limit):
 
 @scalar
 def activated(kind, x):
-    """One of the activations by its number."""
+    """Activation number `kind` of x."""
     if kind == SILU:
         value = silu(x)
     elif kind == GELU:

@@ -2,8 +2,8 @@
 
 Salience by activation magnitude: Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression
 and Acceleration" (2023), section 3. The factor is taken out of the mean, so that one pass over the weights
-does for all; only where it is infinite does each product count for itself, since infinity times a zero
-weight is NaN. Maxima are taken over the bits of the magnitudes, which keeps NaN: see
+is enough; only an infinite factor is multiplied by each weight, since infinity times a zero weight is NaN.
+Maxima are taken over the bits of the magnitudes, which keeps NaN: see
 `numbacalib.spec.scalars.larger_magnitude`.
 """
 
@@ -14,11 +14,11 @@ from numbacalib.runtime.jit import inlined
 
 @inlined
 def magnitude(x):
-    """Magnitude of one element, over which a channel has its mean and its maximum."""
+    """Magnitude of one element, for the mean and the maximum of its channel."""
     return abs(x)
 
 
 @inlined
 def channel_score(act_scale, mean_magnitude):
-    """Score of a channel from its activations' largest and its weights' mean magnitude."""
+    """Score of a channel from the largest activation and the mean weight, both magnitudes."""
     return act_scale * mean_magnitude

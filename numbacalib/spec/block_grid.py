@@ -18,12 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 LEAST_SHARE = 2.0**-19
-"""Least scale, as a share of the block's largest minimum: so zeros, ``minimum / scale``, stay where float32
-rounds."""
+"""Least scale, as a share of the block's largest minimum: keeps zeros, ``minimum / scale``, in the domain
+of `rint`."""
 
 
 class BlockGrid(NamedTuple):
-    """Contents of a block."""
+    """Layout of a block."""
 
     bits: int
     """Bits of a code."""
@@ -32,7 +32,7 @@ class BlockGrid(NamedTuple):
     groups: int
     """Groups of a block."""
     scale_bits: int
-    """Bits of a group's scale, and of its minimum; 0 where the block has one group."""
+    """Bits of a group's scale, and of its minimum; 0 if the block has one group."""
     minima: bool
 
     @property
@@ -42,7 +42,7 @@ class BlockGrid(NamedTuple):
 
     @property
     def half(self) -> int:
-        """Number that is subtracted from a code where there are no minima."""
+        """Number that is subtracted from the codes of a grid without minima."""
         return 1 << (self.bits - 1)
 
     @property
@@ -55,7 +55,7 @@ class BlockGrid(NamedTuple):
         return -(1 << (self.scale_bits - 1)), (1 << (self.scale_bits - 1)) - 1
 
     def shares(self) -> np.ndarray:
-        """Shares of a group's full range that a search tries: few steps around it, then shorter ones."""
+        """Shares of a group's full range that a search tries: many around 1, then a few smaller ones."""
         levels = (1 << self.bits) - 1
         around = levels / (levels + np.linspace(-0.9, 1.2, 22))
         clipped = [share for share in (0.9, 0.8, 0.7, 0.6) if share < around.min()]
@@ -68,11 +68,11 @@ class BlockScales(NamedTuple):
     block_scales: np.ndarray
     """float16 [M, S]."""
     block_minima: np.ndarray
-    """float16 [M, S]; zeros where the grid has none."""
+    """float16 [M, S]; zeros if the grid has none."""
     group_scales: np.ndarray
-    """int8 [M, G]; ones where a block has one group."""
+    """int8 [M, G]; ones if a block has one group."""
     group_minima: np.ndarray
-    """uint8 [M, G]; ones where a block has one group."""
+    """uint8 [M, G]; ones if a block has one group."""
 
     def grids(self, grid: BlockGrid) -> tuple[np.ndarray, np.ndarray]:
         """Scales and real zeros of the groups, float32 [M, G]: ``value = (code - zero) * scale``."""

@@ -1,14 +1,14 @@
-"""Codes chosen again, one at a time, while all others of the row stay: coordinate descent.
+"""Coordinate descent: codes of a row are chosen again, one at a time, while all others stay.
 
 The row's loss ``(w - q) H (w - q)^T`` is quadratic in one value ``q_j``, and least at ``q_j + p_j / H_jj``
 with the pull ``p = (w - q) H``: the nearest point of the grid to it loses least. Taking it moves the pull
 by ``-step * H_j``. Column after column, the loss falls with each code that changes.
 
-In steps of the grid, of length s, the least is ``u = p_j / (H_jj s)`` away, and d of them change the loss
-by ``H_jj s**2 d (d - 2 u)``: what does not depend on the pull is formed before it is known.
+In steps of the grid, of length s, the minimum is ``u = p_j / (H_jj s)`` away, and d steps change the loss
+by ``H_jj s**2 d (d - 2 u)``: factors that do not depend on the pull are computed in advance.
 
 Behdin et al., "QuantEase: Optimization-based Quantization for Language Models" (arXiv 2309.01885),
-algorithm 1, with the pull kept instead of two products.
+algorithm 1, with the pull kept up to date instead of two products.
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ from numbacalib.spec.grid import code_at
 
 @scalar
 def steps_of_pull(curvature, scale, bounds):
-    """Steps of the grid from a value to the least loss, for a pull of 1; 0 where there is no such place.
+    """Steps of the grid from a value to the least loss, for a pull of 1; 0 if there is no minimum.
 
     `curvature` is the Hessian's diagonal entry; all are of one float type.
     """
     area = curvature * scale
     steps = bounds.levels / (bounds.levels * area)
-    found = (
-        curvature > 0 and abs(steps) * abs(area) <= 2
-    )  # neither of them 0, infinite or no number
+    found = curvature > 0 and abs(steps) * abs(area) <= 2  # neither is 0, infinite or NaN
     return steps if found else bounds.levels - bounds.levels
 
 

@@ -1,4 +1,4 @@
-"""Elementwise formulas of a decoder, those beside its matrix products, in float32.
+"""Elementwise formulas of a decoder, in float32.
 
 RMSNorm: Zhang and Sennrich (2019), arXiv 1910.07467, equation 4. LayerNorm: Ba et al. (2016), arXiv
 1607.06450, equation 3. Rotary embedding: Su et al. (2021), arXiv 2104.09864, equation 34. Softmax by
@@ -18,25 +18,25 @@ from numbacalib.spec.exponential import exp
 
 @scalar
 def inverse_rms(squares, count, eps):
-    """``1 / sqrt(squares / count + eps)``, what a vector with this sum of squares is multiplied by."""
+    """``1 / sqrt(squares / count + eps)``, the factor of a vector with this sum of squares."""
     return np.float32(1) / np.float32(math.sqrt(squares / np.float32(count) + eps))
 
 
 @scalar
 def rotated(first, second, cos, sin):
-    """Both numbers of a pair, turned by an angle."""
+    """Both numbers of a pair, rotated by an angle."""
     return first * cos - second * sin, second * cos + first * sin
 
 
 @scalar
 def paired(pair, half, interleaved):
-    """The dimensions of a head that turn together: ``i`` and ``i + half``, or neighbours."""
+    """The dimensions of a head that rotate together: ``i`` and ``i + half``, or neighbours."""
     return (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + half)
 
 
 @scalar
 def capped(score, cap):
-    """``cap * tanh(score / cap)``, where ``tanh(y) = 1 - 2 / (1 + exp(2 y))``; as it is for a cap of 0."""
+    """``cap * tanh(score / cap)`` with ``tanh(y) = 1 - 2 / (1 + exp(2 y))``; unchanged for a cap of 0."""
     if cap == np.float32(0):
         return score
     return cap - np.float32(2) * cap / (np.float32(1) + exp(np.float32(2) * (score / cap)))
@@ -44,13 +44,13 @@ def capped(score, cap):
 
 @scalar
 def first_key(query, window):
-    """The earliest position that a query sees; a window of 0 is none."""
+    """The earliest position that a query sees; a window of 0 means no window."""
     return max(0, query - window + 1) if window > 0 else 0
 
 
 @scalar
 def weight_of(score, largest):
-    """A score's part of a softmax whose largest score so far is this: ``exp(score - largest)``."""
+    """Unnormalized softmax weight of a score, ``exp(score - largest)``, with the largest score so far."""
     return exp(score - largest)
 
 

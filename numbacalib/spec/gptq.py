@@ -5,8 +5,8 @@ With ``U`` the upper Cholesky factor of the inverse Hessian, ``H^-1 = U^T U``, c
     q_j = grid(w_j);  e = (w_j - q_j) / U[j, j];  w[j+1:] -= e * U[j, j+1:]
 
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (2022),
-algorithm 1. Kernels keep ``-e``, which is added. All rows of a column are divided by one pivot: its
-reciprocal, rounded once, is multiplied by. So ``e`` is within one and a half units in the last place of
+algorithm 1. Kernels keep ``-e``, which is added. All rows of a column are divided by one pivot, by
+multiplication with its rounded reciprocal. So ``e`` is within one and a half units in the last place of
 the quotient, and the same on both targets.
 """
 
@@ -38,17 +38,17 @@ def compensated(weight, error, coupling):
 
 
 class ColumnGrids(NamedTuple):
-    """Groups of the columns, and their scales where they are not found, or how they are."""
+    """Groups of the columns, with their scales, or with the search that finds them."""
 
     grid: Grid
     group_of: Any
     """Group of each column, int64 [E, K] for E runs of rows. Groups are runs of equal length, unless scales
     are given."""
     scales: Any = None
-    """[E * M, G], already rounded for storage. By default each group's are found at its first column from
-    the weights as compensated so far."""
+    """[E * M, G], already rounded for storage. By default those of a group are found at its first column,
+    from the weights as compensated so far."""
     zeros: Any = None
-    """[E * M, G], where there are scales."""
+    """[E * M, G], given together with scales."""
     search: RangeSearch | None = None
     """Search of the groups' ranges. By default they span each group's weights."""
     importance: Any = None
@@ -72,10 +72,10 @@ class FactorLook(NamedTuple):
     """Findings about a factor, or about a symmetric matrix in its place."""
 
     matrix: Any
-    """The matrix as kernels go on with it."""
+    """The matrix in the form that kernels continue with."""
     bad: int | None
-    """First diagonal entry that is not positive; subnormal numbers, without reciprocals, count so."""
+    """First diagonal entry that is not positive; subnormal numbers, without reciprocals, count as such."""
     entry: Any
     """The entry at `bad`, or None."""
     triangular: bool
-    """True where nothing is below the diagonal."""
+    """True if nothing is below the diagonal."""

@@ -15,12 +15,12 @@ with ``levels = 2**bits - 1``, ``code = clip(rint(w / scale) + zero, low, high)`
 
 A grid that a format has fixed may have a real zero, such as the ``minimum / scale`` of one whose
 ``value = scale * code - minimum``, and a negative scale: the code is then
-``clip(rint(w / scale + fraction) + whole, low, high)`` with the two parts of the zero, which is the same
-line for integers.
+``clip(rint(w / scale + fraction) + whole, low, high)`` with the two parts of the zero, which includes
+integer zeros.
 
 Codes may also be small floating-point numbers of either sign: see `numbacalib.spec.small_floats`. A code
-then stands for one of the points 0, 0.5, 1, 1.5, 2, 3, 4, 6 where on an integer grid it is one; the grid is
-symmetric, ``value = point * scale``, and a group's scale is ``max|w| / 6``.
+then stands for one of the points 0, 0.5, 1, 1.5, 2, 3, 4, 6 instead of an integer; the grid is symmetric,
+``value = point * scale``, and a group's scale is ``max|w| / 6``.
 
 Quotients are formed before rounding and products kept out of the sums that decide a tie, since a
 device compiler may contract ``a * b + c`` and move the tie.
@@ -49,7 +49,7 @@ SCALE_BFLOAT16 = 2
 """Scales are rounded to what bfloat16 can store (7 mantissa bits, subnormals of 2**-133)."""
 
 SCALE_FLOAT32 = 3
-"""Scales are rounded to what float32 can store: of effect where accumulators are float64."""
+"""Scales are rounded to what float32 can store: differs from `SCALE_EXACT` for float64 accumulators."""
 
 
 def code_range(bits: int, symmetric: bool) -> tuple[int, int]:
@@ -58,23 +58,23 @@ def code_range(bits: int, symmetric: bool) -> tuple[int, int]:
 
 
 class Bounds(NamedTuple):
-    """A grid as kernels take it, in the type of the weights that meet it."""
+    """A grid in the form that kernels take, in the type of the weights."""
 
     low: Any
     """Least code."""
     high: Any
     """Greatest code."""
     levels: Any
-    """Steps from one to the other."""
+    """Steps from `low` to `high`."""
     symmetric: bool
     storage: int
     """Rounding of scales: `SCALE_EXACT` or another."""
     full_range: bool = False
-    """True where a symmetric grid spans its longer side, with scales of either sign."""
+    """True if a symmetric grid spans its longer side, with scales of either sign."""
 
 
 class FloatBounds(NamedTuple):
-    """Bounds of a grid whose points are small floating-point numbers, as `Bounds` has them."""
+    """Bounds of a grid whose points are small floating-point numbers, with the fields of `Bounds`."""
 
     low: Any
     high: Any
@@ -87,7 +87,7 @@ class FloatBounds(NamedTuple):
 
 
 def has_float_points(bounds):
-    """Return whether a grid's points are floating-point numbers; known when code is compiled."""
+    """Return whether a grid's points are floating-point numbers; a constant in compiled code."""
     return isinstance(bounds, FloatBounds)
 
 
@@ -98,7 +98,7 @@ def _has_float_points(bounds):
 
 
 def least_point(bounds):
-    """Return the least point of a grid above 0, in scales."""
+    """Return the least point of a grid above 0, as a multiple of the scale."""
     return bounds.least if isinstance(bounds, FloatBounds) else bounds.levels / bounds.levels
 
 
@@ -164,8 +164,8 @@ def code_of(weight, scale, zero, bounds):
 def code_at(quotient, zero, bounds):
     """Code of a weight that is `quotient` scales, in its type.
 
-    The whole part of the zero point is added after rounding, so that ties go to even quotients. What is
-    rounded is clipped before, to integers, so that `rint` stays in its domain.
+    The whole part of the zero point is added after rounding, so that ties go to even quotients. The
+    position is clipped to integers before rounding, so that `rint` stays in its domain.
     """
     if has_float_points(bounds):
         code = nearest_point(min(max(quotient, bounds.low), bounds.high), least_point(bounds))
@@ -214,7 +214,7 @@ def group_indices(channels: int, group_size: int) -> np.ndarray:
 
 
 class Grid(NamedTuple):
-    """A grid's settings; the bounds are formed in the type of the weights that meet it."""
+    """Settings of a grid; `bounds` gives them to kernels in the type of the weights."""
 
     bits: int
     symmetric: bool
@@ -225,11 +225,11 @@ class Grid(NamedTuple):
 
     @property
     def offset(self) -> int:
-        """Number that is subtracted from a zero point to store it, as from integer codes."""
+        """Number that is subtracted from zero points, and from integer codes, to store them."""
         return code_range(self.bits, self.symmetric)[0] if self.element == INTEGER else 0
 
     def bounds(self, dtype: np.dtype) -> Bounds | FloatBounds:
-        """Return the grid in the type of the weights that meet it."""
+        """Return the grid in the type of the weights."""
         if self.element == E2M1:
             reach = dtype.type(-MOST), dtype.type(MOST), dtype.type(2 * MOST)
             return FloatBounds(*reach, True, self.storage, dtype.type(LEAST), False)

@@ -11,7 +11,7 @@ from numbacalib.runtime.jit import inlined
 
 
 def block_weight(rows: int) -> float:
-    """Weight ``alpha`` of a block that is averaged by itself."""
+    """Weight ``alpha`` of a block that is averaged alone."""
     return 2.0 / rows
 
 

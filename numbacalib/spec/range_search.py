@@ -1,8 +1,8 @@
-"""Search of a group's clipping range: which shares of the full range are tried, and their error.
+"""Search of a group's clipping range: the shares of the full range that are tried, and their error.
 
 Clipping a few large weights buys a finer grid for all the others. Candidate i keeps the share
 ``1 - i / points`` of the range ``[lo, hi]``, as long as more than `least` is left; the best one has
-the least ``sum_j importance[j] * |w[j] - value[j]| ** norm``, the widest of equals.
+the least ``sum_j importance[j] * |w[j] - value[j]| ** norm``; of equals, the widest.
 
 The defaults are those of the code that came with Frantar et al., "GPTQ" (2022).
 """
@@ -39,8 +39,8 @@ class RangeSearch(NamedTuple):
 def power(x, exponent):
     """``x ** exponent`` for ``x >= 0`` in float32, to about 20 bits: enough to rank candidates.
 
-    Straight-line arithmetic, which the compiler turns into vectors; the library's `powf` is one call
-    an element. ``x = m * 2**e`` with m around 1, ``log2(m) = 2 / ln(2) * artanh((m - 1) / (m + 1))``
+    Straight-line arithmetic, which the compiler vectorizes; the library's `powf` is one call an
+    element. ``x = m * 2**e`` with m around 1, ``log2(m) = 2 / ln(2) * artanh((m - 1) / (m + 1))``
     by its series, and ``2**(n + f)`` by the series of ``exp(f * ln(2))`` and n in the exponent bits.
     """
     bits = np.float32(x).view(np.int32)
@@ -69,7 +69,7 @@ def power(x, exponent):
 
 @scalar
 def weighted_cost(error, norm, importance):
-    """Cost of the error of one weight, which a candidate sums, in the error's type."""
+    """Cost of the error of one weight, a term of a candidate's sum, in the error's type."""
     if norm == 2:
         return importance * (error * error)
     return importance * power(abs(error), norm)

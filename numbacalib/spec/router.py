@@ -1,9 +1,9 @@
 """Choice of a token's experts, and the weight of each.
 
 Softmax over all experts, of which a token keeps the best: Shazeer et al. (2017), arXiv 1701.06538; with
-the kept ones made to sum to 1: Jiang et al. (2024), arXiv 2401.04088. Sigmoid scores, a bias that counts in
-the choice alone, and experts in groups of which the best are kept: DeepSeek-AI (2024), arXiv 2412.19437,
-equations 12 to 16.
+the kept ones normalized to sum to 1: Jiang et al. (2024), arXiv 2401.04088. Sigmoid scores, a bias that
+affects only the choice, and experts in groups of which the best are kept: DeepSeek-AI (2024), arXiv
+2412.19437, equations 12 to 16.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from numbacalib.spec.exponential import exp
 LOWEST = np.float32(-3.4e38)
 """Below any score that is chosen."""
 LEAST_SUM = np.float32(1e-20)
-"""Added to what kept sigmoids are divided by: all may be 0."""
+"""Added to the sum that kept sigmoids are divided by: all may be 0."""
 
 
 class RoutingNumbers(NamedTuple):
-    """A `Routing` as kernels take it."""
+    """A `Routing` in the form that kernels take."""
 
     sigmoid: bool
     biased: bool
@@ -36,24 +36,24 @@ class RoutingNumbers(NamedTuple):
 
 @dataclass(frozen=True)
 class Routing:
-    """Reading of a router's scores."""
+    """Settings of a router: the use of its scores."""
 
     experts: int
     """Experts of each token, at least 1."""
     scoring: str = "softmax"
     """"softmax" over all experts, or "sigmoid" of each."""
     normalized: bool = True
-    """True where the weights of a token's experts are made to sum to 1."""
+    """Normalize the weights of a token's experts to sum to 1."""
     factor: float = 1.0
     """Factor of all weights."""
     groups: int = 1
-    """Runs of experts of equal length, of which only the best have a token's experts."""
+    """Runs of experts of equal length; a token's experts come only from the best runs."""
     kept_groups: int = 1
     group_best: int = 1
-    """Number of a group's best scores that add up to the group's own."""
+    """Number of a group's best scores whose sum is the group's score."""
 
     def numbers(self, biased: bool) -> RoutingNumbers:
-        """Return what kernels read, `biased` where there is a bias."""
+        """Return the settings for kernels; `biased` if the router has a bias."""
         return RoutingNumbers(
             self.scoring == "sigmoid",
             biased,
@@ -66,10 +66,10 @@ class Routing:
 
 @register_jitable
 def next_best(scores, begin, end, last):
-    """Index of the best of ``scores[begin:end]`` after `last`, where -1 is before the first.
+    """Index of the best of ``scores[begin:end]`` after the index `last`, which is -1 for the first.
 
-    Falling scores, equal ones by their index: it needs no memory of those before. Among NaNs, which are not
-    ordered, it may stay where it is.
+    Scores fall and equal ones are ordered by index, so that earlier choices need not be recorded. Among
+    NaNs, which are not ordered, it may return `last` again.
     """
     best = -1
     for j in range(begin, end):
@@ -81,7 +81,7 @@ def next_best(scores, begin, end, last):
 
 @register_jitable
 def leave_out_groups(choice, totals, numbers):
-    """Set scores of all groups but the best to `LOWEST`; `totals` [groups] is memory for their scores."""
+    """Set scores of all groups but the best to `LOWEST`; `totals` [groups] is scratch for their scores."""
     count = totals.shape[0]
     size = choice.shape[0] // count
     for g in range(count):
@@ -103,8 +103,8 @@ def leave_out_groups(choice, totals, numbers):
 def route_token(scores, bias, choice, totals, numbers, experts, weights):
     """Choose a token's experts [k], best first, and find their weights [k], from its scores [E].
 
-    `choice` [E] and `totals` [groups] are memory. With softmax the scores themselves are compared where
-    there is no bias, since it keeps their order.
+    `choice` [E] and `totals` [groups] are scratch. Without a bias, scores are compared instead of their
+    softmax, which has the same order.
     """
     count = scores.shape[0]
     largest = scores[next_best(scores, 0, count, -1)]

@@ -14,8 +14,8 @@ from numba.core.extending import intrinsic, overload
 def rint(x):
     """Round half to even, for |x| < 2**22 in float32 and |x| < 2**51 in float64.
 
-    Adding and subtracting 1.5 * 2**23 (2**52) leaves no bit below one, and the hardware's own
-    rounding of the sum is half-to-even. CUDA's Numba has no `np.rint`.
+    Adding and subtracting 1.5 * 2**23 (2**52) leaves no fractional bits, and the hardware's own
+    rounding of the sum is half-to-even. Numba's CUDA target has no `np.rint`.
     """
     return np.rint(x)
 
@@ -36,8 +36,8 @@ def round_mantissa(x, bits, tiniest):
     """Round positive `x` half to even to `bits` explicit mantissa bits, in x's own type.
 
     `tiniest` is the least positive number of the target format, which is also the spacing of its
-    subnormals; the result is never below it. Multiples of the last bit that stays are rounded, which is
-    a power of two, so that nothing else rounds and only what is beyond x's own type is infinite.
+    subnormals; the result is never below it. The division by the last bit that stays, a power of two, is
+    exact, so that only `rint` rounds and only results beyond x's own type become infinite.
     """
     real = type(x)
     power = np.ldexp(real(1), np.frexp(x)[1] - 1)

@@ -1,11 +1,11 @@
-"""Scales of a row for codes that are known: the loss is quadratic in them.
+"""Best scales of a row for given codes: the loss is quadratic in them.
 
 With ``c_g`` the codes less the zero of group g (0 elsewhere), ``q = sum_g s_g c_g`` is the row and
 ``(w - q) H (w - q)^T`` its loss. A step d of the scales changes that by ``d A d^T - 2 r d^T``, where
 ``A_gh = c_g H c_h^T`` and ``r_g = c_g H (w - q)^T``, so the best is ``d = A^-1 r``.
 
-"Scales refitted after rounding", arXiv 2602.02126 (for one scale a row); here for groups, and from the
-step, whose right-hand side keeps its digits where the old scales are nearly the best.
+"Scales refitted after rounding", arXiv 2602.02126 (for one scale a row); here for groups, and solved for
+the step, whose right-hand side keeps its precision when the old scales are nearly the best.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import math
 from numbacalib.runtime.jit import scalar
 
 LEAST_PIVOT = 1e-5
-"""Share of its diagonal entry that a pivot keeps, lest rounding of float32 products decides the step."""
+"""Least pivot, as a share of its diagonal entry: below, rounding of float32 products decides the step."""
 NOISE = 1e-6
-"""Share of the summed terms by which a loss must fall to be less: their own rounding."""
+"""Least fall of the loss, as a share of the summed terms, that is more than their own rounding."""
 
 
 @scalar
 def solve_steps(matrix, pulls, steps, roots):
-    """Solve ``A d = r`` by Cholesky; a group whose pivot is lost, or whose codes are 0, keeps its scale.
+    """Solve ``A d = r`` by Cholesky; a group with a pivot too small, or with codes all 0, keeps its scale.
 
     `matrix` [G, G] has A in its upper triangle, diagonal included, and gets its factor below. `pulls` [G]
     is r, `steps` [G] becomes d, `roots` [G] is scratch.
@@ -58,7 +58,7 @@ def same_sign(left, right):
 
 @scalar
 def lowers_loss(matrix, pulls, steps):
-    """Return whether steps [G] of the scales lower the row's loss; False where a step is not finite."""
+    """Return whether steps [G] of the scales lower the row's loss; False if a step is not finite."""
     change = 0.0
     size = 0.0
     for g in range(len(pulls)):

@@ -30,7 +30,7 @@ BITS = 4
 POINTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Points of E2M1 by their code, without the sign, which is the bit above."""
 
-# MX scales leave the largest weight of a group where it loses least: past 6, up to half a step to 8.
+# a group's largest weight may pass 6 by half a step towards 8 before its MX scale doubles
 _REACH = 7.0
 _E8M0_BIAS = 127
 _E4M3_BIAS = 7
@@ -51,7 +51,7 @@ def nearest_point(position, least):
 
 @inlined
 def code_of_point(point, least):
-    """Code of a point, 0 to 15, in the point's type; that of 0 is without a sign."""
+    """Code of a point, 0 to 15, in the point's type; 0 has no sign."""
     one = least + least
     two = one + one
     four = two + two
@@ -78,14 +78,14 @@ def point_of_code(code, least):
 
 
 class ScaleType(NamedTuple):
-    """Numbers that a group's scale may be, by their codes, rising."""
+    """Scales that a group may have, ascending, indexed by their codes."""
 
     values: NDArray[np.float32]
     """0 among them is never chosen."""
     limits: NDArray[np.float32]
-    """A group has the first scale below whose limit all its weights are, where no other is searched for."""
+    """Without a search, a group gets the first scale whose limit exceeds all its weights."""
     below: int
-    """Codes below that one that a search tries."""
+    """Codes below that scale's that a search tries."""
     above: int
     """Codes above it."""
 
@@ -108,7 +108,7 @@ def e8m0() -> ScaleType:
 
 
 def e4m3() -> ScaleType:
-    """Numbers from 0 to 448, each the nearest for a sixth of what lies between two limits."""
+    """Numbers from 0 to 448, each the nearest to a sixth of any magnitude between its limits."""
     code = np.arange(127)
     exponent, mantissa = code >> 3, code & 7
     normal = np.ldexp(np.float32(8) + mantissa, exponent - _E4M3_BIAS - 3)
@@ -121,12 +121,12 @@ def e4m3() -> ScaleType:
 
 
 class Fp4(NamedTuple):
-    """Contents of a group of one of the FP4 formats."""
+    """Layout of a group in one of the FP4 formats."""
 
     group_size: int
     scales: ScaleType
     global_scale: bool
-    """True where one number for a tensor divides all scales."""
+    """True if one number for a tensor divides all scales."""
 
 
 MXFP4 = Fp4(32, e8m0(), global_scale=False)
@@ -136,7 +136,7 @@ FP4 = {"mxfp4": MXFP4, "nvfp4": NVFP4}
 
 
 def nvfp4_global_scale(largest: float) -> np.float32:
-    """Global scale of a tensor whose largest magnitude is `largest`: its group gets the largest scale."""
+    """Global scale of a tensor with the largest magnitude `largest`, whose group gets the largest scale."""
     most = np.float32(NVFP4.scales.values[-1] * np.float32(MOST))
     if largest == 0:
         return np.float32(1)

@@ -1,16 +1,16 @@
-"""Integer zeros of a row for codes that are known, each with the scale that goes with it.
+"""Best integer zeros of a row for given codes, each with its best scale.
 
 With ``c_g`` the codes less the old zero and ``u_g`` ones, both 0 outside of group g, scales x and
 zeros that move by integers d give ``q = sum_g x_g (c_g - d_g u_g)``. For one group, all others fixed, the
-loss is least at ``x = n / m``, where it is less by ``n**2 / m``, with
+loss is least at ``x = n / m``, ``n**2 / m`` below that at 0, with
 
     n = (c_g - d u_g) H p^T,   m = (c_g - d u_g) H (c_g - d u_g)^T,   p = w less the other groups' q,
 
-so that all zeros can be compared. Groups are gone through until none changes; a row of one group has the
-best of all then. A real zero needs no search: see `numbacalib.methods.refit`.
+so that all zeros can be compared. Groups are swept until none changes; for a row of one group the result
+is optimal. A real zero needs no search: see `numbacalib.methods.refit`.
 
-Scales are solved for before and after, as in `spec.scale_refit`. All of it takes the same few products,
-which follow the grid as it changes.
+Scales are solved for before and after, as in `spec.scale_refit`. All steps use the same few products,
+which are updated as the grid changes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numbacalib.runtime.jit import scalar
 from numbacalib.spec.scale_refit import LEAST_PIVOT, NOISE
 
 SWEEPS = 8
-"""Times that groups are gone through at most."""
+"""Most sweeps over the groups."""
 
 
 class GroupMoments(NamedTuple):
@@ -54,8 +54,7 @@ class RowMoments(NamedTuple):
 def fit_zeros(row, scales, zeros, range_of_zeros, steps, moves):
     """Find scales ``scales + steps``, and zeros ``zeros + moves`` within a range (least, most).
 
-    `row` is `RowMoments` with the old scales [G] and zeros [G]; `steps` and `moves` [G] become what
-    was found.
+    `row` is `RowMoments` with the old scales [G] and zeros [G]; `steps` and `moves` [G] get the result.
     """
     (matrix, mixed, ones, pulls, ones_pulls), (least, most) = row, range_of_zeros
     groups = len(pulls)
@@ -95,7 +94,7 @@ def fit_zeros(row, scales, zeros, range_of_zeros, steps, moves):
 
 @scalar
 def follow(row, scales, steps, moves):
-    """Let `RowMoments` follow a grid whose scales grew by `steps`, to `scales`, and zeros by `moves`."""
+    """Update `RowMoments` for a grid whose scales grew by `steps`, to `scales`, and zeros by `moves`."""
     matrix, mixed, ones, pulls, ones_pulls = row
     groups = len(pulls)
     for g in range(groups):
@@ -116,7 +115,7 @@ def follow(row, scales, steps, moves):
 
 @scalar
 def gain_of(pull, ones_pull, square, cross, count, move, scale):
-    """Loss that a group takes away with its zero moved so; -1 where the scale would change its sign."""
+    """Fall of the loss when a group's zero moves by `move`; -1 where the scale would change its sign."""
     length = square - 2 * move * cross + move * move * count
     dot = pull - move * ones_pull
     if length <= LEAST_PIVOT * square or dot * scale <= 0:

@@ -1,4 +1,4 @@
-"""Writing statistics."""
+"""Writer of statistics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def save_tensors(
     Raises
     ------
     OSError
-        If the disk refuses; nothing new is at `path` then.
+        If writing fails; no new file is then left at `path`.
     """
     with extra("models"):
         from safetensors import SafetensorError
@@ -27,7 +27,7 @@ def save_tensors(
 
     path = Path(path)
     new = not path.exists()
-    # safetensors 0.8 puts a file in its place that only its owner may read
+    # safetensors 0.8 replaces it with a file that only its owner may read
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
     try:

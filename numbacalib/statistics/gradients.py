@@ -39,9 +39,9 @@ class GradientStatistics:
 
     Notes
     -----
-    A sample is what a gradient is taken of: the square is of the whole gradient, so the gradient of
-    a batch's loss is one sample, and is not the same as the gradients of its members. Kim et al.,
-    "SqueezeLLM: Dense-and-Sparse Quantization" (2023), section 4.1.
+    A sample is the loss of which one gradient is taken. Gradients are squared as a whole: that of a
+    batch's loss is one sample, and differs from those of the batch's members. Kim et al., "SqueezeLLM:
+    Dense-and-Sparse Quantization" (2023), section 4.1.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -57,14 +57,14 @@ class GradientStatistics:
         return scaled(self.fisher, float(self.samples))
 
     def update(self, gradients: Array, mask: Array | None = None) -> None:
-        """Add gradients of samples, [N, ...] before the parameter's shape, or one without the N.
+        """Add gradients of N samples, or of one sample without the axis N.
 
         Parameters
         ----------
         gradients : array [N, *shape] or [*shape], float16, bfloat16, float32 or float64
         mask : bool array [N], optional
-            Samples that count; the others, which may hold anything, are left out. All by default.
-            A mask may be on the host where the gradients are not.
+            Samples to include, by default all; the others may hold any values. A mask may be on the host
+            when the gradients are on a GPU.
 
         Raises
         ------
@@ -83,7 +83,7 @@ class GradientStatistics:
             found = cast(fisher_information(flat), np.float32)
             try:
                 require_finite("gradients", found.reshape(1, -1))
-            except ValueError:  # rare: look for what made it so, which is what the caller knows
+            except ValueError:  # rare: name the gradient's index, which the caller knows
                 require_finite("gradients", gradients, square_limit(len(flat)))
                 raise
             shape = self.fisher.shape
@@ -143,7 +143,7 @@ def save_fisher(path: str | Path, statistics: Mapping[str, GradientStatistics]) 
     Raises
     ------
     OSError
-        If the disk refuses; nothing new is at `path` then.
+        If writing fails; no new file is then left at `path`.
 
     Examples
     --------

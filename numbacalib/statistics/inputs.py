@@ -29,9 +29,9 @@ from numbacalib.runtime.finite import square_limit, start_finite_check
 
 ARRAYS = ("hessian", "mean_abs", "max_abs")
 OPTIONAL = ("cross", "drift", "residual")
-"""Moments with the original model."""
+"""Moments that compare with the original model."""
 DRIFT_TOKENS = 4096
-"""Tokens of an update that `InputStatistics.drift` is made of: one number of a report needs it."""
+"""Tokens of an update that enter `InputStatistics.drift`: only one number of a report needs it."""
 
 
 class InputStatistics:
@@ -53,14 +53,14 @@ class InputStatistics:
     mean_abs, max_abs : float32 arrays [K]
         ``mean_n |x[n, j]|`` and ``max_n |x[n, j]|``: the activation magnitudes of AWQ.
     cross : float32 array [K, K] or None
-        ``2 / tokens * Y^T X`` with the original model's inputs Y of the same tokens, where they were
-        given: C of `numbacalib.methods.propagated_target`.
+        ``2 / tokens * Y^T X`` with the original model's inputs Y of the same tokens, if they were given:
+        C of `numbacalib.methods.propagated_target`.
     drift : float32 array [K, K] or None
-        ``2 / tokens * (Y - X)^T (Y - X)``: with it a loss to the original outputs is known. Of an update
-        of more than `DRIFT_TOKENS` the first so many stand for all.
+        ``2 / tokens * (Y - X)^T (Y - X)``, from which the loss to the original outputs is computed. Of a
+        longer update, the first `DRIFT_TOKENS` stand for all.
     residual : float32 array [M, K] or None
-        ``2 / tokens * R^T X`` with what the original stream R, to which the layer adds its M outputs, has
-        more than the present one.
+        ``2 / tokens * R^T X``, where R is the original less the present residual stream, to which the
+        layer adds its M outputs.
     """
 
     def __init__(self, channels: int) -> None:
@@ -83,7 +83,7 @@ class InputStatistics:
     ) -> None:
         """Add tokens: inputs [N, K] of any length, or of more axes with the channels last.
 
-        Any of the four dtypes. Sums are float32, which holds those of squares of magnitudes below
+        Any of the four dtypes. Sums are float32, which holds sums of squares of magnitudes below
         ``1.3e19 / sqrt(N)``.
 
         Parameters
@@ -92,8 +92,8 @@ class InputStatistics:
         original : array [N, K], optional
             The original model's inputs for the same tokens: with all tokens or with none.
         residual : array [N, M], optional
-            What the original model's residual stream has more than the present one, for a layer that adds
-            its M outputs to it: with `original` only, and with all tokens or with none.
+            The original less the present residual stream, for a layer that adds its M outputs to it: with
+            `original` only, and with all tokens or with none.
 
         Raises
         ------
@@ -106,7 +106,7 @@ class InputStatistics:
     def start_update(
         self, inputs: ArrayT, original: ArrayT | None = None, residual: ArrayT | None = None
     ) -> Callable[[], None]:
-        """Do what `update` does, but do not wait for a GPU's check of values: return what does, and raises.
+        """Update without waiting for a GPU's check of values: return a function that waits, and raises.
 
         The statistics are valid once it was called and did not raise. Call it before the next update.
         """
@@ -117,7 +117,7 @@ class InputStatistics:
         with arrays_of_one_device(**arrays) as (inputs, original, residual):
             channels = len(self.hessian)
             rows, check = _tokens("inputs", inputs, channels)
-            unfinished = [check]  # a device looks at all of them before it is waited for
+            unfinished = [check]  # all checks start before the first wait for the device
             if original is not None:
                 original, check = _tokens("original", original, channels, rows)
                 unfinished.append(check)
@@ -137,7 +137,7 @@ class InputStatistics:
         return require
 
     def _add(self, rows: Any, original: Any, residual: Any) -> None:
-        """Add tokens that were checked."""
+        """Add checked tokens."""
         channels = len(self.hessian)
         if self.tokens == 0:
             self.hessian = zeros((channels, channels), like=rows)
@@ -160,7 +160,7 @@ class InputStatistics:
         self.tokens = tokens
 
     def _add_drift(self, rows: Any, original: Any, tokens: int) -> None:
-        """Add to `drift` before the tokens are counted, of which there will be so many."""
+        """Add to `drift`; `tokens` is the count after the update."""
         shown = [row_range(array, 0, DRIFT_TOKENS) for array in (original, rows)]
         drift = weighted_sum(shown[0], shown[1], 1.0, -1.0, dtype=rows.dtype)
         alpha = 2 / tokens * len(rows) / len(drift)
@@ -168,7 +168,7 @@ class InputStatistics:
         gptq_hessian_update(self.drift, drift, alpha=alpha, beta=beta, out=self.drift)
 
     def _require_companions(self, original: Any, residual: Any) -> None:
-        """Check that tokens come with what those before came with."""
+        """Check that tokens come with the same optional arrays as those before."""
         if residual is not None and original is None:
             raise ValueError("residual: expected None without original, got an array")
         if self.tokens == 0:
@@ -189,8 +189,8 @@ class InputStatistics:
     def merge(self, other: InputStatistics) -> InputStatistics:
         """Return the statistics of both sets of tokens together.
 
-        Where only one of them has moments with the original model, these stand for all tokens: the
-        residual's, the drift's, and what `cross` has more than the Hessian.
+        If only one of them has moments with the original model, these stand for all tokens: `residual`,
+        `drift`, and `cross` less the Hessian.
         """
         if other.hessian.shape != self.hessian.shape:
             raise ValueError(
@@ -220,7 +220,7 @@ class InputStatistics:
         return [name for name in OPTIONAL if getattr(self, name) is not None]
 
     def moved(self, like: Array) -> InputStatistics:
-        """Return the same statistics, which are NumPy arrays, on the device that `like` is on."""
+        """Return the same statistics, which are NumPy arrays, on the device of `like`."""
         result = InputStatistics(len(self.hessian))
         result.tokens = self.tokens
         for name in (*ARRAYS, *self.companions):
@@ -245,7 +245,7 @@ def _tokens(
 ) -> tuple[Any, Callable[[], None]]:
     """Check vectors [..., K] and return them as a matrix of at most float32, or of the dtype of `like`.
 
-    Also returns what waits for the check of their values.
+    Also returns a function that waits for the check of their values.
     """
     rows = checks.tokens(name, array, ("N", channels))
     if like is not None and len(rows) != len(like):

@@ -19,12 +19,12 @@ _MOST_DIMENSIONS = 64
 
 
 class StatisticsFile:
-    """An open file of statistics; what it gives has been checked.
+    """An open file of statistics, whose tensors are checked when they are read.
 
     Attributes
     ----------
     names : set of str
-        Its tensors.
+        Names of its tensors.
     metadata : dict of str to str
     """
 
@@ -39,7 +39,7 @@ class StatisticsFile:
         return ValueError(f"{self._path}: {_printable(message)}")
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, which must be there, without reading it."""
+        """Shape of a tensor, from the header alone; the tensor must exist."""
         if name not in self.names:
             raise self.error(f"{name}: expected such a tensor, got none")
         return tuple(self._file.get_slice(name).get_shape())
@@ -58,16 +58,16 @@ class StatisticsFile:
         ----------
         name : str
         shape : tuple of (int or None), optional
-            What it must be, with None for any length above 0; any shape by default.
+            Expected shape, with None for any length above 0; any shape by default.
         dtypes : collection of str
-            Of which it may be, as safetensors calls them.
+            Accepted dtypes, by safetensors' names.
         negative : bool
-            Whether values below 0 are possible.
+            Accept values below 0.
 
         Raises
         ------
         ValueError
-            If the tensor is not there or not so. The message names the file and the tensor.
+            If the tensor is missing or not as expected. The message names the file and the tensor.
         """
         found = self.shape(name)
         expected = (None,) * min(len(found), _MOST_DIMENSIONS) if shape is None else shape
@@ -82,7 +82,7 @@ class StatisticsFile:
                 f"{name}: expected {' or '.join(dtypes)} of {sizes}, got {dtype} of {list(found)}"
             )
         array: NDArray[Any] = self._file.get_tensor(name)
-        # NaN is both the smallest and the largest
+        # min and max of an array with NaN are NaN
         low, high = float(array.min()), float(array.max())
         if not (np.isfinite(low) and np.isfinite(high) and (negative or low >= 0)):
             kind = "finite values" if negative else "finite values of 0 and more"
@@ -96,14 +96,14 @@ class StatisticsFile:
 
 @contextmanager
 def opened(path: str | Path, writer: str) -> Iterator[StatisticsFile]:
-    """Open what the function `writer` wrote (extra `models`).
+    """Open a file that the function `writer` wrote (extra `models`).
 
     Raises
     ------
     OSError
         If the file cannot be opened.
     ValueError
-        If it is damaged or no safetensors file. The message is one line that names the file.
+        If it is damaged or not a safetensors file. The message is one line that names the file.
     """
     with extra("models"):
         import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16, which safetensors asks for by name)
@@ -125,5 +125,5 @@ def opened(path: str | Path, writer: str) -> Iterator[StatisticsFile]:
 
 
 def _printable(message: str) -> str:
-    """Return a message as one line, whatever the names in the file are."""
+    """Return a message as one line, even if the file's names have line breaks."""
     return "".join(letter if letter.isprintable() else " " for letter in message)

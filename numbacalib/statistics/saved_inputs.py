@@ -16,7 +16,7 @@ from numbacalib.statistics.inputs import ARRAYS, OPTIONAL, InputStatistics
 from numbacalib.statistics.reader import StatisticsFile, opened
 
 _SHARED = "numbacalib.statistics"
-"""Key of the file's metadata: JSON, from each layer's name to the one its statistics stand under."""
+"""Key of the file's metadata: JSON, from each layer's name to the name that stores its statistics."""
 
 
 def save_statistics(
@@ -27,7 +27,7 @@ def save_statistics(
     """Write the statistics of named layers to one safetensors file (extra `models`).
 
     Layers that share one `InputStatistics` object, since they share an input, are stored once. With
-    their weights beside them, the layers can be quantized again without the model.
+    their weights in the same file, the layers can be quantized again without the model.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def save_statistics(
     Raises
     ------
     OSError
-        If the disk refuses; nothing new is at `path` then.
+        If writing fails; no new file is then left at `path`.
 
     Examples
     --------
@@ -66,7 +66,7 @@ def save_statistics(
 
 
 def load_statistics(path: str | Path) -> dict[str, InputStatistics]:
-    """Read what `save_statistics` wrote; layers that shared one object do so again.
+    """Read the statistics that `save_statistics` wrote; layers that shared one object share one again.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def stored_channels(path: str | Path) -> dict[str, int]:
 
 
 def load_weights(path: str | Path) -> dict[str, NDArray]:
-    """Read the weights that `save_statistics` wrote beside the statistics, by layer.
+    """Read the weights that `save_statistics` wrote with the statistics, by layer.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def load_weights(path: str | Path) -> dict[str, NDArray]:
 
 
 def _channels(file: StatisticsFile, name: str) -> int:
-    """K of a layer's statistics, all of whose parts are there and of that length."""
+    """Check that a layer's statistics have all parts, of one length K, and return K."""
     shape = file.shape(f"{name}.hessian")
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
         raise file.error(f"{name}.hessian: expected a square matrix, got shape {list(shape)}")
@@ -206,5 +206,5 @@ def _stored_as(file: StatisticsFile) -> dict[str, str]:
     if not isinstance(stored_as, dict) or not all(
         isinstance(source, str) and stored_as.get(source) == source for source in stored_as.values()
     ):
-        raise file.error(f"{_SHARED}: expected a JSON object of layers and where they stand")
+        raise file.error(f"{_SHARED}: expected a JSON object of layers and their stored names")
     return stored_as

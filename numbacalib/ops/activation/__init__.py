@@ -25,14 +25,14 @@ ACTIVATIONS = {
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.activation import gpu
 
     return gpu
 
 
 def activate(x: Any, name: str, times: Any = None) -> Any:
-    """Replace `x` by its activation, computed in float32, and return it.
+    """Replace `x` with its activation, computed in float32, and return it.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def activate(x: Any, name: str, times: Any = None) -> Any:
     name : str
         One of `ACTIVATIONS`.
     times : array [..., M], C-contiguous, of the same dtype, optional
-        What the activation is multiplied by: `x` is the gate of a gated MLP, and this what it lets through.
+        Factors of the activation: the up projection of a gated MLP whose gate is `x`.
     """
     kind = ACTIVATIONS[name]
     with call(cpu, _gpu, x=x, times=times) as (kernels, rows, others):
@@ -52,7 +52,7 @@ def activate(x: Any, name: str, times: Any = None) -> Any:
 
 
 def activate_clamped(gate: Any, up: Any, slope: float, limit: float) -> Any:
-    """Replace the gate of a gated MLP by the clamped SwiGLU of GPT-OSS, and return it.
+    """Replace the gate of a gated MLP with the clamped SwiGLU of GPT-OSS, and return it.
 
     See `numbacalib.spec.activations.clamped_swiglu`; it is computed in float32.
 

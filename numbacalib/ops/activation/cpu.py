@@ -50,7 +50,7 @@ def _gate_row(kind, row, other):
 
 @task_kernel
 def _activate(counter, x, kind):
-    """Split: workers take rows; a loop for each of most kinds, so that it becomes vector instructions."""
+    """Split: workers take rows; a loop for each of most kinds, so that the compiler vectorizes it."""
     i = fetch_add(counter)
     while i < len(x):
         if kind == SILU:
@@ -72,7 +72,7 @@ def _activate(counter, x, kind):
 
 @task_kernel
 def _gate(counter, x, times, kind):
-    """Split: workers take rows; a loop for each of most kinds, so that it becomes vector instructions."""
+    """Split: workers take rows; a loop for each of most kinds, so that the compiler vectorizes it."""
     i = fetch_add(counter)
     while i < len(x):
         if kind == SILU:

@@ -14,7 +14,7 @@ from numbacalib.spec.activations import activated, clamped_swiglu
 
 THREADS = device.sized(256, simulated=4)
 BATCH = device.sized(8, simulated=2)
-"""Columns that a thread reads before it writes the first, so that its reads wait together."""
+"""Columns that a thread reads before it writes the first, so that its reads overlap."""
 
 
 def activate(x: Any, kind: int) -> None:

@@ -10,7 +10,7 @@ from numbacalib.runtime.backend import call
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.attention import gpu
 
     return gpu
@@ -28,8 +28,8 @@ def attention(
 ) -> Any:
     """Attend from each position of a sequence to itself and those before it.
 
-    ``softmax(scale q k^T) v``, computed in float32 and with memory that does not grow with the square of
-    T: by parts of the keys, as Milakov and Gimelshein (2018), arXiv 1805.02867.
+    ``softmax(scale q k^T) v``, computed in float32 by parts of the keys, as Milakov and Gimelshein (2018),
+    arXiv 1805.02867, so that memory does not grow with the square of T.
 
     Parameters
     ----------
@@ -40,11 +40,11 @@ def attention(
     window : int, optional
         Attend to the last `window` positions only, the token's own included.
     scale : float, optional
-        By what scores are multiplied, ``1 / sqrt(D)`` by default.
+        Factor of the scores, ``1 / sqrt(D)`` by default.
     cap : float, default 0
         Scaled scores s become ``cap * tanh(s / cap)`` (Gemma 2, arXiv 2408.00118, section 2); none for 0.
     sinks : float32 array [H], optional
-        A score of each head that takes part in its softmaxes, and has no value (as in GPT-OSS, arXiv
+        An additional score of each head in its softmaxes, without a value (as in GPT-OSS, arXiv
         2508.10925; Xiao et al. (2023), arXiv 2309.17453).
 
     Returns

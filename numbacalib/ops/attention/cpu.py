@@ -15,11 +15,11 @@ from numbacalib.runtime.tasks import NORMAL, call_fortran, fetch_add
 from numbacalib.spec.decoder import capped, first_key, weight_of
 
 TILE = 64
-"""Positions whose queries are a task, with those of the heads that share their keys."""
+"""Positions of a task, whose queries are those of all heads that share the keys."""
 KEYS = 256
-"""Keys that are met together: their scores stay in the second-level cache."""
+"""Keys that are processed together: their scores stay in the second-level cache."""
 LOWEST = np.float32(-3e38)
-"""Below any score; a difference of two of it is a number, which one of infinities is not."""
+"""Below any score but finite, since a difference of infinities is NaN."""
 TRANSPOSED = np.uint8(ord("T"))
 
 
@@ -32,7 +32,7 @@ def attention(
     cap: float,
     sinks: NDArray | None,
 ) -> NDArray:
-    """See `numbacalib.ops.attention.attention`; a window of 0 is none."""
+    """See `numbacalib.ops.attention.attention`; a window of 0 means none."""
     context = np.empty((*queries.shape[:3], values.shape[3]), queries.dtype)
     gemm = routine("gemm", queries.dtype)
     begin = np.zeros((2, queries.shape[2]), np.float32)
@@ -91,7 +91,7 @@ def _take_queries(queries, start, head, group, scale, tile):
 
 @scalar
 def _begin(begin, head, group, state):
-    """Begin each softmax with its head's largest score and sum: those of its sink, or of nothing."""
+    """Start each softmax with the largest score and the sum of its head's sink, or of no scores."""
     for c in range(state.shape[1]):
         state[0, c] = begin[0, head * group + c % group]
         state[1, c] = begin[1, head * group + c % group]

@@ -18,13 +18,13 @@ EDGE = device.sized(8, simulated=2)
 SHARED_BYTES = 48 << 10
 """Shared memory that a block may use."""
 LOWEST = np.float32(-3e38)
-"""Below any score; a difference of two of it is a number, which one of infinities is not."""
+"""Below any score but finite, since a difference of infinities is NaN."""
 
 
 def attention(
     queries: Any, keys: Any, values: Any, window: int, scale: float, cap: float, sinks: Any
 ) -> Any:
-    """See `numbacalib.ops.attention.attention`; a window of 0 is none."""
+    """See `numbacalib.ops.attention.attention`; a window of 0 means none."""
     sequences, length, heads, size = queries.shape
     width = values.shape[3]
     if not cap and _suits_tensor_cores(queries.dtype, size, width):
@@ -44,17 +44,17 @@ def attention(
 
 
 def _suits_tensor_cores(dtype: np.dtype, size: int, width: int) -> bool:
-    """Return whether `tensor_cores` takes heads of these: 16-bit floats whose rows begin at 16 bytes.
+    """Return whether `tensor_cores` supports these heads: 16-bit floats in rows aligned to 16 bytes.
 
-    It has no caps of scores: models with caps take the portable form. Its registers hold 192 numbers of a
-    query where a value has 128, as in latent attention.
+    It does not cap scores: models with caps use the portable form. Its registers hold at most 192 numbers
+    of a query and 128 of a value, as in latent attention.
     """
     fits = dtype.itemsize == 2 and not (size % 8 or width % 8) and size <= 192 and width <= 128
     return fits and device.capability(device.current_device()) >= (8, 0)
 
 
 def _rows_of_a_thread(size: int, width: int) -> int:
-    """Return how many queries, and keys of a tile, a row of threads takes: as shared memory allows."""
+    """Return the number of queries, and of keys of a tile, of a row of threads, by the shared memory."""
     for share in (4, 2):
         rows = EDGE * share
         if 4 * rows * (size + 1 + max(size, width) + 1 + rows + 3) <= SHARED_BYTES:

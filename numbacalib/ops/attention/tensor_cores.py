@@ -1,7 +1,7 @@
 """GPU kernel of attention on tensor cores, for 16-bit floats and compute capability 8.0 or more.
 
-As Dao (2023), arXiv 2307.08691: a block of warps takes a tile of queries, each warp 16 of them, and meets
-the keys tile after tile, while the next tile is on its way to shared memory. Scores, weights and sums
+As Dao (2023), arXiv 2307.08691: a block of warps takes a tile of queries, each warp 16 of them, and goes
+through the keys tile by tile, while the next tile is copied to shared memory. Scores, weights and sums
 stay in registers.
 """
 
@@ -23,8 +23,8 @@ WARPS = 8
 THREADS = 32 * WARPS
 QUERIES = 16 * WARPS
 LOWEST = np.float32(-1e30)
-"""Below any score, and so far above those that are hidden that their weights are 0, however products round:
-of -3e38 here, a product that is fused into a difference leaves as much as 1e30 of either sign.
+"""Below any score, and so far above hidden scores, -3e38, that their weights are 0. With -3e38 here, a
+product that is fused into a difference would leave as much as 1e30 of either sign.
 """
 
 
@@ -36,7 +36,7 @@ def attention(
     scale: float,
     sinks: DeviceArray | None,
 ) -> DeviceArray:
-    """See `numbacalib.ops.attention.attention`; a window of 0 is none, D and V are multiples of 8."""
+    """See `numbacalib.ops.attention.attention`; a window of 0 means none, D and V are multiples of 8."""
     sequences, length, heads, size = queries.shape
     width = values.shape[3]
     context = device.empty((sequences, length, heads, width), queries.dtype)
@@ -62,8 +62,8 @@ def attention(
 
 
 def _keys(padded: int) -> int:
-    """Keys of a tile: with short heads fewer, so that two blocks share a multiprocessor (measured), and
-    with long ones, whose queries take the registers.
+    """Keys of a tile: fewer with short heads, so that two blocks share a multiprocessor (measured), and
+    with long ones, whose queries fill the registers.
     """
     return 128 if padded == 128 else 64
 
@@ -87,14 +87,14 @@ def _kernel(element: str, size: int, width: int) -> tuple[Any, int]:
 
     @cuda.jit(device=True, forceinline=True)
     def offset_of_keys(step, lane):
-        """Return where this lane's row of the keys' matrices begins: keys, then numbers of a head."""
+        """Return the offset of this lane's row of the keys' matrices, [keys, numbers of a head]."""
         row = (lane & 7) + ((lane >> 4) & 1) * 8
         chunk = 2 * step + ((lane >> 3) & 1)
         return types.uint32(row * key_bytes + ((chunk ^ (lane & 7)) << 4))
 
     @cuda.jit(device=True, forceinline=True)
     def offset_of_values(step, lane):
-        """Return where this lane's row of the values' matrices begins: keys, then numbers of a head."""
+        """Return the offset of this lane's row of the values' matrices, [keys, numbers of a head]."""
         row = (lane & 7) + ((lane >> 3) & 1) * 8
         chunk = 2 * step + ((lane >> 4) & 1)
         return types.uint32(row * value_bytes + ((chunk ^ (lane & 7)) << 4))
@@ -109,7 +109,7 @@ def _kernel(element: str, size: int, width: int) -> tuple[Any, int]:
 
     @cuda.jit(device=True, forceinline=True)
     def store_word(word, i, address, row, pitch, length, column):
-        """Write two numbers of what a query attends to: register i of ``[columns, rows]``."""
+        """Write two numbers of a query's output: register i of ``[columns, rows]``."""
         r = row + (i & 1) * 8
         d = column + (i >> 1) * 8
         wanted = types.uint32(1) if r < length and d < width else types.uint32(0)
@@ -117,7 +117,7 @@ def _kernel(element: str, size: int, width: int) -> tuple[Any, int]:
 
     @cuda.jit(device=True, forceinline=True)
     def copy_rows(target, source, numbers, chunks, sources, first, length, thread):
-        """Start copying rows of `numbers` to a tile of rows of `chunks`, zeros where there is none."""
+        """Start copying rows of `numbers` to a tile of rows of `chunks`, padded with zeros."""
         for index in range(thread, keys_of_tile * chunks, THREADS):
             row, chunk = index // chunks, index % chunks
             inside = first + row < length and chunk * 8 < numbers
@@ -139,7 +139,7 @@ def _kernel(element: str, size: int, width: int) -> tuple[Any, int]:
     ):
         """One block a tile of queries of a head, a warp 16 of them; the longest rows first.
 
-        Scores are powers of 2 once multiplied by `scale`, of e by `natural`.
+        Scores times `scale` are exponents of 2, times `natural` exponents of e.
         """
         shared = cuda.shared.array(0, types.float32)
         base = types.int64(ptx.shared_address(shared))
@@ -173,7 +173,7 @@ def _kernel(element: str, size: int, width: int) -> tuple[Any, int]:
         stage = types.int64(0)
         start_copy(base, keys, values, sources, first, length, thread)
         while first < stop:
-            # this tile is there, and all warps are done with the one before it
+            # this tile has arrived, and all warps are done with the one before it
             mma.copies_wait()
             cuda.syncthreads()
             here = base + stage * stage_bytes

@@ -1,4 +1,4 @@
-"""CPU kernel of the search of block grids: tiles of rows, transposed, rows being the lanes of a vector."""
+"""CPU kernel of the search of block grids: tiles of rows, transposed, so that rows are a vector's lanes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from numbacalib.spec.block_grid import LEAST_SHARE, BlockGrid, BlockScales
 from numbacalib.spec.grid import Grid, code_of, stored_scale
 
 ROUNDS = 2
-"""Number of times that integers beside a group's are tried and the block's numbers solved for again."""
+"""Rounds that try integers next to the groups' and solve for the block's numbers again."""
 STEPS = 5
 """Block scales that are tried, half a step of the largest group's integer apart."""
 FLOAT16 = 1
-"""`SCALE_FLOAT16`, as kernels take it."""
+"""`SCALE_FLOAT16`, a constant in kernels."""
 
 
 CHUNK = 1 << 22
-"""Weights that are brought to float32 at a time: the search then has one compiled form."""
+"""Weights that are converted to float32 at a time, so that the search has one compiled form."""
 
 
 class _Search(NamedTuple):
-    """A search on one grid, as kernels take it."""
+    """A search on one grid, in the form that kernels take."""
 
     bounds: Any
     shares: NDArray
@@ -123,7 +123,7 @@ def _add_magnitudes(weights, factors):
 
 @scalar
 def _search_block(tile, grid):
-    """Find a block's numbers and integers, in each row by itself."""
+    """Find a block's numbers and integers, for each row separately."""
     shape = grid.groups, TILE
     scales, minima = np.empty(shape, np.float32), np.empty(shape, np.float32)
     for g in range(grid.groups):
@@ -166,14 +166,14 @@ def _group(tile, g, grid):
 
 @scalar
 def _stored(number):
-    """Round a number of either sign as float16 stores it, never to 0."""
+    """Round a number of either sign to float16, never to 0."""
     rounded = stored_scale(abs(number), FLOAT16)
     return -rounded if number < 0 else rounded
 
 
 @scalar
 def _long_enough(scale, minimum, integer):
-    """Raise a stored scale until `integer` times the minimum is few enough scales."""
+    """Raise a stored scale to at least `LEAST_SHARE` of `integer` times the minimum."""
     return max(scale, _stored(abs(minimum) * integer * np.float32(LEAST_SHARE)))
 
 
@@ -205,7 +205,7 @@ def _divide(tile, scales, minima, grid, found):
 
 @scalar
 def _integer(quotient, grid):
-    """Nearest integer that a group's scale may be, but 0."""
+    """Nearest integer that a group's scale may be, except 0."""
     whole = min(max(np.rint(quotient), grid.low), grid.high)
     if whole == 0:
         return np.float32(-1) if quotient < 0 and not grid.minima else np.float32(1)
@@ -214,7 +214,7 @@ def _integer(quotient, grid):
 
 @scalar
 def _keep_better(tile, grid, tried, best, found):
-    """Keep in each row what was tried where its error is less than the `best` so far."""
+    """Keep the tried numbers in each row where their error is below the `best` so far."""
     total = np.zeros(TILE, np.float32)
     for g in range(grid.groups):
         _group_errors(_group(tile, g, grid), g, grid, tried, tried.errors[g])
@@ -241,7 +241,7 @@ def _group_errors(group, g, grid, found, error):
 
 @scalar
 def _try_neighbours(group, g, grid, found):
-    """Try integers beside those of group g."""
+    """Try integers next to those of group g."""
     scale, minimum = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     best_scale, best_minimum = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     error, best = np.empty(TILE, np.float32), found.errors[g]

@@ -42,14 +42,14 @@ def fit_group(group, grid, scale, minimum):
     tiny = np.float32(2.0**-24)
     for share in grid.shares:
         if grid.minima:
-            # what is clipped lies below, above, or on both sides
+            # clip above, on both sides, or below
             for below in (np.float32(0), np.float32(0.5), np.float32(1)):
                 for r in range(TILE):
                     tried[r] = max(share * ((hi[r] - lo[r]) / grid.bounds.levels), tiny)
                     offset[r] = -(lo[r] + below * (1 - share) * (hi[r] - lo[r]))
                 _refine(group, grid, tried, offset, best, scale, minimum)
         else:
-            # the longer side takes the larger weight, and the other sign is tried too
+            # the grid's longer side takes the larger weight; the other sign is tried too
             for sign in (np.float32(1), np.float32(-1)):
                 for r in range(TILE):
                     longer = -lo[r] if -lo[r] > hi[r] else -hi[r]
@@ -78,11 +78,11 @@ def _refine(group, grid, tried, offset, best, scale, minimum):
 
 @scalar
 def _least_squares(group, grid, scale, offset):
-    """Replace scale and minimum by those with the least error for the same codes."""
+    """Replace scale and minimum with those of the least error for the same codes."""
     zero = np.empty(TILE, np.float32)
     for r in range(TILE):
         zero[r] = zero_of(scale[r], offset[r], grid)
-    # rows of one array: vector instructions need no test of whether these overlap
+    # rows of one array: vectorized loops need no test of whether these overlap
     ones, q, qq, x, xq = np.zeros((5, TILE), np.float32)
     for j in range(len(group.weights)):
         for r in range(TILE):

@@ -10,7 +10,7 @@ from numbacalib.runtime.backend import call
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.causal_convolution import gpu
 
     return gpu

@@ -12,7 +12,7 @@ from numbacalib.spec.grid import Grid
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.clip_search import gpu
 
     return gpu

@@ -10,7 +10,7 @@ from numbacalib.spec.grid import Grid
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.code_descent import gpu
 
     return gpu
@@ -27,7 +27,7 @@ def descended_codes(
     damping: float,
     passes: int,
 ) -> Any:
-    """Codes [M, K] after passes over the columns, each chosen anew while the row's others stay.
+    """Codes [M, K] after passes over the columns, each chosen again while the row's others stay.
 
     Parameters
     ----------
@@ -38,10 +38,10 @@ def descended_codes(
         On the host.
     bits : int
     errors : array [M, K]
-        ``w - q`` of these codes, float32, or float64 where the Hessian is.
+        ``w - q`` of these codes, float32, or float64 if the Hessian is.
     hessian : array [K, K], of the same dtype
     damping : float
-        What is added to the Hessian's diagonal. A column with nothing there stays as it is.
+        Number added to the Hessian's diagonal. A column whose entry is then 0 stays as it is.
     passes : int
     """
     arrays = {"codes": codes, "scales": scales, "zeros": zeros, "errors": errors}

@@ -1,7 +1,7 @@
-"""Coordinate descent on the CPU: one task a row, in which a code that changes costs a row of H.
+"""Coordinate descent on the CPU: one task a row, in which each code that changes costs a row of H.
 
-Few do, and a row's pulls stay in the first cache: blocks of columns with products between them, as a GPU
-has them, would cost more.
+Few change, and a row's pulls stay in the first-level cache: blocks of columns with products between them,
+as on a GPU, would cost more.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Coordinate descent on a GPU: products between panels of columns, one kernel that walks a panel.
 
-Pulls of a panel, ``(w - q) H``, are a product with the errors that all columns before it have left, in
-every pass. Rows are independent, so a thread block owns a tile of rows.
+Pulls of a panel, ``(w - q) H``, are computed as a product with the errors left so far, in every pass. Rows
+are independent, so a thread block owns a tile of rows.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ class _Errors:
         self._errors, self._hessian = errors, hessian
 
     def pulls(self, begin: int, end: int) -> Any:
-        """Pulls of a panel; panels come from left to right, and from the first again."""
+        """Pulls of a panel; panels come from left to right, then from the first again."""
         found = device.empty((len(self._errors), end - begin), self._errors.dtype)
         multiply(self._errors, self._hessian[:, begin:end], found)
         return found
 
 
 class _PairedErrors:
-    """`_Errors` on tensor cores: what a panel left is split once the next one needs it."""
+    """`_Errors` on tensor cores: the errors of a panel are split when the next one needs them."""
 
     def __init__(self, errors: Any, hessian: Any) -> None:
         self._errors = errors.reshape(1, *errors.shape)

@@ -1,7 +1,7 @@
-"""The GPU kernel that chooses the codes of a panel anew: see `gpu`.
+"""The GPU kernel that chooses the codes of a panel again: see `gpu`.
 
 Thread t owns row ``t % rows`` of the tile, together with a few other threads: all of them walk the next
-`STEP` columns in registers, each for itself, and then they share out the pulls that follow.
+`STEP` columns in registers, redundantly, and then divide the following pulls among themselves.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def descent_kernel(real: type) -> Any:
         """Walk a panel of columns, the first of them `first`. Blocks: row tile.
 
         `pulls` [M, P] are those before the panel, without the damping's; `scales` and `zeros` are [G, M].
-        `moves` [M, P] become what values move by; `errors` and `codes` [M, K] change with them.
+        `moves` [M, P] get the changes of the values; `errors` and `codes` [M, K] are updated.
         """
         a = cuda.shared.array((DEPTH, pitch), real, ALIGNMENT)
         stages = cuda.shared.array(buffer, real, ALIGNMENT)
@@ -102,7 +102,7 @@ def descent_kernel(real: type) -> Any:
 
     @cuda.jit(device=True)
     def walk(tile, code, stages, hessian, columns, groups, curvatures, top, scales, zeros, bounds):
-        """Choose the tile's codes in order. It comes with pulls, and returns with the moves of values."""
+        """Choose the tile's codes in order, and replace its pulls with the moves of the values."""
         r, s = cuda.threadIdx.x % rows, cuda.threadIdx.x // rows
         row = at(min(top + r, scales.shape[1] - 1))
         pull = cuda.local.array(STEP, real)
@@ -145,7 +145,7 @@ def descent_kernel(real: type) -> Any:
 
     @cuda.jit(device=True)
     def update(tile, stages, stage, move, position, r):
-        """Take what the moves of a step are to `own` positions off their pulls."""
+        """Subtract the effect of a step's moves from the pulls of `own` positions."""
         totals = cuda.local.array(own, real)
         for k in range(own):
             totals[k] = tile[at(position + k), at(r)]
@@ -157,11 +157,11 @@ def descent_kernel(real: type) -> Any:
 
     @cuda.jit(device=True)
     def fetch(hessian, columns, position, ahead):
-        """Load a step's rows of the Hessian; they are not needed yet."""
+        """Prefetch a step's rows of the Hessian."""
         for n in range(FETCHED):
             index = cuda.threadIdx.x + n * THREADS
             above, p = columns[at(position + index // BLOCK)], columns[at(index % BLOCK)]
-            # loads under a condition would wait for each other: load anyway, nothing comes of it
+            # conditional loads would wait for each other: load anyway, the values are not used
             ahead[n] = hessian[at(max(above, 0)), at(max(p, 0))]
 
     return descend

@@ -9,7 +9,7 @@ from numbacalib.runtime.backend import call
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.delta_rule import gpu
 
     return gpu
@@ -25,23 +25,23 @@ def delta_rule(
     slopes: Any,
     biases: Any,
 ) -> Any:
-    """Read at each position of a sequence what the gated delta rule, or Mamba 2, has written up to it.
+    """Read the memory of the gated delta rule, or of Mamba 2, at each position of a sequence.
 
     See `numbacalib.spec.delta_rule`; one position after the other, in float32.
 
     Parameters
     ----------
     queries, keys : float32 arrays [S, T, H', D], C-contiguous
-        S sequences of T tokens, as they are multiplied: of length 1 for the delta rule, queries scaled. D
-        is at most 256.
+        S sequences of T tokens, already normalized to length 1 for the delta rule, queries scaled. D is at
+        most 256.
     values : array [S, T, H, V], C-contiguous, float16, bfloat16 or float32
         H' divides H; head h of values is written at keys ``h // (H / H')``.
     decays, rates : float32 arrays [S, T, H], C-contiguous
-        Scores: what a token leaves of the memory is `numbacalib.spec.delta_rule.decay_of` of the one, and
-        it writes by the sigmoid of the other. Without `rates` it is Mamba 2: a token writes its value by
-        the softplus of its decays' scores, whatever the memory has for its key.
+        Scores: a token's decay is `numbacalib.spec.delta_rule.decay_of` of the one, and its rate of writing
+        the sigmoid of the other. Without `rates` it is Mamba 2: the rate is the softplus of the decay's
+        score, and the value is written without correction.
     slopes, biases : float32 arrays [H]
-        Of decays: logarithms of slopes, and what is added to scores.
+        Of decays: logarithms of slopes, and biases of scores.
 
     Returns
     -------

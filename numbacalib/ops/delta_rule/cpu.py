@@ -14,7 +14,7 @@ from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.delta_rule import correction, decay_of, rate_of
 
 COLUMNS = 32
-"""Of a memory, in a task."""
+"""Columns of a memory in a task."""
 
 
 def delta_rule(
@@ -69,7 +69,7 @@ def _run(counter, tokens, head_wise, corrects, found):
 
 @scalar
 def _recall(memory, decay, key, known):
-    """Decay the memory, and set `known` to what it holds for a key."""
+    """Decay the memory, and set `known` to its value for a key."""
     for j in range(COLUMNS):
         known[j] = np.float32(0)
     for i in range(len(memory)):
@@ -81,7 +81,7 @@ def _recall(memory, decay, key, known):
 
 @scalar
 def _write_and_read(memory, key, written, query, read):
-    """Write for a key, then set `read` to what the memory holds for a query."""
+    """Write for a key, then set `read` to the memory's value for a query."""
     for j in range(COLUMNS):
         read[j] = np.float32(0)
     for i in range(len(memory)):

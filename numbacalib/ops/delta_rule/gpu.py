@@ -14,7 +14,7 @@ from numbacalib.runtime.launch import launch
 from numbacalib.spec.delta_rule import correction, decay_of, rate_of
 
 COLUMNS = device.sized(32, simulated=4)
-"""Of a memory, in a block: its columns do not depend on each other."""
+"""Columns of a memory in a block: they do not depend on each other."""
 
 
 def delta_rule(

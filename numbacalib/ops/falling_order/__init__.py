@@ -1,4 +1,4 @@
-"""The order in which rows of numbers fall, on the device that has them: nothing waits for it."""
+"""The descending order of rows of numbers, found on their device without waiting."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from numbacalib.runtime.backend import call
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.falling_order import gpu
 
     return gpu
 
 
 class ColumnOrders(NamedTuple):
-    """Permutations of K columns, a row each, int64 [E, K]: NumPy's, or device memory of ours."""
+    """Permutations of K columns, one a row, int64 [E, K]: NumPy arrays, or the package's device memory."""
 
     order: Any
     """The column at each place."""
     place: Any
     """The place of each column."""
     group: Any
-    """The group of the column at each place, as columns come."""
+    """The group, in natural order, of the column at each place."""
 
 
 def falling_order(values: Any, group_size: int) -> ColumnOrders:
     """Order columns by falling values [E, K]; equal ones keep their order.
 
-    Any values give permutations; what is no number comes first or last.
+    Any values give permutations; NaNs come first or last.
 
     Parameters
     ----------
     values : array [E, K], float32 or float64
     group_size : int
-        Neighbouring columns that are a group.
+        Neighbouring columns of a group.
     """
     with call(cpu, _gpu, values=values) as (kernels, values):
         return ColumnOrders(*kernels.falling_order(values, group_size))

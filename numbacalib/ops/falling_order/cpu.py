@@ -24,7 +24,7 @@ def places(order: NDArray[np.int64]) -> NDArray[np.int64]:
 def _falling(values: NDArray) -> NDArray[np.int64]:
     """Sort indices by falling values [K]; equal ones keep their order.
 
-    NumPy's sort that keeps no order of equal values takes a quarter of the time, and few have equal ones.
+    NumPy's unstable sort takes a quarter of the time, and few rows have equal values.
     """
     order = np.argsort(-values)
     found = values[order]

@@ -1,4 +1,4 @@
-"""Falling order on a GPU: each column counts those before it, which takes no time at a layer's widths."""
+"""Falling order on a GPU: each column counts those before it, quickly enough at a layer's widths."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def falling_order(values: Any, group_size: int) -> tuple[Any, Any, Any]:
 
 @cuda.jit
 def _order(values, group_size, order, place, group):
-    """Blocks: columns, row. Threads: a column and slice each; they take the keys of as many in turn."""
+    """Blocks: columns, row. Threads: a column and slice each; together they load a key each at a time."""
     keys = cuda.shared.array(THREADS, np.int64)
     counts = cuda.shared.array(THREADS, np.int64)
     e, thread = cuda.blockIdx.y, cuda.threadIdx.x
@@ -57,6 +57,6 @@ def _order(values, group_size, order, place, group):
 
 @cuda.jit(device=True)
 def sort_key(value):
-    """Return an integer that orders floats as they are, zeros of either sign alike, NaNs at the ends."""
+    """Return an integer with the order of the floats, zeros of either sign equal, NaNs at the ends."""
     bits = (np.float64(value) + np.float64(0)).view(np.int64)
     return bits if bits >= 0 else bits ^ LARGEST

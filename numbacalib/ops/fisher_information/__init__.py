@@ -13,7 +13,7 @@ from numbacalib.runtime.backend import call
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.columns import gpu
 
     return gpu
@@ -32,12 +32,12 @@ def fisher_information(
     out : array [P], optional
         Preallocated C-contiguous result, which shares no memory with the gradients.
     stream : CUDA stream, optional
-        Where to launch; by default on the stream that the arrays are made on. CUDA arrays only.
+        Stream to launch on; by default the one that the arrays are made on. CUDA arrays only.
 
     Returns
     -------
     array [P], float32 (float64 for float64 gradients)
-        P on the axes that it has in the gradients. A NaN or infinity in a column shows in that column's
+        P on the same axes as in the gradients. A NaN or infinity in a column shows in that column's
         result, and so does a sum of squares that is beyond the type, as an infinity.
 
     Raises

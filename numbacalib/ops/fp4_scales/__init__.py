@@ -13,7 +13,7 @@ from numbacalib.spec.small_floats import Fp4
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.fp4_scales import gpu
 
     return gpu
@@ -33,15 +33,15 @@ def search_fp4_scales(
     ----------
     matrix : array [M, K], float16, bfloat16, float32 or float64
     form : Fp4
-        Whose groups divide K.
+        Its groups divide K.
     divisor : float32
         Global scale.
     steps : int64 array
-        Codes to try, less the one that spans the group; of equal losses the first is kept.
+        Codes to try, relative to the one that spans the group; of equal losses the first is kept.
     hessian : array [K, K], optional
         A group's loss is ``d H_gg d^T``, with d its errors.
     importance : array [1, K] or [M, K], optional
-        Where there is no Hessian: it is ``sum_j importance[j] * d[j] ** 2``, by default with ones.
+        Without a Hessian, the loss is ``sum_j importance[j] * d[j] ** 2``, by default with ones.
     """
     arrays = {"matrix": matrix, "hessian": hessian, "importance": importance}
     with call(cpu, _gpu, **arrays) as (kernels, matrix, hessian, importance):

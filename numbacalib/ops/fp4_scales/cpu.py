@@ -19,7 +19,7 @@ TILE = 16
 
 
 class _Search(NamedTuple):
-    """A search as the kernel takes it."""
+    """A search in the form that the kernel takes."""
 
     values: NDArray[np.float32]
     limits: NDArray[np.float32]
@@ -27,7 +27,7 @@ class _Search(NamedTuple):
     steps: NDArray[np.int64]
     divisor: np.float32
     blocks: bool
-    """True where errors are weighted by blocks of the Hessian, False for the importance."""
+    """True if errors are weighted by blocks of the Hessian, False for the importance."""
     hessian: Any
     """The carrier of [K, K]."""
     importance: Any

@@ -1,4 +1,4 @@
-"""GPU kernel of the search of FP4 scales: a thread a row's group, which all read one block of H."""
+"""GPU kernel of the search of FP4 scales: a thread a row's group; a block's threads read one block of H."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def search_fp4_scales(
 
 @functools.cache
 def _search(size: int) -> Any:
-    """Build the kernel for groups of a length, which threads hold in registers."""
+    """Build the kernel for groups of `size` weights, which threads hold in registers."""
 
     @cuda.jit
     def search(

@@ -14,7 +14,7 @@ from numbacalib.spec.hessian import block_weight
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.gptq_hessian_update import gpu
 
     return gpu
@@ -38,7 +38,7 @@ def gptq_hessian_update(
     x_block : array [B, K], float16, bfloat16, float32 or float64
         Inputs of the layer, one row a token; more axes before the last count as tokens, [B, S, K].
         Float32 holds the sums for magnitudes below ``1.3e19 / sqrt(B)``; beyond, as for a NaN or
-        infinity, that channel's row and column hold what is not finite.
+        infinity, that channel's row and column hold values that are not finite.
     alpha : float, optional
         Weight of the block, ``2 / B`` by default: with it the result is the Hessian of the squared
         error of a linear layer, averaged over the block.
@@ -46,10 +46,10 @@ def gptq_hessian_update(
         Weight of the matrix so far. A running mean over blocks of different length is one call a
         block: with n rows seen and B new ones, ``beta = n / (n + B)``, ``alpha = 2 / (n + B)``.
     out : array [K, K], optional
-        Preallocated C-contiguous result; ``out=hessian`` updates in place, else it shares no memory
-        with the inputs.
+        Preallocated C-contiguous result; ``out=hessian`` updates in place, otherwise it shares no
+        memory with the inputs.
     stream : CUDA stream, optional
-        Where to launch; by default on the stream that the arrays are made on. CUDA arrays only.
+        Stream to launch on; by default the one that the arrays are made on. CUDA arrays only.
 
     Returns
     -------

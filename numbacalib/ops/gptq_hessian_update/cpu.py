@@ -1,4 +1,4 @@
-"""CPU form of the Hessian update: a product of our own for the upper triangle, then a mirror."""
+"""CPU form of the Hessian update: a packed product for the upper triangle, then a mirror."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """GPU form of the Hessian update: tensor cores of `hopper` on capability 9.0, else cuBLAS.
 
-Without CuPy, and for operands of several dtypes, it is tiles of sums.
+Without CuPy, and for operands of different dtypes, it is a kernel of tiles.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ EDGE = device.sized(8, simulated=4)
 TILE = EDGE * EDGE
 THREADS = device.sized(256, simulated=4)
 FEW_ROWS = 8
-"""Fewer float32 rows are taken as they are: a sum so short would show that `hopper` halves keep 22
-bits of each number."""
+"""Fewer float32 rows do not go to `hopper`: a sum so short would show that its halves keep 22 bits of
+each number."""
 
 
 def rank_update(
@@ -56,7 +56,7 @@ def rank_update(
 
 
 def update_by_blas(hessian: Any, x: Any, alpha: float, beta: float, out: Any) -> None:
-    """Add the whole product, and take one triangle of it for both: the other may be rounded otherwise."""
+    """Add the whole product, and use one triangle for both: the other may be rounded differently."""
     blocks = column_blocks(out.shape, THREADS)
     launch(_begin, blocks, THREADS, hessian, out.dtype.type(beta), out)
     blas_gpu.add_moment(x, x, out, factor=alpha, keep=1.0)
@@ -107,7 +107,7 @@ def _tile_kernel(dtype: np.dtype) -> Any:
                 sums[i, j] = totals[i, j] = real(0)
         for first in range(0, rows, EDGE):
             if first % TILE == 0:
-                # sums of many rows that are alike are all rounded the same way: few are added at a time
+                # long sums of similar rows would round in one direction: add few rows at a time
                 for i in range(EDGE):
                     for j in range(EDGE):
                         totals[i, j] += sums[i, j]

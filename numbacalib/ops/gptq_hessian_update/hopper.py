@@ -30,7 +30,7 @@ def rank_update(
 ) -> None:
     """Set `out` to ``beta * hessian + alpha * x^T x``; x in float32 or as a 16-bit carrier.
 
-    Nothing is written where `first_bad` of a `FiniteCheck` holds an index.
+    Nothing is written if `first_bad` of a `FiniteCheck` holds an index.
     """
     rows, columns = x.shape
     if hessian.address != out.address and not (

@@ -23,7 +23,7 @@ INFINITY = np.int32(0x7F800000)
 """Bits of float32's infinity."""
 THREADS = 128
 SPLIT_ROWS, BATCH = 32, 8
-"""Rows of a thread that splits, and those it reads together."""
+"""Rows of a thread that splits, and of one batch of its reads."""
 SHARED = columns.TALL[::-1]
 
 
@@ -31,7 +31,7 @@ def split(x: Any) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
     """Return (high [B, K], low [B, K], scales [K]) of a float32 matrix.
 
     ``(high + low) * scales**2`` is the matrix. A column with a value that is not finite becomes zero
-    and has scale 0; what it adds to a product is the caller's to find.
+    and has scale 0; the caller has to add its part of a product.
     """
     scales = scales_of(columns.magnitude_peaks(x))
     halves = empty_halves(x.shape)
@@ -41,26 +41,26 @@ def split(x: Any) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
 
 
 def scales_of(peaks: Any) -> DeviceArray:
-    """Return scales [K] for magnitudes up to the largest of each column of [S, K]; those come as bits."""
+    """Return scales [K] for the largest magnitude of each column of [S, K], given as bits."""
     scales = device.empty((peaks.shape[1],), np.float32)
     launch(_scales, -(-len(scales) // columns.TALL[0]), columns.TALL, peaks, scales)
     return scales
 
 
 def empty_halves(shape: tuple[int, int]) -> DeviceArray:
-    """Return room for both parts of a matrix, one below the other, two columns in a word."""
+    """Allocate both parts of a matrix, one below the other, two columns in a word."""
     rows, width = shape
     return device.empty((2 * rows, -(-width // 8) * 4), np.uint32)
 
 
 def split_into(x: Any, scales: DeviceArray, halves: DeviceArray) -> None:
-    """Split a float32 matrix [B, K] by scales [K] into room for both parts."""
+    """Split a float32 matrix [B, K] by scales [K] into `empty_halves`."""
     grid = -(-halves.shape[1] // THREADS), -(-len(x) // SPLIT_ROWS)
     launch(_split, grid, THREADS, x, scales, halves)
 
 
 def parts_of(halves: DeviceArray, width: int) -> list[DeviceArray]:
-    """Return the high and the low part [B, width] of what `split_into` filled."""
+    """Return the high and the low part [B, width] of `halves` that `split_into` filled."""
     rows, words = len(halves) // 2, halves.shape[1]
     places = halves.address, halves.address + 4 * words * rows
     kind = (rows, width), np.dtype(np.uint16), halves, (4 * words, 2)
@@ -100,7 +100,7 @@ def _factor(scales, column):
 
 @cuda.jit(device=True)
 def _scaled(value, factor):
-    """Scaled element. Factor 0 makes a zero of infinity and NaN, too."""
+    """Scaled element. With factor 0, infinity and NaN become 0, too."""
     return value * factor * factor if factor > 0 else np.float32(0)
 
 
@@ -116,7 +116,7 @@ def _split(x, scales, halves):
     values = cuda.local.array((BATCH, 2), types.float32)
     segment = types.int64(cuda.blockIdx.y)
     for first in range(segment * SPLIT_ROWS, min((segment + 1) * SPLIT_ROWS, rows), BATCH):
-        # several reads before the first write, so that they wait together
+        # several reads before the first write, so that they overlap
         for k in range(BATCH):
             row = min(first + k, rows - 1)
             values[k, 0], values[k, 1] = x[row, left], x[row, right]

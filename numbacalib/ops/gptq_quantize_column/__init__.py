@@ -15,7 +15,7 @@ from numbacalib.spec.grid import Grid
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.gptq_quantize_column import gpu
 
     return gpu
@@ -55,7 +55,7 @@ def gptq_quantize_column(
         Preallocated C-contiguous results ``([M, K], [M, G], [M, G])``, which share no memory with each
         other and the inputs.
     stream : CUDA stream, optional
-        Where to launch; by default on the stream that the arrays are made on. CUDA arrays only.
+        Stream to launch on; by default the one that the arrays are made on. CUDA arrays only.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def gptq_quantize_column(
 
     Examples
     --------
-    Inputs that go together let the second 3.4 make up for the first:
+    Correlated inputs let the second 3.4 make up for the first:
 
     >>> import numpy as np
     >>> from numbacalib import gptq_inverse_hessian, gptq_quantize_column

@@ -1,8 +1,8 @@
 """GPTQ's recurrence inside a block of columns, on a tile of rows whose block lies in the first-level cache.
 
-Everything here lies transposed, ``[columns, TILE]``, so that the rows are the lanes of vectors; it comes
-and goes as packed row panels of `LANES` rows, as products read them. Lanes past the last row hold zeros or
-what came before: no row ever reads another's lane.
+Arrays are transposed, ``[columns, TILE]``, so that the rows are the lanes of vectors; inputs and results
+are packed row panels of `LANES` rows, as products read them. Lanes past the last row hold zeros or old
+values: no row ever reads another's lane.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Columns(NamedTuple):
     group_of: NDArray[np.int64]
     """Group of each column."""
     group_size: int
-    """0 where scales are given."""
+    """0 if scales are given."""
     within: bool
-    """True where scales are found of groups that lie within blocks; else a whole group is looked at."""
+    """True if scales are found from groups that lie within blocks; else from a whole group first."""
     inverse: bool
     """True for the factor of the inverse Hessian, False for that of the Hessian."""
 
@@ -87,21 +87,21 @@ def quantize_block(tile, corner, begin, start, stop, rows, columns, bounds, foun
     """Quantize columns `start` to `stop` of the panel from column `begin`, in `rows` (first, count).
 
     `tile` is `Rows`: the panel holds compensated weights, the errors receive ``-e``; the history receives
-    ``-e`` with the inverse's factor, else what rounding took from the weights. `corner` couples the
-    block's columns, and has zeros behind them. Columns go in steps: compensation reaches the rest of the
-    step at once and the rest of the block step by step, `STEP` columns in one pass over it. A step ends
-    where a group within the block does, so that its scale is found from fully compensated weights.
+    ``-e`` with the inverse's factor, else ``W - Q``. `corner` couples the block's columns, and has zeros
+    behind them. Columns go in steps: compensation reaches the rest of the step at once and the rest of the
+    block step by step, `STEP` columns in one pass over it. A step ends where a group within the block
+    does, so that its scale is found from fully compensated weights.
     """
     real, width = tile.panel.dtype, stop - start
     block = np.empty((width + COLUMNS, TILE), real)
-    block[width:] = 0  # products may reach behind the block
+    block[width:] = 0  # products may reach past the block
     error = np.empty((width, TILE), real)
     code = np.empty((width, TILE), np.uint8)
     scale, zero = np.ones(TILE, real), np.zeros(TILE, real)
     loss = np.zeros(TILE, real)
     group_of = columns.group_of[begin + start : begin + stop]
     _gather(tile.panel[:, start:stop], block[:width])
-    step = np.int64(0)  # a literal would be compiled for itself
+    step = np.int64(0)  # a literal would get a compiled form of its own
     while step < width:
         end = min(step + STEP, width)
         if columns.within:
@@ -139,7 +139,7 @@ def _group_end(group_of, first):
 
 @scalar
 def _gather(row_panels, block):
-    """Bring packed row panels [TILE // LANES, n, LANES] side by side, to [n, TILE]."""
+    """Put packed row panels [TILE // LANES, n, LANES] side by side, [n, TILE]."""
     for t in range(TILE // LANES):
         for j in range(len(block)):
             given, taken = row_panels[t, j], block[j, t * LANES : (t + 1) * LANES]
@@ -159,7 +159,7 @@ def _distribute(block, row_panels):
 
 @scalar
 def _subtract(block, row_panels):
-    """Subtract what `_distribute` would store."""
+    """Subtract the block that `_distribute` would store."""
     for t in range(TILE // LANES):
         for j in range(row_panels.shape[1]):
             taken, left = block[j, t * LANES : (t + 1) * LANES], row_panels[t, j]
@@ -198,7 +198,7 @@ def _keep_codes(code, loss, rows, left, found):
 def _span(group, bounds, scale, zero):
     """Find each row's scale and zero point from a group's columns of a transposed tile.
 
-    Four columns at a time: each pass over the ends waits for the one before it.
+    Four columns at a time, since each pass over the ends depends on the one before it.
     """
     lo, hi = np.zeros(TILE, scale.dtype), np.zeros(TILE, scale.dtype)
     last = len(group) - 1

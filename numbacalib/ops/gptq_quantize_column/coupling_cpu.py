@@ -22,7 +22,7 @@ from numbacalib.runtime.tasks import (
 from numbacalib.runtime.tile_product import COLUMNS
 
 ROWS = 256
-"""Rows that are a task."""
+"""Rows of a task."""
 BLOCK = 128
 """Order of triangles that are inverted."""
 
@@ -33,7 +33,7 @@ class Coupling(NamedTuple):
     packed: Any
     """Flat memory of packed column panels."""
     starts: Any
-    """Start of each panel's in it, and the end."""
+    """Start of each panel in it, and the end."""
     corners: Any
     """Coefficients among the columns of each block, and zeros: [blocks, length, length + COLUMNS]."""
 
@@ -66,13 +66,13 @@ def couple_panels(
 
 @register_jitable
 def packed_count(length):
-    """Return how many packed column panels a block makes: the last is filled up with zeros."""
+    """Return the number of packed column panels of a block: the last is padded with zeros."""
     return -(-length // COLUMNS)
 
 
 @register_jitable
 def packed_columns(coupling, edges, p):
-    """View what couples panel p, packed block by block: column panels ``[n, end, COLUMNS]``."""
+    """View the coupling of panel p, packed block by block: column panels ``[n, end, COLUMNS]``."""
     flat = coupling.packed[coupling.starts[p] : coupling.starts[p + 1]]
     return flat.reshape(-1, edges[p + 1], COLUMNS)
 
@@ -86,7 +86,7 @@ def block_of(packed, start, length):
 
 @register_jitable
 def panel_corners(coupling, edges, p):
-    """View what couples the columns of each block of panel p: [blocks, length, ...]."""
+    """View the coupling among the columns of each block of panel p: [blocks, length, ...]."""
     count = -(-edges[1] // coupling.corners.shape[1])
     return coupling.corners[p * count : (p + 1) * count]
 
@@ -108,7 +108,7 @@ def _invert_blocks(counter, trtri, factor, edges, first, inverses):
 
 @task_kernel
 def _couple(counter, routines, factor, edges, length, blocks, coupling):
-    """Fill in the panels, solved where there are inverses of their blocks, the first of each panel's.
+    """Fill in the panels, solved for if `blocks` has each panel's first inverse and the inverses.
 
     Split: workers take runs of rows.
     """
@@ -149,8 +149,8 @@ def _begin_rows(factor, top, begin, rows):
 def _solve_rows(gemm, trmm, factor, begin, zeros, inverses, rows):
     """Solve ``X R_pp = B`` in place, block by block: ``X_j = (B_j - X_{<j} R_{<j, j}) R_jj^-1``.
 
-    The first `zeros` columns are 0. Column-major BLAS sees the transposes. Its own solutions are far
-    slower than products.
+    The first `zeros` columns are 0. Column-major BLAS sees the transposes. Its own triangular solves are
+    far slower than products.
     """
     count, width = rows.shape
     one, step = rows.dtype.type(1), factor.shape[1]
@@ -177,7 +177,7 @@ def _solve_rows(gemm, trmm, factor, begin, zeros, inverses, rows):
 
 @scalar
 def _keep_corners(rows, top, begin, corners):
-    """Copy what rows [n, w] from `top` on have of the blocks of a panel from `begin` on."""
+    """Copy from rows [n, w], `top` on, the parts in the diagonal blocks of a panel from `begin` on."""
     length = corners.shape[1]
     for i in range(max(begin - top, 0), len(rows)):
         block, j = divmod(top + i - begin, length)

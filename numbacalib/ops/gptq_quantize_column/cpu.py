@@ -1,10 +1,10 @@
 """CPU form of GPTQ: each thread walks all columns of a chunk of rows, and waits for no other thread.
 
-Rows depend on the factor alone. So what couples the panels of columns is prepared once, and a chunk
+Rows depend on the factor alone. So the coupling of the panels of columns is prepared once, and each chunk
 goes from left to right on its own: a panel is compensated for every column before it by one product,
 block by block inside the panel by small ones, and column by column inside a block by `quantize_block`.
-A group's scale is found where all columns before it have been compensated for: groups up to a block
-long lie within one, longer ones are a panel each.
+A group's scale is found once all columns before it have been compensated for: groups up to a block long
+lie within one, longer ones are a panel each.
 
 A chunk is packed as row panels, as `numbacalib.runtime.tile_product` reads them: its rows are the lanes of
 vectors.
@@ -44,11 +44,11 @@ from numbacalib.spec.grid import Grid, group_indices
 from numbacalib.spec.range_search import RangeSearch
 
 CHUNK = 256
-"""Rows of a chunk, about: they read a panel's coupling while it lies in the second-level cache."""
+"""Approximate rows of a chunk, which read a panel's coupling while it lies in the second-level cache."""
 CHUNKS = 8
 """Least number of chunks, of at least a `TILE`: fewer would leave threads waiting for the last."""
 STRIP = 256
-"""Rows that are looked at together for whether they are 0 below the diagonal."""
+"""Rows that are checked together for zeros below the diagonal."""
 
 
 def quantize_columns(
@@ -142,7 +142,7 @@ def sweep(weight: NDArray, factor: NDArray, grids: ColumnGrids, *, inverse: bool
     columns = _cut(channels, group_of, 0 if given else channels // scales.shape[1], search, inverse)
     coupling = couple_panels(factor, columns.edges, columns.length, dtype, inverse=inverse)
     workers = thread_count()
-    chunks = -(-max(CHUNKS, rows // CHUNK) // workers) * workers  # as many for each
+    chunks = -(-max(CHUNKS, rows // CHUNK) // workers) * workers  # equally many for each
     chunks = min(chunks, -(-rows // TILE))
     settings = None if search is None else Search.of(search, grids.importance, channels, dtype)
     source = rows_view(carrier(weight))
@@ -157,7 +157,7 @@ def _cut(
     search: RangeSearch | None,
     inverse: bool,
 ) -> Columns:
-    """Cut the columns into panels and blocks; `group_size` is 0 where scales are given."""
+    """Cut the columns into panels and blocks; `group_size` is 0 if scales are given."""
     size, single = max(group_size, 1), search is not None
     edges, length = _panel_edges(channels, size), _block_length(size, single)
     within = 0 < group_size <= BLOCK and not single
@@ -165,7 +165,7 @@ def _cut(
 
 
 def _panel_edges(channels: int, group_size: int) -> NDArray[np.int64]:
-    """Return where panels begin, and the end: one long group each, or about `BLOCK` columns of groups."""
+    """Return each panel's first column, and the end: a long group each, or about `BLOCK` columns."""
     width = group_size if group_size > BLOCK else BLOCK - BLOCK % group_size
     return np.append(np.arange(0, channels, width), channels)
 
@@ -187,7 +187,7 @@ def _sweep(counter, chunks, source, coupling, columns, search, bounds, found):
     units = -(-height // TILE)
     most = -(-units // chunks) * (TILE // LANES)
     real, wide = found.scales.dtype, columns.edges[1]
-    # the last packed columns may lie behind the panel
+    # the last packed columns may reach past the panel
     panel = np.zeros((most, wide + COLUMNS, LANES), real)
     chunk = Rows(np.empty((most, width, LANES), real), panel, np.empty((most, wide, LANES), real))
     task = fetch_add(counter)
@@ -203,7 +203,7 @@ def _sweep(counter, chunks, source, coupling, columns, search, bounds, found):
 
 @inlined
 def _sweep_panel(p, first, count, source, coupling, columns, search, bounds, chunk, found):
-    """Quantize panel p of `count` rows from `first`, for which the panels before it are done."""
+    """Quantize panel p of `count` rows from `first`, whose panels before it are done."""
     begin, end, length = columns.edges[p], columns.edges[p + 1], columns.length
     packed, top = packed_columns(coupling, columns.edges, p), np.int64(0)
     corners = panel_corners(coupling, columns.edges, p)

@@ -1,4 +1,4 @@
-"""GPU kernels for the blocks of the diagonal of a factor, and the look at a factor that came."""
+"""GPU kernels for the diagonal blocks of a factor, and for the checks of a given factor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numbacalib.spec.gptq import reciprocal
 
 @cuda.jit
 def diagonal_blocks(factors, starts, inverses):
-    """Copy the blocks of the diagonal. Threads: one a column. Blocks: the same, factor."""
+    """Copy the diagonal blocks. Threads: one a column. Blocks: diagonal block, factor."""
     block, e = cuda.blockIdx.x, cuda.blockIdx.y
     begin, end = starts[block], starts[block + 1]
     for j in range(cuda.threadIdx.x, end - begin, THREADS):
@@ -46,7 +46,7 @@ def arrange(inverses, starts, size, padded, factors):
 
 @cuda.jit
 def transpose(scales, zeros, turned_scales, turned_zeros):
-    """Transpose two narrow matrices. Threads: one a row. Blocks: the same, column."""
+    """Transpose two narrow matrices. Threads: one a row. Blocks: rows, column."""
     i, j = cuda.grid(1), cuda.blockIdx.y
     if i < scales.shape[0]:
         turned_scales[j, i] = widen(scales[i, j])
@@ -55,7 +55,7 @@ def transpose(scales, zeros, turned_scales, turned_zeros):
 
 @cuda.jit
 def inspect(source, least, factor, findings):
-    """Copy a factor and look at it: first diagonal entry below the least, anything below the diagonal.
+    """Copy a factor, and find its first diagonal entry below `least` and anything below the diagonal.
 
     Threads: one a column, blocks stride over the rows. Integer extrema have one result in any order.
     """

@@ -1,7 +1,7 @@
 """GPU form of GPTQ: products between panels of columns, one kernel that walks a panel.
 
 Rows are independent, so a thread block owns a tile of rows and walks the blocks of a panel from left to
-right with no barrier across the grid. Both forms of the compensation are one here,
+right with no barrier across the grid. Both forms of the compensation have one formula here,
 
     W'_b = W_b + S_{<b} C_{<b, b},
 
@@ -49,7 +49,7 @@ from numbacalib.spec.grid import Grid, group_indices
 PANEL = device.sized(4 * BLOCK, simulated=3 * BLOCK)
 """Columns between two products over the whole history."""
 FEW_ROWS, FEW_CHANNELS = 2048, device.sized(2 * PANEL, simulated=0)
-"""Of a weight that is one panel: launching products takes the host longer than they save the device."""
+"""Largest weight that is one panel: launching products takes the host longer than they save the device."""
 
 
 def quantize_columns(
@@ -118,7 +118,7 @@ def _sweep(weight: Any, factors: Any, grids: ColumnGrids, *, inverse: bool) -> G
     group_of, scales, zeros = grids.group_of, grids.scales, grids.zeros
     found = scales is None
     group_size = channels // (int(group_of[0, -1]) + 1) if found else BLOCK
-    # a group that the kernel cannot find the scale of is a panel of its own
+    # a group whose scale the kernel cannot find is a panel of its own
     whole = found and (group_size > BLOCK or grids.search is not None)
     if found:
         scales = device.empty((rows, channels // group_size), dtype)
@@ -178,7 +178,7 @@ def _sweep(weight: Any, factors: Any, grids: ColumnGrids, *, inverse: bool) -> G
 
 
 def _coupling(factors: Any, starts: Any, group: tuple[int, int], inverse: bool) -> tuple[Any, Any]:
-    """Return each C [K, K], of which only what is right of the diagonal's blocks counts, and the U_bb."""
+    """Return each C [K, K], valid only to the right of the diagonal blocks, and the U_bb."""
     count, channels, _ = factors.shape
     real, blocks = factors.dtype.type, len(starts) - 1
     diagonal = device.empty((count, blocks, BLOCK, BLOCK), factors.dtype)
@@ -211,7 +211,7 @@ def _compensate(couplings: Any, begin: int, end: int, history: Any) -> None:
 
 
 class _PairedHistory:
-    """`_compensate` on tensor cores: what a panel left is split once the next one is compensated."""
+    """`_compensate` on tensor cores: a panel's S is split when the next panel is compensated."""
 
     def __init__(self, couplings: Any, history: Any, width: int) -> None:
         count, channels = len(couplings), history.shape[1]
@@ -248,7 +248,7 @@ def _turn(scales: Any, zeros: Any, turned_scales: Any, turned_zeros: Any) -> Non
 
 
 def _look_ahead(source: Any, couplings: Any, blocks: tuple, history: Any) -> Any:
-    """Return the weights of a long group as compensated for all columns before the group."""
+    """Return the weights of a long group, compensated for all columns before the group."""
     real = history.dtype.type
     compensated = device.empty(history.shape, history.dtype)
     tiles = tile_count(len(history), len(couplings), real)
@@ -265,7 +265,7 @@ def _segment(group_size: int) -> int:
 
 @functools.cache
 def _block_starts(channels: int, segment: int) -> tuple[int, ...]:
-    """First column of each block, of which none reaches into two segments; the end."""
+    """First column of each block, and the end; no block reaches into two segments."""
     starts = [
         column
         for begin in range(0, channels, segment)

@@ -1,7 +1,7 @@
 """The GPU kernel that walks the columns: see `gpu` for the algebra and `tiles_gpu` for the tiles.
 
 Thread t owns row ``t % rows`` of the tile, together with a few other threads: all of them walk the next
-`STEP` columns in registers, each for itself, and then they share out the columns that follow. That
+`STEP` columns in registers, redundantly, and then divide the following columns among themselves. That
 takes two barriers a step.
 """
 
@@ -40,7 +40,7 @@ from numbacalib.spec.gptq import column_error, compensated
 from numbacalib.spec.grid import code_at, stored_grid, unsigned, value_of
 
 SMALL, LARGE, HUGE = 2.0**-100, 2.0**100, 2.0**120
-"""Scales between the first two leave room for exact remainders; the third brings others there."""
+"""Scales between the first two leave room for exact remainders; the third scales others into that range."""
 
 
 @functools.cache
@@ -107,7 +107,7 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
             for i in range(own_rows):
                 for j in range(COLUMNS):
                     r, p = down * own_rows + i, across * COLUMNS + j
-                    # loads under a condition would wait for each other: load anyway, then choose
+                    # conditional loads would wait for each other: load anyway, then select
                     weight_there = history[at(min(top + r, height - 1)), at(max(columns[p], 0))]
                     sums[i, j] += weight_there
                     inside = top + r < height and columns[p] >= 0
@@ -174,8 +174,8 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
     ):
         """Quantize the tile's columns in order and return the loss of the thread's row.
 
-        `grids` is room for what the threads of a row find together: extremes of a group, or the scales,
-        zero points and reciprocals of a step. On return the tile holds values if `direct`, else
+        `grids` is scratch that the threads of a row share: extremes of a group, or the scales, zero points
+        and reciprocals of a step. On return the tile holds values if `direct`, else
         ``(value - weight) / diag``.
         """
         r, s = cuda.threadIdx.x % rows, cuda.threadIdx.x // rows
@@ -270,7 +270,7 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
 
     @cuda.jit(device=True)
     def divide(dividend, divisor, reciprocal):
-        """Quotient, rounded correctly, in three operations where a division takes a dozen.
+        """Correctly rounded quotient in three operations; a division takes a dozen.
 
         Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor" (1990):
         one Newton step with the exact remainder, from the correctly rounded reciprocal.
@@ -309,11 +309,11 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
 
     @cuda.jit(device=True)
     def fetch_grid(own_groups, position, row, scales, zeros, scale_ahead, zero_ahead):
-        """Load scales and zero points of the thread's `own` positions; they are not needed yet."""
+        """Prefetch scales and zero points of the thread's `own` positions."""
         for k in range(own):
             group = own_groups[at(position + k)]
             exists = group != EMPTY
-            # loads under a condition would wait for each other: load anyway, then choose
+            # conditional loads would wait for each other: load anyway, then select
             there = at(max(group, 0))
             scale, zero = scales[there, at(row)], zeros[there, at(row)]
             scale_ahead[k] = scale if exists else real(1)
@@ -321,7 +321,7 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
 
     @cuda.jit(device=True)
     def keep_grid(scale_ahead, zero_ahead, grids, first, r):
-        """Share what was loaded with the threads of the row, and the reciprocals of the scales."""
+        """Share prefetched grids, and the reciprocals of the scales, with the threads of the row."""
         for k in range(own):
             scale = scale_ahead[k]
             grids[0, at(first + k), at(r)] = scale
@@ -330,7 +330,7 @@ def quantize_kernel(real: type, find: bool, direct: bool) -> Any:
 
     @cuda.jit(device=True)
     def fetch(factors, ahead):
-        """Load a step's factors; they are not needed yet."""
+        """Prefetch a step's factors."""
         for i in range(FETCHED):
             ahead[i] = factors[at(cuda.threadIdx.x + i * THREADS)]
 

@@ -1,10 +1,10 @@
-"""Tiles of the weight on the GPU, and the matrix products that GPTQ makes of them.
+"""Tiles of the weight on the GPU, and GPTQ's matrix products of them.
 
 A thread block owns a tile of a few rows by one block of columns; in a product thread t owns neighbouring
 columns of neighbouring rows.
 
 Inside a block columns have positions. A group starts at a multiple of `STEP`, so a group whose size is
-no such multiple is followed by empty positions: weight 0, no coupling, nothing stored.
+not a multiple is followed by empty positions: weight 0, no coupling, nothing stored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STEP = sized(8, simulated=4)
 """Positions that a thread walks in registers."""
 STEPS = BLOCK // STEP
 STAGE = STEP * BLOCK
-"""Numbers that a step needs: those of each of its positions with each of the block's."""
+"""Coefficients that a step needs: of each of its positions with each of the block's."""
 THREADS, ACROSS = sized((128, 32), simulated=(4, 2))
 DOWN = THREADS // ACROSS
 FETCHED = STAGE // THREADS
@@ -54,7 +54,7 @@ def tile_count(height: int, factors: int, real: type) -> int:
 
 @functools.cache
 def row_tile(real: type) -> Any:
-    """Build the device function that says where a block's tile of rows is."""
+    """Build the device function that locates a block's tile of rows."""
     rows = tile_rows(real)
 
     @cuda.jit(device=True)
@@ -78,20 +78,20 @@ def clear(sums):
 
 @cuda.jit(device=True)
 def keep(ahead, stages, stage):
-    """Put what the threads have fetched of a stage into shared memory."""
+    """Write the part of a stage that the thread has fetched to shared memory."""
     for n in range(FETCHED):
         stages[at(stage + cuda.threadIdx.x + n * THREADS)] = ahead[n]
 
 
 @cuda.jit(device=True)
 def stored(_, history, row, column):
-    """Element of a product's left operand: as it stands in memory."""
+    """Element of a product's left operand: that in memory."""
     return history[row, column]
 
 
 @cuda.jit(device=True)
 def difference(weight, compensated, row, column):
-    """Element of a product's left operand: what is left of the weight."""
+    """Element of a product's left operand: the weight less the compensated one."""
     return widen(weight[row, column]) - compensated[row, column]
 
 
@@ -104,19 +104,19 @@ def product_adder(load: Any, real: type) -> Any:
 
     @cuda.jit(device=True)
     def fetch_left(weight, left, top, k, k_end, ahead):
-        """Load the next columns of the tile's rows; they are not needed yet."""
+        """Prefetch the next columns of the tile's rows."""
         for n in range(left_loads):
             index = cuda.threadIdx.x + n * THREADS
             row, column = top + index // DEPTH, k + index % DEPTH
             inside = column < k_end and row < left.shape[0]
-            # a load under a condition would wait for those before: load anyway, then choose
+            # a conditional load would wait for those before: load anyway, then select
             row, column = min(row, left.shape[0] - 1), min(column, k_end - 1)
             element = load(weight, left, at(row), at(column))
             ahead[n] = element if inside else real(0)
 
     @cuda.jit(device=True)
     def fetch_right(right, row, row_end, columns, ahead):
-        """Load the next rows of the thread's columns; they are not needed yet."""
+        """Prefetch the next rows of the thread's columns."""
         for q in range(right_columns):
             column = columns[q]
             if row + DEPTH <= row_end:
@@ -132,7 +132,7 @@ def product_adder(load: Any, real: type) -> Any:
         """Add ``left[top:top + rows, k:k_end] @ right[k - first:k_end - first, columns]`` to `sums`.
 
         `a` and `b` are shared memory, `b` flat. Every thread of the block calls this. Rows past the
-        end of `left` count as zero; the sums of empty columns mean nothing.
+        end of `left` count as zero; the sums of empty columns are undefined.
         """
         if k >= k_end:
             return
@@ -159,7 +159,7 @@ def product_adder(load: Any, real: type) -> Any:
                 fetch_left(weight, left, top, k, k_end, left_ahead)
                 fetch_right(right, k - first, k_end - first, own_columns, right_ahead)
             for pair in range(0, DEPTH, 2):
-                for i in range(2):  # unrolled, so that the loads of two rows wait together
+                for i in range(2):  # unrolled, so that the loads of two rows overlap
                     for r in range(own_rows):
                         for c in range(COLUMNS):
                             x = a[at(pair + i), at(down * own_rows + r)]

@@ -1,7 +1,7 @@
 """The quantization grid applied to a whole matrix: scales, codes and values.
 
-What round-to-nearest, GPTQ and `QuantizedWeight` share. Groups are given by `group_of`, the group's
-index for each input channel, int64 [K]; codes are stored unsigned, less the grid's least code.
+Round-to-nearest, GPTQ and `QuantizedWeight` share it. Groups are given by `group_of`, the group's index
+for each input channel, int64 [K]; codes are stored unsigned, less the grid's least code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numbacalib.spec.grid import INTEGER, Grid
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.grid import gpu
 
     return gpu
@@ -39,18 +39,18 @@ def grid_codes(matrix: Any, scales: Any, zeros: Any, group_of: Any, grid: Grid) 
 def stored_arrays(
     scales: Any, zeros: Any, dtype: np.dtype, grid: Grid
 ) -> tuple[Any, Any, Callable[[], None]]:
-    """Scales [M, G] in the dtype that stores them, and zeros as unsigned codes have them, uint8.
+    """Scales [M, G] in the dtype that stores them, and zeros for unsigned codes, uint8.
 
-    The function that comes with them raises a ValueError if `dtype` has a scale as infinite.
+    The function that is returned with them raises a ValueError if a scale is infinite in `dtype`.
     """
     with call(cpu, _gpu, scales=scales, zeros=zeros) as (kernels, scales, zeros):
         return kernels.stored_arrays(scales, zeros, dtype, grid, f"scale_dtype: scales in {dtype}")
 
 
 def shifted(array: Any, offset: int, dtype: Any, out: Any = None) -> Any:
-    """``array + offset`` of integers, or of floats, [M, N] in another dtype, and where `out` says.
+    """``array + offset`` of integers, or of floats, [M, N] in another dtype, in `out` if it is given.
 
-    The other dtype has all the results.
+    The other dtype must hold all the results.
     """
     with call(cpu, _gpu, array=array, out=out) as (kernels, array, out):
         return kernels.shifted(array, offset, np.dtype(dtype), out)
@@ -69,7 +69,7 @@ def start_counting_clipped(
 ) -> Callable[[], int]:
     """Count the elements of a matrix that lie more than a step past the ends of their stored grid.
 
-    Returns what waits for the count.
+    Returns a function that waits for the count.
     """
     arrays = {"matrix": matrix, "scales": scales, "zeros": zeros}
     with call(cpu, _gpu, **arrays) as (kernels, *taken):

@@ -40,7 +40,7 @@ def encode(
 def stored_arrays(
     scales: NDArray, zeros: NDArray, dtype: np.dtype, grid: Grid, name: str
 ) -> tuple[NDArray, NDArray, Callable[[], None]]:
-    """See `numbacalib.ops.grid.stored_arrays`; `name` is what an error calls the scales."""
+    """See `numbacalib.ops.grid.stored_arrays`; `name` stands for the scales in errors."""
     with np.errstate(over="ignore"):
         narrow = scales.astype(dtype)
     unsigned = (zeros - zeros.dtype.type(grid.offset)).astype(np.uint8)
@@ -51,7 +51,7 @@ def shifted(array: NDArray, offset: int, dtype: np.dtype, out: NDArray | None) -
     """See `numbacalib.ops.grid.shifted`."""
     if out is None:
         out = np.empty(array.shape, dtype)
-    # sums of integers wrap around to what they are in the other dtype
+    # sums of integers wrap around to the right ones of the other dtype
     terms = dtype if dtype.kind == "f" else array.dtype
     number = np.array(offset).astype(terms)
     np.add(array.astype(terms, copy=False), number, out=out, casting="unsafe")
@@ -59,7 +59,7 @@ def shifted(array: NDArray, offset: int, dtype: np.dtype, out: NDArray | None) -
 
 
 def _require_finite(name: str, scales: NDArray) -> None:
-    """Raise a ValueError that names the first infinity. They are few: no kernel is loaded for them."""
+    """Raise a ValueError that names the first infinity; scales are few, and need no kernel."""
     finite = np.isfinite(scales)
     if not finite.all():
         index = int(np.argmin(finite))
@@ -77,7 +77,7 @@ def decode(
     """See `numbacalib.ops.grid.grid_values`; codes are unsigned, zeros are the grid's own."""
     if out is None:
         out = np.empty(codes.shape, scales.dtype)
-    if not scales.flags.writeable:  # as files give them: Numba would compile another form
+    if not scales.flags.writeable:  # as read from files: Numba would compile another form
         scales = scales.copy()
     _decode(codes, scales, zeros, group_of, grid.bounds(scales.dtype), out)
     return out

@@ -48,7 +48,7 @@ def encode(matrix: Any, scales: Any, zeros: Any, group_of: np.ndarray, grid: Gri
 def stored_arrays(
     scales: Any, zeros: Any, dtype: np.dtype, grid: Grid, name: str
 ) -> tuple[Any, Any, Callable[[], None]]:
-    """See `numbacalib.ops.grid.stored_arrays`; `name` is what an error calls the scales."""
+    """See `numbacalib.ops.grid.stored_arrays`; `name` stands for the scales in errors."""
     stored = device.empty(scales.shape, dtype)
     unsigned = device.empty(zeros.shape, np.uint8)
     found = FirstIndex()

@@ -15,26 +15,26 @@ from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import fetch_add
 
 DIGIT = 10
-"""Bits that are sorted by at a time: their counts fit the first-level cache."""
+"""Bits of a digit of the radix sort: its counts fit the first-level cache."""
 ONE = np.uint64(1)
-"""Unsigned indices cannot count from the end, and need no test of whether they do."""
+"""Unsigned, since indices that cannot be negative need no test of whether they are."""
 LARGEST_DIGIT = np.uint64((1 << DIGIT) - 1)
 KEY_BITS = np.uint64(2 * DIGIT)
 """A word's lowest bits, which are its key; the index is above them."""
 KEY = np.uint64((1 << 2 * DIGIT) - 1)
 LARGEST_KEY = float(KEY)
 SHORT = 1 << (32 - 2 * DIGIT)
-"""Values of a row whose sorted words fit 32 bits."""
+"""Most values of a row whose sorted words fit 32 bits."""
 TINY = 2.0**-960
 """Below it, an inverse may not be finite."""
 STRIP = 32
-"""Words that are compared with as many at once."""
+"""Words that are compared with those before them at once."""
 CHUNK = 1 << 22
-"""Values that are brought to the centroids' dtype at a time: kernels have one form for each of these."""
+"""Values that are converted to the centroids' dtype at a time: kernels have one form for each of those."""
 
 
 class Memory(NamedTuple):
-    """Buffers of a worker for a row of n values, kept for the next: memory given back is slow to get."""
+    """Buffers of a worker for a row of n values, kept for the next row, since allocation is slow."""
 
     values: Any
     """Like `weights`, of the dtype of centroids."""
@@ -129,7 +129,7 @@ def _scale(span):
 
 @scalar
 def _extremes(values, integer):
-    """Return the least and the largest of finite values, found as integers: this vectorizes."""
+    """Return the least and the largest of finite values, compared as integers, which vectorizes."""
     bits = values.view(integer)
     low = high = _turned(bits[0], bits)
     for j in range(len(bits)):
@@ -143,7 +143,7 @@ def _extremes(values, integer):
 
 @scalar
 def _turned(bits, array):
-    """Turn over all bits but the sign of what is below 0: integers are ordered as floats are then."""
+    """Flip all bits but the sign of negative numbers, so that integers have the order of the floats."""
     sign = 8 * array.itemsize - 1
     return bits ^ ((bits >> sign) & ((1 << sign) - 1))
 
@@ -152,14 +152,14 @@ def _turned(bits, array):
 def _ascending(values, low, span, memory):
     """Return the indices that sort finite values from `low` to ``low + span``.
 
-    By 20 bits of where each lies between the least and the largest, one digit after the other, then
-    what these bits do not tell apart by its values.
+    It is a radix sort by 20 bits of each value's position between the least and the largest; those with
+    equal bits are then sorted by value.
     """
     words, others, starts = memory.words[0], memory.words[1], memory.starts
     scale = LARGEST_KEY / span
     for j in range(len(values)):
         share = (float(values[j]) - low) * scale
-        # whatever overflows, or is 0 times infinity, is among the largest
+        # a value that overflows, or is 0 times infinity, is among the largest
         key = np.int32(share if share < LARGEST_KEY else LARGEST_KEY)
         words[j] = np.uint64(j) << KEY_BITS | np.uint64(key)
     _count(words, starts)
@@ -180,7 +180,7 @@ def _ascending(values, low, span, memory):
 
 @scalar
 def _count(words, starts):
-    """Find where the words of each value of a digit begin, once they are sorted by it."""
+    """Find the first place of the words of each value of a digit, once they are sorted by it."""
     starts[:] = 0
     for word in words:
         starts[0, word & LARGEST_DIGIT] += ONE
@@ -201,7 +201,7 @@ def _tied(word, other):
 
 @scalar
 def _sort_strips(words, values, order):
-    """Sort by values what the keys of sorted words do not tell apart: few strips have any."""
+    """Sort words with equal keys by their values; few strips have any."""
     end = 0
     for begin in range(1, len(words), STRIP):
         stop, ties = min(begin + STRIP, len(words)), 0
@@ -214,7 +214,7 @@ def _sort_strips(words, values, order):
 
 @scalar
 def _sort_ties(words, values, order, begin, stop):
-    """Sort runs of equal keys, where the second of a run is in the range; return where the last ends."""
+    """Sort runs of equal keys whose second word is in the range; return the end of the last run."""
     end = begin
     for j in range(begin, stop):
         if _tied(words[j], words[j - 1]) and j >= end:
@@ -243,9 +243,9 @@ def _sort_run(values, order):
 
 @scalar
 def _clusters(values, weights, order, scale, share, clusters, memory):
-    """Cut a row into clusters, by sums of the row where these are precise enough, as nearly always.
+    """Cut a row into clusters, by sums of the row if these are precise enough, as nearly always.
 
-    Returns where in `order` distinct values that weigh something begin, [n + 1], and which begin a cluster.
+    Returns the places in `order` of distinct values of weight above 0, [n + 1], and which begin a cluster.
     """
     firsts, sums, lost = _distinct(values, weights, order, scale, share, memory)
     count = len(firsts) - 1
@@ -264,7 +264,7 @@ def _clusters(values, weights, order, scale, share, clusters, memory):
 
 @scalar
 def _points(values, weights, order, scale, share, firsts):
-    """Find where distinct values that weigh something begin, [n + 1], the values, and their weights."""
+    """Find the places of distinct values of weight above 0, [n + 1], the values, and their weights."""
     places, masses = np.empty(len(order)), np.empty(len(order))
     count = np.uint64(0)
     for place in range(len(order)):
@@ -280,11 +280,11 @@ def _points(values, weights, order, scale, share, firsts):
 
 @scalar
 def _distinct(values, weights, order, scale, share, memory):
-    """Find where in `order` distinct values that weigh something begin, [n + 1], and the sums up to each.
+    """Find the places in `order` of distinct values of weight above 0, [n + 1], and the sums up to each.
 
-    Also returns whether a weight is lost in float64 beside those before it: sums rise strictly. They are of
-    distances from the middle value, where they cancel least, as fractions of the widest distance;
-    `scale` keeps these from overflowing.
+    Also returns whether a weight is too small to raise the float64 sum of those before it. Sums are of
+    distances from the middle value, where they cancel least, as fractions of the widest distance; `scale`
+    keeps these from overflowing.
     """
     firsts, masses = memory.firsts, memory.masses
     moments, energies = memory.moments, memory.energies
@@ -315,7 +315,7 @@ def _distinct(values, weights, order, scale, share, memory):
 
 @scalar
 def _find_centroids(values, weights, order, scale, share, firsts, cuts, centroids):
-    """Means of each cluster's values; some stand twice if there are more clusters than points."""
+    """Means of each cluster's values; the last is repeated if there are more clusters than points."""
     count, clusters = len(firsts) - 1, len(centroids)
     if count <= clusters:
         for c in range(clusters):
@@ -334,7 +334,7 @@ def _find_centroids(values, weights, order, scale, share, firsts, cuts, centroid
 
 @scalar
 def _assign(values, order, centroids, codes):
-    """Code of the nearest centroid: in rising order of the values it never falls."""
+    """Set codes of the nearest centroids, which never fall in ascending order of the values."""
     begin = 0
     for code in range(len(centroids)):
         end = len(order)

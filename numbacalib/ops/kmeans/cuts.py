@@ -6,9 +6,9 @@ before i and j. This error is Monge: two clusters that cross lose no more than t
 (Aggarwal, Schieber and Tokuyama 1994):
 
 - The least error falls ever more slowly as clusters are added. So cuts that are best when each cluster
-  costs a `penalty` are the best into as many clusters as they have, and the penalty rules that number.
+  costs a `penalty` are the best with their number of clusters, which the penalty determines.
 - Of two cuts that are both best at one penalty, with fewer and with more clusters than wanted, the
-  beginning of one and the end of the other are best, too.
+  beginning of one and the end of the other, joined, are best, too.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from numbacalib.runtime.jit import scalar
 from numbacalib.runtime.lanes import LANES, least_quotient, least_quotients
 
 LONGEST = LANES * LANES
-"""Points whose clusters' begins are searched for together: in lanes, then as many between two lanes."""
+"""Longest block of points that are solved together: one a lane, then as many between two lanes."""
 PADDING = LONGEST
-"""Elements of an array beyond the last that counts: lanes may stand there."""
+"""Padding at the end of an array, in elements, which lanes may read and write."""
 GUESSES = 4
-"""Penalties that are guessed before the two cuts that enclose the number of clusters tell the next."""
+"""Most guesses of the penalty before it comes from the two cuts that enclose the number of clusters."""
 COARSE = 12
-"""Runs of points a cluster, between which the first penalty is looked for."""
+"""Runs of points a cluster, between which points are cut to find the first penalty."""
 TOLERANCE = 1e-5
 """Share of the error by which cuts may miss the least."""
 EPSILON = 2.0**-52
 SHORT = 2 * LANES
-"""Points of a block from which on it saves time to enclose their begins."""
+"""Longest block of points in which enclosing the begins first does not save time."""
 
 
 class Sums(NamedTuple):
@@ -55,7 +55,7 @@ def best_cuts(sums, clusters, memory):
     penalty = _first_penalty(sums, clusters)
     runs = COARSE * clusters
     if count > 2 * runs:
-        # cuts between runs of points have nearly the penalty, at next to no cost
+        # cuts between runs of points need nearly the same penalty, at little cost
         _, penalty = _cuts_from(_thinned(sums, runs), penalty, clusters, memory)
     cuts, _ = _cuts_from(sums, penalty, clusters, memory)
     return cuts
@@ -65,7 +65,7 @@ def best_cuts(sums, clusters, memory):
 def are_precise(sums, cuts):
     """Return whether rounding of the sums is at most about `TOLERANCE` of the error that cuts leave.
 
-    Differences of sums are off by what rounds the whole, whose distances are up to 1.
+    Differences of sums have the rounding errors of the whole sums, of distances up to 1.
     """
     count = len(sums.mass) - 1
     left = sums.energy[count] + _error(sums, cuts)
@@ -90,7 +90,7 @@ def _first_penalty(sums, clusters):
     """Guess the penalty that leads to `clusters`.
 
     Many clusters of a density rho leave ``(integral of rho^(1/3))^3 / 12 / clusters^2`` (Panter and
-    Dite 1951); the penalty is what one cluster more saves. The density is that of runs of points.
+    Dite 1951); the penalty is the error that one cluster more saves. The density is that of runs of points.
     """
     mass, moment, _ = sums
     last = len(mass) - 2
@@ -107,10 +107,10 @@ def _first_penalty(sums, clusters):
 
 @scalar
 def _cuts_from(sums, guess, clusters, memory):
-    """Return the best cuts into `clusters`, and a penalty that leads to them; `guess` is where to begin.
+    """Return the best cuts into `clusters`, and a penalty that leads to them, starting with a `guess`.
 
     `few` and `many` are best cuts into fewer and into more clusters than wanted. The penalty at which
-    both lose alike leads between them, or to no better cuts: then both are best at it. Until there
+    both cost the same leads between them, or to no better cuts: then both are best at it. Until there
     are two such cuts, penalties are guessed: one cluster more saves about the third power of one
     cluster's share.
     """
@@ -137,19 +137,19 @@ def _cuts_from(sums, guess, clusters, memory):
                 many = cuts
         elif enclosed:
             return _spliced(few, many, clusters), penalty
-        # a penalty that misses by one cluster misses by half of one
+        # a penalty that misses by one cluster is corrected by half of one
         missed = found + 0.5 if found < clusters else found - 0.5
         guess *= (missed / clusters) ** 3
 
 
 @scalar
 def _penalized(sums, penalty, memory):
-    """Cut the points best when each cluster costs `penalty`.
+    """Find the best cuts of the points when each cluster costs `penalty`.
 
-    Returns where the last cluster of the first j points begins, [n + 1]. That never falls, nor does
-    what these cuts cost, errors and penalties, which is `rest` and ``Q``. So points are solved in
-    blocks, as if no cluster began within one. This is true of those that cost no more than the first
-    and a penalty: a cluster that begins behind the first costs as much. The others are solved again.
+    Returns the begin of the last cluster of the first j points, [n + 1]. It never falls with j, nor does
+    the cost of these cuts, errors and penalties, which is the sum of `rest` and ``Q``. So points are
+    solved in blocks, as if no cluster began within one. This holds for points that cost no more than the
+    first and a penalty: a cluster that begins behind the first costs as much. The others are solved again.
     """
     energy, rest, begins = sums.energy, memory.rest, memory.begins
     count = len(energy) - 1
@@ -179,8 +179,8 @@ def _penalized(sums, penalty, memory):
 def _solve_block(sums, penalty, rest, begins, solved, last, end):
     """Solve the points of a block, whose last clusters begin no later than `end`.
 
-    A short block at once. In a long one first its last point, then those `LANES` apart, then all that
-    lie between two of these: begins found before enclose the begins to try.
+    A short block is solved at once; of a long one first the last point, then those `LANES` apart, then all
+    that lie between two of these: begins found before enclose the begins to try.
     """
     mass, moment, _ = sums
     low, high = begins[solved], end
@@ -192,7 +192,7 @@ def _solve_block(sums, penalty, rest, begins, solved, last, end):
         least_quotients(rest, mass, moment, low, high, at, LANES, penalty, rest, begins)
     for j in range(solved, last, LANES):
         if long:  # read before it is written again: the next search need not wait for this one
-            high = max(low, begins[min(j + LANES, last)])  # rounding may have it fall
+            high = max(low, begins[min(j + LANES, last)])  # rounding may make it fall
         least_quotients(rest, mass, moment, low, high, j + 1, 1, penalty, rest, begins)
         if long:
             low = high
@@ -200,11 +200,11 @@ def _solve_block(sums, penalty, rest, begins, solved, last, end):
 
 @scalar
 def _stop(sums, rest, begin, stop, solved, last):
-    """Return where to end the search for the begin of the last cluster of the first `last` points.
+    """Return the end of the search for the begin of the last cluster of the first `last` points.
 
-    From there on, all that comes before the cluster costs more than cuts whose last cluster begins
-    as far ahead of `begin`, that of the `solved` points, as there are points more. `stop` is where the
-    search for fewer points ended.
+    From there on, the points before the cluster alone cost more than cuts whose last cluster begins as
+    many points after `begin`, that of the `solved` points, as there are more points. `stop` is the end of
+    the search for fewer points.
     """
     mass, moment, energy = sums
     near = min(begin + last - solved, solved)
@@ -218,7 +218,7 @@ def _stop(sums, rest, begin, stop, solved, last):
 
 @scalar
 def _path(begins):
-    """Cuts [clusters + 1] of all the points, from where the last cluster of the first j begins."""
+    """Cuts [clusters + 1] of all the points, from the begins of the last cluster of the first j."""
     count = len(begins) - 1
     clusters, end = 0, count
     while end > 0:
@@ -234,7 +234,7 @@ def _path(begins):
 
 @scalar
 def _error(sums, cuts):
-    """Error of cuts, less what all cuts share: it serves for differences."""
+    """Error of cuts, less a part that all cuts share: only its differences are meaningful."""
     total = 0.0
     for c in range(len(cuts) - 1):
         begin, end = cuts[c], cuts[c + 1]
@@ -245,7 +245,7 @@ def _error(sums, cuts):
 
 @scalar
 def _spliced(few, many, clusters):
-    """The beginning of `many` and the end of `few`, so that there are `clusters`.
+    """Join the beginning of `many` and the end of `few`, so that there are `clusters`.
 
     They are joined where a cluster of `few` contains that of `many` which is `ahead` of it: the
     clusters of the two joints cross where these nest, and so lose no more.

@@ -1,9 +1,9 @@
 """The cuts of sorted values into clusters with the least error, where sums of the row are too coarse.
 
-`numbacalib.ops.kmeans.cuts` has errors of clusters from differences of sums, which cannot tell what is
-small beside the whole: clusters beside an outlier, or beside one weight above all others. Here nothing is
-subtracted but values from their neighbours, so that every error has all its digits. It takes some
-milliseconds a row.
+`numbacalib.ops.kmeans.cuts` computes errors of clusters from differences of sums, which lose errors that
+are small beside the whole: of clusters beside an outlier, or beside one weight above all others. Here only
+values are subtracted from each other, so that every error keeps its precision. It takes some milliseconds
+a row.
 
 Points are cut by plain recurrence over the clusters. The last cluster of more points begins no earlier,
 so that the begins found for points further apart enclose those between (see Grønlund et al. 2017).
@@ -22,8 +22,7 @@ class Spans(NamedTuple):
     """Mass, mean and error of points on either side of a middle, from it to each: two of them join.
 
     At level l a middle is every odd multiple of ``2**l``; each array is [levels, n]. Any run of points
-    is the end of what comes before the middle between its first and its last, and the begin of what
-    follows.
+    joins the span from its first point to a middle and the span from there to its last.
     """
 
     mass: Any

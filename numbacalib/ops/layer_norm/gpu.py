@@ -37,7 +37,7 @@ def _normalize(x, weight, bias, eps, result):
         total += np.float32(widen(x[i, j]))
     parts[thread] = total
     mean = block_sum(parts, thread) / np.float32(columns)
-    cuda.syncthreads()  # all have read it before it is written over
+    cuda.syncthreads()  # all threads have read it before it is overwritten
     squares = np.float32(0)
     for j in range(thread, columns, THREADS):
         value = np.float32(widen(x[i, j])) - mean

@@ -13,7 +13,7 @@ from numbacalib.runtime.backend import call
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.linear import gpu
 
     return gpu
@@ -32,7 +32,7 @@ def linear(
     dtype : dtype, optional
         Of the result [..., M]: that of `x` by default, or float32.
     add_to : float32 array [..., M], C-contiguous, optional
-        What the result is added to, in place, and returned: a residual stream.
+        Array to add the result to, in place, such as a residual stream; it is returned.
     """
     with call(cpu, _gpu, x=x, weight=weight, bias=bias, add_to=add_to) as (
         kernels, x, weight, bias, target,

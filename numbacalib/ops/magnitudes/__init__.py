@@ -1,4 +1,4 @@
-"""Magnitudes of channels: what AWQ makes its scales of."""
+"""Magnitudes of channels, from which AWQ computes its scales."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLOAT32 = np.dtype(np.float32)
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.magnitudes import gpu
 
     return gpu

@@ -1,6 +1,6 @@
-"""Parts, multiples and copies of matrices, where the methods need NumPy's on either device.
+"""Parts, multiples and copies of matrices: the NumPy functions that methods need, on either device.
 
-Vectors are taken, too, where it says ``[..., K]``.
+Arguments ``[..., K]`` may be vectors, too.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from numbacalib.runtime.backend import call
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.matrix import gpu
 
     return gpu
 
 
 def to_host(array: Any) -> NDArray:
-    """Copy a CUDA array to the host; a NumPy array comes back as it is."""
+    """Copy a CUDA array to the host; a NumPy array is returned as it is."""
     with call(cpu, _gpu, array=array) as (kernels, array):
         return kernels.to_host(array)
 
 
 def from_host(array: NDArray, like: Any) -> Any:
-    """Return a NumPy array as one on the device that `like` is on."""
+    """Return a NumPy array as one on the device of `like`."""
     with call(cpu, _gpu, like=like) as (kernels, _):
         return kernels.from_host(array)
 
 
 def zeros(shape: tuple[int, ...], like: Any) -> Any:
-    """Return float32 zeros on the device that `like` is on."""
+    """Return float32 zeros on the device of `like`."""
     with call(cpu, _gpu, like=like) as (kernels, _):
         return kernels.zeros(shape)
 
@@ -48,7 +48,7 @@ def copied(array: Any) -> Any:
 
 
 def cast(array: Any, dtype: DTypeLike) -> Any:
-    """Round floats [..., K] to the nearest of another float dtype; no copy if it is theirs."""
+    """Round floats [..., K] to the nearest of another float dtype; no copy if the dtype is the same."""
     if array.dtype == dtype:
         return array
     with call(cpu, _gpu, array=array) as (kernels, array):
@@ -68,25 +68,25 @@ def diagonal(matrix: Any) -> Any:
 
 
 def stacked_rows(stack: Any) -> Any:
-    """[E, M, K] as [E * M, K]: the same memory where its strides allow, else a copy."""
+    """[E, M, K] as [E * M, K]: a view if the strides allow, else a copy."""
     with call(cpu, _gpu, stack=stack) as (kernels, stack):
         return kernels.stacked_rows(stack)
 
 
 def reshaped(array: Any, shape: tuple[int, ...]) -> Any:
-    """Return a C-contiguous array in another shape, in its own memory, as callers get arrays."""
+    """Return a view of a C-contiguous array in another shape, of the type that users get."""
     with call(cpu, _gpu, array=array) as (kernels, array):
         return kernels.reshaped(array, shape)
 
 
 def split_rows(matrix: Any, lengths: Sequence[int]) -> list[Any]:
-    """Return runs of the rows of a matrix, in its own memory, as callers get arrays."""
+    """Return views of runs of the rows of a matrix, of the type that users get."""
     with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):
         return kernels.split_rows(matrix, lengths)
 
 
 def joined_rows(matrices: Sequence[Any]) -> Any:
-    """Return matrices [M_i, K] of one dtype, one below the other: a copy, unless it is one alone."""
+    """Return matrices [M_i, K] of one dtype, one below the other: a copy, unless there is only one."""
     named = {f"matrices[{i}]": matrix for i, matrix in enumerate(matrices)}
     with call(cpu, _gpu, **named) as (kernels, *matrices):
         return matrices[0] if len(matrices) == 1 else kernels.joined_rows(matrices)
@@ -115,7 +115,7 @@ def add_rows(target: Any, indices: NDArray[np.int64], rows: Any, factors: Any) -
     ----------
     target : float32 array [N, M]
     indices : int64 array [n] on the host
-        No index twice.
+        Without duplicates.
     rows : array [n, M], float16, bfloat16 or float32
     factors : float32 array [n]
     """
@@ -153,7 +153,7 @@ def blended(left: Any, right: Any, share: float) -> Any:
 def weighted_sum(left: Any, right: Any, a: float, b: float, dtype: DTypeLike | None = None) -> Any:
     """``a * left + b * right`` of arrays [..., K], of any float dtypes.
 
-    Sums are of the accumulators' dtype, and rounded to another float dtype where one is given.
+    Sums are of the accumulators' dtype, and rounded to `dtype` if it is given.
     """
     with call(cpu, _gpu, left=left, right=right) as (kernels, left, right):
         dtype = checks.result_dtype(left, right) if dtype is None else np.dtype(dtype)
@@ -167,7 +167,7 @@ def add_scaled(target: Any, values: Any, factor: float) -> None:
 
 
 def row_range(matrix: Any, begin: int, end: int) -> Any:
-    """Rows `begin` to `end` of a matrix, or numbers of a vector, in its own memory."""
+    """View of rows `begin` to `end` of a matrix, or of numbers of a vector."""
     with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):
         return kernels.row_range(matrix, begin, end)
 

@@ -84,7 +84,7 @@ def add_rows(target: NDArray, indices: NDArray[np.int64], rows: NDArray, factors
 
 
 def without_columns(matrix: NDArray, dead: NDArray) -> NDArray:
-    """See `numbacalib.ops.matrix.without_columns`; the same memory where there is nothing to do."""
+    """See `numbacalib.ops.matrix.without_columns`; the same array if no column is dead."""
     if not dead.any():
         return matrix
     return take(matrix, np.where(dead, -1, np.arange(matrix.shape[1])), 1)

@@ -26,7 +26,7 @@ def to_host(array: Any) -> NDArray:
 
 
 def contiguous(array: Any) -> Any:
-    """Return a C-contiguous array as kernels take it, a copy where it has to be."""
+    """Return an array C-contiguous, as a copy only if necessary."""
     return array if array.is_c_contiguous() else _cast(array, array.dtype)
 
 
@@ -186,7 +186,7 @@ def joined_columns(left: Any, right: Any) -> Any:
 
 
 def _put_columns(source: Any, begin: int, target: Any, at: int, count: int) -> None:
-    """Copy columns of vectors, each to as many that follow each other as there are more in the target."""
+    """Copy columns of vectors; if the target has more vectors, each goes to several in a row."""
     rows = carrier(rows_of(source)), carrier(rows_of(target))
     grid = column_blocks((rows[1].shape[0], count), THREADS)
     launch(_copy_columns, grid, THREADS, rows[0], begin, rows[1], at, count)

@@ -1,4 +1,4 @@
-"""Products of matrices that are not a layer's, and dot products of groups of columns."""
+"""Matrix products outside of layers, and dot products of groups of columns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numbacalib.runtime.backend import call
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.products import gpu
 
     return gpu
@@ -29,7 +29,7 @@ def add_moment(target: Any, left: Any, right: Any, factor: float, keep: float) -
     ----------
     target : float32 array [K, L], C-contiguous
     left, right : arrays [N, K] and [N, L], of one dtype of float16, bfloat16 and float32
-        On a GPU they are read in their own width, by tensor cores where it is 16 bits.
+        On a GPU they are read in their own width, by tensor cores if it is 16 bits.
     factor, keep : float
     """
     with call(cpu, _gpu, target=target, left=left, right=right) as (kernels, target, left, right):

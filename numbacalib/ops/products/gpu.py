@@ -32,9 +32,9 @@ def product(left: Any, right: Any) -> Any:
 
 
 def repays_pairs(shorter: int, depth: int, dtype: np.dtype) -> bool:
-    """Return whether a product is better made of pairs of bfloat16 than in float32.
+    """Return whether a product is faster with pairs of bfloat16 than in float32.
 
-    `shorter` is the lesser of its rows and columns, and `depth` the number of elements that it sums.
+    `shorter` is the smaller of its numbers of rows and columns, `depth` that of the elements it sums.
     """
     large = dtype == np.float32 and min(shorter, depth) >= LARGE
     return bool(large and blas_gpu.has_libraries() and device.has_capability_9_0())

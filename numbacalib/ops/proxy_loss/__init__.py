@@ -1,4 +1,4 @@
-"""The squared error of a layer's outputs, and what else moments of its inputs say of two weights."""
+"""The squared error of a layer's outputs, and other traces of two weights and a moment of its inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numbacalib.runtime.backend import call
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.proxy_loss import gpu
 
     return gpu
@@ -19,14 +19,16 @@ def _gpu() -> Any:
 def start_trace_of_errors(
     weight: Any, values: Any, hessian: Any, channel_scales: Any = None
 ) -> Callable[[], float]:
-    """Start ``trace(D H D^T)``, ``D = (weight - values) / channel_scales`` in float32; return its wait.
+    """Start computing ``trace(D H D^T)``; return a function that waits for it.
+
+    ``D = (weight - values) / channel_scales``, in float32.
 
     Parameters
     ----------
     weight, values : arrays [M, K]
         `values` is float32.
     hessian : array [K, K]
-        Sums are float64 where it is.
+        Sums are float64 if it is.
     channel_scales : array [K], optional
     """
     arrays = {
@@ -40,10 +42,10 @@ def start_trace_of_errors(
 
 
 def start_trace_of_products(left: Any, moment: Any, right: Any) -> Callable[[], float]:
-    """Start ``trace(left moment right^T)`` of float32 [M, K], [K, K] and [M, K]; return its wait.
+    """Start ``trace(left moment right^T)``, float32; return a function that waits for it.
 
-    On a GPU `right` is rounded to float16 where it is large, each row by its own scale: such roundings are
-    of either sign.
+    Of matrices [M, K], [K, K] and [M, K]. On a GPU a large `right` is rounded to float16, each row with its
+    own scale: such roundings are of either sign, and cancel.
     """
     with call(cpu, _gpu, left=left, moment=moment, right=right) as (kernels, *arrays):
         return kernels.start_trace_of_products(*arrays)

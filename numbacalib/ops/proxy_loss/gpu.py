@@ -48,7 +48,7 @@ def start_trace_of_errors(
 
 
 def start_trace_of_products(left: Any, moment: Any, right: Any) -> Callable[[], float]:
-    """See `numbacalib.ops.proxy_loss.start_trace_of_products`: BLAS makes ``right moment^T``."""
+    """See `numbacalib.ops.proxy_loss.start_trace_of_products`: BLAS computes ``right moment^T``."""
     left, moment, right = map(contiguous, (left, moment, right))
     products = device.empty(right.shape, np.float32)
     if right.size < FEW_ERRORS:
@@ -62,7 +62,7 @@ def start_trace_of_products(left: Any, moment: Any, right: Any) -> Callable[[], 
 
 
 def _sum_of(parts: Any) -> Callable[[], float]:
-    """Start to read numbers, and return what waits for their sum."""
+    """Start reading numbers; return a function that waits for their sum."""
     found = device.start_reading(parts)
     return lambda: float(found().sum())
 
@@ -70,9 +70,8 @@ def _sum_of(parts: Any) -> Callable[[], float]:
 def _add_halves(rows: Any, moment: Any, products: Any) -> Any:
     """Set `products` to ``rows moment^T`` on tensor cores, each row divided by its power of two.
 
-    Those powers are returned. The moment goes as two float16 matrices, see `operands.split`, and the rows
-    as one: their roundings are of either sign, and of `FEW_ERRORS` and more they are of no account in a
-    trace.
+    Those powers are returned. The moment is two float16 matrices, see `operands.split`, and the rows are
+    one: their roundings are of either sign, and cancel in a trace of `FEW_ERRORS` or more.
     """
     factors = device.empty((len(rows),), np.float32)
     halves = device.empty(rows.shape, np.float16)
@@ -92,7 +91,7 @@ def _add_halves(rows: Any, moment: Any, products: Any) -> Any:
 def group_losses(errors: Any, hessian: Any, group_size: int) -> Any:
     """``d H_gg d^T`` of each row and group of errors [M, K], float64 [M, G * S].
 
-    A long group's comes in S parts, one a strip of its columns.
+    The loss of a long group comes in S parts, one a strip of its columns.
     """
     rows, channels = errors.shape
     strips = channels // group_size * -(-group_size // STRIP)
@@ -127,7 +126,7 @@ def _halve(rows, scales, halves, factors):
         peak = max(peak, abs(rows[i, j] * scales[j] * scales[j]))
     shared[thread] = peak
     peak = block_max(shared, thread)
-    # float16 ends at 65504: the peak of what is stored lies about 2**14
+    # float16 ends at 65504: the peak of the stored row lies at about 2**14
     factor = np.float32(1)
     if peak > 0:
         factor = np.float32(2.0 ** max(math.floor(math.log2(peak)) - 14, -126))

@@ -11,7 +11,7 @@ from numbacalib.spec.range_search import RangeSearch
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.range_search import gpu
 
     return gpu

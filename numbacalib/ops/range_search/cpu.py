@@ -22,7 +22,7 @@ STRIP = 32
 
 
 class Search(NamedTuple):
-    """A search as kernels take it."""
+    """A search in the form that kernels take."""
 
     shares: NDArray
     """Shares of the full range to try."""

@@ -12,7 +12,7 @@ from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.decoder import inverse_rms
 
 LANES = 16
-"""Partial sums, each over every 16th element: vector registers add them, in one order everywhere."""
+"""Partial sums, each over every 16th element: they vectorize, with the same order on every processor."""
 
 
 def rms_norm(x: NDArray, weight: NDArray, eps: np.float32, dtype: np.dtype) -> NDArray:

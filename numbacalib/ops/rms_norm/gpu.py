@@ -16,7 +16,7 @@ from numbacalib.spec.decoder import inverse_rms
 THREADS = device.sized(256, simulated=4)
 """A power of two, for the sum of the threads' parts."""
 BATCH = device.sized(8, simulated=2)
-"""Columns that a thread reads before it writes the first, so that its reads wait together."""
+"""Columns that a thread reads before it writes the first, so that its reads overlap."""
 
 
 def rms_norm(x: Any, weight: Any, eps: np.float32, dtype: np.dtype) -> Any:

@@ -9,14 +9,14 @@ from numbacalib.runtime.backend import call
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.rotary import gpu
 
     return gpu
 
 
 def rotate(heads: Any, cos: Any, sin: Any, *, interleaved: bool = False, first: int = 0) -> None:
-    """Turn R dimensions of heads [S, T, H, D] in place, each head by its position.
+    """Rotate R dimensions of heads [S, T, H, D] in place, each head by its position.
 
     Parameters
     ----------
@@ -24,9 +24,9 @@ def rotate(heads: Any, cos: Any, sin: Any, *, interleaved: bool = False, first: 
     cos, sin : float32 arrays [T, R / 2]
         Cosines and sines at each position.
     interleaved : bool, default False
-        Whether dimension 2i pairs with 2i + 1, instead of i with ``i + R / 2``.
+        Pair dimension 2i with 2i + 1, instead of i with ``i + R / 2``.
     first : int, default 0
-        The dimension from which they are counted: those before it stay, and those after the last.
+        The first dimension of the R; those before and after them stay.
     """
     with call(cpu, _gpu, heads=heads, cos=cos, sin=sin) as (kernels, heads, cos, sin):
         sequences, length, count, size = heads.shape

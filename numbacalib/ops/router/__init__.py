@@ -1,4 +1,4 @@
-"""The router of a mixture of experts: which experts a token goes to."""
+"""The router of a mixture of experts: the experts of each token."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numbacalib.spec.router import Routing
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.router import gpu
 
     return gpu
 
 
 def route(scores: Any, routing: Routing, bias: Any = None) -> tuple[Any, Any]:
-    """Choose each token's experts, best first, and find how much each counts.
+    """Choose each token's experts, best first, and find their weights.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def route(scores: Any, routing: Routing, bias: Any = None) -> tuple[Any, Any]:
         The router's logits.
     routing : Routing
     bias : float32 array [E], optional
-        Added to sigmoids, or to the softmax, in the choice alone.
+        Added to sigmoids, or to the softmax, for the choice only.
 
     Returns
     -------

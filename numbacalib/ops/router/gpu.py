@@ -21,7 +21,7 @@ def route(scores: Any, routing: Routing, bias: Any) -> tuple[Any, Any]:
     weights = device.empty((count, routing.experts), np.float32)
     numbers = routing.numbers(bias is not None)
     if bias is None:
-        bias = device.empty((1,), np.float32)  # which nobody reads
+        bias = device.empty((1,), np.float32)  # never read
     memory = (
         device.empty((count, width), np.float32) for width in (scores.shape[1], routing.groups)
     )

@@ -1,4 +1,4 @@
-"""Scales of groups refitted to codes that are known; see `spec.scale_refit`."""
+"""Scales of groups refitted to given codes; see `spec.scale_refit`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from numbacalib.runtime.backend import call
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.scale_refit import gpu
 
     return gpu
 
 
 def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: Any) -> Any:
-    """Scales [M, G] with which each row loses least, in their own dtype; the old ones if none do.
+    """Scales [M, G] with which each row loses least, in their own dtype; the old ones if none lose less.
 
-    A row's new scales are rounded to the dtype first and taken only where the loss falls then. A scale
-    that would change its sign stays.
+    A row's new scales are rounded to the dtype first and taken only if the loss then falls. A scale that
+    would change its sign stays.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: A
         Unsigned codes, uint8, zeros uint8 or float32; groups are runs of K / G channels.
     scales : array [M, G], float16, bfloat16 or float32
     errors : array [M, K]
-        ``w - q`` with the old scales, float32, or float64 where the Hessian is.
+        ``w - q`` with the old scales, float32, or float64 if the Hessian is.
     hessian : array [K, K], of the same dtype
     """
     arrays = {"codes": codes, "zeros": zeros, "scales": scales, "errors": errors}

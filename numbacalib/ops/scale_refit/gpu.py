@@ -1,8 +1,7 @@
 """The refit on a GPU: products of cuBLAS for the matrices, one thread a row for their solution.
 
-Rows are the last axis of all that a thread walks through, so that neighbours read neighbours. Codes less
-integer zeros have 8 bits, as bfloat16 has: tensor cores multiply them as they are by a pair that stands for
-the Hessian.
+Rows are the last axis of all arrays that a thread walks through, so that reads coalesce. Codes less integer
+zeros have 8 bits, as bfloat16 has: tensor cores multiply them directly by a pair for the Hessian.
 """
 
 from __future__ import annotations
@@ -46,20 +45,20 @@ def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: A
 
 
 class Moment(NamedTuple):
-    """A Hessian, or its sums over groups, as it meets errors and codes."""
+    """A Hessian, or its sums over groups, in the form that multiplies errors and codes."""
 
     whole: Any
     pair: Pair | None
-    """Pair that stands for it on tensor cores, where that is quicker."""
+    """Pair of bfloat16 of it for tensor cores, if that is faster."""
 
     @classmethod
     def of(cls, matrix: Any, *, paired: bool) -> Moment:
-        """Split a matrix or not."""
+        """Take a matrix, split if `paired`."""
         return cls(matrix, Pair.of(matrix) if paired else None)
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of the codes that it is multiplied with: the carrier's of a pair."""
+        """Type of the codes that multiply it: for a pair its carrier's."""
         return (self.whole if self.pair is None else self.pair.high).dtype
 
     @property
@@ -80,7 +79,7 @@ class Moment(NamedTuple):
 
 
 def repays_splitting(zeros: Any, channels: int, dtype: np.dtype) -> bool:
-    """Return whether codes of a grid and Hessians better meet on tensor cores."""
+    """Return whether products of codes and Hessians are faster on tensor cores."""
     return zeros.dtype == np.uint8 and repays_pairs(channels, channels, dtype)
 
 
@@ -93,7 +92,7 @@ def _refit_tile(
 
 
 def solve_scales(matrices: Any, pulls: Any, scales: Any, found: Any) -> None:
-    """Set `found` to scales of rows that lose less, or to those of before: see `spec.scale_refit`."""
+    """Set `found` to scales of rows that lose less, or to the old ones: see `spec.scale_refit`."""
     rows, groups = scales.shape
     steps, roots = (device.empty((groups, rows), np.float64) for _ in range(2))
     stored = device.empty(scales.shape, scales.dtype)
@@ -133,7 +132,7 @@ def squares_and_pulls(centered: Any, errors: Any, moment: Moment, groups: int) -
 
 
 def add_parts(parts: Sequence[Any], codes: Any, out: Any) -> None:
-    """Set `out` to the product of codes with the transpose of what parts sum up to."""
+    """Set `out` to the product of codes with the transposed sum of the parts."""
     for n, part in enumerate(parts):
         multiply(part, codes, out, keep=float(n > 0), transposed=(True, False))
 

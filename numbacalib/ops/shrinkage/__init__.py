@@ -1,4 +1,4 @@
-"""Shrinkage of a Hessian toward its diagonal, and the sums that tell how far."""
+"""Shrinkage of a Hessian toward its diagonal, and the sums that determine its share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numbacalib.runtime.backend import call
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.shrinkage import gpu
 
     return gpu
@@ -22,7 +22,7 @@ def _gpu() -> Any:
 def shrunk(hessians: Any, shares: float | Sequence[float]) -> Any:
     """``(1 - share) * H + share * diag(H)`` of each H, [E, K, K] in the accumulators' dtype.
 
-    The share is one for all, or each has its own.
+    The share is one for all, or one for each.
     """
     with call(cpu, _gpu, hessians=hessians) as (kernels, hessians):
         factors = 1 - np.broadcast_to(np.asarray(shares, np.float64), len(hessians))

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def shrunk(hessians: NDArray, factors: NDArray) -> NDArray:
-    """Multiply what is off the diagonal of each H by a factor, in the factors' dtype."""
+    """Multiply the entries off the diagonal of each H by a factor, in the factors' dtype."""
     result: NDArray = hessians * factors[:, None, None]
     for matrix, hessian in zip(result, hessians, strict=True):
         np.fill_diagonal(matrix, np.diagonal(hessian))
@@ -15,7 +15,7 @@ def shrunk(hessians: NDArray, factors: NDArray) -> NDArray:
 
 
 def correlation_sums(hessian: NDArray) -> tuple[float, float]:
-    """See `numbacalib.ops.shrinkage.correlation_sums`; row by row, in memory of one row."""
+    """See `numbacalib.ops.shrinkage.correlation_sums`; row by row, with memory for one row."""
     live = np.diagonal(hessian) > 0
     spread = np.sqrt(np.diagonal(hessian)[live].astype(np.float64))
     noise = signal = 0.0

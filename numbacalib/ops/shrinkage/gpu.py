@@ -17,7 +17,7 @@ THREADS = device.sized(128, simulated=4)
 
 
 def shrunk(hessians: Any, factors: np.ndarray) -> Any:
-    """Multiply what is off the diagonal of each H by a factor, in the factors' dtype."""
+    """Multiply the entries off the diagonal of each H by a factor, in the factors' dtype."""
     count, size, _ = hessians.shape
     result = device.empty(hessians.shape, factors.dtype)
     blocks = *column_blocks((size, size), THREADS), count

@@ -12,14 +12,14 @@ from numbacalib.runtime.backend import call
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.token_loss import gpu
 
     return gpu
 
 
 def add_scores(scores: Any, first: int, targets: Any, state: Any) -> None:
-    """Take a part of the vocabulary into the softmax of each row, by its running maximum and sum.
+    """Add a part of the vocabulary to the softmax of each row, by its running maximum and sum.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def add_scores(scores: Any, first: int, targets: Any, state: Any) -> None:
 
 
 def cap(scores: Any, limit: float) -> None:
-    """Replace scores, float32 [..., V'], C-contiguous, by ``limit * tanh(scores / limit)``."""
+    """Replace scores, float32 [..., V'], C-contiguous, with ``limit * tanh(scores / limit)``."""
     with call(cpu, _gpu, scores=scores) as (kernels, scores):
         kernels.cap(checks.rows_of(scores), np.float32(limit))
 
@@ -47,4 +47,4 @@ def losses(state: Any) -> Any:
 
 
 LOWEST = -3e38
-"""Below any score; a difference of two of it is a number, which one of infinities is not."""
+"""Below any score but finite, since a difference of infinities is NaN."""

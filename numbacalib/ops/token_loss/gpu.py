@@ -44,7 +44,7 @@ def _add(scores, first, targets, state):
         largest = max(largest, scores[i, j])
     parts[thread] = largest
     largest = block_max(parts, thread)
-    cuda.syncthreads()  # all have read it before it is written over
+    cuda.syncthreads()  # all threads have read it before it is overwritten
     total = np.float32(0)
     for j in range(thread, columns, THREADS):
         total += weight_of(scores[i, j], largest)

@@ -1,4 +1,4 @@
-"""Integer zeros of groups, with their scales, refitted to codes that are known; see `spec.zero_refit`."""
+"""Integer zeros of groups, with their scales, refitted to given codes; see `spec.zero_refit`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numbacalib.spec.zero_refit import GroupMoments
 
 
 def _gpu() -> Any:
-    """The twin that stands on CUDA."""
+    """Return the CUDA twin."""
     from numbacalib.ops.zero_refit import gpu
 
     return gpu
@@ -32,11 +32,11 @@ def refitted_zeros(
         Unsigned; groups are runs of K / G channels.
     scales : array [M, G], float16, bfloat16 or float32
     errors : array [M, K]
-        ``w - q`` with the old scales and zeros, float32, or float64 where the Hessian is.
+        ``w - q`` with the old scales and zeros, float32, or float64 if the Hessian is.
     moments : GroupMoments
         Of the same dtype.
     range_of_zeros : two int
-        The least and the greatest zero that there may be.
+        The least and the greatest allowed zero.
     """
     arrays = {"codes": codes, "zeros": zeros, "scales": scales, "errors": errors}
     with call(cpu, _gpu, **arrays, **moments._asdict()) as (kernels, *taken):

@@ -58,7 +58,7 @@ def refitted_zeros(
 
 
 def _moments(centered: NDArray, errors: NDArray, moments: GroupMoments) -> RowMoments:
-    """Return `RowMoments` of all rows, [M, G, G] and [M, G], but for those of ones, which they share."""
+    """Return `RowMoments` of all rows, [M, G, G] and [M, G], except `ones`, which they share."""
     hessian, sums, ones = moments
     groups = sums.shape[1]
     size = len(sums) // groups
@@ -99,7 +99,7 @@ def _refit_rows(counter, products, given, range_of_zeros, found):
 
 @scalar
 def _move(row, old, new, memory, moves):
-    """Let `RowMoments` follow a row's (scales, zeros) from old to new ones."""
+    """Update `RowMoments` of a row from old to new (scales, zeros)."""
     (steps, now), (scales, zeros), (new_scales, new_zeros) = memory, old, new
     for g in range(len(steps)):
         now[g] = widen(new_scales[g])
