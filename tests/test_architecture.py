@@ -80,3 +80,24 @@ def test_no_modules_import_in_a_circle():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+BLAS_OF_NUMPY = {"dot", "inner", "matmul", "tensordot", "vdot"}
+
+
+def test_products_on_the_cpu_are_our_own():
+    """How NumPy's BLAS rounds may depend on its number of threads: `runtime.packed_product` says more."""
+    for file in FILES:
+        if "gpu" in file.stem:
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            match node:
+                case ast.BinOp(op=ast.MatMult()) | ast.AugAssign(op=ast.MatMult()):
+                    found = "@"
+                case ast.Attribute(value=ast.Name(id="np"), attr=name) if name in BLAS_OF_NUMPY:
+                    found = name
+                case _:
+                    continue
+            pytest.fail(
+                f"{file.relative_to(PACKAGE)}, line {node.lineno}: a product by NumPy, {found}"
+            )

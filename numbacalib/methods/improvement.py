@@ -56,8 +56,9 @@ def _improved(
         return quantized
     assert settings.shrinkage is not None  # its caller found it
     smooth = smoothed(hessian, settings.shrinkage)
+    percdamp = settings.percdamp if quantized.report is None else quantized.report.percdamp
     given = target, quantized, smooth
-    quantized = descend_codes(*given, passes=settings.descents, percdamp=settings.percdamp)
+    quantized = descend_codes(*given, passes=settings.descents, percdamp=percdamp)
     return _refitted(target, quantized, hessian, refit)
 
 

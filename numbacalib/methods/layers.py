@@ -204,6 +204,7 @@ def solve(
 def check_layer(
     statistics: InputStatistics | None, settings: LayerSettings, importance: Any
 ) -> None:
+    """Raise an error if a layer's settings do not fit what is known of its inputs."""
     settings.check()
     if importance is not None and settings.ranges != "weighted":
         raise ValueError(f"importance: expected None with ranges {settings.ranges!r}")

@@ -10,7 +10,7 @@ import numpy as np
 from numbacalib.linalg import solve_rows
 from numbacalib.methods.loss import errors_of, require_layer
 from numbacalib.methods.quantized_weight import QuantizedWeight
-from numbacalib.methods.target import damped_factor
+from numbacalib.methods.target import damped_factors
 from numbacalib.ops.grid import shifted
 from numbacalib.ops.matrix import cast, from_host, joined_rows, take, to_host, weighted_sum
 from numbacalib.ops.products import group_dots, product
@@ -163,7 +163,7 @@ def _with_integers(
 def _with_biases(weight: Any, quantized: QuantizedWeight, hessian: Any) -> QuantizedWeight:
     """Solve for scales and real zeros together, and keep rows that lose less as they are stored."""
     offsets = _Offsets.of(hessian, quantized.scales.shape[1])
-    factor = damped_factor(offsets.ones, LEAST_SHARE, 5, weight.dtype)
+    factor = damped_factors(offsets.ones, LEAST_SHARE, 5, weight.dtype).upper[0]
     made_up = product(solve_rows(factor, offsets.sums), offsets.rows)
     solved = _with_scales(weight, quantized, weighted_sum(hessian, made_up, 1.0, -1.0))
     pulls = product(errors_of(weight, solved), offsets.sums)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from numbacalib.methods.solver import effective_rank
-from numbacalib.methods.target import damped_factor
-from numbacalib.ops.matrix import diagonal, to_host
+from numbacalib.methods.target import damped_factors
 from numbacalib.ops.shrinkage import correlation_sums
 from numbacalib.runtime import checks
 from numbacalib.runtime.array import Array
@@ -23,10 +20,9 @@ def distinct_tokens(hessian: Array, tokens: int, percdamp: float, tries: int) ->
     Repeated tokens show only in the effective rank. If it is below `LEAST_RANK` of the live channels, it is
     the estimate; otherwise all counted tokens are taken as distinct.
     """
-    spread = to_host(diagonal(hessian))
-    upper = damped_factor(hessian, percdamp, tries, checks.result_dtype(hessian))
-    damping = percdamp * float(spread.mean(dtype=np.float64))
-    rank = effective_rank(spread, to_host(diagonal(upper)), damping)
+    factors = damped_factors(hessian, percdamp, tries, checks.result_dtype(hessian))
+    (spread,), (damping,) = factors.diagonals, factors.dampings
+    rank = effective_rank(spread, factors.roots[0], damping)
     return min(tokens, max(1, round(rank))) if rank < LEAST_RANK * (spread > 0).sum() else tokens
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from numbacalib.linalg import factor_hessians, solve_rows
+from numbacalib.linalg import HessianFactors, factor_hessians, solve_rows
 from numbacalib.methods.loss import start_proxy_loss
 from numbacalib.methods.quantized_weight import StoredWeight
 from numbacalib.methods.solver import DAMPING_GROWTH, LEAST_GROWN_DAMPING
@@ -131,7 +131,7 @@ def propagated_targets(
             residual = joined_rows([residual] * len(rows))
         drift = weighted_sum(cross, hessian, 1.0, -1.0, dtype)
         smooth = smoothed(hessian, shrinkage)
-        upper = damped_factor(smooth, percdamp, damping_tries, dtype)
+        upper = damped_factors(smooth, percdamp, damping_tries, dtype).upper[0]
         missing = _missing(joined, drift, residual, upper)
         return split_rows(weighted_sum(joined, missing, 1.0, strength), rows)
 
@@ -153,13 +153,13 @@ def smoothed(hessian: Any, shrinkage: float) -> Any:
     return shrunk(checks.stack_of_one(hessian), shrinkage).reshape(hessian.shape)
 
 
-def damped_factor(hessian: Any, percdamp: float, tries: int, dtype: np.dtype) -> Any:
-    """``R`` of the damped Hessian; damping grows after each failure."""
+def damped_factors(hessian: Any, percdamp: float, tries: int, dtype: np.dtype) -> HessianFactors:
+    """Factor one damped Hessian; damping grows after each failure."""
     stack = checks.stack_of_one(hessian)
     for _ in range(checks.integer("damping_tries", tries, 1, 100)):
         factors = factor_hessians(stack, [percdamp], dtype=dtype)
         if not factors.minors[0]:
-            return factors.upper[0]
+            return factors
         failed, percdamp = percdamp, max(DAMPING_GROWTH * percdamp, LEAST_GROWN_DAMPING)
     raise factors.error(0, "hessian", failed)
 

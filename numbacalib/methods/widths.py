@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from numbacalib.methods.layer import LayerSettings
 from numbacalib.methods.order import column_orders
-from numbacalib.methods.target import damped_factor
+from numbacalib.methods.target import damped_factors
 from numbacalib.ops.grid import grid_scales
 from numbacalib.ops.matrix import diagonal, take, to_host
 from numbacalib.runtime import checks
@@ -73,7 +73,7 @@ def expected_losses(
             grid = Grid(REFERENCE_BITS, settings.symmetric)
             scales, _ = grid_scales(weight, size, grid)
             squares = (to_host(scales).astype(np.float64) ** 2).sum(axis=0)
-            loss = float(squares @ spreads.reshape(-1, size).sum(axis=1)) / 12
+            loss = float((squares * spreads.reshape(-1, size).sum(axis=1)).sum()) / 12
             for bits in BITS:
                 finer = (2**REFERENCE_BITS - 1) / (2**bits - 1)
                 found[name][bits, size] = loss * finer**2
@@ -88,9 +88,9 @@ def _conditional_spreads(hessian: Any, settings: LayerSettings) -> NDArray[np.fl
     order = np.arange(size) if orders is None else orders.order[0]
     moved = take(take(hessian, order, 0), order, 1)
     dtype = checks.result_dtype(hessian)
-    upper = damped_factor(moved, settings.percdamp, settings.damping_tries, dtype)
+    factors = damped_factors(moved, settings.percdamp, settings.damping_tries, dtype)
     spreads = np.empty(size)
-    spreads[order] = to_host(diagonal(upper)).astype(np.float64) ** 2
+    spreads[order] = factors.roots[0] ** 2
     return np.where(spread == 0, 0, spreads)
 
 

@@ -44,7 +44,7 @@ def multiply(x: NDArray, weight: NDArray, out: NDArray) -> None:
 
 
 def product(left: NDArray, right: NDArray) -> NDArray:
-    """Return ``left right`` of matrices of one dtype."""
+    """Return ``left right`` in the dtype of `left`, to which `right` is converted as it is packed."""
     out = np.empty((len(left), right.shape[1]), left.dtype)
     multiply(left, right.T, out)
     return out

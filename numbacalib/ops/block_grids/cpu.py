@@ -12,14 +12,12 @@ from numbacalib.runtime.jit import scalar, task_kernel
 from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.block_grid import LEAST_SHARE, BlockGrid, BlockScales
-from numbacalib.spec.grid import Grid, code_of, stored_scale
+from numbacalib.spec.grid import SCALE_FLOAT16, Grid, code_of, stored_scale
 
 ROUNDS = 2
 """Rounds that try integers next to the groups' and solve for the block's numbers again."""
 STEPS = 5
 """Block scales that are tried, half a step of the largest group's integer apart."""
-FLOAT16 = 1
-"""`SCALE_FLOAT16`, a constant in kernels."""
 
 
 CHUNK = 1 << 22
@@ -167,7 +165,7 @@ def _group(tile, g, grid):
 @scalar
 def _stored(number):
     """Round a number of either sign to float16, never to 0."""
-    rounded = stored_scale(abs(number), FLOAT16)
+    rounded = stored_scale(abs(number), SCALE_FLOAT16)
     return -rounded if number < 0 else rounded
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.ops.grid import cpu as grid_kernels
+from numbacalib.ops.products.cpu import group_dots, product
 from numbacalib.runtime import checks
 from numbacalib.runtime.jit import task_kernel
 from numbacalib.runtime.tasks import fetch_add
@@ -28,13 +29,15 @@ def clip_scales(
 
     scales, zeros = np.empty((2, rows, groups), dtype)
     found = np.empty_like(scales), np.empty_like(zeros)
-    least = np.full((rows, groups), np.inf)
+    least, losses = np.full((rows, groups), np.inf), np.empty((rows, groups))
     for share in shares:
         _clipped_grids(len(scales), lo, hi, share, bounds, *found)
         codes = grid_kernels.encode(matrix, *found, group_of, grid)
         values = grid_kernels.decode(codes, *found, group_of, grid)
-        errors = (values.reshape(grouped.shape) - grouped).swapaxes(0, 1)
-        losses = np.einsum("gij,gij->ig", errors @ blocks, errors)
+        errors = values.reshape(grouped.shape) - grouped
+        for g in range(groups):
+            own = errors[:, g]
+            losses[:, g : g + 1] = group_dots(product(own, blocks[g]), own, group_size)
         better = losses < least
         for kept, new in zip((least, scales, zeros), (losses, *found), strict=True):
             kept[better] = new[better]

@@ -23,7 +23,7 @@ from numbacalib.runtime.tile_product import COLUMNS
 
 ROWS = 256
 """Rows of a task."""
-BLOCK = 128
+TRIANGLE = 128
 """Order of triangles that are inverted."""
 
 
@@ -49,8 +49,8 @@ def couple_panels(
     gemm, trmm, trtri = (routine(name, dtype) for name in ("gemm", "trmm", "trtri"))
     source = rows_view(carrier(factor))
     widths = np.diff(edges)
-    first = np.append(0, np.cumsum(-(-widths // BLOCK)))
-    inverses = np.empty((0 if inverse else first[-1], BLOCK, BLOCK), dtype)
+    first = np.append(0, np.cumsum(-(-widths // TRIANGLE)))
+    inverses = np.empty((0 if inverse else first[-1], TRIANGLE, TRIANGLE), dtype)
     counts = widths // length * packed_count(length) + packed_count(widths % length)
     starts = np.append(0, np.cumsum(COLUMNS * counts * edges[1:]))
     blocks = int((-(-widths // length)).sum())
@@ -98,11 +98,11 @@ def _invert_blocks(counter, trtri, factor, edges, first, inverses):
     p = fetch_add(counter)
     while p < len(edges) - 1:
         for block in range(first[p], first[p + 1]):
-            at = edges[p] + (block - first[p]) * BLOCK
-            size, inverse = min(BLOCK, edges[p + 1] - at), inverses[block]
+            at = edges[p] + (block - first[p]) * TRIANGLE
+            size, inverse = min(TRIANGLE, edges[p + 1] - at), inverses[block]
             widen_block(factor, at, at, inverse[:size, :size])
             # Column-major LAPACK sees the transpose, a lower triangle, and its inverse.
-            call_fortran(trtri, (LOWER, NORMAL, size, inverse, BLOCK, info))
+            call_fortran(trtri, (LOWER, NORMAL, size, inverse, TRIANGLE, info))
         p = fetch_add(counter)
 
 
@@ -154,11 +154,11 @@ def _solve_rows(gemm, trmm, factor, begin, zeros, inverses, rows):
     """
     count, width = rows.shape
     one, step = rows.dtype.type(1), factor.shape[1]
-    start = zeros // BLOCK
-    left = start * BLOCK
+    start = zeros // TRIANGLE
+    left = start * TRIANGLE
     for block in range(start, len(inverses)):
-        at = block * BLOCK
-        here, size = rows[:, at:], min(BLOCK, width - at)
+        at = block * TRIANGLE
+        here, size = rows[:, at:], min(TRIANGLE, width - at)
         if at > left:
             call_fortran(
                 gemm,
@@ -170,7 +170,7 @@ def _solve_rows(gemm, trmm, factor, begin, zeros, inverses, rows):
         call_fortran(
             trmm,
             (
-                LEFT, LOWER, NORMAL, NORMAL, size, count, one, inverses[block], BLOCK, here, width,
+                LEFT, LOWER, NORMAL, NORMAL, size, count, one, inverses[block], TRIANGLE, here, width,
             ),
         )  # fmt: skip
 

@@ -18,12 +18,16 @@ def start_trace_of_errors(
     difference = np.subtract(weight, values, dtype=np.float32)
     if channel_scales is not None:
         difference /= channel_scales
-    hessian = hessian.astype(checks.result_dtype(hessian), copy=False)
-    trace = float(np.vdot(difference @ hessian, difference))
+    difference = difference.astype(checks.result_dtype(hessian), copy=False)
+    trace = _trace(difference, hessian, difference)
     return lambda: trace
 
 
 def start_trace_of_products(left: NDArray, moment: NDArray, right: NDArray) -> Callable[[], float]:
     """See `numbacalib.ops.proxy_loss.start_trace_of_products`."""
-    trace = float(group_dots(product(left, moment), right, left.shape[1]).sum())
+    trace = _trace(left, moment, right)
     return lambda: trace
+
+
+def _trace(left: NDArray, moment: NDArray, right: NDArray) -> float:
+    return float(group_dots(product(left, moment), right, left.shape[1]).sum())

@@ -1,11 +1,11 @@
-"""The refit on the CPU: products of BLAS for the matrices, and a kernel for the rows."""
+"""The refit on the CPU: products for the matrices, and a kernel for the rows."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.ops.products.cpu import group_dots
+from numbacalib.ops.products.cpu import group_dots, product
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.jit import scalar, task_kernel
 from numbacalib.runtime.tasks import fetch_add
@@ -25,7 +25,7 @@ def refitted_scales(
     for first in range(0, rows, step):
         own = slice(first, first + step)
         centered = centered_codes(codes[own], zeros[own], errors.dtype)
-        pulls = group_dots(centered, errors[own] @ hessian, codes.shape[1] // groups)
+        pulls = group_dots(centered, product(errors[own], hessian), codes.shape[1] // groups)
         matrices = squares_of_groups(centered, hessian, groups)
         _refit_rows(len(pulls), matrices, pulls, carrier(scales[own]), carrier(found[own]))
     return found
@@ -46,7 +46,7 @@ def squares_of_groups(centered: NDArray, hessian: NDArray, groups: int) -> NDArr
     matrices = np.empty((rows, groups, groups))
     for g in range(groups):
         own, left = slice(g * size, (g + 1) * size), g * size
-        products = centered[:, own] @ hessian[own, left:]
+        products = product(centered[:, own], hessian[own, left:])
         matrices[:, g, g:] = group_dots(products, centered[:, left:], size)
     return matrices
 

@@ -1,4 +1,4 @@
-"""The refit of zeros on the CPU: products of BLAS for the matrices, and a kernel for the rows."""
+"""The refit of zeros on the CPU: products for the matrices, and a kernel for the rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.ops.products.cpu import group_dots
+from numbacalib.ops.products.cpu import group_dots, product
 from numbacalib.ops.scale_refit.cpu import (
     TILE_BYTES,
     centered_codes,
@@ -65,9 +65,9 @@ def _moments(centered: NDArray, errors: NDArray, moments: GroupMoments) -> RowMo
     mixed = np.empty((len(centered), groups, groups))
     for g in range(groups):
         own = slice(g * size, (g + 1) * size)
-        mixed[:, g] = centered[:, own] @ sums[own]
-    pulls = group_dots(centered, errors @ hessian, size)
-    ones_pulls = (errors @ sums).astype(np.float64)
+        mixed[:, g] = product(centered[:, own], sums[own])
+    pulls = group_dots(centered, product(errors, hessian), size)
+    ones_pulls = product(errors, sums).astype(np.float64)
     codes = squares_of_groups(centered, hessian, groups)
     return RowMoments(codes, mixed, ones, pulls, ones_pulls)
 
