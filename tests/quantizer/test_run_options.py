@@ -242,7 +242,7 @@ def test_help_has_examples_and_exit_statuses(capsys):
         run("quantize", "--help")
     printed = capsys.readouterr().out
     assert "examples:\n  numbacalib quantize MODEL --text" in printed
-    assert "Exit status: 0 done, 1 failed on the way" in printed
+    assert "Exit status: 0 done, 1 failed during the run" in printed
 
 
 @pytest.mark.parametrize(
