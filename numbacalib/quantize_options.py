@@ -110,7 +110,7 @@ def add_methods(quantize: argparse.ArgumentParser) -> None:
     from numbacalib.quantizer.settings import CHOICES, DEFAULTS
 
     quantize.add_argument(
-        "--channel-scales", choices=CHOICES["channel_scales"], help="scale channels first"
+        "--channel-scales", choices=CHOICES["channel_scales"], help="scale input channels first"
     )
     quantize.add_argument(
         "--awq-magnitude",

@@ -85,7 +85,7 @@ class GuardedStream(io.TextIOBase):
         self._do(lambda stream: stream.flush())
 
     def isatty(self) -> bool:
-        """Return whether the stream is a terminal that is still there."""
+        """Return whether the stream is a terminal that is still open."""
         return self._stream is not None and not self._stream.closed and self._stream.isatty()
 
     def fileno(self) -> int:

@@ -22,7 +22,7 @@ def fetch_wheel(name: str, version: str, sha256: str) -> Path:
     OSError
         If it cannot be downloaded.
     ValueError
-        If the checksum of the downloaded file is another.
+        If the downloaded file has another checksum.
     """
     directory = _cache_directory() / f"{name}-{version}"
     for wheel in directory.glob("*.whl"):

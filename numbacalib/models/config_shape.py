@@ -98,7 +98,7 @@ def _head_dim(fields: Fields, architecture: Architecture, hidden_size: int, num_
 
 
 def _num_kv_heads(fields: Fields, architecture: Architecture, num_heads: int) -> int:
-    """Read the key-value heads: by default transformers' default, else as many as heads, as for null."""
+    """Read the number of key-value heads: `num_heads` for null, or if transformers has no default."""
     key = architecture.key("num_key_value_heads")
     count = fields.integer(key, 1, num_heads, None)
     if count is None:

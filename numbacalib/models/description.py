@@ -237,7 +237,7 @@ class Architecture:
     buffers : sequence of str
         Suffixes of the names of unused buffers in files of older versions.
     experts : ExpertNames, optional
-        Names in the blocks with a mixture of experts (`numbacalib.models.config.Mixture`).
+        Names in the blocks with a mixture of experts (`numbacalib.models.mixture`).
     delta : DeltaNames, optional
         Names in the blocks with a gated delta net (`numbacalib.models.delta_net`).
     convolution : ConvolutionNames, optional

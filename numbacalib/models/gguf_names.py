@@ -250,4 +250,4 @@ def _expert(name: str, model_type: str) -> tuple[str, int] | None:
 
 
 def _unknown(name: str) -> ValueError:
-    return ValueError(f"a tensor of no architecture that is supported: {name}")
+    return ValueError(f"expected a tensor of a supported architecture, got {name}")

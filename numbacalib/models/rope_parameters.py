@@ -195,7 +195,7 @@ def _read_scaling(
     types: Mapping[str, _Type] = ROPE_TYPES,
 ) -> dict[str, Any]:
     """Read the parameters of one scaling with ``rope_type``, and refuse other keys in its object."""
-    # files of 2023 have "type"; if a file has both, rope_type counts
+    # files of 2023 have "type"; if a file has both, rope_type is used
     key, known = "rope_type" if "rope_type" in rope else "type", (*types, *words.synonyms)
     kind = rope.choice(key, known, "default")
     kind = words.synonyms.get(kind, kind)
@@ -257,7 +257,7 @@ def _theta(config: Fields, rope: Fields, parameters: Fields, default: float, wor
         return float(rope.number("rope_theta", *_THETA))
     if beside is None and "rope_theta" in parameters:
         # transformers would use its default here, which cannot be intended
-        raise rope.error("rope_theta", "it here or at top level, as rope_parameters does not count")
+        raise rope.error("rope_theta", "it here or at top level, as rope_parameters is not used")
     return default if beside is None else float(beside)
 
 

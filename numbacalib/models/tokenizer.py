@@ -1,6 +1,6 @@
 """Tokenizers without truncation and padding, whose errors name the file.
 
-Only ``tokenizer.json`` counts, as in transformers 5: its template says which special tokens go around a
+Only ``tokenizer.json`` is used, as in transformers 5: its template says which special tokens go around a
 text; ``add_bos_token`` and ``add_eos_token`` of ``tokenizer_config.json`` are ignored.
 """
 

@@ -53,7 +53,7 @@ def _embedding_scale(fields: Fields, options: Options) -> Options:
 
 def _gemma(fields: Fields, options: Options) -> Options:
     """Read the options; "gelu" in the first files also means the tanh approximation."""
-    # transformers 5 reads hidden_act alone
+    # transformers 5 reads only hidden_act
     fields.choice("hidden_activation", ("gelu_pytorch_tanh",), None)
     activation = "gelu_tanh" if options["activation"] == "gelu" else options["activation"]
     windows = no_windows(fields, options)
@@ -89,7 +89,7 @@ def _cap(fields: Fields, key: str, default: float) -> float:
 
 
 def _gemma2(fields: Fields, options: Options) -> Options:
-    fields.choice("hidden_act", ("gelu_pytorch_tanh",), None)  # hidden_activation counts
+    fields.choice("hidden_act", ("gelu_pytorch_tanh",), None)  # hidden_activation is used
     return {
         **_embedding_scale(fields, options),
         **_windows(fields, options, 2),

@@ -21,7 +21,7 @@ LLAMA = Architecture(
 
 
 def _mistral(fields: Fields, options: Options) -> Options:
-    """Read one window for all layers; ``layer_types`` count as in transformers' ministral."""
+    """Read one window for all layers, or ``layer_types`` as in transformers' ministral."""
     window = window_of(fields, _WINDOW)
     if not fields.flag("use_sliding_window", True) and window is not None:
         raise fields.error("use_sliding_window", f"true where sliding_window is {window}")

@@ -231,7 +231,7 @@ STARCODER2 = Architecture(
     biases=dict.fromkeys(("attention", "output", "mlp"), "use_bias"),
     harmless=(
         *("residual_dropout", "embedding_dropout", "mlp_type", "norm_type"),
-        *("activation_function", "layer_norm_epsilon"),  # hidden_act and norm_epsilon count
+        *("activation_function", "layer_norm_epsilon"),  # hidden_act, norm_epsilon are used
         *("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"),
     ),
     fixed={"scale_attn_weights": (True,)},
@@ -297,7 +297,7 @@ COHERE2 = Architecture(
     biases=ATTENTION_BIASES,
     harmless=(
         *("cache_implementation", "order_of_interleaved_layers", "position_embedding_type"),
-        "layer_switch",  # sliding_window_pattern counts
+        "layer_switch",  # sliding_window_pattern is used
     ),
     fixed={
         "rotary_pct": (1, 1.0),

@@ -208,7 +208,7 @@ NEMOTRON_H = Architecture(
         *(
             "time_step_rank",
             "rms_norm_eps",
-        ),  # dt_bias has a number a head; layer_norm_epsilon counts
+        ),  # dt_bias has one number a head; layer_norm_epsilon is used
     ),
     read=_nemotron_h,
 )
