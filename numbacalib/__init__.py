@@ -1,13 +1,13 @@
 """Calibration for weight quantization without torch, on NumPy arrays and CUDA arrays of any library.
 
-Quantizing a layer well takes some of its inputs. From these come statistics, and with them the codes are
-chosen whose errors matter least in the layer's output:
+Quantizing a layer well takes some of its inputs: their statistics tell which weight errors matter in the
+layer's output, and codes are chosen that keep those small.
 
 >>> import numpy as np
 >>> import numbacalib
 >>> rng = np.random.default_rng(0)
 >>> weight = rng.standard_normal((64, 128), np.float32)  # [outputs, inputs]
->>> inputs = rng.standard_normal((512, 128), np.float32).cumsum(axis=1)  # channels that go together
+>>> inputs = rng.standard_normal((512, 128), np.float32).cumsum(axis=1)  # correlated channels
 
 `InputStatistics` gathers GPTQ's Hessian batch by batch, and `gptq` quantizes the weight:
 
@@ -18,23 +18,23 @@ chosen whose errors matter least in the layer's output:
 >>> quantized.codes.shape, quantized.scales.shape
 ((64, 128), (64, 4))
 
-Rounding to nearest, which knows no inputs, loses more than ten times as much:
+Rounding to nearest, which ignores the inputs, loses more than ten times as much:
 
 >>> nearest = numbacalib.methods.rtn(weight, bits=4, group_size=32)
 >>> loss = numbacalib.methods.proxy_loss
 >>> bool(loss(weight, quantized, statistics.hessian) < 0.1 * loss(weight, nearest, statistics.hessian))
 True
 
-The same from the operations that it consists of, all of which take float16, bfloat16, float32 and float64:
+The same step by step, with operations that all take float16, bfloat16, float32 and float64:
 
 >>> hessian = numbacalib.gptq_hessian_update(np.zeros((128, 128), np.float32), inputs)
 >>> factor = numbacalib.gptq_inverse_hessian(hessian)
 >>> values, scales, zeros = numbacalib.gptq_quantize_column(weight, factor, 4, 32, False)
 
-`awq_channel_scores` and `fisher_information` are the other two statistics of calibration. Beyond layers,
-`numbacalib.quantizer`, and the command ``numbacalib``, quantize whole models from Hugging Face directories
-and GGUF files. `numbacalib.methods`, `numbacalib.statistics` and `numbacalib.quantizer` are imported when
-they are first used; the last needs ``numbacalib[models]``.
+`awq_channel_scores` and `fisher_information` compute the other two calibration statistics.
+`numbacalib.quantizer` and the command ``numbacalib`` quantize whole models from Hugging Face directories
+and GGUF files. `numbacalib.methods`, `numbacalib.statistics` and `numbacalib.quantizer` are imported on
+first use; the last needs ``numbacalib[models]``.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 _ROOMS = ("methods", "quantizer", "statistics")
-"""Modules that are imported when they are first used."""
+"""Modules that are imported on first use."""
 
 
 def __getattr__(name: str) -> Any:

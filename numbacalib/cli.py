@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""The command line: its commands, what they print and how they end."""
+"""Command line: its commands, their output and their exit status."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ONNX_FORMATS: dict[str, dict[str, Any]] = {
     "onnx:float": {"float_zeros": True},
     "onnx:qdq": {"operator": "DequantizeLinear"},
 }
-"""Options of `quantize_onnx` by the name of the format."""
+"""Options of `quantize_onnx` by format name."""
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 INPUT_ERRORS = (
     ValueError,
@@ -55,13 +55,13 @@ INPUT_ERRORS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0 is success, 2 an input that does not fit (argparse's own status), 1 a failure on the way (a full
-    disk, a Hessian that cannot be factored, a NaN), 130 an interrupt, 143 SIGTERM and 129 a terminal
-    that was closed. Each prints one line. A closed or full standard output or error ends no run; it is
-    a failure only where what it was to show is all that the command does.
+    0 is success, 2 an invalid input (argparse's own status), 1 a failure during the run (a full disk,
+    a Hessian that cannot be factored, a NaN), 130 an interrupt, 143 SIGTERM and 129 a closed terminal.
+    Each error prints one line. A closed or full standard output or error does not end a run; it is a
+    failure only for a command whose purpose is to print a result.
     """
     parser = command_parser()
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow, and ends the process
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions; this ends the process
         with extra("completion"):
             import argcomplete
         argcomplete.autocomplete(parser)
@@ -75,12 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.basicConfig(format="numbacalib: %(message)s", stream=sys.stderr)
         if sys.__stderr__ is not None:
             with suppress(OSError, ValueError):  # closed
-                faulthandler.enable(sys.__stderr__)  # native code that crashes shows who called it
+                faulthandler.enable(sys.__stderr__)  # a crash in native code prints a traceback
         with ending_signals() as ignore_signals:
             try:
                 with _quieted(options.quiet), suppress(_PlannedOnlyError):
                     _COMMANDS[options.command](options)
-            except np.linalg.LinAlgError as error:  # a ValueError to Python
+            except np.linalg.LinAlgError as error:  # a subclass of ValueError
                 return _fail(FAILED, error)
             except INPUT_ERRORS as error:
                 return _fail(BAD_INPUT, error)
@@ -98,15 +98,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _PlannedOnlyError(Exception):
-    """The plan of a run was shown, and nothing else was asked for."""
+    """Ends a run with ``--plan`` once the plan was shown."""
 
 
 @contextmanager
 def _quieted(quiet: bool) -> Iterator[None]:
-    """Print neither progress nor warnings inside the ``with`` statement, if asked to."""
+    """Print neither progress nor warnings inside the ``with`` statement if `quiet`."""
     log = logging.getLogger("numbacalib")
     before, log.propagate = log.propagate, not quiet
-    nowhere = logging.NullHandler()  # without one, Python prints warnings that no handler takes
+    nowhere = logging.NullHandler()  # without a handler, Python prints warnings to stderr
     log.addHandler(nowhere)
     try:
         with reporting(silent if quiet else None):
@@ -118,7 +118,7 @@ def _quieted(quiet: bool) -> Iterator[None]:
 
 def _fail(status: int, error: object) -> int:
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, OSError) and error.filename is not None:  # the system's own
+    if isinstance(error, OSError) and error.filename is not None:  # raised by the system
         text = f"{error.filename}: {error.strerror}"
     print(f"numbacalib: error: {text}", file=sys.stderr)
     return status
@@ -138,7 +138,7 @@ def _quantize(options: argparse.Namespace) -> None:
             report.save_layers(options.report, layers)
         return
     if options.calibration:
-        raise ValueError("calibration: expected an ONNX model with it; others take --text")
+        raise ValueError("calibration: expected with an ONNX model only; others take --text")
 
     def show(plan: Plan) -> None:
         if options.plan or not options.quiet:
@@ -230,7 +230,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     if math.isinf(result.perplexity):
         raise FloatingPointError(
-            f"{options.model}: a perplexity beyond float64, the loss is {result.loss:.4g} nats a token"
+            f"{options.model}: perplexity overflows float64, the loss is {result.loss:.4g} nats a token"
         )
     if options.json:
         print(json.dumps(asdict(result) | {"perplexity": result.perplexity}, indent=2))
@@ -266,7 +266,7 @@ def _report(options: argparse.Namespace) -> None:
     from numbacalib.quantizer.page import read_report, write_page
 
     if not (options.output or options.json):
-        raise ValueError("output: expected a file for the page, or --json")
+        raise ValueError("output: expected a file for the page or --json, got neither")
     found = read_report(options.run)
     if options.json:
         print(json.dumps(found, indent=2))

@@ -1,4 +1,4 @@
-"""Options made into settings, and kept in a file: TOML, options of a command by their names."""
+"""Conversion of a command's options to settings, and to and from a TOML file by option name."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def with_config(arguments: Sequence[str]) -> list[str]:
-    """Return arguments of a command in which ``--config FILE`` stands for the options in the file.
+    """Return a command's arguments with ``--config FILE`` replaced by the options in the file.
 
-    An option that is given on the command line, or one that goes against it, is left out of the file's.
-    ``model`` goes where the positional argument is expected, right after the command, if none is there.
+    An option on the command line overrides the file's option of that name and any that contradicts it.
+    ``model`` becomes the positional argument right after the command, if none is given.
 
     Raises
     ------
     ValueError
-        If the file is no TOML, or a value is no option's.
+        If the file is not TOML, or a value has a type that no option takes.
     OSError
         If it cannot be read.
     """
@@ -68,7 +68,7 @@ _AGAINST = {
 
 
 def _taken(arguments: list[str], option: str) -> str | None:
-    """Take an option with its value out of arguments; the last counts."""
+    """Remove an option and its values from arguments, and return the last value."""
     value = None
     while True:
         for index, argument in enumerate(arguments):
@@ -99,12 +99,12 @@ def _as_arguments(file: Path, option: str, value: Any) -> list[str]:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """Return the settings that options of `quantize` stand for.
+    """Return the settings for the options of `quantize`.
 
     Raises
     ------
     ValueError, TypeError
-        If bits are no numbers, or a setting is none.
+        If bits are not numbers, or a setting is invalid.
     """
     from numbacalib.formats import FORMATS
     from numbacalib.quantizer import Settings
@@ -127,7 +127,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def config_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of a run by name, for a settings file: all but the paths of its results."""
+    """Return the options of a run by name, for a settings file, without the paths of its results."""
     from numbacalib.formats import FORMATS
 
     found: dict[str, Any] = {}
@@ -147,7 +147,7 @@ def config_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 _NONE = {"shrinkage": "auto", "group_size": "none"}
-"""Words of the command line for None."""
+"""Command-line words for None."""
 _NOT_OF_A_RUN = {
     "command",
     "prints_result",
@@ -163,7 +163,7 @@ _NOT_OF_A_RUN |= {"plan", "calibration"}
 
 
 def _bits(given: Sequence[str]) -> tuple[int, dict[str, int]]:
-    """Split what --bits was given into the bits of most layers, and those of patterns."""
+    """Split the values of ``--bits`` into the default width and the widths by pattern."""
     plain, layers = BITS, {}
     for text in given:
         pattern, _, number = text.rpartition("=")

@@ -1,4 +1,4 @@
-"""The command line's commands and options, and what they say of themselves."""
+"""Commands and options of the command line, with their help texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numbacalib
 from numbacalib.quantize_options import MAX_KL, TEXT, add_grid, add_methods, add_run, add_source
 
 EXITS = (
-    "Exit status: 0 done, 1 failed on the way, 2 an input does not fit, 130 interrupted, "
+    "Exit status: 0 done, 1 failed during the run, 2 invalid input, 130 interrupted, "
     "143 ended by SIGTERM, 129 terminal closed."
 )
 EXAMPLES = {
@@ -35,7 +35,7 @@ EXAMPLES = {
 
 
 def command_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line, whose ``command`` names what is asked for."""
+    """Return the parser of the command line, which stores the subcommand's name as ``command``."""
     parser = argparse.ArgumentParser(
         prog="numbacalib", description="Calibrate and quantize LLMs without torch.", epilog=EXITS
     )
@@ -75,21 +75,21 @@ def _add_quantize(commands: Any) -> None:
         "--format",
         nargs="+",
         metavar="NAME",
-        help="of the output: compressed-tensors (default), nvfp4, mxfp4, gptq, gptq_v2, awq, mlx, "
+        help="output formats: compressed-tensors (default), nvfp4, mxfp4, gptq, gptq_v2, awq, mlx, "
         "mlx:nvfp4, mlx:mxfp4, gguf:Q4_K_M and other mixes; onnx, onnx:float (real zero points) or "
-        "onnx:qdq for ONNX models; of several, which must have a grid in common, each gets a directory of "
-        "its name in the output",
+        "onnx:qdq for ONNX models; several must share a grid, and each gets a directory of its name in "
+        "the output",
     )
     quantize.add_argument(
         "--lm-head",
         action="store_true",
-        help="quantize the output head too, calibrated on the final norm's outputs, where the format "
-        "stores it; a tied one with the embeddings",
+        help="also quantize the output head, calibrated on the final norm's outputs, if the format stores "
+        "it; a tied head together with the embeddings",
     )
     quantize.add_argument(
         "--embeddings",
         action="store_true",
-        help="round the embeddings too, where the format stores them (mlx)",
+        help="also round the embeddings, if the format stores them (mlx)",
     )
     add_methods(quantize)
     _add_samples(quantize)
@@ -99,7 +99,7 @@ def _add_quantize(commands: Any) -> None:
 
 def _add_collect(commands: Any) -> None:
     collect = commands.add_parser(
-        "collect", help="save the statistics of a model's inputs, to quantize from more than once"
+        "collect", help="save the statistics of the layers' inputs, to quantize from more than once"
     )
     _add_model(collect)
     collect.add_argument("--text", nargs="+", type=Path, required=True, **TEXT)
@@ -117,18 +117,18 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument(
         "--against", type=Path, metavar="MODEL", help="the original, for the KL divergence from it"
     )
-    evaluate.add_argument("--json", action="store_true", help="print all that was found as JSON")
+    evaluate.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _add_verify(commands: Any) -> None:
     verify = commands.add_parser(
-        "verify", help="read all of a quantized checkpoint, and compare it with its original"
+        "verify", help="read a whole quantized checkpoint, and compare it with its original"
     )
     verify.set_defaults(prints_result=True)
     _add_model(verify)
     verify.add_argument("--against", type=Path, metavar="MODEL", help="the original")
     verify.add_argument(
-        "--text", nargs="+", type=Path, default=[], metavar="FILE", help="to evaluate on"
+        "--text", nargs="+", type=Path, default=[], metavar="FILE", help="text to evaluate on"
     )
     verify.add_argument("--max-kl", type=float, metavar="NATS", help=MAX_KL)
     verify.add_argument("--samples", type=int, help="sequences (default: the whole text)")
@@ -140,19 +140,19 @@ def _add_convert(commands: Any) -> None:
         "convert", help="write a quantized checkpoint in another format, without loss"
     )
     convert.add_argument("model", type=Path, help="quantized directory or GGUF file")
-    convert.add_argument("--format", required=True, metavar="NAME", help="of the output")
+    convert.add_argument("--format", required=True, metavar="NAME", help="output format")
     _add_output(convert)
 
 
 def _add_report(commands: Any) -> None:
     report = commands.add_parser(
-        "report", help="make a page of what a run's --report wrote, one HTML file with charts"
+        "report", help="turn the JSON of quantize --report into a page, one HTML file with charts"
     )
     report.add_argument("run", type=Path, help="JSON of quantize --report")
     report.add_argument(
-        "--output", type=Path, metavar="FILE", help="the page; replaced if it is there"
+        "--output", type=Path, metavar="FILE", help="the page; replaced if it exists"
     )
-    report.add_argument("--json", action="store_true", help="print all that the page shows as JSON")
+    report.add_argument("--json", action="store_true", help="print the page's data as JSON")
 
 
 def _add_demo(commands: Any) -> None:
@@ -165,20 +165,20 @@ def _add_demo(commands: Any) -> None:
 
 def _add_warm_up(commands: Any) -> None:
     warm_up = commands.add_parser(
-        "warm-up", help="compile the CPU's kernels ahead, which are then kept on disk"
+        "warm-up", help="compile the CPU kernels ahead of time, and cache them on disk"
     )
     warm_up.add_argument(
         "--dtypes",
         nargs="+",
         choices=("float16", "bfloat16", "float32", "float64"),
-        help="of inputs and weights (default: all but float64)",
+        help="dtypes of inputs and weights (default: all but float64)",
     )
 
 
 def _add_verbosity(command: argparse.ArgumentParser) -> None:
     amount = command.add_mutually_exclusive_group()
-    amount.add_argument("-q", "--quiet", action="store_true", help="print errors and results alone")
-    amount.add_argument("-v", "--verbose", action="store_true", help="print more: every layer")
+    amount.add_argument("-q", "--quiet", action="store_true", help="print only errors and results")
+    amount.add_argument("-v", "--verbose", action="store_true", help="also print every layer")
 
 
 def _add_samples(parser: argparse.ArgumentParser) -> None:
@@ -195,7 +195,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clean",
         action="store_true",
-        help="remove what killed runs to the same output left, and begin anew",
+        help="remove the files that killed runs left for the same output, and start over",
     )
 
 
@@ -211,11 +211,11 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="auto",
         metavar="DEVICE",
-        help="cpu, cuda, cuda:N, or auto: a GPU where there is one (default auto)",
+        help="cpu, cuda, cuda:N, or auto: a GPU if there is one (default auto)",
     )
 
 
 def _add_length(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--sequence-length", type=int, default=512, help="tokens of a sequence (default 512)"
+        "--sequence-length", type=int, default=512, help="tokens per sequence (default 512)"
     )

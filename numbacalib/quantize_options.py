@@ -1,4 +1,4 @@
-"""Options of ``numbacalib quantize``, most of which are settings by the same names."""
+"""Options of ``numbacalib quantize``, most of which are settings of the same names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TEXT: dict[str, Any] = {
     "metavar": "FILE",
     "help": "calibration text: plain, .jsonl or .parquet with text or messages",
 }
-MAX_KL = "fail where the predictions are further from the original's: mean KL, nats a token"
+MAX_KL = "fail if the mean KL divergence from the original's predictions is larger, nats a token"
 SETTINGS = (
     "method",
     "group_size",
@@ -39,10 +39,9 @@ SETTINGS = (
     "samples",
     "sequence_length",
 )
-"""Options that are settings by the same names."""
+"""Options that are settings of the same names."""
 GRID: dict[str, Any] = {"bits": [BITS], "group_size": 128, "symmetric": False}
-"""Options of the grid, which some formats set themselves, with their defaults: what is not given is not
-among the parsed ones."""
+"""Grid options with their defaults. The parser leaves out those not given, since some formats set them."""
 
 
 def add_source(quantize: argparse.ArgumentParser) -> None:
@@ -50,14 +49,14 @@ def add_source(quantize: argparse.ArgumentParser) -> None:
     source = quantize.add_mutually_exclusive_group()
     source.add_argument("--text", nargs="+", type=Path, default=[], **TEXT)
     source.add_argument(
-        "--statistics", type=Path, metavar="DIR", help="what collect wrote, instead of a text"
+        "--statistics", type=Path, metavar="DIR", help="output of collect, instead of a text"
     )
     source.add_argument(
         "--calibration",
         type=Path,
         metavar="FILE",
-        help="for ONNX models: .npz with an array for each input by its name, samples first; or a text, "
-        "for models with a tokenizer.json beside them",
+        help="for ONNX models: .npz with an array for each input name, samples first; or a text, for "
+        "models with a tokenizer.json beside them",
     )
 
 
@@ -68,14 +67,14 @@ def add_grid(quantize: argparse.ArgumentParser) -> None:
         nargs="+",
         default=argparse.SUPPRESS,
         metavar="N",
-        help="2 to 8, or PATTERN=N for the layers whose names the pattern fits (default 4)",
+        help="2 to 8, or PATTERN=N for the layers whose names match the pattern (default 4)",
     )
     quantize.add_argument(
         "--skip",
         nargs="+",
         default=[],
         metavar="PATTERN",
-        help="layers that stay as they are, such as '*.down_proj' or 'model.layers.0.*'",
+        help="layers to leave unquantized, such as '*.down_proj' or 'model.layers.0.*'",
     )
     quantize.add_argument(
         "--group-size",
@@ -87,7 +86,7 @@ def add_grid(quantize: argparse.ArgumentParser) -> None:
         "--size",
         type=float,
         metavar="BITS",
-        help="bits a weight in all, scales included: bits and group size of each layer are chosen for it",
+        help="mean bits a weight, scales included: bits and group size of each layer are chosen to fit it",
     )
     grid = quantize.add_mutually_exclusive_group()
     grid.add_argument("--symmetric", action="store_true", default=argparse.SUPPRESS)
@@ -101,51 +100,52 @@ def add_grid(quantize: argparse.ArgumentParser) -> None:
     quantize.add_argument(
         "--full-range",
         action=argparse.BooleanOptionalAction,
-        help="with --symmetric: scales of either sign, which put a group's largest weight on the grid's "
-        "longer side (default: with gptq)",
+        help="with --symmetric: signed scales, which put a group's largest weight on the grid's longer "
+        "side (default: with gptq)",
     )
 
 
 def add_methods(quantize: argparse.ArgumentParser) -> None:
-    """Add the methods' options, whose names, choices and defaults are those of `quantizer.Settings`."""
+    """Add the methods' options, with the names, choices and defaults of `quantizer.Settings`."""
     from numbacalib.quantizer.settings import CHOICES, DEFAULTS
 
     quantize.add_argument(
-        "--channel-scales", choices=CHOICES["channel_scales"], help="scale channels first"
+        "--channel-scales", choices=CHOICES["channel_scales"], help="scale input channels first"
     )
     quantize.add_argument(
         "--awq-magnitude",
         choices=CHOICES["awq_magnitude"],
-        help="of a channel's absolute inputs, what awq's scales are powers of (default %(default)s)",
+        help="magnitude of a channel's inputs that awq's scales are powers of (default %(default)s)",
     )
     quantize.add_argument(
         "--awq-weight-term",
         action="store_true",
-        help="let awq's scales also fall with the channel's weights",
+        help="also divide awq's scales by a power of the channel's weights",
     )
     quantize.add_argument(
         "--ranges",
         choices=CHOICES["ranges"],
-        help="what each group's grid spans (default %(default)s: weighted with gptq, full with rtn)",
+        help="range of each group's grid (default %(default)s: weighted with gptq, full with rtn)",
     )
     quantize.add_argument(
         "--range-norm",
         type=float,
         metavar="POWER",
-        help="power of the errors that ranges mse and weighted sum (default 2.4, at 2 bits 3)",
+        help="exponent of the errors that ranges mse and weighted minimize (default 2.4, at 2 bits 3)",
     )
     quantize.add_argument(
         "--target",
         choices=CHOICES["target"],
-        help="propagated repairs in each layer what the quantized ones before it spoilt: the text, or its "
-        "first 32,768 tokens, runs through the original model too, which takes time and a second residual "
-        "stream in memory (default %(default)s)",
+        help="propagated corrects in each layer the errors of the quantized layers before it: the text, or "
+        "its first 32,768 tokens, also runs through the original model, which takes time and a second "
+        "residual stream in memory (default %(default)s)",
     )
     quantize.add_argument(
         "--target-strength",
         type=float,
         metavar="SHARE",
-        help="how far to repair, 0 to 1: the full way fits the calibration text best (default %(default)s)",
+        help="share of those errors to correct, 0 to 1: 1 fits the calibration text best (default "
+        "%(default)s)",
     )
     quantize.add_argument(
         "--refit",
@@ -156,14 +156,13 @@ def add_methods(quantize: argparse.ArgumentParser) -> None:
         "--passes",
         type=int,
         metavar="N",
-        help="times that each code is then chosen anew while the others of its row stay (default: 3 with a "
-        "propagated target)",
+        help="passes of coordinate descent over the codes of a row (default: 3 with a propagated target)",
     )
     quantize.add_argument(
         "--importance",
         type=Path,
         metavar="FILE",
-        help="imatrix (GGUF) or Fisher information for --ranges weighted (default: of the text)",
+        help="imatrix (GGUF) or Fisher information for --ranges weighted (default: from the text)",
     )
     quantize.add_argument(
         "--act-order",
@@ -181,11 +180,15 @@ def add_methods(quantize: argparse.ArgumentParser) -> None:
         help="tokens that an expert is calibrated on: those that its router sends to it, or all (default "
         "%(default)s)",
     )
-    quantize.add_argument("--percdamp", type=float, help="damping (default %(default)s)")
+    quantize.add_argument(
+        "--percdamp",
+        type=float,
+        help="damping, as a share of the Hessian's mean diagonal (default %(default)s)",
+    )
     quantize.add_argument(
         "--damping-tries",
         type=int,
-        help="1 fails where percdamp does not do (default %(default)s)",
+        help="factorizations to try with growing damping; 1 never exceeds percdamp (default %(default)s)",
     )
     quantize.add_argument(
         "--shrinkage",
@@ -198,36 +201,36 @@ def add_methods(quantize: argparse.ArgumentParser) -> None:
         "--max-fallbacks",
         type=float,
         metavar="SHARE",
-        help="fail where more of the layers need more damping (default %(default)s)",
+        help="fail if a larger share of the layers needs more damping (default %(default)s)",
     )
     quantize.set_defaults(**{name: DEFAULTS[name] for name in SETTINGS if name not in GRID})
 
 
 def add_run(quantize: argparse.ArgumentParser) -> None:
-    """Add options of the run itself: its work, plan, proof and report."""
+    """Add options of the run itself: its work directory, plan, proof and report."""
     quantize.add_argument(
         "--work",
         type=Path,
         metavar="DIR",
-        help="where finished blocks are kept until the output is complete (default: beside it)",
+        help="directory of finished blocks until the output is complete (default: beside the output)",
     )
     quantize.add_argument(
         "--report",
         type=Path,
         metavar="FILE",
-        help="how the run went, JSON; its settings go beside it, as .toml, for --config",
+        help="report of the run, JSON; its settings are saved beside it, as .toml, for --config",
     )
     quantize.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="options by name, TOML; those of the command line go before them",
+        help="options by name, TOML; the command line overrides them",
     )
     _add_proof(quantize)
     quantize.add_argument(
         "--plan",
         action="store_true",
-        help="print what the run will take, and end before its first block",
+        help="print the time, memory and disk space that the run needs, and end before its first block",
     )
 
 
@@ -238,8 +241,8 @@ def _add_proof(quantize: argparse.ArgumentParser) -> None:
         type=Path,
         default=[],
         metavar="FILE",
-        help="text to evaluate the output on before it takes its name (default: a little of --text that "
-        "the calibration leaves)",
+        help="text to evaluate the output on before it is renamed into place (default: a part of --text "
+        "that calibration does not use)",
     )
     quantize.add_argument("--max-kl", type=float, metavar="NATS", help=MAX_KL)
 

@@ -1,4 +1,4 @@
-"""Terminal of a run: streams that may be gone, signals that ask it to end."""
+"""Terminal of a run: standard streams that may be closed, and signals that end it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import TextIO
 
 
 class RejectedError(Exception):
-    """A result is not what it should be: it is kept to be looked at, and the exit status is 1."""
+    """A result that failed its check: it is kept for inspection, and the exit status is 1."""
 
 
 Callback = Callable[[str, int, int], object]
-"""Called with what is being done, the steps done and the steps in all."""
+"""Called with a description of the current work, the steps done and the total steps."""
 
 _callback: ContextVar[Callback | None] = ContextVar("callback", default=None)
 
 
 def callback() -> Callback | None:
-    """Function that progress is reported to, instead of standard error; None for nothing."""
+    """Function that receives progress; None for standard error."""
     return _callback.get()
 
 
@@ -43,28 +43,28 @@ def reporting(to: Callback | None) -> Iterator[None]:
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Show nothing: for `reporting`."""
+    """Discard progress: an argument of `reporting`."""
     del what, done, total
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C, what `kill` and service managers send, and a terminal that was closed."""
+"""Ctrl-C, the signal of `kill` and service managers, and a closed terminal."""
 
 
 class GuardedStream(io.TextIOBase):
-    """A text stream that never raises: what can no longer be written is dropped.
+    """A text stream that never raises: text that cannot be written is dropped.
 
     A pipe whose reader has gone, a full disk or a closed terminal must not end hours of work.
 
     Parameters
     ----------
     stream : text stream or None
-        None is how Python shows a standard stream that was closed before it started.
+        None stands for a standard stream that was closed before Python started.
 
     Attributes
     ----------
     lost : str or None
-        Why text did not get through, if so.
+        Reason why text was dropped, if any was.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -72,7 +72,7 @@ class GuardedStream(io.TextIOBase):
         self.lost: str | None = None
 
     def write(self, text: str) -> int:
-        """Write, or drop; characters that the stream's encoding lacks are written as escapes."""
+        """Write or drop text; characters that the stream's encoding lacks are written as escapes."""
         try:
             self._do(lambda stream: stream.write(text))
         except UnicodeEncodeError as error:
@@ -81,11 +81,11 @@ class GuardedStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or find out that what was written is lost."""
+        """Flush, or note that the text is lost."""
         self._do(lambda stream: stream.flush())
 
     def isatty(self) -> bool:
-        """Return whether the stream is a terminal that is still there."""
+        """Return whether the stream is a terminal that is still open."""
         return self._stream is not None and not self._stream.closed and self._stream.isatty()
 
     def fileno(self) -> int:
@@ -118,9 +118,9 @@ def guarded_streams() -> Iterator[GuardedStream]:
 
 
 def _occupy_descriptors() -> None:
-    """Open what is closed of descriptors 0 to 2: no file that is written may take their numbers.
+    """Open those of descriptors 0 to 2 that are closed, so that no output file gets their numbers.
 
-    Libraries print warnings to them.
+    Libraries print warnings to these, which would corrupt the file.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -128,10 +128,10 @@ def _occupy_descriptors() -> None:
 
 
 def _silence(stream: GuardedStream) -> None:
-    """Let Python drop what it still holds for a stream, or it fails again on its way out."""
+    """Redirect a lost stream to nowhere, or Python fails again when it flushes the stream at exit."""
     try:
         number = stream.fileno()
-    except (OSError, ValueError):  # none, closed, or of no file
+    except (OSError, ValueError):  # it has no descriptor
         return
     descriptor = os.open(os.devnull, os.O_WRONLY)
     os.dup2(descriptor, number)
@@ -139,12 +139,12 @@ def _silence(stream: GuardedStream) -> None:
 
 
 class Ended(KeyboardInterrupt):
-    """A signal asked the run to end: to clean up and leave, as after Ctrl-C.
+    """A signal that ends the run after cleaning up, as Ctrl-C does.
 
     Attributes
     ----------
     status : int
-        Exit status by the shells' rule, 128 and the signal's number.
+        Exit status as in shells, 128 plus the signal's number.
     """
 
     def __init__(self, number: int) -> None:
@@ -156,8 +156,8 @@ class Ended(KeyboardInterrupt):
 def ending_signals() -> Iterator[Callable[[], None]]:
     """Raise `Ended` inside the ``with`` statement at any of `SIGNALS`.
 
-    Signals that are ignored, as under ``nohup``, stay ignored, and handlers of others in place; outside
-    the main thread, which alone may, nothing is installed.
+    Signals that are ignored, as under ``nohup``, stay ignored, and a caller's own handlers stay in place.
+    Outside the main thread, where Python allows no handlers, nothing is installed.
 
     Yields
     ------

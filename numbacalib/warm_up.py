@@ -1,4 +1,4 @@
-"""Compiling ahead what a machine will need: for images of containers, and before many processes start."""
+"""Compilation of kernels ahead of time: for container images, and before many processes start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from numbacalib.spec.router import Routing
 from numbacalib.statistics import InputStatistics
 
 DTYPES = ("float32", "float16", "bfloat16")
-"""Dtypes that models are stored in; bfloat16 only where ml_dtypes is installed."""
+"""Dtypes that models are stored in; bfloat16 only if ml_dtypes is installed."""
 
 METHODS = (
     ("rtn", "full"),
@@ -39,17 +39,17 @@ METHODS = (
     ("gptq", "weighted"),
     ("kmeans", "full"),
 )
-"""Methods of layers, with the ranges that have kernels of their own."""
+"""Layer methods, with the ranges that have their own kernels."""
 
 TOKENS, ROWS, CHANNELS, GROUP = 96, 48, 256, 32
-"""Sizes of the arrays: every kernel has something to do, as CHANNELS are more than a factor's panel."""
+"""Sizes of the arrays: CHANNELS exceeds the panel of a factorization, so that every kernel is called."""
 
 
 def warm_up(dtypes: Sequence[str] | None = None) -> None:
-    """Call every operation and method on small arrays, so that the CPU's kernels are compiled and kept.
+    """Call every operation and method on small arrays, so that the CPU kernels are compiled and cached.
 
-    What is kept already takes no time. Each call is reported on standard error. Arrays are
-    C-contiguous: others have kernels of their own, which are compiled when they are met.
+    Cached kernels are not compiled again. Each call is reported on standard error. The arrays are
+    C-contiguous: kernels for other strides are compiled on first use.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def warm_up(dtypes: Sequence[str] | None = None) -> None:
     Raises
     ------
     ModuleNotFoundError
-        If bfloat16 is asked for and ml_dtypes is not installed.
+        If `dtypes` has bfloat16 and ml_dtypes is not installed.
     """
     if dtypes is None:
         known = importlib.util.find_spec("ml_dtypes") is not None
@@ -104,7 +104,7 @@ def _calls(dtype: str) -> Iterator[tuple[str, Callable[[], Any]]]:
             refitted = replace(settings, refit=True, passes=1)
             for grid, own in (("scales", replace(refitted, symmetric=True)), ("grids", refitted)):
                 call = partial(methods.quantize_layer, "layer", weight, statistics, own)
-                yield f"{method}, refitted {grid} and codes chosen anew", call
+                yield f"{method}, refitted {grid} and coordinate descent", call
     yield "packing", _pack
     yield "a decoder block", _decode
 
@@ -115,7 +115,7 @@ def _pack() -> None:
 
 
 def _decode() -> None:
-    """Run what a model computes; on the CPU it is float32 whatever its weights are."""
+    """Run a model's operations, which the CPU computes in float32 whatever the dtype of the weights."""
     x, weight = np.ones((TOKENS, CHANNELS), np.float32), np.ones((CHANNELS, CHANNELS), np.float32)
     heads = linear(rms_norm(x, x[0], 1e-6), weight).reshape(1, TOKENS, 1, CHANNELS)
     angles = np.zeros((TOKENS, CHANNELS // 2), np.float32)

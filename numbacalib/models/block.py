@@ -1,4 +1,4 @@
-"""One decoder block: attention and MLP, and the folding of channel scales into what produces inputs."""
+"""One decoder block: attention and MLP, and the folding of channel scales into the preceding layers."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ __all__ = ["DecoderBlock"]
 class DecoderBlock:
     """One decoder block: attention and MLP, each added to the residual stream.
 
-    The forward pass is cut where a linear layer's input appears (`numbacalib.models.sublayers`), so
-    that a quantizer sees it and replaces ``linears[name]`` before the next stage runs. Activations are
+    The forward pass is split at the inputs of linear layers (`numbacalib.models.sublayers`), so that a
+    quantizer sees each input and replaces ``linears[name]`` before the next stage runs. Activations are
     ``[T, ...]`` for one sequence or ``[S, T, ...]`` for several of equal length, at positions
-    ``0 .. T - 1``. The residual stream is float32; inputs of linear layers are of `dtype`, and sums
+    ``0 .. T - 1``. The residual stream is float32; inputs of linear layers have `dtype`, and sums are
     float32.
 
     Parameters
     ----------
     name : str
-        What its tensors' names begin with, such as ``"model.layers.0"``.
+        Prefix of its tensors' names, such as ``"model.layers.0"``.
     index : int
-        Its number.
+        The block's number.
     weights : BlockWeights
     rope : RotaryEmbedding or None
 
@@ -47,16 +47,16 @@ class DecoderBlock:
     ----------
     name : str
     attention, mlp : Sublayer
-        `Missing` where a block has the other alone.
+        `Missing` if the block has only the other.
     sublayers : tuple of Sublayer
-        Those that it has, in the order they run.
+        Those that it has, in execution order.
     linears : dict of str to array ``[M, K]``
         Weights of the linear layers by short name, such as ``"mlp.down_proj"``; assign to replace one.
-        Those of experts are among them while they are loaded: `Experts.loaded`.
+        Those of experts are included while they are loaded: `Experts.loaded`.
     dtype : dtype
-        In what products are computed: that in which the weights came.
+        Dtype of products: that of the weights as loaded.
     stages : tuple of tuple of str
-        The linear layers in the order they run, grouped by the input they share; without experts.
+        The linear layers in execution order, grouped by shared input; without experts.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class DecoderBlock:
         )
 
     def copied(self) -> DecoderBlock:
-        """Return the same block, whose weights stay when those of this one are replaced."""
+        """Return a copy, which keeps its weights when those of this block are replaced."""
         return DecoderBlock(self.name, self._index, self._weights.copied(), self._rope)
 
     def read_experts(self, read: Callable[[Iterable[str]], dict[str, Array]]) -> None:
-        """Take weights of experts from elsewhere: by their short names, whenever they are loaded.
+        """Read weights of experts by another function of their short names, whenever they are loaded.
 
-        Those that `read` does not return are taken from where they were.
+        Those that `read` does not return are read as before.
         """
         before = self._weights.read
 
@@ -117,17 +117,17 @@ class DecoderBlock:
             half.forward_parts(parts)
 
     def producer(self, stage: Stage) -> str | None:
-        """Name what a stage's inputs are proportional to, channel by channel; None if nothing is.
+        """Name the norm or layer whose output channels a stage's inputs are proportional to, or None.
 
         With fewer key-value heads than heads, several of o_proj's inputs come from one output of v_proj.
-        Nothing that other layers read too, or that only a part of a layer is, takes up channel scales.
+        Channel scales are not folded into an output that other layers also read, nor into part of a layer.
         """
         config = self._weights.config
         mixing = (*self.attention.entry_stages, *self.attention.exit_stages)
         if config.delta_of(self._index) and stage in mixing:
-            return None  # small layers read the norm too, and heads share the other's weight
+            return None  # small layers also read the norm; heads share the output norm's weight
         norms, linears = config.architecture.norms, parts(config, self._index)
-        if config.architecture.selector and stage[0] in {  # what chooses positions reads that too
+        if config.architecture.selector and stage[0] in {  # the indexer also reads these inputs
             linears[role].name for role in ("query_latent", "latent", "query")
         }:
             return None
@@ -158,10 +158,10 @@ class DecoderBlock:
     def fold(
         self, stage: Stage, scales: Array, dtype: np.dtype
     ) -> tuple[Array, dict[str, NDArray[Any]]]:
-        """Multiply the input channels of a stage's weights, and divide what produces them.
+        """Multiply the input channels of a stage's weights, and divide the norm or layer before it.
 
-        The block computes what it did, up to the rounding of sums and of biases: a norm's weight is
-        rounded to how it is stored, and the layers after it are scaled by what that leaves.
+        The block's outputs stay the same, up to the rounding of sums and of biases: a norm's weight is
+        rounded to its storage dtype, and the layers after it are scaled by the ratio to its rounded value.
 
         Parameters
         ----------
@@ -169,14 +169,14 @@ class DecoderBlock:
             One of `stages` that has a `producer`.
         scales : float32 [K], positive
         dtype : dtype
-            What norms and biases are stored in.
+            Storage dtype of norms and biases.
 
         Returns
         -------
         scales : float32 [K]
-            By what the channels were scaled exactly.
+            Exact scales of the channels.
         vectors : dict of str to array
-            Norms and biases that changed, as they are stored, by short name with ``.weight`` or ``.bias``.
+            Changed norms and biases as stored, by short name with ``.weight`` or ``.bias``.
         """
         producer, held = self.producer(stage), self._weights.vectors
         factors = to_host(scales)
@@ -185,7 +185,7 @@ class DecoderBlock:
             for name, vector in held.items()
             if name.rpartition(".")[0] == producer
         }
-        # by how much norms multiply more than is stored
+        # norms multiply by their stored weight plus this
         offset = np.float32(self._weights.config.architecture.norm_offset)
         offsets = {
             name: offset * (name == f"{producer}.weight" and producer not in self.linears)
@@ -235,5 +235,5 @@ def _attention(weights: BlockWeights, index: int, rope: RotaryEmbedding | None) 
 
 
 def _alone(part: Any) -> str | None:
-    """Name the layer whose rows all have one role."""
+    """Name the layer of a part if the part is all of its rows, else return None."""
     return part.name if part.end - part.begin == part.rows else None

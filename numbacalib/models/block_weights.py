@@ -1,4 +1,4 @@
-"""The weights of one block, and what is computed with one of them alone."""
+"""The weights of one block, and the products and norms computed with them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from numbacalib.ops.matrix import cast, row_range
 from numbacalib.ops.rms_norm import rms_norm
 
 Array = Any
-"""An array of the place that a model runs on: NumPy's, or on a CUDA device."""
+"""An array where the model runs: NumPy's, or on a CUDA device."""
 
 
 class Tables(Protocol):
-    """Vectors of tokens, for each block: see `numbacalib.models.layer_inputs`."""
+    """Per-layer embeddings of tokens: see `numbacalib.models.layer_inputs`."""
 
     def rows(self, index: int, tokens: NDArray[np.int64]) -> Array:
-        """The vectors of tokens ``[n]`` for a block, float32 ``[n, layer_input_size]``."""
+        """Return a block's embeddings of tokens ``[n]``, float32 ``[n, layer_input_size]``."""
 
 
 class BlockWeights:
@@ -34,13 +34,13 @@ class BlockWeights:
     linears : dict of str to array ``[M, K]``
         By short name, such as ``"mlp.down_proj"``.
     vectors : dict of str to float32 array
-        Norms and biases by short name with ``.weight`` or ``.bias``; norms as they multiply.
+        Norms and biases by short name with ``.weight`` or ``.bias``; norms with the architecture's offset.
     read : callable
-        Short names of linear layers to their weights, from the file: of experts, while they are needed.
+        From short names of experts' linear layers to their weights, read from the file on demand.
     tables : Tables, optional
-        Vectors of tokens that the block adds, where it adds some.
+        Per-layer embeddings that the block adds, if any.
     dtype : dtype
-        In what products are computed: that in which the weights came.
+        Dtype of products: that of the weights as loaded.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class BlockWeights:
         self.dtype = np.dtype(next(iter(linears.values())).dtype)
 
     def copied(self) -> BlockWeights:
-        """Return the same weights, which stay when those of this one are replaced."""
+        """Return a copy, which keeps its weights when those of this one are replaced."""
         own = dict(self.linears), dict(self.vectors)
         twin = BlockWeights(self.config, *own, self.read, self.tables)
         twin.dtype = self.dtype
@@ -73,7 +73,7 @@ class BlockWeights:
         add_to: Array | None = None,
         dtype: DTypeLike | None = None,
     ) -> Array:
-        """``x W^T + b`` with the rows of a part of a layer, as one product over all tokens."""
+        """``x W^T + b`` with a part's rows of a layer, as one product over all tokens."""
         weight = cast(self.linears[part.name], self.dtype)
         bias = self.vectors.get(f"{part.name}.bias")
         if part.end - part.begin < part.rows:
@@ -84,7 +84,7 @@ class BlockWeights:
     def norm(
         self, name: str, x: Array, dtype: DTypeLike | None = None, eps: float | None = None
     ) -> Array:
-        """Normalize vectors ``[..., K]``, or heads, by the norm of a name; `eps` is its own, if any."""
+        """Normalize vectors ``[..., K]``, or heads, by the named norm; `eps` overrides the model's."""
         weight, bias = self.vectors[f"{name}.weight"], self.vectors.get(f"{name}.bias")
         return normalized(self.config, x, weight, bias, dtype or self.dtype, eps)
 
@@ -97,7 +97,7 @@ def normalized(
     dtype: DTypeLike,
     eps: float | None = None,
 ) -> Array:
-    """Normalize vectors as the architecture does."""
+    """Normalize vectors by the architecture's kind of norm."""
     eps = config.rms_norm_eps if eps is None else eps
     if config.architecture.norm == "layer":
         return layer_norm(x, weight, bias, eps, dtype)

@@ -1,4 +1,4 @@
-"""A model on disk: its tensors, configuration and tokenizer, whatever the file format."""
+"""A model on disk: its tensors, configuration and tokenizer, independent of the file format."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TensorInfo(NamedTuple):
 class Checkpoint(abc.ABC):
     """Read access to a checkpoint, by Hugging Face tensor names.
 
-    Tensors stay on disk until `tensor` is called. Opening checks that the files are whole and that
+    Tensors stay on disk until `tensor` is called. Opening checks that the files are complete and that
     the architecture is supported.
 
     Attributes
@@ -47,23 +47,23 @@ class Checkpoint(abc.ABC):
 
     @cached_property
     def files(self) -> InputFiles:
-        """The files that it is read from."""
+        """The files of the checkpoint."""
         return InputFiles()
 
     @property
     def dropped(self) -> dict[str, str]:
-        """Tensors of the files that `names` leaves out, and why."""
+        """Tensors of the files that `names` omits, and the reasons."""
         return {}
 
     def check_unchanged(self) -> None:
-        """Compare every file that it was opened from, tokenizer included, with what it was then.
+        """Check that no file of the checkpoint, tokenizer included, changed since it was opened.
 
-        Cheap enough for every block: sizes and times of modification, no contents.
+        Cheap enough for every block: compares sizes and modification times, not contents.
 
         Raises
         ------
         ValueError
-            One line that names the file, if one was deleted, cut, overwritten or replaced.
+            One line that names the file, if one was deleted, truncated, overwritten or replaced.
         """
         self.files.check_unchanged()
 
@@ -116,7 +116,7 @@ class Checkpoint(abc.ABC):
         """
 
     def tiles(self, name: str, rows: int) -> Iterator[NDArray[Any]]:
-        """Yield what `tensor` returns, ``rows`` rows at a time, and no more of it in memory if possible.
+        """Yield the result of `tensor` in tiles of ``rows`` rows, one in memory at a time if possible.
 
         Raises
         ------
@@ -128,7 +128,7 @@ class Checkpoint(abc.ABC):
             yield tensor[first : first + rows]
 
     def stored(self, name: str) -> StoredTensor:
-        """One tensor as it is to be copied, byte for byte where the file is a safetensors file.
+        """Return a tensor for copying, byte for byte if the file is a safetensors file.
 
         Raises
         ------
@@ -138,21 +138,21 @@ class Checkpoint(abc.ABC):
         return StoredTensor.of(self.tensor(name))
 
     def stored_name(self, name: str) -> str:
-        """Return transformers' name of a tensor, or of a part of a packed layer, where it is another."""
+        """Return transformers' name of a tensor, or of a part of a packed layer."""
         return name
 
     @abc.abstractmethod
     def hf_config(self) -> dict[str, Any]:
-        """The contents of a Hugging Face ``config.json`` for this model; a fresh copy."""
+        """Return a copy of the contents of a Hugging Face ``config.json`` for this model."""
 
     @abc.abstractmethod
     def tokenizer_files(self) -> dict[str, bytes]:
-        """File name to contents of what an output directory needs besides config and weights."""
+        """Contents, by name, of the files that an output directory needs besides config and weights."""
 
     @property
     @abc.abstractmethod
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, read when first asked for.
+        """The tokenizer, read on first use.
 
         Raises
         ------
@@ -161,12 +161,12 @@ class Checkpoint(abc.ABC):
         """
 
     def require_floats(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Check that tensors are there, of these shapes and of a floating type, without reading them.
+        """Check that tensors exist, with these shapes and a floating-point dtype, without reading them.
 
         Raises
         ------
         ValueError
-            Names the first that is not.
+            Names the first one that fails.
         """
         names = set(self.names())
         missing = [name for name in shapes if name not in names]

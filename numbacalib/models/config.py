@@ -21,8 +21,7 @@ from numbacalib.models.wrappers import WRAPPERS, decoder_config
 
 __all__ = ["ModelConfig", "Rope"]
 
-# Keys that say nothing about what the model computes: of training, of generation, of the tokenizer,
-# of how the file came about.
+# Keys without effect on the forward pass: of training, generation, the tokenizer and the file's origin.
 _HARMLESS = """
 architectures auto_map dtype torch_dtype transformers_version name_or_path torchscript
 use_cache use_bfloat16 initializer_range pretraining_tp gradient_checkpointing
@@ -43,7 +42,7 @@ is_composition
 
 
 QUANTIZATION = ("quantization_config", "quantization")
-"""Keys under which a configuration says how weights are quantized: of all formats, and of MLX."""
+"""Keys under which a configuration describes quantized weights: transformers', and MLX's."""
 
 
 class Rope(NamedTuple):
@@ -56,11 +55,11 @@ class Rope(NamedTuple):
     scaling : Mapping
         Parameters of the scaling, with ``rope_type``.
     dim : int
-        How many dimensions of a head turn, the first ones.
+        Number of a head's dimensions that are rotated, the first ones.
     max_position_embeddings : int
         Longest sequence that the model is meant for.
     growth : Growth, optional
-        Of queries.
+        Position-dependent scale of queries.
     """
 
     theta: float
@@ -79,43 +78,43 @@ class ModelConfig:
     model_type : str
         A key of `ARCHITECTURES`.
     variant : str
-        A key of its `Architecture.variants`, or "" for none of them.
+        A key of the architecture's `variants`, or "" for none.
     hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim, vocab_size : int
         Sizes; ``num_heads`` is a multiple of ``num_kv_heads`` and ``head_dim`` is even.
     max_position_embeddings : int
         Longest sequence, in tokens, that the model is meant for.
     positions : int
-        Rows of the table of learned positions that are added to embeddings; 0 for none.
+        Rows of the table of learned position embeddings; 0 for none.
     first_position : int
-        The row of the first token.
+        Its row for the first token.
     activation : str
-        Of the MLP, one of `numbacalib.ops.activation.ACTIVATIONS`.
+        Activation of the MLP, one of `numbacalib.ops.activation.ACTIVATIONS`.
     rms_norm_eps : float
-        Added to the mean square, or variance, in every norm.
+        Epsilon added to the mean square, or variance, in every norm.
     rope_theta : float
         Base of the rotary frequencies.
     rope_scaling : Mapping
         Parameters of the rotary scaling, with ``rope_type``; ``{"rope_type": "default"}`` for none.
     rotary_dim : int
-        How many dimensions of a head turn.
+        Number of a head's dimensions that are rotated.
     local_rope : (float, Mapping, int), optional
-        Base, scaling and `rotary_dim` of the layers with windows, where those have others.
+        Base, scaling and `rotary_dim` of the layers with windows, if these have their own.
     query_heads : tuple of int
-        Heads of queries of each layer, where they differ; empty for `num_heads` everywhere.
+        Query heads of each layer, if they differ; empty for `num_heads` everywhere.
     global_heads : (int, int), optional
-        ``num_kv_heads`` and ``head_dim`` of the layers without windows, where those have others.
+        ``num_kv_heads`` and ``head_dim`` of the layers without windows, if these have their own.
     shared_values : tuple of bool
-        Which layers have keys, before they are normalized and turned, for values; empty for none.
+        Layers whose values are their keys before norm and rotation; empty for none.
     key_sources : tuple of (int or None)
-        For each layer, the earlier one to whose keys and values it attends, or None for its own; empty for
-        that everywhere.
+        For each layer, the earlier layer whose keys and values it attends to, or None for its own; empty
+        for None everywhere.
     mlp_sizes : tuple of int
-        Widths of the layers' MLPs, where they differ; empty for `intermediate_size` everywhere.
+        Widths of the layers' MLPs, if they differ; empty for `intermediate_size` everywhere.
     layer_input_size : int
-        Length of the vectors of tokens that each block adds through a gate
+        Length of the per-layer embeddings that each block adds through a gate
         (`numbacalib.models.layer_inputs`); 0 for none.
     rotary_layers : tuple of bool
-        Which layers turn their queries and keys; empty for all.
+        Layers with a rotary embedding; empty for all.
     tie_word_embeddings : bool
         Whether the output head is the embedding table.
     attention_bias, output_bias, mlp_bias, head_bias : bool
@@ -123,37 +122,37 @@ class ModelConfig:
     qk_norm : bool
         Whether queries and keys are normalized.
     sliding_windows : tuple of (int or None)
-        For each layer, how many positions a token attends to, itself included; None for all.
+        For each layer, the number of positions a token attends to, itself included; None for all.
     selected : int
-        How many positions a token attends to at most, by a choice that is not run
-        (`Architecture.selector`): longer sequences are refused; 0 for all.
+        Largest number of positions a token attends to in sparse attention, whose indexer is not run
+        (`Architecture.selector`): longer sequences are refused; 0 for dense attention.
     attention_scale : float, optional
-        By what the products of queries and keys are multiplied; ``head_dim ** -0.5`` by default.
+        Factor of attention scores; ``head_dim ** -0.5`` by default.
     attention_cap, logit_cap : float
         Soft caps of scores and of logits: see `numbacalib.ops.attention`; 0 for none.
     embedding_scale, residual_scale, logit_scale : float
-        Factors of embeddings, of what attention and MLP add to the residual stream, and of logits.
+        Factors of embeddings, of the outputs of attention and MLP, and of logits.
     halves : tuple of str
-        For each layer, "attention", or what is in its place, or "mlp" where it has one of them alone, and
-        "both"; empty for that everywhere.
+        For each layer, its sublayers: "attention" (or its replacement), "mlp" or "both"; empty for "both"
+        everywhere.
     chunks : tuple of (int or None)
-        For each layer, the length of the runs of positions within which tokens attend to each other; None
-        for the whole sequence. Empty for that everywhere.
+        For each layer, the length of the chunks of positions within which tokens attend to each other;
+        None for the whole sequence. Empty for None everywhere.
     query_growth, still_growth : Growth, optional
-        Of the queries that turn, and of those in layers that do not.
+        Position-dependent scale of rotated queries, and of those in layers without rotary embedding.
     latent : Latent, optional
         Latent attention.
     gate_clamp : (float, float), optional
-        Slope and limit of a clamped gate in the place of `activation`: see
+        Slope and limit of a clamped gate instead of `activation`: see
         `numbacalib.ops.activation.activate_clamped`.
     mixture : Mixture, optional
         Experts.
     delta : DeltaNet, optional
     convolution : ShortConvolution, optional
     state_space : StateSpace, optional
-        What is in the place of attention in some layers.
+        Replacements of attention in some layers.
     further_layers : int
-        Blocks after the last one that predict tokens after the next: they are not run.
+        Multi-token prediction (MTP) blocks after the last one, which are not run.
     """
 
     model_type: str
@@ -209,33 +208,33 @@ class ModelConfig:
 
     @property
     def architecture(self) -> Architecture:
-        """The description that it is an instance of."""
+        """The description of the architecture, or of its variant."""
         described = ARCHITECTURES[self.model_type]
         return described.variants.get(self.variant, described)
 
     @cached_property
     def rope(self) -> Rope:
-        """The rotary embedding, of layers without windows where there are two."""
+        """The rotary embedding; that of layers without windows if there are two."""
         length = self.max_position_embeddings
         return Rope(self.rope_theta, self.rope_scaling, self.rotary_dim, length, self.query_growth)
 
     def queries_of(self, index: int) -> int:
-        """Heads of queries of a layer."""
+        """Number of query heads of a layer."""
         return self.query_heads[index] if self.query_heads else self.num_heads
 
     def heads_of(self, index: int) -> tuple[int, int]:
-        """Heads of keys of a layer, and the length of its heads."""
+        """Number of key-value heads of a layer, and the length of a head."""
         if self.global_heads is not None and self.sliding_windows[index] is None:
             return self.global_heads
         return self.num_kv_heads, self.head_dim
 
     def key_source(self, index: int) -> int | None:
-        """The earlier layer to whose keys and values a layer attends, or None for its own."""
+        """The earlier layer whose keys and values a layer attends to, or None for its own."""
         return self.key_sources[index] if self.key_sources else None
 
     @cached_property
     def lenders(self) -> tuple[int, ...]:
-        """Layers to whose keys and values later ones attend."""
+        """Layers whose keys and values later layers attend to."""
         return tuple(sorted({source for source in self.key_sources if source is not None}))
 
     def has(self, index: int, half: str) -> bool:
@@ -260,21 +259,21 @@ class ModelConfig:
         return found if found and found.layers[index] else None
 
     def state_space_of(self, index: int) -> StateSpace | None:
-        """The layer of Mamba 2 in a block, or None."""
+        """The Mamba 2 layer of a block, or None."""
         found = self.state_space
         return found if found and found.layers[index] else None
 
     def attends(self, index: int) -> bool:
-        """Return whether a layer has attention, and nothing else in its place."""
+        """Return whether a layer has attention and no replacement of it."""
         others = self.delta_of(index), self.convolution_of(index), self.state_space_of(index)
         return not any(others)
 
     def turns(self, index: int) -> bool:
-        """Return whether queries and keys of a layer turn."""
+        """Return whether queries and keys of a layer are rotated."""
         return not self.rotary_layers or self.rotary_layers[index]
 
     def rope_of(self, index: int) -> Rope | None:
-        """Rotary embedding of a layer, or the growth of its queries alone; None where it has neither."""
+        """Rotary embedding of a layer, or only the growth of its queries; None if it has neither."""
         if not self.turns(index):
             if self.still_growth is None:
                 return None
@@ -290,15 +289,14 @@ class ModelConfig:
     def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
         """Read a ``config.json`` dictionary, of transformers 4 or 5, as transformers 5 does.
 
-        Every key is either checked, or known to have no effect, or says nothing (null, false,
-        empty); any other is refused, since it may change what the model computes.
+        Every key is checked, or known to have no effect, or unset (null, false, empty); any other is
+        refused, since it may change what the model computes.
 
         Raises
         ------
         ValueError
             One line that names the key, for an architecture or option that the forward pass does
-            not know, a missing key, a wrong type, a value out of its range, or sizes that do not
-            fit together.
+            not support, a missing key, a wrong type, a value out of range, or inconsistent sizes.
         """
         decoder = decoder_config(config)
         fields = Fields(decoder)
@@ -308,7 +306,7 @@ class ModelConfig:
             fields = Fields(architecture.prepared(decoder))
         fields = fields.renamed(architecture.synonyms)
         fields.text("model_type")
-        for key in QUANTIZATION:  # how the weights are stored, which their format reads
+        for key in QUANTIZATION:  # describes stored weights: the readers of formats check it
             fields.object(key, None)
         for key, values in architecture.fixed.items():
             fields.choice(key, values, None)

@@ -1,4 +1,4 @@
-"""Sizes, rotary embedding and biases of a decoder, read by its architecture's own keys and defaults."""
+"""Readers of a decoder's sizes, rotary embedding and biases, by its architecture's keys and defaults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numbacalib.models.rope_parameters import read_rope, read_ropes
 
 
 def read_shape(fields: Fields, architecture: Architecture) -> dict[str, Any]:
-    """Read what every decoder has, by the architecture's own keys and defaults."""
+    """Read the options that every decoder has, by the architecture's own keys and defaults."""
     key, defaults = architecture.key, architecture.defaults
     activation = fields.choice(key("hidden_act"), tuple(ACTIVATIONS), _activation(defaults))
     num_heads = fields.integer(key("num_attention_heads"), 1, 65_536)
@@ -43,7 +43,7 @@ def read_shape(fields: Fields, architecture: Architecture) -> dict[str, Any]:
 def _read_rotary(
     fields: Fields, architecture: Architecture, head_dim: int, max_positions: int
 ) -> dict[str, Any]:
-    """The rotary embedding, or both of them."""
+    """Read the rotary embedding, or both if layers with windows have their own."""
     defaults = architecture.defaults
     if not architecture.local_rope_key:
         theta, scaling, dim = read_rope(
@@ -98,7 +98,7 @@ def _head_dim(fields: Fields, architecture: Architecture, hidden_size: int, num_
 
 
 def _num_kv_heads(fields: Fields, architecture: Architecture, num_heads: int) -> int:
-    """Number of heads for null, and where neither the file nor transformers' default says."""
+    """Read the number of key-value heads: `num_heads` for null, or if transformers has no default."""
     key = architecture.key("num_key_value_heads")
     count = fields.integer(key, 1, num_heads, None)
     if count is None:
@@ -116,7 +116,7 @@ def _activation(defaults: Mapping[str, Any]) -> str:
 
 
 def read_biases(fields: Fields, architecture: Architecture) -> dict[str, bool]:
-    """Read which linear layers have biases: see `Architecture.biases`."""
+    """Read the flags of linear layers' biases: see `Architecture.biases`."""
     options = {}
     for part in ("attention", "output", "mlp"):
         given = architecture.biases.get(part, False)

@@ -1,4 +1,4 @@
-"""A short convolution in the place of a block's attention, between two gates."""
+"""A short convolution between two gates, in place of a block's attention."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["ConvolutionMixer"]
 
 
 class ConvolutionMixer(Mixer):
-    """``c * convolution(b * v)``, of three vectors of each token.
+    """``c * convolution(b * v)``, with three projections b, c and v of each token.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class ConvolutionMixer(Mixer):
         self.width = self._config.hidden_size
 
     def inner(self, x: Array) -> Array:
-        """Gate, sum over positions, gate again: ``[..., T, hidden_size]``."""
+        """Gate, convolve over positions, gate again: ``[..., T, hidden_size]``."""
         *_, length, size = x.shape
         together = self._weights.project(self._parts["thirds"], x)
         first, second, values = (

@@ -51,7 +51,7 @@ from numbacalib.runtime.not_finite import not_finite
 
 __all__ = ["Decoder"]
 
-# Vocabulary entries at a time: neither the embeddings, nor the head, nor the logits are ever whole.
+# Vocabulary entries in a tile: embeddings, head and logits are never held whole.
 VOCABULARY = 8192
 
 
@@ -62,17 +62,17 @@ class Decoder:
     ----------
     checkpoint : Checkpoint
     weight : callable, optional
-        Full tensor name to float weight ``[M, K]``, for the blocks' linear layers; where the
-        checkpoint stores them in another form (packed codes), this is who unpacks them. By default
-        they are read as stored. Embeddings, norms, biases and head always are.
+        From full tensor name to float weight ``[M, K]``, for the blocks' linear layers: unpacks them if
+        the checkpoint stores packed codes. By default they are read as stored, as embeddings, norms,
+        biases and head always are.
     place : Place, default the host
-        Where it runs.
+        Device of the forward pass.
 
     Raises
     ------
     ValueError
-        If a tensor is missing, or has another shape than the configuration says or no floating
-        type, or if the rotary scaling is not supported. All before any weight is read.
+        If a tensor is missing, has another shape than the configuration says, or has no floating-point
+        dtype. Raised before any weight is read.
     """
 
     def __init__(
@@ -99,9 +99,9 @@ class Decoder:
         checkpoint.require_floats(shapes)
 
     def embed(self, tokens: ArrayLike) -> Array:
-        """The residual stream float32 ``[..., T, stream_size]`` of integer ``tokens`` ``[..., T]``.
+        """Return the residual stream float32 ``[..., T, stream_size]`` of integer ``tokens`` ``[..., T]``.
 
-        It begins with their embeddings; most decoders have nothing after them
+        Its first columns are their embeddings; most decoders have no others
         (`numbacalib.models.stream`).
 
         Raises
@@ -115,9 +115,9 @@ class Decoder:
         return hidden.reshape(*tokens.shape, self.stream_size)
 
     def states(self, tokens: ArrayLike, *, streamed: bool = False) -> Parts:
-        """Embeddings of sequences ``[S, T]`` in parts that go through a layer together.
+        """Embed sequences ``[S, T]`` as parts that go through a layer together.
 
-        With `streamed` they are looked up on the host, and stay in pinned memory there.
+        With `streamed` the embeddings are computed on the host, and stay in its pinned memory.
 
         Raises
         ------
@@ -139,8 +139,8 @@ class Decoder:
         most, length = self.config.selected, tokens.shape[-1]
         if most and length > most:
             raise ValueError(
-                f"tokens: expected sequences of at most {most}, all of which attention sees, got {length}: "
-                "what chooses among more is not run"
+                f"tokens: expected sequences of at most {most}, which sparse attention sees whole, got "
+                f"{length}: its indexer is not run"
             )
         flat = tokens.ravel()
         if self._tables is not None:
@@ -155,7 +155,7 @@ class Decoder:
             self._add_positions(hidden, tokens.shape[-1], place)
 
     def _add_positions(self, hidden: Array, length: int, place: Place) -> None:
-        """Add the learned vectors of positions to sequences of a length, ``[S * T, hidden_size]``."""
+        """Add the learned position embeddings to sequences of this length, ``[S * T, hidden_size]``."""
         first, most = self.config.first_position, self.config.positions
         if length > most - first:
             raise ValueError(
@@ -168,7 +168,7 @@ class Decoder:
             add_scaled(row_range(hidden, start, start + length), rows, 1.0)
 
     def _entering(self, embeddings: Array, tokens: NDArray[np.int64]) -> Array:
-        """Rows of the stream as they enter the first block, float32."""
+        """Return the stream's rows that enter the first block, float32."""
         states = cast(embeddings, np.float32)
         if self.config.embedding_scale != 1:
             states = scaled(states, self.config.embedding_scale)
@@ -182,14 +182,14 @@ class Decoder:
         return rows
 
     def block(self, index: int) -> DecoderBlock:
-        """Read block ``index``, ``0 .. num_layers - 1``, without its experts; nothing of it is kept here.
+        """Read block ``index``, ``0 .. num_layers - 1``, without its experts, and keep no reference to it.
 
-        For a device, the next one is then read ahead, to the host.
+        For a device, the next block is then read ahead into host memory.
 
         Raises
         ------
         ValueError
-            If a value is not finite: names the file, the tensor and the place.
+            If a value is not finite: names the file, the tensor and the index.
         """
         layers = [name.removesuffix(".weight") for name in linear_shapes(self.config, index)]
         linears = self._linears(index, layers)
@@ -205,11 +205,11 @@ class Decoder:
         return DecoderBlock(_full_name(index), index, weights, self._rope(index))
 
     def _linear_shapes(self, index: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of a block's linear layers, those of experts too."""
+        """Shapes of a block's linear layers, experts included."""
         return linear_shapes(self.config, index) | expert_shapes(self.config, index)
 
     def _linears(self, index: int, layers: Iterable[str]) -> dict[str, Array]:
-        """Weights of linear layers of a block, by their short names, all of them finite."""
+        """Read weights of a block's linear layers, by short name, and check that all are finite."""
         shapes = self._linear_shapes(index)
         linears, checks = {}, []
         for layer in layers:
@@ -226,7 +226,7 @@ class Decoder:
         return linears
 
     def _rope(self, index: int) -> RotaryEmbedding | None:
-        """The rotary embedding of a block, which others may share."""
+        """Return a block's rotary embedding, shared by all blocks with the same parameters."""
         rope = self.config.rope_of(index)
         if rope is None:
             return None
@@ -248,15 +248,15 @@ class Decoder:
         return hidden
 
     def batches(self, hidden: Array) -> Iterator[Array]:
-        """Runs of whole sequences of ``[S, T, hidden_size]``, about `Place.batch_tokens` tokens each."""
+        """Yield whole sequences of ``[S, T, hidden_size]``, about `Place.batch_tokens` tokens at a time."""
         step = max(1, self.place.batch_tokens // hidden.shape[1])
         for start in range(0, len(hidden), step):
             yield hidden[start : start + step]
 
     def logits(self, hidden: Array) -> Array:
-        """Final norm and output head: ``[..., hidden_size]`` to float32 ``[..., vocab_size]``.
+        """Apply the final norm and output head: ``[..., hidden_size]`` to float32 ``[..., vocab_size]``.
 
-        The result is large; `token_losses` never holds more than a tile of it.
+        The result is large; `token_losses` holds one tile of it at a time.
         """
         head = self.place.put(self.checkpoint.tensor(self._head), self._dtype)
         return self._scores(self.head_inputs(hidden), head, self._head_bias())
@@ -269,7 +269,7 @@ class Decoder:
         hidden : float32 ``[..., T, hidden_size]``
             States after the last block, as `forward` returns them.
         tokens : integer ``[..., T]``
-            The tokens they were computed from.
+            The tokens that the states were computed from.
 
         Returns
         -------
@@ -284,19 +284,19 @@ class Decoder:
         length = tokens.shape[-1]
         if length < 2:
             raise ValueError("tokens: expected sequences of at least 2, got 1")
-        # the last token of a sequence predicts none
+        # the last token of a sequence has no target
         targets = np.roll(tokens, -1, axis=-1)
         targets[..., -1] = -1
         found = self._cross_entropy(hidden, targets.ravel())
         return found.reshape(tokens.shape)[..., : length - 1]
 
     def score_tiles(self, hidden: Array) -> Iterator[tuple[int, int, Array]]:
-        """Logits of states ``[..., hidden_size]``, never more than a tile of them in memory.
+        """Yield logits of states ``[..., hidden_size]`` tile by tile, one in memory at a time.
 
         Yields
         ------
         start, first : int
-            Number of the tile's first state, and of its first entry of the vocabulary.
+            Index of the tile's first state, and of its first vocabulary entry.
         scores : float32 ``[states, entries]``
         """
         x = self.head_inputs(hidden)
@@ -316,11 +316,11 @@ class Decoder:
 
     @property
     def _dtype(self) -> np.dtype:
-        """Return the dtype in which products are computed."""
+        """Return the dtype of products."""
         return self.place.product_dtype(self.checkpoint.info(EMBEDDINGS).dtype)
 
     def head_inputs(self, hidden: Array) -> Array:
-        """States as the head takes them, through the final norm: a factor of logits is one of the norm."""
+        """Return the head's inputs, after the final norm, whose weight includes the factor of logits."""
         scale = self.config.logit_scale
         weight, bias = (
             scaled(self._vector(name), scale) if name in outer_shapes(self.config) else None
@@ -333,14 +333,14 @@ class Decoder:
         return self._vector(HEAD_BIAS) if self.config.head_bias else None
 
     def _scores(self, x: Array, head: Array, bias: Array | None) -> Array:
-        """Logits of entries of the vocabulary."""
+        """Return logits of vocabulary entries, soft-capped."""
         scores = linear(x, head, bias, dtype=np.float32)
         if self.config.logit_cap:
             cap(scores, self.config.logit_cap)
         return scores
 
     def _cross_entropy(self, hidden: Array, targets: NDArray[np.int64]) -> NDArray[np.float32]:
-        """``logsumexp(logits) - logits[target]`` for each state, in parts of the vocabulary."""
+        """``logsumexp(logits) - logits[target]`` of each state, over tiles of the vocabulary."""
         tiles = {}
         for start in range(0, len(targets), self.place.score_rows):
             wanted = targets[start : start + self.place.score_rows]
@@ -353,7 +353,7 @@ class Decoder:
         return np.concatenate([to_host(losses(state)) for _, state in tiles.values()])
 
     def _vector(self, name: str) -> Array:
-        """A norm as it multiplies, or a bias, float32, all of it finite."""
+        """Return a norm's weight plus the architecture's offset, or a bias: float32, finite."""
         stored = self.checkpoint.tensor(name)
         if self.config.architecture.norm_offset and is_norm(self.config, name):
             stored = stored.astype(np.float32) + np.float32(self.config.architecture.norm_offset)
@@ -362,7 +362,7 @@ class Decoder:
         return vector
 
     def _require_finite_rows(self, rows: Array, tokens: NDArray[np.int64]) -> None:
-        """Check the embeddings of tokens; an error says where in the table a value is not finite."""
+        """Check that the embeddings of tokens are finite; an error gives the index in the table."""
         name = f"{self.checkpoint.path}: {EMBEDDINGS}"
         try:
             require_finite(name, rows)

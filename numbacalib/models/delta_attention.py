@@ -1,4 +1,4 @@
-"""A gated delta net in the place of a block's attention: a memory of the tokens so far, of fixed size."""
+"""A gated delta net in place of a block's attention: a fixed-size memory of the tokens so far."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["DeltaAttention"]
 class DeltaAttention(Mixer):
     """Linear attention by the gated delta rule (`numbacalib.ops.delta_rule`).
 
-    Queries, keys and values pass a short convolution and a SiLU, queries and keys are made to have a
-    length of 1, and what a head of values reads is normalized and multiplied by the SiLU of its gate.
+    Queries, keys and values pass a short convolution and a SiLU, queries and keys are scaled to unit
+    length, and the output of each value head is normalized and multiplied by the SiLU of its gate.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class DeltaAttention(Mixer):
         self.width = delta.values
 
     def inner(self, x: Array) -> Array:
-        """Write and read: ``[..., T, hidden_size]`` to ``[..., T, value_heads * value_dim]``."""
+        """Apply the delta rule: ``[..., T, hidden_size]`` to ``[..., T, value_heads * value_dim]``."""
         delta, vectors = self._delta, self._weights.vectors
         queries, keys, values, gates = self._projected(x)
         queries, keys, values = self._convolved(queries, keys, values)
@@ -63,7 +63,7 @@ class DeltaAttention(Mixer):
         return opened.reshape(*x.shape[:-1], self.width)
 
     def _projected(self, x: Array) -> list[Array]:
-        """Queries, keys, values and gates ``[S, T, ...]``."""
+        """Project to queries, keys, values and gates ``[S, T, ...]``."""
         *_, length, _ = x.shape
         delta = self._delta
         widths = delta.keys, delta.keys, delta.values, delta.values
@@ -76,7 +76,7 @@ class DeltaAttention(Mixer):
         return [y.reshape(-1, length, width) for y, width in zip(found, widths, strict=True)]
 
     def _convolved(self, *streams: Array) -> list[Array]:
-        """Queries, keys and values over their last positions, through a SiLU."""
+        """Convolve queries, keys and values over their last positions, and apply a SiLU."""
         delta = self._delta
         taps = self._weights.vectors[f"{self._names.convolution}.weight"].reshape(-1, delta.taps)
         ends = np.cumsum([0, delta.keys, delta.keys, delta.values]).tolist()
@@ -99,7 +99,7 @@ class DeltaAttention(Mixer):
         return tuple(y.reshape(-1, length, delta.value_heads) for y in (first, second))
 
     def _unit(self, y: Array, scale: float = 1.0) -> Array:
-        """Heads of queries or keys, float32, made to have a length of `scale`."""
+        """Scale query or key heads to a length of `scale`, float32."""
         size = self._delta.key_dim
         weight = from_host(np.full(size, scale * size**-0.5, np.float32), y)
         return rms_norm(self._by_head(y, size), weight, NORM_EPS / size, np.float32)
@@ -108,6 +108,6 @@ class DeltaAttention(Mixer):
         return self._weights.project(self._parts[role], x)
 
     def _by_head(self, y: Array, size: int) -> Array:
-        """Vectors ``[..., T, heads * size]`` as ``[S, T, heads, size]``."""
+        """Reshape vectors ``[..., T, heads * size]`` to ``[S, T, heads, size]``."""
         *_, length, width = y.shape
         return y.reshape(-1, length, width // size, size)

@@ -1,4 +1,4 @@
-"""Configuration of layers that have a memory by the gated delta rule in the place of attention."""
+"""Configuration of layers with a gated delta net in place of attention."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class DeltaNet:
     Attributes
     ----------
     layers : tuple of bool
-        Which blocks have it in the place of attention.
+        Blocks that have it in place of attention.
     key_heads, value_heads : int
-        Heads of queries and keys, and of values; the second is a multiple of the first.
+        Numbers of query and key heads, and of value heads; the second is a multiple of the first.
     key_dim, value_dim : int
-        Their lengths.
+        Lengths of these heads.
     taps : int
         Positions that the convolution of queries, keys and values sums over.
     """
@@ -32,10 +32,10 @@ class DeltaNet:
 
     @property
     def keys(self) -> int:
-        """Numbers of a token's keys, and of its queries."""
+        """Length of a token's keys, and of its queries, over all heads."""
         return self.key_heads * self.key_dim
 
     @property
     def values(self) -> int:
-        """Numbers of a token's values."""
+        """Length of a token's values over all heads."""
         return self.value_heads * self.value_dim

@@ -28,7 +28,7 @@ ACTIVATIONS = {
     "relu": "relu",
     "relu2": "squared_relu",
 }
-"""Functions of `numbacalib.ops.activation` by their names in configurations; synonyms are one function."""
+"""Functions of `numbacalib.ops.activation` by their names in configurations."""
 
 SEPARATE: dict[str, str] = {
     "query": "self_attn.q_proj",
@@ -39,11 +39,11 @@ SEPARATE: dict[str, str] = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
-"""The linear layers of a block by role. Roles of one name are one layer, whose rows follow each other in
-the order of the roles. ``query_key_value`` in the place of three roles is one layer that has, for each head
-of keys, the heads of queries that attend to it, then that head, then the values'. ``query_gate``
-in the place of ``query`` is one that has, for each head, a gate after it, by whose sigmoid what the head
-attends to is multiplied; ``attention_gate`` is a layer of its own for that. Without a gate the MLP is
+"""Linear layers of a block by role. Roles with the same name are one layer, with the roles' rows in order.
+``query_key_value`` replaces three roles by a layer that has, for each key head, the query heads that attend
+to it, then the key head, then the value head. ``query_gate`` replaces ``query`` by a layer that has, for
+each head, its query and then an output gate: the sigmoid of the gate multiplies the head's output;
+``attention_gate`` is a separate layer of such gates. Without ``gate`` the MLP is
 ``down(activation(up(x)))``."""
 
 LATENT: dict[str, str] = {
@@ -54,16 +54,16 @@ LATENT: dict[str, str] = {
     "key_value": "self_attn.kv_b_proj",
     **{role: SEPARATE[role] for role in ("output", "gate", "up", "down")},
 }
-"""The same with latent attention (`numbacalib.models.latent`): what makes the vectors that queries, and
-keys and values, come from, and what they come by. ``latent`` has the keys' part that turns after its
-vector; ``key_value`` has, for each head, the keys' other part before the values. ``direct_query`` is the
-layer of queries in models without a vector for these."""
+"""The same with latent attention (`numbacalib.models.latent`): ``query_latent`` and ``latent`` project
+down to the latent vectors, ``query`` and ``key_value`` up from them. ``latent`` has the rows of the latent
+vector, then those of the keys' rotated part; ``key_value`` has, for each head, the rest of its keys, then
+its values. ``direct_query`` is the query layer of models without a latent vector of queries."""
 
 ATTENTION_BIASES: dict[str, str | bool] = {
     "attention": "attention_bias",
     "output": "attention_bias",
 }
-"""Biases of all four projections, where the configuration says so."""
+"""Biases of all four projections, by one key of the configuration."""
 
 PRE_NORMS: dict[str, str] = {
     "attention": "input_layernorm",
@@ -71,11 +71,11 @@ PRE_NORMS: dict[str, str] = {
     "query": "self_attn.q_norm",
     "key": "self_attn.k_norm",
 }
-"""The norms of a block by role: before attention and MLP, after them (``attention_output`` and
+"""Norms of a block by role: before attention and MLP, after them (``attention_output`` and
 ``mlp_output``, before the sum with the residual stream), of queries and keys, and of latents
-(``query_latent`` and ``latent``). A role that is not there has no norm; without one of its own, the MLP of
-a parallel block shares the attention's. Experts read what the MLP beside them does, unless they have a norm
-of their own (``experts``); their sum and that MLP's outputs may have one before they are added
+(``query_latent`` and ``latent``). An absent role has no norm, except that the MLP of a parallel block then
+shares the attention's. Experts share the input of the MLP beside them, unless they have their own norm
+(``experts``); their sum and that MLP's output may each be normalized before they are added
 (``experts_output`` and ``shared_output``)."""
 
 
@@ -86,37 +86,37 @@ class ExpertNames:
     Attributes
     ----------
     router : str
-        The layer whose outputs choose a token's experts.
+        The router's layer, whose outputs score the experts.
     correction : str
-        The tensor that is added to its weights in the choice alone; "" for none.
+        The bias added to the router's weights for the choice only; "" for none.
     correction_is_row : bool
         Whether that is ``[1, E]``.
     router_norm : str
-        The tensor that multiplies a token's state, made to have a mean square of 1 over its length, where
-        that is what the router reads; "" where it reads what experts do.
+        The weight of the router's own RMS norm of a token's state, scaled by ``hidden_size ** -0.5``; ""
+        if the router reads the input of the experts.
     factors : str
-        The tensor of a further factor of each expert's outputs; "" for none.
+        The tensor of an additional factor of each expert's outputs; "" for none.
     latent, latent_output : str
-        Layers that make what experts read of a token's state, and a state's change of the sum of their
-        outputs (`Mixture.latent_size`): small, and never quantized; "" for none.
+        Layers that project a token's state down to the experts' inputs, and the sum of their outputs back
+        up (`Mixture.latent_size`): small, and never quantized; "" for none.
     each : str
-        What the layers' names of one expert begin with, before its number.
+        Prefix of the names of an expert's layers, before its number.
     gate, up, down : str
-        How they end; "" for no gate.
+        Suffixes of these names; "" for no gate.
     shared : str
-        What the names of the MLP begin with that all tokens go through, where there is one; "" where they
-        are those of blocks without experts.
+        Prefix of the names of the shared MLP, which all tokens go through; "" if they are the names of the
+        MLP in blocks without experts.
     shared_gate : str
-        The layer whose sigmoid its output is multiplied by; "" for none.
+        The layer whose sigmoid multiplies the shared MLP's output; "" for none.
     fused_gate_up, fused_down : str
-        What files call the tensors that hold all experts, if not `each` with ``gate_up_proj`` and
+        Names of the tensors that hold all experts, if not `each` with ``gate_up_proj`` and
         ``down_proj``: ``[E, 2 size, hidden_size]``, gates before ups, and ``[E, hidden_size, size]``.
     transposed : bool
         Whether those are ``[E, hidden_size, 2 size]`` and ``[E, size, hidden_size]``.
     either_way : bool
-        Whether files have those one way or the other, as their shapes tell.
+        Whether files have either layout, told apart by shape.
     interleaved : bool
-        Whether each gate in them is followed by its up.
+        Whether rows of gates and ups alternate in them.
     """
 
     router: str = "mlp.gate"
@@ -140,28 +140,28 @@ class ExpertNames:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """Ends of the names of tensors of one row, which are vectors elsewhere."""
+        """Suffixes of the names of one-row tensors, which are vectors in other formats."""
         gate = (f".{self.shared_gate}.weight",) if self.shared_gate else ()
         return (*gate, f".{self.correction}") if self.correction_is_row else gate
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaNames:
-    """Names of the parts of a gated delta net in a block, in the place of attention.
+    """Names of the parts of a gated delta net in a block, in place of attention.
 
     Attributes
     ----------
     linears : Mapping
-        Its linear layers by role: ``query``, ``key``, ``value`` and ``open`` (by whose SiLU outputs are
-        multiplied), or ``query_key_value_open``, which has, for each head of keys, its queries, then it,
-        then the values and the others that belong to it; and ``output``.
+        Its linear layers by role: ``query``, ``key``, ``value`` and ``open`` (the output gate, applied as a
+        SiLU), or ``query_key_value_open``, which has, for each key head, its query, its key, and the values
+        and gates of its value heads; and ``output``.
     rates, decays : str
-        The layers of a number for each head of values, `numbacalib.ops.delta_rule`. If they are one, it
-        has, for each head of keys, the rates of its values, then their decays.
+        The layers with one output for each value head: see `numbacalib.ops.delta_rule`. If both are one
+        layer, it has, for each key head, the rates of its value heads, then their decays.
     convolution, norm : str
-        Of queries, keys and values; and of outputs, whose weight multiplies as it is.
+        The convolution of queries, keys and values; the norm of outputs, without `norm_offset`.
     slopes, biases : str
-        Tensors, of decays.
+        Tensors of the decays.
     """
 
     linears: Mapping[str, str]
@@ -175,13 +175,13 @@ class DeltaNames:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvolutionNames:
-    """Names of the parts of a short convolution in a block, in the place of attention.
+    """Names of the parts of a short convolution in a block, in place of attention.
 
     Attributes
     ----------
     linears : Mapping
-        Its linear layers by role: ``thirds``, whose rows are those of a gate before, of one after and of
-        what goes through both, and ``output``.
+        Its linear layers by role: ``thirds``, with the rows of the input gate, the output gate and the
+        values, and ``output``.
     taps : str
     """
 
@@ -191,17 +191,17 @@ class ConvolutionNames:
 
 @dataclass(frozen=True, kw_only=True)
 class StateSpaceNames:
-    """Names of the parts of a layer of Mamba 2 in a block, in the place of attention.
+    """Names of the parts of a Mamba 2 layer in a block, in place of attention.
 
     Attributes
     ----------
     linears : Mapping
-        Its linear layers by role: ``mixed``, whose rows are those of gates, values, keys, queries and of a
-        score of each head, and ``output``.
+        Its linear layers by role: ``mixed``, with the rows of gates, values, keys, queries and one score
+        for each head, and ``output``.
     convolution, norm : str
-        Of values, keys and queries; and of outputs, whose weight multiplies as it is.
+        The convolution of values, keys and queries; the norm of outputs, without `norm_offset`.
     slopes, biases, shares : str
-        Tensors: of decays, and of what of a value is added to what its head reads.
+        Tensors: two of the decays, and the factor of the skip connection from a head's values.
     """
 
     linears: Mapping[str, str]
@@ -219,85 +219,84 @@ class Architecture:
     Attributes
     ----------
     model_type, causal_lm : str
-        Its names in a ``config.json``: ``model_type``, and the class under ``architectures``, which is
-        empty where it comes in a wrapper alone.
+        Its names in a ``config.json``: ``model_type``, and the class under ``architectures``, empty if it
+        exists only inside wrappers.
     title : str
-        The models that people know it by.
+        The models that use it.
     variants : Mapping
-        Descriptions that `ModelConfig.variant` chooses instead, where files of one `model_type` differ by
-        more than options.
+        Descriptions by `ModelConfig.variant`, if files of one `model_type` differ by more than options.
     renamed : Mapping
-        Beginnings of its tensors' names outside of the blocks, and what ours are (`layer_tensors`), where
-        they differ: ``{"model.final_layernorm.": "model.norm."}``.
+        Prefixes of its tensors' names outside of the blocks, and our prefixes (`layer_tensors`), if they
+        differ: ``{"model.final_layernorm.": "model.norm."}``.
     aliases : Mapping
-        Layers of blocks that stay as they are and that transformers calls otherwise than its files.
+        Unquantized layers of blocks by their names in files, and transformers' names of their modules.
     linears, norms : Mapping
         As `SEPARATE` and `PRE_NORMS`; names in a block.
     transposed : bool
-        Whether files hold linear layers of blocks as ``[K, M]``.
+        Whether files store linear layers of blocks as ``[K, M]``.
     buffers : sequence of str
-        Ends of the names of tables that files of older versions have, and nothing reads any more.
+        Suffixes of the names of unused buffers in files of older versions.
     experts : ExpertNames, optional
-        In the blocks that have a mixture of them (`numbacalib.models.config.Mixture`).
+        Names in the blocks with a mixture of experts (`numbacalib.models.mixture`).
     delta : DeltaNames, optional
-        In the blocks that have a gated delta net (`numbacalib.models.delta_net`).
+        Names in the blocks with a gated delta net (`numbacalib.models.delta_net`).
     convolution : ConvolutionNames, optional
-        In the blocks that have a short convolution (`numbacalib.models.short_convolution`).
+        Names in the blocks with a short convolution (`numbacalib.models.short_convolution`).
     state_space : StateSpaceNames, optional
-        In the blocks that have a layer of Mamba 2 (`numbacalib.models.state_space`).
+        Names in the blocks with a Mamba 2 layer (`numbacalib.models.state_space`).
     norm : str
         "rms" or "layer".
     norm_offset : float
-        What is added to the weight of every norm: 1 where files hold weights minus 1.
+        Number added to the weight of every norm: 1 if files store weights minus 1.
     norm_bias : bool
         Whether norms have biases (LayerNorm).
     qk_norm : str
-        Over what queries and keys are normalized, where they are: "head" (each head, with one weight),
-        "heads" (each head, with its own), "all" (all heads together) or "unit" (each head, without a
-        weight, in layers where it turns).
+        Form of the norm of queries and keys, if there is one: "head" (each head, with a shared weight),
+        "heads" (each head, with its own weight), "all" (all heads together) or "unit" (each head, without
+        a weight, in layers with rotary embedding).
     value_norm : bool
         Whether values are normalized head by head, without a weight.
     norm_after_rotary : bool
-        Whether queries and keys are normalized after they are turned.
+        Whether queries and keys are normalized after they are rotated.
     interleaved : bool
-        True where rotary embedding pairs neighbours: see `numbacalib.ops.rotary.rotate`.
+        True if rotary embedding pairs neighbours: see `numbacalib.ops.rotary.rotate`.
     head_gate, head_gate_activation : str
-        The layer of a number for each head, by whose activation what the head attends to is multiplied; ""
-        for none. It is small, and never quantized.
+        The layer with one output for each head, whose activation multiplies the head's output; "" for
+        none. It is small, and never quantized.
     sinks : str
-        The vector of a score for each head that has no value (`numbacalib.ops.attention`); "" for none.
+        The vector of attention sinks, a score for each head (`numbacalib.ops.attention`); "" for none.
     block_scale : str
-        The tensor of the number that a block's results are multiplied by; "" for none.
+        The tensor of the scalar that multiplies a block's output; "" for none.
     selector : str
-        What names in a block begin with of what chooses the positions that attention sees, among more than
-        `ModelConfig.selected`: it is copied as it is; "" for none.
+        Prefix, in a block, of the names of the indexer of sparse attention, which chooses positions among
+        more than `ModelConfig.selected`: it is copied unchanged; "" for none.
     parallel : bool
-        Whether the MLP's input is the block's, not what attention has added to.
+        Whether attention and MLP both read the block's input.
     local_rope_key : str
-        What files of transformers 4 call the rotary base of layers with windows, where these have one of
-        their own.
+        Name, in files of transformers 4, of the rotary base of layers with windows, if these have their
+        own.
     rope_words : Words
-        What its files say of the rotary embedding and others' do not.
+        Names in its files for the rotary embedding that other files do not have.
     keys : Mapping
-        The configuration's own names of what `ModelConfig.from_hf` reads under llama's.
+        Its names of the keys that `ModelConfig.from_hf` reads, by llama's names.
     synonyms : Mapping
-        Further names of keys, and those they stand for where a file does not have these.
+        Alternative names of keys, and the keys they replace if a file does not have these.
     prepared : callable, optional
-        From a file's keys to those that are read, where they say more than another name.
+        Converts a file's keys to those that are read, where renaming is not enough.
     defaults : Mapping
-        What transformers takes where a file leaves a key out, by llama's name, where it is not llama's;
+        transformers' defaults of absent keys, by llama's name, where they differ from llama's;
         ``intermediate_factor`` times ``hidden_size`` is ``intermediate_size``.
     biases : Mapping
-        The key that says whether the linear layers ``attention`` (query, key and value), ``output`` and
-        ``mlp`` have biases, or keys one of which says so, or whether they have.
+        For the linear layers ``attention`` (query, key and value), ``output`` and ``mlp``: whether they
+        have biases, or the key that says so, or keys any of which may.
     harmless : sequence of str
-        Further keys that do not change what it computes.
+        Further keys without effect on the forward pass.
     fixed : Mapping
-        Keys of published files that transformers does not read, and the values with which they say what it
-        computes; others are refused.
+        Keys of published files that transformers ignores, and the values that match what it computes;
+        others are refused.
     read : callable
-        The options that are this architecture's own, from the file's keys and what was read before: the
-        windows, at least.
+        Returns the architecture's own options, at least the windows, from the file's keys and the options
+        read before.
     """
 
     model_type: str
@@ -340,9 +339,9 @@ class Architecture:
 
     @property
     def sections(self) -> bool:
-        """True where parts of a head turn by an image's three positions, which are one for text."""
+        """True with multimodal rotary embedding (M-RoPE), whose three positions are equal for text."""
         return "mrope_section" in self.rope_words.others
 
     def key(self, name: str) -> str:
-        """Return the configuration's key for what llama's calls `name`."""
+        """Return the configuration's key for llama's key `name`."""
         return self.keys.get(name, name)

@@ -1,4 +1,4 @@
-"""A mixture of experts in the place of a block's MLP, its weights read a few experts at a time."""
+"""A mixture of experts in place of a block's MLP, whose weights are read a few experts at a time."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from numbacalib.spec.router import Routing
 __all__ = ["Experts", "ExpertsRun"]
 
 _SHARED = Routing(experts=1, scoring="sigmoid", normalized=False)
-"""The gate of the expert that all tokens share: a router of one, whose sigmoid is its weight."""
+"""Routing of the shared expert's gate: a router of one expert, whose sigmoid is its weight."""
 
 
 class Experts(MLP):
-    """Experts of which each token goes through a few, and an MLP beside them where there is one.
+    """Experts, of which each token goes through a few, and an optional MLP shared by all tokens.
 
-    `entry_stages`, `exit_stages` and `inner` are those of that MLP. Experts themselves run by an
-    `ExpertsRun` over all tokens, so that each is read once.
+    `entry_stages`, `exit_stages` and `inner` are those of the shared MLP. Experts run in an `ExpertsRun`
+    over all tokens, so that the weights of each are read once.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class Experts(MLP):
         return [x] if self.entry_stages else []
 
     def inner(self, x: Array) -> Any:
-        """The shared MLP's activations; None where there is none."""
+        """Return the shared MLP's activations; None without a shared MLP."""
         return super().inner(x) if self.entry_stages else None
 
     def exits(self, inner: Any) -> list[Array]:
@@ -88,25 +88,25 @@ class Experts(MLP):
         return hidden
 
     def add_output(self, hidden: Array, inner: Any) -> Array:
-        """Run on ``hidden``; the experts find the activations of their tokens themselves."""
+        """Run on ``hidden``; `inner` is not used, since experts compute their tokens' activations."""
         del inner
         return self.forward(hidden)
 
     def expert_input(self, hidden: Array) -> Array:
-        """Normalize ``hidden`` ``[..., hidden_size]`` as experts read it."""
+        """Normalize ``hidden`` ``[..., hidden_size]`` for the experts."""
         if self._expert_norm is None:
             return self.input(hidden)
         return self._weights.norm(self._expert_norm, states_of(self._config, hidden))
 
     def latent_input(self, x: Array) -> Array:
-        """Make what experts read of what their router does: shorter vectors, in some models."""
+        """Project the router's input to the experts' input, which is shorter in some models."""
         if not self.mixture.latent_size:
             return x
         weight = self._weights.vectors[f"{self._names.latent}.weight"]
         return cast(linear(cast(x, np.float32), weight), x.dtype)
 
     def routes(self, hidden: Array, x: Array) -> _Routes:
-        """Choose the experts of tokens by their states ``[..., hidden_size]``, or what experts read."""
+        """Choose tokens' experts from their states ``[..., hidden_size]``, or from the experts' inputs."""
         vectors, names = self._weights.vectors, self._names
         rows = cast(rows_of(x), np.float32)
         if names.router_norm:
@@ -120,7 +120,7 @@ class Experts(MLP):
         return _Routes(*route(scores, self.mixture.routing, correction), factors)
 
     def add_shared(self, sums: Array, hidden: Array) -> Array:
-        """The sums over experts [N, hidden_size or fewer] and what the shared MLP makes of ``hidden``."""
+        """Project sums over experts [N, hidden_size or less] to states, and add the shared MLP's output."""
         if self.mixture.latent_size:
             sums = linear(sums, self._weights.vectors[f"{self._names.latent_output}.weight"])
         if self._expert_output_norm is not None:
@@ -154,16 +154,16 @@ class Experts(MLP):
             self._scale_block(hidden)
 
     def expert_inner(self, expert: int, rows: Array) -> Array:
-        """Compute the inputs of an expert's last layer from its own."""
+        """Compute the inputs of an expert's down projection from the expert's inputs."""
         return activated(self._weights, self.parts[expert], rows)
 
     def expert_output(self, expert: int, inner: Array) -> Array:
-        """An expert's outputs, float32."""
+        """Compute an expert's outputs, float32."""
         return self._weights.project(self.parts[expert]["down"], inner, dtype=np.float32)
 
     @contextmanager
     def loaded(self, experts: Sequence[int]) -> Iterator[None]:
-        """Load experts' weights among the block's linear layers, inside of the ``with`` statement."""
+        """Load experts' weights into the block's linear layers inside the ``with`` statement."""
         names = [part.name for expert in experts for part in self.parts[expert].values()]
         linears = self._weights.linears
         linears |= self._weights.read(names)
@@ -189,11 +189,11 @@ class _Routes:
         self._weights = weights.reshape(count * kept, 1)
 
     def tokens(self, expert: int) -> NDArray[np.int64]:
-        """Return which tokens go to an expert."""
+        """Return the indices of the tokens routed to an expert."""
         return self._tokens[self._run(expert)]
 
     def factors(self, expert: int) -> Array:
-        """Return how much it counts for each of them, float32 [n]."""
+        """Return the expert's weight for each of its tokens, float32 [n]."""
         found = take(self._weights, self._order[self._run(expert)], 0)
         if self._factors is not None:
             found = scaled(found, float(self._factors[expert]))
@@ -205,14 +205,14 @@ class _Routes:
 
 
 class Piece(NamedTuple):
-    """Rows of an expert that come from one part of the tokens."""
+    """Rows of an expert's tokens that belong to one part of all tokens."""
 
     part: int
     rows: Array
 
 
 class ExpertsRun:
-    """All tokens on their way through a block's experts, whose weights are there for a few at a time.
+    """One pass of all tokens through a block's experts, of which only a few are loaded at a time.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ class ExpertsRun:
     ----------
     experts : Experts
     inputs : list of arrays ``[..., hidden_size]``, or of shorter vectors
-        Normalized tokens of each part: what every expert may get.
+        Normalized tokens of each part: the inputs of all experts.
     """
 
     def __init__(self, experts: Experts, parts: Parts) -> None:
@@ -238,7 +238,7 @@ class ExpertsRun:
         self._sums = [zeros(tuple(rows.shape), rows) for rows in self._rows]
 
     def rows(self, expert: int) -> list[Piece]:
-        """The tokens of an expert."""
+        """Return the inputs of an expert: its tokens, part by part."""
         found = []
         for part, (rows, routes) in enumerate(zip(self._rows, self._routes, strict=True)):
             tokens = routes.tokens(expert)
@@ -250,16 +250,16 @@ class ExpertsRun:
         return found
 
     def activations(self, expert: int) -> list[Piece]:
-        """The inputs of the last layer of a loaded expert, of its tokens."""
+        """Compute the inputs of a loaded expert's down projection for its tokens."""
         inner = self.experts.expert_inner
         return [Piece(part, inner(expert, rows)) for part, rows in self.rows(expert)]
 
     def activations_of_all(self, expert: int) -> Iterator[Array]:
-        """The same of all tokens, part by part, as if they were its own."""
+        """Compute the same for all tokens, part by part, regardless of routing."""
         return (self.experts.expert_inner(expert, rows) for rows in self._rows)
 
     def add(self, expert: int, activations: Sequence[Piece]) -> None:
-        """Add the outputs of a loaded expert, from what `activations` gave."""
+        """Add the outputs of a loaded expert, given the result of `activations`."""
         for part, inner in activations:
             routes, output = self._routes[part], self.experts.expert_output(expert, inner)
             factors = routes.factors(expert)
@@ -268,6 +268,6 @@ class ExpertsRun:
             add_rows(self._sums[part], routes.tokens(expert), output, factors)
 
     def finish(self) -> None:
-        """Add the sums over experts, and what the shared MLP gives, to the residual stream."""
+        """Add the sums over experts and the shared MLP's outputs to the residual stream."""
         for hidden, sums in zip(self._parts.changed(), self._sums, strict=True):
             self.experts.add_sums(hidden, self.experts.add_shared(sums, hidden))

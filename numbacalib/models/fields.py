@@ -17,17 +17,16 @@ _SHOWN = 200
 
 
 class Fields:
-    """Reads the keys of one JSON object, and knows which were never asked for.
+    """Reader of the keys of one JSON object, which tracks the keys that were never read.
 
-    Every method takes a key and raises a ValueError of one line that names it, what was expected
-    and what came. A key that is absent gives ``default``; null does so only where that is None.
+    Every method takes a key and raises a one-line ValueError that names it, what was expected and what
+    was found. An absent key gives ``default``; null does so only if ``default`` is None.
 
     Parameters
     ----------
     values : Mapping
     name : str, optional
-        Of the object itself, which goes before its keys: ``"rope_scaling"`` for
-        ``rope_scaling.factor``.
+        Name of the object, shown before its keys: ``"rope_scaling"`` for ``rope_scaling.factor``.
     """
 
     def __init__(self, values: Mapping[str, Any], name: str = "") -> None:
@@ -45,7 +44,7 @@ class Fields:
         return bool(self._values)
 
     def label(self, key: str) -> str:
-        """The key with the object's name before it, fit for one line."""
+        """Return the key with the object's name before it, printable on one line."""
         shown = key if key.isprintable() and len(key) <= _SHOWN else repr(key[:_SHOWN])
         return f"{self._name}.{shown}" if self._name else shown
 
@@ -58,7 +57,7 @@ class Fields:
         return self._value(key, fits, f"an integer from {low} to {high}", default)
 
     def equal_integers(self, key: str, low: int, high: int, count: int, default: Any) -> Any:
-        """An integer from ``low`` to ``high``, or a list of ``count`` such, all of them equal."""
+        """An integer from ``low`` to ``high``, or a list of ``count`` equal ones."""
         if not _is_list(self._values.get(key)):
             return self.integer(key, low, high, default)
 
@@ -82,7 +81,7 @@ class Fields:
     def integers(
         self, key: str, low: int, length: int | None = None, default: Any = _REQUIRED
     ) -> Any:
-        """A list of integers not below ``low``, any number of them or ``length``."""
+        """A list of integers, each at least ``low``, of any length or of ``length``."""
 
         def fits(value: Any) -> bool:
             return _is_list(value, length) and all(
@@ -99,7 +98,7 @@ class Fields:
     def numbers(
         self, key: str, length: int, low: float, high: float, default: Any = _REQUIRED
     ) -> list[float]:
-        """A list of ``length`` numbers from ``low`` to ``high``, infinity as transformers writes it."""
+        """A list of ``length`` numbers from ``low`` to ``high``; infinity in transformers' notation."""
 
         def fits(value: Any) -> bool:
             return _is_list(value, length) and all(
@@ -110,7 +109,7 @@ class Fields:
         return [float(_number(item)) for item in self._value(key, fits, expected, default)]
 
     def flag(self, key: str, default: Any = _REQUIRED) -> Any:
-        """``true`` or ``false``; no number and no string stands for them."""
+        """``true`` or ``false``, not a number or a string."""
         return self._value(key, lambda value: type(value) is bool, "true or false", default)
 
     def choice(self, key: str, values: Sequence[Any], default: Any = _REQUIRED) -> Any:
@@ -119,7 +118,7 @@ class Fields:
         def fits(value: Any) -> bool:
             return any(type(value) is type(item) and value == item for item in values)
 
-        names = [str(item) for item in dict.fromkeys(values)]  # 1 and 1.0 are named once
+        names = [str(item) for item in dict.fromkeys(values)]  # shows 1 and 1.0 once
         expected = f"one of {', '.join(names)}" if names[1:] else names[0]
         return self._value(key, fits, expected, default)
 
@@ -132,21 +131,21 @@ class Fields:
         return self._value(key, fits, "a list of strings", default)
 
     def object(self, key: str, default: Any = _REQUIRED) -> Any:
-        """Another object, as `Fields`."""
+        """A nested object, as `Fields`."""
         value = self._value(key, lambda value: isinstance(value, Mapping), "an object", default)
         return value if value is None else Fields(value, self.label(key))
 
     def updated(self, other: Fields) -> Fields:
-        """The same object with the keys of another, none of them read."""
+        """Return the object with the keys of another added, none marked as read."""
         return Fields({**self._values, **other._values}, self._name)
 
     def renamed(self, synonyms: Mapping[str, str]) -> Fields:
-        """The same object, none of it read, with keys under the names that they stand for.
+        """Return the object with synonyms replaced by their keys, none marked as read.
 
         Raises
         ------
         ValueError
-            If it has both and they say two things.
+            If it has both, with different values.
         """
         for key, name in synonyms.items():
             value = self._values.get(key)
@@ -156,12 +155,12 @@ class Fields:
         return Fields(own, self._name)
 
     def nothing(self, *keys: str) -> None:
-        """Refuse keys that are there and say anything: other than null, false or empty."""
+        """Refuse keys that are set: other than null, false or empty."""
         for key in keys:
             self._value(key, _says_nothing, "null, or no such key", None)
 
     def refuse_unread(self, harmless: Collection[str] = (), owner: str = "") -> None:
-        """Refuse keys that nothing has asked for, unless they are ``harmless`` or say nothing."""
+        """Refuse keys that were never read, unless they are ``harmless`` or unset."""
         for key, value in self._values.items():
             if key not in self._read and key not in harmless and not _says_nothing(value):
                 raise ValueError(
@@ -170,7 +169,7 @@ class Fields:
                 )
 
     def error(self, key: str, expected: str) -> ValueError:
-        """Describe what is wrong with the value of a key."""
+        """Return the error for a key's invalid value."""
         found = f"got {reprlib.repr(self._values[key])}" if key in self._values else "found none"
         return ValueError(f"{self.label(key)}: expected {expected}, {found}")
 
@@ -187,10 +186,10 @@ def _is_list(value: Any, length: int | None = None) -> bool:
 
 
 def _says_nothing(value: Any) -> bool:
-    """Null, false and empty, which is how writers spell out an option that is not used."""
+    """Return whether a value is null, false or empty, as writers mark unused options."""
     return value is None or value is False or (isinstance(value, str | list | dict) and not value)
 
 
 def _number(item: Any) -> Any:
-    """An item of a list, which JSON has no number for where it is infinity."""
+    """Decode a number in a list: transformers writes infinity, which JSON lacks, as an object."""
     return math.inf if item == {"__float__": "Infinity"} else item

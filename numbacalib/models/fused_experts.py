@@ -1,9 +1,9 @@
-"""Tensors that hold a layer of all experts of a block, taken apart into a tensor each.
+"""Tensors that hold one layer of all of a block's experts, split into a tensor for each expert.
 
-Transformers keeps experts so in memory, and some architectures in their files, too: gates and ups in one
-tensor, one after the other or in turns, as ``[E, M, K]`` or transposed; or in MXFP4, as blocks of codes
-with a scale each (`numbacalib.models.packed_sources`). Runtimes read quantized ones by a module each, so
-that this is how they are named here, whatever the file.
+Transformers holds experts like this in memory, and files of some architectures do too: gates and ups in one
+tensor, concatenated or interleaved, as ``[E, M, K]`` or transposed; or in MXFP4, as blocks of codes with a
+scale each (`numbacalib.models.packed_sources`). Runtimes read quantized experts as one module each, so each
+expert has its own tensor names here, whatever the file.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)")
 
 
 class View(NamedTuple):
-    """Part of what is stored, or of its transpose, that is a tensor: its rows, or numbers of a vector."""
+    """The rows of a stored tensor, or of its transpose, that make up one of our tensors."""
 
     transposed: bool
     rows: slice
 
     def of(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """Return the tensor, in the memory of what is stored."""
+        """Return the tensor as a view of the stored one."""
         return (stored.T if self.transposed else stored)[self.rows]
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
@@ -46,25 +46,25 @@ _ENDINGS = {
     "_blocks": "weight_blocks",
     "_scales": "weight_scales",
 }
-"""Ends of the names of such tensors, and of those of their parts."""
+"""Suffixes of the names of fused tensors, and of those of their parts."""
 
 Entries = dict[str, tuple[TensorEntry, View]]
 
 
 def expert_entries(config: ModelConfig, name: str, entry: TensorEntry) -> Entries | None:
-    """Find where each expert's tensors lie in one that holds all, by their names; None for others.
+    """Locate each expert's tensors in a fused one, by name; None if the tensor is not fused.
 
     Parameters
     ----------
     config : ModelConfig
     name : str
-        Of a tensor, as `canonical_name` returns it.
+        Name of the tensor, as `canonical_name` returns it.
     entry : TensorEntry
 
     Raises
     ------
     ValueError
-        If the tensor is of another shape than the configuration says; names the tensor.
+        If the tensor's shape does not match the configuration; names the tensor.
     """
     layer, names = _LAYER.fullmatch(name), config.architecture.experts
     if layer is None or names is None or int(layer[1]) >= config.num_layers:
@@ -85,16 +85,16 @@ def expert_entries(config: ModelConfig, name: str, entry: TensorEntry) -> Entrie
 
 
 class _Fused(NamedTuple):
-    """One kind of tensor that holds all experts."""
+    """One kind of fused tensor."""
 
     names: ExpertNames
     roles: tuple[str, ...]
     ending: str
-    """Of the names of the tensors that it is taken apart into."""
+    """Suffix of the names of its parts."""
 
     @classmethod
     def of(cls, names: ExpertNames, tensor: str) -> _Fused | None:
-        """The kind that a tensor is of, by its name in the block."""
+        """Return the kind of a tensor by its name in the block; None if it is not fused."""
         gate_up = names.fused_gate_up or f"{names.each}.gate_up_proj"
         down = names.fused_down or f"{names.each}.down_proj"
         kinds = {
@@ -122,7 +122,7 @@ class _Fused(NamedTuple):
         return mixture.experts, *shapes[self.ending]
 
     def entries(self, prefix: str, entry: TensorEntry) -> Entries:
-        """Find where the tensors of each expert lie."""
+        """Locate the tensors of each expert."""
         count, *shape = entry.shape
         found = {}
         for expert in range(count):
@@ -136,7 +136,7 @@ class _Fused(NamedTuple):
         return found
 
     def _part(self, own: TensorEntry, number: int) -> tuple[TensorEntry, View]:
-        """Find where one role's part of an expert lies; a run of bytes where its rows are one."""
+        """Locate one role's part of an expert, as a byte range if its rows are contiguous."""
         count = len(self.roles)
         if count > 1 and self.names.interleaved:
             return own, View(self.transposed, slice(number, None, count))

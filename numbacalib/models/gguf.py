@@ -1,4 +1,4 @@
-"""GGUF files, read as if they were Hugging Face checkpoints."""
+"""GGUF files, presented as Hugging Face checkpoints."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ if TYPE_CHECKING:
 __all__ = ["GGUFCheckpoint"]
 
 _TABLES = (EMBEDDINGS, HEAD, LAYER_TABLE)
-"""Matrices that are large, and that are the same in GGUF and in Hugging Face's files."""
+"""Large matrices with the same layout in GGUF and in Hugging Face's files, which are read in tiles."""
 _SECOND_NORM = "blk.0.attn_norm_2.weight"
 _ROPE = (ROPE_DIVISORS, *FACTORS.values())
 
 
 class _Stored(NamedTuple):
-    """A tensor of the file, or one of several in it."""
+    """A tensor of the file, or a part of one."""
 
     tensor: str
     entry: TensorEntry
 
 
 class GGUFCheckpoint(Checkpoint):
-    """A GGUF file of a model that `GGUF_ARCHITECTURES` has.
+    """A GGUF file of an architecture in `GGUF_ARCHITECTURES`.
 
-    Tensors of every type that the ``gguf`` package dequantizes; quantized ones become float32 each time
-    `tensor` is called.
+    Reads every tensor type that the ``gguf`` package dequantizes; quantized tensors are dequantized to
+    float32 by each call of `tensor`.
 
     Parameters
     ----------
@@ -59,13 +59,13 @@ class GGUFCheckpoint(Checkpoint):
     Attributes
     ----------
     architecture : str
-        GGUF's name of it.
+        GGUF's name of the architecture.
 
     Raises
     ------
     ValueError
-        If the file is damaged or cut short, or has an architecture, an option or a tensor type that
-        is not supported.
+        If the file is damaged or truncated, or has an architecture, an option or a tensor type that is
+        not supported.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,7 +92,7 @@ class GGUFCheckpoint(Checkpoint):
             self._hf_config["torch_dtype"] = self._dtype()
 
     def _hf_names(self) -> dict[str, list[_Stored]]:
-        """Tensors of the file by Hugging Face's names of what they hold, which are two of some."""
+        """Map Hugging Face's tensor names to the stored tensor, or to the two that hold it."""
         variant = "two norms" if _SECOND_NORM in self._file.tensors else ""
         found: dict[str, list[_Stored]] = {}
         last = block_count(self._options) if self._options.integer(FURTHER, 0) else None
@@ -100,7 +100,7 @@ class GGUFCheckpoint(Checkpoint):
             if name in _ROPE:
                 continue
             if last is not None and _block_of(name) >= last:
-                self._dropped[name] = "of a layer that predicts further tokens"
+                self._dropped[name] = "of a multi-token prediction (MTP) layer"
                 continue
             if is_merged(name, self._described.model_type):
                 own = self._experts(name)
@@ -112,7 +112,7 @@ class GGUFCheckpoint(Checkpoint):
         return found
 
     def _experts(self, name: str) -> dict[str, list[_Stored]]:
-        """Take a tensor of all experts apart into those of each."""
+        """Split a tensor of all experts into those of each."""
         count, entry = self._options.integer("expert_count", 0), self._file.tensors[name]
         names = expert_names(name, self._described.model_type, count)
         roles = len(names) // max(count, 1)
@@ -125,7 +125,7 @@ class GGUFCheckpoint(Checkpoint):
         }
 
     def _whole(self, name: str) -> list[_Stored]:
-        """The tensors of the matrix that one is, or is a part of, in their order."""
+        """Return the stored tensors, in order, of the matrix that a tensor is or is part of."""
         names, tensors = parts_of(name, self._described.model_type) or (name,), self._file.tensors
         missing = next((each for each in names if each not in tensors), None)
         if missing is not None:
@@ -170,13 +170,13 @@ class GGUFCheckpoint(Checkpoint):
             yield self._file.read(stored.tensor, stored.entry.rows(first, min(first + rows, count)))
 
     def kind(self, name: str) -> TensorType:
-        """Return the type in which a tensor is stored; of one in two parts one that has both's numbers."""
+        """Return a tensor's stored type; of a tensor in two parts, a type that holds both."""
         return self._entry(name).kind
 
     def blocks(self, name: str) -> NDArray[np.uint8]:
-        """Rows of a matrix as they are stored, uint8 [M, bytes], in the order of `tensor`.
+        """Read a matrix's rows as stored, uint8 [M, bytes], in the order of `tensor`.
 
-        Their columns are in GGUF's order: see `numbacalib.models.gguf_layouts.column_tiles`.
+        Columns are in GGUF's order: see `numbacalib.models.gguf_layouts.column_tiles`.
         """
         parts = [
             self._file.read_bytes(part.tensor, part.entry).reshape(part.entry.shape[0], -1)
@@ -186,7 +186,7 @@ class GGUFCheckpoint(Checkpoint):
         return self._in_our_order(name, rows)
 
     def metadata_bytes(self) -> dict[str, bytes]:
-        """All metadata by key, each value's type and bytes as they are in the file."""
+        """Return all metadata by key, with each value's type and bytes as in the file."""
         return self._file.metadata_bytes()
 
     def _in_our_order(self, name: str, tensor: NDArray[Any]) -> NDArray[Any]:
@@ -230,7 +230,7 @@ class GGUFCheckpoint(Checkpoint):
             raise self._unknown(name) from None
 
     def _entry(self, name: str) -> TensorEntry:
-        """Return the entry of what `tensor` returns."""
+        """Return the entry that describes the result of `tensor`."""
         stored = self._stored(name)
         entry = stored[0].entry
         if len(stored) == 2:
@@ -244,7 +244,7 @@ class GGUFCheckpoint(Checkpoint):
         return joined_rows(self.config, first, second)
 
     def _joined_entry(self, first: _Stored, second: _Stored) -> TensorEntry:
-        """Return the entry of a matrix that is made of two, whose numbers are in a type that has both's."""
+        """Return the entry of a matrix in two parts, with a type that holds both."""
         one, other = first.entry, second.entry
         same = one.kind == other.kind
         if len(one.shape) == len(other.shape) == 2:
@@ -263,7 +263,7 @@ class GGUFCheckpoint(Checkpoint):
         return TensorEntry(one.kind if same else type_named("F32"), shape, one.begin)
 
     def _dtype(self) -> str:
-        """The type that holds every matrix without loss."""
+        """Return the name of the dtype that holds every matrix without loss."""
         tensors = (self._entry(name) for name in self._names)
         types = {entry.kind.name for entry in tensors if len(entry.shape) == 2}
         narrow = {"F16": "float16", "BF16": "bfloat16"}
@@ -271,6 +271,6 @@ class GGUFCheckpoint(Checkpoint):
 
 
 def _block_of(name: str) -> int:
-    """Number of the block that a tensor is of; -1 of those outside."""
+    """Return the number of a tensor's block; -1 for tensors outside the blocks."""
     match = re.match(r"blk\.([0-9]{1,6})\.", name)
     return int(match[1]) if match else -1

@@ -1,7 +1,7 @@
-"""Keys and orders of each architecture's GGUF files beside those that all have.
+"""Metadata keys and row orders of each architecture's GGUF files, beyond the common ones.
 
-Read from llama.cpp's ``src/models`` (which keys count, and what stands in their place) and ``conversion``
-(what is written), https://github.com/ggml-org/llama.cpp.
+Sources: llama.cpp's ``src/models`` (keys that are read, and their defaults) and ``conversion`` (keys that
+are written), https://github.com/ggml-org/llama.cpp.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ def _nothing(options: Metadata, config: Config) -> Config:
 
 
 class GGUFArchitecture(NamedTuple):
-    """One architecture as GGUF has it."""
+    """One architecture in GGUF files."""
 
     model_type: str
-    """Hugging Face's, unless `variant` says otherwise."""
+    """Hugging Face's, unless `variant` returns another."""
     paired: bool = False
-    """True where rows of queries and keys are in the order of neighbours that turn together."""
+    """True if rows of queries and keys are ordered for interleaved rotary embedding."""
     layer_norm: bool = False
     keys: tuple[str, ...] = ()
     """Further keys that `read` and `variant` read."""
     read: Callable[[Metadata, Config], Config] = _nothing
-    """From the file's options, and what of the configuration is known, to more of it."""
+    """From the file's options and the configuration so far to further keys of it."""
     variant: Callable[[Metadata], str] | None = None
-    """From the file's options to Hugging Face's ``model_type``, where there are several."""
+    """From the file's options to Hugging Face's ``model_type``, if there are several."""
 
     def type_of(self, options: Metadata) -> str:
         """Return Hugging Face's ``model_type`` of a file with these options."""
@@ -51,7 +51,7 @@ class GGUFArchitecture(NamedTuple):
 
 
 def _llama_variant(options: Metadata) -> str:
-    """Mistral is "llama" in GGUF but for its window, and Mixtral but for its experts."""
+    """Mistral is also "llama" in GGUF, told apart by its window, and Mixtral by its experts."""
     if options.integer("expert_count", 0):
         return "mixtral"
     return "mistral" if options.integer(WINDOW, 0) else "llama"
@@ -73,17 +73,17 @@ def _granitemoe(options: Metadata, config: Config) -> Config:
 
 
 def _mistral3(options: Metadata, config: Config) -> Config:
-    """Queries grow by the length of the context before its scaling."""
+    """Queries grow with their position relative to the context length before scaling."""
     beta = options.number("attention.temperature_scale", 0.0)
     original = options.integer("rope.scaling.original_context_length", 0)
     found = {"llama_4_scaling_beta": beta, "original_max_position_embeddings": original}
     if not beta or not original:
-        raise options.error("attention.temperature_scale", "a growth of queries beside YaRN")
+        raise options.error("attention.temperature_scale", "a growth of queries with YaRN")
     return {"rope_parameters": rope_parameters(config)["rope_parameters"] | found}
 
 
 def _glm4_variant(options: Metadata) -> str:
-    """A decoder that sees has parts of heads for an image's positions."""
+    """The decoder of a vision model has M-RoPE sections."""
     return "glm4v_text" if options.is_list(SECTIONS) else "glm4"
 
 
@@ -92,7 +92,7 @@ def _glm4(options: Metadata, config: Config) -> Config:
 
 
 def _falcon(options: Metadata, config: Config) -> Config:
-    """All have the second version's heads of keys, of which the first have one."""
+    """GGUF files have the second version's key heads for all; models of the first version have one."""
     del options, config
     return {"new_decoder_architecture": True, "parallel_attn": True}
 
@@ -103,7 +103,7 @@ def _gptneox(options: Metadata, config: Config) -> Config:
 
 
 def _gemma(options: Metadata, config: Config, largest: int, default: int, period: int) -> Config:
-    """The factor of scores is the head's but for the largest model, which is known by its layers."""
+    """Scores are scaled by the head's length, except in the largest model, known by its layer count."""
     head = config["head_dim"]
     if config["num_hidden_layers"] == largest:
         head = config["hidden_size"] // config["num_attention_heads"]
@@ -134,7 +134,7 @@ def _phi3(options: Metadata, config: Config) -> Config:
 def _granite(options: Metadata, config: Config) -> Config:
     del config
     if not options.boolean("rope.scaling.finetuned", True):
-        raise options.error("rope.scaling.finetuned", "true: no rotary embedding is not supported")
+        raise options.error("rope.scaling.finetuned", "true: NoPE models are not supported")
     head = {"attention_multiplier": options.number("attention.scale", 0.0)}
     return {
         "logits_scaling": options.number("logit_scale", 1.0),
@@ -144,7 +144,7 @@ def _granite(options: Metadata, config: Config) -> Config:
 
 
 def _olmo_variant(options: Metadata) -> str:
-    """The third is "olmo2" in GGUF, but for its windows."""
+    """OLMo 3 is also "olmo2" in GGUF, told apart by its windows."""
     return "olmo3" if options.integer(WINDOW, 0) else "olmo2"
 
 

@@ -1,8 +1,8 @@
-"""The ``config.json`` of a model in a GGUF file, from the file's metadata.
+"""Conversion of a GGUF file's metadata to a ``config.json``.
 
-What each key does: llama.cpp's ``src/llama-model.cpp`` (``load_hparams``) and ``src/llama-context.cpp``,
-https://github.com/ggml-org/llama.cpp. A key under the architecture's prefix that is not known here is
-refused, since it may change what the model computes.
+Source for the keys: llama.cpp's ``src/llama-model.cpp`` (``load_hparams``) and ``src/llama-context.cpp``,
+https://github.com/ggml-org/llama.cpp. An unknown key under the architecture's prefix is refused, since it
+may change what the model computes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["FURTHER", "architecture_of", "block_count", "hf_config"]
 
 _TOKENS = "tokenizer.ggml.tokens"
 FURTHER = "nextn_predict_layers"
-"""Key of how many of the last blocks predict tokens after the next: they are left out."""
+"""Key of the number of multi-token prediction (MTP) blocks, which are the last ones and left out."""
 
 _UNDERSTOOD = {
     "attention.head_count",
@@ -42,14 +42,14 @@ _UNDERSTOOD = {
     "rope.scale_linear",
     "rope.scaling.attn_factor",
     "rope.scaling.factor",
-    "rope.scaling.finetuned",  # says how the model was made
+    "rope.scaling.finetuned",  # describes the training
     "rope.scaling.original_context_length",
     "rope.scaling.type",
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
     "rope.scaling.yarn_log_multiplier",
-    "tensor_data_layout",  # always as llama.cpp's graph wants it
-    "vocab_size",  # the embeddings say it
+    "tensor_data_layout",  # always that of llama.cpp's graph
+    "vocab_size",  # read from the embeddings instead
 }
 _NEUTRAL: dict[str, float] = {
     "attention.causal": True,
@@ -64,16 +64,16 @@ _NEUTRAL: dict[str, float] = {
     "rope.scaling.yarn_ext_factor": 1,
     "use_parallel_residual": False,
 }
-"""Options of other models, and the values with which they change nothing."""
+"""Options of other models, and the values with which they have no effect."""
 
 
 def architecture_of(metadata: Metadata) -> str:
-    """Name of the architecture, once every key of it is known.
+    """Return the name of the architecture, after checking that all its keys are supported.
 
     Raises
     ------
     ValueError
-        If the architecture or one of its options is not supported, or the file is no model.
+        If the architecture or one of its options is not supported, or the file is not a model.
     """
     kind = metadata.string("general.type", "model")
     if kind != "model":
@@ -103,17 +103,17 @@ def hf_config(
     shapes: Mapping[str, tuple[int, ...]],
     factors: Mapping[str, NDArray[Any]],
 ) -> dict[str, Any]:
-    """The ``config.json`` that the model was converted from, as far as it matters.
+    """Return the ``config.json`` of the model, with the keys that matter.
 
     Parameters
     ----------
     metadata : Metadata
     architecture : str
-        What `architecture_of` gave.
+        The result of `architecture_of`.
     shapes : mapping of str to tuple of int
-        The tensors, as Hugging Face names them.
+        Shapes of the tensors by Hugging Face name.
     factors : mapping of str to array [rotary dimensions / 2]
-        The tensors `ROPE_DIVISORS` and those of `FACTORS`, where the file has them.
+        The tensors `ROPE_DIVISORS` and those of `FACTORS`, if the file has them.
 
     Raises
     ------
@@ -144,16 +144,16 @@ def _shape(
     described: Architecture,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Any]:
-    """The keys of `hf_config` that every architecture has."""
+    """Return the keys of `hf_config` that every architecture has."""
     heads = options.required("attention.head_count")
     hidden = options.required("embedding_length")
     count = _block_count(options, shapes)
-    # llama.cpp's default; transformers has another for some
+    # llama.cpp's default, which differs from transformers' for some models
     head_dim = options.integer("attention.key_length", hidden // max(heads, 1))
     local = options.integer("attention.key_length_swa", head_dim)  # of layers with windows
     kv_heads = _first_of(options, "attention.head_count_kv", count, heads)
     latent = "latent" in described.linears
-    if latent:  # of which the file describes the vectors, not the heads that are made of them
+    if latent:  # attention.key_length is that of the latent vectors here, not of heads
         local = options.integer("attention.key_length_mla", head_dim)
     _check_heads(options, described, heads, local, shapes)
     vocabulary = shapes["model.embed_tokens.weight"][0]
@@ -165,7 +165,7 @@ def _shape(
         for key, size in (("value_length", head_dim), ("value_length_swa", local)):
             if options.integer(f"attention.{key}", size) != size:
                 raise options.error(f"attention.{key}", f"the whole head, {size}")
-    experts = options.integer("expert_feed_forward_length")  # where all layers have them
+    experts = options.integer("expert_feed_forward_length")  # if every layer has experts
     config = {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
@@ -183,11 +183,11 @@ def _shape(
 
 
 _SEVERAL = {"gemma4"}
-"""Architectures whose blocks have heads and MLPs of several sizes, which `GGUFArchitecture.read` reads."""
+"""Architectures with heads and MLPs of several sizes, which `GGUFArchitecture.read` reads."""
 
 
 def _first_of(options: Metadata, key: str, count: int, default: int | None) -> int:
-    """The first block's number of a key that may have one for each."""
+    """Return a key's value for the first block, where files may list one for each block."""
     if key not in options and default is not None:
         return default
     numbers = options.by_layer(key, count)
@@ -203,10 +203,10 @@ def _check_heads(
     head_dim: int,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Compare heads with the queries' rows, before anything is made of a size that is absurd."""
+    """Compare the heads with the query rows, before anything is allocated for a damaged count."""
     linears, role = described.linears, _first_role(described)
     fused = role == "query_key_value" or linears.get("key") == linears[role]
-    fused |= role == "query_gate"  # which has gates, too
+    fused |= role == "query_gate"  # includes the gates' rows
     name = f"model.layers.{_attending(described, shapes)}.{linears[role]}.weight"
     queries = shapes.get(name, (heads * head_dim,))[0]
     fused &= "latent" not in linears
@@ -219,7 +219,7 @@ def _check_heads(
 
 
 def _first_role(described: Architecture) -> str:
-    """Role of the layer that makes queries."""
+    """Role of the layer that projects queries."""
     roles = ("query", "query_gate", "query_key_value")
     return next(role for role in roles if role in described.linears)
 
@@ -232,11 +232,11 @@ def _attending(described: Architecture, shapes: Mapping[str, tuple[int, ...]]) -
 
 
 _NORM_FLAGS = {"cohere": "use_qk_norm", "glm4_moe": "use_qk_norm", "phi": "qk_layernorm"}
-"""Keys that say whether queries and keys are normalized, of architectures where some are."""
+"""Keys that say whether queries and keys are normalized, for architectures with both kinds of models."""
 
 
 def _tensor_flags(described: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Keys that say which layers have biases and norms, as the tensors show."""
+    """Infer the keys that say which layers have biases and norms from the tensors present."""
     flags: dict[str, int] = {}
     first = _attending(described, shapes)
     if described.model_type in _NORM_FLAGS:
@@ -260,7 +260,7 @@ def _tensor_flags(described: Architecture, shapes: Mapping[str, tuple[int, ...]]
 
 
 def block_count(options: Metadata) -> int:
-    """Return how many blocks run."""
+    """Return the number of blocks without MTP blocks."""
     count, further = options.required("block_count"), options.integer(FURTHER, 0)
     if not 0 <= further < max(count, 1):
         raise options.error(FURTHER, f"a number below the {count} blocks")
@@ -268,7 +268,7 @@ def block_count(options: Metadata) -> int:
 
 
 def _block_count(options: Metadata, names: Collection[str]) -> int:
-    """Count the blocks that the tensors show: a count that is damaged would make loops without end."""
+    """Return the number of blocks, checked against the tensors: a damaged count may be huge."""
     count = block_count(options)
     blocks = {match[1] for name in names if (match := re.match(r"model\.layers\.(\d+)\.", name))}
     last = max(map(int, blocks), default=-1)

@@ -1,8 +1,8 @@
-"""GGUF files as containers: typed metadata, a table of tensors, and values read when asked for.
+"""GGUF files as containers: typed metadata, a table of tensors, and values read on demand.
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. What llama.cpp's own reader
-(``ggml/src/gguf.cpp``) refuses is refused here too. Our own reader, since the ``gguf`` package's believes
-every count in the file: 45 bytes make it allocate without end.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Files that llama.cpp's reader
+(``ggml/src/gguf.cpp``) refuses are refused here too. The reader of the ``gguf`` package is not used, since
+it trusts every count in the file: 45 bytes make it allocate without limit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["MAGIC", "GGUFFile", "TensorEntry", "is_gguf", "named"]
 MAGIC = b"GGUF"
 _ALIGNMENT = "general.alignment"
 _LONGEST_HEADER = 1 << 28
-"""Bytes; that of a vocabulary of 262,144 tokens with its merges takes 2**24."""
+"""Bytes; a vocabulary of 262,144 tokens with its merges takes 2**24."""
 _LONGEST_KEY = (1 << 16) - 1
 _LONGEST_NAME = 64
 _MOST_DIMENSIONS = 4
@@ -47,7 +47,7 @@ _SCALARS = {
 
 
 class TensorEntry(NamedTuple):
-    """A tensor of the table: its stored type, NumPy's shape, and where its bytes begin."""
+    """A tensor of the table: its stored type, its shape in NumPy's order, and its first byte."""
 
     kind: TensorType
     shape: tuple[int, ...]
@@ -55,28 +55,28 @@ class TensorEntry(NamedTuple):
 
     @property
     def end(self) -> int:
-        """First byte after it."""
+        """First byte after the tensor."""
         return self.begin + math.prod(self.shape) // self.kind.values * self.kind.size
 
     def part(self, index: int, count: int) -> TensorEntry:
-        """Return one of so many equal matrices, or vectors, of a stack of them."""
+        """Return one of `count` equal matrices, or vectors, of a stack."""
         length = (self.end - self.begin) // count
         rest = self.shape[2:]
         shape = (math.prod(self.shape) // count // math.prod(rest), *rest)
         return self._replace(shape=shape, begin=self.begin + index * length)
 
     def rows(self, first: int, last: int) -> TensorEntry:
-        """Return a run of rows of a matrix, or of parts along the first axis."""
+        """Return rows ``first`` to ``last - 1``, or a slice along the first axis."""
         length = (self.end - self.begin) // self.shape[0]
         shape = (last - first, *self.shape[1:])
         return self._replace(shape=shape, begin=self.begin + first * length)
 
 
 class GGUFFile:
-    """A GGUF file, of which only the header is read until `read` is called.
+    """A GGUF file; only its header is read until `read` is called.
 
-    Nothing stays open or mapped: each `read` opens the file again and refuses one that has changed, so
-    that a file cut short under a run is an error and not a bus error.
+    The file is neither kept open nor mapped: each `read` opens it again and refuses one that has changed,
+    so that a file truncated during a run raises an exception instead of a bus error.
 
     Parameters
     ----------
@@ -87,15 +87,15 @@ class GGUFFile:
     path : Path
     metadata : Metadata
     tensors : dict of str to TensorEntry
-        In the order of the file.
+        In file order.
 
     Raises
     ------
     OSError
         If the file cannot be opened.
     ValueError
-        If it is not a GGUF file of version 2 or 3, is damaged or cut short. The message is one line that
-        names the file and the key or tensor.
+        If it is not a GGUF file of version 2 or 3, or is damaged or truncated. The message is one line
+        that names the file and the key or tensor.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -129,7 +129,7 @@ class GGUFFile:
         return values.reshape(entry.shape)
 
     def read_bytes(self, name: str, part: TensorEntry | None = None) -> NDArray[np.uint8]:
-        """Read the tensor, or a part of it, as it is stored.
+        """Read the stored bytes of the tensor, or of a part of it.
 
         Raises
         ------
@@ -144,7 +144,7 @@ class GGUFFile:
         return stored
 
     def metadata_bytes(self) -> dict[str, bytes]:
-        """Read all metadata by key, each value's type and bytes as they are in the file.
+        """Read all metadata by key, with each value's type and bytes as in the file.
 
         Raises
         ------
@@ -183,7 +183,7 @@ def named(what: str | Path) -> Iterator[None]:
 
 
 def is_gguf(path: str | Path) -> bool:
-    """Return whether a regular file begins as GGUF files do, whatever its name."""
+    """Return whether a regular file begins with GGUF's magic bytes, whatever its name."""
     path = Path(path)
     if not path.is_file():
         return False
@@ -204,7 +204,7 @@ def _state(file: Any) -> tuple[int, int]:
 
 
 def _fill(file: Any, array: NDArray[np.uint8]) -> None:
-    """Read as many bytes as the array has; one call of the system gives 2 GiB at most."""
+    """Read bytes until the array is full; one system call returns at most 2 GiB."""
     view = array.data
     while view:
         count = file.readinto(view)
@@ -214,7 +214,7 @@ def _fill(file: Any, array: NDArray[np.uint8]) -> None:
 
 
 class _Cursor:
-    """Takes a header apart from its start, never more than the file has."""
+    """Sequential reader of a header, which never reads past the end of the file."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
@@ -232,7 +232,7 @@ class _Cursor:
         return data
 
     def count(self, smallest: int, what: str) -> int:
-        """A number of things that take at least so many bytes each, and so must fit."""
+        """Read a count of items of at least `smallest` bytes each, and check that they fit in the rest."""
         (count,) = _LENGTH.unpack(self.take(8))
         left = self._limit - self.position
         if count * smallest > left:
@@ -246,7 +246,7 @@ class _Cursor:
         return int(_INTEGER.unpack(self.take(4))[0])
 
     def name(self, longest: int) -> str:
-        """A key or a tensor's name, which errors of one line may show."""
+        """Read a key or tensor name, printable so that one-line errors can show it."""
         name = self.string(longest)
         if not name.isprintable():
             raise ValueError(f"damaged header: expected a printable name, got {name[:60]!r}")
@@ -270,14 +270,14 @@ class _Cursor:
 
 
 _Spans = dict[str, tuple[int, int]]
-"""Begin and end of the metadata's values, by key."""
+"""First byte and end of the metadata values, by key."""
 
 
 def _read_header(cursor: _Cursor, size: int) -> tuple[Metadata, dict[str, TensorEntry], _Spans]:
     if size < 4 or cursor.take(4) != MAGIC:
         raise ValueError("not a GGUF file, the first four bytes are not GGUF")
     _check_version(cursor.number())
-    # a string is 8 bytes and more, a type 4, a dimension 8, an offset 8
+    # least sizes: a string has 8 bytes and more, a type 4, a dimension 8, an offset 8
     tensor_count = cursor.count(8 + 4 + 8 + 4 + 8, "number of tensors")
     value_count = cursor.count(8 + 4 + 1, "number of metadata")
     values: dict[str, Any] = {}
@@ -319,7 +319,7 @@ def _check_version(version: int) -> None:
         raise ValueError(
             "expected GGUF version 2 or 3, got 1, which llama.cpp no longer reads either"
         )
-    if version and version & 0xFFFF == 0:  # llama.cpp's own test for it
+    if version and version & 0xFFFF == 0:  # llama.cpp's test for byte order
         raise ValueError("expected a little-endian GGUF file, got a big-endian one")
     raise ValueError(f"expected GGUF version 2 or 3, got {version}")
 
@@ -353,11 +353,11 @@ def _numbers(cursor: _Cursor, kind: int, count: int) -> NDArray[Any]:
 
 
 def _read_entry(cursor: _Cursor, alignment: int) -> TensorEntry:
-    """Read a tensor's line of the table; `begin` counts from the end of the header."""
+    """Read a tensor's entry in the table; `begin` counts from the end of the header."""
     dimensions = cursor.number()
     if not 1 <= dimensions <= _MOST_DIMENSIONS:
         raise ValueError(f"expected 1 to {_MOST_DIMENSIONS} dimensions, got {dimensions}")
-    # The sizes run from the fastest axis: the reverse of NumPy's.
+    # GGUF lists the fastest axis first, the reverse of NumPy.
     sizes = struct.unpack(f"<{dimensions}Q", cursor.take(8 * dimensions))
     shape = tuple(reversed(sizes))
     kind = tensor_type(cursor.number())

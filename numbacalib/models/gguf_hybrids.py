@@ -1,6 +1,7 @@
-"""Options of GGUF files of decoders whose layers are of two kinds, as configurations have them.
+"""Conversion of GGUF options to configuration keys, for decoders with two kinds of layers.
 
-Read from llama.cpp's ``src/models`` (qwen3next, qwen35, qwen35moe, gemma4), https://github.com/ggml-org/llama.cpp.
+Source: llama.cpp's ``src/models`` (qwen3next, qwen35, qwen35moe, gemma4),
+https://github.com/ggml-org/llama.cpp.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ GEMMA4_KEYS = (
 
 
 def _delta_net(options: Metadata, config: Config) -> Config:
-    """Sizes of a gated delta net, and which layers have it: all but every so many."""
+    """Return the sizes and layers of a gated delta net: all layers but every n-th."""
     count, values = config["num_hidden_layers"], options.required("ssm.time_step_rank")
     inner, size = options.required("ssm.inner_size"), options.required("ssm.state_size")
     if inner != values * size:
@@ -67,7 +68,7 @@ def qwen35_moe(options: Metadata, config: Config) -> Config:
 
 
 def gemma4(options: Metadata, config: Config) -> Config:
-    """Layers without windows have heads of their own; the last may attend to keys of earlier ones."""
+    """Layers without windows have their own head sizes; the last layers may share keys of earlier ones."""
     count = config["num_hidden_layers"]
     found = windows(options, config, 0, 6)
     kinds = found["layer_types"]
@@ -89,7 +90,7 @@ def gemma4(options: Metadata, config: Config) -> Config:
 
 
 def _gemma4_heads(options: Metadata, config: Config, kinds: list[str]) -> Config:
-    """Heads of keys, and their length, of both kinds of layers."""
+    """Return the number and length of key-value heads, for layers with and without windows."""
     key, size = "attention.head_count_kv", options.required("attention.key_length")
     numbers = options.by_layer(key, len(kinds))
     heads = {
@@ -110,7 +111,7 @@ def _gemma4_heads(options: Metadata, config: Config, kinds: list[str]) -> Config
 
 
 def _gemma4_sharing(options: Metadata, count: int, kinds: list[str]) -> Config:
-    """Blocks that attend to the keys of the two before them, and whether their MLPs are wide."""
+    """Return the number of last blocks that share earlier keys, and whether their MLPs are double-wide."""
     shared = options.integer(_LENDING, 0)
     first = count - shared
     if not 0 <= shared < count or (shared and (first < 2 or kinds[first - 1] == kinds[first - 2])):

@@ -1,6 +1,6 @@
-"""Tensors that GGUF files hold in another way than Hugging Face's: in another order, or in two parts.
+"""Tensors that GGUF files store in another row or column order than Hugging Face's, or in two parts.
 
-As llama.cpp's converter stores them, https://github.com/ggml-org/llama.cpp/tree/master/conversion.
+Source: llama.cpp's converter, https://github.com/ggml-org/llama.cpp/tree/master/conversion.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _IN_BLOCK = re.compile(r"model\.layers\.\d+\.(.+?)(?:\.weight|\.bias)?")
 
 
 class Tiles(NamedTuple):
-    """Order of the heads of values of a gated delta net: those of a head of keys are no neighbours in GGUF.
+    """Order of a gated delta net's value heads: GGUF does not keep those of a key head together.
 
-    There stands the first of each head of keys, then the second of each.
+    It stores the first value head of each key head, then the second of each, and so on.
     """
 
     heads: int
-    """Of keys."""
+    """Number of key heads."""
     share: int
-    """Heads of values of each."""
+    """Value heads of each key head."""
     size: int
-    """Numbers of a head of values."""
+    """Length of a value head."""
 
     def order(self, size: int) -> NDArray[np.int64]:
-        """Return which of Hugging Face's runs of `size` numbers, a head's or fewer, each of GGUF's is."""
+        """Return Hugging Face's index of each GGUF run of `size` numbers, a divisor of a head's length."""
         if self.size % size:
             raise ValueError(f"groups: expected a divisor of heads of {self.size}, got {size}")
         runs = np.arange(self.heads * self.share * (self.size // size))
@@ -42,15 +42,15 @@ class Tiles(NamedTuple):
 
 
 def row_order(config: ModelConfig, name: str, *, paired: bool) -> NDArray[np.int64] | None:
-    """Return which of Hugging Face's rows each row of GGUF's tensor is; None where they are the same.
+    """Return Hugging Face's index of each row of GGUF's tensor; None if the order is the same.
 
     Parameters
     ----------
     config : ModelConfig
     name : str
-        Hugging Face's, of a weight or a bias.
+        Hugging Face's name of a weight or a bias.
     paired : bool
-        Whether rows of queries and keys stand in the order of neighbours that turn together.
+        Whether rows of queries and keys are ordered for interleaved rotary embedding.
     """
     match = _IN_BLOCK.fullmatch(name)
     linears, own = config.architecture.linears, match[1] if match else ""
@@ -68,31 +68,31 @@ def row_order(config: ModelConfig, name: str, *, paired: bool) -> NDArray[np.int
 
 
 def neighbours(rows: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Reorder rows of queries or keys from halves of a head that turn together to neighbours that do.
+    """Reorder rows of queries or keys from half-split to interleaved rotary pairs.
 
-    GGUF's llama convention turns rows ``(2i, 2i + 1)``, Hugging Face's ``(i, i + head_dim / 2)``.
+    GGUF's llama convention rotates rows ``(2i, 2i + 1)``, Hugging Face's ``(i, i + head_dim / 2)``.
     """
     halves = rows.reshape(heads, 2, -1, *rows.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
 
 
 def _halves(heads: NDArray[np.int64], turning: int) -> NDArray[np.int64]:
-    """Undo `neighbours` of the first rows of each head: an image's positions turn halves in llama.cpp."""
+    """Undo `neighbours` for the rotated rows of each head: llama.cpp's M-RoPE pairs halves."""
     turned = heads[:, :turning]
     return np.hstack([turned[:, ::2], turned[:, 1::2], heads[:, turning:]]).ravel()
 
 
 def _apart(config: ModelConfig) -> NDArray[np.int64]:
-    """All queries, then all keys, then all values, of a layer that has each head's together."""
+    """Return the order of all query, key and value rows, for a layer that stores them head by head."""
     kv, size = config.num_kv_heads, config.head_dim
     rows = np.arange((config.num_heads + 2 * kv) * size).reshape(kv, -1, size)
     return np.concatenate([rows[:, :-2].ravel(), rows[:, -2].ravel(), rows[:, -1].ravel()])
 
 
 def _tiles(config: ModelConfig, size: int) -> Tiles | None:
-    """Order of heads of values, of so many numbers each; None where it is Hugging Face's.
+    """Return the order of value heads of this length; None if it is Hugging Face's.
 
-    A layer that has queries, keys, values and gates by head of keys stays in its order.
+    Layers that store queries, keys, values and gates by key head keep Hugging Face's order.
     """
     delta, names = config.delta, config.architecture.delta
     if delta is None or names is None or "open" not in names.linears:
@@ -102,13 +102,13 @@ def _tiles(config: ModelConfig, size: int) -> Tiles | None:
 
 
 def column_tiles(config: ModelConfig, name: str) -> Tiles | None:
-    """Return the order of a layer's columns; None where it is Hugging Face's.
+    """Return the order of a layer's columns; None if it is Hugging Face's.
 
     Parameters
     ----------
     config : ModelConfig
     name : str
-        Hugging Face's, of a weight.
+        Hugging Face's name of a weight.
     """
     match, names = _IN_BLOCK.fullmatch(name), config.architecture.delta
     if match is None or names is None or match[1] != names.linears["output"]:
@@ -118,7 +118,7 @@ def column_tiles(config: ModelConfig, name: str) -> Tiles | None:
 
 
 def _delta_order(config: ModelConfig, own: str) -> NDArray[np.int64] | None:
-    """Rows of what a gated delta net has for each head of values."""
+    """Return the row order of a gated delta net's tensors that have rows by value head, else None."""
     delta, names = config.delta, config.architecture.delta
     if delta is None or names is None or (tiles := _tiles(config, delta.value_dim)) is None:
         return None
@@ -132,10 +132,10 @@ def _delta_order(config: ModelConfig, own: str) -> NDArray[np.int64] | None:
 
 
 def part_rows(config: ModelConfig, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return which of the rows of a matrix in two parts each has, of one that is split by its rows.
+    """Return the rows of a matrix that each of its two stored parts has.
 
-    For each head of keys it has the queries, the keys, the values and the gates that belong to it; the
-    first part has all queries, then all keys, then all values, the second the gates.
+    The matrix has, for each key head, its queries, keys, values and gates; the first part has all queries,
+    then all keys, then all values, the second the gates.
     """
     delta = config.delta
     assert isinstance(delta, DeltaNet)
@@ -159,10 +159,10 @@ def joined_rows(config: ModelConfig, first: NDArray[Any], second: NDArray[Any]) 
 
 
 def latent_parts(config: ModelConfig, weight: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Take what makes keys and values of a latent vector apart: ``[H, L, D]`` and ``[H, V, L]``.
+    """Split the up-projection of a latent vector into those of keys and values, [H, L, D] and [H, V, L].
 
-    The weight is ``[H (D + V), L]``, with L the length of the latent vector and D that of a head of keys
-    without what turns. llama.cpp multiplies queries by the first.
+    The weight is ``[H (D + V), L]``, with L the length of the latent vector and D that of a key head's
+    part that is not rotated. llama.cpp multiplies queries by the first.
     """
     assert config.latent is not None
     heads = weight.reshape(config.num_heads, -1, weight.shape[1])

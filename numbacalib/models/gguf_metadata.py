@@ -13,16 +13,16 @@ __all__ = ["Metadata"]
 
 
 class Metadata:
-    """Values of a GGUF file, each asked for by the type that it must have.
+    """Typed access to the metadata values of a GGUF file.
 
-    A value of another type is a `ValueError` that names the key, what was expected and what came; a key
-    that is absent gives the default.
+    A value of another type raises a `ValueError` that names the key, what was expected and what was found;
+    an absent key gives the default.
 
     Parameters
     ----------
     values : mapping of str to bool, int, float, str, list of str, or 1-D array of numbers
     prefix : str
-        What stands before every key that is asked for.
+        Prefix of every key that is read.
     """
 
     def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
@@ -30,11 +30,11 @@ class Metadata:
         self._prefix = prefix
 
     def under(self, prefix: str) -> Metadata:
-        """The same values, with keys that begin with `prefix`."""
+        """Return the same metadata, restricted to keys that begin with `prefix`."""
         return Metadata(self._values, prefix)
 
     def __iter__(self) -> Iterator[str]:
-        """The keys under the prefix, without it."""
+        """Yield the keys under the prefix, without it."""
         for key in self._values:
             if key.startswith(self._prefix):
                 yield key.removeprefix(self._prefix)
@@ -47,7 +47,7 @@ class Metadata:
     @overload
     def string(self, key: str, default: None = None) -> str | None: ...
     def string(self, key: str, default: str | None = None) -> str | None:
-        """Text."""
+        """A string."""
         value = self._values.get(self._prefix + key, default)
         if value is not default and not isinstance(value, str):
             raise self.error(key, "text")
@@ -58,7 +58,7 @@ class Metadata:
     @overload
     def integer(self, key: str, default: None = None) -> int | None: ...
     def integer(self, key: str, default: int | None = None) -> int | None:
-        """A number of one of the integer types."""
+        """An integer of any width."""
         value = self._values.get(self._prefix + key, default)
         if value is not default and (not isinstance(value, int) or isinstance(value, bool)):
             raise self.error(key, "an integer")
@@ -69,7 +69,7 @@ class Metadata:
     @overload
     def number(self, key: str, default: None = None) -> float | None: ...
     def number(self, key: str, default: float | None = None) -> float | None:
-        """A finite number of any type; float32 as the decimal it was written from, 1e-05."""
+        """A finite number of any type; a float32 becomes its shortest decimal, such as 1e-05."""
         value = self._values.get(self._prefix + key, default)
         if value is default:
             return default
@@ -94,40 +94,40 @@ class Metadata:
         return value
 
     def strings(self, key: str) -> list[str]:
-        """An array of texts, which must be there."""
+        """An array of strings, required."""
         value = self._values.get(self._prefix + key)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.error(key, "an array of text")
         return value
 
     def integers(self, key: str) -> NDArray[Any]:
-        """An array of integers [N], which must be there."""
+        """An array of integers [N], required."""
         return self._array(key, "iu", "an array of integers")
 
     def flags(self, key: str) -> list[bool]:
-        """An array of true and false, which must be there."""
+        """An array of booleans, required."""
         return [bool(flag) for flag in self._array(key, "b", "an array of true and false")]
 
     def is_list(self, key: str) -> bool:
-        """Return whether there is an array."""
+        """Return whether the key's value is an array."""
         return isinstance(self._values.get(self._prefix + key), list | np.ndarray)
 
     def floats(self, key: str) -> NDArray[Any]:
-        """An array of finite floating-point numbers [N], which must be there."""
+        """An array of finite floating-point numbers [N], required."""
         values = self._array(key, "f", "an array of finite numbers")
         if not np.isfinite(values).all():
             raise self.error(key, "an array of finite numbers")
         return values
 
     def required(self, key: str) -> int:
-        """An integer that must be there."""
+        """An integer, required."""
         value = self.integer(key)
         if value is None:
             raise self.error(key, "an integer")
         return value
 
     def by_layer(self, key: str, count: int) -> list[int]:
-        """A positive integer for each of so many layers, which must be there: one for all, or an array."""
+        """A positive integer for each of `count` layers, required: one number for all, or an array."""
         if not self.is_list(key):
             return [self.required(key)] * count
         numbers = [int(number) for number in self.integers(key)]
@@ -136,11 +136,11 @@ class Metadata:
         return numbers
 
     def label(self, key: str) -> str:
-        """The key with the prefix before it."""
+        """Return the key with the prefix before it."""
         return self._prefix + key
 
     def error(self, key: str, expected: str) -> ValueError:
-        """Return the error to raise for a value that is not as expected."""
+        """Return the error for a key's invalid value."""
         value = self._values.get(self._prefix + key)
         if value is None:
             found = "none"

@@ -1,6 +1,6 @@
-"""Options of experts in GGUF files, as configurations have them.
+"""Conversion of GGUF options of experts to configuration keys.
 
-Read from llama.cpp's ``src/models``, https://github.com/ggml-org/llama.cpp.
+Source: llama.cpp's ``src/models``, https://github.com/ggml-org/llama.cpp.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = [
 ]
 
 _SIGMOID = 2
-"""Of ``expert_gating_func``."""
+"""Value of ``expert_gating_func``."""
 _LLAMA4_RUN = 8192
-"""Positions that attend to each other in Llama 4, and after which queries of other layers grow."""
+"""Positions of an attention chunk in Llama 4, and period of the query growth in its other layers."""
 
 
 def counts(options: Metadata, key: str) -> Config:
-    """Counts of experts, by the configuration's own key, and of those that a token goes through."""
+    """Return the number of experts, under the configuration's own key, and of experts per token."""
     return {
         key: options.required("expert_count"),
         "num_experts_per_tok": options.required("expert_used_count"),
@@ -62,7 +62,7 @@ def qwen2_moe(options: Metadata, config: Config) -> Config:
 
 
 def sigmoid(options: Metadata) -> None:
-    """Refuse experts that are scored otherwise."""
+    """Refuse a router that does not score by sigmoids."""
     if options.integer("expert_gating_func", _SIGMOID) != _SIGMOID:
         raise options.error("expert_gating_func", f"{_SIGMOID}, sigmoids")
 
@@ -74,23 +74,23 @@ def glm4_moe(options: Metadata, config: Config) -> Config:
 
 
 def gpt_oss(options: Metadata, config: Config) -> Config:
-    """An expert is as wide as the configuration says of MLPs; gates are clamped as published ones."""
+    """``intermediate_size`` is an expert's width; gates are clamped by the published defaults."""
     found = counts(options, "num_local_experts") | windows(options, config, 0, 2)
     width = options.required("expert_feed_forward_length")
     return found | rope_parameters(config) | {"intermediate_size": width}
 
 
 def llama4(options: Metadata, config: Config) -> Config:
-    """Runs of positions, the layers that do not turn and the growth of queries are fixed."""
+    """Attention chunks, layers without rotary embedding and query growth are fixed in llama.cpp."""
     del config
     if not options.integer(WINDOW, _LLAMA4_RUN):
-        raise options.error(WINDOW, "runs of positions in three layers of four")
+        raise options.error(WINDOW, "attention chunks in three layers of four")
     step = options.required("interleave_moe_layer_step")
     count = options.required("expert_count")
     return counts(options, "num_local_experts") | {
         "intermediate_size": options.required("expert_feed_forward_length"),
         "interleave_moe_layer_step": step,
-        "use_qk_norm": count != 128,  # by which llama.cpp tells the two published models apart
+        "use_qk_norm": count != 128,  # llama.cpp tells the two published models apart by it
         "attention_chunk_size": _LLAMA4_RUN,
         "attn_temperature_tuning": True,
         "attn_scale": 0.1,
@@ -99,7 +99,7 @@ def llama4(options: Metadata, config: Config) -> Config:
 
 
 def latent_variant(options: Metadata) -> str:
-    """The second scores experts by a softmax, the third by sigmoids; one has none."""
+    """DeepSeek V2 scores experts by a softmax, V3 by sigmoids; Youtu has no experts."""
     if not options.integer("expert_count", 0):
         return "youtu"
     sigmoid = options.integer("expert_gating_func", 0) == _SIGMOID
@@ -122,9 +122,9 @@ def deepseek2(options: Metadata, config: Config) -> Config:
     if config["model_type"] == "deepseek_v3":
         return found | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
     if options.boolean("expert_weights_norm", False):
-        raise options.error("expert_weights_norm", "false beside a softmax")
+        raise options.error("expert_weights_norm", "false with a softmax router")
     if found["n_group"] > 1:
-        raise options.error("expert_group_count", "1 beside a softmax")
+        raise options.error("expert_group_count", "1 with a softmax router")
     return found | {"topk_method": "greedy"}
 
 
@@ -147,7 +147,7 @@ def dots1(options: Metadata, config: Config) -> Config:
 
 
 def afmoe(options: Metadata, config: Config) -> Config:
-    """Embeddings are scaled always."""
+    """Embeddings are always scaled in llama.cpp."""
     sigmoid(options)
     found = experts_behind_dense_layers(options)
     own = {
@@ -183,7 +183,7 @@ def ernie4_5_moe(options: Metadata, config: Config) -> Config:
 
 
 def minimax_m2(options: Metadata, config: Config) -> Config:
-    """All of an expert's sizes are the MLP's."""
+    """Experts have the size of an MLP."""
     del config
     sigmoid(options)
     return counts(options, "num_local_experts")

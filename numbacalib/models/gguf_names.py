@@ -1,7 +1,7 @@
-"""Names of a model's tensors, in GGUF files and in Hugging Face's.
+"""Mapping between the tensor names of GGUF files and Hugging Face's.
 
-GGUF names what a tensor does, whatever the architecture: the roles of `numbacalib.models.description`.
-A layer of all experts of a block is one tensor there, and a tensor each here.
+GGUF names a tensor by its role, whatever the architecture: the roles of `numbacalib.models.description`.
+One layer of all experts of a block is one tensor in GGUF, and one tensor for each expert here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["PARTS", "expert_names", "expert_number", "gguf_name", "hf_name", "is
 __all__ += ["parts_of", "stored_names"]
 
 PARTS = {"attn_kv_b": ("attn_k_b", "attn_v_b"), "ssm_in": ("attn_qkv", "attn_gate")}
-"""Matrices that files hold as two tensors: their names where they are whole, and those of the two."""
+"""Matrices that some files split in two: GGUF's name of the whole, and those of the two parts."""
 
 _OUTER = {
     "token_embd": "model.embed_tokens",
@@ -46,7 +46,7 @@ _LINEARS = {
     "key_value": "attn_kv_b",
 }
 _FUSED = {"query": "attn_qkv", "gate": "ffn_up"}
-"""Of a layer that has the roles after this one, too."""
+"""GGUF's names of fused layers, by the first of their roles."""
 _NORMS = {
     "attention": "attn_norm",
     "mlp": "ffn_norm",
@@ -68,22 +68,22 @@ _OTHERS = {
         *("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
     )
 }
-"""Norms that an architecture calls otherwise."""
+"""Norms with other GGUF names in some architectures."""
 _APART = {"ln_attn": "attn_norm_2", "ln_mlp": "attn_norm"}
-"""Norms of Falcons that have one each for attention and MLP, by Hugging Face's names."""
+"""Norms of Falcon models with separate norms for attention and MLP, by Hugging Face's names."""
 _EXPERT_ROLES = ("gate", "up", "down")
 _MERGED_ROLES = {f"ffn_{role}_exps": (role,) for role in _EXPERT_ROLES} | {
     "ffn_gate_up_exps": ("gate", "up")
 }
-"""Roles of the layers of an expert that a tensor of all experts has, one after the other."""
-# a block's number has one spelling; no model has a million of them
+"""Roles, in order, of the rows for each expert in a tensor of all experts."""
+# one spelling for each number, below a million
 _NUMBER = "(?:0|[1-9][0-9]{0,5})"
 _MERGED = re.compile(rf"blk\.{_NUMBER}\.(ffn_\w+_exps)\.(?:weight|bias)")
 
 
 @functools.cache
 def _names(model_type: str, variant: str) -> dict[str, str]:
-    """Hugging Face's names in a block, or outside of one, by GGUF's; without ``weight`` or ``bias``."""
+    """Map GGUF's module names, in a block or outside, to Hugging Face's; without ``weight`` or ``bias``."""
     described = ARCHITECTURES[model_type]
     architecture = described.variants.get(variant, described)
     names, linears = dict(_OUTER), list(architecture.linears.values())
@@ -112,7 +112,7 @@ def _names(model_type: str, variant: str) -> dict[str, str]:
 
 
 def _delta_names(delta: DeltaNames) -> dict[str, str]:
-    """Names of the parts of a gated delta net that are modules."""
+    """Map GGUF's names of a gated delta net's modules to Hugging Face's."""
     names = {
         "ssm_out": delta.linears["output"],
         "ssm_conv1d": delta.convolution,
@@ -129,7 +129,7 @@ def _delta_names(delta: DeltaNames) -> dict[str, str]:
 
 @functools.cache
 def _whole_names(model_type: str) -> dict[str, str]:
-    """Names in a block, by GGUF's, of tensors that are neither a weight nor a bias of a module here."""
+    """Map GGUF's names in a block to tensors that are not ``weight`` or ``bias`` of a module here."""
     architecture = ARCHITECTURES[model_type]
     experts, delta = architecture.experts, architecture.delta
     names = {
@@ -148,12 +148,12 @@ def _whole_names(model_type: str) -> dict[str, str]:
 @functools.cache
 def _gguf_names(model_type: str, variant: str) -> dict[str, str]:
     names = _names(model_type, variant).items()
-    return {theirs: ours for ours, theirs in reversed(names)}  # of several the first, a whole one
+    return {theirs: ours for ours, theirs in reversed(names)}  # of several, the whole one
 
 
 @functools.cache
 def _experts(model_type: str) -> dict[str, tuple[tuple[str, str], ...]]:
-    """Beginnings and ends of the names of one expert's layers, by GGUF's name of the tensor of all."""
+    """Map GGUF's name of a tensor of all experts to prefixes and suffixes of one expert's layer names."""
     names = ARCHITECTURES[model_type].experts
     if names is None:
         return {}
@@ -164,12 +164,12 @@ def _experts(model_type: str) -> dict[str, tuple[tuple[str, str], ...]]:
 
 
 def hf_name(name: str, model_type: str = "llama", variant: str = "") -> str:
-    """``blk.0.attn_q.weight`` to ``model.layers.0.self_attn.q_proj.weight``.
+    """Map ``blk.0.attn_q.weight`` to ``model.layers.0.self_attn.q_proj.weight``.
 
     Raises
     ------
     ValueError
-        If the architecture has no such tensor, or it holds all experts: see `expert_names`.
+        If the architecture has no such tensor, or the tensor holds all experts: see `expert_names`.
     """
     in_block = re.fullmatch(rf"blk\.({_NUMBER})\.(.+)", name)
     layer, own = (f"model.layers.{in_block[1]}.", in_block[2]) if in_block else ("", name)
@@ -182,20 +182,20 @@ def hf_name(name: str, model_type: str = "llama", variant: str = "") -> str:
 
 
 def parts_of(name: str, model_type: str) -> tuple[str, ...]:
-    """Names of the two tensors that make up a matrix, by that of either; none for any other tensor."""
+    """Return the names of the two tensors that make up a matrix, given either; () for other tensors."""
     stem, names = name.rpartition(".")[0].rpartition(".")[2], _names(model_type, "")
     parts = next((both for whole, both in PARTS.items() if stem in both and whole in names), ())
     return tuple(name.replace(stem, part) for part in parts)
 
 
 def is_merged(name: str, model_type: str) -> bool:
-    """Return whether a tensor, by GGUF's name, is the one of all experts of a block."""
+    """Return whether a tensor, by GGUF's name, holds all experts of a block."""
     match = _MERGED.fullmatch(name)
     return match is not None and match[1] in _experts(model_type)
 
 
 def expert_names(name: str, model_type: str, count: int) -> list[str]:
-    """``blk.0.ffn_up_exps.weight``, a merged one, to the names of each expert's tensors, in their order."""
+    """Map a merged tensor, ``blk.0.ffn_up_exps.weight``, to each expert's tensor names, in order."""
     _, block, merged, suffix = name.split(".")
     return [
         f"model.layers.{block}.{begin}{number}{end}.{suffix}"
@@ -205,9 +205,9 @@ def expert_names(name: str, model_type: str, count: int) -> list[str]:
 
 
 def gguf_name(name: str, model_type: str = "llama", variant: str = "") -> str:
-    """Inverse of `hf_name`; of an expert's tensor, the name of the one that holds all of its role.
+    """Invert `hf_name`; an expert's tensor gives the name of the tensor that holds all experts.
 
-    Of a matrix that files hold as two tensors, its name as a whole one: see `stored_names`.
+    A matrix that files split in two gives its name as a whole: see `stored_names`.
     """
     block, own = _in_block(name)
     for stored, theirs in _whole_names(model_type).items():
@@ -222,26 +222,26 @@ def gguf_name(name: str, model_type: str = "llama", variant: str = "") -> str:
 
 
 def stored_names(name: str, model_type: str = "llama", variant: str = "") -> tuple[str, ...]:
-    """Names of the tensors of a file that hold one of ours: its `gguf_name`, or those of its two parts."""
+    """Return the names of a file's tensors that hold one of ours: its `gguf_name`, or its two parts."""
     whole = gguf_name(name, model_type, variant)
     stem = whole.rpartition(".")[0].rpartition(".")[2]
     return tuple(whole.replace(stem, part) for part in PARTS.get(stem, (stem,)))
 
 
 def expert_number(name: str, model_type: str) -> int | None:
-    """Number of the expert that a tensor is of, by Hugging Face's name; None for others."""
+    """Return the number of a tensor's expert, by Hugging Face's name; None for other tensors."""
     found = _expert(_in_block(name)[1], model_type)
     return None if found is None else found[1]
 
 
 def _in_block(name: str) -> tuple[str, str]:
-    """Beginning of GGUF's name, and the rest of Hugging Face's."""
+    """Return GGUF's prefix of a tensor's block, and the rest of Hugging Face's name."""
     layer = re.match(rf"model\.layers\.({_NUMBER})\.", name)
     return (f"blk.{layer[1]}.", name[layer.end() :]) if layer else ("", name)
 
 
 def _expert(name: str, model_type: str) -> tuple[str, int] | None:
-    """GGUF's tensor of all experts, and which of them one is, by its name in a block."""
+    """Return GGUF's tensor of all experts and an expert's number, by its name in a block; else None."""
     for merged, ((begin, end), *_) in _experts(model_type).items():
         pattern = rf"{re.escape(begin)}({_NUMBER}){re.escape(end)}\.(?:weight|bias)"
         if match := re.fullmatch(pattern, name):
@@ -250,4 +250,4 @@ def _expert(name: str, model_type: str) -> tuple[str, int] | None:
 
 
 def _unknown(name: str) -> ValueError:
-    return ValueError(f"a tensor of no architecture that is supported: {name}")
+    return ValueError(f"expected a tensor of a supported architecture, got {name}")

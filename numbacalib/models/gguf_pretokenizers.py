@@ -1,8 +1,8 @@
-"""Splitting of text before the merges by byte-level tokenizers of GGUF files, by ``tokenizer.ggml.pre``.
+"""Pre-tokenizers of byte-level BPE tokenizers in GGUF files, by ``tokenizer.ggml.pre``.
 
-Names, patterns and what goes with them: ``src/llama-vocab.cpp`` of https://github.com/ggml-org/llama.cpp,
-with the patterns as the models' own tokenizers have them where llama.cpp's engine lacks something. What
-composes characters first does so in the model's own tokenizer.
+Names, patterns and options: ``src/llama-vocab.cpp`` of https://github.com/ggml-org/llama.cpp. Patterns are
+those of the models' own tokenizers if llama.cpp's regex engine lacks a feature; NFC is applied if the
+model's own tokenizer applies it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ __all__ = ["DISTINCT", "PRETOKENIZERS", "PreTokenizer"]
 
 
 class PreTokenizer(NamedTuple):
-    """Splitting of text before the merges: by each pattern in turn, into matches and what is between.
+    """Splitting of text before the merges: by each pattern in turn, into matches and gaps between them.
 
-    Where `whole_words` is set, a word that is in the vocabulary is taken whole, even where merges would
-    not reach it.
+    With `whole_words`, a word in the vocabulary becomes one token, even if merges would not produce it;
+    `composes` applies NFC first.
     """
 
     patterns: tuple[str, ...]
@@ -31,12 +31,12 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _words(digits: str, letters: str = r"\p{L}", other: str = r"\p{L}\p{N}") -> str:
-    """Llama 3's pattern and its relatives."""
+    """Return Llama 3's pattern, or one related to it."""
     return rf"{_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?{letters}+|{digits}| ?[^\s{other}]+[\r\n]*|{_SPACES}"
 
 
 def _cased(digits: str, ending: str = "") -> str:
-    """GPT-4o's pattern and its relatives: words begin at capitals."""
+    """Return GPT-4o's pattern, or one related to it: words begin at capitals."""
     low, high = r"\p{Ll}\p{Lm}\p{Lo}\p{M}", r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}"
     begin = r"[^\r\n\p{L}\p{N}]?"
     return (
@@ -107,7 +107,7 @@ PRETOKENIZERS = {
     ),
     "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
 }
-"""By name."""
+"""Pre-tokenizers by name."""
 
 DISTINCT = list({kind: name for name, kind in reversed(PRETOKENIZERS.items())}.values())[::-1]
-"""The first name of each that is another."""
+"""First name of each distinct pre-tokenizer."""

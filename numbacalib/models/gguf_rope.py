@@ -1,6 +1,6 @@
-"""Rotary embeddings of GGUF files, as configurations have them.
+"""Conversion of GGUF options of the rotary embedding to configuration keys.
 
-What each key and tensor does: llama.cpp's ``src/llama-model.cpp`` and ``src/llama-context.cpp``,
+Source for keys and tensors: llama.cpp's ``src/llama-model.cpp`` and ``src/llama-context.cpp``,
 https://github.com/ggml-org/llama.cpp.
 """
 
@@ -22,23 +22,23 @@ from numbacalib.models.windows import FULL, SLIDING
 __all__ = ["FACTORS", "LOG_MULTIPLIERS", "ROPE_DIVISORS", "STILL", "rotary_share", "with_scaling"]
 
 ROPE_DIVISORS = "rope_freqs.weight"
-"""Divisors of the rotary frequencies: how a file says that Llama 3's scaling applies."""
+"""Divisors of the rotary frequencies, by which files store Llama 3's scaling."""
 
 FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
-"""Factors of longrope, by Hugging Face's names."""
+"""Tensors of LongRoPE's factors, by Hugging Face's names."""
 
 LOG_MULTIPLIERS = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k2", "youtu"), 0.1),
     "ministral3": 1.0,
 }
-"""By what ``mscale_all_dim`` is multiplied in ``rope.scaling.yarn_log_multiplier``, where it counts."""
+"""Ratios of ``rope.scaling.yarn_log_multiplier`` to ``mscale_all_dim``, in models that use it."""
 
 
 def rotary_share(
     options: Metadata, described: Architecture, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The part of a head that turns, of architectures where that may be less than all."""
-    if "latent" in described.linears:  # whose heads have a part that turns and one that does not
+    """Return ``partial_rotary_factor``, for architectures that may rotate a part of each head."""
+    if "latent" in described.linears:  # the rotated part of its heads is head_dim
         return {}
     size, key = config["head_dim"], "rope.dimension_count"
     if "attention.key_length_swa" in options:
@@ -61,7 +61,7 @@ def with_scaling(
     described: Architecture,
     factors: Mapping[str, NDArray[Any]],
 ) -> dict[str, Any]:
-    """A configuration with the scaling of its rotary embedding, or of both of them."""
+    """Return a configuration with the scaling of its rotary embedding, or of both of them."""
     if FACTORS["long_factor"] in factors:
         return config | _longrope(options, factors)
     scaling = _rope_scaling(options, described)
@@ -83,7 +83,7 @@ def with_scaling(
 
 
 def _longrope(options: Metadata, factors: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """LongRoPE's parameters, whose factors are tensors."""
+    """Return LongRoPE's parameters, with the factors from the file's tensors."""
     missing = [name for name in FACTORS.values() if name not in factors]
     if missing:
         raise ValueError(f"{missing[0]}: expected it beside the other factors, got none")
@@ -98,9 +98,9 @@ def _longrope(options: Metadata, factors: Mapping[str, NDArray[Any]]) -> dict[st
 
 
 def _rope_scaling(options: Metadata, described: Architecture) -> dict[str, Any] | None:
-    """Say in transformers' words what llama.cpp makes of the keys.
+    """Convert llama.cpp's keys to transformers' scaling parameters.
 
-    Without a type the scaling is linear, and a factor of 0 is none.
+    The default type is linear, and a factor of 0 means no scaling.
     """
     kind = options.string("rope.scaling.type", "linear")
     if kind not in ("none", "linear", "yarn"):
@@ -126,27 +126,27 @@ def _rope_scaling(options: Metadata, described: Architecture) -> dict[str, Any] 
     weight = options.number("rope.scaling.yarn_log_multiplier", 0.0)
     if described.model_type in LOG_MULTIPLIERS and weight:
         if attention != 1:
-            raise options.error("rope.scaling.attn_factor", "1 beside a yarn_log_multiplier")
+            raise options.error("rope.scaling.attn_factor", "1 with a yarn_log_multiplier")
         weight /= LOG_MULTIPLIERS[described.model_type]
-        # llama.cpp takes the heads' factor of scores for both where there is a latent vector
+        # with latent attention llama.cpp uses one number for both
         own = weight if "latent" in described.linears else 1.0
         return scaling | {"mscale": own, "mscale_all_dim": weight}
     if "latent" in described.linears and factor > 1:
         key = "rope.scaling.yarn_log_multiplier"
-        raise options.error(key, "a number beside the type yarn")
-    if attention != 1:  # a factor beside YaRN's own
+        raise options.error(key, "a number with the type yarn")
+    if attention != 1:  # multiplies YaRN's own factor
         scaling["attention_factor"] = attention * yarn_magnitude(factor)
     return scaling
 
 
 STILL = 1e20
-"""Divisor from which a pair of dimensions does not turn; llama.cpp's is 1e30."""
+"""Least divisor that marks a pair of dimensions as not rotated; llama.cpp writes 1e30."""
 
 
 def _proportional(
     options: Metadata, divisors: NDArray[Any], scaling: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Gemma 4's parameters: the first pairs of a head turn, all by one divisor, and the others do not."""
+    """Return Gemma 4's parameters: only the first pairs of a head are rotated, with one divisor for all."""
     pairs = options.required("attention.key_length") // 2
     count = int((divisors < STILL).sum())
     turning = divisors[:count]
@@ -155,7 +155,7 @@ def _proportional(
             f"{ROPE_DIVISORS}: expected {pairs} divisors, one number for the first pairs and {STILL:g} at "
             f"least for the others, got shape {divisors.shape}"
         )
-    # a share of which as many are left once the product is rounded down
+    # a share that gives this count again when the product is rounded down
     shares = (count / pairs, (2 * count + 1) / (2 * pairs))
     share = next(share for share in shares if int(share * 2 * pairs // 2) == count)
     found = {"rope_type": "proportional", "partial_rotary_factor": share}
@@ -163,14 +163,14 @@ def _proportional(
 
 
 _LLAMA3_BOUNDS = [{"low_freq_factor": 1.0, "high_freq_factor": high} for high in (4.0, 1.0)]
-"""Of Llama 3, and of Llama 4."""
+"""Bounds of Llama 3, and of Llama 4."""
 
 
 def _llama3_scaling(config: dict[str, Any], divisors: NDArray[Any]) -> dict[str, Any]:
-    """The Llama 3 parameters whose frequency divisors are those in the file.
+    """Return the Llama 3 parameters that give the file's frequency divisors.
 
-    The file holds the divisors only. Releases so far used one of two pairs of bounds, so the largest
-    divisor is all that is unknown beside; the others must then agree.
+    The file has only the divisors. Releases so far used one of two pairs of bounds, which leaves the factor
+    unknown: it is the largest divisor, and the other divisors must then agree.
     """
     plain, _ = inverse_frequencies(ModelConfig.from_hf(config).rope, 1)
     if divisors.shape != plain.shape or not np.all((divisors > 0) & np.isfinite(divisors)):

@@ -1,9 +1,9 @@
 """The tokenizer inside a GGUF file, rebuilt with the ``tokenizers`` library.
 
-Three kinds: "gpt2" is byte-level BPE with merges and a named way of splitting text beforehand (the
-names and patterns: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp); "llama" is
-SentencePiece BPE, where the merge of two pieces ranks by the score of the piece that it makes; "gemma4" has
-the pieces of the second and the merges of the first, within lines.
+Three kinds: "gpt2" is byte-level BPE with merges and a named pre-tokenizer (names and patterns:
+https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp); "llama" is SentencePiece BPE, where
+a merge ranks by the score of the resulting piece; "gemma4" has SentencePiece's pieces and explicit merges,
+within lines.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["build_tokenizer", "tokenizer_config"]
 
-# Token types of the metadata: 0 undefined, 2 unknown and 6 byte are the others.
+# Token types of the metadata; the others are 0 undefined, 2 unknown and 6 byte.
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _LAST_TYPE = 1, 3, 4, 5, 6
 
 _LONGEST_PIECE = 512
-"""Characters of a SentencePiece token, each cut of which is looked up; trainers stop at 16 by default."""
+"""Longest SentencePiece token, in characters: every split of it is looked up. Trainers' default is 16."""
 
 _UNDERSTOOD = {
     "add_bos_token",
@@ -33,9 +33,9 @@ _UNDERSTOOD = {
     "model",
     "pre",
     "scores",
-    "suppress_tokens",  # which are not to be generated
+    "suppress_tokens",  # for generation
     "token_type",
-    "token_type_count",  # of BERT's segments
+    "token_type_count",  # for BERT's segments
     "tokens",
 }
 
@@ -46,7 +46,7 @@ class _Vocabulary(NamedTuple):
 
     @property
     def used(self) -> dict[str, int]:
-        """Number of each token that text can become."""
+        """Ids of the tokens that are in use."""
         return {
             token: number
             for number, (token, type_) in enumerate(zip(*self, strict=True))
@@ -55,7 +55,7 @@ class _Vocabulary(NamedTuple):
 
 
 def build_tokenizer(metadata: Metadata) -> Tokenizer:
-    """Build the tokenizer that ``tokenizer.ggml.*`` metadata describe.
+    """Build the tokenizer from the ``tokenizer.ggml.*`` metadata.
 
     Raises
     ------
@@ -74,20 +74,20 @@ def build_tokenizer(metadata: Metadata) -> Tokenizer:
         _add_special_tokens(tokenizer, vocabulary)
         _frame(tokenizer, metadata, vocabulary, adds_bos)
     except Exception as error:
-        if type(error) is not Exception:  # tokenizers' own, for parts that do not fit together
+        if type(error) is not Exception:  # the package raises bare Exception for inconsistent parts
             raise
         reason = " ".join(str(error).split())
-        raise ValueError(f"tokenizer.ggml: expected parts that fit together: {reason}") from None
+        raise ValueError(f"tokenizer.ggml: expected consistent parts: {reason}") from None
     return tokenizer
 
 
 def tokenizer_config(metadata: Metadata) -> dict[str, Any]:
-    """``tokenizer_config.json`` for the same tokenizer, as transformers reads it.
+    """Return the ``tokenizer_config.json`` of the same tokenizer for transformers.
 
     Raises
     ------
     ValueError
-        If a value is of another type.
+        If a value has the wrong type.
     """
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -111,7 +111,7 @@ def tokenizer_config(metadata: Metadata) -> dict[str, Any]:
 
 
 def _refuse_unknown(metadata: Metadata) -> None:
-    """Refuse what could change the tokens of a text and is not understood."""
+    """Refuse unsupported options that could change the tokens of a text."""
     for key in ("add_sep_token", "remove_extra_whitespaces"):
         if metadata.boolean(key, False):
             raise metadata.error(key, "false, its other value is not supported")
@@ -242,7 +242,7 @@ def _sentencepiece(metadata: Metadata, vocabulary: _Vocabulary) -> tuple[Tokeniz
 
 
 def _add_special_tokens(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
-    """Tokens that text matches whole, before any splitting."""
+    """Add the tokens that are matched in the text before any splitting."""
     from tokenizers import AddedToken
 
     tokenizer.add_tokens(
@@ -257,7 +257,7 @@ def _add_special_tokens(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
 def _frame(
     tokenizer: Tokenizer, metadata: Metadata, vocabulary: _Vocabulary, adds_bos: bool
 ) -> None:
-    """Put the begin and end tokens around a text, where the model was trained so."""
+    """Add the BOS and EOS tokens around a text, if the metadata say so."""
     from tokenizers import processors
 
     template: list[str] = ["$A"]
@@ -269,7 +269,7 @@ def _frame(
         if number is None:
             raise metadata.error(f"{name}_token_id", f"a token, since add_{name}_token is true")
         token = vocabulary.tokens[number]
-        if ":" in token or token.startswith("$"):  # they mean something in a template
+        if ":" in token or token.startswith("$"):  # special characters of templates
             raise ValueError(
                 f"tokenizer.ggml.{name}_token_id: expected no : or $ in it, got {token!r}"
             )

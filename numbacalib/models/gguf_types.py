@@ -1,8 +1,8 @@
-"""GGML's tensor types: their names, how they are stored, and their values.
+"""GGML's tensor types: names, storage, and dequantization.
 
-The numbers and sizes: https://github.com/ggml-org/ggml/blob/master/include/ggml.h (``enum ggml_type``)
-and ``src/ggml-common.h`` there. Blocks are dequantized by the ``gguf`` package, in pieces that stay in
-the cache: measured as fast as code of our own (120 to 850 million values a second).
+Numbers and sizes: https://github.com/ggml-org/ggml/blob/master/include/ggml.h (``enum ggml_type``) and
+``src/ggml-common.h`` there. Blocks are dequantized by the ``gguf`` package, in pieces that fit in the
+cache: measured as fast as code of our own (120 to 850 million values a second).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ with extra("models"):
 __all__ = ["TensorType", "read_values", "tensor_type"]
 
 _PIECE = 1 << 18
-"""Values that are dequantized together."""
+"""Values to dequantize at a time."""
 
 
 class TensorType(NamedTuple):
-    """A stored block: `values` of them in `size` bytes; `dtype` where each is stored by itself."""
+    """A storage type: blocks of `values` values in `size` bytes; `dtype` for plain, unquantized types."""
 
     name: str
     values: int
@@ -85,7 +85,7 @@ _WITHDRAWN = {
     37: "IQ4_NL_4_8",
     38: "IQ4_NL_8_8",
 }
-"""Types that GGML once had; their numbers are not used again."""
+"""Types that GGML has removed; their numbers are not reused."""
 
 
 def tensor_type(number: int) -> TensorType:
@@ -94,7 +94,7 @@ def tensor_type(number: int) -> TensorType:
     Raises
     ------
     ValueError
-        If GGML has no such type, or has it no longer.
+        If GGML has no such type, or has removed it.
     """
     if number in _TYPES:
         return _TYPES[number]
@@ -109,12 +109,12 @@ def type_named(name: str) -> TensorType:
 
 
 def type_numbers() -> dict[str, int]:
-    """Return the numbers of all types in the file, by name."""
+    """Return the numbers of all types by name."""
     return {kind.name: number for number, kind in _TYPES.items()}
 
 
 def require_readable(kind: TensorType) -> None:
-    """Raise a `ValueError` that names the type where the ``gguf`` package cannot dequantize it."""
+    """Raise a `ValueError` that names the type if the ``gguf`` package cannot dequantize it."""
     if kind.dtype is None:
         _dequantize(np.zeros(kind.size, np.uint8), kind)
 
@@ -128,7 +128,7 @@ def read_values(
     ----------
     kind : TensorType
     count : int
-        Values, a multiple of the block's.
+        Number of values, a multiple of the block's.
     read_into : callable
         Fills an array with the next stored bytes.
 
@@ -155,7 +155,7 @@ def _dequantize(stored: NDArray[np.uint8], kind: TensorType) -> NDArray[np.float
 
     try:
         number = gguf.GGMLQuantizationType[kind.name]
-        with np.errstate(all="ignore"):  # scales that are not finite show in the values
+        with np.errstate(all="ignore"):  # scales may be non-finite; callers check values
             return gguf.dequantize(stored[None], number)[0]
     except (KeyError, NotImplementedError):  # the type is newer than the package, or never stored
         raise ValueError(f"tensors of GGML type {kind.name} cannot be dequantized") from None

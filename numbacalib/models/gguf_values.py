@@ -1,6 +1,6 @@
-"""Vectors and small tensors as GGUF files hold them: other values, or another shape, than Hugging Face's.
+"""Vectors and small tensors that GGUF files store with other values or shapes than Hugging Face's.
 
-As llama.cpp's converter stores them, https://github.com/ggml-org/llama.cpp/tree/master/conversion.
+Source: llama.cpp's converter, https://github.com/ggml-org/llama.cpp/tree/master/conversion.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Values = NDArray[Any]
 
 
 class _Form(NamedTuple):
-    """Functions that make the numbers of a tensor GGUF's, and ours again."""
+    """Conversion of a tensor's values to GGUF's, and back to ours."""
 
     store: Callable[[Values], Values]
     load: Callable[[Values], Values]
 
 
 def as_stored(config: ModelConfig, name: str, values: Values) -> Values:
-    """Return what GGUF has of one of Hugging Face's tensors: float32, where the numbers are others."""
+    """Convert a tensor of Hugging Face's to GGUF's values and shape; converted values are float32."""
     form = _form(config, name)
-    with np.errstate(all="ignore"):  # what is not finite is found where it is used
+    with np.errstate(all="ignore"):  # users of the tensor check for non-finite values
         stored = values if form is None else form.store(values)
     return stored.reshape(stored_shape(config.architecture, name, values.shape))
 
@@ -41,7 +41,7 @@ def as_ours(config: ModelConfig, name: str, stored: Values) -> Values:
     Raises
     ------
     ValueError
-        If a number is none that it returns.
+        If a value is none that `as_stored` returns.
     """
     form = _form(config, name)
     with np.errstate(all="ignore"):
@@ -50,12 +50,12 @@ def as_ours(config: ModelConfig, name: str, stored: Values) -> Values:
 
 
 def is_other(config: ModelConfig, name: str) -> bool:
-    """Return whether a tensor's numbers are other ones in GGUF."""
+    """Return whether a tensor has other values in GGUF."""
     return _form(config, name) is not None
 
 
 def stored_shape(architecture: Architecture, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that a tensor of Hugging Face's has in GGUF."""
+    """Return the shape in GGUF of a tensor of Hugging Face's."""
     if _is_row(architecture, name):
         return shape[1:]
     return (shape[0], shape[2]) if _is_taps(architecture, name) and len(shape) == 3 else shape
@@ -79,18 +79,18 @@ def _is_taps(architecture: Architecture, name: str) -> bool:
 
 
 def _form(config: ModelConfig, name: str) -> _Form | None:
-    """Return the functions for a tensor whose numbers are other ones in GGUF; None for any other."""
+    """Return the conversion of a tensor that has other values in GGUF; None for any other."""
     delta, layer = config.architecture.delta, layer_of(name)
     if delta is not None and layer is not None and layer[1] == delta.slopes:
         return _Form(_decays, _slopes)
-    offset = np.float32(config.architecture.norm_offset)  # GGUF's norms are as they multiply
+    offset = np.float32(config.architecture.norm_offset)  # GGUF's norms include it
     if not offset or not is_norm(config, name):
         return None
     return _Form(lambda values: values.astype(np.float32) + offset, lambda stored: stored - offset)
 
 
 def _decays(slopes: Values) -> Values:
-    """Factors of a gated delta net's decays, of which Hugging Face has logarithms."""
+    """Return the factors in a gated delta net's decays, of which Hugging Face stores logarithms."""
     return -np.exp(slopes.astype(np.float64)).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Options of several architectures' GGUF files: windows, and parts of heads by an image's positions."""
+"""GGUF options that several architectures share: windows, and sections of M-RoPE."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECTIONS = "rope.dimension_sections"
 
 
 def windows(options: Metadata, config: Config, default: int, period: int) -> Config:
-    """Windows of the layers that a pattern names: a flag each, or all but every so many."""
+    """Return the window and its layers, by a flag for each layer, or all layers but every n-th."""
     window = options.integer(WINDOW, default)
     count = config["num_hidden_layers"]
     if not window:
@@ -38,12 +38,12 @@ def windows(options: Metadata, config: Config, default: int, period: int) -> Con
 
 
 def rope_parameters(config: Config) -> Config:
-    """The rotary embedding's, where an architecture wants them in one place; scaling may be added."""
+    """Return the rotary embedding's parameters as one object, to which scaling may be added."""
     return {"rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}}
 
 
 def sections(options: Metadata, config: Config) -> Config:
-    """The parts of a head that turn by an image's three positions, which are one for text."""
+    """Return the sections of M-RoPE, whose three positions are equal for text."""
     sections = [int(length) for length in options.integers(SECTIONS)]
     parameters = rope_parameters(config)["rope_parameters"] | {"mrope_section": sections}
     return {"rope_parameters": parameters, "use_sliding_window": False}

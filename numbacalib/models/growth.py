@@ -1,4 +1,4 @@
-"""Growth of queries with their position, beside what a rotary embedding does."""
+"""Growth of queries with their position, in addition to a rotary embedding."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ __all__ = ["Growth"]
 
 
 class Growth(NamedTuple):
-    """Factor of queries at a position p: ``1 + rate log(1 + floor((p + first) / period))``.
+    """Factor of queries at position p: ``1 + rate log(1 + floor((p + first) / period))``.
 
-    Nakanishi (2025), arXiv 2501.19399, as Llama 4 and Ministral 3 have it.
+    Nakanishi (2025), arXiv 2501.19399, in the form of Llama 4 and Ministral 3.
     """
 
     rate: float

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub by their ids, such as ``HuggingFaceTB/SmolLM2-135M``."""
+"""Models on the Hugging Face hub, by id, such as ``HuggingFaceTB/SmolLM2-135M``."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 _ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*"]
-"""Weights in other forms are not read, and so not fetched."""
+"""Files to download; weights in other formats are not read."""
 
 
 def local_path(model: str | Path) -> Path:
-    """Return where a model is on this machine: a path that exists as it is, else the files of a hub id.
+    """Return the local path of a model: the path itself if it exists, else the files of a hub id.
 
-    ``id@revision`` is a branch, a tag or a commit. What was fetched before is taken from the cache of the
-    hub's client, without a network too.
+    The revision in ``id@revision`` is a branch, a tag or a commit. Files downloaded before come from the
+    cache of the hub's client, also without a network.
 
     Raises
     ------
     FileNotFoundError
-        If there is neither.
+        If there is neither a path nor a model on the hub.
     """
     path = Path(model)
     match = _ID.fullmatch(str(model))
@@ -39,10 +39,10 @@ def local_path(model: str | Path) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
-            f"{model}: no such file or directory, and not to be had from the Hugging Face hub: {reason}"
+            f"{model}: no such file or directory, and not available on the Hugging Face hub: {reason}"
         ) from None
 
 
 def revision_of(path: Path) -> str | None:
-    """Commit of a model in the client's cache; None of any other."""
+    """Commit of a model in the cache of the hub's client; None for any other."""
     return path.name if path.parent.name == "snapshots" else None

@@ -54,16 +54,16 @@ _COPIED_BEGINNINGS = ("CHAT_TEMPLATE.", "LICENSE", "LICENCE", "NOTICE", "USE_POL
 _TEMPLATES = "additional_chat_templates"
 _COPIED_BYTES = 1 << 28
 
-# Bytes of two tensors that are compared at a time.
+# Bytes of two tensors to compare at a time.
 _COMPARED = 1 << 26
 
 
 class HuggingFaceCheckpoint(Checkpoint):
-    """A directory as ``save_pretrained`` writes it.
+    """A directory in the layout of ``save_pretrained``.
 
     The weights are those that transformers reads: ``model.safetensors``, else the shards of
-    ``model.safetensors.index.json``. Buffers of older versions are left out, and so is a head that
-    repeats the embeddings it is tied to. A head that differs from them counts, as in transformers 5.
+    ``model.safetensors.index.json``. Buffers of older versions are left out, as is a tied head that equals
+    the embeddings. A tied head that differs from them is used, as in transformers 5.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class HuggingFaceCheckpoint(Checkpoint):
     ------
     ValueError
         One line that names the file (and its key or tensor): if a file is missing, damaged or
-        shorter than its header says, or if the configuration is not understood.
+        shorter than its header says, or if the configuration is not supported.
     """
 
     def __init__(self, path: Path) -> None:
@@ -153,7 +153,7 @@ class HuggingFaceCheckpoint(Checkpoint):
             yield self._read(name, entry, begin, (min(rows, length - first), *rest))
 
     def stored(self, name: str) -> StoredTensor:
-        whole = self.config.architecture.transposed  # what is transposed goes back as it came
+        whole = self.config.architecture.transposed  # transposed layers are copied as stored
         if self._is_made(name) and not whole:
             return super().stored(name)
         entry = self._entry(name)
@@ -183,14 +183,14 @@ class HuggingFaceCheckpoint(Checkpoint):
         return {entry.file for entry in (*self._entries.values(), *self._parts.values())}
 
     def _is_made(self, name: str) -> bool:
-        """Return whether a tensor is no run of a file's bytes, but made of one."""
+        """Return whether a tensor is a view or unpacked, rather than a byte range of a file."""
         return name in self._views or name in self._packed
 
     def _shape(self, name: str, entry: TensorEntry) -> tuple[int, ...]:
         return self._views[name].shape(entry.shape) if name in self._views else entry.shape
 
     def _whole(self, name: str, entry: TensorEntry) -> NDArray[Any]:
-        """Read what is stored of a name, in its own dtype."""
+        """Read a stored tensor in its own dtype, as our view of it."""
         stored = self._read(name, entry, entry.begin, entry.shape)
         return self._views[name].of(stored) if name in self._views else stored
 
@@ -221,7 +221,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         floats = entry.dtype_name in ("F64", "F32", "F16", "BF16")
         if self.config.architecture.transposed and floats and is_linear(name, self.config):
             self._views[name] = View(True, slice(None))
-        if not name.endswith(stored_name):  # else it is the name of a base model
+        if not name.endswith(stored_name):  # a base model only lacks the prefix
             self._stored_names[name] = stored_name
         if name in self._entries:
             raise ValueError(
@@ -230,7 +230,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         self._entries[name] = entry
 
     def _unpack(self, source: PackedSource) -> None:
-        """Replace codes and scales by the weights that they stand for, in the configuration too."""
+        """Replace codes and scales by the weights they encode, and drop them from the configuration."""
         for name in list(self._entries):
             layer, _, ending = name.rpartition(".")
             if ending in source.others:
@@ -261,14 +261,14 @@ class HuggingFaceCheckpoint(Checkpoint):
                 )
 
     def _drop_denied(self, config: ModelConfig, packed: bool) -> None:
-        """Leave out what the configuration has no place for, as transformers does, and say so."""
+        """Leave out tensors that the configuration has no place for, as transformers does, and warn."""
         names = denied(config, self._entries, packed=packed)
         for name in names:
             del self._entries[name]
         if names:
             log.warning(
                 "%s: %d tensors have no place in a %s of %d layers as config.json describes it, and are "
-                "left out, as by transformers: %s",
+                "left out, as transformers does: %s",
                 self.path,
                 len(names),
                 config.model_type,
@@ -277,10 +277,10 @@ class HuggingFaceCheckpoint(Checkpoint):
             )
 
     def _drop_tied_head(self) -> None:
-        """Leave out a stored head that equals the embeddings, or untie one that does not.
+        """Leave out a stored head that equals the embeddings, or untie one that differs.
 
-        Of the latter, transformers 5 computes with the head, transformers 4 and vLLM with the embeddings:
-        once the configuration says what the file does, all of them agree.
+        With a head that differs, transformers 5 uses the head, transformers 4 and vLLM the embeddings; all
+        agree on an untied configuration.
         """
         head, table = self._entries.get(HEAD), self._entries.get(EMBEDDINGS)
         if head is None or table is None:
@@ -290,8 +290,8 @@ class HuggingFaceCheckpoint(Checkpoint):
             self._dropped[HEAD] = f"repeats {EMBEDDINGS}, to which it is tied"
             return
         log.warning(
-            "%s: config.json ties %s to the embeddings, and it holds something else: it is used, as in "
-            "transformers 5, and the output's config.json says so",
+            "%s: config.json ties %s to the embeddings, but it differs from them: it is used, as in "
+            "transformers 5, and the output's config.json unties it",
             head.file,
             HEAD,
         )
@@ -324,14 +324,14 @@ class HuggingFaceCheckpoint(Checkpoint):
 
 
 def _beginnings(stored_name: str, name: str) -> tuple[str, str]:
-    """Return what is before the same end of two names."""
+    """Return the prefixes of two names before their common suffix."""
     pairs = zip(reversed(stored_name), reversed(name), strict=False)
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     return stored_name[: len(stored_name) - same], name[: len(name) - same]
 
 
 def _copied_files(path: Path) -> Iterator[Path]:
-    """Return what an output directory needs besides config and weights; directories of the name are not."""
+    """Yield the files that an output directory needs besides config and weights, no directories."""
     for file in sorted(path.iterdir()):
         copied = file.name in _COPIED or file.name.upper().startswith(_COPIED_BEGINNINGS)
         if copied and not file.is_dir():

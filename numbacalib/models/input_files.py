@@ -1,4 +1,4 @@
-"""The files that a model is read from: regular files only, bounded, and noticed when they change."""
+"""The files of a model: regular files only, with bounded reads and detection of changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 __all__ = ["InputFiles", "parse_object"]
 
 JSON_BYTES = 16 << 20
-"""Longest JSON file that is read: 16 MiB, a hundred times what a large model's config.json takes."""
+"""Longest JSON file that is read: 16 MiB, a hundred times a large model's config.json."""
 
 _DEPTH = 32
 _DISK_FAILS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO}
@@ -27,23 +27,23 @@ class _Stamp(NamedTuple):
 
 
 class InputFiles:
-    """Reads files that must stay as they are while a model is worked on.
+    """Reader of files that must not change during a run.
 
-    Nothing is memory-mapped: a mapped file that is cut short kills the process (SIGBUS) instead of
-    raising. Every read compares the open file with what it was when it was first seen.
+    Nothing is memory-mapped: truncating a mapped file kills the process (SIGBUS) instead of raising. Every
+    read compares the file's size and modification time with those when it was first seen.
     """
 
     def __init__(self) -> None:
         self._stamps: dict[Path, _Stamp] = {}
 
     def watch(self, path: Path, limit: int | None = None) -> int:
-        """Remember a file's size and time of modification, and return its size in bytes.
+        """Record a file's size and modification time, and return its size in bytes.
 
         Raises
         ------
         ValueError
-            If there is no file, it is no regular file (a pipe, a device, a directory), it has
-            changed since it was first watched, or it is longer than ``limit`` bytes.
+            If the file does not exist, is not a regular file (a pipe, a device, a directory), has
+            changed since it was first watched, or is longer than ``limit`` bytes.
         """
         self._compare(path, _status(path))
         size = self._stamps[path].size
@@ -52,12 +52,12 @@ class InputFiles:
         return size
 
     def read(self, path: Path, offset: int = 0, length: int | None = None) -> NDArray[np.uint8]:
-        """Read ``length`` bytes from ``offset`` on, or all the rest, as uint8 ``[length]``.
+        """Read ``length`` bytes from ``offset``, or to the end, as uint8 ``[length]``.
 
         Raises
         ------
         ValueError
-            As `watch`, and if the file ends before, or has no room in memory.
+            As `watch`, and if the file ends before, or the bytes do not fit in memory.
         OSError
             If the disk fails.
         """
@@ -109,18 +109,18 @@ class InputFiles:
         return content
 
     def check_unchanged(self) -> None:
-        """Compare every file seen so far with what it was then, by size and time.
+        """Check that no file seen so far has changed, by size and modification time.
 
         Raises
         ------
         ValueError
-            If one was deleted, cut, overwritten or replaced.
+            If one was deleted, truncated, overwritten or replaced.
         """
         for path in self._stamps:
             self.watch(path)
 
     def stamps(self, root: Path) -> dict[str, list[int]]:
-        """Size and time of modification (ns) of every file seen so far, by its name below `root`."""
+        """Size and modification time (ns) of every file seen so far, by path relative to `root`."""
         return {
             os.path.relpath(path, root): [stamp.size, stamp.mtime_ns]
             for path, stamp in self._stamps.items()
@@ -141,12 +141,12 @@ class InputFiles:
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    """Parse one JSON object in UTF-8, in which no key comes twice.
+    """Parse one JSON object in UTF-8 without duplicate keys.
 
     Raises
     ------
     ValueError
-        One line that begins with ``where``, for whatever is wrong with it.
+        One line that begins with ``where`` and describes the fault.
     """
     try:
         content = json.loads(str(data, "utf-8"), object_pairs_hook=_unique)
@@ -169,7 +169,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _items(value: Any) -> list[Any]:
-    """Return the values that a JSON value holds; none for a scalar."""
+    """Return the values in a JSON object or array; none for a scalar."""
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []
@@ -186,6 +186,6 @@ def _status(path: Path) -> os.stat_result:
 
 
 def _refused(path: Path, error: OSError) -> Exception:
-    """Return what to raise where a file cannot be read: a disk that fails may work the next time."""
+    """Return the error of an unreadable file: OSError if the disk fails, since a retry may succeed."""
     kind = OSError if error.errno in _DISK_FAILS else ValueError
     return kind(f"{path}: cannot be read ({error.strerror})")

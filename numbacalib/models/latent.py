@@ -7,24 +7,24 @@ from dataclasses import dataclass
 __all__ = ["NORM_EPS", "Latent"]
 
 NORM_EPS = 1e-6
-"""Added to the mean square in the norms of latents, whatever a file says of the others: as transformers."""
+"""Epsilon in the norms of latents, whatever a file says for the other norms, as in transformers."""
 
 
 @dataclass(frozen=True)
 class Latent:
-    """Keys and values that come from one short vector of a token, and queries that may come from another.
+    """Keys and values projected from one short latent vector of a token, and queries perhaps from another.
 
-    DeepSeek-AI (2024), arXiv 2405.04434, section 2.1. A head of keys is a part of its own, which does not
-    turn, and after it one that turns and that all heads share; ``head_dim`` is the length of both.
+    DeepSeek-AI (2024), arXiv 2405.04434, section 2.1. A key head is its own part without rotary embedding,
+    then a rotated part that all heads share; ``head_dim`` is the length of both together.
 
     Attributes
     ----------
     size : int
-        Of the vector that keys and values come from.
+        Length of the latent vector of keys and values.
     query_size : int
-        Of the vector that queries come from; 0 where they come from the block's input itself.
+        Length of the latent vector of queries; 0 if they are projected from the block's input.
     value_dim : int
-        Length of a head of values.
+        Length of a value head.
     """
 
     size: int

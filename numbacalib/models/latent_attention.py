@@ -1,4 +1,4 @@
-"""Attention whose keys and values come from a vector of each token."""
+"""Multi-head latent attention."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["LatentAttention"]
 
 
 class LatentAttention(Attention):
-    """Attention whose keys and values come from a vector of each token, queries too in some models.
+    """Attention with keys and values from a latent vector of each token, and in some models queries too.
 
-    See `numbacalib.models.latent`. It computes keys and values of all heads, as while a prompt is read.
+    See `numbacalib.models.latent`. Keys and values of all heads are computed, as in prefill.
     """
 
     def __init__(self, weights: BlockWeights, index: int, rope: RotaryEmbedding) -> None:
@@ -32,7 +32,7 @@ class LatentAttention(Attention):
         self.width = self._config.num_heads * latent.value_dim
 
     def middles(self, x: Array) -> list[Array]:
-        """The vectors that queries, and keys and values, come from."""
+        """Compute the latent vectors of queries, if they have one, and of keys and values."""
         _, latents = self._compressed(x)
         queries = [self._query_input(x)] if self._latent.query_size else []
         return [*queries, latents]
@@ -55,13 +55,13 @@ class LatentAttention(Attention):
         return context.reshape(*x.shape[:-1], self.width)
 
     def _query_input(self, x: Array) -> Array:
-        """Return what queries come from."""
+        """Return the input of the query projection."""
         if not self._latent.query_size:
             return x
         return self._normed("query_latent", self._weights.project(self._parts["query_latent"], x))
 
     def _compressed(self, x: Array) -> tuple[Array, Array]:
-        """The keys' part that turns, ``[S, T, 1, rotary_dim]``, and the vectors ``[..., T, size]``."""
+        """Compute the rotary part of keys, ``[S, T, 1, rotary_dim]``, and latents ``[..., T, size]``."""
         *_, length, _ = x.shape
         both = self._weights.project(self._parts["latent"], x)
         size, turning = self._latent.size, self._config.rotary_dim
@@ -72,6 +72,6 @@ class LatentAttention(Attention):
         return self._weights.norm(self._config.architecture.norms[role], x, eps=NORM_EPS)
 
     def _of_heads(self, role: str, x: Array) -> Array:
-        """A layer's outputs ``[S, T, num_heads, ...]``."""
+        """Compute a layer's outputs as heads ``[S, T, num_heads, ...]``."""
         rows = self._parts[role].rows
         return self._by_head(self._projected(role, x), rows // self._config.num_heads)

@@ -1,7 +1,7 @@
-"""A vector of each token that a block adds to its state through a gate, Gemma 4's per-layer embeddings.
+"""Per-layer embeddings of Gemma 4: a vector of each token that a block adds to its state through a gate.
 
-It is the mean, but for a factor, of a row of a table and of a projection of the token's embedding, and so
-depends on the token alone: it is found once for each token that a text has, and looked up by its number.
+It is a weighted sum of a table's row and a projection of the token's embedding, and so depends on the token
+alone: it is computed once for each token in the texts, and looked up by token id.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from numbacalib.runtime.finite import require_finite
 __all__ = ["LayerInput", "LayerTables"]
 
 TILE = 8192
-"""Rows of a table that are looked at together."""
+"""Rows of a table that are read at a time."""
 
 
 class LayerTables:
-    """The vectors of all blocks for the tokens of the texts so far; those of one block are held.
+    """Per-layer embeddings of the tokens seen so far; those of one block are held at a time.
 
     Parameters
     ----------
@@ -54,14 +54,14 @@ class LayerTables:
         self._index = -1
 
     def know(self, tokens: NDArray[np.int64]) -> None:
-        """Have the embeddings of further tokens."""
+        """Read the embeddings of tokens that were not seen before."""
         known = np.union1d(self._tokens, tokens)
         if len(known) > len(self._tokens):
             self._tokens, self._index = known, -1
             self._embeddings = self._rows(EMBEDDINGS, slice(None))
 
     def rows(self, index: int, tokens: NDArray[np.int64]) -> Array:
-        """The vectors of tokens ``[n]`` for a block, float32 ``[n, layer_input_size]``."""
+        """Return a block's embeddings of tokens ``[n]``, float32 ``[n, layer_input_size]``."""
         self.know(tokens)
         if index != self._index:
             self._table, self._index = self._made(index), index
@@ -82,13 +82,13 @@ class LayerTables:
         return weighted_sum(projected, own, half, half * math.sqrt(size))
 
     def _put(self, name: str, values: NDArray[Any]) -> Array:
-        """Values of a tensor here, float32, all of them finite."""
+        """Put values of a tensor on the device, as float32, and check that all are finite."""
         here = self._place.put(values, np.float32)
         require_finite(f"{self._checkpoint.path}: {name}", here)
         return here
 
     def _rows(self, name: str, columns: slice) -> NDArray[Any]:
-        """Columns of the known tokens' rows of a table."""
+        """Read these columns of a table's rows for the known tokens."""
         tiles = enumerate(self._checkpoint.tiles(name, TILE))
         found = []
         for number, tile in tiles:
@@ -99,14 +99,14 @@ class LayerTables:
 
 
 class _Input(NamedTuple):
-    """A token's state, and its vector for the block."""
+    """Tokens' normalized states and their embeddings for the block."""
 
     states: Array
     vectors: Array
 
 
 class LayerInput(Sublayer):
-    """Last addition of a block: of a token's vector, as much as a gate of its state lets through.
+    """Last sublayer of a block: adds a token's per-layer embedding through a gate of its state.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ class LayerInput(Sublayer):
         self.width = self._config.layer_input_size
 
     def input(self, hidden: Array) -> _Input:
-        """The states, and their tokens' vectors."""
+        """Return the states and their tokens' embeddings."""
         numbers = to_host(column_range(hidden, *token_column(self._config)))
         tables = self._weights.tables
         assert tables is not None
@@ -142,7 +142,7 @@ class LayerInput(Sublayer):
         return activate(gates, self._config.activation, cast(x.vectors, self._weights.dtype))
 
     def add_output(self, hidden: Array, inner: Array) -> Array:
-        """Project what is let through, and add that."""
+        """Project the gated embeddings, and add them."""
         self._add(hidden, self._parts["layer_output"], inner)
         self._scale_block(hidden)
         return hidden

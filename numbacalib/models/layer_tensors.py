@@ -1,7 +1,7 @@
 """The tensors of a decoder: their names and their shapes.
 
-Outside of the blocks all decoders have the names that llama has in transformers; `Architecture.renamed`
-says what files have instead. In a block they are the architecture's own.
+Outside of the blocks all decoders have llama's names in transformers; `Architecture.renamed` maps those in
+files to them. In a block names are the architecture's own.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Stage = tuple[str, ...]
 EMBEDDINGS, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 POSITIONS = "model.embed_positions.weight"
 NORM_BIAS, HEAD_BIAS = "model.norm.bias", "lm_head.bias"
-# Of vectors of tokens that blocks add: `numbacalib.models.layer_inputs`.
+# Per-layer embeddings: `numbacalib.models.layer_inputs`.
 LAYER_TABLE = "model.embed_tokens_per_layer.weight"
 LAYER_PROJECTION = "model.per_layer_model_projection.weight"
 LAYER_NORM = "model.per_layer_projection_norm.weight"
 
-# Roles of layers that read what attention does, in the order they run.
+# Roles of the layers that read the input of attention, in execution order.
 _ENTRIES = (
     *("query", "key", "value", "query_key_value", "query_gate", "attention_gate"),
     *("open", "query_key_value_open", "thirds", "mixed"),
@@ -38,10 +38,10 @@ _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)")
 
 
 class Part(NamedTuple):
-    """The rows of a linear layer that have one role."""
+    """The rows of a linear layer with one role."""
 
     name: str
-    """Name of the layer, in its block."""
+    """Name of the layer in its block."""
     begin: int
     end: int
     rows: int
@@ -49,10 +49,9 @@ class Part(NamedTuple):
 
 
 def parts(config: ModelConfig, index: int) -> dict[str, Part]:
-    """The linear layers of a block by role, or parts of them: see `numbacalib.models.description`.
+    """Return the linear layers of a block, or parts of them, by role: see `numbacalib.models.description`.
 
-    In the place of an MLP a block with experts has the one that all tokens share, or none. Here and below
-    `index` is the block's number.
+    In a block with experts the MLP is the shared one, if any. Here and below `index` is the block's number.
     """
     rows, linears = rows_by_role(config, index), names_by_role(config, index)
     found, ends = {}, dict.fromkeys(linears.values(), 0)
@@ -64,13 +63,13 @@ def parts(config: ModelConfig, index: int) -> dict[str, Part]:
 
 
 def stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
-    """The linear layers of a block in the order they run, grouped by the input they share."""
+    """Return the linear layers of a block in execution order, grouped by shared input."""
     halves = attention_stages(config, index) + mlp_stages(config, index)
     return halves + layer_input_stages(config, index)
 
 
 def attention_stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
-    """The stages of a block's attention, or of what is in its place: two at least."""
+    """Return the stages of a block's attention, or of its replacement: at least two, unless it has none."""
     latent = config.latent
     if latent is None:
         return _named(config, index, _ENTRIES, ("output",))
@@ -80,17 +79,17 @@ def attention_stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
 
 
 def mlp_stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
-    """The stages of the MLP that all tokens go through; none where a block has none."""
+    """Return the stages of a block's MLP, or of the shared MLP beside experts; none without one."""
     return _named(config, index, ("gate", "up"), ("down",))
 
 
 def layer_input_stages(config: ModelConfig, index: int) -> tuple[Stage, ...]:
-    """The stages of what a block adds of its tokens' vectors; none where it adds nothing."""
+    """Return the stages of a block's per-layer embeddings; none without them."""
     return _named(config, index, ("layer_gate",), ("layer_output",))
 
 
 def _named(config: ModelConfig, index: int, *stages_roles: tuple[str, ...]) -> tuple[Stage, ...]:
-    """Names of the layers of each stage, by their roles."""
+    """Return the layers' names of each stage, given their roles."""
     linears = {role: part.name for role, part in parts(config, index).items()}
     found = (
         tuple(dict.fromkeys(linears[role] for role in roles if role in linears))
@@ -100,7 +99,7 @@ def _named(config: ModelConfig, index: int, *stages_roles: tuple[str, ...]) -> t
 
 
 def expert_parts(config: ModelConfig, index: int) -> list[dict[str, Part]]:
-    """The linear layers of each of a block's experts by role, ``gate``, ``up`` and ``down``."""
+    """Return the linear layers of each of a block's experts by role, ``gate``, ``up`` and ``down``."""
     mixture, names = config.mixture_of(index), config.architecture.experts
     if mixture is None or names is None:
         return []
@@ -118,7 +117,7 @@ def expert_parts(config: ModelConfig, index: int) -> list[dict[str, Part]]:
 
 
 def expert_stages(config: ModelConfig, index: int) -> list[tuple[Stage, Stage]]:
-    """The layers of each of a block's experts that share an input, in the order they run."""
+    """Return the layers of each of a block's experts in execution order, grouped by shared input."""
     return [
         (tuple(own[role].name for role in ("gate", "up") if role in own), (own["down"].name,))
         for own in expert_parts(config, index)
@@ -126,7 +125,7 @@ def expert_stages(config: ModelConfig, index: int) -> list[tuple[Stage, Stage]]:
 
 
 def expert_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
-    """Shapes [M, K] of the linear layers of a block's experts, by their tensor's name in the block."""
+    """Shapes [M, K] of the linear layers of a block's experts, by tensor name in the block."""
     mixture = config.mixture_of(index)
     if mixture is None:
         return {}
@@ -139,13 +138,13 @@ def expert_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]
 
 
 def layer_of(name: str) -> tuple[int, str] | None:
-    """Number of the block that a tensor is of, and its name there; None of those outside."""
+    """Return the number of a tensor's block, and its name there; None for tensors outside the blocks."""
     layer = _LAYER.fullmatch(name)
     return None if layer is None else (int(layer[1]), layer[2])
 
 
 def linear_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
-    """Shapes [M, K] of a block's linear layers, by their tensor's name in the block."""
+    """Shapes [M, K] of a block's linear layers, by tensor name in the block."""
     columns = columns_by_role(config, index)
     return {
         f"{part.name}.weight": (part.rows, columns.get(role, config.hidden_size))
@@ -154,7 +153,7 @@ def linear_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]
 
 
 def vector_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of a block's norms, and of the biases that this architecture has."""
+    """Shapes of a block's tensors other than linear weights: norms, biases, routers and mixers' parts."""
     shapes: dict[str, tuple[int, ...]] = {}
     for role, name in config.architecture.norms.items():
         shape = _norm_shape(config, index, role)
@@ -178,7 +177,7 @@ def vector_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]
 
 
 def _is_biased(config: ModelConfig, index: int, role: str) -> bool:
-    """Return whether a linear layer has a bias; of latent attention, only those that make latents."""
+    """Return whether a linear layer has a bias; up-projections of latent attention have none."""
     if role in ("gate", "up", "down"):
         return config.mlp_bias
     if not config.attends(index) or role in (
@@ -194,7 +193,7 @@ def _is_biased(config: ModelConfig, index: int, role: str) -> bool:
 
 
 def _router_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of what chooses and weighs experts: float32 as norms are, and never quantized."""
+    """Shapes of the router's tensors: float32 like norms, and never quantized."""
     mixture, names = config.mixture_of(index), config.architecture.experts
     if mixture is None or names is None:
         return {}
@@ -219,7 +218,7 @@ def _router_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]
 
 
 def _delta_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of what a gated delta net has beside its large layers: float32, and never quantized."""
+    """Shapes of a gated delta net's small tensors: float32, and never quantized."""
     delta, names = config.delta_of(index), config.architecture.delta
     if delta is None or names is None:
         return {}
@@ -238,7 +237,7 @@ def _delta_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]
 
 
 def _state_space_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of what a layer of Mamba 2 has beside its large layers: float32, and never quantized."""
+    """Shapes of a Mamba 2 layer's small tensors: float32, and never quantized."""
     space, names = config.state_space_of(index), config.architecture.state_space
     if space is None or names is None:
         return {}
@@ -254,7 +253,7 @@ def _state_space_shapes(config: ModelConfig, index: int) -> dict[str, tuple[int,
 
 
 def outer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the final norm, of the head's bias and of positions, by their whole names."""
+    """Shapes of the final norm, head bias, positions and per-layer embeddings, by full name."""
     shapes = _norm_shapes(config, NORM.removesuffix(".weight"), (config.hidden_size,))
     if config.head_bias:
         shapes[HEAD_BIAS] = (config.vocab_size,)
@@ -268,7 +267,7 @@ def outer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def is_linear(name: str, config: ModelConfig) -> bool:
-    """Return whether a tensor is the weight of a linear layer of a block, by its whole name."""
+    """Return whether a tensor is the weight of a linear layer of a block, by its full name."""
     layer = layer_of(name)
     own = config.architecture
     linears = [*own.linears.values()]
@@ -278,13 +277,13 @@ def is_linear(name: str, config: ModelConfig) -> bool:
 
 
 def is_norm(config: ModelConfig, name: str) -> bool:
-    """Return whether a tensor is the weight of a norm, by its whole name."""
+    """Return whether a tensor is the weight of a norm, by its full name."""
     norms = (f".{norm}.weight" for norm in config.architecture.norms.values())
     return name == NORM or name.endswith(tuple(norms))
 
 
 def _norm_shape(config: ModelConfig, index: int, role: str) -> tuple[int, ...] | None:
-    """Shape of a norm of a block; None where there is none."""
+    """Shape of a norm of a block; None if there is none."""
     latent = config.latent
     if latent is not None and role in ("query_latent", "latent"):
         size = latent.size if role == "latent" else latent.query_size

@@ -16,20 +16,20 @@ class Mixture:
     Attributes
     ----------
     experts : int
-        Of a block.
+        Experts in a block.
     size : int
-        Width between an expert's layers.
+        Hidden width of an expert.
     layers : tuple of bool
-        Which blocks have experts in the place of an MLP.
+        Blocks with experts in place of an MLP.
     routing : Routing
     shared_size : int
-        Width of the MLP beside them that all tokens go through; 0 for none.
+        Hidden width of the shared MLP, which all tokens go through; 0 for none.
     router_bias : bool
     scales_inputs : bool
-        Whether how much an expert counts for a token multiplies its inputs, not its outputs.
+        Whether routing weights multiply an expert's inputs instead of its outputs.
     latent_size : int
-        Length of the vectors that experts read, and whose sums are projected back; 0 where they read what
-        their router does.
+        Length of the experts' inputs, projected down from states, and of their outputs, projected back up;
+        0 for the length of states.
     """
 
     experts: int
@@ -42,5 +42,5 @@ class Mixture:
     latent_size: int = 0
 
     def input_size(self, hidden_size: int) -> int:
-        """Length of what experts read, and of their outputs."""
+        """Length of the experts' inputs and outputs."""
         return self.latent_size or hidden_size

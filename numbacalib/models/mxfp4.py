@@ -1,4 +1,4 @@
-"""MXFP4 tensors of safetensors files, as gpt-oss has its experts: blocks of codes, and their scales."""
+"""MXFP4 tensors in safetensors files, such as gpt-oss's experts: blocks of codes, and their scales."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from numbacalib.spec.small_floats import MXFP4, POINTS
 
 _SIGNED = np.array([*POINTS, *(-point for point in POINTS)], np.float32)
 _PAIRS = np.stack([np.tile(_SIGNED, 16), np.repeat(_SIGNED, 16)], axis=1)
-"""Points of the two codes of a byte: the lower four bits come first."""
+"""Values of a byte's two codes, the lower four bits first."""
 _SCALES = np.append(MXFP4.scales.values, np.float32(np.nan))
-"""Powers of two by their code, and the one that is not a number."""
+"""Powers of two by scale code; the last code is NaN."""
 
 
 def mxfp4_values(blocks: NDArray[Any], scales: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the numbers that blocks of E2M1 codes and their scales stand for.
+    """Decode blocks of E2M1 codes and their scales.
 
     Parameters
     ----------
@@ -43,8 +43,6 @@ def mxfp4_values(blocks: NDArray[Any], scales: NDArray[Any]) -> NDArray[np.float
     if scales.dtype != np.uint8:
         raise ValueError(f"scales: expected uint8, got {scales.dtype}")
     values = _PAIRS[blocks].reshape(*scales.shape, MXFP4.group_size)
-    with np.errstate(
-        over="ignore"
-    ):  # what float32 does not hold is infinite, and found where it is used
+    with np.errstate(over="ignore"):  # overflow gives infinities, which users of the tensor find
         values *= _SCALES[scales][..., None]
     return values.reshape(*scales.shape[:-1], -1)

@@ -1,9 +1,9 @@
-"""Weights that models are published in, in few bits with scales, read as the bfloat16 they stand for.
+"""Weights of models published in few bits with scales, decoded to bfloat16.
 
-DeepSeek and others: FP8 (E4M3, Micikevicius et al. 2022, arXiv 2209.05433) with a factor for each block of
-a matrix, or for all of it (DeepSeek-AI 2024, arXiv 2412.19437, section 3.3; ``weight_scale_inv`` is what
-codes are multiplied by). GPT-OSS: MXFP4, blocks of 32 numbers with a power of two each (Open Compute
-Project 2023, Microscaling Formats 1.0, sections 5.3 and 6.3), in tensors of all experts
+DeepSeek and others: FP8 (E4M3, Micikevicius et al. 2022, arXiv 2209.05433) with a scale for each block of
+a matrix, or for the whole (DeepSeek-AI 2024, arXiv 2412.19437, section 3.3; ``weight_scale_inv`` multiplies
+the codes). GPT-OSS: MXFP4, blocks of 32 numbers with a power-of-two scale each (Open Compute Project 2023,
+Microscaling Formats 1.0, sections 5.3 and 6.3), in tensors of all experts
 (`numbacalib.models.fused_experts`).
 """
 
@@ -27,20 +27,20 @@ with extra("models"):
 __all__ = ["DTYPE", "PackedSource", "packed_source"]
 
 DTYPE = np.dtype(ml_dtypes.bfloat16)
-"""Packed weights are read as this: the dtype that their models were trained in."""
+"""Dtype of decoded weights: the one in which these models were trained."""
 
 Shape = tuple[int, ...]
 
 
 class PackedSource(abc.ABC):
-    """One way in which a file holds weights.
+    """One packed format of weights in files.
 
     Attributes
     ----------
     codes, scales : str
-        How the names of a weight's two tensors end, after its layer's name.
+        Suffixes of the names of a weight's two tensors, after its layer's name.
     others : tuple of str
-        Endings of tensors that say nothing about weights.
+        Suffixes of tensors that do not concern weights.
     """
 
     codes: str
@@ -49,7 +49,7 @@ class PackedSource(abc.ABC):
 
     @abc.abstractmethod
     def packs(self, entry: TensorEntry) -> bool:
-        """Return whether a tensor of the name of codes holds them: others may be as they are."""
+        """Return whether a tensor with the suffix of codes is packed: some layers are not."""
 
     @abc.abstractmethod
     def shape(self, codes: Shape, scales: Shape) -> Shape:
@@ -58,19 +58,19 @@ class PackedSource(abc.ABC):
         Raises
         ------
         ValueError
-            If codes and scales do not go together.
+            If the shapes of codes and scales do not match.
         """
 
     @abc.abstractmethod
     def decode(self, codes: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:
-        """Return the weight, of `DTYPE`."""
+        """Return the weight in `DTYPE`."""
 
 
 _FLOAT8 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
 
 class BlockFloat8(PackedSource):
-    """E4M3 with a factor for each block of so many rows and columns; one for all without."""
+    """E4M3 with a scale for each block of rows and columns, or one for the whole matrix."""
 
     codes, scales = "weight", "weight_scale_inv"
     others = ("activation_scale", "input_scale")
@@ -103,7 +103,7 @@ class BlockFloat8(PackedSource):
 
 
 class BlocksOfFloat4(PackedSource):
-    """MXFP4: 16 bytes of E2M1 codes and the exponent of their scale."""
+    """MXFP4: blocks of 16 bytes of E2M1 codes and the exponent of their scale."""
 
     codes, scales = "weight_blocks", "weight_scales"
 
@@ -121,12 +121,12 @@ class BlocksOfFloat4(PackedSource):
 
 
 def packed_source(config: Mapping[str, Any]) -> PackedSource | None:
-    """Find how the weights of a ``config.json`` are packed; None where they are not, or as an output is.
+    """Return the packed format of a ``config.json``; None if there is none, or it is an output format.
 
     Raises
     ------
     ValueError
-        One line that names the key that is not understood.
+        One line that names the unsupported key.
     """
     fields = Fields(config).object("quantization_config", None)
     if fields is None or "quant_method" not in fields:

@@ -1,7 +1,7 @@
 """Arrays of all tokens of a text, such as the residual stream, in parts of whole sequences.
 
-They stay where the model runs. What a device has no room for lies in pinned host memory instead, and comes
-to the device part by part: the next one while it works on one, and back while it works on the next.
+They stay where the model runs. Arrays that do not fit on a device are in pinned host memory instead, and
+are streamed part by part: while the device works on one part, the next is loaded and the last stored.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["Parts", "StreamedParts"]
 
 
 class Parts:
-    """Arrays ``[S, T, K]`` where the model runs: iterating is for reading them.
+    """Arrays ``[S, T, K]`` where the model runs; iterate to read them.
 
     Attributes
     ----------
     stay : bool
-        False where the arrays come for a time only.
+        False if the arrays are on the device only while they are iterated over.
     """
 
     stay = True
@@ -39,7 +39,7 @@ class Parts:
         return iter(self._arrays)
 
     def changed(self) -> Iterator[Any]:
-        """Go through them to change each in place, before the next is asked for."""
+        """Iterate to change each array in place, before the next one is requested."""
         return iter(self._arrays)
 
     def append(self, array: Any) -> None:
@@ -47,7 +47,7 @@ class Parts:
         self._arrays.append(array)
 
     def first(self, tokens: int) -> Parts:
-        """Return the first parts, in the same memory: as many as it takes for so many tokens."""
+        """Return the first parts that have at least so many tokens, in the same memory."""
         return Parts(self._first(tokens))
 
     def _first(self, tokens: int) -> Iterator[Any]:
@@ -62,7 +62,7 @@ class Parts:
         return Parts(map(copied, self._arrays))
 
     def others(self) -> Parts:
-        """Return no parts, for other arrays of the same tokens."""
+        """Return an empty collection of the same kind, for other arrays of the same tokens."""
         return Parts()
 
     @property
@@ -72,10 +72,10 @@ class Parts:
 
 
 class StreamedParts(Parts):
-    """Arrays ``[S, T, K]`` in pinned memory, which come to a device one after the other.
+    """Arrays ``[S, T, K]`` in pinned memory, streamed to a device one after another.
 
-    At most four are there at a time: the next, the present, the last on its way back, and what the caller
-    still has.
+    At most four are on the device: the next, the current, the last on its way back, and one that the caller
+    may still hold.
 
     Parameters
     ----------
@@ -111,17 +111,17 @@ class StreamedParts(Parts):
                 coming = None if following is None else transfers.load(following)
                 yield here
                 if back:
-                    transfers.returned()  # what left before, whose memory may be taken from now on
+                    transfers.returned()  # after the last store, its memory may be reused
                     transfers.store(here, host)
                     leaving = here
                 host = following
-        finally:  # what is under way ends before its memory is taken
+        finally:  # transfers must end before their memory is reused
             transfers.arrive()
             transfers.returned()
             del coming, leaving
 
     def append(self, array: Any) -> None:
-        """Add a part, which is copied to pinned memory."""
+        """Add a part, copied to pinned memory."""
         with arrays_of_one_device(array=array) as (given,):
             host = self._staged(given.shape, given.dtype)
             transfers = self._place.transfers()
@@ -134,7 +134,7 @@ class StreamedParts(Parts):
         return StreamedParts(self._place, self._first(tokens))
 
     def copied(self) -> StreamedParts:
-        """Return copies, in pinned memory too."""
+        """Return copies in pinned memory."""
         self._place.transfers().settle()
         twins = [self._staged(array.shape, array.dtype) for array in self._arrays]
         for twin, array in zip(twins, self._arrays, strict=True):

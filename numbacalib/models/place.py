@@ -1,4 +1,4 @@
-"""Places of a model's arrays: the host, or a CUDA device."""
+"""Places for a model's arrays: the host, or a CUDA device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """Arrays of a model are put here, and the model runs here.
+    """The host or a device, which holds a model's arrays and runs it.
 
     Attributes
     ----------
@@ -31,9 +31,9 @@ class Place:
     batch_tokens : int
         Tokens that go through a layer together: enough for full-speed products, bounded in memory.
     score_rows : int
-        Tokens whose scores over a part of the vocabulary are held together.
+        Tokens whose logits over a tile of the vocabulary are held together.
     held_bytes : int
-        Activations of a layer's inputs that are held rather than computed twice.
+        Limit of a layer's input activations that are held instead of computed twice.
     """
 
     name: str
@@ -42,9 +42,9 @@ class Place:
     held_bytes: int
 
     def put(self, array: NDArray[Any], dtype: Any = None) -> Any:
-        """Copy a host array here, C-contiguous, rounded to another float dtype where one is given.
+        """Copy a host array here, C-contiguous, rounded to another float dtype if one is given.
 
-        On the host what needs no change comes back as it is.
+        On the host an array that needs no change is returned itself.
         """
         if self.name == "cpu":
             return np.ascontiguousarray(array, dtype)
@@ -54,21 +54,21 @@ class Place:
         return there if dtype is None else cast(there, dtype)
 
     def staging(self, size: int) -> NDArray[np.uint8]:
-        """Return so many bytes of host memory from which copies come here fastest.
+        """Return so many bytes of host memory from which copies to this place are fastest.
 
-        From a device's a copy goes on while the host does: what is put from there must stay as it is until
-        the device was waited for.
+        For a device it is pinned, and copies from it are asynchronous: their source must not change until
+        the device has been synchronized.
         """
         from numbacalib.runtime import device
 
         return device.pinned(size)
 
     def transfers(self) -> Transfers:
-        """Return the copies between pinned memory and this device that go on beside its work."""
+        """Return the asynchronous transfers between pinned memory and this device."""
         return _transfers(self.name)
 
     def give_back(self) -> None:
-        """Give back to the system, or a device's driver, what is kept of memory that was freed."""
+        """Return cached free memory to the system, or to a device's driver."""
         if self.name == "cpu":
             host_memory.give_back()
         else:
@@ -85,7 +85,7 @@ class Place:
         return device.zeros(shape, np.float32)
 
     def free_bytes(self) -> int | None:
-        """Memory that is free here, for all that a process may have; None where the system does not say."""
+        """Free memory here, within the process's limits; None if the system does not tell."""
         if self.name != "cpu":
             from numbacalib.runtime import device
 
@@ -94,7 +94,7 @@ class Place:
         return min((limit for limit in limits if limit is not None), default=None)
 
     def taken_bytes(self) -> int:
-        """Bytes of the device that the pool of memory has taken, which keeps them; 0 on the host."""
+        """Bytes of the device that the memory pool holds; 0 on the host."""
         if self.name == "cpu":
             return 0
         from numbacalib.runtime import device
@@ -102,9 +102,9 @@ class Place:
         return device.taken_bytes()
 
     def product_dtype(self, stored: np.dtype) -> np.dtype:
-        """Return the dtype of products of a weight that is stored so; their sums are float32.
+        """Return the dtype of products for weights stored in a dtype; their sums are float32.
 
-        The host's BLAS has no 16-bit floats; a device's tensor cores take them as they are.
+        The host computes 16-bit weights in float32; a device's tensor cores take them directly.
         """
         if self.name == "cpu" or stored == np.float64:
             return np.dtype(np.float32)
@@ -112,7 +112,7 @@ class Place:
 
 
 def _available() -> int | None:
-    """Return what Linux could give to a process without swapping."""
+    """Return the memory that Linux can give to a process without swapping; None elsewhere."""
     with suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -121,7 +121,7 @@ def _available() -> int | None:
 
 
 def _left_of_group() -> int | None:
-    """Return what a container's limit leaves, by cgroup v2."""
+    """Return the memory left within a container's limit (cgroup v2); None without one."""
     group = Path("/sys/fs/cgroup")
     with suppress(OSError, ValueError):  # a limit may be "max"
         limit = int((group / "memory.max").read_text())
@@ -134,7 +134,7 @@ HOST = Place("cpu", batch_tokens=4096, score_rows=256, held_bytes=1 << 30)
 
 @functools.cache
 def _transfers(name: str) -> Transfers:
-    """Return the copies of a device, the current one."""
+    """Return the transfers of the current device, one object for each name."""
     from numbacalib.runtime import device
 
     del name
@@ -142,7 +142,7 @@ def _transfers(name: str) -> Transfers:
 
 
 def open_place(device: str = "auto") -> Place:
-    """Return the place that a name stands for, and make it the current device.
+    """Return the place of this name, and make it the current device.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def open_place(device: str = "auto") -> Place:
     Raises
     ------
     ValueError
-        If it is none of these, there is no such device, or its driver is too old.
+        If the name is none of these, there is no such device, or its driver is too old.
     ModuleNotFoundError
         If the extra `cuda` is not installed.
 
@@ -203,14 +203,14 @@ def _missing_packages() -> list[str]:
 
 
 def _device_count() -> int:
-    """CUDA devices that the driver has; none without a driver that can be used."""
+    """Return the number of CUDA devices; 0 without a usable driver."""
     from numbacalib.runtime.device import cuda
 
     return len(cuda.gpus) if cuda.is_available() else 0
 
 
 def _driver_fault() -> str | None:
-    """Say which driver is needed, and which there is, where it is too old for the packages; else None."""
+    """Name the needed and the found driver if the latter is too old for the packages; else None."""
     from numbacalib.runtime import device
 
     version, least = device.driver_versions()

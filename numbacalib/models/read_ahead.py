@@ -1,4 +1,4 @@
-"""Tensors that will be needed next, read by a thread while a device works."""
+"""Prefetching of the next tensors by a thread while a device works."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ __all__ = ["ReadAhead"]
 
 
 class ReadAhead:
-    """Reads tensors by name: at once, or ahead of their use where there is a device to read for.
+    """Reader of tensors by name: immediately, or ahead of use for a device.
 
-    What is read ahead lies in memory from which a device copies fastest; it is one block's, and used
-    again, so that a tensor must be on the device before more is read ahead. The host reads nothing ahead:
-    its threads have work.
+    Tensors read ahead lie in pinned buffers, which hold one block and are reused: a tensor must be on the
+    device before the next block is read ahead. For the host nothing is read ahead: its threads are busy.
 
     Parameters
     ----------
     read : callable
         From a tensor's name to its values.
     place : Place
-        Where they will be put.
+        The place that the values are for.
     """
 
     def __init__(self, read: Callable[[str], NDArray[Any]], place: Place) -> None:
@@ -37,7 +36,7 @@ class ReadAhead:
         self._thread: ThreadPoolExecutor | None = None
 
     def start(self, names: Iterable[str]) -> None:
-        """Begin to read tensors, in their order; what was begun before and not asked for is dropped."""
+        """Begin to read tensors in order; earlier reads that were not used are dropped."""
         if self._place.name == "cpu":
             return
         self._thread = self._thread or ThreadPoolExecutor(1, "read-ahead")
@@ -49,12 +48,12 @@ class ReadAhead:
         }
 
     def __call__(self, name: str) -> NDArray[Any]:
-        """Return a tensor, or raise what reading it raised."""
+        """Return a tensor, or raise the error of its read."""
         future = self._pending.pop(name, None)
         return self._read(name) if future is None else future.result()
 
     def _staged(self, name: str, number: int) -> NDArray[Any]:
-        """Read a tensor into the buffer of a number."""
+        """Read a tensor into the buffer of this number."""
         tensor = self._read(name)
         buffer = self._buffers.get(number)
         if buffer is None or len(buffer) < tensor.nbytes:

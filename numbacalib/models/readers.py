@@ -1,4 +1,4 @@
-"""The readers of checkpoints, one of which opens a path."""
+"""Choice of the checkpoint reader for a path."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     ----------
     path : str or Path
         A directory with ``config.json`` and ``model.safetensors`` or its index, a GGUF file of any name,
-        or where there is neither an id of the Hugging Face hub, ``owner/name`` or ``owner/name@revision``.
+        or, if neither exists, an id on the Hugging Face hub, ``owner/name`` or ``owner/name@revision``.
 
     Returns
     -------
@@ -31,7 +31,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     FileNotFoundError
         If there is nothing at ``path``.
     ValueError
-        If it is neither of the two, damaged or cut short, or of an architecture that is not
+        If it is neither of the two, is damaged or truncated, or has an architecture that is not
         supported. The message is one line that names the file.
 
     Examples
@@ -58,7 +58,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     checkpoint = GGUFCheckpoint(path)
     checkpoint.files = files
     try:
-        # An unsupported architecture is an error now, not later.
+        # tensors that the configuration does not describe are an error now, not later
         check_names(checkpoint.config, checkpoint.names())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -1,6 +1,6 @@
-"""The linear layers of a block by role: their names, their rows, and the length of what they read.
+"""The linear layers of a block by role: their names, rows and columns.
 
-Roles are those of `numbacalib.models.description`. Experts are apart (`layer_tensors.expert_parts`).
+Roles are those of `numbacalib.models.description`; for experts see `layer_tensors.expert_parts`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LAYER_INPUT = ("layer_gate", "layer_output")
 
 
 def names_by_role(config: ModelConfig, index: int) -> dict[str, str]:
-    """Name the linear layer of each role in a block, without experts; several roles may share a layer."""
+    """Name the linear layer of each role in a block, without experts; roles may share a layer."""
     architecture = config.architecture
     linears = dict(architecture.linears)
     direct = linears.pop("direct_query", "")
@@ -56,7 +56,7 @@ def names_by_role(config: ModelConfig, index: int) -> dict[str, str]:
 
 
 def rows_by_role(config: ModelConfig, index: int) -> dict[str, int]:
-    """Rows of the layers, or of the parts of layers, that have a role."""
+    """Return the rows of each role's layer, or part of a layer."""
     kv_heads, size = config.heads_of(index)
     queries, keys = config.queries_of(index) * size, kv_heads * size
     rows = {
@@ -81,7 +81,7 @@ def rows_by_role(config: ModelConfig, index: int) -> dict[str, int]:
 
 
 def columns_by_role(config: ModelConfig, index: int) -> dict[str, int]:
-    """Length of what layers of a role read, where it is not a token's state."""
+    """Return the input length of each role's layer, where it is not `hidden_size`."""
     output = config.queries_of(index) * config.heads_of(index)[1]
     columns = {"down": _mlp_width(config, index), "output": output}
     columns["layer_output"] = config.layer_input_size

@@ -33,7 +33,7 @@ def _linear(rope: Rope, _length: int) -> Frequencies:
 
 
 def _dynamic(rope: Rope, length: int) -> Frequencies:
-    """NTK-aware base that grows with the sequence (Peng et al. 2023, arXiv:2309.00071, app. A)."""
+    """NTK-aware base that grows with the sequence length (Peng et al. 2023, arXiv:2309.00071, app. A)."""
     dim, factor = rope.dim, rope.scaling["factor"]
     stretch = max(length, rope.max_position_embeddings) / rope.max_position_embeddings
     theta = rope.theta * (factor * stretch - (factor - 1)) ** (dim / (dim - 2))
@@ -47,7 +47,7 @@ def _yarn(rope: Rope, _length: int) -> Frequencies:
     original = given["original_max_position_embeddings"]
 
     def dimension_of(rotations: float) -> float:
-        """The pair that turns so many times within the original context."""
+        """Return the index of the pair with so many rotations within the original context."""
         log_ratio = math.log(original / (rotations * 2 * math.pi))
         return dim * log_ratio / (2 * math.log(rope.theta))
 
@@ -73,19 +73,19 @@ def _yarn_attention(rope: Rope, factor: float) -> float:
 
 
 def _llama3(rope: Rope, _length: int) -> Frequencies:
-    """Llama 3.1: long wavelengths are interpolated, short ones kept, a smooth step between."""
+    """Llama 3.1: long wavelengths are interpolated, short ones kept, with a smooth transition."""
     factor = rope.scaling["factor"]
     original = rope.scaling["original_max_position_embeddings"]
     low, high = rope.scaling["low_freq_factor"], rope.scaling["high_freq_factor"]
     powers = _powers(rope.dim, rope.theta)
     turns = original * powers / (2 * math.pi)
-    # one step where there is nothing between the bounds, as Llama 4's files have it
+    # a hard step if the bounds are equal, as in Llama 4's files
     kept = np.clip((turns - low) / (high - low), 0, 1) if high > low else turns > low
     return powers * (kept + (1 - kept) / factor), 1.0
 
 
 def _longrope(rope: Rope, length: int) -> Frequencies:
-    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): a factor for each dimension."""
+    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): a factor for each pair of dimensions."""
     given = rope.scaling
     original = given["original_max_position_embeddings"]
     key = "long_factor" if length > original else "short_factor"
@@ -98,14 +98,14 @@ def _longrope(rope: Rope, length: int) -> Frequencies:
 
 
 def _proportional(rope: Rope, _length: int) -> Frequencies:
-    """Gemma 4: the fastest pairs turn, and the others do not."""
+    """Gemma 4: only the pairs of highest frequency are rotated."""
     count = int(rope.scaling.get("partial_rotary_factor", 1.0) * rope.dim // 2)
     powers = _powers(rope.dim, rope.theta) / rope.scaling.get("factor", 1.0)
     return np.where(np.arange(rope.dim // 2) < count, powers, 0.0), 1.0
 
 
 def _none(rope: Rope, _length: int) -> Frequencies:
-    """Nothing turns; queries may grow."""
+    """No rotation, for queries that only grow."""
     return np.zeros(rope.dim // 2), 1.0
 
 
@@ -128,19 +128,19 @@ def inverse_frequencies(rope: Rope, length: int) -> Frequencies:
     -------
     frequencies : float64 ``[dim / 2]``, radians per position
     attention_scaling : float
-        By which cosine and sine are multiplied.
+        Factor of cosine and sine.
     """
     return _FREQUENCIES[rope.scaling["rope_type"]](rope, length)
 
 
 class RotaryEmbedding:
-    """Cosines and sines by which queries and keys are turned.
+    """Cosines and sines that rotate queries and keys.
 
     Parameters
     ----------
     rope : Rope
     place : Place
-        Where the tables are.
+        Place of the tables.
     """
 
     def __init__(self, rope: Rope, place: Place = HOST) -> None:
@@ -153,18 +153,18 @@ class RotaryEmbedding:
     def tables(self, length: int) -> tuple[Any, Any]:
         """Cosine and sine at positions ``0 .. length - 1``, float32 ``[length, dim / 2]``.
 
-        The last length's tables are kept: all blocks ask for the same.
+        The tables of the last length are kept, since all blocks use the same.
         """
         self._make(length)
         return self._tables
 
     def query_tables(self, length: int) -> tuple[Any, Any]:
-        """Return the tables of queries, which are those of keys unless queries grow."""
+        """Return the tables of queries, the same as those of keys unless queries grow."""
         self._make(length)
         return self._query_tables
 
     def still(self, dim: int) -> RotaryEmbedding | None:
-        """Return what lets `dim` dimensions grow that do not turn, as queries do; None where they stay."""
+        """Return tables that scale `dim` unrotated dimensions of growing queries; None without growth."""
         if self._rope.growth is None:
             return None
         own = self._rope._replace(scaling={"rope_type": "none"}, dim=dim)

@@ -1,8 +1,7 @@
 """The rotary embedding's parameters, read from a configuration and checked.
 
-transformers 5 keeps them in ``rope_parameters``; before that there were ``rope_theta`` and
-``rope_scaling``. Which one counts, and which parameters a type has, is as in transformers 5.24
-(``modeling_rope_utils.py``).
+transformers 5 stores them in ``rope_parameters``, earlier versions in ``rope_theta`` and ``rope_scaling``.
+Precedence and the parameters of each type follow transformers 5.24 (``modeling_rope_utils.py``).
 """
 
 from __future__ import annotations
@@ -20,28 +19,28 @@ __all__ += ["yarn_magnitude"]
 _DEFAULT_THETA = 10000.0
 _SHARE = "partial_rotary_factor"
 Turning = tuple[float, dict[str, Any], int]
-"""Base of a rotary embedding, its scaling, and how many dimensions turn."""
+"""Base of a rotary embedding, its scaling, and the number of rotated dimensions."""
 _THETA = (1.0001, 1e15)
 
 
 class Words(NamedTuple):
-    """Synonyms and keys of the rotary embedding that only an architecture's own files have."""
+    """Synonyms and keys of the rotary embedding that are specific to an architecture's files."""
 
     synonyms: Mapping[str, str] = MappingProxyType({})
-    """Types of scaling that stand for others."""
+    """Alternative names of scaling types, and the types they replace."""
     others: Sequence[str] = ()
-    """Keys that somebody else reads, or that change nothing."""
+    """Keys that are read elsewhere, or have no effect."""
     theta: str = "rope_theta"
-    """Name of the base in files of older versions, beside the scaling."""
+    """Top-level name of the base in files of older versions."""
     share: str = "partial_rotary_factor"
-    """Name of the part of a head that turns there."""
+    """Top-level name of the rotated share of a head there."""
 
 
 NO_WORDS = Words()
 
 
 def yarn_magnitude(factor: float, weight: float = 1.0) -> float:
-    """By what YaRN multiplies numbers of a head (arXiv 2309.00071, equation 22), with DeepSeek's weight."""
+    """YaRN's scale of queries and keys (arXiv 2309.00071, equation 22), with DeepSeek's weight."""
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
@@ -51,7 +50,7 @@ class _Type(NamedTuple):
     required: Sequence[str] = ()
     optional: Sequence[str] = ()
     original: bool = False
-    """True where it counts from the context length before the scaling."""
+    """True if it depends on the context length before scaling."""
 
 
 ROPE_TYPES = {
@@ -66,12 +65,12 @@ ROPE_TYPES = {
     "llama3": _Type(("factor", "low_freq_factor", "high_freq_factor"), original=True),
     "longrope": _Type((), ("factor", "attention_factor"), original=True),
 }
-"""Scaling variants by the name that configuration files give them."""
+"""Scaling types by their names in configuration files."""
 _BY_KIND = {
     **ROPE_TYPES,
     "proportional": _Type((), ("factor", "partial_rotary_factor")),
 }
-"""The same, and what only layers without windows have, where those with windows have another."""
+"""The same, and types of models in which layers with windows have their own rotary embedding."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "factor": (1, 1e6),
@@ -96,10 +95,10 @@ def read_rope(
     original: int | None = None,
     words: Words = NO_WORDS,
 ) -> tuple[float, dict[str, Any], int]:
-    """Base of the rotary frequencies, the scaling's parameters with ``rope_type``, and what turns.
+    """Read the base of the rotary frequencies, the scaling with ``rope_type``, and the rotated dimensions.
 
-    ``rope_scaling`` counts before ``rope_parameters``; a ``rope_theta`` in what counts before one
-    beside it; ``original_max_position_embeddings`` beside before one within.
+    ``rope_scaling`` overrides ``rope_parameters``; a ``rope_theta`` inside it overrides the top-level one;
+    a top-level ``original_max_position_embeddings`` overrides the one inside.
 
     Parameters
     ----------
@@ -108,20 +107,19 @@ def read_rope(
     head_dim, max_positions : int
         Dimensions of a head, and the longest sequence.
     theta : float, optional
-        The base where a file says none; 10000 by default.
+        Default base; 10000 if not given.
     share : float, optional
-        The part of a head that turns where a file says none; None where all of it does, always.
+        Default rotated share of a head; None if whole heads are always rotated.
     original : int, optional
-        The context length before the scaling where a file says none, `max_positions` by default.
+        Default context length before scaling; `max_positions` if not given.
     words : Words, optional
-        What the architecture's own files say.
+        Names in the architecture's own files.
 
     Raises
     ------
     ValueError
         For a type that is not in `ROPE_TYPES`, and for a parameter that is missing, of the wrong
-        type, out of its range, or not one of its type's; sets of parameters for each type of layer
-        are not.
+        type, out of range, or unknown for its type, such as sets of parameters by type of layer.
     """
     scaling, parameters = (
         config.object(key, None) or Fields({}, key) for key in ("rope_scaling", "rope_parameters")
@@ -145,23 +143,22 @@ def read_ropes(
     local_theta: float,
     shares: tuple[float, float] | None = None,
 ) -> tuple[Turning, Turning]:
-    """Base, scaling and dimensions that turn of the layers without windows, and those of the layers with.
+    """Read base, scaling and rotated dimensions of layers without windows, and of layers with windows.
 
-    They stand in ``rope_parameters`` by type of layer. Files of transformers 4 have ``rope_theta`` and
-    ``rope_scaling`` for the former, which count where ``rope_parameters`` has nothing of their name, and
-    `local_key` for the base of the latter.
+    They are in ``rope_parameters`` by type of layer. In files of transformers 4 ``rope_theta`` and
+    `local_key` are default bases without and with windows, and ``rope_scaling`` overrides the former's.
 
     Parameters
     ----------
     config : Fields
         The whole configuration.
     dim, max_positions : int
-        Dimensions of a head that turn, and the longest sequence.
+        Dimensions of a head, and the longest sequence.
     theta, local_theta : float
-        The bases where a file says none.
+        Default bases.
     local_key : str
     shares : (float, float), optional
-        The parts of a head that turn where a file says none; None where all of it does, always.
+        Default rotated shares of a head; None if whole heads are always rotated.
 
     Raises
     ------
@@ -197,8 +194,8 @@ def _read_scaling(
     words: Words = NO_WORDS,
     types: Mapping[str, _Type] = ROPE_TYPES,
 ) -> dict[str, Any]:
-    """The parameters of one scaling with ``rope_type``, once nothing else is left in its object."""
-    # Files of 2023 say "type"; some say both, and then it does not count.
+    """Read the parameters of one scaling with ``rope_type``, and refuse other keys in its object."""
+    # files of 2023 have "type"; if a file has both, rope_type is used
     key, known = "rope_type" if "rope_type" in rope else "type", (*types, *words.synonyms)
     kind = rope.choice(key, known, "default")
     kind = words.synonyms.get(kind, kind)
@@ -218,12 +215,12 @@ def _read_scaling(
 
 
 def _by_either_name(config: Fields, names: tuple[str, str], low: float, high: float) -> Any:
-    """Read what a file says under one name or the other; None where it does not.
+    """Read a number under either name; None if the file has neither.
 
     Raises
     ------
     ValueError
-        If it says two things.
+        If the two differ.
     """
     given = {name: config.number(name, low, high) for name in names if name in config}
     if len(set(given.values())) > 1:
@@ -234,7 +231,7 @@ def _by_either_name(config: Fields, names: tuple[str, str], low: float, high: fl
 def _rotary_dim(
     config: Fields, rope: Fields, head_dim: int, share: float | None, words: Words
 ) -> int:
-    """Dimensions of a head that turn; what is within the rope's object counts before what is beside."""
+    """Read the rotated dimensions of a head; a share inside the rope's object overrides a top-level one."""
     if share is None:
         for fields in (config, rope):
             fields.choice(_SHARE, (1, 1.0), None)
@@ -246,7 +243,7 @@ def _rotary_dim(
 
 
 def _even(fields: Fields, head_dim: int, share: float) -> int:
-    """Dimensions of a part of a head, pairs of which turn."""
+    """Return the dimensions of a share of a head, checked to be even, as pairs are rotated."""
     dim = int(head_dim * share)
     if dim % 2 or not dim:
         expected = f"an even number of the {head_dim} dimensions of a head, not {dim}"
@@ -259,8 +256,8 @@ def _theta(config: Fields, rope: Fields, parameters: Fields, default: float, wor
     if "rope_theta" in rope:
         return float(rope.number("rope_theta", *_THETA))
     if beside is None and "rope_theta" in parameters:
-        # transformers would take its default here, which cannot be what was meant.
-        raise rope.error("rope_theta", "it here or beside, as rope_parameters does not count then")
+        # transformers would use its default here, which cannot be intended
+        raise rope.error("rope_theta", "it here or at top level, as rope_parameters is not used")
     return default if beside is None else float(beside)
 
 
@@ -272,12 +269,12 @@ def _original(config: Fields, rope: Fields, max_positions: int) -> int:
 
 
 def _check_type(kind: str, rope: Fields, result: dict[str, Any], dim: int) -> None:
-    """Read and check what only one type has."""
+    """Read and check parameters that are specific to one type."""
     if kind == "yarn":
         if "truncate" in rope:
             result["truncate"] = rope.flag("truncate")
     elif kind == "dynamic" and dim < 4:
-        raise rope.error("rope_type", "another one where head_dim is 2")
+        raise rope.error("rope_type", "another type if head_dim is 2")
     elif kind == "llama3" and result["low_freq_factor"] > result["high_freq_factor"]:
         raise rope.error(
             "high_freq_factor", f"low_freq_factor {result['low_freq_factor']:g} at least"

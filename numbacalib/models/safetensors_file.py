@@ -1,11 +1,11 @@
-"""Safetensors files: their types, and a reader that checks all of a header before it reads data.
+"""Safetensors files: their types, and a reader that checks the whole header before it reads data.
 
-A file is 8 bytes with the header's length, the header (JSON), the data; offsets count from the
+A file is 8 bytes with the header's length, the header (JSON) and the data; offsets count from the
 data's start, and tensors follow each other without gaps.
 https://huggingface.co/docs/safetensors/index#format
 
-Our own reader instead of the library's, which maps the file (a file cut while it is open kills the
-process), has no NumPy form of types narrower than a byte, and takes the last of two equal names.
+The library's reader is not used: it maps the file (truncating a mapped file kills the process), has no
+NumPy dtype for types narrower than a byte, and takes the last of two equal names.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MOST_VALUES = 1 << 48
 
 
 class StoredType(NamedTuple):
-    """Width of an element, and its NumPy type; None where elements share bytes."""
+    """Width of an element, and its NumPy dtype; None if elements share bytes."""
 
     bits: int
     dtype: np.dtype[Any] | None
@@ -69,13 +69,13 @@ STORED_TYPES = {
     "U8": _whole(np.uint8),
     "BOOL": _whole(np.bool_),
 }
-"""Every type of the format (safetensors 0.8), by its name there."""
+"""Every type of the format (safetensors 0.8), by its name in files."""
 
 _NAMES = {kind.dtype: name for name, kind in STORED_TYPES.items() if kind.dtype is not None}
 
 
 class StoredTensor(NamedTuple):
-    """A tensor as a safetensors file holds it, of any of `STORED_TYPES`."""
+    """A tensor as stored in a safetensors file, of any of `STORED_TYPES`."""
 
     dtype_name: str
     shape: tuple[int, ...]
@@ -84,7 +84,7 @@ class StoredTensor(NamedTuple):
 
     @classmethod
     def of(cls, tensor: NDArray[Any]) -> StoredTensor:
-        """View an array so; one that is not contiguous is copied.
+        """View an array as a stored tensor; one that is not contiguous is copied.
 
         Raises
         ------
@@ -97,31 +97,31 @@ class StoredTensor(NamedTuple):
         return cls(name, tensor.shape, tensor.ravel().view(np.uint8))
 
     def array(self) -> NDArray[Any] | None:
-        """View it as an array; None where NumPy has no such type."""
+        """View it as an array; None if NumPy has no such dtype."""
         dtype = STORED_TYPES[self.dtype_name].dtype
         return None if dtype is None else self.data.view(dtype).reshape(self.shape)
 
 
 class TensorEntry(NamedTuple):
-    """Place of a tensor in its file."""
+    """Location of a tensor in its file."""
 
     file: Path
     dtype_name: str
     shape: tuple[int, ...]
     begin: int
-    """Byte in the file."""
+    """First byte in the file."""
     length: int
-    """Bytes."""
+    """Length in bytes."""
 
 
 def read_header(files: InputFiles, file: Path) -> dict[str, TensorEntry]:
-    """Read where the tensors of a file lie, by name.
+    """Read the locations of a file's tensors, by name.
 
     Raises
     ------
     ValueError
-        One line that names the file: if it is no regular file, truncated, or if any of its header is
-        damaged, including spans that overlap or leave gaps, and names that come twice.
+        One line that names the file: if it is not a regular file, is truncated, or has a damaged header,
+        including spans that overlap or leave gaps, and duplicate names.
     """
     size = files.watch(file)
     if size < 8:

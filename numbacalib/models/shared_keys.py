@@ -1,4 +1,4 @@
-"""Attention to the keys and values of an earlier block, which lends them: both go along with the states."""
+"""Attention to keys and values that an earlier block lends: both travel in the residual stream."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["BorrowingAttention", "LendingAttention"]
 
 
 class _Lent(NamedTuple):
-    """Contexts, and what later blocks attend to."""
+    """Outputs of attention, and the keys and values for later blocks."""
 
     contexts: Array
     keys: Array
@@ -25,14 +25,14 @@ class _Lent(NamedTuple):
 
 
 class LendingAttention(Attention):
-    """Attention whose keys and values later blocks use, too."""
+    """Attention whose keys and values later blocks also attend to."""
 
     def __init__(self, weights: BlockWeights, index: int, rope: RotaryEmbedding | None) -> None:
         super().__init__(weights, index, rope)
         self._columns = lent_columns(self._config, index)
 
     def inner(self, x: Array) -> _Lent:
-        """Attend, and keep keys and values as they are attended to."""
+        """Attend, and keep the normalized and rotated keys and the values."""
         queries, keys, values, gates = self._turned(x)
         return _Lent(self._contexts(x, queries, keys, values, gates), keys, values)
 
@@ -40,7 +40,7 @@ class LendingAttention(Attention):
         return [inner.contexts]
 
     def add_output(self, hidden: Array, inner: _Lent) -> Array:
-        """Project the contexts, add that, and leave keys and values for later."""
+        """Project and add the outputs of attention, and store keys and values for later blocks."""
         for (begin, _), heads in zip(self._columns, inner[1:], strict=True):
             rows = cast(heads, np.float32).reshape(*hidden.shape[:-1], -1)
             put_columns(hidden, begin, rows)
@@ -48,7 +48,7 @@ class LendingAttention(Attention):
 
 
 class _Borrowed(NamedTuple):
-    """The inputs of a block's queries, and what these attend to."""
+    """Inputs of a block's queries, and the keys and values they attend to."""
 
     states: Array
     keys: Array
@@ -56,7 +56,7 @@ class _Borrowed(NamedTuple):
 
 
 class BorrowingAttention(Attention):
-    """Attention to the keys and values of the block that lends them."""
+    """Attention to the keys and values of an earlier block."""
 
     def __init__(self, weights: BlockWeights, index: int, rope: RotaryEmbedding | None) -> None:
         super().__init__(weights, index, rope)
@@ -65,7 +65,7 @@ class BorrowingAttention(Attention):
         self._columns = lent_columns(self._config, source)
 
     def input(self, hidden: Array) -> _Borrowed:
-        """Normalized states, and keys and values ``[S, T, heads, head_dim]``."""
+        """Return normalized states, and keys and values ``[S, T, heads, head_dim]``."""
         keys, values = (
             self._by_head(cast(column_range(hidden, *run), self._weights.dtype), self._size)
             for run in self._columns

@@ -1,4 +1,4 @@
-"""Configuration of layers that have a short convolution in the place of attention."""
+"""Configuration of layers with a short convolution in place of attention."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["ShortConvolution"]
 
 @dataclass(frozen=True)
 class ShortConvolution:
-    """A gated convolution over a few positions, each channel by itself (Liquid AI's LFM2).
+    """A gated depthwise convolution over a few positions (Liquid AI's LFM2).
 
     Attributes
     ----------
     layers : tuple of bool
-        Which blocks have it in the place of attention.
+        Blocks that have it in place of attention.
     taps : int
         Positions that it sums over.
     """

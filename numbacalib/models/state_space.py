@@ -1,4 +1,4 @@
-"""Configuration of layers of Mamba 2 in the place of attention."""
+"""Configuration of Mamba 2 layers in place of attention."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ __all__ = ["StateSpace"]
 
 @dataclass(frozen=True)
 class StateSpace:
-    """A memory that forgets and is never corrected (Dao and Gu (2024), arXiv 2405.21060).
+    """Mamba 2: a memory that decays and is written without correction (Dao and Gu 2024, arXiv 2405.21060).
 
     Attributes
     ----------
     layers : tuple of bool
-        Which blocks have it in the place of attention.
+        Blocks that have it in place of attention.
     heads, groups : int
-        Heads of values, and of keys and queries; the first is a multiple of the second.
+        Numbers of value heads, and of key and query heads; the first is a multiple of the second.
     head_dim, key_dim : int
-        Their lengths.
+        Lengths of these heads.
     taps : int
         Positions that the convolution of values, keys and queries sums over.
     convolution_bias : bool
@@ -34,15 +34,15 @@ class StateSpace:
 
     @property
     def values(self) -> int:
-        """Numbers of a token's values."""
+        """Length of a token's values over all heads."""
         return self.heads * self.head_dim
 
     @property
     def keys(self) -> int:
-        """Numbers of a token's keys, and of its queries."""
+        """Length of a token's keys, and of its queries, over all groups."""
         return self.groups * self.key_dim
 
     @property
     def rows(self) -> int:
-        """Rows of the layer that all of it comes from: gates, values, keys, queries and scores."""
+        """Rows of the input projection: gates, values, keys, queries and scores."""
         return 2 * (self.values + self.keys) + self.heads

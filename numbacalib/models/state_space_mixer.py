@@ -1,4 +1,4 @@
-"""A layer of Mamba 2 in the place of a block's attention."""
+"""A Mamba 2 layer in place of a block's attention."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["StateSpaceMixer"]
 
 
 class StateSpaceMixer(Mixer):
-    """Linear attention by a memory that forgets (`numbacalib.ops.delta_rule`, without rates).
+    """Linear attention by a decaying memory (`numbacalib.ops.delta_rule`, without rates).
 
-    Values, keys and queries pass a short convolution and a SiLU; what a head of values reads has a share of
-    its own value added, is multiplied by the SiLU of its gate and normalized.
+    Values, keys and queries pass a short convolution and a SiLU; the output of each value head gets a share
+    of its own value added, is multiplied by the SiLU of its gate, and is normalized.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class StateSpaceMixer(Mixer):
         self.width = space.values
 
     def inner(self, x: Array) -> Array:
-        """Write and read: ``[..., T, hidden_size]`` to ``[..., T, heads * head_dim]``."""
+        """Apply the recurrence: ``[..., T, hidden_size]`` to ``[..., T, heads * head_dim]``."""
         space, vectors, names = self._space, self._weights.vectors, self._names
         *_, length, _ = x.shape
         together = self._weights.project(self._parts["mixed"], x)
@@ -67,7 +67,7 @@ class StateSpaceMixer(Mixer):
         return self._normalized(activate(gates, "silu", found)).reshape(*x.shape[:-1], self.width)
 
     def _convolved(self, mixed: Array) -> list[Array]:
-        """Values ``[S, T, heads, head_dim]``, and keys and queries ``[S, T, groups, key_dim]``, float32."""
+        """Return values ``[S, T, heads, head_dim]``; keys, queries ``[S, T, groups, key_dim]``, float32."""
         space, vectors, name = self._space, self._weights.vectors, self._names.convolution
         taps = vectors[f"{name}.weight"].reshape(-1, space.taps)
         mixed = activate(causal_convolution(mixed, taps, vectors.get(f"{name}.bias")), "silu")
@@ -82,7 +82,7 @@ class StateSpaceMixer(Mixer):
         ]
 
     def _normalized(self, found: Array) -> Array:
-        """Each group's values, made to have a mean square of 1, times the norm's weight."""
+        """Normalize outputs by group (RMS), and multiply by the norm's weight."""
         size = self.width // self._space.groups
         ones = from_host(np.ones(size, np.float32), found)
         groups = found.reshape(*found.shape[:-1], self._space.groups, size)

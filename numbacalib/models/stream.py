@@ -1,8 +1,8 @@
-"""The residual stream's columns: a token's state, and after it what later blocks need beside it.
+"""The residual stream's columns: a token's state, then other values that later blocks need.
 
-Most decoders have states alone. Gemma 4's small ones add to each block a vector that comes from the token
-itself, and attend in the last blocks to keys and values of earlier ones: so a token's number goes along,
-and those keys and values, wherever states go.
+Most decoders have only states. Small Gemma 4 models add a per-layer embedding of the token in each block,
+and in their last blocks attend to keys and values of earlier ones: their stream also has the token's id and
+those keys and values.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ Run = tuple[int, int]
 
 
 def stream_size(config: ModelConfig) -> int:
-    """Return how many numbers of a token go from block to block."""
+    """Return the number of columns of the stream."""
     lent = sum(2 * _width(config, source) for source in config.lenders)
     return config.hidden_size + bool(config.layer_input_size) + lent
 
 
 def token_column(config: ModelConfig) -> Run:
-    """Return where a token's number is, in models of which each block adds something of it."""
+    """Return the column of the token's id, in models with per-layer embeddings."""
     return config.hidden_size, config.hidden_size + 1
 
 
 def lent_columns(config: ModelConfig, source: int) -> tuple[Run, Run]:
-    """Return where the keys are, and the values, that a block lends to later ones."""
+    """Return the columns of keys and of values that a block lends to later ones."""
     begin = config.hidden_size + bool(config.layer_input_size)
     begin += sum(2 * _width(config, other) for other in config.lenders if other < source)
     width = _width(config, source)
@@ -41,7 +41,7 @@ def lent_columns(config: ModelConfig, source: int) -> tuple[Run, Run]:
 
 
 def states_of(config: ModelConfig, hidden: Array) -> Array:
-    """Return the states of a stream ``[..., stream_size]``: itself where there is nothing else."""
+    """Return the states in a stream ``[..., stream_size]``: the stream itself if it has nothing else."""
     *_, width = hidden.shape
     size = config.hidden_size
     return hidden if width == size else column_range(hidden, 0, size)
@@ -49,7 +49,7 @@ def states_of(config: ModelConfig, hidden: Array) -> Array:
 
 @contextmanager
 def written_states(config: ModelConfig, hidden: Array) -> Iterator[Array]:
-    """Have the states of a stream, to change them in place."""
+    """Yield the states of a stream for changes in place, and write them back."""
     states = states_of(config, hidden)
     yield states
     if states is not hidden:

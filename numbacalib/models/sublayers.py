@@ -1,14 +1,14 @@
 """The halves of a decoder block: attention and MLP, each of which adds to the residual stream.
 
-Both are cut where the inputs of linear layers appear, so that a quantizer sees these and replaces weights
-before what follows runs:
+Both are split at the inputs of linear layers, so that a quantizer sees each input and replaces the weights
+before later layers run:
 
-- `input`: what comes from the residual stream, normalized: the input of its entry layers;
-- `inner`: from there to the inputs of its exit layers;
+- `input`: from the residual stream, normalized, to the input of the entry layers;
+- `inner`: from there to the inputs of the exit layers;
 - `add_output`: through the exit layers, into the residual stream.
 
-A sublayer may have several stages at either end, as experts have, or between, as latent attention has:
-`entries`, `middles` and `exits` give an array for each of `entry_stages`, `middle_stages` and
+A sublayer may have several stages at either end, or none, or some between, as latent attention has:
+`entries`, `middles` and `exits` return an array for each of `entry_stages`, `middle_stages` and
 `exit_stages`.
 """
 
@@ -54,9 +54,9 @@ class Sublayer(abc.ABC):
     entry_stages, middle_stages, exit_stages : tuple of tuple of str
         Linear layers that share an input, at either end and between.
     width : int
-        Numbers of a token that `inner` gives.
+        Length of a token's vector from `inner`.
     is_cheap : bool
-        Whether `inner` takes so little time that it may be computed twice instead of held.
+        Whether `inner` is fast enough to be computed twice instead of held.
     """
 
     entry_stages: tuple[Stage, ...]
@@ -77,51 +77,48 @@ class Sublayer(abc.ABC):
 
     @property
     def residual_factor(self) -> float | None:
-        """Factor of the exit layers' sums on their way into the residual stream.
-
-        None where a norm lies between.
-        """
+        """Factor of the exit layers' outputs in the residual stream; None if a norm follows them."""
         return None if self._output_norm else self._config.residual_scale
 
     def input(self, hidden: Array) -> Array:
-        """Normalized ``hidden`` ``[..., T, hidden_size]``, or as it is where there is no norm."""
+        """Normalize ``hidden`` ``[..., T, hidden_size]``, or only cast it if there is no norm."""
         states = states_of(self._config, hidden)
         if self._input_norm is None:
             return cast(states, self._weights.dtype)
         return self._weights.norm(self._input_norm, states)
 
     def entries(self, x: Array) -> list[Array]:
-        """The inputs of the entry stages, from what `input` gave."""
+        """Return the inputs of the entry stages, given the result of `input`."""
         return [x]
 
     def middles(self, x: Array) -> list[Array]:
-        """The inputs of the middle stages, from what `input` gave."""
+        """Return the inputs of the middle stages, given the result of `input`."""
         del x
         return []
 
     @abc.abstractmethod
     def inner(self, x: Array) -> Any:
-        """Compute what `exits` and `add_output` take from what `input` gave, ``[..., T, hidden_size]``."""
+        """Compute the argument of `exits` and `add_output` from the result of `input`."""
 
     def exits(self, inner: Any) -> list[Array]:
-        """The inputs of the exit stages."""
+        """Return the inputs of the exit stages, given the result of `inner`."""
         return [inner]
 
     @abc.abstractmethod
     def add_output(self, hidden: Array, inner: Any) -> Array:
-        """Add to ``hidden`` ``[..., T, hidden_size]`` in place, and return it."""
+        """Add the output to ``hidden`` ``[..., T, hidden_size]`` in place, and return it."""
 
     def forward(self, hidden: Array) -> Array:
-        """Run it on ``hidden``, in place, and return that."""
+        """Run the sublayer on ``hidden``, in place, and return it."""
         return self.add_output(hidden, self.inner(self.input(hidden)))
 
     def forward_parts(self, parts: Parts) -> None:
-        """Run it on each part of the tokens, in place."""
+        """Run the sublayer on each part of the tokens, in place."""
         for part in parts.changed():
             self.forward(part)
 
     def _add(self, hidden: Array, part: Any, x: Array) -> Array:
-        """Add a linear layer's sums, normalized and scaled as the architecture does."""
+        """Add a linear layer's outputs, with the architecture's norm and scale."""
         factor = self._config.residual_scale
         with written_states(self._config, hidden) as states:
             if self._output_norm is None and factor == 1:
@@ -134,7 +131,7 @@ class Sublayer(abc.ABC):
         return hidden
 
     def _scale_block(self, hidden: Array) -> None:
-        """Multiply the block's results by its number, where it has one; the last sublayer does so."""
+        """Multiply the block's output by its scalar, if any; called by the last sublayer."""
         scale = self._weights.vectors.get(self._config.architecture.block_scale)
         if scale is not None:
             with written_states(self._config, hidden) as states:
@@ -142,7 +139,7 @@ class Sublayer(abc.ABC):
 
 
 class Missing(Sublayer):
-    """In the place of a half that a block does not have: it adds nothing."""
+    """Stand-in for a half that a block does not have: it adds nothing."""
 
     role = "attention"
     entry_stages, exit_stages, width = (), (), 0
@@ -156,7 +153,7 @@ class Missing(Sublayer):
 
 
 class Mixer(Sublayer):
-    """Something else in the place of a block's attention, with a stage at either end."""
+    """Base of replacements of a block's attention, with one stage at either end."""
 
     role = "attention"
 
@@ -167,12 +164,12 @@ class Mixer(Sublayer):
         self.entry_stages, self.exit_stages = (entry,), (exit_,)
 
     def add_output(self, hidden: Array, inner: Array) -> Array:
-        """Project what `inner` gave, and add that."""
+        """Project the result of `inner`, and add it."""
         return self._add(hidden, self._parts["output"], inner)
 
 
 class Attention(Sublayer):
-    """Attention of each token to those before it in its sequence.
+    """Causal attention of each token to itself and those before it in its sequence.
 
     Parameters
     ----------
@@ -203,7 +200,7 @@ class Attention(Sublayer):
         return self._contexts(x, *self._turned(x))
 
     def _turned(self, x: Array) -> tuple[Array, Array, Array, Array | None]:
-        """Heads ``[S, T, heads, head_dim]``, normalized and turned, and the gates of outputs."""
+        """Compute heads ``[S, T, heads, head_dim]``, normalized and rotated, and the output gates."""
         config = self._config
         *_, length, _ = x.shape
         queries, keys, values, gates = self._heads(x)
@@ -222,7 +219,7 @@ class Attention(Sublayer):
     def _contexts(
         self, x: Array, queries: Array, keys: Array, values: Array, gates: Array | None
     ) -> Array:
-        """Compute what heads attend to, as the inputs of the exit layer."""
+        """Compute the outputs of attention: the inputs of the exit layer."""
         config = self._config
         *_, length, _ = x.shape
         attend = partial(
@@ -244,7 +241,7 @@ class Attention(Sublayer):
         return context.reshape(*x.shape[:-1], self.width)
 
     def _gated(self, x: Array, context: Array) -> Array:
-        """Contexts times the gate of each token's head."""
+        """Multiply each head's output by its gate."""
         architecture = self._config.architecture
         weight = self._weights.vectors[f"{architecture.head_gate}.weight"]
         gates = linear(cast(rows_of(x), np.float32), weight)
@@ -253,7 +250,7 @@ class Attention(Sublayer):
         return cast(heads, self._weights.dtype)
 
     def _runs(self, heads: Sequence[Array], length: int) -> Iterator[list[Array]]:
-        """Cut heads ``[S, T, ...]`` into runs of positions ``[1, t, ...]`` that do not see each other."""
+        """Split heads ``[S, T, ...]`` into chunks of positions ``[1, t, ...]`` that attend separately."""
         flat = [array.reshape(-1, array.shape[2] * array.shape[3]) for array in heads]
         step = self._chunk or length
         for start in range(0, flat[0].shape[0], length):
@@ -265,7 +262,7 @@ class Attention(Sublayer):
                 ]
 
     def _heads(self, x: Array) -> tuple[Array, Array, Array, Array | None]:
-        """Heads ``[S, T, heads, head_dim]`` of queries, keys and values, and the gates of outputs."""
+        """Project to query, key and value heads ``[S, T, heads, head_dim]``, and output gates."""
         if "query_key_value" in self._parts:
             return *self._taken_apart(x), None
         size, gates = self._size, None
@@ -291,12 +288,12 @@ class Attention(Sublayer):
         return self._weights.project(self._parts[role], x)
 
     def _by_head(self, y: Array, size: int) -> Array:
-        """Outputs ``[..., T, heads * size]`` as ``[S, T, heads, size]``."""
+        """Reshape outputs ``[..., T, heads * size]`` to ``[S, T, heads, size]``."""
         *_, length, rows = y.shape
         return y.reshape(-1, length, rows // size, size)
 
     def _taken_apart(self, x: Array) -> tuple[Array, Array, Array]:
-        """Heads of queries, keys and values of a layer that has them head of keys by head of keys."""
+        """Compute query, key and value heads from a fused layer that is ordered by key head."""
         count, size = self._kv_heads, self._size
         part = self._parts["query_key_value"]
         together = self._by_head(self._weights.project(part, x), part.rows // count)
@@ -308,7 +305,7 @@ class Attention(Sublayer):
         return queries, column_range(together, keys, keys + size), values
 
     def add_output(self, hidden: Array, inner: Array) -> Array:
-        """Project the contexts, and add that."""
+        """Project the outputs of attention, and add them."""
         return self._add(hidden, self._parts["output"], inner)
 
     def _normalized(self, queries: Array, keys: Array) -> tuple[Array, Array]:
@@ -318,7 +315,7 @@ class Attention(Sublayer):
         return self._weights.norm(norms["query"], queries), self._weights.norm(norms["key"], keys)
 
     def _unit(self, heads: Array) -> Array:
-        """Heads normalized without a weight."""
+        """Normalize heads without a weight."""
         ones = from_host(np.ones(self._size, np.float32), heads)
         return rms_norm(heads, ones, self._config.rms_norm_eps, self._weights.dtype)
 
@@ -341,7 +338,7 @@ class MLP(Sublayer):
         return activated(self._weights, self._parts, x)
 
     def add_output(self, hidden: Array, inner: Array) -> Array:
-        """Project the activations, and add that."""
+        """Project the activations, and add them."""
         self._add(hidden, self._parts["down"], inner)
         if not self._config.layer_input_size:
             self._scale_block(hidden)
@@ -349,7 +346,7 @@ class MLP(Sublayer):
 
 
 def activated(weights: BlockWeights, roles: Mapping[str, Part], x: Array) -> Array:
-    """Compute the inputs of an MLP's last layer from its own, by the layers that are its gate and up."""
+    """Compute the inputs of an MLP's down projection by the layers of its gate and up roles."""
     activation, up = weights.config.activation, weights.project(roles["up"], x)
     if "gate" not in roles:
         return activate(up, activation)

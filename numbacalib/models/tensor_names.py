@@ -1,4 +1,4 @@
-"""Names of a model's tensors: what files call them, and which are none of the decoder that is run."""
+"""Names of a model's tensors: mapping from names in files, and tensors outside the decoder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 __all__ += ["module_name"]
 
-# What belongs to the decoder, and so must be one of its tensors; anything else is beside it.
+# Prefixes of the decoder: such names must be tensors of its configuration; others lie outside it.
 _DECODER = (
     "model.layers.",
     "model.embed_tokens.",
@@ -37,9 +37,9 @@ _DECODER = (
     "model.per_layer_",
     "lm_head.",
 )
-# The base model of transformers, saved alone, leaves out "model.".
+# transformers' base model, saved without the head, omits "model.".
 _BARE = ("layers.", "embed_tokens.", "norm.", "embed_tokens_per_layer.", "per_layer_")
-# Tables that older versions saved, which are computed anew.
+# Buffers that older versions saved; they are recomputed.
 _BUFFERS = (
     "rotary_emb.inv_freq",
     "rotary_emb.cos_cached",
@@ -47,8 +47,8 @@ _BUFFERS = (
     ".masked_bias",
     ".position_ids",
 )
-# What quantized checkpoints have in the place of a linear layer's ``weight``: those of
-# compressed-tensors, of GPTQ and AWQ, and of MLX, which has a ``weight`` too.
+# Suffixes that replace a linear layer's ``weight`` in quantized checkpoints: of compressed-tensors, of GPTQ
+# and AWQ, and of MLX, which also has a ``weight``.
 _PACKED = (
     *("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"),
     "weight_global_scale",
@@ -58,7 +58,7 @@ _PACKED = (
 
 
 def canonical_name(name: str, config: ModelConfig) -> str:
-    """The name that a tensor of a file has here; those of a base model have no ``model.``."""
+    """Return our name of a file's tensor; the names of a base model get ``model.``."""
     name = decoder_name(name)
     for theirs, ours in config.architecture.renamed.items():
         if name.startswith(theirs):
@@ -67,7 +67,7 @@ def canonical_name(name: str, config: ModelConfig) -> str:
 
 
 def module_name(name: str, config: ModelConfig) -> str:
-    """The name that a module has in transformers, by ours."""
+    """Return transformers' name of a module, by ours."""
     for theirs, ours in config.architecture.renamed.items():
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
@@ -75,22 +75,22 @@ def module_name(name: str, config: ModelConfig) -> str:
 
 
 def aliases(name: str, config: ModelConfig) -> list[str]:
-    """Further names that a module has in transformers: see `Architecture.aliases`."""
+    """Return transformers' other names of a module: see `Architecture.aliases`."""
     others = config.architecture.aliases.items()
     return [name.removesuffix(own) + other for own, other in others if name.endswith(own)]
 
 
 def is_buffer(name: str, config: ModelConfig) -> bool:
-    """Return whether a tensor is a table of an older version that nothing reads any more."""
+    """Return whether a tensor is an unused buffer of an older version."""
     own = layer_of(name) is not None and name.endswith(tuple(config.architecture.buffers))
     return own or name.endswith(_BUFFERS)
 
 
 def denied(config: ModelConfig, names: Iterable[str], *, packed: bool = False) -> list[str]:
-    """Tensors of the decoder that its configuration has no place for.
+    """Return tensors of the decoder that its configuration has no place for.
 
-    They mean that the configuration does not describe the model: biases that it denies, more layers,
-    experts. Takes time for the names that are there, whatever ``num_layers`` says.
+    They show that the configuration does not describe the model: biases that it denies, more layers,
+    experts. Time depends on the number of names, whatever ``num_layers`` is.
 
     Parameters
     ----------
@@ -136,10 +136,10 @@ def check_names(config: ModelConfig, names: Iterable[str]) -> None:
 
 
 def beside(config: ModelConfig, names: Iterable[str]) -> list[str]:
-    """Parts of modules' names that say they are in the file but not of the decoder that is quantized.
+    """Return parts of module names that identify modules of the file outside the quantized decoder.
 
-    Towers and projectors of other media, the layers after the last that predict further tokens, and what
-    chooses positions for attention.
+    These are towers and projectors of other modalities, multi-token prediction (MTP) layers, and indexers
+    of sparse attention.
     """
     last = config.num_layers
     further = [f"layers.{last + index}." for index in range(config.further_layers)]
@@ -148,7 +148,7 @@ def beside(config: ModelConfig, names: Iterable[str]) -> list[str]:
 
 
 def is_decoders(config: ModelConfig, name: str) -> bool:
-    """Return whether a tensor is one that the decoder runs on: none that `beside` speaks of."""
+    """Return whether the decoder uses a tensor: it is in none of the modules of `beside`."""
     layer = layer_of(name)
     if layer is None:
         return name.startswith(_DECODER)
@@ -156,13 +156,13 @@ def is_decoders(config: ModelConfig, name: str) -> bool:
 
 
 def _of_selector(config: ModelConfig, layer: tuple[int, str]) -> bool:
-    """Return whether a tensor of a layer is of what chooses positions: see `Architecture.selector`."""
+    """Return whether a layer's tensor belongs to its indexer: see `Architecture.selector`."""
     selector, (index, tensor) = config.architecture.selector, layer
     return bool(selector) and tensor.startswith(selector) and index < config.num_layers
 
 
 def _packed_parts(weights: Iterable[str]) -> Iterator[str]:
-    """Names of what is in the place of weights that are quantized."""
+    """Yield the names of the tensors that may replace quantized weights."""
     for name in weights:
         yield from (name.replace("weight", part) for part in _PACKED)
 

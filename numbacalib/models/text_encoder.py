@@ -1,4 +1,4 @@
-"""Texts of any length as tokens, in the memory of a piece of them."""
+"""Tokenization of texts of any length, with the memory of one piece."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
 __all__ = ["OVERLAP", "TextEncoder"]
 
 OVERLAP = 2048
-"""Characters that two pieces share. Both must say the same about the middle half of them."""
+"""Characters that two pieces share. Both must have the same tokens in the middle half of them."""
 
 _WORDS = re.compile(r"\w\W+\w")
 
 
 class TextEncoder:
-    """Tokenizes texts piece by piece, to the tokens of the whole, with a checkpoint's tokenizer.
+    """Tokenizer of texts piece by piece, with the same tokens as for the whole text.
 
-    Two pieces overlap, and are joined between two tokens in the middle of the overlap, where both
-    have the same tokens over the same characters. The whole is tokenized so, too:
+    Two pieces overlap, and are joined between two tokens in the middle of the overlap, where both have the
+    same tokens over the same characters. The whole text then has these tokens too:
 
-    - A pre-tokenizer's pattern goes through a text from left to right and has no memory but where it
-      is. The words of the first piece are those of the whole but near its end, and those of the
-      second from where it has once ended a word where the first did. On either side of the join a
-      word ends and another begins, so that no run (of spaces, of digits) crosses both.
-    - Within a word, however long, two byte-pair encodings that share a token make one: no merge
+    - A pre-tokenizer's pattern scans a text from left to right and keeps no state but its position. The
+      first piece has the words of the whole text except near its end; the second has them from the first
+      word end on that both pieces share. A word ends and another begins on either side of the join, so
+      that no run (of spaces, of digits) crosses both.
+    - Within a word of any length, two byte-pair encodings that share a token can be joined at it: no merge
       crosses a token's bounds in either (github/rust-gems, ``crates/bpe``, Corollary III).
 
-    Where the pieces differ (a run of unknown characters that is one token, say) or have no such words
-    they are made one, at worst the whole text. What no comparison sees is a tokenizer that counts
-    from the beginning of the text (``FixedLength``), a pattern that looks hundreds of characters
-    ahead, and a unigram model without words, whose best paths from afar may in theory never meet.
+    If the pieces differ (for example by a run of unknown characters that is one token) or have no such
+    words, they are merged into one, at worst the whole text. The comparison cannot detect a tokenizer that
+    counts from the beginning of the text (``FixedLength``), a pattern that looks hundreds of characters
+    ahead, or a unigram model without words, whose best paths may in theory never meet.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -47,10 +47,10 @@ class TextEncoder:
         self._tokenizer = checkpoint.tokenizer
         self._has_prefix = False
         self.prefix: list[int] = []
-        """Special tokens before a text; known when a text has had a token."""
+        """Special tokens before a text; set once a text has had a token."""
 
     def pieces(self, blocks: Iterable[str]) -> Iterator[NDArray[np.int32]]:
-        """Tokens of the text that the blocks are, without special tokens.
+        """Yield the tokens of the concatenated blocks, without special tokens.
 
         Raises
         ------
@@ -70,7 +70,7 @@ class TextEncoder:
                 yield piece.ids[piece.first : join[0]]
                 piece = following._replace(first=join[1])
             else:
-                # Doubled, so that a text without any join takes no more than a few times its own.
+                # doubling bounds the total work on a text without joins
                 text = piece.text + block
                 while len(text) < 2 * len(piece.text) and (block := next(blocks, "")):
                     text += block
@@ -95,7 +95,7 @@ class TextEncoder:
 
 
 class _Piece(NamedTuple):
-    """A part of a text, as it is tokenized by itself; its tokens count from `first` on."""
+    """A part of a text, tokenized alone; its tokens before `first` belong to the piece before."""
 
     text: str
     encoding: Encoding
@@ -103,7 +103,7 @@ class _Piece(NamedTuple):
     first: int = 0
 
     def token_at(self, position: int) -> int:
-        """Index of the first token that ends after a character."""
+        """Return the index of the first token that ends after a character."""
         for at in range(position, len(self.text)):
             token = self.encoding.char_to_token(at)
             if token is not None:
@@ -111,15 +111,15 @@ class _Piece(NamedTuple):
         return len(self.ids)
 
     def spans(self, tokens: range, begin: int) -> list[tuple[int, int]]:
-        """First character of each token, and the one after its last, in a text that is at `begin`."""
+        """Return first and end characters of tokens, counted in a text where the piece is at `begin`."""
         spans = (self.encoding.token_to_chars(token) for token in tokens)
         return [(begin + span[0], begin + span[1]) for span in spans if span is not None]
 
 
 def _start(piece: _Piece) -> int:
-    """Return where the next piece begins: before the last `OVERLAP` characters, and where a token does.
+    """Return the begin of the next piece: that of a token, at or before the last `OVERLAP` characters.
 
-    A run of one character, as long as it may be, is so cut into the same tokens by both.
+    Both pieces then split a run of one character, of any length, into the same tokens.
     """
     latest = max(0, len(piece.text) - OVERLAP)
     token = piece.encoding.char_to_token(latest)
@@ -127,7 +127,7 @@ def _start(piece: _Piece) -> int:
 
 
 def _join(left: _Piece, right: _Piece, begin: int) -> tuple[int, int] | None:
-    """Return how many tokens of `left` and of `right` come before the join; None for no join.
+    """Return the numbers of tokens of `left` and `right` before their join; None if there is none.
 
     `right` begins at character `begin` of `left`.
     """

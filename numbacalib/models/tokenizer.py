@@ -1,7 +1,7 @@
-"""Tokenizers as they feed a model: what belongs to batching is taken off, errors name the file.
+"""Tokenizers without truncation and padding, whose errors name the file.
 
-``tokenizer.json`` alone decides, as in transformers 5: its template says which special tokens stand
-around a text, and ``add_bos_token`` and ``add_eos_token`` of ``tokenizer_config.json`` have no part.
+Only ``tokenizer.json`` is used, as in transformers 5: its template says which special tokens go around a
+text; ``add_bos_token`` and ``add_eos_token`` of ``tokenizer_config.json`` are ignored.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["leading_tokens", "named_errors", "read_tokenizer"]
 
-# What transformers can make a tokenizer.json of.
+# Files that transformers can convert to a tokenizer.json.
 _OTHER_FILES = ("tekken.json", "tokenizer.model", "tiktoken.model", "vocab.json")
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
     """Read ``tokenizer.json`` of a checkpoint.
 
-    Truncation and padding that were saved with it are for batches of short texts, and transformers
-    resets them too where it is not asked for them. Dropout of merges is for training.
+    Truncation and padding saved with it are for batches of short texts; transformers also resets them
+    unless requested. Dropout of merges is for training.
 
     Raises
     ------
@@ -52,10 +52,10 @@ def read_tokenizer(directory: Path) -> Tokenizer:
 
 @contextmanager
 def named_errors(file: Path, what: str = "") -> Iterator[None]:
-    """Turn any error of the package tokenizers into one ValueError that names a file.
+    """Turn any error of the package tokenizers into a ValueError that names a file.
 
-    The package raises bare Exception; where its Rust code panics, PyO3 raises a class that derives
-    from BaseException and that no module exports.
+    The package raises bare Exception; if its Rust code panics, PyO3 raises a class that derives from
+    BaseException and that no module exports.
     """
     try:
         yield
@@ -69,13 +69,13 @@ def named_errors(file: Path, what: str = "") -> Iterator[None]:
 
 
 def leading_tokens(tokenizer: Tokenizer, encoding: Encoding) -> list[int]:
-    """Special tokens that the tokenizer's template puts before a text.
+    """Return the special tokens that the tokenizer's template puts before a text.
 
     Parameters
     ----------
     tokenizer : tokenizers.Tokenizer
     encoding : tokenizers.Encoding
-        Of any text that has tokens, without special tokens.
+        Encoding of any text that has tokens, without special tokens.
     """
     framed = tokenizer.post_process(encoding)
     return list(framed.ids[: framed.sequence_ids.index(0)])

@@ -1,4 +1,4 @@
-"""The files that a directory's weights are in, by transformers' rules."""
+"""Choice of a directory's weight files, by transformers' rules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["weight_headers"]
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
-# What else may hold weights, and what to do about it.
+# Other files that may hold weights, and advice for error messages.
 _OTHERS = (
     ("pytorch_model*.bin*", "PyTorch's pickles: load and save the model with transformers 5"),
     ("adapter_model.*", "an adapter: merge it into its model first"),
@@ -30,12 +30,12 @@ _OTHERS = (
 def weight_headers(files: InputFiles, path: Path) -> list[dict[str, TensorEntry]]:
     """Read the headers of ``model.safetensors``, else of the shards that the index names.
 
-    That is transformers' order. No other file counts: not a copy of older weights, not an adapter.
+    That is transformers' order. Other files are ignored, such as copies of older weights or adapters.
 
     Raises
     ------
     ValueError
-        If there is neither, saying what is there instead; if the index names files outside of the
+        If there is neither, with the name of what was found; if the index names files outside of the
         directory (which links inside of it may point to), or tensors that its shards do not have.
     """
     whole, index = path / _WHOLE, path / _INDEX
@@ -67,7 +67,7 @@ def weight_headers(files: InputFiles, path: Path) -> list[dict[str, TensorEntry]
 
 
 def _check_inside(name: str) -> None:
-    """Refuse a file name that is absolute or climbs out, on any system."""
+    """Refuse a file name that is absolute or leaves the directory, on any system."""
     path = PureWindowsPath(name)
     outside = path.anchor or ".." in path.parts
     if outside or not name.isprintable() or not name.endswith(".safetensors"):

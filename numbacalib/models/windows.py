@@ -1,4 +1,4 @@
-"""Layers that attend to all positions or to a window, as configurations say it."""
+"""Readers of configuration keys for layers that attend to all positions or to a window."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 def kinds_of_layers(
     fields: Fields, count: int, window: int | None, default: Sequence[str] | None = None
 ) -> Sequence[str]:
-    """The ``layer_types`` of a file, `FULL` or `SLIDING` (with a window only) for each layer.
+    """Read the ``layer_types`` of a file: for each layer `FULL`, or `SLIDING` if there is a window.
 
     Parameters
     ----------
     fields : Fields
     count : int
-        Layers.
+        Number of layers.
     window : int or None
     default : sequence of str, optional
-        For a file without; `SLIDING` everywhere by default, where there is a window.
+        Kinds for a file without this key; by default `SLIDING` everywhere if there is a window.
 
     Raises
     ------
     ValueError
-        If a kind is unknown, or their number is another.
+        If a kind is unknown, or their number is not `count`.
     """
     kinds = fields.texts("layer_types", None)
     if kinds is None:
@@ -45,23 +45,23 @@ def kinds_of_layers(
 
 
 def windows_of_kinds(kinds: Sequence[str], window: int | None) -> dict[str, Any]:
-    """The option ``sliding_windows``: the window of each layer that slides."""
+    """Return the option ``sliding_windows``: the window of each `SLIDING` layer, None for others."""
     return {"sliding_windows": tuple(window if kind == SLIDING else None for kind in kinds)}
 
 
 def every(count: int, period: int) -> list[str]:
-    """Layers of which each `period`-th sees all, and the others a window."""
+    """Return kinds of layers: `FULL` for each `period`-th, `SLIDING` for the others."""
     return [FULL if (index + 1) % period == 0 else SLIDING for index in range(count)]
 
 
 def window_of(fields: Fields, default: int | None) -> int | None:
-    """The ``sliding_window`` of a file, null for none; of one without, the default."""
+    """Read the ``sliding_window`` of a file, null for none; the default if the key is absent."""
     window: int | None = fields.integer("sliding_window", 1, LARGEST, None)
     return default if "sliding_window" not in fields else window
 
 
 def no_windows(fields: Fields, options: dict[str, Any]) -> dict[str, Any]:
-    """Layers that all attend to the whole sequence, whatever their file says of windows."""
-    fields.nothing("sliding_window", "use_sliding_window")  # runtimes disagree about their meaning
+    """Return full attention for all layers, and refuse windows."""
+    fields.nothing("sliding_window", "use_sliding_window")  # runtimes disagree on their meaning
     fields.integer("max_window_layers", 0, LARGEST, 0)
     return windows_of_kinds(kinds_of_layers(fields, options["num_layers"], None), None)

@@ -1,7 +1,7 @@
-"""Models that hold a decoder of text beside others: towers that see or hear, and what projects from them.
+"""Multimodal models, which wrap a text decoder together with vision or audio towers and projectors.
 
-The decoder's configuration is their ``text_config``; files of transformers 4 may have it flat. Text alone
-runs through the decoder as if it were on its own.
+The decoder's configuration is their ``text_config``; files of transformers 4 may have it at top level.
+Text without other inputs runs through the decoder as through a text model.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ WRAPPERS = {
     "qwen3_vl_moe": "qwen3_vl_moe_text",
     "smolvlm": "llama",
 }
-"""By ``model_type``: that of the decoder where the file does not say it."""
+"""By ``model_type`` of the wrapper: default ``model_type`` of its decoder."""
 
 _SIZES = {
     "gemma3_text": {
@@ -67,10 +67,10 @@ _SIZES = {
         "num_attention_heads": 32,
     },
 }
-"""Sizes of transformers' classes, which a ``text_config`` of transformers 4 leaves out if it has them."""
+"""Default sizes of transformers' classes, which a ``text_config`` of transformers 4 omits."""
 _TEXT = "text_config"
 _OTHERS = ("vision_config", "audio_config")
-# Beginnings of the decoder's names in such a model, of transformers 4 and 5, and what ours are.
+# Prefixes of the decoder's names in such a model, of transformers 4 and 5, and our prefixes.
 _PREFIXES = {
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
@@ -80,15 +80,15 @@ _PREFIXES = {
 
 
 def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration of the decoder in a ``config.json``: the whole of it where there are no others.
+    """Return the configuration of the decoder in a ``config.json``: all of it if it is not a wrapper's.
 
-    The outer configuration says whether the head is tied, and it is where that says nothing; a head that
-    the file has counts all the same.
+    The outer configuration says whether the head is tied (true by default); a stored head that differs is
+    used all the same.
 
     Raises
     ------
     ValueError
-        If ``text_config`` is no object.
+        If ``text_config`` is not an object.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in WRAPPERS:
@@ -111,7 +111,7 @@ def _of_images(key: str) -> bool:
 
 
 def decoder_name(name: str) -> str:
-    """The name of a tensor in the decoder alone; of others, as it is."""
+    """Return a tensor's name in the decoder without its wrapper; other names are returned unchanged."""
     for theirs, ours in _PREFIXES.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
@@ -119,17 +119,17 @@ def decoder_name(name: str) -> str:
 
 
 def beside_decoder(names: Iterable[str], decoder: tuple[str, ...]) -> list[str]:
-    """Parts of modules' names that are in all of these tensors that are not the decoder's.
+    """Return the first parts of the names of modules outside the decoder, such as ``"vision_tower"``.
 
-    The runtimes have other names before and after ``language_model``, so that these are only those of a
-    tower, or a projector: ``"vision_tower"``.
+    Only the tower or projector itself is named, since runtimes differ in the prefixes around
+    ``language_model``.
 
     Parameters
     ----------
     names : iterable of str
-        As `decoder_name` gives them.
+        As `decoder_name` returns them.
     decoder : tuple of str
-        Beginnings of the decoder's names.
+        Prefixes of the decoder's names.
     """
     others = (name.removeprefix("model.") for name in names if not name.startswith(decoder))
     return sorted({name.split(".")[0] for name in others})

@@ -231,7 +231,9 @@ def test_rope_scaling_goes_before_rope_parameters() -> None:
 def test_theta_is_never_taken_from_nowhere() -> None:
     config = tiny_config(rope_scaling=LINEAR, rope_parameters=THETA)
     del config["rope_theta"]
-    with pytest.raises(ValueError, match="rope_scaling.rope_theta: expected it here or beside"):
+    with pytest.raises(
+        ValueError, match="rope_scaling.rope_theta: expected it here or at top level"
+    ):
         ModelConfig.from_hf(config)
 
 

@@ -76,7 +76,7 @@ def test_a_perplexity_beyond_float64_exits_with_1(
     assert main(["evaluate", str(model), "--text", str(text), "--sequence-length", "32"]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "a perplexity beyond float64, the loss is" in printed.err.splitlines()[-1]
+    assert "perplexity overflows float64, the loss is" in printed.err.splitlines()[-1]
 
 
 def test_sequences_longer_than_the_models_positions_warn_once(

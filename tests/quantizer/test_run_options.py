@@ -165,7 +165,7 @@ def test_a_hub_that_is_not_to_be_had_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run("quantize", "owner/name", "--method", "rtn", "--output", "out") == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "numbacalib: error: owner/name: no such file or directory, and not to be had from the Hugging "
+        "numbacalib: error: owner/name: no such file or directory, and not available on the Hugging "
         "Face hub: no network"
     )
 
@@ -242,7 +242,7 @@ def test_help_has_examples_and_exit_statuses(capsys):
         run("quantize", "--help")
     printed = capsys.readouterr().out
     assert "examples:\n  numbacalib quantize MODEL --text" in printed
-    assert "Exit status: 0 done, 1 failed on the way" in printed
+    assert "Exit status: 0 done, 1 failed during the run" in printed
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The architectures that the forward pass knows, a description each: docs/add-an-architecture.md."""
+"""Descriptions of the supported architectures, one each: see docs/add-an-architecture.md."""
 
 from numbacalib.models.architectures import (
     convolutional,
@@ -41,4 +41,4 @@ ARCHITECTURES: dict[str, Architecture] = {
     for architecture in vars(module).values()
     if isinstance(architecture, Architecture)
 }
-"""By ``model_type``."""
+"""Architectures by ``model_type``."""

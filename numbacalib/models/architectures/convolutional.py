@@ -1,4 +1,4 @@
-"""Decoders whose layers mostly have a short convolution in the place of attention."""
+"""Decoders whose layers mostly have a short convolution in place of attention."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from numbacalib.models.windows import FULL, SLIDING, windows_of_kinds
 
 _CONVOLUTION = "conv"
 _KINDS = SLIDING, _CONVOLUTION, FULL, _CONVOLUTION
-"""Of four layers of LFM 3, but for its first one."""
+"""Default kinds of every four layers of LFM 3, except for its first layer."""
 
 
 def _convolutions(fields: Fields, options: Options) -> Options:
-    """Read which layers have one, and over how many positions."""
+    """Read the layers with a short convolution, and its length."""
     count = options["num_layers"]
     kinds = fields.texts("layer_types", None)
     if kinds is None:
@@ -42,7 +42,7 @@ def _convolutions(fields: Fields, options: Options) -> Options:
 
 
 def _lfm2(fields: Fields, options: Options) -> Options:
-    """MLPs as wide as their file makes of what it says."""
+    """Read the MLP's width, which files may give before its adjustment."""
     width = options["intermediate_size"]
     fields.choice("block_use_swiglu", (True,), True)
     factor = fields.number("block_ffn_dim_multiplier", 1e-3, 1e3, 1.0)
@@ -94,7 +94,7 @@ LFM2 = Architecture(
 
 
 def _lfm3(fields: Fields, options: Options) -> Options:
-    """Windows in some of the layers that attend."""
+    """Read windows, which some of the attention layers have."""
     count = options["num_layers"]
     window = fields.integer("sliding_window", 1, LARGEST, 256)
     kinds = fields.texts("layer_types", None)

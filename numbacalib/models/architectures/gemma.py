@@ -1,4 +1,4 @@
-"""Gemma: weights of norms minus 1, a gate of GELU, scaled embeddings; caps and windows since the second."""
+"""Gemma: norm weights minus 1, a GELU gate, scaled embeddings; soft caps and windows since Gemma 2."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LOCAL_DEFAULTS = _DEFAULTS | {
     "rope_theta": 1e6,
     "local_rope_theta": 1e4,
 }
-"""Of models with a rotary base of their own in local layers."""
+"""Defaults of models with a separate rotary base in layers with windows."""
 _FOUR_NORMS = PRE_NORMS | {
     "attention_output": "post_attention_layernorm",
     "mlp": "pre_feedforward_layernorm",
@@ -52,8 +52,8 @@ def _embedding_scale(fields: Fields, options: Options) -> Options:
 
 
 def _gemma(fields: Fields, options: Options) -> Options:
-    """Read "gelu" of the first files as the function that a hyperbolic tangent approximates, too."""
-    # transformers 5 reads hidden_act alone
+    """Read the options; "gelu" in the first files also means the tanh approximation."""
+    # transformers 5 reads only hidden_act
     fields.choice("hidden_activation", ("gelu_pytorch_tanh",), None)
     activation = "gelu_tanh" if options["activation"] == "gelu" else options["activation"]
     windows = no_windows(fields, options)
@@ -83,13 +83,13 @@ def _query_scale(fields: Fields) -> Options:
 
 
 def _cap(fields: Fields, key: str, default: float) -> float:
-    """A soft cap, of which null is none."""
+    """Read a soft cap; null means none."""
     given = fields.number(key, 1e-3, 1e6, None)
     return float(given or (0.0 if key in fields else default))
 
 
 def _gemma2(fields: Fields, options: Options) -> Options:
-    fields.choice("hidden_act", ("gelu_pytorch_tanh",), None)  # hidden_activation counts
+    fields.choice("hidden_act", ("gelu_pytorch_tanh",), None)  # hidden_activation is used
     return {
         **_embedding_scale(fields, options),
         **_windows(fields, options, 2),
@@ -150,11 +150,11 @@ GEMMA3 = Architecture(
 
 
 _MOST_TOKENS = 1 << 24
-"""That float32 numbers: a token's goes along with its state, from block to block."""
+"""Limit of token ids that float32 represents, as the residual stream stores them."""
 
 
 def _gemma4(fields: Fields, options: Options) -> Options:
-    """Read what Gemma 4 has beside layers: vectors of tokens for each, and experts."""
+    """Read the layers, per-layer embeddings and experts."""
     vocabulary = options["vocab_size"]
     size = fields.integer("hidden_size_per_layer_input", 0, 1 << 20, 256)
     tables = fields.integer("vocab_size_per_layer_input", 1, LARGEST, 262_144)
@@ -169,7 +169,7 @@ def _gemma4(fields: Fields, options: Options) -> Options:
 
 
 def _gemma4_mixture(fields: Fields, options: Options) -> Mixture | None:
-    """Experts beside every MLP, where there are any."""
+    """Read the experts beside every MLP, if there are any."""
     if not fields.flag("enable_moe_block", False):
         fields.nothing("num_experts", "top_k_experts", "moe_intermediate_size")
         return None
@@ -181,7 +181,7 @@ def _gemma4_mixture(fields: Fields, options: Options) -> Mixture | None:
 
 
 def _gemma4_layers(fields: Fields, options: Options, window: int = 512) -> Options:
-    """Layers without windows have heads of their own, whose values may be their keys."""
+    """Read the layers: those without windows have their own heads, whose values may be their keys."""
     if "rope_parameters" not in fields:
         raise fields.error("rope_parameters", "the rotary embeddings' parameters")
     window, count = fields.integer("sliding_window", 1, LARGEST, window), options["num_layers"]
@@ -200,7 +200,7 @@ def _gemma4_layers(fields: Fields, options: Options, window: int = 512) -> Optio
 
 
 def _borrowed_keys(fields: Fields, options: Options, kinds: Sequence[str]) -> Options:
-    """Let the last layers attend to keys and values of the last of their kind before; MLPs may be wide."""
+    """Read the last layers that share keys and values of the last earlier layer of their kind."""
     count = options["num_layers"]
     first = count - fields.integer("num_kv_shared_layers", 0, count - 1, 0)
     wide = fields.flag("use_double_wide_mlp", False)
@@ -219,7 +219,7 @@ def _borrowed_keys(fields: Fields, options: Options, kinds: Sequence[str]) -> Op
 def _global_heads(
     fields: Fields, options: Options, kinds: Sequence[str], shared: bool
 ) -> tuple[int, int]:
-    """Heads of keys, and their length, of layers without windows: by either way of files to say so."""
+    """Read the number and length of key-value heads of layers without windows, in either form of files."""
     size = fields.integer("global_head_dim", 2, 65_536, 512)
     heads = fields.integer("num_global_key_value_heads", 1, options["num_heads"], None)
     if not shared or heads is None:

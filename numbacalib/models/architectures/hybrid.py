@@ -1,4 +1,4 @@
-"""Decoders whose layers mostly have a gated delta net in the place of attention."""
+"""Decoders whose layers mostly have a gated delta net in place of attention."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHARED = ExpertNames(shared="mlp.shared_expert", shared_gate="mlp.shared_expert
 
 
 def _kinds(fields: Fields, count: int) -> list[str]:
-    """The kind of each layer: every fourth has attention, where the file does not say."""
+    """Read the kind of each layer; by default every fourth has attention."""
     period = fields.integer("full_attention_interval", 1, LARGEST, 4)
     kinds = fields.texts("layer_types", None)
     if kinds is None:
@@ -36,9 +36,9 @@ def _kinds(fields: Fields, count: int) -> list[str]:
 
 
 def _delta_net(fields: Fields, options: Options) -> Options:
-    """Its sizes, and that attention's outputs are gated."""
+    """Read the sizes of the gated delta net, and check that attention's outputs are gated."""
     fields.choice("attn_output_gate", (True,), True)
-    fields.choice("hidden_act", ("silu", "swish"), "silu")  # of the convolution, too
+    fields.choice("hidden_act", ("silu", "swish"), "silu")  # also of the convolution
     kinds = _kinds(fields, options["num_layers"])
     keys = fields.integer("linear_num_key_heads", 1, 65_536, 16)
     values = fields.integer("linear_num_value_heads", 1, 65_536, 32)
@@ -116,8 +116,8 @@ QWEN3_5 = replace(
     rope_words=Words({"mrope": "default"}, ("mrope_section", "mrope_interleaved")),
     defaults={**QWEN3_NEXT.defaults, "num_key_value_heads": 4},
     harmless=(
-        "mamba_ssm_dtype",  # of the memory, in runtimes
-        "mtp_num_hidden_layers",  # they are copied
+        "mamba_ssm_dtype",  # of runtimes' recurrent state
+        "mtp_num_hidden_layers",  # these layers are copied
         "mtp_use_dedicated_embeddings",
         "mlp_only_layers",
     ),
@@ -140,6 +140,6 @@ QWEN3_5_MOE = replace(
     experts=_SHARED,
     keys={"intermediate_size": "moe_intermediate_size"},
     defaults=QWEN3_NEXT.defaults,
-    harmless=(*QWEN3_5.harmless, *TRAINING, "intermediate_size"),  # there is no other MLP
+    harmless=(*QWEN3_5.harmless, *TRAINING, "intermediate_size"),  # no layer has a dense MLP
     read=_qwen3_5_moe,
 )

@@ -1,4 +1,4 @@
-"""DeepSeek and its relatives: latent attention, and experts behind a few dense layers."""
+"""DeepSeek and its relatives: latent attention, and experts after a few dense layers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NORMS = {
 _HARMLESS = (
     *TRAINING,
     "ep_size",  # of training
-    "head_dim",  # both are made of the others
+    "head_dim",  # both follow from other keys
     "qk_head_dim",
 )
 
@@ -46,10 +46,10 @@ def latent_attention(
     value: int = 128,
     still: int = 128,
 ) -> Options:
-    """Its sizes, and the scale of scores, which YaRN's magnitude is a factor of, too (twice).
+    """Read the sizes of latent attention, and the scale of scores, which includes YaRN's magnitude squared.
 
-    The defaults are of ``q_lora_rank``, 0 for null, ``kv_lora_rank``, ``v_head_dim`` and
-    ``qk_nope_head_dim`` where a file leaves them out.
+    The arguments are defaults of ``q_lora_rank`` (0 for null), ``kv_lora_rank``, ``v_head_dim`` and
+    ``qk_nope_head_dim``.
     """
     heads = options["num_heads"]
     if options["num_kv_heads"] != heads:
@@ -130,5 +130,5 @@ DEEPSEEK_V3 = replace(
     read=_deepseek_v3,
 )
 
-# its files call transformers' class for DeepSeek V3, or stand within others
+# its files name transformers' class of DeepSeek V3, or it is part of a wrapper
 KIMI_K2 = replace(DEEPSEEK_V3, model_type="kimi_k2", causal_lm="", title="Kimi K2")

@@ -1,4 +1,4 @@
-"""Relatives of DeepSeek V3 with latent attention: queries that grow, positions that are chosen."""
+"""Relatives of DeepSeek V3 with latent attention: some have sparse attention or growing queries."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from numbacalib.models.rope_parameters import Words
 from numbacalib.models.windows import no_windows
 
 _INDEXED = "indexed_attention", "deepseek_sparse_attention"
-"""Names of the one kind of layer; files of before transformers 5.12 have the second."""
+"""Names of the only kind of layer; files from before transformers 5.12 have the second."""
 
 
 def _indexed(
     fields: Fields, options: Options, defaults: Mapping[str, Any], **sizes: int
 ) -> Options:
-    """Latent attention to positions that an indexer chooses: to all, while there are few."""
+    """Read latent attention to positions that an indexer chooses: all positions of short sequences."""
     count = options["num_layers"]
     kinds = fields.texts("layer_types", [_INDEXED[0]] * count)
     if len(kinds) != count or set(kinds) - set(_INDEXED):
@@ -70,8 +70,8 @@ GLM_MOE_DSA = replace(
     defaults={"head_dim": 64, "max_position_embeddings": 202752, "rms_norm_eps": 1e-5},
     harmless=(
         *DEEPSEEK_V32.harmless,
-        "index_share_for_mtp_iteration",  # of the layers that predict further tokens
-        "index_skip_topk_offset",  # which layers have indexers of their own
+        "index_share_for_mtp_iteration",  # of multi-token prediction (MTP) layers
+        "index_skip_topk_offset",  # these say which layers have their own indexers
         "index_topk_freq",
         "index_topk_pattern",
         "indexer_rope_interleave",
@@ -100,7 +100,7 @@ SARVAM_MLA = replace(
 
 
 def _minicpm3(fields: Fields, options: Options) -> Options:
-    """Factors of embeddings, of what blocks add and of logits."""
+    """Read latent attention, and the factors of embeddings, of sublayers' outputs and of logits."""
     hidden, count = options["hidden_size"], options["num_layers"]
     depth = fields.number("scale_depth", 1e-6, 1e6, None if "scale_depth" in fields else 1.4)
     base = fields.integer("dim_model_base", 1, LARGEST, None if "dim_model_base" in fields else 256)
@@ -146,7 +146,7 @@ _MISTRAL4 = {
 
 
 def _mistral4(fields: Fields, options: Options) -> Options:
-    """Whole queries grow, not only what turns of them; experts are chosen by a softmax."""
+    """Read the growth of whole queries, not only of their rotated part, and softmax routing."""
     turning = options["rotary_dim"]
     if fields.integer("qk_rope_head_dim", 2, 65_536, 64) != turning:
         raise fields.error("qk_rope_head_dim", f"head_dim times partial_rotary_factor, {turning}")

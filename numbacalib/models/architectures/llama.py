@@ -1,4 +1,4 @@
-"""Llama and those that differ from it by biases and windows."""
+"""Llama and models that differ from it in biases, windows or names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LLAMA = Architecture(
 
 
 def _mistral(fields: Fields, options: Options) -> Options:
-    """One window for all layers; ``layer_types`` are read as transformers' ministral does."""
+    """Read one window for all layers, or ``layer_types`` as in transformers' ministral."""
     window = window_of(fields, _WINDOW)
     if not fields.flag("use_sliding_window", True) and window is not None:
         raise fields.error("use_sliding_window", f"true where sliding_window is {window}")
@@ -39,7 +39,7 @@ MISTRAL = Architecture(
 
 
 def qwen_windows(fields: Fields, options: Options) -> Options:
-    """A window where ``use_sliding_window`` says so, for the layers from ``max_window_layers`` on."""
+    """Read a window, if ``use_sliding_window`` is true, for the layers from ``max_window_layers`` on."""
     window = window_of(fields, _WINDOW)
     first = fields.integer("max_window_layers", 0, LARGEST, 28)
     if not fields.flag("use_sliding_window", False):
@@ -56,13 +56,13 @@ QWEN2 = Architecture(
     causal_lm="Qwen2ForCausalLM",
     title="Qwen 1.5 to 2.5",
     defaults=_QWEN_DEFAULTS,
-    biases={"attention": True},  # whatever its file says
+    biases={"attention": True},  # whatever attention_bias says
     harmless=("attention_bias",),
     read=qwen_windows,
 )
 
 
-# The decoder of a model that sees: the three positions of its rotary embedding are one for text.
+# M-RoPE of vision models' decoders: its three positions are equal for text.
 _MROPE = Words({"mrope": "default"}, ("mrope_section", "mrope_interleaved"))
 
 QWEN2_VL = replace(

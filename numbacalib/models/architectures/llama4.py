@@ -1,4 +1,4 @@
-"""Llama 4: attention within runs of positions, layers that do not turn, and experts of scaled inputs."""
+"""Llama 4: chunked attention, layers without rotary embedding, and experts with scaled inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CHUNKED = "chunked_attention"
 
 
 def _turning(fields: Fields, count: int) -> list[bool]:
-    """Every layer but each fourth, or those that a list says; an empty one says nothing."""
+    """Read the layers with rotary embedding: all but every fourth, or those of a list if not empty."""
     period = fields.integer("no_rope_layer_interval", 1, default=4)
     flags = fields.integers("no_rope_layers", 0, default=None)
     if not flags:
@@ -26,7 +26,7 @@ def _turning(fields: Fields, count: int) -> list[bool]:
 
 
 def _chunks(fields: Fields, turning: list[bool]) -> tuple[int | None, ...]:
-    """Runs of positions, in layers that turn or that a list names."""
+    """Read the chunks of positions, by default in layers with rotary embedding."""
     size = fields.integer("attention_chunk_size", 1, LARGEST, None)
     if "attention_chunk_size" not in fields:
         size = 8192

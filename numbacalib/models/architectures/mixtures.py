@@ -1,4 +1,4 @@
-"""Decoders with a mixture of experts in the place of some or all of their MLPs."""
+"""Decoders with a mixture of experts in place of some or all of their MLPs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from numbacalib.models.windows import (
 from numbacalib.spec.router import Routing
 
 _MOST = 1 << 16
-"""Experts that a file may ask for."""
+"""Largest number of experts."""
 TRAINING = (
     "output_router_logits",
     "router_aux_loss_coef",
@@ -30,11 +30,11 @@ TRAINING = (
     "aux_loss_alpha",
     "seq_aux",
 )
-"""Keys of losses while training."""
+"""Keys of losses in training."""
 
 
 def _counts(fields: Fields, experts: int, kept: int | None) -> tuple[int, int]:
-    """Return how many experts there are and how many a token goes through, by either key and default."""
+    """Read the number of experts, under any of its keys, and of experts per token, with defaults."""
     keys = "num_local_experts", "num_experts", "n_routed_experts"
     given = [key for key in keys if key in fields]
     counts = {fields.integer(key, 1, _MOST) for key in given}
@@ -55,7 +55,7 @@ def everywhere(
     scoring: str = "softmax",
     normalized: bool = True,
 ) -> Options:
-    """A mixture in every layer, as wide as ``intermediate_size``."""
+    """Read a mixture in every layer, with experts of width ``intermediate_size``."""
     count, kept = _counts(fields, experts, kept)
     layers, size = (True,) * options["num_layers"], options["intermediate_size"]
     mixture = Mixture(
@@ -104,16 +104,16 @@ def qwen_mixture(
     shared: int,
     normalized: bool = False,
 ) -> Mixture:
-    """A mixture in every layer but some, and an MLP beside it that all tokens go through.
+    """Read Qwen's mixture, by default in every layer, with a shared MLP.
 
     Parameters
     ----------
     fields : Fields
     options : Options
     experts, kept, size, shared : int
-        What transformers takes where a file leaves them out; no such MLP for a `shared` of 0.
+        transformers' defaults; no shared MLP if `shared` is 0.
     normalized : bool
-        The same of ``norm_topk_prob``.
+        Default of ``norm_topk_prob``.
     """
     count, kept = _counts(fields, experts, kept)
     step = fields.integer("decoder_sparse_step", 1, LARGEST, 1)
@@ -129,7 +129,7 @@ def qwen_mixture(
 
 
 def _qwen_window(fields: Fields) -> int | None:
-    """The window where ``use_sliding_window`` says so; transformers writes 0 where it does not."""
+    """Read the window if ``use_sliding_window`` is true; transformers writes 0 if it is not."""
     used = fields.flag("use_sliding_window", False)
     window: int | None = fields.integer("sliding_window", 1 if used else 0, LARGEST, None)
     if "sliding_window" not in fields:
@@ -138,7 +138,7 @@ def _qwen_window(fields: Fields) -> int | None:
 
 
 def _qwen2_moe(fields: Fields, options: Options) -> Options:
-    """A window for every second layer before ``max_window_layers``, where there is one."""
+    """Read a window for every second layer before ``max_window_layers``, if there is one."""
     window = _qwen_window(fields)
     first = fields.integer("max_window_layers", 0, LARGEST, 28)
     count = options["num_layers"]
@@ -163,7 +163,7 @@ QWEN2_MOE = Architecture(
 
 
 def _qwen3_moe(fields: Fields, options: Options) -> Options:
-    """One window for all layers, where there is one."""
+    """Read one window for all layers, if there is one."""
     window = _qwen_window(fields)
     fields.integer("max_window_layers", 0, LARGEST, 0)
     kinds = kinds_of_layers(fields, options["num_layers"], window)
@@ -229,7 +229,7 @@ CORRECTED = ExpertNames(correction="mlp.gate.e_score_correction_bias", shared="m
 def deepseek_mixture(
     fields: Fields, options: Options, defaults: Mapping[str, Any], scoring: str = "sigmoid"
 ) -> Mixture:
-    """The router of DeepSeek V3: sigmoids, a correction of the choice, groups, shared experts."""
+    """Read DeepSeek V3's mixture: sigmoid scores, a bias for the choice, groups, shared experts."""
     count, kept = _counts(fields, defaults["n_routed_experts"], defaults["num_experts_per_tok"])
     groups = _groups(fields, count, defaults["n_group"])
     routing = Routing(
@@ -245,7 +245,7 @@ def deepseek_mixture(
 
 
 def grouped_mixture(fields: Fields, options: Options, defaults: Mapping[str, Any]) -> Mixture:
-    """The router of DeepSeek V2: a softmax, whose weights are never made to sum to 1, and groups."""
+    """Read DeepSeek V2's mixture: softmax weights, never renormalized, and groups."""
     count, kept = _counts(fields, defaults["n_routed_experts"], None)
     method = fields.choice("topk_method", ("greedy", "group_limited_greedy"), "greedy")
     groups, kept_groups = _groups(fields, count, None), fields.integer("topk_group", 1, count, None)
@@ -253,7 +253,7 @@ def grouped_mixture(fields: Fields, options: Options, defaults: Mapping[str, Any
         groups = kept_groups = 1
     elif groups is None or kept_groups is None:
         raise fields.error("topk_method", "n_group and topk_group beside group_limited_greedy")
-    fields.choice("norm_topk_prob", (False,), False)  # transformers does without, others do not
+    fields.choice("norm_topk_prob", (False,), False)  # transformers ignores it, others do not
     routing = Routing(
         kept,
         normalized=False,
@@ -274,7 +274,7 @@ def _groups(fields: Fields, count: int, default: int | None) -> Any:
 def _behind_dense_layers(
     fields: Fields, options: Options, defaults: Mapping[str, Any], count: int, routing: Routing
 ) -> Mixture:
-    """A mixture in all layers but the first, and experts beside it that all tokens go through."""
+    """Read a mixture in all but the first layers, with shared experts."""
     size = fields.integer("moe_intermediate_size", 1, 1 << 24, defaults["moe_intermediate_size"])
     first = fields.integer("first_k_dense_replace", 0, LARGEST, defaults["first_k_dense_replace"])
     layers = tuple(layer >= first for layer in range(options["num_layers"]))
@@ -283,7 +283,7 @@ def _behind_dense_layers(
 
 
 def layers_of_kinds(fields: Fields, options: Options, mixture: Mixture) -> Mixture:
-    """The same mixture in the layers that ``mlp_layer_types`` names sparse, where a file has it."""
+    """Return the mixture in the layers that ``mlp_layer_types`` calls sparse, if a file has this key."""
     kinds, count = fields.texts("mlp_layer_types", None), options["num_layers"]
     if kinds is None:
         return mixture
@@ -318,9 +318,9 @@ GLM4_MOE = Architecture(
 
 
 def _gpt_oss(fields: Fields, options: Options) -> Options:
-    """A window in every second layer, and experts whose gates are clamped."""
+    """Read a window in every second layer, and experts with clamped gates."""
     if not ({"rope_scaling", "rope_parameters"} & set(fields)):
-        # what transformers takes then are the published models' parameters, others take none
+        # transformers' default is the published models' scaling, that of other runtimes none
         raise fields.error("rope_scaling", "the rotary embedding's parameters")
     window, count = window_of(fields, 128), options["num_layers"]
     kinds = kinds_of_layers(fields, count, window, every(count, 2) if window else None)

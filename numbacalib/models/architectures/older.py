@@ -1,4 +1,4 @@
-"""GPT-2 and its heirs, OPT, GPT-NeoX and Falcon: LayerNorm, no gate, or positions that are learned."""
+"""GPT-2 and its relatives, OPT, GPT-NeoX and Falcon: LayerNorm, ungated MLPs, or learned positions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ALL = ("attention", "output", "mlp")
 
 
 def _learned(fields: Fields, options: Options, first: int) -> Options:
-    """Learned positions in the place of a rotary embedding, the first tokens' in the row `first`."""
+    """Return learned positions instead of a rotary embedding; row `first` is the first token's."""
     del fields
     return {
         "rotary_layers": (False,) * options["num_layers"],
@@ -78,7 +78,7 @@ GPT2 = Architecture(
 
 
 def _gpt_bigcode(fields: Fields, options: Options) -> Options:
-    """One head of keys for all of queries; models with as many have their rows in another order."""
+    """Read a single key-value head (MQA); models with as many as query heads order rows otherwise."""
     fields.choice("multi_query", (True,), True)
     return _gpt2(fields, options) | {"num_kv_heads": 1}
 
@@ -92,7 +92,7 @@ GPT_BIGCODE = replace(
     defaults={**GPT2.defaults, "hidden_act": "gelu_pytorch_tanh"},
     harmless=(
         *GPT2.harmless,
-        "attention_softmax_in_fp32",  # which they are here
+        "attention_softmax_in_fp32",  # always so here
         "scale_attention_softmax_in_fp32",
         "inference_runner",  # and other keys of generation
         "max_batch_size",
@@ -106,7 +106,7 @@ GPT_BIGCODE = replace(
 
 
 def _gpt_neo(fields: Fields, options: Options) -> Options:
-    """Windows in the layers that are local, and scores that are not scaled."""
+    """Read windows of the local layers; scores are not scaled."""
     window, count = fields.integer("window_size", 1, LARGEST, 256), options["num_layers"]
     kinds = fields.texts("attention_layers")
     if len(kinds) != count or set(kinds) - {"global", "local"}:
@@ -144,7 +144,7 @@ GPT_NEO = replace(
 
 
 def _gptj(fields: Fields, options: Options) -> Options:
-    """The first dimensions of a head turn, and the head has a bias."""
+    """Read the rotated dimensions of a head; the output head has a bias."""
     fields.choice("scale_attn_weights", (True,), True)
     turning = fields.integer("rotary_dim", 2, options["head_dim"], 64)
     if turning % 2:
@@ -182,7 +182,7 @@ GPTJ = replace(
 
 
 def _opt(fields: Fields, options: Options) -> Options:
-    """Norms before attention and MLP; those of the 350M stand after, with embeddings of another size."""
+    """Read pre-norm models, and refuse the 350M model's post-norms and smaller embeddings."""
     hidden = options["hidden_size"]
     fields.choice("do_layer_norm_before", (True,), True)
     fields.choice("word_embed_proj_dim", (hidden,), None)
@@ -265,9 +265,9 @@ GPT_NEOX = replace(_NEOX, variants={"sequential": replace(_NEOX, parallel=False)
 
 
 def _falcon(fields: Fields, options: Options) -> Options:
-    """Norms and heads of keys, which four flags are about."""
+    """Read the form of norms and the number of key-value heads from four flags."""
     if fields.flag("alibi", False):
-        raise fields.error("alibi", "false: attention here has no biases by distance")
+        raise fields.error("alibi", "false: ALiBi is not supported")
     new = fields.flag("new_decoder_architecture", False)
     parallel = fields.flag("parallel_attn", True)
     single = fields.flag("multi_query", True)

@@ -1,4 +1,4 @@
-"""Phi: fused projections since the third."""
+"""Phi: fused projections since Phi 3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Relatives of Llama with other activations, multipliers, norms or pairs of dimensions that turn."""
+"""Relatives of Llama with other activations, multipliers, norms or rotary pairs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ALL = ATTENTION_BIASES | {"mlp": "mlp_bias"}
 
 
 def without_gate(up: str, down: str) -> dict[str, str]:
-    """The linear layers of a block whose MLP has two, of these names."""
+    """Return the linear layers of a block with an ungated MLP, whose layers have these names."""
     linears = {role: name for role, name in SEPARATE.items() if role != "gate"}
     return linears | {"up": up, "down": down}
 
@@ -138,13 +138,13 @@ GLM4V = replace(
     causal_lm="",
     title="GLM-4.1V",
     defaults={key: value for key, value in _GLM.items() if key != "head_dim"},
-    # the three positions of an image's part are one for text
+    # M-RoPE, whose three positions are equal for text
     rope_words=Words({"mrope": "default"}, ("mrope_section",)),
 )
 
 
 def granite_factors(fields: Fields) -> Options:
-    """The four multipliers of Granite."""
+    """Read the four multipliers of Granite."""
 
     def factor(key: str) -> float:
         return float(fields.number(key, 1e-6, 1e6, 1.0))
@@ -172,7 +172,7 @@ GRANITE = Architecture(
 
 
 def _hyperclovax(fields: Fields, options: Options) -> Options:
-    """Granite's multipliers, of which that of logits multiplies, and a default that is heads' own."""
+    """Read Granite's multipliers, but that of logits multiplies, and scores' default is head_dim's."""
     fields.choice("use_post_norm", (True,), True)
     found = no_windows(fields, options) | granite_factors(fields)
     if fields.number("attention_multiplier", 1e-6, 1e6, None) is None:
@@ -231,7 +231,7 @@ STARCODER2 = Architecture(
     biases=dict.fromkeys(("attention", "output", "mlp"), "use_bias"),
     harmless=(
         *("residual_dropout", "embedding_dropout", "mlp_type", "norm_type"),
-        *("activation_function", "layer_norm_epsilon"),  # hidden_act and norm_epsilon count
+        *("activation_function", "layer_norm_epsilon"),  # hidden_act, norm_epsilon are used
         *("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"),
     ),
     fixed={"scale_attn_weights": (True,)},
@@ -276,7 +276,7 @@ COHERE = Architecture(
 
 
 def _cohere2(fields: Fields, options: Options) -> Options:
-    """Layers with windows turn, the others do not."""
+    """Read windows; only layers with windows have a rotary embedding."""
     window, count = window_of(fields, 4096), options["num_layers"]
     period = fields.integer("sliding_window_pattern", 1, default=4)
     kinds = kinds_of_layers(fields, count, window, every(count, period) if window else None)
@@ -297,7 +297,7 @@ COHERE2 = Architecture(
     biases=ATTENTION_BIASES,
     harmless=(
         *("cache_implementation", "order_of_interleaved_layers", "position_embedding_type"),
-        "layer_switch",  # sliding_window_pattern counts
+        "layer_switch",  # sliding_window_pattern is used
     ),
     fixed={
         "rotary_pct": (1, 1.0),

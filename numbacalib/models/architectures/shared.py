@@ -1,4 +1,4 @@
-"""Further mixtures of experts, most of them with an MLP beside that all tokens go through."""
+"""Further mixtures of experts, most of them with a shared MLP."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from numbacalib.spec.router import Routing
 
 
 def _hunyuan_moe(fields: Fields, options: Options) -> Options:
-    """Experts everywhere, all of a width, and one beside; files have some of it for each layer."""
+    """Read experts of equal width in all layers, and one shared; files may list counts for each layer."""
     count, size = options["num_layers"], options["intermediate_size"]
     experts = fields.equal_integers("num_experts", 1, 1 << 16, count, 1)
     kept = fields.equal_integers("moe_topk", 1, experts, count, 1)
@@ -170,7 +170,7 @@ GRANITEMOE_SHARED = replace(
 
 
 def _laguna(fields: Fields, options: Options) -> Options:
-    """Windows in some layers, which may have more heads, and sigmoids with a correction."""
+    """Read windows, query heads by layer, and sigmoid routing with a bias for the choice."""
     count, kv_heads = options["num_layers"], options["num_kv_heads"]
     window = fields.integer("sliding_window", 1, LARGEST, 512)
     kinds = kinds_of_layers(fields, count, window, [FULL] * count)
@@ -227,7 +227,7 @@ LAGUNA = Architecture(
 
 
 def _mellum(fields: Fields, options: Options) -> Options:
-    """Windows by the kinds of layers, which have a rotary embedding each."""
+    """Read windows by kind of layer, each kind with its own rotary embedding."""
     window = window_of(fields, 1024)
     kinds = fields.texts("layer_types", None)
     if kinds is None:

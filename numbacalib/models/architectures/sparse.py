@@ -1,4 +1,4 @@
-"""Further mixtures of experts, by other routers or norms than those of `mixtures` and `latent`."""
+"""Further mixtures of experts, with other routers or norms than those of `mixtures` and `latent`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _MIXTURE: dict[str, Any] = {
 
 
 def _dots1(fields: Fields, options: Options) -> Options:
-    """A window for the layers from ``max_window_layers`` on."""
+    """Read a window for the layers from ``max_window_layers`` on."""
     window, count = window_of(fields, 4096), options["num_layers"]
     first = fields.integer("max_window_layers", 0, LARGEST, 62)
     default = [SLIDING if window and layer >= first else FULL for layer in range(count)]
@@ -87,7 +87,7 @@ SOLAR_OPEN = replace(
     model_type="solar_open",
     causal_lm="SolarOpenForCausalLM",
     title="Solar Open",
-    keys={"intermediate_size": "moe_intermediate_size"},  # there is no other MLP
+    keys={"intermediate_size": "moe_intermediate_size"},  # no layer has a dense MLP
     defaults={
         "head_dim": 128,
         "max_position_embeddings": 131072,
@@ -140,7 +140,7 @@ FLEX_OLMO = replace(
 
 
 def _minimax_m2(fields: Fields, options: Options) -> Options:
-    """Sigmoids with a correction, whatever files say of it."""
+    """Read experts with sigmoid routing and a bias for the choice, and refuse other routing."""
     fields.choice("scoring_func", ("sigmoid",), "sigmoid")
     fields.choice("use_routing_bias", (True,), True)
     fields.choice("use_qk_norm", (True,), True)
@@ -242,7 +242,7 @@ EXAONE_MOE = replace(
 
 
 def _ernie4_5_moe(fields: Fields, options: Options) -> Options:
-    """Experts in some layers, chosen by weights of a softmax and a correction."""
+    """Read experts in some layers, with softmax routing and a bias for the choice."""
     count, size = options["num_layers"], fields.integer("moe_intermediate_size", 1, 1 << 24, 1536)
     first = fields.integer("moe_layer_start_index", 0, LARGEST, 1)
     last = fields.integer("moe_layer_end_index", -1, LARGEST, -1)
@@ -301,7 +301,7 @@ QWEN3_VL_MOE = replace(
 
 
 def _afmoe(fields: Fields, options: Options) -> Options:
-    """Windows in all layers but every few, which alone turn; sigmoids with a correction."""
+    """Read windows, whose layers alone have a rotary embedding, and sigmoid routing with a bias."""
     window, count = window_of(fields, 1024), options["num_layers"]
     period = fields.integer("global_attn_every_n_layers", 1, LARGEST, 4)
     kinds = kinds_of_layers(fields, count, window, every(count, period) if window else None)

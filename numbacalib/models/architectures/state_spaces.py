@@ -1,4 +1,4 @@
-"""Decoders whose layers mostly are of Mamba 2."""
+"""Decoders with mostly Mamba 2 layers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MAMBA, _NAMES = "linear_attention", {"mamba": "linear_attention", "attention": 
 
 
 def _state_space(fields: Fields, options: Options) -> Options:
-    """Read which layers are of Mamba 2, and their sizes."""
+    """Read the Mamba 2 layers and their sizes."""
     count, hidden = options["num_layers"], options["hidden_size"]
     kinds = [_NAMES.get(kind, kind) for kind in fields.texts("layer_types", [_MAMBA] * count)]
     if len(kinds) != count or set(kinds) - {FULL, _MAMBA}:
@@ -55,7 +55,7 @@ def _state_space(fields: Fields, options: Options) -> Options:
 
 
 def _granitemoehybrid(fields: Fields, options: Options) -> Options:
-    """Mamba 2 in most layers, experts where there are any, and an MLP of all tokens."""
+    """Read Mamba 2 layers, experts if there are any, and a shared MLP."""
     count = options["num_layers"]
     shared = fields.integer("shared_intermediate_size", 1, 1 << 24, 1024)
     found = granite_factors(fields) | _state_space(fields, options)
@@ -84,9 +84,9 @@ _LARGEST_STEP = float(np.finfo(np.float32).max)
 
 
 def _steps(fields: Fields) -> None:
-    """Refuse steps that have limits."""
+    """Refuse limits of time steps."""
     limits = fields.numbers("time_step_limit", 2, 0, math.inf, [0.0, math.inf])
-    if limits[0] or limits[1] <= _LARGEST_STEP:  # JSON has no infinity, so that files have 1e308
+    if limits[0] or limits[1] <= _LARGEST_STEP:  # files have 1e308, since JSON has no infinity
         raise fields.error("time_step_limit", "0 and infinity")
 
 
@@ -107,7 +107,7 @@ _MIXTURE = {
 
 
 def _with_kinds(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Say the kinds of layers, and so their number, where a file has a letter for each."""
+    """Return a configuration with kinds of layers, and so their number, from one letter for each."""
     found = dict(config)
     pattern = found.pop("hybrid_override_pattern", None)
     kinds = found.pop("layers_block_type", found.get("layer_types"))
@@ -119,7 +119,7 @@ def _with_kinds(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _nemotron_h(fields: Fields, options: Options) -> Options:
-    """Blocks of one sublayer each: Mamba 2, attention that does not turn, an MLP or experts."""
+    """Read blocks of one sublayer each: Mamba 2, attention without rotary embedding, MLP or experts."""
     count = options["num_layers"]
     kinds = [_NAMES.get(kind, kind) for kind in fields.texts("layer_types")]
     if len(kinds) != count or set(kinds) - set(_HALVES):
@@ -208,7 +208,7 @@ NEMOTRON_H = Architecture(
         *(
             "time_step_rank",
             "rms_norm_eps",
-        ),  # dt_bias has a number a head; layer_norm_epsilon counts
+        ),  # dt_bias has one number a head; layer_norm_epsilon is used
     ),
     read=_nemotron_h,
 )

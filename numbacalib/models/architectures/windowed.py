@@ -1,4 +1,4 @@
-"""Relatives of Llama whose layers differ: windows, and layers that do not turn their queries and keys."""
+"""Relatives of Llama with windows, or layers without rotary embedding."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ MINISTRAL = Architecture(
 
 
 def growth_of_queries(fields: Fields) -> Growth:
-    """Read how queries grow with their position."""
+    """Read the growth of queries with their position."""
     rope = fields.object("rope_parameters")
     beta = rope.number("llama_4_scaling_beta", 0, 1e3)
     return Growth(beta, rope.integer("original_max_position_embeddings", 1))
 
 
 def _ministral3(fields: Fields, options: Options) -> Options:
-    """All layers have the window, if there is one; queries grow with their position."""
+    """Read one window for all layers, if there is one, and the growth of queries."""
     growth, window = growth_of_queries(fields), window_of(fields, None)
     kinds = [FULL if window is None else SLIDING] * options["num_layers"]
     fields.nothing("layer_types")
@@ -47,7 +47,7 @@ def _ministral3(fields: Fields, options: Options) -> Options:
 
 
 def _smollm3(fields: Fields, options: Options) -> Options:
-    """Every fourth layer does not turn; it is that one which has a window, where there is one."""
+    """Read every fourth layer as one without rotary embedding, with the window if there is one."""
     count = options["num_layers"]
     period = fields.integer("no_rope_layer_interval", 1, default=4)
     turns = [(index + 1) % period != 0 for index in range(count)]
@@ -137,7 +137,7 @@ OLMO3 = Architecture(
 
 
 def _cwm(fields: Fields, options: Options) -> Options:
-    """Windows in all layers but every fourth, from the first on."""
+    """Read windows in all layers but every fourth, starting with the first."""
     if not ({"rope_scaling", "rope_parameters"} & set(fields)):
         raise fields.error("rope_scaling", "the rotary embedding's parameters")
     window, count = window_of(fields, 8192), options["num_layers"]
@@ -162,10 +162,10 @@ CWM = Architecture(
 
 
 def _exaone4(fields: Fields, options: Options) -> Options:
-    """Read the windows; where there are any, only the layers with them turn."""
+    """Read the windows; if there are any, only their layers have a rotary embedding."""
     window, count = window_of(fields, 4096), options["num_layers"]
     period = 4
-    if "layer_types" not in fields:  # beside those it is a name, such as LLLG
+    if "layer_types" not in fields:  # with layer_types it is a name, such as LLLG
         period = fields.integer("sliding_window_pattern", 1, default=4)
     kinds = kinds_of_layers(fields, count, window, every(count, period) if window else None)
     turns = tuple(window is None or kind == SLIDING for kind in kinds)
@@ -188,7 +188,7 @@ EXAONE4 = Architecture(
 
 
 def _hunyuan(fields: Fields, options: Options) -> Options:
-    """An ``alpha`` of the scaling stretches the base, whatever the length of a sequence."""
+    """Read the options; ``alpha`` of the scaling stretches the base at any sequence length."""
     rope = fields.object("rope_parameters", None) or fields.object("rope_scaling", None)
     alpha = rope.number("alpha", 1e-3, 1e9, None) if rope else None
     fields.nothing("use_cla", "use_mla", "position_embedding_xdrope")
