@@ -17,7 +17,7 @@ from numbacalib.models.latent import Latent
 from numbacalib.models.mixture import Mixture
 from numbacalib.models.short_convolution import ShortConvolution
 from numbacalib.models.state_space import StateSpace
-from numbacalib.models.wrappers import WRAPPERS, decoder_config
+from numbacalib.models.wrappers import QUANTIZATION, WRAPPERS, decoder_config
 
 __all__ = ["ModelConfig", "Rope"]
 
@@ -39,10 +39,6 @@ id2label label2id num_labels problem_type finetuning_task task_specific_params
 is_llama_config transformers.js_config unsloth_version unsloth_fixed neftune_noise_alpha
 is_composition
 """
-
-
-QUANTIZATION = ("quantization_config", "quantization")
-"""Keys under which a configuration describes quantized weights: transformers', and MLX's."""
 
 
 class Rope(NamedTuple):

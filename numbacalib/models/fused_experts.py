@@ -8,7 +8,6 @@ expert has its own tensor names here, whatever the file.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,12 +15,11 @@ from numpy.typing import NDArray
 
 from numbacalib.models.config import ModelConfig
 from numbacalib.models.description import ExpertNames
+from numbacalib.models.layer_tensors import layer_of
 from numbacalib.models.mixture import Mixture
 from numbacalib.models.safetensors_file import TensorEntry
 
 __all__ = ["View", "expert_entries"]
-
-_LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)")
 
 
 class View(NamedTuple):
@@ -66,11 +64,12 @@ def expert_entries(config: ModelConfig, name: str, entry: TensorEntry) -> Entrie
     ValueError
         If the tensor's shape does not match the configuration; names the tensor.
     """
-    layer, names = _LAYER.fullmatch(name), config.architecture.experts
-    if layer is None or names is None or int(layer[1]) >= config.num_layers:
+    layer, names = layer_of(name), config.architecture.experts
+    if layer is None or names is None or layer[0] >= config.num_layers:
         return None
-    mixture = config.mixture_of(int(layer[1]))
-    fused = _Fused.of(names, layer[2])
+    index, tensor = layer
+    mixture = config.mixture_of(index)
+    fused = _Fused.of(names, tensor)
     if mixture is None or fused is None:
         return None
     size = mixture.input_size(config.hidden_size)
@@ -80,7 +79,7 @@ def expert_entries(config: ModelConfig, name: str, entry: TensorEntry) -> Entrie
         expected = fused.shape(mixture, size)
     if entry.shape != expected:
         raise ValueError(f"{name}: expected shape {expected}, got {entry.shape}")
-    prefix = f"model.layers.{layer[1]}.{names.each}"
+    prefix = f"model.layers.{index}.{names.each}"
     return fused.entries(prefix, entry)
 
 

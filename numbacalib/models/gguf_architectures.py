@@ -12,6 +12,7 @@ from typing import NamedTuple
 from numbacalib.models import gguf_hybrids, gguf_mixtures
 from numbacalib.models.gguf_metadata import Metadata
 from numbacalib.models.gguf_windows import (
+    ORIGINAL_LENGTH,
     PATTERN,
     SECTIONS,
     WINDOW,
@@ -74,11 +75,15 @@ def _granitemoe(options: Metadata, config: Config) -> Config:
 
 def _mistral3(options: Metadata, config: Config) -> Config:
     """Queries grow with their position relative to the context length before scaling."""
-    beta = options.number("attention.temperature_scale", 0.0)
-    original = options.integer("rope.scaling.original_context_length", 0)
+    growth = {
+        "attention.temperature_scale": options.number("attention.temperature_scale", 0.0),
+        ORIGINAL_LENGTH: options.integer(ORIGINAL_LENGTH, 0),
+    }
+    for key, value in growth.items():
+        if not value:
+            raise options.error(key, "a growth of queries with YaRN")
+    beta, original = growth.values()
     found = {"llama_4_scaling_beta": beta, "original_max_position_embeddings": original}
-    if not beta or not original:
-        raise options.error("attention.temperature_scale", "a growth of queries with YaRN")
     return {"rope_parameters": rope_parameters(config)["rope_parameters"] | found}
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from numbacalib.models.config import ModelConfig
 from numbacalib.models.description import Architecture
 from numbacalib.models.gguf_metadata import Metadata
+from numbacalib.models.gguf_windows import ORIGINAL_LENGTH
 from numbacalib.models.rope import inverse_frequencies
 from numbacalib.models.rope_parameters import yarn_magnitude
 from numbacalib.models.windows import FULL, SLIDING
@@ -87,7 +88,7 @@ def _longrope(options: Metadata, factors: Mapping[str, NDArray[Any]]) -> dict[st
     missing = [name for name in FACTORS.values() if name not in factors]
     if missing:
         raise ValueError(f"{missing[0]}: expected it beside the other factors, got none")
-    original = options.required("rope.scaling.original_context_length")
+    original = options.required(ORIGINAL_LENGTH)
     scaling: dict[str, Any] = {
         "rope_type": "longrope",
         **{key: factors[name].tolist() for key, name in FACTORS.items()},
@@ -113,7 +114,7 @@ def _rope_scaling(options: Metadata, described: Architecture) -> dict[str, Any] 
         if attention != 1:
             raise options.error("rope.scaling.attn_factor", "1 without the type yarn")
         return {"rope_type": kind, "factor": factor} if kind == "linear" and factor != 1 else None
-    original = options.integer("rope.scaling.original_context_length")
+    original = options.integer(ORIGINAL_LENGTH)
     scaling: dict[str, Any] = {
         "rope_type": "yarn",
         "factor": factor,

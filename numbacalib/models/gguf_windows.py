@@ -7,7 +7,16 @@ from typing import Any
 from numbacalib.models.gguf_metadata import Metadata
 from numbacalib.models.windows import FULL, SLIDING, every
 
-__all__ = ["PATTERN", "SECTIONS", "WINDOW", "Config", "rope_parameters", "sections", "windows"]
+__all__ = [
+    "ORIGINAL_LENGTH",
+    "PATTERN",
+    "SECTIONS",
+    "WINDOW",
+    "Config",
+    "rope_parameters",
+    "sections",
+    "windows",
+]
 
 Config = dict[str, Any]
 """Keys of a Hugging Face ``config.json``."""
@@ -15,6 +24,7 @@ Config = dict[str, Any]
 WINDOW = "attention.sliding_window"
 PATTERN = "attention.sliding_window_pattern"
 SECTIONS = "rope.dimension_sections"
+ORIGINAL_LENGTH = "rope.scaling.original_context_length"
 
 
 def windows(options: Metadata, config: Config, default: int, period: int) -> Config:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from numbacalib.models.checkpoint import Checkpoint, TensorInfo
-from numbacalib.models.config import QUANTIZATION, ModelConfig
+from numbacalib.models.config import ModelConfig
 from numbacalib.models.fused_experts import View, expert_entries
 from numbacalib.models.layer_tensors import EMBEDDINGS, HEAD, is_linear
 from numbacalib.models.packed_sources import DTYPE, PackedSource, packed_source
@@ -27,6 +27,7 @@ from numbacalib.models.safetensors_file import (
 from numbacalib.models.tensor_names import canonical_name, denied, is_buffer
 from numbacalib.models.tokenizer import read_tokenizer
 from numbacalib.models.weight_files import weight_headers
+from numbacalib.models.wrappers import QUANTIZATION
 
 if TYPE_CHECKING:
     import numpy as np

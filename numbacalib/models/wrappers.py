@@ -11,6 +11,9 @@ from typing import Any
 
 from numbacalib.models.fields import Fields
 
+QUANTIZATION = ("quantization_config", "quantization")
+"""Keys under which a configuration describes quantized weights: transformers', and MLX's."""
+
 __all__ = ["WRAPPERS", "beside_decoder", "decoder_config", "decoder_name"]
 
 WRAPPERS = {
@@ -102,8 +105,7 @@ def decoder_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
         inner["model_type"] = WRAPPERS[kind]
     inner = {key: value for key, value in inner.items() if not _of_images(key)}
     inner["tie_word_embeddings"] = fields.flag("tie_word_embeddings", True)
-    outer = ("quantization_config", "quantization")
-    return inner | {key: config[key] for key in outer if key in config}
+    return inner | {key: config[key] for key in QUANTIZATION if key in config}
 
 
 def _of_images(key: str) -> bool:
