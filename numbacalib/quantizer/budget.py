@@ -1,4 +1,4 @@
-"""Bits and groups of a model's layers within a size, by an extra pass of the text through the original."""
+"""Bits and groups of a model's layers within a size, by one more pass of the text through the original."""
 
 from __future__ import annotations
 
