@@ -188,8 +188,8 @@ class CompressedTensors(SafetensorsFormat):
         size = channels // groups
         if size != (grid.group_size or channels):
             raise ValueError(
-                f"weight_scale: expected groups of {grid.group_size or channels} as "
-                f"quantization_config has it, got groups of {size}"
+                f"weight_scale: expected groups of {grid.group_size or channels} as in "
+                f"quantization_config, got groups of {size}"
             )
         words = stored_tensor(
             tensors, "weight_packed", np.int32, (rows, word_count(channels, bits))

@@ -120,7 +120,7 @@ class GridRules:
         for axis, length, multiple in zip("MK", shape, multiples, strict=True):
             if length % multiple:
                 raise ValueError(
-                    f"{layer}: expected {axis} a multiple of {multiple}, got {length}: leave it as it is "
+                    f"{layer}: expected {axis} a multiple of {multiple}, got {length}: skip the layer "
                     "(--skip), or use another format"
                 )
 

@@ -178,8 +178,8 @@ class FileWriter(ModelWriter):
         if others:
             name, place = next(iter(others.items()))
             log.warning(
-                "%d tensors have rows that are no multiple of 256 (%s: K = %d) and get types in blocks of "
-                "32, as llama.cpp gives them",
+                "%d tensors have rows that are not a multiple of 256 (%s: K = %d) and get llama.cpp's "
+                "types in blocks of 32",
                 len(others),
                 name,
                 place.shape[-1],

@@ -108,7 +108,7 @@ def _seen(checkpoint: Checkpoint) -> Options:
             found["rope.dimension_sections"] = np.array(padded, np.int32)
     if checkpoint.config.architecture.sections and not found:
         raise ValueError(
-            f"mrope_section: expected it of a {checkpoint.config.model_type} in GGUF, got none"
+            f"mrope_section: expected one of a {checkpoint.config.model_type} in GGUF, got none"
         )
     if levels := (whole.get("vision_config") or {}).get("deepstack_visual_indexes"):
         found["n_deepstack_layers"] = len(levels)

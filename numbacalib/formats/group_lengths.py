@@ -49,7 +49,7 @@ def group_lengths(
             longer = [size for size in fitting[K] if size >= max(asked + 1, SHORTEST)]
             use = [*map(str, longer[:1]), *(["none (one scale a row)"] if whole_rows else ())]
             if uniform and len(lengths) > 1 and not allowed:
-                use.append("the symmetric grid, which takes a length a layer")
+                use.append("the symmetric grid, which allows a length per layer")
             below = f"{length}, the longest below it that does, is under {SHORTEST}"
             if not length:
                 below = f"no shorter one of {listed(allowed or ())} does"

@@ -102,7 +102,7 @@ def stored_format(checkpoint: Checkpoint) -> Format | None:
     if config is None:
         return None
     methods = {method for each in FORMATS.values() for method in each.methods}
-    error = config.error("quant_method", f"one that is read here ({', '.join(sorted(methods))})")
+    error = config.error("quant_method", f"a supported one ({', '.join(sorted(methods))})")
     raise ValueError(f"{checkpoint.path}/config.json: {error}")
 
 

@@ -99,7 +99,7 @@ def open_job(
     if checkpoint.config.mixture is not None:
         _check_experts(inputs, settings)
     if not inputs.text and inputs.statistics is None and _needs_text(inputs, settings):
-        raise ValueError("text: required, since this calibrates; --method rtn alone needs none")
+        raise ValueError("text: required for calibration; --method rtn alone needs none")
     if settings.lm_head and (inputs.statistics is not None or inputs.importance is not None):
         raise ValueError("lm_head: expected a text to calibrate it on, no statistics or importance")
     free_bytes = place.free_bytes()
@@ -213,7 +213,7 @@ def _grids(
     if any(form.own_grid for form in formats):  # no grid was requested that could deviate
         return grids
     if any(asked[name].symmetric != grid.symmetric for name, grid in grids.items()):
-        log.warning("experts are on the symmetric grid: runtimes read no zero points of theirs")
+        log.warning("experts are on the symmetric grid: runtimes read no zero points of experts")
     others: dict[tuple[int | None, int | None], set[int]] = {}
     for name, grid in grids.items():
         sizes = asked[name].group_size, grid.group_size
@@ -258,6 +258,8 @@ def _layer_shapes(
     for form in formats:
         others = {name for name in shapes if not form.holds(name)}
         if others:
-            log.warning("%s stores no codes of %d layers, %s", form.name, len(others), min(others))
+            log.warning(
+                "%s stores no codes of %d layers, such as %s", form.name, len(others), min(others)
+            )
         shapes = {name: shape for name, shape in shapes.items() if name not in others}
     return {name: shape for name, shape in shapes.items() if not settings.skips(name)}

@@ -119,7 +119,7 @@ def quantize_onnx(
             f"{model}: expected MatMul or Gemm nodes with a constant weight, found none"
         )
     for name, reason in graph.left.items():
-        log.warning("%s stays as it is: %s", name, reason)
+        log.warning("%s is not quantized: %s", name, reason)
     samples = None
     if settings.calibrated() or settings.channel_scales != "none":
         if calibration is None:
@@ -170,7 +170,7 @@ def _check(settings: Settings, operator: str) -> None:
     """Refuse settings that the format or the graph cannot hold."""
     if settings.find_grid is not None:
         if operator != "MatMulNBits" or settings.symmetric:
-            raise ValueError("float_zeros: expected False but with MatMulNBits on asymmetric grids")
+            raise ValueError("float_zeros: expected MatMulNBits on an asymmetric grid with it")
         if settings.bits not in REAL_BITS:
             raise ValueError(f"bits: expected 2 or 4 with float_zeros, got {settings.bits}")
     grid = LayerGrid(settings.bits, settings.group_size, settings.symmetric, np.dtype(np.float32))

@@ -48,7 +48,7 @@ def require_space(planned: Mapping[Path, int], options: Sequence[str] = ("--outp
         if usage.total and usage.free < together[system]:  # network file systems may not know
             raise OSError(
                 f"{directory.parent}: expected room for {in_units(together[system])}, "
-                f"found {in_units(usage.free)} free: {option} on another file system would do"
+                f"found {in_units(usage.free)} free: {option} on another file system would fit"
             )
 
 

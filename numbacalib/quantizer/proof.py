@@ -85,7 +85,7 @@ def prove(
         chosen, changed = _compared_with_kept(kept, layers, path)
         found = _compared(written, layers, source, chosen, changed, form)
         if found.other:
-            raise ProofError(f"{path}: {found.other[0]}: not what was to be written")
+            raise ProofError(f"{path}: {found.other[0]}: other values than were to be written")
         known = {*source.names(), *(part for layer in layers for part in layers.tensors(layer))}
         if extra := [name for name in written.names() if name not in known]:
             raise ProofError(f"{path}: {extra[0]}: a tensor that the original does not have")

@@ -86,7 +86,7 @@ def read_all_sequences(
     if length > positions:
         log.warning(
             "sequence_length %d is longer than max_position_embeddings, %d, of %s: the model was not "
-            "made for such positions",
+            "trained for such positions",
             length,
             positions,
             checkpoint.path,

@@ -197,8 +197,8 @@ def open_work(directory: Path, identity: Mapping[str, Any], *, anew: bool) -> It
                     _remove(directory)
                 else:
                     log.warning(
-                        "%d blocks are kept in %s: the same command goes on from there (--clean begins "
-                        "anew)",
+                        "%d blocks are kept in %s: the same command resumes from them (--clean starts "
+                        "over)",
                         count,
                         directory,
                     )
@@ -240,8 +240,8 @@ def _require_same_run(directory: Path, identity: Mapping[str, Any]) -> None:
         raise ValueError(f"{file}: expected what a run writes ({error})") from None
     if different := differences(kept, identity):
         raise ValueError(
-            f"{directory}: a killed run of another kind left it: {'; '.join(different)}; give it the "
-            "same again, another --work, or --clean to begin anew"
+            f"{directory}: expected blocks of this run, found another's: {'; '.join(different)}; use "
+            "the same inputs and settings, another --work, or --clean to start over"
         )
 
 

@@ -171,7 +171,7 @@ class _Announcement(Listener):
     def _tell(self) -> None:
         self._told = True
         notices.warning(
-            "compiling kernels, once for this machine and each dtype (`numbacalib warm-up` does so ahead)"
+            "compiling kernels, once for this machine and each dtype (ahead: `numbacalib warm-up`)"
         )
 
 

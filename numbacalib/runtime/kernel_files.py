@@ -69,7 +69,7 @@ def store(name: str, identity: bytes, payload: bytes) -> None:
     _warn_once(
         f"compiled kernels cannot be written to {' or '.join(map(str, usual))}: "
         + (f"they are kept in {private}" if kept else "every process compiles its own")
-        + "; NUMBA_CACHE_DIR may name a better folder"
+        + "; set NUMBA_CACHE_DIR to a writable folder"
     )
 
 
