@@ -31,7 +31,7 @@ SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
 log = logging.getLogger("numbacalib")
 
 Group = Sequence[tuple[Stage, InputStatistics | ExpertInputs | None]]
-"""Stages whose layers are equal, with what is known of their inputs; None without a calibration."""
+"""Stages whose layers are equal, with the statistics of their inputs; None without a calibration."""
 
 
 class Calibration(Protocol):

@@ -123,7 +123,7 @@ class _Squares(NamedTuple):
 def _collect_blocks(
     checkpoint: Checkpoint, decoder: Decoder, tokens: NDArray[np.integer], kept: Work
 ) -> tuple[dict[str, _Squares], dict[str, dict[str, Any]]]:
-    """Keep the statistics of all blocks; return squared inputs by layer, and hashes of what was read."""
+    """Keep the statistics of all blocks; return squared inputs by layer, and hashes of the tensors read."""
     layers = decoder.config.num_layers
     squares = {}
     with Progress(layers, done=kept.finished, unit="block") as progress, np.errstate(**SILENT):

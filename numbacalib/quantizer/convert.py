@@ -46,7 +46,7 @@ def convert(
     to : str
         Name of one of `numbacalib.formats.FORMATS`.
     clean : bool, default False
-        Remove what killed runs to the same output left beside it.
+        Remove leftovers of killed runs to the same output.
 
     Returns
     -------

@@ -126,7 +126,7 @@ class Subject(NamedTuple):
 def measure(
     tokens: NDArray[np.integer], subject: Subject, original: Subject | None = None
 ) -> Evaluation:
-    """Evaluate a model on tokens [S, T], and where there is an `original`, against it.
+    """Evaluate a model on tokens [S, T], and against an `original` if given.
 
     Raises
     ------
@@ -193,7 +193,7 @@ def _standard_error(sequences: NDArray[np.float64]) -> float | None:
 def _sweep(
     subjects: Sequence[Subject], tokens: NDArray[np.integer], progress: Progress
 ) -> NDArray[np.float64]:
-    """Sums over each sequence, float64 [n, S]: each model's losses, and the KL where there are two."""
+    """Sums over each sequence, float64 [n, S]: each model's losses, and the KL of two models."""
     states, rows = [], []
     for each in subjects:
         hidden = _states(each, tokens, progress)

@@ -40,7 +40,7 @@ def write_fingerprint(
 def require_same_model(directory: Path, checkpoint: Checkpoint, decoder: Decoder) -> None:
     """Compare a model with the one that statistics were collected from, cheapest checks first.
 
-    Only what the statistics depend on counts: neither the output head nor the tokenizer does.
+    Only inputs of the statistics count, so neither the output head nor the tokenizer is compared.
 
     Raises
     ------

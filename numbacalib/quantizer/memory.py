@@ -59,7 +59,7 @@ class Demand:
 
     @property
     def on_host(self) -> bool:
-        """True where the model runs on the host."""
+        """True if the model runs on the host."""
         return self.place.name == "cpu"
 
     def must_stream(self, tokens: int) -> bool:
@@ -146,7 +146,7 @@ class Demand:
         """Activations per token held at once, in attention or in the MLP, with their input."""
         hidden, shapes = self.config.hidden_size, linear_shapes(self.config, index)
         entering = sum(shapes[f"{kind}.weight"][0] for kind in stages(self.config, index)[0])
-        # normalized ones beside those before, and the contexts
+        # projections before and after their norms, and the contexts
         attention = 2 * entering + columns_by_role(self.config, index)["output"]
         return hidden + max(attention, 2 * widest + hidden)
 

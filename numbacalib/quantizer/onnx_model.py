@@ -74,7 +74,7 @@ def quantize_onnx(
         Store real zero points, at 2 and 4 bits, with MatMulNBits. Scales and zeros are searched for a small
         error, and codes chosen on them.
     clean : bool, default False
-        Remove what killed runs to the same output left beside it.
+        Remove leftovers of killed runs to the same output.
 
     Returns
     -------

@@ -112,8 +112,8 @@ def quantize(
     ModuleNotFoundError
         If a package of the extra `models` is missing.
     numbacalib.quantizer.ProofError
-        If the output read back is not what it should be, or exceeds `max_kl`. It is kept beside `output`,
-        by a name that says so.
+        If the output read back is not as expected, or exceeds `max_kl`. It is kept beside `output`, by a
+        name that says so.
     numpy.linalg.LinAlgError
         If a layer's damped Hessian is not positive definite, or too many layers needed more damping.
 

@@ -35,7 +35,7 @@ from numbacalib.quantizer.trial import (
 )
 
 MOVED = 1e9
-"""Bytes a second at which an output is written and read back, once each."""
+"""Bytes per second at which an output is written and read back, once each."""
 _ALONE = 0.4
 """Time of a token in one model, as a share of its time in both with the moments of both."""
 LATER = 30_000_000
@@ -275,7 +275,7 @@ def _scaling(job: Job, index: int, trial: Trial) -> float:
 
 
 def _host_bytes(job: Job, demand: Demand, tokens: int, output_bytes: int) -> int:
-    """Bytes of the host's memory that a run on this many tokens takes beyond what it holds already."""
+    """Bytes of host memory that a run on this many tokens takes beyond its current memory."""
     largest = max(map(job.checkpoint.stored_bytes, job.checkpoint.names()))
     writing = min(output_bytes, SHARD_BYTES) + largest
     entries = min(VOCABULARY, job.decoder.config.vocab_size)

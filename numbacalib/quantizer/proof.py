@@ -25,7 +25,7 @@ from numbacalib.terminal import RejectedError
 
 
 class ProofError(RejectedError):
-    """Error of a checkpoint that is not what it should be."""
+    """Error of a checkpoint that differs from the expected one."""
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ DEFAULTS = {each.name: each.default for each in fields(Settings)}
 
 
 def check(settings: Settings, importance: str | Path | None) -> None:
-    """Check what does not depend on a layer, before anything is read."""
+    """Check the settings that do not depend on a layer, before anything is read."""
     settings.check()
     if settings.method == "kmeans":
         raise ValueError("method: expected gptq or rtn, since the file format has no codebooks")

@@ -41,7 +41,7 @@ def run_stages(
     twice, as all are if the residual stream itself does not stay on the device.
 
     `original` is a block with unchanged weights and its own hidden states, of all parts or only the first:
-    it runs beside, and the statistics of those parts cover both.
+    it runs along, and the statistics of those parts cover both.
     """
     streams = [_Stream(block, decoder, parts)]
     if original is not None:

@@ -31,7 +31,7 @@ def read_sequences(
 def read_split(
     checkpoint: Checkpoint, files: Sequence[str | Path], length: int, samples: int, held_out: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return what `read_sequences` does, and up to `held_out` of the remaining sequences.
+    """Return the result of `read_sequences`, and up to `held_out` of the remaining sequences.
 
     See `read_all_sequences` for the other parameters and errors.
     """

@@ -165,7 +165,7 @@ def open_work(directory: Path, identity: Mapping[str, Any], *, anew: bool) -> It
     Parameters
     ----------
     directory : Path
-        Absent, empty, or what a run with the same `identity` left.
+        Absent, empty, or left by a run with the same `identity`.
     identity : mapping
         Of the run, from `numbacalib.quantizer.identity.identity_of`.
     anew : bool
@@ -246,7 +246,7 @@ def _require_same_run(directory: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _remove(directory: Path) -> None:
-    """Remove the files of a run; blocks first, so that what is left is never without its identity."""
+    """Remove the files of a run; blocks first, so that remaining blocks never lack their identity."""
     for file in (*directory.glob(_BLOCKS), *directory.glob("*.partial"), directory / IDENTITY):
         file.unlink(missing_ok=True)
 

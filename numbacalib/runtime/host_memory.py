@@ -7,7 +7,7 @@ from contextlib import suppress
 
 
 def give_back() -> None:
-    """Return freed memory that glibc keeps to the system; other C libraries are left alone.
+    """Give freed memory that glibc still holds back to the system; other C libraries are left alone.
 
     glibc keeps freed chunks below some 32 MB for reuse, separately for each thread, but the next phase of a
     run seldom needs the same sizes. https://man7.org/linux/man-pages/man3/malloc_trim.3.html
