@@ -1,9 +1,9 @@
-"""Causal attention on one GPU, beside torch's.
+"""Causal attention on one GPU, against torch's.
 
     python benchmarks/attention_gpu.py
 
-Rates count the products that causality leaves, ``S H T^2 (D + V)`` operations. Needs the extra `cuda` and
-torch; see `harness_gpu`.
+Rates count the products that the causal mask leaves, ``S H T^2 (D + V)`` operations. Needs the extra `cuda`
+and torch; see `harness_gpu`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numbacalib.ops.attention import attention
 
 TOKENS, SEQUENCES = 2048, 8
 LEAST = 150e12
-"""Operations a second at which attention is a tenth of a run of the 1B shape."""
+"""Operations per second at which attention takes a tenth of a run of the 1B shape."""
 
 
 class Heads(NamedTuple):

@@ -1,15 +1,15 @@
-"""What each method leaves of a model: KL to the original and perplexity at 4, 3 and 2 bits.
+"""Quality of each method on whole models: KL to the original and perplexity at 4, 3 and 2 bits.
 
     python benchmarks/codebooks.py [--model NAME] [--resume] [--docs]
 
 Each model's layers are quantized by every method from the same statistics, which one pass over the
 calibration text collects, and the model runs on the evaluation text. Only the rows "block by block" run
 the text again, through the blocks quantized so far, as `numbacalib quantize` does. Scales and centroids
-are float16, and are counted in the bits a weight; AWQ's channel scales cost none, since only those are
-taken that fold into a norm or linear layer before. Fisher information comes from torch's gradients.
+are float16, and count in the bits per weight; AWQ's channel scales cost none, since only those are
+used that fold into an earlier norm or linear layer. Fisher information comes from torch's gradients.
 
-Rows are written as they come, to ``results/codebooks-<machine>.csv``; `--resume` keeps those that are
-there, of the other model too, and measures the others. Needs the extra `benchmarks`.
+Rows are written one by one to ``results/codebooks-<machine>.csv``; `--resume` keeps existing rows, of the
+other model too, and measures the missing ones. Needs the extra `benchmarks`.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ PACKAGES = ("numba", "numpy", "scipy", "torch", "transformers")
 BITS = (4, 3, 2)
 SCALE_BITS = 16
 LOGIT_TOKENS = 2048
-"""Tokens whose logits are held, twice."""
+"""Tokens whose logits of both models are held at a time."""
 
 Quantized = QuantizedWeight | CodebookWeight
 Solver = Callable[[Subject, str, NDArray, InputStatistics, int], Quantized]
 
 
 class Method(NamedTuple):
-    """How the layers of a model become their quantized selves."""
+    """Method of quantizing the layers of a model."""
 
     solve: Solver
     awq: bool = False
-    """Whether input channels are scaled first."""
+    """True if input channels are scaled first."""
     block_by_block: bool = False
-    """Whether statistics are of inputs that the quantized layers before produce."""
+    """True if statistics are of inputs from the already quantized layers."""
     propagated: bool = False
-    """Whether they are also of the original model's inputs, which the target then needs."""
+    """True if statistics are also of the original model's inputs, for a propagated target."""
 
 
 def uniform(**settings: Any) -> Solver:
@@ -150,7 +150,7 @@ class Outcome(NamedTuple):
     """A model's linear layers, quantized."""
 
     weights: dict[str, NDArray]
-    """What the codes stand for, by full tensor name."""
+    """Dequantized weights, by full tensor name."""
     stored_bits: float
     output_error: float
 
@@ -184,7 +184,7 @@ def quantize(subject: Subject, method: Method, bits: int) -> Outcome:
 
 @cache
 def channel_scales(subject: Subject, bits: int) -> dict[tuple[int, Stage], NDArray]:
-    """AWQ's scales of the stages whose scales something before them can take up."""
+    """AWQ's scales of the stages with a producer that can absorb them."""
     found = {}
     for index in range(subject.decoder.config.num_layers):
         block: DecoderBlock = subject.decoder.block(index)
@@ -207,7 +207,7 @@ def output_error(weight: NDArray, values: NDArray, hessian: NDArray) -> float:
 
 
 def stored_bits(found: Quantized) -> int:
-    """Bits that a layer takes: codes, and what they are read by."""
+    """Stored bits of a layer: codes with their scales and zeros, or centroids."""
     if isinstance(found, CodebookWeight):
         return found.codes.size * found.bits + found.centroids.size * SCALE_BITS
     return (found.codes.size + found.zeros.size) * found.bits + found.scales.size * SCALE_BITS
@@ -215,7 +215,7 @@ def stored_bits(found: Quantized) -> int:
 
 @cache
 def original_states(subject: Subject) -> NDArray:
-    """What the unquantized model's last block makes of the evaluation text."""
+    """Outputs of the unquantized model's last block on the evaluation text."""
     return subject.decoder.forward(subject.evaluation_tokens)
 
 
@@ -233,7 +233,7 @@ def sequence_losses(decoder: Decoder, tokens: NDArray) -> NDArray:
 
 
 class Divergence(NamedTuple):
-    """How a quantized model differs from the original on the evaluation text."""
+    """Difference of a quantized model from the original on the evaluation text."""
 
     kl: float
     kl_error: float
@@ -262,7 +262,7 @@ def evaluate(subject: Subject, states: NDArray) -> Divergence:
 
 
 def standard_error(sequences: NDArray) -> float:
-    """Of the mean of independent numbers."""
+    """Standard error of the mean of independent numbers."""
     return float(sequences.std(ddof=1) / np.sqrt(len(sequences)))
 
 
@@ -303,7 +303,7 @@ def measure(subject: Subject, name: str, bits: int) -> CodebookRow:
 
 
 def machine_facts() -> dict[str, str]:
-    """The machine, and what of the experiment the table's caption says."""
+    """Facts of the machine and the experiment for the table's caption."""
     return describe_machine(
         *PACKAGES,
         calibration=f"{TOKENS[0]} tokens of calibration",
@@ -312,10 +312,10 @@ def machine_facts() -> dict[str, str]:
 
 
 def main() -> int:
-    """Measure what is missing, write the CSV and print the tables."""
+    """Measure the missing rows, write the CSV and print the tables."""
     arguments = parser(__doc__)
-    arguments.add_argument("--model", choices=SUBJECTS, help="this one only")
-    arguments.add_argument("--resume", action="store_true", help="keep the rows that are there")
+    arguments.add_argument("--model", choices=SUBJECTS, help="only this one")
+    arguments.add_argument("--resume", action="store_true", help="keep existing rows")
     options = arguments.parse_args()
     machine = machine_facts()
     file = csv_file("codebooks", machine)

@@ -1,11 +1,10 @@
-"""Every operation, and GPTQ of whole layers, on the CPU against what a user would pick instead.
+"""Every operation, and GPTQ of whole layers, on the CPU against alternatives that a user might choose.
 
     python benchmarks/cpu.py [--quick] [--docs]
 
-Writes ``results/cpu-<machine>.csv`` and the plot beside it, prints the table and what falls short of
-the targets, and exits 1 then. `--quick` runs small shapes, to check the script itself, and writes to
-the temporary directory. Needs the
-extra `benchmarks`.
+Writes ``results/cpu-<machine>.csv`` and the plot beside it, prints the table and the missed targets, and
+exits 1 if there are any. `--quick` runs small shapes, to check the script itself, and writes to the
+temporary directory. Needs the extra `benchmarks`.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ PACKAGES = ("numba", "numpy", "scipy", "torch", "onnxruntime", "compressed-tenso
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 GROUP = 128
 READS = 21
-"""Rounds of what reads memory, whose rate on a shared machine swings by half from second to second."""
+"""Rounds of memory-bound cases, whose rate on a shared machine varies by half from second to second."""
 EXACT, ROUNDED = 1e-4, 2e-2
-"""Differences allowed between candidates: of float32 sums, and where a peer rounds to 16 bits."""
+"""Allowed relative differences between candidates: for float32 sums, and for peers that round more."""
 
 
 def random_matrix(rows: int, columns: int, dtype: str = "float32", scale: float = 1.0):
-    """Normal values, made in runs of rows so that no wide copy of the whole is needed."""
+    """Random normal matrix, generated in runs of rows so that no wide copy of the whole is needed."""
     rng = np.random.default_rng(rows + columns)
     matrix = np.empty((rows, columns), getattr(ml_dtypes, dtype, dtype))
     for part in np.array_split(matrix, max(1, matrix.size >> 24)):
@@ -64,7 +63,7 @@ def random_matrix(rows: int, columns: int, dtype: str = "float32", scale: float 
 
 
 def read_goal(dtype: str) -> tuple[Goal, ...]:
-    """What a reduction must reach of the bandwidth at which its input can be read."""
+    """Share of its input's read bandwidth that a reduction must reach."""
     return (Goal(OURS, LIMIT + "read", ">=0.85" if dtype in ("float32", "float64") else ">=0.7"),)
 
 
@@ -147,7 +146,7 @@ def hessian_case(B: int, K: int, dtype: str, *, goal: bool) -> Case:
 
 
 def layer_hessian(K: int) -> np.ndarray:
-    """Hessian of correlated inputs, as a layer sees them."""
+    """Hessian of correlated inputs, as in real layers."""
     x = random_matrix(2 * K, K)
     x += x[:, :1] + np.roll(x, 1, axis=1)
     return numbacalib.gptq_hessian_update(np.zeros((K, K), np.float32), x)
@@ -173,13 +172,13 @@ def inverse_case(K: int, *, goal: bool) -> Case:
 
 
 def product(n: int):
-    """Return a matrix product of order n and its operations: what sgemm reaches on this machine."""
+    """Return a matrix product of order n and its operations, for sgemm's rate on this machine."""
     a, b, c = (random_matrix(n, n) for _ in range(3))
     return (lambda: np.matmul(a, b, out=c)), 2 * n**3
 
 
 def columns_case(M: int, K: int, *, goal: bool) -> Case:
-    """The column part of GPTQ alone, from a ready factor; the rate counts M K² operations."""
+    """Column part of GPTQ alone, from a given factor; the rate counts M K² operations."""
     w, h = random_matrix(M, K, scale=0.02), layer_hessian(K)
     upper, inverse = factor_hessians(h[None], [0.01]).upper, numbacalib.gptq_inverse_hessian(h)
     grids = ColumnGrids(Grid(4, False), group_indices(K, GROUP)[None])
@@ -206,7 +205,7 @@ def columns_case(M: int, K: int, *, goal: bool) -> Case:
 def layer_case(M: int, K: int, llm_compressor: Any, *, goal: bool) -> Case:
     """GPTQ of a layer from its Hessian, 4 bits, groups of 128, preparation included.
 
-    The limit is the arithmetic of the direct form, M K² + K³ / 3, at the rate of sgemm. Without
+    The limit is the arithmetic of the direct form, M K² + K³ / 3, at sgemm's rate. Without
     `llm_compressor` no peer runs.
     """
     w, h = random_matrix(M, K, scale=0.02), layer_hessian(K)
@@ -244,7 +243,7 @@ def layer_case(M: int, K: int, llm_compressor: Any, *, goal: bool) -> Case:
 def growth_rows(rows: list[Row]) -> list[Row]:
     """Time per M K² of each square layer against that of the next smaller one: it must not rise.
 
-    5 % are allowed, for the clock's spread.
+    5 % are allowed for the spread of times.
     """
     squares = [
         (row.seconds / size**3, size)
@@ -268,7 +267,7 @@ def growth_rows(rows: list[Row]) -> list[Row]:
 
 
 def measurements(quick: bool) -> list[Row]:
-    """Run every case, one after the other, so that one case's arrays are in memory at a time."""
+    """Run every case in turn, so that only one case's arrays are in memory at a time."""
     small = 16 if quick else 1
     K = 512 if quick else 4096
     rows: list[Row] = []

@@ -1,4 +1,4 @@
-"""What ``numbacalib demo`` prints on the CPU, kept as a CSV.
+"""Results of ``numbacalib demo`` on the CPU, as a CSV.
 
     python benchmarks/demo.py [--docs]
 
@@ -23,7 +23,7 @@ FACTS = re.compile(
 
 
 def run_demo() -> str:
-    """Return what the demo prints, which appears as it comes too."""
+    """Return the demo's output, which is also printed line by line."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "numbacalib.cli", "demo", "--device", "cpu"]
         command += ["--output", f"{folder}/model"]
@@ -38,7 +38,7 @@ def run_demo() -> str:
 
 
 def rows_of(printed: str) -> list[DemoRow]:
-    """Read the table back; its first two lines are the header."""
+    """Parse the printed table; its first two lines are the header."""
     lines = [line.strip("| \n") for line in printed.splitlines() if line.startswith("|")]
     rows = []
     for line in lines[2:]:

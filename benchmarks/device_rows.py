@@ -1,4 +1,4 @@
-"""Rows of `devices_gpu.py`, as they stand in the CSV, and their table."""
+"""Rows of `devices_gpu.py`, as in the CSV, and their table."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class DeviceRow(NamedTuple):
     cpu: float
     gpu: float
     limit: float
-    """How far they may differ, as a share; NaN where nothing was asked."""
+    """Largest allowed difference, as a share; NaN for no limit."""
 
     @property
     def difference(self) -> float:
-        """How far they differ, as a share."""
+        """Relative difference of both."""
         return abs(self.gpu / self.cpu - 1)
 
     @property
     def falls_short(self) -> bool:
-        """True where they differ by more than they may."""
+        """True if the difference exceeds the limit."""
         return not (self.difference <= self.limit or isnan(self.limit))
 
 
 def devices_body(rows: list[DeviceRow]) -> str:
-    """Return one line a figure."""
+    """Return one line per figure."""
     lines = [
         [
             row.model,

@@ -2,10 +2,10 @@
 
     python benchmarks/devices_gpu.py --models glassllm SmolLM2-135M
 
-Models as they are stored, in 16 bits, and in float32: a GPU multiplies in the model's own type, the CPU in
-float32. Layers are quantized from statistics of the original model that the same device collected: in a run
-over the text one code that is a tie changes the inputs of all later layers. What ties do on one device is
-shown by weights that are changed by 1e-7. Needs the extras `models` and `cuda`.
+Models are measured as stored, in 16 bits, and in float32: a GPU multiplies in the model's own type, the CPU
+in float32. Layers are quantized from statistics of the original model, collected on the same device: in a
+run over the text a single tie between codes would change the inputs of all later layers. The effect of ties
+on one device is shown by weights perturbed by 1e-7. Needs the extras `models` and `cuda`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ MODELS = {
     "glassllm": (checkpoint_of_glassllm, "float16", 128, 32),
     "SmolLM2-135M": (checkpoint_of_smollm2, "bfloat16", 512, 64),
 }
-"""Where the checkpoint is, its dtype, tokens of a sequence, and channels of a group."""
+"""Function that returns the checkpoint, its dtype, tokens per sequence, and channels per group."""
 TOKENS = 8192
 """Of calibration, and of evaluation on each text."""
 LIMITS = {"float32": (1e-4, 1e-3), "float16": (5e-3, 2e-2), "bfloat16": (5e-3, 2e-2)}
-"""How far perplexities, and losses of layers, may differ, by dtype."""
+"""Allowed relative differences of perplexities, and of losses of layers, by dtype."""
 PACKAGES = ("numba", "numba-cuda", "numpy", "cupy-cuda13x")
 
 
@@ -53,7 +53,7 @@ def in_float32(model: Path, folder: Path) -> Path:
 
 
 def changed(model: Path, folder: Path) -> Path:
-    """Write the same model with every weight changed by about 1e-7 of itself."""
+    """Write the same model with every weight perturbed by about 1e-7 of itself."""
     shutil.copytree(model, folder)
     rng = np.random.default_rng(0)
     tensors = {
@@ -67,7 +67,7 @@ def changed(model: Path, folder: Path) -> Path:
 def layer_row(
     name: str, dtype: str, which: str, limit: float, ours: np.ndarray, other: np.ndarray
 ) -> DeviceRow:
-    """Row of the layer whose losses differ most of all, or in the middle of all."""
+    """Row of the layer with the largest difference of losses, or with the median one."""
     order = np.argsort(np.abs(other / ours - 1))
     index = order[len(order) // 2] if which == "the middle" else order[-1]
     figure = f"loss of a layer, {which} of {len(ours)}"
@@ -108,7 +108,7 @@ def rows_of(name: str, model: Path, dtype: str, folder: Path) -> list[DeviceRow]
 
 
 def main() -> int:
-    """Measure, write the CSV, print the table; return 1 where a bound is missed."""
+    """Measure, write the CSV, print the table; return 1 if a limit is exceeded."""
     made = parser(__doc__)
     made.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     options = made.parse_args()

@@ -1,13 +1,13 @@
-"""Experts: equal layers solved together, whose tokens calibrate one, and how much memory a model takes.
+"""Experts: equal layers solved together, tokens used for calibration, and the memory of a large model.
 
     python benchmarks/experts.py [together] [tokens] [memory] [--docs]
 
-- together: `gptq_batch` against `gptq` of one expert after the other, in turns.
+- together: `gptq_batch` against `gptq` of one expert after the other, interleaved.
 - tokens: a small model of experts is trained here, by torch and transformers; it is calibrated on the
   tokens that its routers send to each expert, and on all of them, and evaluated on another text.
-- memory: a block or two with the shapes of Qwen3-30B-A3B, of random weights, through the whole quantizer.
+- memory: a block or two with the shapes of Qwen3-30B-A3B and random weights, through the whole quantizer.
 
-Writes ``results/experts-<machine>.csv``; parts that are not named keep their rows of before.
+Writes ``results/experts-<machine>.csv``; parts that are not named keep their earlier rows.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ LARGE: dict[str, Any] = {
     "vocab_size": 512,
 }
 LAYERS = 48
-"""Of the model that `LARGE` is a part of."""
+"""Of the model with the shapes of `LARGE`."""
 
 
 def text_files() -> list[Path]:
-    """English text that is at hand: this project's documents, and its sources for training."""
+    """Available English text: this project's documents."""
     return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -91,7 +91,7 @@ def write_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
 
 
 def together() -> Iterator[ExpertsRow]:
-    """Time equal layers together and alone, on the same arrays."""
+    """Time equal layers together and one by one, on the same arrays."""
     options: dict[str, Any] = {
         "bits": 4,
         "group_size": 128,
@@ -216,11 +216,11 @@ def write_large(folder: Path, layers: int) -> None:
 
 
 def memory(folder: Path, layers: int, samples: int, experts: str) -> Iterator[ExpertsRow]:
-    """Quantize blocks of real shapes; a process of its own would hold no more."""
+    """Quantize blocks of real shapes; the peak includes everything that this process holds."""
     model = folder / "large"
     write_large(model, layers)
     options: dict[str, Any] = {"samples": samples, "sequence_length": 512, "symmetric": True}
-    options |= {"experts": experts, "ranges": "full"}  # a search takes time, and no memory
+    options |= {"experts": experts, "ranges": "full"}  # a search takes time, but no memory
     found = quantize(model, folder / "large-quantized", text=text_files(), **options)
     shutil.rmtree(model)
     seconds = found.seconds["quantizing"] / layers

@@ -1,10 +1,10 @@
-"""What a whole model's run on a GPU cannot do without, each by itself: forward, Hessians, solves.
+"""Necessary parts of a whole model's run on a GPU, each timed alone: forward, Hessians, solves.
 
     python benchmarks/forward_gpu.py 1b 8b
 
-Weights are random bfloat16. Operations a second count the products of the linear layers, and of attention
-those that its mask leaves: norms, rotary embeddings, activations, softmax and residual sums take time and
-count nothing. The seconds of a block's pieces, times the blocks, are the floor of `model_gpu.py`.
+Weights are random bfloat16. Operations per second count the products of the linear layers and the unmasked
+ones of attention: norms, rotary embeddings, activations, softmax and residual sums take time but do not
+count. The seconds of a block's pieces, times the number of blocks, are the floor in `model_gpu.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SOLVER |= {"act_order": "desc", "static_groups": True}
 
 
 def seconds_of(run: Callable[[], Any]) -> list[float]:
-    """Seconds that something takes until the device is done, of several rounds, in their order."""
+    """Seconds of a call until the device is done, over several rounds, sorted."""
     from numba import cuda
 
     found = []
@@ -48,12 +48,12 @@ def seconds_of(run: Callable[[], Any]) -> list[float]:
 
 
 class Pieces:
-    """What a run of one model does, piece by piece, on as many tokens as it has.
+    """Pieces of one model's run, on all its tokens.
 
     Attributes
     ----------
     operations : dict
-        Of the pieces that are products: two for each product and its sum.
+        Of the pieces that are products: two for each multiplication and addition.
     """
 
     def __init__(self, model: Path, samples: int, length: int) -> None:
@@ -66,7 +66,7 @@ class Pieces:
         config, linears = self._decoder.config, self._blocks[0].linears
         mlp = 2.0 * tokens.size * sum(linears[kind].size for kind in linears if "mlp" in kind)
         every = 2.0 * tokens.size * sum(weight.size for weight in linears.values())
-        # a token sees half of its sequence and itself, for scores and again for values
+        # a token attends to half of its sequence and itself, for scores and again for values
         seen = 2.0 * tokens.size * config.hidden_size * (length + 1)
         self.operations = {"attention": every - mlp + seen, "MLP": mlp}
         self.operations["whole blocks"] = blocks * (every + seen)
@@ -107,7 +107,7 @@ class Pieces:
         return statistics
 
     def floor(self, blocks: int) -> float:
-        """Seconds of so many blocks, if nothing else took any."""
+        """Seconds of these blocks without any other work."""
         middle = ROUNDS // 2
         forward = self.forward()["whole blocks"][middle] / len(self._blocks)
         return blocks * (forward + sum(each[middle] for each in self.solving().values()))
@@ -145,7 +145,7 @@ def rows_of(name: str, folder: Path) -> list[Row]:
 
 
 def main() -> int:
-    """Measure and write the CSV; return 1 where the goal is missed."""
+    """Measure and write the CSV; return 1 if the goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shapes", nargs="+", choices=SHAPES)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/numbacalib-model"))

@@ -28,7 +28,7 @@ COLD = {
     "gptq_inverse_hessian": 5.0,
     "gptq of a layer": 12.0,
 }
-"""Most seconds of processors' time that a first call may take to compile."""
+"""Most seconds of CPU time that a first call may take to compile."""
 
 FIRST_CALL = """
 import json, time
@@ -46,7 +46,7 @@ print(json.dumps([imported - start, time.perf_counter() - begun, time.process_ti
 """
 
 ALONE = "numba alone"
-"""A kernel that adds 1: what any cached kernel costs, whoever wrote it."""
+"""A kernel that adds 1: the cost of any cached Numba kernel."""
 
 ALONE_MODULE = """
 from numba import njit, prange
@@ -99,9 +99,9 @@ print(json.dumps(level("VmHWM") - before))
 
 
 def run(code: str, cache: str) -> object:
-    """Run `code` in a fresh Python with a kernel cache of its own; return what it prints as JSON."""
+    """Run `code` in a fresh Python with its own kernel cache; return its printed JSON."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
-    # Bytecode is kept, as pip writes it when it installs a package.
+    # Bytecode is cached, since pip also compiles it when it installs a package.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     # Freed arrays go back to the system at once, so that a peak counts only what is in use.
     environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
@@ -118,7 +118,7 @@ def run(code: str, cache: str) -> object:
 def startup_rows(repeats: int) -> list[Row]:
     """Import time, and each call's first time with a cold cache (compiling) and with a warm one.
 
-    Then the same of a kernel that is not ours: the least that any of Numba's takes.
+    Then the same for a kernel that is not ours: the least time of any Numba kernel.
     """
     rows, imports = [], []
     for name, call in CALLS.items():
@@ -145,11 +145,11 @@ class _Start(NamedTuple):
     imported: float
     called: float
     used: float
-    """Processors' time of the call, on all threads."""
+    """CPU time of the call, on all threads."""
 
 
 def _first_calls(code: str, cache: str, repeats: int) -> tuple[_Start, list[_Start]]:
-    """Return a first call that compiles, then some that do not."""
+    """Return a first call that compiles, then repeats that do not."""
     cold, *warm = [_Start(*run(code, cache)) for _ in range(repeats + 1)]
     return cold, warm
 
@@ -170,7 +170,7 @@ def _call_rows(
 
 
 def memory_rows(K: int, B: int) -> list[Row]:
-    """Peak memory of a call beyond its inputs: at most what the goals allow."""
+    """Peak memory of a call beyond its inputs, with the limits of the goals."""
     update, layer = "numbacalib.gptq_hessian_update(h, x)", "gptq(w, h, bits=4, group_size=128)"
     square = 4 * K * K / 2**20
     with tempfile.TemporaryDirectory() as cache:
@@ -184,7 +184,7 @@ def memory_rows(K: int, B: int) -> list[Row]:
         half = peak(update, B, "ml_dtypes.bfloat16")
         longer = peak(update, 4 * B, "ml_dtypes.bfloat16")
 
-    # 5 % are allowed for what is not a matrix: a row of flags, the interpreter's own objects.
+    # 5 % are allowed beside the matrices: a row of flags, the interpreter's own objects.
     one = {"limit": square, "against": "one K x K", "slack": 1.05}
     same = {"limit": half, "against": f"that of B={B}", "slack": 1.05}
     both = {"limit": 4 * square, "against": "2 (M K + K²)"}

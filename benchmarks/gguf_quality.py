@@ -4,9 +4,9 @@
 
 Both start from the same weights and see the same calibration text: its mean squares are llama.cpp's
 importance matrix. llama.cpp scores all files, by its logits on later messages of presidents: perplexity,
-and KL from what it computes of the original in float32. MODEL is a directory or a GGUF file, or the
-name of one of `small_models`, such as SmolLM2-135M, whose rows are no whole blocks of 256; those of what
-``python benchmarks/trained.py llama FOLDER`` trains are. Writes ``results/gguf-NAME-<machine>.csv``.
+and KL from its results for the original in float32. MODEL is a directory or a GGUF file, or the
+name of one of `small_models`, such as SmolLM2-135M, whose rows are not whole blocks of 256; those of the
+model of ``python benchmarks/trained.py llama FOLDER`` are. Writes ``results/gguf-NAME-<machine>.csv``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ PATHS = {"glassllm": checkpoint_of_glassllm, "SmolLM2-135M": file_of_smollm2}
 def plain_file(checkpoint: Checkpoint, path: Path) -> None:
     """Write the original's weights as llama.cpp's converter does with ``--outtype f32``.
 
-    Also those of a GGUF file: its quantizer copies tensors that have the wanted type already.
+    So are those of a GGUF file, since llama.cpp's quantizer copies tensors that have the target type.
     """
     kind, config = type_named("F32"), checkpoint.config
     paired, arrays = GGUF_ARCHITECTURES[architecture_of(config)].paired, {}
@@ -83,7 +83,7 @@ def _entries(checkpoint: Checkpoint) -> dict[str, bytes]:
 def log_probabilities(
     llama: Llama, file: Path, sequences: NDArray[np.integer]
 ) -> list[NDArray[np.float32]]:
-    """Logarithms of what llama.cpp predicts after each token of each sequence."""
+    """Log-probabilities of llama.cpp's predictions after each token of each sequence."""
     found = []
     threads = len(os.sched_getaffinity(0))
     with Model(llama, file, sequences.shape[1], threads) as model:
@@ -114,9 +114,9 @@ def main() -> int:
     """Quantize, score, and write the CSV."""
     options = parser(__doc__)
     options.add_argument("model")
-    options.add_argument("--name", required=True, help="of the model, in the CSV's")
+    options.add_argument("--name", required=True, help="of the model, for the name of the CSV")
     options.add_argument("--samples", type=int, default=64, help="calibration sequences")
-    options.add_argument("--sequences", type=int, default=24, help="to score")
+    options.add_argument("--sequences", type=int, default=24, help="sequences to score")
     options.add_argument("--length", type=int, default=256)
     options.add_argument("--mixes", nargs="+", default=MIXES)
     given = options.parse_args()
@@ -147,9 +147,7 @@ def main() -> int:
             for who, file in files.items():
                 found = log_probabilities(llama, file, tokens)
                 rows.append(scored(mix, who, file, found, expected, tokens))
-            written = _write(
-                given, tokens, rows
-            )  # so that a run that is cut off leaves what it has
+            written = _write(given, tokens, rows)  # an interrupted run keeps its rows
     return report(written, docs=given.docs)
 
 

@@ -2,11 +2,11 @@
 
     python benchmarks/gptq_gpu.py
 
-4 bits, groups of 128, in the order and with the groups that the command takes: falling diagonal, static
-groups. Peers, which take the columns as they come, are the original algorithm in eager torch,
-llm-compressor with its Triton kernel, and torch's preparation of the inverse Hessian alone. The note
-compares the loss of some rows, trace(D H D^T), with that of the command's calculation in float64. Needs
-the extra `cuda`, torch, and what llm-compressor needs; see `harness_gpu`.
+4 bits, groups of 128, with the command's order and groups: descending diagonal, static groups. Peers, which
+use the stored order of columns, are the original algorithm in eager torch, llm-compressor with its Triton
+kernel, and torch's preparation of the inverse Hessian alone. The note compares the loss of some rows,
+trace(D H D^T), with that of the same settings in float64. Needs the extra `cuda`, torch, and
+llm-compressor's requirements; see `harness_gpu`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ GROUP = 128
 GRID = {"bits": 4, "group_size": GROUP}
 SETTINGS = GRID | {"act_order": "desc", "static_groups": True}
 LAYERS = ((1024, 1024, 1.3), (4096, 4096, 5.5), (4096, 14336, 45.0))
-"""M, K and the milliseconds to reach."""
+"""M, K and the target in milliseconds."""
 EXPERTS = (64, 768, 2048, 24.0)
-"""E, M, K and the milliseconds to reach."""
+"""E, M, K and the target in milliseconds."""
 ORIGINAL_UP_TO = 4096
-"""K up to which the original runs, which takes seconds."""
+"""Largest K for which the original runs, since it takes seconds."""
 CHECKED = 64
 """Rows whose losses are compared."""
 
@@ -51,7 +51,7 @@ def losses(weight: torch.Tensor, hessian: torch.Tensor, found: QuantizedWeight) 
 
 
 def note(weight: torch.Tensor, hessian: torch.Tensor, found: QuantizedWeight) -> str:
-    """How far the loss is from that in float64."""
+    """Difference of the loss from that in float64."""
     exact = gptq(weight[:CHECKED].double(), hessian.double(), **SETTINGS)
     ratio = losses(weight, hessian, found) / losses(weight, hessian, exact)
     return f"loss {100 * (ratio - 1):+.3f} % of float64's"
@@ -60,7 +60,7 @@ def note(weight: torch.Tensor, hessian: torch.Tensor, found: QuantizedWeight) ->
 def layer_case(
     rows: int, channels: int, milliseconds: float, llm_compressor: LlmCompressor
 ) -> Case:
-    """One layer."""
+    """Return the case of one layer."""
     weight, hessian = layer(rows, channels)
 
     def on_others() -> QuantizedWeight:
@@ -93,7 +93,7 @@ def layer_case(
 def experts_case(
     count: int, rows: int, channels: int, milliseconds: float, llm_compressor: LlmCompressor
 ) -> Case:
-    """Many equal layers in one call, and one after the other."""
+    """Return the case of many equal layers, in one call and one by one."""
     weights, hessians = (
         torch.stack(tensors)
         for tensors in zip(*(layer(rows, channels) for _ in range(count)), strict=True)

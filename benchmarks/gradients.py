@@ -13,7 +13,7 @@ from numbacalib.models import Checkpoint
 from numbacalib.statistics import GradientStatistics
 
 AGREEMENT = 1e-4
-"""Relative difference allowed between torch's loss and ours, each summed in an order of its own."""
+"""Allowed relative difference between torch's loss and ours, which are summed in different orders."""
 
 
 @cache
@@ -25,7 +25,7 @@ def fisher_of_linears(subject: Subject) -> dict[str, NDArray[np.float32]]:
     Raises
     ------
     AssertionError
-        If torch's model is not the one that is quantized.
+        If torch's model is not the quantized one's original.
     """
     model = torch_model(subject.checkpoint)
     linears = {

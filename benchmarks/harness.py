@@ -1,7 +1,7 @@
-"""What every benchmark script shares: interleaved timing, rows, machine and versions, CSV.
+"""Common parts of the benchmark scripts: interleaved timing, rows, machine and versions, CSV.
 
-Candidates of one case take turns, round by round, so that drift of the machine meets all alike, and
-shares are medians of the rounds' own ratios. A clock is a function that runs a candidate once and
+Candidates of one case take turns, round by round, so that drift of the machine affects all equally, and
+shares are medians of the ratios within rounds. A clock is a function that runs a candidate once and
 returns seconds: `wall_clock` here, device events in a GPU script.
 """
 
@@ -27,26 +27,26 @@ Clock = Callable[[Callable[[], Any]], float]
 RESULTS = Path(__file__).parent / "results"
 OURS = "numbacalib"
 LIMIT = "limit: "
-"""Candidates whose names begin so are ceilings of the machine, not peers."""
+"""Prefix of the names of candidates that are ceilings of the machine, not peers."""
 REST = 0.02
-"""Seconds in which no thread works before a call is timed: pools of threads keep processors busy after
-their work, OpenBLAS's for 0.11 s at 2.4 GHz, and would take them from the next candidate's pool."""
+"""Idle seconds of all threads before a call is timed: thread pools spin after their work, OpenBLAS's for
+0.11 s at 2.4 GHz, and would take processors from the next candidate's pool."""
 IDLE = 0.1
-"""Share of one processor that counts as no work."""
+"""Share of one processor that counts as idle."""
 LONGEST_REST = 1.0
-"""Seconds after which a call is timed all the same."""
+"""Seconds after which a call is timed without idle threads."""
 
 
 class Row(NamedTuple):
-    """One figure of one candidate, as it stands in the CSV."""
+    """One figure of one candidate, as in the CSV."""
 
     op: str
     shape: str
     dtype: str
     who: str
     seconds: float
-    """Median, with `fastest` and `slowest` as its spread; NaN where the figure is no time. Of a
-    limit that did another amount of work: for the case's work, at the rate of its own."""
+    """Median, with `fastest` and `slowest` as its spread; NaN if the figure is not a time. For a limit that
+    did another amount of work: scaled to the case's work."""
     fastest: float
     slowest: float
     rounds: int
@@ -60,7 +60,7 @@ class Row(NamedTuple):
 
     @property
     def falls_short(self) -> bool:
-        """Whether the share misses the target; a share that could not be measured does."""
+        """True if the share misses the target; a NaN does."""
         if not self.target:
             return False
         limit = float(self.target[2:])
@@ -68,14 +68,14 @@ class Row(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """What a candidate must reach: `target` is ``>=`` a share of a rate or ``<=`` one of a time."""
+    """Goal of a candidate: `target` is ``>=`` a share of a rate or ``<=`` one of a time."""
 
     who: str
     against: str
-    """Name of another candidate, or how the names of several begin: the fastest of them counts."""
+    """Name of another candidate, or a prefix of several names: the fastest of them counts."""
     target: str
     seconds: float | None = None
-    """A time that `against` describes, in place of a candidate's."""
+    """A time that `against` describes, instead of a candidate's."""
 
 
 class Case(NamedTuple):
@@ -85,16 +85,16 @@ class Case(NamedTuple):
     shape: str
     dtype: str
     work: float
-    """What one call does, in `unit` times 1e9 and seconds: bytes read or operations."""
+    """Work of one call, bytes read or operations: 1e9 of it per second are one `unit`."""
     unit: str
     candidates: dict[str, Callable[[], Any]]
     goals: tuple[Goal, ...] = ()
     works: Mapping[str, float] = MappingProxyType({})
-    """Work of the candidates that do another amount of it, such as a limit's own product."""
+    """Work of the candidates that do another amount, such as a limit's own product."""
     tolerance: float | None = None
-    """Relative difference allowed between the candidates' results; None where they may differ."""
+    """Allowed relative difference between the candidates' results; None if they may differ."""
     note: Callable[[Any], str] | None = None
-    """What to say of a candidate's result, for instance its loss."""
+    """Returns a note on a candidate's result, for instance its loss."""
 
 
 def wall_clock(run: Callable[[], Any]) -> float:
@@ -110,7 +110,7 @@ def measure(
     """Warm every candidate up once, time them in turns and return their rows.
 
     Up to `rounds` are timed while the case has taken less than `budget` seconds, but at least three,
-    or seven where there is a goal: a shared machine's speed changes between one call and the next.
+    or seven if there is a goal: a shared machine's speed changes from call to call.
     """
     print(f"{case.op} {case.shape} {case.dtype}", flush=True)
     notes = _warm_up(case)
@@ -139,7 +139,7 @@ def _wait_for_idle_threads() -> None:
 
 
 def _warm_up(case: Case) -> dict[str, str]:
-    """Run every candidate once; check that the results agree, and note what is to be said of them."""
+    """Run every candidate once; check that the results agree, and return their notes."""
     notes, expected = {}, None
     for name, run in case.candidates.items():
         result = run()
@@ -167,7 +167,7 @@ def _row(case: Case, name: str, times: dict[str, list[float]], note: str) -> Row
 
 
 def _against(row: Row, goal: Goal, times: dict[str, list[float]]) -> Row:
-    """Add what a goal asks for, and what the row reaches of it."""
+    """Add a goal's target to a row, and the share that the row reaches."""
     if goal.seconds is not None:
         share = row.seconds / goal.seconds
         return row._replace(share=share, against=goal.against, target=goal.target)
@@ -181,7 +181,7 @@ def _against(row: Row, goal: Goal, times: dict[str, list[float]]) -> Row:
 
 
 def _margin(row: Row) -> float:
-    """By what factor a row exceeds its target; the goal with the least stands in the row."""
+    """Factor by which a row exceeds its target; the goal with the least is reported."""
     limit = float(row.target[2:])
     return row.share / limit if row.target.startswith(">=") else limit / row.share
 
@@ -197,7 +197,7 @@ def figure(
     against: str = "",
     slack: float = 1.0,
 ) -> Row:
-    """Return a row for a figure that is no contest of candidates, but may have an upper limit."""
+    """Return a row for a single figure without rivals, optionally with an upper limit."""
     seconds = value if unit == "s" else float("nan")
     row = Row(op, shape, dtype, OURS, seconds, seconds, seconds, 1, value, unit)
     if limit is None:
@@ -233,7 +233,7 @@ def describe_machine(*packages: str, **facts: str) -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """Model name of the processor, as the kernel has it."""
+    """Model name of the processor, from the kernel."""
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
@@ -255,7 +255,7 @@ def csv_file(name: str, machine: dict[str, str], folder: Path = RESULTS) -> Path
 def write_csv(
     name: str, machine: dict[str, str], rows: Sequence[NamedTuple], folder: Path = RESULTS
 ) -> Path:
-    """Write `csv_file`: the machine in comment lines, then rows of one kind."""
+    """Write `csv_file`: the machine in comment lines, then rows of one type."""
     file = csv_file(name, machine, folder)
     folder.mkdir(exist_ok=True)
     with file.open("w", newline="") as stream:
@@ -268,7 +268,7 @@ def write_csv(
 
 
 def read_csv(file: Path, kind: type = Row) -> tuple[dict[str, str], list[Any]]:
-    """Return machine and rows, named tuples of one kind, of a file that `write_csv` wrote."""
+    """Return machine and rows, named tuples of type `kind`, of a file of `write_csv`."""
     lines = file.read_text().splitlines()
     head = [line for line in lines if line.startswith("# ")]
     machine = dict(line[2:].split(": ", 1) for line in head)

@@ -1,4 +1,4 @@
-"""What the benchmarks on a GPU share: a clock by device events, the read ceiling, the run itself."""
+"""Common parts of the GPU benchmarks: a clock by device events, the read ceiling, the run itself."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 READ = LIMIT + "read"
 ON_OTHERS = f"{OURS}, as on GPUs other than 9.0"
 LONG = 0.05
-"""Seconds of a call that is long enough to be timed alone."""
+"""Seconds above which a call is timed alone."""
 
 
 def type_name(dtype: torch.dtype) -> str:
-    """Name of a dtype as NumPy has it."""
+    """NumPy's name of a dtype."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -33,13 +33,13 @@ def read(*tensors: torch.Tensor) -> None:
 
 
 def read_goal(who: str) -> Goal:
-    """What a reduction must reach of the bandwidth at which its input can be read."""
+    """Share of its input's read bandwidth that a reduction must reach."""
     return Goal(who, READ, ">=0.9")
 
 
 @contextmanager
 def other_capability() -> Iterator[None]:
-    """Run as on GPUs of other compute capabilities than 9.0, without what is for its tensor cores."""
+    """Run as on GPUs of other compute capabilities than 9.0, without kernels for its tensor cores."""
     kept = device.has_capability_9_0
     device.has_capability_9_0 = lambda: False
     try:
@@ -51,8 +51,8 @@ def other_capability() -> Iterator[None]:
 def device_clock(calls: int) -> Callable[[Callable[[], Any]], float]:
     """Return a clock of device time: seconds of one call, from a run of `calls`.
 
-    The run is on the default stream, so it includes what the host cannot hide. A call before it keeps
-    the device busy while the host starts the first.
+    The run is on the default stream, so it includes host work that does not overlap. A call before it keeps
+    the device busy while the host starts the first one.
     """
 
     def run_of(run: Callable[[], Any], count: int) -> float:
@@ -75,7 +75,7 @@ def device_clock(calls: int) -> Callable[[Callable[[], Any]], float]:
 
 
 def run(name: str, cases: Iterable[tuple[Callable[[], Case], int]]) -> int:
-    """Measure cases, each with how many calls make a run, one in memory at a time.
+    """Measure cases, each with its number of calls per run, one in memory at a time.
 
     Writes ``results/<name>-gpu-<GPU>.csv``, prints the table, and returns 1 if a target is missed.
     """

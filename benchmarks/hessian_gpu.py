@@ -1,9 +1,9 @@
-"""The Hessian update on one GPU against cuBLAS's full product of the same operands.
+"""Hessian update on one GPU against cuBLAS's full product of the same operands.
 
     python benchmarks/hessian_gpu.py
 
-Rates count 2 B K^2 operations, whatever a candidate saves by symmetry. Needs the extra `cuda` and torch;
-see `harness_gpu`.
+Rates count 2 B K^2 operations, even if a candidate saves some by symmetry. Needs the extra `cuda` and
+torch; see `harness_gpu`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CUBLAS = "cuBLAS"
 
 
 def update_as_on_others(hessian: torch.Tensor, x: torch.Tensor) -> None:
-    """Update as it is done on GPUs of other compute capabilities than 9.0."""
+    """Update as on GPUs of other compute capabilities than 9.0."""
     with arrays_of_one_device(hessian=hessian, x=x) as (matrix, rows):
         update_by_blas(carrier(matrix), rows, 2 / len(rows), 0.9, matrix)
 

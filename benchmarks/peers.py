@@ -1,4 +1,4 @@
-"""What a user would pick instead: the same work by NumPy, SciPy, torch, onnxruntime, llm-compressor."""
+"""Alternatives that a user might choose: the same work by NumPy, torch, onnxruntime, llm-compressor."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ BLOCK = 128
 
 
 def tensor(array: NDArray) -> torch.Tensor:
-    """The same memory as a torch tensor; bfloat16 travels as its bits."""
+    """Return a torch tensor over the same memory; bfloat16 is passed as its bits."""
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
 
 def readers(*arrays: NDArray) -> dict[str, Any]:
-    """Several ways to read every byte of some arrays on all cores; the fastest is the limit."""
+    """Return several ways to read every byte of arrays on all cores; the fastest is the limit."""
     words = [array.reshape(-1).view(np.int64) for array in arrays]
     halves = [half for array in words for half in np.array_split(array, torch.get_num_threads())]
     floats = [tensor(array.view(np.float32)) for array in words]
@@ -55,12 +55,12 @@ def _read(words):
 
 
 def numpy_scores(activations: NDArray, weights: NDArray) -> NDArray:
-    """AWQ channel scores as one writes them in NumPy."""
+    """AWQ channel scores in plain NumPy."""
     return np.abs(activations).max(axis=0) * np.abs(weights).mean(axis=0)
 
 
 def torch_scores(activations: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """AWQ channel scores as one writes them in torch, the mean in float32 at least."""
+    """AWQ channel scores in plain torch, the mean in float32 at least."""
     dtype = torch.promote_types(weights.dtype, torch.float32)
     return activations.abs().amax(0).to(dtype) * weights.abs().mean(0, dtype=dtype)
 
@@ -77,7 +77,7 @@ def torch_hessian(hessian: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def torch_inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
-    """Damp, factor, invert and factor again: the chain of the original code."""
+    """Damp, factor, invert and factor again, as in the original code."""
     hessian = hessian.clone()
     hessian.diagonal().add_(0.01 * hessian.diagonal().mean())
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
@@ -94,11 +94,11 @@ def numpy_inverse_factor(hessian: NDArray) -> NDArray:
 def column_loop(
     weight: torch.Tensor, upper: torch.Tensor, group: int, bits: int = 4
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantize as the GPTQ paper's algorithm 1 runs in eager torch: column by column, asymmetric.
+    """Quantize by the GPTQ paper's algorithm 1 in eager torch: column by column, asymmetric.
 
-    Returns the values and the loss, which the original finds of each weight and adds up for its log, as
-    llm-compressor and ours do. The columns to the right of a block are updated once a block. Groups start
-    at block edges, where every column before them has been compensated for.
+    Returns the values and the loss, which the original computes for each weight and sums for its log, as
+    llm-compressor and ours do. The columns to the right of a block are updated once per block. Groups start
+    at block edges, where all earlier columns have been compensated for.
     """
     weight = weight.clone()
     values, losses = torch.zeros_like(weight), torch.zeros_like(weight)
@@ -136,9 +136,9 @@ def _group_grid(weights: torch.Tensor, largest: int) -> tuple[torch.Tensor, torc
 def original_gptq(
     weight: torch.Tensor, hessian: torch.Tensor, group: int, bits: int = 4, act_order: bool = False
 ) -> torch.Tensor:
-    """GPTQ of a layer as the original does it: the chain of three factorisations, then the loop.
+    """GPTQ of a layer as in the original code: the chain of three factorizations, then the loop.
 
-    With `act_order` columns with the largest inputs go first, and groups are runs in that order.
+    With `act_order` columns with the largest inputs come first, and groups are runs in that order.
     """
     if not act_order:
         values, _ = column_loop(weight, torch_inverse_factor(hessian), group, bits)
@@ -149,7 +149,7 @@ def original_gptq(
 
 
 def onnxruntime_gptq(weight: NDArray, hessian: NDArray, group: int) -> NDArray:
-    """GPTQ of a layer by onnxruntime, which keeps input channels in rows and overwrites its input."""
+    """GPTQ of a layer by onnxruntime, which has input channels in rows and overwrites its input."""
     from onnxruntime.quantization.neural_compressor.weight_only import gptq
 
     return gptq(weight.T.copy(), hessian.copy(), num_bits=4, group_size=group).T
@@ -164,7 +164,7 @@ class LlmCompressor:
     def __init__(self) -> None:
         wheel = fetch_wheel(*LLM_COMPRESSOR)
         for name in ("llmcompressor", "llmcompressor.modifiers", "llmcompressor.modifiers.gptq"):
-            # an empty package in place of the wheel's own, whose __init__ imports everything
+            # an empty package instead of the wheel's own, whose __init__ imports everything
             package = ModuleType(name)
             package.__path__ = [f"{wheel}/{name.replace('.', '/')}"]
             sys.modules[name] = package

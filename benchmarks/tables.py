@@ -1,7 +1,7 @@
-"""Markdown tables made from the CSV files of the benchmarks, and from nothing else.
+"""Markdown tables generated only from the CSV files of the benchmarks.
 
-`markdown` finds what a file holds by the first word of its name. The caption states machine, date,
-command and versions. Needs neither the peers nor a GPU, so that the tests can make every table again.
+`markdown` selects the table by the first word of a file's name. The caption states machine, date,
+command and versions. Needs neither the peers nor a GPU, so that the tests can regenerate every table.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from run_rows import RunRow, runs_body
 from numbacalib.quantizer.report import table
 
 ORIGINAL = "original"
-"""Method of the row of `CodebookRow` and `DemoRow` that has the unquantized model."""
+"""Method of the unquantized model's rows in `CodebookRow` and `DemoRow`."""
 KMEANS_PEER = "scikit-learn, row by row"
 KMEANS_PROCESSES = "scikit-learn, a process a core"
 ERROR = "error "
-"""What the notes of k-means begin with."""
+"""Prefix of the notes of k-means."""
 
 
 class DemoRow(NamedTuple):
-    """One model of ``numbacalib demo``, as it stands in the CSV; NaN where the demo prints a dash."""
+    """One model of ``numbacalib demo``, as in the CSV; NaN where the demo prints a dash."""
 
     model: str
     perplexity: float
@@ -39,13 +39,13 @@ class DemoRow(NamedTuple):
 
 
 class CodebookRow(NamedTuple):
-    """One model by one method, as it stands in the CSV."""
+    """One model by one method, as in the CSV."""
 
     model: str
     bits: int
     method: str
     stored_bits: float
-    """Bits a weight of the quantized layers, scales, zero points and codebooks included."""
+    """Bits per weight of the quantized layers, scales, zero points and codebooks included."""
     kl: float
     """Mean over the predicted tokens of KL(original || quantized), nats."""
     kl_error: float
@@ -54,18 +54,18 @@ class CodebookRow(NamedTuple):
     output_error: float
     """Mean over the layers of trace(D H D^T) / trace(W H W^T)."""
     cpu_seconds: float
-    """CPU time of quantizing, of all threads; the first of a kind includes what it compiles, the pass
-    over the calibration text and gradients."""
+    """CPU time of quantizing, on all threads; the first of a kind includes compilation, the pass over the
+    calibration text and gradients."""
 
 
 class OnnxRow(NamedTuple):
-    """One ONNX model by one method, as it stands in the CSV."""
+    """One ONNX model by one method, as in the CSV."""
 
     model: str
     bits: int
     method: str
     error: float
-    """Frobenius norm of the difference of an output to float's, a share of float's."""
+    """Frobenius norm of the difference from the float output, as a share of that output's."""
     seconds: float
     """Of quantizing, calibration included."""
     megabytes: float
@@ -73,7 +73,7 @@ class OnnxRow(NamedTuple):
 
 
 class ProxyRow(NamedTuple):
-    """Losses of all layers of a model by one setting, as they stand in the CSV."""
+    """Losses of all layers of a model by one setting, as in the CSV."""
 
     model: str
     bits: int
@@ -88,33 +88,33 @@ class ProxyRow(NamedTuple):
     ratio_error: float
     """Its standard error."""
     least: float
-    """Ratio of the layer where ours is best, and of the one where it is worst."""
+    """Ratio of the layer where ours is best; `largest` is that of the layer where it is worst."""
     largest: float
 
     @property
     def worse(self) -> bool:
-        """Whether ours is worse beyond noise."""
+        """True if ours is worse beyond noise."""
         return self.ratio - 1 > 3 * self.ratio_error
 
 
 class GgufRow(NamedTuple):
-    """A GGUF file as llama.cpp scores it, as it stands in the CSV."""
+    """Scores of a GGUF file by llama.cpp, as in the CSV."""
 
     mix: str
     who: str
     megabytes: float
     perplexity: float
     kl: float
-    """From the original, nats a token."""
+    """From the original, nats per token."""
     kl_error: float
     """Its standard error over sequences."""
 
 
 class Table(NamedTuple):
-    """How the files of one benchmark become a table."""
+    """Table of the files of one benchmark."""
 
     script: str
-    """That wrote the file."""
+    """Script that wrote the file."""
     kind: type
     body: Callable[[list[Any]], str]
 
@@ -132,7 +132,7 @@ def markdown(file: Path, beginnings: Sequence[str] = ()) -> str:
     Raises
     ------
     ValueError
-        If no row begins so.
+        If no row begins with one of them.
     """
     kind = TABLES[subject(file)]
     machine, rows = read_csv(file, kind.kind)
@@ -151,7 +151,7 @@ def subject(file: Path) -> str:
 
 
 def caption(machine: dict[str, str], script: str) -> str:
-    """Return machine, date, command, what was measured on, and versions."""
+    """Return machine, date, command, amounts of data, and versions."""
     measured_on = "".join(
         f"{machine[fact]}; "
         for fact in ("calibration", "evaluation", "duration")
@@ -168,9 +168,9 @@ def _title(row: Any) -> str:
 
 
 def speed_body(rows: list[Row]) -> str:
-    """Return one line a case: our figure, its share of the limit or the peer, and the peers' times.
+    """Return one line per case: our figure, its share of the limit or the peer, and the peers' times.
 
-    A case that is not ours has the times alone.
+    A case without our figure has only the times.
     """
     lines = [
         "| work | shape | type | numbacalib | share, target | others |",
@@ -193,7 +193,7 @@ def speed_body(rows: list[Row]) -> str:
 
 
 def _figure_of(other: Row) -> str:
-    """Return a peer's time, or what else was measured of it."""
+    """Return a peer's time, or its figure if that is not a time."""
     return (
         f"{other.rate:.3g} {other.unit}" if math.isnan(other.seconds) else _seconds(other.seconds)
     )
@@ -219,7 +219,7 @@ def _seconds(seconds: float) -> str:
 
 
 def kmeans_body(rows: list[Row]) -> str:
-    """Return one line a shape: times of a row, how many times faster ours is, what error is left."""
+    """Return one line per shape: times of a row, our speedup, and the peer's excess error."""
     lines = []
     for shape, case in groupby(rows, key=lambda row: row.shape):
         found = {row.who: row for row in case}
@@ -252,7 +252,7 @@ def _error(row: Row) -> float:
 
 
 def codebooks_body(rows: list[CodebookRow]) -> str:
-    """Return one table a model, the least of each column in bold."""
+    """Return one table per model, the least of each column in bold."""
     parts = []
     for model, group in groupby(rows, key=lambda row: row.model):
         found = {(row.method, row.bits): row for row in group}
@@ -280,7 +280,7 @@ def codebooks_body(rows: list[CodebookRow]) -> str:
 
 
 def proxy_body(rows: list[ProxyRow]) -> str:
-    """Return one table a model: losses over RTN's, and our loss over the peer's."""
+    """Return one table per model: losses over RTN's, and our loss over the peer's."""
     parts = []
     for model, group in groupby(rows, key=lambda row: row.model):
         of_model = list(group)
@@ -302,7 +302,7 @@ def proxy_body(rows: list[ProxyRow]) -> str:
 
 
 def onnx_body(rows: list[OnnxRow]) -> str:
-    """Return one table a model: errors and seconds by width, the least error of each in bold."""
+    """Return one table per model: errors and seconds by width, the least error of each in bold."""
     parts = []
     for model, group in groupby(rows, key=lambda row: row.model):
         found = {(row.method, row.bits): row for row in group}
@@ -365,7 +365,7 @@ class ExpertsRow(NamedTuple):
 
 
 def experts_body(rows: list[ExpertsRow]) -> str:
-    """Return one line a figure."""
+    """Return one line per figure."""
     return table(["what", "case", "figure"], [row[:3] for row in rows])
 
 

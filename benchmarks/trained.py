@@ -1,9 +1,9 @@
-"""Small language models whose weights never lay on a grid: trained here, by torch, in half a minute.
+"""Small language models whose weights were never quantized: trained here, by torch, in half a minute.
 
     python benchmarks/trained.py llama FOLDER [--device cuda]
 
-They learn from texts of two kinds: see `texts`. `quality.py` trains them itself, and measures what methods
-leave of them. Needs torch and transformers.
+They learn from texts of two kinds: see `texts`. `quality.py` trains them automatically, and measures
+methods on them. Needs torch and transformers.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "sliding_window": 256,
     },
 }
-"""By their types: rotary, gated by SiLU, and one norm a sublayer; or two, of queries and keys too, with
-windows and GELU."""
+"""By model type: gated by SiLU with one norm per sublayer; or gated by GELU with two, norms of queries and
+keys, and windows."""
 
 
 def train(folder: Path, kind: str, files: list[Path], device: str, steps: int = STEPS) -> None:
-    """Train a model of a kind on texts and write its checkpoint, bfloat16."""
+    """Train a model of type `kind` on texts and write its checkpoint, bfloat16."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     begin = time.perf_counter()
@@ -93,7 +93,7 @@ def _tokenizer(files: list[Path]) -> Tokenizer:
 
 
 def main() -> int:
-    """Train one."""
+    """Train one model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=SHAPES)
     parser.add_argument("folder", type=Path)

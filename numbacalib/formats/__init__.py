@@ -1,6 +1,6 @@
 """Writers and readers of the checkpoints that runtimes load.
 
-`Format` says what one is; `FORMATS` has those of whole language models by name.
+`Format` defines one; `FORMATS` has those of whole language models by name.
 """
 
 from numbacalib.formats.dequantized import dequantized

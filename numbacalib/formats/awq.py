@@ -1,8 +1,8 @@
 """AWQ's GEMM format, which transformers, AutoAWQ, GPTQModel and vLLM load.
 
-A quantized linear layer has, in the place of ``weight`` [M, K], with G groups a row:
+A quantized linear layer has, in place of ``weight`` [M, K], with G groups per row:
 
-- ``qweight`` int32 [K, M / 8], unsigned 4-bit codes of 8 rows of the weight in a word;
+- ``qweight`` int32 [K, M / 8], unsigned 4-bit codes of 8 rows of the weight per word;
 - ``qzeros`` int32 [G, M / 8], unsigned zeros in the same order;
 - ``scales`` [G, M], float16 or bfloat16.
 
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
 METHOD = "awq"
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Rows, of 8 of the weight, that the 4 bits of a word hold, from the least significant on."""
+"""Row numbers, among 8 of the weight, of a word's 4-bit fields, from the least significant on."""
 
 _HARMLESS = ("modules_to_not_convert", "meta", "lm_head", "desc_act", "do_fuse", "fuse_max_seq_len")
 
 
 class Awq(SafetensorsFormat):
-    """The format by its name, ``awq``: one grid for all layers."""
+    """Format ``awq``: one grid for all layers."""
 
     name = METHOD
     methods = (METHOD,)
@@ -142,6 +142,6 @@ class Awq(SafetensorsFormat):
 
 
 def _reordered(matrix: NDArray[np.uint8], order: Any) -> NDArray[np.uint8]:
-    """Put each run of 8 columns into an order."""
+    """Reorder each run of 8 columns."""
     rows, columns = matrix.shape
     return matrix.reshape(rows, columns // 8, 8)[:, :, order].reshape(rows, columns)

@@ -1,4 +1,4 @@
-"""Codes as a dense stream of bits in 32-bit words, one stream a row.
+"""Codes as a dense stream of bits in 32-bit words, one stream per row.
 
 Code ``j`` takes the bits ``[j * bits, (j + 1) * bits)`` of its row's stream, least significant bit
 first. A code may straddle two words; the bits after the last code are zero.
@@ -40,13 +40,13 @@ def unpack_bits(words: NDArray, bits: int, columns: int) -> NDArray[np.uint8]:
 
 
 def _read_only(array: NDArray) -> NDArray:
-    """Contiguous and read-only, as memory-mapped files are, so that a kernel is compiled once."""
+    """Return a contiguous read-only view, as of a memory-mapped file, so that a kernel is compiled once."""
     return rows_view(np.ascontiguousarray(array))
 
 
 @kernel
 def _pack(codes, bits, words):
-    """Split: one task a row."""
+    """Split: one task per row."""
     for i in prange(len(codes)):
         pending = np.uint64(0)
         filled = 0
@@ -65,7 +65,7 @@ def _pack(codes, bits, words):
 
 @kernel
 def _unpack(words, bits, codes):
-    """Split: one task a row."""
+    """Split: one task per row."""
     mask = np.uint64((1 << bits) - 1)
     for i in prange(len(codes)):
         pending = np.uint64(0)

@@ -1,13 +1,13 @@
-"""The compressed-tensors `nvfp4-pack-quantized` and `mxfp4-pack-quantized` formats, weights alone.
+"""The compressed-tensors `nvfp4-pack-quantized` and `mxfp4-pack-quantized` formats, weight-only.
 
-A quantized linear layer has, in the place of ``weight`` [M, K], with G groups a row:
+A quantized linear layer has, in place of ``weight`` [M, K], with G groups per row:
 
 - ``weight_packed`` uint8 [M, K / 2], codes of E2M1, the first of two in the lower bits;
 - ``weight_scale`` [M, G]: float8_e4m3fn with NVFP4, uint8 exponents of two plus 127 with MXFP4;
-- ``weight_global_scale`` float32 [1], with NVFP4: by it scales are divided.
+- ``weight_global_scale`` float32 [1], with NVFP4: the divisor of the scales.
 
 Layout as of compressed-tensors 0.20 (https://github.com/vllm-project/compressed-tensors,
-``compressors/nvfp4``, ``compressors/mxfp4``), configuration as its presets NVFP4A16 and MXFP4A16 have it.
+``compressors/nvfp4``, ``compressors/mxfp4``), configuration as in its presets NVFP4A16 and MXFP4A16.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ _SCALE_DTYPES = {"nvfp4": "torch.float8_e4m3fn", "mxfp4": "torch.uint8"}
 
 
 class CompressedFp4(SafetensorsFormat):
-    """One of the two formats by its name, ``nvfp4`` or ``mxfp4``: bits and groups are the format's own.
+    """Format ``nvfp4`` or ``mxfp4``, with fixed bits and groups.
 
-    Of experts with NVFP4, transformers 5.24 with compressed-tensors 0.20 reports that all is in its place,
-    and computes something else.
+    For experts with NVFP4, transformers 5.24 with compressed-tensors 0.20 reports no error but computes
+    wrong results.
     """
 
     methods = (METHOD,)
@@ -118,7 +118,7 @@ class CompressedFp4(SafetensorsFormat):
             "config_groups": {"group_0": group},
             "ignore": ignored(left),
             "kv_cache_scheme": None,
-            # else transformers 5.24 unpacks to bfloat16 in the first pass, and fails in any other dtype
+            # otherwise transformers 5.24 unpacks to bfloat16 in the first pass, and fails in other dtypes
             "dequantize": True,
         }
         return {"quantization_config": config}
@@ -190,13 +190,13 @@ class CompressedFp4(SafetensorsFormat):
         schemes = read_schemes(config, self._form, self._scheme)
 
         def grid_of(layer: str) -> LayerGrid:
-            schemes.of(layer)  # there is one, or else it is refused
+            schemes.of(layer)  # raises an error if there is none
             return fp4_grid(self._finder)
 
         return grid_of
 
     def _scheme(self, weights: Fields) -> PackedScheme:
-        """Read a config group's weights, which are the format's own or refused."""
+        """Read a config group's weights, and refuse any but the format's own."""
         weights.choice("type", ("float",))
         weights.nothing("dynamic", "block_structure")
         weights.choice("strategy", (_STRATEGIES[self.name],))

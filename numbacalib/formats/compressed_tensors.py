@@ -1,19 +1,19 @@
 """The compressed-tensors `pack-quantized` format, which transformers and vLLM load.
 
-A quantized linear layer has, in the place of ``weight`` [M, K], with G groups a row:
+A quantized linear layer has, in place of ``weight`` [M, K], with G groups per row:
 
 - ``weight_packed`` int32 [M, ceil(K * bits / 32)], unsigned codes, packed along the row;
 - ``weight_scale`` [M, G], in the dtype of the model;
 - ``weight_shape`` int64 [2], M and K;
-- ``weight_zero_point`` int32 [ceil(M * bits / 32), G], unsigned, packed along the column; on the
-  asymmetric grid only. On the symmetric one the zero point is ``2 ** (bits - 1)``.
+- ``weight_zero_point`` int32 [ceil(M * bits / 32), G], unsigned, packed along the column; only on the
+  asymmetric grid. On the symmetric one the zero point is ``2 ** (bits - 1)``.
 
 The layout is that of compressed-tensors 0.20 (https://github.com/vllm-project/compressed-tensors,
-pull requests 715 and 732), which packs 3, 5, 6 and 7 bits without gaps. Releases before those left
-gaps or refused; 2, 4 and 8 bits are the same in all. Groups are runs of channels: its maintainers
-have removed ``weight_g_idx``, so that it is read here but not written. Release 0.20 fails on 4-bit
-zero points of a layer with several groups and at most 8 rows (one word of them along the column), so
-that such a layer is not written either.
+pull requests 715 and 732), which packs 3, 5, 6 and 7 bits without gaps. Earlier releases left gaps or
+refused these; 2, 4 and 8 bits are the same in all. Groups are runs of channels: its maintainers have
+removed ``weight_g_idx``, so it is read here but not written. Release 0.20 fails on 4-bit zero points of a
+layer with several groups and at most 8 rows (one word along the column), so such a layer is not written
+either.
 """
 
 from __future__ import annotations
@@ -49,30 +49,30 @@ if TYPE_CHECKING:
 
 
 OTHERS = "nvfp4-pack-quantized", "mxfp4-pack-quantized"
-"""Formats of compressed-tensors that are formats of their own here."""
+"""Formats of compressed-tensors that are separate formats here."""
 EXPERT = r".*\.experts\.\d+\..*"
-"""Names of the linear layers of experts, as a config group's target has them."""
+"""Pattern of the names of experts' linear layers, for the target of a config group."""
 _EXPERT = TargetPattern(EXPERT)
 
 
 def is_expert(layer: str) -> bool:
-    """Return whether a layer is of an expert, by its name."""
+    """Return whether a layer belongs to an expert, by its name."""
     return _EXPERT.matches(layer)
 
 
 class CompressedTensors(SafetensorsFormat):
-    """The format by its name, ``compressed-tensors``.
+    """Format ``compressed-tensors``.
 
-    A symmetric model has a config group for each grid. Of an asymmetric one transformers 5.24 with
-    compressed-tensors 0.20 reads the first config group alone (``get_dense_scheme`` takes it for all
-    layers), so that all its layers are on one grid. Scales are in the weights' own dtype, since
+    A symmetric model has a config group for each grid. For an asymmetric one transformers 5.24 with
+    compressed-tensors 0.20 reads only the first config group (``get_dense_scheme`` applies it to all
+    layers), so all its layers are on one grid. Scales are in the weights' own dtype, since
     compressed-tensors multiplies codes by scales in the scales' dtype and converts afterwards: any
-    other would round the weights twice.
+    other dtype would round the weights twice.
 
-    Experts are linear layers of their own, ``<...>.experts.<number>.<...>``. Transformers and vLLM read no
-    zero points of theirs, and one grid for all: they are symmetric, with groups of one length, in a config
-    group of their own, which their names choose. Transformers makes its own tensors of all experts of
-    them while it loads (``dequantize``), and then the other layers are of one grid, too.
+    Experts are separate linear layers, ``<...>.experts.<number>.<...>``. Transformers and vLLM read no zero
+    points of experts and need one grid for all of them: they are symmetric, with groups of one length, in a
+    config group selected by their names. Transformers merges them into its tensors of all experts while it
+    loads (``dequantize``), and then the other layers must be on one grid too.
     """
 
     name = METHOD
@@ -98,7 +98,7 @@ class CompressedTensors(SafetensorsFormat):
     def grids(
         self, weights: Mapping[str, TensorInfo], asked: Mapping[str, LayerGrid]
     ) -> dict[str, LayerGrid]:
-        """See `Format`; zero points that compressed-tensors cannot read back are refused."""
+        """See `Format`; refuses zero points that compressed-tensors cannot read back."""
         experts = {
             layer: replace(grid, symmetric=True)
             for layer, grid in asked.items()
@@ -130,7 +130,7 @@ class CompressedTensors(SafetensorsFormat):
                 experts.add(kind)
             else:
                 layers.setdefault(kind, []).append(layer)
-        # A layer's name goes before its class in any order; in this one nothing warns.
+        # A layer's name takes precedence over its class in any order; this order causes no warnings.
         kinds = sorted(layers, key=lambda kind: len(layers[kind]))
         named = ([_target(layer, left) for layer in layers[kind]] for kind in kinds[:-1])
         targets = [*named, ["Linear"]]
@@ -147,7 +147,7 @@ class CompressedTensors(SafetensorsFormat):
         if experts or self.is_uniform(grids):
             # Transformers decompresses on the first forward pass, or while loading if this is set.
             # The former fails on zero points, which compressed-tensors 0.20 expects unpacked there, and
-            # knows nothing of experts.
+            # does not handle experts.
             config["dequantize"] = True
         return {"quantization_config": config}
 
@@ -188,8 +188,8 @@ class CompressedTensors(SafetensorsFormat):
         size = channels // groups
         if size != (grid.group_size or channels):
             raise ValueError(
-                f"weight_scale: expected groups of {grid.group_size or channels} as "
-                f"quantization_config has it, got groups of {size}"
+                f"weight_scale: expected groups of {grid.group_size or channels} as in "
+                f"quantization_config, got groups of {size}"
             )
         words = stored_tensor(
             tensors, "weight_packed", np.int32, (rows, word_count(channels, bits))
@@ -236,7 +236,7 @@ def _schemes(checkpoint: Checkpoint) -> PackedSchemes:
 
 
 def ignored(left: Left) -> list[str]:
-    """Return names of what is not quantized, as runtimes that have something before them find them too."""
+    """Return names of unquantized layers and parts that also match in runtimes that prefix them."""
     layers = [
         f"re:.*{layer}$" if left.is_wrapped and layer == "lm_head" else _target(layer, left)
         for layer in left.layers
@@ -245,7 +245,7 @@ def ignored(left: Left) -> list[str]:
 
 
 def _target(layer: str, left: Left) -> str:
-    """A layer's name, or an expression where runtimes have something before it."""
+    """Return a layer's name, or an expression for it if runtimes prefix the name."""
     end = re.escape(layer.removeprefix("model."))
     return rf"re:.*\.{end}$" if left.is_wrapped else layer
 

@@ -1,10 +1,10 @@
-"""DequantizeLinear of blocks, ONNX's own way to store quantized weights, in NumPy arrays.
+"""Blocked DequantizeLinear, ONNX's own operator for quantized weights, in NumPy arrays.
 
-For a weight [M, K] in G blocks a row, of which the last may be cut short by K, or its transpose, as MatMul
-has it:
+For a weight [M, K] in G blocks per row, of which the last may be shorter, or for its transpose, as MatMul
+needs it:
 
 - ``x``, codes in integers of 2, 4 or 8 bits: signed ones on the symmetric grid, whose zero is 0;
-- ``scale``, with G in the place of K, in the weight's own dtype;
+- ``scale``, with G in place of K, in the weight's own dtype;
 - ``zero_point``, of the same shape, in the type of the codes; without it zeros are 0.
 
 https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
@@ -21,11 +21,11 @@ from numbacalib.methods import QuantizedWeight
 from numbacalib.runtime.extras import extra
 
 OPSETS = {2: 25, 4: 21, 8: 21}
-"""Versions of ONNX's operators since which blocks of such integers are there."""
+"""First opsets with blocks of such integers, by bits."""
 
 
 class DequantizedLinear(NamedTuple):
-    """Inputs of a DequantizeLinear node, by their names there."""
+    """Inputs of a DequantizeLinear node, by their ONNX names."""
 
     x: NDArray[Any]
     scale: NDArray[Any]
@@ -45,7 +45,7 @@ def _integers(*, signed: bool) -> dict[int, np.dtype]:
 
 
 def pack(quantized: QuantizedWeight, channels: int, *, transposed: bool) -> DequantizedLinear:
-    """Return what stands for a weight of whole blocks, [M, G * block], of which `channels` are K.
+    """Pack a weight of whole blocks, [M, G * block], of which the first `channels` columns are K.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def pack(quantized: QuantizedWeight, channels: int, *, transposed: bool) -> Dequ
 
 
 def unpack(stored: DequantizedLinear, block: int, *, transposed: bool) -> QuantizedWeight:
-    """Read back what `pack` returned; K is filled up to whole blocks.
+    """Undo `pack`; K is padded to whole blocks.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def _transposed(stored: DequantizedLinear) -> DequantizedLinear:
 
 
 def stored_bytes(shape: tuple[int, int], bits: int, block: int, symmetric: bool, item: int) -> int:
-    """Bytes of what `pack` returns for a weight [M, K] with scales of `item` bytes each."""
+    """Bytes of the arrays of `pack` for a weight [M, K] with scales of `item` bytes each."""
     rows, channels = shape
     groups = -(-channels // block)
     zeros = 0 if symmetric else -(-rows * groups * bits // 8)

@@ -1,4 +1,4 @@
-"""A quantized checkpoint seen as the plain one that its codes stand for."""
+"""View of a quantized checkpoint as an unquantized one with dequantized weights."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def dequantized(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a checkpoint whose quantized layers have their dequantized weights, or the same one.
+    """Return a view of a checkpoint with dequantized weights; an unquantized one itself.
 
     Raises
     ------
     ValueError
-        If it is quantized in a way that no format here reads.
+        If it is quantized in a format that is not supported.
     """
     form = stored_format(checkpoint)
     return (
@@ -37,7 +37,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
 class DequantizedCheckpoint(Checkpoint):
     """Contents of a checkpoint, with ``<layer>.weight`` float32 [M, K] for each quantized layer.
 
-    Nothing is kept: a layer is read and dequantized each time that its weight is asked for.
+    Nothing is cached: a layer is read and dequantized on each access to its weight.
     """
 
     def __init__(self, source: Checkpoint, layers: StoredLayers) -> None:

@@ -1,4 +1,4 @@
-"""Files that are on the disk once a call returns, whole or not at all, even if the power fails."""
+"""Atomic writes of files that are on the disk once a call returns, even if the power fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 def sync(path: Path) -> None:
     """Wait until a file's contents, or a directory's entries, are on the disk.
 
-    File systems that cannot say so for directories, and directories that may not be read, are let pass.
+    File systems that cannot sync directories, and directories that may not be read, are ignored.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -27,12 +27,12 @@ def sync(path: Path) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file that appears at `path` when all of it is on the disk.
+    """Let `write` create a file that appears at `path` when all of it is on the disk.
 
     Raises
     ------
     OSError
-        If the disk refuses; what was at `path` before is there then.
+        If writing fails; an earlier file at `path` is unchanged then.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:

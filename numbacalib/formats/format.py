@@ -1,11 +1,11 @@
-"""A format is a description of the grids that it can store, a writer and a reader.
+"""Interface of formats: the grids that a format can store, a writer and a reader.
 
-To add one: derive from `Format` (from `SafetensorsFormat` where it is a Hugging Face directory), say in
-`rules` which grids it stores, and name it in `registry.FORMATS`. The quantizer then
+To add one: derive from `Format` (from `SafetensorsFormat` for a Hugging Face directory), list the grids
+that it stores in `rules`, and add it to `registry.FORMATS`. The quantizer then
 
-1. asks `grids` how each layer is to be stored, which refuses what the file cannot hold, before any work;
-2. chooses codes on exactly these grids, their scales rounded to what the file has;
-3. hands each layer to the `ModelWriter` that `writer` returns, which writes it and copies the rest.
+1. calls `grids` for each layer's stored grid, which refuses what the file cannot hold, before any work;
+2. chooses codes on exactly these grids, with scales rounded as they are stored;
+3. passes each layer to the `ModelWriter` of `writer`, which writes it and copies the rest.
 
 `layers` reads them back, for `evaluate`, `convert` and the tests.
 """
@@ -36,19 +36,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerGrid:
-    """The grid on which a layer's codes are chosen: what the file will hold of it."""
+    """Grid on which a layer's codes are chosen, as the file will store it."""
 
     bits: int
     group_size: int | None
-    """Input channels that share a scale; None is one scale a row."""
+    """Input channels that share a scale; None is one scale per row."""
     symmetric: bool
     scale_dtype: np.dtype
     """Dtype in which scales are stored."""
     find: GridFinder | None = None
-    """Finds scales and zeros as the file stores them, where that is more than rounding scales of the
+    """Finder of scales and zeros as the file stores them, if that takes more than rounding scales of the
     integer grid to `scale_dtype`: real zeros, super-blocks. Two grids are equal only with the same one."""
     g_idx: bool = False
-    """True where groups may be other than runs of channels."""
+    """True if groups need not be runs of channels."""
     element: str = INTEGER
     """Kind of the codes; see `numbacalib.methods.gptq`."""
 
@@ -71,18 +71,18 @@ class GridRules:
     group_sizes: tuple[int, ...] | None = None
     """None: any that divides K."""
     whole_rows: bool = True
-    """True where one scale a row can be stored."""
+    """True if one scale per row can be stored."""
     scale_dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
-    """Layers' own dtypes that scales can be stored in; in the place of any other one, the first."""
+    """Layers' own dtypes in which scales can be stored; the first replaces any other one."""
     g_idx: bool = False
-    """True where groups may be other than runs of channels."""
+    """True if groups need not be runs of channels."""
     row_multiple: int = 1
-    """M is a multiple of it."""
+    """M must be a multiple of it."""
     channel_multiple: int = 1
-    """K is a multiple of it."""
+    """K must be a multiple of it."""
 
     def check(self, grid: LayerGrid) -> None:
-        """Refuse a grid that no layer can be stored on, with what can be.
+        """Refuse a grid on which no layer can be stored; the error names the possible ones.
 
         Raises
         ------
@@ -110,7 +110,7 @@ class GridRules:
             )
 
     def check_shape(self, layer: str, shape: tuple[int, ...]) -> None:
-        """Refuse a layer of M rows and K channels whose lengths do not fit.
+        """Refuse a layer whose M or K does not fit.
 
         Raises
         ------
@@ -120,27 +120,27 @@ class GridRules:
         for axis, length, multiple in zip("MK", shape, multiples, strict=True):
             if length % multiple:
                 raise ValueError(
-                    f"{layer}: expected {axis} a multiple of {multiple}, got {length}: leave it as it is "
+                    f"{layer}: expected {axis} a multiple of {multiple}, got {length}: skip the layer "
                     "(--skip), or use another format"
                 )
 
     def scale_dtype(self, weight_dtype: np.dtype) -> np.dtype:
-        """Return what the scales of a layer with such weights are stored in."""
+        """Return the dtype that stores the scales of a layer with weights of this dtype."""
         own = weight_dtype.name in self.scale_dtypes
         return weight_dtype if own else np.dtype(self.scale_dtypes[0])
 
 
 class Format(abc.ABC):
-    """A format by its name on the command line."""
+    """Format, by its name on the command line."""
 
     name: str
     rules: GridRules
     finders: tuple[GridFinder, ...] = ()
-    """Finders of grids that other formats ask for and this one stores too."""
+    """Grid finders of other formats whose grids this one stores too."""
     methods: tuple[str, ...] = ()
     """Values of its ``quant_method`` in a Hugging Face configuration."""
     own_grid = False
-    """True where the format says itself on which grid each layer is."""
+    """True if the format determines each layer's grid."""
 
     def check(self, asked: LayerGrid) -> None:
         """Refuse a grid that no file of this format can hold, before anything is read.
@@ -152,10 +152,10 @@ class Format(abc.ABC):
         self.rules.check(asked)
 
     own_head = False
-    """True where the head is quantized whatever is asked for."""
+    """True if the head is always quantized."""
 
     def check_own_grid(self, given: Collection[str]) -> None:
-        """Refuse options of the grid, by name, where the format says itself what it is.
+        """Refuse options of the grid, by name, if the format determines it.
 
         Raises
         ------
@@ -170,10 +170,10 @@ class Format(abc.ABC):
         return layer.startswith("model.layers.")
 
     mixtures: tuple[str, ...] | None = None
-    """Types of models whose experts its clients load; None where they do so of all."""
+    """Types of models whose experts its clients load; None for all."""
 
     def of_model(self, config: ModelConfig) -> Format:
-        """Return the format for a model, where `grids` depend on more of it than on its layers.
+        """Return the format for a model, if `grids` depend on more than its layers.
 
         Raises
         ------
@@ -189,31 +189,31 @@ class Format(abc.ABC):
         return self
 
     def left_out(self, checkpoint: Checkpoint) -> dict[str, str]:
-        """Return the tensors that a written checkpoint has no place for, and why: none by default."""
+        """Return the tensors that a written checkpoint leaves out, with reasons: none by default."""
         del checkpoint
         return {}
 
     def kept(self, config: ModelConfig, name: str, tensor: StoredTensor) -> StoredTensor:
-        """Return a copied tensor as it is read back: as it is, by default."""
+        """Return a copied tensor as it is read back: unchanged by default."""
         del config, name
         return tensor
 
     def opened_at(self, directory: Path) -> Path:
-        """Return what `open_checkpoint` takes of a directory that a writer of this format filled."""
+        """Return the path for `open_checkpoint` in a directory that a writer of this format filled."""
         return directory
 
     def is_uniform(self, asked: Mapping[str, LayerGrid]) -> bool:
-        """Return whether all layers of such grids must be stored on the same one."""
+        """Return whether layers on these grids must all be stored on the same one."""
         del asked
         return False
 
     def grids(
         self, weights: Mapping[str, TensorInfo], asked: Mapping[str, LayerGrid]
     ) -> dict[str, LayerGrid]:
-        """Return the grid of each layer as it will be stored: what was asked for, where that can be.
+        """Return the grid of each layer as it will be stored: the requested one if possible.
 
-        Only lengths of groups that do not divide K, and dtypes of scales, give way. What it returns
-        it returns again when that is asked for.
+        Only lengths of groups that do not divide K, and dtypes of scales, may change. The result is a fixed
+        point: requesting it returns it.
 
         Parameters
         ----------
@@ -226,14 +226,14 @@ class Format(abc.ABC):
         Raises
         ------
         ValueError
-            If a layer cannot be stored on a grid like the one asked for.
+            If a layer cannot be stored on a grid like the requested one.
         """
         return self.stored_grids(weights, asked, uniform=self.is_uniform(asked))
 
     def stored_grids(
         self, weights: Mapping[str, TensorInfo], asked: Mapping[str, LayerGrid], *, uniform: bool
     ) -> dict[str, LayerGrid]:
-        """Return what `grids` does, of layers that must be on one grid where they are `uniform`."""
+        """Return the result of `grids`, with all layers on one grid if `uniform`."""
         for grid in dict.fromkeys(asked.values()):
             self.check(grid)
         for layer in asked:
@@ -268,21 +268,21 @@ class Format(abc.ABC):
     def writer(
         self, directory: Path, checkpoint: Checkpoint, grids: Mapping[str, LayerGrid]
     ) -> ModelWriter:
-        """Return what writes a model, the layers on their `grids`, into a `directory` that exists.
+        """Return the writer of a model, with layers on their `grids`, into an existing `directory`.
 
         Raises
         ------
         ValueError
-            If the model has something that the format cannot hold.
+            If the format cannot hold some part of the model.
         """
 
     @abc.abstractmethod
     def recognizes(self, checkpoint: Checkpoint) -> bool:
-        """Return whether a checkpoint's configuration says that its layers are in this format."""
+        """Return whether a checkpoint's configuration names this format for its layers."""
 
     @abc.abstractmethod
     def layers(self, checkpoint: Checkpoint) -> StoredLayers:
-        """Return the quantized layers of a checkpoint that it recognizes; each is read when asked for.
+        """Return the quantized layers of a checkpoint that it recognizes; each is read on access.
 
         Raises
         ------
@@ -300,14 +300,14 @@ class StoredLayers(Mapping[str, QuantizedWeight]):
 
     @abc.abstractmethod
     def tensors(self, layer: str) -> tuple[str, ...]:
-        """Names of the checkpoint's tensors that the layer is stored in."""
+        """Names of the checkpoint's tensors that store the layer."""
 
 
 class ModelWriter(abc.ABC):
-    """Writes one checkpoint, layer by layer; a context manager.
+    """Writer of one checkpoint, layer by layer; a context manager.
 
-    Entering writes what is small, the description. Leaving without an exception copies the tensors of
-    the source that no call gave, and closes the files.
+    Entering writes the metadata. Leaving without an exception copies the tensors of the source that no call
+    passed, and closes the files.
     """
 
     planned_bytes: int
@@ -319,7 +319,7 @@ class ModelWriter(abc.ABC):
 
     @abc.abstractmethod
     def add(self, name: str, tensor: NDArray[Any]) -> None:
-        """Write a tensor in the place of the source's own, such as a norm that took up scales."""
+        """Write a tensor in place of the source's own, such as a norm that absorbed scales."""
 
     @abc.abstractmethod
     def __enter__(self) -> ModelWriter: ...

@@ -1,4 +1,4 @@
-"""Grids of FP4 formats: found for a weight, and their scales as codes and back."""
+"""Grids of FP4 formats: search for a weight's grid, encoding and decoding of its scales."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from numbacalib.spec.small_floats import BITS, FP4, nvfp4_global_scale
 
 @dataclass(frozen=True)
 class Fp4Finder:
-    """Finds the scales of one of the FP4 formats; see `numbacalib.methods.settings.GridFinder`.
+    """Finder of the scales of an FP4 format; see `numbacalib.methods.settings.GridFinder`.
 
-    The ranges "full" take the scales that span their groups; the others search for those that lose least:
-    weighted by the blocks of the Hessian where there is one, by an importance, or not.
+    The ranges "full" take the scales that span their groups; the others search for those of least loss:
+    weighted by the blocks of the Hessian if there is one, by an importance, or unweighted.
     """
 
     kind: str
     """One of `FP4`."""
     shared: bool = False
-    """True where a global scale is stored, which all weights that are quantized together have."""
+    """True if a global scale is stored, which all weights quantized together share."""
 
     refit: ClassVar = None
 
     def __call__(self, weight: Any, settings: GridSettings) -> FoundGrids:
-        """Return scales, and the number that they are divided by."""
+        """Return scales and their divisor, the global scale."""
         divisor = None
         if FP4[self.kind].global_scale:
             assert settings.largest is not None
@@ -52,7 +52,7 @@ class Fp4Finder:
 
 
 def fp4_rules(kind: str) -> GridRules:
-    """Return the rules of a format that stores one of `FP4` alone."""
+    """Return the rules of a format that stores only one kind of `FP4`."""
     size = FP4[kind].group_size
     return GridRules(
         bits=(BITS,),
@@ -65,7 +65,7 @@ def fp4_rules(kind: str) -> GridRules:
 
 
 def check_fp4(asked: LayerGrid) -> None:
-    """Refuse widths that no FP4 format has; groups and their grid are the format's, whatever is asked for.
+    """Refuse widths other than FP4's; the format determines groups and grid.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def fp4_grids(
     asked: Mapping[str, LayerGrid],
     finder: Fp4Finder,
 ) -> dict[str, LayerGrid]:
-    """Return the grid of each layer in such a format.
+    """Return the grid of each layer in an FP4 format.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def fp4_grid(finder: Fp4Finder) -> LayerGrid:
 
 
 def require_fp4(quantized: QuantizedWeight) -> None:
-    """Refuse what is not codes of E2M1 with groups that are runs of channels.
+    """Refuse a weight without codes of E2M1, or with groups that are not runs of channels.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def scale_codes(quantized: QuantizedWeight, kind: str) -> NDArray[np.uint8]:
     Raises
     ------
     ValueError
-        If one is no number of the format, divided by the global scale.
+        If one is not a number of the format divided by the global scale.
     """
     form = FP4[kind]
     if quantized.group_size != form.group_size:

@@ -1,4 +1,4 @@
-"""GGUF files of whole models, which llama.cpp and what stands on it load."""
+"""GGUF files of whole models, for llama.cpp and the programs built on it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ PREFIX = "gguf:"
 
 
 class GGUF(Format):
-    """One of llama.cpp's mixes of types: it says the type of each tensor, and so bits and groups."""
+    """One of llama.cpp's mixes of types: it determines each tensor's type, and so bits and groups."""
 
     rules = GridRules(bits=(2, 3, 4, 5, 6, 8), channel_multiple=32)
     own_grid = True
@@ -69,7 +69,7 @@ class GGUF(Format):
         return GGUF(self.mix, config)
 
     def holds(self, layer: str) -> bool:
-        """See `Format`; heads and embeddings too, but no layer that is stored as two."""
+        """See `Format`; heads and embeddings too, but no layer that is stored as two tensors."""
         if layer.endswith(f".{LATENT['key_value']}"):
             return False
         return super().holds(layer) or f"{layer}.weight" in (EMBEDDINGS, HEAD)
@@ -79,12 +79,12 @@ class GGUF(Format):
         return directory / _file_name(self.mix)
 
     def check(self, asked: LayerGrid) -> None:
-        """See `Format`; bits and groups are the mix's, whatever is asked for."""
+        """See `Format`; the mix determines bits and groups."""
 
     def grids(
         self, weights: Mapping[str, TensorInfo], asked: Mapping[str, LayerGrid]
     ) -> dict[str, LayerGrid]:
-        """See `Format`; of a model's own, as `of_model` returns it."""
+        """See `Format`; only for a format from `of_model`."""
         del asked
         assert self._config is not None
         for layer, info in weights.items():
@@ -104,7 +104,7 @@ class GGUF(Format):
         return FileWriter(self.mix, directory, checkpoint, grids)
 
     def recognizes(self, checkpoint: Checkpoint) -> bool:
-        """Return False: `GGUFCheckpoint` itself shows the weights that blocks stand for."""
+        """Return False: `GGUFCheckpoint` itself dequantizes its blocks."""
         del checkpoint
         return False
 
@@ -118,7 +118,7 @@ class GGUF(Format):
         return dict.fromkeys(names, "llama.cpp's file of a decoder has no place for it")
 
     def kept(self, config: ModelConfig, name: str, tensor: StoredTensor) -> StoredTensor:
-        """See `Format`: numbers that are stored as others, in float32; no matrix is transposed."""
+        """See `Format`: values stored in another form become float32, no matrix is stored transposed."""
         values = tensor.array()
         if config.architecture.transposed and values is not None and is_linear(name, config):
             return StoredTensor.of(np.ascontiguousarray(values.T))
@@ -135,7 +135,7 @@ def _file_name(mix: str) -> str:
 
 
 def block_grid(kind: str, tiles: Tiles | None = None) -> LayerGrid:
-    """Return the grid of one of GGML's types, for a layer whose columns have this order in the file."""
+    """Return the grid of one of GGML's types; `tiles` is the order of the layer's columns in the file."""
     if kind == MXFP4:
         return MXFP4_GRID
     grid = BLOCK_TYPES[kind].grid
@@ -144,7 +144,7 @@ def block_grid(kind: str, tiles: Tiles | None = None) -> LayerGrid:
 
 
 class FileWriter(ModelWriter):
-    """Writes ``model-<mix>.gguf``: see `ModelWriter`."""
+    """Writer of ``model-<mix>.gguf``: see `ModelWriter`."""
 
     def __init__(
         self, mix: str, directory: Path, checkpoint: Checkpoint, grids: Mapping[str, LayerGrid]
@@ -178,8 +178,8 @@ class FileWriter(ModelWriter):
         if others:
             name, place = next(iter(others.items()))
             log.warning(
-                "%d tensors have rows that are no multiple of 256 (%s: K = %d) and get types in blocks of "
-                "32, as llama.cpp gives them",
+                "%d tensors have rows that are not a multiple of 256 (%s: K = %d) and get llama.cpp's "
+                "types in blocks of 32",
                 len(others),
                 name,
                 place.shape[-1],
@@ -246,7 +246,7 @@ class FileWriter(ModelWriter):
         self._file.__exit__(kind, error, traceback)
 
     def _copy(self, name: str) -> None:
-        """Write what no call gave: tables by round-to-nearest, the rest as it is."""
+        """Write a tensor that no call passed: tables by round-to-nearest, others unchanged."""
         place, *_ = self._places[name]
         kind = place.kind.name
         if kind not in BLOCK_TYPES:
@@ -257,13 +257,13 @@ class FileWriter(ModelWriter):
 
 
 def _packed(weight: BlockWeight, kind: str) -> Iterator[NDArray[np.uint8]]:
-    """Pack a weight, so many rows at a time."""
+    """Pack a weight, `ROWS` rows at a time."""
     for first in range(0, len(weight.codes), ROWS):
         yield pack_blocks(weight.rows(slice(first, first + ROWS)), kind)
 
 
 def nearest(weight: NDArray[Any], kind: str, importance: NDArray | None = None) -> BlockWeight:
-    """Round a weight [M, K] to the nearest on searched blocks of one of GGML's types."""
+    """Round a weight [M, K] to nearest on searched blocks of one of GGML's types."""
     grid = BLOCK_TYPES[kind].grid
     stored = block_scales(weight, grid, importance)
     scales, zeros = stored.grids(grid)
@@ -280,7 +280,7 @@ def nearest(weight: NDArray[Any], kind: str, importance: NDArray | None = None) 
 
 
 def _metadata(checkpoint: Checkpoint, mix: str) -> dict[str, bytes]:
-    """Return the file's metadata: those of a GGUF source as they are, others made of its configuration."""
+    """Return the file's metadata: copied from a GGUF source, else derived from the configuration."""
     own = {
         "general.file_type": encoded(file_type(mix)),
         "general.quantization_version": encoded(QUANTIZATION_VERSION),
@@ -292,7 +292,7 @@ def _metadata(checkpoint: Checkpoint, mix: str) -> dict[str, bytes]:
 
 
 def _without_further(checkpoint: GGUFCheckpoint) -> dict[str, bytes]:
-    """Return the counts of blocks of a file whose layers that predict further tokens are left out."""
+    """Return corrected counts of blocks if layers that predict further tokens are left out."""
     if not checkpoint.dropped:
         return {}
     counts = {"block_count": checkpoint.config.num_layers, FURTHER: 0}

@@ -1,7 +1,7 @@
-"""GGML's blocks, to the bit: codes and scales to bytes and back.
+"""GGML's blocks, bit for bit: codes and scales to bytes and back.
 
 A block is a run of parts. Codes are split by bits into planes: a byte has the bits of several codes
-that lie `lanes` apart. Layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h; order
+that are `lanes` apart. Layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h; order
 within a block: ``dequantize_row_*`` of ``src/ggml-quants.c`` there.
 """
 
@@ -19,14 +19,14 @@ Bytes = NDArray[Any]
 
 
 class BlockWeight(NamedTuple):
-    """A weight [M, K] as blocks hold it."""
+    """A weight [M, K] in the parts that blocks store."""
 
     codes: NDArray[np.uint8]
     """[M, K], unsigned."""
     stored: BlockScales
 
     def rows(self, which: Any) -> BlockWeight:
-        """Return some of the rows, by a slice or an array of their numbers."""
+        """Return some rows, by a slice or an array of row numbers."""
         return BlockWeight(self.codes[which], BlockScales(*(each[which] for each in self.stored)))
 
     def dequantize(self, grid: BlockGrid) -> NDArray[np.float32]:
@@ -41,7 +41,7 @@ class BlockWeight(NamedTuple):
 
 class _Plane(NamedTuple):
     """`bits` of each code from bit `first` on: code ``(run * shifts + s) * lanes + lane`` in byte
-    ``run * lanes + lane``, s places up.
+    ``run * lanes + lane``, shifted left by ``s * bits``.
     """
 
     first: int
@@ -100,7 +100,7 @@ def _from_nibbles(stored: Bytes) -> tuple[NDArray[np.int8], Bytes]:
 
 
 def _six_bits(scales: NDArray[np.int8], minima: Bytes) -> Bytes:
-    """Eight scales and eight minima of 6 bits: four of each whole, under the others' upper bits."""
+    """Eight scales and eight minima of 6 bits: four of each whole, below the upper bits of the others."""
     s, m = scales.astype(np.uint8), minima
     whole = (s[:, :4] | (s[:, 4:] >> 4 << 6), m[:, :4] | (m[:, 4:] >> 4 << 6))
     return np.hstack([*whole, (s[:, 4:] & 15) | (m[:, 4:] << 4)])
@@ -113,7 +113,7 @@ def _from_six_bits(stored: Bytes) -> tuple[NDArray[np.int8], Bytes]:
 
 
 def _signed_six_bits(scales: NDArray[np.int8], minima: Bytes) -> Bytes:
-    """Sixteen scales of 6 bits, plus 32: lower halves in eight bytes, upper ones in four."""
+    """Sixteen scales of 6 bits, plus 32: the lower 4 bits in eight bytes, the upper 2 in four."""
     del minima
     s = (scales + 32).astype(np.uint8)
     upper = (s >> 4).reshape(-1, 4, 4) << np.array([0, 2, 4, 6], np.uint8)[:, None]
@@ -160,7 +160,7 @@ BLOCK_TYPES = {
         (_Plane(0, 4, 2, 64), _Plane(4, 2, 2, 32), _EIGHT_BITS, SCALE),
     ),
 }
-"""Types that weights can be quantized to, by GGML's names."""
+"""Block types to which weights can be quantized, by GGML's names."""
 
 
 def pack_blocks(weight: BlockWeight, name: str) -> Bytes:

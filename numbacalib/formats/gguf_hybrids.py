@@ -17,11 +17,11 @@ __all__ = ["delta_net", "gemma4"]
 
 Options = dict[str, Any]
 _BLOCK = 32
-"""Numbers of GGML's smallest block, which has to lie within a head."""
+"""Numbers of GGML's smallest block, which must not cross a head."""
 
 
 def delta_net(config: ModelConfig) -> Options:
-    """Sizes of a gated delta net, and of experts where there are some: in all layers."""
+    """Sizes of a gated delta net, and of experts, if any: in all layers."""
     delta, names = config.delta, config.architecture.delta
     assert delta is not None
     assert names is not None
@@ -64,7 +64,7 @@ def _mixture(config: ModelConfig, architecture: str) -> Options:
 
 
 def gemma4(config: ModelConfig) -> Options:
-    """Two kinds of heads, layers that attend to the keys of earlier ones, vectors of tokens, experts."""
+    """Options of two kinds of heads, layers with shared keys, per-layer token vectors and experts."""
     assert config.global_heads is not None
     assert config.local_rope is not None
     count = config.num_layers
@@ -100,12 +100,12 @@ def _gemma4_mixture(config: ModelConfig) -> Options:
 
 
 def _by_layer(numbers: list[int]) -> Any:
-    """One number where all layers have the same."""
+    """Return one number if all layers have the same, else an array."""
     return numbers[0] if len(set(numbers)) == 1 else np.array(numbers, np.int32)
 
 
 def _borrowing(config: ModelConfig, flags: list[bool]) -> int:
-    """Count the last layers, which attend to keys of the two before them: llama.cpp fixes which."""
+    """Count the last layers, which attend to keys of the two layers before them that llama.cpp fixes."""
     shared = sum(source is not None for source in config.key_sources)
     first = config.num_layers - shared
     if shared and (first < 2 or not flags[first - 2] or flags[first - 1]):

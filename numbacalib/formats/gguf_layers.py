@@ -1,4 +1,4 @@
-"""Linear layers of GGUF files as they are stored, read back."""
+"""Quantized linear layers read from GGUF files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class BlockLayers(StoredLayers):
-    """The linear layers of a GGUF file that are in blocks which `BLOCK_TYPES` has."""
+    """Linear layers of a GGUF file in blocks of `BLOCK_TYPES` or MXFP4."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         if not isinstance(checkpoint, GGUFCheckpoint):

@@ -1,6 +1,6 @@
-"""Limits of what llama.cpp's models load of a file: heads, biases, factors of the rotary embedding.
+"""Limits of llama.cpp's model classes: heads, biases, factors of the rotary embedding.
 
-It refuses a file without a tensor that its model of a name makes, or with one that this does not make:
+It refuses a file that lacks a tensor of the architecture's model class, or has an extra one:
 ``load_arch_tensors`` in https://github.com/ggml-org/llama.cpp/tree/master/src/models.
 """
 
@@ -15,15 +15,15 @@ _OWN_HEAD = {
     *("dots1", "exaone-moe", "gpt-oss", "gptneox", "minimax-m2", "nemotron", "olmo2", "olmoe"),
     *("phi2", "qwen2moe", "stablelm"),
 }
-"""Architectures whose head is a tensor of its own always."""
+"""Architectures whose head is always a separate tensor."""
 _TIED_HEAD = {"cohere2", "command-r", "gemma", "gemma2"}
-"""Architectures whose head is the embeddings always; others have either."""
+"""Architectures whose head is always the embeddings; others may have either."""
 _WHOLE_HEADS = {
     *("chatglm", "cohere2", "command-r", "exaone4", "falcon", "gpt2", "gptneox", "nemotron"),
     *("olmo2", "olmoe", "phi2", "phi3", "qwen2", "qwen2moe", "qwen2vl", "stablelm", "starcoder"),
     "starcoder2",
 }
-"""Architectures whose heads of queries are as long together as the residual stream is wide."""
+"""Architectures whose query heads together must be as wide as the residual stream."""
 _ALL = ("attention", "output", "mlp")
 _BIASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **dict.fromkeys(("gpt2", "gptneox", "phi2", "starcoder", "starcoder2"), (_ALL, _ALL)),
@@ -32,26 +32,26 @@ _BIASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **dict.fromkeys(("falcon", "gemma4", "qwen35", "qwen35moe", "qwen3next"), ((), ())),
     "gpt-oss": (("output", "mlp"), _ALL),
 }
-"""Linear layers that have biases always, and those that may; of others, queries, keys and values may."""
+"""Linear layers that must have biases, and those that may; elsewhere queries, keys and values may."""
 _SCALINGS = {
     "gemma4": ("proportional",),
     **dict.fromkeys(("arcee", "exaone-moe", "exaone4", "llama4"), ("llama3",)),
     **dict.fromkeys(("granite", "llama", "mistral3"), ("llama3", "longrope")),
     "phi3": ("longrope",),
 }
-"""Scalings of the rotary embedding that are tensors, beside linear and YaRN, which are numbers."""
+"""Rotary scalings stored as tensors, in addition to linear and YaRN, which are numbers."""
 
 _WINDOWS = {"cohere2", "exaone-moe", "gemma4", "gpt-oss"}
-"""Architectures some of whose layers have a window always."""
+"""Architectures in which some layers must have a window."""
 
 
 def refused(option: str, expected: Any, architecture: str, got: Any) -> ValueError:
-    """Return the error for what llama.cpp's model of a name has not."""
+    """Return the error for an option that llama.cpp's model class does not support."""
     return ValueError(f"{option}: expected {expected} of a {architecture} in GGUF, got {got}")
 
 
 def require_loadable(config: ModelConfig, architecture: str) -> None:
-    """Refuse a model with tensors that llama.cpp's model of a name does not make, or without some it makes.
+    """Refuse a model that lacks tensors of llama.cpp's model class, or has extra ones.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def require_loadable(config: ModelConfig, architecture: str) -> None:
     if architecture in _WINDOWS and not any(config.sliding_windows):
         raise refused("sliding_window", "a number", architecture, "none")
     kinds = ("default", "linear", "yarn", *_SCALINGS.get(architecture, ()))
-    if architecture == "deepseek2":  # it takes a linear factor for YaRN's where it scales scores
+    if architecture == "deepseek2":  # it treats a linear factor as YaRN's in the scale of scores
         kinds = ("default", "yarn")
     if (kind := config.rope_scaling["rope_type"]) not in kinds:
         expected = f"{', '.join(kinds[:-1])} or {kinds[-1]}"

@@ -1,8 +1,8 @@
-"""Metadata of a GGUF file, made of a Hugging Face checkpoint's configuration.
+"""Metadata of a GGUF file, derived from a Hugging Face checkpoint's configuration.
 
 Keys and values are those of llama.cpp's converter:
-https://github.com/ggml-org/llama.cpp/tree/master/conversion. They are read back before anything is written:
-what GGUF, or llama.cpp's idea of an architecture, has no place for would come back as something else.
+https://github.com/ggml-org/llama.cpp/tree/master/conversion. They are read back and compared before
+anything is written, since options that GGUF or llama.cpp's architecture lacks would come back changed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ log = logging.getLogger("numbacalib")
 
 QUANTIZATION_VERSION = 2
 _NOT_COMPARED = {
-    "model_type",  # some are one in GGUF
-    "further_layers",  # which are not written
-    *("rope_theta", "rope_scaling", "rotary_dim", "local_rope", "rotary_layers"),  # by what they do
+    "model_type",  # several share one in GGUF
+    "further_layers",  # not written
+    *("rope_theta", "rope_scaling", "rotary_dim", "local_rope", "rotary_layers"),  # see _same_rope
 }
 
 
@@ -47,7 +47,7 @@ def architecture_of(config: ModelConfig) -> str:
     Raises
     ------
     ValueError
-        If it has none that is written here.
+        If it has none that can be written.
     """
     if config.model_type not in WRITTEN:
         raise ValueError(
@@ -58,12 +58,12 @@ def architecture_of(config: ModelConfig) -> str:
 
 
 def model_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return all that does not depend on the tokenizer and on how weights are stored.
+    """Return all metadata that depend neither on the tokenizer nor on how weights are stored.
 
     Raises
     ------
     ValueError
-        If the model has an option that GGUF, or llama.cpp's model of that name, does not have.
+        If the model has an option that GGUF, or llama.cpp's model class, does not support.
     """
     config = checkpoint.config
     architecture = architecture_of(config)
@@ -92,11 +92,11 @@ def model_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 _QWEN35_SECTIONS = (11, 11, 10, 0)
-"""Of Qwen 3.5, where a file says none; its configuration class has them by default."""
+"""Sections of Qwen 3.5 if its configuration names none: its class's default."""
 
 
 def _seen(checkpoint: Checkpoint) -> Options:
-    """Options of a decoder that sees: parts of a head by position, layers that get an image."""
+    """Options of a multimodal decoder: a head's sections by position, layers that get an image."""
     whole = checkpoint.hf_config()
     decoder = decoder_config(whole)
     found: Options = {}
@@ -108,7 +108,7 @@ def _seen(checkpoint: Checkpoint) -> Options:
             found["rope.dimension_sections"] = np.array(padded, np.int32)
     if checkpoint.config.architecture.sections and not found:
         raise ValueError(
-            f"mrope_section: expected it of a {checkpoint.config.model_type} in GGUF, got none"
+            f"mrope_section: expected one of a {checkpoint.config.model_type} in GGUF, got none"
         )
     if levels := (whole.get("vision_config") or {}).get("deepstack_visual_indexes"):
         found["n_deepstack_layers"] = len(levels)
@@ -116,7 +116,7 @@ def _seen(checkpoint: Checkpoint) -> Options:
 
 
 _STANDING = 1e30
-"""Divisor of the pairs that do not turn, as llama.cpp's converter writes it."""
+"""Divisor of the pairs that do not rotate, as llama.cpp's converter writes it."""
 
 
 def rope_tensors(config: ModelConfig) -> dict[str, NDArray[np.float32]]:
@@ -135,7 +135,7 @@ def rope_tensors(config: ModelConfig) -> dict[str, NDArray[np.float32]]:
 
 
 def _require_same(checkpoint: Checkpoint, values: Mapping[str, Any]) -> None:
-    """Compare the configuration with what is read back, as far as it decides what the model computes."""
+    """Compare the configuration with the metadata read back, in all that affects the model's results."""
     config = checkpoint.config
     described = (name for name in checkpoint.names() if is_decoders(config, name))
     shapes = {name: checkpoint.info(name).shape for name in described}
@@ -158,9 +158,9 @@ def _require_same(checkpoint: Checkpoint, values: Mapping[str, Any]) -> None:
 
 
 def _same_rope(one: Rope | None, other: Rope | None) -> bool:
-    """Return whether two turn alike, in short sequences and in the longest.
+    """Return whether two rotary embeddings agree, for short sequences and the longest.
 
-    The bounds of YaRN are whole dimensions in both.
+    The bounds of YaRN are truncated to whole dimensions in both.
     """
     if one is None or other is None:
         return one is other
@@ -191,7 +191,7 @@ def _scaling(config: ModelConfig) -> dict[str, Any]:
 
 
 def _yarn(config: ModelConfig) -> Options:
-    """YaRN's own; llama.cpp takes whole dimensions as its bounds, whatever ``truncate`` says."""
+    """Options of YaRN; llama.cpp always truncates its bounds to whole dimensions."""
     given = config.rope_scaling
     if not given.get("truncate", True):
         log.warning("rope_scaling: llama.cpp truncates the bounds of YaRN, the original does not")
@@ -205,7 +205,7 @@ def _yarn(config: ModelConfig) -> Options:
         if given.get(key):
             options[f"rope.scaling.yarn_{key}"] = float(given[key])
     _, attention = inverse_frequencies(config.rope, 1)
-    own = yarn_magnitude(factor)  # by which llama.cpp multiplies
+    own = yarn_magnitude(factor)  # llama.cpp multiplies by this
     weight = given.get("mscale_all_dim")
     if weight and config.model_type in LOG_MULTIPLIERS:
         options["rope.scaling.yarn_log_multiplier"] = weight * LOG_MULTIPLIERS[config.model_type]

@@ -1,6 +1,6 @@
-"""Types of a GGUF file's tensors, for the mixes that users know by name.
+"""Types of a GGUF file's tensors, for the named mixes.
 
-As llama.cpp chooses them with an importance matrix, for the architectures that are written here:
+They are llama.cpp's choices with an importance matrix, for the architectures that can be written:
 https://github.com/ggml-org/llama.cpp/blob/master/src/llama-quant.cpp (``llama_tensor_get_type_impl``,
 ``tensor_type_fallback``).
 """
@@ -36,11 +36,11 @@ _BASE = {
 """Type of most tensors, and the number of ``general.file_type`` (``enum llama_ftype``)."""
 MIXES = tuple(_BASE)
 _FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-"""Types in blocks of 32 for rows that are no whole blocks of 256."""
+"""Types in blocks of 32 for rows that are not whole blocks of 256."""
 
 
 class Layers(NamedTuple):
-    """Shape of a model as the mixes look at it."""
+    """Properties of a model that the mixes depend on."""
 
     depth: int
     heads_per_kv: int
@@ -48,11 +48,11 @@ class Layers(NamedTuple):
     experts: int = 0
     """Of a block."""
     large: bool = False
-    """True for what llama.cpp takes for a model of 70B."""
+    """True for models that llama.cpp treats as 70B."""
     falcon: bool = False
     """True for a Falcon, whose output layers get other types."""
     valued: tuple[int, ...] = ()
-    """Blocks that have values of their own; empty for all."""
+    """Blocks with their own values; empty for all."""
 
 
 def file_type(mix: str) -> int:
@@ -68,7 +68,7 @@ def tensor_type_of(mix: str, name: str, channels: int, layers: Layers) -> str:
     mix : str
         One of `MIXES`.
     name : str
-        As GGUF has it.
+        GGUF's name.
     channels : int
         K.
     layers : Layers
@@ -104,7 +104,7 @@ def _layer_type(mix: str, base: str, kind: str, layer: int, layers: Layers) -> s
             "Q4_K_M": "Q6_K" if more else base,
             "Q5_K_M": "Q6_K" if more else base,
         }.get(mix, base)
-        # there eight heads share these weights
+        # in large models eight heads share these weights
         return "Q5_K" if layers.large and wanted in ("Q3_K", "Q4_K") else wanted
     if layers.falcon and kind == "attn_output":
         return "Q4_K" if mix == "Q3_K_L" else base
@@ -119,7 +119,7 @@ def _layer_type(mix: str, base: str, kind: str, layer: int, layers: Layers) -> s
             "Q4_K_M": "Q6_K" if first else "Q5_K" if more else base,
             "Q5_K_M": "Q6_K" if more else base,
         }.get(mix, base)
-    if kind.startswith("ffn_down"):  # of experts, too
+    if kind.startswith("ffn_down"):  # experts included
         return {
             "Q4_0": "Q4_1" if layer < eighth else base,
             "Q5_0": "Q5_1" if layer < eighth else base,
@@ -138,12 +138,12 @@ def _layer_type(mix: str, base: str, kind: str, layer: int, layers: Layers) -> s
 
 
 def _has_more(layer: int, depth: int) -> bool:
-    """Return whether a layer is one of those that some mixes give more bits."""
+    """Return whether a layer is one to which some mixes give more bits."""
     eighth = depth // 8
     return layer < eighth or layer >= 7 * depth // 8 or (layer - eighth) % 3 == 2
 
 
 def _of_valued(layer: int, valued: tuple[int, ...]) -> tuple[int, bool]:
-    """Return a block's number among those with values of their own, and whether it is to have more bits."""
+    """Return a block's number among those with their own values, and whether it gets more bits."""
     number = valued.index(layer)
     return number, _has_more(number, len(valued))

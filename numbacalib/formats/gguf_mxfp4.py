@@ -1,6 +1,6 @@
 """GGML's blocks of MXFP4: a scale and the codes of 32 weights, in 17 bytes.
 
-The lower four bits of the bytes have the first sixteen codes, the upper ones the others; the scale is an
+The lower four bits of the bytes hold the first sixteen codes, the upper ones the others; the scale is an
 exponent of two plus 127. https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h (``block_mxfp4``).
 """
 
@@ -13,7 +13,7 @@ from numbacalib.formats.fp4 import Fp4Finder, fp4_grid, fp4_weight, require_fp4,
 from numbacalib.methods import QuantizedWeight
 
 MXFP4 = "MXFP4"
-"""Name of the type, and of the mix whose layers of blocks have it."""
+"""Name of the type, and of the mix that gives it to layers of blocks."""
 MXFP4_GRID = fp4_grid(Fp4Finder("mxfp4"))
 _KIND = "mxfp4"
 _HALF = 16

@@ -1,4 +1,4 @@
-"""The options of each architecture that GGUF files have beside those of all, made of a configuration.
+"""Architecture-specific options of GGUF files, derived from a configuration.
 
 Keys and values are those of llama.cpp's converter,
 https://github.com/ggml-org/llama.cpp/tree/master/conversion; `numbacalib.models.gguf_architectures` reads
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("numbacalib")
 
 Options = dict[str, Any]
-"""By key, without the architecture's name before it."""
+"""Options by key, without the architecture's prefix."""
 
 
 class Written(NamedTuple):
-    """An architecture's name in GGUF, and the options that only it has."""
+    """An architecture's name in GGUF, and its specific options."""
 
     architecture: str
     options: Callable[[ModelConfig], Options]
@@ -39,13 +39,13 @@ def _nothing(config: ModelConfig) -> Options:
 
 
 def _window(config: ModelConfig) -> Options:
-    """One window, of all layers."""
+    """Option of one window for all layers."""
     windows = {window for window in config.sliding_windows if window}
     return {"attention.sliding_window": max(windows)} if windows else {}
 
 
 def _unread_window(config: ModelConfig) -> Options:
-    """One window of all layers, which is written and which llama.cpp does not read."""
+    """Option of one window for all layers, which llama.cpp does not read: it is written with a warning."""
     found = _window(config)
     for window in found.values():
         log.warning(
@@ -61,7 +61,7 @@ def _phi3(config: ModelConfig) -> Options:
 
 
 def _windows(config: ModelConfig, period: int = 1) -> Options:
-    """A window, and which layers have it, where that is not all but every `period`-th."""
+    """Options of a window, with the layers that have it unless these are all but every `period`-th."""
     flags = [window is not None for window in config.sliding_windows]
     if not any(flags):
         return {}
@@ -79,7 +79,7 @@ def _gemma2(config: ModelConfig) -> Options:
 
 
 def _local_base(config: ModelConfig) -> Options:
-    """The rotary base of layers with windows."""
+    """Option of the rotary base of layers with windows."""
     local = config.local_rope
     return {} if local is None else {"rope.freq_base_swa": float(local[0])}
 
@@ -101,7 +101,7 @@ def _cohere(config: ModelConfig) -> Options:
 
 
 _NORMALIZED = 64
-"""Layers of a Command R from which on llama.cpp normalizes queries and keys."""
+"""Fewest layers of a Command R for which llama.cpp normalizes queries and keys."""
 
 
 def _cohere2(config: ModelConfig) -> Options:
@@ -119,7 +119,7 @@ def _granite(config: ModelConfig) -> Options:
 
 
 def _counts(config: ModelConfig) -> Options:
-    """Counts of experts, and of those that a token goes through."""
+    """Counts of experts, and of those used per token."""
     mixture = config.mixture
     if mixture is None:
         return {}
@@ -146,7 +146,7 @@ def _qwen2_moe(config: ModelConfig) -> Options:
 
 
 def _sparse(config: ModelConfig) -> Options:
-    """Experts behind a few dense layers, and those that all tokens go through."""
+    """Options of experts after a few dense layers, with shared experts for all tokens."""
     assert config.mixture is not None
     mixture, routing = config.mixture, config.mixture.routing
     if not any(mixture.layers):
@@ -170,7 +170,7 @@ def _sparse(config: ModelConfig) -> Options:
 
 
 def _deepseek2(config: ModelConfig) -> Options:
-    """Latent attention as one head of keys, which is the latent vector and the part that turns."""
+    """Options of latent attention as one key head: the latent vector and the rotary part."""
     latent = config.latent
     assert latent is not None
     queries = {"attention.q_lora_rank": latent.query_size} if latent.query_size else {}
@@ -195,11 +195,11 @@ def _deepseek2(config: ModelConfig) -> Options:
 
 
 _LITE, _LITE_48 = (26, 27), (48, 128256)
-"""Layers, and layers and tokens, of models whose queries have no latent vector of their own there."""
+"""Numbers of layers, and of layers and tokens, of models that llama.cpp reads without latent queries."""
 
 
 def _dense(config: ModelConfig) -> Options:
-    """Options of a model that may have experts and has none."""
+    """Options of a model without experts of an architecture that may have them."""
     return {
         "expert_feed_forward_length": config.intermediate_size,
         "expert_shared_count": 0,
@@ -218,7 +218,7 @@ def _llama4(config: ModelConfig) -> Options:
 
 
 def _afmoe(config: ModelConfig) -> Options:
-    """Layers that turn are fixed there: all but every fourth."""
+    """Options of AFMoE, whose rotary layers llama.cpp fixes: all but every fourth."""
     turning = tuple(kind == SLIDING for kind in every(config.num_layers, 4))
     if config.rotary_layers != turning:
         raise refused("rotary_layers", turning, "afmoe", config.rotary_layers)
@@ -260,7 +260,7 @@ def _olmoe(config: ModelConfig) -> Options:
 
 
 def _require_own_keys(config: ModelConfig, architecture: str) -> None:
-    """Refuse heads of queries that share keys."""
+    """Refuse query heads that share keys."""
     heads, keys = config.num_heads, config.num_kv_heads
     if keys != heads:
         raise refused("num_key_value_heads", heads, architecture, keys)

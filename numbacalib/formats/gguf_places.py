@@ -1,4 +1,4 @@
-"""Places of a model's tensors in a GGUF file, and the types of GGML that they get."""
+"""Places of a model's tensors in a GGUF file, with their GGML types."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from numbacalib.models.config import ModelConfig
 
 TABLES = (EMBEDDINGS, HEAD, LAYER_TABLE)
-"""Matrices outside of the blocks that are in the mix's types always."""
+"""Matrices outside of the blocks that always have the mix's types."""
 _FLOATS = {"float16": "F16", "bfloat16": "BF16"}
-"""Types of matrices that stay as they are, by their dtype; F32 of all others."""
+"""Types of unquantized matrices by dtype; F32 for all other dtypes."""
 
 
 class Types:
@@ -56,13 +56,13 @@ class Types:
         self._mix, self._model_type = mix, config.model_type
 
     def of(self, name: str, channels: int) -> str:
-        """Return the type of a matrix by Hugging Face's name, with K channels: of both its parts."""
+        """Return the type of a matrix by Hugging Face's name, with K channels; all its parts have it."""
         stored, *_ = stored_names(name, self._model_type)
         return tensor_type_of(self._mix, stored, channels, self._layers)
 
 
 class Place(NamedTuple):
-    """Place where a tensor of the source, or a part of it, goes: a tensor, or an expert's part of one."""
+    """Destination of a source tensor, or of a part of it: a tensor, or an expert's part of one."""
 
     stored: str
     kind: TensorType
@@ -70,16 +70,16 @@ class Place(NamedTuple):
     """Of this part."""
     expert: int | None
     rows: NDArray[np.int64] | None = None
-    """Rows of the source that it has, in its order; None for all of them in theirs."""
+    """Rows of the source in the place's order; None for all, in the source's order."""
 
     @property
     def planned(self) -> PlannedTensor:
-        """The part alone."""
+        """Type and shape of this part."""
         return PlannedTensor(self.kind, self.shape)
 
 
 class Places:
-    """Finds the places of a model's tensors.
+    """Finder of the places of a model's tensors.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class Places:
         }
 
     def of(self, name: str, info: TensorInfo) -> list[Place]:
-        """Return the places of a tensor: two of a matrix in two parts."""
+        """Return the places of a tensor: several for a matrix that is stored in parts."""
         config = self._config
         stored = stored_names(name, config.model_type, config.variant)
         expert = expert_number(name, config.model_type)
@@ -118,7 +118,7 @@ class Places:
         ]
 
     def _kind(self, name: str, info: TensorInfo, expert: int | None) -> str:
-        """Return the type of a tensor: the mix's of matrices on grids and of tables."""
+        """Return the type of a tensor: the mix's for matrices on grids and for tables."""
         if name.removesuffix(".weight") in self._grids or name in TABLES:
             return self.types.of(name, info.shape[1])
         kept = expert is not None or name in self._linears or name == LAYER_PROJECTION

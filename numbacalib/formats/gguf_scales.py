@@ -1,8 +1,8 @@
-"""Scales of groups as blocks store them: found for a weight, and taken apart again without loss.
+"""Scales of groups as blocks store them: search for a weight's scales, and their lossless factorization.
 
-A quantized weight has the products alone, each group's scale and zero. What a block holds, its own two
-float16 numbers and the small integers of its groups, follows from them: all parts of a product are exact
-in float32, so that any split into such numbers is the same grid.
+A quantized weight has only the products, each group's scale and zero. The two float16 numbers of a block
+and the small integers of its groups follow from them: all products are exact in float32, so that every
+factorization into such numbers gives the same grid.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from numbacalib.ops.matrix import from_host, to_host
 from numbacalib.spec.block_grid import BlockGrid, BlockScales
 
 MINIMUM_BITS = 18
-"""Bits of a minimum's significand: float16's 11 and an integer's; a zero, in float32, keeps more."""
+"""Bits of a minimum's significand: float16's 11 plus an integer's; a float32 zero has more."""
 
 
 @dataclass(frozen=True)
 class BlockFinder:
-    """Finds the grids of one of GGML's types, with weights of errors where the settings have them.
+    """Finder of the grids of one of GGML's types, with errors weighted by an importance if there is one.
 
     See `numbacalib.methods.settings.GridFinder`.
     """
 
     kind: str
     tiles: Tiles | None = None
-    """Order of the columns of a layer in a file, where that is another: blocks are of neighbours there."""
+    """Order of a layer's columns in the file, if it differs: blocks are of neighbors in that order."""
 
     @property
     def refit(self) -> Refit | None:
-        """Scales and minima of blocks of one group, float16; those of several are bound to each other."""
+        """Refit of float16 scales and minima for blocks of one group; groups of one block are coupled."""
         grid = BLOCK_TYPES[self.kind].grid
         if grid.scale_bits:
             return None
@@ -85,7 +85,7 @@ def _reordered(
 
 
 def split_scales(scales: NDArray[Any], zeros: NDArray[Any], grid: BlockGrid) -> BlockScales:
-    """Take scales and zeros [M, G] apart into what blocks hold.
+    """Factor scales and zeros [M, G] into the numbers that blocks store.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def split_scales(scales: NDArray[Any], zeros: NDArray[Any], grid: BlockGrid) -> 
 
 
 def _rounded(numbers: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
-    """Round to so many bits of significand."""
+    """Round to `bits` bits of significand."""
     significand, exponent = np.frexp(numbers)
     scale = 2.0**bits
     return np.ldexp(np.rint(significand * scale) / scale, exponent)
@@ -123,7 +123,7 @@ def _factored(
     """Split rows of numbers into one float16 each and integers from `low` to `high`."""
     largest = np.take_along_axis(products, np.abs(products).argmax(1)[:, None], 1)[:, 0]
     common = np.where(largest == 0, 1.0, np.nan)
-    # the largest of a block mostly has an integer near the end of the range
+    # the largest product of a block mostly has an integer near the end of the range
     for integer in sorted({*range(low, high + 1)} - {0}, key=lambda each: -abs(each)):
         left = np.flatnonzero(np.isnan(common))
         if not left.size:

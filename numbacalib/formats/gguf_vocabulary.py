@@ -1,8 +1,8 @@
-"""A tokenizer as GGUF has it, made of a Hugging Face checkpoint's files.
+"""Tokenizer metadata of GGUF, derived from a Hugging Face checkpoint's files.
 
-GGUF names ways of splitting text before merges instead of describing them. The name is found by trying:
-the tokenizer that our reader builds from the metadata has to give the source's own tokens for a text of
-many scripts, which is what llama.cpp's converter recognizes by a hash of such tokens.
+GGUF names the way of splitting text before merges (pre-tokenizer) instead of describing it. The name is
+found by trial: the tokenizer that our reader builds from the metadata must give the source's tokens for a
+text of many scripts. llama.cpp's converter recognizes it by a hash of such tokens instead.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def vocabulary_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the tokenizer is of a kind, or splits text in a way, that GGUF has no name for here.
+        If the kind of tokenizer, or its way of splitting text, has no known name in GGUF.
     """
     with extra("models"):
         import tokenizers  # noqa: F401
@@ -63,7 +63,7 @@ def vocabulary_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _tokens(described: Mapping[str, Any], size: int) -> dict[str, Any]:
-    """Tokens by number, and their types; numbers that no token has are unused."""
+    """Tokens by number, and their types; numbers without a token are marked unused."""
     tokens, types = [f"[PAD{i}]" for i in range(size)], [_UNUSED] * size
     byte_level = not described["model"]["byte_fallback"]
     unknown = described["model"].get("unk_token")
@@ -87,13 +87,13 @@ def _tokens(described: Mapping[str, Any], size: int) -> dict[str, Any]:
 def _candidates(
     described: Mapping[str, Any], tokens: dict[str, Any], model_type: str
 ) -> Iterator[dict[str, Any]]:
-    """Metadata to try, with each way of splitting text that this kind of vocabulary has."""
+    """Metadata to try, with each way of splitting text for this kind of vocabulary."""
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in _merges(described)]
     if tokens["tokenizer.ggml.model"] == "gpt2":
         for name in DISTINCT:
             yield tokens | {"tokenizer.ggml.pre": name, "tokenizer.ggml.merges": merges}
         return
-    if model_type.startswith("gemma4"):  # whose merges the converter writes, not scores
+    if model_type.startswith("gemma4"):  # the converter writes merges, not scores
         yield tokens | {
             "tokenizer.ggml.model": "gemma4",
             "tokenizer.ggml.merges": merges,
@@ -111,13 +111,13 @@ def _candidates(
 
 
 def _merges(described: Mapping[str, Any]) -> Iterator[Any]:
-    """Merges in the order of their rank; a space within a token goes as GPT-2 spells it."""
+    """Merges in the order of their rank; a space within a token is spelled as in GPT-2."""
     for merge in described["model"]["merges"]:
         yield merge if isinstance(merge, str) else [part.replace(" ", "\u0120") for part in merge]
 
 
 def _special_tokens(checkpoint: Checkpoint, own: Tokenizer) -> dict[str, Any]:
-    """Numbers of the special tokens, and which of them stand around a text."""
+    """Numbers of the special tokens, and which of them are put around a text."""
     files = checkpoint.tokenizer_files()
     config = json.loads(files.get("tokenizer_config.json", b"{}"))
     found: dict[str, Any] = {}

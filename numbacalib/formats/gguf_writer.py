@@ -1,4 +1,4 @@
-"""GGUF files written tensor by tensor, in any order: their sizes are known before.
+"""Writer of GGUF files, tensor by tensor in any order, since their sizes are known before.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from numbacalib.models.gguf_types import TensorType, type_numbers
 
 ALIGNMENT = 32
-"""Bytes at a multiple of which tensors begin, where a file does not say otherwise."""
+"""Default alignment of tensors, in bytes."""
 
 _VERSION = 3
 _STRING, _ARRAY = 8, 9
@@ -26,7 +26,7 @@ _KINDS = {"uint32": 4, "int32": 5, "float32": 6, "bool": 7}
 
 
 class PlannedTensor(NamedTuple):
-    """A tensor that will be written: its type and NumPy's shape."""
+    """Type and NumPy shape of a tensor that will be written."""
 
     kind: TensorType
     shape: tuple[int, ...]
@@ -38,7 +38,7 @@ class PlannedTensor(NamedTuple):
 
 
 def encoded(value: Any) -> bytes:
-    """Return a metadata value as the file has it, its type before it.
+    """Encode a metadata value for the file, preceded by its type.
 
     Integers become uint32, floats float32; lists are of text, arrays of int32, float32 or bool.
     """
@@ -61,13 +61,13 @@ def _text(value: str) -> bytes:
 
 
 class GGUFWriter:
-    """Writes one file whose tensors are all planned; a context manager.
+    """Writer of one file whose tensors are all planned; a context manager.
 
     Parameters
     ----------
     path : Path
     metadata : mapping of str to bytes
-        Values as `encoded` has them.
+        Values from `encoded`.
     tensors : mapping of str to PlannedTensor
         In the order of the file.
     """
@@ -98,7 +98,7 @@ class GGUFWriter:
         Raises
         ------
         OSError
-            If the disk refuses.
+            If writing fails.
         """
         self._file.seek(self._begins[name] + (self._written[name] if begin is None else begin))
         self._file.write(np.ascontiguousarray(part).data)

@@ -1,10 +1,10 @@
 """GPTQ's own format, versions 1 and 2, which transformers, GPTQModel and vLLM load.
 
-A quantized linear layer has, in the place of ``weight`` [M, K], with G groups:
+A quantized linear layer has, in place of ``weight`` [M, K], with G groups:
 
 - ``qweight`` int32 [K * bits / 32, M], unsigned codes, a stream of bits along K;
 - ``qzeros`` int32 [G, M * bits / 32], unsigned zeros, a stream of bits along M. Version 1 stores zeros
-  less 1, and so has no zero of 0; version 2 stores them as they are;
+  minus 1, and so has no zero of 0; version 2 stores them unchanged;
 - ``scales`` [G, M], float16 or bfloat16;
 - ``g_idx`` int32 [K], the group of each channel.
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 METHOD = "gptq"
 
-# How the codes were found and who did it, which no longer matters once they are there.
+# Keys on how the codes were found and by which program: they do not affect the stored weights.
 _HARMLESS = (
     "damp_percent",
     "damp_auto_increment",
@@ -76,7 +76,7 @@ _HARMLESS = (
 
 
 class Gptq(SafetensorsFormat):
-    """The format by its name, ``gptq`` or ``gptq_v2``: one grid for all layers.
+    """Format ``gptq`` or ``gptq_v2``: one grid for all layers.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ class Gptq(SafetensorsFormat):
     def grids(
         self, weights: Mapping[str, TensorInfo], asked: Mapping[str, LayerGrid]
     ) -> dict[str, LayerGrid]:
-        """See `Format`; where zeros begin at 1, asymmetric grids are found so."""
+        """See `Format`; if zeros begin at 1, asymmetric grids are searched accordingly."""
         return {
             layer: grid
             if grid.symmetric or not self._least_zero
@@ -146,7 +146,7 @@ class Gptq(SafetensorsFormat):
         return {"quantization_config": config | exceptions(left)}
 
     def files(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
-        """See `SafetensorsFormat`: the same once more, as AutoGPTQ and GPTQModel look for it."""
+        """See `SafetensorsFormat`: a second copy of the configuration, for AutoGPTQ and GPTQModel."""
         return {"quantize_config.json": configuration["quantization_config"]}
 
     def pack(self, quantized: QuantizedWeight) -> dict[str, NDArray[Any]]:
@@ -211,7 +211,7 @@ class Gptq(SafetensorsFormat):
         return rows, words * WORD_BITS // grid.bits
 
     def recognizes(self, checkpoint: Checkpoint) -> bool:
-        """See `Format`; a configuration that names no version is of version 1."""
+        """See `Format`; a configuration without a version is version 1."""
         config = checkpoint.hf_config().get("quantization_config")
         if not isinstance(config, Mapping) or config.get("quant_method") != METHOD:
             return False

@@ -1,4 +1,4 @@
-"""Grids of the integer kind, changed into what a format can store: see `GridFinder`."""
+"""Integer grids adapted to what a format can store: see `GridFinder`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numbacalib.spec.block_grid import BlockGrid
 
 @dataclass(frozen=True)
 class ZerosFrom1:
-    """Integer zeros without a 0, which only groups without a negative weight have.
+    """Integer zeros from 1 on; only groups without a negative weight would have a zero of 0.
 
     Such a group loses one step of its range.
     """
@@ -33,7 +33,7 @@ class ZerosFrom1:
 
 @dataclass(frozen=True)
 class StoredBiases:
-    """Zeros that move to where the bias ``-zero * scale`` has them once it is rounded as scales are."""
+    """Real zeros of the bias ``-zero * scale``, rounded to the scales' dtype."""
 
     refit: ClassVar = Refit("biases")
 
@@ -47,7 +47,7 @@ class StoredBiases:
 
 @dataclass(frozen=True)
 class RealZeros:
-    """Scales and real zeros of least weighted error, both as a dtype of scales holds them.
+    """Scales and real zeros of least weighted error, both rounded to the scales' dtype.
 
     The search is that of GGML's blocks with a minimum each: scales are float16 numbers.
     """
@@ -64,12 +64,12 @@ class RealZeros:
 
 
 def biases_of(scales: NDArray[Any], zeros: NDArray[Any]) -> NDArray[Any]:
-    """Return what is added to codes times scales, in the scales' dtype."""
+    """Return the biases, which are added to codes times scales, in the scales' dtype."""
     return (-zeros.astype(np.float32) * scales.astype(np.float32)).astype(scales.dtype)
 
 
 def _found(weight: Any, settings: GridSettings) -> tuple[Any, Any]:
-    """Scales and integer zeros as the search finds them, stored."""
+    """Scales and integer zeros of the search, in their stored dtypes."""
     *stored, require_finite_scales = stored_arrays(
         *find_scales(weight, settings), settings.scale_dtype, settings.grid
     )

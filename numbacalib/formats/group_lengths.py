@@ -1,4 +1,4 @@
-"""Lengths of the groups of channels that share a scale, where the one asked for does not divide K."""
+"""Lengths of the groups of channels that share a scale, if the requested one does not divide K."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 
 SHORTEST = 16
-"""Channels of the shortest group that is taken without having been asked for."""
+"""Shortest group length that is used without being requested."""
 
 
 def group_lengths(
@@ -24,23 +24,23 @@ def group_lengths(
     channels : mapping of str to int
         K of each layer.
     asked : int or None
-        None is one scale a row, in every layer.
+        None is one scale per row, in every layer.
     uniform : bool
-        Whether the file holds one length: then it divides every K.
+        True if the file holds only one length, which must divide every K.
     allowed : collection of int, optional
         Lengths that the file can hold; all by default.
     whole_rows : bool, default True
-        Whether it can hold one scale a row, which an error says then.
+        True if the file can hold one scale per row, which an error then suggests.
 
     Raises
     ------
     ValueError
-        If `asked` does not divide, and only lengths below `SHORTEST` do, or none that is allowed: says
-        what to use instead.
+        If `asked` does not divide K, and only lengths below `SHORTEST` do, or none that is allowed; it
+        names alternatives.
     """
     if asked is None:
         return dict.fromkeys(channels)
-    # a length divides every K where it divides their greatest common divisor
+    # a length divides every K if it divides their greatest common divisor
     common = math.gcd(*channels.values())
     fitting = {K: _divisors(common if uniform else K, allowed) for K in channels.values()}
     lengths = {K: max((n for n in sizes if n <= asked), default=0) for K, sizes in fitting.items()}
@@ -49,7 +49,7 @@ def group_lengths(
             longer = [size for size in fitting[K] if size >= max(asked + 1, SHORTEST)]
             use = [*map(str, longer[:1]), *(["none (one scale a row)"] if whole_rows else ())]
             if uniform and len(lengths) > 1 and not allowed:
-                use.append("the symmetric grid, which takes a length a layer")
+                use.append("the symmetric grid, which allows a length per layer")
             below = f"{length}, the longest below it that does, is under {SHORTEST}"
             if not length:
                 below = f"no shorter one of {listed(allowed or ())} does"
@@ -61,10 +61,10 @@ def group_lengths(
 
 
 def listed(numbers: Iterable[int]) -> str:
-    """Numbers of a sentence, each once, in their order."""
+    """Join numbers for a message, each once, in ascending order."""
     return ", ".join(map(str, sorted(set(numbers))))
 
 
 def _divisors(number: int, allowed: Collection[int] | None) -> list[int]:
-    """Divisors of a number in ascending order, of those that are allowed."""
+    """Allowed divisors of a number in ascending order."""
     return [size for size in sorted(allowed or range(1, number + 1)) if number % size == 0]

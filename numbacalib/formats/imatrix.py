@@ -28,7 +28,7 @@ _SUMS, _COUNTS = ".in_sum2", ".counts"
 
 
 class SquaredInputs(Protocol):
-    """Figures of a layer's inputs that are written; `InputStatistics` has them."""
+    """Statistics of a layer's inputs that are written; `InputStatistics` has them."""
 
     @property
     def tokens(self) -> int:
@@ -54,9 +54,9 @@ def write_imatrix(
     path : str or Path
     statistics : mapping of layer names, as Hugging Face has them without ``.weight``
     datasets : sequence of str
-        What the text was, for the file's readers.
+        Names of the texts, for the file's readers.
     chunk_size : int, default 512
-        Tokens of a chunk, in which llama.cpp counts the text.
+        Tokens of a chunk, llama.cpp's unit of text length.
     config : ModelConfig, optional
         Of the model whose layers these are; by default they have Llama's names.
 
@@ -92,7 +92,7 @@ def write_imatrix(
 
 
 def _names(config: ModelConfig | None, name: str) -> tuple[str, ...]:
-    """Names of the tensors that have a layer's inputs; what makes keys of a latent vector has others."""
+    """GGUF names of the tensors with a layer's inputs; with latent attention the key part has others."""
     if config is not None and config.latent is not None:
         return (gguf_name(name, config.model_type),)
     return stored_names(name, _kind(config))
@@ -103,7 +103,7 @@ def _kind(config: ModelConfig | None) -> str:
 
 
 def _tiles(config: ModelConfig | None, layer: str) -> Tiles | None:
-    """Order of a layer's channels in a file; None where it is Hugging Face's."""
+    """Order of a layer's channels in a file; None if it is Hugging Face's."""
     return None if config is None else column_tiles(config, f"{layer}.weight")
 
 
@@ -112,7 +112,7 @@ def read_imatrix(
 ) -> dict[str, NDArray[np.float32]]:
     """Mean squares [K] of layers' inputs, by Hugging Face's names without ``.weight``.
 
-    Each can be the `importance` of `numbacalib.methods.rtn`.
+    Each can be passed as the `importance` of `numbacalib.methods.rtn`.
 
     Parameters
     ----------
@@ -125,8 +125,8 @@ def read_imatrix(
     OSError
         If the file cannot be opened.
     ValueError
-        If the file is another kind of GGUF file or damaged, or has a layer of no architecture that is
-        supported; mixtures of experts are none. The message is one line that names the file.
+        If the file is another kind of GGUF file or damaged, or has a layer of an unsupported architecture,
+        such as a mixture of experts. The message is one line that names the file.
     """
     file = GGUFFile(path)
     with named(file.path):
@@ -155,7 +155,7 @@ def read_imatrix(
 def _mean_square(file: GGUFFile, layer: str) -> NDArray[np.float32]:
     sums, counts = file.read(layer + _SUMS), file.read(layer + _COUNTS)
     with named(file.path):
-        # A row and a count an expert, where there are several.
+        # Files of experts have one row and one count per expert.
         if counts.size != 1 or not 0 < counts.item() < np.inf:
             raise ValueError(
                 f"{layer}{_COUNTS}: expected one count above 0, got {counts.ravel()[:3]}"
@@ -164,7 +164,7 @@ def _mean_square(file: GGUFFile, layer: str) -> NDArray[np.float32]:
             raise ValueError(f"{layer}{_SUMS}: expected one row of sums, got shape {sums.shape}")
         with np.errstate(over="ignore"):
             mean = (sums.ravel() / np.float64(counts.item())).astype(np.float32)
-        # NaN is the smallest, too, and fails both
+        # a NaN propagates to min and fails the comparison
         if not (mean.min() >= 0 and mean.max() < np.inf):
             raise ValueError(
                 f"{layer}{_SUMS}: expected finite sums of squares, got {sums.min()} to {sums.max()}"

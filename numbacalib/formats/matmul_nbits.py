@@ -1,10 +1,10 @@
 """MatMulNBits, ONNX Runtime's product with quantized weights, in NumPy arrays.
 
-For a weight [M, K] in G blocks a row, of which the last may be cut short by K:
+For a weight [M, K] in G blocks per row, of which the last may be shorter:
 
-- ``B`` uint8 [M, G, block * bits / 8], unsigned codes, a stream of bits a block, least significant first;
+- ``B`` uint8 [M, G, block * bits / 8], unsigned codes, one bit stream per block, least significant first;
 - ``scales`` [M, G], in the weight's own dtype;
-- ``zero_points`` uint8 [M, ceil(G * bits / 8)], a stream of bits a row, or real numbers [M, G] in the dtype
+- ``zero_points`` uint8 [M, ceil(G * bits / 8)], one bit stream per row, or real numbers [M, G] in the dtype
   of the scales, at 2 and 4 bits; without them zeros are ``2 ** (bits - 1)``.
 
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits
@@ -27,11 +27,11 @@ RULES = GridRules(
     whole_rows=False,
     scale_dtypes=("float32", "float16"),
 )
-"""Grids that it stores; K may be any number."""
+"""Grids that the operator stores; K may be any number."""
 
 
 class PackedProduct(NamedTuple):
-    """Inputs of a MatMulNBits node after the first, by their names there."""
+    """Inputs of a MatMulNBits node after the first, by their ONNX names."""
 
     B: NDArray[np.uint8]
     scales: NDArray[Any]
@@ -39,11 +39,11 @@ class PackedProduct(NamedTuple):
 
 
 REAL_BITS = (2, 4)
-"""Bits of codes beside which zeros may be real; ONNX Runtime 1.32 fails at 8."""
+"""Bits of codes with which zeros may be real; ONNX Runtime 1.32 fails at 8."""
 
 
 def padded(channels: int, block: int) -> int:
-    """Return K filled up to whole blocks, on which codes are chosen."""
+    """Return K padded to whole blocks, on which codes are chosen."""
     return -(-channels // block) * block
 
 
@@ -70,7 +70,7 @@ def pack(quantized: QuantizedWeight) -> PackedProduct:
 
 
 def _real_zeros(quantized: QuantizedWeight) -> NDArray[Any]:
-    """Return real zeros in the dtype of the scales, which holds them."""
+    """Return real zeros in the dtype of the scales, which must hold them exactly."""
     stored = quantized.zeros.astype(quantized.scales.dtype)
     if quantized.bits not in REAL_BITS or (stored != quantized.zeros).any():
         raise ValueError(
@@ -81,7 +81,7 @@ def _real_zeros(quantized: QuantizedWeight) -> NDArray[Any]:
 
 
 def unpack(packed: PackedProduct, bits: int, block: int) -> QuantizedWeight:
-    """Read back what `pack` returned.
+    """Undo `pack`.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def unpack(packed: PackedProduct, bits: int, block: int) -> QuantizedWeight:
 def packed_bytes(
     shape: tuple[int, int], bits: int, block: int, symmetric: bool, item: int, *, real: bool = False
 ) -> int:
-    """Bytes of what `pack` returns for a weight [M, K] with scales, and `real` zeros, of `item` bytes."""
+    """Bytes of the arrays of `pack` for a weight [M, K] with scales, and `real` zeros, of `item` bytes."""
     rows, channels = shape
     groups = -(-channels // block)
     zeros = 0 if symmetric else groups * item if real else -(-groups * bits // 8)

@@ -1,12 +1,12 @@
 """MLX's affine format, which mlx-lm loads.
 
-A quantized layer has, with G groups a row:
+A quantized layer has, with G groups per row:
 
 - ``weight`` uint32 [M, K * bits / 32], unsigned codes, a stream of bits along the row, from the least
   significant on;
 - ``scales`` and ``biases`` [M, G], float16 or bfloat16: ``weight = scale * code + bias``.
 
-Biases are real numbers: an asymmetric grid has real zeros, ``-bias / scale``, where biases are rounded. A
+Biases are real numbers: an asymmetric grid has real zeros, ``-bias / scale``, from rounded biases. A
 symmetric one has ``bias = -2 ** (bits - 1) * scale``, which is exact. Scales may be negative. Layout as of
 mlx 0.32 (https://ml-explore.github.io/mlx, ``mlx.core.quantize``), configuration as mlx-lm writes it.
 """
@@ -43,17 +43,17 @@ if TYPE_CHECKING:
 KEY = "quantization"
 MODE = "affine"
 PREFIX = "mlx:"
-"""Begins the names of formats of other modes."""
+"""Prefix of the names of formats of other modes."""
 
 
 class MlxDirectory(SafetensorsFormat):
     """Properties that the formats of all modes share."""
 
-    # mlx-lm joins quantized layers of experts of these; of others it reads tensors of all experts alone
+    # mlx-lm joins quantized experts' layers only for these; for others it reads tensors of all experts
     mixtures = ("mixtral", "qwen2_moe")
 
     def of_model(self, config: ModelConfig) -> Format:
-        """See `Format`; what files hold as [K, M], as GPT-2's do, mlx-lm transposes once it is packed."""
+        """See `Format`; mlx-lm would transpose packed weights of files in [K, M], such as GPT-2's."""
         if config.architecture.transposed:
             raise ValueError(
                 f"format: expected one whose clients load a quantized {config.model_type}, got {self.name}"
@@ -66,13 +66,13 @@ class MlxDirectory(SafetensorsFormat):
 
 
 def mode_of(checkpoint: Checkpoint) -> Any:
-    """Return the mode that a checkpoint's configuration names; None where it is in no format of MLX."""
+    """Return the mode that a checkpoint's configuration names; None if it is not in MLX's formats."""
     config = checkpoint.hf_config().get(KEY)
     return config.get("mode", MODE) if isinstance(config, Mapping) else config
 
 
 class Mlx(MlxDirectory):
-    """The format by its name, ``mlx``: each layer may be on a grid of its own."""
+    """Format ``mlx``: each layer may have its own grid."""
 
     name = "mlx"
     rules = GridRules(
@@ -86,15 +86,15 @@ class Mlx(MlxDirectory):
     def grids(
         self, weights: Mapping[str, TensorInfo], asked: Mapping[str, LayerGrid]
     ) -> dict[str, LayerGrid]:
-        """See `Format`; asymmetric grids have biases that are rounded as they are stored."""
+        """See `Format`; asymmetric grids have biases rounded as stored."""
         return {
             layer: grid if grid.symmetric else replace(grid, find=StoredBiases())
             for layer, grid in super().grids(weights, asked).items()
         }
 
     def configuration(self, grids: Mapping[str, LayerGrid], left: Left) -> dict[str, Any]:
-        """See `SafetensorsFormat`; layers that are not on the first one's grid are named."""
-        del left  # mlx-lm sees by a layer's tensors whether it is quantized
+        """See `SafetensorsFormat`; layers on another grid than the first one's are listed by name."""
+        del left  # mlx-lm recognizes quantized layers by their tensors
         described = {layer: _described(grid) for layer, grid in grids.items()}
         first = next(iter(described.values()))
         others = {layer: own for layer, own in described.items() if own != first}
@@ -117,7 +117,7 @@ class Mlx(MlxDirectory):
         return rows * channels * grid.bits // 8 + 2 * rows * groups * grid.scale_dtype.itemsize
 
     def unpack(self, tensors: Mapping[str, NDArray[Any]], grid: LayerGrid) -> QuantizedWeight:
-        """See `SafetensorsFormat`; zeros are integers where all of a layer are."""
+        """See `SafetensorsFormat`; zeros become integers if all of a layer's are whole."""
         words = stored_tensor(tensors, "weight", np.uint32, (None, None))
         rows, channels = len(words), words.shape[1] * WORD_BITS // grid.bits
         size = grid.group_size or channels
@@ -150,7 +150,7 @@ class Mlx(MlxDirectory):
     def recognizes(self, checkpoint: Checkpoint) -> bool:
         """See `Format`."""
         mode = mode_of(checkpoint)
-        return mode is not None and mode not in tuple(FP4)  # compared: a file may have a list there
+        return mode is not None and mode not in tuple(FP4)  # a file's mode may be unhashable
 
     def grid_of(self, checkpoint: Checkpoint) -> GridOf:
         """See `SafetensorsFormat`."""
@@ -164,7 +164,7 @@ class Mlx(MlxDirectory):
         return lambda layer: own.get(layer, most)
 
     def _grid(self, fields: Fields) -> LayerGrid:
-        """Read widths and groups, of all layers or of one."""
+        """Read bits and group size, of all layers or of one."""
         fields.choice("mode", (MODE,), MODE)
         return LayerGrid(
             fields.choice("bits", self.rules.bits),

@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
 
 _PER_WORD = 8
-"""Codes of a word."""
+"""Codes per word."""
 
 
 class MlxFp4(MlxDirectory):
-    """One of the two modes, by a name such as ``mlx:mxfp4``: bits and groups are the mode's own."""
+    """Format of one of the two modes, such as ``mlx:mxfp4``, with fixed bits and groups."""
 
     parts = ("weight", "scales")
     own_grid = True
@@ -65,7 +65,7 @@ class MlxFp4(MlxDirectory):
         del (
             grids,
             left,
-        )  # all are on one grid, and mlx-lm sees by a layer's tensors whether it is quantized
+        )  # all are on one grid, and mlx-lm recognizes quantized layers by their tensors
         own = {"group_size": FP4[self._mode].group_size, "bits": BITS, "mode": self._mode}
         return {KEY: own, "quantization_config": own}
 

@@ -1,8 +1,8 @@
-"""An ONNX model as linear layers: products with a constant weight, found, read and replaced.
+"""Linear layers of an ONNX model: products with a constant weight, found, read and replaced.
 
-A layer is a weight that MatMul nodes have as their second input, or Gemm nodes without scaling and without
-a transposed first input. Its nodes may be several, through Identity nodes too. Weights are initializers or
-the values of Constant nodes, in the file or beside it (external data). What is in subgraphs is left alone.
+A layer is a weight that is the second input of MatMul nodes, or of Gemm nodes without scaling and without
+a transposed first input. Several nodes may share it, also through Identity nodes. Weights are initializers
+or the values of Constant nodes, in the file or beside it (external data). Subgraphs are left unchanged.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ with extra("onnx"):
     from onnx import external_data_helper, helper, numpy_helper, version_converter
 
 INLINE_BYTES = 1 << 30
-"""Bytes of a model's tensors; with more they are written beside it, as files of 2 GiB cannot be read."""
+"""Most bytes of tensors inside a model's file; more go to a file beside it, since 2 GiB cannot be read."""
 
 _FLOATS = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.FLOAT16: np.float16}
 
 
 class OnnxGraph:
-    """A model read from a file; tensors beside it are read when they are asked for.
+    """Model read from a file; external tensors are read on access.
 
     Parameters
     ----------
     path : Path
     opset : int, default 1
-        Version of ONNX's own operators that is needed; an older model is converted to it.
+        Required version of ONNX's own operators; an older model is converted to it.
 
     Attributes
     ----------
     layers : list of GraphLayer
         In the order of their first nodes.
     left : dict of str to str
-        Products that stay as they are: why, by the node's name.
+        Reasons for products that are not quantized, by node name.
 
     Raises
     ------
@@ -81,7 +81,7 @@ class OnnxGraph:
         self.layers = self._find()
 
     def _upgrade(self, opset: int) -> None:
-        """Convert the model to newer operators, where it has older ones."""
+        """Convert the model to `opset` if it has an older one."""
         own = max((each.version for each in self.proto.opset_import if not each.domain), default=1)
         if own >= opset:
             return
@@ -110,7 +110,7 @@ class OnnxGraph:
         return matrix.T if layer.transposed else matrix
 
     def probe(self, names: Sequence[str]) -> bytes:
-        """Return the model with these tensors as its outputs, to be run on its own inputs."""
+        """Return the model with these tensors as its outputs."""
         probed = onnx.ModelProto()
         probed.CopyFrom(self.proto)
         del probed.graph.output[:]
@@ -124,11 +124,10 @@ class OnnxGraph:
         operator: str,
         divisor: NDArray[Any] | None = None,
     ) -> int:
-        """Put an operator with quantized weights in the place of a layer's nodes; return their bytes.
+        """Replace a layer's nodes by an operator with quantized weights; return the weights' bytes.
 
-        `quantized` is [M, G * block], filled up beyond K; `operator` is one of
-        `numbacalib.formats.onnx_nodes.OPERATORS`; `divisor` [K] is by what its input channels are divided
-        first, where they were scaled.
+        `quantized` is [M, G * block], padded beyond K; `operator` is one of
+        `numbacalib.formats.onnx_nodes.OPERATORS`; scaled input channels are first divided by `divisor` [K].
         """
         made = OPERATORS[operator](layer, quantized)
         self._added += made.tensors
@@ -147,7 +146,7 @@ class OnnxGraph:
         return made.size
 
     def stored_bytes(self) -> int:
-        """Bytes of the tensors that a saved model would have now."""
+        """Bytes of the tensors of the model, if it were saved now."""
         graph = self._rewritten().graph
         return sum(
             each.ByteSize() + _external_bytes(each)
@@ -155,14 +154,14 @@ class OnnxGraph:
         )
 
     def save(self, path: Path) -> None:
-        """Write the model with what was replaced; large ones have their tensors in a file beside them.
+        """Write the model with its replaced layers; a large one has its tensors in a file beside it.
 
         Raises
         ------
         ValueError
             If a file beside the source is missing or short.
         OSError
-            If the disk refuses.
+            If writing fails.
         """
         total = self.stored_bytes()
         proto = self._rewritten()
@@ -176,7 +175,7 @@ class OnnxGraph:
         onnx.save(proto, str(path), **beside)
 
     def _rewritten(self) -> Any:
-        """Return a copy with the new products, and without tensors that nothing uses any more."""
+        """Return a copy with the new products, and without tensors that are no longer used."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self.proto)
         graph = proto.graph
@@ -197,9 +196,9 @@ class OnnxGraph:
         return proto
 
     def _find(self) -> list[GraphLayer]:
-        """Find the layers, and note why other products with a constant weight are none."""
+        """Find the layers, and record why other products with a constant weight are not layers."""
         found: dict[tuple[str, bool], GraphLayer] = {}
-        names: dict[str, str] = {}  # of tensors that go by others, through Identity
+        names: dict[str, str] = {}  # original names of tensors behind Identity nodes
         for node in self.proto.graph.node:
             if any(each.HasField("g") or each.graphs for each in node.attribute):
                 self.left[name_of(node)] = "a subgraph"
@@ -223,7 +222,7 @@ class OnnxGraph:
 
 
 def _why_not(node: Any, tensor: Any) -> str | None:
-    """Return why a product with a constant is no layer; None if it is one."""
+    """Return the reason why a product with a constant is not a layer; None if it is one."""
     if tensor.data_type not in _FLOATS:
         return f"a weight of {onnx.TensorProto.DataType.Name(tensor.data_type)}"
     if len(tensor.dims) != 2 or 0 in tensor.dims:
@@ -236,7 +235,7 @@ def _why_not(node: Any, tensor: Any) -> str | None:
 
 
 def _output(node: Any) -> str:
-    """Name of a node's first output, which no other node has."""
+    """Name of a node's first output, which is unique."""
     return str(node.output[0]) if node.output else ""
 
 
@@ -246,10 +245,10 @@ def _replace_nodes(graph: Any, nodes: list[Any]) -> None:
 
 
 def _drop_unused_constants(graph: Any) -> set[str]:
-    """Drop Constant and Identity nodes whose results nothing reads; return the names that are read."""
+    """Drop Constant and Identity nodes whose results are not read; return the names that are read."""
     used = {each.name for each in graph.output}
     kept = []
-    for node in reversed(graph.node):  # what reads a result comes after it
+    for node in reversed(graph.node):  # readers of a result come after it
         if node.op_type in ("Constant", "Identity") and not used & set(node.output):
             continue
         kept.append(node)
@@ -259,7 +258,7 @@ def _drop_unused_constants(graph: Any) -> set[str]:
 
 
 def _read_in_subgraphs(node: Any) -> set[str]:
-    """Names that a node's subgraphs read; those of their own do no harm."""
+    """Names that a node's subgraphs read, including their own, which do no harm."""
     used: set[str] = set()
     for attribute in node.attribute:
         for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
@@ -276,7 +275,7 @@ def _constants(graph: Any) -> Iterator[Any]:
 
 
 def _external_bytes(tensor: Any) -> int:
-    """Bytes of a tensor that are in another file."""
+    """Bytes of a tensor in an external file."""
     if not external_data_helper.uses_external_data(tensor):
         return 0
     length = external_data_helper.ExternalDataInfo(tensor).length

@@ -1,7 +1,7 @@
-"""Nodes of an ONNX model that multiply by quantized weights, made and read.
+"""Nodes of an ONNX model that multiply by quantized weights: construction and reading.
 
-Two operators: ONNX Runtime's MatMulNBits (`matmul_nbits`), a product of its own, and ONNX's
-DequantizeLinear (`dequantize_linear`), whose result the product's own node multiplies by.
+Two operators: ONNX Runtime's MatMulNBits (`matmul_nbits`), which replaces the product, and ONNX's
+DequantizeLinear (`dequantize_linear`), whose result is the weight of the original product.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class GraphLayer:
     """A constant weight and the nodes that multiply by it."""
 
     name: str
-    """The first node's, or its output's."""
+    """Name of the first node, or of its output."""
     weight: str
     """Name of the tensor."""
     transposed: bool
-    """True where the tensor is [K, M], as MatMul has it, and not [M, K]."""
+    """True if the tensor is [K, M], as for MatMul, and not [M, K]."""
     shape: tuple[int, int]
     """M, K."""
     dtype: np.dtype
@@ -46,24 +46,24 @@ class GraphLayer:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of what its nodes multiply, each once."""
+        """Names of the tensors that its nodes multiply, each once."""
         return tuple(dict.fromkeys(node.input[0] for node in self.nodes))
 
 
 class Made(NamedTuple):
-    """Tensors and nodes that stand for a layer."""
+    """Tensors and nodes that replace a layer."""
 
     tensors: list[Any]
     shared: list[Any]
     """Nodes before all of the layer's."""
     nodes: Callable[[Any, str], list[Any]]
-    """From one of the layer's nodes, and the name of what it multiplies, to those that do what it did."""
+    """Maps one of the layer's nodes, and the name of its input, to the nodes that replace it."""
     size: int
     """Bytes of the tensors."""
 
 
 def matmul_nbits_of(layer: GraphLayer, quantized: QuantizedWeight) -> Made:
-    """Make MatMulNBits nodes."""
+    """Build MatMulNBits nodes."""
     given = _named(layer, matmul_nbits.pack(quantized))
     rows, channels = layer.shape
     sizes = {"K": channels, "N": rows, "bits": quantized.bits, "block_size": quantized.group_size}
@@ -73,7 +73,7 @@ def matmul_nbits_of(layer: GraphLayer, quantized: QuantizedWeight) -> Made:
 
 
 def _product(node: Any, multiplied: str, *, names: list[str], sizes: dict[str, Any]) -> list[Any]:
-    """A node's product, and Gemm's addend."""
+    """Build a node's product, and the addition of Gemm's addend."""
     output, addend = node.output[0], node.input[2] if len(node.input) > 2 else ""
     product = f"{output}.product" if addend else output
     inputs = [multiplied, *names]
@@ -86,7 +86,7 @@ def _product(node: Any, multiplied: str, *, names: list[str], sizes: dict[str, A
 
 
 def dequantize_linear_of(layer: GraphLayer, quantized: QuantizedWeight) -> Made:
-    """Make a DequantizeLinear node, and let the layer's nodes multiply by its result."""
+    """Build a DequantizeLinear node, and let the layer's nodes multiply by its result."""
     rows, channels = layer.shape
     given = _named(layer, dequantize_linear.pack(quantized, channels, transposed=layer.transposed))
     tensors = [numpy_helper.from_array(each, name) for name, each in given.items()]
@@ -103,7 +103,7 @@ def dequantize_linear_of(layer: GraphLayer, quantized: QuantizedWeight) -> Made:
 
 
 def _multiplied_by(node: Any, multiplied: str, *, weight: str) -> list[Any]:
-    """A node with another weight."""
+    """Copy a node with another input and weight."""
     made = onnx.NodeProto()
     made.CopyFrom(node)
     made.input[0], made.input[1] = multiplied, weight
@@ -114,7 +114,7 @@ OPERATORS: dict[str, Callable[[GraphLayer, QuantizedWeight], Made]] = {
     PRODUCT: matmul_nbits_of,
     DEQUANTIZE: dequantize_linear_of,
 }
-"""Makers of the nodes of an operator, by its name."""
+"""Builders of nodes, by operator."""
 
 
 def _named(layer: GraphLayer, parts: Any) -> dict[str, NDArray[Any]]:
@@ -126,8 +126,7 @@ def _named(layer: GraphLayer, parts: Any) -> dict[str, NDArray[Any]]:
 class StoredProducts(Mapping[str, tuple[QuantizedWeight, int]]):
     """Quantized layers of a model in a file, by the names of their nodes: their weights and K.
 
-    Weights are filled up to whole blocks. Each is read when it is asked for, from a file beside the model
-    too.
+    Weights are padded to whole blocks. Each is read on access, also from a file beside the model.
 
     Parameters
     ----------
@@ -174,7 +173,7 @@ class StoredProducts(Mapping[str, tuple[QuantizedWeight, int]]):
             raise ValueError(f"{self._path}: {name}: {error}") from None
 
     def _array(self, name: str) -> NDArray[Any] | None:
-        """Read a tensor, of which the model may have none."""
+        """Read a tensor; None for an empty name, an absent optional input."""
         return array_of(self._tensors[name], self._path.parent) if name else None
 
     def __iter__(self) -> Iterator[str]:
@@ -185,12 +184,12 @@ class StoredProducts(Mapping[str, tuple[QuantizedWeight, int]]):
 
 
 def array_of(stored: Any, folder: Path) -> NDArray[Any]:
-    """Read a tensor, from its own file in a folder where it has one.
+    """Read a tensor, from its external file in `folder` if it has one.
 
     Raises
     ------
     ValueError
-        If that is missing or short.
+        If that file is missing or short.
     """
     tensor = onnx.TensorProto()
     tensor.CopyFrom(stored)

@@ -1,4 +1,4 @@
-"""An output directory that is there whole or not at all."""
+"""Output directory that appears as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,35 +19,34 @@ from numbacalib.terminal import RejectedError
 log = logging.getLogger("numbacalib")
 
 LAST = "config.json"
-"""The file without which no loader takes a checkpoint: where files move one by one, it is the last."""
+"""File that every loader of a checkpoint needs: if files are moved one by one, it is the last."""
 
-_INSIDE = (
-    "numbacalib"  # what is hidden in the output itself goes by no name, as volumes have several
-)
-_LOST_FOUND = "lost+found"  # a new file system has one: a volume that is mounted is no less empty
+# files hidden inside the output do not have its name, since a volume may have several names
+_INSIDE = "numbacalib"
+_LOST_FOUND = "lost+found"  # a new file system has one: its mounted volume counts as empty
 _NO_RENAME = {errno.EBUSY, errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 @contextmanager
 def new_directory(path: str | Path, *, clean: bool = False) -> Iterator[Path]:
-    """Make a directory whose contents appear at `path` only once all of them are on the disk.
+    """Create a directory whose contents appear at `path` only once all of them are on the disk.
 
     The body of the ``with`` statement writes into a hidden directory. An exception in the body removes
     it; a killed process leaves it behind. At the end its files are synced, and then
 
-    - where nothing was at `path`, the directory, a sibling ``.<name>.partial-<random>``, is renamed;
-    - where an empty directory was, which may be a mount point and keeps its mode and owner, the
-      directory, ``.numbacalib.partial-<random>`` in it, is emptied into it, `LAST` as the last.
+    - if nothing was at `path`, the hidden directory, a sibling ``.<name>.partial-<random>``, is renamed;
+    - if an empty directory was there, which may be a mount point and keeps its mode and owner, the files
+      are moved into it from ``.numbacalib.partial-<random>`` inside it, `LAST` at the end.
 
-    If that fails the work is done, and not removed: the error names where it is. After a `RejectedError` in
-    the body it stays too, as ``<name>.failed-<random>``.
+    If that fails, the finished files are kept, and the error names their place. After a `RejectedError` in
+    the body they are kept too, as ``<name>.failed-<random>``.
 
     Parameters
     ----------
     path : str or Path
-        Absent or an empty directory. Missing parents are made.
+        Absent or an empty directory. Missing parents are created.
     clean : bool, default False
-        Remove what killed runs to the same `path` left, which is said in the log otherwise.
+        Remove leftovers of killed runs to the same `path`, which are otherwise reported in the log.
 
     Yields
     ------
@@ -58,17 +57,17 @@ def new_directory(path: str | Path, *, clean: bool = False) -> Iterator[Path]:
     ------
     ValueError
         If `path` is a file or a directory with something in it, or if another process is writing
-        to it; nothing is touched.
+        to it; nothing is changed.
     RejectedError
-        As the body raised it, with the name under which the files are kept.
+        As raised in the body, with the name under which the files are kept.
     OSError
-        If the disk refuses: before the body, in it, or while finishing.
+        If writing fails: before the body, in it, or while finishing.
     """
     path = Path(os.path.realpath(path))
     require_new_directory(path)
     room, name = _room_of(path)
     with existing(room), locked(room / f".{name}.lock", path) as alone:
-        require_new_directory(path)  # the run that held the lock a moment ago may have finished
+        require_new_directory(path)  # another run may have finished before we got the lock
         if alone:
             _look_for_leftovers(room, name, clean)
         partial = room / f".{name}.partial-{secrets.token_hex(4)}"
@@ -86,20 +85,20 @@ def new_directory(path: str | Path, *, clean: bool = False) -> Iterator[Path]:
 
 
 def work_directory(path: str | Path) -> Path:
-    """Return where finished parts of an output are kept until all of it is, as the partial directory is."""
+    """Return the directory for finished parts of an output, next to its partial directory."""
     room, name = _room_of(Path(os.path.realpath(path)))
     return room / f".{name}.work"
 
 
 def _room_of(path: Path) -> tuple[Path, str]:
-    """Directory in which what belongs to an output is hidden meanwhile, and its name there."""
+    """Directory for the hidden files of an unfinished output, and the name to use there."""
     return (path, _INSIDE) if path.is_dir() else (path.parent, path.name)
 
 
 def require_new_directory(path: Path) -> None:
     """Check that `path` is absent or a directory with nothing in it.
 
-    What killed runs left does not count, nor does the ``lost+found`` of a new file system.
+    Leftovers of killed runs do not count, nor does the ``lost+found`` of a new file system.
 
     Raises
     ------
@@ -128,7 +127,7 @@ def _partial_pattern(name: str) -> str:
 
 @contextmanager
 def existing(directory: Path) -> Iterator[None]:
-    """Make a directory and its parents; those that are still empty go again after an exception."""
+    """Create a directory and its parents; after an exception those still empty are removed again."""
     missing = [each for each in (directory, *directory.parents) if not each.exists()]
     nearest = missing[-1].parent if missing else directory
     if not nearest.is_dir():
@@ -137,7 +136,7 @@ def existing(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        with suppress(OSError):  # one that is not empty, or not there yet
+        with suppress(OSError):  # not empty, or not created yet
             for each in missing:
                 each.rmdir()
         raise
@@ -153,13 +152,13 @@ def _look_for_leftovers(room: Path, name: str, clean: bool) -> None:
     if clean:
         for entry in found:
             shutil.rmtree(entry)
-        log.warning("removed what killed runs left in %s: %s", room, names)
+        log.warning("removed leftovers of killed runs in %s: %s", room, names)
     else:
-        log.warning("killed runs left in %s: %s (--clean removes them)", room, names)
+        log.warning("leftovers of killed runs in %s: %s (--clean removes them)", room, names)
 
 
 def _finish(partial: Path, path: Path) -> None:
-    """Sync what was written and bring it to `path`; whatever happens, the files are kept."""
+    """Sync the written files and move them to `path`; they are kept after any failure."""
     try:
         for entry in (*partial.rglob("*"), partial):
             sync(entry)
@@ -177,7 +176,7 @@ def _finish(partial: Path, path: Path) -> None:
 
 
 def _publish(partial: Path, path: Path) -> None:
-    """Rename `partial` to `path`, or move its entries where that cannot be."""
+    """Rename `partial` to `path`, or move its entries if that is impossible."""
     if partial.parent != path:
         try:
             partial.replace(path)
@@ -187,7 +186,7 @@ def _publish(partial: Path, path: Path) -> None:
             path.mkdir(exist_ok=True)
         else:
             return
-    require_new_directory(path)  # nothing that came meanwhile is overwritten
+    require_new_directory(path)  # files that appeared meanwhile must not be overwritten
     entries = sorted(partial.iterdir(), key=lambda entry: (entry.name == LAST, entry.name))
     try:
         for entry in entries:
@@ -201,7 +200,7 @@ def _publish(partial: Path, path: Path) -> None:
 
 
 def _kept(partial: Path, path: Path) -> Path:
-    """Return where the finished files are, under a name that no later run takes for a leftover."""
+    """Keep the finished files under a name that no later run treats as a leftover; return their place."""
     if not partial.exists() or not any(partial.iterdir()):
         return path
     kept = partial.with_name(f"{path.name}.finished-{partial.name[-8:]}")

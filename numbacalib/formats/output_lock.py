@@ -1,4 +1,4 @@
-"""A lock on an output path, which the system releases when the process ends, however it ends."""
+"""Lock on an output path, which the system releases when the process ends in any way."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 
 @contextmanager
 def locked(file: Path, output: Path) -> Iterator[bool]:
-    """Hold the lock `file`, which is made and removed, while the ``with`` statement runs.
+    """Hold the lock `file` during the ``with`` statement; it is created and removed.
 
     Yields
     ------
     bool
-        False where the file system has no locks; nothing keeps others out then.
+        False if the file system has no locks; other runs are not kept out then.
 
     Raises
     ------
     ValueError
-        If another run holds it; `output` is what the message names.
+        If another run holds it; the message names `output`.
     OSError
-        If the file cannot be made.
+        If the file cannot be created.
     """
     descriptor, held = _take(file, output)
     try:
         yield held
     finally:
-        with suppress(OSError):  # what stays behind locks nobody out
+        with suppress(OSError):  # a remaining file does not lock anybody out
             file.unlink()
         os.close(descriptor)
 
@@ -56,11 +56,11 @@ def _take(file: Path, output: Path) -> tuple[int, bool]:
                 return descriptor, False
             os.close(descriptor)
             raise
-        os.close(descriptor)  # who had it has removed it since we opened it: take the new one
+        os.close(descriptor)  # its last holder removed it after we opened it: take the new one
 
 
 def _is_open(file: Path, descriptor: int) -> bool:
-    """Return whether `descriptor` is of the file that is still there by that name."""
+    """Return whether `descriptor` is of the file that still has that name."""
     try:
         return os.path.samestat(file.stat(), os.fstat(descriptor))
     except FileNotFoundError:

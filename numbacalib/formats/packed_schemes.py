@@ -1,4 +1,4 @@
-"""The ``quantization_config`` of compressed-tensors formats of packed weights, read and checked.
+"""Reader of the ``quantization_config`` of compressed-tensors formats with packed weights.
 
 Fields as in compressed-tensors 0.20 (``quantization/quant_config.py``, ``quant_args.py``).
 """
@@ -19,7 +19,7 @@ FORMAT = "pack-quantized"
 _PATTERN = "re:"
 _MOST_PATTERNS = 100
 
-# How the codes were found, which no longer matters once they are there.
+# Keys on how the codes were found: they do not affect the stored weights.
 _HARMLESS_CONFIG = (
     "quantization_status",
     "global_compression_ratio",
@@ -32,16 +32,16 @@ _HARMLESS_WEIGHTS = ("observer", "observer_kwargs", "actorder", "scale_dtype", "
 
 
 class PackedScheme(NamedTuple):
-    """Scheme by which some of the layers are quantized."""
+    """Quantization scheme of some of the layers."""
 
     bits: int
     symmetric: bool
     group_size: int | None
-    """Input channels that share a scale; None is one scale a row."""
+    """Input channels that share a scale; None is one scale per row."""
 
 
 class PackedSchemes:
-    """The scheme of each layer: by its name, else by an expression, else by its class.
+    """Scheme of each layer: by its name, else by an expression, else by its class.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ class PackedSchemes:
 def read_schemes(
     config: Fields, form: str = FORMAT, read: Callable[[Fields], PackedScheme] | None = None
 ) -> PackedSchemes:
-    """Read the config groups, refusing whatever changes the meaning of a packed weight.
+    """Read the config groups, and refuse every option that changes the meaning of a packed weight.
 
     Parameters
     ----------
@@ -98,8 +98,8 @@ def read_schemes(
     Raises
     ------
     ValueError
-        One line that names the key: for weights quantized in any other way, quantized activations,
-        and what is not understood.
+        For weights quantized in any other way, quantized activations and unknown keys; one line that
+        names the key.
     """
     config.choice("quant_method", (METHOD,))
     config.choice("format", (form,))

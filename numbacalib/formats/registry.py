@@ -1,4 +1,4 @@
-"""The formats by their names, what they share, and which one a checkpoint is in."""
+"""Formats by name, grids that several share, and the format of a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FORMATS: dict[str, Format] = {
         *(Mlx(), *map(MlxFp4, FP4), *GGUF_FORMATS),
     )
 }
-"""Every format of whole language models, by its name on the command line."""
+"""All formats of whole language models, by their names on the command line."""
 
 
 def formats_named(names: Sequence[str]) -> list[Format]:
@@ -58,12 +58,12 @@ def common_grids(
     weights: Mapping[str, TensorInfo],
     asked: Mapping[str, LayerGrid],
 ) -> dict[str, LayerGrid]:
-    """Return the grids on which one solve serves several formats: those of one that all others take.
+    """Return grids that serve several formats with one solve: one format's grids that all others accept.
 
     Raises
     ------
     ValueError
-        If a format cannot store what is asked for, or no such grids exist.
+        If a format cannot store the requested grids, or no such grids exist.
     """
     proposals = {each.name: each.grids(weights, asked) for each in formats}
     for grids in proposals.values():
@@ -83,17 +83,17 @@ def _stores(
     """Return whether a format stores layers on exactly these grids."""
     try:
         return form.grids(weights, grids) == grids
-    except ValueError:  # one that it does not store at all
+    except ValueError:  # a grid that it does not store at all
         return False
 
 
 def stored_format(checkpoint: Checkpoint) -> Format | None:
-    """Return the format in which a checkpoint's layers are quantized; None where they are not.
+    """Return the format in which a checkpoint's layers are quantized; None if they are not.
 
     Raises
     ------
     ValueError
-        If they are quantized in a way that no format here reads.
+        If they are quantized in a format that is not supported.
     """
     for each in FORMATS.values():
         if each.recognizes(checkpoint):
@@ -102,17 +102,17 @@ def stored_format(checkpoint: Checkpoint) -> Format | None:
     if config is None:
         return None
     methods = {method for each in FORMATS.values() for method in each.methods}
-    error = config.error("quant_method", f"one that is read here ({', '.join(sorted(methods))})")
+    error = config.error("quant_method", f"a supported one ({', '.join(sorted(methods))})")
     raise ValueError(f"{checkpoint.path}/config.json: {error}")
 
 
 def stored_layers(checkpoint: Checkpoint) -> StoredLayers | None:
-    """Return the quantized layers of a checkpoint, of a GGUF file too; None where there are none.
+    """Return the quantized layers of a checkpoint, also of a GGUF file; None if it is not quantized.
 
     Raises
     ------
     ValueError
-        If they are quantized in a way that no format here reads.
+        If they are quantized in a format that is not supported.
     """
     form = stored_format(checkpoint)
     if form is None and is_gguf(checkpoint.path):

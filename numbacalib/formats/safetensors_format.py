@@ -24,41 +24,41 @@ if TYPE_CHECKING:
     from numbacalib.models import Checkpoint
 
 _TABLES = ("embed_tokens", "embed_positions", "embed_tokens_per_layer")
-"""Ends of names of matrices that are no linear layers."""
+"""Suffixes of the names of matrices that are not linear layers."""
 _EXCEPT = "-:"
-"""Begins an expression of GPTQModel's ``dynamic`` for layers that are not quantized."""
+"""Prefix of an expression in GPTQModel's ``dynamic`` for layers that are not quantized."""
 
 GridOf = Callable[[str], LayerGrid]
-"""Function of a layer's name that returns its grid, as a configuration has it; scales' dtypes are those of
-the tensors."""
+"""Function from a layer's name to its grid in a configuration; the dtypes of scales are those of the
+tensors."""
 
 
 class Left(NamedTuple):
-    """Parts of a model that stay as they are, by the names that runtimes have."""
+    """Parts of a model that stay unquantized, by the names that runtimes use."""
 
     layers: Sequence[str] = ("lm_head",)
     """Linear layers of the decoder."""
     parts: Sequence[str] = ()
-    """Parts of the names of all that is no part of the decoder, such as ``"vision_tower"``."""
+    """Parts of the names of everything outside of the decoder, such as ``"vision_tower"``."""
 
     @property
     def is_wrapped(self) -> bool:
-        """Return whether the model holds more than the decoder, whose names runtimes then prefix."""
+        """Return whether the model has more than the decoder, whose names runtimes then prefix."""
         return any("." not in part for part in self.parts)
 
 
 class SafetensorsFormat(Format):
-    """A layer's weight is a few tensors in the place of ``<layer>.weight``; the rest stays as it is."""
+    """Format with a few tensors in place of ``<layer>.weight``; the rest stays unchanged."""
 
     parts: tuple[str, ...]
-    """Names of a layer's tensors, of which the first is always there; the last may be missing."""
+    """Names of a layer's tensors; the first is always present, the last may be missing."""
 
     @abc.abstractmethod
     def configuration(self, grids: Mapping[str, LayerGrid], left: Left) -> dict[str, Any]:
-        """Return what ``config.json`` has besides the model's own; `left` is not quantized."""
+        """Return the entries to add to the model's ``config.json``; `left` is not quantized."""
 
     def files(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
-        """Return further JSON files by name, of what `configuration` returned; none by default."""
+        """Return further JSON files by name, from the result of `configuration`; none by default."""
         del configuration
         return {}
 
@@ -69,12 +69,12 @@ class SafetensorsFormat(Format):
         Raises
         ------
         ValueError
-            If the weight has something that the format cannot hold.
+            If the format cannot hold the weight.
         """
 
     @abc.abstractmethod
     def unpack(self, tensors: Mapping[str, NDArray[Any]], grid: LayerGrid) -> QuantizedWeight:
-        """Read back what `pack` returned.
+        """Undo `pack`.
 
         Raises
         ------
@@ -92,13 +92,13 @@ class SafetensorsFormat(Format):
 
     @abc.abstractmethod
     def grid_of(self, checkpoint: Checkpoint) -> GridOf:
-        """Read the configuration: from a layer's name to its grid.
+        """Read the configuration; return the function from a layer's name to its grid.
 
         Raises
         ------
         ValueError
-            One line that names the key that is not understood. The function raises it for a layer that
-            the configuration has no grid for.
+            For an unknown key or value; one line that names the key. The returned function raises it for a
+            layer without a grid in the configuration.
         """
 
     def writer(
@@ -113,7 +113,7 @@ class SafetensorsFormat(Format):
 
 
 class DirectoryWriter(ModelWriter):
-    """Writes a directory as transformers loads it: see `ModelWriter`."""
+    """Writer of a directory for transformers: see `ModelWriter`."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class DirectoryWriter(ModelWriter):
             (self._directory / name).write_text(text, encoding="utf-8")
         for name, data in self._checkpoint.tokenizer_files().items():
             file = self._directory / name
-            file.parent.mkdir(exist_ok=True)  # of additional chat templates
+            file.parent.mkdir(exist_ok=True)  # for additional chat templates
             file.write_bytes(data)
         self._tensors.__enter__()
         return self
@@ -166,19 +166,19 @@ class DirectoryWriter(ModelWriter):
         if kind is None:
             for name in self._copied:
                 stored_name = self._checkpoint.stored_name(name)
-                if stored_name not in self._tensors:  # a norm that took up channel scales
+                if stored_name not in self._tensors:  # unlike a norm that absorbed channel scales
                     self._tensors.add_stored(stored_name, self._checkpoint.stored(name))
         self._tensors.__exit__(kind, error, traceback)
 
 
 class PackedLayers(StoredLayers):
-    """The quantized linear layers of a checkpoint in one of these formats.
+    """Quantized linear layers of a checkpoint in one of these formats.
 
     Raises
     ------
     ValueError
         On construction, before any weight is read: if the configuration is not understood, or has no
-        grid for a layer that is packed. On access: as `SafetensorsFormat.unpack`.
+        grid for a packed layer. On access: as `SafetensorsFormat.unpack`.
     """
 
     def __init__(self, form: SafetensorsFormat, checkpoint: Checkpoint) -> None:
@@ -227,12 +227,12 @@ class PackedLayers(StoredLayers):
 
 
 def stored_matrix(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
-    """Return the shape of a tensor that is to be a matrix.
+    """Return the shape of a tensor that must be a matrix.
 
     Raises
     ------
     ValueError
-        If it is none.
+        If it is not.
     """
     shape = checkpoint.info(name).shape
     if len(shape) != 2:
@@ -241,7 +241,7 @@ def stored_matrix(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
 
 
 def unquantized_linears(checkpoint: Checkpoint, grids: Mapping[str, LayerGrid]) -> Left:
-    """Tell what matrices besides embeddings a checkpoint has and `grids` do not: its head, and others."""
+    """Find a checkpoint's matrices, except embeddings, that are not in `grids`: its head, and others."""
     parts = beside(checkpoint.config, checkpoint.names())
     linears = [
         name.removesuffix(".weight")
@@ -265,7 +265,7 @@ def stored_tensor(
     dtype: Any,
     shape: tuple[int | None, ...],
 ) -> NDArray[Any]:
-    """One tensor, of a dtype that is a `dtype` and of the lengths in `shape`; None is any.
+    """Return one tensor, checked for a subtype of `dtype` and the lengths in `shape`; None is any.
 
     Raises
     ------
@@ -290,7 +290,7 @@ def stored_tensor(
 def stored_floats(
     tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int | None, ...]
 ) -> NDArray[Any]:
-    """Scales, or what goes with them: see `stored_tensor`."""
+    """Return a tensor of scales or biases: see `stored_tensor`."""
     tensor = stored_tensor(tensors, name, None, shape)
     if tensor.dtype.name not in STORAGE:
         raise ValueError(f"{name}: expected {', '.join(STORAGE)}, got {tensor.dtype}")
@@ -298,7 +298,7 @@ def stored_floats(
 
 
 def require_integer_zeros(quantized: QuantizedWeight) -> None:
-    """Refuse real zeros, for formats that have integer ones.
+    """Refuse real zeros, for formats with integer zeros.
 
     Raises
     ------
@@ -316,7 +316,7 @@ def read_g_idx(
     Raises
     ------
     ValueError
-        If one is not a group.
+        If one is not a group number.
     """
     g_idx = stored_tensor(tensors, name, np.integer, (channels,)).astype(np.int64)
     if g_idx.min() < 0 or g_idx.max() >= groups:
@@ -325,14 +325,14 @@ def read_g_idx(
 
 
 def exceptions(left: Left) -> dict[str, Any]:
-    """Return what tells GPTQModel which layers besides the head are not quantized."""
+    """Return the configuration that excludes layers other than the head in GPTQModel."""
     excepted = [f"^{re.escape(name)}$" for name in left.layers if name != "lm_head"]
     excepted += [f".*{re.escape(part)}.*" for part in left.parts]
     return {"dynamic": {f"{_EXCEPT}{each}": {} for each in excepted}} if excepted else {}
 
 
 def check_exceptions(config: Fields) -> None:
-    """Refuse what GPTQModel may be told of single layers, but that they are not quantized.
+    """Refuse GPTQModel's settings of single layers, except that a layer is not quantized.
 
     Raises
     ------
@@ -343,7 +343,7 @@ def check_exceptions(config: Fields) -> None:
 
 
 def written_group_size(grid: LayerGrid) -> int:
-    """Return the ``group_size`` of a configuration, where -1 is one scale a row."""
+    """Return the ``group_size`` of a configuration, where -1 is one scale per row."""
     return -1 if grid.group_size is None else grid.group_size
 
 
@@ -355,8 +355,8 @@ def one_grid(
     Raises
     ------
     ValueError
-        One line that names the key: for values that are not understood, and for keys that neither
-        anything has asked for nor `harmless` names.
+        For unknown values, and for keys that were neither read nor are `harmless`; one line that names
+        the key.
     """
     size = config.integer("group_size", -1)
     if size == 0:
@@ -369,7 +369,7 @@ def one_grid(
 
 
 def _packed_layers(form: SafetensorsFormat, checkpoint: Checkpoint) -> Iterator[str]:
-    """Names of the layers that have the first and the second of the format's parts."""
+    """Yield the layers with the format's first part, or with the first two if the first is ``weight``."""
     names = set(checkpoint.names())
     first, second, *_ = form.parts
     for name in checkpoint.names():

@@ -1,6 +1,6 @@
-"""Safetensors files written tensor by tensor, in shards.
+"""Writer of safetensors files, tensor by tensor, in shards.
 
-A file is 8 bytes with the header's length, the header (JSON), the data.
+A file is 8 bytes with the header's length, the header (JSON), and the data.
 https://huggingface.co/docs/safetensors/index#format
 """
 
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from numbacalib.models.safetensors_file import STORED_TYPES, StoredTensor
 
 SHARD_BYTES = 1 << 30
-"""Data of a shard, and so the most that a writer holds: 1 GiB."""
+"""Most bytes of data in a shard, and so in a writer's memory: 1 GiB."""
 
 
 class SafetensorsWriter:
-    """Writes a model's tensors to ``model.safetensors``, or to shards with an index.
+    """Writer of a model's tensors to ``model.safetensors``, or to shards with an index.
 
-    A context manager. A shard is written out when the next tensor would exceed `shard_bytes`, so no
-    more than that is held; a larger tensor takes a shard of its own. Shards get their final names,
-    and the index is written, when the ``with`` statement ends without an exception.
+    A context manager. A shard is written when the next tensor would exceed `shard_bytes`, so no more than
+    that is held in memory; a larger tensor has its own shard. Shards get their final names, and the index
+    is written, when the ``with`` statement ends without an exception.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class SafetensorsWriter:
         """Data of all tensors so far, headers not counted."""
 
     def add(self, name: str, tensor: NDArray[Any]) -> None:
-        """Write a tensor; it is kept by reference until its shard is written, so leave it as it is.
+        """Write a tensor; it is kept by reference until its shard is written, so do not modify it.
 
         Raises
         ------
@@ -54,7 +54,7 @@ class SafetensorsWriter:
         TypeError
             If the format has no name for the dtype.
         OSError
-            If the disk refuses.
+            If writing fails.
         """
         try:
             stored = StoredTensor.of(tensor)
@@ -63,14 +63,14 @@ class SafetensorsWriter:
         self.add_stored(name, stored)
 
     def add_stored(self, name: str, tensor: StoredTensor) -> None:
-        """Write a tensor of any of the format's types as its bytes are; kept as in `add`.
+        """Write the bytes of a tensor of any of the format's types; kept as in `add`.
 
         Raises
         ------
         ValueError
             If the name was used before.
         OSError
-            If the disk refuses.
+            If writing fails.
         """
         if name in self._names:
             raise ValueError(f"name: expected one not written before, got {name!r}")
@@ -103,7 +103,7 @@ class SafetensorsWriter:
         self._pending, self._pending_bytes = {}, 0
 
     def _close(self) -> None:
-        """Write what is pending, name the shards by their number, and write the index."""
+        """Write the pending tensors, rename the shards by their number, and write the index."""
         self._flush()
         count = len(self._shards)
         if count == 1:
@@ -119,7 +119,7 @@ class SafetensorsWriter:
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _shard_path(self, number: int) -> Path:
-        """Return where a shard stands until their number is known."""
+        """Return the path of a shard until the number of shards is known."""
         return self._directory / f"shard-{number:05d}.partial"
 
 
@@ -129,11 +129,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
     Raises
     ------
     OSError
-        If the disk refuses.
+        If writing fails.
     """
-    # Wide elements first: every tensor then starts at a multiple of its element's size.
+    # Wide elements first: every tensor then starts at a multiple of its element size.
     order = sorted(tensors, key=lambda name: -STORED_TYPES[tensors[name].dtype_name].bits)
-    # transformers asks for the format and refuses a file without it.
+    # transformers refuses a file without a format.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in order:

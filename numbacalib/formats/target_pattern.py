@@ -1,8 +1,8 @@
 """Regular expressions of layers' names, matched without backtracking.
 
 A file's ``quantization_config`` may hold any expression, and Python's ``re`` takes exponential time
-for some. Here a set of positions is carried through the expression instead (Thompson 1968), which
-takes time bounded by its length and the name's.
+for some. Here a set of positions is carried through the expression instead (Thompson 1968), in time
+bounded by the lengths of expression and name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 __all__ = ["TargetPattern"]
 
-# From the positions where a part may begin to those where it may end.
+# Maps the positions where a part may begin to those where it may end.
 _Step = Callable[[str, set[int]], set[int]]
 
 _TOKEN = re.compile(
@@ -23,7 +23,7 @@ _NESTING = 4
 
 
 class TargetPattern:
-    r"""One expression of those that name layers: letters, ``.``, ``\d``, classes, groups, ``|*+?^$``.
+    r"""Expression for layers' names: letters, ``.``, ``\d``, classes, groups, ``|*+?^$``.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class TargetPattern:
             raise self._error()
 
     def matches(self, name: str) -> bool:
-        """Return whether the beginning of ``name`` fits, as ``re.match`` has it."""
+        """Return whether the beginning of ``name`` matches, as in ``re.match``."""
         return bool(self._step(name, {0}))
 
     def _peek(self) -> str:
@@ -107,7 +107,7 @@ class TargetPattern:
         if mark not in ("*", "+", "?"):
             return step
         self._take()
-        if self._peek() == "?":  # lazy: another order of trying, the same names
+        if self._peek() == "?":  # lazy: another order of search, the same matches
             self._take()
         if mark == "?":
             return lambda name, starts: starts | step(name, starts)

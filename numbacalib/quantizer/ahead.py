@@ -1,10 +1,10 @@
-"""GPU kernels compiled by processes beside a run's first block, where none are on disk yet.
+"""GPU kernels compiled by worker processes beside a run's first block, if none are on disk yet.
 
-A process compiles one kernel at a time, and a run needs some sixty. What it will need later is compiled by
-others meanwhile: each rehearses the same functions on a block of the same model, without a device
-(`numbacalib.runtime.rehearsal`), compiles of what they launch what no other is at, the longest first, and
-leaves it on disk (`numbacalib.runtime.cubins`), where the run finds it, or waits for one that is under way.
-What they fail to do, it does itself.
+A process compiles one kernel at a time, and a run needs some sixty. Workers compile ahead of it: without a
+device, each rehearses the same functions on a block of the same model (`numbacalib.runtime.rehearsal`), and
+compiles the launched kernels that no other process is compiling, the longest first. They go to disk
+(`numbacalib.runtime.cubins`), where the run finds them or waits for one in progress. The run compiles what
+the workers fail to.
 """
 
 from __future__ import annotations
@@ -50,37 +50,37 @@ from numbacalib.runtime.rehearsal import Facts, facts_of_device, rehearse
 from numbacalib.statistics import InputStatistics
 
 LEAST_PROCESSORS = 8
-"""Processors at least: with fewer the processes would stand in the run's way."""
+"""Fewest processors to compile ahead with: with fewer, the workers would slow the run down."""
 MOST_PROCESSES = 12
-"""More would wait for the longest kernel of all."""
+"""More would only wait for the longest compilation."""
 TOKENS = 1 << 20
-"""Tokens that are said to have been seen: enough for any layer."""
+"""Token count of the rehearsed statistics: enough for any layer."""
 
 
 @dataclass(frozen=True)
 class _Order:
-    """Order of what a process is to do, as it is sent to it."""
+    """Work order for a worker process."""
 
     model: str
     settings: Settings
     place: Place
     facts: Facts
     first: bool
-    """Compile what the host needs, too: one process does."""
+    """Compile the host's functions too; only one process does."""
 
 
 class CompiledAhead:
-    """Processes that compile beside a run, which the ``with`` statement ends.
+    """Worker processes that compile beside a run, ended by the ``with`` statement.
 
-    That they have done so is remembered if it ends well. Where kernels of such runs were never compiled,
-    they are started at once: both they and a device take a second to begin.
+    A successful run leaves a mark on disk. Without a mark of such runs the workers start at once: both they
+    and a device take a second to start.
 
     Parameters
     ----------
     checkpoint : Checkpoint
     settings : Settings
     device : str
-        Where the run was asked to be.
+        Device requested for the run.
     """
 
     def __init__(self, checkpoint: Checkpoint, settings: Settings, device: str) -> None:
@@ -95,7 +95,7 @@ class CompiledAhead:
         return self
 
     def begin(self, place: Place) -> None:
-        """Tell the processes what to do for a run at a place, if that has anything to compile."""
+        """Send the processes their orders for a run at a place, or end them if nothing is to compile."""
         if place.name == "cpu" or not _are_kept():
             self._end()
             return
@@ -118,7 +118,7 @@ class CompiledAhead:
 
     @cached_property
     def _mark(self) -> str:
-        """Name of the file that says that kernels of such runs are there."""
+        """Name of the file that marks the kernels of such runs as compiled."""
         checkpoint, settings = self._checkpoint, self._settings
         options = settings.method, settings.ranges, settings.act_order, settings.static_groups
         model = checkpoint.info(EMBEDDINGS).dtype, checkpoint.config.architecture.model_type
@@ -133,13 +133,13 @@ class CompiledAhead:
 
     def _end(self) -> None:
         for process in self._processes:
-            with process:  # which waits
-                process.kill()  # it has nothing that others miss
+            with process:  # waits on exit
+                process.kill()  # no other process needs its state
         self._processes = []
 
 
 def _has_device() -> bool:
-    """Return whether there is a GPU, before the libraries are loaded that work with it."""
+    """Return whether there is a GPU, before the libraries that compute on it are loaded."""
     if not find_spec("cupy"):
         return False
     try:
@@ -160,21 +160,21 @@ def _processors() -> int:
 
 
 def _are_kept() -> bool:
-    """Return whether compiled kernels are kept on disk, and a process can be started that compiles some."""
+    """Return whether compiled kernels are kept on disk and worker processes can be started."""
     from numbacalib.runtime.device import PACKED
 
     return PACKED and bool(sys.executable)
 
 
 def _identity() -> bytes:
-    """Return what kernels depend on."""
+    """Return the versions and sources that compiled kernels depend on."""
     from numbacalib.runtime.cubins import versions
 
     return repr(versions()).encode() + kernel_files.sources(Path(__file__))
 
 
 def _started() -> subprocess.Popen[bytes]:
-    """Start a process that waits for an order; what it prints is of no use to anybody."""
+    """Start a process that waits for an order; its output is discarded."""
     return subprocess.Popen(
         [sys.executable, "-m", __name__],
         stdin=subprocess.PIPE,
@@ -190,31 +190,31 @@ def _send(process: subprocess.Popen[bytes], order: _Order) -> None:
 
 
 def _attention(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run what passes the text through attention."""
+    """Run the forward pass of attention."""
     block.attention.forward(_states(decoder, settings))
 
 
 def _mlp(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run what passes the text through the MLP."""
+    """Run the forward pass of the MLP."""
     block.mlp.forward(_states(decoder, settings))
 
 
 def _hessian(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run what collects statistics."""
+    """Run the collection of statistics."""
     shape = settings.sequence_length, decoder.config.hidden_size
     inputs = decoder.place.put(np.zeros(shape, block.dtype))
     InputStatistics(decoder.config.hidden_size).update(inputs)
 
 
 def _columns(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run what looks at columns, of statistics and of the residual stream."""
+    """Run the reductions over columns, of statistics and of the residual stream."""
     states = _states(decoder, settings)
     channel_magnitudes(checks.rows_of(block.attention.input(states)))
     require_range(block.name, states)
 
 
 def _factor(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run what factors a Hessian."""
+    """Run the factorization of a Hessian."""
     hessian = _statistics(decoder.place, decoder.config.hidden_size).hessian
     with arrays_of_one_device(hessian=hessian) as (hessian,):
         hessians = checks.stack_of_one(hessian)
@@ -227,14 +227,14 @@ def _factor(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
 
 
 def _panels(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run what factors a Hessian of a block's last layer, which is large and goes in panels."""
+    """Run the factorization of the Hessian of a block's last layer, which is large and goes in panels."""
     channels = block.linears[block.stages[-1][0]].shape[1]
     hessian = decoder.place.zeros((channels, channels))
     factor_hessians(checks.stack_of_one(hessian), [settings.percdamp])
 
 
 def _sweep(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run what quantizes columns by a factor."""
+    """Run the sweep that quantizes columns with a factor."""
     weight = block.linears[block.stages[0][0]]
     rows, channels = weight.shape
     upper = decoder.place.zeros((channels, channels))
@@ -247,7 +247,7 @@ def _sweep(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
 
 
 def _search(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run what finds scales, and what decodes codes."""
+    """Run the search for scales and the decoding of codes."""
     layer = _layer(block, settings)
     weight = block.linears[block.stages[0][0]]
     statistics = _statistics(decoder.place, weight.shape[1])
@@ -258,12 +258,12 @@ def _search(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
 
 
 def _measure(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run what measures layers, the solver's apart."""
+    """Run the measurement of layers, without the solver."""
     _solve(decoder, block, replace(settings, method="rtn", ranges="full"))
 
 
 def _solve(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run all that quantizes layers: what the others leave."""
+    """Run the whole quantization of layers, for the kernels that the other parts leave out."""
     for stage in (block.stages[0], block.stages[-1]):
         weights = {kind: block.linears[kind] for kind in stage}
         statistics = _statistics(decoder.place, weights[stage[0]].shape[1])
@@ -271,7 +271,7 @@ def _solve(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
 
 
 def _target(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run what finds a propagated target, quantizes it, which is float32, and measures losses to it."""
+    """Run the solver on a propagated target, which is float32, with the losses to it."""
     stage = block.stages[-1]
     weight = block.linears[stage[0]]
     channels = weight.shape[1]
@@ -285,7 +285,7 @@ def _target(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
 
 
 def _score(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run what the proof of the output needs: the head's losses."""
+    """Run the head's losses, which the proof of the output needs."""
     del block
     tokens = np.zeros((1, settings.sequence_length), np.int64)
     decoder.token_losses(_states(decoder, settings), tokens)
@@ -318,13 +318,13 @@ def _layer(block: DecoderBlock, settings: Settings) -> LayerSettings:
 
 
 def _orders(diagonals: Any, block: DecoderBlock, settings: Settings) -> Any:
-    """Order of a layer's columns by the diagonals of its Hessian; None as they come."""
+    """Order of a layer's columns by the diagonal of its Hessian; None for their stored order."""
     channels = block.linears[block.stages[0][0]].shape[1]
     return column_orders(diagonals, settings.act_order, settings.group_size or channels)
 
 
 def _statistics(place: Place, channels: int) -> InputStatistics:
-    """Statistics made without the kernels that make others; what they hold means nothing."""
+    """Statistics built without launching kernels; their values mean nothing."""
     statistics = InputStatistics(channels)
     statistics.tokens = TOKENS
     for name in ("hessian", "mean_abs", "max_abs"):
@@ -333,7 +333,7 @@ def _statistics(place: Place, channels: int) -> InputStatistics:
 
 
 def _storing(dtype: np.dtype, settings: Settings) -> None:
-    """Run what the host does with quantized layers: pack and unpack codes, and decode them."""
+    """Run the host's work on quantized layers: packing, unpacking and decoding of codes."""
     size = settings.group_size or 8
     codes, zeros = np.zeros((8, size), np.uint8), np.zeros((8, 1), np.uint8)
     scales = np.ones((8, 1), dtype)
@@ -341,13 +341,13 @@ def _storing(dtype: np.dtype, settings: Settings) -> None:
 
 
 def _zeros(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
-    """Zeros in the place of a weight, which takes long to read."""
+    """Zeros in place of a weight, which would take long to read."""
     found = checkpoint.info(name)
     return np.zeros(found.shape, found.dtype)
 
 
 def main() -> None:
-    """Do what standard input orders."""
+    """Carry out the order on standard input."""
     order = pickle.loads(sys.stdin.buffer.read())
     checkpoint = open_checkpoint(order.model)
     if order.first:
@@ -356,7 +356,7 @@ def main() -> None:
     decoder = Decoder(checkpoint, partial(_zeros, checkpoint), order.place)
     block = decoder.block(0)
     for part in _parts(order.settings):
-        with suppress(Exception):  # of results that mean nothing
+        with suppress(Exception):  # zeros may fail any check
             part(decoder, block, order.settings)
     from numbacalib.runtime import cubins
 
@@ -365,7 +365,7 @@ def main() -> None:
 
 
 def _parts(settings: Settings) -> list[Callable[[Decoder, DecoderBlock, Settings], None]]:
-    """Return the parts of a run with some settings."""
+    """Return the parts of a run with these settings."""
     left_out = () if settings.target == "propagated" else ("target",)
     return [part for name, part in _PARTS.items() if name not in left_out]
 

@@ -1,4 +1,4 @@
-"""The blocks of a model, one after the other: each quantized on what the quantized ones before produce."""
+"""Blocks of a model in order, each quantized on the outputs of the quantized blocks before it."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ log = logging.getLogger("numbacalib")
 def quantize_blocks(
     job: Job, kept: Work, planned: Sequence[float] = (), later: float = 0.0
 ) -> None:
-    """Quantize and keep every block that is not finished yet, and last the layers outside of them.
+    """Quantize and keep every unfinished block, then the layers outside of the blocks.
 
-    It should take the seconds `planned` for each of them, and what follows `later`.
+    `planned` are the expected seconds of each, `later` those of the phases that follow.
     """
     layers = job.decoder.config.num_layers
     reports: list[LayerReport] = []
@@ -94,7 +94,7 @@ def _quantize_block(
     before: Sequence[LayerReport],
     progress: Progress,
 ) -> FinishedBlock:
-    """Quantize a block, whose weights are replaced; `before` are the reports of those before it."""
+    """Quantize a block and replace its weights; `before` are the reports of earlier blocks."""
     settings, count = job.settings, job.decoder.config.num_layers
     at = f"block {index + 1} of {count}"
     done = FinishedBlock({}, [], {}, {})
@@ -129,11 +129,11 @@ def _quantize_block(
 
 
 def _quantize_outer(job: Job) -> FinishedBlock:
-    """Quantize the layers outside of the blocks, once the text has run through all of these.
+    """Quantize the layers outside of the blocks, once the text has run through all blocks.
 
-    The head is calibrated on what the final norm makes of the last block's outputs; where it is the format
-    that quantizes it, by rounding on scales that are weighted so. Embeddings that are not the head are
-    looked up, not multiplied: they are rounded to the nearest.
+    The head is calibrated on the final norm of the last block's outputs; if only the format quantizes it,
+    it is rounded on weighted scales. Embeddings that are not the head are looked up, not multiplied: they
+    are rounded to nearest.
     """
     done, place = FinishedBlock({}, [], {}, {}), job.decoder.place
     for name in filter(is_outer, job.grids):
@@ -199,7 +199,7 @@ def quantize_group(
 def _skip_block(
     job: Job, block: DecoderBlock, finished: FinishedBlock, calibration: Calibration
 ) -> None:
-    """Do to the calibration what quantizing a block did to it: the same folds, the same weights."""
+    """Advance the calibration past a finished block, with the same folds and quantized weights."""
     place = job.decoder.place
     for stage in block.stages:
         if stage[0] in finished.scales:
@@ -228,7 +228,7 @@ def _skip_block(
 def _layer_settings(
     block: DecoderBlock, settings: Settings, grids: Mapping[str, LayerGrid], kinds: Iterable[str]
 ) -> dict[str, LayerSettings]:
-    """Settings of those of a block's layers that are quantized, by short name: on its grid, as stored."""
+    """Settings of a block's quantized layers by short name, each on its stored grid."""
     return {
         kind: on_grid(settings, grids[name])
         for kind in kinds
@@ -237,7 +237,7 @@ def _layer_settings(
 
 
 def _alike(stage: Stage, settings: Mapping[str, LayerSettings]) -> list[Stage]:
-    """Split those of a stage's layers that have settings into equal ones, in their order."""
+    """Split a stage's layers that have settings into runs of equal settings."""
     groups: list[list[str]] = []
     for kind in (kind for kind in stage if kind in settings):
         if groups and settings[groups[-1][0]] == settings[kind]:
@@ -253,9 +253,9 @@ def fold_scales(
     preview: Sequence[tuple[Stage, InputStatistics]],
     done: FinishedBlock,
 ) -> dict[Stage, NDArray]:
-    """Scale the block's channels by AWQ where something can take up the scales, and no layer is skipped.
+    """Scale the block's channels by AWQ where a producer can absorb the scales and no layer is skipped.
 
-    Returns the scales by stage; what was found, and the vectors that changed, go to `done`.
+    Returns the scales by stage; `done` gets them too, with the vectors that changed.
     """
     layer_settings = _layer_settings(block, job.settings, job.grids, block.linears)
     folded: dict[Stage, NDArray] = {}
@@ -282,12 +282,12 @@ def fold_scales(
 
 
 def _producer_dtype(job: Job, block: DecoderBlock, stage: Stage) -> np.dtype:
-    """Dtype that stores what takes up a stage's channel scales."""
+    """Stored dtype of the weight that absorbs a stage's channel scales."""
     return job.checkpoint.info(f"{block.name}.{block.producer(stage)}.weight").dtype
 
 
 def _check_fallbacks(reports: Sequence[LayerReport], layers: int, settings: Settings) -> None:
-    """Fail as soon as too many layers needed more damping than was asked for."""
+    """Raise an error as soon as too many layers needed more damping than `percdamp`."""
     count = sum(report.fell_back for report in reports)
     if count > settings.max_fallbacks * layers:
         raise np.linalg.LinAlgError(
@@ -297,7 +297,7 @@ def _check_fallbacks(reports: Sequence[LayerReport], layers: int, settings: Sett
 
 
 def _warn_of_calibration(reports: Sequence[LayerReport]) -> None:
-    """Say where the text was too little, or only looked like enough, or did not reach a layer."""
+    """Warn of layers for which the text was too short or too uniform, or which it did not reach."""
     remedy = "calibrate on more text, or shrink the Hessian toward its diagonal"
     if remedied := [report for report in reports if report.remedy is not None]:
         log.warning(

@@ -1,4 +1,4 @@
-"""Bits and groups of a model's layers under a size, by one more pass of the text through the original."""
+"""Bits and groups of a model's layers within a size, by one more pass of the text through the original."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.stages import run_stages
 
 GROUPS = (32, 64, 128)
-"""Group sizes that are tried, where they divide K."""
+"""Group sizes to try, where they divide K."""
 
 Losses = Mapping[str, Mapping[tuple[int, int], float]]
-"""Expected changes by layers by bits and group size."""
+"""Expected changes of the head's inputs, by layer and by bits and group size."""
 
 
 def check_formats(formats: Sequence[Format]) -> None:
-    """Refuse formats that fix bits and groups by themselves.
+    """Refuse formats whose bits and groups cannot be chosen.
 
     Raises
     ------
@@ -49,9 +49,9 @@ def grids_within(
     weights: Mapping[str, TensorInfo],
     asked: Mapping[str, LayerGrid],
 ) -> dict[str, LayerGrid]:
-    """Choose bits and groups of the layers so that the model loses least in `settings.size` bits a weight.
+    """Choose bits and groups of the layers for the least loss within `settings.size` bits per weight.
 
-    Where the formats can hold layers on different grids, each gets its own; else the best grid for all.
+    Each layer gets its own grid if the formats can mix grids; otherwise all share a group size or a grid.
 
     Parameters
     ----------
@@ -63,12 +63,12 @@ def grids_within(
     weights : mapping of str to TensorInfo
         Of the layers in blocks.
     asked : mapping of str to LayerGrid
-        What they would be stored on without a size.
+        Their grids without a size.
 
     Raises
     ------
     ValueError
-        If nothing that the formats can hold is that small.
+        If no grids that the formats can hold are that small.
     """
     assert settings.size is not None
     losses = _losses(decoder, tokens, settings, weights)
@@ -113,10 +113,10 @@ def _losses(
     settings: Settings,
     weights: Mapping[str, TensorInfo],
 ) -> dict[str, dict[tuple[int, int], float]]:
-    """Expected squared changes of the head's inputs by each layer.
+    """Expected squared changes of the head's inputs due to each layer.
 
-    They are the layer's expected loss on what the original blocks before it produce, times what its errors
-    were seen to do: see `Effects`.
+    Each is the layer's expected loss on the original model's activations, times the measured effect of its
+    errors: see `Effects`.
     """
     hidden = decoder.states(tokens)
     found: dict[str, dict[tuple[int, int], float]] = {}
@@ -153,7 +153,7 @@ def group_sizes(channels: int) -> list[int]:
 
 
 def _kinds(losses: Losses) -> Iterator[tuple[bool, Losses]]:
-    """Losses to choose from: all, and less: of one group size for all layers, or of one grid."""
+    """Losses to choose from: all, then those of one group size for all layers, then of one grid."""
     yield True, losses
     for size in GROUPS:
         of_size = {layer: _of_size(own, size) for layer, own in losses.items()}
@@ -169,7 +169,7 @@ def _kinds(losses: Losses) -> Iterator[tuple[bool, Losses]]:
 
 
 def _of_size(losses: Mapping[tuple[int, int], float], size: int) -> Mapping[tuple[int, int], float]:
-    """Losses with a group size; all, of a layer that has only one of its own."""
+    """Losses of one group size; all of them for a layer that only has another size."""
     return {key: loss for key, loss in losses.items() if key[1] == size} or losses
 
 
@@ -180,7 +180,7 @@ def _stored(
     weights: Mapping[str, TensorInfo],
     asked: Mapping[str, LayerGrid],
 ) -> list[Width]:
-    """Widths of a layer that the formats can hold, with the bits that they take in the first."""
+    """Widths of a layer that all formats can hold, with their stored bits in the first format."""
     first: Any = formats[0]
     widths = []
     for (bits, size), loss in losses.items():

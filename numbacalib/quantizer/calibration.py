@@ -26,32 +26,32 @@ from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics import InputStatistics, load_statistics, stored_channels
 
 SILENT: dict[str, Any] = {"over": "ignore", "invalid": "ignore"}
-"""Arguments of `np.errstate` around what is checked: an overflow is named by its layer, not by NumPy."""
+"""Arguments of `np.errstate` around checked code: its errors name the layer, NumPy's warnings do not."""
 
 log = logging.getLogger("numbacalib")
 
 Group = Sequence[tuple[Stage, InputStatistics | ExpertInputs | None]]
-"""Stages whose layers are equal, with what is known of their inputs; None without a calibration."""
+"""Stages whose layers are equal, with the statistics of their inputs; None without a calibration."""
 
 
 class Calibration(Protocol):
-    """Source of the statistics of a block's inputs; blocks are asked for in their order."""
+    """Source of the statistics of blocks' inputs; blocks are requested in order."""
 
     def preview(self, index: int, block: DecoderBlock) -> Sequence[tuple[Stage, InputStatistics]]:
-        """Statistics of all stages of the block as it is, but for experts."""
+        """Statistics of all stages of the block before it changes, except experts."""
 
     def stages(
         self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
     ) -> Iterable[Group]:
-        """Statistics of stage after stage, while the caller replaces each stage's weights.
+        """Yield statistics stage by stage, while the caller replaces each stage's weights.
 
-        Equal stages of several experts come together, others alone.
+        Equal stages of several experts come together, others singly.
 
         `folded` holds the channel scales by which inputs are divided since the preview.
         """
 
     def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
-        """Leave a block behind that was quantized before, beside the one before it was."""
+        """Move past a block that is already quantized; `original` is the block before quantization."""
 
 
 class TextCalibration:
@@ -64,14 +64,14 @@ class TextCalibration:
     decoder : Decoder
     tokens : integer array [S, T]
     everything : bool, default False
-        Let the statistics of each expert be of all tokens, not of those that are routed to it.
+        Compute each expert's statistics from all tokens, not only from those routed to it.
     propagated : bool, default False
-        Let the original blocks run beside the quantized ones, for statistics that also have the original
-        model's inputs: on the first `PAIRED_TOKENS` of a longer text, which stand for all. There it takes
-        as much time again for running the text, twice as much again for the moments, and memory for a
-        second residual stream, the activations of a stage and a block.
+        Run the original blocks beside the quantized ones, for statistics that also cover the original
+        model's inputs; of a longer text only the first `PAIRED_TOKENS`. For these, running the text takes
+        twice the time and the moments three times, with memory for a second residual stream, block and a
+        stage's activations.
     streamed : bool, default False
-        Keep the residual stream in pinned host memory, from where it passes through a device.
+        Keep the residual stream in pinned host memory and stream it through the device.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class TextCalibration:
     def stages(
         self, index: int, block: DecoderBlock, folded: Mapping[Stage, NDArray]
     ) -> Iterator[Group]:
-        """See `Calibration`; what was folded shows in the inputs themselves."""
+        """See `Calibration`; folded scales already show in the inputs."""
         del index, folded
         # a copy of the folded block: both see the same scaled channels
         original = None if self._original is None else (block.copied(), self._original)
@@ -114,7 +114,7 @@ class TextCalibration:
         yield from self._expert_groups(block, self._hidden)
 
     def _expert_groups(self, block: DecoderBlock, parts: Parts) -> Iterator[Group]:
-        """Statistics of a block's experts, where it has some, and what they give to the states."""
+        """Yield the statistics of a block's experts, if any, and add the experts' outputs to the states."""
         if isinstance(block.mlp, Experts):
             held_bytes = self._decoder.place.held_bytes
             yield from expert_groups(block, parts, self._everything, held_bytes)
@@ -148,7 +148,7 @@ class TextCalibration:
         return next(iter(self._hidden))
 
     def trial(self, block: DecoderBlock, sequences: int) -> dict[Stage, Any]:
-        """Statistics of the first sequences alone, by stage; the text does not move on."""
+        """Statistics of the first sequences only, by stage; the residual stream does not advance."""
         first = self._first_part()[:sequences]
         part, original = Parts([copied(first)]), None
         if self._original is not None:
@@ -159,7 +159,7 @@ class TextCalibration:
         return found
 
     def skip(self, block: DecoderBlock, original: DecoderBlock) -> None:
-        """See `Calibration`: the same states as after `stages`, without what statistics cost."""
+        """See `Calibration`: the same states as after `stages`, without the cost of statistics."""
         block.forward_parts(self._hidden)
         if self._original is not None:
             original.forward_parts(self._original)

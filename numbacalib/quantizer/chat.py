@@ -1,8 +1,7 @@
-"""A checkpoint's own chat template: messages to the text that the model was trained on.
+"""Chat template of a checkpoint: renders messages in the form that the model was trained on.
 
-Templates are Jinja's, from files of others: they are rendered in its sandbox (extra `chat`). The
-variables and functions are those that transformers gives them
-(https://huggingface.co/docs/transformers/chat_templating).
+Templates are untrusted Jinja code: they are rendered in its sandbox (extra `chat`), with the variables and
+functions that transformers provides (https://huggingface.co/docs/transformers/chat_templating).
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ _CONFIG, _FILE = "tokenizer_config.json", "chat_template.jinja"
 
 
 class ChatTemplate:
-    """A template that was found in a checkpoint.
+    """Chat template read from a checkpoint.
 
     Raises
     ------
     ValueError
-        If the checkpoint has none, or one that Jinja does not understand.
+        If the checkpoint has none, or one that Jinja cannot parse.
     ModuleNotFoundError
         If Jinja2 is not installed.
     """
@@ -40,7 +39,7 @@ class ChatTemplate:
         if source is None:
             raise ValueError(
                 f"{checkpoint.path}: expected a chat template ({_FILE}, or chat_template in {_CONFIG}), "
-                "found none: messages cannot be made a text"
+                "found none: messages cannot be rendered as text"
             )
         self._tokens = {name: _text(config.get(name)) for name in ("bos_token", "eos_token")}
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
@@ -55,7 +54,7 @@ class ChatTemplate:
             raise ValueError(f"{checkpoint.path}: chat template: {error}") from None
 
     def render(self, messages: list[Any]) -> str:
-        """Make a text of messages, without the token that begins every sequence anyway.
+        """Render messages as text, without the beginning-of-sequence token, which is added later.
 
         Raises
         ------
@@ -75,7 +74,7 @@ class ChatTemplate:
 
 
 def _default(template: Any) -> str | None:
-    """The template of a configuration, which may have several by name."""
+    """Default template of a configuration, which may have several by name."""
     if isinstance(template, list):
         named = {each.get("name"): each.get("template") for each in template}
         template = named.get("default")

@@ -1,4 +1,4 @@
-"""Statistics of a text's pass through a model, saved: to quantize from more than once."""
+"""Statistics of a text's pass through a model, saved for several quantizations."""
 
 from __future__ import annotations
 
@@ -48,8 +48,7 @@ def collect(
 ) -> None:
     """Run a text through a model and save the statistics of all its linear layers' inputs.
 
-    Finished blocks are kept beside the output: a run that was killed goes on from there when it is started
-    again.
+    Finished blocks are kept beside the output: a killed run resumes from them when it is started again.
 
     Parameters
     ----------
@@ -77,7 +76,7 @@ def collect(
     ...     settings = Settings(bits=bits, group_size=32)
     ...     _ = quantize("model", f"model-{bits}bit", statistics="collected", settings=settings)
     """
-    with extra("models"):  # what is missing is missed now, not after the last block
+    with extra("models"):  # a missing package is an error now, not after the last block
         import gguf  # noqa: F401
         import safetensors  # noqa: F401
 
@@ -87,15 +86,15 @@ def collect(
     checkpoint = open_checkpoint(model)
     if checkpoint.config.mixture is not None:
         raise ValueError(
-            f"{model}: expected a model without experts, whose statistics by the tokens that are routed "
-            "to each are not saved: give quantize the text"
+            f"{model}: expected a model without experts, since statistics of the tokens routed to each "
+            "expert are not saved: give quantize the text"
         )
     decoder = Decoder(checkpoint, place=place)
     tokens = read_sequences(checkpoint, text, sequence_length, samples)
     identity = identity_of(checkpoint, place, tokens, output="statistics")
     with (
         open_work(work_directory(output), identity, anew=clean) as kept,
-        new_directory(output, clean=True) as directory,  # what is of worth is in the work
+        new_directory(output, clean=True) as directory,  # finished blocks are in `kept`
     ):
         layers = checkpoint.config.num_layers
         left = statistics_bytes(checkpoint) * (layers - kept.finished) // layers
@@ -109,7 +108,7 @@ def collect(
             config=checkpoint.config,
         )
         write_fingerprint(directory, checkpoint, hashes)
-        for index in reversed(range(layers)):  # what is left is without a gap, however this ends
+        for index in reversed(range(layers)):  # an interruption leaves no gap in the kept blocks
             file = block_file(kept.directory, index)
             file.replace(directory / file.name)
 
@@ -124,7 +123,7 @@ class _Squares(NamedTuple):
 def _collect_blocks(
     checkpoint: Checkpoint, decoder: Decoder, tokens: NDArray[np.integer], kept: Work
 ) -> tuple[dict[str, _Squares], dict[str, dict[str, Any]]]:
-    """Keep the statistics of all blocks; return squared inputs by layer, and hashes of what was read."""
+    """Keep the statistics of all blocks; return squared inputs by layer, and hashes of the tensors read."""
     layers = decoder.config.num_layers
     squares = {}
     with Progress(layers, done=kept.finished, unit="block") as progress, np.errstate(**SILENT):

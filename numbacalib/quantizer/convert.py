@@ -1,4 +1,4 @@
-"""One quantized checkpoint made into another format, without loss."""
+"""Conversion of a quantized checkpoint to another format, without loss."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from numbacalib.quantizer.progress import Progress
 log = logging.getLogger("numbacalib")
 
 LENGTHS = (1024, 512, 256, 128, 64, 32, 16)
-"""Lengths of groups that longer ones may be cut into, where a format holds no longer ones."""
+"""Group lengths into which longer groups may be cut, where a format does not hold these."""
 
 
 def convert(
     model: str | Path, output: str | Path, *, to: str, clean: bool = False
 ) -> dict[str, LayerGrid]:
-    """Write a quantized checkpoint in another format, with the same weights to the bit.
+    """Write a quantized checkpoint in another format, with bit-identical weights.
 
     Codes, scales and zeros are those of the source; groups that are too long for the format are cut into
     shorter ones with equal scales. Quantized embeddings and heads are written as float32 where the format
-    does not hold them, or not beside the layers of blocks. What was written is read back and compared.
+    does not hold them, or not beside the layers of blocks. The output is read back and compared.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def convert(
     to : str
         Name of one of `numbacalib.formats.FORMATS`.
     clean : bool, default False
-        Remove what killed runs to the same output left beside it.
+        Remove leftovers of killed runs to the same output.
 
     Returns
     -------
@@ -56,8 +56,7 @@ def convert(
     Raises
     ------
     ValueError, TypeError, OSError
-        If the source is not quantized, or the format cannot hold it without loss: says why. Nothing has
-        been written then.
+        If the source is not quantized, or the format cannot hold it without loss; nothing is written then.
 
     Examples
     --------
@@ -117,7 +116,7 @@ def _grid_of(weight: QuantizedWeight) -> LayerGrid:
 def _most_grids(
     form: Format, own: Mapping[str, LayerGrid], stored: StoredLayers
 ) -> dict[str, LayerGrid]:
-    """Return what `_held_grids` does, of the layers of blocks alone where others do not fit beside them."""
+    """Return `_held_grids` of all layers or, if these do not fit together, of those in blocks alone."""
     try:
         return _held_grids(form, own, stored)
     except ValueError:
@@ -135,7 +134,7 @@ def _held_grids(
     Raises
     ------
     ValueError
-        If there are none: why the layers cannot stay as they are.
+        If there are none, with the reason.
     """
     weights = {layer: TensorInfo(stored.shape(layer), own[layer].scale_dtype) for layer in own}
     reasons = []
@@ -155,9 +154,9 @@ def _held_grids(
 
 
 def _cut(grid: LayerGrid, channels: int, length: int | None) -> LayerGrid:
-    """Return the same grid with groups of `length`, where they are runs of channels that it divides.
+    """Return the same grid with groups of `length`, if groups are contiguous and `length` divides them.
 
-    A whole row that is no longer is a group of its length.
+    A whole row that is not longer stays one group.
     """
     size = grid.group_size or channels
     if length is None or grid.g_idx or size % min(size, length):
@@ -166,14 +165,14 @@ def _cut(grid: LayerGrid, channels: int, length: int | None) -> LayerGrid:
 
 
 def _same_values(one: LayerGrid, other: LayerGrid) -> bool:
-    """Return whether scales and codes of one grid can be put on the other as they are."""
+    """Return whether scales and codes of one grid are valid on the other unchanged."""
     return replace(one, find=None) == replace(other, find=None)
 
 
 def _cut_layers(
     stored: StoredLayers, grids: Mapping[str, LayerGrid]
 ) -> Iterator[tuple[str, QuantizedWeight]]:
-    """Yield the layers with their groups as the grids have them."""
+    """Yield the layers with their groups cut to those of the grids."""
     for layer, grid in grids.items():
         weight = stored[layer]
         channels = weight.codes.shape[1]
@@ -192,7 +191,7 @@ def _cut_layers(
 def _require_same(
     form: Format, directory: Path, stored: StoredLayers, grids: Mapping[str, LayerGrid]
 ) -> None:
-    """Read what was written, and compare its weights with the source's.
+    """Read the output back and compare its weights with the source's.
 
     Raises
     ------
@@ -200,7 +199,7 @@ def _require_same(
         If one differs.
     """
     written = stored_layers(open_checkpoint(form.opened_at(directory)))
-    assert written is not None  # it was written so
+    assert written is not None  # it was written as quantized
     for layer in grids:
         if not np.array_equal(written[layer].dequantize(), stored[layer].dequantize()):
             raise ValueError(f"{layer}: {form.name} cannot hold it without loss")

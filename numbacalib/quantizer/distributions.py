@@ -13,9 +13,9 @@ from numbacalib.methods import QuantizedWeight
 SAMPLE = 1 << 14
 """Weights of a layer that are counted: whole rows, evenly spaced."""
 WEIGHT_EDGES = np.linspace(-6, 6, 49)
-"""Of weights over the root mean square of those counted with them: 0.25 wide."""
+"""Bin edges of weights divided by the root mean square of their sample: 0.25 wide."""
 SCALE_EDGES = np.exp2(np.linspace(-20, 4, 49))
-"""Of scales: half an octave wide."""
+"""Bin edges of scales: half an octave wide."""
 
 
 def kind_of(layer: str) -> str:
@@ -28,7 +28,7 @@ def kind_of(layer: str) -> str:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of values between edges, by kind of layer; the first and last bin have all beyond them."""
+    """Counts of values between edges, by kind of layer; the outer bins include all values beyond them."""
 
     edges: list[float]
     counts: dict[str, list[int]]
@@ -43,7 +43,7 @@ class Histogram:
 
 
 class Distributions:
-    """Counts of a run's weights and scales, of a layer at a time.
+    """Histograms of a run's weights and scales, filled layer by layer.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class Distributions:
         self.scales = Histogram(SCALE_EDGES.tolist(), {})
 
     def add(self, layer: str, weight: QuantizedWeight) -> None:
-        """Count a sample of a layer, whose arrays are the host's."""
+        """Count a sample of a layer, whose arrays are on the host."""
         rows, channels = weight.codes.shape
         step = max(1, rows * channels // SAMPLE)
         scales = weight.scales[::step]

@@ -1,7 +1,7 @@
 """Kullback-Leibler divergence of a model's predictions from another's, token by token.
 
 ``KL(p || q) = sum_v p_v (log p_v - log q_v)`` of the next token's probabilities, with p the original's.
-The logits come from the models in tiles; what is summed over them is summed on the host, in float64.
+The models give the logits in tiles; sums over the tiles are computed on the host, in float64.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def divergences(
     Parameters
     ----------
     original, other : Decoder
-        Of one vocabulary and at one place.
+        With the same vocabulary, at the same place.
     states, other_states : float32 [..., hidden_size]
         After their last blocks, of the same tokens.
 
@@ -45,13 +45,13 @@ def divergences(
             add_tile(threads, p, q, sums[:, start : start + len(p)])
     top_p, top_q, sum_p, sum_q, difference = sums
     found = difference / sum_p - (top_p + np.log(sum_p)) + (top_q + np.log(sum_q))
-    return np.maximum(found, 0.0).reshape(shape)  # never negative but by rounding
+    return np.maximum(found, 0.0).reshape(shape)  # negative only by rounding
 
 
 def add_tile(threads: ThreadPoolExecutor, p: Any, q: Any, sums: NDArray[np.float64]) -> None:
-    """Add a part of the vocabulary, of logits [N, v] of any place, to sums [5, N].
+    """Add logits [N, v] of a part of the vocabulary, at any place, to sums [5, N].
 
-    Its rows are shared out among threads.
+    Threads share the rows.
     """
     own, others = to_host(p), to_host(q)
     runs = [slice(first, first + ROWS) for first in range(0, len(own), ROWS)]

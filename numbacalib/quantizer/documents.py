@@ -1,12 +1,12 @@
-r"""Files of text, by the ends of their names.
+r"""Text files, by suffix.
 
-- ``.jsonl``: a JSON object a line, with a string ``text``, or with ``messages``, a list of objects with
-  ``role`` and ``content``, which the checkpoint's own chat template makes a text of (extra `chat`);
+- ``.jsonl``: one JSON object per line, with a string ``text``, or with ``messages``, a list of objects with
+  ``role`` and ``content``, which the checkpoint's chat template renders as text (extra `chat`);
 - ``.parquet``: a table with one of these two columns (extra `parquet`);
 - any other: plain text.
 
-Text is UTF-8, with or without a byte-order mark, and lines of plain text end as in Python's text mode:
-all of ``\r\n``, ``\r`` and ``\n`` are ``\n``.
+Text is UTF-8, with or without a byte-order mark, and line ends of plain text are read as in Python's text
+mode: all of ``\r\n``, ``\r`` and ``\n`` become ``\n``.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ BLOCK = 1 << 16
 
 
 def read_documents(file: Path, checkpoint: Checkpoint, progress: Progress) -> Iterator[str]:
-    """Read a file's text in pieces, a step of progress for each `BLOCK` of it.
+    """Read a file's text in pieces, with a step of progress for each `BLOCK`, except of parquet.
 
     Raises
     ------
     ValueError
-        One line that names the file, and the line or row, if it is not what its name says.
+        If the content does not fit the suffix; one line that names the file, and the line or row.
     OSError
         If it cannot be read.
     """
@@ -48,7 +48,7 @@ def read_documents(file: Path, checkpoint: Checkpoint, progress: Progress) -> It
 
 
 class _Records:
-    """Makes texts of records."""
+    """Reader of the texts of a file's records."""
 
     def __init__(self, file: Path, checkpoint: Checkpoint) -> None:
         self._file, self._checkpoint = file, checkpoint
@@ -58,7 +58,7 @@ class _Records:
         return ChatTemplate(self._checkpoint)
 
     def texts(self, records: Iterator[tuple[str, Any]]) -> Iterator[str]:
-        """Texts of records, each with where it stands; those of ``text`` end a line."""
+        """Texts of records with their locations; each ``text`` gets a line end."""
         for where, record in records:
             if isinstance(record, dict) and isinstance(text := record.get("text"), str):
                 yield f"{text}\n"
@@ -108,7 +108,7 @@ def _rows(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def file_size(file: Path) -> int:
-    """Bytes of a file that can be read to its end, which pipes and devices need not have."""
+    """Bytes of a regular file; pipes and devices, which may have no end, are refused."""
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
@@ -126,7 +126,7 @@ def _read_plain(file: Path, progress: Progress) -> Iterator[str]:
             data = stream.read(BLOCK)
             if (nul := data.find(b"\0")) >= 0:
                 raise ValueError(f"{file}: expected UTF-8 text, got a zero at byte {begin + nul}")
-            held = len(decoder.getstate()[0])  # the beginning of a character, of the block before
+            held = len(decoder.getstate()[0])  # bytes of a character begun in the block before
             try:
                 text = decoder.decode(data, final=not data)
             except UnicodeDecodeError as error:

@@ -1,8 +1,8 @@
-"""Changes of what a model's head gets, by errors of each layer's outputs.
+"""Changes of the inputs of a model's head due to errors of each layer's outputs.
 
-Losses of layers do not compare: an error of one passes the norms and layers behind it as it is, and that of
-another hardly. So each layer is rounded once, roughly, and a few tokens run through the model with that
-layer alone in its rounded form, beside those of the original.
+Losses of different layers are not comparable: later norms and layers pass the error of one unchanged and
+almost remove that of another. So each layer is coarsely rounded once, and a few tokens run through the
+model with only that layer rounded, beside the original.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from numbacalib.ops.matrix import copied, joined_rows, to_host
 from numbacalib.quantizer.text import evenly_spaced
 
 SEQUENCES, LENGTH = 2, 128
-"""Of the text, the tokens that run through every model."""
+"""Sequences of the text, and tokens of each, that run through every model."""
 ROUGH_BITS = 3
-"""Bits of a rounded layer: the change stands out of the rounding of 16-bit activations, and is small."""
+"""Bits of a rounded layer: the change is small, yet above the rounding of 16-bit activations."""
 
 
 class Effects:
-    """Residual streams of a few tokens: of the original, and of it with one layer rounded, for every layer.
+    """Residual streams of a few tokens: of the original, and for each layer of it with that layer rounded.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class Effects:
         group_size: int,
         symmetric: bool,
     ) -> None:
-        """Round layers of one input, of the block that the streams are before."""
+        """Round layers that share an input, in the block that the streams enter next."""
         grid: dict[str, Any] = {
             "bits": ROUGH_BITS,
             "group_size": group_size,
@@ -64,7 +64,7 @@ class Effects:
             self._rounded[name] = quantized.dequantize(block.dtype)
 
     def run(self, block: DecoderBlock) -> None:
-        """Run all streams through a block, and from here on one for each of its rounded layers."""
+        """Run all streams through a block, and start one for each of its rounded layers."""
         before = [stream for _, stream in self._changed]
         if self._rounded:
             streams = []
@@ -80,7 +80,7 @@ class Effects:
             block.forward(stream)
 
     def by_layer(self) -> dict[str, float]:
-        """Mean squared change of the head's inputs, over the loss of the layer that is behind it."""
+        """Mean squared change of the head's inputs, divided by the loss of the layer that caused it."""
         found = {}
         own = to_host(self._decoder.head_inputs(self._original)).astype(np.float64)
         for names, stream in self._changed:

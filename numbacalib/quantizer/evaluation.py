@@ -27,26 +27,26 @@ _LARGEST = math.log(np.finfo(np.float64).max)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Next-token prediction over a text, in nats a token."""
+    """Next-token prediction over a text, in nats per token."""
 
     loss: float
     """Mean negative log likelihood."""
     tokens: int
     """Tokens predicted."""
     loss_error: float | None = None
-    """Standard error of the loss over the sequences; None of one sequence."""
+    """Standard error of the loss over the sequences; None for one sequence."""
     kl: float | None = None
-    """Mean KL divergence of the predictions from another model's; None where there is none."""
+    """Mean KL divergence of the predictions from another model's; None without one."""
     kl_error: float | None = None
     """Standard error of `kl` over the sequences."""
     original_loss: float | None = None
     """The other model's loss."""
     excess_error: float | None = None
-    """Standard error of ``loss - original_loss`` over the sequences, which both models have read."""
+    """Standard error of ``loss - original_loss`` over the sequences, which are the same for both."""
 
     @property
     def perplexity(self) -> float:
-        """``exp(loss)``; infinity where that is beyond float64."""
+        """``exp(loss)``; infinity if it overflows float64."""
         return math.exp(self.loss) if self.loss < _LARGEST else math.inf
 
 
@@ -86,7 +86,7 @@ def evaluate(
     ValueError, TypeError, OSError
         If an input does not fit.
     FloatingPointError
-        If the embeddings, a block or the head give a NaN or an infinity: the first that does so.
+        If the embeddings, a block or the head give a NaN or an infinity; it names the first.
 
     Examples
     --------
@@ -126,7 +126,7 @@ class Subject(NamedTuple):
 def measure(
     tokens: NDArray[np.integer], subject: Subject, original: Subject | None = None
 ) -> Evaluation:
-    """Evaluate a model on tokens [S, T], and where there is an `original`, against it.
+    """Evaluate a model on tokens [S, T], and against an `original` if given.
 
     Raises
     ------
@@ -153,14 +153,14 @@ def measure_texts(
     sweeps = np.array_split(tokens, -(-tokens.size // SWEEP_TOKENS))
     blocks = sum(each.decoder.config.num_layers for each in subjects)
     sums = []
-    # What overflows is reported, by name and once.
+    # Overflows are reported below, by name and once.
     with Progress(len(sweeps) * blocks) as progress, np.errstate(all="ignore"):
         for sweep in sweeps:
             try:
                 sums.append(_sweep(subjects, sweep, progress))
                 for each in subjects:
                     each.checkpoint.check_unchanged()
-            except NotFiniteError as error:  # of the tensors read, too
+            except NotFiniteError as error:  # also of tensors as they are read
                 raise FloatingPointError(str(error)) from None
     predicted = tokens.shape[1] - 1
     ends = np.cumsum([len(text) for text in texts])[:-1]
@@ -169,7 +169,7 @@ def measure_texts(
 
 
 def _evaluation(figures: NDArray[np.float64], predicted: int) -> Evaluation:
-    """Return what means over the predictions of each sequence, [1 or 3, S], say of a text."""
+    """Evaluate a text from the means over the predictions of each sequence, [1 or 3, S]."""
     others: dict[str, float | None] = {}
     if len(figures) > 1:
         own, its, kl = figures
@@ -184,7 +184,7 @@ def _evaluation(figures: NDArray[np.float64], predicted: int) -> Evaluation:
 
 
 def _standard_error(sequences: NDArray[np.float64]) -> float | None:
-    """Standard error of a mean over sequences; None of one."""
+    """Standard error of a mean over sequences; None for one."""
     if len(sequences) < 2:
         return None
     return float(sequences.std(ddof=1) / math.sqrt(len(sequences)))
@@ -193,7 +193,7 @@ def _standard_error(sequences: NDArray[np.float64]) -> float | None:
 def _sweep(
     subjects: Sequence[Subject], tokens: NDArray[np.integer], progress: Progress
 ) -> NDArray[np.float64]:
-    """Sums over each sequence, float64 [n, S]: each model's losses, and the KL where there are two."""
+    """Sums over each sequence, float64 [n, S]: each model's losses, and the KL of two models."""
     states, rows = [], []
     for each in subjects:
         hidden = _states(each, tokens, progress)

@@ -16,7 +16,7 @@ from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics import InputStatistics
 
 EXPERTS = ("routed", "all")
-"""Tokens that the statistics of an expert are of: those routed to it, or all of the layer."""
+"""Tokens of an expert's statistics: those routed to it, or all of the layer."""
 
 Group = list[tuple[Stage, ExpertInputs | InputStatistics | None]]
 
@@ -24,20 +24,20 @@ Group = list[tuple[Stage, ExpertInputs | InputStatistics | None]]
 def expert_groups(
     block: DecoderBlock, parts: Parts, everything: bool, most_bytes: int
 ) -> Iterator[Group]:
-    """Pass all tokens through a block's experts, in place, stopping where inputs of some are known.
+    """Pass all tokens through a block's experts, in place, pausing once inputs of some are known.
 
-    Yields, for a few experts at a time, the names of the layers that share an input and what is known of
-    it: first of their gates and ups, then of their last layers. These experts' weights are loaded
-    meanwhile, for the caller to replace; so what follows runs on quantized ones.
+    Yields, for a few experts at a time, the names of the layers that share an input and the statistics of
+    that input: first for their gates and ups, then for their last layers. Meanwhile these experts' weights
+    are loaded for the caller to replace, so that the pass continues with quantized ones.
 
     Parameters
     ----------
     block : DecoderBlock
-        With experts in the place of its MLP.
+        With experts in place of its MLP.
     parts : Parts of float32 arrays ``[..., hidden_size]``
         The residual stream.
     everything : bool
-        Let all tokens stand for those of each expert.
+        Use all tokens for each expert, not only those routed to it.
     most_bytes : int
         Of the weights and Hessians that are held together.
     """
@@ -60,7 +60,7 @@ def expert_groups(
 
 
 def groups_of_weights(block: DecoderBlock, most_bytes: int) -> Iterator[Group]:
-    """Yield the groups of `expert_groups` with nothing known of their inputs: no tokens pass."""
+    """Yield the groups of `expert_groups` without statistics of their inputs: no tokens pass."""
     experts = block.mlp
     assert isinstance(experts, Experts)
     hidden = block.linears[block.stages[0][0]].shape[1]
@@ -125,7 +125,7 @@ def _inputs(
 
 
 def _halves(rows: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """Cut matrices in two where half of their rows come before."""
+    """Cut a sequence of matrices in two at half of their rows."""
     left = sum(len(part) for part in rows) // 2
     first, second = [], []
     for part in rows:
@@ -141,7 +141,7 @@ def _halves(rows: Sequence[Any]) -> tuple[list[Any], list[Any]]:
 def _collected(
     block: DecoderBlock, stage: Stage, channels: int, rows: Iterable[Any]
 ) -> InputStatistics:
-    """Collect inputs; an error says which layer's they are."""
+    """Collect inputs; an error names their layer."""
     statistics, layer = InputStatistics(channels), f"{block.name}.{stage[0]}"
     for part in rows:
         try:

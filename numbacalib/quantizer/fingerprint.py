@@ -38,14 +38,14 @@ def write_fingerprint(
 
 
 def require_same_model(directory: Path, checkpoint: Checkpoint, decoder: Decoder) -> None:
-    """Compare a model with the one that statistics were collected from, the cheapest first.
+    """Compare a model with the one that statistics were collected from, cheapest checks first.
 
-    Only what the statistics depend on counts: neither the output head nor the tokenizer does.
+    Only inputs of the statistics count, so neither the output head nor the tokenizer is compared.
 
     Raises
     ------
     ValueError
-        If they differ, naming what does, or the directory says nothing of its model.
+        If they differ, naming the difference, or the directory has no fingerprint.
     """
     file = directory / FILE
     config, tensors = _read(file)
@@ -79,16 +79,16 @@ def _form(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the configuration as JSON gives it back."""
+    """Return the configuration as it is read back from JSON."""
     config: dict[str, Any] = json.loads(json.dumps(asdict(checkpoint.config)))
-    del config["tie_word_embeddings"]  # of the output head
+    del config["tie_word_embeddings"]  # concerns only the output head
     return config
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not file.is_file():
         raise ValueError(
-            f"{file.parent}: expected {file.name}, which says what model the statistics are of, found "
+            f"{file.parent}: expected {file.name}, which identifies the model of the statistics, found "
             "none: collect them again"
         )
     try:

@@ -1,4 +1,4 @@
-"""Identity of a run: everything that its output depends on, to tell whether another is the same."""
+"""Identity of a run: everything that its output depends on, to compare with another run's."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from numbacalib.quantizer.settings import Settings
 _PACKAGES = ("numba", "numpy", "scipy", "numba-cuda", "cupy-cuda13x")
 """Packages whose versions may change the last bit."""
 _MOST = 5
-"""Differences that a message names."""
+"""Most differences that a message names."""
 
 
 def identity_of(
     checkpoint: Checkpoint, place: Place, tokens: NDArray[np.integer] | None, **others: Any
 ) -> dict[str, Any]:
-    """Return what a run's output depends on, as JSON has it.
+    """Return everything that a run's output depends on, as JSON values.
 
-    The model's files are told by size and time of modification, as a run tells whether they change under
-    it: to read all weights before the first block would take longer than a GPU takes to quantize them.
-    The text is told by its tokens, so that its files may move.
+    The model's files are identified by size and modification time, as a run checks that they do not change:
+    reading all weights before the first block would take longer than a GPU takes to quantize them. The text
+    is identified by its tokens, so that its files may move.
 
     Parameters
     ----------
     checkpoint : Checkpoint
     place : Place
     tokens : integer array [S, T] or None
-        Of calibration.
+        Of the calibration text.
     **others
-        What else the output depends on, by names for messages.
+        Further dependencies, by the names that messages use.
     """
     root = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     text = None
@@ -58,17 +58,17 @@ def identity_of(
 
 
 def settings_as_json(settings: Settings) -> dict[str, Any]:
-    """Return settings by name, as JSON can have them."""
+    """Return settings by name, as JSON values."""
     return asdict(settings) | {"scale_dtype": np.dtype(settings.scale_dtype).name}
 
 
 def stamps_of(**paths: str | Path | None) -> dict[str, dict[str, list[int]] | None]:
-    """Sizes and times of modification of files, or of the files in directories, by the names of paths."""
+    """Sizes and modification times of files, or of the files in directories, by argument name."""
     return {name: None if path is None else _stamps(Path(path)) for name, path in paths.items()}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the first few differences of two identities, as errors name them."""
+    """Return the first few differences of two identities, worded for an error."""
     was, own = _flat(before), _flat(now)
     different = [
         f"{key} was {was.get(key, 'not there')}, is {own.get(key, 'not there')}"
@@ -81,7 +81,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Values of nested mappings by the names that lead to them."""
+    """Values of nested mappings by their joined keys."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{above} {key}".lstrip()

@@ -1,4 +1,4 @@
-"""Weights of quantization errors from a file, of either kind that there is."""
+"""Importance of weights, read from an imatrix file or a file of Fisher information."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def read_importance(
 ) -> dict[str, NDArray]:
     """Read the importance of layers' weights (extra `models`), by names without ``.weight``.
 
-    Each can be the `importance` of `numbacalib.methods.quantize_layer`.
+    Each can be passed as the `importance` of `numbacalib.methods.quantize_layer`.
 
     Parameters
     ----------
     path : str or Path
-        An importance file of llama.cpp in GGUF form: mean squares [K] of the input channels. Or what
-        `numbacalib.statistics.save_fisher` wrote: Fisher information [M, K].
+        An importance file of llama.cpp in GGUF form: mean squares [K] of the input channels. Or a file of
+        `numbacalib.statistics.save_fisher`: Fisher information [M, K].
     shapes : mapping of str to (int, int), optional
         M and K of the layers that must be there, with an importance [K] or [M, K] that fits.
     config : ModelConfig, optional
@@ -43,8 +43,8 @@ def read_importance(
     OSError
         If the file cannot be opened.
     ValueError
-        If the file is of neither kind or damaged, a layer is not there, or its importance has another
-        shape. The message is one line that names the file.
+        If the file is of neither kind or damaged, a layer is missing, or its importance has another shape.
+        The message is one line that names the file.
 
     Examples
     --------

@@ -30,7 +30,7 @@ from numbacalib.quantizer.text import evenly_spaced, read_sequences, read_split
 log = logging.getLogger("numbacalib")
 
 HELD_OUT_TOKENS = 1024
-"""Tokens of the calibration's text that the output is evaluated on by default: a few percent of a run."""
+"""Tokens of the calibration text held out for evaluation by default: a few percent of a run's time."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Inputs:
     importance: str | Path | None
 
     def reported(self) -> dict[str, Any]:
-        """Return what a report says of them beside the model."""
+        """Return the entries of a report, without the model."""
         one = {"statistics": self.statistics, "importance": self.importance}
         return {
             "text": [str(file) for file in self.text],
@@ -63,15 +63,15 @@ class Job:
     """Weights of the layers that are quantized, by name without ``.weight``."""
     grids: Mapping[str, LayerGrid]
     calibration: Calibration | None
-    """None is a method that needs no activations."""
+    """None for a method that needs no activations."""
     importance: Mapping[str, NDArray] | None
     tokens: int
-    """Tokens of calibration that run through the model; 0 where none do."""
+    """Calibration tokens that run through the model; 0 if none do."""
     held_out: NDArray[np.integer]
     """Sequences [S, T] that the output is evaluated on; none with S = 0."""
     identity: dict[str, Any]
     free_bytes: int | None
-    """Memory where the model runs that was free before the run took any; None where nobody knows."""
+    """Free memory where the model runs, before the run took any; None if unknown."""
 
 
 def on_grid(settings: Settings, grid: LayerGrid) -> LayerSettings:
@@ -93,13 +93,13 @@ def open_job(
     formats: Sequence[Format],
     place: Place,
 ) -> Job:
-    """Read all that a run starts from but the blocks, and check that it goes together."""
+    """Read all inputs of a run except the blocks, and check that they fit together."""
     if stored_format(checkpoint) is not None:
         raise ValueError(f"{inputs.model}: expected an unquantized checkpoint, got a quantized one")
     if checkpoint.config.mixture is not None:
         _check_experts(inputs, settings)
     if not inputs.text and inputs.statistics is None and _needs_text(inputs, settings):
-        raise ValueError("text: required, since this calibrates; --method rtn alone needs none")
+        raise ValueError("text: required for calibration; --method rtn alone needs none")
     if settings.lm_head and (inputs.statistics is not None or inputs.importance is not None):
         raise ValueError("lm_head: expected a text to calibrate it on, no statistics or importance")
     free_bytes = place.free_bytes()
@@ -124,7 +124,7 @@ def open_job(
         others = others[evenly_spaced(len(others), min(settings.samples, len(others)))]
     if settings.size is not None:
         if tokens is None:
-            raise ValueError("size: expected a text, whose inputs say what bits each layer needs")
+            raise ValueError("size: expected a text, since it shows how many bits each layer needs")
         inner = {name: info for name, info in weights.items() if not is_outer(name)}
         asked |= grids_within(decoder, tokens, settings, stored, inner, asked)
         grids = _grids(settings, stored, weights, asked)
@@ -154,7 +154,7 @@ def open_job(
 def _calibration(
     inputs: Inputs, settings: Settings, decoder: Decoder, layers: Collection[str]
 ) -> tuple[Calibration | None, NDArray[np.integer] | None, NDArray[np.integer]]:
-    """Open the calibration; return its tokens, too, and sequences that it leaves of its text."""
+    """Open the calibration; also return its tokens, and sequences of its text that it does not use."""
     checkpoint, length = decoder.checkpoint, settings.sequence_length
     none_left = np.empty((0, length), np.int32)
     if inputs.statistics is not None:
@@ -183,13 +183,13 @@ def _calibration(
 
 
 def _needs_text(inputs: Inputs, settings: Settings) -> bool:
-    """Return whether a run that has no statistics calibrates on a text."""
+    """Return whether a run without statistics calibrates on a text."""
     weighed = inputs.importance is not None
     return settings.calibrated(weighed) or settings.channel_scales != "none"
 
 
 def _check_experts(inputs: Inputs, settings: Settings) -> None:
-    """Refuse what is not there for a mixture of experts."""
+    """Refuse options that are not supported for a mixture of experts."""
     given = {"statistics": inputs.statistics, "importance": inputs.importance}
     for name, value in given.items():
         if value is not None:
@@ -206,14 +206,14 @@ def _grids(
     weights: Mapping[str, TensorInfo],
     asked: Mapping[str, LayerGrid],
 ) -> dict[str, LayerGrid]:
-    """Say how the model's linear layers are to be stored, and in the log what deviates."""
+    """Return the grids on which the model's linear layers are stored, and log deviations."""
     grids = common_grids(formats, weights, asked)
     for grid in dict.fromkeys(grids.values()):
         on_grid(settings, grid).check()
-    if any(form.own_grid for form in formats):  # nothing was asked for that could deviate
+    if any(form.own_grid for form in formats):  # no grid was requested that could deviate
         return grids
     if any(asked[name].symmetric != grid.symmetric for name, grid in grids.items()):
-        log.warning("experts are on the symmetric grid: runtimes read no zero points of theirs")
+        log.warning("experts are on the symmetric grid: runtimes read no zero points of experts")
     others: dict[tuple[int | None, int | None], set[int]] = {}
     for name, grid in grids.items():
         sizes = asked[name].group_size, grid.group_size
@@ -258,6 +258,8 @@ def _layer_shapes(
     for form in formats:
         others = {name for name in shapes if not form.holds(name)}
         if others:
-            log.warning("%s stores no codes of %d layers, %s", form.name, len(others), min(others))
+            log.warning(
+                "%s stores no codes of %d layers, such as %s", form.name, len(others), min(others)
+            )
         shapes = {name: shape for name, shape in shapes.items() if name not in others}
     return {name: shape for name, shape in shapes.items() if not settings.skips(name)}

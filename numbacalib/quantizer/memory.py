@@ -20,15 +20,15 @@ from numbacalib.statistics.inputs import DRIFT_TOKENS
 _COPIES = 4
 """Float32 copies of a stage's weights: as read, compensated, as codes, dequantized."""
 _IMPROVED = 3
-"""More of them while grids are refitted and codes chosen anew: errors, what stands for them, products."""
+"""Further copies while grids are refitted and codes re-chosen: errors, their stand-ins, products."""
 _SQUARES = 4
-"""Matrices [K, K] beside a stage's: its Hessian, damped and factored, couplings, one more for a search."""
+"""Matrices [K, K] of a stage: its Hessian, that damped and factored, couplings, one more for a search."""
 _WORK = 64 << 20
-"""Sums of parts of a product, and what libraries take."""
+"""Partial sums of products, and the memory of libraries."""
 _PASSING = 4
 """Parts of a residual stream that are on the device at once while it streams."""
 _MARGIN = 1.1
-"""Factor that a pool of memory takes for arrays of different sizes, as measured."""
+"""Measured overhead factor of a memory pool with arrays of different sizes."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Demand:
     place: Place
     settings: Settings
     layers: Collection[str]
-    """Full names, without ``.weight``, of those that are quantized."""
+    """Full names, without ``.weight``, of the quantized layers."""
     dtype: np.dtype
-    """In what the model's weights are stored."""
+    """Stored dtype of the model's weights."""
     calibrated: bool = True
 
     @classmethod
@@ -59,13 +59,13 @@ class Demand:
 
     @property
     def on_host(self) -> bool:
-        """True where the model runs on the host."""
+        """True if the model runs on the host."""
         return self.place.name == "cpu"
 
     def must_stream(self, tokens: int) -> bool:
-        """Return whether the residual stream of so many tokens has no room on a device, but would pass it.
+        """Return whether the residual stream of so many tokens exceeds a device, and streaming takes less.
 
-        Where there is room for neither, the run is refused: `numbacalib.quantizer.plan.require_memory`.
+        If there is no room for that either, `numbacalib.quantizer.plan.require_memory` refuses the run.
         """
         free = self.place.free_bytes()
         if self.on_host or free is None or self.working_bytes(tokens) <= free:
@@ -73,7 +73,7 @@ class Demand:
         return self.working_bytes(tokens, streamed=True) < self.working_bytes(tokens)
 
     def least_bytes(self, tokens: int) -> int:
-        """Bytes of `working_bytes` in whichever way takes less."""
+        """Lesser `working_bytes` of both ways, with a streamed residual stream or without."""
         ways = [False] if self.on_host else [False, True]
         return min(self.working_bytes(tokens, streamed=way) for way in ways)
 
@@ -86,12 +86,12 @@ class Demand:
         return int(most if self.on_host else _MARGIN * most + _WORK)
 
     def pinned_bytes(self, tokens: int) -> int:
-        """Bytes of the host that a residual stream takes: its own, or of one that passes a device."""
+        """Bytes of host memory of the residual streams, run there or streamed to a device."""
         return sum(self._passing(tokens)) * 4 * stream_size(self.config)
 
     @property
     def streams(self) -> int:
-        """Residual streams: the original model's beside, for a target that is propagated."""
+        """Number of residual streams: 2, with the original model's, for a propagated target."""
         return 2 if self.settings.target == "propagated" else 1
 
     def _passing(self, tokens: int) -> list[int]:
@@ -99,7 +99,7 @@ class Demand:
         return [tokens, min(tokens, PAIRED_TOKENS)][: self.streams]
 
     def _moments(self, tokens: int) -> int:
-        """Matrices [K, K] that are collected: the Hessian, and two moments with the original model."""
+        """Number of matrices [K, K] collected: the Hessian, and two moments with the original model."""
         if self.streams == 1:
             return 1
         # those of tokens that the original model does not see, and what they are merged into
@@ -113,7 +113,7 @@ class Demand:
         widest = max(channels for _, channels in shapes.values())
         together = min(tokens, place.batch_tokens)
         batch = size * together * self._numbers_of_a_token(index, widest)
-        if streams > 1:  # what they differ by, in a layer's inputs and in the stream itself
+        if streams > 1:  # their differences, in a layer's inputs and in the stream itself
             shown = min(together, DRIFT_TOKENS)
             batch += size * (shown * widest + together * stream_size(config))
         staying = sum(
@@ -134,7 +134,7 @@ class Demand:
         return weights + staying + max(gathering, solving, experts)
 
     def _staying_bytes(self, index: int, tokens: int, widest: int, streamed: bool) -> int:
-        """Bytes of a stream that stays on the device, and of what a sublayer holds of all its tokens."""
+        """Bytes of a stream that stays on the device, and of what a sublayer holds for all its tokens."""
         hidden, size = self.config.hidden_size, self.place.product_dtype(self.dtype).itemsize
         states = 0 if streamed else 4 * stream_size(self.config) * tokens
         held = 0 if streamed else self._held_bytes(index, tokens, widest, size)
@@ -143,15 +143,15 @@ class Demand:
         return states + held
 
     def _numbers_of_a_token(self, index: int, widest: int) -> int:
-        """Activations of a token that are there at once, in attention or in the MLP, beside their input."""
+        """Activations per token held at once, in attention or in the MLP, with their input."""
         hidden, shapes = self.config.hidden_size, linear_shapes(self.config, index)
         entering = sum(shapes[f"{kind}.weight"][0] for kind in stages(self.config, index)[0])
-        # normalized ones beside those before, and the contexts
+        # projections before and after their norms, and the contexts
         attention = 2 * entering + columns_by_role(self.config, index)["output"]
         return hidden + max(attention, 2 * widest + hidden)
 
     def _expert_bytes(self, mixture: Mixture, squares: int) -> int:
-        """Bytes of the experts that are there together, and of one that is quantized."""
+        """Bytes of the experts that are loaded together, and of quantizing one."""
         hidden, size = mixture.input_size(self.config.hidden_size), mixture.size
         each = expert_bytes(hidden, size)
         together = min(mixture.experts * each, max(each, self.place.held_bytes))
@@ -179,7 +179,7 @@ def expert_bytes(hidden: int, size: int) -> int:
 def stage_size(
     config: ModelConfig, index: int, stage: tuple[str, ...], layers: Collection[str]
 ) -> tuple[int, int]:
-    """Rows of all layers of a stage that are quantized, and their channels."""
+    """Total rows of a stage's quantized layers, and their channels."""
     shapes = linear_shapes(config, index) | expert_shapes(config, index)
     own = [shapes[f"{kind}.weight"] for kind in stage if f"model.layers.{index}.{kind}" in layers]
     return sum(rows for rows, _ in own), shapes[f"{stage[0]}.weight"][1]

@@ -50,9 +50,9 @@ def quantize_onnx(
 ) -> list[LayerReport]:
     """Quantize the products with constant weights of an ONNX model, for ONNX Runtime.
 
-    The model runs in ONNX Runtime on the calibration's samples; what each layer is fed is summed into its
-    statistics as it comes. Every layer sees the original model's inputs. A weight that several nodes share
-    is quantized once, from all that is multiplied by it.
+    The model runs in ONNX Runtime on the calibration samples; the inputs of each layer are accumulated into
+    its statistics. Every layer sees the original model's inputs. A weight that several nodes share is
+    quantized once, from the inputs of all these nodes.
 
     Parameters
     ----------
@@ -61,20 +61,20 @@ def quantize_onnx(
     output : path
         Absent, or an empty directory: it gets a file of the model's name. It appears when it is complete.
     calibration : path, optional
-        ``.npz``: an array for each input of the model by its name, samples along the first axis, of which
-        all are taken. Any other file is a text, for which a ``tokenizer.json`` lies beside the model: see
-        `numbacalib.quantizer.onnx_samples`. With round-to-nearest on full ranges none is needed.
+        ``.npz``: an array for each input of the model by its name, samples along the first axis, all of
+        which are used. Any other file is a text, which needs a ``tokenizer.json`` beside the model: see
+        `numbacalib.quantizer.onnx_samples`. Round-to-nearest on full ranges needs none.
     settings : Settings
-        Of those, `bits` are 2, 4 or 8, and `group_size` is 16 to 256, a block, which need not divide K.
-        `samples` and `sequence_length` are of a text.
+        `bits` must be 2, 4 or 8, and `group_size`, the block, 16 to 256; it need not divide K. `samples`
+        and `sequence_length` apply to a text.
     operator : str, default "MatMulNBits"
-        What computes with the weights: ONNX Runtime's "MatMulNBits", or ONNX's own "DequantizeLinear"
-        before the nodes that are there. Models that are too old for that are converted.
+        Operator that uses the weights: ONNX Runtime's "MatMulNBits", or ONNX's own "DequantizeLinear"
+        before the existing nodes. Models of too old an opset for that are converted.
     float_zeros : bool, default False
-        Store real zero points, at 2 and 4 bits, with MatMulNBits. Scales and zeros of little error are
-        searched for, and codes chosen on them.
+        Store real zero points, at 2 and 4 bits, with MatMulNBits. Scales and zeros are searched for a small
+        error, and codes chosen on them.
     clean : bool, default False
-        Remove what killed runs to the same output left beside it.
+        Remove leftovers of killed runs to the same output.
 
     Returns
     -------
@@ -90,7 +90,7 @@ def quantize_onnx(
     numpy.linalg.LinAlgError
         If a layer's damped Hessian is not positive definite.
     ProofError
-        If what is read back of the output is not what was chosen; it gets no name then.
+        If the output read back is not what was chosen. It is kept beside `output`, by a name that says so.
 
     Examples
     --------
@@ -119,7 +119,7 @@ def quantize_onnx(
             f"{model}: expected MatMul or Gemm nodes with a constant weight, found none"
         )
     for name, reason in graph.left.items():
-        log.warning("%s stays as it is: %s", name, reason)
+        log.warning("%s is not quantized: %s", name, reason)
     samples = None
     if settings.calibrated() or settings.channel_scales != "none":
         if calibration is None:
@@ -128,7 +128,7 @@ def quantize_onnx(
     elif calibration is not None:
         raise ValueError("calibration: expected None with round-to-nearest on full ranges")
     block = settings.group_size
-    assert block is not None  # the rules have no whole rows
+    assert block is not None  # RULES allow no whole rows
     with new_directory(output, clean=clean) as directory:
         saved = sum(_saved_bytes(each, settings, operator) for each in layers)
         require_space({directory: graph.stored_bytes() - saved})
@@ -158,7 +158,7 @@ def _saved_bytes(layer: GraphLayer, settings: Settings, operator: str) -> int:
     """Bytes by which a layer's tensors shrink."""
     rows, channels = layer.shape
     item, block = layer.dtype.itemsize, settings.group_size
-    assert block is not None  # the rules have no whole rows
+    assert block is not None  # RULES allow no whole rows
     sizes = layer.shape, settings.bits, block, settings.symmetric, item
     if operator == "DequantizeLinear":
         return rows * channels * item - dequantize_linear.stored_bytes(*sizes)
@@ -170,7 +170,7 @@ def _check(settings: Settings, operator: str) -> None:
     """Refuse settings that the format or the graph cannot hold."""
     if settings.find_grid is not None:
         if operator != "MatMulNBits" or settings.symmetric:
-            raise ValueError("float_zeros: expected False but with MatMulNBits on asymmetric grids")
+            raise ValueError("float_zeros: expected MatMulNBits on an asymmetric grid with it")
         if settings.bits not in REAL_BITS:
             raise ValueError(f"bits: expected 2 or 4 with float_zeros, got {settings.bits}")
     grid = LayerGrid(settings.bits, settings.group_size, settings.symmetric, np.dtype(np.float32))
@@ -227,7 +227,7 @@ def _digest(weight: QuantizedWeight, channels: int) -> bytes:
 
 
 def _prove(path: Path, chosen: Mapping[str, bytes]) -> None:
-    """Read the layers of a model that was just written, and compare them with what was chosen, to the bit.
+    """Read the layers of a model that was just written, and compare them bit for bit with those chosen.
 
     Raises
     ------
@@ -247,7 +247,7 @@ def _prove(path: Path, chosen: Mapping[str, bytes]) -> None:
 
 
 def _on_layer(settings: Settings, layer: GraphLayer) -> LayerSettings:
-    # scales of either sign where they are asked for: not all that run ONNX's own operators take them
+    # negative scales only on request: not all runtimes of ONNX's own operators accept them
     signed = bool(settings.full_range)
     return replace(settings, scale_dtype=RULES.scale_dtype(layer.dtype), full_range=signed)
 
@@ -259,10 +259,10 @@ def _channel_scales(
     settings: Settings,
     own: LayerSettings,
 ) -> NDArray[np.float32]:
-    """Scales of the input channels by AWQ, [K] filled up; a Mul node will divide by them."""
+    """Scales of the input channels by AWQ, padded [K]; a Mul node will divide by them."""
     magnitude = statistics.mean_abs if settings.awq_magnitude == "mean" else statistics.max_abs
     magnitude = magnitude.copy()
-    magnitude[channels:] = magnitude[:channels].mean()  # of no layer's, and so of no effect
+    magnitude[channels:] = magnitude[:channels].mean()  # padding, which has no effect
     found = awq_scales(
         weights,
         statistics.hessian,
@@ -277,7 +277,7 @@ def _channel_scales(
 
 
 def _filled(weight: NDArray[Any], block: int | None) -> NDArray[Any]:
-    """Return a weight [M, K] row by row, rows filled up with zeros to whole blocks."""
+    """Return a weight [M, K] in row-major order, padded with zeros to whole blocks."""
     rows, channels = weight.shape
     filled = np.zeros((rows, padded(channels, block or channels)), weight.dtype)
     filled[:, :channels] = weight

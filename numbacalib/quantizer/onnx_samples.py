@@ -1,8 +1,8 @@
-"""Inputs of an ONNX model's layers: samples run through ONNX Runtime, reduced as they come.
+"""Statistics of the inputs of an ONNX model's layers: samples run through ONNX Runtime batch by batch.
 
 Samples are arrays, or a text: its tokens, cut into sequences, between the special tokens that the tokenizer
-puts around each text. Of a model that reads text ``input_ids`` become these, ``attention_mask`` ones,
-``token_type_ids`` zeros, ``position_ids`` their numbers and ``past_key_values`` empty.
+puts around each text. A model that reads text gets these as ``input_ids``, with ``attention_mask`` ones,
+``token_type_ids`` zeros, ``position_ids`` 0, 1, ... and ``past_key_values`` empty.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
     from numbacalib.formats.onnx_graph import GraphLayer, OnnxGraph
 
 BATCH = 8
-"""Samples that run together, where the model does not say how many."""
+"""Samples per batch, if the model does not fix it."""
 HESSIAN_BYTES = 1 << 30
 """Bytes of Hessians that are collected in one pass over the samples."""
 
 
 class Samples:
-    """Samples by the names of a model's inputs, and what the model makes of them.
+    """Samples by the names of a model's inputs, and the layer inputs that the model computes from them.
 
     Parameters
     ----------
     graph : OnnxGraph
-        With layers.
+        With at least one layer.
     path : Path
-        ``.npz``: an array for each input of the model, samples along the first axis. Any other name is that
-        of a text.
+        ``.npz``: an array for each input of the model, samples along the first axis. Any other file is a
+        text.
     settings : Settings
-        Whose `samples` sequences of `sequence_length` are taken of a text.
+        Of which `samples` and `sequence_length` apply to a text.
 
     Raises
     ------
@@ -69,10 +69,9 @@ class Samples:
             )
 
     def statistics(self, block: int) -> Iterator[tuple[list[GraphLayer], InputStatistics]]:
-        """Yield layers that multiply the same tensors, with the statistics of these, filled up to blocks.
+        """Yield layers that multiply the same tensors, with the statistics of these, padded to blocks.
 
-        The samples run once for each `HESSIAN_BYTES`, and after a layer's statistics are yielded they are
-        not kept.
+        The samples run once for each `HESSIAN_BYTES` of statistics, which are dropped once yielded.
         """
         shared: dict[tuple[str, ...], list[GraphLayer]] = {}
         for layer in self._graph.layers:
@@ -93,7 +92,7 @@ class Samples:
         part: dict[tuple[str, ...], InputStatistics],
         shared: dict[tuple[str, ...], list[GraphLayer]],
     ) -> Iterator[tuple[list[GraphLayer], InputStatistics]]:
-        """Fill the statistics of some inputs in one pass, then hand them out and forget them."""
+        """Fill the statistics of some inputs in one pass, then yield and drop them."""
         names = tuple(dict.fromkeys(name for inputs in part for name in inputs))
         for tensors in self._run(names):
             for inputs, statistics in part.items():
@@ -107,7 +106,7 @@ class Samples:
             yield shared[inputs], part.pop(inputs)
 
     def _run(self, names: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
-        """Yield the tensors of these names, batch after batch; what is left at the end is dropped."""
+        """Yield the tensors of these names, batch after batch; an incomplete last batch is dropped."""
         session = self._session(names)
         for first in range(0, self._count - self._batch + 1, self._batch):
             batch = {
@@ -132,9 +131,9 @@ class Samples:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Name the model in what ONNX Runtime has to say, whose errors have no class of their own.
+        """Name the model in errors of ONNX Runtime, which have no class of their own.
 
-        Nothing but its calls stands inside.
+        Only its calls belong inside.
         """
         try:
             yield
@@ -145,7 +144,7 @@ class Samples:
 
 
 def _filled(tensor: NDArray[Any], channels: int) -> NDArray[Any]:
-    """Fill up the last axis with zeros."""
+    """Pad the last axis with zeros."""
     missing = channels - tensor.shape[-1]
     return np.pad(tensor, [(0, 0)] * (tensor.ndim - 1) + [(0, missing)]) if missing else tensor
 

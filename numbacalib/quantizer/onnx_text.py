@@ -1,4 +1,4 @@
-"""A text as samples of an ONNX model's inputs, by the tokenizer beside the model."""
+"""Samples of an ONNX model's inputs from a text, by the tokenizer beside the model."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def text_samples(
     Parameters
     ----------
     model : Path
-        Beside which ``tokenizer.json`` lies.
+        With ``tokenizer.json`` beside it.
     text : Path
         UTF-8.
     inputs : sequence of onnxruntime.NodeArg
         The model's.
     settings : Settings
-        Whose `samples` sequences of `sequence_length` are taken, evenly spaced; a length that the model
-        fixes goes before.
+        `samples` sequences of `sequence_length` are taken, evenly spaced; a length fixed by the model takes
+        precedence.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Layers outside of the blocks that are quantized, as asked for or by a format: head and embeddings."""
+"""Quantized layers outside of the blocks, on request or by a format: head and embeddings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HEAD, _EMBEDDINGS = (name.removesuffix(".weight") for name in (HEAD, EMBEDDINGS
 
 
 def head_of(checkpoint: Checkpoint) -> str:
-    """Name of the layer that a model's head is: its embeddings, where they are tied."""
+    """Name of the layer that serves as a model's head: the embeddings, if they are tied."""
     return _EMBEDDINGS if checkpoint.config.tie_word_embeddings else _HEAD
 
 

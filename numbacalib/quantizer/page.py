@@ -24,7 +24,7 @@ _HEADERS = {"plan": ("", "planned", "taken")}
 
 
 def read_report(run: str | Path) -> dict[str, Any]:
-    """Read all that a page shows of what ``--report`` wrote.
+    """Read the values that a page shows from the file of ``--report``.
 
     Parameters
     ----------
@@ -34,12 +34,12 @@ def read_report(run: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        As `numbacalib.quantizer.shown.shown` has it.
+        As from `numbacalib.quantizer.shown.shown`.
 
     Raises
     ------
     ValueError
-        If it is no such JSON.
+        If it is not such JSON.
     OSError
         If it cannot be read.
     """
@@ -104,7 +104,7 @@ def _table(name: str, rows: Sequence[Row]) -> str:
 
 
 def _text(row: Row) -> Any:
-    """Function that makes text of a row's values."""
+    """Function that formats a row's values."""
     if row.unit == BYTES:
         return in_units
     if row.unit == SECONDS:

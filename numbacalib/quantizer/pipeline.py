@@ -1,4 +1,4 @@
-"""The quantizer of whole models, one decoder block in memory at a time."""
+"""Quantizer of whole models, one decoder block in memory at a time."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def quantize(
 ) -> RunReport:
     """Quantize the linear layers of a model's decoder blocks and write a loadable checkpoint.
 
-    GPTQ runs block by block and layer by layer on the activations that the layers quantized before
-    produce; layers that share an input share its Hessian. Embeddings, norms, biases and the head are
-    copied as they are. `output` appears when it is complete.
+    GPTQ runs block by block and layer by layer, on activations from the layers already quantized; layers
+    that share an input share its Hessian. Embeddings, norms, biases and the head are copied unchanged by
+    default. `output` appears when it is complete.
 
     Parameters
     ----------
@@ -68,35 +68,35 @@ def quantize(
     text : sequence of paths
         Calibration text, UTF-8; round-to-nearest needs none.
     statistics : path, optional
-        What `numbacalib.quantizer.collect` left, instead of a text.
+        Directory of `numbacalib.quantizer.collect`, instead of a text.
     importance : path, optional
-        What `numbacalib.quantizer.read_importance` reads, for the ranges "weighted" instead of the
-        mean squares of the text.
+        File for `numbacalib.quantizer.read_importance`, which the ranges "weighted" use instead of the mean
+        squares of the text.
     settings : Settings, optional
         Or its attributes by name: ``quantize(model, output, text=[file], bits=3)``.
     formats : sequence of str, default ("compressed-tensors",)
-        Names of `numbacalib.formats.FORMATS`. Of several, which must have a grid in common, each gets a
-        directory of its name in `output`.
+        Names of `numbacalib.formats.FORMATS`. Several must have a grid in common; each gets a directory of
+        its name in `output`.
     device : str, default "auto"
         Where the model runs and its layers are quantized: see `numbacalib.models.open_place`.
     held_out : sequence of paths
-        Text to evaluate the output on before it takes its name. By default a few of the sequences that the
-        calibration leaves of its text.
+        Text to evaluate the output on before it appears. By default a few sequences of the calibration text
+        that are not calibrated on.
     max_kl : float, optional
-        The run fails where the output's predictions are further than this from the model's there: mean KL
-        divergence, nats a token.
+        Largest mean KL divergence, in nats per token, of the output's predictions from the model's on that
+        text; the run fails above it.
     clean : bool, default False
-        Begin anew where a killed run left finished blocks.
+        Start over, and remove the finished blocks of a killed run.
     work : path, optional
         A directory to keep finished blocks in until the output is complete; a hidden one beside the output
-        by default. A run that was killed goes on from there when it is started again.
+        by default. A killed run resumes from it when it is started again.
     planned : callable, optional
         Called with the `Plan` before the first block.
     progress : callable, optional
-        Called with what is being done, the steps done and the steps in all, instead of a bar on standard
+        Called with the current activity, the steps done and the total steps, instead of a bar on standard
         error.
     **options
-        Attributes of `Settings`, where no `settings` are given.
+        Attributes of `Settings`, instead of `settings`.
 
     Returns
     -------
@@ -108,14 +108,14 @@ def quantize(
         If an input does not fit, there is no room for the output, or the finished blocks of a killed run
         are of other inputs or settings; nothing has been written then.
     OSError
-        If the disk refuses later. Where the checkpoint was complete, it is kept, and the message names it.
+        If writing fails later. A checkpoint that was complete is kept, and the message names it.
     ModuleNotFoundError
         If a package of the extra `models` is missing.
     numbacalib.quantizer.ProofError
-        If what was written is not what it should be, or further from the model than `max_kl`. It is kept
-        beside the output, by a name that says so.
+        If the output read back is not as expected, or exceeds `max_kl`. It is kept beside `output`, by a
+        name that says so.
     numpy.linalg.LinAlgError
-        If a layer's damped Hessian is not positive definite, or too many were not at first.
+        If a layer's damped Hessian is not positive definite, or too many layers needed more damping.
 
     Examples
     --------
@@ -149,7 +149,7 @@ def quantize(
         kept_in = work_directory(output) if work is None else Path(work)
         with (
             open_work(kept_in, job.identity, anew=clean) as kept,
-            new_directory(output, clean=True) as directory,  # what is of worth is in the work
+            new_directory(output, clean=True) as directory,  # finished blocks are in `kept`
         ):
             paths = [directory / each.name if written[1:] else directory for each in written]
             writers = _writers(job, kept, paths, written)
@@ -200,9 +200,9 @@ def quantize(
 def _writers(
     job: Job, kept: Work, paths: Sequence[Path], formats: Sequence[Format]
 ) -> list[ModelWriter]:
-    """Return the writers of the output, once there is room for it and for what is kept meanwhile."""
+    """Return the writers of the output, after checking the room for it and for the kept blocks."""
     for path in paths:
-        path.mkdir(exist_ok=True)  # one for each format, where there are several
+        path.mkdir(exist_ok=True)  # one for each of several formats
     writers = [
         each.writer(path, job.checkpoint, job.grids)
         for each, path in zip(formats, paths, strict=True)
@@ -216,13 +216,13 @@ def _writers(
 
 
 def _quantize_blocks(job: Job, kept: Work, plan: Plan) -> None:
-    """Quantize the blocks, or raise a MemoryError once all that was held for them is free again."""
+    """Quantize the blocks; a MemoryError is raised only after their memory is free again."""
     try:
         later = sum(plan.seconds.values()) - plan.seconds["quantizing"]
         quantize_blocks(job, kept, plan.block_seconds, later)
         return
     except MemoryError as found:
-        error = found.with_traceback(None)  # whose frames hold arrays
+        error = found.with_traceback(None)  # the frames hold arrays
     raise out_of_memory(job, plan, error)
 
 
@@ -244,7 +244,7 @@ def _write_layers(
 ) -> tuple[list[LayerReport], Distributions]:
     """Pass all kept blocks to the writers.
 
-    Returns the layers' reports, with the bytes that each takes, and how weights and scales are distributed.
+    Returns the layers' reports, with their stored bytes, and the distributions of weights and scales.
     """
     reports, counted = [], Distributions()
     for block in kept.blocks():
@@ -261,7 +261,7 @@ def _write_layers(
 
 
 def _settings(settings: Settings | None, options: Mapping[str, Any]) -> Settings:
-    """Return the settings that were given, whole or by name."""
+    """Return the settings, given as a whole or by name."""
     if settings is None:
         return Settings(**options)
     if options:

@@ -1,8 +1,8 @@
-"""The plan of a run: what it will write, hold and take, known before its first block.
+"""Plan of a run: its output, memory and time, estimated before its first block.
 
-Sizes are those of the output and of arrays, by the model's shapes. Times are those of `Trial`: running the
-text takes time by the weights that its tokens meet, GPTQ by ``K^3 / 3 + M K^2`` of each stage, rounding by
-``M K``, beside what any stage takes.
+Sizes of the output and of arrays follow from the model's shapes. Times are extrapolated from `Trial`:
+running the text by the weights that its tokens meet, GPTQ by ``K^3 / 3 + M K^2`` of each stage, rounding by
+``M K``, with a constant per stage.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ from numbacalib.quantizer.trial import (
 )
 
 MOVED = 1e9
-"""Bytes a second at which an output is written and read back, once each."""
+"""Bytes per second at which an output is written and read back, once each."""
 _ALONE = 0.4
 """Time of a token in one model, as a share of its time in both with the moments of both."""
 LATER = 30_000_000
-"""Bytes of code that is loaded after the trial, and of memory that is not given back, as measured."""
+"""Bytes of code that is loaded after the trial, and of memory that is not freed, as measured."""
 _LONG = 1.0
-"""Seconds of compilation that leave much for the collector."""
+"""Seconds of compilation that leave much to the garbage collector."""
 _SCORES = 6
-"""Float64 tiles of logits while two models are compared."""
+"""Float64 tiles of logits held while two models are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Plan of a run: what it is expected to take."""
+    """Plan of a run: its expected sizes and times."""
 
     layers: int
-    """That are quantized."""
+    """Number of quantized layers."""
     widths: dict[int, int]
-    """Layers by their bits."""
+    """Number of layers by bits."""
     tokens: int
-    """Of calibration; 0 where no text runs through the model."""
+    """Of calibration; 0 if no text runs through the model."""
     bits_a_weight: float
     """Of the quantized layers, scales and zero points included."""
     output_bytes: int
@@ -66,14 +66,13 @@ class Plan:
     device_bytes: int
     """Of the device's memory; 0 on the host."""
     streamed_bytes: int = 0
-    """Of hidden states in pinned memory of the host, from where they pass through the device; 0 where they
-    stay there."""
+    """Of hidden states in pinned host memory, streamed through the device; 0 if they stay on the device."""
     compile_seconds: float
-    """Of kernels, which the trial has compiled."""
+    """Of kernels, already spent in the trial."""
     seconds: dict[str, float]
-    """By phase, as `RunReport.seconds` has them, of what is left to do."""
+    """Of the remaining work by phase, named as in `RunReport.seconds`."""
     block_seconds: list[float]
-    """Of each block that is left to do."""
+    """Of each remaining block."""
 
     def summary(self) -> str:
         """Return it in three lines."""
@@ -113,7 +112,7 @@ def make_plan(
     weights = sum(int(np.prod(info.shape)) for info in job.weights.values())
     trial, demand = try_out(job), demand_of(job)
     if trial.compiling > _LONG:
-        gc.collect()  # what compiles leaves cycles of frames, which may hold the trial's arrays
+        gc.collect()  # compilation leaves cycles of frames, which may hold the trial's arrays
     HOST.give_back()
     tokens = job.tokens
     blocks = job.decoder.config.num_layers
@@ -162,7 +161,7 @@ def make_plan(
 
 
 def _passed(job: Job, tokens: int) -> int:
-    """Tokens that would take as long if all of them passed both models, as the trial's do."""
+    """Tokens that take the same time if all pass both models, as the trial's do."""
     if job.settings.target != "propagated":
         return tokens
     paired = min(tokens, PAIRED_TOKENS)
@@ -170,12 +169,12 @@ def _passed(job: Job, tokens: int) -> int:
 
 
 def require_memory(job: Job, plan: Plan) -> None:
-    """Check that what a run will hold fits into the memory that is free where it runs.
+    """Check that a run fits into the free memory of host and device.
 
     Raises
     ------
     MemoryError
-        If it does not; one line with both numbers and what would fit.
+        If it does not; one line with both numbers and an option that would fit.
     """
 
     def lacking(demand: Demand, tokens: int) -> tuple[str, int, int] | None:
@@ -192,12 +191,12 @@ def require_memory(job: Job, plan: Plan) -> None:
 
 
 def out_of_memory(job: Job, plan: Plan, error: MemoryError) -> MemoryError:
-    """Return the error of a run that found less memory than its plan, once what it had is free again."""
+    """Return the error of a run that ran out of memory despite its plan, after freeing its own."""
     place = job.decoder.place
     place.give_back()
     free = place.free_bytes() or 0
     planned = plan.device_bytes or plan.peak_bytes
-    # what was too little for the plan is so for all that takes as much
+    # the plan did not fit, so a smaller run must take clearly less
     most = min(free, 3 * planned // 4)
 
     def fits(demand: Demand, tokens: int) -> bool:
@@ -212,7 +211,7 @@ def out_of_memory(job: Job, plan: Plan, error: MemoryError) -> MemoryError:
 
 
 def demand_of(job: Job) -> Demand:
-    """Return what decides how much memory a run takes."""
+    """Return the memory demand of a run."""
     calibrated = job.calibration is not None
     return Demand.of(job.decoder, job.settings, job.grids.keys(), calibrated=calibrated)
 
@@ -224,12 +223,12 @@ def _is_streamed(job: Job) -> bool:
 def _lacking(
     job: Job, demand: Demand, tokens: int, output_bytes: int
 ) -> tuple[str, int, int] | None:
-    """Name a place that has too little memory for a run, with the bytes that it needs and those free."""
+    """Return a place with too little memory for a run, with the bytes needed and free; None if none."""
     needs = {HOST: _host_bytes(job, demand, tokens, output_bytes)}
     if not demand.on_host:
         needs[demand.place] = demand.least_bytes(tokens)
     for where, needed in needs.items():
-        # what a run holds of a device already is part of what it needs there
+        # the memory that a run already holds on a device is part of its demand there
         free = where.free_bytes() if where is HOST else job.free_bytes
         if free is not None and needed > free:
             return where.name, needed, free
@@ -243,7 +242,7 @@ def _remedy(job: Job, fits: Callable[[Demand, int], bool]) -> str:
 
 
 def _smaller(job: Job) -> Iterator[tuple[str, tuple[Demand, int]]]:
-    """Runs that take less memory: the option that makes them, and their demand and tokens."""
+    """Runs that take less memory: the option for each, with its demand and tokens."""
     demand = demand_of(job)
     if job.settings.target == "propagated":
         settings = replace(job.settings, target="layerwise")
@@ -270,13 +269,13 @@ def _solving(job: Job, index: int, trial: Trial) -> float:
 
 
 def _scaling(job: Job, index: int, trial: Trial) -> float:
-    """Seconds of searching a block's channel scales, as if those of all stages were."""
+    """Seconds of searching a block's channel scales, counted for all stages."""
     found = stages(job.decoder.config, index)
     return trial.scaling * sum(search_work(job, index, stage) for stage in found)
 
 
 def _host_bytes(job: Job, demand: Demand, tokens: int, output_bytes: int) -> int:
-    """Bytes of the host's memory that a run on this many tokens takes beyond what it holds already."""
+    """Bytes of host memory that a run on this many tokens takes beyond its current memory."""
     largest = max(map(job.checkpoint.stored_bytes, job.checkpoint.names()))
     writing = min(output_bytes, SHARD_BYTES) + largest
     entries = min(VOCABULARY, job.decoder.config.vocab_size)
@@ -285,7 +284,7 @@ def _host_bytes(job: Job, demand: Demand, tokens: int, output_bytes: int) -> int
     blocks = range(job.decoder.config.num_layers)
     # codes of a block, and of the one before it, which is written meanwhile
     quantizing = 2 * max(block_weights(job, index) for index in blocks)
-    if demand.on_host:  # which holds the states of the text since they were made
+    if demand.on_host:  # which already holds the states of the text
         quantizing += demand.working_bytes(tokens) - demand.pinned_bytes(job.tokens)
     if _is_streamed(job):
         quantizing += demand.pinned_bytes(tokens)

@@ -1,4 +1,4 @@
-"""Checks before the first block of what is needed at the end of a run."""
+"""Checks before the first block of resources that the end of a run needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def statistics_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of what `collect` writes of a model: a Hessian and two vectors an input, and sums a layer."""
+    """Bytes that `collect` writes for a model: a Hessian and two vectors per input, and sums per layer."""
     total = 0
     for index in range(checkpoint.config.num_layers):
         for stage in stages(checkpoint.config, index):
@@ -33,12 +33,12 @@ def require_space(planned: Mapping[Path, int], options: Sequence[str] = ("--outp
     planned : mapping of Path to int
         Bytes by directory.
     options : sequence of str
-        Names of what says where each directory is.
+        Names of the options that set the directories.
 
     Raises
     ------
     OSError
-        If a file system has less than what goes there; one line with both numbers and what would fit.
+        If a file system has less; one line with both numbers and the option to change.
     """
     together: dict[int, int] = {}
     for (directory, size), option in zip(planned.items(), options, strict=True):
@@ -48,7 +48,7 @@ def require_space(planned: Mapping[Path, int], options: Sequence[str] = ("--outp
         if usage.total and usage.free < together[system]:  # network file systems may not know
             raise OSError(
                 f"{directory.parent}: expected room for {in_units(together[system])}, "
-                f"found {in_units(usage.free)} free: {option} on another file system would do"
+                f"found {in_units(usage.free)} free: {option} on another file system would fit"
             )
 
 
@@ -62,7 +62,7 @@ def in_units(number: float) -> str:
 
 
 def resident_memory() -> int:
-    """Bytes of the host's memory that the process holds now, where the system says so, else at most."""
+    """Bytes of host memory that the process holds now, or its peak where the system does not tell."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -71,6 +71,6 @@ def resident_memory() -> int:
 
 
 def peak_memory() -> int:
-    """Most bytes of the host's memory that the process has held so far."""
+    """Peak bytes of host memory of the process so far."""
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,7 +1,7 @@
-"""Progress of long work: what is being done, how fast it goes, how long it will take.
+"""Progress of long work: the current activity, its rate and the time left.
 
 Shown on standard error unless `numbacalib.terminal.reporting` says otherwise: on a terminal as a bar of
-tqdm, elsewhere (a log file, a pipe) as one line for each step that is worth one.
+tqdm, elsewhere (a log file, a pipe) as one line for each named step.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Progress:
     steps : int
         Steps in all.
     stream : text stream, optional
-        Standard error by default. One that is closed, full or gone loses the bar, not the work.
+        Standard error by default. If it is closed, full or gone, only the bar is lost, not the work.
     done : int, default 0
-        Steps that were done before and say nothing of the time that the others take.
+        Steps done before, which do not count in the time estimate.
     unit : str, default "step"
         Name of a step.
     planned : sequence of float, optional
-        Seconds that each of the other steps should take; equal ones by default.
+        Expected seconds of each remaining step; equal by default.
     later : float, default 0
-        Seconds that should follow the last step.
+        Expected seconds after the last step.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Progress:
             self._bar = _bar(steps, done, unit, self._stream, self._left)
 
     def show(self, what: str) -> None:
-        """Say what is being done now; silent where there is neither a terminal nor a callback."""
+        """Show the current activity; silent without a terminal or a callback."""
         self._what = what
         if self._callback is not None:
             self._callback(what, self._done, self._steps)
@@ -65,7 +65,7 @@ class Progress:
             self._bar.set_postfix_str(what)
 
     def step(self, what: str = "") -> None:
-        """Count one step as done; `what`, if given, is worth a line in a log file."""
+        """Count one step as done; `what`, if given, names it and gets a line in a log file."""
         self._done += 1
         self._left.step()
         if self._callback is not None:
@@ -90,16 +90,16 @@ class Progress:
 
 
 class TimeLeft:
-    """Seconds that are left of planned steps, by how long those took that are done.
+    """Estimate of the seconds left, from the planned steps and the time of those done.
 
     Parameters
     ----------
     planned : sequence of float
-        Seconds that each step should take; all 0 where nothing is known but that they are alike.
+        Expected seconds of each step; all 0 for equal steps of unknown time.
     later : float
-        Seconds that should follow.
+        Expected seconds after the last step.
     clock : callable
-        What returns the time in seconds.
+        Returns the time in seconds.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class TimeLeft:
         self._last = self._clock()
 
     def __call__(self) -> float | None:
-        """Return the seconds left; None where they are not known yet."""
+        """Return the seconds left; None if not known yet."""
         done, left = sum(self._planned[: self._done]), sum(self._planned[self._done :])
         if not done and not self._known:
             return None
@@ -130,12 +130,12 @@ class TimeLeft:
 
 
 def _bar(steps: int, done: int, unit: str, stream: GuardedStream, left: TimeLeft) -> Any:
-    """A bar that goes when it is closed."""
+    """Return a bar that disappears when it is closed."""
     with extra("models"):
         from tqdm import tqdm
 
     class Bar(tqdm):
-        """A bar with our time left."""
+        """Bar with the time left as planned."""
 
         @property
         def format_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The proof of a checkpoint: every tensor accounted for, what is stored read back, the loss computed."""
+"""Proof of a checkpoint: every tensor accounted for, stored values read back, the loss computed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from numbacalib.terminal import RejectedError
 
 
 class ProofError(RejectedError):
-    """A checkpoint is not what it should be."""
+    """Error of a checkpoint that differs from the expected one."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class Proof:
     """Findings about a checkpoint that was read back."""
 
     quantized: int
-    """Linear layers that are read as codes."""
+    """Number of linear layers read as codes."""
     copied: int
-    """Tensors that are the source's: to the bit, or where a format has one type for all, in value."""
+    """Number of tensors equal to the source's: to the bit, or in value if a format has one type for all."""
     changed: tuple[str, ...] = ()
-    """Tensors that are not, such as norms that took up channel scales."""
+    """Tensors that differ, such as norms that absorbed channel scales."""
     rounded: tuple[str, ...] = ()
-    """Tensors that the format rounds to the nearest on a grid, such as embeddings in GGUF."""
+    """Tensors that the format rounds to nearest on a grid, such as embeddings in GGUF."""
     dropped: Mapping[str, str] = field(default_factory=dict)
     """Tensors of the source's files that are left out, and why."""
     evaluation: Evaluation | None = None
-    """Evaluation with the weights as read, against the original; None where there was no text."""
+    """Evaluation of the weights as read, against the original; None without a text."""
 
 
 def prove(
@@ -62,7 +62,7 @@ def prove(
     source : Checkpoint
         The original.
     kept : Work
-        All its blocks, as they were quantized.
+        All its quantized blocks.
     form : Format
         Of the checkpoint.
     path : Path
@@ -70,14 +70,14 @@ def prove(
     held_out : integer array [S, T]
         Sequences to evaluate on; none with S = 0.
     place : Place
-        Where to do that.
+        Where to evaluate.
     max_kl : float, optional
-        Largest mean KL to the original, in nats a token.
+        Largest mean KL to the original, in nats per token.
 
     Raises
     ------
     ProofError
-        Naming what differs.
+        Naming the tensor that differs.
     """
     try:
         written = open_checkpoint(_model_file(path))
@@ -85,7 +85,7 @@ def prove(
         chosen, changed = _compared_with_kept(kept, layers, path)
         found = _compared(written, layers, source, chosen, changed, form)
         if found.other:
-            raise ProofError(f"{path}: {found.other[0]}: not what was to be written")
+            raise ProofError(f"{path}: {found.other[0]}: other values than were to be written")
         known = {*source.names(), *(part for layer in layers for part in layers.tensors(layer))}
         if extra := [name for name in written.names() if name not in known]:
             raise ProofError(f"{path}: {extra[0]}: a tensor that the original does not have")
@@ -125,19 +125,19 @@ def verify(
     samples: int | None = None,
     device: str = "auto",
 ) -> Proof:
-    """Read all of a quantized checkpoint, whoever wrote it, and compare it with its original.
+    """Read a whole quantized checkpoint, written by any program, and compare it with its original.
 
     Parameters
     ----------
     checkpoint : path
         A directory in one of `numbacalib.formats.FORMATS`.
     against : path, optional
-        The original, or another quantized checkpoint, of which the weights count that it stands for.
-        Tensors that are neither quantized nor equal to it are told as changed.
+        The original, or another quantized checkpoint, which is dequantized for the comparison. Tensors that
+        are neither quantized nor equal to its own are reported as changed.
     text : sequence of paths
         To evaluate on, with `against` for the KL too.
     max_kl : float, optional
-        Largest mean KL to the original, in nats a token.
+        Largest mean KL to the original, in nats per token.
     sequence_length, samples, device
         As in `numbacalib.quantizer.evaluate`.
 
@@ -148,10 +148,10 @@ def verify(
     Raises
     ------
     ProofError
-        If a tensor of the original is missing or has another shape, a weight is not finite, or the KL is
-        larger than it may be.
+        If a tensor of the original is missing or has another shape, a weight is not finite, or the KL
+        exceeds `max_kl`.
     ValueError, TypeError, OSError
-        If an input does not fit, a damaged checkpoint among them.
+        If an input does not fit, such as a damaged checkpoint.
     FloatingPointError
         As `numbacalib.quantizer.evaluate`.
 
@@ -164,7 +164,7 @@ def verify(
     (14, ())
     """
     if max_kl is not None and not (against and text):
-        raise ValueError("max_kl: expected a text and what to verify against with it")
+        raise ValueError("max_kl: expected a text and a checkpoint to verify against with it")
     place = open_place(device)
     path = _model_file(Path(checkpoint))
     written = open_checkpoint(path)
@@ -203,9 +203,9 @@ def _compared(
     changed: Mapping[str, NDArray[Any]] | None = None,
     form: Format | None = None,
 ) -> _Comparison:
-    """Find every tensor of the original: `chosen` layers are known, `changed` are as they should be.
+    """Find every tensor of the original, except `chosen` layers, which are already compared.
 
-    `form` is that which was written, where that is known.
+    `changed` holds the expected values of changed tensors, `form` is the format that was written, if known.
     """
     names = set(written.names())
     left_out = {} if form is None else form.left_out(original)
@@ -240,12 +240,12 @@ def _compared(
 
 
 def _model_file(path: Path) -> Path:
-    """Path by which an output is opened: the directory, or the GGUF file that is in it."""
+    """Path by which an output is opened: the directory, or the GGUF file in it."""
     return next(iter(path.glob("*.gguf")), path)
 
 
 def _gguf(checkpoint: Checkpoint) -> Format | None:
-    """Return one of GGUF's formats for such a file: all agree on what they leave out."""
+    """Return one of GGUF's formats for such a file: all leave out the same tensors."""
     return GGUF_FORMATS[0] if isinstance(checkpoint, GGUFCheckpoint) else None
 
 
@@ -257,7 +257,7 @@ def _stored_layers(checkpoint: Checkpoint) -> StoredLayers:
 
 
 def _same(found: StoredTensor, expected: StoredTensor) -> bool:
-    """Return whether a tensor is another to the bit, or its values in a type that holds them all."""
+    """Return whether two tensors are equal: bit for bit, or in value if their types differ."""
     if found.shape != expected.shape:
         return False
     if found.dtype_name == expected.dtype_name:

@@ -29,7 +29,7 @@ from numbacalib.runtime.notices import notices
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 WORST = 5
-"""Layers that a summary names."""
+"""Most layers that a summary names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class RunReport:
     version: str
     model: str
     revision: str | None
-    """Commit of a model of the Hugging Face hub."""
+    """Commit of a model from the Hugging Face hub."""
     output: str
     device: str
     formats: list[str]
@@ -60,14 +60,14 @@ class RunReport:
     begins: dict[str, float]
     """Seconds from the start at which phases began."""
     peak_bytes: int
-    """Most memory of the host that the process has held."""
+    """Peak host memory of the process."""
     device_bytes: int
-    """Most memory of the device that the process has taken; 0 on the host."""
+    """Peak device memory of the process; 0 on the host."""
     weights: Histogram
-    """Of a sample of the quantized weights, over the root mean square of their layer's."""
+    """Of a sample of the quantized weights, divided by the root mean square of their layer's sample."""
     scales: Histogram
     plan: Plan
-    """Plan of the run, with what all of this was expected to be."""
+    """Plan of the run, with the expected sizes and times."""
     proofs: list[Proof]
     """Of the output in each format."""
     warnings: list[str]
@@ -80,7 +80,7 @@ class RunReport:
 
     @property
     def planned_seconds(self) -> float:
-        """Seconds of the phases that the plan is about."""
+        """Seconds taken by the phases of the plan."""
         return sum(self.seconds[name] for name in self.plan.seconds)
 
     def as_json(self) -> str:
@@ -94,12 +94,12 @@ class RunReport:
         Raises
         ------
         OSError
-            If the disk refuses.
+            If writing fails.
         """
         Path(path).write_text(self.as_json(), encoding="utf-8")
 
     def summary(self) -> str:
-        """Return what fits a terminal: sizes, time, the worst layers, the loss."""
+        """Return a summary for a terminal: sizes, time, the worst layers, the loss."""
         lines = [
             f"{self.bits_a_weight:.2f} bits a weight in {len(self.layers)} layers; "
             f"{self.original_bytes / 1e6:.1f} MB before, {self.output_bytes / 1e6:.1f} MB after; "
@@ -121,12 +121,12 @@ def _memory(host: int, device: int) -> str:
 
 
 def save_layers(path: str | Path, layers: Sequence[LayerReport]) -> None:
-    """Write the reports of layers alone as JSON, as `RunReport` has them.
+    """Write the reports of layers alone as JSON, in the form of `RunReport`.
 
     Raises
     ------
     OSError
-        If the disk refuses.
+        If writing fails.
     """
     found = {"layers": [asdict(layer) for layer in layers]}
     Path(path).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -186,7 +186,7 @@ class Clock:
 
 @contextmanager
 def recorded_warnings() -> Iterator[list[str]]:
-    """Note the warnings of the package's log inside the ``with`` statement, `notices` apart."""
+    """Record the warnings of the package's log inside the ``with`` statement, except `notices`."""
     found: list[str] = []
 
     class Notes(logging.Handler):
@@ -208,7 +208,7 @@ def write_config(path: Path, options: Mapping[str, Any]) -> None:
     Raises
     ------
     OSError
-        If the disk refuses.
+        If writing fails.
     """
     lines = [
         f"{name} = {_toml(value)}\n" for name, value in options.items() if value not in (None, [])
@@ -217,7 +217,7 @@ def write_config(path: Path, options: Mapping[str, Any]) -> None:
 
 
 def _toml(value: Any) -> str:
-    """A value of TOML; its strings, lists, numbers and truth values are those of JSON, non-ASCII as is."""
+    """Format a value for TOML, whose strings, lists, numbers and booleans are JSON's; non-ASCII stays."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -238,9 +238,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def layer_table(reports: Sequence[LayerReport]) -> str:
-    """Table of the layers of a run: loss against round-to-nearest, and what may have gone wrong.
+    """Table of the layers of a run: loss against round-to-nearest, and diagnostics.
 
-    The experts of a block have one row for each of their layers, with a second table of how many tokens
+    The experts of a block share a row for each of their layers, with a second table of the tokens that
     reached them.
     """
     experts: dict[str, list[LayerReport]] = {}

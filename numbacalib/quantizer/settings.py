@@ -23,12 +23,12 @@ CHOICES = {
     "awq_magnitude": MAGNITUDES,
     "experts": EXPERTS,
 }
-"""Values of the settings that have a few, by their names."""
+"""Allowed values of settings with a fixed choice, by name."""
 
 PAIRED_TOKENS = 1 << 15
-"""Tokens that also run through the original model, where the target asks for it: as many as the command
-takes by default. They have to tell a layer's channels apart, and what they leave open moves the
-target by its strength alone."""
+"""Most tokens that also run through the original model for a propagated target: as many as the command
+takes by default. They need only determine a layer's channels; an error in directions that they do not
+determine enters the target scaled by `target_strength`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,35 +36,35 @@ class Settings(LayerSettings):
     """Settings of a model's quantization; each layer's `scale_dtype` is the model's own."""
 
     ranges: str = "auto"
-    """Ranges as in `LayerSettings`, or "auto": "weighted" with gptq, where most models that were measured
-    lose less with it, and "full" with rtn, which then needs no text."""
+    """Ranges as in `LayerSettings`, or "auto": "weighted" with gptq, with which most measured models lose
+    less, and "full" with rtn, which then needs no text."""
     target: str = "auto"
-    """Target as in `LayerSettings`, or "auto": "propagated" where gptq runs over a text and the model has
-    no experts, and "layerwise" elsewhere."""
+    """Target as in `LayerSettings`, or "auto": "propagated" if gptq runs over a text and the model has no
+    experts, otherwise "layerwise"."""
     full_range: bool | None = None
     refit: bool | None = None
     passes: int | None = None
     shrinkage: float | None = 0.1
-    """Share as in `LayerSettings`: with a tenth models are nearer to the original on texts of other kinds
-    than the calibration's, and on its own kind as near."""
+    """Share as in `LayerSettings`: a tenth brings models closer to the original on kinds of text other than
+    the calibration's, and as close on its own kind."""
     act_order: str = "desc"
-    """Order of the columns; perplexities are lower with this one than with the order as it comes."""
+    """Order of the columns; "desc" gives lower perplexity than the stored order."""
     static_groups: bool = True
     channel_scales: str = "none"
-    """Scale input channels first, and fold that into what produces them: "none" or "awq"."""
+    """Scaling of input channels first, folded into their producers: "none" or "awq"."""
     awq_magnitude: str = "mean"
     """Magnitude that the scales are powers of: "mean" or "max" of a channel's absolute inputs."""
     awq_weight_term: bool = False
     """True to let the scales also fall with the channel's weights: see `awq_scales`."""
     experts: str = "routed"
-    """Tokens that the statistics of an expert are of: those "routed" to it, or "all" of the layer."""
+    """Tokens of an expert's statistics: those "routed" to it, or "all" of the layer."""
     skip: tuple[str, ...] = ()
-    """Patterns of layers' names, as shells have them, whose layers stay as they are."""
+    """Shell-style patterns of the names of layers that stay unquantized."""
     layer_bits: Mapping[str, int] = field(default_factory=dict)
-    """Bits of the layers whose names a pattern fits, instead of `bits`; the last that fits counts."""
+    """Bits of layers by patterns of their names, instead of `bits`; the last matching pattern counts."""
     size: float | None = None
-    """Bits a weight that the blocks' layers may take in all, scales included: bits and group size of each
-    are chosen for it, instead of `bits` and `group_size`."""
+    """Bits per weight that all layers of blocks may take together, scales included: bits and group size of
+    each are chosen for it, instead of `bits` and `group_size`."""
     lm_head: bool = False
     """True to quantize the head too, where the format stores it: a tied one with the embeddings."""
     embeddings: bool = False
@@ -73,7 +73,7 @@ class Settings(LayerSettings):
     """Calibration sequences, evenly spaced over the text."""
     sequence_length: int = 512
     max_fallbacks: float = 0.1
-    """Share of the layers that may need more damping than was asked for before the run fails."""
+    """Share of the layers that may need more damping than `percdamp` before the run fails."""
 
     def __post_init__(self) -> None:
         if self.ranges == "auto":
@@ -84,7 +84,7 @@ class Settings(LayerSettings):
         LayerSettings.check(replace(self, target="layerwise") if self.target == "auto" else self)
 
     def settled(self, *, text: bool, experts: bool) -> Settings:
-        """Return the settings of a run over a `text` or without one, with the target that it has."""
+        """Return the settings with a target of "auto" resolved, for a run with or without a `text`."""
         if self.target != "auto":
             return self
         propagated = text and not experts and self.method == "gptq"
@@ -92,13 +92,13 @@ class Settings(LayerSettings):
 
     @property
     def grid_options(self) -> list[str]:
-        """Names of the attributes that ask for another grid than by default."""
+        """Names of the attributes that set another grid than the default."""
         names = ("bits", "group_size", "symmetric")
         found = [name for name in names if getattr(self, name) != DEFAULTS[name]]
         return found + (["layer_bits"] if self.layer_bits else [])
 
     def skips(self, layer: str) -> bool:
-        """Return whether a layer stays as it is."""
+        """Return whether a layer stays unquantized."""
         return any(fnmatchcase(layer, pattern) for pattern in self.skip)
 
     def bits_of(self, layer: str) -> int:
@@ -130,7 +130,7 @@ DEFAULTS = {each.name: each.default for each in fields(Settings)}
 
 
 def check(settings: Settings, importance: str | Path | None) -> None:
-    """Check what does not depend on a layer, before anything is read."""
+    """Check the settings that do not depend on a layer, before anything is read."""
     settings.check()
     if settings.method == "kmeans":
         raise ValueError("method: expected gptq or rtn, since the file format has no codebooks")
@@ -161,6 +161,6 @@ def check(settings: Settings, importance: str | Path | None) -> None:
 
 
 def check_sequences(samples: int, sequence_length: int) -> None:
-    """Check how many sequences of a text are taken, and of how many tokens."""
+    """Check the number of sequences taken of a text, and their number of tokens."""
     checks.integer("samples", samples, 1, 1 << 31)
     checks.integer("sequence_length", sequence_length, 2, 1 << 31)

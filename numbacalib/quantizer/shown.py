@@ -1,7 +1,6 @@
 """Values that the page of a run shows, from the JSON that ``--report`` writes.
 
-Tables are rows of a name, one value or two (planned and taken) and a unit; charts are the arrays that are
-drawn.
+Tables are rows of a name, one value or two (planned and taken) and a unit; charts are the arrays to draw.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def _sizes(report: Mapping[str, Any]) -> list[Row]:
 
 
 def _losses(report: Mapping[str, Any]) -> list[Row]:
-    """Return the findings on the held-out text; none where there was none."""
+    """Return the findings on the held-out text; none without one."""
     evaluation = report["proofs"][0]["evaluation"]
     if evaluation is None:
         return []
@@ -84,7 +83,7 @@ def _plan(report: Mapping[str, Any]) -> list[Row]:
 
 
 def _layers(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Losses over those of rounding to the nearest, by kind and block; of experts the median."""
+    """Losses divided by those of round-to-nearest, by kind and block; the median for experts."""
     ratios: dict[tuple[str, int], list[float]] = {}
     for layer in layers:
         if layer["loss"] is not None and layer["rtn_loss"] and ".layers." in layer["name"]:
@@ -100,7 +99,7 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _experts(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Tokens that the experts of each block were calibrated on; nothing where there are none."""
+    """Tokens that the experts of each block were calibrated on; empty without experts."""
     tokens: dict[int, dict[int, int]] = {}
     for layer in layers:
         numbers = [part for part in layer["name"].split(".")[3:] if part.isdecimal()]

@@ -1,4 +1,4 @@
-"""A text's pass through a block that stops at each stage, where the inputs of its layers are known."""
+"""Pass of a text through a block that pauses at each stage, once the inputs of its layers are known."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def run_stages(
     parts: Parts,
     original: tuple[DecoderBlock, Parts] | None = None,
 ) -> Iterator[tuple[Stage, InputStatistics]]:
-    """Pass all sequences through a block, in place, stopping where a stage's inputs are known.
+    """Pass all sequences through a block, in place, pausing once a stage's inputs are known.
 
-    Experts are left out, with what they give to the residual stream: see `expert_groups`.
+    Experts are left out, with their outputs to the residual stream: see `expert_groups`.
 
-    Yields the names of the layers that share an input, and that input's statistics; the caller
-    replaces the layers' weights before it goes on, so that what follows runs on quantized ones. The
-    attention's result is held for all tokens, and the MLP's wide activations where they are small; else
-    they are computed twice, as all are where the residual stream itself is in no device's memory.
+    Yields the names of the layers that share an input, and that input's statistics; the caller replaces the
+    layers' weights before it continues, so that later stages run on quantized ones. Attention's result is
+    held for all tokens, and the MLP's wide activations if they are small; otherwise they are computed
+    twice, as all are if the residual stream itself does not stay on the device.
 
-    `original` is a block whose weights nobody replaces, and hidden states of its own, which may be of the
-    first parts alone: it does the same beside, and the statistics of those parts are of both.
+    `original` is a block with unchanged weights and its own hidden states, of all parts or only the first:
+    it runs along, and the statistics of those parts cover both.
     """
     streams = [_Stream(block, decoder, parts)]
     if original is not None:
@@ -61,12 +61,12 @@ def run_stages(
 
 
 class _Stream:
-    """A block's pass over all sequences, part by part: `entries` and `exits` yield stages' inputs."""
+    """Pass of a block over all sequences, part by part: `entries`, `middles` and `exits` yield inputs."""
 
     def __init__(self, block: DecoderBlock, decoder: Decoder, parts: Parts) -> None:
         self.block = block
         self.parts = parts
-        self._inputs: Parts | None = None  # of the MLP beside attention
+        self._inputs: Parts | None = None  # of an MLP parallel to attention
         self._inner: list[Any] = []
         self._held_bytes = decoder.place.held_bytes
         self.decoder = decoder
@@ -89,7 +89,7 @@ class _Stream:
             if self._holds(half):
                 self._inner.append(inner)
             yield half.exits(inner)
-            del x, inner  # which the next part's take the place of
+            del x, inner  # frees them before the next part's are computed
 
     def finish(self, number: int) -> None:
         """Add a sublayer's output to the residual stream."""
@@ -99,7 +99,7 @@ class _Stream:
         beside = self.block.parallel and half is self.block.attention
         held = self.parts.others() if beside else None
         layer = f"{self.block.name}.{half.exit_stages[-1][0]}"
-        ranges = []  # a device goes on meanwhile
+        ranges = []  # checked at the end, so that a device does not wait
         for part in self.parts.changed():
             if held is not None:
                 held.append(self.block.mlp.input(part))
@@ -108,14 +108,14 @@ class _Stream:
             else:
                 inner = half.inner(half.input(part) if given is None else next(given))
             half.add_output(part, inner)
-            del inner  # which the next part's takes the place of
+            del inner  # frees it before the next part's is computed
             ranges.append(start_range_check(layer, part))
         for require in ranges:
             require()
         self._inputs = held
 
     def _given(self, half: Sublayer) -> Parts | None:
-        """Inputs that were taken before attention added to the residual stream, where they were."""
+        """Inputs taken before attention added to the residual stream, for an MLP parallel to it."""
         return self._inputs if half is self.block.mlp else None
 
     def _sublayer_inputs(self, half: Sublayer) -> Iterator[Any]:
@@ -135,7 +135,7 @@ def require_range(layer: str, hidden: Any) -> None:
 
 
 def start_range_check(layer: str, hidden: Any) -> Callable[[], None]:
-    """Start what `require_range` does, and return what waits for it and raises."""
+    """Start the check of `require_range`; return a function that waits for it and raises its error."""
     largest = magnitude_max(rows_of(hidden), np.dtype(np.float32))
 
     def require() -> None:
@@ -155,9 +155,9 @@ def _gathered(
     inputs: Callable[[_Stream], Iterator[list[Any]]],
     residual_factor: float | None,
 ) -> Iterator[tuple[Stage, InputStatistics]]:
-    """Collect the inputs of stages that run together, and those of the original stream where there is one.
+    """Collect the inputs of stages that run together, with those of the original stream if there is one.
 
-    Where that has fewer parts, the statistics of these are merged with those of the others.
+    If that has fewer parts, their statistics are merged with those of the remaining parts.
     """
     block = streams[0].block
     widths = [block.linears[stage[0]].shape[1] for stage in group]
@@ -175,7 +175,7 @@ def _gathered(
             del companions
         del residual
         for each in (given, original or []):
-            each.clear()  # the loop keeps it beside the next part's, and beside the work on the layers
+            each.clear()  # the loop variables would hold it beside the next part's, and after the loop
     _require(waiting)
     for stage, both, rest in zip(group, paired, alone, strict=True):
         found = both.merge(rest) if both.tokens and rest.tokens else both if both.tokens else rest
@@ -188,9 +188,9 @@ def _inputs(
     inputs: Callable[[_Stream], Iterator[list[Any]]],
     residual_factor: float | None,
 ) -> Iterator[tuple[list[Any], list[Any] | None, Any]]:
-    """Yield the stages' inputs of each part, the original ones, and what that residual stream has more.
+    """Yield the stages' inputs of each part, the original's, and the difference of its residual stream.
 
-    The latter two are None for parts that the original stream has not, the last also between halves.
+    The latter two are None for parts that the original stream lacks, the last also except at exits.
     """
     own, *others = streams
     if not others:

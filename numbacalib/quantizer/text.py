@@ -20,9 +20,9 @@ log = logging.getLogger("numbacalib")
 def read_sequences(
     checkpoint: Checkpoint, files: Sequence[str | Path], length: int, samples: int | None = None
 ) -> NDArray[np.int32]:
-    """Tokenize text files and cut them into sequences, int32 [S, length]: all, or some, evenly spaced.
+    """Tokenize text files and cut them into sequences, int32 [S, length]: all, or `samples`, evenly spaced.
 
-    See `read_all_sequences` for the parameters, but `samples`, which says how many to take, and errors.
+    See `read_all_sequences` for the other parameters and errors.
     """
     sequences = read_all_sequences(checkpoint, files, length, samples)
     return sequences if samples is None else sequences[evenly_spaced(len(sequences), samples)]
@@ -31,7 +31,7 @@ def read_sequences(
 def read_split(
     checkpoint: Checkpoint, files: Sequence[str | Path], length: int, samples: int, held_out: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return what `read_sequences` does, and up to `held_out` of the remaining sequences.
+    """Return the result of `read_sequences`, and up to `held_out` of the remaining sequences.
 
     See `read_all_sequences` for the other parameters and errors.
     """
@@ -48,21 +48,21 @@ def read_all_sequences(
     r"""Tokenize text files and cut them into sequences, int32 [S, length].
 
     Each file is tokenized as one text; their tokens are joined and cut without overlap, and what is
-    left at the end is dropped. The special tokens that the tokenizer puts before a text stand before
-    every sequence, as part of its length. Those that it puts after a text stand nowhere: no sequence
+    left at the end is dropped. The special tokens that the tokenizer puts before a text are put before
+    every sequence, as part of its length. Those that it puts after a text are left out: no sequence
     ends where a text does.
 
-    `numbacalib.quantizer.documents` says what files may be.
+    `numbacalib.quantizer.documents` lists the file types.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-        Whose tokenizer is used. Sequences longer than its ``max_position_embeddings`` are a warning.
+        Whose tokenizer is used. Sequences longer than its ``max_position_embeddings`` cause a warning.
     files : sequence of paths
     length : int
         Tokens of a sequence, at least 2.
     samples : int, optional
-        How many sequences there must be.
+        Least number of sequences.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def read_all_sequences(
     if length > positions:
         log.warning(
             "sequence_length %d is longer than max_position_embeddings, %d, of %s: the model was not "
-            "made for such positions",
+            "trained for such positions",
             length,
             positions,
             checkpoint.path,
@@ -110,7 +110,7 @@ def read_all_sequences(
 def _cut(
     tokens: NDArray[np.int32], prefix: NDArray[np.int32], own: int, wanted: int
 ) -> NDArray[np.int32]:
-    """Sequences of `prefix` and `own` tokens of the text, all that there are, at least `wanted`."""
+    """All sequences of `prefix` and `own` tokens of the text, at least `wanted`."""
     available = len(tokens) // own
     if available < wanted:
         raise ValueError(

@@ -1,9 +1,9 @@
-"""Seconds that the parts of a run take on this machine, measured in its first ones.
+"""Seconds that the parts of a run take on this machine, measured at its start.
 
-Sequences of the text pass through the first block, and the layers of its smallest stage and of another are
-quantized: twice, since the first time may compile kernels. It is one sequence and the smallest stage,
-however long they take, and then as many sequences and as large a stage as `SECONDS` have room for. For the
-proof a sequence passes through it without statistics, and scores are compared.
+Sequences of the text pass through the first block, and the layers of its smallest stage and of a larger one
+are quantized; each twice, since the first time may compile kernels. First come one sequence and the
+smallest stage, whatever they take, then as many sequences and as large a stage as fit into `SECONDS`. For
+the proof, a sequence passes through the block without statistics, and scores are compared.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class Trial(NamedTuple):
     """Seconds that parts of a run take."""
 
     reading: float
-    """A weight, as it is read to run."""
+    """Of reading a weight to run it."""
     batch: float
-    """Tokens of a batch through a block, with the statistics of the inputs, however many they are."""
+    """Of a batch through a block, with the statistics of the inputs, whatever its tokens."""
     calibrating: float
-    """A token through a weight, beside that."""
+    """Of a token through a weight, on top of that."""
     forward: float
-    """A token through a weight, alone."""
+    """Of a token through a weight, without statistics."""
     score: float
-    """A score of a token, in the losses of both models and their divergence."""
+    """Of a score of a token, in the losses of both models and their divergence."""
     stage: float
     """Of a stage, whatever its size."""
     work: float
@@ -59,14 +59,14 @@ class Trial(NamedTuple):
     scaling: float
     """Of a unit of `search_work`."""
     storing: float
-    """A weight's code, packed and unpacked."""
+    """Of packing and unpacking a weight's code."""
     compiling: float
-    """Of kernels, which are there now."""
+    """Of kernels, which are compiled now."""
 
 
 def try_out(job: Job) -> Trial:
     """Measure on the first block that is quantized."""
-    # the first with a layer not skipped
+    # the first block with a layer that is not skipped
     index = min(int(name.split(".")[2]) for name in job.grids if not is_outer(name))
     with reporting(silent), np.errstate(**SILENT):
         block, _, reading = _twice(lambda: job.decoder.block(index))
@@ -104,7 +104,7 @@ def block_weights(job: Job, index: int) -> int:
 
 
 def token_weights(job: Job, index: int) -> float:
-    """Weights of a block that a token meets, those of the experts that are chosen for it among them."""
+    """Weights of a block that a token meets, including those of the experts chosen for it."""
     config = job.decoder.config
     mixture = config.mixture_of(index)
     chosen = 0.0 if mixture is None else mixture.routing.experts / mixture.experts
@@ -153,9 +153,10 @@ def _search_scales(
 def _pass_text(
     calibration: TextCalibration, block: DecoderBlock
 ) -> tuple[Mapping[Stage, Any], tuple[float, float], float]:
-    """Statistics of some sequences by stage; seconds of a batch, and of a token beside; of compiling.
+    """Statistics of some sequences by stage; seconds per batch and per token of it; of compiling.
 
-    Statistics of all stages are held, and so half a batch at most, for no more memory than the run's.
+    Statistics of all stages are held at once, so half a batch at most runs, to take no more memory than the
+    run.
     """
     found, first, one = _twice(lambda: calibration.trial(block.copied(), 1))
     length, compiling = calibration.sequence_length, max(0.0, first - one)
@@ -169,7 +170,7 @@ def _pass_text(
 
 
 def _pass_through(job: Job, block: DecoderBlock) -> tuple[float, float]:
-    """Seconds a token, of a sequence as long as those of the proof, and of compiling."""
+    """Seconds per token, of a sequence as long as those of the proof, and of compiling."""
     shape = job.held_out[:1].shape
     hidden = job.decoder.embed(job.held_out[:1])
     _, first, again = _twice(lambda: to_host(block.forward(hidden)))
@@ -177,7 +178,7 @@ def _pass_through(job: Job, block: DecoderBlock) -> tuple[float, float]:
 
 
 def _compare_scores(decoder: Decoder) -> tuple[float, float]:
-    """Seconds a score, for the losses of both models and their divergence, and of compiling."""
+    """Seconds per score, for the losses of both models and their divergence, and of compiling."""
     place, entries = decoder.place, min(VOCABULARY, decoder.config.vocab_size)
     rows = min(ROWS * get_num_threads(), place.score_rows)
     scores, state = place.zeros((rows, entries)), place.zeros((3, rows))
@@ -197,7 +198,7 @@ def _compare_scores(decoder: Decoder) -> tuple[float, float]:
 def _quantize_stages(
     job: Job, index: int, block: DecoderBlock, statistics: Mapping[Stage, Any]
 ) -> tuple[float, float, float, float]:
-    """Seconds of a stored weight, of any stage, of a unit of work beside, and of compiling."""
+    """Seconds per stored weight, per stage, per unit of work in it, and of compiling."""
     works = {
         stage: stage_work(job, index, stage)
         for stage in sorted(block.stages, key=lambda stage: stage_work(job, index, stage))
@@ -212,7 +213,7 @@ def _quantize_stages(
         inputs = dict.fromkeys(kinds, statistics.get(stage))
         return _twice(lambda: quantize_group(job, block, inputs, settings))
 
-    if not works:  # experts alone, whose layers are like no stage's
+    if not works:  # only experts, which no stage here resembles
         return 0.0, 0.0, 0.0, 0.0
     small = next(iter(works))
     quantized, first, again = solve(small)
@@ -222,7 +223,7 @@ def _quantize_stages(
     overhead = 0.0
     if fitting:
         _, _, slower = solve(fitting[-1])
-        # noise may hide the difference of short ones, but never all that the larger one is slower by
+        # noise may hide a short difference, so at least a tenth of the larger stage's time counts
         slower_by = max(slower - again, slower / 10)
         rate = slower_by / (works[fitting[-1]] - works[small])
         overhead = max(0.0, again - rate * works[small])
@@ -231,7 +232,7 @@ def _quantize_stages(
 
 
 def storing(weight: QuantizedWeight) -> tuple[float, float]:
-    """Seconds to pack and unpack a code, and of compiling, also of what else the host does with layers."""
+    """Seconds to pack and unpack a code, and of compiling, including the host's other work on layers."""
     weight = weight.to_host()
     rows, channels = weight.codes.shape
     _, first, again = _twice(lambda: Distributions().add("", weight))
@@ -243,7 +244,7 @@ def storing(weight: QuantizedWeight) -> tuple[float, float]:
 
 
 def _twice(action: Callable[[], Any]) -> tuple[Any, float, float]:
-    """Do something twice; return its result, and how long each took."""
+    """Run `action` twice; return its result and the seconds of each run."""
     seconds = []
     for _ in range(2):
         result = None  # or both would be held

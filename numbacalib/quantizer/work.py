@@ -1,4 +1,4 @@
-"""Finished parts of a run, kept on disk until its output is complete: a killed run goes on from there.
+"""Finished parts of a run, kept on disk until its output is complete: a killed run resumes from them.
 
 A block is one file of codes, grids and reports. The hidden states after it are not kept: they are as
 large for a small model as for a deep one, and writing them after every block would cost most runs more
@@ -37,38 +37,38 @@ from numbacalib.runtime.alone import begin_alone
 log = logging.getLogger("numbacalib")
 
 IDENTITY = "run.json"
-"""Name of the file that says what run the work is of."""
+"""Name of the file that holds the identity of the run."""
 LOCK = "lock"
 QUEUED_BYTES = 64_000_000
 """Bytes of codes that may wait to be written while the run goes on: many narrow blocks, no wide one."""
 DESCRIPTION = "description"
-"""Name of the tensor that holds a block's JSON: one file is whole or not at all, two might not be."""
+"""Name of the tensor that holds a block's JSON: one file is written whole or not at all, two may not be."""
 
 _BLOCKS = "block-*.safetensors"
 _SAME_AGAIN = (ValueError, TypeError, FloatingPointError)
-"""Errors in which the same inputs and settings end every time."""
+"""Errors that the same inputs and settings raise every time."""
 
 
 @dataclass(frozen=True)
 class FinishedBlock:
-    """A decoder block as it was quantized; arrays are the host's."""
+    """Quantized decoder block; arrays are on the host."""
 
     layers: dict[str, QuantizedWeight]
     """By full name without ``.weight``."""
     reports: list[LayerReport]
     vectors: dict[str, NDArray[Any]]
-    """Norms and biases that took up channel scales, by full name."""
+    """Norms and biases that absorbed channel scales, by full name."""
     scales: dict[str, NDArray[Any]]
-    """Channel scales that were folded, by the first layer of the stage that they are of."""
+    """Folded channel scales, by the first layer of their stage."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its codes, which are most of it."""
+        """Bytes of its codes, which are most of its size."""
         return sum(weight.codes.nbytes for weight in self.layers.values())
 
 
 class Work:
-    """The finished blocks in a directory. Made by `open_work`.
+    """Finished blocks in a directory, opened by `open_work`.
 
     Attributes
     ----------
@@ -85,12 +85,12 @@ class Work:
         self._refused = False
 
     def save(self, index: int, block: FinishedBlock) -> None:
-        """Keep a block, which nobody changes after; it is written while the next ones are worked on.
+        """Keep a block, which must not change any more; it is written while the run continues.
 
         Raises
         ------
         OSError
-            If the disk refused one before it.
+            If writing an earlier block failed.
         """
         size = block.nbytes
         self._wait(QUEUED_BYTES - size)
@@ -102,7 +102,7 @@ class Work:
         Raises
         ------
         OSError
-            If the disk refuses.
+            If writing fails.
         """
         self._wait(-1)
 
@@ -116,7 +116,7 @@ class Work:
             written.result()
 
     def _write(self, index: int, block: FinishedBlock) -> None:
-        if self._refused:  # a block that follows one that is missing is of no use
+        if self._refused:  # a block after a missing one does not help
             return
         try:
             write_whole(
@@ -128,7 +128,7 @@ class Work:
             raise
 
     def blocks(self) -> Iterator[FinishedBlock]:
-        """Read all finished blocks, in their order, each while its predecessor is worked on."""
+        """Read all finished blocks in order, each while the caller works on the one before it."""
         coming: deque[Future[FinishedBlock]] = deque()
         for index in range(_count(self.directory)):
             coming.append(self._thread.submit(self.load, index))
@@ -158,25 +158,25 @@ class Work:
 
 @contextmanager
 def open_work(directory: Path, identity: Mapping[str, Any], *, anew: bool) -> Iterator[Work]:
-    """Open a directory in which a run keeps what is finished, and remove it when the run is.
+    """Open the directory of a run's finished blocks, and remove it when the run is complete.
 
-    After an exception it stays if any block is finished, unless the same inputs would raise it again.
+    After an exception it stays if any block is finished, unless the same inputs would raise that again.
 
     Parameters
     ----------
     directory : Path
-        Absent, empty, or what a run with the same `identity` left.
+        Absent, empty, or left by a run with the same `identity`.
     identity : mapping
-        What the run is of, as `numbacalib.quantizer.identity.identity_of` has it.
+        Of the run, from `numbacalib.quantizer.identity.identity_of`.
     anew : bool
-        Whether to remove what is there, of whatever run.
+        Remove existing blocks, of any run.
 
     Raises
     ------
     ValueError
-        If the directory has something else in it, is of another run, or another process uses it.
+        If the directory holds other files or another run's, or another process uses it.
     OSError
-        If the disk refuses.
+        If writing fails.
     """
     with existing(directory):
         with (
@@ -190,15 +190,15 @@ def open_work(directory: Path, identity: Mapping[str, Any], *, anew: bool) -> It
             try:
                 yield work
             except BaseException as error:
-                with suppress(OSError):  # the error that came first counts
+                with suppress(OSError):  # the first error counts
                     work.settle()
                 count = _count(directory)
                 if not count or isinstance(error, _SAME_AGAIN):
                     _remove(directory)
                 else:
                     log.warning(
-                        "%d blocks are kept in %s: the same command goes on from there (--clean begins "
-                        "anew)",
+                        "%d blocks are kept in %s: the same command resumes from them (--clean starts "
+                        "over)",
                         count,
                         directory,
                     )
@@ -209,7 +209,7 @@ def open_work(directory: Path, identity: Mapping[str, Any], *, anew: bool) -> It
 
 
 def kept_bytes(weights: Mapping[str, TensorInfo], grids: Mapping[str, LayerGrid]) -> int:
-    """Upper bound on the bytes of layers on such grids, as they are kept; zeros may be float32."""
+    """Upper bound on the bytes of the kept blocks' layers on these grids; zeros may be float32."""
     total = 0
     for name, grid in grids.items():
         rows, channels = weights[name].shape
@@ -240,19 +240,19 @@ def _require_same_run(directory: Path, identity: Mapping[str, Any]) -> None:
         raise ValueError(f"{file}: expected what a run writes ({error})") from None
     if different := differences(kept, identity):
         raise ValueError(
-            f"{directory}: a killed run of another kind left it: {'; '.join(different)}; give it the "
-            "same again, another --work, or --clean to begin anew"
+            f"{directory}: expected blocks of this run, found another's: {'; '.join(different)}; use "
+            "the same inputs and settings, another --work, or --clean to start over"
         )
 
 
 def _remove(directory: Path) -> None:
-    """Remove the files of a run; blocks first, so that what is left is never without its identity."""
+    """Remove the files of a run; blocks first, so that remaining blocks never lack their identity."""
     for file in (*directory.glob(_BLOCKS), *directory.glob("*.partial"), directory / IDENTITY):
         file.unlink(missing_ok=True)
 
 
 def block_file(directory: Path, index: int) -> Path:
-    """Path of what is kept of a block."""
+    """Path of a block's file."""
     return directory / _BLOCKS.replace("*", f"{index:04d}")
 
 
@@ -269,7 +269,7 @@ def _tensors_of(block: FinishedBlock) -> dict[str, StoredTensor]:
 
 
 def _arrays_of(block: FinishedBlock) -> dict[str, NDArray[Any]]:
-    """Name all arrays of a block; what is no array is JSON in one more."""
+    """Name all arrays of a block; one more holds everything else as JSON."""
     arrays: dict[str, NDArray[Any]] = {}
     layers = {}
     for name, weight in block.layers.items():

@@ -1,4 +1,4 @@
-"""Many small jobs at once, each on one thread: what is too small to be divided among all of them."""
+"""Many small jobs at once, each on one thread, because each is too small to be divided among threads."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Result = TypeVar("Result")
 def each_alone(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Call a function of NumPy arrays for each item, as many at a time as kernels have threads.
 
-    Kernels and BLAS inside run on their caller's thread, and wait for no other, so that what lies between
-    them keeps nobody waiting either. Results are those of one call after the other, to the bit. Numba's
-    workqueue may not be entered by several threads: with it, and before any kernel has run, the calls come
-    one after the other. The first item whose call raises an error ends the rest.
+    Kernels and BLAS inside run on their caller's thread without waiting for other threads, and the code
+    between them blocks none. Results are bit-identical to sequential calls. Numba's workqueue may not be
+    entered by several threads: with it, and before any kernel has run, the calls are sequential. The first
+    item whose call raises an error ends the rest.
     """
     workers = min(get_num_threads(), len(items))
     if workers < 2 or not _threads_may_launch():
@@ -40,10 +40,9 @@ def each_alone(function: Callable[[Item], Result], items: Sequence[Item]) -> lis
 
 
 def begin_alone(threads: int | None = None) -> None:
-    """Let this thread launch without its turn, where several threads may launch, and on few threads.
+    """Let this thread launch on a few threads without taking turns, if several threads may launch.
 
-    They are a quarter of those that kernels have where no number is given: what goes on beside other work
-    shall not stand in its way.
+    By default on a quarter of the kernels' threads, so that background work does not slow down other work.
     """
     if _threads_may_launch():
         launching.leave_out_this_thread()

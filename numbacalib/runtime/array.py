@@ -1,4 +1,4 @@
-"""Arrays as signatures name them, and device memory as kernels take it."""
+"""Array types for signatures, and device memory in the form that kernels take."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Array(Protocol):
     ----------
     shape : tuple of int
     dtype : dtype
-        Of NumPy, or of the library that has the array.
+        Of NumPy, or of the array's library.
     """
 
     @property
@@ -32,13 +32,13 @@ class Array(Protocol):
 
 
 ArrayT = TypeVar("ArrayT", NDArray[Any], Array)
-"""NumPy's where the arguments are NumPy's: results are on the device of the arguments."""
+"""NumPy array if the arguments are NumPy's: results are on the device of the arguments."""
 
 
 class DeviceArray:
-    """Device memory as kernels take it: what a Numba device array holds, at a tenth of its cost.
+    """Device memory in the form that kernels take: a Numba device array's content at a tenth of its cost.
 
-    A Numba device array takes longer to make than a launch, and a call makes several.
+    A Numba device array takes longer to create than a launch, and a call creates several.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class DeviceArray:
     owner : object
         Object that keeps the memory alive.
     writable : bool
-        False where its library forbids writing.
+        False if the array's library forbids writing.
     """
 
     __slots__ = ("_form", "address", "dtype", "owner", "shape", "strides", "writable")
@@ -101,9 +101,9 @@ class DeviceArray:
         return DeviceArray(self.address, self.shape, np.dtype(dtype), self.owner, self.strides)
 
     def reshape(self, *shape: int | tuple[int, ...]) -> DeviceArray:
-        """Return the same memory in another shape; a ValueError where that takes a copy.
+        """Return the same memory in another shape; a ValueError if that needs a copy.
 
-        As NumPy has it: lengths one by one, or as a tuple.
+        Lengths come one by one or as a tuple, as in NumPy.
         """
         lengths: Any = shape[0] if isinstance(shape[0], tuple) else shape
         if self.is_c_contiguous() and math.prod(lengths) == self.size:
@@ -130,11 +130,11 @@ class DeviceArray:
         return DeviceArray(address, tuple(shape), self.dtype, self.owner, tuple(strides))
 
     def parameters(self) -> tuple[tuple, tuple]:
-        """Return what the compiled form of a kernel depends on, and the words that a kernel takes."""
+        """Return the key of a kernel's compiled form, and the words that the kernel takes."""
         if self._form is None:
             size = self.dtype.itemsize
             kind = _kind(self.dtype.char, size, self.shape, self.strides)
-            # meminfo, parent, elements, bytes of one, address, shape, strides
+            # meminfo, parent, number of elements, bytes of each, address, shape, strides
             words = 0, 0, self.size, size, self.address, *self.shape, *self.strides
             self._form = kind, words
         return self._form
@@ -153,7 +153,7 @@ def _contiguous(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def _kind(char: str, size: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple:
-    """Return what Numba's type of an array depends on."""
+    """Return the properties of an array that determine its Numba type."""
     by_rows = _is_contiguous(shape, strides, size)
     by_columns = _is_contiguous(shape[::-1], strides[::-1], size)
     return char, len(shape), by_rows, by_columns, 0 in strides
@@ -162,7 +162,7 @@ def _kind(char: str, size: int, shape: tuple[int, ...], strides: tuple[int, ...]
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], size: int) -> bool:
     """Return whether an array is C-contiguous; the stride of an axis of one element does not matter.
 
-    Numba sees it so, too, when it chooses the type of an array.
+    Numba's rule for the type of an array is the same.
     """
     for length, stride in zip(reversed(shape), reversed(strides), strict=True):
         if length > 1 and stride != size:

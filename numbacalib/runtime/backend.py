@@ -10,10 +10,10 @@ import numpy as np
 from numbacalib.runtime.array import CUDA_DLPACK, DeviceArray
 
 _ON_HOST = {np.ndarray, type(None)}
-"""Types of arguments that kernels take as they are. Ops that a method calls get these, or arrays of ours:
-what a caller gave was looked at when the method opened its call, and is not looked at again."""
+"""Types of arguments that kernels take unchanged. Ops called by a method get these, or our device arrays:
+the caller's arrays were checked when the method opened its call, and are not checked again."""
 _OURS = {DeviceArray, type(None)}
-"""Types of arguments that are on a device, or are not there."""
+"""Types of arguments that are our device arrays, or absent."""
 
 
 def is_cuda_array(array: Any) -> bool:
@@ -22,7 +22,7 @@ def is_cuda_array(array: Any) -> bool:
 
 
 def _interface(array: Any) -> Any:
-    """Return the CUDA array interface of an array, or an array of ours or Numba's as it is, else None."""
+    """Return the CUDA array interface of an array, or one of our or Numba's arrays itself, else None."""
     if type(array) is DeviceArray or hasattr(array, "__cuda_ndarray__"):
         return array  # Numba's have no interface in the simulator; all these have a slow one
     return getattr(array, "__cuda_array_interface__", None)
@@ -50,7 +50,7 @@ class _Call:
         return taken
 
     def _looked_at(self) -> tuple:
-        """Find out what the arrays are, and return them as kernels take them."""
+        """Check the arrays' kinds and devices, and return them in the form that kernels take."""
         ours = _OURS.issuperset(map(type, self._arrays.values()))
         interfaces = self._arrays if ours else _interfaces(self._arrays)
         if interfaces:
@@ -71,15 +71,15 @@ class _Call:
 class arrays_of_one_device(_Call):  # noqa: N801 - used like a function
     """Open a call of a function that calls several ops: ``with arrays_of_one_device(...) as (a, b)``.
 
-    It gives the arrays in their order, as kernels take them: NumPy's as plain arrays of the same memory,
+    It gives the arrays in order, in the form that kernels take: NumPy's as plain arrays of the same memory,
     CUDA arrays of any library with NumPy's shapes and dtypes, None for absent ones. All kernels launched
-    inside go to one stream, ordered after the streams that the arrays are made on; see
+    inside go to one stream, ordered after the streams that produce the arrays; see
     `numbacalib.runtime.streams`.
 
     Raises
     ------
     TypeError
-        If an argument is no array, if it is a masked one, or if the arrays are on different devices.
+        If an argument is not an array or is a masked one, or if the arrays are on different devices.
     """
 
     def __init__(self, **arrays: Any) -> None:
@@ -103,20 +103,20 @@ class call(_Call, Generic[Kernels]):  # noqa: N801 - used like a function
     cpu : module
         Kernels for NumPy arrays.
     gpu : function that returns a module, or None
-        Kernels for CUDA arrays, imported where one was seen; None where an op has none.
+        Kernels for CUDA arrays, imported once one was seen; None if an op has none.
     stream : CUDA stream, optional
         Where to launch; by default on the stream of the enclosing call, or of the arrays.
     in_place : str, optional
-        Name of the array that a result may lie on.
+        Name of the array that a result may overwrite.
     **arrays
-        By the names that errors use. Those called "out", or "out[0]" and so on, are results: they share
-        no memory with the others.
+        By the names that errors use. Those called "out", or "out[0]" and so on, are results, which must
+        share no memory with the others.
 
     Raises
     ------
     TypeError
-        If an argument is no array, if it is a masked one, if the arrays are on different devices or on
-        one that the op has no kernels for, or if a stream is given for NumPy arrays.
+        If an argument is not an array or is a masked one, if the arrays are on different devices or on one
+        that the op has no kernels for, or if a stream is given for NumPy arrays.
     ValueError
         If a result shares memory with another array.
     """
@@ -145,7 +145,7 @@ class call(_Call, Generic[Kernels]):  # noqa: N801 - used like a function
 
 
 def _plain(array: Any) -> Any:
-    """Return a NumPy array as one of no subclass; None for None."""
+    """Return a NumPy array without its subclass; None for None."""
     return array if array is None or type(array) is np.ndarray else array.view(np.ndarray)
 
 
@@ -163,7 +163,7 @@ def _require_own_memory(arrays: dict[str, Any], in_place: str | None) -> None:
 def _interfaces(arrays: dict[str, Any]) -> dict[str, Any]:
     """CUDA array interfaces by name; none for NumPy arrays. A TypeError for anything else.
 
-    An array that only speaks DLPack is replaced by CuPy's array over its memory.
+    An array that only has DLPack is replaced by CuPy's array over its memory.
     """
     interfaces = {}
     on_cpu = []

@@ -1,8 +1,8 @@
 """The BLAS and LAPACK calls that NumPy does not offer, through SciPy, on row-major matrices.
 
 LAPACK is column-major: the transpose of a C-contiguous matrix is the same memory, so the upper
-triangle of our matrix is LAPACK's lower one and no copy is made. All products of a calculation go
-through SciPy's BLAS, since NumPy's is another pool of threads.
+triangle of our matrix is LAPACK's lower one and no copy is made. All calls go through SciPy's BLAS, since
+NumPy's has another pool of threads.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def routine(name: str, dtype: np.dtype) -> int:
 
 
 def _call(name: str, dtype: np.dtype, *arguments: str | int | float | NDArray) -> None:
-    """Call a routine: letters as characters, ints as C ints, floats as `dtype`, arrays where they begin."""
+    """Call a routine: letters as characters, ints as C ints, floats as `dtype`, arrays by first element."""
     real = ctypes.c_float if dtype == np.float32 else ctypes.c_double
     references: list[Any] = []
     for argument in arguments:
@@ -50,10 +50,10 @@ def _call(name: str, dtype: np.dtype, *arguments: str | int | float | NDArray) -
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Let kernels call BLAS on each of their own threads, and nothing else of ours run meanwhile.
+    """Let kernels call BLAS on each of their own threads, while nothing else of ours runs.
 
-    OpenBLAS is told so. A BLAS without its switch either sees that it is called inside a parallel region
-    or lines its callers up: slower, with the same results.
+    OpenBLAS is switched to one thread. A BLAS without this switch detects that it is called inside a
+    parallel region, or serializes its callers: slower, with the same results.
     """
     switch = None if launching.is_left_out else _thread_switch()
     with launching:
@@ -70,17 +70,17 @@ def single_threaded() -> Iterator[None]:
 
 
 def _threads_for(matrix: NDArray) -> AbstractContextManager[Any]:
-    """Run a factorisation on all threads, or on one where the matrix is small.
+    """Run a factorization on all threads, or on one if the matrix is small.
 
-    There a second thread saves less than what its wait for more work costs the kernels that follow.
+    For a small one, a second thread saves less than its idle spinning costs the kernels that follow.
     """
     return launching if len(matrix) > SMALL else single_threaded()
 
 
 @cache
 def _thread_switch() -> tuple[Any, Any] | None:
-    """OpenBLAS's ``get_num_threads`` and ``set_num_threads``, by the names that builds give them."""
-    # A symbol is looked for in the libraries that the module stands on, too.
+    """OpenBLAS's ``get_num_threads`` and ``set_num_threads``, under the names of various builds."""
+    # Symbols are also searched in the libraries that the module links to.
     library = ctypes.CDLL(FILE)
     for prefix in ("scipy_openblas", "openblas"):
         for suffix in ("", "64_", "_64"):
@@ -94,8 +94,8 @@ def _thread_switch() -> tuple[Any, Any] | None:
 def cholesky_lower(matrix: NDArray) -> int:
     """Overwrite the lower triangle of a C-contiguous matrix by its Cholesky factor L, ``A = L L^T``.
 
-    Returns 0, or the order of the leading minor that is not positive definite. The upper triangle
-    keeps what it held.
+    Returns 0, or the order of the leading minor that is not positive definite. The upper triangle is
+    unchanged.
     """
     info = np.zeros(1, np.intc)
     with _threads_for(matrix):

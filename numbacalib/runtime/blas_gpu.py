@@ -1,7 +1,7 @@
 """BLAS and LAPACK for device arrays: cuBLAS and cuSOLVER through CuPy's bindings.
 
-The libraries are column-major: they see the transposes of our matrices, in the same memory. All of it
-runs on the current stream. Without CuPy, factors are found on the host.
+The libraries are column-major: they see the transposes of our matrices, in the same memory. All calls run
+on the current stream. Without CuPy, factors are computed on the host.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ THREADS = 256
 RUN = device.sized(4096, simulated=40)
 """Rows whose products are summed at once: sums of runs are added in order, which bounds rounding errors."""
 HALF_RUN = device.sized(512, simulated=8)
-"""The same of 16-bit rows, whose sums tensor cores truncate: see `numbacalib.runtime.product`."""
+"""The same for 16-bit rows, whose sums tensor cores truncate: see `numbacalib.runtime.product`."""
 
 
 def has_libraries() -> bool:
@@ -31,7 +31,7 @@ def cholesky_upper(matrix: Any, info: Any) -> None:
     """Overwrite the upper triangle of a matrix by ``U``, ``A = U^T U``. Rows are contiguous, at any stride.
 
     `info`, int32 [1], becomes 0 or the order of the leading minor that is not positive. The lower
-    triangle keeps what it held.
+    triangle is unchanged.
     """
     if not has_libraries():
         lower = np.ascontiguousarray(read(matrix).T)
@@ -89,9 +89,9 @@ def solve_triangle(upper: Any, rows: Any, *, transposed: bool) -> None:
 
 
 def _solve(triangle: Any, matrix: Any, *, on_right: bool, transposed: bool) -> None:
-    """Overwrite a matrix by the solution of a triangular system, as cuBLAS sees it.
+    """Overwrite a matrix by the solution of a triangular system, in cuBLAS's column-major view.
 
-    To cuBLAS, `triangle` is the lower one and `matrix` its own transpose. Rows of both are contiguous, at
+    In that view `triangle` is lower triangular and `matrix` is transposed. Rows of both are contiguous, at
     any stride.
     """
     from cupy.cuda.device import get_cublas_handle
@@ -127,9 +127,9 @@ def add_products(
 ) -> None:
     """Add ``factor * left[e] @ right[e]`` to ``out[e]``, [E, M, k] by [E, k, N].
 
-    Rows are contiguous, at any stride, and so are the E matrices. With `transposed`, `right` is
-    [E, N, k] and stands for its transposes. All are of one dtype, float32 or float64, or the operands of
-    a float32 result are 16-bit carriers.
+    Rows are contiguous, at any stride, and the E matrices are at any stride too. With `transposed`, `right`
+    is [E, N, k] and its transposes are multiplied. All are of one dtype, float32 or float64, or the
+    operands of a float32 result are 16-bit carriers.
     """
     from cupy.cuda.device import get_cublas_handle
     from cupy_backends.cuda.libs import cublas
@@ -181,7 +181,7 @@ def add_linear(x: Any, weight: Any, out: Any, *, keep: bool) -> None:
 def add_moment(left: Any, right: Any, out: Any, *, factor: float, keep: float) -> None:
     """Set `out` [K, L] to ``factor * left^T right + keep * out``, of many rows: [N, K] and [N, L].
 
-    Arrays are as in `multiply`.
+    Layouts and dtypes are as in `multiply`.
     """
     length = HALF_RUN if left.dtype.itemsize == 2 else RUN
     for first in range(0, len(left), length):
@@ -200,7 +200,7 @@ def multiply(
     keep: float = 0.0,
     transposed: tuple[bool, bool] = (False, False),
 ) -> None:
-    """Set `out` to ``factor * left right + keep * out``; `transposed` says which operands are.
+    """Set `out` to ``factor * left right + keep * out``, with each operand `transposed` or not.
 
     Rows are contiguous, those of `left` and `right` at any stride. Operands are of one dtype of float16,
     bfloat16 and float32, `out` of that or float32, with float32 sums; or all are float64.
@@ -253,7 +253,7 @@ def _kind(dtype: np.dtype) -> int:
 
 
 def _current_stream() -> Any:
-    """Return what makes CuPy, and so its libraries' handles, use the current stream."""
+    """Return the context manager in which CuPy's libraries use the current stream."""
     from numbacalib.runtime.memory import cupy_stream
 
     return cupy_stream(device.stream_handle(), device.current_device())
@@ -261,7 +261,7 @@ def _current_stream() -> Any:
 
 @cuda.jit
 def _identity(matrix):
-    """Threads: one a column, blocks stride over the rows."""
+    """Threads: one per column, blocks stride over the rows."""
     j = cuda.grid(1)
     if j < matrix.shape[1]:
         for i in range(np.int64(cuda.blockIdx.y), matrix.shape[0], cuda.gridDim.y):

@@ -1,7 +1,7 @@
 """Triangular systems by BLAS in runs of rows: the same sums in the same order at any number of threads.
 
-BLAS divides its work among threads in its own way, and what a thread is given decides which of its inner
-loops run, and so how sums are rounded. Here each run of rows is solved by one thread.
+BLAS divides its work by the number of threads, and a thread's share decides which inner loops run and so
+how sums are rounded. Here each run of rows is solved by one thread.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sums and maxima over the threads of a block, as functions for `@cuda.jit` kernels.
 
-Each thread has put its part into shared memory, ``parts[thread]``; the number of threads is a power of two.
-Parts are combined in a tree, so that the order is the same in every run.
+Each thread has stored its part in shared memory, ``parts[thread]``; the number of threads is a power of
+two. Parts are combined in a tree, so that the order is the same in every run.
 """
 
 from __future__ import annotations

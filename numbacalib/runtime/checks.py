@@ -1,4 +1,4 @@
-"""Checks of arguments: each error names the argument, what was expected and what came.
+"""Checks of arguments: each error names the argument, the expected value and the given one.
 
 They look only at shape and dtype attributes, so they serve NumPy and CUDA arrays alike.
 """
@@ -42,7 +42,7 @@ def stack(
 
 
 def vector(name: str, array: Any, size: int) -> None:
-    """Check that `array` is a 1-D float array of some length."""
+    """Check that `array` is a 1-D float array of length `size`."""
     _shaped(name, array, (size,))
 
 
@@ -61,7 +61,7 @@ def _shaped(name: str, array: Any, shape: tuple[int | str, ...]) -> tuple[int, .
 
 
 def rows_of(array: Any) -> Any:
-    """Present an array of any number of axes as a matrix whose columns are the last."""
+    """Present an array of any number of axes as a matrix, the last axis as columns."""
     *leading, width = array.shape  # shapes in the simulator take no index from the end
     return array if len(leading) == 1 else array.reshape(-1, width)
 
@@ -72,9 +72,9 @@ def stack_of_one(matrix: Any) -> Any:
 
 
 def tokens(name: str, array: Any, shape: tuple[int | str, int | str]) -> Any:
-    """Check a matrix, which may have more axes before its last two, and return it without them.
+    """Check a matrix, which may have leading axes, and return it with these merged into its rows.
 
-    `shape` is that of the matrix; see `matrix`.
+    `shape` is that of the last two axes; see `matrix`.
     """
     floats(name, array)
     lengths = _shaped(name, array, ("...",) * (len(array.shape) - 2) + shape)
@@ -88,7 +88,7 @@ def samples(name: str, array: Any) -> tuple[int, ...]:
 
 
 def viewed(name: str, array: Any, width: int) -> Any:
-    """Return an array as a matrix of rows of some width; copied where a NumPy array's strides need it."""
+    """Return an array as a matrix of rows of `width`; copied if a NumPy array's strides require it."""
     try:
         return array.reshape(-1, width)
     except ValueError:
@@ -117,7 +117,7 @@ def _is_float(dtype: np.dtype) -> bool:
 
 
 def float_dtype(name: str, value: Any, names: Sequence[str] = FLOAT_NAMES) -> np.dtype:
-    """Return one of some float dtypes, given as NumPy, ml_dtypes or torch call it, or by name."""
+    """Return one of the float dtypes `names`, given as a dtype of NumPy, ml_dtypes or torch, or by name."""
     word = str(value).removeprefix("torch.")
     dtype = None
     if word == "bfloat16":
@@ -141,7 +141,7 @@ def result_dtype(*arrays: Any) -> np.dtype:
 def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Check a preallocated result: exact shape and dtype, C-contiguous, writable.
 
-    That it has memory of its own is checked where it is taken; see `arrays_of_one_device`.
+    `numbacalib.runtime.backend.call` checks that it shares no memory with other arrays.
     """
     if tuple(out.shape) != shape or np.dtype(out.dtype) != dtype:
         raise ValueError(
@@ -152,7 +152,7 @@ def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None
 
 
 def contiguous(name: str, out: Any) -> None:
-    """Check that results can be written to an array in their order."""
+    """Check that an array is writable and C-contiguous."""
     if isinstance(out, np.ndarray):
         fits = out.flags.c_contiguous and out.flags.writeable
     else:
@@ -162,7 +162,7 @@ def contiguous(name: str, out: Any) -> None:
 
 
 def boolean(name: str, value: Any) -> bool:
-    """Check that `value` is True or False, not what only counts as such, and return it as bool."""
+    """Check that `value` is True or False, not only truthy or falsy, and return it as bool."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
     return bool(value)
@@ -178,7 +178,7 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
 
 
 def group_size(value: int | None, channels: int) -> int:
-    """Return how many channels share a scale, a divisor of all: one scale a row for None."""
+    """Return the number of channels that share a scale, a divisor of all; all of them for None."""
     if value is None:
         return channels
     size = integer("group_size", value, 1, channels)
@@ -203,7 +203,7 @@ def finite_number(name: str, value: Any) -> float:
 
 
 def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
-    """Check that a setting is one of a few words."""
+    """Check that a setting is one of the `allowed` words."""
     if value not in allowed:
         *others, last = allowed
         raise ValueError(f"{name}: expected {', '.join(others)} or {last}, got {value!r}")

@@ -1,8 +1,7 @@
 """Compiled GPU kernels kept on disk, so that a machine compiles each of them once.
 
-numba-cuda's own cache tells kernels apart by their source alone, so it takes none that holds variables of
-a function around it, as ours do; and what it keeps is for Numba to load, while ours are launched
-without Numba.
+numba-cuda's own cache identifies kernels by their source alone, so it cannot keep closures, which ours are;
+and its entries must be loaded by Numba, while ours are launched without Numba.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ from numbacalib.runtime.streams import check
 
 
 def function(kernel: Any, kinds: tuple, types: Callable[[], tuple]) -> Any:
-    """Return the driver's handle of a kernel for arguments of some kinds, compiled unless a file holds it.
+    """Return the driver's handle of a kernel for arguments of these kinds, compiled unless a file holds it.
 
     Parameters
     ----------
     kernel : `@cuda.jit` function
     kinds : tuple
-        What its arguments' types depend on, as `repr` tells it.
+        Properties that determine its arguments' types, identified by their `repr`.
     types : callable
-        Returns Numba's types of the arguments; called where the kernel is compiled.
+        Returns Numba's types of the arguments; called if the kernel must be compiled.
 
     Raises
     ------
     TypeError
-        If the kernel refers to a value that `describe` cannot tell from others.
+        If the kernel refers to a value that `describe` cannot identify.
     """
     capability = tuple(cuda.get_current_device().compute_capability)
     name, identity = identify(kernel, kinds, capability)
@@ -55,13 +54,13 @@ def function(kernel: Any, kinds: tuple, types: Callable[[], tuple]) -> Any:
 
 
 def keep(kernel: Any, kinds: tuple, types: tuple, capability: tuple[int, ...]) -> None:
-    """Compile a kernel for a file, see `function`, unless there is one or another process makes it."""
+    """Compile a kernel to its file, see `function`, unless the file exists or another process makes it."""
     name, identity = identify(kernel, kinds, capability)
     kernel_files.make_unless_begun(name, identity, lambda: compiled(kernel, types, capability))
 
 
 def _loaded(code: bytes) -> Any:
-    """Load machine code for as long as the process lives, and return the handle of its one kernel."""
+    """Load machine code for the life of the process, and return the handle of its one kernel."""
     library = check(driver.cuLibraryLoadData(code, None, None, 0, None, None, 0))
     (kernel,) = check(driver.cuLibraryEnumerateKernels(1, library))
     return kernel
@@ -73,9 +72,9 @@ def _announce() -> None:
 
 
 def identify(kernel: Any, kinds: tuple, capability: tuple[int, ...]) -> tuple[str, bytes]:
-    """Return the file name of a kernel's form, and all that its contents depend on.
+    """Return the file name of a kernel's form, and the identity that its contents depend on.
 
-    A newer source or version changes the contents alone, so that what is stale is replaced.
+    A newer source or version changes only the identity, so that a stale file is replaced.
     """
     lines: list[int] = []
     form = repr((describe(kernel, lines), kinds, capability)).encode()
@@ -88,7 +87,7 @@ def identify(kernel: Any, kinds: tuple, capability: tuple[int, ...]) -> tuple[st
 
 @functools.cache
 def versions() -> tuple:
-    """Return the versions of what compiles kernels in this process and of what runs them."""
+    """Return the versions of the compilers of this process and of the driver that runs kernels."""
     packages = numba_cuda.__version__, numba.__version__, llvmlite.__version__, np.__version__
     libraries = nvvm.version(), nvjitlink.version(), check(driver.cuDriverGetVersion())
     return platform.python_version(), *packages, *libraries
@@ -96,7 +95,7 @@ def versions() -> tuple:
 
 def compiled(kernel: Any, types: tuple, capability: tuple[int, ...]) -> bytes:
     """Return a kernel's machine code for arguments of Numba's `types`."""
-    # from 9.0 on with the instructions that no other architecture has
+    # from 9.0 on with architecture-specific instructions
     architecture = (*capability, "a") if capability >= (9, 0) else capability
     options = kernel.targetoptions
     lto = options["lto"]

@@ -1,8 +1,8 @@
 """CUDA arrays of any library, their memory and their kernels: of a device, or of Numba's simulator.
 
-The one module through which `numba.cuda` comes: kernel modules take `cuda` from here, and it is
-imported only once a CUDA array was seen. It is also the one that asks whether kernels run in the simulator:
-`driver_device` and `simulated_device` are twins, and what differs between them differs there.
+Kernel modules import `cuda` from here, and this module is imported only once a CUDA array was seen. It
+alone checks whether kernels run in the simulator: `driver_device` and `simulated_device` are twins, and
+all differences are between these two.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ Size = TypeVar("Size")
 
 
 def sized(real: Size, *, simulated: Size) -> Size:
-    """Return a size of kernels: a small one in the simulator, whose threads are Python's."""
+    """Return a size for kernels: a small one in the simulator, whose threads are Python's."""
     return simulated if SIMULATED else real
 
 
@@ -129,7 +129,7 @@ def may_share_memory(left: Any, right: Any) -> bool:
 
 
 def _extent(array: Any) -> tuple[int, int]:
-    """Return the first address of a device array and the one past its last."""
+    """Return the first address of a device array and the address past its end."""
     reach = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
     low = address(array) + sum(step for step in reach if step < 0)
     high = address(array) + sum(step for step in reach if step > 0) + array.dtype.itemsize
@@ -137,5 +137,5 @@ def _extent(array: Any) -> tuple[int, int]:
 
 
 def has_capability_9_0() -> bool:
-    """Return whether the current device's compute capability is 9.0, whose instructions `ptx` has."""
+    """Return whether the current device's compute capability is 9.0, as `ptx` needs."""
     return capability(current_device()) == (9, 0)

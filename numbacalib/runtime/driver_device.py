@@ -1,4 +1,4 @@
-"""CUDA arrays of any library, and their memory, by the driver; see `numbacalib.runtime.device`."""
+"""CUDA arrays of any library and their memory, through the driver; see `numbacalib.runtime.device`."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ with extra("cuda"):
     from numba.cuda.cudadrv.driver import MemoryPointer
 
 HAS_PTX = True
-"""True where inline assembly and tensor cores may be there."""
+"""True if inline assembly and tensor cores may be available."""
 
 
 class Result(DeviceNDArray):
-    """A device array as callers get it: Numba's, which other libraries take by DLPack, too.
+    """Device array for callers: Numba's, which other libraries also read through DLPack.
 
-    Its `stream` is where its values come to be. The CUDA array interface has no name for bfloat16, which
-    libraries read by DLPack alone.
+    Its values are produced on its `stream`. The CUDA array interface has no name for bfloat16, which
+    libraries read only through DLPack.
     """
 
     taken: DeviceArray | None = None
-    """The same array as kernels take it, once it is known."""
+    """The same array in the form that kernels take, once it is known."""
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class Result(DeviceNDArray):
         return interface
 
     def __dlpack__(self, **options: Any) -> Any:
-        """Return a capsule, once the consumer's stream waits for the array's; needs CuPy."""
+        """Return a capsule and let the consumer's stream wait for the array's; needs CuPy."""
         from cupy import ndarray
         from cupy.cuda import Device, MemoryPointer, Stream, UnownedMemory
 
@@ -60,30 +60,30 @@ class Result(DeviceNDArray):
 
 
 class open_call:  # noqa: N801 - used like a function
-    """Take the CUDA arrays of a call, by name, and order it among streams until `close`.
+    """Take the CUDA arrays of a call, by name, and order the call among streams until `close`.
 
-    `interfaces` are their CUDA array interfaces, which some libraries take long to make.
+    `interfaces` are their CUDA array interfaces, passed in because some libraries make them slowly.
 
     Attributes
     ----------
     arrays : tuple
-        As kernels take them. None stands for None.
+        In the form that kernels take; None stays None.
 
     Raises
     ------
     TypeError
-        If they are on several GPUs, or one is of no kind that we know.
+        If they are on several GPUs, or one has a mask.
     """
 
     def __init__(self, stream: Any, arrays: dict[str, Any], interfaces: dict[str, Any]) -> None:
         self._order: streams.Order | None = None
         self._device: Any = None
         here = None if stream is not None else _taken_here(arrays.values())
-        if here is not None:  # as in most calls that ops and methods make of others
+        if here is not None:  # as in most calls between methods and ops
             self.arrays = here
             return
         given = {n: (array, interfaces[n]) for n, array in arrays.items() if array is not None}
-        first = current_device()  # a thread's first call has no context yet
+        first = current_device()  # a new thread has no context yet
         number = _device_of(given) if device_count() > 1 else first
         if number != first:
             of_arrays = cuda.gpus[number]
@@ -108,7 +108,7 @@ class open_call:  # noqa: N801 - used like a function
 
 
 def _memory(array: Any) -> Memory | None:
-    """Return the memory of ours that an array lies in, if it is one of ours."""
+    """Return the `Memory` that holds an array; None if the array is not ours."""
     owner = array.owner if type(array) is DeviceArray else array
     if isinstance(owner, Result):
         owner = owner.gpu_data.owner
@@ -116,19 +116,19 @@ def _memory(array: Any) -> Memory | None:
 
 
 def _as_kernels_take(array: Any) -> DeviceArray | None:
-    """Return an array of ours as kernels take it; None for others, and for None."""
+    """Return one of our arrays in the form that kernels take; None for others, and for None."""
     if type(array) is DeviceArray:
         return array
     if not isinstance(array, Result):
         return None
     memory = _memory(array)
-    if array.taken is None and memory:  # a part of another, or another shape of it
+    if array.taken is None and memory:  # a slice of another array, or a reshaped one
         array.taken = DeviceArray(_address(array), array.shape, array.dtype, memory, array.strides)
     return array.taken
 
 
 def _taken_here(arrays: Iterable[Any]) -> tuple | None:
-    """Return arrays as kernels take them where all are ours and in order on the open call's stream."""
+    """Return arrays in the form that kernels take if all are ours and on the open call's stream."""
     number = streams.device_of_call()
     if number is None:
         return None
@@ -147,12 +147,12 @@ def _taken_here(arrays: Iterable[Any]) -> tuple | None:
 
 
 def _producer(array: Any, interface: Any) -> streams.Stream | None:
-    """Return the stream on which an array was made, as far as it is known: libraries take long to tell."""
+    """Return the stream on which an array was produced, if known: some libraries are slow to query."""
     return None if type(array) is DeviceArray else streams.producer(array, interface)
 
 
 def _device_of(arrays: dict[str, tuple[Any, Any]]) -> int:
-    """Return the number of the GPU that arrays, each with its interface, are on."""
+    """Return the number of the GPU of the arrays, each given with its interface."""
     numbers = {name: _number_of_device(*found) for name, found in arrays.items()}
     if len(set(numbers.values())) > 1:
         found = ", ".join(f"{name} on GPU {number}" for name, number in numbers.items())
@@ -161,7 +161,7 @@ def _device_of(arrays: dict[str, tuple[Any, Any]]) -> int:
 
 
 def _number_of_device(array: Any, interface: Any = None) -> int:
-    """Return the number of the GPU that an array is on: as its library says, else by its address."""
+    """Return the number of the GPU that an array is on: from its library, else from its address."""
     if memory := _memory(array):
         return memory.device
     if type(array) is DeviceArray and hasattr(array.owner, "__dlpack_device__"):
@@ -207,7 +207,7 @@ def _taken(name: str, array: Any, interface: Any, made_on: streams.Stream | None
 
 
 def result(array: Any) -> Any:
-    """Return an array as callers get it: the Numba device array that came, or a new one."""
+    """Return an array for the caller: the Numba device array that it was made of, or a new one."""
     owner = array.owner
     if hasattr(owner, "__cuda_ndarray__") and owner.dtype == array.dtype:
         where = _address(owner), owner.shape, owner.strides
@@ -231,7 +231,7 @@ def numba_array(array: DeviceArray) -> Any:
 
 @functools.cache
 def _context(number: int) -> Any:
-    """Return Numba's context of the current device, which is device `number`; Numba takes long to."""
+    """Return Numba's context of the current device, which is device `number`; cached since it is slow."""
     del number
     return cuda.current_context()
 
@@ -251,19 +251,19 @@ def capability(number: int) -> tuple[int, int]:
 
 
 def has_libraries() -> bool:
-    """Return whether CuPy, through which cuBLAS and cuSOLVER come, is installed."""
+    """Return whether CuPy, which provides cuBLAS and cuSOLVER, is installed."""
     return has_cupy()
 
 
 def missing_packages() -> list[str]:
-    """Return packages that whole models need here and that are not installed."""
+    """Return the packages that whole models need on a device and that are not installed."""
     return [] if has_cupy() else ["cupy"]
 
 
 def driver_versions() -> tuple[int, int]:
     """Return the driver's version of CUDA, as 1000 * major + 10 * minor, and the least that packages need.
 
-    What they were made for runs on each driver of its major version.
+    Packages run on every driver of the major version that they were built for.
     """
     from cupy.cuda import runtime
 
@@ -271,17 +271,17 @@ def driver_versions() -> tuple[int, int]:
 
 
 def free_bytes() -> int | None:
-    """Return how much memory the current device has left for us, None where nobody knows."""
+    """Return the free bytes of the current device, within the limit of CuPy's pool."""
     return room().free
 
 
 def total_bytes() -> int:
-    """Return how much memory the current device has for us."""
+    """Return the total bytes of the current device, within the limit of CuPy's pool."""
     return room().total
 
 
 def in_kernels(function: Any) -> Any:
-    """Return a function of `spec`, compiled for the CPU, as kernels call it with arrays."""
+    """Return the form of a `spec` function, compiled for the CPU, that kernels call with arrays."""
     return function
 
 
@@ -300,7 +300,7 @@ def current_stream() -> Any:
     if not handle:
         return 0
     stream = cuda.external_stream(handle)
-    stream.owner = owner  # results name the stream, and so keep it
+    stream.owner = owner  # results refer to the stream, and so keep it alive
     return stream
 
 
@@ -312,13 +312,13 @@ def stream_handle() -> int:
 def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
     """Return an uninitialised C-contiguous device array.
 
-    Its memory is for work of the current stream, and free once nothing refers to it any more: neither
-    waits for the device.
+    Its memory is for work of the current stream, and freed once nothing refers to it. Neither waits for the
+    device.
 
     Raises
     ------
     MemoryError
-        If so much memory is not free. It says how much is.
+        If so much memory is not free; it names the free bytes.
     """
     dtype = np.dtype(dtype)
     size = max(1, math.prod(shape) * dtype.itemsize)
@@ -332,7 +332,7 @@ def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
 
 
 def filled(shape: tuple[int, ...], dtype: DTypeLike, byte: int) -> Any:
-    """Return a C-contiguous device array all of whose bytes are the same."""
+    """Return a C-contiguous device array with every byte set to `byte`."""
     array = empty(shape, dtype)
     size = array.size * array.dtype.itemsize
     check(driver.cuMemsetD8Async(array.address, byte, size, driver.CUstream(stream_handle())))
@@ -347,14 +347,14 @@ def from_host(array: NDArray) -> Any:
 
 
 def constant(values: tuple[int, ...]) -> Any:
-    """Return integers on the device, int64, for kernels of any stream to read: they stay there."""
+    """Return constant int64 integers on the device, which kernels of any stream may read."""
     return _constant(current_device(), values)
 
 
 @functools.cache
 def _constant(number: int, values: tuple[int, ...]) -> DeviceArray:
     del number
-    words = cuda.to_device(np.array(values))  # the copy has ended on return
+    words = cuda.to_device(np.array(values))  # the copy is complete on return
     pointer = words.device_ctypes_pointer.value or 0
     return DeviceArray(pointer, words.shape, words.dtype, words)
 
@@ -367,10 +367,10 @@ def write(target: Any, array: NDArray) -> None:
 
 
 def pinned(size: int) -> NDArray[np.uint8]:
-    """Return uninitialised host memory that the device reads by itself: `write` from it does not wait."""
+    """Return uninitialized pinned host memory, which the device reads directly: `write` does not wait."""
     if not size:
         return np.empty(size, np.uint8)
-    current_device()  # a thread's first call has no context yet
+    current_device()  # a new thread has no context yet
     return cuda.pinned_array(size, np.uint8)
 
 
@@ -382,7 +382,7 @@ def copy(source: Any, target: Any) -> None:
 
 
 def read(array: Any) -> NDArray:
-    """Copy a contiguous device array to the host once the current stream has made it."""
+    """Copy a contiguous device array to the host, after the work of the current stream."""
     host = np.empty(array.shape, array.dtype)
     stream = driver.CUstream(stream_handle())
     check(driver.cuMemcpyDtoHAsync(host.ctypes.data, array.address, host.nbytes, stream))

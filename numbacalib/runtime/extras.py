@@ -1,4 +1,4 @@
-"""Packages that parts of the library need: where one is missing, the error says what to install."""
+"""Optional packages: if one is missing, the error says what to install."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Name the extra `name` in the error where an import inside of the ``with`` statement fails.
+    """Name the extra `name` in the error of a failed import inside the ``with`` statement.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The one check that reads every element: non-finite weights and matrices are named, not used."""
+"""Checks that read every element: non-finite weights and matrices are reported, not used."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from numbacalib.runtime.strides import rows_view
 from numbacalib.runtime.tasks import fetch_add
 
 RUN = 1 << 16
-"""Elements of a task: enough that the cost of the counter does not show."""
+"""Elements of a task: enough to make the cost of the counter negligible."""
 
 
 def require_finite(name: str, array: Any, limit: float = math.inf) -> None:
     """Raise a ValueError that names the first NaN or infinity of a matrix, or of a stack of them.
 
-    It is the first in row-major order. Leading axes whose strides do not allow one run of rows are
-    copied. With a `limit`, see `square_limit`, finite values that reach it are named, too.
+    The first is in row-major order. An array whose leading axes do not merge into rows is copied. With a
+    `limit`, see `square_limit`, finite values that reach it are reported too.
     """
     start_finite_check(name, array, limit)()
 
 
 def start_finite_check(name: str, array: Any, limit: float = math.inf) -> Callable[[], None]:
-    """Start what `require_finite` does, and return what waits for it and raises.
+    """Start the check of `require_finite`; return a function that waits for it and raises its error.
 
-    On a GPU kernels may be launched in between; what they find must not be used before.
+    On a GPU, kernels may be launched in between, but their results must not be used before the wait.
     """
     if is_cuda_array(array):
         from numbacalib.runtime import finite_gpu
@@ -59,7 +59,7 @@ def square_limit(count: int) -> float:
 
 
 def _rows_below(limit: np.integer, bits: NDArray, mask: int) -> NDArray:
-    """Return whether all integers of each row, masked, are below a limit."""
+    """Return for each row whether all its integers, masked, are below a limit."""
     rows, columns = bits.shape
     clean = np.empty(rows, np.bool_)
     run = -(-RUN // max(columns, 1))
@@ -69,7 +69,7 @@ def _rows_below(limit: np.integer, bits: NDArray, mask: int) -> NDArray:
 
 
 def _nothing() -> None:
-    """Wait for a check that has ended."""
+    """Wait for a check that is complete already."""
 
 
 def require_non_negative(name: str, matrix: Any) -> None:
@@ -78,13 +78,13 @@ def require_non_negative(name: str, matrix: Any) -> None:
 
 
 def start_non_negative_check(name: str, matrix: Any) -> Callable[[], None]:
-    """Start what `require_non_negative` does, see `start_finite_check`."""
+    """Start the check of `require_non_negative`, see `start_finite_check`."""
     message = f"{name}: expected finite values not below 0"
     if is_cuda_array(matrix):
         from numbacalib.runtime.finite_gpu import first_negative
 
         return _start_search(first_negative, name, matrix, message)
-    # as unsigned integers, what has its sign bit set is above infinity: -0, too
+    # as unsigned integers, values with the sign bit set are above infinity, -0 included
     unsigned = np.dtype(f"u{matrix.itemsize}")
     limit, bits = infinity_bits(matrix.dtype).view(unsigned), matrix.view(unsigned)
     if not _rows_below(limit, bits, np.iinfo(unsigned).max).all():
@@ -95,7 +95,7 @@ def start_non_negative_check(name: str, matrix: Any) -> Callable[[], None]:
 
 
 def start_non_zero_check(name: str, matrix: Any) -> Callable[[], None]:
-    """Start to look for a value that is not finite, or 0, and return what waits and raises a ValueError."""
+    """Start a search for a value that is 0 or not finite; return a function that waits and raises."""
     message = f"{name}: expected numbers other than 0, got 0"
     if is_cuda_array(matrix):
         from numbacalib.runtime.finite_gpu import first_zero
@@ -108,7 +108,7 @@ def start_non_zero_check(name: str, matrix: Any) -> Callable[[], None]:
 
 
 def _start_search(kernel: Any, name: str, matrix: Any, message: str) -> Callable[[], None]:
-    """Start to look for values that are not finite, and for what a kernel finds."""
+    """Start a search for values that are not finite, and for those that a kernel finds."""
     from numbacalib.runtime import finite_gpu
 
     with arrays_of_one_device(matrix=matrix) as (matrix,):

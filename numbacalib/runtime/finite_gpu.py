@@ -1,4 +1,4 @@
-"""The check for non-finite values on the device: the first index comes back."""
+"""Check for non-finite values on the device, which returns the first index."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from numbacalib.runtime.not_finite import not_finite
 
 THREADS = device.sized(256, simulated=4)
 ROWS = 32
-"""Rows that a block takes at a time: each thread looks at one column of them."""
+"""Rows that a block takes at a time: each thread checks one column of them."""
 NONE = np.int64(0x7F7F7F7F7F7F7F7F)
-"""Index that stands for none, where all values are finite: above every index, made by setting bytes."""
+"""Index for none, if all values are finite: above every index, and all bytes equal for a memset."""
 
 
 def start_search(kernel: Any, matrix: Any) -> Callable[[], bool]:
-    """Start `first_negative` or `first_zero` on a matrix; return what waits for whether there is one."""
+    """Start `first_negative` or `first_zero` on a matrix; return a function that waits for the result."""
     found = FirstIndex()
     rows, columns = matrix.shape
     grid = -(-columns // THREADS), -(-rows // ROWS)
@@ -33,32 +33,32 @@ def start_search(kernel: Any, matrix: Any) -> Callable[[], bool]:
 
 
 class FirstIndex:
-    """The least index at which kernels on the current stream find something.
+    """Least index at which kernels on the current stream find a value.
 
     Attributes
     ----------
     array : device array [1], int64
-        Kernels lower it by ``cuda.atomic.min``; `NONE` before.
+        Initially `NONE`; kernels lower it by ``cuda.atomic.min``.
     """
 
     def __init__(self) -> None:
         self.array = device.filled((1,), np.int64, int(NONE) & 0xFF)
 
     def copy(self) -> None:
-        """Start to copy what was found to the host; kernels launched later do not count."""
+        """Start to copy the result to the host; kernels launched later do not count."""
         self._word = device.start_reading(self.array)
 
     def read(self) -> int | None:
-        """Wait for the copy alone; return the index, or None."""
+        """Wait for the copy only; return the index, or None."""
         found = int(self._word()[0])
         return None if found == NONE else found
 
 
 class FiniteCheck:
-    """The check of a matrix, or a stack of them, under way on the current stream.
+    """Running check of a matrix, or a stack of them, on the current stream.
 
-    Kernels launched before `require` must do nothing where ``first[0] < NONE``, or their results must
-    not be used. So the device has work while the host waits for the check.
+    Kernels launched before `require` must do nothing if ``first[0] < NONE``, or their results must not be
+    used. So the device has work while the host waits for the check.
 
     Attributes
     ----------
@@ -69,9 +69,9 @@ class FiniteCheck:
     def __init__(
         self, name: str, array: Any, *, upper: bool = False, limit: float = math.inf
     ) -> None:
-        """Start the check; with `upper`, of the elements on and above the diagonal.
+        """Start the check; with `upper`, only of the elements on and above the diagonal.
 
-        Values that reach the `limit` are bad, too.
+        Values that reach the `limit` are bad too.
         """
         self._name, self._shape, self._limit = name, array.shape, limit
         self._matrix = rows_of(array)
@@ -86,7 +86,7 @@ class FiniteCheck:
         self._found.copy()
 
     def require(self) -> None:
-        """Wait for the check alone; raise a ValueError that names the first bad value."""
+        """Wait for the check only; raise a ValueError that names the first bad value."""
         found = self._found.read()
         if found is None:
             return
@@ -98,9 +98,9 @@ class FiniteCheck:
 
 @cuda.jit
 def _first_non_finite(bits, mask, least_bad, upper, first):
-    """Threads: one a column, blocks stride over runs of `ROWS` rows.
+    """Threads: one per column, blocks stride over runs of `ROWS` rows.
 
-    An integer minimum has one result in any order.
+    An integer minimum is the same in any order.
     """
     j = cuda.grid(1)
     if j < bits.shape[1]:
@@ -118,7 +118,7 @@ def _first_non_finite(bits, mask, least_bad, upper, first):
 
 @cuda.jit
 def first_negative(matrix, first):
-    """Find an element below 0 of a finite matrix. Threads: one a column and `ROWS` rows."""
+    """Find an element below 0 of a finite matrix. Threads: one per column and `ROWS` rows."""
     j = cuda.grid(1)
     if j < matrix.shape[1]:
         top = np.int64(cuda.blockIdx.y) * ROWS
@@ -129,7 +129,7 @@ def first_negative(matrix, first):
 
 @cuda.jit
 def first_zero(matrix, first):
-    """Find an element that is 0. Threads: one a column and `ROWS` rows."""
+    """Find an element that is 0. Threads: one per column and `ROWS` rows."""
     j = cuda.grid(1)
     if j < matrix.shape[1]:
         top = np.int64(cuda.blockIdx.y) * ROWS

@@ -1,7 +1,7 @@
 """16-bit floats inside kernels.
 
-Numba has no arithmetic on float16 and no bfloat16 on the CPU, so 16-bit floats travel into kernels
-as integers of their own width: float16 as uint16, bfloat16 as int16. `widen` decodes one element,
+Numba has no arithmetic on float16 and no bfloat16 on the CPU, so 16-bit floats are passed to kernels
+as integers of the same width: float16 as uint16, bfloat16 as int16. `widen` decodes one element,
 `widen_block` some rows, `narrow` encodes one element, and `carrier` makes the integer view. No whole
 array is ever copied to a wider type.
 """
@@ -21,22 +21,22 @@ FLOAT16 = np.dtype(np.float16)
 BFLOAT16_BITS = np.uint32(16)
 
 
-@functools.cache  # a dtype takes long to tell its name
+@functools.cache  # the name of a dtype is slow
 def is_bfloat16(dtype: np.dtype) -> bool:
-    """Return whether `dtype` is bfloat16, told by name so that ml_dtypes stays optional."""
+    """Return whether `dtype` is bfloat16, by name so that ml_dtypes stays optional."""
     return dtype.name == "bfloat16"
 
 
 @functools.cache
 def bfloat16() -> np.dtype:
-    """Return bfloat16's dtype, which is of the package ml_dtypes."""
+    """Return bfloat16's dtype, from the package ml_dtypes."""
     import ml_dtypes
 
     return np.dtype(ml_dtypes.bfloat16)
 
 
 def carrier(array: NDArray) -> NDArray:
-    """View `array` as the dtype that it travels in: 16-bit floats as integers, others unchanged."""
+    """View `array` as the dtype that kernels take: 16-bit floats as integers, others unchanged."""
     if array.dtype == FLOAT16:
         return array.view(np.uint16)
     if is_bfloat16(array.dtype):
@@ -47,7 +47,7 @@ def carrier(array: NDArray) -> NDArray:
 def magnitude_bits(array: NDArray) -> NDArray:
     """View floats as signed integers of their width, sign bit included.
 
-    With the sign bit masked off, IEEE 754 floats of any width are ordered as their bits are, infinity
+    With the sign bit masked off, IEEE 754 floats of any width have the order of their bits, infinity
     above every finite value and NaN above infinity: an integer maximum is a maximum that keeps NaN.
     """
     return array.view(np.dtype(f"i{array.dtype.itemsize}"))
@@ -55,7 +55,7 @@ def magnitude_bits(array: NDArray) -> NDArray:
 
 @functools.cache
 def magnitude_mask(dtype: np.dtype) -> np.integer:
-    """All bits of an integer `dtype` but the sign: see `magnitude_bits`."""
+    """All bits of an integer `dtype` except the sign: see `magnitude_bits`."""
     return dtype.type(np.iinfo(dtype).max)
 
 
@@ -66,7 +66,7 @@ def infinity_bits(dtype: np.dtype) -> np.integer:
 
 @functools.lru_cache(maxsize=256)
 def limit_bits(limit: float, dtype: np.dtype) -> np.integer:
-    """Bits of a positive limit in `dtype`, infinity's where it is beyond all that `dtype` holds."""
+    """Bits of a positive limit in `dtype`; infinity's if it overflows `dtype`."""
     with np.errstate(over="ignore"):
         return magnitude_bits(np.array([limit]).astype(dtype))[0]
 
@@ -82,7 +82,7 @@ def widen(x):
 
 @register_jitable
 def widen_block(source, top, left, target):
-    """Fill `target` from a carrier matrix, from a row and a column on."""
+    """Fill `target` with a block of a carrier matrix that starts at row `top` and column `left`."""
     rows, width = target.shape
     for i in range(rows):
         row, given = target[i], source[top + i, left : left + width]
@@ -91,7 +91,7 @@ def widen_block(source, top, left, target):
 
 
 def narrow(x, element):
-    """Return float `x` as an element of the carrier array that `element` is of, rounded to nearest."""
+    """Return float `x`, rounded to nearest, as an element of the carrier type of `element`."""
     if element.dtype == np.uint16:
         return np.float16(x).view(np.uint16)
     if element.dtype == np.int16:
@@ -101,7 +101,7 @@ def narrow(x, element):
 
 @register_jitable
 def _nearest_bfloat16(x):
-    """Bits of the nearest bfloat16, ties to even, of a float that is a number."""
+    """Bits of the nearest bfloat16, ties to even, of a float that is not NaN."""
     bits = np.float32(x).view(np.uint32)
     last = np.uint32(np.uint32(bits >> BFLOAT16_BITS) & np.uint32(1))
     return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + last) >> BFLOAT16_BITS)

@@ -1,4 +1,4 @@
-"""Identity of a kernel beside its sources: the values that its functions refer to."""
+"""Identity of a kernel beyond its sources: the values that its functions refer to."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ LIBRARIES = ("llvmlite", "numba", "numba_cuda", "numpy")
 def describe(value: Any, lines: list[int], inside: tuple[Any, ...] = ()) -> Any:
     """Return a value's identity: strings, numbers and tuples of them, the same in any process.
 
-    That of a function is its name and the variables that it uses, of functions around it and of its module;
-    of Numba's functions the options, too.
+    A function's identity is its name and the variables that it uses from enclosing functions and its
+    module, and the options of Numba's functions.
 
     Parameters
     ----------
     value : object
     lines : list of int
-        Receives the functions' lines, since another function of the same name may stand in the file.
+        Receives the functions' lines, since the file may have another function of the same name.
     inside : tuple of functions
         Functions that are being described.
 
@@ -53,9 +53,9 @@ def describe(value: Any, lines: list[int], inside: tuple[Any, ...] = ()) -> Any:
 
 
 def code_size(kernel: Any) -> int:
-    """Return the bytes of Python's code of a kernel and of all functions that it calls, each once.
+    """Return the bytecode size of a kernel and of all functions that it calls, each counted once.
 
-    It says which of two kernels takes longer to compile.
+    It estimates which of two kernels takes longer to compile.
     """
     found: set[FunctionType] = set()
 
@@ -73,7 +73,7 @@ def code_size(kernel: Any) -> int:
 
 
 def _function(value: Any) -> FunctionType | None:
-    """Return Python's function of a value: of a kernel, a function of Numba's or an intrinsic."""
+    """Return the Python function of a kernel, a Numba function or an intrinsic; None for other values."""
     function = getattr(value, "py_func", None) or getattr(value, "__wrapped__", value)
     return function if isinstance(function, FunctionType) else None
 

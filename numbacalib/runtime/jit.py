@@ -1,4 +1,4 @@
-"""One way to compile: the options that every CPU kernel and spec function shares.
+"""Compilation options that all CPU kernels and spec functions share.
 
 No fastmath anywhere: the order of additions is the same at any vector width and thread count.
 `error_model="numpy"` makes division follow IEEE 754 instead of raising, as NumPy does.
@@ -29,15 +29,15 @@ except ImportError:  # a Numba whose parts have other names
     KernelCache = None  # type: ignore[assignment, misc]
 
 PATIENCE = 1.0
-"""Seconds that a kernel may compile before the user is told."""
+"""Seconds that a kernel may compile before the user is notified."""
 
 scalar = njit(error_model="numpy", no_cfunc_wrapper=True)
-"""Decorator of spec functions and of parts of kernels: compiled into their callers, and not for C;
+"""Decorator of spec functions and of parts of kernels: compiled into their callers, without a C wrapper;
 numba-cuda compiles the same source again."""
 
 inlined = njit(error_model="numpy", no_cfunc_wrapper=True, inline="always")
-"""Decorator of the shortest of them, and of parts with one caller: put into its code before types are
-found, which spares a unit of compilation."""
+"""Decorator of the shortest of these, and of parts with one caller: inlined before type inference, which
+saves a unit of compilation."""
 
 
 class kernel:  # noqa: N801  (a decorator)
@@ -56,7 +56,7 @@ class kernel:  # noqa: N801  (a decorator)
 
     @cached_property
     def _compiled(self) -> Any:
-        """The kernel as Numba compiles it; the function itself where NUMBA_DISABLE_JIT is set."""
+        """Numba's dispatcher of the kernel; the function itself if NUMBA_DISABLE_JIT is set."""
         compiled = self._compile(self.__wrapped__)  # type: ignore[attr-defined]
         if config.DISABLE_JIT:
             return compiled
@@ -69,14 +69,14 @@ class kernel:  # noqa: N801  (a decorator)
 
 
 class _Workers:
-    """Threads of Python's beside the caller's, which sleep between tasks."""
+    """Python threads beside the caller's, which sleep between tasks."""
 
     def __init__(self) -> None:
         self._count = 0
         self._tasks: SimpleQueue = SimpleQueue()
 
     def run(self, others: int, function: Callable[..., Any], arguments: tuple) -> None:
-        """Call a function in the caller's thread and in `others`, and raise what one of them raised."""
+        """Call a function in the caller's thread and in `others` more, and raise the first error of any."""
         for _ in range(self._count, others):
             threading.Thread(target=self._work, daemon=True).start()
             self._count += 1
@@ -98,7 +98,7 @@ class _Workers:
                 function(*arguments)
             except BaseException as error:
                 failure = error
-            del function, arguments  # a thread that sleeps keeps no array
+            del function, arguments  # a sleeping thread must keep no array alive
             ends.put(failure)
             del failure, ends
 
@@ -113,10 +113,10 @@ if hasattr(os, "register_at_fork"):
 
 
 class task_kernel(kernel):  # noqa: N801
-    """Decorator for CPU kernels that run in threads of Python's, each of which takes tasks from a counter.
+    """Decorator for CPU kernels that run in Python threads, each of which takes tasks from a counter.
 
-    The body of a parallel loop goes through the compiler five times, once for each layer that Numba puts
-    around it; what is called by itself goes through it once.
+    Numba compiles the body of a parallel loop five times, once for each layer that it wraps around it; a
+    plain function is compiled once.
     """
 
     _compile = staticmethod(njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True))
@@ -124,7 +124,7 @@ class task_kernel(kernel):  # noqa: N801
     def __call__(self, tasks: int, *arguments: Any) -> None:
         """Run the kernel on as many threads as Numba has, if there are enough tasks.
 
-        Each gets the counter of the tasks, int64 [1], before the arguments. An error of any is raised.
+        Each gets the task counter, int64 [1], before the arguments. An error of any is raised.
         """
         workers = min(thread_count(), tasks)
         arguments = (np.zeros(1, np.int64), *arguments)
@@ -136,7 +136,7 @@ class task_kernel(kernel):  # noqa: N801
 
 
 def _enable_caching_of_numba(compiled: Any) -> None:
-    """Let Numba keep a kernel, in a folder for these sources: it looks at the kernel's own file alone."""
+    """Let Numba cache a kernel, in a folder for all sources: Numba checks only the kernel's own file."""
     folder = kernel_files.first_writable()
     if folder is None:
         return
@@ -150,7 +150,7 @@ def _enable_caching_of_numba(compiled: Any) -> None:
 
 
 class _Announcement(Listener):
-    """Tells the user once that kernels compile, when one has for longer than `PATIENCE`."""
+    """Notifies the user once, when a kernel compiles for longer than `PATIENCE`."""
 
     def __init__(self) -> None:
         self.kernels: set[Any] = set()
@@ -171,7 +171,7 @@ class _Announcement(Listener):
     def _tell(self) -> None:
         self._told = True
         notices.warning(
-            "compiling kernels, once for this machine and each dtype (`numbacalib warm-up` does so ahead)"
+            "compiling kernels, once for this machine and each dtype (ahead: `numbacalib warm-up`)"
         )
 
 

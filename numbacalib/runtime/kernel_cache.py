@@ -1,8 +1,8 @@
-"""Compiled kernels kept on disk, so that a machine compiles each once: what depends on Numba's insides.
+"""Compiled kernels kept on disk, so that a machine compiles each once: the part with Numba's internals.
 
-Numba's own cache raises on a damaged file, runs machine code in which a bit has flipped, does not read what
-lies in a folder that it may not write to (an image of a container), raises where it can write nowhere, and
-takes a kernel for stale only when its own file has changed, while ours are compiled from functions of many.
+Numba's own cache raises on a damaged file, runs machine code in which a bit has flipped, does not read a
+folder that it may not write to (a container image), raises if it can write nowhere, and treats a kernel as
+stale only if its own file has changed, while ours are compiled from functions of many files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VERSIONS = (
     llvmlite.__version__,
     np.__version__,
 )
-"""Versions of what compiled the kernels of this process, and of what they refer to."""
+"""Versions of the compilers of this process's kernels, and of the packages that kernels refer to."""
 
 
 class _Serializer(CompileResultCacheImpl):
@@ -41,7 +41,7 @@ class _Serializer(CompileResultCacheImpl):
 
 
 class KernelCache(NullCache):
-    """The compiled forms of one kernel, one a signature, as a dispatcher of Numba asks for them.
+    """Compiled forms of one kernel, one per signature, with the interface of Numba's caches.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class KernelCache(NullCache):
     Raises
     ------
     TypeError
-        If the function refers to variables of a function around it, of which its file tells nothing.
+        If the function is a closure, whose variables its file does not show.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -62,24 +62,24 @@ class KernelCache(NullCache):
         self._serializer = _Serializer()
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
-        """Return what was compiled for a signature, or None."""
-        target_context.refresh()  # registers what compiled functions refer to
+        """Return the compiled form for a signature, or None."""
+        target_context.refresh()  # registers the functions that compiled ones refer to
         payload = kernel_files.load(*self._identify(signature, target_context.codegen()))
         if payload is None:
             return None
         return self._serializer.rebuild(target_context, pickle.loads(payload))
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Keep what was compiled for a signature."""
+        """Keep the compiled form for a signature."""
         if compiled.library.has_dynamic_globals:
             raise TypeError(f"{self._name} holds an address of this process: it cannot be kept")
         payload = dumps(self._serializer.reduce(compiled))
         kernel_files.store(*self._identify(signature, compiled.library.codegen), payload)
 
     def _identify(self, signature: Any, codegen: Any) -> tuple[str, bytes]:
-        """Return the file name of a form, and all that its contents depend on.
+        """Return the file name of a form, and the identity that its contents depend on.
 
-        A newer source or version changes the contents alone, so that what is stale is replaced.
+        A newer source or version changes only the identity, so that a stale file is replaced.
         """
         form = repr((self._name, str(signature), codegen.magic_tuple())).encode()
         name = f"{self._name}-{sha256(form).hexdigest()[:16]}.{sys.implementation.cache_tag}.nbc"

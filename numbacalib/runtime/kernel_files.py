@@ -1,10 +1,9 @@
-"""Files of compiled kernels: where they are, when they are valid, how they are replaced.
+"""Files of compiled kernels: their folders, validity and replacement.
 
-A file is a digest, then what was compiled. The digest covers the contents and all that they depend on, so
-a file that is damaged, cut or stale is one that does not match: it counts as absent and is replaced as a
-whole. No folder is tested beforehand: one that cannot be read has no kernels, and one that cannot be
-written, or is full, leaves the next to try. A folder that is only readable serves too, as in a container
-whose kernels were compiled when its image was built.
+A file is a digest followed by the compiled code. The digest covers the contents and all their dependencies,
+so a damaged, cut or stale file does not match: it counts as absent and is replaced as a whole. No folder is
+tested beforehand: an unreadable one has no kernels, and if one cannot be written, or is full, the next is
+tried. A read-only folder works too, as in a container whose kernels were compiled when its image was built.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ except ImportError:  # on Windows
 PACKAGE = Path(__file__).parent.parent
 DIGEST_BYTES = sha256().digest_size
 PATIENCE = 60.0
-"""Seconds that a file is waited for which another process makes: ten times as long as the slowest takes."""
+"""Seconds to wait for a file that another process makes: ten times the longest compilation."""
 POLL = 0.01
-"""Seconds between two looks at a lock."""
+"""Seconds between two attempts to take a lock."""
 
 log = logging.getLogger("numbacalib")
 
@@ -43,7 +42,7 @@ _making = threading.Lock()
 
 
 def load(name: str, identity: bytes) -> bytes | None:
-    """Return what `store` kept by this name for the same identity, or None."""
+    """Return the payload that `store` kept by this name for the same identity, or None."""
     for folder in folders():
         with suppress(OSError):
             contents = (folder / name).read_bytes()
@@ -54,12 +53,12 @@ def load(name: str, identity: bytes) -> bytes | None:
 
 
 def is_there(name: str) -> bool:
-    """Return whether `store` kept something by this name, whether or not `load` takes it."""
+    """Return whether `store` kept a file by this name, even if `load` does not accept it."""
     return any((folder / name).is_file() for folder in folders())
 
 
 def store(name: str, identity: bytes, payload: bytes) -> None:
-    """Keep a payload in the first folder that takes it; if none does, the user is told so, once."""
+    """Keep a payload in the first writable folder; if there is none, warn the user once."""
     contents = sha256(identity + payload).digest() + payload
     usual = list(_usual_folders())
     for folder in usual:
@@ -70,15 +69,15 @@ def store(name: str, identity: bytes, payload: bytes) -> None:
     _warn_once(
         f"compiled kernels cannot be written to {' or '.join(map(str, usual))}: "
         + (f"they are kept in {private}" if kept else "every process compiles its own")
-        + "; NUMBA_CACHE_DIR may name a better folder"
+        + "; set NUMBA_CACHE_DIR to a writable folder"
     )
 
 
 def kept(name: str, identity: bytes, make: Callable[[], bytes]) -> bytes:
     """Return the file kept by this name for the same identity; make and keep it if there is none.
 
-    One thread makes at a time, and of several processes one a file: two that need the same do not make it
-    twice, unless the first takes longer than `PATIENCE`.
+    One thread of a process makes a file at a time, and one of several processes each file: two that need
+    the same do not make it twice, unless the first takes longer than `PATIENCE`.
     """
     payload = load(name, identity)
     if payload is None:
@@ -101,17 +100,17 @@ def make_unless_begun(name: str, identity: bytes, make: Callable[[], bytes]) -> 
 
 @contextmanager
 def _locked(name: str, patience: float) -> Iterator[bool]:
-    """Hold the lock of a file that is to be made, where the system and its folder have locks.
+    """Hold the lock of a file that is to be made, if the system and its folder have locks.
 
-    The system gives it back with the process, however that ends. Gives False where another process keeps it
-    for longer than the seconds of `patience`.
+    The system releases it when the process ends in any way. Yields False if another process still holds it
+    after `patience` seconds.
     """
     folder = first_writable()
     file = None if fcntl is None or folder is None else folder / f"{name}.lock"
     with ExitStack() as stack:
         is_ours = True
         if file is not None:
-            with suppress(OSError):  # made twice, then
+            with suppress(OSError):  # without a lock the file may be made twice
                 is_ours = _taken(stack.enter_context(file.open("wb")), patience)
         try:
             yield is_ours
@@ -122,7 +121,7 @@ def _locked(name: str, patience: float) -> Iterator[bool]:
 
 
 def _taken(file: IO[bytes], patience: float) -> bool:
-    """Take the lock of an open file, or return False once no time is left."""
+    """Take the lock of an open file, or return False after `patience` seconds."""
     end = time.monotonic() + patience
     while True:
         try:
@@ -135,7 +134,7 @@ def _taken(file: IO[bytes], patience: float) -> bool:
 
 
 def folders() -> Iterator[Path]:
-    """Yield where kernels are looked for, in this order."""
+    """Yield the folders in which kernels are searched, in order."""
     yield from _usual_folders()
     private = _private_folder(create=False)
     if private is not None:
@@ -143,7 +142,7 @@ def folders() -> Iterator[Path]:
 
 
 def first_writable() -> Path | None:
-    """Return the first folder that can be written to, made if it was absent."""
+    """Return the first writable folder, created if it was absent."""
     for folder in folders():
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
@@ -153,9 +152,9 @@ def first_writable() -> Path | None:
 
 
 def _usual_folders() -> Iterator[Path]:
-    """Yield ``NUMBA_CACHE_DIR`` where it is set; else the package's own folder, then the user's.
+    """Yield ``NUMBA_CACHE_DIR`` if it is set; otherwise the package's own folder, then the user's.
 
-    What a folder of several installations holds is kept apart, so that they do not replace each other's.
+    In a folder that installations share, each has its own subfolder, so that none replaces another's files.
     """
     installation = f"numbacalib-{sha256(str(PACKAGE).encode()).hexdigest()[:16]}"
     if config.CACHE_DIR:
@@ -168,7 +167,7 @@ def _usual_folders() -> Iterator[Path]:
 
 
 def _user_folder() -> Path | None:
-    """Return the user's folder for caches, or None where the user has no home."""
+    """Return the user's folder for caches, or None if the user has no home."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     except RuntimeError:
@@ -177,10 +176,10 @@ def _user_folder() -> Path | None:
 
 
 def _private_folder(*, create: bool) -> Path | None:
-    """Return a temporary folder that none but this user can have written to, or None.
+    """Return a temporary folder that only this user can have written to, or None.
 
-    Its name is the same in every process, so that they share what they compile. Since anybody may have
-    made a folder of that name, it must be the user's own and closed to others: kernels are run.
+    Its name is the same in every process, so that they share compiled kernels. Anybody may have created a
+    folder of that name, and kernels are executed: so it must be the user's own and closed to others.
     """
     if not hasattr(os, "getuid"):  # on Windows, where users have homes
         return None
@@ -196,7 +195,7 @@ def _private_folder(*, create: bool) -> Path | None:
 
 
 def _written(folder: Path, name: str, contents: bytes) -> bool:
-    """Replace a file as a whole, or leave it as it was: other processes read and write it meanwhile."""
+    """Replace a file as a whole or not at all: other processes may read and write it meanwhile."""
     partial = folder / f"{name}.{uuid.uuid4().hex}"
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -216,7 +215,7 @@ def _warn_once(message: str) -> None:
 
 @cache
 def sources(kernel: Path) -> bytes:
-    """Digest of a kernel's file, and of those whose functions and constants kernels are compiled from."""
+    """Digest of a kernel's file, and of all files whose functions and constants kernels use."""
     files = [kernel]
     for folder in ("linalg", "ops", "runtime", "spec"):
         files += sorted((PACKAGE / folder).rglob("*.py"))

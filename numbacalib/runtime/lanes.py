@@ -1,7 +1,7 @@
-"""Searches for a least quotient by vector instructions, through LLVM's vectors: any processor gets its own.
+"""Searches for a least quotient by vector instructions, through LLVM's vectors, for any processor.
 
-In a scalar loop each comparison is a branch that depends on the last, which processors mispredict every
-other time. Vectors have no branches.
+In a scalar loop each comparison is a branch that depends on the last one, and processors mispredict half of
+them. Vectors need no branches.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _ONE = ir.Constant(_INTEGER, 1)
 
 @intrinsic
 def least_quotient(typing_context, base, divisors, roots, first, last, divisor, root):
-    """Return where ``base[i] - (root - roots[i])^2 / (divisor - divisors[i])`` is least.
+    """Return the i with the least ``base[i] - (root - roots[i])^2 / (divisor - divisors[i])``.
 
-    i runs from `first` to `last`, and `last` is not before `first`. Of several i whose quotients are equal,
-    or differ by less than rounding, any may be returned. Arrays are contiguous float64 and hold two vectors
-    more beyond `last`. `divisor` is larger than ``divisors`` up to `last`.
+    i runs from `first` to `last`, and `last` is not before `first`. Of several i whose quotients are equal
+    up to rounding, any may be returned. Arrays are contiguous float64 and hold two more vectors beyond
+    `last`. `divisor` is larger than ``divisors`` up to `last`.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -64,7 +64,7 @@ def least_quotients(
 
     The divisors and roots are elements ``at``, ``at + stride``, ... of the arrays. The least quotients,
     with `more` added, go into ``least[at::stride]``, and each i into ``places[at::stride]``, int64. The
-    result for a divisor that is not larger than all others means nothing.
+    result for a divisor that is not larger than all others is undefined.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -75,7 +75,7 @@ def least_quotients(
             points.append(builder.add(points[-1], stride))
         divisor, root = (_gather(builder, pointer, points) for pointer in pointers[1:])
         search = _Search(builder, divisor, root)
-        # one of each half of the range at a time; one in the middle is tried twice
+        # one candidate of each half of the range at a time; the one in the middle may come twice
         width = builder.sub(last, first)
         half = builder.lshr(builder.add(width, ir.Constant(_INTEGER, 2)), _ONE)
         ahead = builder.add(builder.sub(width, half), _ONE)
@@ -101,8 +101,8 @@ def least_quotients(
 class _Search:
     """The least ``base - square / divisor`` so far, and its place, in every lane.
 
-    As a fraction: two products compare it in less time than a division takes. Each comparison with the
-    least waits for the one before it, so that two candidates are compared with each other first.
+    It is kept as a fraction: comparing by two products takes less time than a division. Each comparison
+    with the least waits for the one before it, so two candidates are first compared with each other.
     """
 
     def __init__(self, builder: Any, divisor: Any, root: Any) -> None:
@@ -135,7 +135,7 @@ class _Search:
         return self._builder.fdiv(above, below), places
 
     def place_of_least(self) -> Any:
-        """Place of the least of all lanes: the upper half against the lower one, and again."""
+        """Place of the least of all lanes: halves of the lanes are compared, then halves of these."""
         builder = self._builder
         lowest, places = self.found()
         half = LANES // 2
@@ -153,7 +153,7 @@ class _Search:
         builder = self._builder
         product = builder.fneg(builder.fmul(least[0], other[1]))
         difference = multiply_add(builder, other[0], least[1], product)
-        # its sign bit is all that a blend of vectors looks at, so that no comparison is needed
+        # a vector blend reads only the sign bit, so that no float comparison is needed
         zeros = ir.Constant(_INTEGERS, [0] * LANES)
         less = builder.icmp_signed("<", builder.bitcast(difference, _INTEGERS), zeros)
         if end is not None:
@@ -165,7 +165,7 @@ class _Search:
 
 
 def _unwrapped(context: Any, builder: Any, signature: Any, arguments: Any) -> list:
-    """Arguments, arrays among them as pointers to their elements."""
+    """Arguments, with arrays replaced by pointers to their elements."""
     return [
         context.make_array(kind)(context, builder, value).data
         if isinstance(kind, types.Array)
@@ -175,13 +175,13 @@ def _unwrapped(context: Any, builder: Any, signature: Any, arguments: Any) -> li
 
 
 def _load(builder: Any, pointer: Any, first: Any) -> Any:
-    """Load a vector from an element that need not be aligned."""
+    """Load a vector that starts at an element, without vector alignment."""
     address = builder.bitcast(builder.gep(pointer, [first]), _REALS.as_pointer())
     return builder.load(address, align=8)
 
 
 def _gather(builder: Any, pointer: Any, places: list) -> Any:
-    """Load elements into lanes. If they are neighbours, LLVM makes one load of it."""
+    """Load elements into lanes. If they are neighbors, LLVM merges the loads into one."""
     vector = ir.Constant(_REALS, ir.Undefined)
     for lane, place in enumerate(places):
         element = builder.load(builder.gep(pointer, [place]))
@@ -190,14 +190,14 @@ def _gather(builder: Any, pointer: Any, places: list) -> Any:
 
 
 def _scatter(builder: Any, vector: Any, pointer: Any, places: list) -> None:
-    """Store what `_gather` loads."""
+    """Store lanes to the places from which `_gather` loads them."""
     for lane, place in enumerate(places):
         element = builder.extract_element(vector, ir.Constant(_POSITION, lane))
         builder.store(element, builder.gep(pointer, [place]))
 
 
 def multiply_add(builder: Any, left: Any, right: Any, addend: Any) -> Any:
-    """``left * right + addend`` of vectors, in one instruction where the processor has it."""
+    """``left * right + addend`` of vectors, in one instruction if the processor has it."""
     vector = left.type
     bits = 64 if vector.element == _REAL else 32
     kind = ir.FunctionType(vector, [vector] * 3)
@@ -215,7 +215,7 @@ def broadcast(builder: Any, value: Any, lanes: int) -> Any:
 
 
 def _part(builder: Any, vector: Any, first: int, count: int) -> Any:
-    """Some neighbouring lanes of a vector."""
+    """The `count` lanes of a vector from `first` on."""
     lanes = list(range(first, first + count))
     positions = ir.Constant(ir.VectorType(_POSITION, count), lanes)
     return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), positions)

@@ -1,4 +1,4 @@
-"""Launching kernels, and the shapes of their grids."""
+"""Kernel launches, and the shapes of their grids."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __all__ = ["MOST_BLOCKS", "column_blocks", "launch", "row_threads"]
 MOST_BLOCKS = 65535
 """Blocks of a grid along y and along z: CUDA's limit."""
 ENOUGH_BLOCKS = 16384
-"""Blocks of a grid that keep a device busy: each takes some nanoseconds to start, as long as its work."""
+"""Blocks of a grid that keep a device busy: more would spend as long on starting as on their work."""
 
 LONG_ROW = 4096
-"""Columns of which the rows of full multiprocessors, 8 blocks of 256 threads, fit their L1 caches."""
+"""Most columns with which the rows of a full multiprocessor, 8 blocks of 256 threads, fit its L1 cache."""
 
 
 def column_blocks(shape: tuple[int, int], threads: int) -> tuple[int, int]:
-    """Return the grid of a kernel with one thread a column, whose blocks stride over the rows."""
+    """Return the grid of a kernel with one thread per column, whose blocks stride over the rows."""
     rows, columns = shape
     across = -(-columns // threads)
     return across, min(rows, max(1, ENOUGH_BLOCKS // across), MOST_BLOCKS)

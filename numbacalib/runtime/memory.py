@@ -1,8 +1,8 @@
-"""Device memory: from CuPy's pool where CuPy is installed, so that all that use it share one pool.
+"""Device memory: from CuPy's pool if CuPy is installed, so that all its users share one pool.
 
-What is freed can be taken again at once on the stream that it was taken on, since work there is in order:
-nothing waits for the device. A limit of CuPy's pool holds for our arrays, too, and `free_all_blocks` gives
-back what they no longer use.
+Freed memory can be reused at once on the stream that it was allocated on, since work there is in order:
+nothing waits for the device. A limit of CuPy's pool also holds for our arrays, and `free_all_blocks` frees
+what they no longer use.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def has_cupy() -> bool:
 
 
 class Memory:
-    """Bytes of the current device, for work of a stream, and free once nothing refers to this.
+    """Bytes of the current device, for work of a stream, freed once nothing refers to this.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Memory:
     Raises
     ------
     MemoryError
-        If so much is not free. It says how much is.
+        If so much is not free; it names the free bytes.
     """
 
     __slots__ = ("_context", "_home", "_owner", "device", "pointer", "stream")
@@ -62,8 +62,8 @@ class Memory:
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if self._owner is None or self.stream.handle == self._home.handle or finalizing():
             return
-        # the pool gives it to the stream that it came from, which must not be ahead of its last use;
-        # the collector runs in any thread, and on any device
+        # the pool reuses it on the stream that it came from, which must wait for its last use;
+        # the collector may run in any thread, and on any device
         driver.cuCtxPushCurrent(self._context)
         _, event = driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
         driver.cuEventRecord(event, driver.CUstream(self.stream.handle))
@@ -83,12 +83,12 @@ def _context(number: int) -> Any:
 def _allocate(size: int, stream: int) -> Any:
     """Return the owner of `size` bytes of the current device, whose address is its `ptr`.
 
-    They are for work of `stream`, a handle, and free once nothing refers to the owner.
+    They are for work of `stream`, a handle, and freed once nothing refers to the owner.
 
     Raises
     ------
     MemoryError
-        If so much is not free. It says how much is.
+        If so much is not free; it names the free bytes.
     """
     try:
         if not has_cupy():
@@ -116,12 +116,12 @@ def _device() -> int:
 
 @functools.lru_cache(maxsize=64)
 def cupy_stream(handle: int, device: int) -> Any:
-    """Return a stream as CuPy has it: in a with statement, CuPy and its libraries use it."""
+    """Return CuPy's object for a stream: inside its ``with`` statement, CuPy and its libraries use it."""
     return _cupy_cuda().Stream.from_external(_Stream(handle))
 
 
 class _Stream:
-    """A stream as other libraries take it."""
+    """Stream with the protocol ``__cuda_stream__``, for other libraries."""
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
@@ -131,16 +131,16 @@ class _Stream:
 
 
 class Room(NamedTuple):
-    """Memory of the current device, in bytes, as a limit of CuPy's pool leaves it."""
+    """Memory of the current device, in bytes, within a limit of CuPy's pool."""
 
     free: int
     total: int
     limited: bool
-    """True where it is the pool that is limited to the total."""
+    """True if CuPy's pool has a limit."""
 
 
 def room() -> Room:
-    """Return how much memory the current device has for us."""
+    """Return the memory of the current device."""
     _, free, total = driver.cuMemGetInfo()
     if not has_cupy():
         return Room(free, total, limited=False)
@@ -155,14 +155,14 @@ def room() -> Room:
 
 
 def taken_bytes() -> int:
-    """Return how many bytes of the current device CuPy's pool has taken from the driver, and keeps."""
+    """Return the bytes of the current device that CuPy's pool holds from the driver."""
     from cupy import get_default_memory_pool
 
     return int(get_default_memory_pool().total_bytes())
 
 
 def give_back() -> None:
-    """Give what was freed back to the driver, as far as CuPy's pool has it."""
+    """Return freed memory of CuPy's pool to the driver."""
     if has_cupy():
         from cupy import get_default_memory_pool
 
@@ -170,7 +170,7 @@ def give_back() -> None:
 
 
 def _available(size: int) -> str:
-    """Return what is free where `size` bytes were refused."""
+    """Describe the free memory after `size` bytes were refused."""
     found = room()
     bound = "CuPy's pool is limited to" if found.limited else "it has"
     pieces = " in pieces" if found.free >= size else ""
@@ -178,7 +178,7 @@ def _available(size: int) -> str:
 
 
 class _Block:
-    """Memory of a pool of the driver's, where CuPy is not installed."""
+    """Memory of a pool of the driver, used if CuPy is not installed."""
 
     __slots__ = ("_context", "_stream", "ptr")
 
@@ -192,8 +192,8 @@ class _Block:
         self.ptr = int(pointer)
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if self.ptr and not finalizing():  # the driver frees what a process leaves
-            driver.cuCtxPushCurrent(self._context)  # the collector runs on any device
+        if self.ptr and not finalizing():  # the driver frees the memory of a process that ends
+            driver.cuCtxPushCurrent(self._context)  # the collector may run on any device
             driver.cuMemFreeAsync(self.ptr, self._stream)
             driver.cuCtxPopCurrent()
 

@@ -1,11 +1,11 @@
 """PTX instructions of a warp's matrix products, as functions of fragments; see `numbacalib.runtime.ptx`.
 
-A fragment is a tuple: float32 for sums, uint32 for two 16-bit floats. Fragments of 16 rows come as the
-instructions have them: thread ``lane`` holds rows ``lane // 4`` and 8 below, and of each 8 columns the two
-from ``lane % 4 * 2`` on; of sums these are four registers, two of the first row and two of the second.
+A fragment is a tuple: float32 for sums, uint32 for two 16-bit floats. Fragments of 16 rows have the layout
+of the instructions: thread ``lane`` holds rows ``lane // 4`` and 8 below, and of each 8 columns the two
+from ``lane % 4 * 2`` on; for sums these are four registers, two of the first row and two of the second.
 
 Tiles in shared memory have rows of a multiple of 128 bytes, whose chunks of 16 bytes are permuted: chunk c
-of row r lies at ``c ^ (r % 8)``, so that the eight rows of an 8 x 8 matrix lie in different banks.
+of row r is at ``c ^ (r % 8)``, so that the eight rows of an 8 x 8 matrix are in different banks.
 """
 
 from __future__ import annotations
@@ -55,19 +55,23 @@ def _load_matrices(builder: Any, address: Any, offset: int, form: str) -> list[A
 def fragments(element: str, size: int, width: int, keys: int) -> SimpleNamespace:
     """Build the products of attention for tiles of `keys` keys.
 
-    `element` is "bf16" or "f16"; heads have `size` numbers of a query and `width` of a value, multiples of
-    64, and `keys` is one of 16. The functions:
+    `element` is "bf16" or "f16"; a head's query has `size` numbers and its value `width`, multiples of 64;
+    `keys` is a multiple of 16. The functions:
 
     scores(queries, address, offsets)
         Products of a warp's 16 queries with the keys of a tile.
     add_values(sums, weights, address, offsets)
         Add weights times the values of a tile to a warp's sums.
     weigh(scores, first, second, scale)
-        ``2**(scale * score - first)``, of the second rows `second`: packed weights, and their sums.
+        ``2**(scale * score - first)``, `second` for the second rows: packed weights, and their sums.
     largest(scores, first, second)
-        The largest score of both rows, over all threads that share them, and what came.
+        Largest of the given number and all scores of each row, over the threads that share the row.
     scaled(sums, first, second)
-        Sums of both rows times a factor.
+        Sums of both rows, each times its factor.
+    packed(sums)
+        Sums as 16-bit floats, two in a word.
+    nothing()
+        Sums of 0.
     """
     score = types.UniTuple(types.float32, keys // 2)
     weight = types.UniTuple(types.uint32, keys // 4)
@@ -158,7 +162,7 @@ def fragments(element: str, size: int, width: int, keys: int) -> SimpleNamespace
 
     @intrinsic
     def largest(typing_context, given, first, second):
-        """`shfl.sync.bfly`: the maxima of both rows over the four threads that share them."""
+        """`shfl.sync.bfly`: maxima of both rows over the four threads that share them."""
         result = types.UniTuple(types.float32, 2)
 
         def generate(context, builder, signature, values):
@@ -234,9 +238,9 @@ def _assembly_pure(
 
 @intrinsic
 def masked(typing_context, scores, key, low, high):
-    """Scores of a tile, -3e38 where a key is not seen.
+    """Scores of a tile, -3e38 where a key is masked.
 
-    `key` is the number of the thread's first key; a key j is seen if ``low[row] <= j < high[row]``; `low`
+    `key` is the number of the thread's first key; a key j counts if ``low[row] <= j < high[row]``; `low`
     and `high` are pairs, for both rows.
     """
 
@@ -264,7 +268,7 @@ def words(count: int) -> Callable:
 
     @intrinsic
     def build(typing_context, function, arguments):
-        """A tuple of what a device function returns for 0 to `count` - 1."""
+        """Tuple of a device function's results for 0 to `count` - 1."""
         inner = function.get_call_type(typing_context, (types.int32, *arguments.types), {})
         result = types.UniTuple(types.uint32, count)
 

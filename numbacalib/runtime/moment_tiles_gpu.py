@@ -1,6 +1,6 @@
 """Tiles of a matrix of moments, and the order in which clusters compute them; see `runtime.moments_gpu`.
 
-Whole rounds of tiles (one a cluster) come first; the tiles left over are cut along the rows of the
+Whole rounds of tiles (one per cluster) come first; the remaining tiles are cut along the rows of the
 operands into pieces, whose sums are added in order. Of a square only tiles with an element on or above
 the diagonal are computed.
 """
@@ -16,23 +16,23 @@ from numbacalib.runtime.device import cuda
 from numbacalib.runtime.product import TILE_ROWS
 
 BAND = 8
-"""Tiles in a column of a band: what runs at the same time shares its columns of x in the L2 cache."""
+"""Tiles in a column of a band: tiles that run at the same time share their columns of x in the L2 cache."""
 MAX_PIECES = 32
 
 
 class Schedule(NamedTuple):
-    """Work items of a product: tiles that are computed whole, then pieces of the others."""
+    """Work items of a product: whole tiles, then pieces of the remaining ones."""
 
     blocks: int
     """Blocks of rows that are summed."""
     items: int
     whole: int
     pieces: int
-    """Into which each tile after the whole ones is cut."""
+    """Number of pieces of each remaining tile."""
 
 
 def schedule(tiles: int, blocks: int, clusters: int) -> Schedule:
-    """Cut tiles of this many blocks of rows so that as few clusters as possible wait for others."""
+    """Cut tiles of this many blocks of rows so that few clusters idle at the end."""
     whole = tiles // clusters * clusters
     rest = tiles - whole
 
@@ -54,12 +54,12 @@ def tile_count(shape: tuple[int, int], columns: int, *, square: bool) -> int:
 
 
 def tile_finder(columns: int, *, square: bool) -> Callable:
-    """Build the device function that says where a tile of 256 x `columns` is, by its number."""
+    """Build the device function that gives the position of a tile of 256 x `columns` by its number."""
     return _square_tiles(columns) if square else _all_tiles(columns)
 
 
 def item_finder(tile_at: Callable) -> Callable:
-    """Build the device function that says which tile and which rows a work item is of."""
+    """Build the device function that gives the tile and the rows of a work item."""
 
     @cuda.jit(device=True, forceinline=True)
     def item_at(item, shape, work):

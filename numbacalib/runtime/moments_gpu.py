@@ -1,8 +1,8 @@
 """Moments ``x^T y`` on tensor cores, for compute capability 9.0: added to a matrix of float32.
 
 Each tile of `product` is computed by one cluster, which strides over the work items of
-`moment_tiles_gpu`; the pieces of the last tiles are added by a kernel of its own. Of ``x^T x``, a square,
-one triangle is computed, and may be written to both.
+`moment_tiles_gpu`; a second kernel adds the pieces of the last tiles. Of ``x^T x``, a square, one triangle
+is computed, and may be written to both.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ COPY_THREADS = 128
 
 
 class Operand(NamedTuple):
-    """The x of a product ``x^T y`` as tensor cores take it."""
+    """Operand of a product ``x^T y`` in the form that tensor cores take."""
 
     parts: list[DeviceArray]
-    """Itself, or the high and the low half of a float32 one: [B, K], see `aligned`."""
+    """The matrix, or the high and low halves of a float32 one: [B, K], see `aligned`."""
     scales: DeviceArray | None = None
     """[K] of the halves: ``(high + low) * scales**2`` is x."""
     begin: int = 0
@@ -66,7 +66,7 @@ class Target(NamedTuple):
 
 
 class _Matrix(NamedTuple):
-    """A `Target` as kernels take it."""
+    """`Target` in the form that kernels take."""
 
     before: int
     after: int
@@ -82,7 +82,7 @@ class _Matrix(NamedTuple):
 
 
 def add_square(x: Operand, target: Target) -> None:
-    """Set a target to ``beta * before + alpha * x^T x``, symmetric to the bit."""
+    """Set a target to ``beta * before + alpha * x^T x``, exactly symmetric."""
     _add(x, x, target, square=True)
 
 
@@ -98,9 +98,9 @@ def add_moment(
 
 
 def aligned(x: DeviceArray) -> DeviceArray:
-    """Return a 16-bit matrix as the copy engine takes it: as it lies if its strides allow, or a copy.
+    """Return a 16-bit matrix in a layout that the copy engine takes: itself, or a copy.
 
-    Elements of a row are neighbours, and rows start at multiples of 16 bytes.
+    Rows are contiguous and start at multiples of 16 bytes.
     """
     step, inner = x.strides
     if inner == 2 and step > 0 and (x.address | step) % 16 == 0:
@@ -172,14 +172,14 @@ def _kernels(element: str, split: bool, square: bool) -> SimpleNamespace:
 
     @cuda.jit(device=True, forceinline=True)
     def last_row(c, matrix):
-        """Last row of a column that is computed, -1 beside the matrix."""
+        """Last row of a column that is computed, -1 outside of the matrix."""
         if square:
             return c if c < matrix.columns else types.int64(-1)
         return matrix.rows - 1 if c < matrix.columns else types.int64(-1)
 
     @cuda.jit(device=True, forceinline=True)
     def update(total, r, c, matrix):
-        """New element of the matrix from the sum of products, where it is computed."""
+        """New element of the matrix from the sum of products."""
         if split:
             of_row = ptx.load_constant(matrix.scales + 4 * min(r, matrix.columns - 1))
             scale = of_row * ptx.load_constant(matrix.scales + 4 * min(c, matrix.columns - 1))
@@ -192,7 +192,7 @@ def _kernels(element: str, split: bool, square: bool) -> SimpleNamespace:
     def write_slab(shared, slab, row, column, matrix):
         """Write a warp's slab of new elements, which starts at `row`, `column`.
 
-        Of a square with `mirror` to both triangles, else above the diagonal and on it.
+        A square goes to both triangles with `mirror`, else to the elements on and above the diagonal.
         """
         lane = types.int64(cuda.laneid)
         c = column + lane
@@ -212,7 +212,7 @@ def _kernels(element: str, split: bool, square: bool) -> SimpleNamespace:
 
     @cuda.jit(device=True, forceinline=True)
     def keep_slab(shared, slab, partials, index):
-        """Write a warp's slab to the sums of a piece, as one of its runs of 512 numbers."""
+        """Write a warp's slab to the sums of a piece, as a run of 512 numbers."""
         lane = types.int64(cuda.laneid)
         for k in range(SLAB_ROWS):
             value = shared[types.uint64(slab + k * SLAB_STRIDE + lane)]
@@ -225,7 +225,7 @@ def _kernels(element: str, split: bool, square: bool) -> SimpleNamespace:
 
     @cuda.jit(launch_bounds=(THREADS, 1), lto=False)
     def tiles(left, right, offset, work, partials, matrix, first_bad):
-        """Clusters stride over work items; in a block, warps have the roles that `product` gives."""
+        """Clusters stride over work items; in a block, warps have the roles described in `product`."""
         ptx.cluster_of_two()
         if first_bad[0] < NONE:
             return
@@ -262,8 +262,8 @@ def _kernels(element: str, split: bool, square: bool) -> SimpleNamespace:
                 row += rank * BLOCK_ROWS + warp * SLAB_ROWS
                 total, stage, phase = multiply(base, first, last, stage, phase)
                 if item < work.whole:
-                    # All of the old matrix is read before the first store: reads wait behind stores.
-                    # So the old and the new matrix may be the same, too.
+                    # All old elements are read before the first store: reads would wait behind stores.
+                    # So the old and the new matrix may also be the same.
                     r, c = row + lane // 4, column + lane % 4 * 2
                     total = wgmma.fragment_map(total, update, r, c, (matrix,))
                 for part in range(slabs):
@@ -279,7 +279,7 @@ def _kernels(element: str, split: bool, square: bool) -> SimpleNamespace:
 
     @cuda.jit
     def combine(work, partials, matrix, first_bad):
-        """Add the pieces of the tiles after the whole ones, in order. One warp a slab."""
+        """Add the pieces of the tiles after the whole ones, in order. One warp per slab."""
         if first_bad[0] < NONE:
             return
         shared = cuda.shared.array(combine_floats, types.float32)
@@ -317,7 +317,7 @@ def _kernels(element: str, split: bool, square: bool) -> SimpleNamespace:
 
 @cuda.jit
 def _copy(x, copy):
-    """Copy a matrix of any strides. One thread a column, blocks stride over the rows."""
+    """Copy a matrix of any strides. Threads: one per column, blocks stride over the rows."""
     column = cuda.grid(1)
     if column < x.shape[1]:
         for row in range(types.int64(cuda.blockIdx.y), x.shape[0], cuda.gridDim.y):

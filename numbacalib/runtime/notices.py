@@ -1,4 +1,4 @@
-"""Lines on what the package's log tells once and for all, and that is no warning about anything."""
+"""Logger for notices, which are shown once and do not warn of a problem."""
 
 import logging
 

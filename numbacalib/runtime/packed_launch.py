@@ -1,8 +1,8 @@
-"""Launching kernels with little work on the host.
+"""Kernel launches with little work on the host.
 
-Launches pack the arguments themselves, in the layout that Numba's kernels expect, and go straight to
-the driver: about 5 us instead of 30 to 60. Numba only compiles, and only what no earlier process has. The
-layout is private to numba-cuda: with a version that was not tested, Numba makes every launch.
+Launches pack the arguments directly in the layout that Numba's kernels expect, and call the driver: about
+5 us instead of 30 to 60. Numba only compiles, and only kernels that no earlier process compiled. The layout
+is private to numba-cuda: with an untested version, every launch goes through Numba.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TESTED = ("0.30",)
 """Series of numba-cuda whose layout of parameters is that of `_FORMATS` and `DeviceArray.parameters`."""
 
 PACKED = numba_cuda_version.rsplit(".", 1)[0] in TESTED
-"""True where launches pack the arguments themselves."""
+"""True if launches pack the arguments directly."""
 
 if PACKED:
     from numbacalib.runtime import cubins
@@ -64,7 +64,7 @@ class _Prepared:
 
 
 class _Thread(threading.local):
-    """Each thread's `_Prepared` by kernel, device and kinds of arguments: it holds those of a launch."""
+    """Each thread's `_Prepared` by kernel, device and kinds of arguments: each holds a launch's values."""
 
     def __init__(self) -> None:
         self.prepared: dict[tuple, _Prepared] = {}
@@ -72,7 +72,7 @@ class _Thread(threading.local):
 
 _thread = _Thread()
 _functions: dict[tuple, Any] = {}
-"""Kernels that this process has loaded, by the same."""
+"""Kernels that this process has loaded, by the same keys."""
 
 
 def launch(kernel: Any, grid: Any, threads: Any, *arguments: Any, shared_bytes: int = 0) -> None:
@@ -115,7 +115,7 @@ def launch(kernel: Any, grid: Any, threads: Any, *arguments: Any, shared_bytes: 
 
 
 def _function(key: tuple, arguments: tuple, shared_bytes: int) -> Any:
-    """Return the driver's handle of a kernel on a device for arguments of some kinds."""
+    """Return the driver's handle of a kernel on a device for arguments of these kinds."""
     if key not in _functions:
         kernel, device, *kinds = key
         handle = cubins.function(kernel, tuple(kinds), lambda: _types(kernel, arguments))
@@ -125,7 +125,7 @@ def _function(key: tuple, arguments: tuple, shared_bytes: int) -> Any:
 
 
 def _allow_shared(function: Any, shared_bytes: int, device: int) -> None:
-    """Let blocks have this much dynamic shared memory, of which they get 48 KiB by themselves."""
+    """Let blocks have this much dynamic shared memory; the default limit is 48 KiB."""
     if shared_bytes:
         limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         check(driver.cuKernelSetAttribute(limit, shared_bytes, function, device))
@@ -139,7 +139,7 @@ def _types(kernel: Any, arguments: tuple) -> tuple:
 def _launch_by_numba(
     kernel: Any, grid: Any, threads: Any, arguments: tuple, shared_bytes: int
 ) -> None:
-    """Launch through Numba, which compiles what is not compiled yet."""
+    """Launch through Numba, which compiles the kernel if needed."""
     types = _types(kernel, arguments)
     kernel.compile(types)
     handle = kernel.overloads[types].library.get_cufunc().handle

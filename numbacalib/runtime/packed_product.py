@@ -1,10 +1,10 @@
 """Products of whole matrices: the same sums in the same order at any number of threads.
 
-BLAS divides a product among its threads in its own way, and what a thread is given decides which of its
-inner loops run, and so how sums are rounded. Here a result is cut into tiles by its shape alone. A worker
-packs what a tile needs of both operands slice by slice, and `add_product` multiplies the slices; a sum has
-the same order wherever its tile begins, so that ``x^T x`` is symmetric to the bit, too. Operands have any
-strides and are not copied as a whole.
+BLAS divides a product by the number of threads, and a thread's share decides which inner loops run and so
+how sums are rounded. Here a result is cut into tiles by its shape alone. A worker packs the parts of both
+operands that a tile needs slice by slice, and `add_product` multiplies the slices; a sum has the same order
+wherever its tile begins, so that ``x^T x`` is also exactly symmetric. Operands have any strides and are not
+copied as a whole.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROWS = 240 // COLUMNS * COLUMNS
 WIDTH = 256 // LANES * LANES
 """Columns of a tile: whole row panels. A tile and its packed slices fit into a second-level cache."""
 PITCH = DEPTH + 4
-"""Rows between panels: a power of two apart, they would evict each other from the cache."""
+"""Rows from a panel to the next: a power of two apart, panels would evict each other from the cache."""
 
 
 class _Operand(NamedTuple):
@@ -35,7 +35,7 @@ class _Operand(NamedTuple):
 
     memory: NDArray
     steps: tuple[int, int]
-    """Elements between neighbours along the result, and along the sum."""
+    """Elements between neighbors along the result, and along the sum."""
 
 
 def multiply(x: NDArray, weight: NDArray, out: NDArray) -> None:
@@ -61,15 +61,15 @@ def add_moment(out: NDArray, left: NDArray, right: NDArray, factor: float, keep:
 def add_square(matrix: NDArray, x: NDArray, alpha: float, beta: float) -> None:
     """Set the upper triangle of `matrix` [K, K] to ``beta * matrix + alpha * x^T x``, x [B, K].
 
-    `matrix` is C-contiguous; x is read in its own dtype. Of the lower triangle, tiles on the diagonal
-    hold anything.
+    `matrix` is C-contiguous; x is read in its own dtype. The lower triangle is undefined in tiles on the
+    diagonal.
     """
     operand = _operand(x.T)
     _run(operand, operand, len(x), (alpha, beta), matrix, upper=True)
 
 
 def _operand(matrix: NDArray) -> _Operand:
-    """Present a matrix of any strides; only one that goes backwards is copied."""
+    """Present a matrix of any strides; it is copied only if a stride is negative or splits elements."""
     matrix = carrier(matrix)
     size = matrix.itemsize
     if any(stride < 0 or stride % size for stride in matrix.strides):
@@ -123,7 +123,7 @@ def _multiply(counter, left, right, depth, factors, upper, out):
                 at = top * row_steps[0] + begin * row_steps[1]
                 pack(rows, at, row_steps, height, COLUMNS, other[:, :deep])
                 for p in range(len(own)):
-                    # what lies below the diagonal is left out
+                    # panels below the diagonal are left out
                     end = first + (p + 1) * LANES - top if upper else height
                     wanted = other[: max(0, -(-end // COLUMNS))]
                     add_product(own[p : p + 1, :deep], wanted, np.int64(0), sums[p : p + 1])
@@ -133,7 +133,7 @@ def _multiply(counter, left, right, depth, factors, upper, out):
 
 @scalar
 def _store(sums, alpha, beta, target):
-    """Store ``alpha * sums + beta * target``; the target's old values are ignored where beta is 0."""
+    """Store ``alpha * sums + beta * target``; the target's old values are ignored if beta is 0."""
     height, width = target.shape
     for i in range(height):
         for p in range(-(-width // LANES)):

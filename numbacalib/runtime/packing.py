@@ -1,6 +1,6 @@
-"""Packing operands of a product into panels, as vectors: see `numbacalib.runtime.tile_product`.
+"""Packing of a product's operands into panels, by vectors: see `numbacalib.runtime.tile_product`.
 
-Loops over arrays of one type are not made vectors by LLVM, which cannot see that they do not overlap.
+LLVM does not vectorize loops over arrays of one type, since it cannot see that they do not overlap.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from numbacalib.runtime.half import BFLOAT16_BITS, widen
 from numbacalib.runtime.jit import scalar
 
 EDGE = 4
-"""Rows and columns that are transposed at once: every panel is a multiple wide."""
+"""Rows and columns that are transposed at once: every panel's width is a multiple."""
 
 
 @scalar
 def pack(memory, at, steps, count, lanes, panels):
-    """Pack `count` rows of a matrix as panels [n, depth, lanes], with zeros behind the last row.
+    """Pack `count` rows of a matrix as panels [n, depth, lanes], with zeros after the last row.
 
     `memory` is flat, of a carrier's type; its rows and their elements are `steps` apart, from the element
     `at` on. `lanes` is a constant.
@@ -52,7 +52,7 @@ def pack(memory, at, steps, count, lanes, panels):
 
 @intrinsic(prefer_literal=True)
 def _copy(typing_context, memory, at, panels, place, lanes):
-    """Widen elements to a row, at (panel, row), of panels of as many `lanes`, a constant."""
+    """Widen `lanes` elements, a constant number, to a row of a panel, at (panel, row)."""
     count = lanes.literal_value
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -66,7 +66,7 @@ def _copy(typing_context, memory, at, panels, place, lanes):
 
 @intrinsic
 def _transpose(typing_context, memory, at, panels, place, step):
-    """Widen `EDGE` rows of as many elements, `step` apart, to columns from (panel, row, column) on."""
+    """Widen `EDGE` rows of `EDGE` elements, `step` apart, to columns from (panel, row, column) on."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source = _Memory(context, builder, signature.args[0], arguments[0])
@@ -90,7 +90,7 @@ class _Memory:
         self._data = context.make_array(kind)(context, builder, value).data
 
     def load(self, at: Any, count: int, real: Any) -> Any:
-        """Load neighbours as a vector of `real`; see `numbacalib.runtime.half.widen`."""
+        """Load neighbors as a vector of `real`; see `numbacalib.runtime.half.widen`."""
         builder, kind = self._builder, self._kind
         element = ir.HalfType() if kind == types.uint16 else self._data.type.pointee
         address = builder.gep(self._data, [at])
@@ -105,7 +105,7 @@ class _Memory:
 
 
 class _Panels:
-    """Rows of a panel, from a place (panel, row and, perhaps, column) on."""
+    """Rows of a panel, from a place (panel, row and optionally column) on."""
 
     def __init__(self, context: Any, builder: Any, kind: Any, values: Any) -> None:
         array = context.make_array(kind)(context, builder, values[0])
@@ -126,7 +126,7 @@ class _Panels:
 
 
 def _transposed(builder: Any, vectors: list) -> list:
-    """Transpose a square: elements off the diagonal change places, then blocks of 2 by 2, and so on."""
+    """Transpose a square: swap elements off the diagonal, then blocks of 2 by 2, and so on."""
     count, block = len(vectors), 1
     while block < count:
         for i in (i for i in range(count) if not i & block):

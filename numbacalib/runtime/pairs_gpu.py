@@ -1,7 +1,7 @@
-"""float32 matrices as pairs of bfloat16, high and low, whose products tensor cores make.
+"""Float32 matrices as pairs of bfloat16, high and low, for products on tensor cores.
 
-The three largest products of two pairs keep 16 bits of each factor. bfloat16 has float32's range, so that
-nothing is scaled.
+The three largest products of two pairs keep 16 bits of each factor. bfloat16 has float32's range, so no
+scaling is needed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROWS = 8
 
 
 class Pair(NamedTuple):
-    """bfloat16 matrices [E, M, K] in carriers, whose sum stands for a float32 matrix."""
+    """Two bfloat16 matrices [E, M, K] in carriers, whose sum approximates a float32 matrix."""
 
     high: Any
     low: Any
@@ -35,7 +35,7 @@ class Pair(NamedTuple):
 
     @classmethod
     def empty(cls, shape: tuple[int, int, int]) -> Pair:
-        """Return a pair that holds nothing yet."""
+        """Return an uninitialized pair."""
         both = device.empty((2, *shape), np.int16)
         return cls(both[0], both[1])
 
@@ -57,14 +57,14 @@ class Pair(NamedTuple):
 def add_products(
     left: Pair, right: Pair, out: Any, *, factor: float = 1.0, transposed: bool = False
 ) -> None:
-    """Do what `blas_gpu.add_products` does, `out` in float32; the smallest products come first."""
+    """Add products as `blas_gpu.add_products` does, `out` in float32; the smallest products come first."""
     for a, b in (left.high, right.low), (left.low, right.high), (left.high, right.high):
         blas_gpu.add_products(a, b, out, factor=factor, transposed=transposed)
 
 
 @cuda.jit
 def _split(matrices, high, low):
-    """Threads: a column of `ROWS` rows each; blocks stride over the rows."""
+    """Threads: one per column and `ROWS` rows; blocks stride over the rows."""
     e = cuda.blockIdx.z
     j = cuda.grid(1)
     rows, columns = matrices.shape[1:]

@@ -1,18 +1,18 @@
 """Tensor-core products on Hopper: one tile of ``A^T B`` in registers, fed by the copy engine.
 
 Two blocks, a cluster, work on one tile: each copies half of B into the shared memory of both, which
-spares the L2 cache a third of its traffic. A block is three warpgroups. A warp of the last issues tensor
+saves a third of the L2 cache's traffic. A block is three warpgroups. A warp of the last issues tensor
 copies that fill a ring of stages in shared memory; the first two multiply, 64 rows of the tile each.
 `tile_product` builds both halves as device functions; a kernel puts them into a loop over tiles and
-finishes the result as it likes.
+finishes the result.
 
-A float32 operand comes as two float16 matrices, high and low (`operands.split`): their three largest
-products carry 22 of float32's 24 bits.
+A float32 operand is passed as two float16 matrices, high and low (`gptq_hessian_update.operands.split`):
+their three largest products carry 22 of float32's 24 bits.
 
-Tensor cores truncate where they add: a sum of one sign falls short by what grows with its length, to
-2.8e-5 of it over 8192 rows, and by more or less as its mantissa is. Where channels go together that error
-is of low rank, with eigenvalues up to K times as large: of 28672 channels more than damping makes up for.
-So sums of 64 or 128 rows are added to a total that is rounded to nearest.
+Tensor cores truncate when they add: a sum of one sign becomes too small by a share that grows with its
+length, to 2.8e-5 over 8192 rows, and varies with its mantissa. If channels are correlated, that error is of
+low rank, with eigenvalues up to K times as large: for 28672 channels more than damping compensates. So sums
+of 64 or 128 rows are added to a total that is rounded to nearest.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ CLUSTER = 2
 BLOCK_ROWS = 128
 TILE_ROWS = CLUSTER * BLOCK_ROWS
 BOX_BYTES = ROWS * 128
-"""A copied box: 64 rows of 128 bytes, swizzled so that no two rows of eight share a bank."""
+"""Bytes of a copied box: 64 rows of 128 bytes, swizzled so that no two rows of eight share a bank."""
 WIDTH = 128
-"""Columns whose products are under way at a time."""
+"""Columns whose products run at a time."""
 WARPS = 8
 """Warps that multiply."""
 THREADS = 32 * (WARPS + 4)
@@ -53,7 +53,7 @@ SWIZZLE_128 = 1 << 62
 
 @functools.cache
 def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
-    """Device functions for tiles of 256 x `columns` (128 or 256) of ``A^T B``, 128 rows a block.
+    """Build device functions for tiles of 256 x `columns` (128 or 256) of ``A^T B``, 128 rows per block.
 
     `element` is "bf16" or "f16". With `split` the operands are pairs, high and low. Tiles of 256 columns
     need less bandwidth, and more registers.
@@ -100,8 +100,8 @@ def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
     def produce(base, left, right, row, column, first, last, stage, phase):
         """Copy row blocks `first` to `last` for the tile at `row`, `column`; one warp calls this.
 
-        `left` and `right` have one tensor map of A and of B, or with `split` two. Each block of the
-        cluster copies its own part of A, and half of B to both. Returns the stage and phase to go on with.
+        `left` and `right` hold one tensor map of A and of B, or two with `split`. Each block of the
+        cluster copies its own part of A, and half of B to both. Returns the next stage and phase.
         """
         rank = types.int32(ptx.cluster_rank())
         row += rank * BLOCK_ROWS
@@ -124,7 +124,7 @@ def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
 
     @cuda.jit(device=True, forceinline=True)
     def release(base, stage):
-        """Tell both blocks of the cluster, whose copies fill the stage, that it may be filled."""
+        """Signal both blocks of the cluster, whose copies fill the stage, that it may be refilled."""
         if cuda.laneid < CLUSTER:
             ptx.barrier_arrive(base + empty_offset + 8 * stage, cuda.laneid)
 
@@ -139,8 +139,8 @@ def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
     def multiply(base, first, last, stage, phase):
         """Sum row blocks `first` to `last`, each rounded to nearest when it is added.
 
-        The two warpgroups take turns: one's products are under way while the other adds, or waits for a
-        stage. Returns the sum and the stage and phase to go on with.
+        The two warpgroups take turns: one's products run while the other adds, or waits for a stage.
+        Returns the sum and the next stage and phase.
         """
         total = zero
         partial = zero
@@ -148,7 +148,7 @@ def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
             ptx.barrier_wait(base + full_offset + 8 * stage, phase)
             a, b = operands(base, stage)
             if split:
-                # the small products first: what is truncated then is small too
+                # the small products first, while truncation errors are small too
                 a_low, b_low = a + part_bytes, b + part_bytes
                 partial = add_product(partial, descriptor(a), descriptor(b_low), 0)
                 partial = add_product(partial, descriptor(a_low), descriptor(b), 1)
@@ -161,7 +161,7 @@ def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
 
     @cuda.jit(device=True, forceinline=True)
     def pair_product(registers, a, b, next_a, next_b, two):
-        """Product of two stages' rows, or of one's, in the registers of another fragment."""
+        """Product of the rows of two stages, or of one, in the given registers."""
         registers = add_product(registers, descriptor(a), descriptor(b), 0)
         if two:
             registers = add_product(registers, descriptor(next_a), descriptor(next_b), 1)
@@ -169,9 +169,9 @@ def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
 
     @cuda.jit(device=True, forceinline=True)
     def multiply_wide(base, first, last, stage, phase):
-        """Sum row blocks `first` to `last`, each two rounded to nearest when they are added.
+        """Sum row blocks `first` to `last`, each pair rounded to nearest when it is added.
 
-        Halves of the columns take turns, since registers hold the partial sum of one. See `multiply`.
+        Halves of the columns take turns, since registers hold the partial sum of only one. See `multiply`.
         """
         left = zero
         right = zero
@@ -207,7 +207,7 @@ def tile_product(element: str, columns: int, split: bool) -> SimpleNamespace:
 
 @cuda.jit(device=True, forceinline=True)
 def store_slab(fragment, slab, address):
-    """Put part `slab`, 16 rows and 32 columns of a warp's result, at a shared address."""
+    """Store part `slab`, 16 rows and 32 columns of a warp's result, at a shared address."""
     row, pair = cuda.laneid >> 2, cuda.laneid & 3
     offset = 4 * (row * SLAB_STRIDE + 2 * pair)
     wgmma.fragment_store(fragment, slab, address + offset, 4 * 8 * SLAB_STRIDE)
@@ -220,8 +220,8 @@ def tensor_map(
 ) -> tuple[int, Any]:
     """Describe a row-major matrix of 16-bit elements to the copy engine, in boxes of a stage.
 
-    Returns the description's address on the device and what keeps it there. Descriptions are kept,
-    since uploading one leaves the device idle for longer than a launch, and depend on nothing else.
+    Returns the description's address on the device and the object that keeps it alive. Descriptions are
+    cached, since uploading one leaves the device idle for longer than a launch.
     """
     encoded = check(
         driver.cuTensorMapEncodeTiled(
@@ -238,6 +238,6 @@ def tensor_map(
             driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )
     )
-    # memory of no stream, and a copy that has ended on return: any stream may use it
+    # memory of no stream, and a copy that is complete on return: any stream may use it
     words = cuda.to_device(np.array([int(word) for word in encoded.opaque], np.uint64))
     return words.__cuda_array_interface__["data"][0], words

@@ -1,8 +1,8 @@
 """PTX instructions as functions for `@cuda.jit` kernels, and the builder of such functions.
 
-Every function names its instruction; what it does is in NVIDIA's "Parallel Thread Execution ISA",
-chapter 9.7, under that name. Addresses in shared memory are 32-bit numbers, as `shared_address`
-returns them. Products of matrices are in `numbacalib.runtime.mma`, of a warp, and `wgmma`, of four.
+Every function names its instruction, documented in NVIDIA's "Parallel Thread Execution ISA", chapter 9.7.
+Addresses in shared memory are 32-bit numbers from `shared_address`. Matrix products of a warp are in
+`numbacalib.runtime.mma`, those of four in `wgmma`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def instruction(
 ) -> Callable:
     """Turn a documented stub into a function whose calls become `text`.
 
-    They keep their place among memory accesses, unless the instruction is `pure` arithmetic.
+    They are not reordered with memory accesses, unless the instruction is `pure` arithmetic.
     """
     outputs = [] if returns == types.void else ["=" + _LETTERS[returns]]
     clobbers = [] if pure else ["~{memory}"]
@@ -57,16 +57,16 @@ def instruction(
     return decorate
 
 
-# Tuples, as intrinsics take them apart
+# Tuples
 
 
 def unpack(builder, members, count):
-    """Members of a tuple, such as the registers of a fragment, as values of the builder's."""
+    """Return the members of a tuple, such as the registers of a fragment, as LLVM values."""
     return [builder.extract_value(members, i) for i in range(count)]
 
 
 def pack(builder, values, kind):
-    """Put values of the builder's into a tuple of this LLVM type."""
+    """Put LLVM values into a tuple of this LLVM type."""
     members = ir.Constant(kind, ir.Undefined)
     for i, value in enumerate(values):
         members = builder.insert_value(members, value, i)
@@ -138,7 +138,7 @@ def elements_of(typing_context, matrix, words):
     return types.UniTuple(matrix.dtype, 128 // width)(matrix, words), generate
 
 
-# Memory under a condition: no branch, so that several accesses wait together
+# Conditional memory accesses without a branch, so that several run at once
 
 
 @instruction(
@@ -335,12 +335,12 @@ def barrier_wait(barrier, parity):
 
 @instruction("setmaxnreg.dec.sync.aligned.u32 40;")
 def registers_shrink():
-    """`setmaxnreg.dec`: keep 40 registers a thread, give back the rest."""
+    """`setmaxnreg.dec`: keep 40 registers per thread, release the rest."""
 
 
 @instruction("setmaxnreg.inc.sync.aligned.u32 232;")
 def registers_grow():
-    """`setmaxnreg.inc`: wait until 232 registers a thread are free, and take them."""
+    """`setmaxnreg.inc`: wait until 232 registers per thread are free, and take them."""
 
 
 # Tensor copies
@@ -348,7 +348,7 @@ def registers_grow():
 
 @instruction("fence.proxy.tensormap::generic.acquire.gpu [$0], 128;", types.void, types.uint64)
 def tensormap_acquire(tensormap):
-    """`fence.proxy.tensormap`: a map that lies in global memory is about to be used."""
+    """`fence.proxy.tensormap`: a map in global memory may be used after this."""
 
 
 def _copy_box(operands: str, *ranks: Any) -> Callable:
@@ -378,4 +378,4 @@ def copy_box(target, tensormap, column, row, barrier):
 
 @_copy_box(".multicast::cluster [$0], [$1, {$2, $3}], [$4], $5", types.uint16)
 def copy_box_to(target, tensormap, column, row, barrier, ranks):
-    """The same, to this address in the blocks whose bits are set in `ranks`, and their barriers."""
+    """As `copy_box`, to this address and barrier in all blocks whose bits are set in `ranks`."""

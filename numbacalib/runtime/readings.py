@@ -1,6 +1,6 @@
-"""Numbers on their way from a device to the host, which does not wait until it needs them.
+"""Asynchronous copies of numbers from a device to the host, which waits only when it needs them.
 
-Memory to which a device copies while the host goes on takes long to make: it is kept for the next copy.
+Pinned memory, which such copies need, is slow to allocate: it is kept for the next copy.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ with extra("cuda"):
     from cuda.bindings import driver
 
 TOGETHER = 2048
-"""Bytes of small buffers that are made together: the driver may wait for the device before it gives pinned
-memory."""
+"""Bytes of small buffers that are allocated together: the driver may wait for the device before it
+allocates pinned memory."""
 UNREAD = 1024
-"""Buffers of a size that nobody read: with more of them the device is waited for, to have them back."""
+"""Most unread buffers of a size: beyond this the host waits for the device, to reuse them."""
 
 
 class _Buffer:
-    """Pinned memory for one copy, and the event that tells its end."""
+    """Pinned memory for one copy, and the event that marks its end."""
 
     def __init__(self, memory: NDArray[np.uint8]) -> None:
         self.memory = memory
@@ -39,8 +39,8 @@ class _Buffer:
 class _Buffers:
     """Free buffers of one size, kept since allocating one takes longer than a check.
 
-    The copy to a buffer that nobody read may still be under way. Its event cannot tell safely: the stream
-    that it was recorded on may be gone, and then the driver reads memory that is no longer its own.
+    The copy to an unread buffer may still be running. Its event cannot be queried safely: the stream that
+    it was recorded on may be destroyed, and then the driver reads freed memory.
     """
 
     def __init__(self, size: int) -> None:
@@ -49,7 +49,7 @@ class _Buffers:
         self.unread: list[_Buffer] = []
 
     def take(self) -> _Buffer:
-        """Return a buffer to which nothing is on its way."""
+        """Return a buffer to which no copy is running."""
         try:
             return self.read.pop()
         except IndexError:
@@ -76,14 +76,14 @@ def _buffers(device: int, size: int) -> _Buffers:
 
 
 class _Copy:
-    """An array on its way to the host."""
+    """Running copy of an array to the host."""
 
     def __init__(self, array: Any, buffers: _Buffers, buffer: _Buffer) -> None:
         self._buffers, self._buffer = buffers, buffer
         self._shape, self._dtype = array.shape, array.dtype
         self._found: NDArray[Any] | None = None
         size = self._size = array.size * array.dtype.itemsize
-        self._stream = current()  # its owner keeps it, and so the event, until the end is known
+        self._stream = current()  # its owner keeps the event valid until the end
         stream = driver.CUstream(self._stream.handle)
         check(driver.cuMemcpyDtoHAsync(buffer.address, array.address, size, stream))
         check(driver.cuEventRecord(buffer.copied, stream))
@@ -101,7 +101,7 @@ class _Copy:
 
 
 def start_reading(array: Any) -> Callable[[], NDArray[Any]]:
-    """Start to copy a contiguous array to the host; return what waits for the copy alone."""
+    """Start to copy a contiguous array to the host; return a function that waits for this copy only."""
     bytes_of_buffer = 1 << (array.size * array.dtype.itemsize - 1).bit_length()  # a power of two
     buffers = _buffers(current_device(), bytes_of_buffer)
     return _Copy(array, buffers, buffers.take()).values

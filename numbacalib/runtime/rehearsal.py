@@ -1,9 +1,9 @@
-"""Rehearsals: what calls would launch, found in a process that uses no device at all.
+"""Rehearsals: recording of the kernels that calls would launch, in a process that uses no device.
 
-In such a process the CUDA driver and CuPy's libraries are stand-ins that take everything and do nothing: an
-array has an address and no memory, what is read of it says that nothing is wrong, and a kernel is noted
-instead of launched. So a process needs no context, which takes a second to make where others make theirs,
-leaves the device to who works on it, and may be killed at any time.
+In such a process the CUDA driver and CuPy's libraries are stand-ins that accept everything and do nothing:
+an array has an address and no memory, values read from it report no error, and a kernel is recorded instead
+of launched. So the process needs no context, which takes a second to create while others create theirs,
+leaves the device to the run, and may be killed at any time.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 MEMORY = 1 << 37
-"""Bytes that the device is said to have."""
+"""Bytes of the pretended device memory."""
 NO_INDEX = 0x7F
-"""Byte of `numbacalib.runtime.finite_gpu.NONE`: what is read of 8 bytes is an index of something wrong."""
+"""Byte of `numbacalib.runtime.finite_gpu.NONE`: readings of 8 bytes are indices of bad values."""
 
 
 class Facts(NamedTuple):
@@ -31,7 +31,7 @@ class Facts(NamedTuple):
     capability: tuple[int, int]
     multiprocessors: int
     driver: int
-    """Version of CUDA that the driver is of."""
+    """CUDA version of the driver."""
 
 
 class Noted(NamedTuple):
@@ -53,12 +53,12 @@ def facts_of_device() -> Facts:
 
 
 def rehearse(facts: Facts) -> list[Noted]:
-    """Have this process launch nothing from now on; return the list to which launches are added, each once.
+    """Record this process's launches from now on instead of running them; return the list, each once.
 
     Raises
     ------
     RuntimeError
-        If the process has launched or allocated something, or could have.
+        If the process may already have launched or allocated something.
     """
     if "numbacalib.runtime.driver_device" in sys.modules:
         raise RuntimeError("expected a process that has not used a device yet")
@@ -71,7 +71,7 @@ def rehearse(facts: Facts) -> list[Noted]:
     for name in ("", ".cuda", ".cuda.libs", ".cuda.libs.cublas", ".cuda.libs.cusolver"):
         sys.modules[f"cupy_backends{name}"] = libraries  # type: ignore[assignment]
     cupy = sys.modules["cupy"] = ModuleType("cupy")
-    cupy.__spec__ = ModuleSpec("cupy", None)  # which is asked for where CuPy is looked for
+    cupy.__spec__ = ModuleSpec("cupy", None)  # for `find_spec`
     cupy.cuda, cupy.ndarray = libraries, type("ndarray", (), {})  # type: ignore[attr-defined]
 
     device = SimpleNamespace(
@@ -88,7 +88,7 @@ def rehearse(facts: Facts) -> list[Noted]:
         from numbacalib.runtime import cubins, packed_launch, product, transfers
     finally:
         bindings.driver = driver
-    del packed_launch, product, transfers  # which took the stand-in
+    del packed_launch, product, transfers  # imported only to bind the stand-in
     noted: dict[tuple, Noted] = {}
 
     def note(kernel: Any, kinds: tuple, types: Callable[[], tuple]) -> int:
@@ -104,7 +104,7 @@ def rehearse(facts: Facts) -> list[Noted]:
 
 
 class _Driver:
-    """The driver's bindings with functions that only say that all went well."""
+    """The driver's bindings, with functions that only report success."""
 
     def __init__(self, bindings: ModuleType, facts: Facts) -> None:
         self._bindings = bindings
@@ -120,7 +120,7 @@ class _Driver:
         }
 
     def cuMemcpyDtoHAsync(self, target: int, source: int, size: int, stream: Any) -> tuple:  # noqa: N802
-        """Say of indices that there are none, and of other numbers that they are 0."""
+        """Report that there is no index, and 0 for other numbers."""
         del source, stream
         ctypes.memset(target, NO_INDEX if size == 8 else 0, size)
         return (self._bindings.CUresult.CUDA_SUCCESS,)
@@ -133,12 +133,12 @@ class _Driver:
 
 
 class _Library(int):
-    """A library of CuPy's, and all that is in it: 0, whatever it is asked for."""
+    """A library of CuPy, and every attribute and result of it: 0."""
 
     addresses = itertools.count(MEMORY, 1 << 32)
 
     def alloc(self, size: int) -> Any:
-        """Return a place of its own for an array."""
+        """Return a distinct address for an array."""
         del size
         return SimpleNamespace(ptr=next(self.addresses))
 
@@ -158,7 +158,7 @@ class _Library(int):
 
 
 def _constant(array: NDArray[Any]) -> Any:
-    """Return an array on the device for good, as far as launches look at it."""
+    """Return a constant array on the device, with the attributes that launches use."""
     address = next(_Library.addresses)
     return SimpleNamespace(
         shape=array.shape,

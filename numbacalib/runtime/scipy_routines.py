@@ -1,8 +1,8 @@
 """Addresses of the routines of SciPy's BLAS and LAPACK, without importing the package around them.
 
-`import scipy.linalg` takes long, mostly for what its other functions need, and we call routines that two
-of its compiled modules hold. So these are loaded alone. They are registered only while Numba looks whether
-there is BLAS, so that whoever imports `scipy.linalg` later finds all of it.
+`import scipy.linalg` is slow, mostly for its other functions, and we only call routines of two of its
+compiled modules. So these are loaded alone. They are registered only while Numba checks for BLAS, so that a
+later import of `scipy.linalg` loads all of it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import scipy
 
 PACKAGE = "scipy.linalg"
 LIBRARIES = {"cython_blas": ("gemm", "syrk", "trmm", "trsm"), "cython_lapack": ("potrf", "trtri")}
-"""Its modules, and the routines that are used of each, in single and double precision."""
+"""Its modules, and the routines used from each, in single and double precision."""
 
 
 @contextmanager
 def _libraries_alone() -> Iterator[dict[str, ModuleType]]:
-    """Load the modules; where their package was not there before, they are registered only meanwhile."""
+    """Load the modules; they stay registered only if their package is loaded too."""
     try:
         yield {library: _load(f"{PACKAGE}.{library}") for library in LIBRARIES}
     finally:
@@ -35,7 +35,7 @@ def _libraries_alone() -> Iterator[dict[str, ModuleType]]:
 
 
 def _load(name: str) -> ModuleType:
-    """Load a compiled module alone; with its package where that is there, or is laid out in another way."""
+    """Load a compiled module alone; with its package if that is loaded, or has another layout."""
     folder = Path(scipy.__file__).parent / "linalg"
     spec = None if PACKAGE in sys.modules else PathFinder.find_spec(name, [str(folder)])
     if spec is None or spec.loader is None:
@@ -58,4 +58,4 @@ with _libraries_alone() as _modules:
     }
     """Address of each routine, such as ``sgemm``: all arguments by reference, dimensions as C ints."""
     FILE = _modules["cython_blas"].__file__
-    """A file that stands on SciPy's BLAS."""
+    """A library that links to SciPy's BLAS."""

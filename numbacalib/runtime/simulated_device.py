@@ -1,7 +1,7 @@
-"""The device of Numba's CUDA simulator, whose memory is the host's and whose kernels run as Python.
+"""Device of Numba's CUDA simulator, whose memory is the host's and whose kernels run as Python.
 
-A twin of `driver_device`, and of `packed_launch`: what they give to `device`, with the same arguments.
-Arrays are the simulator's, and take no conversion; streams have no meaning.
+A twin of the modules that `device` takes its functions from, with the same arguments. Arrays are the
+simulator's, and need no conversion; streams have no meaning.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PACKED = False
 
 
 class open_call:  # noqa: N801 - used like a function
-    """A call on the simulator's arrays, which are taken as they are."""
+    """Call on the simulator's arrays, which are taken unchanged."""
 
     def __init__(self, _stream: Any, arrays: dict[str, Any], _interfaces: dict[str, Any]) -> None:
         self.arrays = tuple(arrays.values())
@@ -92,7 +92,7 @@ def start_reading(array: Any) -> Callable[[], NDArray[Any]]:
 
 
 class Transfers:
-    """Copies as in `numbacalib.runtime.transfers`, which end at once."""
+    """Copies as in `numbacalib.runtime.transfers`, which complete at once."""
 
     def load(self, source: NDArray[Any]) -> Any:
         """See `numbacalib.runtime.transfers.Transfers.load`."""
@@ -109,7 +109,7 @@ class Transfers:
 
 
 def give_back() -> None:
-    """See `numbacalib.runtime.driver_device.give_back`."""
+    """See `numbacalib.runtime.memory.give_back`."""
 
 
 def address(array: Any) -> int:
@@ -128,7 +128,7 @@ def stream_handle() -> int:
 
 
 def capability(_number: int) -> tuple[int, int]:
-    """Below any device's: kernels take their portable forms."""
+    """Return a capability below any device's, so that kernels use their portable forms."""
     return 0, 0
 
 
@@ -153,7 +153,7 @@ def free_bytes() -> int | None:
 
 
 def total_bytes() -> int:
-    """So little that what is bounded by memory meets its bounds."""
+    """Return so little that code bounded by memory reaches its bounds in tests."""
     return 1 << 20
 
 

@@ -1,9 +1,9 @@
-"""Streams: which one a call runs on, and what it is ordered after.
+"""Streams: the one that a call runs on, and its order among others.
 
-The values of a CUDA array come to be on a stream of their producer's. A call runs on that stream, so
-that it needs to wait for nothing and its results are in order for whoever asked for them. Where the
-arrays of a call have several, it runs on the first that is not the default one, waits on the device for
-the others, and makes these wait for what it did. The host waits for none of it.
+The values of a CUDA array are produced on a stream of its library. A call runs on that stream, so that it
+need not wait and its results are in order for the caller. If the arrays of a call have several streams, it
+runs on the first that is not the default one, waits on the device for the others, and makes these wait for
+its results. The host never waits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ with extra("cuda"):
     from cuda.bindings import driver
 
 LEGACY, PER_THREAD = 1, 2
-"""Handles that the array interface and DLPack have for the two default streams."""
+"""Handles of the two default streams in the array interface and DLPack."""
 
 
 class Stream(NamedTuple):
@@ -30,8 +30,8 @@ class Stream(NamedTuple):
     handle: int
     """Handle that the driver takes: 0 is the legacy default stream."""
     owner: Any = None
-    """Object that keeps the handle valid, as memory that goes back in the stream's order needs it. A handle
-    that a caller gives as a number is the caller's to keep."""
+    """Object that keeps the handle valid, for memory that is freed in the stream's order. A handle that a
+    caller gives as a number must be kept valid by the caller."""
 
 
 DEFAULT = Stream(PER_THREAD if config.CUDA_PER_THREAD_DEFAULT_STREAM else 0)
@@ -39,7 +39,7 @@ DEFAULT = Stream(PER_THREAD if config.CUDA_PER_THREAD_DEFAULT_STREAM else 0)
 
 
 class _Call(NamedTuple):
-    """Open call: where it runs."""
+    """Stream and device of an open call."""
 
     stream: Stream
     device: int
@@ -49,7 +49,7 @@ _CURRENT: ContextVar[_Call | None] = ContextVar("call", default=None)
 
 
 def check(result: tuple) -> Any:
-    """Return the value of a driver call, or raise what it failed with."""
+    """Return the value of a driver call, or raise its error."""
     error, *values = result
     if error:
         raise RuntimeError(f"CUDA driver: {error.name}")
@@ -63,18 +63,18 @@ def current() -> Stream:
 
 
 def device_of_call() -> int | None:
-    """Return the number of the open call's device, which is the current one; None where none is open."""
+    """Return the number of the open call's device, which is the current one; None if no call is open."""
     call = _CURRENT.get()
     return None if call is None else call.device
 
 
 def is_open() -> bool:
-    """Return whether a call is open, on whose stream its own calls run."""
+    """Return whether a call is open; calls inside it run on its stream."""
     return _CURRENT.get() is not None
 
 
 def stream_of(argument: Any) -> Stream:
-    """Return what a caller gave as ``stream=``: a handle, or an object with ``__cuda_stream__``."""
+    """Return the stream of a caller's ``stream=``: a handle, or an object with ``__cuda_stream__``."""
     handle = argument
     if hasattr(argument, "__cuda_stream__"):
         handle = int(argument.__cuda_stream__()[1])
@@ -84,17 +84,17 @@ def stream_of(argument: Any) -> Stream:
 
 
 def _named(handle: int, owner: Any) -> Stream:
-    """Return the stream of a handle as the array interface has it."""
+    """Return the stream of a handle of the array interface."""
     if handle == LEGACY:
         return Stream(0)
     return Stream(handle, owner) if handle else DEFAULT
 
 
 def producer(array: Any, interface: Any) -> Stream | None:
-    """Return the stream on which a CUDA array comes to be; None where its library does not say.
+    """Return the stream on which a CUDA array is produced; None if its library does not say.
 
-    `interface` is the CUDA array interface; Numba's arrays need none, their library runs on the default
-    stream unless they name another.
+    `interface` is the CUDA array interface; Numba's arrays need none, since Numba uses the default stream
+    unless the array names another.
     """
     if hasattr(array, "__cuda_ndarray__"):
         stream = array.stream
@@ -114,7 +114,7 @@ def producer(array: Any, interface: Any) -> Stream | None:
 def wait_for_unnamed(array: Any, interface: Any) -> None:
     """Order the current stream after an array whose stream is not known."""
     if interface.get("version", 0) >= 3:
-        return  # an interface that could name a stream says that there is nothing to wait for
+        return  # this version can name a stream, so none means that no wait is needed
     if hasattr(array, "__dlpack__"):
         array.__dlpack__(stream=current().handle or LEGACY)  # the producer makes ours wait
     else:
@@ -122,17 +122,17 @@ def wait_for_unnamed(array: Any, interface: Any) -> None:
 
 
 class Order:
-    """A call's place among streams, from when it is made until `leave`.
+    """Order of a call among streams, from its construction until `leave`.
 
     Parameters
     ----------
     argument : CUDA stream or None
-        What the caller gave as ``stream=``.
+        The caller's ``stream=``.
     device : int
         Number of the current device.
     producers : iterable of Stream or None
-        Of the call's arrays, as far as they are known. Without an argument, the call runs on the stream
-        of the enclosing call, or else on one of these.
+        Of the call's arrays, if known. Without an argument, the call runs on the stream of the enclosing
+        call, or else on one of these.
     """
 
     def __init__(self, argument: Any, device: int, producers: Iterable[Stream | None]) -> None:
@@ -148,12 +148,12 @@ class Order:
         named.pop(stream.handle, None)
         for handle in named:
             wait(stream.handle, handle)
-        # whoever chose the stream orders what comes after
+        # a caller who chose the stream is responsible for the order afterwards
         self._after = () if argument is not None else tuple(named)
         self._token = _CURRENT.set(_Call(stream, device))
 
     def leave(self) -> None:
-        """End the call: what its arrays' streams are given from now on comes after it."""
+        """End the call: later work on its arrays' streams runs after it."""
         handle = current().handle
         _CURRENT.reset(self._token)
         for other in self._after:
@@ -161,7 +161,7 @@ class Order:
 
 
 def wait(stream: int, other: int) -> None:
-    """Have a stream wait for what another has been given so far."""
+    """Make `stream` wait for all work that `other` has so far."""
     event = check(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
     check(driver.cuEventRecord(event, driver.CUstream(other)))
     check(driver.cuStreamWaitEvent(driver.CUstream(stream), event, 0))

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 def rows_view(array: NDArray) -> NDArray:
     """Present a matrix whose rows are contiguous as a C-contiguous one, whatever its row stride.
 
-    The result has the row stride as its width: `[N, K]` becomes `[N, ld]`, as BLAS would call it, and
-    a kernel looks at the first K columns only. Memory past the array is addressed by the view but
-    never read. A matrix with other strides is copied, in its own dtype, which takes milliseconds, where a
-    kernel for arbitrary strides would take seconds to compile. Always read-only, so that a kernel is
-    compiled once.
+    The result has the row stride as its width: `[N, K]` becomes `[N, ld]`, in BLAS's term, and a kernel
+    reads only the first K columns. The view covers memory past the array, which is never read. A matrix
+    with other strides is copied, in its own dtype, which takes milliseconds, while a kernel for arbitrary
+    strides would take seconds to compile. Always read-only, so that a kernel is compiled once.
     """
     step = array.itemsize
     leading, inner = array.strides

@@ -1,8 +1,8 @@
-"""Intrinsics for kernels that run tasks of their own, each with BLAS on its own thread.
+"""Intrinsics for kernels that run tasks, each with BLAS on its own thread.
 
 A pool that shares the processors with another (see `numbacalib.runtime.threads`) has threads of unequal
-speed. So workers take tasks from a counter, as many as they can do: one that is held up holds up
-nobody else. Which worker does a task changes nothing about its result.
+speed. So workers take tasks from a counter, and a slow worker does not delay the others. A task's result
+does not depend on its worker.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NORMAL = np.uint8(ord("N"))
 
 @intrinsic
 def fetch_add(typing_context, counter):
-    """Add 1 to ``counter[0]``, int64, atomically, and return its value from before."""
+    """Add 1 to ``counter[0]``, int64, atomically, and return its previous value."""
 
     def generate(context, builder, signature, arguments):
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
@@ -31,11 +31,11 @@ def fetch_add(typing_context, counter):
 
 @intrinsic
 def call_fortran(typing_context, address, arguments):
-    """Call a subroutine of BLAS or LAPACK at an address, which comes as an argument of the kernel.
+    """Call a subroutine of BLAS or LAPACK at an address, which is an argument of the kernel.
 
-    An address that is a constant of the kernel would keep it from being cached on disk. `arguments` is
-    a tuple: integers go as C ints, uint8 as characters, floats as they are, all by reference, and
-    arrays by their first element.
+    A kernel with a constant address could not be cached on disk. `arguments` is a tuple: integers are
+    passed as C ints, uint8 as characters, floats unchanged, all by reference, and arrays by their first
+    element.
     """
 
     def generate(context, builder, signature, values):

@@ -1,25 +1,26 @@
-"""Threads: the one place that says how kernels and BLAS share the machine.
+"""Threads: how kernels and BLAS share the machine.
 
-Three pools of threads take turns: Numba's, and the OpenBLAS pools of NumPy and SciPy. Each keeps the
-processors busy with waiting after its work, to start the next piece sooner, and so holds up the
-others, which on two cores can take longer than the work itself. This module, imported before NumPy by the
-package, lets idle threads sleep instead. The settings are read when a library is loaded, so they
-are given through the environment for that moment only; a variable that the user has set stays, and
-a library that was loaded before keeps its own. So what alternates between kernels and BLAS most does not
-change pools at all: factors and the columns of GPTQ are kernels with products of their own
-(`numbacalib.runtime.tile_product`), what couples columns is found by a kernel whose threads each call BLAS
-on themselves (`numbacalib.runtime.blas.single_threaded`), and small factorisations stay on one thread.
+Three pools of threads take turns: Numba's, and the OpenBLAS pools of NumPy and SciPy. Each spins after its
+work, to start the next piece sooner, and so delays the others, which on two cores can take longer than the
+work itself. This module, imported before NumPy by the package, lets idle threads sleep instead. Libraries
+read the settings when they are loaded, so these are in the environment only for that moment; a variable
+that the user has set stays, and a library that was loaded before keeps its own. For the same reason, code
+that alternates most between kernels and BLAS does not change pools at all: factors and the columns of GPTQ
+are kernels with their own products (`numbacalib.runtime.tile_product`), couplings of columns are computed
+by a kernel whose threads each call single-threaded BLAS (`numbacalib.runtime.blas.single_threaded`), and
+small factorizations stay on one thread.
 
-Limits: Numba follows NUMBA_NUM_THREADS, or OMP_NUM_THREADS where only that is set; OpenBLAS follows
-OPENBLAS_NUM_THREADS or OMP_NUM_THREADS, and a kernel that calls it Numba's. Several Python threads may
-call at once: `launching` lets one kernel or one of our own calls of BLAS run at a time, on all threads of
-its pool, whatever Numba's threading layer is (one of them aborts when it is entered twice). Threads of
-`numbacalib.runtime.alone` take no turns: whoever started them holds the turn, and each launches on itself.
+Limits: Numba follows NUMBA_NUM_THREADS, or OMP_NUM_THREADS if only that is set; OpenBLAS follows
+OPENBLAS_NUM_THREADS or OMP_NUM_THREADS, and in kernels that call it Numba's limit. Several Python threads
+may call at once: `launching` lets one kernel or one of our own BLAS calls run at a time, on all threads of
+its pool, for every threading layer of Numba (one of them aborts when it is entered twice). Threads of
+`numbacalib.runtime.alone` take no turns: the thread that started them holds the turn, and each launches on
+itself.
 
-Processes: GNU OpenMP, which is Numba's usual layer on Linux, ends a forked process that enters it again.
-So that `multiprocessing` does not wait for such workers for ever, ours raise an error instead. Numba's
-workqueue would survive, and is left to the user to choose: it ends every program that runs kernels of
-its own in two threads, and takes up to twice as long for small layers.
+Processes: GNU OpenMP, Numba's usual layer on Linux, ends a forked process that enters it again. So that
+`multiprocessing` does not wait forever for such workers, ours raise an error instead. Numba's workqueue
+would survive, but is left for the user to choose: it ends every program that runs its own kernels in two
+threads, and takes up to twice as long for small layers.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from contextlib import contextmanager, suppress
 class _Turns:
     """A reentrant lock that is free in a forked process.
 
-    A fork waits until it is free, so that nothing of ours is under way in what is copied.
+    A fork waits until it is free, so that none of our work is running in the copied process.
     """
 
     def __init__(self) -> None:
@@ -78,12 +79,12 @@ class _Turns:
 
 
 launching = _Turns()
-"""Held while a kernel runs, or BLAS does for us."""
+"""Lock held while one of our kernels or BLAS calls runs."""
 
 
 @contextmanager
 def _sleeping_when_idle() -> Iterator[None]:
-    """Set, where they are not set, what GNU OpenMP and OpenBLAS read when they are loaded."""
+    """Set the variables that GNU OpenMP and OpenBLAS read when they are loaded, unless they are set."""
     settings = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_THREAD_TIMEOUT": "4"}
     absent = [name for name in settings if name not in os.environ]
     os.environ.update({name: settings[name] for name in absent})
@@ -102,17 +103,17 @@ def _limit_numba() -> None:
 
 
 def thread_count() -> int:
-    """Return the number of threads that kernels use, without starting Numba's pool if nothing has yet."""
+    """Return the number of threads that kernels use, without starting Numba's pool."""
     return config.NUMBA_NUM_THREADS if _layer() is None else get_num_threads()
 
 
 def _uses_gnu_openmp() -> bool:
-    """Return whether Numba's threads were started, by us or by others, as GNU OpenMP's."""
+    """Return whether Numba's threads were started, by any code, as GNU OpenMP's."""
     return sys.platform == "linux" and _layer() == "omp"
 
 
 def _layer() -> str | None:
-    """Return Numba's threading layer, or None where its threads have not been started."""
+    """Return Numba's threading layer, or None if its threads have not been started."""
     try:
         return threading_layer()
     except ValueError:
@@ -128,4 +129,4 @@ with _sleeping_when_idle():
     with suppress(ImportError):
         from numba.np.ufunc import omppool  # noqa: F401  (absent where Numba has no OpenMP)
 
-from numba import config, get_num_threads, threading_layer  # noqa: E402  (after it was told how to wait)
+from numba import config, get_num_threads, threading_layer  # noqa: E402  (after the wait policy is set)

@@ -1,10 +1,10 @@
-"""A product of packed operands whose result stays in registers.
+"""Product of packed operands whose result stays in registers.
 
-BLAS first packs both operands of a product, a cost that a product of few columns hardly repays. Where they
-are kept packed, only the microkernel is left (Goto and van de Geijn 2008,
-https://doi.org/10.1145/1356052.1356053). The words are those of BLIS (Van Zee and van de Geijn 2015,
+BLAS first packs both operands of a product, a cost that a product of few columns hardly repays. If they
+stay packed, only the microkernel remains (Goto and van de Geijn 2008,
+https://doi.org/10.1145/1356052.1356053). The terms are those of BLIS (Van Zee and van de Geijn 2015,
 https://doi.org/10.1145/2764454): the left operand is packed as row panels ``[panels, depth, LANES]``, the
-right one as column panels ``[panels, depth, COLUMNS]``, and one panel of each makes a microtile
+right one as column panels ``[panels, depth, COLUMNS]``, and one panel of each gives a microtile
 ``[COLUMNS, LANES]`` of the result.
 """
 
@@ -24,7 +24,7 @@ from numbacalib.runtime.lanes import broadcast, multiply_add
 
 _FEATURES = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
 _WIDE = "+avx512f" in _FEATURES
-"""True where there are 32 registers of 64 bytes, else 16 of 32 or 32 of 16."""
+"""True if there are 32 registers of 64 bytes, else 16 of 32 or 32 of 16."""
 LANES = 32 if _WIDE else 24
 """Rows of a packed row panel, and of a microtile."""
 COLUMNS = 12 if _WIDE else 4
@@ -32,11 +32,11 @@ COLUMNS = 12 if _WIDE else 4
 8 would divide groups, as 4 does, but 48 rows of 8 columns were slower with wide registers.
 """
 _BYTES = 4 * LANES
-"""Bytes of the lanes that are added up at once: all of float32, half of float64."""
+"""Bytes of the lanes that are summed at once: all lanes of float32, half of float64."""
 _VECTOR = 64 if _WIDE else 32
-"""Bytes of a vector, which LLVM makes several of where registers are smaller."""
+"""Bytes of a vector, which LLVM splits if registers are smaller."""
 DEPTH = 128
-"""Columns of a row panel that meet all column panels before the next: a first-level cache holds them."""
+"""Columns of a row panel multiplied with all column panels before the next: the L1 cache holds them."""
 CACHE_LINE = 64
 """Bytes that are loaded at once."""
 
@@ -47,8 +47,8 @@ def add_product(left, right, top, target):
 
     `left` has packed row panels [m, depth, LANES], `right` packed column panels
     [n, >= top + depth, COLUMNS], and `target` is [>= m, >= n * COLUMNS, LANES]. A slice of a row panel
-    stays in the first-level cache while all column panels pass by, and the slice that follows is
-    prefetched meanwhile.
+    stays in the L1 cache while it is multiplied with all column panels, and the next slice is prefetched
+    meanwhile.
     """
     row_panels, depth = left.shape[:2]
     share = -(-DEPTH // max(len(right), 1))
@@ -67,9 +67,9 @@ def add_product(left, right, top, target):
 def pack_rows(source, top, count, left, rows, row_panel):
     """Pack `count` rows of a carrier matrix, from row `top` and column `left` on, into a row panel.
 
-    `row_panel` is [w, LANES]. They go through `rows` [LANES, w]: rows that lie a power of two apart would
-    evict each other from the cache. All of it is transposed, since vectors take a number of lanes that
-    does not vary; what it holds below `count` goes to lanes that nobody reads.
+    `row_panel` is [w, LANES]. The rows go through `rows` [LANES, w]: rows a power of two apart would evict
+    each other from the cache. All of `rows` is transposed, since vectors need a constant number of lanes;
+    its rows from `count` on go to lanes that are never read.
     """
     widen_block(source, top, left, rows[:count])
     for j in range(rows.shape[1]):
@@ -82,7 +82,7 @@ def pack_rows(source, top, count, left, rows, row_panel):
 def add_microtile(typing_context, left, left_at, right, right_at, depth, target, target_at):
     """Add the product of a row panel [depth, LANES] and a column panel [depth, COLUMNS] to a microtile.
 
-    They begin in matrices of one float type, whose rows are contiguous, at a row and a column each.
+    Each starts at a row and a column of a matrix; the matrices have one float type and contiguous rows.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -101,7 +101,7 @@ def add_microtile(typing_context, left, left_at, right, right_at, depth, target,
 
 @intrinsic
 def prefetch(typing_context, matrix, at, count):
-    """Prefetch `count` rows of a matrix of `LANES` columns; rows that do not exist are no error."""
+    """Prefetch `count` rows of a matrix of `LANES` columns; rows past its end are no error."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         rows = _Matrix(context, builder, signature.args[0], *arguments[:2])

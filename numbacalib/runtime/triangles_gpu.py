@@ -1,4 +1,4 @@
-"""The GPU kernel that inverts triangular blocks on the diagonal of a factor."""
+"""GPU kernel that inverts triangular blocks on the diagonal of a factor."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from numbacalib.runtime.device import cuda, sized
 from numbacalib.runtime.jit import scalar
 
 SMALL_TILE = sized(16, simulated=2)
-"""Edge of the tiles in which blocks are inverted, an element a thread."""
+"""Edge of the tiles in which blocks are inverted, one thread per element."""
 
 
 @scalar
 def at(index):
-    """An index that is never negative: Numba wraps signed ones around, several instructions a load."""
+    """Return an unsigned index: for signed ones, Numba's wraparound costs several instructions per load."""
     return np.uint64(index)
 
 
 @functools.cache
 def invert_blocks(real: type, length: int) -> Any:
-    """Build the kernel that inverts upper triangular blocks, at most `length` long, of a diagonal."""
+    """Build the kernel that inverts upper triangular blocks of a diagonal, of order at most `length`."""
 
     @cuda.jit
     def invert(factors, starts, inverses):
         """Solve ``R X = I`` for `SMALL_TILE` columns of X, a tile of rows at a time from the last up.
 
         ``X_ij = R_ii^-1 (I_ij - sum_{i < k <= j} R_ik X_kj)`` for tiles i of rows and j of columns.
-        Blocks: block, tile of columns, factor. Threads: an element of the tile each.
+        Blocks: block, tile of columns, factor. Threads: one per element of the tile.
         """
         x = cuda.shared.array((length, SMALL_TILE), real)
         tile = cuda.shared.array((SMALL_TILE, SMALL_TILE), real)
@@ -47,7 +47,7 @@ def invert_blocks(real: type, length: int) -> Any:
             total = real(i + r == left + c)
             row = begin + min(i + r, width - 1)
             for first in range(i + SMALL_TILE, left + SMALL_TILE, SMALL_TILE):
-                for k in range(SMALL_TILE):  # unrolled, so that loads wait together
+                for k in range(SMALL_TILE):  # unrolled, so that loads overlap
                     m = first + k
                     total -= factor[at(row), at(begin + min(m, width - 1))] * x[at(m), at(c)]
             right[at(r), at(c)] = total
@@ -71,7 +71,7 @@ def invert_blocks(real: type, length: int) -> Any:
     def invert_tile(tile, small, c):
         """Find column c of the inverse of an upper triangular tile, from the last row up.
 
-        What an element takes off those above it does not wait for the others.
+        The updates of the elements above do not wait for each other.
         """
         column = cuda.local.array(SMALL_TILE, real)
         for i in range(SMALL_TILE):

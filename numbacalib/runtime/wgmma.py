@@ -15,7 +15,7 @@ from numbacalib.runtime.ptx import pack, unpack
 
 
 def _in_place(builder, registers, text, others=(), letters=""):
-    """Emit assembly that reads and writes `registers`, and return them as it leaves them."""
+    """Emit assembly that reads and writes `registers`, and return their new values."""
     count = len(registers)
     floats = [ir.FloatType()] * count
     kind = ir.FunctionType(ir.LiteralStructType(floats), floats + [value.type for value in others])
@@ -28,15 +28,15 @@ def _in_place(builder, registers, text, others=(), letters=""):
 def adder_of_products(element: str, rows: int) -> Callable:
     """Build the product of a warpgroup for operands whose summed axis is the slow one.
 
-    `element` is "bf16" or "f16"; `rows` are multiplied, 16 an instruction.
+    `element` is "bf16" or "f16"; `rows` are multiplied, 16 per instruction.
     """
 
     @intrinsic
     def multiply(typing_context, fragment, a, b, keep):
         """`wgmma.mma_async`: add the product of A^T and B, or start from it if not `keep`.
 
-        `a` and `b` are matrix descriptors of operands in shared memory. The result is there after a
-        wait; until then the registers must not be used.
+        `a` and `b` are matrix descriptors of operands in shared memory. The registers hold the result after
+        a `wait`, and must not be used before.
         """
 
         def generate(context, builder, signature, values):
@@ -92,7 +92,7 @@ def fragment_map(typing_context, fragment, function, row, column, arguments):
     """Apply ``function(element, row, column, *arguments)`` to a thread's elements of a wgmma result.
 
     `function` is a device function; `row` and `column` are those of the warp's first element.
-    Registers come in fours: two neighbours of a row, the same two 8 rows below; the next four are 8
+    Registers come in fours: two neighbors of a row, the same two 8 rows below; the next four are 8
     columns to the right.
     """
     inner = function.get_call_type(
@@ -111,7 +111,7 @@ def fragment_map(typing_context, fragment, function, row, column, arguments):
             c = builder.add(column, ir.Constant(column.type, i // 4 * 8 + i % 2))
             results.append(apply(builder, [value, r, c, *others]))
             if i % 32 == 31:
-                # no later read is moved up here: enough wait together, more would need registers
+                # a barrier for later reads: enough overlap already, and more would need registers
                 results[-32:] = _in_place(builder, results[-32:], "")
         return pack(builder, results, fragment.type)
 
@@ -122,7 +122,7 @@ def fragment_map(typing_context, fragment, function, row, column, arguments):
 def fragment_store(typing_context, fragment, slab, address, stride):
     """`st.shared.v2.f32`: store a thread's part of 16 rows and 32 columns of a wgmma result.
 
-    Registers come in fours: two neighbours of a row, the same two 8 rows below; the next four are 8
+    Registers come in fours: two neighbors of a row, the same two 8 rows below; the next four are 8
     columns to the right. `slab` counts runs of 32 columns, `address` is that of the thread's first
     pair, and `stride` the bytes from a row to the row 8 below.
     """
@@ -133,7 +133,7 @@ def fragment_store(typing_context, fragment, slab, address, stride):
         kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32), ir.FloatType(), ir.FloatType()])
         below = builder.add(address, stride)
         done = builder.append_basic_block("stored")
-        # the slab is known at run time only, registers have no index: one case a slab
+        # registers cannot be indexed at run time: one case per slab
         cases = builder.switch(slab, done)
         for number in range(len(registers) // 16):
             block = builder.append_basic_block("slab")

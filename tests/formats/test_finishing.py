@@ -200,12 +200,12 @@ def test_leftovers_are_of_killed_runs_only(tmp_path, caplog, exists):
             fail()
         assert stale.is_dir()
         assert caplog.messages == [
-            f"killed runs left in {room}: {stale.name} (--clean removes them)"
+            f"leftovers of killed runs in {room}: {stale.name} (--clean removes them)"
         ]
         write(out, clean=True)
         assert_whole(out)
         assert not stale.exists()
-        assert caplog.messages[1:] == [f"removed what killed runs left in {room}: {stale.name}"]
+        assert caplog.messages[1:] == [f"removed leftovers of killed runs in {room}: {stale.name}"]
         alive.communicate()
         assert alive.returncode == 0  # nobody took its files away
     assert live.is_dir()

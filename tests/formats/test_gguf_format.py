@@ -163,7 +163,7 @@ def test_rows_of_no_whole_blocks_get_types_in_blocks_of_32(tmp_path, caplog):
         checkpoint = written(source, tmp_path / "out")
     kinds = {checkpoint.kind(name).name for name in checkpoint.names()}
     assert kinds == {"F32", "Q5_0", "Q8_0"}
-    assert "rows that are no multiple of 256 (output.weight: K = 64)" in caplog.text
+    assert "rows that are not a multiple of 256 (output.weight: K = 64)" in caplog.text
 
 
 def test_mixes_give_more_bits_where_llama_cpp_does():

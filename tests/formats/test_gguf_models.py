@@ -124,7 +124,8 @@ def test_what_makes_keys_and_values_of_a_vector_is_two_tensors(tmp_path, caplog,
     )
     assert whole not in FORMATS["gguf:Q4_K_M"].layers(checkpoint)
     assert (
-        "gguf:Q4_K_M stores no codes of 4 layers, model.layers.0.self_attn.kv_b_proj" in caplog.text
+        "gguf:Q4_K_M stores no codes of 4 layers, such as model.layers.0.self_attn.kv_b_proj"
+        in caplog.text
     )
     again = written(checkpoint.path, tmp_path / "again", "Q8_0")
     np.testing.assert_array_equal(
@@ -217,7 +218,7 @@ def changed(source, **options):
         ("deepseek_v3", {"rope_scaling": YARN}, "rotary embedding|yarn_log_multiplier"),
         ("deepseek_v3", {"attention_bias": True}, "output_bias: expected False of a d"),
         ("llama4_text", {"attention_chunk_size": 64}, "chunks: expected .* of a llama4 in GGUF"),
-        ("qwen3_vl_text", {"rope_parameters": None}, "mrope_section: expected it of a qwen3"),
+        ("qwen3_vl_text", {"rope_parameters": None}, "mrope_section: expected one of a qwen3"),
         ("olmo2", {"tie_word_embeddings": True}, "tie_word_embeddings: expected False of a olmo2"),
         ("gemma", {"tie_word_embeddings": False}, "tie_word_embeddings: expected True of a gemma"),
         ("phi", {"qk_layernorm": True}, "qk_layernorm: expected False of a phi2 in GGUF, got True"),

@@ -336,7 +336,7 @@ WEIGHTS = packed_config()["config_groups"]["group_0"]
     [
         (
             {"quant_method": "bitsandbytes", "bits": 4},
-            "quant_method: expected one that is read here .*awq, compressed-tensors.*got 'bits",
+            "quant_method: expected a supported one .*awq, compressed-tensors.*got 'bits",
         ),
         (packed_config(format="int-quantized"), "format: expected pack-quantized"),
         (

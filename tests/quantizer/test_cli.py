@@ -223,7 +223,7 @@ def assert_one_line(capsys, message):
     ("options", "message"),
     [
         (["--text", "absent.txt", *SHORT], "absent.txt"),
-        ([*SHORT], "text: required, since this calibrates; --method rtn alone needs none"),
+        ([*SHORT], "text: required for calibration; --method rtn alone needs none"),
         (["--samples", "100000", "--sequence-length", "32", "--group-size", "32"], "got"),
         ([*SHORT, "--bits", "9"], "bits: expected 2 to 8, got 9"),
         ([*SHORT[:4], "--group-size", "0"], "group_size: expected"),

@@ -80,7 +80,7 @@ def test_too_little_space_names_both_numbers(tmp_path, model, text, capsys, monk
     assert run(command, model, "--text", text, *SHORT, "--output", output) == 1
     error = capsys.readouterr().err
     assert_one_line(error, f"{tmp_path}: expected room for ")
-    assert "kB, found 1.23 kB free: --output on another file system would do" in error
+    assert "kB, found 1.23 kB free: --output on another file system would fit" in error
     assert not list(tmp_path.glob("*out*"))
 
 

@@ -106,7 +106,7 @@ def test_sequences_longer_than_the_models_positions_warn_once(
 
     message = (
         f"sequence_length 33 is longer than max_position_embeddings, 32, of {model}: "
-        "the model was not made for such positions"
+        "the model was not trained for such positions"
     )
     assert warnings(33) == [[message]] * 3
     assert warnings(32) == [[]] * 3

@@ -198,7 +198,7 @@ def test_a_disk_without_room_for_what_is_kept_names_the_option(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert run(*command) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.endswith(" free: --work on another file system would do")
+    assert error.endswith(" free: --work on another file system would fit")
     assert not list(tmp_path.glob("*out*"))
 
 

@@ -112,7 +112,7 @@ def test_what_is_kept_is_named_and_removed_at_the_end(tmp_path, monkeypatch, mod
     command = ["quantize", model, "--text", text, *SHORT, "--output", tmp_path / "out"]
     command += ["--work", work]
     interrupted_at(monkeypatch, 2, *command)
-    assert f"2 blocks are kept in {work}: the same command goes on from there" in caplog.text
+    assert f"2 blocks are kept in {work}: the same command resumes from them" in caplog.text
     assert sorted(file.name for file in work.iterdir()) == [
         "block-0000.safetensors",
         "block-0001.safetensors",

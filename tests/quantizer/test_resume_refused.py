@@ -104,7 +104,7 @@ def test_a_run_of_another_kind_is_refused(
     assert run(*command) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert message in line
-    assert "--clean to begin anew" in line
+    assert "--clean to start over" in line
     assert contents(tmp_path / ".out.work") == before
     names = quantized_layers(monkeypatch)
     assert run(*command, "--clean") == 0

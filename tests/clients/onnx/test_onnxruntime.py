@@ -93,8 +93,12 @@ def test_real_zero_points_lose_less_at_2_bits(tmp_path):
     ("options", "settings", "message"),
     [
         ({}, {"bits": 8}, "bits: expected 2 or 4 with float_zeros, got 8"),
-        ({}, {"symmetric": True}, "float_zeros: expected False but with MatMulNBits on asymmetric"),
-        ({"operator": "DequantizeLinear"}, {}, "float_zeros: expected False but with MatMulNBits"),
+        ({}, {"symmetric": True}, "float_zeros: expected MatMulNBits on an asymmetric grid"),
+        (
+            {"operator": "DequantizeLinear"},
+            {},
+            "float_zeros: expected MatMulNBits on an asymmetric",
+        ),
         ({}, {"refit": True}, "refit: expected False where the format fixes the grid"),
     ],
 )
