@@ -180,8 +180,7 @@ class OnnxGraph:
         proto.CopyFrom(self.proto)
         graph = proto.graph
         nodes = [made for node in graph.node for made in self._products.get(_output(node), [node])]
-        graph.ClearField("node")
-        graph.node.extend(nodes)
+        _replace_nodes(graph, nodes)
         used = _drop_unused_constants(graph)
         tensors = [each for each in graph.initializer if each.name in used] + self._added
         graph.ClearField("initializer")

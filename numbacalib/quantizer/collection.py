@@ -93,7 +93,7 @@ def collect(
     tokens = read_sequences(checkpoint, text, sequence_length, samples)
     identity = identity_of(checkpoint, place, tokens, output="statistics")
     with (
-        open_work(work_directory(output), identity, anew=clean) as kept,
+        open_work(work_directory(output), identity, clean=clean) as kept,
         new_directory(output, clean=True) as directory,  # finished blocks are in `kept`
     ):
         layers = checkpoint.config.num_layers

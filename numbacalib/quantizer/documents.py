@@ -30,7 +30,7 @@ BLOCK = 1 << 16
 
 
 def read_documents(file: Path, checkpoint: Checkpoint, progress: Progress) -> Iterator[str]:
-    """Read a file's text in pieces, with a step of progress for each `BLOCK`, except of parquet.
+    """Read a file's text in pieces, with a step of progress for each `BLOCK`.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def read_documents(file: Path, checkpoint: Checkpoint, progress: Progress) -> It
     if kind == ".jsonl":
         return _Records(file, checkpoint).texts(_json_lines(file, progress))
     if kind == ".parquet":
-        return _Records(file, checkpoint).texts(_rows(file))
+        return _Records(file, checkpoint).texts(_rows(file, progress))
     return _read_plain(file, progress)
 
 
@@ -88,7 +88,7 @@ def _json_lines(file: Path, progress: Progress) -> Iterator[tuple[str, Any]]:
                 raise ValueError(f"{file}: line {number}: expected JSON ({error})") from None
 
 
-def _rows(file: Path) -> Iterator[tuple[str, Any]]:
+def _rows(file: Path, progress: Progress) -> Iterator[tuple[str, Any]]:
     with extra("parquet"):
         import pyarrow
         from pyarrow.parquet import ParquetFile
@@ -98,10 +98,12 @@ def _rows(file: Path) -> Iterator[tuple[str, Any]]:
             names = [name for name in ("text", "messages") if name in table.schema_arrow.names]
             if not names:
                 raise ValueError(f"{file}: expected a column text or messages, got neither")
-            row = 0
+            row, steps, rows = 0, file_size(file) // BLOCK, table.metadata.num_rows
             for batch in table.iter_batches(columns=names[:1]):
                 for record in batch.to_pylist():
                     row += 1
+                    for _ in range(steps * row // rows - steps * (row - 1) // rows):
+                        progress.step()
                     yield f"row {row}", record
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{file}: expected a parquet file ({error})") from None

@@ -15,9 +15,6 @@ from numbacalib.quantizer.memory import expert_bytes
 from numbacalib.runtime.finite import require_finite
 from numbacalib.statistics import InputStatistics
 
-EXPERTS = ("routed", "all")
-"""Tokens of an expert's statistics: those routed to it, or all of the layer."""
-
 Group = list[tuple[Stage, ExpertInputs | InputStatistics | None]]
 
 

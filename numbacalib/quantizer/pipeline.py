@@ -148,7 +148,7 @@ def quantize(
             raise ValueError("max_kl: expected a held-out text, or more text than is calibrated on")
         kept_in = work_directory(output) if work is None else Path(work)
         with (
-            open_work(kept_in, job.identity, anew=clean) as kept,
+            open_work(kept_in, job.identity, clean=clean) as kept,
             new_directory(output, clean=True) as directory,  # finished blocks are in `kept`
         ):
             paths = [directory / each.name if written[1:] else directory for each in written]

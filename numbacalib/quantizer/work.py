@@ -157,7 +157,7 @@ class Work:
 
 
 @contextmanager
-def open_work(directory: Path, identity: Mapping[str, Any], *, anew: bool) -> Iterator[Work]:
+def open_work(directory: Path, identity: Mapping[str, Any], *, clean: bool) -> Iterator[Work]:
     """Open the directory of a run's finished blocks, and remove it when the run is complete.
 
     After an exception it stays if any block is finished, unless the same inputs would raise that again.
@@ -168,7 +168,7 @@ def open_work(directory: Path, identity: Mapping[str, Any], *, anew: bool) -> It
         Absent, empty, or left by a run with the same `identity`.
     identity : mapping
         Of the run, from `numbacalib.quantizer.identity.identity_of`.
-    anew : bool
+    clean : bool
         Remove existing blocks, of any run.
 
     Raises
@@ -183,7 +183,7 @@ def open_work(directory: Path, identity: Mapping[str, Any], *, anew: bool) -> It
             locked(directory / LOCK, directory),
             ThreadPoolExecutor(1, initializer=begin_alone) as thread,
         ):
-            if anew:
+            if clean:
                 _remove(directory)
             _require_same_run(directory, identity)
             work = Work(directory, thread)

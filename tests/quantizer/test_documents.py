@@ -10,7 +10,7 @@ from models.tiny import TEXT, write_tiny_checkpoint
 from pyarrow import parquet
 
 from numbacalib.models import open_checkpoint
-from numbacalib.quantizer.documents import read_documents
+from numbacalib.quantizer.documents import BLOCK, read_documents
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import read_sequences
 
@@ -51,6 +51,31 @@ def write_lines(file, *records):
 def test_json_lines_of_text_and_chats(tmp_path, model):
     file = write_lines(tmp_path / "a.jsonl", {"text": "one\ntwo"}, {"messages": CHAT, "id": 3})
     assert text_of(file, model) == f"one\ntwo\n{RENDERED}"
+
+
+class Steps:
+    """A progress bar that counts its steps."""
+
+    count = 0
+
+    def step(self):
+        self.count += 1
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+def test_each_block_of_a_file_is_a_step(tmp_path, model, kind):
+    text, file, steps = "word " * (BLOCK // 16), tmp_path / f"a.{kind}", Steps()
+    if kind == "txt":
+        file.write_text(text * 10)
+    elif kind == "jsonl":
+        file.write_text(10 * (json.dumps({"text": text}) + "\n"))
+    else:
+        table = pyarrow.table({"text": [text + str(i) for i in range(10)]})
+        parquet.write_table(table, file, compression="none", use_dictionary=False)
+    assert file.stat().st_size // BLOCK >= 3
+    for _ in read_documents(file, open_checkpoint(model), steps):
+        pass
+    assert steps.count - file.stat().st_size // BLOCK in (0, 1)
 
 
 @pytest.mark.parametrize("column", ["text", "messages"])
