@@ -48,8 +48,8 @@ def case(heads: Heads, dtype: torch.dtype) -> Case:
     def normal(count: int, size: int) -> torch.Tensor:
         return torch.randn(SEQUENCES, TOKENS, count, size, device="cuda").to(dtype)
 
-    given = normal(heads.queries, heads.size), normal(heads.keys, heads.size)
-    given = *given, normal(heads.keys, heads.width)
+    sizes = (heads.queries, heads.size), (heads.keys, heads.size), (heads.keys, heads.width)
+    given = [normal(*size) for size in sizes]
     turned = [array.transpose(1, 2) for array in given]
     peer = partial(torch.nn.functional.scaled_dot_product_attention, *turned, is_causal=True)
     work = SEQUENCES * heads.queries * TOKENS**2 * (heads.size + heads.width)

@@ -3,7 +3,7 @@
     python benchmarks/codebooks.py [--model NAME] [--resume] [--docs]
 
 Each model's layers are quantized by every method from the same statistics, which one pass over the
-calibration text collects, and the model runs on the evaluation text. Only the rows "block by block" run
+calibration text collects, and the model runs on the evaluation text. Only the row "block by block" runs
 the text again, through the blocks quantized so far, as `numbacalib quantize` does. Scales and centroids
 are float16, and count in the bits per weight; AWQ's channel scales cost none, since only those are
 used that fold into an earlier norm or linear layer. Fisher information comes from torch's gradients.
@@ -18,11 +18,11 @@ import sys
 import time
 from collections.abc import Callable
 from functools import cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-from harness import csv_file, describe_machine, read_csv, write_csv
-from numba import njit, prange
+from harness import csv_file, describe_machine, known, read_csv, write_csv
 from numpy.typing import NDArray
 from report import parser, report
 from small_models import SUBJECTS, TOKENS, Subject
@@ -36,15 +36,14 @@ from numbacalib.methods import (
     codebook,
     quantize_layer,
 )
-from numbacalib.models import Decoder, DecoderBlock
+from numbacalib.models import Decoder
+from numbacalib.quantizer import evaluation
 from numbacalib.quantizer.calibration import Calibration, Stage, TextCalibration
 from numbacalib.statistics import InputStatistics
 
 PACKAGES = ("numba", "numpy", "scipy", "torch", "transformers")
 BITS = (4, 3, 2)
 SCALE_BITS = 16
-LOGIT_TOKENS = 2048
-"""Tokens whose logits of both models are held at a time."""
 
 Quantized = QuantizedWeight | CodebookWeight
 Solver = Callable[[Subject, str, NDArray, InputStatistics, int], Quantized]
@@ -58,8 +57,6 @@ class Method(NamedTuple):
     """True if input channels are scaled first."""
     block_by_block: bool = False
     """True if statistics are of inputs from the already quantized layers."""
-    propagated: bool = False
-    """True if statistics are also of the original model's inputs, for a propagated target."""
 
 
 def uniform(**settings: Any) -> Solver:
@@ -67,7 +64,7 @@ def uniform(**settings: Any) -> Solver:
 
     def solve(
         subject: Subject, name: str, weight: NDArray, statistics: InputStatistics, bits: int
-    ) -> QuantizedWeight:
+    ) -> Quantized:
         size = subject.group_size(weight.shape[1])
         layer = LayerSettings(bits=bits, group_size=size, **settings)
         return quantize_layer(name, weight, statistics, layer)[0]
@@ -99,20 +96,11 @@ def fisher(subject: Subject, name: str, statistics: InputStatistics) -> NDArray:
 def mean_square(subject: Subject, name: str, statistics: InputStatistics) -> NDArray:
     """Mean square of a layer's input channels, [K]."""
     del subject, name
-    return statistics.mean_square
+    return np.asarray(statistics.mean_square)
 
 
 BY_IMATRIX: dict[str, Any] = {"ranges": "weighted", "range_norm": 2.4}
 ORDERED: dict[str, Any] = {"act_order": "desc", "static_groups": True}
-
-
-def by_text(strength: float = 0.0, **settings: Any) -> Method:
-    """GPTQ as `numbacalib quantize` runs it, block by block, with other settings."""
-    settings = ORDERED | settings
-    if not strength:
-        return Method(uniform(**settings), block_by_block=True)
-    settings |= {"target": "propagated", "target_strength": strength}
-    return Method(uniform(**settings), block_by_block=True, propagated=True)
 
 
 METHODS = {
@@ -127,20 +115,6 @@ METHODS = {
     "GPTQ, desc, ranges by imatrix": Method(uniform(**ORDERED, **BY_IMATRIX)),
     "AWQ scales, GPTQ, desc": Method(uniform(**ORDERED), awq=True),
     "GPTQ, desc, block by block": Method(uniform(**ORDERED), block_by_block=True),
-    "the same, refit": by_text(refit=True),
-    "the same, ranges weighted": by_text(ranges="weighted"),
-    "the same, ranges weighted, refit": by_text(ranges="weighted", refit=True),
-    "the same, ranges weighted, power 2.4": by_text(**BY_IMATRIX),
-    "the same, ranges weighted, power 3": by_text(ranges="weighted", range_norm=3.0),
-    "the same, target 0.25": by_text(0.25),
-    "the same, target 0.5": by_text(0.5),
-    "the same, ranges weighted, target 0.25": by_text(0.25, ranges="weighted"),
-    "the same, ranges weighted, target 0.5": by_text(0.5, ranges="weighted"),
-    "the same, ranges weighted, target 1": by_text(1.0, ranges="weighted"),
-    "the same, ranges weighted, target 0.25, refit": by_text(0.25, ranges="weighted", refit=True),
-    "the same, ranges weighted, target 0.5, refit": by_text(0.5, ranges="weighted", refit=True),
-    "the same, symmetric": by_text(symmetric=True),
-    "the same, symmetric, ranges weighted": by_text(symmetric=True, ranges="weighted"),
     "k-means, imatrix": Method(clustered(mean_square)),
     "k-means, Fisher": Method(clustered(fisher)),
 }
@@ -160,15 +134,15 @@ def quantize(subject: Subject, method: Method, bits: int) -> Outcome:
     scales = channel_scales(subject, bits) if method.awq else {}
     calibration: Calibration
     if method.block_by_block:
-        tokens = subject.calibration_tokens
-        calibration = TextCalibration(subject.decoder, tokens, method.propagated)
+        calibration = TextCalibration(subject.decoder, subject.calibration_tokens)
     else:
         calibration = subject.calibration
     weights: dict[str, NDArray] = {}
     stored, errors = 0.0, []
     for index in range(subject.decoder.config.num_layers):
         block = subject.decoder.block(index)
-        for stage, statistics in calibration.stages(index, block, {}):
+        for stage, statistics in chain.from_iterable(calibration.stages(index, block, {})):
+            assert isinstance(statistics, InputStatistics)  # these models have no experts
             s = scales.get((index, stage), np.ones(len(statistics.hessian), np.float32))
             divided = statistics.divided(s)
             for kind in stage:
@@ -187,16 +161,17 @@ def channel_scales(subject: Subject, bits: int) -> dict[tuple[int, Stage], NDArr
     """AWQ's scales of the stages with a producer that can absorb them."""
     found = {}
     for index in range(subject.decoder.config.num_layers):
-        block: DecoderBlock = subject.decoder.block(index)
+        block = subject.decoder.block(index)
         for stage, statistics in subject.calibration.preview(index, block):
             if block.producer(stage):
-                found[index, stage] = awq_scales(
+                scales = awq_scales(
                     [block.linears[kind] for kind in stage],
                     statistics.hessian,
                     statistics.mean_abs,
                     bits=bits,
                     group_size=subject.group_size(len(statistics.hessian)),
                 ).scales
+                found[index, stage] = np.asarray(scales)
     return found
 
 
@@ -213,93 +188,20 @@ def stored_bits(found: Quantized) -> int:
     return (found.codes.size + found.zeros.size) * found.bits + found.scales.size * SCALE_BITS
 
 
-@cache
-def original_states(subject: Subject) -> NDArray:
-    """Outputs of the unquantized model's last block on the evaluation text."""
-    return subject.decoder.forward(subject.evaluation_tokens)
-
-
-@cache
-def original_losses(subject: Subject) -> tuple[NDArray, NDArray]:
-    """The unquantized model's mean loss of each sequence of the evaluation text and of the early one."""
-    tokens = subject.evaluation_tokens
-    own = subject.decoder.token_losses(original_states(subject), tokens).mean(axis=1)
-    return own, sequence_losses(subject.decoder, subject.early_tokens)
-
-
-def sequence_losses(decoder: Decoder, tokens: NDArray) -> NDArray:
-    """Mean loss of each sequence."""
-    return decoder.token_losses(decoder.forward(tokens), tokens).mean(axis=1)
-
-
-class Divergence(NamedTuple):
-    """Difference of a quantized model from the original on the evaluation text."""
-
-    kl: float
-    kl_error: float
-    perplexity: float
-    losses: NDArray
-    """Mean loss of each sequence."""
-
-
-def evaluate(subject: Subject, states: NDArray) -> Divergence:
-    """KL to the original and losses, from the last block's states."""
-    tokens, original = subject.evaluation_tokens, original_states(subject)
-    targets = tokens[:, 1:]
-    found = []
-    step = max(1, LOGIT_TOKENS // tokens.shape[1])
-    for start in range(0, len(tokens), step):
-        part = slice(start, start + step)
-        p, q = (
-            subject.decoder.logits(hidden[part, :-1]).reshape(targets[part].size, -1)
-            for hidden in (original, states)
-        )
-        found.append(divergence(p, q, targets[part].ravel()))
-    kl, losses = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-    sequences, losses = (array.reshape(targets.shape).mean(axis=1) for array in (kl, losses))
-    perplexity = float(np.exp(losses.mean()))
-    return Divergence(float(kl.mean()), standard_error(sequences), perplexity, losses)
-
-
-def standard_error(sequences: NDArray) -> float:
-    """Standard error of the mean of independent numbers."""
-    return float(sequences.std(ddof=1) / np.sqrt(len(sequences)))
-
-
-@njit(parallel=True)
-def divergence(p, q, targets):
-    """KL(softmax(p) || softmax(q)) and ``-log softmax(q)[target]`` of each row of logits, float64."""
-    kl, losses = np.empty(len(p)), np.empty(len(p))
-    for row in prange(len(p)):
-        high_p, high_q = p[row].max(), q[row].max()
-        sum_p = sum_q = difference = 0.0
-        for j in range(p.shape[1]):
-            weight = np.exp(p[row, j] - high_p)
-            sum_p += weight
-            sum_q += np.exp(q[row, j] - high_q)
-            difference += weight * (p[row, j] - q[row, j])
-        log_p, log_q = high_p + np.log(sum_p), high_q + np.log(sum_q)
-        kl[row] = difference / sum_p - log_p + log_q
-        losses[row] = log_q - q[row, targets[row]]
-    return kl, losses
-
-
 def measure(subject: Subject, name: str, bits: int) -> CodebookRow:
     """Quantize by one method and evaluate."""
+    original = evaluation.Subject(subject.name, subject.checkpoint, subject.decoder)
     if name == ORIGINAL:
-        found = evaluate(subject, original_states(subject))
+        found = evaluation.measure(subject.evaluation_tokens, original)
         return CodebookRow(subject.name, bits, name, bits, 0.0, 0.0, found.perplexity, 0.0, 0.0)
     begin = time.process_time()
     outcome = quantize(subject, METHODS[name], bits)
     seconds = time.process_time() - begin
     decoder = Decoder(subject.checkpoint, outcome.weights.__getitem__)
-    found = evaluate(subject, decoder.forward(subject.evaluation_tokens))
-    losses = found.losses, sequence_losses(decoder, subject.early_tokens)
-    nats = []
-    for own, original in zip(losses, original_losses(subject), strict=True):
-        nats += [float((own - original).mean()), standard_error(own - original)]
-    figures = *found[:3], outcome.output_error, seconds, *nats
-    return CodebookRow(subject.name, bits, name, outcome.stored_bits, *figures)
+    quantized = original._replace(decoder=decoder)
+    found = evaluation.measure(subject.evaluation_tokens, quantized, original)
+    figures = known(found.kl), known(found.kl_error), found.perplexity, outcome.output_error
+    return CodebookRow(subject.name, bits, name, outcome.stored_bits, *figures, seconds)
 
 
 def machine_facts() -> dict[str, str]:
@@ -334,9 +236,7 @@ def main() -> int:
                 write_csv("codebooks", machine, rows)
                 print(
                     f"{time.monotonic() - begin:5.0f} s  {model} {bits} bits {name}: KL "
-                    f"{row.kl:.4f} +- {row.kl_error:.4f}, perplexity {row.perplexity:.2f}, "
-                    f"{row.nats:.4f} +- {row.nats_error:.4f} nats above the original, early "
-                    f"{row.early_nats:.4f} +- {row.early_nats_error:.4f}, output error "
+                    f"{row.kl:.4f} +- {row.kl_error:.4f}, perplexity {row.perplexity:.2f}, output error "
                     f"{row.output_error:.3g}, {row.cpu_seconds:.1f} s of CPU",
                     flush=True,
                 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,7 @@ def layer_case(M: int, K: int, llm_compressor: Any, *, goal: bool) -> Case:
     """
     w, h = random_matrix(M, K, scale=0.02), layer_hessian(K)
     multiply, operations = product(min(K, 4096))
-    candidates = {OURS: lambda: gptq(w, h, bits=4, group_size=GROUP)}
+    candidates: dict[str, Callable[[], Any]] = {OURS: lambda: gptq(w, h, bits=4, group_size=GROUP)}
     if llm_compressor:
         candidates |= {
             "column loop": lambda: peers.original_gptq(tensor(w), tensor(h), GROUP).numpy(),

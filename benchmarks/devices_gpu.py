@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from device_rows import DeviceRow
@@ -78,16 +79,16 @@ def rows_of(name: str, model: Path, dtype: str, folder: Path) -> list[DeviceRow]
     """Rows of one model."""
     texts = read_texts(folder / "texts")
     _, _, length, group_size = MODELS[name]
-    size = {"samples": TOKENS // length, "sequence_length": length}
+    size: dict[str, Any] = {"samples": TOKENS // length, "sequence_length": length}
     least, of_layers = LIMITS[dtype]
     rows = []
     for kind in KINDS:
-        found = [
+        cpu, gpu = (
             evaluate(model, texts.held_out[kind], device=device, **size).perplexity
             for device in ("cpu", "cuda")
-        ]
-        rows.append(DeviceRow(name, dtype, f"perplexity, {kind}", *found, least))
-    settings = {"group_size": group_size, "symmetric": True, "target": "layerwise"}
+        )
+        rows.append(DeviceRow(name, dtype, f"perplexity, {kind}", cpu, gpu, least))
+    settings: dict[str, Any] = {"group_size": group_size, "symmetric": True, "target": "layerwise"}
 
     def losses(model: Path, device: str) -> np.ndarray:
         found, output = (folder / f"{what}-{model.name}-{device}" for what in ("inputs", "output"))

@@ -114,8 +114,7 @@ def together() -> Iterator[ExpertsRow]:
         def alone(given: Any = layers) -> Any:
             return [gptq(w, h, importance=square, **options) for w, h, square in given]
 
-        candidates = {TOGETHER: batch, ALONE: alone}
-        case = Case("GPTQ", "", "float32", 1.0, "", candidates)
+        case = Case("GPTQ", "", "float32", 1.0, "", {TOGETHER: batch, ALONE: alone})
         ours, theirs = measure(case, rounds=7, budget=60)
         load = os.getloadavg()[0]
         yield ExpertsRow(
@@ -211,8 +210,8 @@ def write_large(folder: Path, layers: int) -> None:
     with SafetensorsWriter(folder) as writer:
         for name, shape in shapes.items():
             drawn = rng.standard_normal(shape, np.float32)
-            drawn = drawn * np.float32(shape[-1] ** -0.5) if len(shape) > 1 else 1 + drawn / 10
-            writer.add(name, drawn.astype(ml_dtypes.bfloat16))
+            tensor = drawn * np.float32(shape[-1] ** -0.5) if len(shape) > 1 else 1 + drawn / 10
+            writer.add(name, tensor.astype(ml_dtypes.bfloat16))
 
 
 def memory(folder: Path, layers: int, samples: int, experts: str) -> Iterator[ExpertsRow]:

@@ -13,6 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from harness import RESULTS, Row, describe_machine, figure, write_csv
 from model_gpu import PACKAGES, SHAPES, VOCABULARY, write_model
 
 from numbacalib.methods import gptq_shared
-from numbacalib.models import Decoder, DecoderBlock, open_checkpoint, open_place
+from numbacalib.models import Decoder, open_checkpoint, open_place
 from numbacalib.ops.matrix import cast
 from numbacalib.statistics import InputStatistics
 
@@ -75,7 +76,7 @@ class Pieces:
         """Seconds of the text through the halves of a block, and through whole blocks."""
         block = self._blocks[0]
         pieces = {"attention": block.attention.forward, "MLP": block.mlp.forward}
-        found = {name: seconds_of(lambda run=run: self._each(run)) for name, run in pieces.items()}
+        found = {name: seconds_of(partial(self._each, run)) for name, run in pieces.items()}
 
         def whole(part: Any) -> None:
             for each in self._blocks:
@@ -96,8 +97,12 @@ class Pieces:
             statistics = self._collected(inputs)
             stages.append((kinds, inputs, statistics.hessian))
         hessians = seconds_of(lambda: [self._collected(inputs) for _, inputs, _ in stages])
-        solves = seconds_of(lambda: [_solve(block, kinds, each) for kinds, _, each in stages])
-        return {"Hessians of a block": hessians, "solves of a block": solves}
+
+        def solve() -> None:
+            for kinds, _, hessian in stages:
+                gptq_shared({kind: block.linears[kind] for kind in kinds}, hessian, **SOLVER)
+
+        return {"Hessians of a block": hessians, "solves of a block": seconds_of(solve)}
 
     def _collected(self, inputs: Any) -> InputStatistics:
         """Statistics of as many batches as the text has."""
@@ -120,10 +125,6 @@ def _normal(shape: tuple[int, int]) -> Any:
     return cast(cupy.random.standard_normal(shape, dtype=np.float32), np.dtype(ml_dtypes.bfloat16))
 
 
-def _solve(block: DecoderBlock, kinds: tuple[str, ...], hessian: Any) -> None:
-    gptq_shared({kind: block.linears[kind] for kind in kinds}, hessian, **SOLVER)
-
-
 def rows_of(name: str, folder: Path) -> list[Row]:
     """Measure the pieces of a shape."""
     model = folder / f"{name}-{BLOCKS}"
@@ -139,8 +140,8 @@ def rows_of(name: str, folder: Path) -> list[Row]:
             if name == "8b" and piece == "whole blocks":
                 row = row._replace(share=rate / GOAL, against=f"{GOAL:g} TFLOP/s", target=">=1")
         print(f"{name}, {row.op}: {row.rate:.4g} {row.unit} ({middle * 1e3:.1f} ms)")
-        times_of_row = {"seconds": middle, "fastest": times[0], "slowest": times[-1]}
-        rows.append(row._replace(rounds=ROUNDS, **times_of_row))
+        row = row._replace(seconds=middle, fastest=times[0], slowest=times[-1], rounds=ROUNDS)
+        rows.append(row)
     return rows
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness import Row, figure
 
@@ -98,7 +98,7 @@ print(json.dumps(level("VmHWM") - before))
 """
 
 
-def run(code: str, cache: str) -> object:
+def run(code: str, cache: str) -> Any:
     """Run `code` in a fresh Python with its own kernel cache; return its printed JSON."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
     # Bytecode is cached, since pip also compiles it when it installs a package.
@@ -185,10 +185,11 @@ def memory_rows(K: int, B: int) -> list[Row]:
         longer = peak(update, 4 * B, "ml_dtypes.bfloat16")
 
     # 5 % are allowed beside the matrices: a row of flags, the interpreter's own objects.
-    one = {"limit": square, "against": "one K x K", "slack": 1.05}
-    same = {"limit": half, "against": f"that of B={B}", "slack": 1.05}
-    both = {"limit": 4 * square, "against": "2 (M K + K²)"}
-    update, half_type = "peak memory, Hessian update", {"dtype": "bfloat16"}
+    one: dict[str, Any] = {"limit": square, "against": "one K x K", "slack": 1.05}
+    same: dict[str, Any] = {"limit": half, "against": f"that of B={B}", "slack": 1.05}
+    both: dict[str, Any] = {"limit": 4 * square, "against": "2 (M K + K²)"}
+    half_type: dict[str, Any] = {"dtype": "bfloat16"}
+    update = "peak memory, Hessian update"
     return [
         figure("peak memory, GPTQ of a layer", f"{K} x {K}", whole, "MiB", **both),
         figure(update, f"B={B} K={K}", single, "MiB", **one),

@@ -24,8 +24,8 @@ from peers import LlmCompressor, original_gptq, torch_inverse_factor
 from numbacalib.methods import QuantizedWeight, gptq, gptq_batch
 
 GROUP = 128
-GRID = {"bits": 4, "group_size": GROUP}
-SETTINGS = GRID | {"act_order": "desc", "static_groups": True}
+GRID: dict[str, Any] = {"bits": 4, "group_size": GROUP}
+SETTINGS: dict[str, Any] = GRID | {"act_order": "desc", "static_groups": True}
 LAYERS = ((1024, 1024, 1.3), (4096, 4096, 5.5), (4096, 14336, 45.0))
 """M, K and the target in milliseconds."""
 EXPERTS = (64, 768, 2048, 24.0)

@@ -35,7 +35,7 @@ def fisher_of_linears(subject: Subject) -> dict[str, NDArray[np.float32]]:
     }
     found = {name: GradientStatistics(tuple(weight.shape)) for name, weight in linears.items()}
     for index, tokens in enumerate(subject.calibration_tokens):
-        ids = torch.from_numpy(tokens)[None]
+        ids = torch.from_numpy(tokens.astype(np.int64))[None]
         loss = model(ids, labels=ids).loss
         if index == 0:
             expected = subject.decoder.loss(tokens)

@@ -209,7 +209,7 @@ def propagated(options: argparse.Namespace, blocks: float) -> list[Row]:
     wall = min(wall for wall, _ in found)
     own = min(report.seconds["quantizing"] for _, report in found)
     print(f"propagated target: {wall:.2f} s, its blocks {own:.2f} s")
-    limit = {"limit": blocks, "against": "the layer-wise target", "slack": MOST}
+    limit: dict[str, Any] = {"limit": blocks, "against": "the layer-wise target", "slack": MOST}
     return [
         figure(
             "quantize, propagated target, files to files", run.name, wall, "s", dtype="bfloat16"

@@ -101,7 +101,7 @@ def export_llama(checkpoint: Checkpoint, path: Path, length: int) -> None:
         helper.make_node("MatMul", [x, graph.constant(head.T)], ["logits"], "lm_head")
     )
     inputs = [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["N", length])]
-    shape = ["N", length, config.vocab_size]
+    shape = "N", length, config.vocab_size
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)]
     made = helper.make_graph(graph.nodes, "llama", inputs, outputs, graph.tensors)
     opsets = [helper.make_opsetid("", 21)]

@@ -85,7 +85,8 @@ def minilm() -> Model:
         own = LENGTH - 2
         cut = ids[: len(ids) // own * own].reshape(-1, own)
         cut = cut[np.arange(count) * len(cut) // count]
-        begin, end = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+        vocabulary = tokenizer.get_vocab()
+        begin, end = vocabulary["[CLS]"], vocabulary["[SEP]"]
         framed = np.pad(cut, ((0, 0), (1, 0)), constant_values=begin)
         framed = np.pad(framed, ((0, 0), (0, 1)), constant_values=end).astype(np.int64)
         return {"input_ids": framed, "attention_mask": np.ones_like(framed)}
@@ -170,9 +171,11 @@ def ours(
     asked = Settings(bits=bits, group_size=BLOCK, **settings)
     if asked.calibrated() or asked.channel_scales != "none":
         calibration = target.with_suffix(".npz")
-        np.savez(calibration, **model.samples)
-    options = {"settings": asked, "float_zeros": float_zeros}
-    quantize_onnx(model.path, target, calibration=calibration, **options)
+        arrays: dict[str, Any] = model.samples
+        np.savez(calibration, **arrays)
+    quantize_onnx(
+        model.path, target, calibration=calibration, settings=asked, float_zeros=float_zeros
+    )
     return target / model.path.name
 
 

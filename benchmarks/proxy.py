@@ -74,7 +74,7 @@ def measure(subject: Subject, peers: dict[str, Peer]) -> Iterator[ProxyRow]:
     for count, (weight, hessian) in enumerate(layers(subject), 1):
         size = subject.group_size(weight.shape[1])
         for bits in BITS:
-            grid = {"bits": bits, "group_size": size, "scale_dtype": np.float32}
+            grid: dict[str, Any] = {"bits": bits, "group_size": size, "scale_dtype": np.float32}
             nearest = loss(weight, rtn(weight, **grid).dequantize(), hessian)
             for name, setting in SETTINGS.items():
                 ours = gptq(weight, hessian, **grid, **setting.ours)

@@ -21,7 +21,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import RESULTS, csv_file, describe_machine, read_csv, write_csv
+from harness import RESULTS, csv_file, describe_machine, known, read_csv, write_csv
 from quality_tables import QualityRow, quality_body
 from small_models import checkpoint_of_glassllm, checkpoint_of_smollm2
 from texts import KINDS, Texts, read_texts
@@ -120,7 +120,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "GPTQ, default, bits chosen": {"size": None},
 }
 """Settings by name; a size of None becomes the grid's own bits per weight."""
-PEERS = {
+PEERS: dict[str, dict[str, Any]] = {
     "llm-compressor GPTQ": {"method": "gptq"},
     "llm-compressor GPTQ, imatrix_mse": {"method": "gptq", "observer": "imatrix_mse"},
     "llm-compressor AWQ": {"method": "awq"},
@@ -153,16 +153,20 @@ class Experiment:
     def ours(self, bits: int, symmetric: bool, method: str) -> list[QualityRow]:
         """Quantize as the command line does, and measure."""
         shutil.rmtree(self.scratch, ignore_errors=True)
-        given = dict(METHODS[method])
-        if "size" in given:
-            given["size"] = bits + 16 / self.group_size
-        grid = {"bits": bits, "symmetric": symmetric, "group_size": self.group_size}
-        sampled = {"samples": self.samples, "sequence_length": self.length, "skip": self.skip}
+        settings: dict[str, Any] = {
+            "bits": bits,
+            "symmetric": symmetric,
+            "group_size": self.group_size,
+            "samples": self.samples,
+            "sequence_length": self.length,
+            "skip": self.skip,
+            **METHODS[method],
+        }
+        if "size" in settings:
+            settings["size"] = bits + 16 / self.group_size
         text = [] if method == "RTN" else self.text
         begin = time.perf_counter()
-        report = quantize(
-            self.path, self.scratch, text=text, device=self.device, **grid, **sampled, **given
-        )
+        report = quantize(self.path, self.scratch, text=text, device=self.device, **settings)
         seconds = time.perf_counter() - begin
         stored = 8 * sum(layer.stored_bytes or 0 for layer in report.layers)
         weights = sum(layer.shape[0] * layer.shape[1] for layer in report.layers)
@@ -196,10 +200,17 @@ class Experiment:
         rows = []
         measured = measure_texts(list(self.tokens.values()), subject, self.original)
         for kind, found in zip(self.tokens, measured, strict=True):
-            nats = found.loss - (found.original_loss or 0.0)
-            figures = nats, found.excess_error, found.kl, found.kl_error, found.perplexity
-            row = (self.name, bits, symmetric, method, kind, *figures, stored, seconds)
-            rows.append(QualityRow(*row))
+            row = QualityRow(
+                *(self.name, bits, symmetric, method, kind),
+                nats=found.loss - known(found.original_loss),
+                nats_error=known(found.excess_error),
+                kl=known(found.kl),
+                kl_error=known(found.kl_error),
+                perplexity=found.perplexity,
+                stored_bits=stored,
+                seconds=seconds,
+            )
+            rows.append(row)
         print(
             f"{self.name} {bits} bits {'symmetric' if symmetric else 'asymmetric'}, {method}: "
             + "; ".join(
@@ -318,9 +329,9 @@ def main() -> int:
     options = arguments()
     if options.gather:
         files = [file for folder in options.gather for file in sorted(folder.glob("quality-*.csv"))]
-        machine, rows = gathered(files)
-        write_csv("quality", machine, rows, options.output)
-        print(quality_body(rows))
+        machine, joined = gathered(files)
+        write_csv("quality", machine, joined, options.output)
+        print(quality_body(joined))
         return 0
     texts = read_texts(options.models)
     machine = machine_facts(options)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import numbacalib
-from numbacalib.methods import gptq_batch
+from numbacalib.methods import QuantizedWeight, gptq_batch
 
 
 def accumulate_hessian(
@@ -56,8 +56,14 @@ def quantize_weight(
         **grid,
     )
     values = [torch.from_dlpack(each.dequantize(weights.dtype)) for each in found]
-    losses = torch.tensor([each.report.loss for each in found], device=weights.device)
+    losses = torch.tensor([loss_of(each) for each in found], device=weights.device)
     return torch.stack(values), losses, torch.zeros(len(found), dtype=torch.bool)
+
+
+def loss_of(found: QuantizedWeight) -> float:
+    """Loss of a weight that GPTQ quantized."""
+    assert found.report is not None
+    return found.report.loss
 
 
 def replace_gptq() -> None:

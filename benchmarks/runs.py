@@ -74,10 +74,14 @@ class Keeping:
                 while True:
                     yield following()
 
-        Work._wait = timed(wait, "waited", time.perf_counter)
-        Work._write = timed(write, "beside", time.thread_time)
-        Work.load = timed(load, "beside", time.thread_time)
-        Work.blocks = read
+        replaced = {
+            "_wait": timed(wait, "waited", time.perf_counter),
+            "_write": timed(write, "beside", time.thread_time),
+            "load": timed(load, "beside", time.thread_time),
+            "blocks": read,
+        }
+        for name, method in replaced.items():
+            setattr(Work, name, method)
 
 
 def measure(options: argparse.Namespace) -> list[RunRow]:

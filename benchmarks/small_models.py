@@ -33,7 +33,6 @@ GLASSLLM_WHEEL = (
 )
 TOKENS = 16384, 8192
 """Of calibration and of evaluation."""
-EARLY_YEARS = range(1801, 1861)
 
 
 class Subject:
@@ -69,12 +68,6 @@ class Subject:
     def evaluation_tokens(self) -> NDArray[np.int32]:
         """[S, length], of other years."""
         files = demo.speeches(demo.EVALUATION_YEARS)
-        return read_sequences(self.checkpoint, files, self._length, self._samples[1])
-
-    @cached_property
-    def early_tokens(self) -> NDArray[np.int32]:
-        """[S, length], of another century: not the calibration's kind of text."""
-        files = demo.speeches(EARLY_YEARS)
         return read_sequences(self.checkpoint, files, self._length, self._samples[1])
 
     @cached_property

@@ -27,5 +27,7 @@ with TemporaryDirectory() as folder:
 for bits in (4, 3):
     settings = LayerSettings(bits=bits, group_size=64, act_order="desc", static_groups=True)
     for _, report in solve(saved, statistics, settings):
+        assert report.loss  # None without statistics
+        assert report.rtn_loss
         share = report.loss / report.rtn_loss
         print(f"{report.name} {bits} bits: {share:.3f} of round-to-nearest's loss")

@@ -17,6 +17,7 @@ for _ in range(4):
     statistics.update(tokens.astype(np.float32))
 
 quantized = gptq(weight, statistics.hessian, bits=4, group_size=64)
+assert quantized.report  # None for weights that GPTQ did not quantize
 nearest = rtn(weight, bits=4, group_size=64)
 
 print(f"codes {quantized.codes.shape} {quantized.codes.dtype}, scales {quantized.scales.shape}")
