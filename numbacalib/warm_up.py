@@ -15,6 +15,8 @@ import numpy as np
 import numbacalib
 from numbacalib import methods
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits
+from numbacalib.models.loss_sums import LossSums
+from numbacalib.ops import divergence
 from numbacalib.ops.activation import activate
 from numbacalib.ops.attention import attention
 from numbacalib.ops.causal_convolution import causal_convolution
@@ -24,7 +26,7 @@ from numbacalib.ops.linear import linear
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
 from numbacalib.ops.router import route
-from numbacalib.ops.token_loss import add_scores, cap, losses
+from numbacalib.ops.token_loss import cap
 from numbacalib.spec.router import Routing
 from numbacalib.statistics import InputStatistics
 
@@ -127,7 +129,10 @@ def _decode() -> None:
     scores = x[:, :1].reshape(1, TOKENS, 1).copy()
     delta_rule(heads, heads, heads, scores, scores, slopes=x[0, :1].copy(), biases=x[0, :1].copy())
     route(x, Routing(experts=2))
-    state = np.zeros((3, TOKENS), np.float32)
-    add_scores(x, 0, np.zeros(TOKENS, np.int64), state)
-    losses(state)
+    sums = LossSums(np.zeros((1, TOKENS), np.int64), TOKENS, x)
+    sums.add(0, 0, x)
+    sums.losses()
+    state = divergence.new_state(TOKENS, x)
+    divergence.add_scores(x, x, state)
+    divergence.divergences(state)
     cap(x, 30.0)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from models import naive_llama
 
+from numbacalib.ops import divergence
 from numbacalib.ops.activation import ACTIVATIONS, activate, activate_clamped
 from numbacalib.ops.attention import attention
 from numbacalib.ops.layer_norm import layer_norm
@@ -289,3 +290,20 @@ def test_token_losses(backend, parts):
 def test_a_copy_of_the_place(backend):
     like = backend.array(normal(0, 2, 2))
     assert_near(backend.numpy(from_host(normal(1, 3), like)), normal(1, 3).astype(np.float64))
+
+
+@pytest.mark.parametrize("parts", [(37,), (1, 36), (16, 20, 1)])
+def test_divergences(backend, parts):
+    p = normal(0, 9, 37) * 10
+    q = p + normal(1, 9, 37) * np.logspace(-3, 1, 9, dtype=np.float32)[:, None]
+    state, first = divergence.new_state(9, backend.array(p)), 0
+    for width in parts:
+        own, other = (np.ascontiguousarray(each[:, first : first + width]) for each in (p, q))
+        backend.call(divergence.add_scores, own, other, state)
+        first += width
+    expected = []
+    for rows in zip(p.astype(np.float64), q.astype(np.float64), strict=True):
+        own, other = map(naive_llama.softmax, rows)
+        expected.append((own * np.log(own / other)).sum())
+    found = backend.numpy(backend.call(divergence.divergences, state))
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)

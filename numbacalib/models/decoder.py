@@ -27,6 +27,7 @@ from numbacalib.models.layer_tensors import (
     outer_shapes,
     vector_shapes,
 )
+from numbacalib.models.loss_sums import LossSums
 from numbacalib.models.parts import Parts, StreamedParts
 from numbacalib.models.place import HOST, Place
 from numbacalib.models.read_ahead import ReadAhead
@@ -45,7 +46,7 @@ from numbacalib.ops.matrix import (
     to_host,
     zeros,
 )
-from numbacalib.ops.token_loss import LOWEST, add_scores, cap, losses
+from numbacalib.ops.token_loss import cap
 from numbacalib.runtime.finite import require_finite, start_finite_check
 from numbacalib.runtime.not_finite import not_finite
 
@@ -280,15 +281,17 @@ class Decoder:
         ValueError
             For a token outside the vocabulary, or ``T`` below 2.
         """
+        sums = self.loss_sums(hidden, tokens)
+        for tile in self.score_tiles(hidden):
+            sums.add(*tile)
+        return sums.losses()
+
+    def loss_sums(self, hidden: Array, tokens: ArrayLike) -> LossSums:
+        """Return the sums of `token_losses` before the first of `score_tiles`; the same errors."""
         tokens = self._tokens(tokens)
-        length = tokens.shape[-1]
-        if length < 2:
+        if tokens.shape[-1] < 2:
             raise ValueError("tokens: expected sequences of at least 2, got 1")
-        # the last token of a sequence has no target
-        targets = np.roll(tokens, -1, axis=-1)
-        targets[..., -1] = -1
-        found = self._cross_entropy(hidden, targets.ravel())
-        return found.reshape(tokens.shape)[..., : length - 1]
+        return LossSums(tokens, self.place.score_rows, hidden)
 
     def score_tiles(self, hidden: Array) -> Iterator[tuple[int, int, Array]]:
         """Yield logits of states ``[..., hidden_size]`` tile by tile, one in memory at a time.
@@ -338,19 +341,6 @@ class Decoder:
         if self.config.logit_cap:
             cap(scores, self.config.logit_cap)
         return scores
-
-    def _cross_entropy(self, hidden: Array, targets: NDArray[np.int64]) -> NDArray[np.float32]:
-        """``logsumexp(logits) - logits[target]`` of each state, over tiles of the vocabulary."""
-        tiles = {}
-        for start in range(0, len(targets), self.place.score_rows):
-            wanted = targets[start : start + self.place.score_rows]
-            state = np.zeros((3, len(wanted)), np.float32)
-            state[0] = LOWEST
-            tiles[start] = from_host(wanted, hidden), from_host(state, hidden)
-        for start, first, scores in self.score_tiles(hidden):
-            wanted, state = tiles[start]
-            add_scores(scores, first, wanted, state)
-        return np.concatenate([to_host(losses(state)) for _, state in tiles.values()])
 
     def _vector(self, name: str) -> Array:
         """Return a norm's weight plus the architecture's offset, or a bias: float32, finite."""

@@ -40,6 +40,7 @@ from numbacalib.models import (
 )
 from numbacalib.ops.magnitudes import channel_magnitudes
 from numbacalib.ops.matrix import diagonals, weighted_sum
+from numbacalib.quantizer.divergence import compare
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.stages import require_range
 from numbacalib.quantizer.trial import storing
@@ -285,10 +286,11 @@ def _target(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
 
 
 def _score(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run the head's losses, which the proof of the output needs."""
+    """Run the head's losses and the divergence, which the proof of the output needs."""
     del block
     tokens = np.zeros((1, settings.sequence_length), np.int64)
-    decoder.token_losses(_states(decoder, settings), tokens)
+    states = _states(decoder, settings)
+    compare(decoder, states, decoder, states, tokens)
 
 
 _PARTS: dict[str, Callable[[Decoder, DecoderBlock, Settings], None]] = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from numbacalib.formats.dequantized import dequantized
 from numbacalib.models import Checkpoint, Decoder, Place, open_checkpoint, open_place
-from numbacalib.quantizer.divergence import divergences
+from numbacalib.quantizer.divergence import compare
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import read_sequences
 from numbacalib.runtime.finite import require_finite
@@ -194,18 +194,15 @@ def _sweep(
     subjects: Sequence[Subject], tokens: NDArray[np.integer], progress: Progress
 ) -> NDArray[np.float64]:
     """Sums over each sequence, float64 [n, S]: each model's losses, and the KL of two models."""
-    states, rows = [], []
-    for each in subjects:
-        hidden = _states(each, tokens, progress)
-        losses = each.decoder.token_losses(hidden, tokens)
-        require_finite(f"{each.name}: the final norm and head", losses)
-        states.append(hidden)
-        rows.append(losses.sum(axis=1, dtype=np.float64))
+    states = [_states(each, tokens, progress) for each in subjects]
+    own = subjects[0].decoder
     if len(subjects) > 1:
-        own, original = (each.decoder for each in subjects)
-        found = divergences(original, states[1], own, states[0])
-        rows.append(found[:, :-1].sum(axis=1))  # the last token of a sequence predicts none
-    return np.stack(rows)
+        found = compare(subjects[1].decoder, states[1], own, states[0], tokens)
+    else:
+        found = (own.token_losses(states[0], tokens),)
+    for each, losses in zip(subjects, found, strict=False):  # the divergences are left over
+        require_finite(f"{each.name}: the final norm and head", losses)
+    return np.stack([each.sum(axis=1, dtype=np.float64) for each in found])
 
 
 def _states(subject: Subject, tokens: NDArray[np.integer], progress: Progress) -> Any:

@@ -42,8 +42,8 @@ LATER = 30_000_000
 """Bytes of code that is loaded after the trial, and of memory that is not freed, as measured."""
 _LONG = 1.0
 """Seconds of compilation that leave much to the garbage collector."""
-_SCORES = 6
-"""Float64 tiles of logits held while two models are compared."""
+_TILES = 4
+"""Tiles of logits held while two models are compared: two of each, as one is computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +131,9 @@ def make_plan(
         each.append(sum(trial.work * solver_work(job, *shape) for shape in outer))
     config = job.decoder.config
     head = config.vocab_size * config.hidden_size
-    # both models run, and each reads its head twice: for its loss, and to be compared
-    read = 2 * sum(block_weights(job, index) for index in range(blocks)) + 4 * head
-    proof = trial.forward * (2 * sum(met) + 4 * head) + trial.score * config.vocab_size
+    # both models run
+    read = 2 * (sum(block_weights(job, index) for index in range(blocks)) + head)
+    proof = trial.forward * 2 * (sum(met) + head) + trial.score * config.vocab_size
     seconds = {
         "quantizing": sum(each),
         "writing": output_bytes / MOVED + weights * trial.storing,
@@ -280,7 +280,7 @@ def _host_bytes(job: Job, demand: Demand, tokens: int, output_bytes: int) -> int
     writing = min(output_bytes, SHARD_BYTES) + largest
     entries = min(VOCABULARY, job.decoder.config.vocab_size)
     scores = min(job.held_out.size, demand.place.score_rows) * entries
-    proving = 2 * largest + 8 * _SCORES * scores
+    proving = 2 * largest + 4 * _TILES * scores
     blocks = range(job.decoder.config.num_layers)
     # codes of a block, and of the one before it, which is written meanwhile
     quantizing = 2 * max(block_weights(job, index) for index in blocks)

@@ -11,30 +11,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import get_num_threads
 
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits
 from numbacalib.methods import QuantizedWeight
 from numbacalib.models import Decoder, DecoderBlock
 from numbacalib.models.decoder import VOCABULARY
 from numbacalib.models.layer_tensors import Stage, expert_shapes, linear_shapes
+from numbacalib.models.loss_sums import LossSums
+from numbacalib.ops import divergence
 from numbacalib.ops.matrix import to_host
-from numbacalib.ops.token_loss import add_scores, losses
 from numbacalib.quantizer.blocks import fold_scales, quantize_group
 from numbacalib.quantizer.calibration import SILENT, TextCalibration
 from numbacalib.quantizer.distributions import Distributions
-from numbacalib.quantizer.divergence import ROWS, add_tile
 from numbacalib.quantizer.job import Job, on_grid
 from numbacalib.quantizer.memory import stage_size
 from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.work import FinishedBlock
 from numbacalib.terminal import reporting, silent
 
+TRIED_ROWS = 256
+"""Most tokens whose logits are compared."""
 SECONDS = 2.0
 """Longest time for a larger part of the trial, as estimated from a small one."""
 
@@ -180,16 +180,17 @@ def _pass_through(job: Job, block: DecoderBlock) -> tuple[float, float]:
 def _compare_scores(decoder: Decoder) -> tuple[float, float]:
     """Seconds per score, for the losses of both models and their divergence, and of compiling."""
     place, entries = decoder.place, min(VOCABULARY, decoder.config.vocab_size)
-    rows = min(ROWS * get_num_threads(), place.score_rows)
-    scores, state = place.zeros((rows, entries)), place.zeros((3, rows))
-    targets, sums = place.put(np.zeros(rows, np.int64)), np.zeros((5, rows))
+    rows = min(TRIED_ROWS, place.score_rows)
+    scores = place.zeros((rows, entries))
 
     def compare() -> None:
         for _ in range(2):
-            add_scores(scores, 0, targets, state)
-            to_host(losses(state))
-        with ThreadPoolExecutor(get_num_threads()) as threads:
-            add_tile(threads, scores, scores, sums)
+            sums = LossSums(np.zeros((1, rows), np.int64), rows, scores)
+            sums.add(0, 0, scores)
+            sums.losses()
+        state = divergence.new_state(rows, scores)
+        divergence.add_scores(scores, scores, state)
+        to_host(divergence.divergences(state))
 
     _, first, again = _twice(compare)
     return again / scores.size, max(0.0, first - again)

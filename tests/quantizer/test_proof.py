@@ -15,7 +15,7 @@ from numbacalib.formats import FORMATS
 from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.quantizer import ProofError, Settings, evaluate, job, pipeline, quantize, verify
-from numbacalib.quantizer.divergence import divergences
+from numbacalib.quantizer.divergence import compare
 
 SETTINGS = Settings(samples=4, sequence_length=32, group_size=32)
 
@@ -38,12 +38,14 @@ def test_the_divergence_is_its_definition(tmp_path, monkeypatch):
     ]
     tokens = np.random.default_rng(0).integers(0, 320, (3, 100))
     states = [decoder.forward(tokens) for decoder in decoders]
-    found = divergences(decoders[0], states[0], decoders[1], states[1])
+    own, its, found = compare(decoders[0], states[0], decoders[1], states[1], tokens)
     logits = [decoder.logits(state) for decoder, state in zip(decoders, states, strict=True)]
-    np.testing.assert_allclose(found, naive_kl(*logits), rtol=1e-4)
-    assert found.shape == (3, 100)
-    same = divergences(decoders[0], states[0], decoders[0], states[0])
-    np.testing.assert_allclose(same, 0, atol=1e-6)
+    np.testing.assert_allclose(found, naive_kl(*logits)[:, :-1], rtol=1e-4)
+    assert found.shape == (3, 99)
+    for decoder, state, losses in zip(decoders, states, (its, own), strict=True):
+        np.testing.assert_array_equal(losses, decoder.token_losses(state, tokens))
+    same = compare(decoders[0], states[0], decoders[0], states[0], tokens)
+    np.testing.assert_allclose(same[2], 0, atol=1e-6)
 
 
 def test_evaluation_has_errors_and_the_divergence(tmp_path, model, text):
