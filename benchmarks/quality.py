@@ -16,18 +16,21 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from harness import RESULTS, csv_file, describe_machine, known, read_csv, write_csv
 from quality_tables import QualityRow, quality_body
 from small_models import checkpoint_of_glassllm, checkpoint_of_smollm2
 from texts import KINDS, Texts, read_texts
 
-from numbacalib.models import open_place
+from numbacalib.models import DecoderBlock, open_place
 from numbacalib.quantizer import quantize
+from numbacalib.quantizer.calibration import Group, TextCalibration
 from numbacalib.quantizer.evaluation import Subject, measure_texts
 from numbacalib.quantizer.text import read_sequences
 
@@ -80,6 +83,10 @@ def _propagated(strength: float) -> dict[str, Any]:
     return {"target": "propagated", "target_strength": strength}
 
 
+WHOLE_BLOCKS: dict[str, Any] = {"whole_blocks": True}
+"""Statistics as llm-compressor has them: see `stages_of_whole_blocks`."""
+NEAR = 0.0099, 0.0101
+"""Dampings that differ from the default by so little that what changes is rounding."""
 STRENGTHS = 0.25, 0.375, 0.5, 0.75, 1.0
 METHODS: dict[str, dict[str, Any]] = {
     "RTN": {"method": "rtn"},
@@ -87,6 +94,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "AWQ": AWQ | {"method": "rtn", "ranges": "clip"},
     "GPTQ": FULL,
     "GPTQ, default": {},
+    "GPTQ, whole blocks": FULL | WHOLE_BLOCKS,
+    **{f"GPTQ, percdamp {x:g}": FULL | {"percdamp": x} for x in NEAR},
+    **{f"GPTQ, whole blocks, percdamp {x:g}": FULL | WHOLE_BLOCKS | {"percdamp": x} for x in NEAR},
     "GPTQ, full range": FULL | SIGNED,
     "GPTQ, ranges mse": FULL | {"ranges": "mse"},
     "GPTQ, weighted": FULL | WEIGHTED,
@@ -165,8 +175,12 @@ class Experiment:
         if "size" in settings:
             settings["size"] = bits + 16 / self.group_size
         text = [] if method == "RTN" else self.text
+        stages: AbstractContextManager[Any] = nullcontext()
+        if settings.pop("whole_blocks", False):
+            stages = patch.object(TextCalibration, "stages", stages_of_whole_blocks)
         begin = time.perf_counter()
-        report = quantize(self.path, self.scratch, text=text, device=self.device, **settings)
+        with stages:
+            report = quantize(self.path, self.scratch, text=text, device=self.device, **settings)
         seconds = time.perf_counter() - begin
         stored = 8 * sum(layer.stored_bytes or 0 for layer in report.layers)
         weights = sum(layer.shape[0] * layer.shape[1] for layer in report.layers)
@@ -222,6 +236,15 @@ class Experiment:
             flush=True,
         )
         return rows
+
+
+def stages_of_whole_blocks(
+    self: TextCalibration, index: int, block: DecoderBlock, folded: Mapping[Any, Any]
+) -> Iterator[Group]:
+    """Statistics of all of a block's layers before any of them is quantized, as llm-compressor's."""
+    del folded
+    yield from ([found] for found in self.preview(index, block))
+    self.skip(block, block)  # the text passes through the quantized block
 
 
 def path_of(name: str, folder: Path, texts: Texts, device: str) -> Path:
