@@ -56,7 +56,7 @@ def _attend(counter, gemm, states, options, begin, context):
     scores_memory = np.empty(KEYS * TILE * group, np.float32)
     width = values.shape[3]
     sums_memory = np.empty(width * TILE * group, np.float32)
-    state_memory = np.empty((3, TILE * group), np.float32)
+    state_memory = np.empty(3 * TILE * group, np.float32)
     tile_memory = np.empty((TILE * group, size), np.float32)
     task = fetch_add(counter)
     while task < tiles * pairs:
@@ -64,7 +64,7 @@ def _attend(counter, gemm, states, options, begin, context):
         stop = min(start + TILE, length)
         s, head = divmod(task % pairs, keys.shape[2])
         count = (stop - start) * group
-        tile, state = tile_memory[:count], state_memory[:, :count]
+        tile, state = tile_memory[:count], state_memory[: 3 * count].reshape(3, count)
         sums = sums_memory[: width * count].reshape(width, count)
         _take_queries(queries[s], start, head, group, scale, tile)
         _begin(begin, head, group, state)
@@ -136,13 +136,13 @@ def _weigh(scores, first, start, group, window, cap, state, sums):
     for c in range(count):
         factors[c] = largest[c]
     for i in range(len(scores)):
-        row = scores[i]
         low, high = _seen(first + i, start, group, window, count)
+        seen, tops = scores[i, low:high], largest[low:high]
         if cap > np.float32(0):
-            for c in range(low, high):
-                row[c] = capped(row[c], cap)
-        for c in range(low, high):
-            largest[c] = max(largest[c], row[c])
+            for c in range(len(seen)):
+                seen[c] = capped(seen[c], cap)
+        for c in range(len(seen)):
+            tops[c] = max(tops[c], seen[c])
     for c in range(count):
         factors[c] = weight_of(factors[c], largest[c])
         totals[c] *= factors[c]
@@ -153,13 +153,12 @@ def _weigh(scores, first, start, group, window, cap, state, sums):
     for i in range(len(scores)):
         row = scores[i]
         low, high = _seen(first + i, start, group, window, count)
-        for c in range(low):
-            row[c] = np.float32(0)
-        for c in range(high, count):
-            row[c] = np.float32(0)
-        for c in range(low, high):
-            row[c] = weight_of(row[c], largest[c])
-            totals[c] += row[c]
+        row[:low] = np.float32(0)
+        row[high:] = np.float32(0)
+        seen, tops, sums_seen = row[low:high], largest[low:high], totals[low:high]
+        for c in range(len(seen)):
+            seen[c] = weight_of(seen[c], tops[c])
+            sums_seen[c] += seen[c]
 
 
 @scalar

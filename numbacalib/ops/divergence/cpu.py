@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from numbacalib.ops.token_loss.cpu import RUN, largest_of
 from numbacalib.runtime.jit import scalar, task_kernel
 from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.decoder import weight_of
 from numbacalib.spec.divergence import LARGEST_P, LARGEST_Q, PULL, TOTAL_P, TOTAL_Q, divergence
-
-LANES = 16
-"""Partial maxima and sums, each over every 16th entry: see `numbacalib.ops.rms_norm.cpu`."""
 
 
 def add_scores(p: NDArray, q: NDArray, state: NDArray) -> None:
@@ -29,50 +27,35 @@ def divergences(state: NDArray) -> NDArray:
 @task_kernel
 def _add(counter, p, q, state):
     """Split: workers take rows."""
-    columns = p.shape[1]
-    whole = columns // LANES * LANES
-    lanes = np.empty((3, LANES))
+    parts, sums = np.empty(RUN, np.float32), np.empty((3, RUN))
     i = fetch_add(counter)
     while i < len(p):
-        own, other, sums = p[i], q[i], state[:, i]
-        largest_p = _largest(own, np.float32(sums[LARGEST_P]))
-        largest_q = _largest(other, np.float32(sums[LARGEST_Q]))
-        lanes[:] = 0
-        for begin in range(0, whole, LANES):
-            for lane in range(LANES):
-                _add_entry(
-                    own[begin + lane], other[begin + lane], largest_p, largest_q, lanes, lane
-                )
-        for j in range(whole, columns):
-            _add_entry(own[j], other[j], largest_p, largest_q, lanes, j - whole)
-        shrink_p = np.float64(weight_of(np.float32(sums[LARGEST_P]), largest_p))
-        shrink_q = np.float64(weight_of(np.float32(sums[LARGEST_Q]), largest_q))
-        sums[TOTAL_P] = sums[TOTAL_P] * shrink_p + lanes[0].sum()
-        sums[TOTAL_Q] = sums[TOTAL_Q] * shrink_q + lanes[1].sum()
-        sums[PULL] = sums[PULL] * shrink_p + lanes[2].sum()
-        sums[LARGEST_P], sums[LARGEST_Q] = largest_p, largest_q
+        own, other, found = p[i], q[i], state[:, i]
+        before_p, before_q = np.float32(found[LARGEST_P]), np.float32(found[LARGEST_Q])
+        largest_p, largest_q = largest_of(own, before_p, parts), largest_of(other, before_q, parts)
+        sums[:] = 0
+        for begin in range(0, len(own), RUN):
+            _add_run(
+                own[begin : begin + RUN], other[begin : begin + RUN], largest_p, largest_q, sums
+            )
+        shrink_p = np.float64(weight_of(before_p, largest_p))
+        shrink_q = np.float64(weight_of(before_q, largest_q))
+        found[TOTAL_P] = found[TOTAL_P] * shrink_p + sums[0].sum()
+        found[TOTAL_Q] = found[TOTAL_Q] * shrink_q + sums[1].sum()
+        found[PULL] = found[PULL] * shrink_p + sums[2].sum()
+        found[LARGEST_P], found[LARGEST_Q] = largest_p, largest_q
         i = fetch_add(counter)
 
 
 @scalar
-def _add_entry(p, q, largest_p, largest_q, lanes, lane):
-    weight = np.float64(weight_of(p, largest_p))
-    lanes[0, lane] += weight
-    lanes[1, lane] += np.float64(weight_of(q, largest_q))
-    lanes[2, lane] += weight * (np.float64(p) - np.float64(q))
-
-
-@scalar
-def _largest(row, least):
-    """Largest entry of a row, at least `least`."""
-    parts = np.full(LANES, least)
-    whole = len(row) // LANES * LANES
-    for begin in range(0, whole, LANES):
-        for lane in range(LANES):
-            parts[lane] = max(parts[lane], row[begin + lane])
-    for j in range(whole, len(row)):
-        parts[j - whole] = max(parts[j - whole], row[j])
-    return parts.max()
+def _add_run(p, q, largest_p, largest_q, sums):
+    """Add the weights of a run of entries, and their weighted differences, to sums [3, RUN]."""
+    totals_p, totals_q, pulls = sums[0], sums[1], sums[2]
+    for j in range(len(p)):
+        weight = np.float64(weight_of(p[j], largest_p))
+        totals_p[j] += weight
+        totals_q[j] += np.float64(weight_of(q[j], largest_q))
+        pulls[j] += weight * (np.float64(p[j]) - np.float64(q[j]))
 
 
 @task_kernel

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.runtime.jit import task_kernel
+from numbacalib.runtime.jit import scalar, task_kernel
 from numbacalib.runtime.tasks import fetch_add
 from numbacalib.spec.decoder import capped, negative_log_likelihood, weight_of
 
-LANES = 16
-"""Partial maxima and sums, each over every 16th entry: see `numbacalib.ops.rms_norm.cpu`."""
+RUN = 64
+"""Partial maxima and sums, each over every 64th entry: they vectorize, with the same order on every
+processor. A loop over a slice does so even with an exponential, where one over sums of indices does not."""
 
 
 def add_scores(scores: NDArray, first: int, targets: NDArray, state: NDArray) -> None:
@@ -34,32 +35,32 @@ def losses(state: NDArray) -> NDArray:
 def _add(counter, scores, first, targets, state):
     """Split: workers take rows."""
     rows, columns = scores.shape
-    whole = columns // LANES * LANES
+    parts = np.empty(RUN, np.float32)
     i = fetch_add(counter)
     while i < rows:
         row = scores[i]
-        parts = np.full(LANES, state[0, i], np.float32)
-        for begin in range(0, whole, LANES):
-            for lane in range(LANES):
-                parts[lane] = max(parts[lane], row[begin + lane])
-        for j in range(whole, columns):
-            parts[j - whole] = max(parts[j - whole], row[j])
-        largest = parts[0]
-        for lane in range(1, LANES):
-            largest = max(largest, parts[lane])
-        sums = np.zeros(LANES, np.float32)
-        for begin in range(0, whole, LANES):
-            for lane in range(LANES):
-                sums[lane] += weight_of(row[begin + lane], largest)
-        for j in range(whole, columns):
-            sums[j - whole] += weight_of(row[j], largest)
-        total = state[1, i] * weight_of(state[0, i], largest)
-        for lane in range(LANES):
-            total += sums[lane]
-        state[0, i], state[1, i] = largest, total
+        largest = largest_of(row, state[0, i], parts)
+        parts[:] = 0
+        for begin in range(0, columns, RUN):
+            run = row[begin : begin + RUN]
+            for j in range(len(run)):
+                parts[j] += weight_of(run[j], largest)
+        state[1, i] = state[1, i] * weight_of(state[0, i], largest) + parts.sum()
+        state[0, i] = largest
         if first <= targets[i] and targets[i] < first + columns:
             state[2, i] = row[targets[i] - first]
         i = fetch_add(counter)
+
+
+@scalar
+def largest_of(row, least, parts):
+    """Largest entry of a row, at least `least`; `parts` [RUN] is scratch."""
+    parts[:] = least
+    for begin in range(0, len(row), RUN):
+        run = row[begin : begin + RUN]
+        for j in range(len(run)):
+            parts[j] = max(parts[j], run[j])
+    return parts.max()
 
 
 @task_kernel
