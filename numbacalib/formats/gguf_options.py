@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from numbacalib.formats.gguf_hybrids import delta_net, gemma4
+from numbacalib.formats.gguf_hybrids import (
+    delta_net,
+    gemma4,
+    lfm2,
+    lfm2_moe,
+    nemotron_h,
+    state_space,
+)
 from numbacalib.formats.gguf_limits import refused
 from numbacalib.models.windows import SLIDING, every
 
@@ -31,6 +38,8 @@ class Written(NamedTuple):
 
     architecture: str
     options: Callable[[ModelConfig], Options]
+    with_experts: str = ""
+    """Its name of models with experts, where that is another."""
 
 
 def _nothing(config: ModelConfig) -> Options:
@@ -145,15 +154,47 @@ def _qwen2_moe(config: ModelConfig) -> Options:
     return _qwen3_moe(config) | shared
 
 
+def _granitemoeshared(config: ModelConfig) -> Options:
+    """The MLP beside experts has a width of its own."""
+    assert config.mixture is not None
+    return _granitemoe(config) | {"expert_shared_feed_forward_length": config.mixture.shared_size}
+
+
+def _hunyuan_moe(config: ModelConfig) -> Options:
+    return _qwen2_moe(config) | {"expert_shared_count": 1}
+
+
+def _granitehybrid(config: ModelConfig) -> Options:
+    """Mamba 2 of one width, and whether attention turns."""
+    found = state_space(config, "granitehybrid")
+    inner, hidden = found["ssm.inner_size"], config.hidden_size
+    if inner != 2 * hidden:
+        raise refused("mamba_expand", 2, "granitehybrid", inner // hidden)
+    found["rope.scaling.finetuned"] = all(config.rotary_layers)
+    return (_granite(config) if config.mixture is None else _granitemoeshared(config)) | found
+
+
+def _nemotron_h(config: ModelConfig) -> Options:
+    return (_weighed(config) if config.mixture else {}) | nemotron_h(config)
+
+
 def _sparse(config: ModelConfig) -> Options:
     """Experts behind a few dense layers, and those that all tokens go through."""
-    assert config.mixture is not None
-    mixture, routing = config.mixture, config.mixture.routing
+    mixture = config.mixture
+    assert mixture is not None
     if not any(mixture.layers):
         raise ValueError("first_k_dense_replace: expected experts in a layer of a GGUF, got none")
-    found = {
+    return _weighed(config) | {
         "expert_shared_count": mixture.shared_size // mixture.size,
         "leading_dense_block_count": mixture.layers.index(True),
+    }
+
+
+def _weighed(config: ModelConfig) -> Options:
+    """Experts, and how many of which groups count how much for a token."""
+    assert config.mixture is not None
+    mixture, routing = config.mixture, config.mixture.routing
+    found = {
         "expert_gating_func": 2 if routing.scoring == "sigmoid" else 1,
         "expert_weights_norm": routing.normalized,
         "expert_weights_scale": float(routing.factor),
@@ -321,9 +362,14 @@ WRITTEN = {
     "gpt_oss": Written("gpt-oss", _gpt_oss),
     "granite": Written("granite", _granite),
     "granitemoe": Written("granitemoe", _granitemoe),
+    "granitemoehybrid": Written("granitehybrid", _granitehybrid),
+    "granitemoeshared": Written("granitemoe", _granitemoeshared),
     "hunyuan_v1_dense": Written("hunyuan-dense", _nothing),
+    "hunyuan_v1_moe": Written("hunyuan-moe", _hunyuan_moe),
     "internlm3": Written("llama", _nothing),
     "kimi_k2": Written("deepseek2", _deepseek2),
+    "lfm2": Written("lfm2", lfm2),
+    "lfm2_moe": Written("lfm2moe", lfm2_moe),
     "llama": Written("llama", _nothing),
     "llama4_text": Written("llama4", _llama4),
     "minimax_m2": Written("minimax-m2", _minimax_m2),
@@ -331,6 +377,7 @@ WRITTEN = {
     "mistral": Written("llama", _unread_window),
     "mixtral": Written("llama", _mixtral),
     "nemotron": Written("nemotron", _nothing),
+    "nemotron_h": Written("nemotron_h", _nemotron_h, with_experts="nemotron_h_moe"),
     "olmo2": Written("olmo2", _nothing),
     "olmo3": Written("olmo2", _olmo3),
     "olmoe": Written("olmoe", _olmoe),

@@ -60,6 +60,8 @@ class GGUFCheckpoint(Checkpoint):
     ----------
     architecture : str
         GGUF's name of it.
+    options : Metadata
+        The file's metadata under that name.
 
     Raises
     ------
@@ -74,8 +76,8 @@ class GGUFCheckpoint(Checkpoint):
         with named(path):
             self.architecture = architecture_of(self._file.metadata)
             self._own = GGUF_ARCHITECTURES[self.architecture]
-            self._options = self._file.metadata.under(f"{self.architecture}.")
-            self._described = ARCHITECTURES[self._own.type_of(self._options)]
+            self.options = self._file.metadata.under(f"{self.architecture}.")
+            self._described = ARCHITECTURES[self._own.type_of(self.options)]
             self._dropped: dict[str, str] = {}
             self._names = self._hf_names()
             if EMBEDDINGS not in self._names:
@@ -95,7 +97,7 @@ class GGUFCheckpoint(Checkpoint):
         """Tensors of the file by Hugging Face's names of what they hold, which are two of some."""
         variant = "two norms" if _SECOND_NORM in self._file.tensors else ""
         found: dict[str, list[_Stored]] = {}
-        last = block_count(self._options) if self._options.integer(FURTHER, 0) else None
+        last = block_count(self.options) if self.options.integer(FURTHER, 0) else None
         for name in self._file.tensors:
             if name in _ROPE:
                 continue
@@ -113,12 +115,12 @@ class GGUFCheckpoint(Checkpoint):
 
     def _experts(self, name: str) -> dict[str, list[_Stored]]:
         """Take a tensor of all experts apart into those of each."""
-        count, entry = self._options.integer("expert_count", 0), self._file.tensors[name]
+        count, entry = self.options.integer("expert_count", 0), self._file.tensors[name]
         names = expert_names(name, self._described.model_type, count)
         roles = len(names) // max(count, 1)
         if len(entry.shape) not in (2, 3) or entry.shape[0] != count or entry.shape[1] % roles:
             shape = list(entry.shape)
-            raise self._options.error("expert_count", f"the experts of {name}, {shape}")
+            raise self.options.error("expert_count", f"the experts of {name}, {shape}")
         return {
             expert: [_Stored(name, entry.part(number, len(names)))]
             for number, expert in enumerate(names)

@@ -68,8 +68,17 @@ def _llama(options: Metadata, config: Config) -> Config:
     return {"use_sliding_window": False}
 
 
+_SHARED = "expert_shared_feed_forward_length"
+
+
+def _granitemoe_variant(options: Metadata) -> str:
+    return "granitemoeshared" if options.integer(_SHARED, 0) else "granitemoe"
+
+
 def _granitemoe(options: Metadata, config: Config) -> Config:
-    return _granite(options, config) | gguf_mixtures.counts(options, "num_local_experts")
+    found = _granite(options, config) | gguf_mixtures.counts(options, "num_local_experts")
+    shared = options.integer(_SHARED, 0)
+    return found | ({"shared_intermediate_size": shared} if shared else {})
 
 
 def _mistral3(options: Metadata, config: Config) -> Config:
@@ -135,6 +144,25 @@ def _granite(options: Metadata, config: Config) -> Config:
     del config
     if not options.boolean("rope.scaling.finetuned", True):
         raise options.error("rope.scaling.finetuned", "true: no rotary embedding is not supported")
+    return _factors(options)
+
+
+def _granitehybrid(options: Metadata, config: Config) -> Config:
+    """The MLP beside experts is the one of models without, whose width is then the MLP's."""
+    turns = options.boolean("rope.scaling.finetuned", True)
+    found = _factors(options) | gguf_hybrids.granite_state_space(options, config)
+    found["position_embedding_type"] = "rope" if turns else "nope"
+    if options.integer("expert_count", 0):
+        shared = options.required(_SHARED)
+        experts = gguf_mixtures.counts(options, "num_local_experts")
+    else:
+        shared = config["intermediate_size"]
+        experts = {"num_local_experts": 0, "num_experts_per_tok": 0}
+    return found | experts | {"shared_intermediate_size": shared}
+
+
+def _factors(options: Metadata) -> Config:
+    """Granite's, of scores, of logits, of the residual stream and of embeddings."""
     head = {"attention_multiplier": options.number("attention.scale", 0.0)}
     return {
         "logits_scaling": options.number("logit_scale", 1.0),
@@ -246,10 +274,37 @@ GGUF_ARCHITECTURES = {
         "gpt_neox", layer_norm=True, keys=("use_parallel_residual",), read=_gptneox
     ),
     "granite": GGUFArchitecture("granite", paired=True, keys=_FACTORS, read=_granite),
+    "granitehybrid": GGUFArchitecture(
+        "granitemoehybrid",
+        paired=True,
+        keys=(
+            *(*_FACTORS, *_EXPERTS, _SHARED),
+            *gguf_hybrids.STATE_SPACE_KEYS,
+        ),
+        read=_granitehybrid,
+    ),
     "granitemoe": GGUFArchitecture(
-        "granitemoe", paired=True, keys=(*_FACTORS, *_EXPERTS), read=_granitemoe
+        "granitemoe",
+        paired=True,
+        keys=(*_FACTORS, *_EXPERTS, _SHARED),
+        read=_granitemoe,
+        variant=_granitemoe_variant,
     ),
     "hunyuan-dense": GGUFArchitecture("hunyuan_v1_dense"),
+    "hunyuan-moe": GGUFArchitecture(
+        "hunyuan_v1_moe",
+        keys=(*_SHARED_EXPERT, "expert_shared_count"),
+        read=gguf_mixtures.hunyuan_moe,
+    ),
+    "lfm2": GGUFArchitecture("lfm2", keys=gguf_hybrids.CONVOLUTION_KEYS, read=gguf_hybrids.lfm2),
+    "lfm2moe": GGUFArchitecture(
+        "lfm2_moe",
+        keys=(
+            *(*gguf_hybrids.CONVOLUTION_KEYS, *_EXPERTS, "expert_feed_forward_length"),
+            *("leading_dense_block_count", "expert_gating_func"),
+        ),
+        read=gguf_hybrids.lfm2_moe,
+    ),
     "llama": GGUFArchitecture(
         "llama", paired=True, keys=(WINDOW, *_EXPERTS), read=_llama, variant=_llama_variant
     ),
@@ -267,6 +322,21 @@ GGUF_ARCHITECTURES = {
         "ministral3", paired=True, keys=("attention.temperature_scale",), read=_mistral3
     ),
     "nemotron": GGUFArchitecture("nemotron", layer_norm=True),
+    "nemotron_h": GGUFArchitecture(
+        "nemotron_h",
+        paired=True,
+        keys=gguf_hybrids.STATE_SPACE_KEYS,
+        read=gguf_hybrids.nemotron_h,
+    ),
+    "nemotron_h_moe": GGUFArchitecture(
+        "nemotron_h",
+        paired=True,
+        keys=(
+            *(*_SPARSE, *gguf_hybrids.STATE_SPACE_KEYS),
+            *("expert_shared_feed_forward_length", "moe_latent_size"),
+        ),
+        read=gguf_hybrids.nemotron_h_moe,
+    ),
     "olmo2": GGUFArchitecture(
         "olmo2", keys=(*_WINDOWS, "rope.freq_base_swa"), read=_olmo, variant=_olmo_variant
     ),

@@ -16,7 +16,13 @@ from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.quantizer import Settings, quantize
 
 
-@pytest.mark.parametrize("name", ["gemma4_text", "qwen3_5_text", "qwen3_next"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gemma4_text", "granitemoehybrid", "lfm2", "lfm2_moe"),
+        *("nemotron_h", "nemotron_h-latent", "qwen3_5_text", "qwen3_next"),
+    ],
+)
 def test_it_loads_with_the_same_logits(tmp_path: Path, name: str) -> None:
     settings = Settings(method="rtn", bits=8, group_size=32, symmetric=True)
     source = write_model(tmp_path / "m", name)

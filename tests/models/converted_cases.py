@@ -230,6 +230,22 @@ CASES = {
         KEPT | {"model_type": "granitemoe", "attention_multiplier": 0.2},
         COUNTS | {"embedding_scale": 1.0, "residual_scale": 1.0, "attention.scale": 0.2},
     ),
+    "granitemoe-shared": Case(
+        KEPT | {
+            "model_type": "granitemoeshared",
+            "attention_multiplier": 0.2,
+            "shared_intermediate_size": 48,
+        },
+        COUNTS | {"attention.scale": 0.2, "expert_shared_feed_forward_length": 48},
+    ),
+    "hunyuan-moe": Case(
+        {"model_type": "hunyuan_v1_moe", "num_experts": 3, "moe_topk": 2},
+        COUNTS | {
+            "expert_feed_forward_length": 96,
+            "expert_shared_count": 1,
+            "expert_shared_feed_forward_length": 96,
+        },
+    ),
     "llama-experts": Case(KEPT | {"model_type": "mixtral"}, COUNTS),
     "hunyuan-dense": Case({"model_type": "hunyuan_v1_dense"}),
     "llama4": Case(
