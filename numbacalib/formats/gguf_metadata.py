@@ -54,8 +54,7 @@ def architecture_of(config: ModelConfig) -> str:
             f"model_type: expected one that llama.cpp converts ({', '.join(WRITTEN)}), got "
             f"{config.model_type!r}"
         )
-    written = WRITTEN[config.model_type]
-    return (config.mixture and written.with_experts) or written.architecture
+    return WRITTEN[config.model_type].name_of(config)
 
 
 def model_metadata(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -38,8 +38,12 @@ class Written(NamedTuple):
 
     architecture: str
     options: Callable[[ModelConfig], Options]
-    with_experts: str = ""
-    """Its name of models with experts, where that is another."""
+    variant: Callable[[ModelConfig], str] | None = None
+    """From a model to its name there, where there are several."""
+
+    def name_of(self, config: ModelConfig) -> str:
+        """Return the name of a model's architecture."""
+        return self.architecture if self.variant is None else self.variant(config)
 
 
 def _nothing(config: ModelConfig) -> Options:
@@ -164,14 +168,28 @@ def _hunyuan_moe(config: ModelConfig) -> Options:
     return _qwen2_moe(config) | {"expert_shared_count": 1}
 
 
-def _granitehybrid(config: ModelConfig) -> Options:
+def _granite4_variant(config: ModelConfig) -> str:
+    """Without Mamba 2 it is one of the older models, whose embedding turns."""
+    if config.state_space is not None:
+        return "granitehybrid"
+    return "granite" if config.mixture is None else "granitemoe"
+
+
+def _granite4(config: ModelConfig) -> Options:
     """Mamba 2 of one width, and whether attention turns."""
+    if config.state_space is None:
+        shared = {"expert_shared_feed_forward_length": config.intermediate_size}
+        return _granite(config) | shared if config.mixture is None else _granitemoeshared(config)
     found = state_space(config, "granitehybrid")
     inner, hidden = found["ssm.inner_size"], config.hidden_size
     if inner != 2 * hidden:
         raise refused("mamba_expand", 2, "granitehybrid", inner // hidden)
     found["rope.scaling.finetuned"] = all(config.rotary_layers)
     return (_granite(config) if config.mixture is None else _granitemoeshared(config)) | found
+
+
+def _nemotron_h_variant(config: ModelConfig) -> str:
+    return "nemotron_h" if config.mixture is None else "nemotron_h_moe"
 
 
 def _nemotron_h(config: ModelConfig) -> Options:
@@ -362,7 +380,7 @@ WRITTEN = {
     "gpt_oss": Written("gpt-oss", _gpt_oss),
     "granite": Written("granite", _granite),
     "granitemoe": Written("granitemoe", _granitemoe),
-    "granitemoehybrid": Written("granitehybrid", _granitehybrid),
+    "granitemoehybrid": Written("granitehybrid", _granite4, _granite4_variant),
     "granitemoeshared": Written("granitemoe", _granitemoeshared),
     "hunyuan_v1_dense": Written("hunyuan-dense", _nothing),
     "hunyuan_v1_moe": Written("hunyuan-moe", _hunyuan_moe),
@@ -377,7 +395,7 @@ WRITTEN = {
     "mistral": Written("llama", _unread_window),
     "mixtral": Written("llama", _mixtral),
     "nemotron": Written("nemotron", _nothing),
-    "nemotron_h": Written("nemotron_h", _nemotron_h, with_experts="nemotron_h_moe"),
+    "nemotron_h": Written("nemotron_h", _nemotron_h, _nemotron_h_variant),
     "olmo2": Written("olmo2", _nothing),
     "olmo3": Written("olmo2", _olmo3),
     "olmoe": Written("olmoe", _olmoe),

@@ -25,6 +25,7 @@ from numbacalib.models.gguf_tokenizer import build_tokenizer, tokenizer_config
 from numbacalib.models.gguf_types import TensorType, type_named
 from numbacalib.models.gguf_values import as_ours, our_shape
 from numbacalib.models.layer_tensors import EMBEDDINGS, HEAD, LAYER_TABLE
+from numbacalib.models.tensor_names import module_name
 from numbacalib.models.tokenizer import named_errors
 from numbacalib.runtime.extras import extra
 
@@ -204,6 +205,9 @@ class GGUFCheckpoint(Checkpoint):
         result = np.empty_like(tensor)
         result[order] = tensor
         return result
+
+    def stored_name(self, name: str) -> str:
+        return module_name(name, self.config)
 
     def hf_config(self) -> dict[str, Any]:
         return copy.deepcopy(self._hf_config)

@@ -76,7 +76,8 @@ def _granitemoe_variant(options: Metadata) -> str:
 
 
 def _granitemoe(options: Metadata, config: Config) -> Config:
-    found = _granite(options, config) | gguf_mixtures.counts(options, "num_local_experts")
+    del config
+    found = _turning(options) | gguf_mixtures.counts(options, "num_local_experts")
     shared = options.integer(_SHARED, 0)
     return found | ({"shared_intermediate_size": shared} if shared else {})
 
@@ -140,11 +141,30 @@ def _phi3(options: Metadata, config: Config) -> Config:
     return {"sliding_window": options.integer(WINDOW, 0) or None}
 
 
-def _granite(options: Metadata, config: Config) -> Config:
-    del config
+def _turning(options: Metadata) -> Config:
+    """Factors of a model whose queries and keys turn."""
     if not options.boolean("rope.scaling.finetuned", True):
         raise options.error("rope.scaling.finetuned", "true: no rotary embedding is not supported")
     return _factors(options)
+
+
+def _granite(options: Metadata, config: Config) -> Config:
+    found = _turning(options)
+    if config["model_type"] == "granite":
+        return found
+    own = {"layer_types": ["attention"] * config["num_hidden_layers"]}
+    return found | own | _without_experts(config) | {"position_embedding_type": "rope"}
+
+
+def _without_experts(config: Config) -> Config:
+    """The keys of a Granite 4 that has an MLP alone."""
+    shared = {"shared_intermediate_size": config["intermediate_size"]}
+    return {"num_local_experts": 0, "num_experts_per_tok": 0} | shared
+
+
+def _granite_variant(options: Metadata) -> str:
+    """Granite 4 without Mamba 2 is "granite", too, and says how wide an MLP beside experts would be."""
+    return "granitemoehybrid" if options.integer(_SHARED, 0) else "granite"
 
 
 def _granitehybrid(options: Metadata, config: Config) -> Config:
@@ -152,13 +172,10 @@ def _granitehybrid(options: Metadata, config: Config) -> Config:
     turns = options.boolean("rope.scaling.finetuned", True)
     found = _factors(options) | gguf_hybrids.granite_state_space(options, config)
     found["position_embedding_type"] = "rope" if turns else "nope"
-    if options.integer("expert_count", 0):
-        shared = options.required(_SHARED)
-        experts = gguf_mixtures.counts(options, "num_local_experts")
-    else:
-        shared = config["intermediate_size"]
-        experts = {"num_local_experts": 0, "num_experts_per_tok": 0}
-    return found | experts | {"shared_intermediate_size": shared}
+    if not options.integer("expert_count", 0):
+        return found | _without_experts(config)
+    shared = {"shared_intermediate_size": options.required(_SHARED)}
+    return found | gguf_mixtures.counts(options, "num_local_experts") | shared
 
 
 def _factors(options: Metadata) -> Config:
@@ -273,7 +290,13 @@ GGUF_ARCHITECTURES = {
     "gptneox": GGUFArchitecture(
         "gpt_neox", layer_norm=True, keys=("use_parallel_residual",), read=_gptneox
     ),
-    "granite": GGUFArchitecture("granite", paired=True, keys=_FACTORS, read=_granite),
+    "granite": GGUFArchitecture(
+        "granite",
+        paired=True,
+        keys=(*_FACTORS, _SHARED, *gguf_hybrids.STATE_SPACE_KEYS),
+        read=_granite,
+        variant=_granite_variant,
+    ),
     "granitehybrid": GGUFArchitecture(
         "granitemoehybrid",
         paired=True,

@@ -47,7 +47,8 @@ def test_a_layer_is_two_tensors_of_one_type(tmp_path):
 
 
 HYBRIDS = [
-    *("granitemoehybrid", "granitemoehybrid-experts", "lfm2", "lfm2_moe"),
+    *("granitemoehybrid", "granitemoehybrid-attention", "granitemoehybrid-experts"),
+    *("granitemoehybrid-attention-experts", "lfm2", "lfm2_moe"),
     *("nemotron_h", "nemotron_h-experts", "nemotron_h-latent"),
 ]
 

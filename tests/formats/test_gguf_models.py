@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models.described import write_described_checkpoint
-from models.gguf_models import FULL, LLAMA3, MODELS, SLIDING, YARN, write_model
+from models.gguf_models import FULL, LLAMA3, MODELS, SLIDING, YARN, model_config, write_model
 from models.tiny import TEXT, random_tokens
 from safetensors.numpy import load_file, save_file
 
 from numbacalib.cli import main
 from numbacalib.formats import FORMATS
+from numbacalib.formats.gguf_metadata import architecture_of
 from numbacalib.formats.gguf_options import WRITTEN
 from numbacalib.methods import fp4_scales, rtn
-from numbacalib.models import Decoder, open_checkpoint
+from numbacalib.models import Decoder, ModelConfig, open_checkpoint
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_file import GGUFFile
@@ -44,8 +45,8 @@ def logits(checkpoint):
 def test_every_architecture_that_is_written_is_tried_and_read():
     assert {name.partition("-")[0] for name in MODELS} | LLAMAS == set(WRITTEN)
     assert set(WRITTEN) < set(ARCHITECTURES)
-    names = {name for own in WRITTEN.values() for name in (own.architecture, own.with_experts)}
-    assert names - {""} == set(GGUF_ARCHITECTURES)
+    tried = {architecture_of(ModelConfig.from_hf(model_config(name))) for name in MODELS}
+    assert tried | LLAMAS - {"mistral"} == set(GGUF_ARCHITECTURES)
 
 
 def test_the_document_lists_all_that_are_written():
@@ -252,9 +253,14 @@ def changed(source, **options):
         ("lfm2_moe", {"routed_scaling_factor": 2.0}, "mixture: expected .* of a lfm2moe in GGUF"),
         ("granitemoehybrid", {"mamba_expand": 4}, "mamba_expand: expected 2 of a granitehybrid i"),
         ("granitemoehybrid", {"mamba_conv_bias": False}, "bias of the convolution: expected True"),
-        ("granitemoehybrid", {"layer_types": ["attention"] * 4}, "layer_types: expected Mamba 2"),
+        ("granitemoehybrid-attention", {"position_embedding_type": "nope"}, "rotary embedding: ex"),
         ("granitemoehybrid", {"layer_types": ["mamba"] * 4}, "layer_types: expected attention in"),
         ("nemotron_h", {"use_conv_bias": False}, "bias of the convolution: expected True of a n"),
+        (
+            "nemotron_h",
+            {"layer_types": ["mlp", "attention"] * 2 + ["mlp"]},
+            "layer_types: expected Mamba 2 in some layers of a nemotron_h in GGUF, got none",
+        ),
         ("nemotron_h-experts", {"mlp_bias": True}, "mlp_bias: expected False of a nemotron_h_moe"),
         (
             "nemotron_h-experts",

@@ -19,8 +19,8 @@ from numbacalib.quantizer import Settings, quantize
 @pytest.mark.parametrize(
     "name",
     [
-        *("gemma4_text", "granitemoehybrid", "lfm2", "lfm2_moe"),
-        *("nemotron_h", "nemotron_h-latent", "qwen3_5_text", "qwen3_next"),
+        *("gemma4_text", "gpt_neox", "granitemoehybrid", "lfm2", "lfm2_moe"),
+        *("nemotron_h", "nemotron_h-latent", "phi", "qwen3_5_text", "qwen3_next"),
     ],
 )
 def test_it_loads_with_the_same_logits(tmp_path: Path, name: str) -> None:

@@ -145,6 +145,17 @@ HYBRIDS = {
         },
         GEMMA4_ROPE,
     ),
+    "granite-fourth": Case(
+        MAMBA
+        | {
+            "model_type": "granitemoehybrid",
+            "layer_types": ["attention"] * 4,
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "position_embedding_type": "rope",
+        },
+        GRANITE_KEYS | {"attention.head_count_kv": [2] * 4, "rope.scaling.finetuned": True},
+    ),
     "granitehybrid": Case(
         MAMBA | {
             "model_type": "granitemoehybrid",

@@ -104,6 +104,7 @@ MAMBA = FACTORS | {
     "mamba_d_state": 32,
     "shared_intermediate_size": 512,
 }
+ATTENTION = MAMBA | {"layer_types": ["attention"] * 4, "position_embedding_type": "rope"}
 NEMOTRON = {
     "mamba_num_heads": 8,
     "mamba_head_dim": 32,
@@ -163,6 +164,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "granitemoe": FACTORS | LOCAL_EXPERTS,
     "granitemoehybrid": MAMBA
     | {"num_local_experts": 0, "num_experts_per_tok": 0, "position_embedding_type": "rope"},
+    "granitemoehybrid-attention": ATTENTION | {"num_local_experts": 0, "num_experts_per_tok": 0},
+    "granitemoehybrid-attention-experts": ATTENTION | LOCAL_EXPERTS,
     "granitemoehybrid-experts": MAMBA | LOCAL_EXPERTS | {"shared_intermediate_size": 256},
     "granitemoeshared": FACTORS | LOCAL_EXPERTS | {"shared_intermediate_size": 256},
     "hunyuan_v1_dense": {},
@@ -218,15 +221,18 @@ MAY_BE_NONE = ("sliding_window", "q_lora_rank", "n_inner")
 """Keys for which null is not the default."""
 
 
-def write_model(directory: Path, name: str, **overrides: Any) -> Path:
-    """Write one of `MODELS`, float32, with a tokenizer; return its directory."""
-    directory.mkdir(parents=True)
+def model_config(name: str, **overrides: Any) -> dict[str, Any]:
+    """The ``config.json`` of one of `MODELS`."""
     kind = name.partition("-")[0]
     named = {ARCHITECTURES[kind].key(key): value for key, value in SIZES.items()}
     config = named | {"model_type": kind} | MODELS[name] | overrides
-    config = {
-        key: value for key, value in config.items() if value is not None or key in MAY_BE_NONE
-    }
+    return {key: value for key, value in config.items() if value is not None or key in MAY_BE_NONE}
+
+
+def write_model(directory: Path, name: str, **overrides: Any) -> Path:
+    """Write one of `MODELS`, float32, with a tokenizer; return its directory."""
+    directory.mkdir(parents=True)
+    kind, config = name.partition("-")[0], model_config(name, **overrides)
     (directory / "config.json").write_text(json.dumps(config))
     tensors = described_tensors(ModelConfig.from_hf(config))
     for tensor, values in tensors.items():
