@@ -109,6 +109,11 @@ def test_numbers_of_blocks_that_are_left_out_are_left_out(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "keys", "message"),
     [
+        (
+            "falcon",
+            {"attention.key_length": 8, "attention.value_length": 8},
+            "attention.key_length: expected 16, a head's share",
+        ),
         ("granitehybrid", {"ssm.inner_size": 64}, "ssm.inner_size: expected twice embedding_leng"),
         ("granitehybrid", {"ssm.time_step_rank": 0}, "ssm.time_step_rank: expected a divisor of"),
         ("lfm2", {"shortconv.l_cache": 1}, "shortconv.l_cache: expected 2 positions at least, g"),
