@@ -20,13 +20,13 @@ _TIED_HEAD = {"cohere2", "command-r", "gemma", "gemma2"}
 """Architectures whose head is the embeddings always; others have either."""
 _WHOLE_HEADS = {
     *("chatglm", "cohere2", "command-r", "exaone4", "falcon", "gpt2", "gptneox", "nemotron"),
-    *("lfm2", "lfm2moe", "olmo2", "olmoe", "phi2", "phi3", "qwen2", "qwen2moe", "qwen2vl"),
+    *("jais2", "lfm2", "lfm2moe", "olmo2", "olmoe", "phi2", "phi3", "qwen2", "qwen2moe", "qwen2vl"),
     *("stablelm", "starcoder", "starcoder2"),
 }
 """Architectures whose heads of queries are as long together as the residual stream is wide."""
 _ALL = ("attention", "output", "mlp")
 _BIASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    **dict.fromkeys(("gpt2", "gptneox", "phi2", "starcoder", "starcoder2"), (_ALL, _ALL)),
+    **dict.fromkeys(("gpt2", "gptneox", "jais2", "phi2", "starcoder", "starcoder2"), (_ALL, _ALL)),
     **dict.fromkeys(("granite", "granitehybrid", "granitemoe", "llama", "mistral3"), ((), _ALL)),
     **dict.fromkeys(("nemotron", "nemotron_h"), ((), _ALL)),
     "nemotron_h_moe": ((), ("attention", "output")),
@@ -37,7 +37,9 @@ _BIASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """Linear layers that have biases always, and those that may; of others, queries, keys and values may."""
 _SCALINGS = {
     "gemma4": ("proportional",),
-    **dict.fromkeys(("arcee", "exaone-moe", "exaone4", "granitehybrid", "llama4"), ("llama3",)),
+    **dict.fromkeys(
+        ("arcee", "exaone", "exaone-moe", "exaone4", "granitehybrid", "llama4"), ("llama3",)
+    ),
     **dict.fromkeys(("granite", "llama", "mistral3"), ("llama3", "longrope")),
     "phi3": ("longrope",),
 }

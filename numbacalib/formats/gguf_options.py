@@ -318,6 +318,11 @@ def _olmoe(config: ModelConfig) -> Options:
     return _counts(config)
 
 
+def _jais2(config: ModelConfig) -> Options:
+    _require_own_keys(config, "jais2")
+    return {}
+
+
 def _require_own_keys(config: ModelConfig, architecture: str) -> None:
     """Refuse heads of queries that share keys."""
     heads, keys = config.num_heads, config.num_kv_heads
@@ -361,6 +366,7 @@ WRITTEN = {
     "dots1": Written("dots1", _dots1),
     "ernie4_5": Written("ernie4_5", _nothing),
     "ernie4_5_moe": Written("ernie4_5-moe", _ernie4_5_moe),
+    "exaone": Written("exaone", _nothing),
     "exaone4": Written("exaone4", _windows),
     "exaone_moe": Written("exaone-moe", _exaone_moe),
     "falcon": Written("falcon", _falcon),
@@ -385,6 +391,7 @@ WRITTEN = {
     "hunyuan_v1_dense": Written("hunyuan-dense", _nothing),
     "hunyuan_v1_moe": Written("hunyuan-moe", _hunyuan_moe),
     "internlm3": Written("llama", _nothing),
+    "jais2": Written("jais2", _jais2),
     "kimi_k2": Written("deepseek2", _deepseek2),
     "lfm2": Written("lfm2", lfm2),
     "lfm2_moe": Written("lfm2moe", lfm2_moe),

@@ -256,6 +256,7 @@ GGUF_ARCHITECTURES = {
         keys=(*_SPARSE, "expert_shared_feed_forward_length", "interleave_moe_layer_step"),
         read=gguf_mixtures.ernie4_5_moe,
     ),
+    "exaone": GGUFArchitecture("exaone"),
     "exaone-moe": GGUFArchitecture(
         "exaone_moe",
         keys=(*_SPARSE, *_WINDOWS, "expert_shared_feed_forward_length"),
@@ -321,6 +322,7 @@ GGUF_ARCHITECTURES = {
         keys=(*_SHARED_EXPERT, "expert_shared_count"),
         read=gguf_mixtures.hunyuan_moe,
     ),
+    "jais2": GGUFArchitecture("jais2", layer_norm=True),
     "lfm2": GGUFArchitecture("lfm2", keys=gguf_hybrids.CONVOLUTION_KEYS, read=gguf_hybrids.lfm2),
     "lfm2moe": GGUFArchitecture(
         "lfm2_moe",

@@ -246,6 +246,8 @@ def changed(source, **options):
         ("qwen3_next", {"mlp_only_layers": [1]}, "mlp_only_layers: expected none of a qwen3next"),
         ("qwen3_next", {"attention_bias": True}, "attention_bias: expected False of a qwen3next"),
         ("qwen3_5_text", {"linear_value_head_dim": 32}, "linear_value_head_dim: expected 64 of a"),
+        ("jais2", {"num_key_value_heads": 2}, "num_key_value_heads: expected 4 of a jais2 in GGUF"),
+        ("jais2", {"mlp_bias": False}, "mlp_bias: expected True of a jais2 in GGUF, got False"),
         ("lfm2", {"conv_L_cache": 1}, "conv_L_cache: expected 2 at least of a lfm2 in GGUF, got 1"),
         ("lfm2", {"layer_types": ["conv"] * 4}, "layer_types: expected attention in some layers"),
         ("lfm2", {"layer_types": [FULL] * 4}, "layer_types: expected convolutions in some layers"),

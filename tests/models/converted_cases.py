@@ -147,6 +147,7 @@ CASES = {
             "leading_dense_block_count": 1,
         },
     ),
+    "exaone": Case({"model_type": "exaone"}),
     "exaone4": Case({"model_type": "exaone4", "sliding_window": None}),
     "exaone-moe": Case(
         EXPERTS | {
@@ -246,6 +247,7 @@ CASES = {
             "expert_shared_feed_forward_length": 96,
         },
     ),
+    "jais2": Case({"model_type": "jais2", "num_key_value_heads": 4}),
     "llama-experts": Case(KEPT | {"model_type": "mixtral"}, COUNTS),
     "hunyuan-dense": Case({"model_type": "hunyuan_v1_dense"}),
     "llama4": Case(
