@@ -34,11 +34,17 @@ LOG_MULTIPLIERS = {
 """By what ``mscale_all_dim`` is multiplied in ``rope.scaling.yarn_log_multiplier``, where it counts."""
 
 
+_NEVER_TURNING = {"nemotron_h"}
+"""Architectures whose files have a number of dimensions that turn, though none do."""
+
+
 def rotary_share(
     options: Metadata, described: Architecture, config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The part of a head that turns, of architectures where that may be less than all."""
     if "latent" in described.linears:  # whose heads have a part that turns and one that does not
+        return {}
+    if described.model_type in _NEVER_TURNING:
         return {}
     size, key = config["head_dim"], "rope.dimension_count"
     if "attention.key_length_swa" in options:

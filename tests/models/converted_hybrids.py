@@ -190,7 +190,7 @@ HYBRIDS = {
     ),
     "nemotron_h": Case(
         NEMOTRON | {"layer_types": ["mamba", "mlp", "attention", "mamba"], "mlp_bias": True},
-        MAMBA_KEYS | {"feed_forward_length": [0, 96, 0, 0]},
+        MAMBA_KEYS | {"feed_forward_length": [0, 96, 0, 0], "rope.dimension_count": 20},
     ),
     "nemotron_h_moe": Case(
         NEMOTRON_EXPERTS | {"attention_bias": True},
