@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from numbacalib.formats.gguf_limits import refused
+from numbacalib.formats.gguf_mixtures import weighed
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_layouts import column_tiles
 
 if TYPE_CHECKING:
     from numbacalib.models.config import ModelConfig
 
-__all__ = ["delta_net", "gemma4", "lfm2", "lfm2_moe", "nemotron_h", "state_space"]
+__all__ = ["delta_net", "gemma4", "lfm2", "lfm2_moe", "nemotron_h", "nemotron_h_variant"]
+__all__ += ["state_space"]
 
 Options = dict[str, Any]
 _BLOCK = 32
@@ -165,10 +167,14 @@ def state_space(config: ModelConfig, architecture: str) -> Options:
     }
 
 
+def nemotron_h_variant(config: ModelConfig) -> str:
+    """Name of the architecture, of which there is one more with experts."""
+    return "nemotron_h" if config.mixture is None else "nemotron_h_moe"
+
+
 def nemotron_h(config: ModelConfig) -> Options:
     """Mamba 2, and widths that are 0 in blocks without an MLP or experts; no block has both of these."""
-    mixture = config.mixture
-    architecture = "nemotron_h" if mixture is None else "nemotron_h_moe"
+    mixture, architecture = config.mixture, nemotron_h_variant(config)
     wide = [config.has(index, "mlp") for index in range(config.num_layers)]
     width = config.intermediate_size if mixture is None else mixture.size
     options = state_space(config, architecture) | {
@@ -181,4 +187,4 @@ def nemotron_h(config: ModelConfig) -> Options:
         raise refused("layer_types", "experts in the place of each MLP", architecture, "others")
     latent = {"moe_latent_size": mixture.latent_size} if mixture.latent_size else {}
     shared = {"expert_shared_count": 1, "expert_shared_feed_forward_length": mixture.shared_size}
-    return options | latent | shared
+    return weighed(config) | options | latent | shared

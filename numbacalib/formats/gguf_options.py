@@ -13,15 +13,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from numbacalib.formats.gguf_granite import (
+    granite,
+    granite4,
+    granite4_variant,
+    granitemoe,
+    granitemoeshared,
+)
 from numbacalib.formats.gguf_hybrids import (
     delta_net,
     gemma4,
     lfm2,
     lfm2_moe,
     nemotron_h,
-    state_space,
+    nemotron_h_variant,
 )
 from numbacalib.formats.gguf_limits import refused
+from numbacalib.formats.gguf_mixtures import counts, qwen2_moe, qwen3_moe, sparse
 from numbacalib.models.windows import SLIDING, every
 
 if TYPE_CHECKING:
@@ -121,111 +129,12 @@ def _cohere2(config: ModelConfig) -> Options:
     return _cohere(config) | _windows(config, 4)
 
 
-def _granite(config: ModelConfig) -> Options:
-    scale = config.attention_scale
-    return {
-        "attention.scale": config.head_dim**-0.5 if scale is None else float(scale),
-        "embedding_scale": float(config.embedding_scale),
-        "residual_scale": float(config.residual_scale),
-        "logit_scale": 1 / config.logit_scale,
-    }
-
-
-def _counts(config: ModelConfig) -> Options:
-    """Counts of experts, and of those that a token goes through."""
-    mixture = config.mixture
-    if mixture is None:
-        return {}
-    return {"expert_count": mixture.experts, "expert_used_count": mixture.routing.experts}
-
-
 def _mixtral(config: ModelConfig) -> Options:
-    return _unread_window(config) | _counts(config)
-
-
-def _granitemoe(config: ModelConfig) -> Options:
-    return _granite(config) | _counts(config)
-
-
-def _qwen3_moe(config: ModelConfig) -> Options:
-    assert config.mixture is not None
-    return _counts(config) | {"expert_feed_forward_length": config.mixture.size}
-
-
-def _qwen2_moe(config: ModelConfig) -> Options:
-    assert config.mixture is not None
-    shared = {"expert_shared_feed_forward_length": config.mixture.shared_size}
-    return _qwen3_moe(config) | shared
-
-
-def _granitemoeshared(config: ModelConfig) -> Options:
-    """The MLP beside experts has a width of its own."""
-    assert config.mixture is not None
-    return _granitemoe(config) | {"expert_shared_feed_forward_length": config.mixture.shared_size}
+    return _unread_window(config) | counts(config)
 
 
 def _hunyuan_moe(config: ModelConfig) -> Options:
-    return _qwen2_moe(config) | {"expert_shared_count": 1}
-
-
-def _granite4_variant(config: ModelConfig) -> str:
-    """Without Mamba 2 it is one of the older models, whose embedding turns."""
-    if config.state_space is not None:
-        return "granitehybrid"
-    return "granite" if config.mixture is None else "granitemoe"
-
-
-def _granite4(config: ModelConfig) -> Options:
-    """Mamba 2 of one width, and whether attention turns."""
-    if config.state_space is None:
-        shared = {"expert_shared_feed_forward_length": config.intermediate_size}
-        return _granite(config) | shared if config.mixture is None else _granitemoeshared(config)
-    found = state_space(config, "granitehybrid")
-    inner, hidden = found["ssm.inner_size"], config.hidden_size
-    if inner != 2 * hidden:
-        raise refused("mamba_expand", 2, "granitehybrid", inner // hidden)
-    found["rope.scaling.finetuned"] = all(config.rotary_layers)
-    return (_granite(config) if config.mixture is None else _granitemoeshared(config)) | found
-
-
-def _nemotron_h_variant(config: ModelConfig) -> str:
-    return "nemotron_h" if config.mixture is None else "nemotron_h_moe"
-
-
-def _nemotron_h(config: ModelConfig) -> Options:
-    return (_weighed(config) if config.mixture else {}) | nemotron_h(config)
-
-
-def _sparse(config: ModelConfig) -> Options:
-    """Experts behind a few dense layers, and those that all tokens go through."""
-    mixture = config.mixture
-    assert mixture is not None
-    if not any(mixture.layers):
-        raise ValueError("first_k_dense_replace: expected experts in a layer of a GGUF, got none")
-    return _weighed(config) | {
-        "expert_shared_count": mixture.shared_size // mixture.size,
-        "leading_dense_block_count": mixture.layers.index(True),
-    }
-
-
-def _weighed(config: ModelConfig) -> Options:
-    """Experts, and how many of which groups count how much for a token."""
-    assert config.mixture is not None
-    mixture, routing = config.mixture, config.mixture.routing
-    found = {
-        "expert_gating_func": 2 if routing.scoring == "sigmoid" else 1,
-        "expert_weights_norm": routing.normalized,
-        "expert_weights_scale": float(routing.factor),
-    }
-    if 1 < routing.groups <= routing.kept_groups or mixture.experts <= routing.groups > 1:
-        raise ValueError(
-            f"n_group: expected more than topk_group {routing.kept_groups} and less than "
-            f"{mixture.experts} experts in GGUF, got {routing.groups}"
-        )
-    if mixture.experts > 1:
-        found["expert_group_count"] = routing.groups
-        found["expert_group_used_count"] = routing.kept_groups
-    return _qwen3_moe(config) | found
+    return qwen2_moe(config) | {"expert_shared_count": 1}
 
 
 def _deepseek2(config: ModelConfig) -> Options:
@@ -240,7 +149,7 @@ def _deepseek2(config: ModelConfig) -> Options:
             "q_lora_rank", "none" if lite else "a number", kind, latent.query_size or "none"
         )
     return (
-        (_dense(config) if config.mixture is None else _sparse(config))
+        (_dense(config) if config.mixture is None else sparse(config))
         | queries
         | {
             "attention.head_count_kv": 1,
@@ -267,13 +176,13 @@ def _dense(config: ModelConfig) -> Options:
 
 
 def _gpt_oss(config: ModelConfig) -> Options:
-    return _windows(config, 2) | _qwen3_moe(config)
+    return _windows(config, 2) | qwen3_moe(config)
 
 
 def _llama4(config: ModelConfig) -> Options:
     assert config.mixture is not None
     layers = config.mixture.layers
-    return _qwen3_moe(config) | {"interleave_moe_layer_step": layers.index(True) + 1}
+    return qwen3_moe(config) | {"interleave_moe_layer_step": layers.index(True) + 1}
 
 
 def _afmoe(config: ModelConfig) -> Options:
@@ -281,18 +190,18 @@ def _afmoe(config: ModelConfig) -> Options:
     turning = tuple(kind == SLIDING for kind in every(config.num_layers, 4))
     if config.rotary_layers != turning:
         raise refused("rotary_layers", turning, "afmoe", config.rotary_layers)
-    return _sparse(config) | _windows(config, 4)
+    return sparse(config) | _windows(config, 4)
 
 
 def _dots1(config: ModelConfig) -> Options:
     _require_own_keys(config, "dots1")
-    return _sparse(config)
+    return sparse(config)
 
 
 def _ernie4_5_moe(config: ModelConfig) -> Options:
     assert config.mixture is not None
     mixture = config.mixture
-    return _qwen3_moe(config) | {
+    return qwen3_moe(config) | {
         "expert_shared_count": mixture.shared_size // mixture.size,
         "expert_shared_feed_forward_length": mixture.shared_size,
         "interleave_moe_layer_step": 1,
@@ -306,16 +215,16 @@ def _exaone_moe(config: ModelConfig) -> Options:
     if not shared:
         raise refused("num_shared_experts", "a number", "exaone-moe", 0)
     own = {"expert_shared_feed_forward_length": shared}
-    return _sparse(config) | own | _windows(config, 4)
+    return sparse(config) | own | _windows(config, 4)
 
 
 def _minimax_m2(config: ModelConfig) -> Options:
-    return _qwen3_moe(config) | {"expert_gating_func": 2}
+    return qwen3_moe(config) | {"expert_gating_func": 2}
 
 
 def _olmoe(config: ModelConfig) -> Options:
     _require_own_keys(config, "olmoe")
-    return _counts(config)
+    return counts(config)
 
 
 def _jais2(config: ModelConfig) -> Options:
@@ -378,16 +287,16 @@ WRITTEN = {
     "glm": Written("chatglm", _nothing),
     "glm4": Written("glm4", _nothing),
     "glm4v_text": Written("glm4", _nothing),
-    "glm4_moe": Written("glm4moe", _sparse),
+    "glm4_moe": Written("glm4moe", sparse),
     "glm4_moe_lite": Written("deepseek2", _deepseek2),
     "gpt2": Written("gpt2", _nothing),
     "gpt_bigcode": Written("starcoder", _nothing),
     "gpt_neox": Written("gptneox", _gptneox),
     "gpt_oss": Written("gpt-oss", _gpt_oss),
-    "granite": Written("granite", _granite),
-    "granitemoe": Written("granitemoe", _granitemoe),
-    "granitemoehybrid": Written("granitehybrid", _granite4, _granite4_variant),
-    "granitemoeshared": Written("granitemoe", _granitemoeshared),
+    "granite": Written("granite", granite),
+    "granitemoe": Written("granitemoe", granitemoe),
+    "granitemoehybrid": Written("granitehybrid", granite4, granite4_variant),
+    "granitemoeshared": Written("granitemoe", granitemoeshared),
     "hunyuan_v1_dense": Written("hunyuan-dense", _nothing),
     "hunyuan_v1_moe": Written("hunyuan-moe", _hunyuan_moe),
     "internlm3": Written("llama", _nothing),
@@ -402,7 +311,7 @@ WRITTEN = {
     "mistral": Written("llama", _unread_window),
     "mixtral": Written("llama", _mixtral),
     "nemotron": Written("nemotron", _nothing),
-    "nemotron_h": Written("nemotron_h", _nemotron_h, _nemotron_h_variant),
+    "nemotron_h": Written("nemotron_h", nemotron_h, nemotron_h_variant),
     "olmo2": Written("olmo2", _nothing),
     "olmo3": Written("olmo2", _olmo3),
     "olmoe": Written("olmoe", _olmoe),
@@ -410,18 +319,18 @@ WRITTEN = {
     "phi3": Written("phi3", _phi3),
     "qwen2": Written("qwen2", _nothing),
     "qwen2_5_vl_text": Written("qwen2vl", _nothing),
-    "qwen2_moe": Written("qwen2moe", _qwen2_moe),
+    "qwen2_moe": Written("qwen2moe", qwen2_moe),
     "qwen2_vl_text": Written("qwen2vl", _nothing),
     "qwen3": Written("qwen3", _nothing),
     "qwen3_5_moe_text": Written("qwen35moe", delta_net),
     "qwen3_5_text": Written("qwen35", delta_net),
-    "qwen3_moe": Written("qwen3moe", _qwen3_moe),
+    "qwen3_moe": Written("qwen3moe", qwen3_moe),
     "qwen3_next": Written("qwen3next", delta_net),
-    "qwen3_vl_moe_text": Written("qwen3vlmoe", _qwen3_moe),
+    "qwen3_vl_moe_text": Written("qwen3vlmoe", qwen3_moe),
     "qwen3_vl_text": Written("qwen3vl", _nothing),
     "seed_oss": Written("seed_oss", _nothing),
     "smollm3": Written("smollm3", _nothing),
-    "solar_open": Written("glm4moe", _sparse),
+    "solar_open": Written("glm4moe", sparse),
     "stablelm": Written("stablelm", _stablelm),
     "starcoder2": Written("starcoder2", _nothing),
     "youtu": Written("deepseek2", _deepseek2),

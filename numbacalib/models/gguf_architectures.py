@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from numbacalib.models import gguf_hybrids, gguf_mixtures
+from numbacalib.models import gguf_granite, gguf_hybrids, gguf_mixtures
 from numbacalib.models.gguf_metadata import Metadata
 from numbacalib.models.gguf_windows import (
     PATTERN,
@@ -66,20 +66,6 @@ def _llama(options: Metadata, config: Config) -> Config:
     if window:
         return {"sliding_window": window, "use_sliding_window": True}
     return {"use_sliding_window": False}
-
-
-_SHARED = "expert_shared_feed_forward_length"
-
-
-def _granitemoe_variant(options: Metadata) -> str:
-    return "granitemoeshared" if options.integer(_SHARED, 0) else "granitemoe"
-
-
-def _granitemoe(options: Metadata, config: Config) -> Config:
-    del config
-    found = _turning(options) | gguf_mixtures.counts(options, "num_local_experts")
-    shared = options.integer(_SHARED, 0)
-    return found | ({"shared_intermediate_size": shared} if shared else {})
 
 
 def _mistral3(options: Metadata, config: Config) -> Config:
@@ -143,53 +129,6 @@ def _phi3(options: Metadata, config: Config) -> Config:
     return {"sliding_window": options.integer(WINDOW, 0) or None}
 
 
-def _turning(options: Metadata) -> Config:
-    """Factors of a model whose queries and keys turn."""
-    if not options.boolean("rope.scaling.finetuned", True):
-        raise options.error("rope.scaling.finetuned", "true: no rotary embedding is not supported")
-    return _factors(options)
-
-
-def _granite(options: Metadata, config: Config) -> Config:
-    found = _turning(options)
-    if config["model_type"] == "granite":
-        return found
-    own = {"layer_types": ["attention"] * config["num_hidden_layers"]}
-    return found | own | _without_experts(config) | {"position_embedding_type": "rope"}
-
-
-def _without_experts(config: Config) -> Config:
-    """The keys of a Granite 4 that has an MLP alone."""
-    shared = {"shared_intermediate_size": config["intermediate_size"]}
-    return {"num_local_experts": 0, "num_experts_per_tok": 0} | shared
-
-
-def _granite_variant(options: Metadata) -> str:
-    """Granite 4 without Mamba 2 is "granite", too, and says how wide an MLP beside experts would be."""
-    return "granitemoehybrid" if options.integer(_SHARED, 0) else "granite"
-
-
-def _granitehybrid(options: Metadata, config: Config) -> Config:
-    """The MLP beside experts is the one of models without, whose width is then the MLP's."""
-    turns = options.boolean("rope.scaling.finetuned", True)
-    found = _factors(options) | gguf_hybrids.granite_state_space(options, config)
-    found["position_embedding_type"] = "rope" if turns else "nope"
-    if not options.integer("expert_count", 0):
-        return found | _without_experts(config)
-    shared = {"shared_intermediate_size": options.required(_SHARED)}
-    return found | gguf_mixtures.counts(options, "num_local_experts") | shared
-
-
-def _factors(options: Metadata) -> Config:
-    """Granite's, of scores, of logits, of the residual stream and of embeddings."""
-    head = {"attention_multiplier": options.number("attention.scale", 0.0)}
-    return {
-        "logits_scaling": options.number("logit_scale", 1.0),
-        "residual_multiplier": options.number("residual_scale", 0.0) or 1.0,
-        "embedding_multiplier": options.number("embedding_scale", 0.0) or 1.0,
-    } | {key: value for key, value in head.items() if value}
-
-
 def _olmo_variant(options: Metadata) -> str:
     """The third is "olmo2" in GGUF, but for its windows."""
     return "olmo3" if options.integer(WINDOW, 0) else "olmo2"
@@ -219,7 +158,6 @@ def _exaone4(options: Metadata, config: Config) -> Config:
 
 
 _WINDOWS = (WINDOW, PATTERN)
-_FACTORS = ("logit_scale", "residual_scale", "embedding_scale", "attention.scale")
 _EXPERTS = ("expert_count", "expert_used_count")
 _SHARED_EXPERT = (
     *_EXPERTS,
@@ -296,25 +234,29 @@ GGUF_ARCHITECTURES = {
     "granite": GGUFArchitecture(
         "granite",
         paired=True,
-        keys=(*_FACTORS, _SHARED, *gguf_hybrids.STATE_SPACE_KEYS),
-        read=_granite,
-        variant=_granite_variant,
+        keys=(
+            *gguf_granite.FACTORS,
+            "expert_shared_feed_forward_length",
+            *gguf_hybrids.STATE_SPACE_KEYS,
+        ),
+        read=gguf_granite.granite,
+        variant=gguf_granite.granite_variant,
     ),
     "granitehybrid": GGUFArchitecture(
         "granitemoehybrid",
         paired=True,
         keys=(
-            *(*_FACTORS, *_EXPERTS, _SHARED),
+            *(*gguf_granite.FACTORS, *_EXPERTS, "expert_shared_feed_forward_length"),
             *gguf_hybrids.STATE_SPACE_KEYS,
         ),
-        read=_granitehybrid,
+        read=gguf_granite.granitehybrid,
     ),
     "granitemoe": GGUFArchitecture(
         "granitemoe",
         paired=True,
-        keys=(*_FACTORS, *_EXPERTS, _SHARED),
-        read=_granitemoe,
-        variant=_granitemoe_variant,
+        keys=(*gguf_granite.FACTORS, *_EXPERTS, "expert_shared_feed_forward_length"),
+        read=gguf_granite.granitemoe,
+        variant=gguf_granite.granitemoe_variant,
     ),
     "hunyuan-dense": GGUFArchitecture("hunyuan_v1_dense"),
     "hunyuan-moe": GGUFArchitecture(
