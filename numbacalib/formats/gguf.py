@@ -291,10 +291,17 @@ def _metadata(checkpoint: Checkpoint, mix: str) -> dict[str, bytes]:
     return {key: encoded(value) for key, value in made.items()} | own
 
 
+_BY_BLOCK = ("attention.head_count_kv", "feed_forward_length")
+"""Options that may be one number for each block."""
+
+
 def _without_further(checkpoint: GGUFCheckpoint) -> dict[str, bytes]:
     """Return corrected counts of blocks if layers that predict further tokens are left out."""
     if not checkpoint.dropped:
         return {}
-    counts = {"block_count": checkpoint.config.num_layers, FURTHER: 0}
-    architecture = checkpoint.architecture
-    return {f"{architecture}.{key}": encoded(count) for key, count in counts.items()}
+    count, options = checkpoint.config.num_layers, checkpoint.options
+    found: dict[str, Any] = {"block_count": count, FURTHER: 0}
+    for key in _BY_BLOCK:
+        if options.is_list(key):
+            found[key] = options.integers(key)[:count].astype(np.int32)
+    return {options.label(key): encoded(value) for key, value in found.items()}

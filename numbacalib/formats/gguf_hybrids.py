@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from numbacalib.formats.gguf_limits import refused
+from numbacalib.formats.gguf_mixtures import weighed
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_layouts import column_tiles
 
 if TYPE_CHECKING:
     from numbacalib.models.config import ModelConfig
 
-__all__ = ["delta_net", "gemma4"]
+__all__ = ["delta_net", "gemma4", "lfm2", "lfm2_moe", "nemotron_h", "nemotron_h_variant"]
+__all__ += ["state_space"]
 
 Options = dict[str, Any]
 _BLOCK = 32
@@ -112,3 +114,77 @@ def _borrowing(config: ModelConfig, flags: list[bool]) -> int:
         expected = "a layer with a window and one without right before those that share"
         raise refused("num_kv_shared_layers", expected, "gemma4", shared)
     return shared
+
+
+def _heads_of_keys(config: ModelConfig, architecture: str) -> Options:
+    """Heads of keys of each block, 0 in those without attention; llama.cpp has no memory for none."""
+    heads = [
+        config.heads_of(index)[0] if config.attends(index) and config.has(index, "attention") else 0
+        for index in range(config.num_layers)
+    ]
+    if not any(heads):
+        raise refused("layer_types", "attention in some layers", architecture, "none")
+    return {"attention.head_count_kv": np.array(heads, np.int32)}
+
+
+def lfm2(config: ModelConfig) -> Options:
+    """Short convolutions, in blocks that have no heads of keys."""
+    convolution, architecture = config.convolution, config.model_type.replace("_", "")
+    assert convolution is not None
+    if not any(convolution.layers):
+        raise refused("layer_types", "convolutions in some layers", architecture, "none")
+    if convolution.taps < 2:
+        raise refused("conv_L_cache", "2 at least", architecture, convolution.taps)
+    return _heads_of_keys(config, architecture) | {"shortconv.l_cache": convolution.taps}
+
+
+def lfm2_moe(config: ModelConfig) -> Options:
+    """The same with experts behind a few dense layers."""
+    mixture = config.mixture
+    assert mixture is not None
+    return lfm2(config) | {
+        "expert_count": mixture.experts,
+        "expert_used_count": mixture.routing.experts,
+        "expert_feed_forward_length": mixture.size,
+        "expert_gating_func": 2,
+        "leading_dense_block_count": (*mixture.layers, True).index(True),
+    }
+
+
+def state_space(config: ModelConfig, architecture: str) -> Options:
+    """Sizes of Mamba 2, in blocks that have no heads of keys."""
+    space = config.state_space
+    if space is None:
+        raise refused("layer_types", "Mamba 2 in some layers", architecture, "none")
+    if not space.convolution_bias:
+        raise refused("bias of the convolution", True, architecture, False)
+    return _heads_of_keys(config, architecture) | {
+        "ssm.conv_kernel": space.taps,
+        "ssm.group_count": space.groups,
+        "ssm.inner_size": space.values,
+        "ssm.state_size": space.key_dim,
+        "ssm.time_step_rank": space.heads,
+    }
+
+
+def nemotron_h_variant(config: ModelConfig) -> str:
+    """Name of the architecture, of which there is one more with experts."""
+    return "nemotron_h" if config.mixture is None else "nemotron_h_moe"
+
+
+def nemotron_h(config: ModelConfig) -> Options:
+    """Mamba 2, and widths that are 0 in blocks without an MLP or experts; no block has both of these."""
+    mixture, architecture = config.mixture, nemotron_h_variant(config)
+    wide = [config.has(index, "mlp") for index in range(config.num_layers)]
+    width = config.intermediate_size if mixture is None else mixture.size
+    options = state_space(config, architecture) | {
+        "attention.layer_norm_epsilon": float(config.rms_norm_eps),  # which has to be there, too
+        "feed_forward_length": np.array([width * own for own in wide], np.int32),
+    }
+    if mixture is None:
+        return options
+    if tuple(wide) != mixture.layers:
+        raise refused("layer_types", "experts in the place of each MLP", architecture, "others")
+    latent = {"moe_latent_size": mixture.latent_size} if mixture.latent_size else {}
+    shared = {"expert_shared_count": 1, "expert_shared_feed_forward_length": mixture.shared_size}
+    return weighed(config) | options | latent | shared

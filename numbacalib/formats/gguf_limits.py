@@ -20,14 +20,16 @@ _TIED_HEAD = {"cohere2", "command-r", "gemma", "gemma2"}
 """Architectures whose head is always the embeddings; others may have either."""
 _WHOLE_HEADS = {
     *("chatglm", "cohere2", "command-r", "exaone4", "falcon", "gpt2", "gptneox", "nemotron"),
-    *("olmo2", "olmoe", "phi2", "phi3", "qwen2", "qwen2moe", "qwen2vl", "stablelm", "starcoder"),
-    "starcoder2",
+    *("jais2", "lfm2", "lfm2moe", "olmo2", "olmoe", "phi2", "phi3", "qwen2", "qwen2moe", "qwen2vl"),
+    *("stablelm", "starcoder", "starcoder2"),
 }
 """Architectures whose query heads together must be as wide as the residual stream."""
 _ALL = ("attention", "output", "mlp")
 _BIASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    **dict.fromkeys(("gpt2", "gptneox", "phi2", "starcoder", "starcoder2"), (_ALL, _ALL)),
-    **dict.fromkeys(("granite", "granitemoe", "llama", "mistral3", "nemotron"), ((), _ALL)),
+    **dict.fromkeys(("gpt2", "gptneox", "jais2", "phi2", "starcoder", "starcoder2"), (_ALL, _ALL)),
+    **dict.fromkeys(("granite", "granitehybrid", "granitemoe", "llama", "mistral3"), ((), _ALL)),
+    **dict.fromkeys(("nemotron", "nemotron_h"), ((), _ALL)),
+    "nemotron_h_moe": ((), ("attention", "output")),
     "ernie4_5": ((), ("attention", "output")),
     **dict.fromkeys(("falcon", "gemma4", "qwen35", "qwen35moe", "qwen3next"), ((), ())),
     "gpt-oss": (("output", "mlp"), _ALL),
@@ -35,7 +37,9 @@ _BIASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """Linear layers that must have biases, and those that may; elsewhere queries, keys and values may."""
 _SCALINGS = {
     "gemma4": ("proportional",),
-    **dict.fromkeys(("arcee", "exaone-moe", "exaone4", "llama4"), ("llama3",)),
+    **dict.fromkeys(
+        ("arcee", "exaone", "exaone-moe", "exaone4", "granitehybrid", "llama4"), ("llama3",)
+    ),
     **dict.fromkeys(("granite", "llama", "mistral3"), ("llama3", "longrope")),
     "phi3": ("longrope",),
 }

@@ -54,7 +54,7 @@ def architecture_of(config: ModelConfig) -> str:
             f"model_type: expected one that llama.cpp converts ({', '.join(WRITTEN)}), got "
             f"{config.model_type!r}"
         )
-    return WRITTEN[config.model_type].architecture
+    return WRITTEN[config.model_type].name_of(config)
 
 
 def model_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -143,18 +143,25 @@ def _require_same(checkpoint: Checkpoint, values: Mapping[str, Any]) -> None:
     read = ModelConfig.from_hf(
         hf_config(Metadata(values), architecture, shapes, rope_tensors(config))
     )
+    skipped = _NOT_COMPARED if _has_own_mlp(config) else {*_NOT_COMPARED, "intermediate_size"}
     for each in fields(ModelConfig):
         one, other = getattr(config, each.name), getattr(read, each.name)
         same = one == other
         if isinstance(one, float) and isinstance(other, float):
             same = math.isclose(one, other, rel_tol=1e-6)
-        if each.name not in _NOT_COMPARED and not same:
+        if each.name not in skipped and not same:
             raise refused(each.name, other, architecture, one)
     for layer in range(config.num_layers):
         if not _same_rope(config.rope_of(layer), read.rope_of(layer)):
             raise ValueError(
                 f"rotary embedding: expected that of llama.cpp's {architecture}, layer {layer} has another"
             )
+
+
+def _has_own_mlp(config: ModelConfig) -> bool:
+    """Return whether a block has an MLP without experts, which is as wide as the model says."""
+    blocks = range(config.num_layers)
+    return any(config.has(index, "mlp") and config.mixture_of(index) is None for index in blocks)
 
 
 def _same_rope(one: Rope | None, other: Rope | None) -> bool:

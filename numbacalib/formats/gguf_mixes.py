@@ -52,7 +52,9 @@ class Layers(NamedTuple):
     falcon: bool = False
     """True for a Falcon, whose output layers get other types."""
     valued: tuple[int, ...] = ()
-    """Blocks with their own values; empty for all."""
+    """Blocks that have values of their own; empty for all."""
+    wide: tuple[int, ...] = ()
+    """Blocks that have an MLP, in a model without experts; empty for all."""
 
 
 def file_type(mix: str) -> int:
@@ -94,8 +96,9 @@ def _layer_type(mix: str, base: str, kind: str, layer: int, layers: Layers) -> s
     if layers.experts == 8 and kind in ("attn_qkv", "attn_v", "attn_k"):
         return "Q8_0"
     if kind in ("attn_qkv", "attn_v"):
-        if layers.valued:
-            layer, more = _of_valued(layer, layers.valued)
+        if layers.valued:  # a block's number among these
+            layer = layers.valued.index(layer)
+            more = _has_more(layer, len(layers.valued))
         wanted = {
             "Q2_K": "Q4_K" if layers.heads_per_kv >= 4 else "Q3_K",
             "Q3_K_M": "Q5_K" if layer < 2 else "Q4_K",
@@ -119,7 +122,10 @@ def _layer_type(mix: str, base: str, kind: str, layer: int, layers: Layers) -> s
             "Q4_K_M": "Q6_K" if first else "Q5_K" if more else base,
             "Q5_K_M": "Q6_K" if more else base,
         }.get(mix, base)
-    if kind.startswith("ffn_down"):  # experts included
+    if kind.startswith("ffn_down"):  # of experts, too
+        if layers.wide:
+            layer = layers.wide.index(layer)
+            more = _has_more(layer, layers.depth)
         return {
             "Q4_0": "Q4_1" if layer < eighth else base,
             "Q5_0": "Q5_1" if layer < eighth else base,
@@ -141,9 +147,3 @@ def _has_more(layer: int, depth: int) -> bool:
     """Return whether a layer is one to which some mixes give more bits."""
     eighth = depth // 8
     return layer < eighth or layer >= 7 * depth // 8 or (layer - eighth) % 3 == 2
-
-
-def _of_valued(layer: int, valued: tuple[int, ...]) -> tuple[int, bool]:
-    """Return a block's number among those with their own values, and whether it gets more bits."""
-    number = valued.index(layer)
-    return number, _has_more(number, len(valued))

@@ -13,8 +13,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from numbacalib.formats.gguf_hybrids import delta_net, gemma4
+from numbacalib.formats.gguf_granite import (
+    granite,
+    granite4,
+    granite4_variant,
+    granitemoe,
+    granitemoeshared,
+)
+from numbacalib.formats.gguf_hybrids import (
+    delta_net,
+    gemma4,
+    lfm2,
+    lfm2_moe,
+    nemotron_h,
+    nemotron_h_variant,
+)
 from numbacalib.formats.gguf_limits import refused
+from numbacalib.formats.gguf_mixtures import counts, qwen2_moe, qwen3_moe, sparse
 from numbacalib.models.windows import SLIDING, every
 
 if TYPE_CHECKING:
@@ -31,6 +46,12 @@ class Written(NamedTuple):
 
     architecture: str
     options: Callable[[ModelConfig], Options]
+    variant: Callable[[ModelConfig], str] | None = None
+    """From a model to its name there, where there are several."""
+
+    def name_of(self, config: ModelConfig) -> str:
+        """Return the name of a model's architecture."""
+        return self.architecture if self.variant is None else self.variant(config)
 
 
 def _nothing(config: ModelConfig) -> Options:
@@ -108,65 +129,12 @@ def _cohere2(config: ModelConfig) -> Options:
     return _cohere(config) | _windows(config, 4)
 
 
-def _granite(config: ModelConfig) -> Options:
-    scale = config.attention_scale
-    return {
-        "attention.scale": config.head_dim**-0.5 if scale is None else float(scale),
-        "embedding_scale": float(config.embedding_scale),
-        "residual_scale": float(config.residual_scale),
-        "logit_scale": 1 / config.logit_scale,
-    }
-
-
-def _counts(config: ModelConfig) -> Options:
-    """Counts of experts, and of those used per token."""
-    mixture = config.mixture
-    if mixture is None:
-        return {}
-    return {"expert_count": mixture.experts, "expert_used_count": mixture.routing.experts}
-
-
 def _mixtral(config: ModelConfig) -> Options:
-    return _unread_window(config) | _counts(config)
+    return _unread_window(config) | counts(config)
 
 
-def _granitemoe(config: ModelConfig) -> Options:
-    return _granite(config) | _counts(config)
-
-
-def _qwen3_moe(config: ModelConfig) -> Options:
-    assert config.mixture is not None
-    return _counts(config) | {"expert_feed_forward_length": config.mixture.size}
-
-
-def _qwen2_moe(config: ModelConfig) -> Options:
-    assert config.mixture is not None
-    shared = {"expert_shared_feed_forward_length": config.mixture.shared_size}
-    return _qwen3_moe(config) | shared
-
-
-def _sparse(config: ModelConfig) -> Options:
-    """Options of experts after a few dense layers, with shared experts for all tokens."""
-    assert config.mixture is not None
-    mixture, routing = config.mixture, config.mixture.routing
-    if not any(mixture.layers):
-        raise ValueError("first_k_dense_replace: expected experts in a layer of a GGUF, got none")
-    found = {
-        "expert_shared_count": mixture.shared_size // mixture.size,
-        "leading_dense_block_count": mixture.layers.index(True),
-        "expert_gating_func": 2 if routing.scoring == "sigmoid" else 1,
-        "expert_weights_norm": routing.normalized,
-        "expert_weights_scale": float(routing.factor),
-    }
-    if 1 < routing.groups <= routing.kept_groups or mixture.experts <= routing.groups > 1:
-        raise ValueError(
-            f"n_group: expected more than topk_group {routing.kept_groups} and less than "
-            f"{mixture.experts} experts in GGUF, got {routing.groups}"
-        )
-    if mixture.experts > 1:
-        found["expert_group_count"] = routing.groups
-        found["expert_group_used_count"] = routing.kept_groups
-    return _qwen3_moe(config) | found
+def _hunyuan_moe(config: ModelConfig) -> Options:
+    return qwen2_moe(config) | {"expert_shared_count": 1}
 
 
 def _deepseek2(config: ModelConfig) -> Options:
@@ -181,7 +149,7 @@ def _deepseek2(config: ModelConfig) -> Options:
             "q_lora_rank", "none" if lite else "a number", kind, latent.query_size or "none"
         )
     return (
-        (_dense(config) if config.mixture is None else _sparse(config))
+        (_dense(config) if config.mixture is None else sparse(config))
         | queries
         | {
             "attention.head_count_kv": 1,
@@ -208,13 +176,13 @@ def _dense(config: ModelConfig) -> Options:
 
 
 def _gpt_oss(config: ModelConfig) -> Options:
-    return _windows(config, 2) | _qwen3_moe(config)
+    return _windows(config, 2) | qwen3_moe(config)
 
 
 def _llama4(config: ModelConfig) -> Options:
     assert config.mixture is not None
     layers = config.mixture.layers
-    return _qwen3_moe(config) | {"interleave_moe_layer_step": layers.index(True) + 1}
+    return qwen3_moe(config) | {"interleave_moe_layer_step": layers.index(True) + 1}
 
 
 def _afmoe(config: ModelConfig) -> Options:
@@ -222,18 +190,18 @@ def _afmoe(config: ModelConfig) -> Options:
     turning = tuple(kind == SLIDING for kind in every(config.num_layers, 4))
     if config.rotary_layers != turning:
         raise refused("rotary_layers", turning, "afmoe", config.rotary_layers)
-    return _sparse(config) | _windows(config, 4)
+    return sparse(config) | _windows(config, 4)
 
 
 def _dots1(config: ModelConfig) -> Options:
     _require_own_keys(config, "dots1")
-    return _sparse(config)
+    return sparse(config)
 
 
 def _ernie4_5_moe(config: ModelConfig) -> Options:
     assert config.mixture is not None
     mixture = config.mixture
-    return _qwen3_moe(config) | {
+    return qwen3_moe(config) | {
         "expert_shared_count": mixture.shared_size // mixture.size,
         "expert_shared_feed_forward_length": mixture.shared_size,
         "interleave_moe_layer_step": 1,
@@ -247,16 +215,21 @@ def _exaone_moe(config: ModelConfig) -> Options:
     if not shared:
         raise refused("num_shared_experts", "a number", "exaone-moe", 0)
     own = {"expert_shared_feed_forward_length": shared}
-    return _sparse(config) | own | _windows(config, 4)
+    return sparse(config) | own | _windows(config, 4)
 
 
 def _minimax_m2(config: ModelConfig) -> Options:
-    return _qwen3_moe(config) | {"expert_gating_func": 2}
+    return qwen3_moe(config) | {"expert_gating_func": 2}
 
 
 def _olmoe(config: ModelConfig) -> Options:
     _require_own_keys(config, "olmoe")
-    return _counts(config)
+    return counts(config)
+
+
+def _jais2(config: ModelConfig) -> Options:
+    _require_own_keys(config, "jais2")
+    return {}
 
 
 def _require_own_keys(config: ModelConfig, architecture: str) -> None:
@@ -302,6 +275,7 @@ WRITTEN = {
     "dots1": Written("dots1", _dots1),
     "ernie4_5": Written("ernie4_5", _nothing),
     "ernie4_5_moe": Written("ernie4_5-moe", _ernie4_5_moe),
+    "exaone": Written("exaone", _nothing),
     "exaone4": Written("exaone4", _windows),
     "exaone_moe": Written("exaone-moe", _exaone_moe),
     "falcon": Written("falcon", _falcon),
@@ -313,17 +287,23 @@ WRITTEN = {
     "glm": Written("chatglm", _nothing),
     "glm4": Written("glm4", _nothing),
     "glm4v_text": Written("glm4", _nothing),
-    "glm4_moe": Written("glm4moe", _sparse),
+    "glm4_moe": Written("glm4moe", sparse),
     "glm4_moe_lite": Written("deepseek2", _deepseek2),
     "gpt2": Written("gpt2", _nothing),
     "gpt_bigcode": Written("starcoder", _nothing),
     "gpt_neox": Written("gptneox", _gptneox),
     "gpt_oss": Written("gpt-oss", _gpt_oss),
-    "granite": Written("granite", _granite),
-    "granitemoe": Written("granitemoe", _granitemoe),
+    "granite": Written("granite", granite),
+    "granitemoe": Written("granitemoe", granitemoe),
+    "granitemoehybrid": Written("granitehybrid", granite4, granite4_variant),
+    "granitemoeshared": Written("granitemoe", granitemoeshared),
     "hunyuan_v1_dense": Written("hunyuan-dense", _nothing),
+    "hunyuan_v1_moe": Written("hunyuan-moe", _hunyuan_moe),
     "internlm3": Written("llama", _nothing),
+    "jais2": Written("jais2", _jais2),
     "kimi_k2": Written("deepseek2", _deepseek2),
+    "lfm2": Written("lfm2", lfm2),
+    "lfm2_moe": Written("lfm2moe", lfm2_moe),
     "llama": Written("llama", _nothing),
     "llama4_text": Written("llama4", _llama4),
     "minimax_m2": Written("minimax-m2", _minimax_m2),
@@ -331,6 +311,7 @@ WRITTEN = {
     "mistral": Written("llama", _unread_window),
     "mixtral": Written("llama", _mixtral),
     "nemotron": Written("nemotron", _nothing),
+    "nemotron_h": Written("nemotron_h", nemotron_h, nemotron_h_variant),
     "olmo2": Written("olmo2", _nothing),
     "olmo3": Written("olmo2", _olmo3),
     "olmoe": Written("olmoe", _olmoe),
@@ -338,18 +319,18 @@ WRITTEN = {
     "phi3": Written("phi3", _phi3),
     "qwen2": Written("qwen2", _nothing),
     "qwen2_5_vl_text": Written("qwen2vl", _nothing),
-    "qwen2_moe": Written("qwen2moe", _qwen2_moe),
+    "qwen2_moe": Written("qwen2moe", qwen2_moe),
     "qwen2_vl_text": Written("qwen2vl", _nothing),
     "qwen3": Written("qwen3", _nothing),
     "qwen3_5_moe_text": Written("qwen35moe", delta_net),
     "qwen3_5_text": Written("qwen35", delta_net),
-    "qwen3_moe": Written("qwen3moe", _qwen3_moe),
+    "qwen3_moe": Written("qwen3moe", qwen3_moe),
     "qwen3_next": Written("qwen3next", delta_net),
-    "qwen3_vl_moe_text": Written("qwen3vlmoe", _qwen3_moe),
+    "qwen3_vl_moe_text": Written("qwen3vlmoe", qwen3_moe),
     "qwen3_vl_text": Written("qwen3vl", _nothing),
     "seed_oss": Written("seed_oss", _nothing),
     "smollm3": Written("smollm3", _nothing),
-    "solar_open": Written("glm4moe", _sparse),
+    "solar_open": Written("glm4moe", sparse),
     "stablelm": Written("stablelm", _stablelm),
     "starcoder2": Written("starcoder2", _nothing),
     "youtu": Written("deepseek2", _deepseek2),

@@ -14,7 +14,7 @@ from numbacalib.formats.gguf_writer import PlannedTensor
 from numbacalib.models.description import LATENT
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_layouts import latent_parts, part_rows, row_order
-from numbacalib.models.gguf_names import expert_number, stored_names
+from numbacalib.models.gguf_names import expert_number, stored_names, variant_of
 from numbacalib.models.gguf_types import TensorType, type_named
 from numbacalib.models.gguf_values import stored_shape
 from numbacalib.models.layer_tensors import (
@@ -39,26 +39,37 @@ class Types:
     """Types that a mix gives to the matrices of a model."""
 
     def __init__(self, mix: str, config: ModelConfig) -> None:
-        depth, heads_per_kv = config.num_layers, config.num_heads // config.num_kv_heads
+        depth = config.num_layers
+        mixed = [_is_mixed(config, index) for index in range(depth)]
+        # llama.cpp looks at the first block, which may have no heads
+        heads_per_kv = 0 if mixed[0] else config.num_heads // config.num_kv_heads
         architecture = architecture_of(config)
         large = depth == 80 and (
             architecture == "qwen2" or (architecture == "llama" and heads_per_kv > 1)
         )
         experts = config.mixture.experts if config.mixture else 0
         tied, falcon = config.tie_word_embeddings, architecture == "falcon"
-        own = [config.key_source(index) is None for index in range(depth)]
+        own = [config.key_source(index) is None and not mixed[index] for index in range(depth)]
         if config.shared_values:
             own = [
                 each and not shared for each, shared in zip(own, config.shared_values, strict=True)
             ]
         valued = () if all(own) else tuple(index for index in range(depth) if own[index])
-        self._layers = Layers(depth, heads_per_kv, tied, experts, large, falcon, valued)
-        self._mix, self._model_type = mix, config.model_type
+        wide = tuple(index for index in range(depth) if config.has(index, "mlp"))
+        wide = () if experts or len(wide) == depth else wide
+        self._layers = Layers(depth, heads_per_kv, tied, experts, large, falcon, valued, wide)
+        self._mix, self._model_type, self._variant = mix, config.model_type, variant_of(config)
 
     def of(self, name: str, channels: int) -> str:
-        """Return the type of a matrix by Hugging Face's name, with K channels; all its parts have it."""
-        stored, *_ = stored_names(name, self._model_type)
+        """Return the type of a matrix by Hugging Face's name, with K channels: of both its parts."""
+        stored, *_ = stored_names(name, self._model_type, self._variant)
         return tensor_type_of(self._mix, stored, channels, self._layers)
+
+
+def _is_mixed(config: ModelConfig, index: int) -> bool:
+    """Return whether a block has no values of its own: a convolution, Mamba 2 or an MLP alone."""
+    mixers = config.convolution_of(index), config.state_space_of(index)
+    return any(mixers) or not config.has(index, "attention")
 
 
 class Place(NamedTuple):
@@ -102,9 +113,9 @@ class Places:
     def of(self, name: str, info: TensorInfo) -> list[Place]:
         """Return the places of a tensor: several for a matrix that is stored in parts."""
         config = self._config
-        stored = stored_names(name, config.model_type, config.variant)
+        stored = stored_names(name, config.model_type, variant_of(config))
         expert = expert_number(name, config.model_type)
-        shape = stored_shape(config.architecture, name, info.shape)
+        shape = stored_shape(config, name, info.shape)
         whole = Place(stored[0], type_named(self._kind(name, info, expert)), shape, expert)
         if len(stored) == 1:
             return [whole._replace(rows=row_order(config, name, paired=self._paired))]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from numbacalib.models.gguf_file import GGUFFile, named
 from numbacalib.models.gguf_layouts import Tiles, column_tiles
-from numbacalib.models.gguf_names import gguf_name, hf_name, stored_names
+from numbacalib.models.gguf_names import gguf_name, hf_name, stored_names, variant_of
 from numbacalib.ops.matrix import to_host
 from numbacalib.runtime import checks
 from numbacalib.runtime.extras import extra
@@ -92,10 +92,12 @@ def write_imatrix(
 
 
 def _names(config: ModelConfig | None, name: str) -> tuple[str, ...]:
-    """GGUF names of the tensors with a layer's inputs; with latent attention the key part has others."""
-    if config is not None and config.latent is not None:
+    """Names of the tensors that have a layer's inputs; what makes keys of a latent vector has others."""
+    if config is None:
+        return stored_names(name)
+    if config.latent is not None:
         return (gguf_name(name, config.model_type),)
-    return stored_names(name, _kind(config))
+    return stored_names(name, config.model_type, variant_of(config))
 
 
 def _kind(config: ModelConfig | None) -> str:

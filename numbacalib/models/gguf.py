@@ -25,6 +25,7 @@ from numbacalib.models.gguf_tokenizer import build_tokenizer, tokenizer_config
 from numbacalib.models.gguf_types import TensorType, type_named
 from numbacalib.models.gguf_values import as_ours, our_shape
 from numbacalib.models.layer_tensors import EMBEDDINGS, HEAD, LAYER_TABLE
+from numbacalib.models.tensor_names import module_name
 from numbacalib.models.tokenizer import named_errors
 from numbacalib.runtime.extras import extra
 
@@ -59,7 +60,9 @@ class GGUFCheckpoint(Checkpoint):
     Attributes
     ----------
     architecture : str
-        GGUF's name of the architecture.
+        GGUF's name of it.
+    options : Metadata
+        The file's metadata under that name.
 
     Raises
     ------
@@ -74,8 +77,8 @@ class GGUFCheckpoint(Checkpoint):
         with named(path):
             self.architecture = architecture_of(self._file.metadata)
             self._own = GGUF_ARCHITECTURES[self.architecture]
-            self._options = self._file.metadata.under(f"{self.architecture}.")
-            self._described = ARCHITECTURES[self._own.type_of(self._options)]
+            self.options = self._file.metadata.under(f"{self.architecture}.")
+            self._described = ARCHITECTURES[self._own.type_of(self.options)]
             self._dropped: dict[str, str] = {}
             self._names = self._hf_names()
             if EMBEDDINGS not in self._names:
@@ -95,7 +98,7 @@ class GGUFCheckpoint(Checkpoint):
         """Map Hugging Face's tensor names to the stored tensor, or to the two that hold it."""
         variant = "two norms" if _SECOND_NORM in self._file.tensors else ""
         found: dict[str, list[_Stored]] = {}
-        last = block_count(self._options) if self._options.integer(FURTHER, 0) else None
+        last = block_count(self.options) if self.options.integer(FURTHER, 0) else None
         for name in self._file.tensors:
             if name in _ROPE:
                 continue
@@ -112,13 +115,13 @@ class GGUFCheckpoint(Checkpoint):
         return found
 
     def _experts(self, name: str) -> dict[str, list[_Stored]]:
-        """Split a tensor of all experts into those of each."""
-        count, entry = self._options.integer("expert_count", 0), self._file.tensors[name]
+        """Take a tensor of all experts apart into those of each."""
+        count, entry = self.options.integer("expert_count", 0), self._file.tensors[name]
         names = expert_names(name, self._described.model_type, count)
         roles = len(names) // max(count, 1)
         if len(entry.shape) not in (2, 3) or entry.shape[0] != count or entry.shape[1] % roles:
             shape = list(entry.shape)
-            raise self._options.error("expert_count", f"the experts of {name}, {shape}")
+            raise self.options.error("expert_count", f"the experts of {name}, {shape}")
         return {
             expert: [_Stored(name, entry.part(number, len(names)))]
             for number, expert in enumerate(names)
@@ -202,6 +205,9 @@ class GGUFCheckpoint(Checkpoint):
         result = np.empty_like(tensor)
         result[order] = tensor
         return result
+
+    def stored_name(self, name: str) -> str:
+        return module_name(name, self.config)
 
     def hf_config(self) -> dict[str, Any]:
         return copy.deepcopy(self._hf_config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from numbacalib.models import gguf_hybrids, gguf_mixtures
+from numbacalib.models import gguf_granite, gguf_hybrids, gguf_mixtures
 from numbacalib.models.gguf_metadata import Metadata
 from numbacalib.models.gguf_windows import (
     ORIGINAL_LENGTH,
@@ -69,10 +69,6 @@ def _llama(options: Metadata, config: Config) -> Config:
     return {"use_sliding_window": False}
 
 
-def _granitemoe(options: Metadata, config: Config) -> Config:
-    return _granite(options, config) | gguf_mixtures.counts(options, "num_local_experts")
-
-
 def _mistral3(options: Metadata, config: Config) -> Config:
     """Queries grow with their position relative to the context length before scaling."""
     growth = {
@@ -97,8 +93,10 @@ def _glm4(options: Metadata, config: Config) -> Config:
 
 
 def _falcon(options: Metadata, config: Config) -> Config:
-    """GGUF files have the second version's key heads for all; models of the first version have one."""
-    del options, config
+    """All have the second version's heads of keys, of which the first have one."""
+    whole = config["hidden_size"] // config["num_attention_heads"]
+    if config.pop("head_dim") != whole:  # a key that transformers' configuration cannot take
+        raise options.error("attention.key_length", f"{whole}, a head's share of embedding_length")
     return {"new_decoder_architecture": True, "parallel_attn": True}
 
 
@@ -136,18 +134,6 @@ def _phi3(options: Metadata, config: Config) -> Config:
     return {"sliding_window": options.integer(WINDOW, 0) or None}
 
 
-def _granite(options: Metadata, config: Config) -> Config:
-    del config
-    if not options.boolean("rope.scaling.finetuned", True):
-        raise options.error("rope.scaling.finetuned", "true: NoPE models are not supported")
-    head = {"attention_multiplier": options.number("attention.scale", 0.0)}
-    return {
-        "logits_scaling": options.number("logit_scale", 1.0),
-        "residual_multiplier": options.number("residual_scale", 0.0) or 1.0,
-        "embedding_multiplier": options.number("embedding_scale", 0.0) or 1.0,
-    } | {key: value for key, value in head.items() if value}
-
-
 def _olmo_variant(options: Metadata) -> str:
     """OLMo 3 is also "olmo2" in GGUF, told apart by its windows."""
     return "olmo3" if options.integer(WINDOW, 0) else "olmo2"
@@ -177,7 +163,6 @@ def _exaone4(options: Metadata, config: Config) -> Config:
 
 
 _WINDOWS = (WINDOW, PATTERN)
-_FACTORS = ("logit_scale", "residual_scale", "embedding_scale", "attention.scale")
 _EXPERTS = ("expert_count", "expert_used_count")
 _SHARED_EXPERT = (
     *_EXPERTS,
@@ -214,6 +199,7 @@ GGUF_ARCHITECTURES = {
         keys=(*_SPARSE, "expert_shared_feed_forward_length", "interleave_moe_layer_step"),
         read=gguf_mixtures.ernie4_5_moe,
     ),
+    "exaone": GGUFArchitecture("exaone"),
     "exaone-moe": GGUFArchitecture(
         "exaone_moe",
         keys=(*_SPARSE, *_WINDOWS, "expert_shared_feed_forward_length"),
@@ -250,11 +236,49 @@ GGUF_ARCHITECTURES = {
     "gptneox": GGUFArchitecture(
         "gpt_neox", layer_norm=True, keys=("use_parallel_residual",), read=_gptneox
     ),
-    "granite": GGUFArchitecture("granite", paired=True, keys=_FACTORS, read=_granite),
+    "granite": GGUFArchitecture(
+        "granite",
+        paired=True,
+        keys=(
+            *gguf_granite.FACTORS,
+            "expert_shared_feed_forward_length",
+            *gguf_hybrids.STATE_SPACE_KEYS,
+        ),
+        read=gguf_granite.granite,
+        variant=gguf_granite.granite_variant,
+    ),
+    "granitehybrid": GGUFArchitecture(
+        "granitemoehybrid",
+        paired=True,
+        keys=(
+            *(*gguf_granite.FACTORS, *_EXPERTS, "expert_shared_feed_forward_length"),
+            *gguf_hybrids.STATE_SPACE_KEYS,
+        ),
+        read=gguf_granite.granitehybrid,
+    ),
     "granitemoe": GGUFArchitecture(
-        "granitemoe", paired=True, keys=(*_FACTORS, *_EXPERTS), read=_granitemoe
+        "granitemoe",
+        paired=True,
+        keys=(*gguf_granite.FACTORS, *_EXPERTS, "expert_shared_feed_forward_length"),
+        read=gguf_granite.granitemoe,
+        variant=gguf_granite.granitemoe_variant,
     ),
     "hunyuan-dense": GGUFArchitecture("hunyuan_v1_dense"),
+    "hunyuan-moe": GGUFArchitecture(
+        "hunyuan_v1_moe",
+        keys=(*_SHARED_EXPERT, "expert_shared_count"),
+        read=gguf_mixtures.hunyuan_moe,
+    ),
+    "jais2": GGUFArchitecture("jais2", layer_norm=True),
+    "lfm2": GGUFArchitecture("lfm2", keys=gguf_hybrids.CONVOLUTION_KEYS, read=gguf_hybrids.lfm2),
+    "lfm2moe": GGUFArchitecture(
+        "lfm2_moe",
+        keys=(
+            *(*gguf_hybrids.CONVOLUTION_KEYS, *_EXPERTS, "expert_feed_forward_length"),
+            *("leading_dense_block_count", "expert_gating_func"),
+        ),
+        read=gguf_hybrids.lfm2_moe,
+    ),
     "llama": GGUFArchitecture(
         "llama", paired=True, keys=(WINDOW, *_EXPERTS), read=_llama, variant=_llama_variant
     ),
@@ -272,6 +296,21 @@ GGUF_ARCHITECTURES = {
         "ministral3", paired=True, keys=("attention.temperature_scale",), read=_mistral3
     ),
     "nemotron": GGUFArchitecture("nemotron", layer_norm=True),
+    "nemotron_h": GGUFArchitecture(
+        "nemotron_h",
+        paired=True,
+        keys=gguf_hybrids.STATE_SPACE_KEYS,
+        read=gguf_hybrids.nemotron_h,
+    ),
+    "nemotron_h_moe": GGUFArchitecture(
+        "nemotron_h",
+        paired=True,
+        keys=(
+            *(*_SPARSE, *gguf_hybrids.STATE_SPACE_KEYS),
+            *("expert_shared_feed_forward_length", "moe_latent_size"),
+        ),
+        read=gguf_hybrids.nemotron_h_moe,
+    ),
     "olmo2": GGUFArchitecture(
         "olmo2", keys=(*_WINDOWS, "rope.freq_base_swa"), read=_olmo, variant=_olmo_variant
     ),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.description import Architecture
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
+from numbacalib.models.gguf_hybrids import by_block
 from numbacalib.models.gguf_metadata import Metadata
 from numbacalib.models.gguf_rope import rotary_share, with_scaling
 
@@ -183,15 +184,21 @@ def _shape(
 
 
 _SEVERAL = {"gemma4"}
-"""Architectures with heads and MLPs of several sizes, which `GGUFArchitecture.read` reads."""
+"""Architectures whose blocks have heads and MLPs of several sizes, which `GGUFArchitecture.read` reads."""
+_PARTIAL = {"granitehybrid", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe"}
+"""Architectures some of whose blocks have no attention, or no MLP: 0 heads, or a width of 0."""
 
 
 def _first_of(options: Metadata, key: str, count: int, default: int | None) -> int:
-    """Return a key's value for the first block, where files may list one for each block."""
+    """The first number of a key that may have one for each block."""
     if key not in options and default is not None:
         return default
-    numbers = options.by_layer(key, count)
-    if len(set(numbers)) > 1 and options.label("").rstrip(".") not in _SEVERAL:
+    architecture = options.label("").rstrip(".")
+    if architecture in _PARTIAL:
+        numbers = [number for number in by_block(options, key, count) if number] or [default or 1]
+    else:
+        numbers = options.by_layer(key, count)
+    if len(set(numbers)) > 1 and architecture not in _SEVERAL:
         raise options.error(key, "the same number for each block")
     return numbers[0]
 
@@ -206,8 +213,8 @@ def _check_heads(
     """Compare the heads with the query rows, before anything is allocated for a damaged count."""
     linears, role = described.linears, _first_role(described)
     fused = role == "query_key_value" or linears.get("key") == linears[role]
-    fused |= role == "query_gate"  # includes the gates' rows
-    name = f"model.layers.{_attending(described, shapes)}.{linears[role]}.weight"
+    fused |= role == "query_gate"  # which has gates, too
+    name = f"model.layers.{_first_with(described, shapes, role)}.{linears[role]}.weight"
     queries = shapes.get(name, (heads * head_dim,))[0]
     fused &= "latent" not in linears
     if queries < heads * head_dim if fused else queries != heads * head_dim:
@@ -224,9 +231,9 @@ def _first_role(described: Architecture) -> str:
     return next(role for role in roles if role in described.linears)
 
 
-def _attending(described: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Number of the first block that has attention."""
-    end = f".{described.linears[_first_role(described)]}.weight"
+def _first_with(described: Architecture, shapes: Mapping[str, tuple[int, ...]], role: str) -> int:
+    """Number of the first block that has a linear layer."""
+    end = f".{described.linears[role]}.weight"
     numbers = (name.split(".")[2] for name in shapes if name.endswith(end))
     return min(map(int, numbers), default=0)
 
@@ -238,7 +245,6 @@ _NORM_FLAGS = {"cohere": "use_qk_norm", "glm4_moe": "use_qk_norm", "phi": "qk_la
 def _tensor_flags(described: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Infer the keys that say which layers have biases and norms from the tensors present."""
     flags: dict[str, int] = {}
-    first = _attending(described, shapes)
     if described.model_type in _NORM_FLAGS:
         norm = f"model.layers.0.{described.norms['query']}.weight"
         flags[_NORM_FLAGS[described.model_type]] = norm in shapes
@@ -249,6 +255,7 @@ def _tensor_flags(described: Architecture, shapes: Mapping[str, tuple[int, ...]]
         key = described.biases.get(part, False)
         if not isinstance(key, bool):
             key = key if isinstance(key, str) else key[0]
+            first = _first_with(described, shapes, role)
             name = f"model.layers.{first}.{described.linears[role]}.bias"
             flags.setdefault(key, name in shapes)
     if described.value_norm:  # values of some layers may be their keys

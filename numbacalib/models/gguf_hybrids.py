@@ -1,25 +1,39 @@
 """Conversion of GGUF options to configuration keys, for decoders with two kinds of layers.
 
-Source: llama.cpp's ``src/models`` (qwen3next, qwen35, qwen35moe, gemma4),
-https://github.com/ggml-org/llama.cpp.
+Read from llama.cpp's ``src/models`` (qwen3next, qwen35, qwen35moe, gemma4, lfm2, lfm2moe, granite-hybrid,
+nemotron-h), https://github.com/ggml-org/llama.cpp.
 """
 
 from __future__ import annotations
 
 from numbacalib.models.gguf_metadata import Metadata
-from numbacalib.models.gguf_mixtures import counts, qwen3_moe
+from numbacalib.models.gguf_mixtures import counts, experts_behind_dense_layers, qwen3_moe, sigmoid
 from numbacalib.models.gguf_windows import PATTERN, Config, sections, windows
 from numbacalib.models.windows import FULL
 
-__all__ = ["DELTA_KEYS", "GEMMA4_KEYS", "gemma4", "qwen3_next", "qwen35", "qwen35_moe"]
+__all__ = [
+    "CONVOLUTION_KEYS",
+    "DELTA_KEYS",
+    "GEMMA4_KEYS",
+    "STATE_SPACE_KEYS",
+    "by_block",
+    "gemma4",
+]
+__all__ += ["granite_state_space", "lfm2", "lfm2_moe", "nemotron_h", "nemotron_h_moe"]
+__all__ += ["qwen3_next", "qwen35", "qwen35_moe"]
 
 _SHARED = "expert_shared_feed_forward_length"
 _LENDING = "attention.shared_kv_layers"
 _RECURRENT = "attention.recurrent_layers"
-DELTA_KEYS = (
+_HEADS = "attention.head_count_kv"
+CONVOLUTION_KEYS = ("shortconv.l_cache",)
+"""Keys of short convolutions."""
+STATE_SPACE_KEYS = (
     *("ssm.conv_kernel", "ssm.inner_size", "ssm.state_size", "ssm.time_step_rank"),
-    *("ssm.group_count", "full_attention_interval", _RECURRENT),
+    "ssm.group_count",
 )
+"""Keys of layers of Mamba 2."""
+DELTA_KEYS = (*STATE_SPACE_KEYS, "full_attention_interval", _RECURRENT)
 """Keys of gated delta nets."""
 GEMMA4_KEYS = (
     *("attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa"),
@@ -90,8 +104,8 @@ def gemma4(options: Metadata, config: Config) -> Config:
 
 
 def _gemma4_heads(options: Metadata, config: Config, kinds: list[str]) -> Config:
-    """Return the number and length of key-value heads, for layers with and without windows."""
-    key, size = "attention.head_count_kv", options.required("attention.key_length")
+    """Heads of keys, and their length, of both kinds of layers."""
+    key, size = _HEADS, options.required("attention.key_length")
     numbers = options.by_layer(key, len(kinds))
     heads = {
         kind: {n for n, own in zip(numbers, kinds, strict=True) if own == kind} for kind in kinds
@@ -125,3 +139,102 @@ def _gemma4_sharing(options: Metadata, count: int, kinds: list[str]) -> Config:
             "feed_forward_length", "one number, or twice that where keys are shared"
         )
     return {"num_kv_shared_layers": shared, "use_double_wide_mlp": wide}
+
+
+def by_block(options: Metadata, key: str, count: int) -> list[int]:
+    """A number, or 0, for each block that runs; an array goes on with those that predict further tokens."""
+    return options.by_layer(key, options.required("block_count"), least=0)[:count]
+
+
+def lfm2(options: Metadata, config: Config) -> Config:
+    """Short convolutions where blocks have no heads of keys; widths of MLPs are as they are."""
+    taps = options.required("shortconv.l_cache")
+    if taps < 2:
+        raise options.error("shortconv.l_cache", "2 positions at least")
+    heads = by_block(options, _HEADS, config["num_hidden_layers"])
+    return {
+        "layer_types": [FULL if own else "conv" for own in heads],
+        "conv_L_cache": taps,
+        "block_auto_adjust_ff_dim": False,
+    }
+
+
+def lfm2_moe(options: Metadata, config: Config) -> Config:
+    """Weights of experts sum to 1 always."""
+    sigmoid(options)
+    found = lfm2(options, config)
+    del found["block_auto_adjust_ff_dim"]
+    return (
+        found
+        | counts(options, "num_experts")
+        | {
+            "moe_intermediate_size": options.required("expert_feed_forward_length"),
+            "num_dense_layers": options.integer("leading_dense_block_count", 0),
+            "norm_topk_prob": True,
+        }
+    )
+
+
+def granite_state_space(options: Metadata, config: Config) -> Config:
+    """Layers of Mamba 2 where blocks have no heads of keys, twice as wide as the residual stream."""
+    inner, heads = _state_space_heads(options)
+    keys = by_block(options, _HEADS, config["num_hidden_layers"])
+    if inner != 2 * config["hidden_size"]:
+        raise options.error(
+            "ssm.inner_size", f"twice embedding_length, {2 * config['hidden_size']}"
+        )
+    return {
+        "layer_types": ["attention" if own else "mamba" for own in keys],
+        "mamba_expand": 2,
+        "mamba_n_heads": heads,
+        "mamba_n_groups": options.required("ssm.group_count"),
+        "mamba_d_state": options.required("ssm.state_size"),
+        "mamba_d_conv": options.required("ssm.conv_kernel"),
+        "mamba_conv_bias": True,
+    }
+
+
+def nemotron_h(options: Metadata, config: Config) -> Config:
+    return _nemotron_h(options, config, "mlp")
+
+
+def nemotron_h_moe(options: Metadata, config: Config) -> Config:
+    sigmoid(options)
+    experts = experts_behind_dense_layers(options)
+    del experts["first_k_dense_replace"]
+    return (
+        _nemotron_h(options, config, "moe")
+        | experts
+        | {
+            "moe_shared_expert_intermediate_size": options.required(_SHARED),
+            "moe_latent_size": options.integer("moe_latent_size", 0) or None,
+        }
+    )
+
+
+def _nemotron_h(options: Metadata, config: Config, wide: str) -> Config:
+    """Blocks of one sublayer each: one with heads of keys, one with a width, or Mamba 2."""
+    count, kinds = config["num_hidden_layers"], []
+    inner, heads = _state_space_heads(options)
+    numbers = (by_block(options, key, count) for key in (_HEADS, "feed_forward_length"))
+    for own, width in zip(*numbers, strict=True):
+        if own and width:
+            raise options.error("feed_forward_length", f"0 where {_HEADS} is not")
+        kinds.append("attention" if own else wide if width else "mamba")
+    return {
+        "layer_types": kinds,
+        "mamba_num_heads": heads,
+        "mamba_head_dim": inner // heads,
+        "n_groups": options.required("ssm.group_count"),
+        "ssm_state_size": options.required("ssm.state_size"),
+        "conv_kernel": options.required("ssm.conv_kernel"),
+        "use_conv_bias": True,
+    }
+
+
+def _state_space_heads(options: Metadata) -> tuple[int, int]:
+    """Numbers of a token's values, and heads that have them."""
+    inner, heads = options.required("ssm.inner_size"), options.required("ssm.time_step_rank")
+    if heads < 1 or inner % heads:
+        raise options.error("ssm.time_step_rank", f"a divisor of ssm.inner_size {inner}")
+    return inner, heads

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.config import ModelConfig
-from numbacalib.models.delta_net import DeltaNet
 
 __all__ = ["Tiles", "column_tiles", "joined_latent", "joined_rows", "latent_parts", "neighbours"]
 __all__ += ["part_rows", "row_order"]
@@ -134,11 +133,14 @@ def _delta_order(config: ModelConfig, own: str) -> NDArray[np.int64] | None:
 def part_rows(config: ModelConfig, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows of a matrix that each of its two stored parts has.
 
-    The matrix has, for each key head, its queries, keys, values and gates; the first part has all queries,
-    then all keys, then all values, the second the gates.
+    For each head of keys it has the queries, the keys, the values and the gates that belong to it; the
+    first part has all queries, then all keys, then all values, the second the gates. An MLP's gates and
+    ups are one after the other.
     """
     delta = config.delta
-    assert isinstance(delta, DeltaNet)
+    if delta is None:
+        gates, ups = np.split(np.arange(count), 2)
+        return gates, ups
     widths = np.array([delta.keys, delta.keys, delta.values, delta.values]) // delta.key_heads
     rows = np.split(np.arange(count).reshape(delta.key_heads, -1), widths.cumsum()[:-1], axis=1)
     queries, keys, values, gates = (each.ravel() for each in rows)
@@ -148,8 +150,7 @@ def part_rows(config: ModelConfig, count: int) -> tuple[NDArray[np.int64], NDArr
 def joined_rows(config: ModelConfig, first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
     """Undo `part_rows`."""
     delta = config.delta
-    assert delta is not None
-    rows = 2 * delta.keys + delta.values, delta.values
+    rows = (2 * delta.keys + delta.values, delta.values) if delta else (len(first), len(first))
     if (len(first), len(second)) != rows:
         raise ValueError(f"rows: expected {rows} in two parts, got {len(first)} and {len(second)}")
     both = np.concatenate([first, second])

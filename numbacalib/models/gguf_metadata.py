@@ -126,13 +126,14 @@ class Metadata:
             raise self.error(key, "an integer")
         return value
 
-    def by_layer(self, key: str, count: int) -> list[int]:
-        """A positive integer for each of `count` layers, required: one number for all, or an array."""
+    def by_layer(self, key: str, count: int, least: int = 1) -> list[int]:
+        """An integer for each of so many layers, which must be there: one for all, or an array."""
         if not self.is_list(key):
             return [self.required(key)] * count
         numbers = [int(number) for number in self.integers(key)]
-        if len(numbers) != count or min(numbers, default=0) < 1:
-            raise self.error(key, f"a positive number for each of {count} blocks")
+        if len(numbers) != count or min(numbers, default=least) < least:
+            kind = "a positive number" if least else "a number, or 0,"
+            raise self.error(key, f"{kind} for each of {count} blocks")
         return numbers
 
     def label(self, key: str) -> str:

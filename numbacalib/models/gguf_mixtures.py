@@ -23,6 +23,7 @@ __all__ = [
     "exaone_moe",
     "glm4_moe",
     "gpt_oss",
+    "hunyuan_moe",
     "latent_variant",
     "llama4",
     "minimax_m2",
@@ -179,6 +180,18 @@ def ernie4_5_moe(options: Metadata, config: Config) -> Config:
         "moe_intermediate_size": size,
         "moe_num_shared_experts": options.integer("expert_shared_feed_forward_length", 0) // size,
         "moe_layer_start_index": options.integer("leading_dense_block_count", 0),
+    }
+
+
+def hunyuan_moe(options: Metadata, config: Config) -> Config:
+    """All of an expert's sizes are the MLP's, and those of the one beside them."""
+    shared = options.integer("expert_shared_feed_forward_length", config["intermediate_size"])
+    if shared != config["intermediate_size"]:
+        raise options.error("expert_shared_feed_forward_length", "feed_forward_length")
+    return {
+        "num_experts": options.required("expert_count"),
+        "moe_topk": options.required("expert_used_count"),
+        "moe_intermediate_size": options.required("expert_feed_forward_length"),
     }
 
 

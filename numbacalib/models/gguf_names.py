@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 import re
+from typing import TYPE_CHECKING
 
 from numbacalib.models.architectures import ARCHITECTURES
-from numbacalib.models.description import DeltaNames
+from numbacalib.models.description import Architecture, DeltaNames, ExpertNames
 
-__all__ = ["PARTS", "expert_names", "expert_number", "gguf_name", "hf_name", "is_merged"]
-__all__ += ["parts_of", "stored_names"]
+if TYPE_CHECKING:
+    from numbacalib.models.config import ModelConfig
 
-PARTS = {"attn_kv_b": ("attn_k_b", "attn_v_b"), "ssm_in": ("attn_qkv", "attn_gate")}
-"""Matrices that some files split in two: GGUF's name of the whole, and those of the two parts."""
+__all__ = ["expert_names", "expert_number", "gguf_name", "hf_name", "is_merged"]
+__all__ += ["parts_of", "stored_names", "variant_of"]
 
 _OUTER = {
     "token_embd": "model.embed_tokens",
@@ -46,7 +47,9 @@ _LINEARS = {
     "key_value": "attn_kv_b",
 }
 _FUSED = {"query": "attn_qkv", "gate": "ffn_up"}
-"""GGUF's names of fused layers, by the first of their roles."""
+"""Of a layer that has the roles after this one, too."""
+_FINAL_NORMS = dict.fromkeys(("lfm2", "lfm2_moe"), "token_embd_norm")
+"""Names of the final norm where it is not ``output_norm``."""
 _NORMS = {
     "attention": "attn_norm",
     "mlp": "ffn_norm",
@@ -87,6 +90,7 @@ def _names(model_type: str, variant: str) -> dict[str, str]:
     described = ARCHITECTURES[model_type]
     architecture = described.variants.get(variant, described)
     names, linears = dict(_OUTER), list(architecture.linears.values())
+    names[_FINAL_NORMS.get(model_type, "output_norm")] = names.pop("output_norm")
     roles = _LINEARS | ({"query": "attn_q_b"} if "latent" in architecture.linears else {})
     for role, name in architecture.linears.items():
         fused = linears.count(name) > 1
@@ -94,20 +98,75 @@ def _names(model_type: str, variant: str) -> dict[str, str]:
             names[_FUSED[role] if fused else roles[role]] = name
     norms = _NORMS | _OTHERS.get(model_type, {})
     names |= {_APART.get(name, norms[role]): name for role, name in architecture.norms.items()}
-    if (experts := architecture.experts) is not None:
-        names["ffn_gate_inp"] = experts.router
-        if experts.shared:
-            names |= {
-                f"ffn_{role}_shexp": f"{experts.shared}.{getattr(experts, role)}"
-                for role in _EXPERT_ROLES
-            }
-        if experts.shared_gate:
-            names["ffn_gate_inp_shexp"] = experts.shared_gate
+    if architecture.experts is not None:
+        names |= _expert_names(architecture.experts)
     if architecture.delta is not None:
         names |= _delta_names(architecture.delta)
-    for whole, parts in PARTS.items():
-        if whole in names:
-            names |= dict.fromkeys(parts, names[whole])
+    names |= _mixer_names(architecture)
+    if model_type in _SHARED_MLPS:
+        own = {f"ffn_{role}_shexp": names[f"ffn_{role}"] for role in ("up", "down")}
+        names = own | names if variant == _WITH_EXPERTS else names | own
+    for whole, parts in _parts(model_type).items():
+        names |= dict.fromkeys(parts, names[whole])
+    return names
+
+
+_SHARED_MLPS = {"granitemoehybrid", "granitemoeshared"}
+"""Architectures whose MLP beside experts is the one of models without: here it has one name, there two."""
+_WITH_EXPERTS = "experts"
+
+
+def variant_of(config: ModelConfig) -> str:
+    """Return which of an architecture's names a model has: the `variant` of other functions here."""
+    if config.model_type in _SHARED_MLPS and config.mixture is not None:
+        return _WITH_EXPERTS
+    return config.variant
+
+
+@functools.cache
+def _parts(model_type: str) -> dict[str, tuple[str, str]]:
+    """Matrices that files hold as two tensors: their names where they are whole, and those of the two."""
+    described, found = ARCHITECTURES[model_type], {}
+    if "latent" in described.linears:
+        found["attn_kv_b"] = "attn_k_b", "attn_v_b"
+    if described.delta is not None and "open" not in described.delta.linears:
+        found["ssm_in"] = "attn_qkv", "attn_gate"
+    if model_type in _SHARED_MLPS:
+        found |= {f"ffn_up{end}": (f"ffn_gate{end}", f"ffn_up{end}") for end in ("", "_shexp")}
+    return found
+
+
+def _expert_names(experts: ExpertNames) -> dict[str, str]:
+    """Names of what chooses experts, and of what all tokens go through beside them."""
+    names = {"ffn_gate_inp": experts.router}
+    ends = {role: getattr(experts, role) for role in _EXPERT_ROLES}
+    if experts.shared:
+        names |= {
+            f"ffn_{role}_shexp": f"{experts.shared}.{end}" for role, end in ends.items() if end
+        }
+    if experts.shared_gate:
+        names["ffn_gate_inp_shexp"] = experts.shared_gate
+    if experts.latent:
+        names |= {"ffn_latent_down": experts.latent, "ffn_latent_up": experts.latent_output}
+    return names
+
+
+def _mixer_names(architecture: Architecture) -> dict[str, str]:
+    """Names of the parts of a short convolution, or of a layer of Mamba 2, that are modules."""
+    names: dict[str, str] = {}
+    if (convolution := architecture.convolution) is not None:
+        names |= {
+            "shortconv.in_proj": convolution.linears["thirds"],
+            "shortconv.out_proj": convolution.linears["output"],
+            "shortconv.conv": convolution.taps,
+        }
+    if (space := architecture.state_space) is not None:
+        names |= {
+            "ssm_in": space.linears["mixed"],
+            "ssm_out": space.linears["output"],
+            "ssm_conv1d": space.convolution,
+            "ssm_norm": space.norm,
+        }
     return names
 
 
@@ -131,7 +190,7 @@ def _delta_names(delta: DeltaNames) -> dict[str, str]:
 def _whole_names(model_type: str) -> dict[str, str]:
     """Map GGUF's names in a block to tensors that are not ``weight`` or ``bias`` of a module here."""
     architecture = ARCHITECTURES[model_type]
-    experts, delta = architecture.experts, architecture.delta
+    experts, delta, space = architecture.experts, architecture.delta, architecture.state_space
     names = {
         "attn_sinks.weight": architecture.sinks,
         "layer_output_scale.weight": architecture.block_scale,
@@ -142,6 +201,8 @@ def _whole_names(model_type: str) -> dict[str, str]:
         names["ffn_down_exps.scale"] = experts.factors
     if delta is not None:
         names |= {"ssm_a": delta.slopes, "ssm_dt.bias": delta.biases}
+    if space is not None:
+        names |= {"ssm_a": space.slopes, "ssm_d": space.shares, "ssm_dt.bias": space.biases}
     return {stored: theirs for stored, theirs in names.items() if theirs}
 
 
@@ -160,6 +221,7 @@ def _experts(model_type: str) -> dict[str, tuple[tuple[str, str], ...]]:
     return {
         merged: tuple((f"{names.each}.", f".{getattr(names, role)}") for role in roles)
         for merged, roles in _MERGED_ROLES.items()
+        if all(getattr(names, role) for role in roles)
     }
 
 
@@ -175,16 +237,16 @@ def hf_name(name: str, model_type: str = "llama", variant: str = "") -> str:
     layer, own = (f"model.layers.{in_block[1]}.", in_block[2]) if in_block else ("", name)
     if layer and (whole := _whole_names(model_type).get(own)):
         return layer + whole
-    match, names = re.fullmatch(r"(\w+)\.(weight|bias)", own), _names(model_type, variant)
+    match, names = re.fullmatch(r"([\w.]+)\.(weight|bias)", own), _names(model_type, variant)
     if match is None or match[1] not in names:
         raise _unknown(name)
     return f"{layer}{names[match[1]]}.{match[2]}"
 
 
 def parts_of(name: str, model_type: str) -> tuple[str, ...]:
-    """Return the names of the two tensors that make up a matrix, given either; () for other tensors."""
-    stem, names = name.rpartition(".")[0].rpartition(".")[2], _names(model_type, "")
-    parts = next((both for whole, both in PARTS.items() if stem in both and whole in names), ())
+    """Names of the two tensors that make up a matrix, by that of either; none for any other tensor."""
+    stem = name.rpartition(".")[0].rpartition(".")[2]
+    parts = next((both for both in _parts(model_type).values() if stem in both), ())
     return tuple(name.replace(stem, part) for part in parts)
 
 
@@ -225,7 +287,7 @@ def stored_names(name: str, model_type: str = "llama", variant: str = "") -> tup
     """Return the names of a file's tensors that hold one of ours: its `gguf_name`, or its two parts."""
     whole = gguf_name(name, model_type, variant)
     stem = whole.rpartition(".")[0].rpartition(".")[2]
-    return tuple(whole.replace(stem, part) for part in PARTS.get(stem, (stem,)))
+    return tuple(whole.replace(stem, part) for part in _parts(model_type).get(stem, (stem,)))
 
 
 def expert_number(name: str, model_type: str) -> int | None:

@@ -35,11 +35,17 @@ LOG_MULTIPLIERS = {
 """Ratios of ``rope.scaling.yarn_log_multiplier`` to ``mscale_all_dim``, in models that use it."""
 
 
+_NEVER_TURNING = {"nemotron_h"}
+"""Architectures whose files have a number of dimensions that turn, though none do."""
+
+
 def rotary_share(
     options: Metadata, described: Architecture, config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return ``partial_rotary_factor``, for architectures that may rotate a part of each head."""
     if "latent" in described.linears:  # the rotated part of its heads is head_dim
+        return {}
+    if described.model_type in _NEVER_TURNING:
         return {}
     size, key = config["head_dim"], "rope.dimension_count"
     if "attention.key_length_swa" in options:

@@ -32,7 +32,7 @@ def as_stored(config: ModelConfig, name: str, values: Values) -> Values:
     form = _form(config, name)
     with np.errstate(all="ignore"):  # users of the tensor check for non-finite values
         stored = values if form is None else form.store(values)
-    return stored.reshape(stored_shape(config.architecture, name, values.shape))
+    return stored.reshape(stored_shape(config, name, values.shape))
 
 
 def as_ours(config: ModelConfig, name: str, stored: Values) -> Values:
@@ -54,17 +54,26 @@ def is_other(config: ModelConfig, name: str) -> bool:
     return _form(config, name) is not None
 
 
-def stored_shape(architecture: Architecture, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape in GGUF of a tensor of Hugging Face's."""
-    if _is_row(architecture, name):
+def stored_shape(config: ModelConfig, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that a tensor of Hugging Face's has in GGUF."""
+    if _is_row(config.architecture, name):
         return shape[1:]
-    return (shape[0], shape[2]) if _is_taps(architecture, name) and len(shape) == 3 else shape
+    if _is_column(config.architecture, name):
+        return (*shape, 1)
+    if _is_grouped(config.architecture, name):
+        assert config.state_space is not None
+        return config.state_space.groups, shape[0] // config.state_space.groups
+    taps = _is_taps(config.architecture, name)
+    return (shape[0], shape[2]) if taps and len(shape) == 3 else shape
 
 
 def our_shape(architecture: Architecture, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Undo `stored_shape`."""
     if _is_row(architecture, name):
         return (1, *shape[-1:])
+    flat = _is_column(architecture, name) or _is_grouped(architecture, name)
+    if flat and len(shape) == 2:
+        return (shape[0] * shape[1],)
     return (shape[0], 1, shape[1]) if _is_taps(architecture, name) and len(shape) == 2 else shape
 
 
@@ -74,14 +83,33 @@ def _is_row(architecture: Architecture, name: str) -> bool:
 
 
 def _is_taps(architecture: Architecture, name: str) -> bool:
-    delta = architecture.delta
-    return delta is not None and name.endswith(f".{delta.convolution}.weight")
+    delta, space, short = architecture.delta, architecture.state_space, architecture.convolution
+    convolutions = [own.convolution for own in (delta, space) if own is not None]
+    convolutions += [short.taps] if short is not None else []
+    return name.endswith(tuple(f".{convolution}.weight" for convolution in convolutions))
+
+
+def _is_column(architecture: Architecture, name: str) -> bool:
+    """Return whether a tensor has a number for each head of a layer of Mamba 2, and is ``[heads, 1]``."""
+    space = architecture.state_space
+    return space is not None and name.endswith((f".{space.slopes}", f".{space.shares}"))
+
+
+def _is_grouped(architecture: Architecture, name: str) -> bool:
+    """Return whether a tensor is the norm of a layer of Mamba 2: ``[groups, numbers of each]``."""
+    space = architecture.state_space
+    return space is not None and name.endswith(f".{space.norm}.weight")
 
 
 def _form(config: ModelConfig, name: str) -> _Form | None:
-    """Return the conversion of a tensor that has other values in GGUF; None for any other."""
-    delta, layer = config.architecture.delta, layer_of(name)
-    if delta is not None and layer is not None and layer[1] == delta.slopes:
+    """Return the functions for a tensor whose numbers are other ones in GGUF; None for any other."""
+    delta, space, layer = (
+        config.architecture.delta,
+        config.architecture.state_space,
+        layer_of(name),
+    )
+    slopes = [own.slopes for own in (delta, space) if own is not None]
+    if layer is not None and layer[1] in slopes:
         return _Form(_decays, _slopes)
     offset = np.float32(config.architecture.norm_offset)  # GGUF's norms include it
     if not offset or not is_norm(config, name):
@@ -90,7 +118,7 @@ def _form(config: ModelConfig, name: str) -> _Form | None:
 
 
 def _decays(slopes: Values) -> Values:
-    """Return the factors in a gated delta net's decays, of which Hugging Face stores logarithms."""
+    """Factors of decays, of which Hugging Face has logarithms."""
     return -np.exp(slopes.astype(np.float64)).astype(np.float32)
 
 

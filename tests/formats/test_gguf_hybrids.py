@@ -6,12 +6,16 @@ import gguf
 import numpy as np
 import pytest
 import tokenizers
-from formats.test_gguf_models import written
+from formats.test_gguf_models import logits, written
 from models.gguf_models import write_model
 from models.tiny import TEXT
+from safetensors.numpy import save_file
 
 from numbacalib.formats.gguf_layers import BlockLayers
+from numbacalib.models import open_checkpoint
 from numbacalib.models.gguf_file import GGUFFile
+from numbacalib.models.tensor_names import module_name
+from numbacalib.quantizer import Settings
 
 
 @pytest.mark.parametrize("mix", ["Q4_K_M", "Q8_0", "MXFP4"])
@@ -42,7 +46,67 @@ def test_a_layer_is_two_tensors_of_one_type(tmp_path):
         np.testing.assert_allclose(layer.dequantize(), weight, rtol=0, atol=1e-7)  # of real zeros
 
 
-@pytest.mark.parametrize("name", ["gemma4_text", "qwen3_5_text", "qwen3_next"])
+HYBRIDS = [
+    *("granitemoehybrid", "granitemoehybrid-attention", "granitemoehybrid-experts"),
+    *("granitemoehybrid-attention-experts", "lfm2", "lfm2_moe"),
+    *("nemotron_h", "nemotron_h-experts", "nemotron_h-latent"),
+]
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_what_is_not_rounded_is_what_it_was(tmp_path, name):
+    """The same logits as the Hugging Face directory's, with what is rounded put into it."""
+    source = write_model(tmp_path / "m", name)
+    settings = Settings(method="rtn", skip=("model.layers.[!1].*",))
+    checkpoint = written(source, tmp_path / "out", settings=settings)
+    original = open_checkpoint(source)
+    assert set(checkpoint.names()) == set(original.names())
+    tensors = {}
+    for tensor in original.names():
+        values = checkpoint.tensor(tensor)
+        tensors[module_name(tensor, original.config)] = np.array(values)
+        if checkpoint.kind(tensor).dtype is not None:
+            rounded = 2**-22 if tensor.endswith("A_log") else 0  # an exponential, and its logarithm
+            np.testing.assert_allclose(
+                values, original.tensor(tensor), rtol=0, atol=rounded, err_msg=tensor
+            )
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    expected = logits(open_checkpoint(source))
+    np.testing.assert_allclose(
+        logits(checkpoint), expected, rtol=0, atol=1e-6 * np.abs(expected).max()
+    )
+
+
+def test_an_mlp_beside_experts_has_names_of_its_own(tmp_path):
+    """Gates and ups are one layer in the directory, and two tensors in the file."""
+    for name, end in (("granitemoehybrid", ""), ("granitemoehybrid-experts", "_shexp")):
+        checkpoint = written(write_model(tmp_path / name, name), tmp_path / f"{name}-out")
+        entries = GGUFFile(checkpoint.path).tensors
+        width = 256 if end else 512
+        for role, shape in (("gate", (width, 256)), ("up", (width, 256)), ("down", (256, width))):
+            assert entries[f"blk.0.ffn_{role}{end}.weight"].shape == shape
+        assert ("blk.0.ffn_gate.weight" in entries) == (not end)
+
+
+def test_shapes_of_mamba_are_those_of_llama_cpp(tmp_path):
+    checkpoint = written(write_model(tmp_path / "m", "nemotron_h"), tmp_path / "out", "Q4_K_M")
+    entries = GGUFFile(checkpoint.path).tensors
+    expected = {
+        "ssm_a": (8, 1),
+        "ssm_d": (8, 1),
+        "ssm_norm.weight": (2, 128),
+        "ssm_conv1d.weight": (384, 4),
+        "ssm_dt.bias": (8,),
+    }
+    for name, shape in expected.items():
+        entry = entries[f"blk.0.{name}"]
+        assert (entry.shape, entry.kind.name) == (shape, "F32")
+    options = GGUFFile(checkpoint.path).metadata.under("nemotron_h.")
+    assert options.integers("attention.head_count_kv").tolist() == [0, 0, 0, 1, 0]
+    assert options.integers("feed_forward_length").tolist() == [0, 512, 512, 0, 512]
+
+
+@pytest.mark.parametrize("name", ["gemma4_text", "qwen3_5_text", "qwen3_next", *HYBRIDS])
 def test_a_file_is_a_source_of_another(tmp_path, name):
     """Weights that are in blocks already stay the same, whatever the order in which they are stored."""
     first = written(write_model(tmp_path / "m", name), tmp_path / "one")

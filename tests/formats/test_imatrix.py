@@ -196,3 +196,12 @@ def test_channels_and_names_are_those_of_the_file(tmp_path):
     names = {name for name in GGUFFile(tmp_path / "two").tensors if name.endswith("in_sum2")}
     assert names == {"blk.0.attn_qkv.weight.in_sum2", "blk.0.attn_gate.weight.in_sum2"}
     assert set(read_imatrix(tmp_path / "two", config=config)) == {layer}
+    layer = "model.layers.0.shared_mlp.input_linear"
+    for experts, end in ((0, ""), (2, "_shexp")):
+        options = {"num_local_experts": experts, "num_experts_per_tok": experts}
+        config = ModelConfig.from_hf(described_config("granitemoehybrid", **options))
+        file = tmp_path / f"experts{experts}"
+        write_imatrix(file, {layer: collected(inputs)}, config=config)
+        names = {name for name in GGUFFile(file).tensors if name.endswith("in_sum2")}
+        assert names == {f"blk.0.ffn_{role}{end}.weight.in_sum2" for role in ("gate", "up")}
+        assert set(read_imatrix(file, config=config)) == {layer}

@@ -147,6 +147,7 @@ CASES = {
             "leading_dense_block_count": 1,
         },
     ),
+    "exaone": Case({"model_type": "exaone"}),
     "exaone4": Case({"model_type": "exaone4", "sliding_window": None}),
     "exaone-moe": Case(
         EXPERTS | {
@@ -230,6 +231,23 @@ CASES = {
         KEPT | {"model_type": "granitemoe", "attention_multiplier": 0.2},
         COUNTS | {"embedding_scale": 1.0, "residual_scale": 1.0, "attention.scale": 0.2},
     ),
+    "granitemoe-shared": Case(
+        KEPT | {
+            "model_type": "granitemoeshared",
+            "attention_multiplier": 0.2,
+            "shared_intermediate_size": 48,
+        },
+        COUNTS | {"attention.scale": 0.2, "expert_shared_feed_forward_length": 48},
+    ),
+    "hunyuan-moe": Case(
+        {"model_type": "hunyuan_v1_moe", "num_experts": 3, "moe_topk": 2},
+        COUNTS | {
+            "expert_feed_forward_length": 96,
+            "expert_shared_count": 1,
+            "expert_shared_feed_forward_length": 96,
+        },
+    ),
+    "jais2": Case({"model_type": "jais2", "num_key_value_heads": 4}),
     "llama-experts": Case(KEPT | {"model_type": "mixtral"}, COUNTS),
     "hunyuan-dense": Case({"model_type": "hunyuan_v1_dense"}),
     "llama4": Case(

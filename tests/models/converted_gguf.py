@@ -29,6 +29,11 @@ MINUS_1 = (
     *("qwen3next", "qwen35", "qwen35moe"),
 )
 """Architectures with norms of 1 + w."""
+PERMUTED = (
+    *("arcee", "granite", "granitehybrid", "granitemoe", "llama", "mistral3"),
+    *("nemotron_h", "nemotron_h_moe", "smollm3"),
+)
+"""Architectures whose rows of queries and keys stand in the order of neighbours."""
 
 
 class Case(NamedTuple):
@@ -49,8 +54,11 @@ def merged(tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     for name, values in tensors.items():
         own = re.sub(r"\.experts\.\d+\.", ".experts.", name)
         own = re.sub(
-            r"model\.(layers\.\d+)\.block_sparse_moe\.experts", r"\1.feed_forward.experts", own
+            r"model\.(layers\.\d+)\.(?:block_sparse_moe\.experts|feed_forward\.experts(?=\.w))",
+            r"\1.feed_forward.experts",
+            own,
         )
+        own = re.sub(r"backbone\.(layers\.\d+)\.mixer\.experts", r"model.\1.mlp.experts", own)
         found.setdefault(own, []).append(values)
     return {
         name: np.stack(values) if ".experts." in name else values[0]
@@ -66,6 +74,13 @@ def as_converted(
     for name, values in tensors.items():
         if ".linear_attn." in name:
             found |= converted_delta(config, name, values)
+        elif ".mamba." in name or ".mixer." in name:
+            found |= converted_state_space(config, name, values)
+        elif name.endswith("conv.conv.weight"):
+            found[name] = values[:, 0]
+        elif name.endswith("shared_mlp.input_linear.weight"):
+            for role, rows in zip(("gate", "up"), np.split(values, 2), strict=True):
+                found[name.replace("input_linear", role)] = rows
         elif name.endswith("sinks"):
             found[f"{name}.weight"] = values
         elif config.architecture.transposed and ".c_" in name and values.ndim == 2:
@@ -85,6 +100,23 @@ def as_converted(
         else:
             found[name] = values
     return found
+
+
+def converted_state_space(
+    config: ModelConfig, name: str, values: NDArray[Any]
+) -> dict[str, NDArray[Any]]:
+    """Change a tensor of a block's only sublayer: decays and shapes of Mamba 2."""
+    assert config.state_space is not None
+    end = re.split(r"\.(?:mamba|mixer)\.", name)[1]
+    if end == "conv1d.weight":
+        values = values[:, 0]
+    elif end == "A_log":
+        values = -np.exp(values)[:, None]
+    elif end == "D":
+        values = values[:, None]
+    elif end == "norm.weight":
+        values = values.reshape(config.state_space.groups, -1)
+    return {name.replace("dt_bias", "dt_proj.bias"): values}
 
 
 def converted_delta(
@@ -189,8 +221,7 @@ def write(
         if name in MINUS_1 and theirs.endswith("norm.weight") and "linear_attn" not in theirs:
             stored = values + np.float32(1)
         projection = theirs.split(".")[-2]
-        permuted = name in ("arcee", "granite", "granitemoe", "llama", "mistral3", "smollm3")
-        if permuted and projection in ("q_proj", "k_proj"):
+        if name in PERMUTED and projection in ("q_proj", "k_proj"):
             heads = read.num_heads if projection == "q_proj" else read.num_kv_heads
             stored = interleaved(values, heads)
         if theirs.endswith(("e_score_correction_bias", "expert_bias")):
@@ -199,6 +230,11 @@ def write(
         if theirs.endswith("shared_expert_gate.weight"):
             stored = values[0]
         block = theirs.split(".")[2] if ".layers." in theirs else ""
+        if name.startswith("granite") and ".shared_mlp." in theirs:
+            role = projection.replace("output_linear", "down")
+            end = "_shexp" if read.mixture else ""
+            writer.add_tensor(f"blk.{block}.ffn_{role}{end}.weight", stored)
+            continue
         end = next((end for end in ELSEWHERE if theirs.endswith(end)), None)
         if end is not None:
             writer.add_tensor(f"blk.{block}.{ELSEWHERE[end]}", stored)

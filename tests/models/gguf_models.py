@@ -97,6 +97,31 @@ GEMMA4 = {
     },
 }
 
+MAMBA = FACTORS | {
+    "layer_types": ["mamba", "attention", "mamba", "attention"],
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 32,
+    "shared_intermediate_size": 512,
+}
+ATTENTION = MAMBA | {"layer_types": ["attention"] * 4, "position_embedding_type": "rope"}
+NEMOTRON = {
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 32,
+    "n_groups": 2,
+    "ssm_state_size": 32,
+    "num_key_value_heads": 1,
+}
+NEMOTRON_EXPERTS = NEMOTRON | {
+    "layer_types": ["mamba", "moe", "attention", "moe"],
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256,
+    "moe_shared_expert_intermediate_size": 256,
+    "routed_scaling_factor": 1.5,
+}
+CONVOLUTIONS = {"layer_types": ["conv", FULL, "conv", FULL], "num_key_value_heads": 1}
+
 MODELS: dict[str, dict[str, Any]] = {
     "afmoe": EXPERTS
     | {"num_dense_layers": 1, "mup_enabled": True, "sliding_window": 16, "route_scale": 1.5},
@@ -110,6 +135,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "dots1": SPARSE | {"num_key_value_heads": 4, "n_shared_experts": 2, "norm_topk_prob": True},
     "ernie4_5": {},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 256},
+    "exaone": {"rope_scaling": LLAMA3},
     "exaone4": {"sliding_window": None},
     "exaone_moe": SPARSE | {"sliding_window": 16},
     "falcon": {"num_key_value_heads": None},
@@ -137,9 +163,19 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt_oss": LOCAL_EXPERTS | {"sliding_window": 16, "rope_scaling": YARN},
     "granite": FACTORS,
     "granitemoe": FACTORS | LOCAL_EXPERTS,
+    "granitemoehybrid": MAMBA
+    | {"num_local_experts": 0, "num_experts_per_tok": 0, "position_embedding_type": "rope"},
+    "granitemoehybrid-attention": ATTENTION | {"num_local_experts": 0, "num_experts_per_tok": 0},
+    "granitemoehybrid-attention-experts": ATTENTION | LOCAL_EXPERTS,
+    "granitemoehybrid-experts": MAMBA | LOCAL_EXPERTS | {"shared_intermediate_size": 256},
+    "granitemoeshared": FACTORS | LOCAL_EXPERTS | {"shared_intermediate_size": 256},
     "hunyuan_v1_dense": {},
+    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2},
     "internlm3": {},
+    "jais2": {"num_key_value_heads": 4},
     "kimi_k2": LATENT | {"n_group": 1, "topk_group": 1},
+    "lfm2": CONVOLUTIONS | {"block_auto_adjust_ff_dim": False},
+    "lfm2_moe": CONVOLUTIONS | EXPERTS | {"num_dense_layers": 1, "conv_L_cache": 4},
     "llama4_text": LOCAL_EXPERTS
     | {"intermediate_size_mlp": 512, "intermediate_size": 256, "rope_scaling": LLAMA4},
     "llama4_text-interleaved": LOCAL_EXPERTS
@@ -148,6 +184,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "ministral3": {"rope_parameters": WEIGHED_YARN | {"mscale": 1.0, "llama_4_scaling_beta": 0.1}},
     "mixtral": LOCAL_EXPERTS | {"num_local_experts": 8},
     "nemotron": {},
+    "nemotron_h": NEMOTRON
+    | {"layer_types": ["mamba", "mlp", "mlp", "attention", "mlp"], "num_hidden_layers": 5},
+    "nemotron_h-experts": NEMOTRON_EXPERTS,
+    "nemotron_h-latent": NEMOTRON_EXPERTS | {"moe_latent_size": 128},
     "olmo2": {},
     "olmo3": {"sliding_window": 16, "rope_scaling": YARN},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4},
@@ -183,15 +223,18 @@ MAY_BE_NONE = ("sliding_window", "q_lora_rank", "n_inner")
 """Keys for which null is not the default."""
 
 
-def write_model(directory: Path, name: str, **overrides: Any) -> Path:
-    """Write one of `MODELS`, float32, with a tokenizer; return its directory."""
-    directory.mkdir(parents=True)
+def model_config(name: str, **overrides: Any) -> dict[str, Any]:
+    """The ``config.json`` of one of `MODELS`."""
     kind = name.partition("-")[0]
     named = {ARCHITECTURES[kind].key(key): value for key, value in SIZES.items()}
     config = named | {"model_type": kind} | MODELS[name] | overrides
-    config = {
-        key: value for key, value in config.items() if value is not None or key in MAY_BE_NONE
-    }
+    return {key: value for key, value in config.items() if value is not None or key in MAY_BE_NONE}
+
+
+def write_model(directory: Path, name: str, **overrides: Any) -> Path:
+    """Write one of `MODELS`, float32, with a tokenizer; return its directory."""
+    directory.mkdir(parents=True)
+    kind, config = name.partition("-")[0], model_config(name, **overrides)
     (directory / "config.json").write_text(json.dumps(config))
     tensors = described_tensors(ModelConfig.from_hf(config))
     for tensor, values in tensors.items():

@@ -82,6 +82,57 @@ def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None
         open_checkpoint(tmp_path / "all.gguf")
 
 
+def test_numbers_of_blocks_that_are_left_out_are_left_out(tmp_path: Path) -> None:
+    """Arrays of a number for each block go on with those that predict further tokens."""
+    case, path = CASES["nemotron_h_moe"], tmp_path / "model.gguf"
+    key = ARCHITECTURES[case.config["model_type"]].key
+    config = {key(name): value for name, value in SIZES.items()} | case.config
+    more = {
+        "block_count": 5,
+        "nextn_predict_layers": 1,
+        "attention.head_count_kv": [0, 0, 2, 0, 2],
+        "feed_forward_length": [0, 32, 0, 32, 32],
+    }
+    tensors = {"blk.4.nextn.eh_proj.weight": np.ones((64, 128), np.float32)}
+    write(path, "nemotron_h_moe", config, Case(case.config, case.keys | more, tensors))
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.config.halves == ("attention", "mlp", "attention", "mlp")
+    assert set(checkpoint.dropped) == set(tensors)
+    quantize(path, tmp_path / "out", settings=Settings(method="rtn"), formats=["gguf:Q8_0"])
+    again = open_checkpoint(next((tmp_path / "out").iterdir()))
+    assert again.config == checkpoint.config
+    options = GGUFFile(again.path).metadata.under("nemotron_h_moe.")
+    assert options.integers("attention.head_count_kv").tolist() == [0, 0, 2, 0]
+    assert options.integers("feed_forward_length").tolist() == [0, 32, 0, 32]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        (
+            "falcon",
+            {"attention.key_length": 8, "attention.value_length": 8},
+            "attention.key_length: expected 16, a head's share",
+        ),
+        ("granitehybrid", {"ssm.inner_size": 64}, "ssm.inner_size: expected twice embedding_leng"),
+        ("granitehybrid", {"ssm.time_step_rank": 0}, "ssm.time_step_rank: expected a divisor of"),
+        ("lfm2", {"shortconv.l_cache": 1}, "shortconv.l_cache: expected 2 positions at least, g"),
+        ("lfm2", {"attention.head_count_kv": [0, 2]}, "head_count_kv: expected a number, or 0, f"),
+        ("lfm2", {"attention.head_count_kv": [0, 2, 0, 4]}, "head_count_kv: expected the same num"),
+        ("lfm2moe", {"expert_gating_func": 1}, "expert_gating_func: expected 2, sigmoids, got 1"),
+        ("nemotron_h", {"feed_forward_length": [0, 96, 96, 0]}, "feed_forward_length: expected 0"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(tmp_path: Path, name: str, keys, message: str) -> None:
+    case, path = CASES[name], tmp_path / "model.gguf"
+    key = ARCHITECTURES[case.config["model_type"]].key
+    config = {key(size): value for size, value in SIZES.items()} | case.config
+    write(path, name, config, Case(case.config, case.keys | keys))
+    with pytest.raises(ValueError, match=message) as error:
+        open_checkpoint(path)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("name", "tensors", "message"),
     [
@@ -92,6 +143,8 @@ def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None
         ),
         ("qwen3next", {"blk.0.attn_gate": (30, 64)}, "2 tensors|expected shape"),
         ("qwen35", {"blk.0.ssm_a": (4,)}, "ssm_a: expected numbers below 0, factors of decays"),
+        ("nemotron_h", {"blk.0.ssm_a": (4, 1)}, "ssm_a: expected numbers below 0, factors of d"),
+        ("granitehybrid", {"blk.0.ssm_conv1d.bias": None}, "conv1d.bias|missing|expected"),
         (
             "gemma4",
             {"rope_freqs.weight": (16,)},

@@ -66,14 +66,15 @@ def test_architectures(llama, tmp_path, kind, tied):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_other_architectures(llama, tmp_path, name):
-    experts = any("experts" in key for key in MODELS[name])
     source = write_model(tmp_path / "m", name)
+    experts = open_checkpoint(source).config.mixture
     agree(llama, source, tmp_path / "out", "Q8_0", PLAIN, 0.8 if experts else 1.0)
 
 
 OURS = (
     *("attn_k_b.weight", "attn_v_b.weight"),
     *("ssm_alpha.weight", "ssm_beta.weight", "ssm_ba.weight"),
+    *("ffn_latent_down.weight", "ffn_latent_up.weight"),
 )
 """Ends of the names of what we store as it is, and llama.cpp quantizes."""
 TOGETHER = "attn_gate.weight"
@@ -87,6 +88,9 @@ TOGETHER = "attn_gate.weight"
         *("deepseek_v3", "glm4_moe", "gpt2", "gpt_neox", "ministral3", "qwen3_vl_text"),
         *("afmoe", "ernie4_5_moe", "falcon", "falcon-two-norms"),
         *("gemma4_text", "gemma4_text-experts", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
+        *("granitemoehybrid", "granitemoehybrid-experts", "granitemoeshared", "hunyuan_v1_moe"),
+        *("lfm2", "lfm2_moe"),
+        *("nemotron_h", "nemotron_h-latent"),
     ],
 )
 def test_mixes_of_other_architectures(llama, tmp_path, name):
