@@ -292,7 +292,7 @@ def _metadata(checkpoint: Checkpoint, mix: str) -> dict[str, bytes]:
 
 
 _BY_BLOCK = ("attention.head_count_kv", "feed_forward_length")
-"""Options that may be one number for each block."""
+"""Options that may have one number per block."""
 
 
 def _without_further(checkpoint: GGUFCheckpoint) -> dict[str, bytes]:

@@ -31,20 +31,20 @@ def granitemoe(config: ModelConfig) -> Options:
 
 
 def granitemoeshared(config: ModelConfig) -> Options:
-    """The MLP beside experts has a width of its own."""
+    """The shared expert has its own width."""
     assert config.mixture is not None
     return granitemoe(config) | {"expert_shared_feed_forward_length": config.mixture.shared_size}
 
 
 def granite4_variant(config: ModelConfig) -> str:
-    """Without Mamba 2 it is one of the older models, whose embedding turns."""
+    """Return the architecture: without Mamba 2 an older one, which always has rotary embedding."""
     if config.state_space is not None:
         return "granitehybrid"
     return "granite" if config.mixture is None else "granitemoe"
 
 
 def granite4(config: ModelConfig) -> Options:
-    """Mamba 2 of one width, and whether attention turns."""
+    """Mamba 2 must be twice as wide as the residual stream; rotary embedding is optional."""
     if config.state_space is None:
         shared = {"expert_shared_feed_forward_length": config.intermediate_size}
         return granite(config) | shared if config.mixture is None else granitemoeshared(config)

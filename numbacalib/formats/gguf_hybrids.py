@@ -117,7 +117,7 @@ def _borrowing(config: ModelConfig, flags: list[bool]) -> int:
 
 
 def _heads_of_keys(config: ModelConfig, architecture: str) -> Options:
-    """Heads of keys of each block, 0 in those without attention; llama.cpp has no memory for none."""
+    """Return key/value heads per block, 0 without attention; llama.cpp fails if no block has any."""
     heads = [
         config.heads_of(index)[0] if config.attends(index) and config.has(index, "attention") else 0
         for index in range(config.num_layers)
@@ -128,18 +128,18 @@ def _heads_of_keys(config: ModelConfig, architecture: str) -> Options:
 
 
 def lfm2(config: ModelConfig) -> Options:
-    """Short convolutions, in blocks that have no heads of keys."""
+    """Options of short convolutions, in blocks without key/value heads."""
     convolution, architecture = config.convolution, config.model_type.replace("_", "")
     assert convolution is not None
     if not any(convolution.layers):
         raise refused("layer_types", "convolutions in some layers", architecture, "none")
     if convolution.taps < 2:
-        raise refused("conv_L_cache", "2 at least", architecture, convolution.taps)
+        raise refused("conv_L_cache", "at least 2", architecture, convolution.taps)
     return _heads_of_keys(config, architecture) | {"shortconv.l_cache": convolution.taps}
 
 
 def lfm2_moe(config: ModelConfig) -> Options:
-    """The same with experts behind a few dense layers."""
+    """Options of `lfm2`, and of experts after a few dense layers."""
     mixture = config.mixture
     assert mixture is not None
     return lfm2(config) | {
@@ -152,7 +152,7 @@ def lfm2_moe(config: ModelConfig) -> Options:
 
 
 def state_space(config: ModelConfig, architecture: str) -> Options:
-    """Sizes of Mamba 2, in blocks that have no heads of keys."""
+    """Sizes of Mamba 2, in blocks without key/value heads."""
     space = config.state_space
     if space is None:
         raise refused("layer_types", "Mamba 2 in some layers", architecture, "none")
@@ -168,23 +168,23 @@ def state_space(config: ModelConfig, architecture: str) -> Options:
 
 
 def nemotron_h_variant(config: ModelConfig) -> str:
-    """Name of the architecture, of which there is one more with experts."""
+    """Return the architecture, which is another one with experts."""
     return "nemotron_h" if config.mixture is None else "nemotron_h_moe"
 
 
 def nemotron_h(config: ModelConfig) -> Options:
-    """Mamba 2, and widths that are 0 in blocks without an MLP or experts; no block has both of these."""
+    """Options of Mamba 2, and widths per block: all of MLPs or all of experts, 0 in other blocks."""
     mixture, architecture = config.mixture, nemotron_h_variant(config)
     wide = [config.has(index, "mlp") for index in range(config.num_layers)]
     width = config.intermediate_size if mixture is None else mixture.size
     options = state_space(config, architecture) | {
-        "attention.layer_norm_epsilon": float(config.rms_norm_eps),  # which has to be there, too
+        "attention.layer_norm_epsilon": float(config.rms_norm_eps),  # required as well
         "feed_forward_length": np.array([width * own for own in wide], np.int32),
     }
     if mixture is None:
         return options
     if tuple(wide) != mixture.layers:
-        raise refused("layer_types", "experts in the place of each MLP", architecture, "others")
+        raise refused("layer_types", "experts in place of each MLP", architecture, "dense MLPs")
     latent = {"moe_latent_size": mixture.latent_size} if mixture.latent_size else {}
     shared = {"expert_shared_count": 1, "expert_shared_feed_forward_length": mixture.shared_size}
     return weighed(config) | options | latent | shared

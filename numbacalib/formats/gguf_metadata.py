@@ -159,7 +159,7 @@ def _require_same(checkpoint: Checkpoint, values: Mapping[str, Any]) -> None:
 
 
 def _has_own_mlp(config: ModelConfig) -> bool:
-    """Return whether a block has an MLP without experts, which is as wide as the model says."""
+    """Return whether a block has a dense MLP, whose width is ``intermediate_size``."""
     blocks = range(config.num_layers)
     return any(config.has(index, "mlp") and config.mixture_of(index) is None for index in blocks)
 

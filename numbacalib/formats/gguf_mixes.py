@@ -52,9 +52,9 @@ class Layers(NamedTuple):
     falcon: bool = False
     """True for a Falcon, whose output layers get other types."""
     valued: tuple[int, ...] = ()
-    """Blocks that have values of their own; empty for all."""
+    """Blocks with their own values; empty for all."""
     wide: tuple[int, ...] = ()
-    """Blocks that have an MLP, in a model without experts; empty for all."""
+    """Blocks with an MLP, in a model without experts; empty for all."""
 
 
 def file_type(mix: str) -> int:
@@ -96,7 +96,7 @@ def _layer_type(mix: str, base: str, kind: str, layer: int, layers: Layers) -> s
     if layers.experts == 8 and kind in ("attn_qkv", "attn_v", "attn_k"):
         return "Q8_0"
     if kind in ("attn_qkv", "attn_v"):
-        if layers.valued:  # a block's number among these
+        if layers.valued:  # the block's index among these
             layer = layers.valued.index(layer)
             more = _has_more(layer, len(layers.valued))
         wanted = {
@@ -122,7 +122,7 @@ def _layer_type(mix: str, base: str, kind: str, layer: int, layers: Layers) -> s
             "Q4_K_M": "Q6_K" if first else "Q5_K" if more else base,
             "Q5_K_M": "Q6_K" if more else base,
         }.get(mix, base)
-    if kind.startswith("ffn_down"):  # of experts, too
+    if kind.startswith("ffn_down"):  # experts included
         if layers.wide:
             layer = layers.wide.index(layer)
             more = _has_more(layer, layers.depth)

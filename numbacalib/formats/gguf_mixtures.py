@@ -13,7 +13,7 @@ Options = dict[str, Any]
 
 
 def counts(config: ModelConfig) -> Options:
-    """Counts of experts, and of those that a token goes through."""
+    """Counts of experts, and of those used per token."""
     mixture = config.mixture
     if mixture is None:
         return {}
@@ -32,7 +32,7 @@ def qwen2_moe(config: ModelConfig) -> Options:
 
 
 def sparse(config: ModelConfig) -> Options:
-    """Experts behind a few dense layers, and those that all tokens go through."""
+    """Options of experts after a few dense layers, with shared experts for all tokens."""
     mixture = config.mixture
     assert mixture is not None
     if not any(mixture.layers):
@@ -44,7 +44,7 @@ def sparse(config: ModelConfig) -> Options:
 
 
 def weighed(config: ModelConfig) -> Options:
-    """Experts, and how many of which groups count how much for a token."""
+    """Options of experts, and of the groups and weights of their router."""
     assert config.mixture is not None
     mixture, routing = config.mixture, config.mixture.routing
     found = {

@@ -47,7 +47,7 @@ class Written(NamedTuple):
     architecture: str
     options: Callable[[ModelConfig], Options]
     variant: Callable[[ModelConfig], str] | None = None
-    """From a model to its name there, where there are several."""
+    """Returns a model's name there, if there are several."""
 
     def name_of(self, config: ModelConfig) -> str:
         """Return the name of a model's architecture."""

@@ -41,7 +41,7 @@ class Types:
     def __init__(self, mix: str, config: ModelConfig) -> None:
         depth = config.num_layers
         mixed = [_is_mixed(config, index) for index in range(depth)]
-        # llama.cpp looks at the first block, which may have no heads
+        # llama.cpp takes the heads of the first block, which may have none
         heads_per_kv = 0 if mixed[0] else config.num_heads // config.num_kv_heads
         architecture = architecture_of(config)
         large = depth == 80 and (
@@ -61,13 +61,13 @@ class Types:
         self._mix, self._model_type, self._variant = mix, config.model_type, variant_of(config)
 
     def of(self, name: str, channels: int) -> str:
-        """Return the type of a matrix by Hugging Face's name, with K channels: of both its parts."""
+        """Return the type of a matrix by Hugging Face's name, with K channels; all its parts have it."""
         stored, *_ = stored_names(name, self._model_type, self._variant)
         return tensor_type_of(self._mix, stored, channels, self._layers)
 
 
 def _is_mixed(config: ModelConfig, index: int) -> bool:
-    """Return whether a block has no values of its own: a convolution, Mamba 2 or an MLP alone."""
+    """Return whether a block has no value layer: a convolution, Mamba 2 or an MLP alone."""
     mixers = config.convolution_of(index), config.state_space_of(index)
     return any(mixers) or not config.has(index, "attention")
 

@@ -92,7 +92,7 @@ def write_imatrix(
 
 
 def _names(config: ModelConfig | None, name: str) -> tuple[str, ...]:
-    """Names of the tensors that have a layer's inputs; what makes keys of a latent vector has others."""
+    """GGUF names of the tensors with a layer's inputs; with latent attention the key part has others."""
     if config is None:
         return stored_names(name)
     if config.latent is not None:

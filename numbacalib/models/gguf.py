@@ -60,7 +60,7 @@ class GGUFCheckpoint(Checkpoint):
     Attributes
     ----------
     architecture : str
-        GGUF's name of it.
+        GGUF's name of the architecture.
     options : Metadata
         The file's metadata under that name.
 
@@ -115,7 +115,7 @@ class GGUFCheckpoint(Checkpoint):
         return found
 
     def _experts(self, name: str) -> dict[str, list[_Stored]]:
-        """Take a tensor of all experts apart into those of each."""
+        """Split a tensor of all experts into those of each."""
         count, entry = self.options.integer("expert_count", 0), self._file.tensors[name]
         names = expert_names(name, self._described.model_type, count)
         roles = len(names) // max(count, 1)

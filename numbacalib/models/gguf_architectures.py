@@ -93,9 +93,9 @@ def _glm4(options: Metadata, config: Config) -> Config:
 
 
 def _falcon(options: Metadata, config: Config) -> Config:
-    """All have the second version's heads of keys, of which the first have one."""
+    """GGUF files have the second version's key heads for all; models of the first version have one."""
     whole = config["hidden_size"] // config["num_attention_heads"]
-    if config.pop("head_dim") != whole:  # a key that transformers' configuration cannot take
+    if config.pop("head_dim") != whole:  # read-only in transformers' configuration
         raise options.error("attention.key_length", f"{whole}, a head's share of embedding_length")
     return {"new_decoder_architecture": True, "parallel_attn": True}
 

@@ -184,13 +184,13 @@ def _shape(
 
 
 _SEVERAL = {"gemma4"}
-"""Architectures whose blocks have heads and MLPs of several sizes, which `GGUFArchitecture.read` reads."""
+"""Architectures with heads and MLPs of several sizes, which `GGUFArchitecture.read` reads."""
 _PARTIAL = {"granitehybrid", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe"}
-"""Architectures some of whose blocks have no attention, or no MLP: 0 heads, or a width of 0."""
+"""Architectures with blocks without attention (0 heads) or without an MLP (width 0)."""
 
 
 def _first_of(options: Metadata, key: str, count: int, default: int | None) -> int:
-    """The first number of a key that may have one for each block."""
+    """Return a key's first number that is not 0, where files may list one for each block."""
     if key not in options and default is not None:
         return default
     architecture = options.label("").rstrip(".")
@@ -213,7 +213,7 @@ def _check_heads(
     """Compare the heads with the query rows, before anything is allocated for a damaged count."""
     linears, role = described.linears, _first_role(described)
     fused = role == "query_key_value" or linears.get("key") == linears[role]
-    fused |= role == "query_gate"  # which has gates, too
+    fused |= role == "query_gate"  # includes the gates' rows
     name = f"model.layers.{_first_with(described, shapes, role)}.{linears[role]}.weight"
     queries = shapes.get(name, (heads * head_dim,))[0]
     fused &= "latent" not in linears
@@ -232,7 +232,7 @@ def _first_role(described: Architecture) -> str:
 
 
 def _first_with(described: Architecture, shapes: Mapping[str, tuple[int, ...]], role: str) -> int:
-    """Number of the first block that has a linear layer."""
+    """Return the number of the first block with a linear layer of this role."""
     end = f".{described.linears[role]}.weight"
     numbers = (name.split(".")[2] for name in shapes if name.endswith(end))
     return min(map(int, numbers), default=0)

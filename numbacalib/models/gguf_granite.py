@@ -1,6 +1,7 @@
-"""Options of GGUF files of Granite, as configurations have them.
+"""Conversion of GGUF options of Granite to configuration keys.
 
-Read from llama.cpp's ``src/models`` (granite, granite-moe, granite-hybrid), https://github.com/ggml-org/llama.cpp.
+Source: llama.cpp's ``src/models`` (granite, granite-moe, granite-hybrid),
+https://github.com/ggml-org/llama.cpp.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ __all__ = ["FACTORS", "granite", "granite_variant", "granitehybrid"]
 __all__ += ["granitemoe", "granitemoe_variant"]
 
 FACTORS = ("logit_scale", "residual_scale", "embedding_scale", "attention.scale")
-"""Keys of all."""
+"""Keys of all Granite models."""
 _SHARED = "expert_shared_feed_forward_length"
 
 
 def granite_variant(options: Metadata) -> str:
-    """Granite 4 without Mamba 2 is "granite", too, and says how wide an MLP beside experts would be."""
+    """Granite 4 without Mamba 2 is also "granite" in GGUF, told apart by a shared expert's width."""
     return "granitemoehybrid" if options.integer(_SHARED, 0) else "granite"
 
 
@@ -43,7 +44,7 @@ def granitemoe(options: Metadata, config: Config) -> Config:
 
 
 def granitehybrid(options: Metadata, config: Config) -> Config:
-    """The MLP beside experts is the one of models without, whose width is then the MLP's."""
+    """Without experts, the layers of the shared expert are the MLP and have its width."""
     turns = options.boolean("rope.scaling.finetuned", True)
     found = _factors(options) | granite_state_space(options, config)
     found["position_embedding_type"] = "rope" if turns else "nope"
@@ -54,14 +55,14 @@ def granitehybrid(options: Metadata, config: Config) -> Config:
 
 
 def _turning(options: Metadata) -> Config:
-    """Factors of a model whose queries and keys turn."""
+    """Return the factors of a model that must have rotary embedding."""
     if not options.boolean("rope.scaling.finetuned", True):
-        raise options.error("rope.scaling.finetuned", "true: no rotary embedding is not supported")
+        raise options.error("rope.scaling.finetuned", "true: NoPE models are not supported")
     return _factors(options)
 
 
 def _factors(options: Metadata) -> Config:
-    """Granite's, of scores, of logits, of the residual stream and of embeddings."""
+    """Return Granite's factors of scores, logits, the residual stream and embeddings."""
     head = {"attention_multiplier": options.number("attention.scale", 0.0)}
     return {
         "logits_scaling": options.number("logit_scale", 1.0),
@@ -71,6 +72,6 @@ def _factors(options: Metadata) -> Config:
 
 
 def _without_experts(config: Config) -> Config:
-    """The keys of a Granite 4 that has an MLP alone."""
+    """Return the keys of a Granite 4 without experts."""
     shared = {"shared_intermediate_size": config["intermediate_size"]}
     return {"num_local_experts": 0, "num_experts_per_tok": 0} | shared

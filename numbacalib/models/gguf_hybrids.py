@@ -1,6 +1,6 @@
 """Conversion of GGUF options to configuration keys, for decoders with two kinds of layers.
 
-Read from llama.cpp's ``src/models`` (qwen3next, qwen35, qwen35moe, gemma4, lfm2, lfm2moe, granite-hybrid,
+Source: llama.cpp's ``src/models`` (qwen3next, qwen35, qwen35moe, gemma4, lfm2, lfm2moe, granite-hybrid,
 nemotron-h), https://github.com/ggml-org/llama.cpp.
 """
 
@@ -104,7 +104,7 @@ def gemma4(options: Metadata, config: Config) -> Config:
 
 
 def _gemma4_heads(options: Metadata, config: Config, kinds: list[str]) -> Config:
-    """Heads of keys, and their length, of both kinds of layers."""
+    """Return the number and length of key-value heads, for layers with and without windows."""
     key, size = _HEADS, options.required("attention.key_length")
     numbers = options.by_layer(key, len(kinds))
     heads = {
@@ -142,15 +142,15 @@ def _gemma4_sharing(options: Metadata, count: int, kinds: list[str]) -> Config:
 
 
 def by_block(options: Metadata, key: str, count: int) -> list[int]:
-    """A number, or 0, for each block that runs; an array goes on with those that predict further tokens."""
+    """Return a number, or 0, per block, without those at an array's end that predict further tokens."""
     return options.by_layer(key, options.required("block_count"), least=0)[:count]
 
 
 def lfm2(options: Metadata, config: Config) -> Config:
-    """Short convolutions where blocks have no heads of keys; widths of MLPs are as they are."""
+    """Blocks without key/value heads are short convolutions; the MLP width needs no adjustment."""
     taps = options.required("shortconv.l_cache")
     if taps < 2:
-        raise options.error("shortconv.l_cache", "2 positions at least")
+        raise options.error("shortconv.l_cache", "at least 2 positions")
     heads = by_block(options, _HEADS, config["num_hidden_layers"])
     return {
         "layer_types": [FULL if own else "conv" for own in heads],
@@ -160,7 +160,7 @@ def lfm2(options: Metadata, config: Config) -> Config:
 
 
 def lfm2_moe(options: Metadata, config: Config) -> Config:
-    """Weights of experts sum to 1 always."""
+    """Experts' weights always sum to 1."""
     sigmoid(options)
     found = lfm2(options, config)
     del found["block_auto_adjust_ff_dim"]
@@ -176,7 +176,7 @@ def lfm2_moe(options: Metadata, config: Config) -> Config:
 
 
 def granite_state_space(options: Metadata, config: Config) -> Config:
-    """Layers of Mamba 2 where blocks have no heads of keys, twice as wide as the residual stream."""
+    """Blocks without key/value heads are Mamba 2, twice as wide as the residual stream."""
     inner, heads = _state_space_heads(options)
     keys = by_block(options, _HEADS, config["num_hidden_layers"])
     if inner != 2 * config["hidden_size"]:
@@ -213,13 +213,13 @@ def nemotron_h_moe(options: Metadata, config: Config) -> Config:
 
 
 def _nemotron_h(options: Metadata, config: Config, wide: str) -> Config:
-    """Blocks of one sublayer each: one with heads of keys, one with a width, or Mamba 2."""
+    """Blocks are attention if they have key/value heads, `wide` if they have a width, else Mamba 2."""
     count, kinds = config["num_hidden_layers"], []
     inner, heads = _state_space_heads(options)
     numbers = (by_block(options, key, count) for key in (_HEADS, "feed_forward_length"))
     for own, width in zip(*numbers, strict=True):
         if own and width:
-            raise options.error("feed_forward_length", f"0 where {_HEADS} is not")
+            raise options.error("feed_forward_length", f"0 if {_HEADS} is not 0")
         kinds.append("attention" if own else wide if width else "mamba")
     return {
         "layer_types": kinds,
@@ -233,7 +233,7 @@ def _nemotron_h(options: Metadata, config: Config, wide: str) -> Config:
 
 
 def _state_space_heads(options: Metadata) -> tuple[int, int]:
-    """Numbers of a token's values, and heads that have them."""
+    """Return the inner size of Mamba 2, and the number of its heads."""
     inner, heads = options.required("ssm.inner_size"), options.required("ssm.time_step_rank")
     if heads < 1 or inner % heads:
         raise options.error("ssm.time_step_rank", f"a divisor of ssm.inner_size {inner}")

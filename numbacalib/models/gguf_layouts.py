@@ -133,9 +133,8 @@ def _delta_order(config: ModelConfig, own: str) -> NDArray[np.int64] | None:
 def part_rows(config: ModelConfig, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows of a matrix that each of its two stored parts has.
 
-    For each head of keys it has the queries, the keys, the values and the gates that belong to it; the
-    first part has all queries, then all keys, then all values, the second the gates. An MLP's gates and
-    ups are one after the other.
+    The matrix has, for each key head, its queries, keys, values and gates; the first part has all queries,
+    then all keys, then all values, the second the gates. A fused MLP layer has all gates, then all ups.
     """
     delta = config.delta
     if delta is None:

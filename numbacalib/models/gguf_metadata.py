@@ -127,12 +127,12 @@ class Metadata:
         return value
 
     def by_layer(self, key: str, count: int, least: int = 1) -> list[int]:
-        """An integer for each of so many layers, which must be there: one for all, or an array."""
+        """An integer for each of `count` layers, required: one for all, or an array of at least `least`."""
         if not self.is_list(key):
             return [self.required(key)] * count
         numbers = [int(number) for number in self.integers(key)]
         if len(numbers) != count or min(numbers, default=least) < least:
-            kind = "a positive number" if least else "a number, or 0,"
+            kind = "a positive number" if least else "a non-negative number"
             raise self.error(key, f"{kind} for each of {count} blocks")
         return numbers
 

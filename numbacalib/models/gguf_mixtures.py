@@ -184,7 +184,7 @@ def ernie4_5_moe(options: Metadata, config: Config) -> Config:
 
 
 def hunyuan_moe(options: Metadata, config: Config) -> Config:
-    """All of an expert's sizes are the MLP's, and those of the one beside them."""
+    """The shared expert must be as wide as the MLP."""
     shared = options.integer("expert_shared_feed_forward_length", config["intermediate_size"])
     if shared != config["intermediate_size"]:
         raise options.error("expert_shared_feed_forward_length", "feed_forward_length")

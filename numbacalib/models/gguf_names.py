@@ -47,9 +47,9 @@ _LINEARS = {
     "key_value": "attn_kv_b",
 }
 _FUSED = {"query": "attn_qkv", "gate": "ffn_up"}
-"""Of a layer that has the roles after this one, too."""
+"""GGUF's names of fused layers, by the first of their roles."""
 _FINAL_NORMS = dict.fromkeys(("lfm2", "lfm2_moe"), "token_embd_norm")
-"""Names of the final norm where it is not ``output_norm``."""
+"""GGUF's names of the final norm, if not ``output_norm``."""
 _NORMS = {
     "attention": "attn_norm",
     "mlp": "ffn_norm",
@@ -112,12 +112,12 @@ def _names(model_type: str, variant: str) -> dict[str, str]:
 
 
 _SHARED_MLPS = {"granitemoehybrid", "granitemoeshared"}
-"""Architectures whose MLP beside experts is the one of models without: here it has one name, there two."""
+"""Architectures whose shared expert has the name of the MLP here, but another one in GGUF."""
 _WITH_EXPERTS = "experts"
 
 
 def variant_of(config: ModelConfig) -> str:
-    """Return which of an architecture's names a model has: the `variant` of other functions here."""
+    """Return the variant of names that a model has: the `variant` of other functions here."""
     if config.model_type in _SHARED_MLPS and config.mixture is not None:
         return _WITH_EXPERTS
     return config.variant
@@ -125,7 +125,7 @@ def variant_of(config: ModelConfig) -> str:
 
 @functools.cache
 def _parts(model_type: str) -> dict[str, tuple[str, str]]:
-    """Matrices that files hold as two tensors: their names where they are whole, and those of the two."""
+    """Return the matrices that files split in two: GGUF's names of the whole, and of the two parts."""
     described, found = ARCHITECTURES[model_type], {}
     if "latent" in described.linears:
         found["attn_kv_b"] = "attn_k_b", "attn_v_b"
@@ -137,7 +137,7 @@ def _parts(model_type: str) -> dict[str, tuple[str, str]]:
 
 
 def _expert_names(experts: ExpertNames) -> dict[str, str]:
-    """Names of what chooses experts, and of what all tokens go through beside them."""
+    """Map GGUF's names of the router, the shared expert and latent projections to Hugging Face's."""
     names = {"ffn_gate_inp": experts.router}
     ends = {role: getattr(experts, role) for role in _EXPERT_ROLES}
     if experts.shared:
@@ -152,7 +152,7 @@ def _expert_names(experts: ExpertNames) -> dict[str, str]:
 
 
 def _mixer_names(architecture: Architecture) -> dict[str, str]:
-    """Names of the parts of a short convolution, or of a layer of Mamba 2, that are modules."""
+    """Map GGUF's names of the modules of a short convolution, or of Mamba 2, to Hugging Face's."""
     names: dict[str, str] = {}
     if (convolution := architecture.convolution) is not None:
         names |= {
@@ -244,7 +244,7 @@ def hf_name(name: str, model_type: str = "llama", variant: str = "") -> str:
 
 
 def parts_of(name: str, model_type: str) -> tuple[str, ...]:
-    """Names of the two tensors that make up a matrix, by that of either; none for any other tensor."""
+    """Return the names of the two tensors that make up a matrix, given either; () for other tensors."""
     stem = name.rpartition(".")[0].rpartition(".")[2]
     parts = next((both for both in _parts(model_type).values() if stem in both), ())
     return tuple(name.replace(stem, part) for part in parts)

@@ -36,7 +36,7 @@ LOG_MULTIPLIERS = {
 
 
 _NEVER_TURNING = {"nemotron_h"}
-"""Architectures whose files have a number of dimensions that turn, though none do."""
+"""Architectures whose files have ``rope.dimension_count``, but that have no rotary embedding."""
 
 
 def rotary_share(

@@ -55,7 +55,7 @@ def is_other(config: ModelConfig, name: str) -> bool:
 
 
 def stored_shape(config: ModelConfig, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that a tensor of Hugging Face's has in GGUF."""
+    """Return the shape in GGUF of a tensor of Hugging Face's."""
     if _is_row(config.architecture, name):
         return shape[1:]
     if _is_column(config.architecture, name):
@@ -90,19 +90,19 @@ def _is_taps(architecture: Architecture, name: str) -> bool:
 
 
 def _is_column(architecture: Architecture, name: str) -> bool:
-    """Return whether a tensor has a number for each head of a layer of Mamba 2, and is ``[heads, 1]``."""
+    """Return whether a tensor has one number per head of Mamba 2, and is stored as ``[heads, 1]``."""
     space = architecture.state_space
     return space is not None and name.endswith((f".{space.slopes}", f".{space.shares}"))
 
 
 def _is_grouped(architecture: Architecture, name: str) -> bool:
-    """Return whether a tensor is the norm of a layer of Mamba 2: ``[groups, numbers of each]``."""
+    """Return whether a tensor is the norm of Mamba 2, stored as ``[groups, numbers of each]``."""
     space = architecture.state_space
     return space is not None and name.endswith(f".{space.norm}.weight")
 
 
 def _form(config: ModelConfig, name: str) -> _Form | None:
-    """Return the functions for a tensor whose numbers are other ones in GGUF; None for any other."""
+    """Return the conversion of a tensor that has other values in GGUF; None for any other."""
     delta, space, layer = (
         config.architecture.delta,
         config.architecture.state_space,
@@ -118,7 +118,7 @@ def _form(config: ModelConfig, name: str) -> _Form | None:
 
 
 def _decays(slopes: Values) -> Values:
-    """Factors of decays, of which Hugging Face has logarithms."""
+    """Return the factors in decays, of which Hugging Face stores logarithms."""
     return -np.exp(slopes.astype(np.float64)).astype(np.float32)
 
 

@@ -55,7 +55,7 @@ HYBRIDS = [
 
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_what_is_not_rounded_is_what_it_was(tmp_path, name):
-    """The same logits as the Hugging Face directory's, with what is rounded put into it."""
+    """The logits are those of the Hugging Face directory with the rounded weights put into it."""
     source = write_model(tmp_path / "m", name)
     settings = Settings(method="rtn", skip=("model.layers.[!1].*",))
     checkpoint = written(source, tmp_path / "out", settings=settings)

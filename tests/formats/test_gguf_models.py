@@ -51,7 +51,7 @@ def test_every_architecture_that_is_written_is_tried_and_read():
 
 def test_the_document_lists_all_that_are_written():
     text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
-    listed = text.partition("- Written are ")[2].partition(". Others are")[0]
+    listed = text.partition("- Supported for writing: ")[2].partition(". Others are")[0]
     names = set(re.split(r",\s+|\s+and\s+", listed))
     assert names == {name.removesuffix("_text") for name in WRITTEN}
     assert f"[{len(WRITTEN)} architectures](#gguf)" in text
@@ -249,7 +249,7 @@ def changed(source, **options):
         ("qwen3_5_text", {"linear_value_head_dim": 32}, "linear_value_head_dim: expected 64 of a"),
         ("jais2", {"num_key_value_heads": 2}, "num_key_value_heads: expected 4 of a jais2 in GGUF"),
         ("jais2", {"mlp_bias": False}, "mlp_bias: expected True of a jais2 in GGUF, got False"),
-        ("lfm2", {"conv_L_cache": 1}, "conv_L_cache: expected 2 at least of a lfm2 in GGUF, got 1"),
+        ("lfm2", {"conv_L_cache": 1}, "conv_L_cache: expected at least 2 of a lfm2 in GGUF, got 1"),
         ("lfm2", {"layer_types": ["conv"] * 4}, "layer_types: expected attention in some layers"),
         ("lfm2", {"layer_types": [FULL] * 4}, "layer_types: expected convolutions in some layers"),
         ("lfm2_moe", {"norm_topk_prob": False}, "mixture: expected .* of a lfm2moe in GGUF"),
@@ -268,7 +268,7 @@ def changed(source, **options):
         (
             "nemotron_h-experts",
             {"layer_types": ["mamba", "moe", "attention", "mlp"]},
-            "layer_types: expected experts in the place of each MLP of a nemotron_h_moe in GGUF",
+            "layer_types: expected experts in place of each MLP of a nemotron_h_moe in GGUF",
         ),
         (
             "qwen3_5_text",

@@ -33,7 +33,7 @@ PERMUTED = (
     *("arcee", "granite", "granitehybrid", "granitemoe", "llama", "mistral3"),
     *("nemotron_h", "nemotron_h_moe", "smollm3"),
 )
-"""Architectures whose rows of queries and keys stand in the order of neighbours."""
+"""Architectures whose query and key rows are stored as interleaved rotary pairs."""
 
 
 class Case(NamedTuple):
@@ -105,7 +105,7 @@ def as_converted(
 def converted_state_space(
     config: ModelConfig, name: str, values: NDArray[Any]
 ) -> dict[str, NDArray[Any]]:
-    """Change a tensor of a block's only sublayer: decays and shapes of Mamba 2."""
+    """Convert a tensor of Mamba 2, or of another mixer: only decays and shapes of Mamba 2 change."""
     assert config.state_space is not None
     end = re.split(r"\.(?:mamba|mixer)\.", name)[1]
     if end == "conv1d.weight":

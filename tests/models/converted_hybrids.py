@@ -95,7 +95,7 @@ NEMOTRON = {
 }
 NEMOTRON_EXPERTS = NEMOTRON | {
     "layer_types": ["mamba", "moe", "attention", "moe"],
-    "intermediate_size": 32,  # which no block has
+    "intermediate_size": 32,  # used by no block
 }
 NEMOTRON_KEYS = (
     COUNTS

@@ -224,7 +224,7 @@ MAY_BE_NONE = ("sliding_window", "q_lora_rank", "n_inner")
 
 
 def model_config(name: str, **overrides: Any) -> dict[str, Any]:
-    """The ``config.json`` of one of `MODELS`."""
+    """Return the ``config.json`` of one of `MODELS`."""
     kind = name.partition("-")[0]
     named = {ARCHITECTURES[kind].key(key): value for key, value in SIZES.items()}
     config = named | {"model_type": kind} | MODELS[name] | overrides
