@@ -127,10 +127,11 @@ class Metadata:
         return value
 
     def by_layer(self, key: str, count: int, least: int = 1) -> list[int]:
-        """An integer for each of `count` layers, required: one for all, or an array of at least `least`."""
-        if not self.is_list(key):
-            return [self.required(key)] * count
-        numbers = [int(number) for number in self.integers(key)]
+        """An integer for each of `count` layers, at least `least`, required: one for all, or an array."""
+        if self.is_list(key):
+            numbers = [int(number) for number in self.integers(key)]
+        else:
+            numbers = [self.required(key)] * count
         if len(numbers) != count or min(numbers, default=least) < least:
             kind = "a positive number" if least else "a non-negative number"
             raise self.error(key, f"{kind} for each of {count} blocks")

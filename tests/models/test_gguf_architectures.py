@@ -17,6 +17,7 @@ from numbacalib.models import Decoder, ModelConfig, open_checkpoint
 from numbacalib.models.architectures import ARCHITECTURES
 from numbacalib.models.gguf_architectures import GGUF_ARCHITECTURES
 from numbacalib.models.gguf_file import GGUFFile
+from numbacalib.models.gguf_metadata import Metadata
 from numbacalib.models.gguf_names import gguf_name, hf_name
 from numbacalib.models.layer_tensors import is_linear
 from numbacalib.models.tensor_names import canonical_name
@@ -160,6 +161,15 @@ def test_damaged_tensors_are_named(tmp_path: Path, name: str, tensors, message: 
     with pytest.raises(ValueError, match=message) as error:
         Decoder(open_checkpoint(path)).loss(random_tokens(1, 8))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [-3, [1, -3], [1]])
+def test_numbers_by_layer_are_checked(value: int | list[int]) -> None:
+    given = np.array(value, np.int32) if isinstance(value, list) else value
+    with pytest.raises(
+        ValueError, match="key: expected a non-negative number for each of 2 blocks"
+    ):
+        Metadata({"key": given}).by_layer("key", 2, least=0)
 
 
 def test_every_architecture_of_files_is_tried() -> None:
