@@ -202,7 +202,7 @@ def test_what_gguf_cannot_hold_is_refused_before_any_work(tmp_path):
     )
     source = write_tiny_checkpoint(tmp_path / "narrow", intermediate_size=80)
     refused(
-        source, tmp_path / "out", "down_proj: expected K a multiple of 32, got 80: leave it as it"
+        source, tmp_path / "out", "down_proj: expected K a multiple of 32, got 80: skip the layer"
     )
     source = write_tiny_checkpoint(tmp_path / "plain")
     message = "refit: expected False where the format fixes the grid"

@@ -41,7 +41,7 @@ def test_blocks_wait_to_be_written_in_bounded_memory(tmp_path, monkeypatch):
         real(path)
 
     monkeypatch.setattr(work, "QUEUED_BYTES", 2 * block(0).nbytes)
-    with open_work(tmp_path / "work", IDENTITY, anew=False) as kept:
+    with open_work(tmp_path / "work", IDENTITY, clean=False) as kept:
         monkeypatch.setattr(durable, "sync", slow)
         kept.save(0, block(0))
         kept.save(1, block(1))
@@ -64,7 +64,7 @@ def test_blocks_wait_to_be_written_in_bounded_memory(tmp_path, monkeypatch):
 
 def test_a_block_wider_than_the_queue_is_kept_as_well(tmp_path, monkeypatch):
     monkeypatch.setattr(work, "QUEUED_BYTES", 1)
-    with open_work(tmp_path / "work", IDENTITY, anew=False) as kept:
+    with open_work(tmp_path / "work", IDENTITY, clean=False) as kept:
         for index in range(3):
             kept.save(index, block(index))
         kept.settle()
@@ -81,7 +81,7 @@ def test_no_block_is_written_after_one_that_the_disk_refused(tmp_path, monkeypat
         real(path)
 
     monkeypatch.setattr(durable, "sync", full)
-    with suppress(KeyboardInterrupt), open_work(tmp_path / "work", IDENTITY, anew=False) as kept:
+    with suppress(KeyboardInterrupt), open_work(tmp_path / "work", IDENTITY, clean=False) as kept:
         for index in range(4):
             kept.save(index, block(index))
         begun.set()
