@@ -65,7 +65,8 @@ LARGE = {"cudasim": (5, 40)}
 """Rows and channels that fill no block of a kernel; of few, the simulator's."""
 
 
-@pytest.mark.parametrize(("zeros", "passes"), [("integers", 1), ("biases", 3)])
+@pytest.mark.parametrize("zeros", ["integers", "biases"])
+@pytest.mark.parametrize("passes", [1, 3])
 def test_large_layers_in_float32_differ_in_ties_alone(backend, zeros, passes):
     rows, channels = LARGE.get(backend.name, (530, 1100))
     weight, hessian = layer(8, rows, channels)
