@@ -57,12 +57,21 @@ class Model(NamedTuple):
     """Patterns of layers that stay unquantized, with llm-compressor too."""
 
 
-MODELS = {
+WHOLE = {
     "llama": Model(512, 64),
     "gemma3_text": Model(512, 64),
     "glassllm": Model(128, 32, ("*.down_proj",)),  # no group length divides their K = 341
     "SmolLM2-135M": Model(512, 64),
 }
+BLOCKS = 30
+"""Of SmolLM2-135M."""
+MODELS = WHOLE | {
+    f"SmolLM2-135M, {blocks} blocks": Model(
+        512, 64, tuple(f"*.layers.{later}.*" for later in range(blocks, BLOCKS))
+    )
+    for blocks in (4, 8, 16)
+}
+"""Whole models, and one of which only the first blocks are quantized: errors add up from block to block."""
 FULL: dict[str, Any] = {
     "ranges": "full",
     "full_range": False,
@@ -249,7 +258,7 @@ def stages_of_whole_blocks(
 
 def path_of(name: str, folder: Path, texts: Texts, device: str) -> Path:
     """Return the path of a model's checkpoint; fetch or train it the first time."""
-    if name == "SmolLM2-135M":
+    if name.startswith("SmolLM2-135M"):
         return checkpoint_of_smollm2()
     if name == "glassllm":
         return checkpoint_of_glassllm()
@@ -295,7 +304,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(WHOLE))
     parser.add_argument("--grid", nargs="+", choices=GRIDS, default=["4s", "3a", "2a"])
     parser.add_argument("--method", nargs="+", default=["*"], help="patterns of methods' names")
     parser.add_argument("--calibrate-on", choices=KINDS, default=KINDS[0])
