@@ -91,7 +91,8 @@ def rows_of(name: str, model: Path, dtype: str, folder: Path) -> list[DeviceRow]
     settings: dict[str, Any] = {"group_size": group_size, "symmetric": True, "target": "layerwise"}
 
     def losses(model: Path, device: str) -> np.ndarray:
-        found, output = (folder / f"{what}-{model.name}-{device}" for what in ("inputs", "output"))
+        scratch = Path(tempfile.mkdtemp(dir=folder))
+        found, output = scratch / "inputs", scratch / "output"
         collect(model, found, text=texts.calibration["messages"], device=device, **size)
         layers = quantize(model, output, statistics=found, device=device, **settings).layers
         return np.array([layer.loss for layer in layers])
