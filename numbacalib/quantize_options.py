@@ -38,6 +38,7 @@ SETTINGS = (
     "max_fallbacks",
     "samples",
     "sequence_length",
+    "own_text",
 )
 """Options that are settings of the same names."""
 GRID: dict[str, Any] = {"bits": [BITS], "group_size": 128, "symmetric": False}
@@ -157,6 +158,13 @@ def add_methods(quantize: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="passes of coordinate descent over the codes of a row (default: 3 with a propagated target)",
+    )
+    quantize.add_argument(
+        "--own-text",
+        type=float,
+        metavar="SHARE",
+        help="share of the calibration sequences that the model writes itself instead of the text's, for "
+        "other kinds of text; 0 for none (default %(default)s)",
     )
     quantize.add_argument(
         "--importance",

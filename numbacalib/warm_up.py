@@ -16,7 +16,7 @@ import numbacalib
 from numbacalib import methods
 from numbacalib.formats.bit_packing import pack_bits, unpack_bits
 from numbacalib.models.loss_sums import LossSums
-from numbacalib.ops import divergence
+from numbacalib.ops import divergence, sampling
 from numbacalib.ops.activation import activate
 from numbacalib.ops.attention import attention
 from numbacalib.ops.causal_convolution import causal_convolution
@@ -135,4 +135,6 @@ def _decode() -> None:
     state = divergence.new_state(TOKENS, x)
     divergence.add_scores(x, x, state)
     divergence.divergences(state)
+    drawn = sampling.new_state(TOKENS, x)
+    sampling.add_scores(x, 0, 0, 0, drawn)
     cap(x, 30.0)

@@ -38,6 +38,7 @@ from numbacalib.models import (
     Place,
     open_checkpoint,
 )
+from numbacalib.ops import sampling
 from numbacalib.ops.magnitudes import channel_magnitudes
 from numbacalib.ops.matrix import diagonals, weighted_sum
 from numbacalib.quantizer.divergence import compare
@@ -286,10 +287,11 @@ def _target(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
 
 
 def _score(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
-    """Run the head's losses and the divergence, which the proof of the output needs."""
+    """Run the head's losses and the divergence, which the proof of the output needs, and draw tokens."""
     del block
     tokens = np.zeros((1, settings.sequence_length), np.int64)
     states = _states(decoder, settings)
+    sampling.add_scores(states[0], 0, 0, 0, sampling.new_state(settings.sequence_length, states))
     compare(decoder, states, decoder, states, tokens)
 
 

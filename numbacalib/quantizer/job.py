@@ -24,6 +24,7 @@ from numbacalib.quantizer.identity import identity_of, settings_as_json, stamps_
 from numbacalib.quantizer.importance import read_importance
 from numbacalib.quantizer.memory import Demand
 from numbacalib.quantizer.outer import is_outer, outer_layers
+from numbacalib.quantizer.own_text import own_sequences, with_own_text
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.text import evenly_spaced, read_sequences, read_split
 
@@ -170,14 +171,18 @@ def _calibration(
     if not _needs_text(inputs, settings):
         return None, None, none_left
     most = max(1, HELD_OUT_TOKENS // length)
-    given = checkpoint, inputs.text, length, settings.samples
+    demand = Demand.of(decoder, settings, layers)
+    count = own_sequences(settings.own_text, settings.samples)
+    given = checkpoint, inputs.text, length, settings.samples - count
     tokens, left = read_split(*given, most)
+    held_bytes = demand.working_bytes(settings.samples * length)  # no more than later blocks take
+    tokens = with_own_text(decoder, tokens, count, held_bytes)
     calibration = TextCalibration(
         decoder,
         tokens,
         everything=settings.experts == "all",
         propagated=settings.target == "propagated",
-        streamed=Demand.of(decoder, settings, layers).must_stream(tokens.size),
+        streamed=demand.must_stream(tokens.size),
     )
     return calibration, tokens, left
 

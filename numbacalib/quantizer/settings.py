@@ -72,6 +72,9 @@ class Settings(LayerSettings):
     samples: int = 64
     """Calibration sequences, evenly spaced over the text."""
     sequence_length: int = 512
+    own_text: float = 0.25
+    """Share of the calibration sequences that the model writes itself, instead of the text's: brings it
+    closer to the original on kinds of text other than the calibration's."""
     max_fallbacks: float = 0.1
     """Share of the layers that may need more damping than `percdamp` before the run fails."""
 
@@ -146,6 +149,7 @@ def check(settings: Settings, importance: str | Path | None) -> None:
             raise ValueError("size: expected none with bits of single layers, which it chooses")
         if settings.method != "gptq":
             raise ValueError(f"size: expected none with {settings.method}, which has no factor")
+    checks.share("own_text", settings.own_text)
     checks.share("max_fallbacks", settings.max_fallbacks)
     for name in ("awq_weight_term", "lm_head", "embeddings"):
         checks.boolean(name, getattr(settings, name))

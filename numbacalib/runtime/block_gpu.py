@@ -33,3 +33,19 @@ def block_max(parts, thread):
         cuda.syncthreads()
         half //= 2
     return parts[0]
+
+
+@cuda.jit(device=True)
+def largest_of_block(parts, own, thread):
+    """Largest of the threads' values, for every thread of the block, whatever `parts` held before."""
+    cuda.syncthreads()  # all threads have read the result before this one
+    parts[thread] = own
+    return block_max(parts, thread)
+
+
+@cuda.jit(device=True)
+def sum_of_block(parts, own, thread):
+    """Sum of the threads' values, for every thread of the block, whatever `parts` held before."""
+    cuda.syncthreads()
+    parts[thread] = own
+    return block_sum(parts, thread)

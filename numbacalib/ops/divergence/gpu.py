@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from numbacalib.runtime import device
-from numbacalib.runtime.block_gpu import block_max, block_sum
+from numbacalib.runtime.block_gpu import largest_of_block, sum_of_block
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.launch import launch
 from numbacalib.spec.decoder import weight_of
@@ -38,39 +38,23 @@ def _add(p, q, state):
     largest_p, largest_q = before_p, before_q
     for j in range(thread, p.shape[1], THREADS):
         largest_p, largest_q = max(largest_p, p[i, j]), max(largest_q, q[i, j])
-    largest_p = np.float32(_largest(parts, largest_p, thread))
-    largest_q = np.float32(_largest(parts, largest_q, thread))
+    largest_p = np.float32(largest_of_block(parts, largest_p, thread))
+    largest_q = np.float32(largest_of_block(parts, largest_q, thread))
     total_p = total_q = pull = np.float64(0)
     for j in range(thread, p.shape[1], THREADS):
         weight = np.float64(weight_of(p[i, j], largest_p))
         total_p += weight
         total_q += np.float64(weight_of(q[i, j], largest_q))
         pull += weight * (np.float64(p[i, j]) - np.float64(q[i, j]))
-    total_p = _sum(parts, total_p, thread)
-    total_q = _sum(parts, total_q, thread)
-    pull = _sum(parts, pull, thread)
+    total_p = sum_of_block(parts, total_p, thread)
+    total_q = sum_of_block(parts, total_q, thread)
+    pull = sum_of_block(parts, pull, thread)
     if thread == 0:
         shrink_p = np.float64(weight_of(before_p, largest_p))
         state[TOTAL_P, i] = state[TOTAL_P, i] * shrink_p + total_p
         state[TOTAL_Q, i] = state[TOTAL_Q, i] * np.float64(weight_of(before_q, largest_q)) + total_q
         state[PULL, i] = state[PULL, i] * shrink_p + pull
         state[LARGEST_P, i], state[LARGEST_Q, i] = largest_p, largest_q
-
-
-@cuda.jit(device=True)
-def _largest(parts, own, thread):
-    """Largest of the threads' values, for every thread of the block."""
-    cuda.syncthreads()  # all threads have read the result before this one
-    parts[thread] = own
-    return block_max(parts, thread)
-
-
-@cuda.jit(device=True)
-def _sum(parts, own, thread):
-    """Sum of the threads' values, for every thread of the block."""
-    cuda.syncthreads()
-    parts[thread] = own
-    return block_sum(parts, thread)
 
 
 @cuda.jit

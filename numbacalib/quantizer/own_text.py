@@ -1,0 +1,96 @@
+"""Calibration sequences that the model writes itself, beside those of the text.
+
+A calibration text is of one kind, and a model quantized on it loses more on others. What the model itself
+writes from any beginning is of all kinds that it knows (Liu et al. (2023), arXiv 2305.17888; Williams et
+al. (2024), arXiv 2410.17170). Short pieces do as well as long ones, and cost less.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbacalib.models import Decoder
+from numbacalib.models.sampling import Blocks, next_tokens
+from numbacalib.models.text_encoder import TextEncoder
+from numbacalib.quantizer.progress import Progress
+from numbacalib.quantizer.text import evenly_spaced
+
+PIECE = 16
+"""Tokens of a piece: its first is drawn from those of the text, the others by the model. Pieces of 8 leave
+more divergence on other kinds of text, those of 64 little less; time grows with the length."""
+MOST = 1 << 14
+"""Most tokens that are written; they are repeated where more are asked for."""
+
+log = logging.getLogger("numbacalib")
+
+
+def own_sequences(share: float, samples: int) -> int:
+    """Return how many of `samples` sequences the model writes itself; at least one is of the text."""
+    return min(int(share * samples), samples - 1)
+
+
+def with_own_text(
+    decoder: Decoder, tokens: NDArray[np.int32], count: int, held_bytes: int
+) -> NDArray[np.int32]:
+    """Add `count` sequences that the model writes to those of a text ``[S, T]``, evenly between them.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    tokens : int32 [S, T]
+    count : int
+    held_bytes : int
+        Memory, where the model runs, that its blocks may take meanwhile: with less they are read again for
+        each token of a piece.
+
+    Returns
+    -------
+    int32 [S + count, T]
+    """
+    if not count:
+        return tokens
+    begin = time.perf_counter()
+    own = _written(decoder, tokens, count, held_bytes)
+    decoder.place.give_back()
+    taken = time.perf_counter() - begin
+    log.info("own text: %d sequences of %d written in %.1f s", count, tokens.shape[1], taken)
+    result = np.empty((len(tokens) + count, tokens.shape[1]), np.int32)
+    here = np.zeros(len(result), bool)
+    here[evenly_spaced(len(result), count)] = True
+    result[here], result[~here] = own, tokens
+    return result
+
+
+def _written(
+    decoder: Decoder, tokens: NDArray[np.int32], count: int, held_bytes: int
+) -> NDArray[np.int32]:
+    """Sequences of pieces, ``[count, T]``, with the special tokens that begin the text's."""
+    prefix = _prefix(decoder)
+    length = tokens.shape[1] - len(prefix)
+    piece = min(PIECE, length)
+    pieces = math.ceil(min(count * length, MOST) / piece)
+    known = np.unique(tokens[:, len(prefix) :])
+    firsts = np.random.default_rng(0).choice(known, pieces)
+    found = np.empty((pieces, len(prefix) + piece), np.int32)
+    found[:, : len(prefix)] = prefix
+    found[:, len(prefix)] = firsts
+    blocks = Blocks(decoder, held_bytes)
+    with Progress(piece - 1) as progress:
+        for end in range(len(prefix) + 1, found.shape[1]):
+            progress.show(f"writing own text, token {end - len(prefix) + 1} of {piece}")
+            found[:, end] = next_tokens(decoder, blocks, found[:, :end], end)
+            progress.step()
+    own = np.resize(found[:, len(prefix) :], (count, length))
+    return np.concatenate([np.tile(found[:1, : len(prefix)], (count, 1)), own], axis=1)
+
+
+def _prefix(decoder: Decoder) -> list[int]:
+    """Special tokens that the tokenizer puts before a text."""
+    encoder = TextEncoder(decoder.checkpoint)
+    list(encoder.pieces(["text"]))
+    return encoder.prefix
