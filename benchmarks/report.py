@@ -5,7 +5,8 @@
 
 Markers in a document place the tables: the region from ``<!-- table: FILE.csv -->`` to ``<!-- end -->`` is
 generated from that file of ``results``. ``<!-- table: FILE.csv; BEGINNING; ... -->`` keeps only rows whose
-operation, shape, type and candidate begin with one of these.
+operation, shape, type and candidate begin with one of these. ``peers`` or ``options`` instead of ``table``
+shows a quality file as shares of one method's KL.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from tables import TABLES, markdown, subject
 ROOT = Path(__file__).parent.parent
 PLOTTED = "GPTQ of a layer"
 REGION = re.compile(
-    r"(?P<marker><!-- table: (?P<file>[^;\s]+\.csv)(?P<beginnings>(?:; [^;\n]+)*) -->\n)"
+    r"(?P<marker><!-- (?P<view>table|peers|options): "
+    r"(?P<file>[^;\s]+\.csv)(?P<beginnings>(?:; [^;\n]+)*) -->\n)"
     r"(?P<body>.*?)(?P<end><!-- end -->)",
     re.DOTALL,
 )
@@ -40,7 +42,8 @@ def made_again(text: str, only: Path | None = None) -> str:
         if only is not None and file.name != only.name:
             return region[0]
         beginnings = region["beginnings"].split("; ")[1:]
-        return f"{region['marker']}\n{markdown(file, beginnings)}\n\n{region['end']}"
+        tables = markdown(file, beginnings, region["view"])
+        return f"{region['marker']}\n{tables}\n\n{region['end']}"
 
     return REGION.sub(made, text)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from device_rows import DeviceRow, devices_body
 from harness import LIMIT, OURS, Row, read_csv
-from quality_tables import QualityRow, least_in_bold, quality_body, tried_body
+from quality_tables import VIEWS, QualityRow, least_in_bold, quality_body, tried_body
 from run_rows import RunRow, runs_body
 
 from numbacalib.quantizer.report import table
@@ -119,7 +119,7 @@ class Table(NamedTuple):
     body: Callable[[list[Any]], str]
 
 
-def markdown(file: Path, beginnings: Sequence[str] = ()) -> str:
+def markdown(file: Path, beginnings: Sequence[str] = (), view: str = "table") -> str:
     """Return caption and table of a file.
 
     Parameters
@@ -128,6 +128,8 @@ def markdown(file: Path, beginnings: Sequence[str] = ()) -> str:
     beginnings : sequence of str
         Keep the rows that begin with one of these, as ``"<op> <shape> <dtype> <who>"``, a file's first four
         columns; all by default.
+    view : str
+        A key of `VIEWS` for another table of a quality file.
 
     Raises
     ------
@@ -142,7 +144,8 @@ def markdown(file: Path, beginnings: Sequence[str] = ()) -> str:
                 f"{file.name}: expected rows that begin with {beginning!r}, found none"
             )
     kept = [row for row in rows if not beginnings or _title(row).startswith(tuple(beginnings))]
-    return f"{caption(machine, kind.script)}\n\n{kind.body(kept)}"
+    body = VIEWS.get(view, kind.body)
+    return f"{caption(machine, kind.script)}\n\n{body(kept)}"
 
 
 def subject(file: Path) -> str:
@@ -389,4 +392,5 @@ TABLES = {
     "quality": Table("quality.py", QualityRow, quality_body),
     "tried": Table("quality.py", QualityRow, tried_body),
     "runs": Table("runs.py", RunRow, runs_body),
+    "text": Table("text.py", Row, speed_body),
 }

@@ -113,9 +113,9 @@ def test_tables_are_what_their_results_say(monkeypatch, capsys):
     report = importlib.import_module("report")
     assert report.check() == 0, capsys.readouterr().out
     tables = [region for file in DOCUMENTS for region in report.REGION.finditer(file.read_text())]
-    shown = {region["file"].split("-")[0] for region in tables}
-    measured = {file.stem.split("-")[0] for file in report.RESULTS.glob("*.csv")}
-    assert shown == set(report.TABLES) & measured
+    assert {region["file"] for region in tables} == {
+        file.name for file in report.RESULTS.glob("*.csv")
+    }
 
 
 def test_a_changed_figure_is_found(monkeypatch):
@@ -136,6 +136,28 @@ def test_the_table_of_the_demo_is_read_back(monkeypatch):
     rows = demo.rows_of(f"original: model.gguf\n{table}\nthe checkpoint is in model\n")
     assert tables.demo_body(rows) == table
     assert len(rows) == 5
+
+
+def test_shares_are_of_the_first_method_and_marked_where_they_miss_the_aim(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    tables = importlib.import_module("quality_tables")
+
+    def rows(bits, method, *divergences):
+        return [
+            tables.QualityRow("small", bits, False, method, text, 0, 0, kl, 0, 1, 4, 1)
+            for text, kl in zip(("messages", "reference"), divergences, strict=True)
+        ]
+
+    at_3, at_2 = (
+        [*rows(bits, "GPTQ", 0.4, 0.2), *rows(bits, "GPTQ, default", 0.1, 0.15)] for bits in (3, 2)
+    )
+    *_, line_3, line_2 = tables.peers_body(at_3 + at_2).splitlines()
+    assert "| 0.4000 / 0.2000 | 0.25 / 0.75 (short) |" in line_3
+    assert "0.25 / 0.75 |" in line_2
+    changed = rows(2, "default, no passes", 0.2, 0.15)
+    *_, line = tables.options_body(at_3 + at_2 + changed).splitlines()
+    assert line.endswith("| 0.1000 / 0.1500 |        2.00 / 1.00 |")
+    assert len(tables.options_body(at_3).splitlines()) == 2  # no line without a change
 
 
 def help_of(*arguments):
