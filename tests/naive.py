@@ -116,3 +116,30 @@ def proxy_loss(weight, values, hessian):
     """trace((W - Q) H (W - Q)^T)."""
     d = np.asarray(weight, np.float64) - np.asarray(values, np.float64)
     return float(np.einsum("ij,jk,ik->", d, np.asarray(hessian, np.float64), d))
+
+
+def draw(scores, seed):
+    """Entry with the largest ``s - log(-log u)`` of each row, u by SplitMix64 of (row, entry)."""
+    found = []
+    for i, row in enumerate(np.asarray(scores, np.float64)):
+        largest, chosen = -math.inf, 0
+        for j, score in enumerate(row):
+            own = score - math.log(-math.log(unit(_mixed(seed, (i << 32) | j))))
+            if own > largest:
+                largest, chosen = own, j
+        found.append(chosen)
+    return np.array(found)
+
+
+def unit(bits):
+    """Number between 0 and 1 of 64 bits: the highest 52, and a half."""
+    return ((bits >> 12) + 0.5) / 2**52
+
+
+def _mixed(seed, counter):
+    """SplitMix64's output for the counter-th step of a state."""
+    mask = 2**64 - 1
+    z = (seed + 0x9E3779B97F4A7C15 * (counter + 1)) & mask
+    z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
+    return z ^ z >> 31

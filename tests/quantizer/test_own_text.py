@@ -1,0 +1,106 @@
+"""Calibration text that the model writes itself."""
+
+import naive
+import numpy as np
+import pytest
+from models.tiny import TEXT, write_tiny_checkpoint
+from quantizer.runs import run
+
+from numbacalib.models import Decoder, open_checkpoint
+from numbacalib.models.sampling import Blocks, next_tokens
+from numbacalib.quantizer import own_text, quantize
+from numbacalib.quantizer.own_text import own_sequences, with_own_text
+from numbacalib.quantizer.text import read_sequences
+
+PLENTY = 1 << 30
+
+
+@pytest.fixture
+def decoder(model):
+    return Decoder(open_checkpoint(model))
+
+
+def tokens_of(decoder, text, samples=6, length=40):
+    return read_sequences(decoder.checkpoint, [text], length, samples)
+
+
+def test_tokens_are_drawn_from_the_prediction_after_the_last(decoder):
+    tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (5, 7))
+    found = next_tokens(decoder, Blocks(decoder, PLENTY), tokens, seed=3)
+    last = decoder.logits(decoder.forward(tokens))[:, -1]
+    np.testing.assert_array_equal(found, naive.draw(last, 3))
+
+
+def test_blocks_read_again_give_the_same_text(decoder, text):
+    tokens = tokens_of(decoder, text)
+    held, read = (with_own_text(decoder, tokens, 2, size) for size in (PLENTY, 0))
+    np.testing.assert_array_equal(held, read)
+
+
+def test_own_sequences_stand_evenly_between_those_of_the_text(decoder, text):
+    tokens = tokens_of(decoder, text)
+    found = with_own_text(decoder, tokens, 2, PLENTY)
+    assert found.shape == (8, 40)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(np.delete(found, [0, 4], 0), tokens)
+    own = found[[0, 4]].ravel()
+    for first in range(0, own.size - own_text.PIECE, own_text.PIECE):
+        assert own[first] in tokens
+    assert not set(map(tuple, own.reshape(-1, 8))) & set(map(tuple, tokens.reshape(-1, 8)))
+
+
+def test_special_tokens_begin_own_sequences_too(tmp_path, text):
+    from tokenizers.processors import TemplateProcessing
+
+    model = write_tiny_checkpoint(tmp_path / "prefixed")
+    checkpoint = open_checkpoint(model)
+    tokenizer = checkpoint.tokenizer
+    tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    tokenizer.save(str(model / "tokenizer.json"))
+    decoder = Decoder(open_checkpoint(model))
+    found = with_own_text(decoder, tokens_of(decoder, text), 2, PLENTY)
+    assert (found[:, 0] == 0).all()
+
+
+def test_a_long_text_is_repeated(decoder, text, monkeypatch):
+    monkeypatch.setattr(own_text, "MOST", 2 * own_text.PIECE)
+    found = with_own_text(decoder, tokens_of(decoder, text), 3, PLENTY)
+    own = found[[0, 3, 6]].ravel()
+    np.testing.assert_array_equal(own, np.resize(own[: 2 * own_text.PIECE], own.size))
+
+
+def test_sequences_shorter_than_a_piece(decoder, text):
+    found = with_own_text(decoder, tokens_of(decoder, text, length=5), 2, PLENTY)
+    assert found.shape == (8, 5)
+
+
+@pytest.mark.parametrize(
+    ("share", "samples", "count"),
+    [(0, 64, 0), (0.25, 64, 16), (0.25, 3, 0), (1, 4, 3), (0.9, 1, 0)],
+)
+def test_a_sequence_at_least_is_of_the_text(share, samples, count):
+    assert own_sequences(share, samples) == count
+
+
+def test_a_run_takes_less_of_the_text_and_as_many_tokens(tmp_path, model):
+    """Of 8 sequences two are the model's, so that a text of 6 suffices."""
+    file = tmp_path / "short.txt"
+    checkpoint = open_checkpoint(model)
+    file.write_text(TEXT, encoding="utf-8")
+    length = len(checkpoint.tokenizer.encode(TEXT).ids) // 6
+    options = {"text": [file], "samples": 8, "sequence_length": length, "group_size": 32}
+    with pytest.raises(ValueError, match="text: expected at least"):
+        quantize(model, tmp_path / "none", own_text=0, **options)
+    report = quantize(model, tmp_path / "own", **options)
+    assert {layer.tokens for layer in report.layers} == {8 * length}
+    assert report.settings["own_text"] == 0.25
+    again = quantize(model, tmp_path / "again", **options)
+    assert [layer.loss for layer in report.layers] == [layer.loss for layer in again.layers]
+
+
+def test_a_share_that_is_none_is_refused(tmp_path, text, model, capsys):
+    command = ["quantize", model, "--text", text, "--output", tmp_path / "out", "--own-text", "1.5"]
+    assert run(*command) == 2
+    assert "own_text: expected 0 to 1, got 1.5" in capsys.readouterr().err
