@@ -210,6 +210,7 @@ def _collect(options: argparse.Namespace) -> None:
         text=options.text,
         samples=options.samples,
         sequence_length=options.sequence_length,
+        own_text=options.own_text,
         device=options.device,
         clean=options.clean,
     )

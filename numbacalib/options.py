@@ -185,6 +185,13 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=int, default=64, help="calibration sequences (default 64)"
     )
+    parser.add_argument(
+        "--own-text",
+        type=float,
+        metavar="SHARE",
+        help="share of these that the model writes itself instead of the text's, for other kinds of text "
+        "(default 0.25, and none with experts)",
+    )
     _add_length(parser)
 
 

@@ -160,13 +160,6 @@ def add_methods(quantize: argparse.ArgumentParser) -> None:
         help="passes of coordinate descent over the codes of a row (default: 3 with a propagated target)",
     )
     quantize.add_argument(
-        "--own-text",
-        type=float,
-        metavar="SHARE",
-        help="share of the calibration sequences that the model writes itself instead of the text's, for "
-        "other kinds of text; 0 for none (default %(default)s)",
-    )
-    quantize.add_argument(
         "--importance",
         type=Path,
         metavar="FILE",

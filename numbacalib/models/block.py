@@ -12,6 +12,7 @@ from numbacalib.models.block_weights import Array, BlockWeights
 from numbacalib.models.convolution_mixer import ConvolutionMixer
 from numbacalib.models.delta_attention import DeltaAttention
 from numbacalib.models.experts import Experts
+from numbacalib.models.key_values import KeyValues
 from numbacalib.models.latent_attention import LatentAttention
 from numbacalib.models.layer_inputs import LayerInput
 from numbacalib.models.layer_tensors import Stage, parts
@@ -97,14 +98,23 @@ class DecoderBlock:
 
         self._weights.read = found
 
-    def forward(self, hidden: Array) -> Array:
-        """Run all stages on ``hidden`` ``[..., T, hidden_size]``, in place, and return it."""
+    @property
+    def continues(self) -> bool:
+        """Whether tokens meet only where keys and values of earlier ones can be held."""
+        return type(self.attention) in (Attention, Missing)
+
+    def forward(self, hidden: Array, before: KeyValues | None = None) -> Array:
+        """Run all stages on ``hidden`` ``[..., T, hidden_size]``, in place, and return it.
+
+        With `before` the tokens follow those whose keys and values it holds, and add their own: only for a
+        block that `continues`.
+        """
         if not self.parallel:
             for half in self.sublayers:
-                half.forward(hidden)
+                half.forward(hidden, before)
             return hidden
         x = self.mlp.input(hidden)
-        self.attention.forward(hidden)
+        self.attention.forward(hidden, before)
         return self.mlp.add_output(hidden, self.mlp.inner(x))
 
     def forward_parts(self, parts: Parts) -> None:

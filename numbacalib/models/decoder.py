@@ -99,11 +99,11 @@ class Decoder:
                 shapes[_full_name(index, name)] = shape
         checkpoint.require_floats(shapes)
 
-    def embed(self, tokens: ArrayLike) -> Array:
+    def embed(self, tokens: ArrayLike, first: int = 0) -> Array:
         """Return the residual stream float32 ``[..., T, stream_size]`` of integer ``tokens`` ``[..., T]``.
 
-        Its first columns are their embeddings; most decoders have no others
-        (`numbacalib.models.stream`).
+        The tokens are at positions from `first` on. The stream's first columns are their embeddings; most
+        decoders have no others (`numbacalib.models.stream`).
 
         Raises
         ------
@@ -112,7 +112,7 @@ class Decoder:
         """
         tokens = self._tokens(tokens)
         hidden = self.place.zeros((tokens.size, self.stream_size))
-        self._embed(tokens, hidden, self.place)
+        self._embed(tokens, hidden, self.place, first)
         return hidden.reshape(*tokens.shape, self.stream_size)
 
     def states(self, tokens: ArrayLike, *, streamed: bool = False) -> Parts:
@@ -135,9 +135,11 @@ class Decoder:
             self.place, self.batches(hidden.reshape(*tokens.shape, self.stream_size))
         )
 
-    def _embed(self, tokens: NDArray[np.int64], hidden: Array, place: Place) -> None:
+    def _embed(
+        self, tokens: NDArray[np.int64], hidden: Array, place: Place, first: int = 0
+    ) -> None:
         """Set the rows of `hidden`, at a place, to the embeddings of tokens ``[..., T]``."""
-        most, length = self.config.selected, tokens.shape[-1]
+        most, length = self.config.selected, first + tokens.shape[-1]
         if most and length > most:
             raise ValueError(
                 f"tokens: expected sequences of at most {most}, which sparse attention sees whole, got "
@@ -153,20 +155,22 @@ class Decoder:
                 self._require_finite_rows(found, flat[here])
                 put_rows(hidden, here, self._entering(found, flat[here]))
         if self.config.positions:
-            self._add_positions(hidden, tokens.shape[-1], place)
+            self._add_positions(hidden, range(first, length), place)
 
-    def _add_positions(self, hidden: Array, length: int, place: Place) -> None:
-        """Add the learned position embeddings to sequences of this length, ``[S * T, hidden_size]``."""
+    def _add_positions(self, hidden: Array, places: range, place: Place) -> None:
+        """Add the learned embeddings of positions to sequences of these, ``[S * T, hidden_size]``."""
         first, most = self.config.first_position, self.config.positions
+        length = places.stop
         if length > most - first:
             raise ValueError(
                 f"tokens: expected sequences of at most {most - first}, for which there are learned "
                 f"positions, got {length}"
             )
-        rows = place.put(self.checkpoint.tensor(POSITIONS)[first : first + length], np.float32)
+        stored = self.checkpoint.tensor(POSITIONS)[first + places.start : first + length]
+        rows = place.put(stored, np.float32)
         require_finite(f"{self.checkpoint.path}: {POSITIONS}", rows)
-        for start in range(0, len(hidden), length):
-            add_scaled(row_range(hidden, start, start + length), rows, 1.0)
+        for start in range(0, len(hidden), len(places)):
+            add_scaled(row_range(hidden, start, start + len(places)), rows, 1.0)
 
     def _entering(self, embeddings: Array, tokens: NDArray[np.int64]) -> Array:
         """Return the stream's rows that enter the first block, float32."""

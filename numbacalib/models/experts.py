@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.block_weights import Array, BlockWeights
+from numbacalib.models.key_values import KeyValues
 from numbacalib.models.layer_tensors import expert_parts, expert_stages
 from numbacalib.models.parts import Parts
 from numbacalib.models.stream import states_of, written_states
@@ -83,7 +84,8 @@ class Experts(MLP):
                 run.add(expert, run.activations(expert))
         run.finish()
 
-    def forward(self, hidden: Array) -> Array:
+    def forward(self, hidden: Array, before: KeyValues | None = None) -> Array:
+        del before
         self.forward_parts(Parts([hidden]))
         return hidden
 

@@ -3,82 +3,96 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.block import DecoderBlock
 from numbacalib.models.decoder import Decoder
+from numbacalib.models.key_values import KeyValues
 from numbacalib.models.layer_tensors import EMBEDDINGS, linear_shapes
 from numbacalib.models.parts import Parts
 from numbacalib.ops import sampling
 from numbacalib.ops.matrix import column_range
 
-__all__ = ["Blocks", "next_tokens"]
+__all__ = ["Writer"]
+
+Array = NDArray[np.integer]
 
 
-def next_tokens(
-    decoder: Decoder, blocks: Iterable[DecoderBlock], tokens: NDArray[np.integer], seed: int
-) -> NDArray[np.int32]:
-    """Draw the token after each sequence from the model's prediction, at temperature 1.
+class Writer:
+    """Sequences that grow by tokens drawn from the model's predictions, at temperature 1.
 
-    The whole sequences run through the model again for each token: that suits short ones, on every
-    architecture.
+    Blocks are read once if they fit, and keys and values of attention are kept with them. Otherwise, and
+    in models whose tokens also meet elsewhere, all tokens run through the model again for each new one:
+    that suits short sequences, on every architecture.
 
     Parameters
     ----------
     decoder : Decoder
-    blocks : iterable of DecoderBlock
-        All blocks, in order.
     tokens : integer array [S, T]
-    seed : int
-        Another one gives other draws.
-
-    Returns
-    -------
-    int32 [S]
-    """
-    hidden = decoder.embed(tokens)
-    parts = Parts(decoder.batches(hidden))
-    for block in blocks:
-        block.forward_parts(parts)
-    sequences, length, size = hidden.shape
-    last = column_range(
-        hidden.reshape(sequences, length * size), (length - 1) * size, length * size
-    )
-    state = sampling.new_state(sequences, last)
-    for start, first, scores in decoder.score_tiles(last):
-        sampling.add_scores(scores, start, first, seed, state)
-    return sampling.drawn(state)
-
-
-class Blocks:
-    """All blocks of a model in order, to iterate over again and again.
-
-    They are read once if their weights take at most `held_bytes`, else anew in each iteration, as experts
-    always are.
+        The sequences' beginnings.
+    length : int
+        Tokens of a sequence in the end.
+    held_bytes : int
+        Memory, where the model runs, that weights, keys and values may take.
     """
 
-    def __init__(self, decoder: Decoder, held_bytes: int) -> None:
+    def __init__(self, decoder: Decoder, tokens: Array, length: int, held_bytes: int) -> None:
         self._decoder = decoder
-        self._held: list[DecoderBlock] | None = None
-        if weights_bytes(decoder) <= held_bytes:
+        self.tokens = np.asarray(tokens, np.int32)
+        self._held: list[DecoderBlock] = []
+        self._before: list[KeyValues] = []
+        keys = _keys_bytes(decoder, len(tokens) * length)
+        if keys + _weights_bytes(decoder) <= held_bytes:
             self._held = list(self._read())
+            if all(block.continues for block in self._held):
+                self._before = [KeyValues() for _ in self._held]
 
-    def __iter__(self) -> Iterator[DecoderBlock]:
-        return self._read() if self._held is None else iter(self._held)
+    def step(self, seed: int) -> None:
+        """Append a token to each sequence; another seed gives other draws."""
+        last = self._last_states()
+        state = sampling.new_state(len(last), last)
+        for start, first, scores in self._decoder.score_tiles(last):
+            sampling.add_scores(scores, start, first, seed, state)
+        self.tokens = np.concatenate([self.tokens, sampling.drawn(state)[:, None]], axis=1)
+
+    def _last_states(self) -> NDArray[np.float32]:
+        """States ``[S, stream_size]`` of the last tokens after the last block."""
+        first = self._before[0].length if self._before else 0
+        hidden = self._decoder.embed(self.tokens[:, first:], first)
+        if self._before:
+            for block, before in zip(self._held, self._before, strict=True):
+                block.forward(hidden, before)
+        else:
+            parts = Parts(self._decoder.batches(hidden))
+            for block in self._held or self._read():
+                block.forward_parts(parts)
+        sequences, length, size = hidden.shape
+        rows = hidden.reshape(sequences, length * size)
+        return column_range(rows, (length - 1) * size, length * size)
 
     def _read(self) -> Iterator[DecoderBlock]:
         return map(self._decoder.block, range(self._decoder.config.num_layers))
 
 
-def weights_bytes(decoder: Decoder) -> int:
-    """Bytes of the weights of all blocks where the model runs, without experts."""
-    stored = decoder.checkpoint.info(EMBEDDINGS).dtype
+def _weights_bytes(decoder: Decoder) -> int:
+    """Bytes of the weights of all blocks, without experts, which are read whenever they run."""
     weights = sum(
         math.prod(shape)
         for index in range(decoder.config.num_layers)
         for shape in linear_shapes(decoder.config, index).values()
     )
-    return weights * decoder.place.product_dtype(stored).itemsize
+    return weights * _itemsize(decoder)
+
+
+def _keys_bytes(decoder: Decoder, tokens: int) -> int:
+    """Bytes of the keys and values of so many tokens in all blocks, at most."""
+    heads = (decoder.config.heads_of(index) for index in range(decoder.config.num_layers))
+    return 2 * tokens * sum(count * size for count, size in heads) * _itemsize(decoder)
+
+
+def _itemsize(decoder: Decoder) -> int:
+    stored = decoder.checkpoint.info(EMBEDDINGS).dtype
+    return decoder.place.product_dtype(stored).itemsize

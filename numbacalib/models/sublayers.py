@@ -15,6 +15,7 @@ A sublayer may have several stages at either end, or none, or some between, as l
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from numbacalib.models.block_weights import Array, BlockWeights
+from numbacalib.models.key_values import KeyValues, joined_tokens
 from numbacalib.models.layer_tensors import Part, Stage, attention_stages, mlp_stages, parts
 from numbacalib.models.parts import Parts
 from numbacalib.models.rope import RotaryEmbedding
@@ -38,6 +40,7 @@ from numbacalib.ops.matrix import (
     row_range,
     scaled,
     to_host,
+    zeros,
 )
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
@@ -108,8 +111,13 @@ class Sublayer(abc.ABC):
     def add_output(self, hidden: Array, inner: Any) -> Array:
         """Add the output to ``hidden`` ``[..., T, hidden_size]`` in place, and return it."""
 
-    def forward(self, hidden: Array) -> Array:
-        """Run the sublayer on ``hidden``, in place, and return it."""
+    def forward(self, hidden: Array, before: KeyValues | None = None) -> Array:
+        """Run the sublayer on ``hidden``, in place, and return it.
+
+        `before` are the tokens before these, of which attention adds the keys and values: only for a block
+        that `DecoderBlock.continues`.
+        """
+        del before
         return self.add_output(hidden, self.inner(self.input(hidden)))
 
     def forward_parts(self, parts: Parts) -> None:
@@ -199,8 +207,20 @@ class Attention(Sublayer):
         """Attend: ``[..., T, hidden_size]`` to ``[..., T, num_heads * head_dim]``."""
         return self._contexts(x, *self._turned(x))
 
-    def _turned(self, x: Array) -> tuple[Array, Array, Array, Array | None]:
-        """Compute heads ``[S, T, heads, head_dim]``, normalized and rotated, and the output gates."""
+    def forward(self, hidden: Array, before: KeyValues | None = None) -> Array:
+        """See `Sublayer.forward`."""
+        if before is None:
+            return super().forward(hidden)
+        x = self.input(hidden)
+        queries, keys, values, gates = self._turned(x, before.length)
+        keys, values = before.extended(keys, values)
+        return self.add_output(hidden, self._contexts(x, queries, keys, values, gates))
+
+    def _turned(self, x: Array, first: int = 0) -> tuple[Array, Array, Array, Array | None]:
+        """Compute heads ``[S, T, heads, head_dim]``, normalized and rotated, and the output gates.
+
+        The tokens are at positions from `first` on.
+        """
         config = self._config
         *_, length, _ = x.shape
         queries, keys, values, gates = self._heads(x)
@@ -210,8 +230,16 @@ class Attention(Sublayer):
             queries, keys = self._normalized(queries, keys)
         if self._rope is not None:
             interleaved = config.architecture.interleaved
-            rotate(queries, *self._rope.query_tables(length), interleaved=interleaved)
-            rotate(keys, *self._rope.tables(length), interleaved=interleaved)
+            for heads, tables in (
+                (queries, self._rope.query_tables(first + length)),
+                (keys, self._rope.tables(first + length)),
+            ):
+                own = (
+                    [row_range(table, first, first + length) for table in tables]
+                    if first
+                    else tables
+                )
+                rotate(heads, *own, interleaved=interleaved)
         if by_head and config.architecture.norm_after_rotary:
             queries, keys = self._normalized(queries, keys)
         return queries, keys, values, gates
@@ -219,9 +247,17 @@ class Attention(Sublayer):
     def _contexts(
         self, x: Array, queries: Array, keys: Array, values: Array, gates: Array | None
     ) -> Array:
-        """Compute the outputs of attention: the inputs of the exit layer."""
+        """Compute the outputs of attention: the inputs of the exit layer.
+
+        There may be keys and values of tokens before those of `x`.
+        """
         config = self._config
-        *_, length, _ = x.shape
+        sequences, length, *_ = keys.shape
+        earlier = length - queries.shape[1]
+        if earlier:  # whose outputs are not used
+            shape = sequences, earlier, *queries.shape[2:]
+            nothing = zeros((math.prod(shape), 1), queries)
+            queries = joined_tokens(cast(nothing, queries.dtype).reshape(shape), queries)
         attend = partial(
             attention,
             window=self._window,
@@ -234,6 +270,9 @@ class Attention(Sublayer):
         else:
             found = [attend(*run) for run in self._runs((queries, keys, values), length)]
             context = joined_rows([run.reshape(-1, self.width) for run in found])
+        if earlier:
+            rows = context.reshape(sequences, length * self.width)
+            context = column_range(rows, earlier * self.width, length * self.width)
         if gates is not None:
             context = activate(gates, "sigmoid", context.reshape(*gates.shape))
         if config.architecture.head_gate:

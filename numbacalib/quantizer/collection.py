@@ -23,12 +23,15 @@ from numbacalib.ops.matrix import to_host
 from numbacalib.quantizer.calibration import SILENT
 from numbacalib.quantizer.fingerprint import hash_tensors, write_fingerprint
 from numbacalib.quantizer.identity import identity_of
+from numbacalib.quantizer.memory import Demand
+from numbacalib.quantizer.own_text import own_sequences, with_own_text
 from numbacalib.quantizer.preflight import require_space, statistics_bytes
 from numbacalib.quantizer.progress import Progress
-from numbacalib.quantizer.settings import check_sequences
+from numbacalib.quantizer.settings import OWN_TEXT, Settings, check_sequences
 from numbacalib.quantizer.stages import run_stages
 from numbacalib.quantizer.text import read_sequences
 from numbacalib.quantizer.work import Work, block_file, open_work
+from numbacalib.runtime import checks
 from numbacalib.runtime.extras import extra
 from numbacalib.statistics import InputStatistics, load_statistics, save_statistics
 
@@ -43,6 +46,7 @@ def collect(
     text: Sequence[str | Path],
     samples: int = 64,
     sequence_length: int = 512,
+    own_text: float | None = None,
     device: str = "auto",
     clean: bool = False,
 ) -> None:
@@ -57,7 +61,7 @@ def collect(
     output : path
         Absent, or an empty directory: one file a decoder block, `IMATRIX` for
         ``llama-quantize --imatrix``, and a fingerprint of the model. It appears when it is complete.
-    text, samples, sequence_length, device, clean
+    text, samples, sequence_length, own_text, device, clean
         As in `numbacalib.quantizer.quantize`.
 
     Raises
@@ -81,6 +85,8 @@ def collect(
         import safetensors  # noqa: F401
 
     check_sequences(samples, sequence_length)
+    own_text = OWN_TEXT if own_text is None else own_text
+    checks.share("own_text", own_text)
     require_new_directory(Path(os.path.realpath(output)))
     place = open_place(device)
     checkpoint = open_checkpoint(model)
@@ -90,7 +96,11 @@ def collect(
             "expert are not saved: give quantize the text"
         )
     decoder = Decoder(checkpoint, place=place)
-    tokens = read_sequences(checkpoint, text, sequence_length, samples)
+    count = own_sequences(own_text, samples)
+    tokens = read_sequences(checkpoint, text, sequence_length, samples - count)
+    demand = Demand.of(decoder, Settings(target="layerwise"), ())
+    held_bytes = demand.working_bytes(samples * sequence_length)
+    tokens = with_own_text(decoder, tokens, count, held_bytes)
     identity = identity_of(checkpoint, place, tokens, output="statistics")
     with (
         open_work(work_directory(output), identity, clean=clean) as kept,

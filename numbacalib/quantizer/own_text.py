@@ -15,23 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models import Decoder
-from numbacalib.models.sampling import Blocks, next_tokens
+from numbacalib.models.sampling import Writer
 from numbacalib.models.text_encoder import TextEncoder
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import evenly_spaced
 
 PIECE = 16
-"""Tokens of a piece: its first is drawn from those of the text, the others by the model. Pieces of 8 leave
-more divergence on other kinds of text, those of 64 little less; time grows with the length."""
+"""Tokens of a piece: its first is drawn from the different ones of the text, the others by the model. Pieces
+of 8 leave more divergence on other kinds of text, those of 64 hardly less."""
 MOST = 1 << 14
 """Most tokens that are written; they are repeated where more are asked for."""
 
 log = logging.getLogger("numbacalib")
 
 
-def own_sequences(share: float, samples: int) -> int:
+def own_sequences(share: float | None, samples: int) -> int:
     """Return how many of `samples` sequences the model writes itself; at least one is of the text."""
-    return min(int(share * samples), samples - 1)
+    return min(int((share or 0) * samples), samples - 1)
 
 
 def with_own_text(
@@ -45,8 +45,7 @@ def with_own_text(
     tokens : int32 [S, T]
     count : int
     held_bytes : int
-        Memory, where the model runs, that its blocks may take meanwhile: with less they are read again for
-        each token of a piece.
+        As in `Writer`.
 
     Returns
     -------
@@ -76,17 +75,15 @@ def _written(
     pieces = math.ceil(min(count * length, MOST) / piece)
     known = np.unique(tokens[:, len(prefix) :])
     firsts = np.random.default_rng(0).choice(known, pieces)
-    found = np.empty((pieces, len(prefix) + piece), np.int32)
-    found[:, : len(prefix)] = prefix
-    found[:, len(prefix)] = firsts
-    blocks = Blocks(decoder, held_bytes)
+    begun = np.array([[*prefix, first] for first in firsts], np.int32)
+    writer = Writer(decoder, begun, len(prefix) + piece, held_bytes)
     with Progress(piece - 1) as progress:
-        for end in range(len(prefix) + 1, found.shape[1]):
-            progress.show(f"writing own text, token {end - len(prefix) + 1} of {piece}")
-            found[:, end] = next_tokens(decoder, blocks, found[:, :end], end)
+        for seed in range(1, piece):
+            progress.show(f"writing own text, token {seed + 1} of {piece}")
+            writer.step(seed)
             progress.step()
-    own = np.resize(found[:, len(prefix) :], (count, length))
-    return np.concatenate([np.tile(found[:1, : len(prefix)], (count, 1)), own], axis=1)
+    own = np.resize(writer.tokens[:, len(prefix) :], (count, length))
+    return np.concatenate([np.tile(begun[:1, :-1], (count, 1)), own], axis=1)
 
 
 def _prefix(decoder: Decoder) -> list[int]:

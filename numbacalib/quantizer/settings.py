@@ -30,6 +30,10 @@ PAIRED_TOKENS = 1 << 15
 takes by default. They need only determine a layer's channels; an error in directions that they do not
 determine enters the target scaled by `target_strength`."""
 
+OWN_TEXT = 0.25
+"""Share of the calibration sequences that a model writes itself: with less, or more, it is as near to the
+original on the calibration's kind of text, with less it is further from it on others."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(LayerSettings):
@@ -72,9 +76,10 @@ class Settings(LayerSettings):
     samples: int = 64
     """Calibration sequences, evenly spaced over the text."""
     sequence_length: int = 512
-    own_text: float = 0.25
+    own_text: float | None = None
     """Share of the calibration sequences that the model writes itself, instead of the text's: brings it
-    closer to the original on kinds of text other than the calibration's."""
+    closer to the original on kinds of text other than the calibration's. By default `OWN_TEXT`, or 0 for a
+    model of experts, which are read anew for each token of a piece."""
     max_fallbacks: float = 0.1
     """Share of the layers that may need more damping than `percdamp` before the run fails."""
 
@@ -87,11 +92,14 @@ class Settings(LayerSettings):
         LayerSettings.check(replace(self, target="layerwise") if self.target == "auto" else self)
 
     def settled(self, *, text: bool, experts: bool) -> Settings:
-        """Return the settings with a target of "auto" resolved, for a run with or without a `text`."""
-        if self.target != "auto":
-            return self
-        propagated = text and not experts and self.method == "gptq"
-        return replace(self, target="propagated" if propagated else "layerwise")
+        """Return the settings with target and own text resolved, for a run with or without a `text`."""
+        dense = text and not experts
+        target, own_text = self.target, self.own_text
+        if target == "auto":
+            target = "propagated" if dense and self.method == "gptq" else "layerwise"
+        if own_text is None:
+            own_text = OWN_TEXT if dense else 0.0
+        return replace(self, target=target, own_text=own_text)
 
     @property
     def grid_options(self) -> list[str]:
@@ -149,7 +157,8 @@ def check(settings: Settings, importance: str | Path | None) -> None:
             raise ValueError("size: expected none with bits of single layers, which it chooses")
         if settings.method != "gptq":
             raise ValueError(f"size: expected none with {settings.method}, which has no factor")
-    checks.share("own_text", settings.own_text)
+    if settings.own_text is not None:
+        checks.share("own_text", settings.own_text)
     checks.share("max_fallbacks", settings.max_fallbacks)
     for name in ("awq_weight_term", "lm_head", "embeddings"):
         checks.boolean(name, getattr(settings, name))

@@ -230,7 +230,7 @@ def test_text_that_only_looks_like_enough_is_said(tmp_path, text, model, caplog,
     assert run(*command, "--text", text, "--output", tmp_path / "varied") == 0
     assert "directions" not in caplog.text
     report = tmp_path / "report.json"
-    command += ["--text", few, "--report", report, "--verbose"]
+    command += ["--text", few, "--own-text", "0", "--report", report, "--verbose"]
     assert run(*command, "--output", tmp_path / "few") == 0
     first = json.loads(report.read_text())["layers"][0]
     assert first["full_rank"]

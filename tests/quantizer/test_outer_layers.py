@@ -17,7 +17,7 @@ from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.quantizer import evaluate, quantize
 from numbacalib.quantizer.text import read_split
 
-SHORT = {"samples": 4, "sequence_length": 32}
+SHORT = {"samples": 4, "sequence_length": 32, "own_text": 0}
 ALONE = {"target": "layerwise", "refit": False}
 GRID = {"bits": 4, "group_size": 32, "symmetric": True}
 OWN = ("nvfp4", "mxfp4", "mlx:mxfp4", "mlx:nvfp4", "gguf:Q8_0")

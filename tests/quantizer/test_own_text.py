@@ -7,7 +7,7 @@ from models.tiny import TEXT, write_tiny_checkpoint
 from quantizer.runs import run
 
 from numbacalib.models import Decoder, open_checkpoint
-from numbacalib.models.sampling import Blocks, next_tokens
+from numbacalib.models.sampling import Writer
 from numbacalib.quantizer import own_text, quantize
 from numbacalib.quantizer.own_text import own_sequences, with_own_text
 from numbacalib.quantizer.text import read_sequences
@@ -26,12 +26,14 @@ def tokens_of(decoder, text, samples=6, length=40):
 
 def test_tokens_are_drawn_from_the_prediction_after_the_last(decoder):
     tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (5, 7))
-    found = next_tokens(decoder, Blocks(decoder, PLENTY), tokens, seed=3)
-    last = decoder.logits(decoder.forward(tokens))[:, -1]
-    np.testing.assert_array_equal(found, naive.draw(last, 3))
+    writer = Writer(decoder, tokens, 10, PLENTY)
+    for seed in (3, 4, 5):
+        last = decoder.logits(decoder.forward(writer.tokens))[:, -1]
+        writer.step(seed)
+        np.testing.assert_array_equal(writer.tokens[:, -1], naive.draw(last, seed))
 
 
-def test_blocks_read_again_give_the_same_text(decoder, text):
+def test_without_memory_for_blocks_and_keys_the_text_is_the_same(decoder, text):
     tokens = tokens_of(decoder, text)
     held, read = (with_own_text(decoder, tokens, 2, size) for size in (PLENTY, 0))
     np.testing.assert_array_equal(held, read)
