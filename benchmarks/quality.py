@@ -79,6 +79,7 @@ FULL: dict[str, Any] = {
     "refit": False,
     "passes": 0,
     "shrinkage": 0.0,
+    "own_text": 0.0,
 }
 AWQ: dict[str, Any] = {"channel_scales": "awq"}
 WEIGHTED: dict[str, Any] = {"ranges": "weighted"}
@@ -100,7 +101,7 @@ STRENGTHS = 0.25, 0.375, 0.5, 0.75, 1.0
 METHODS: dict[str, dict[str, Any]] = {
     "RTN": {"method": "rtn"},
     "RTN, full range": {"method": "rtn"} | SIGNED,
-    "AWQ": AWQ | {"method": "rtn", "ranges": "clip"},
+    "AWQ": AWQ | {"method": "rtn", "ranges": "clip", "own_text": 0.0},
     "GPTQ": FULL,
     "GPTQ, default": {},
     "GPTQ, whole blocks": FULL | WHOLE_BLOCKS,
@@ -128,6 +129,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "GPTQ, weighted, shrinkage 0.1": FULL | WEIGHTED | SHRUNK,
     "GPTQ, weighted, 3 passes": FULL | WEIGHTED | PASSES,
     "GPTQ, weighted, 3 passes, refit, shrinkage 0.1": FULL | WEIGHTED | PASSES | REFIT | SHRUNK,
+    **{
+        f"default, {'no' if not x else f'{x:g} of'} own text": {"own_text": x}
+        for x in (0, 0.125, 0.5)
+    },
     "default, scales of one sign": {"full_range": False},
     "default, no passes": {"passes": 0},
     "default, 10 passes": {"passes": 10},

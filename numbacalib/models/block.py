@@ -100,7 +100,7 @@ class DecoderBlock:
 
     @property
     def continues(self) -> bool:
-        """Whether tokens meet only where keys and values of earlier ones can be held."""
+        """True if tokens meet only where keys and values of earlier ones can be held."""
         return type(self.attention) in (Attention, Missing)
 
     def forward(self, hidden: Array, before: KeyValues | None = None) -> Array:

@@ -21,8 +21,8 @@ from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import evenly_spaced
 
 PIECE = 16
-"""Tokens of a piece: its first is drawn from the different ones of the text, the others by the model. Pieces
-of 8 leave more divergence on other kinds of text, those of 64 hardly less."""
+"""Tokens of a piece: the first is one of the text's, the others are drawn by the model. Pieces of 8 leave
+more divergence on other kinds of text, those of 64 hardly less."""
 MOST = 1 << 14
 """Most tokens that are written; they are repeated where more are asked for."""
 

@@ -31,8 +31,8 @@ takes by default. They need only determine a layer's channels; an error in direc
 determine enters the target scaled by `target_strength`."""
 
 OWN_TEXT = 0.25
-"""Share of the calibration sequences that a model writes itself: with less, or more, it is as near to the
-original on the calibration's kind of text, with less it is further from it on others."""
+"""Share of the calibration sequences that a model writes itself. One half leaves less divergence on other
+kinds of text, and more on the calibration's."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.methods import awq_scales
 from numbacalib.models import HOST, Decoder, open_checkpoint, open_place
 from numbacalib.models import place as places
+from numbacalib.models.sampling import Writer
 from numbacalib.ops.matrix import to_host
 from numbacalib.quantizer import Settings, blocks, collect, evaluate, quantize
 
@@ -180,6 +181,20 @@ def test_statistics_are_collected_and_quantized_from(tmp_path, backend, device, 
             device=place,
         )
         assert all(layer.loss == layer.rtn_loss for layer in report.layers)
+
+
+@pytest.mark.parametrize("held_bytes", [0, 1 << 30], ids=["read again", "held"])
+def test_a_model_writes_the_same_text_as_on_the_host(tmp_path, backend, device, held_bytes):
+    checkpoint = open_checkpoint(write_model(tmp_path / "model", backend))
+    tokens = np.random.default_rng(0).integers(0, checkpoint.config.vocab_size, (3, 2))
+    found = {}
+    for place in {"cpu", device}:
+        decoder = Decoder(checkpoint, place=open_place(place))
+        writer = Writer(decoder, tokens, 5, held_bytes)
+        for seed in range(3):
+            writer.step(seed)
+        found[place] = writer.tokens
+    np.testing.assert_array_equal(found[device], found["cpu"])
 
 
 def test_a_propagated_target_is_as_on_the_host(tmp_path, backend, device, text):
