@@ -17,7 +17,8 @@ from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.quantizer import evaluate, quantize
 from numbacalib.quantizer.text import read_split
 
-SHORT = {"samples": 4, "sequence_length": 32, "own_text": 0}
+LENGTHS = {"samples": 4, "sequence_length": 32}
+SHORT = LENGTHS | {"own_text": 0}
 ALONE = {"target": "layerwise", "refit": False}
 GRID = {"bits": 4, "group_size": 32, "symmetric": True}
 OWN = ("nvfp4", "mxfp4", "mlx:mxfp4", "mlx:nvfp4", "gguf:Q8_0")
@@ -112,7 +113,7 @@ def test_a_tied_head_is_quantized_with_the_embeddings(tmp_path, models, text, na
     assert report.layers[-1].name == "model.embed_tokens"
     assert report.layers[-1].loss < report.layers[-1].rtn_loss
     assert "model.embed_tokens" in stored_layers(open_checkpoint(tmp_path / "out"))
-    losses = [evaluate(path, [text], **SHORT).loss for path in (tmp_path / "out", models[True])]
+    losses = [evaluate(path, [text], **LENGTHS).loss for path in (tmp_path / "out", models[True])]
     assert abs(losses[0] / losses[1] - 1) < 0.1
 
 
