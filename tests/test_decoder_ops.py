@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
 from numbacalib.ops.token_loss import LOWEST, add_scores, cap, losses
 from numbacalib.spec.exponential import exp
+from numbacalib.spec.normal import normal_cdf
 
 RTOL = {np.float32: 2e-5, np.float16: 2e-3, ml_dtypes.bfloat16: 1.6e-2}
 """Of the largest number of a result: a few roundings of its dtype."""
@@ -56,6 +59,22 @@ def test_exponentials_at_the_ends():
     given = np.array([-np.inf, -1e30, -88, 0, 1e30, np.inf, np.nan], np.float32)
     expected = [0, 0, 0, 1, np.inf, np.inf, np.nan]
     np.testing.assert_array_equal([exp(value) for value in given], expected)
+
+
+def test_the_normal_distribution_is_within_1e_7_and_precise_to_the_left():
+    x = np.concatenate([np.linspace(-13, 13, 200001), np.linspace(-1e-3, 1e-3, 1001)])
+    x = x.astype(np.float32)
+    actual = np.array([normal_cdf(value) for value in x], np.float64)
+    exact = np.array([math.erfc(-value / math.sqrt(2)) / 2 for value in x.astype(np.float64)])
+    assert abs(actual - exact).max() < 1e-7
+    left = (x < 0) & (x > -9)
+    assert (abs(actual - exact) / exact)[left].max() < 1e-5
+
+
+def test_the_normal_distribution_at_the_ends():
+    given = np.array([-np.inf, -3e38, -14, 0, 14, 3e38, np.inf, np.nan], np.float32)
+    expected = [0, 0, 0, 0.5, 1, 1, 1, np.nan]
+    np.testing.assert_array_equal([normal_cdf(value) for value in given], expected)
 
 
 @pytest.mark.parametrize("columns", [1, 15, 16, 65])

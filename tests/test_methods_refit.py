@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from numbacalib.methods import awq_clip, gptq, refit_scales, rtn
+from numbacalib.runtime.half import carrier
+from numbacalib.spec.scale_refit import refit_row
 
 ORDERED = {"act_order": "desc", "static_groups": True}
 CHOICES = {
@@ -88,6 +90,22 @@ def test_float64_finds_the_least_of_all_scales():
         ]
         error = weight[i] - basis
         assert error @ hessian @ error <= least * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pulls", "expected"),
+    [
+        ((0.5, 0.25), (1.5, 2.25)),  # the best of independent groups
+        ((0.5, -3), (1.5, 2)),  # a sign that would change
+        ((1e-5, 0), (1, 2)),  # no change is left by float16
+        ((0.5, -2 + 1e-9), (1, 2)),  # float16 makes 0 of a scale: nothing of the row changes
+    ],
+)
+def test_a_row_takes_scales_that_lose_less_as_they_are_stored(pulls, expected):
+    scales, found = np.array([1, 2], np.float16), np.empty(2, np.float16)
+    given = np.eye(2), np.array(pulls, np.float64)
+    refit_row(*given, carrier(scales), carrier(found), (np.empty(2), np.empty(2)))
+    np.testing.assert_array_equal(found, np.array(expected, np.float16))
 
 
 def test_scales_that_codes_do_not_determine_stay(backend):

@@ -7,6 +7,7 @@ simulator's, and need no conversion; streams have no meaning.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -163,5 +164,13 @@ def taken_bytes() -> int:
 
 
 def in_kernels(function: Any) -> Any:
-    """See `numbacalib.runtime.driver_device.in_kernels`: compiled functions do not take the arrays."""
-    return function.py_func
+    """See `numbacalib.runtime.driver_device.in_kernels`: compiled functions do not take the arrays.
+
+    So the function runs as Python, and those that it calls, too.
+    """
+    plain = function.py_func
+    known = dict(plain.__globals__)
+    for name in plain.__code__.co_names:
+        if hasattr(known.get(name), "py_func"):
+            known[name] = in_kernels(known[name])
+    return FunctionType(plain.__code__, known)

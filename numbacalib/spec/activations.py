@@ -13,11 +13,11 @@ import numpy as np
 
 from numbacalib.runtime.jit import scalar
 from numbacalib.spec.exponential import exp
+from numbacalib.spec.normal import normal_cdf
 
 SILU, GELU, GELU_TANH, RELU, SQUARED_RELU, SIGMOID, SOFTPLUS, IDENTITY = range(8)
 """Numbers that stand for the activations in kernels."""
 
-ROOT_HALF = np.float32(math.sqrt(0.5))
 TWICE_ROOT = np.float32(2 * math.sqrt(2 / math.pi))
 CUBIC = np.float32(0.044715)
 
@@ -36,8 +36,8 @@ def silu(x):
 
 @scalar
 def gelu(x):
-    """``x / 2 * (1 + erf(x / sqrt(2)))``."""
-    return np.float32(0.5) * x * (np.float32(1) + np.float32(math.erf(x * ROOT_HALF)))
+    """``x / 2 * (1 + erf(x / sqrt(2)))``: x times the probability of less in a normal distribution."""
+    return x * normal_cdf(x)
 
 
 @scalar

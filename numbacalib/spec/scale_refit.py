@@ -12,12 +12,28 @@ from __future__ import annotations
 
 import math
 
+from numbacalib.runtime.half import narrow, widen
 from numbacalib.runtime.jit import scalar
 
 LEAST_PIVOT = 1e-5
 """Least pivot, as a share of its diagonal entry: below, rounding of float32 products decides the step."""
 NOISE = 1e-6
 """Least fall of the loss, as a share of the summed terms, that is more than their own rounding."""
+
+
+@scalar
+def refit_row(matrix, pulls, scales, found, memory):
+    """Set `found` to scales [G] of a row that lose less, or to the old ones.
+
+    `matrix` [G, G] has A in its upper triangle and is overwritten below it, `pulls` [G] is r. `scales` and
+    `found` are of a storage type's carrier, which the new scales are rounded to before their loss is
+    compared. `memory` is scratch, two float64 arrays [G].
+    """
+    steps, roots = memory
+    solve_steps(matrix, pulls, steps, roots)
+    if not (round_steps(scales, steps, found) and lowers_loss(matrix, pulls, steps)):
+        for g in range(len(pulls)):
+            found[g] = scales[g]
 
 
 @scalar
@@ -48,6 +64,23 @@ def solve_steps(matrix, pulls, steps, roots):
         for h in range(g + 1, groups):
             total -= matrix[h, g] * steps[h]
         steps[g] = total * roots[g]
+
+
+@scalar
+def round_steps(scales, steps, found):
+    """Set `found` [G] to ``scales + steps`` as stored, and `steps` to what that leaves of them.
+
+    Returns whether all scales keep their signs. One whose step would change its sign stays; rounding to
+    the storage type may make 0 of a scale.
+    """
+    same_signs = True
+    for g in range(len(steps)):
+        scale = widen(scales[g])
+        wanted = scale + steps[g]
+        found[g] = narrow(wanted if same_sign(wanted, scale) else float(scale), found[g])
+        steps[g] = float(widen(found[g])) - float(scale)
+        same_signs &= same_sign(widen(found[g]), scale)
+    return same_signs
 
 
 @scalar

@@ -17,8 +17,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from numbacalib.runtime.half import widen
 from numbacalib.runtime.jit import scalar
-from numbacalib.spec.scale_refit import LEAST_PIVOT, NOISE
+from numbacalib.spec.scale_refit import LEAST_PIVOT, NOISE, round_steps
 
 SWEEPS = 8
 """Most sweeps over the groups."""
@@ -48,6 +51,37 @@ class RowMoments(NamedTuple):
     """``c H e^T`` [G]."""
     ones_pulls: Any
     """``u H e^T`` [G]."""
+
+
+@scalar
+def better_grid(row, grid, range_of_zeros, found, memory, moves):
+    """Set `found` to (scales, zeros) [G] of a row that lose less, or to those of `grid`.
+
+    `row` is `RowMoments` with `grid`; scales are of a storage type's carrier, which the new ones are
+    rounded to before their loss is compared. `range_of_zeros` is (least, most). `memory`, two float64
+    arrays [G], and `moves`, int64 [G], are scratch.
+    """
+    (steps, old), (scales, zeros), (new_scales, new_zeros) = memory, grid, found
+    for g in range(len(steps)):
+        old[g] = widen(scales[g])
+    fit_zeros(row, old, zeros, range_of_zeros, steps, moves)
+    same_signs = round_steps(scales, steps, new_scales)
+    better = same_signs and lowers_loss_with_zeros(row, old, steps, moves)
+    for g in range(len(steps)):
+        if not better:
+            new_scales[g] = scales[g]
+        new_zeros[g] = zeros[g] + (moves[g] if better else 0)
+
+
+@scalar
+def follow_grid(row, old, new, memory, moves):
+    """Update `RowMoments` of a row from old to new (scales, zeros); the rest is as for `better_grid`."""
+    (steps, now), (scales, zeros), (new_scales, new_zeros) = memory, old, new
+    for g in range(len(steps)):
+        now[g] = widen(new_scales[g])
+        steps[g] = now[g] - widen(scales[g])
+        moves[g] = np.int64(new_zeros[g]) - np.int64(zeros[g])
+    follow(row, now, steps, moves)
 
 
 @scalar

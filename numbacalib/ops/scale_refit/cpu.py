@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.ops.products.cpu import group_dots, product
-from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.jit import scalar, task_kernel
+from numbacalib.runtime.half import carrier
+from numbacalib.runtime.jit import task_kernel
 from numbacalib.runtime.tasks import fetch_add
-from numbacalib.spec.scale_refit import lowers_loss, same_sign, solve_steps
+from numbacalib.spec.scale_refit import refit_row
 
 TILE_BYTES = 1 << 27
 """Bytes of the matrices of rows that are solved together."""
@@ -60,20 +60,3 @@ def _refit_rows(counter, matrices, pulls, scales, found):
     while i < rows:
         refit_row(matrices[i], pulls[i], scales[i], found[i], memory)
         i = fetch_add(counter)
-
-
-@scalar
-def refit_row(matrix, pulls, scales, found, memory):
-    """Set `found` to scales [G] of a row that lose less, or to the old ones; both are carriers."""
-    steps, roots = memory
-    solve_steps(matrix, pulls, steps, roots)
-    same_signs = True
-    for g in range(len(pulls)):
-        scale = widen(scales[g])
-        wanted = scale + steps[g]
-        found[g] = narrow(wanted if same_sign(wanted, scale) else float(scale), found[g])
-        steps[g] = float(widen(found[g])) - float(scale)
-        same_signs &= same_sign(widen(found[g]), scale)
-    if not (same_signs and lowers_loss(matrix, pulls, steps)):
-        for g in range(len(pulls)):
-            found[g] = scales[g]

@@ -20,14 +20,12 @@ from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import column_blocks, launch
 from numbacalib.runtime.pairs_gpu import Pair, add_products
 from numbacalib.spec import scale_refit
-from numbacalib.spec.scale_refit import same_sign
 
 THREADS = device.sized(64, simulated=4)
 TILE_BYTES = 1 << 31
 """Bytes of the matrices of rows that are solved together."""
 
-solve_steps = device.in_kernels(scale_refit.solve_steps)
-lowers_loss = device.in_kernels(scale_refit.lowers_loss)
+refit_row = device.in_kernels(scale_refit.refit_row)
 
 
 def refitted_scales(codes: Any, zeros: Any, scales: Any, errors: Any, hessian: Any) -> Any:
@@ -95,12 +93,8 @@ def solve_scales(matrices: Any, pulls: Any, scales: Any, found: Any) -> None:
     """Set `found` to scales of rows that lose less, or to the old ones: see `spec.scale_refit`."""
     rows, groups = scales.shape
     steps, roots = (device.empty((groups, rows), np.float64) for _ in range(2))
-    stored = device.empty(scales.shape, scales.dtype)
-    blocks = -(-rows // THREADS)
-    arrays = matrices, pulls, steps, roots, carrier(scales), carrier(stored)
-    launch(_solve, blocks, THREADS, *arrays)
-    arrays = matrices, pulls, steps, carrier(scales), carrier(stored), carrier(found)
-    launch(_keep_better, blocks, THREADS, *arrays)
+    arrays = matrices, pulls, carrier(scales), carrier(found), steps, roots
+    launch(_refit_rows, -(-rows // THREADS), THREADS, *arrays)
 
 
 def centered_codes(codes: Any, zeros: Any, dtype: np.dtype) -> Any:
@@ -160,28 +154,9 @@ def _group_dots(left, right, size, dots):
 
 
 @cuda.jit
-def _solve(matrices, pulls, steps, roots, scales, stored):
+def _refit_rows(matrices, pulls, scales, found, steps, roots):
     """Threads: one a row."""
     i = cuda.grid(1)
     if i < pulls.shape[1]:
-        solve_steps(matrices[:, :, i], pulls[:, i], steps[:, i], roots[:, i])
-        for g in range(len(pulls)):
-            scale = widen(scales[i, g])
-            wanted = scale + steps[g, i]
-            stored[i, g] = narrow(
-                wanted if same_sign(wanted, scale) else float(scale), stored[i, g]
-            )
-
-
-@cuda.jit
-def _keep_better(matrices, pulls, steps, scales, stored, found):
-    """Threads: one a row."""
-    i = cuda.grid(1)
-    if i < pulls.shape[1]:
-        same_signs = True
-        for g in range(len(pulls)):
-            steps[g, i] = float(widen(stored[i, g])) - float(widen(scales[i, g]))
-            same_signs = same_signs and same_sign(widen(stored[i, g]), widen(scales[i, g]))
-        better = same_signs and lowers_loss(matrices[:, :, i], pulls[:, i], steps[:, i])
-        for g in range(len(pulls)):
-            found[i, g] = stored[i, g] if better else scales[i, g]
+        memory = steps[:, i], roots[:, i]
+        refit_row(matrices[:, :, i], pulls[:, i], scales[i], found[i], memory)

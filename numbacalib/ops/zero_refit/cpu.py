@@ -11,20 +11,13 @@ from numbacalib.ops.products.cpu import group_dots, product
 from numbacalib.ops.scale_refit.cpu import (
     TILE_BYTES,
     centered_codes,
-    refit_row,
     squares_of_groups,
 )
-from numbacalib.runtime.half import carrier, narrow, widen
-from numbacalib.runtime.jit import scalar, task_kernel
+from numbacalib.runtime.half import carrier
+from numbacalib.runtime.jit import task_kernel
 from numbacalib.runtime.tasks import fetch_add
-from numbacalib.spec.scale_refit import same_sign
-from numbacalib.spec.zero_refit import (
-    GroupMoments,
-    RowMoments,
-    fit_zeros,
-    follow,
-    lowers_loss_with_zeros,
-)
+from numbacalib.spec.scale_refit import refit_row
+from numbacalib.spec.zero_refit import GroupMoments, RowMoments, better_grid, follow_grid
 
 
 class _Grids(NamedTuple):
@@ -90,38 +83,8 @@ def _refit_rows(counter, products, given, range_of_zeros, found):
         )
         scales, zeros, new_zeros = given.scales[i], given.zeros[i], found.zeros[i]
         refit_row(row.codes, row.pulls, scales, solved, memory)
-        _move(row, (scales, zeros), (solved, zeros), memory, moves)
-        _search(row, (solved, zeros), range_of_zeros, (searched, new_zeros), memory, moves)
-        _move(row, (solved, zeros), (searched, new_zeros), memory, moves)
+        follow_grid(row, (scales, zeros), (solved, zeros), memory, moves)
+        better_grid(row, (solved, zeros), range_of_zeros, (searched, new_zeros), memory, moves)
+        follow_grid(row, (solved, zeros), (searched, new_zeros), memory, moves)
         refit_row(row.codes, row.pulls, searched, found.scales[i], memory)
         i = fetch_add(counter)
-
-
-@scalar
-def _move(row, old, new, memory, moves):
-    """Update `RowMoments` of a row from old to new (scales, zeros)."""
-    (steps, now), (scales, zeros), (new_scales, new_zeros) = memory, old, new
-    for g in range(len(steps)):
-        now[g] = widen(new_scales[g])
-        steps[g] = now[g] - widen(scales[g])
-        moves[g] = np.int64(new_zeros[g]) - np.int64(zeros[g])
-    follow(row, now, steps, moves)
-
-
-@scalar
-def _search(row, grid, range_of_zeros, found, memory, moves):
-    """Set `found` to (scales, zeros) of a row that lose less, or to the old ones."""
-    (steps, old), (scales, zeros), (new_scales, new_zeros) = memory, grid, found
-    for g in range(len(steps)):
-        old[g] = widen(scales[g])
-    fit_zeros(row, old, zeros, range_of_zeros, steps, moves)
-    same_signs = True
-    for g in range(len(steps)):
-        new_scales[g] = narrow(old[g] + steps[g], new_scales[g])
-        steps[g] = float(widen(new_scales[g])) - old[g]
-        same_signs &= same_sign(float(widen(new_scales[g])), old[g])
-    better = same_signs and lowers_loss_with_zeros(row, old, steps, moves)
-    for g in range(len(steps)):
-        if not better:
-            new_scales[g] = scales[g]
-        new_zeros[g] = zeros[g] + (moves[g] if better else 0)

@@ -20,15 +20,13 @@ from numbacalib.ops.scale_refit.gpu import (
 from numbacalib.runtime import device
 from numbacalib.runtime.blas_gpu import multiply
 from numbacalib.runtime.device import cuda
-from numbacalib.runtime.half import carrier, narrow, widen
+from numbacalib.runtime.half import carrier
 from numbacalib.runtime.launch import launch
 from numbacalib.spec import zero_refit
-from numbacalib.spec.scale_refit import same_sign
 from numbacalib.spec.zero_refit import GroupMoments, RowMoments
 
-fit_zeros = device.in_kernels(zero_refit.fit_zeros)
-follow = device.in_kernels(zero_refit.follow)
-lowers_loss_with_zeros = device.in_kernels(zero_refit.lowers_loss_with_zeros)
+better_grid = device.in_kernels(zero_refit.better_grid)
+follow_grid = device.in_kernels(zero_refit.follow_grid)
 
 
 def refitted_zeros(
@@ -109,20 +107,10 @@ def _fit(
     i = cuda.grid(1)
     if i >= pulls.shape[1]:
         return
-    groups = len(pulls)
-    for g in range(groups):
-        old[g, i] = widen(scales[i, g])
     row = RowMoments(matrices[:, :, i], mixed[:, :, i], ones, pulls[:, i], ones_pulls[:, i])
-    fit_zeros(row, old[:, i], zeros[i], (least, most), steps[:, i], moves[:, i])
-    same_signs = True
-    for g in range(groups):
-        new_scales[i, g] = narrow(old[g, i] + steps[g, i], new_scales[i, g])
-        steps[g, i] = float(widen(new_scales[i, g])) - old[g, i]
-        same_signs = same_signs and same_sign(float(widen(new_scales[i, g])), old[g, i])
-    better = same_signs and lowers_loss_with_zeros(row, old[:, i], steps[:, i], moves[:, i])
-    for g in range(groups):
-        new_scales[i, g] = new_scales[i, g] if better else scales[i, g]
-        new_zeros[i, g] = zeros[i, g] + (moves[g, i] if better else 0)
+    grid, found = (scales[i], zeros[i]), (new_scales[i], new_zeros[i])
+    memory = steps[:, i], old[:, i]
+    better_grid(row, grid, (least, most), found, memory, moves[:, i])
 
 
 @cuda.jit
@@ -144,9 +132,7 @@ def _follow(
     i = cuda.grid(1)
     if i >= pulls.shape[1]:
         return
-    for g in range(len(pulls)):
-        now[g, i] = widen(new_scales[i, g])
-        steps[g, i] = now[g, i] - float(widen(scales[i, g]))
-        moves[g, i] = np.int64(new_zeros[i, g]) - np.int64(zeros[i, g])
     row = RowMoments(matrices[:, :, i], mixed[:, :, i], ones, pulls[:, i], ones_pulls[:, i])
-    follow(row, now[:, i], steps[:, i], moves[:, i])
+    grid, found = (scales[i], zeros[i]), (new_scales[i], new_zeros[i])
+    memory = steps[:, i], now[:, i]
+    follow_grid(row, grid, found, memory, moves[:, i])
