@@ -175,14 +175,16 @@ def _calibration(
     count = own_sequences(settings.own_text, settings.samples)
     given = checkpoint, inputs.text, length, settings.samples - count
     tokens, left = read_split(*given, most)
-    held_bytes = demand.working_bytes(settings.samples * length)  # no more than later blocks take
-    tokens = with_own_text(decoder, tokens, count, held_bytes)
+    size = settings.samples * length
+    streamed = demand.must_stream(size)  # by the memory that is free before the model writes
+    # to write takes no more than later blocks take
+    tokens = with_own_text(decoder, tokens, count, demand.working_bytes(size))
     calibration = TextCalibration(
         decoder,
         tokens,
         everything=settings.experts == "all",
         propagated=settings.target == "propagated",
-        streamed=demand.must_stream(tokens.size),
+        streamed=streamed,
     )
     return calibration, tokens, left
 
