@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models.block_weights import Array, BlockWeights
+from numbacalib.models.config import ModelConfig
 from numbacalib.models.convolution_mixer import ConvolutionMixer
 from numbacalib.models.delta_attention import DeltaAttention
 from numbacalib.models.experts import Experts
@@ -98,16 +99,11 @@ class DecoderBlock:
 
         self._weights.read = found
 
-    @property
-    def continues(self) -> bool:
-        """True if tokens meet only where keys and values of earlier ones can be held."""
-        return type(self.attention) in (Attention, Missing)
-
     def forward(self, hidden: Array, before: KeyValues | None = None) -> Array:
         """Run all stages on ``hidden`` ``[..., T, hidden_size]``, in place, and return it.
 
-        With `before` the tokens follow those whose keys and values it holds, and add their own: only for a
-        block that `continues`.
+        With `before` the tokens follow those whose keys and values it holds, and add their own: only where
+        `holds_keys`.
         """
         if not self.parallel:
             for half in self.sublayers:
@@ -226,22 +222,35 @@ def _mlp(weights: BlockWeights, index: int) -> Sublayer:
     return (Experts if weights.config.mixture_of(index) else MLP)(weights, index)
 
 
+def holds_keys(config: ModelConfig, index: int) -> bool:
+    """Return whether tokens of a block meet only where keys and values of earlier ones can be held."""
+    return _kind_of_attention(config, index) in (Attention, Missing)
+
+
 def _attention(weights: BlockWeights, index: int, rope: RotaryEmbedding | None) -> Sublayer:
-    if not weights.config.has(index, "attention"):
+    kind = _kind_of_attention(weights.config, index)
+    if kind is Missing:
         return Missing(weights)
-    if weights.config.delta_of(index) is not None:
-        return DeltaAttention(weights, index)
-    if weights.config.convolution_of(index) is not None:
-        return ConvolutionMixer(weights, index)
-    if weights.config.state_space_of(index) is not None:
-        return StateSpaceMixer(weights, index)
-    if weights.config.latent is not None:
-        assert rope is not None
-        return LatentAttention(weights, index, rope)
-    if weights.config.key_source(index) is not None:
-        return BorrowingAttention(weights, index, rope)
-    lends = index in weights.config.lenders
-    return (LendingAttention if lends else Attention)(weights, index, rope)
+    if issubclass(kind, Attention):
+        return kind(weights, index, rope)
+    return kind(weights, index)
+
+
+def _kind_of_attention(config: ModelConfig, index: int) -> type[Any]:
+    """Return the class of a block's attention, or of what replaces it."""
+    if not config.has(index, "attention"):
+        return Missing
+    if config.delta_of(index) is not None:
+        return DeltaAttention
+    if config.convolution_of(index) is not None:
+        return ConvolutionMixer
+    if config.state_space_of(index) is not None:
+        return StateSpaceMixer
+    if config.latent is not None:
+        return LatentAttention
+    if config.key_source(index) is not None:
+        return BorrowingAttention
+    return LendingAttention if index in config.lenders else Attention
 
 
 def _alone(part: Any) -> str | None:

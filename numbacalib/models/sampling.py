@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from numbacalib.models.block import DecoderBlock
+from numbacalib.models.block import DecoderBlock, holds_keys
 from numbacalib.models.decoder import Decoder
 from numbacalib.models.key_values import KeyValues
 from numbacalib.models.layer_tensors import EMBEDDINGS, linear_shapes
@@ -24,9 +24,9 @@ Array = NDArray[np.integer]
 class Writer:
     """Sequences that grow by tokens drawn from the model's predictions, at temperature 1.
 
-    Blocks are read once if they fit, and keys and values of attention are kept with them. Otherwise, and
-    in models whose tokens also meet elsewhere, all tokens run through the model again for each new one:
-    that suits short sequences, on every architecture.
+    Keys and values of attention are held if they fit, and the weights of all blocks if they fit beside
+    them; else blocks are read again for each token. In models whose tokens also meet elsewhere all tokens
+    run through the model again for each new one: that suits short sequences, on every architecture.
 
     Parameters
     ----------
@@ -42,13 +42,13 @@ class Writer:
     def __init__(self, decoder: Decoder, tokens: Array, length: int, held_bytes: int) -> None:
         self._decoder = decoder
         self.tokens = np.asarray(tokens, np.int32)
-        self._held: list[DecoderBlock] = []
-        self._before: list[KeyValues] = []
-        keys = _keys_bytes(decoder, len(tokens) * length)
-        if keys + _weights_bytes(decoder) <= held_bytes:
-            self._held = list(self._read())
-            if all(block.continues for block in self._held):
-                self._before = [KeyValues() for _ in self._held]
+        config, self._before = decoder.config, list[KeyValues]()
+        keys_bytes = _keys_bytes(decoder, len(tokens) * length)
+        blocks = range(config.num_layers)
+        if keys_bytes <= held_bytes and all(holds_keys(config, index) for index in blocks):
+            self._before = [KeyValues() for _ in blocks]
+        fits = keys_bytes + _weights_bytes(decoder) <= held_bytes
+        self._held = list(self._read()) if fits else None
 
     def step(self, seed: int) -> None:
         """Append a token to each sequence; another seed gives other draws."""
@@ -62,12 +62,13 @@ class Writer:
         """States ``[S, stream_size]`` of the last tokens after the last block."""
         first = self._before[0].length if self._before else 0
         hidden = self._decoder.embed(self.tokens[:, first:], first)
+        blocks = self._read() if self._held is None else self._held
         if self._before:
-            for block, before in zip(self._held, self._before, strict=True):
+            for block, before in zip(blocks, self._before, strict=True):
                 block.forward(hidden, before)
         else:
             parts = Parts(self._decoder.batches(hidden))
-            for block in self._held or self._read():
+            for block in blocks:
                 block.forward_parts(parts)
         sequences, length, size = hidden.shape
         rows = hidden.reshape(sequences, length * size)

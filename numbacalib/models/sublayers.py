@@ -115,7 +115,7 @@ class Sublayer(abc.ABC):
         """Run the sublayer on ``hidden``, in place, and return it.
 
         `before` are the tokens before these, of which attention adds the keys and values: only for a block
-        that `DecoderBlock.continues`.
+        that `numbacalib.models.block.holds_keys`.
         """
         del before
         return self.add_output(hidden, self.inner(self.input(hidden)))

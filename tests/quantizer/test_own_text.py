@@ -35,8 +35,12 @@ def test_tokens_are_drawn_from_the_prediction_after_the_last(decoder):
 
 def test_without_memory_for_blocks_and_keys_the_text_is_the_same(decoder, text):
     tokens = tokens_of(decoder, text)
-    held, read = (with_own_text(decoder, tokens, 2, size) for size in (PLENTY, 0))
-    np.testing.assert_array_equal(held, read)
+    keys = (
+        2 * 2 * 2 * 16 * 4 * 2 * tokens.shape[1]
+    )  # blocks, keys and values, heads, their size, bytes
+    found = [with_own_text(decoder, tokens, 2, size) for size in (PLENTY, 2 * keys, 0)]
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
 
 
 def test_own_sequences_stand_evenly_between_those_of_the_text(decoder, text):
