@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numbacalib.models.parts import Parts
 from numbacalib.ops import sampling
 from numbacalib.ops.matrix import column_range
 
-__all__ = ["Writer"]
+__all__ = ["Held", "Writer", "held_within"]
 
 Array = NDArray[np.integer]
 
@@ -42,13 +43,10 @@ class Writer:
     def __init__(self, decoder: Decoder, tokens: Array, length: int, held_bytes: int) -> None:
         self._decoder = decoder
         self.tokens = np.asarray(tokens, np.int32)
-        config, self._before = decoder.config, list[KeyValues]()
-        keys_bytes = _keys_bytes(decoder, len(tokens) * length)
-        blocks = range(config.num_layers)
-        if keys_bytes <= held_bytes and all(holds_keys(config, index) for index in blocks):
-            self._before = [KeyValues() for _ in blocks]
-        fits = keys_bytes + _weights_bytes(decoder) <= held_bytes
-        self._held = list(self._read()) if fits else None
+        holds = held_within(decoder, len(tokens) * length, held_bytes)
+        blocks = range(decoder.config.num_layers)
+        self._before = [KeyValues() for _ in blocks] if holds.keys else []
+        self._held = list(self._read()) if holds.blocks else None
 
     def step(self, seed: int) -> None:
         """Append a token to each sequence; another seed gives other draws."""
@@ -76,6 +74,21 @@ class Writer:
 
     def _read(self) -> Iterator[DecoderBlock]:
         return map(self._decoder.block, range(self._decoder.config.num_layers))
+
+
+class Held(NamedTuple):
+    """What is held from one token to the next."""
+
+    keys: bool
+    blocks: bool
+
+
+def held_within(decoder: Decoder, tokens: int, held_bytes: int) -> Held:
+    """Return what a `Writer` of so many tokens holds in this memory."""
+    config, keys_bytes = decoder.config, _keys_bytes(decoder, tokens)
+    known = all(holds_keys(config, index) for index in range(config.num_layers))
+    blocks = keys_bytes + _weights_bytes(decoder) <= held_bytes
+    return Held(known and keys_bytes <= held_bytes, blocks)
 
 
 def _weights_bytes(decoder: Decoder) -> int:

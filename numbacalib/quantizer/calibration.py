@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,10 +84,9 @@ class TextCalibration:
         streamed: bool = False,
     ) -> None:
         self._decoder = decoder
-        self._everything = everything
+        self._everything, self._propagated = everything, propagated
         self.streamed = streamed
-        self._hidden = decoder.states(tokens, streamed=streamed)
-        self._original = self._hidden.first(PAIRED_TOKENS).copied() if propagated else None
+        self._begin(tokens)
         if self._original is not None:
             log.info(
                 "target propagated: %d of %d tokens run through the original blocks too, with %.0f MiB of "
@@ -96,6 +95,17 @@ class TextCalibration:
                 tokens.size,
                 4 * self._original.tokens * decoder.stream_size / 2**20,
             )
+
+    def _begin(self, tokens: NDArray[np.integer]) -> None:
+        """Set the states to the embeddings of tokens."""
+        self._hidden = self._decoder.states(tokens, streamed=self.streamed)
+        paired = self._hidden.first(PAIRED_TOKENS) if self._propagated else None
+        self._original = None if paired is None else paired.copied()
+
+    def restart(self, tokens: Callable[[], NDArray[np.integer]]) -> None:
+        """Begin again with other tokens, which are made when the states of the first are gone."""
+        self._hidden, self._original = Parts(), None
+        self._begin(tokens())
 
     def preview(self, index: int, block: DecoderBlock) -> list[tuple[Stage, InputStatistics]]:
         """See `Calibration`."""

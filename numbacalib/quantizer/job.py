@@ -24,7 +24,7 @@ from numbacalib.quantizer.identity import identity_of, settings_as_json, stamps_
 from numbacalib.quantizer.importance import read_importance
 from numbacalib.quantizer.memory import Demand
 from numbacalib.quantizer.outer import is_outer, outer_layers
-from numbacalib.quantizer.own_text import own_sequences, with_own_text
+from numbacalib.quantizer.own_text import OwnText, own_sequences
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.text import evenly_spaced, read_sequences, read_split
 
@@ -68,6 +68,8 @@ class Job:
     importance: Mapping[str, NDArray] | None
     tokens: int
     """Calibration tokens that run through the model; 0 if none do."""
+    own: OwnText | None
+    """Sequences to write after the plan, before the first block; None without a text."""
     held_out: NDArray[np.integer]
     """Sequences [S, T] that the output is evaluated on; none with S = 0."""
     identity: dict[str, Any]
@@ -119,20 +121,20 @@ def open_job(
     if inputs.importance is not None:
         weighed = {name: shape for name, shape in shapes.items() if not is_outer(name)}
         factors = read_importance(inputs.importance, weighed, config=checkpoint.config)
-    calibration, tokens, others = _calibration(inputs, settings, decoder, grids)
+    calibration, own, others = _calibration(inputs, settings, decoder, grids)
     if inputs.held_out:
         others = read_sequences(checkpoint, inputs.held_out, settings.sequence_length)
         others = others[evenly_spaced(len(others), min(settings.samples, len(others)))]
     if settings.size is not None:
-        if tokens is None:
+        if own is None:
             raise ValueError("size: expected a text, since it shows how many bits each layer needs")
         inner = {name: info for name, info in weights.items() if not is_outer(name)}
-        asked |= grids_within(decoder, tokens, settings, stored, inner, asked)
+        asked |= grids_within(decoder, own.tokens, settings, stored, inner, asked)
         grids = _grids(settings, stored, weights, asked)
     identity = identity_of(
         checkpoint,
         place,
-        tokens,
+        None if own is None else own.tokens,
         settings=settings_as_json(settings),
         formats=[each.name for each in formats],
         **stamps_of(statistics=inputs.statistics, importance=inputs.importance),
@@ -145,7 +147,8 @@ def open_job(
         grids=grids,
         calibration=calibration,
         importance=factors,
-        tokens=0 if tokens is None else tokens.size,
+        tokens=0 if own is None else settings.samples * settings.sequence_length,
+        own=own,
         held_out=others,
         identity=identity,
         free_bytes=free_bytes,
@@ -154,8 +157,8 @@ def open_job(
 
 def _calibration(
     inputs: Inputs, settings: Settings, decoder: Decoder, layers: Collection[str]
-) -> tuple[Calibration | None, NDArray[np.integer] | None, NDArray[np.integer]]:
-    """Open the calibration; also return its tokens, and sequences of its text that it does not use."""
+) -> tuple[Calibration | None, OwnText | None, NDArray[np.integer]]:
+    """Open the calibration; also return its text, and sequences of the text that it does not use."""
     checkpoint, length = decoder.checkpoint, settings.sequence_length
     none_left = np.empty((0, length), np.int32)
     if inputs.statistics is not None:
@@ -176,17 +179,18 @@ def _calibration(
     given = checkpoint, inputs.text, length, settings.samples - count
     tokens, left = read_split(*given, most)
     size = settings.samples * length
-    streamed = demand.must_stream(size)  # by the memory that is free before the model writes
-    # to write takes no more than later blocks take
-    tokens = with_own_text(decoder, tokens, count, demand.working_bytes(size))
+    streamed = demand.must_stream(size)
+    own = OwnText(tokens, count, demand.working_bytes(size))  # no more than later blocks take
+    if settings.size is not None:  # bits are chosen by all of the text, before the plan
+        own = OwnText(own.added(decoder), 0, 0)
     calibration = TextCalibration(
         decoder,
-        tokens,
+        np.resize(own.tokens, (settings.samples, length)),  # as many for the plan
         everything=settings.experts == "all",
         propagated=settings.target == "propagated",
         streamed=streamed,
     )
-    return calibration, tokens, left
+    return calibration, own, left
 
 
 def _needs_text(inputs: Inputs, settings: Settings) -> bool:

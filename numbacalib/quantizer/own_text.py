@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import math
 import time
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models import Decoder
-from numbacalib.models.sampling import Writer
+from numbacalib.models.sampling import Writer, held_within
 from numbacalib.models.text_encoder import TextEncoder
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import evenly_spaced
@@ -34,41 +35,50 @@ def own_sequences(share: float | None, samples: int) -> int:
     return min(int((share or 0) * samples), samples - 1)
 
 
-def with_own_text(
-    decoder: Decoder, tokens: NDArray[np.int32], count: int, held_bytes: int
-) -> NDArray[np.int32]:
-    """Add `count` sequences that the model writes to those of a text ``[S, T]``, evenly between them.
+@dataclass(frozen=True)
+class OwnText:
+    """Sequences that a model is to write beside those of a text.
 
-    Parameters
+    Attributes
     ----------
-    decoder : Decoder
     tokens : int32 [S, T]
+        The text's.
     count : int
+        Sequences to write.
     held_bytes : int
         As in `Writer`.
-
-    Returns
-    -------
-    int32 [S + count, T]
     """
-    if not count:
-        return tokens
-    begin = time.perf_counter()
-    own = _written(decoder, tokens, count, held_bytes)
-    decoder.place.give_back()
-    taken = time.perf_counter() - begin
-    log.info("own text: %d sequences of %d written in %.1f s", count, tokens.shape[1], taken)
-    result = np.empty((len(tokens) + count, tokens.shape[1]), np.int32)
-    here = np.zeros(len(result), bool)
-    here[evenly_spaced(len(result), count)] = True
-    result[here], result[~here] = own, tokens
-    return result
+
+    tokens: NDArray[np.int32]
+    count: int
+    held_bytes: int
+
+    def added(self, decoder: Decoder) -> NDArray[np.int32]:
+        """Return all sequences, int32 [S + count, T]: the model's evenly between those of the text."""
+        if not self.count:
+            return self.tokens
+        begin = time.perf_counter()
+        own = _written(decoder, self)
+        decoder.place.give_back()
+        taken = time.perf_counter() - begin
+        log.info("own text: %d tokens written in %.1f s", min(own.size, MOST), taken)
+        result = np.empty((len(self.tokens) + self.count, self.tokens.shape[1]), np.int32)
+        here = np.zeros(len(result), bool)
+        here[evenly_spaced(len(result), self.count)] = True
+        result[here], result[~here] = own, self.tokens
+        return result
+
+    def work(self, decoder: Decoder) -> tuple[float, int]:
+        """Return the tokens that run through the model, and how often its weights are read."""
+        written = min(self.count * self.tokens.shape[1], MOST)
+        holds = held_within(decoder, written, self.held_bytes)
+        # without keys a piece runs again for each of its tokens
+        return written * (1 if holds.keys else PIECE / 2), 1 if holds.blocks else PIECE - 1
 
 
-def _written(
-    decoder: Decoder, tokens: NDArray[np.int32], count: int, held_bytes: int
-) -> NDArray[np.int32]:
+def _written(decoder: Decoder, text: OwnText) -> NDArray[np.int32]:
     """Sequences of pieces, ``[count, T]``, with the special tokens that begin the text's."""
+    tokens, count = text.tokens, text.count
     prefix = _prefix(decoder)
     length = tokens.shape[1] - len(prefix)
     piece = min(PIECE, length)
@@ -76,7 +86,7 @@ def _written(
     known = np.unique(tokens[:, len(prefix) :])
     firsts = np.random.default_rng(0).choice(known, pieces)
     begun = np.array([[*prefix, first] for first in firsts], np.int32)
-    writer = Writer(decoder, begun, len(prefix) + piece, held_bytes)
+    writer = Writer(decoder, begun, len(prefix) + piece, text.held_bytes)
     with Progress(piece - 1) as progress:
         for seed in range(1, piece):
             progress.show(f"writing own text, token {seed + 1} of {piece}")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from numbacalib.models import HOST, open_checkpoint, open_place
 from numbacalib.models.hub import revision_of
 from numbacalib.quantizer.ahead import CompiledAhead
 from numbacalib.quantizer.blocks import quantize_blocks
+from numbacalib.quantizer.calibration import TextCalibration
 from numbacalib.quantizer.distributions import Distributions
 from numbacalib.quantizer.job import Inputs, Job, asked_grid, open_job
-from numbacalib.quantizer.plan import Plan, make_plan, out_of_memory, require_memory
+from numbacalib.quantizer.plan import OWN_TEXT, Plan, make_plan, out_of_memory, require_memory
 from numbacalib.quantizer.preflight import peak_memory, require_space
 from numbacalib.quantizer.proof import prove
 from numbacalib.quantizer.report import Clock, RunReport, recorded_warnings
@@ -157,11 +159,16 @@ def quantize(
                 plan = _plan(job, kept, writers)
             if planned is not None:
                 planned(plan)
+            if job.own is not None and job.own.count:
+                with clock.phase(OWN_TEXT):
+                    _within_memory(job, plan, partial(_write_own_text, job))
             with ExitStack() as stack:
                 for writer in writers:
                     stack.enter_context(writer)
                 with clock.phase("quantizing"):
-                    _quantize_blocks(job, kept, plan)
+                    later = plan.seconds["writing"] + plan.seconds["proving"]
+                    blocks = partial(quantize_blocks, job, kept, plan.block_seconds, later)
+                    _within_memory(job, plan, blocks)
                 HOST.give_back()
                 with clock.phase("writing"):
                     layers, counted = _write_layers(job, kept, writers)
@@ -215,11 +222,18 @@ def _writers(
     return writers
 
 
-def _quantize_blocks(job: Job, kept: Work, plan: Plan) -> None:
-    """Quantize the blocks; a MemoryError is raised only after their memory is free again."""
+def _write_own_text(job: Job) -> None:
+    """Calibrate on the text with the sequences that the model writes."""
+    own = job.own
+    assert own is not None
+    assert isinstance(job.calibration, TextCalibration)
+    job.calibration.restart(lambda: own.added(job.decoder))
+
+
+def _within_memory(job: Job, plan: Plan, action: Callable[[], None]) -> None:
+    """Call a part of a run; its MemoryError is raised only after its memory is free again."""
     try:
-        later = sum(plan.seconds.values()) - plan.seconds["quantizing"]
-        quantize_blocks(job, kept, plan.block_seconds, later)
+        action()
         return
     except MemoryError as found:
         error = found.with_traceback(None)  # the frames hold arrays

@@ -34,6 +34,8 @@ from numbacalib.quantizer.trial import (
     try_out,
 )
 
+OWN_TEXT = "own text"
+"""Phase in which the model writes text."""
 MOVED = 1e9
 """Bytes per second at which an output is written and read back, once each."""
 _ALONE = 0.4
@@ -143,6 +145,11 @@ def make_plan(
         + (read * trial.reading if job.held_out.size else 0.0)
         + job.held_out.size * proof,
     }
+    if job.own is not None and job.own.count:
+        passing, readings = job.own.work(job.decoder)
+        of_token = (trial.forward or trial.calibrating) * sum(met)
+        reading = readings * sum(block_weights(job, index) for index in range(blocks))
+        seconds = {OWN_TEXT: passing * of_token + reading * trial.reading} | seconds
     streamed = _is_streamed(job)
     return Plan(
         layers=len(job.grids),

@@ -22,7 +22,7 @@ from numbacalib.models import Decoder, DecoderBlock
 from numbacalib.models.decoder import VOCABULARY
 from numbacalib.models.layer_tensors import Stage, expert_shapes, linear_shapes
 from numbacalib.models.loss_sums import LossSums
-from numbacalib.ops import divergence
+from numbacalib.ops import divergence, sampling
 from numbacalib.ops.matrix import to_host
 from numbacalib.quantizer.blocks import fold_scales, quantize_group
 from numbacalib.quantizer.calibration import SILENT, TextCalibration
@@ -81,6 +81,8 @@ def try_out(job: Job) -> Trial:
             forward, compiling_forward = _pass_through(job, block)
             score, compiling_scores = _compare_scores(job.decoder)
             compiling += compiling_forward + compiling_scores
+        if job.own is not None and job.own.count:
+            compiling += _draw(job.decoder)
         scaling, compiling_search = _search_scales(job, index, block, found)
         storing, stage, work, compiling_solvers = _quantize_stages(job, index, block, found)
     weights = token_weights(job, index)
@@ -194,6 +196,19 @@ def _compare_scores(decoder: Decoder) -> tuple[float, float]:
 
     _, first, again = _twice(compare)
     return again / scores.size, max(0.0, first - again)
+
+
+def _draw(decoder: Decoder) -> float:
+    """Seconds of compiling what draws tokens."""
+    scores = decoder.place.zeros((1, 1))
+
+    def draw() -> None:
+        state = sampling.new_state(1, scores)
+        sampling.add_scores(scores, 0, 0, 0, state)
+        sampling.drawn(state)
+
+    _, first, again = _twice(draw)
+    return max(0.0, first - again)
 
 
 def _quantize_stages(

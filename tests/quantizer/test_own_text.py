@@ -9,7 +9,7 @@ from quantizer.runs import run
 from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.models.sampling import Writer
 from numbacalib.quantizer import own_text, quantize
-from numbacalib.quantizer.own_text import own_sequences, with_own_text
+from numbacalib.quantizer.own_text import OwnText, own_sequences
 from numbacalib.quantizer.text import read_sequences
 
 PLENTY = 1 << 30
@@ -38,14 +38,14 @@ def test_without_memory_for_blocks_and_keys_the_text_is_the_same(decoder, text):
     keys = (
         2 * 2 * 2 * 16 * 4 * 2 * tokens.shape[1]
     )  # blocks, keys and values, heads, their size, bytes
-    found = [with_own_text(decoder, tokens, 2, size) for size in (PLENTY, 2 * keys, 0)]
+    found = [OwnText(tokens, 2, size).added(decoder) for size in (PLENTY, 2 * keys, 0)]
     np.testing.assert_array_equal(found[1], found[0])
     np.testing.assert_array_equal(found[2], found[0])
 
 
 def test_own_sequences_stand_evenly_between_those_of_the_text(decoder, text):
     tokens = tokens_of(decoder, text)
-    found = with_own_text(decoder, tokens, 2, PLENTY)
+    found = OwnText(tokens, 2, PLENTY).added(decoder)
     assert found.shape == (8, 40)
     assert found.dtype == np.int32
     np.testing.assert_array_equal(np.delete(found, [0, 4], 0), tokens)
@@ -66,19 +66,19 @@ def test_special_tokens_begin_own_sequences_too(tmp_path, text):
     )
     tokenizer.save(str(model / "tokenizer.json"))
     decoder = Decoder(open_checkpoint(model))
-    found = with_own_text(decoder, tokens_of(decoder, text), 2, PLENTY)
+    found = OwnText(tokens_of(decoder, text), 2, PLENTY).added(decoder)
     assert (found[:, 0] == 0).all()
 
 
 def test_a_long_text_is_repeated(decoder, text, monkeypatch):
     monkeypatch.setattr(own_text, "MOST", 2 * own_text.PIECE)
-    found = with_own_text(decoder, tokens_of(decoder, text), 3, PLENTY)
+    found = OwnText(tokens_of(decoder, text), 3, PLENTY).added(decoder)
     own = found[[0, 3, 6]].ravel()
     np.testing.assert_array_equal(own, np.resize(own[: 2 * own_text.PIECE], own.size))
 
 
 def test_sequences_shorter_than_a_piece(decoder, text):
-    found = with_own_text(decoder, tokens_of(decoder, text, length=5), 2, PLENTY)
+    found = OwnText(tokens_of(decoder, text, length=5), 2, PLENTY).added(decoder)
     assert found.shape == (8, 5)
 
 
@@ -110,3 +110,20 @@ def test_a_share_that_is_none_is_refused(tmp_path, text, model, capsys):
     command = ["quantize", model, "--text", text, "--output", tmp_path / "out", "--own-text", "1.5"]
     assert run(*command) == 2
     assert "own_text: expected 0 to 1, got 1.5" in capsys.readouterr().err
+
+
+def test_the_plan_comes_before_the_model_writes(tmp_path, text, model, monkeypatch):
+    """Planned, and then taken, with its own phase; a plan alone writes nothing."""
+    plans, seen = [], []
+    written = own_text._written
+    monkeypatch.setattr(
+        own_text, "_written", lambda *given: seen.append(len(plans)) or written(*given)
+    )
+    options = {"text": [text], "samples": 8, "sequence_length": 32, "group_size": 32}
+    report = quantize(model, tmp_path / "out", planned=plans.append, **options)
+    assert seen == [1]
+    assert plans[0].seconds["own text"] >= 0
+    assert list(report.seconds)[:3] == ["reading", "planning", "own text"]
+    command = ["quantize", model, "--text", text, "--plan", "--output", tmp_path / "planned"]
+    assert run(*command, "--samples", 8, "--sequence-length", 32, "--group-size", 32) == 0
+    assert seen == [1]
