@@ -77,7 +77,7 @@ class Writer:
 
 
 class Held(NamedTuple):
-    """What is held from one token to the next."""
+    """Things that are held from one token to the next."""
 
     keys: bool
     blocks: bool

@@ -52,7 +52,9 @@ def write_model(folder, backend, *given, **options):
 def test_a_model_is_quantized_as_on_the_host(tmp_path, backend, device, text):
     model = write_model(tmp_path / "model", backend)
     # not at the original model's outputs: 16 tokens leave those targets to what rounding makes of them
-    settings = Settings(bits=4, group_size=8, samples=2, sequence_length=8, target="layerwise")
+    settings = Settings(
+        bits=4, group_size=8, samples=2, sequence_length=8, target="layerwise", own_text=0.5
+    )
     reports = {}
     for place in {"cpu": 0, device: 0}:
         output = tmp_path / f"on-{place}"
