@@ -24,7 +24,8 @@ from numbacalib.ops.matrix import (
 )
 from numbacalib.ops.rms_norm import rms_norm
 from numbacalib.ops.rotary import rotate
-from numbacalib.ops.token_loss import LOWEST, add_scores, cap, losses
+from numbacalib.ops.token_loss import add_scores, cap, losses
+from numbacalib.spec.decoder import LOWEST
 from numbacalib.spec.exponential import exp
 from numbacalib.spec.normal import normal_cdf
 

@@ -123,9 +123,13 @@ def test_gptq_on_scaled_weights_gains_from_both():
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize(("bits", "group_size"), [(3, 8), (2, 16), (4, 4)])
-def test_clipping_agrees_with_the_definition(symmetric, bits, group_size):
-    (weight,), _, hessian = layers(13, rows=(5,))
+@pytest.mark.parametrize(
+    ("bits", "group_size", "shape"),
+    [(3, 8, (5, 16)), (2, 16, (5, 16)), (4, 4, (5, 16)), (3, 40, (130, 80))],
+)
+def test_clipping_agrees_with_the_definition(symmetric, bits, group_size, shape):
+    """With more rows than a CPU's worker takes at once, and groups that do not fill its vectors, too."""
+    (weight,), _, hessian = layers(13, rows=shape[:1], channels=shape[1])
     settings = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     quantized = awq_clip(weight, hessian, **settings, **FLOAT32, points=10, least=0.25)
     expected = naive_methods.awq_clip(

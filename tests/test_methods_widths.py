@@ -37,6 +37,19 @@ def test_expected_losses_are_about_those_of_gptq(backend, order, symmetric):
         assert found[bits, size] == pytest.approx(left, rel=0.3)
 
 
+@pytest.mark.parametrize("shrinkage", [0.0, 0.2, 1.0])
+def test_expected_losses_are_of_the_hessian_that_gptq_factors(shrinkage):
+    """Shrunk and damped: GPTQ's own report is of it, too."""
+    weight, hessian = cases.random_matrix(1, (400, 32), np.float32), mixed_inputs(32)
+    smoothing = {"percdamp": 0.05, "shrinkage": shrinkage}
+    settings = LayerSettings(**smoothing)
+    found = expected_losses({"q": weight}, hessian, [16], settings)["q"][6, 16]
+    left = gptq(weight, hessian, bits=6, group_size=16, **smoothing).report.loss
+    assert found == pytest.approx(left, rel=0.05)
+    without = expected_losses({"q": weight}, hessian, [16], LayerSettings(percdamp=0.05))["q"]
+    assert (found == without[6, 16]) == (shrinkage == 0)
+
+
 def test_dead_channels_lose_nothing():
     weight, hessian = cases.random_matrix(1, (20, 16), np.float32), mixed_inputs(16)
     hessian[8:] = hessian[:, 8:] = 0

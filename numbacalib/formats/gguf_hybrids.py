@@ -116,7 +116,7 @@ def _borrowing(config: ModelConfig, flags: list[bool]) -> int:
     return shared
 
 
-def _heads_of_keys(config: ModelConfig, architecture: str) -> Options:
+def _kv_heads(config: ModelConfig, architecture: str) -> Options:
     """Return key/value heads per block, 0 without attention; llama.cpp fails if no block has any."""
     heads = [
         config.heads_of(index)[0] if config.attends(index) and config.has(index, "attention") else 0
@@ -135,7 +135,7 @@ def lfm2(config: ModelConfig) -> Options:
         raise refused("layer_types", "convolutions in some layers", architecture, "none")
     if convolution.taps < 2:
         raise refused("conv_L_cache", "at least 2", architecture, convolution.taps)
-    return _heads_of_keys(config, architecture) | {"shortconv.l_cache": convolution.taps}
+    return _kv_heads(config, architecture) | {"shortconv.l_cache": convolution.taps}
 
 
 def lfm2_moe(config: ModelConfig) -> Options:
@@ -158,7 +158,7 @@ def state_space(config: ModelConfig, architecture: str) -> Options:
         raise refused("layer_types", "Mamba 2 in some layers", architecture, "none")
     if not space.convolution_bias:
         raise refused("bias of the convolution", True, architecture, False)
-    return _heads_of_keys(config, architecture) | {
+    return _kv_heads(config, architecture) | {
         "ssm.conv_kernel": space.taps,
         "ssm.group_count": space.groups,
         "ssm.inner_size": space.values,

@@ -36,7 +36,7 @@ log = logging.getLogger("numbacalib")
 QUANTIZATION_VERSION = 2
 _NOT_COMPARED = {
     "model_type",  # several share one in GGUF
-    "further_layers",  # not written
+    "mtp_layers",  # not written
     *("rope_theta", "rope_scaling", "rotary_dim", "local_rope", "rotary_layers"),  # see _same_rope
 }
 

@@ -187,9 +187,9 @@ def _llama4(config: ModelConfig) -> Options:
 
 def _afmoe(config: ModelConfig) -> Options:
     """Options of AFMoE, whose rotary layers llama.cpp fixes: all but every fourth."""
-    turning = tuple(kind == SLIDING for kind in every(config.num_layers, 4))
-    if config.rotary_layers != turning:
-        raise refused("rotary_layers", turning, "afmoe", config.rotary_layers)
+    rotary = tuple(kind == SLIDING for kind in every(config.num_layers, 4))
+    if config.rotary_layers != rotary:
+        raise refused("rotary_layers", rotary, "afmoe", config.rotary_layers)
     return sparse(config) | _windows(config, 4)
 
 

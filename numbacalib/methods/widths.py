@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from numbacalib.methods.layer import LayerSettings
 from numbacalib.methods.order import column_orders
-from numbacalib.methods.target import damped_factors
+from numbacalib.methods.target import damped_factors, smoothed
 from numbacalib.ops.grid import grid_scales
 from numbacalib.ops.matrix import diagonal, take, to_host
 from numbacalib.runtime import checks
@@ -57,13 +57,13 @@ def expected_losses(
     group_sizes : iterable of int
         Divisors of K.
     settings : LayerSettings
-        Of the grid, the damping and the order of the columns.
+        Of the grid, the damping, the shrinkage, which is a number, and the order of the columns.
 
     Returns
     -------
     dict of str to dict of (int, int) to float
         By the names of the weights: by bits and group size the squared error of outputs, at the scale of
-        `proxy_loss`.
+        `proxy_loss`, for inputs whose Hessian is the one that GPTQ factors, shrunk and damped.
     """
     spreads = _conditional_spreads(hessian, settings)
     found: dict[str, dict[tuple[int, int], float]] = {}
@@ -81,12 +81,13 @@ def expected_losses(
 
 
 def _conditional_spreads(hessian: Any, settings: LayerSettings) -> NDArray[np.float64]:
-    """``D_j`` of each channel, in natural order, [K]."""
+    """``D_j`` of each channel, in natural order, [K]: of the Hessian as GPTQ factors it."""
+    assert settings.shrinkage is not None  # its caller found it
     size = hessian.shape[0]
     spread = to_host(diagonal(hessian))
     orders = column_orders(spread[None], settings.act_order, settings.group_size or size)
     order = np.arange(size) if orders is None else orders.order[0]
-    moved = take(take(hessian, order, 0), order, 1)
+    moved = smoothed(take(take(hessian, order, 0), order, 1), settings.shrinkage)
     dtype = checks.result_dtype(hessian)
     factors = damped_factors(moved, settings.percdamp, settings.damping_tries, dtype)
     spreads = np.empty(size)

@@ -147,7 +147,7 @@ class ModelConfig:
     convolution : ShortConvolution, optional
     state_space : StateSpace, optional
         Replacements of attention in some layers.
-    further_layers : int
+    mtp_layers : int
         Multi-token prediction (MTP) blocks after the last one, which are not run.
     """
 
@@ -200,7 +200,7 @@ class ModelConfig:
     delta: DeltaNet | None = None
     convolution: ShortConvolution | None = None
     state_space: StateSpace | None = None
-    further_layers: int = 0
+    mtp_layers: int = 0
 
     @property
     def architecture(self) -> Architecture:
@@ -307,7 +307,7 @@ class ModelConfig:
         for key, values in architecture.fixed.items():
             fields.choice(key, values, None)
         options = read_shape(fields, architecture) | read_biases(fields, architecture)
-        options["further_layers"] = fields.integer("num_nextn_predict_layers", 0, 1000, None) or 0
+        options["mtp_layers"] = fields.integer("num_nextn_predict_layers", 0, 1000, None) or 0
         result = cls(**(options | architecture.read(fields, options)))
         silent = {*_HARMLESS.split(), *architecture.harmless}
         harmless = {key for key in fields if key in silent or key.startswith("_")}

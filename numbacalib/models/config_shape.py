@@ -53,7 +53,7 @@ def _read_rotary(
             theta=defaults.get("rope_theta"),
             share=defaults.get("partial_rotary_factor"),
             original=defaults.get("original_max_position_embeddings"),
-            words=architecture.rope_words,
+            names=architecture.rope_names,
         )
         return {"rope_theta": theta, "rope_scaling": scaling, "rotary_dim": dim}
     own, others = defaults.get("partial_rotary_factor"), defaults.get("local_partial_rotary_factor")

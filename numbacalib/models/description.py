@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from numbacalib.models.fields import Fields
-from numbacalib.models.rope_parameters import NO_WORDS, Words
+from numbacalib.models.rope_parameters import STANDARD_NAMES, RopeNames
 from numbacalib.models.windows import no_windows
 
 __all__ = ["ACTIVATIONS", "Architecture", "ConvolutionNames", "DeltaNames"]
@@ -275,7 +275,7 @@ class Architecture:
     local_rope_key : str
         Name, in files of transformers 4, of the rotary base of layers with windows, if these have their
         own.
-    rope_words : Words
+    rope_names : RopeNames
         Names in its files for the rotary embedding that other files do not have.
     keys : Mapping
         Its names of the keys that `ModelConfig.from_hf` reads, by llama's names.
@@ -327,7 +327,7 @@ class Architecture:
     selector: str = ""
     parallel: bool = False
     local_rope_key: str = ""
-    rope_words: Words = NO_WORDS
+    rope_names: RopeNames = STANDARD_NAMES
     keys: Mapping[str, str] = field(default_factory=dict)
     synonyms: Mapping[str, str] = field(default_factory=dict)
     prepared: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
@@ -340,7 +340,7 @@ class Architecture:
     @property
     def sections(self) -> bool:
         """True with multimodal rotary embedding (M-RoPE), whose three positions are equal for text."""
-        return "mrope_section" in self.rope_words.others
+        return "mrope_section" in self.rope_names.others
 
     def key(self, name: str) -> str:
         """Return the configuration's key for llama's key `name`."""

@@ -25,7 +25,7 @@ def granite_variant(options: Metadata) -> str:
 
 
 def granite(options: Metadata, config: Config) -> Config:
-    found = _turning(options)
+    found = _factors_with_rope(options)
     if config["model_type"] == "granite":
         return found
     own = {"layer_types": ["attention"] * config["num_hidden_layers"]}
@@ -38,7 +38,7 @@ def granitemoe_variant(options: Metadata) -> str:
 
 def granitemoe(options: Metadata, config: Config) -> Config:
     del config
-    found = _turning(options) | counts(options, "num_local_experts")
+    found = _factors_with_rope(options) | counts(options, "num_local_experts")
     shared = options.integer(_SHARED, 0)
     return found | ({"shared_intermediate_size": shared} if shared else {})
 
@@ -54,7 +54,7 @@ def granitehybrid(options: Metadata, config: Config) -> Config:
     return found | counts(options, "num_local_experts") | shared
 
 
-def _turning(options: Metadata) -> Config:
+def _factors_with_rope(options: Metadata) -> Config:
     """Return the factors of a model that must have rotary embedding."""
     if not options.boolean("rope.scaling.finetuned", True):
         raise options.error("rope.scaling.finetuned", "true: NoPE models are not supported")

@@ -26,7 +26,7 @@ class LatentAttention(Attention):
         super().__init__(weights, index, rope)
         latent = self._config.latent
         assert latent is not None
-        self._latent, self._turning = latent, rope
+        self._latent, self._rotary = latent, rope
         self._still = self._config.head_dim - self._config.rotary_dim
         self._growing = rope.still(self._still)
         self.width = self._config.num_heads * latent.value_dim
@@ -42,12 +42,12 @@ class LatentAttention(Attention):
         config, still = self._config, self._still
         *_, length, _ = x.shape
         queries = self._of_heads("query", self._query_input(x))
-        tables = self._turning.query_tables(length)
+        tables = self._rotary.query_tables(length)
         rotate(queries, *tables, interleaved=config.architecture.interleaved, first=still)
         if self._growing is not None:
             rotate(queries, *self._growing.query_tables(length))
         turned, latents = self._compressed(x)
-        rotate(turned, *self._turning.tables(length), interleaved=config.architecture.interleaved)
+        rotate(turned, *self._rotary.tables(length), interleaved=config.architecture.interleaved)
         expanded = self._of_heads("key_value", latents)
         keys = joined_columns(column_range(expanded, 0, still), turned)
         values = column_range(expanded, still, still + self._latent.value_dim)

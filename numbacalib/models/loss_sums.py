@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.ops.matrix import from_host, to_host
-from numbacalib.ops.token_loss import LOWEST, add_scores, losses
+from numbacalib.ops.token_loss import add_scores, losses
 from numbacalib.runtime.array import Array
+from numbacalib.spec.decoder import LOWEST
 
 
 class LossSums:

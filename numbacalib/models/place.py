@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -65,7 +64,11 @@ class Place:
 
     def transfers(self) -> Transfers:
         """Return the asynchronous transfers between pinned memory and this device."""
-        return _transfers(self.name)
+        if self.name not in _TRANSFERS:
+            from numbacalib.runtime import device
+
+            _TRANSFERS[self.name] = device.Transfers()
+        return _TRANSFERS[self.name]
 
     def give_back(self) -> None:
         """Return cached free memory to the system, or to a device's driver."""
@@ -132,13 +135,8 @@ def _left_of_group() -> int | None:
 HOST = Place("cpu", batch_tokens=4096, score_rows=256, held_bytes=1 << 30)
 
 
-@functools.cache
-def _transfers(name: str) -> Transfers:
-    """Return the transfers of the current device, one object for each name."""
-    from numbacalib.runtime import device
-
-    del name
-    return device.Transfers()
+_TRANSFERS: dict[str, Transfers] = {}
+"""Transfers of the devices that were used, by the names of their places."""
 
 
 def open_place(device: str = "auto") -> Place:

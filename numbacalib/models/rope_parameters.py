@@ -13,17 +13,17 @@ from typing import Any, NamedTuple
 
 from numbacalib.models.fields import Fields
 
-__all__ = ["NO_WORDS", "ROPE_TYPES", "Turning", "Words", "read_rope", "read_ropes"]
+__all__ = ["ROPE_TYPES", "STANDARD_NAMES", "RopeNames", "RopeParameters", "read_rope", "read_ropes"]
 __all__ += ["yarn_magnitude"]
 
 _DEFAULT_THETA = 10000.0
 _SHARE = "partial_rotary_factor"
-Turning = tuple[float, dict[str, Any], int]
+RopeParameters = tuple[float, dict[str, Any], int]
 """Base of a rotary embedding, its scaling, and the number of rotated dimensions."""
 _THETA = (1.0001, 1e15)
 
 
-class Words(NamedTuple):
+class RopeNames(NamedTuple):
     """Synonyms and keys of the rotary embedding that are specific to an architecture's files."""
 
     synonyms: Mapping[str, str] = MappingProxyType({})
@@ -36,7 +36,7 @@ class Words(NamedTuple):
     """Top-level name of the rotated share of a head there."""
 
 
-NO_WORDS = Words()
+STANDARD_NAMES = RopeNames()
 
 
 def yarn_magnitude(factor: float, weight: float = 1.0) -> float:
@@ -93,8 +93,8 @@ def read_rope(
     theta: float | None = None,
     share: float | None = None,
     original: int | None = None,
-    words: Words = NO_WORDS,
-) -> tuple[float, dict[str, Any], int]:
+    names: RopeNames = STANDARD_NAMES,
+) -> RopeParameters:
     """Read the base of the rotary frequencies, the scaling with ``rope_type``, and the rotated dimensions.
 
     ``rope_scaling`` overrides ``rope_parameters``; a ``rope_theta`` inside it overrides the top-level one;
@@ -112,7 +112,7 @@ def read_rope(
         Default rotated share of a head; None if whole heads are always rotated.
     original : int, optional
         Default context length before scaling; `max_positions` if not given.
-    words : Words, optional
+    names : RopeNames, optional
         Names in the architecture's own files.
 
     Raises
@@ -125,10 +125,10 @@ def read_rope(
         config.object(key, None) or Fields({}, key) for key in ("rope_scaling", "rope_parameters")
     )
     rope = scaling or parameters
-    dim = _rotary_dim(config, rope, head_dim, share, words)
-    found = _theta(config, rope, parameters, theta or _DEFAULT_THETA, words)
+    dim = _rotary_dim(config, rope, head_dim, share, names)
+    found = _theta(config, rope, parameters, theta or _DEFAULT_THETA, names)
     result = _read_scaling(
-        config, rope, dim=dim, max_positions=original or max_positions, words=words
+        config, rope, dim=dim, max_positions=original or max_positions, names=names
     )
     return found, result, dim
 
@@ -142,7 +142,7 @@ def read_ropes(
     local_key: str,
     local_theta: float,
     shares: tuple[float, float] | None = None,
-) -> tuple[Turning, Turning]:
+) -> tuple[RopeParameters, RopeParameters]:
     """Read base, scaling and rotated dimensions of layers without windows, and of layers with windows.
 
     They are in ``rope_parameters`` by type of layer. In files of transformers 4 ``rope_theta`` and
@@ -191,14 +191,14 @@ def _read_scaling(
     *,
     dim: int,
     max_positions: int,
-    words: Words = NO_WORDS,
+    names: RopeNames = STANDARD_NAMES,
     types: Mapping[str, _Type] = ROPE_TYPES,
 ) -> dict[str, Any]:
     """Read the parameters of one scaling with ``rope_type``, and refuse other keys in its object."""
     # files of 2023 have "type"; if a file has both, rope_type is used
-    key, known = "rope_type" if "rope_type" in rope else "type", (*types, *words.synonyms)
+    key, known = "rope_type" if "rope_type" in rope else "type", (*types, *names.synonyms)
     kind = rope.choice(key, known, "default")
-    kind = words.synonyms.get(kind, kind)
+    kind = names.synonyms.get(kind, kind)
     result: dict[str, Any] = {"rope_type": kind}
     for name in types[kind].required:
         result[name] = rope.number(name, *_RANGES[name])
@@ -209,7 +209,7 @@ def _read_scaling(
         result["original_max_position_embeddings"] = original
     _check_type(kind, rope, result, dim)
     rope.refuse_unread(
-        harmless=("type", "finetuned", *words.others), owner=f" in a rope of type {kind}"
+        harmless=("type", "finetuned", *names.others), owner=f" in a rope of type {kind}"
     )
     return {key: value for key, value in result.items() if value is not None}
 
@@ -229,14 +229,14 @@ def _by_either_name(config: Fields, names: tuple[str, str], low: float, high: fl
 
 
 def _rotary_dim(
-    config: Fields, rope: Fields, head_dim: int, share: float | None, words: Words
+    config: Fields, rope: Fields, head_dim: int, share: float | None, names: RopeNames
 ) -> int:
     """Read the rotated dimensions of a head; a share inside the rope's object overrides a top-level one."""
     if share is None:
         for fields in (config, rope):
             fields.choice(_SHARE, (1, 1.0), None)
         return head_dim
-    beside = _by_either_name(config, (_SHARE, words.share), *_RANGES[_SHARE])
+    beside = _by_either_name(config, (_SHARE, names.share), *_RANGES[_SHARE])
     within = rope.number(_SHARE, *_RANGES[_SHARE], None)
     given = within if within is not None else beside
     return _even(config, head_dim, share if given is None else given)
@@ -251,8 +251,10 @@ def _even(fields: Fields, head_dim: int, share: float) -> int:
     return dim
 
 
-def _theta(config: Fields, rope: Fields, parameters: Fields, default: float, words: Words) -> float:
-    beside = _by_either_name(config, ("rope_theta", words.theta), *_THETA)
+def _theta(
+    config: Fields, rope: Fields, parameters: Fields, default: float, names: RopeNames
+) -> float:
+    beside = _by_either_name(config, ("rope_theta", names.theta), *_THETA)
     if "rope_theta" in rope:
         return float(rope.number("rope_theta", *_THETA))
     if beside is None and "rope_theta" in parameters:

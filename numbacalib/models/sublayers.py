@@ -147,9 +147,9 @@ class Sublayer(abc.ABC):
 
 
 class Missing(Sublayer):
-    """Stand-in for a half that a block does not have: it adds nothing."""
+    """Stand-in for a half that a block does not have: it has no norm and adds nothing."""
 
-    role = "attention"
+    role = "none"
     entry_stages, exit_stages, width = (), (), 0
 
     def inner(self, x: Array) -> None:

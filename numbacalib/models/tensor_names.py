@@ -110,7 +110,7 @@ def denied(config: ModelConfig, names: Iterable[str], *, packed: bool = False) -
             index, tensor = layer
             if index < config.num_layers and index not in known:
                 known[index] = _known_in_block(config, index, packed)
-            further = config.num_layers <= index < config.num_layers + config.further_layers
+            further = config.num_layers <= index < config.num_layers + config.mtp_layers
             own = tensor in known.get(index, ()) or _of_selector(config, layer)
             has_place = further or own
         else:
@@ -142,7 +142,7 @@ def beside(config: ModelConfig, names: Iterable[str]) -> list[str]:
     of sparse attention.
     """
     last = config.num_layers
-    further = [f"layers.{last + index}." for index in range(config.further_layers)]
+    further = [f"layers.{last + index}." for index in range(config.mtp_layers)]
     selectors = [config.architecture.selector] if config.architecture.selector else []
     return [*further, *selectors, *beside_decoder(names, _DECODER)]
 

@@ -13,6 +13,7 @@ from numbacalib.formats.format import Format, LayerGrid
 from numbacalib.formats.group_lengths import group_lengths
 from numbacalib.formats.registry import common_grids
 from numbacalib.formats.safetensors_format import SafetensorsFormat
+from numbacalib.methods.layer_options import share_for
 from numbacalib.methods.widths import BITS, Width, chosen_widths, expected_losses
 from numbacalib.models import Decoder
 from numbacalib.models.checkpoint import TensorInfo
@@ -134,7 +135,8 @@ def _losses(
                 }
                 hessian = statistics.hessian
                 sizes = group_sizes(len(hessian))
-                found |= expected_losses(own, hessian, sizes, settings)
+                solved = replace(settings, shrinkage=share_for(statistics, settings))
+                found |= expected_losses(own, hessian, sizes, solved)
                 grid: dict[str, Any] = {"group_size": sizes[0], "symmetric": settings.symmetric}
                 effects.add_layers(block, own, hessian, **grid)
             effects.run(block)

@@ -15,6 +15,9 @@ import numpy as np
 from numbacalib.runtime.jit import scalar
 from numbacalib.spec.exponential import exp
 
+LOWEST = np.float32(-3e38)
+"""Below any score but finite, since a difference of infinities is NaN."""
+
 
 @scalar
 def inverse_rms(squares, count, eps):

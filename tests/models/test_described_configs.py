@@ -10,6 +10,8 @@ import pytest
 from models.described import described_config, write_described_checkpoint
 
 from numbacalib.models import Decoder, ModelConfig, open_checkpoint
+from numbacalib.models.architectures import ARCHITECTURES
+from numbacalib.models.sublayers import Missing
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "keys of some heads": (
@@ -238,7 +240,7 @@ def test_scores_of_latent_attention_are_of_whole_heads() -> None:
 
 
 @pytest.mark.parametrize(("new", "single", "expected"), [(1, 1, 2), (0, 1, 1), (0, 0, 4)])
-def test_heads_of_keys_of_falcons(new: int, single: int, expected: int) -> None:
+def test_kv_heads_of_falcons(new: int, single: int, expected: int) -> None:
     flags = {"new_decoder_architecture": bool(new), "multi_query": bool(single)}
     assert ModelConfig.from_hf(config_of("falcon", flags)).num_kv_heads == expected
 
@@ -301,6 +303,12 @@ def test_a_letter_for_each_layer_says_how_many_there_are() -> None:
         ValueError, match=r"^layer_types: expected .* got \['linear_attention', '\?'\]"
     ):
         ModelConfig.from_hf(named)
+
+
+def test_a_half_that_a_block_does_not_have_has_no_norm() -> None:
+    roles = {role for architecture in ARCHITECTURES.values() for role in architecture.norms}
+    assert "attention" in roles
+    assert not {Missing.role, f"{Missing.role}_output"} & roles
 
 
 def test_tables_of_masks_in_old_files_are_no_biases(tmp_path: Path, caplog: Any) -> None:

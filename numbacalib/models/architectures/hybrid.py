@@ -16,7 +16,7 @@ from numbacalib.models.description import (
 )
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.mixture import Mixture
-from numbacalib.models.rope_parameters import Words
+from numbacalib.models.rope_parameters import RopeNames
 from numbacalib.models.windows import FULL
 
 _LINEAR = "linear_attention"
@@ -113,7 +113,7 @@ QWEN3_5 = replace(
     title="Qwen 3.5",
     experts=None,
     delta=_SEPARATE_DELTA,
-    rope_words=Words({"mrope": "default"}, ("mrope_section", "mrope_interleaved")),
+    rope_names=RopeNames({"mrope": "default"}, ("mrope_section", "mrope_interleaved")),
     defaults={**QWEN3_NEXT.defaults, "num_key_value_heads": 4},
     harmless=(
         "mamba_ssm_dtype",  # of runtimes' recurrent state

@@ -11,7 +11,7 @@ from numbacalib.models.architectures.mixtures import TRAINING, deepseek_mixture,
 from numbacalib.models.architectures.windowed import growth_of_queries
 from numbacalib.models.description import ATTENTION_BIASES, ExpertNames, Options
 from numbacalib.models.fields import LARGEST, Fields
-from numbacalib.models.rope_parameters import Words
+from numbacalib.models.rope_parameters import RopeNames
 from numbacalib.models.windows import no_windows
 
 _INDEXED = "indexed_attention", "deepseek_sparse_attention"
@@ -165,7 +165,7 @@ MISTRAL4 = replace(
     causal_lm="",
     title="Mistral Small 4",
     experts=ExpertNames(shared="mlp.shared_experts"),
-    rope_words=Words(others=("llama_4_scaling_beta", "max_position_embeddings")),
+    rope_names=RopeNames(others=("llama_4_scaling_beta", "max_position_embeddings")),
     keys={},
     defaults={
         "head_dim": 128,

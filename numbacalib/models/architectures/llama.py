@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from numbacalib.models.description import ATTENTION_BIASES, Architecture, Options
 from numbacalib.models.fields import LARGEST, Fields
-from numbacalib.models.rope_parameters import Words
+from numbacalib.models.rope_parameters import RopeNames
 from numbacalib.models.windows import FULL, SLIDING, kinds_of_layers, window_of, windows_of_kinds
 
 _WINDOW = 4096
@@ -63,10 +63,10 @@ QWEN2 = Architecture(
 
 
 # M-RoPE of vision models' decoders: its three positions are equal for text.
-_MROPE = Words({"mrope": "default"}, ("mrope_section", "mrope_interleaved"))
+_MROPE = RopeNames({"mrope": "default"}, ("mrope_section", "mrope_interleaved"))
 
 QWEN2_VL = replace(
-    QWEN2, model_type="qwen2_vl_text", title="Qwen 2 VL", rope_words=_MROPE, causal_lm=""
+    QWEN2, model_type="qwen2_vl_text", title="Qwen 2 VL", rope_names=_MROPE, causal_lm=""
 )
 QWEN2_5_VL = replace(QWEN2_VL, model_type="qwen2_5_vl_text", title="Qwen 2.5 VL")
 
@@ -85,7 +85,7 @@ QWEN3 = Architecture(
 )
 
 QWEN3_VL = replace(
-    QWEN3, model_type="qwen3_vl_text", title="Qwen 3 VL", rope_words=_MROPE, causal_lm=""
+    QWEN3, model_type="qwen3_vl_text", title="Qwen 3 VL", rope_names=_MROPE, causal_lm=""
 )
 
 IQUESTCODER = replace(

@@ -14,7 +14,7 @@ from numbacalib.spec.router import Routing
 _CHUNKED = "chunked_attention"
 
 
-def _turning(fields: Fields, count: int) -> list[bool]:
+def _rotary_layers(fields: Fields, count: int) -> list[bool]:
     """Read the layers with rotary embedding: all but every fourth, or those of a list if not empty."""
     period = fields.integer("no_rope_layer_interval", 1, default=4)
     flags = fields.integers("no_rope_layers", 0, default=None)
@@ -25,17 +25,17 @@ def _turning(fields: Fields, count: int) -> list[bool]:
     return [bool(flag) for flag in flags]
 
 
-def _chunks(fields: Fields, turning: list[bool]) -> tuple[int | None, ...]:
+def _chunks(fields: Fields, rotary: list[bool]) -> tuple[int | None, ...]:
     """Read the chunks of positions, by default in layers with rotary embedding."""
     size = fields.integer("attention_chunk_size", 1, LARGEST, None)
     if "attention_chunk_size" not in fields:
         size = 8192
     kinds = fields.texts("layer_types", None)
     if kinds is None:
-        kinds = [_CHUNKED if turns and size else FULL for turns in turning]
+        kinds = [_CHUNKED if rotates and size else FULL for rotates in rotary]
     known = {FULL, _CHUNKED} if size else {FULL}
-    if len(kinds) != len(turning) or not known.issuperset(kinds):
-        raise fields.error("layer_types", f"{len(turning)} of {' and '.join(sorted(known))}")
+    if len(kinds) != len(rotary) or not known.issuperset(kinds):
+        raise fields.error("layer_types", f"{len(rotary)} of {' and '.join(sorted(known))}")
     return tuple(size if kind == _CHUNKED else None for kind in kinds)
 
 
@@ -59,10 +59,10 @@ def _mixture(fields: Fields, options: Options) -> Mixture:
 
 def _llama4(fields: Fields, options: Options) -> Options:
     count = options["num_layers"]
-    turning = _turning(fields, count)
+    rotary = _rotary_layers(fields, count)
     found = windows_of_kinds([FULL] * count, None) | {
-        "rotary_layers": tuple(turning),
-        "chunks": _chunks(fields, turning),
+        "rotary_layers": tuple(rotary),
+        "chunks": _chunks(fields, rotary),
         "qk_norm": fields.flag("use_qk_norm", True),
         "mixture": _mixture(fields, options),
     }

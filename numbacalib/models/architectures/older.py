@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from numbacalib.models.description import ATTENTION_BIASES, SEPARATE, Architecture, Options
 from numbacalib.models.fields import LARGEST, Fields
-from numbacalib.models.rope_parameters import Words
+from numbacalib.models.rope_parameters import RopeNames
 from numbacalib.models.windows import no_windows
 
 _ALL = ("attention", "output", "mlp")
@@ -249,7 +249,7 @@ _NEOX = Architecture(
     norm="layer",
     norm_bias=True,
     parallel=True,
-    rope_words=Words(theta="rotary_emb_base", share="rotary_pct"),
+    rope_names=RopeNames(theta="rotary_emb_base", share="rotary_pct"),
     keys={"rms_norm_eps": "layer_norm_eps"},
     defaults={
         "hidden_act": "gelu",

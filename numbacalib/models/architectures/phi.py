@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numbacalib.models.description import SEPARATE, Architecture, Options
 from numbacalib.models.fields import Fields
-from numbacalib.models.rope_parameters import Words
+from numbacalib.models.rope_parameters import RopeNames
 from numbacalib.models.windows import kinds_of_layers, no_windows, window_of, windows_of_kinds
 
 
@@ -64,7 +64,7 @@ PHI3 = Architecture(
         "rms_norm_eps": 1e-5,
         "partial_rotary_factor": 1.0,
     },
-    rope_words=Words({"su": "longrope", "yarn": "longrope"}),
+    rope_names=RopeNames({"su": "longrope", "yarn": "longrope"}),
     harmless=("embd_layer", "attention_bias", "mlp_bias"),
     fixed={"full_attn_mod": (1,), "interpolate_factor": (1,)},
     read=_phi3,

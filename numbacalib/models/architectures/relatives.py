@@ -12,7 +12,7 @@ from numbacalib.models.description import (
     Options,
 )
 from numbacalib.models.fields import Fields
-from numbacalib.models.rope_parameters import Words
+from numbacalib.models.rope_parameters import RopeNames
 from numbacalib.models.windows import (
     SLIDING,
     every,
@@ -139,7 +139,7 @@ GLM4V = replace(
     title="GLM-4.1V",
     defaults={key: value for key, value in _GLM.items() if key != "head_dim"},
     # M-RoPE, whose three positions are equal for text
-    rope_words=Words({"mrope": "default"}, ("mrope_section",)),
+    rope_names=RopeNames({"mrope": "default"}, ("mrope_section",)),
 )
 
 

@@ -28,7 +28,7 @@ from numbacalib.models.description import (
 )
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.mixture import Mixture
-from numbacalib.models.rope_parameters import Words
+from numbacalib.models.rope_parameters import RopeNames
 from numbacalib.models.windows import FULL, kinds_of_layers, no_windows, window_of, windows_of_kinds
 from numbacalib.spec.router import Routing
 
@@ -68,7 +68,7 @@ GLM4V_MOE = replace(
     model_type="glm4v_moe_text",
     causal_lm="",
     title="GLM 4.5V and 4.6V",
-    rope_words=Words({"mrope": "default"}, ("mrope_section",)),
+    rope_names=RopeNames({"mrope": "default"}, ("mrope_section",)),
     defaults={**GLM4_MOE.defaults, "max_position_embeddings": 65536, "attention_bias": True},
     read=_glm4v_moe,
 )

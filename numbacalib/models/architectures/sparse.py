@@ -29,7 +29,7 @@ from numbacalib.models.description import (
 )
 from numbacalib.models.fields import LARGEST, Fields
 from numbacalib.models.mixture import Mixture
-from numbacalib.models.rope_parameters import Words
+from numbacalib.models.rope_parameters import RopeNames
 from numbacalib.models.windows import (
     FULL,
     SLIDING,
@@ -294,7 +294,7 @@ QWEN3_VL_MOE = replace(
     causal_lm="",
     title="Qwen 3 VL MoE",
     experts=ExpertNames(either_way=True),
-    rope_words=Words({"mrope": "default"}, ("mrope_section", "mrope_interleaved")),
+    rope_names=RopeNames({"mrope": "default"}, ("mrope_section", "mrope_interleaved")),
     defaults={"max_position_embeddings": 128000, "num_key_value_heads": 16, "rope_theta": 5e5},
     read=_qwen3_vl_moe,
 )

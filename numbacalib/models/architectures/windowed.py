@@ -5,7 +5,7 @@ from __future__ import annotations
 from numbacalib.models.description import ATTENTION_BIASES, PRE_NORMS, Architecture, Options
 from numbacalib.models.fields import Fields
 from numbacalib.models.growth import Growth
-from numbacalib.models.rope_parameters import Words
+from numbacalib.models.rope_parameters import RopeNames
 from numbacalib.models.windows import (
     FULL,
     SLIDING,
@@ -66,7 +66,7 @@ MINISTRAL3 = Architecture(
     model_type="ministral3",
     causal_lm="Ministral3ForCausalLM",
     title="Ministral 3",
-    rope_words=Words(others=("llama_4_scaling_beta", "max_position_embeddings")),
+    rope_names=RopeNames(others=("llama_4_scaling_beta", "max_position_embeddings")),
     defaults={
         "max_position_embeddings": 262144,
         "num_key_value_heads": 8,
@@ -209,7 +209,7 @@ HUNYUAN = Architecture(
     title="Hunyuan dense",
     norms=PRE_NORMS | {"query": "self_attn.query_layernorm", "key": "self_attn.key_layernorm"},
     norm_after_rotary=True,
-    rope_words=Words(others=("alpha", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")),
+    rope_names=RopeNames(others=("alpha", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")),
     defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
     biases=ATTENTION_BIASES,
     harmless=(

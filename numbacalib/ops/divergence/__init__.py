@@ -8,8 +8,8 @@ import numpy as np
 
 from numbacalib.ops.divergence import cpu
 from numbacalib.ops.matrix import from_host
-from numbacalib.ops.token_loss import LOWEST
 from numbacalib.runtime.backend import call
+from numbacalib.spec.decoder import LOWEST
 from numbacalib.spec.divergence import LARGEST_P, LARGEST_Q
 
 

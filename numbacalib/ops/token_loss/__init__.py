@@ -44,7 +44,3 @@ def losses(state: Any) -> Any:
     """Negative log likelihoods of the targets, float32 [N], once all parts were added."""
     with call(cpu, _gpu, state=state) as (kernels, state):
         return kernels.losses(state)
-
-
-LOWEST = -3e38
-"""Below any score but finite, since a difference of infinities is NaN."""
