@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 from numbacalib.runtime.blas import routine, single_threaded
 from numbacalib.runtime.jit import scalar, task_kernel
 from numbacalib.runtime.tasks import NORMAL, call_fortran, fetch_add
-from numbacalib.spec.decoder import capped, first_key, weight_of
+from numbacalib.spec.decoder import LOWEST, capped, first_key, weight_of
 
 TILE = 64
 """Positions of a task, whose queries are those of all heads that share the keys."""
 KEYS = 256
 """Keys that are processed together: their scores stay in the second-level cache."""
-LOWEST = np.float32(-3e38)
-"""Below any score but finite, since a difference of infinities is NaN."""
 TRANSPOSED = np.uint8(ord("T"))
 
 

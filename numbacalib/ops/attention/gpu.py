@@ -11,14 +11,12 @@ from numbacalib.runtime import device
 from numbacalib.runtime.device import cuda
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import launch
-from numbacalib.spec.decoder import capped, first_key, weight_of
+from numbacalib.spec.decoder import LOWEST, capped, first_key, weight_of
 
 EDGE = device.sized(8, simulated=2)
 """A block is EDGE x EDGE threads."""
 SHARED_BYTES = 48 << 10
 """Shared memory that a block may use."""
-LOWEST = np.float32(-3e38)
-"""Below any score but finite, since a difference of infinities is NaN."""
 
 
 def attention(
