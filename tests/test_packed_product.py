@@ -8,15 +8,32 @@ import cases
 import numpy as np
 import pytest
 
-from numbacalib.runtime.packed_product import DEPTH, ROWS, WIDTH, add_moment, add_square, multiply
+from numbacalib.runtime import packed_product
+from numbacalib.runtime.packed_product import (
+    DEPTH,
+    LARGE,
+    SMALL,
+    add_moment,
+    add_square,
+    multiply,
+)
 
-SHAPES = [
-    (1, 1, 1),
-    (ROWS, DEPTH, WIDTH),
-    (3, DEPTH + 1, 2 * WIDTH + 5),
-    (2 * ROWS + 1, 70, WIDTH - 1),
-    (0, 5, 7),
-    (7, 0, 5),
+PRODUCTS = [
+    (tile, *shape)
+    for tile in (LARGE, SMALL)
+    for shape in (
+        (1, 1, 1),
+        (tile[0], DEPTH, tile[1]),
+        (3, DEPTH + 1, 2 * tile[1] + 5),
+        (2 * tile[0] + 1, 70, tile[1] - 1),
+        (0, 5, 7),
+        (7, 0, 5),
+    )
+]
+SQUARES = [
+    (tile, *shape)
+    for tile in (LARGE, SMALL)
+    for shape in ((1, 1), (DEPTH + 3, 2 * tile[1] + 5), (70, tile[0] - 1))
 ]
 LAYOUTS = {
     "C": np.ascontiguousarray,
@@ -30,9 +47,18 @@ def matrix(seed, *shape, dtype, layout="C"):
     return LAYOUTS[layout](np.random.default_rng(seed).normal(size=shape).astype(dtype))
 
 
+@pytest.fixture
+def tile(request, monkeypatch):
+    """Size of all tiles, whatever the result's."""
+    monkeypatch.setattr(packed_product, "LARGE", request.param)
+    monkeypatch.setattr(packed_product, "SMALL", request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("count", "size", "width"), SHAPES)
+@pytest.mark.parametrize(("tile", "count", "size", "width"), PRODUCTS, indirect=["tile"])
+@pytest.mark.usefixtures("tile")
 def test_a_product_is_numpys(count, size, width, dtype, layout):
     x = matrix(1, count, size, dtype=dtype, layout=layout)
     weight = matrix(2, width, size, dtype=dtype)
@@ -45,7 +71,8 @@ def test_a_product_is_numpys(count, size, width, dtype, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", cases.DTYPES)
-@pytest.mark.parametrize(("count", "size"), [(1, 1), (DEPTH + 3, 2 * WIDTH + 5), (70, ROWS - 1)])
+@pytest.mark.parametrize(("tile", "count", "size"), SQUARES, indirect=["tile"])
+@pytest.mark.usefixtures("tile")
 def test_the_upper_triangle_of_a_square_is_numpys(count, size, dtype, layout):
     x = matrix(1, count, size, dtype=dtype, layout=layout)
     before = matrix(2, size, size, dtype=np.float64 if dtype == np.float64 else np.float32)
@@ -66,14 +93,29 @@ def test_operands_of_a_moment_have_dtypes_of_their_own():
     np.testing.assert_allclose(out, 2 + 0.5 * left.astype(np.float64).T @ right, atol=1e-4)
 
 
-def test_a_sum_is_the_same_wherever_its_tile_begins():
-    x = matrix(1, 3 * DEPTH + 5, 2 * WIDTH + 9, dtype=np.float32)
+@pytest.mark.parametrize("tile", [LARGE, SMALL], indirect=True)
+def test_a_sum_is_the_same_wherever_its_tile_begins(tile):
+    x = matrix(1, 3 * DEPTH + 5, 2 * tile[1] + 9, dtype=np.float32)
     both = np.empty((x.shape[1],) * 2, np.float32)
     add_moment(both, x, x, 1.0, 0.0)
     assert np.array_equal(both, both.T)
     part = np.empty((3, 5), np.float32)
     add_moment(part, x[:, 7:10], x[:, 40:45], 1.0, 0.0)
     assert np.array_equal(part, both[7:10, 40:45])
+
+
+def test_threads_that_choose_the_size_of_tiles_do_not_show(monkeypatch):
+    x, size = matrix(1, 2 * DEPTH + 3, 3 * LARGE[0] + 1, dtype=np.float32), 3 * LARGE[0] + 1
+    run, tiles, found = packed_product._multiply, [], []
+    monkeypatch.setattr(
+        packed_product, "_multiply", lambda *given: (tiles.append(given[-2]), run(*given))
+    )
+    for threads in (1, 2):
+        monkeypatch.setattr(packed_product, "thread_count", lambda: threads)  # noqa: B023
+        found.append(np.zeros((size, size), np.float32))
+        add_square(found[-1], x, 0.5, 1.0)
+    assert tiles == [LARGE, SMALL]
+    assert np.array_equal(*map(np.triu, found))
 
 
 def test_threads_do_not_show():

@@ -3,14 +3,16 @@
 import os
 import subprocess
 import sys
+import threading
 import weakref
 
 import numpy as np
 import pytest
 
-from numbacalib.runtime import jit
+from numbacalib.runtime import jit, workers
 from numbacalib.runtime.jit import task_kernel
 from numbacalib.runtime.tasks import fetch_add
+from numbacalib.runtime.workers import Workers
 
 
 @task_kernel
@@ -60,6 +62,32 @@ def test_threads_that_sleep_keep_no_array(threads):
     double(len(values), values)
     del values
     assert kept() is None
+
+
+def processors_of_a_worker(team):
+    """Processors that one worker beside this thread may use."""
+    seen = {}
+    team.run(1, lambda: seen.update({threading.get_ident(): os.sched_getaffinity(0)}), ())
+    assert seen.pop(threading.get_ident()) == os.sched_getaffinity(0)
+    return seen.popitem()[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system places threads")
+def test_workers_leave_its_processor_to_the_caller(monkeypatch):
+    allowed, team = os.sched_getaffinity(0), Workers()
+    for processor in sorted(allowed):
+        monkeypatch.setattr(workers, "_current_processor", lambda here=processor: here)
+        assert processors_of_a_worker(team) == (allowed - {processor} or allowed)
+    assert os.sched_getaffinity(0) == allowed
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system places threads")
+def test_workers_that_may_not_be_placed_run_where_they_are(monkeypatch):
+    def refuse_placement(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse_placement)
+    assert processors_of_a_worker(Workers()) == os.sched_getaffinity(0)
 
 
 FORKED = """

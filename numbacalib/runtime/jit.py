@@ -6,12 +6,10 @@ No fastmath anywhere: the order of additions is the same at any vector width and
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
-from functools import cache, cached_property, update_wrapper
+from functools import cached_property, update_wrapper
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from numbacalib.runtime.threads import launching, thread_count  # before Numba
@@ -22,6 +20,7 @@ from numba.core.event import Event, Listener, register  # isort: skip
 
 from numbacalib.runtime import kernel_files  # isort: skip
 from numbacalib.runtime.notices import notices  # isort: skip
+from numbacalib.runtime.workers import workers  # isort: skip
 
 try:
     from numbacalib.runtime.kernel_cache import KernelCache
@@ -68,50 +67,6 @@ class kernel:  # noqa: N801  (a decorator)
         return compiled
 
 
-class _Workers:
-    """Python threads beside the caller's, which sleep between tasks."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._tasks: SimpleQueue = SimpleQueue()
-
-    def run(self, others: int, function: Callable[..., Any], arguments: tuple) -> None:
-        """Call a function in the caller's thread and in `others` more, and raise the first error of any."""
-        for _ in range(self._count, others):
-            threading.Thread(target=self._work, daemon=True).start()
-            self._count += 1
-        ends: SimpleQueue = SimpleQueue()
-        for _ in range(others):
-            self._tasks.put((function, arguments, ends))
-        try:
-            function(*arguments)
-        finally:
-            errors = [ends.get() for _ in range(others)]
-        for error in filter(None, errors):
-            raise error
-
-    def _work(self) -> None:
-        while True:
-            function, arguments, ends = self._tasks.get()
-            failure = None
-            try:
-                function(*arguments)
-            except BaseException as error:
-                failure = error
-            del function, arguments  # a sleeping thread must keep no array alive
-            ends.put(failure)
-            del failure, ends
-
-
-@cache
-def _workers() -> _Workers:
-    return _Workers()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_workers.cache_clear)  # a forked child has none of them
-
-
 class task_kernel(kernel):  # noqa: N801
     """Decorator for CPU kernels that run in Python threads, each of which takes tasks from a counter.
 
@@ -126,13 +81,13 @@ class task_kernel(kernel):  # noqa: N801
 
         Each gets the task counter, int64 [1], before the arguments. An error of any is raised.
         """
-        workers = min(thread_count(), tasks)
+        count = min(thread_count(), tasks)
         arguments = (np.zeros(1, np.int64), *arguments)
         with launching:
-            if workers == 1:
+            if count == 1:
                 self._compiled(*arguments)
-            elif workers > 1:
-                _workers().run(workers - 1, self._compiled, arguments)
+            elif count > 1:
+                workers().run(count - 1, self._compiled, arguments)
 
 
 def _enable_caching_of_numba(compiled: Any) -> None:

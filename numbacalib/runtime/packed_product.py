@@ -1,10 +1,10 @@
 """Products of whole matrices: the same sums in the same order at any number of threads.
 
 BLAS divides a product by the number of threads, and a thread's share decides which inner loops run and so
-how sums are rounded. Here a result is cut into tiles by its shape alone. A worker packs the parts of both
-operands that a tile needs slice by slice, and `add_product` multiplies the slices; a sum has the same order
-wherever its tile begins, so that ``x^T x`` is also exactly symmetric. Operands have any strides and are not
-copied as a whole.
+how sums are rounded. Here a result is cut into tiles. A worker packs the parts of both operands that a tile
+needs slice by slice, and `add_product` multiplies the slices; a sum has the same order wherever its tile
+begins and however large it is, so that ``x^T x`` is also exactly symmetric. Operands have any strides and
+are not copied as a whole.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from numbacalib.runtime.half import carrier
 from numbacalib.runtime.jit import scalar, task_kernel
 from numbacalib.runtime.packing import pack
 from numbacalib.runtime.tasks import fetch_add
+from numbacalib.runtime.threads import thread_count
 from numbacalib.runtime.tile_product import COLUMNS, DEPTH, LANES, add_product
 from numbacalib.spec.hessian import updated
 
-ROWS = 240 // COLUMNS * COLUMNS
-"""Rows of a tile of the result: whole column panels."""
-WIDTH = 256 // LANES * LANES
-"""Columns of a tile: whole row panels. A tile and its packed slices fit into a second-level cache."""
+LARGE = 480 // COLUMNS * COLUMNS, 480 // LANES * LANES
+"""Rows and columns of a tile of the result: whole column panels, and whole row panels."""
+SMALL = 240 // COLUMNS * COLUMNS, 256 // LANES * LANES
+"""The same of results that would be too few large tiles; operands are packed about twice as often."""
+TASKS = 16
+"""Least large tiles for a thread: the last ones leave threads idle."""
 PITCH = DEPTH + 4
 """Rows from a panel to the next: a power of two apart, panels would evict each other from the cache."""
 
@@ -92,26 +95,35 @@ def _run(
 ) -> None:
     """Run `_multiply` on all threads."""
     alpha_beta = out.dtype.type(factors[0]), out.dtype.type(factors[1])
-    tasks = -(-out.shape[0] // ROWS) * -(-out.shape[1] // WIDTH)
-    _multiply(tasks, tuple(left), tuple(right), depth, alpha_beta, upper, out)
+    tile = LARGE if _tiles(out, LARGE) >= TASKS * thread_count() else SMALL
+    _multiply(_tiles(out, tile), tuple(left), tuple(right), depth, alpha_beta, upper, tile, out)
+
+
+def _tiles(out: NDArray, tile: tuple[int, int]) -> int:
+    """Return the number of tiles of a result."""
+    return -(-out.shape[0] // tile[0]) * -(-out.shape[1] // tile[1])
 
 
 @task_kernel
-def _multiply(counter, left, right, depth, factors, upper, out):
+def _multiply(counter, left, right, depth, factors, upper, tile, out):
     """Split: workers take tiles, those of the same rows one after the other."""
+    tile_rows, tile_width = tile
     rows, row_steps = left
     columns, column_steps = right
     alpha, beta = factors
     count, width = out.shape
-    across = -(-width // WIDTH)
-    panels = min(WIDTH // LANES, -(-width // LANES)), min(ROWS // COLUMNS, -(-count // COLUMNS))
+    across = -(-width // tile_width)
+    panels = (
+        min(tile_width // LANES, -(-width // LANES)),
+        min(tile_rows // COLUMNS, -(-count // COLUMNS)),
+    )
     row_panels = np.empty((panels[0], PITCH, LANES), out.dtype)
     column_panels = np.empty((panels[1], PITCH, COLUMNS), out.dtype)
     sums = np.empty((panels[0], panels[1] * COLUMNS, LANES), out.dtype)
     task = fetch_add(counter)
-    while task < -(-count // ROWS) * across:
-        top, first = task // across * ROWS, task % across * WIDTH
-        height, length = min(ROWS, count - top), min(WIDTH, width - first)
+    while task < -(-count // tile_rows) * across:
+        top, first = task // across * tile_rows, task % across * tile_width
+        height, length = min(tile_rows, count - top), min(tile_width, width - first)
         if not upper or first + length > top:
             own = row_panels[: -(-length // LANES)]
             other = column_panels[: -(-height // COLUMNS)]

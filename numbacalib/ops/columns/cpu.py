@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from numbacalib.runtime.half import carrier, magnitude_bits, widen
 from numbacalib.runtime.jit import inlined, scalar, task_kernel
 from numbacalib.runtime.tasks import fetch_add
-from numbacalib.spec.awq import magnitude
+from numbacalib.spec.awq import channel_score, magnitude
 from numbacalib.spec.fisher import squared
 from numbacalib.spec.scalars import larger_magnitude
 
@@ -53,8 +53,9 @@ class _Sum(NamedTuple):
         return total + other
 
     @staticmethod
-    def finished(total, how):
-        return total / how.divisor
+    def finish(total, left, how, target):  # noqa: ARG004
+        for j in range(len(target)):
+            target[j] = total[j] / how.divisor
 
 
 class Squares(_Sum):
@@ -73,6 +74,28 @@ class Magnitudes(_Sum):
         return magnitude(type(how.divisor)(widen(x)))
 
 
+class Scores(NamedTuple):
+    """The mean of ``|x|``, a sum over a divisor, times a factor of its column, elements of a carrier."""
+
+    divisor: Any
+    factors: Any
+
+    @staticmethod
+    def term(x, how):
+        return magnitude(type(how.divisor)(widen(x)))
+
+    @staticmethod
+    def merged(total, other, how):  # noqa: ARG004
+        return total + other
+
+    @staticmethod
+    def finish(total, left, how, target):
+        factors = how.factors[left : left + len(target)]
+        for j in range(len(target)):
+            factor = type(how.divisor)(widen(factors[j]))
+            target[j] = channel_score(factor, total[j] / how.divisor)
+
+
 class Largest(NamedTuple):
     """Reduction of the bits of floats, as signed integers, to those of the largest magnitude."""
 
@@ -87,8 +110,9 @@ class Largest(NamedTuple):
         return larger_magnitude(total, other)
 
     @staticmethod
-    def finished(total, how):
-        return larger_magnitude(how.least, total)
+    def finish(total, left, how, target):  # noqa: ARG004
+        for j in range(len(target)):
+            target[j] = larger_magnitude(how.least, total[j])
 
 
 class Runs(NamedTuple):
@@ -116,28 +140,52 @@ def power_means(
     matrix: NDArray, power: int, dtype: np.dtype, out: NDArray | None = None
 ) -> NDArray:
     """See `numbacalib.ops.columns.power_means`."""
+    return _means(matrix, Squares if power == 2 else Magnitudes, dtype, out)
+
+
+def scaled_means(
+    matrix: NDArray, factors: NDArray, dtype: np.dtype, out: NDArray | None
+) -> NDArray:
+    """Return ``factors[j] mean_n |matrix[n, j]|``, accumulated in `dtype`, [K]."""
+    return _means(matrix, Magnitudes, dtype, out, factors)
+
+
+def _means(
+    matrix: NDArray, kind: Any, dtype: np.dtype, out: NDArray | None, factors: NDArray | None = None
+) -> NDArray:
+    """Return the means of a kind of sum, times factors of the columns."""
     height, width = matrix.shape
     runs = _contiguous_runs(carrier(matrix))
     cut = _split(runs, width, dtype.itemsize)
+    divisor = dtype.type(height)
     if out is None:
         out = np.empty(width, dtype)
-    whole = cut.segments == 1
-    partial = out[None] if whole else np.empty((cut.segments, width), dtype)
-    how = Squares if power == 2 else Magnitudes
-    _reduce(runs, cut, how(dtype.type(height if whole else 1)), partial)
-    if not whole:
-        np.divide(partial.sum(axis=0, dtype=dtype), dtype.type(height), out=out)
+    if cut.segments == 1:
+        how = kind(divisor) if factors is None else Scores(divisor, carrier(factors))
+        _reduce(runs, cut, how, out[None])
+        return out
+    partial = np.empty((cut.segments, width), dtype)
+    _reduce(runs, cut, kind(dtype.type(1)), partial)
+    np.divide(partial.sum(axis=0, dtype=dtype), divisor, out=out)
+    if factors is not None:
+        with np.errstate(invalid="ignore", over="ignore"):
+            np.multiply(factors.astype(dtype, copy=False), out, out=out)
     return out
 
 
 def magnitude_max(matrix: NDArray, dtype: np.dtype) -> NDArray:
     """See `numbacalib.ops.columns.magnitude_max`."""
+    return largest_magnitudes(matrix).astype(dtype, copy=False)
+
+
+def largest_magnitudes(matrix: NDArray) -> NDArray:
+    """Return ``max_n |matrix[n, j]|`` in the matrix's own dtype, [K]; NaN where one is NaN."""
     runs = _contiguous_runs(magnitude_bits(matrix))
     cut = _split(runs, matrix.shape[1], matrix.itemsize)
     partial = np.empty((cut.segments, matrix.shape[1]), runs.memory.dtype)
     _reduce(runs, cut, Largest(partial.dtype.type(0)), partial)
     largest = partial.max(axis=0) if cut.segments > 1 else partial[0]
-    return largest.view(matrix.dtype).astype(dtype, copy=False)
+    return largest.view(matrix.dtype)
 
 
 def _contiguous_runs(matrix: NDArray) -> Runs:
@@ -207,8 +255,7 @@ def _reduce_rows(counter, memory, height, leading, lengths, how, partial):
             rest = (height - runs * fold) * count
             _take_runs(memory, runs * step + left, step, rest, np.int64(1), how, total)
         _fold(total, count, how)
-        for j in range(count):
-            partial[segment, left + j] = _finished(total[j], how)
+        _finish(total, left, how, partial[segment, left : left + count])
         task = fetch_add(counter)
 
 
@@ -230,10 +277,9 @@ def _reduce_columns(counter, memory, height, leading, how, partial):
                 _reduce_runs(memory, at, LANES, LANES, runs, how, lanes)
                 _take_runs(memory, at + runs * LANES, LANES, rest, 1, how, lanes)
                 _fold(lanes, 1, how)
-                total = lanes[0]
             else:
-                total = _reduce_few(memory[at : at + rest], partial.dtype.type(0), how)
-            partial[segment, j] = _finished(total, how)
+                lanes[0] = _reduce_few(memory[at : at + rest], partial.dtype.type(0), how)
+            _finish(lanes, j, how, partial[segment, j : j + 1])
         task = fetch_add(counter)
 
 
@@ -312,9 +358,9 @@ def _merged(total, other, how):
     return how.merged(total, other, how)
 
 
-def _finished(total, how):
-    """The result of all of them."""
-    return how.finished(total, how)
+def _finish(total, left, how, target):
+    """Set `target` to the results of as many columns, of which `left` is the first."""
+    how.finish(total, left, how, target)
 
 
 @overload(_term)
@@ -327,6 +373,6 @@ def _compiled_merged(total, other, how):
     return how.instance_class.merged
 
 
-@overload(_finished)
-def _compiled_finished(total, how):
-    return how.instance_class.finished
+@overload(_finish)
+def _compiled_finish(total, left, how, target):
+    return how.instance_class.finish
