@@ -7,6 +7,7 @@ simulate. A backend that was asked for and is missing fails every test that need
 import dataclasses
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ settings.register_profile("cudasim", deadline=None, max_examples=6, derandomize=
 
 FOLDERS = {"gpu": "cuda", "simulator": "cudasim"}
 """Folders of tests that are for one backend alone."""
+HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+"""What Python sets for signals that it was not told to ignore."""
 
 
 def pytest_addoption(parser):
@@ -34,6 +37,10 @@ def pytest_configure(config):
     searched = [str(package), str(Path(__file__).parent), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, searched))
     os.environ["PYTHONSAFEPATH"] = "1"  # the checkout that it may be started in is another one
+    # a shell that starts tests in the background, or nohup, has them and their processes ignore these
+    for number, handler in HANDLERS.items():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     backend = config.getoption("--backend")
     settings.load_profile("cudasim" if backend == "cudasim" else "numbacalib")
     if backend == "numpy":  # what takes a GPU where there is one, takes the host here
