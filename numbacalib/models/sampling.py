@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +26,8 @@ Array = NDArray[np.integer]
 class Writer:
     """Sequences that grow by tokens drawn from the model's predictions, at temperature 1.
 
-    Keys and values of attention are held if they fit, and the weights of all blocks if they fit beside
-    them; else blocks are read again for each token. In models whose tokens also meet elsewhere all tokens
+    Keys and values of attention are held if they fit, and beside them the weights of as many blocks as do;
+    the others are read again for each token. In models whose tokens also meet elsewhere all tokens
     run through the model again for each new one: that suits short sequences, on every architecture.
 
     Parameters
@@ -46,7 +47,7 @@ class Writer:
         holds = held_within(decoder, len(tokens) * length, held_bytes)
         blocks = range(decoder.config.num_layers)
         self._before = [KeyValues() for _ in blocks] if holds.keys else []
-        self._held = list(self._read()) if holds.blocks else None
+        self._held = [decoder.block(index) for index in range(holds.blocks)]
 
     def step(self, seed: int) -> None:
         """Append a token to each sequence; another seed gives other draws."""
@@ -60,45 +61,49 @@ class Writer:
         """States ``[S, stream_size]`` of the last tokens after the last block."""
         first = self._before[0].length if self._before else 0
         hidden = self._decoder.embed(self.tokens[:, first:], first)
-        blocks = self._read() if self._held is None else self._held
         if self._before:
-            for block, before in zip(blocks, self._before, strict=True):
+            for block, before in zip(self._blocks(), self._before, strict=True):
                 block.forward(hidden, before)
         else:
             parts = Parts(self._decoder.batches(hidden))
-            for block in blocks:
+            for block in self._blocks():
                 block.forward_parts(parts)
         sequences, length, size = hidden.shape
         rows = hidden.reshape(sequences, length * size)
         return column_range(rows, (length - 1) * size, length * size)
 
-    def _read(self) -> Iterator[DecoderBlock]:
-        return map(self._decoder.block, range(self._decoder.config.num_layers))
+    def _blocks(self) -> Iterator[DecoderBlock]:
+        yield from self._held
+        for index in range(len(self._held), self._decoder.config.num_layers):
+            yield self._decoder.block(index)
 
 
 class Held(NamedTuple):
-    """Things that are held from one token to the next."""
+    """What is held from one token to the next."""
 
     keys: bool
-    blocks: bool
+    blocks: int
+    """Number of blocks, the first ones."""
 
 
 def held_within(decoder: Decoder, tokens: int, held_bytes: int) -> Held:
     """Return what a `Writer` of so many tokens holds in this memory."""
-    config, keys_bytes = decoder.config, _keys_bytes(decoder, tokens)
-    known = all(holds_keys(config, index) for index in range(config.num_layers))
-    blocks = keys_bytes + _weights_bytes(decoder) <= held_bytes
-    return Held(known and keys_bytes <= held_bytes, blocks)
-
-
-def _weights_bytes(decoder: Decoder) -> int:
-    """Bytes of the weights of all blocks, without experts, which are read whenever they run."""
-    weights = sum(
-        math.prod(shape)
-        for index in range(decoder.config.num_layers)
-        for shape in linear_shapes(decoder.config, index).values()
+    config = decoder.config
+    keys = _keys_bytes(decoder, tokens)
+    keys_fit = keys <= held_bytes and all(
+        holds_keys(config, index) for index in range(config.num_layers)
     )
-    return weights * _itemsize(decoder)
+    weights = [_weights_bytes(decoder, index) for index in range(config.num_layers)]
+    room = held_bytes - keys * keys_fit
+    if sum(weights) > room:
+        room -= max(weights)  # of the block that is read
+    return Held(keys_fit, sum(taken <= room for taken in accumulate(weights)))
+
+
+def _weights_bytes(decoder: Decoder, index: int) -> int:
+    """Bytes of a block's weights, without experts, which are read whenever they run."""
+    shapes = linear_shapes(decoder.config, index).values()
+    return sum(map(math.prod, shapes)) * _itemsize(decoder)
 
 
 def _keys_bytes(decoder: Decoder, tokens: int) -> int:

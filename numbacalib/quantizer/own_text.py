@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,12 +69,25 @@ class OwnText:
         result[here], result[~here] = own, self.tokens
         return result
 
-    def work(self, decoder: Decoder) -> tuple[float, int]:
-        """Return the tokens that run through the model, and how often its weights are read."""
-        written = min(self.count * self.tokens.shape[1], MOST)
-        holds = held_within(decoder, written, self.held_bytes)
+    def work(self, decoder: Decoder) -> WritingWork:
+        """Return what takes the time of `added`."""
+        drawn = min(self.count * self.tokens.shape[1], MOST)
+        holds = held_within(decoder, drawn, self.held_bytes)
         # without keys a piece runs again for each of its tokens
-        return written * (1 if holds.keys else PIECE / 2), 1 if holds.blocks else PIECE - 1
+        passed = drawn if holds.keys else drawn * PIECE // 2
+        blocks = decoder.config.num_layers
+        return WritingWork(drawn, passed, holds.blocks + (blocks - holds.blocks) * (PIECE - 1))
+
+
+class WritingWork(NamedTuple):
+    """What takes the time of writing sequences."""
+
+    drawn: int
+    """Tokens that are drawn from the model's predictions."""
+    passed: int
+    """Tokens that run through all blocks."""
+    read: int
+    """Blocks that are read."""
 
 
 def _written(decoder: Decoder, text: OwnText) -> NDArray[np.int32]:

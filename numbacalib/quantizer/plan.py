@@ -22,6 +22,7 @@ from numbacalib.quantizer.calibration import TextCalibration
 from numbacalib.quantizer.job import Job
 from numbacalib.quantizer.memory import Demand
 from numbacalib.quantizer.outer import is_outer
+from numbacalib.quantizer.own_text import OwnText
 from numbacalib.quantizer.preflight import in_units, resident_memory
 from numbacalib.quantizer.settings import PAIRED_TOKENS
 from numbacalib.quantizer.trial import (
@@ -146,10 +147,7 @@ def make_plan(
         + job.held_out.size * proof,
     }
     if job.own is not None and job.own.count:
-        passing, readings = job.own.work(job.decoder)
-        of_token = (trial.forward or trial.calibrating) * sum(met)
-        reading = readings * sum(block_weights(job, index) for index in range(blocks))
-        seconds = {OWN_TEXT: passing * of_token + reading * trial.reading} | seconds
+        seconds = {OWN_TEXT: _writing(job, job.own, trial)} | seconds
     streamed = _is_streamed(job)
     return Plan(
         layers=len(job.grids),
@@ -164,6 +162,21 @@ def make_plan(
         compile_seconds=trial.compiling,
         seconds=seconds,
         block_seconds=each,
+    )
+
+
+def _writing(job: Job, own: OwnText, trial: Trial) -> float:
+    """Seconds that the model takes to write its own text; a draw takes about the time of a score."""
+    config = job.decoder.config
+    blocks = range(config.num_layers)
+    work = own.work(job.decoder)
+    products = work.passed * sum(token_weights(job, index) for index in blocks)
+    products += work.drawn * config.vocab_size * config.hidden_size
+    read = work.read * sum(block_weights(job, index) for index in blocks) / len(blocks)
+    return (
+        products * (trial.forward or trial.calibrating)
+        + work.drawn * config.vocab_size * trial.score
+        + read * trial.reading
     )
 
 

@@ -1,5 +1,7 @@
 """Calibration text that the model writes itself."""
 
+import math
+
 import naive
 import numpy as np
 import pytest
@@ -7,7 +9,8 @@ from models.tiny import TEXT, write_tiny_checkpoint
 from quantizer.runs import run
 
 from numbacalib.models import Decoder, open_checkpoint
-from numbacalib.models.sampling import Writer
+from numbacalib.models.layer_tensors import linear_shapes
+from numbacalib.models.sampling import Held, Writer, held_within
 from numbacalib.quantizer import own_text, quantize
 from numbacalib.quantizer.own_text import OwnText, own_sequences
 from numbacalib.quantizer.text import read_sequences
@@ -33,14 +36,32 @@ def test_tokens_are_drawn_from_the_prediction_after_the_last(decoder):
         np.testing.assert_array_equal(writer.tokens[:, -1], naive.draw(last, seed))
 
 
-def test_without_memory_for_blocks_and_keys_the_text_is_the_same(decoder, text):
+def test_less_memory_holds_less_and_writes_the_same(tmp_path, text):
+    decoder = Decoder(open_checkpoint(write_tiny_checkpoint(tmp_path / "m", num_hidden_layers=3)))
     tokens = tokens_of(decoder, text)
-    keys = (
-        2 * 2 * 2 * 16 * 4 * 2 * tokens.shape[1]
-    )  # blocks, keys and values, heads, their size, bytes
-    found = [OwnText(tokens, 2, size).added(decoder) for size in (PLENTY, 2 * keys, 0)]
-    np.testing.assert_array_equal(found[1], found[0])
-    np.testing.assert_array_equal(found[2], found[0])
+    # blocks, keys and values, heads and their size, float32; two sequences
+    keys = 3 * 2 * 2 * 16 * 4 * 2 * tokens.shape[1]
+    block = 4 * sum(map(math.prod, linear_shapes(decoder.config, 0).values()))
+    expected = {
+        PLENTY: Held(keys=True, blocks=3),
+        keys + 3 * block: Held(keys=True, blocks=3),
+        keys + 3 * block - 1: Held(keys=True, blocks=1),  # beside it a block is read
+        keys + 2 * block - 1: Held(keys=True, blocks=0),
+        keys: Held(keys=True, blocks=0),
+        keys - 1: Held(keys=False, blocks=0),
+        0: Held(keys=False, blocks=0),
+    }
+    first = OwnText(tokens, 2, PLENTY).added(decoder)
+    for size, holds in expected.items():
+        assert held_within(decoder, 2 * tokens.shape[1], size) == holds
+        np.testing.assert_array_equal(OwnText(tokens, 2, size).added(decoder), first)
+
+
+def test_the_work_counts_what_is_drawn_passed_and_read(tmp_path, text):
+    decoder = Decoder(open_checkpoint(write_tiny_checkpoint(tmp_path / "m", num_hidden_layers=3)))
+    tokens, steps = tokens_of(decoder, text), own_text.PIECE - 1
+    assert OwnText(tokens, 2, PLENTY).work(decoder) == (80, 80, 3)
+    assert OwnText(tokens, 2, 0).work(decoder) == (80, 80 * own_text.PIECE // 2, 3 * steps)
 
 
 def test_own_sequences_stand_evenly_between_those_of_the_text(decoder, text):
