@@ -23,39 +23,43 @@ __all__ = ["Held", "Writer", "held_within"]
 Array = NDArray[np.integer]
 
 
+MOST_PARTS = 4
+"""Most parts in which sequences are written. With seven SmolLM2's text took longer than without keys."""
+
+
 class Writer:
     """Sequences that grow by tokens drawn from the model's predictions, at temperature 1.
 
-    Keys and values of attention are held if they fit, and beside them the weights of as many blocks as do;
-    the others are read again for each token. In models whose tokens also meet elsewhere all tokens
-    run through the model again for each new one: that suits short sequences, on every architecture.
+    In models whose tokens meet elsewhere than in attention all tokens run through the model again for each
+    new one: that suits short sequences, on every architecture. So they do where `held` has no keys.
 
     Parameters
     ----------
     decoder : Decoder
     tokens : integer array [S, T]
         The sequences' beginnings.
-    length : int
-        Tokens of a sequence in the end.
-    held_bytes : int
-        Memory, where the model runs, that weights, keys and values may take.
+    held : Held
+        What is kept from one token to the next; the weights of other blocks are read again.
+    first : int, default 0
+        Number of the first sequence among all that are written: draws of each are its own.
     """
 
-    def __init__(self, decoder: Decoder, tokens: Array, length: int, held_bytes: int) -> None:
+    def __init__(self, decoder: Decoder, tokens: Array, held: Held, first: int = 0) -> None:
         self._decoder = decoder
+        self._first = first
         self.tokens = np.asarray(tokens, np.int32)
-        holds = held_within(decoder, len(tokens) * length, held_bytes)
         blocks = range(decoder.config.num_layers)
-        self._before = [KeyValues() for _ in blocks] if holds.keys else []
-        self._held = [decoder.block(index) for index in range(holds.blocks)]
+        self._before = [KeyValues() for _ in blocks] if held.keys else []
+        self._held = [decoder.block(index) for index in blocks[: held.blocks]]
 
     def step(self, seed: int) -> None:
         """Append a token to each sequence; another seed gives other draws."""
         last = self._last_states()
-        state = sampling.new_state(len(last), last)
+        state = sampling.new_state(self._first + len(last), last)  # rows are numbers of sequences
         for start, first, scores in self._decoder.score_tiles(last):
-            sampling.add_scores(scores, start, first, seed, state)
-        self.tokens = np.concatenate([self.tokens, sampling.drawn(state)[:, None]], axis=1)
+            sampling.add_scores(scores, self._first + start, first, seed, state)
+        drawn = sampling.drawn(state)[self._first :]
+        self.tokens = np.concatenate([self.tokens, drawn[:, None]], axis=1)
 
     def _last_states(self) -> NDArray[np.float32]:
         """States ``[S, stream_size]`` of the last tokens after the last block."""
@@ -79,25 +83,36 @@ class Writer:
 
 
 class Held(NamedTuple):
-    """What is held from one token to the next."""
+    """What is kept in memory while sequences are written."""
 
+    sequences: int
+    """Number of sequences that are written together."""
     keys: bool
+    """Whether their keys and values are held."""
     blocks: int
-    """Number of blocks, the first ones."""
+    """Number of blocks whose weights are held, the first ones."""
 
 
-def held_within(decoder: Decoder, tokens: int, held_bytes: int) -> Held:
-    """Return what a `Writer` of so many tokens holds in this memory."""
+def held_within(decoder: Decoder, sequences: int, length: int, held_bytes: int) -> Held:
+    """Return what to hold in this memory for sequences that reach a length.
+
+    Keys and values come first. If those of all sequences do not fit, fewer are written together, up to as
+    many parts as cost less: each reads the weights again, while without keys all tokens run again.
+    """
     config = decoder.config
-    keys = _keys_bytes(decoder, tokens)
-    keys_fit = keys <= held_bytes and all(
-        holds_keys(config, index) for index in range(config.num_layers)
+    blocks = range(config.num_layers)
+    keys = length * _keys_bytes(decoder)
+    together = min(sequences, held_bytes // keys)
+    has_keys = together * MOST_PARTS >= sequences and all(
+        holds_keys(config, index) for index in blocks
     )
-    weights = [_weights_bytes(decoder, index) for index in range(config.num_layers)]
-    room = held_bytes - keys * keys_fit
+    parts = math.ceil(sequences / together) if has_keys else 1
+    together = math.ceil(sequences / parts)
+    weights = [_weights_bytes(decoder, index) for index in blocks]
+    room = held_bytes - (together * keys if has_keys else 0)
     if sum(weights) > room:
         room -= max(weights)  # of the block that is read
-    return Held(keys_fit, sum(taken <= room for taken in accumulate(weights)))
+    return Held(together, has_keys, sum(taken <= room for taken in accumulate(weights)))
 
 
 def _weights_bytes(decoder: Decoder, index: int) -> int:
@@ -106,10 +121,10 @@ def _weights_bytes(decoder: Decoder, index: int) -> int:
     return sum(map(math.prod, shapes)) * _itemsize(decoder)
 
 
-def _keys_bytes(decoder: Decoder, tokens: int) -> int:
-    """Bytes of the keys and values of so many tokens in all blocks, at most."""
+def _keys_bytes(decoder: Decoder) -> int:
+    """Bytes of a token's keys and values in all blocks, at most."""
     heads = (decoder.config.heads_of(index) for index in range(decoder.config.num_layers))
-    return 2 * tokens * sum(count * size for count, size in heads) * _itemsize(decoder)
+    return 2 * sum(count * size for count, size in heads) * _itemsize(decoder)
 
 
 def _itemsize(decoder: Decoder) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models import Decoder
-from numbacalib.models.sampling import Writer, held_within
+from numbacalib.models.sampling import Held, Writer, held_within
 from numbacalib.models.text_encoder import TextEncoder
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import evenly_spaced
@@ -47,7 +47,7 @@ class OwnText:
     count : int
         Sequences to write.
     held_bytes : int
-        As in `Writer`.
+        Memory, where the model runs, for keys, values and the weights of blocks.
     """
 
     tokens: NDArray[np.int32]
@@ -59,7 +59,7 @@ class OwnText:
         if not self.count:
             return self.tokens
         begin = time.perf_counter()
-        own = _written(decoder, self)
+        own = self._written(decoder)
         decoder.place.give_back()
         taken = time.perf_counter() - begin
         log.info("own text: %d tokens written in %.1f s", min(own.size, MOST), taken)
@@ -71,12 +71,46 @@ class OwnText:
 
     def work(self, decoder: Decoder) -> WritingWork:
         """Return what takes the time of `added`."""
-        drawn = min(self.count * self.tokens.shape[1], MOST)
-        holds = held_within(decoder, drawn, self.held_bytes)
+        pieces = self._pieces(decoder)
+        held = self._held(decoder, pieces)
+        drawn = pieces.number * (pieces.length - 1)
         # without keys a piece runs again for each of its tokens
-        passed = drawn if holds.keys else drawn * PIECE // 2
-        blocks = decoder.config.num_layers
-        return WritingWork(drawn, passed, holds.blocks + (blocks - holds.blocks) * (PIECE - 1))
+        passed = drawn if held.keys else drawn * pieces.length // 2
+        others = decoder.config.num_layers - held.blocks
+        parts = -(-pieces.number // held.sequences)
+        return WritingWork(drawn, passed, parts * (held.blocks + others * (pieces.length - 1)))
+
+    def _pieces(self, decoder: Decoder) -> _Pieces:
+        prefix = _prefix(decoder)
+        length = self.tokens.shape[1] - len(prefix)
+        piece = min(PIECE, length)
+        return _Pieces(prefix, piece, math.ceil(min(self.count * length, MOST) / piece))
+
+    def _held(self, decoder: Decoder, pieces: _Pieces) -> Held:
+        length = len(pieces.prefix) + pieces.length
+        return held_within(decoder, pieces.number, length, self.held_bytes)
+
+    def _written(self, decoder: Decoder) -> NDArray[np.int32]:
+        """Sequences of pieces, ``[count, T]``, with the special tokens that begin the text's."""
+        pieces = self._pieces(decoder)
+        prefix, steps = pieces.prefix, pieces.length - 1
+        known = np.unique(self.tokens[:, len(prefix) :])
+        firsts = np.random.default_rng(0).choice(known, pieces.number)
+        begun = np.array([[*prefix, first] for first in firsts], np.int32)
+        held = self._held(decoder, pieces)
+        written = []
+        starts = range(0, len(begun), held.sequences)
+        with Progress(len(starts) * steps) as progress:
+            for start in starts:
+                part = begun[start : start + held.sequences]
+                writer = Writer(decoder, part, held, start)
+                for seed in range(1, pieces.length):
+                    progress.show(f"writing own text, token {seed + 1} of {pieces.length}")
+                    writer.step(seed)
+                    progress.step()
+                written.append(writer.tokens[:, len(prefix) :])
+        own = np.resize(np.concatenate(written), (self.count, self.tokens.shape[1] - len(prefix)))
+        return np.concatenate([np.tile(begun[:1, :-1], (self.count, 1)), own], axis=1)
 
 
 class WritingWork(NamedTuple):
@@ -90,24 +124,14 @@ class WritingWork(NamedTuple):
     """Blocks that are read."""
 
 
-def _written(decoder: Decoder, text: OwnText) -> NDArray[np.int32]:
-    """Sequences of pieces, ``[count, T]``, with the special tokens that begin the text's."""
-    tokens, count = text.tokens, text.count
-    prefix = _prefix(decoder)
-    length = tokens.shape[1] - len(prefix)
-    piece = min(PIECE, length)
-    pieces = math.ceil(min(count * length, MOST) / piece)
-    known = np.unique(tokens[:, len(prefix) :])
-    firsts = np.random.default_rng(0).choice(known, pieces)
-    begun = np.array([[*prefix, first] for first in firsts], np.int32)
-    writer = Writer(decoder, begun, len(prefix) + piece, text.held_bytes)
-    with Progress(piece - 1) as progress:
-        for seed in range(1, piece):
-            progress.show(f"writing own text, token {seed + 1} of {piece}")
-            writer.step(seed)
-            progress.step()
-    own = np.resize(writer.tokens[:, len(prefix) :], (count, length))
-    return np.concatenate([np.tile(begun[:1, :-1], (count, 1)), own], axis=1)
+class _Pieces(NamedTuple):
+    """Pieces that a model writes."""
+
+    prefix: list[int]
+    """Special tokens before each."""
+    length: int
+    """Tokens of each."""
+    number: int
 
 
 def _prefix(decoder: Decoder) -> list[int]:

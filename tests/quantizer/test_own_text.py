@@ -29,39 +29,61 @@ def tokens_of(decoder, text, samples=6, length=40):
 
 def test_tokens_are_drawn_from_the_prediction_after_the_last(decoder):
     tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (5, 7))
-    writer = Writer(decoder, tokens, 10, PLENTY)
+    writer = Writer(decoder, tokens, held_within(decoder, 5, 10, PLENTY))
     for seed in (3, 4, 5):
         last = decoder.logits(decoder.forward(writer.tokens))[:, -1]
         writer.step(seed)
         np.testing.assert_array_equal(writer.tokens[:, -1], naive.draw(last, seed))
 
 
-def test_less_memory_holds_less_and_writes_the_same(tmp_path, text):
-    decoder = Decoder(open_checkpoint(write_tiny_checkpoint(tmp_path / "m", num_hidden_layers=3)))
-    tokens = tokens_of(decoder, text)
-    # blocks, keys and values, heads and their size, float32; two sequences
-    keys = 3 * 2 * 2 * 16 * 4 * 2 * tokens.shape[1]
-    block = 4 * sum(map(math.prod, linear_shapes(decoder.config, 0).values()))
+@pytest.fixture
+def of_three_blocks(tmp_path):
+    model = write_tiny_checkpoint(tmp_path / "three", num_hidden_layers=3)
+    return Decoder(open_checkpoint(model))
+
+
+def bytes_of(decoder):
+    """Bytes of a piece's keys and values, and of a block's weights."""
+    keys_and_values = 2 * decoder.config.num_kv_heads * decoder.config.head_dim
+    weights = sum(map(math.prod, linear_shapes(decoder.config, 0).values()))
+    return 4 * 3 * keys_and_values * own_text.PIECE, 4 * weights
+
+
+def test_less_memory_holds_less_and_writes_the_same(of_three_blocks, text):
+    decoder, tokens = of_three_blocks, tokens_of(of_three_blocks, text)
+    keys, block = bytes_of(decoder)
+    pieces = math.ceil(7 * 40 / own_text.PIECE)
+    assert pieces == 18
     expected = {
-        PLENTY: Held(keys=True, blocks=3),
-        keys + 3 * block: Held(keys=True, blocks=3),
-        keys + 3 * block - 1: Held(keys=True, blocks=1),  # beside it a block is read
-        keys + 2 * block - 1: Held(keys=True, blocks=0),
-        keys: Held(keys=True, blocks=0),
-        keys - 1: Held(keys=False, blocks=0),
-        0: Held(keys=False, blocks=0),
+        PLENTY: Held(18, keys=True, blocks=3),
+        18 * keys + 3 * block: Held(18, keys=True, blocks=3),
+        18 * keys + 3 * block - 1: Held(18, keys=True, blocks=1),  # beside it a block is read
+        18 * keys + 2 * block - 1: Held(18, keys=True, blocks=0),
+        18 * keys: Held(18, keys=True, blocks=0),
+        18 * keys - 1: Held(9, keys=True, blocks=0),
+        7 * keys: Held(6, keys=True, blocks=0),
+        5 * keys: Held(5, keys=True, blocks=0),
+        4 * keys: Held(18, keys=False, blocks=0),  # else five parts, each of which reads all blocks
+        0: Held(18, keys=False, blocks=0),
     }
-    first = OwnText(tokens, 2, PLENTY).added(decoder)
-    for size, holds in expected.items():
-        assert held_within(decoder, 2 * tokens.shape[1], size) == holds
-        np.testing.assert_array_equal(OwnText(tokens, 2, size).added(decoder), first)
+    first = OwnText(tokens, 7, PLENTY).added(decoder)
+    for size, held in expected.items():
+        assert held_within(decoder, pieces, own_text.PIECE, size) == held
+        np.testing.assert_array_equal(OwnText(tokens, 7, size).added(decoder), first)
 
 
-def test_the_work_counts_what_is_drawn_passed_and_read(tmp_path, text):
-    decoder = Decoder(open_checkpoint(write_tiny_checkpoint(tmp_path / "m", num_hidden_layers=3)))
-    tokens, steps = tokens_of(decoder, text), own_text.PIECE - 1
-    assert OwnText(tokens, 2, PLENTY).work(decoder) == (80, 80, 3)
-    assert OwnText(tokens, 2, 0).work(decoder) == (80, 80 * own_text.PIECE // 2, 3 * steps)
+def test_the_work_counts_what_is_drawn_passed_and_read(of_three_blocks, text):
+    decoder, tokens = of_three_blocks, tokens_of(of_three_blocks, text)
+    keys, _ = bytes_of(decoder)
+    steps = own_text.PIECE - 1
+    drawn = 18 * steps
+    expected = {
+        PLENTY: (drawn, drawn, 3),
+        6 * keys: (drawn, drawn, 3 * 3 * steps),
+        0: (drawn, drawn * own_text.PIECE // 2, 3 * steps),
+    }
+    for size, work in expected.items():
+        assert OwnText(tokens, 7, size).work(decoder) == work
 
 
 def test_own_sequences_stand_evenly_between_those_of_the_text(decoder, text):
@@ -136,9 +158,9 @@ def test_a_share_that_is_none_is_refused(tmp_path, text, model, capsys):
 def test_the_plan_comes_before_the_model_writes(tmp_path, text, model, monkeypatch):
     """Planned, and then taken, with its own phase; a plan alone writes nothing."""
     plans, seen = [], []
-    written = own_text._written
+    written = OwnText._written
     monkeypatch.setattr(
-        own_text, "_written", lambda *given: seen.append(len(plans)) or written(*given)
+        OwnText, "_written", lambda *given: seen.append(len(plans)) or written(*given)
     )
     options = {"text": [text], "samples": 8, "sequence_length": 32, "group_size": 32}
     report = quantize(model, tmp_path / "out", planned=plans.append, **options)
