@@ -102,10 +102,9 @@ def held_within(decoder: Decoder, sequences: int, length: int, held_bytes: int) 
     config = decoder.config
     blocks = range(config.num_layers)
     keys = length * _keys_bytes(decoder)
-    together = min(sequences, held_bytes // keys)
-    has_keys = together * MOST_PARTS >= sequences and all(
-        holds_keys(config, index) for index in blocks
-    )
+    can_hold = all(holds_keys(config, index) for index in blocks)
+    together = min(sequences, held_bytes // keys) if can_hold else 0
+    has_keys = together * MOST_PARTS >= sequences
     parts = math.ceil(sequences / together) if has_keys else 1
     together = math.ceil(sequences / parts)
     weights = [_weights_bytes(decoder, index) for index in blocks]

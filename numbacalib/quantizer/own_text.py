@@ -93,23 +93,25 @@ class OwnText:
     def _written(self, decoder: Decoder) -> NDArray[np.int32]:
         """Sequences of pieces, ``[count, T]``, with the special tokens that begin the text's."""
         pieces = self._pieces(decoder)
-        prefix, steps = pieces.prefix, pieces.length - 1
+        prefix, steps = pieces.prefix, range(1, pieces.length)
         known = np.unique(self.tokens[:, len(prefix) :])
         firsts = np.random.default_rng(0).choice(known, pieces.number)
         begun = np.array([[*prefix, first] for first in firsts], np.int32)
         held = self._held(decoder, pieces)
-        written = []
         starts = range(0, len(begun), held.sequences)
-        with Progress(len(starts) * steps) as progress:
-            for start in starts:
+        with Progress(len(starts) * len(steps)) as progress:
+
+            def written(start: int) -> NDArray[np.int32]:
                 part = begun[start : start + held.sequences]
                 writer = Writer(decoder, part, held, start)
-                for seed in range(1, pieces.length):
+                for seed in steps:
                     progress.show(f"writing own text, token {seed + 1} of {pieces.length}")
                     writer.step(seed)
                     progress.step()
-                written.append(writer.tokens[:, len(prefix) :])
-        own = np.resize(np.concatenate(written), (self.count, self.tokens.shape[1] - len(prefix)))
+                return writer.tokens[:, len(prefix) :]
+
+            parts = [written(start) for start in starts]
+        own = np.resize(np.concatenate(parts), (self.count, self.tokens.shape[1] - len(prefix)))
         return np.concatenate([np.tile(begun[:1, :-1], (self.count, 1)), own], axis=1)
 
 

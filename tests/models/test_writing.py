@@ -8,7 +8,7 @@ from models.tiny import RTOL, VOCAB_SIZE, write_tiny_checkpoint
 from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.models.block import holds_keys
 from numbacalib.models.key_values import KeyValues
-from numbacalib.models.sampling import Held, Writer
+from numbacalib.models.sampling import Writer, held_within
 
 HELD = {
     *(
@@ -50,7 +50,9 @@ def test_states_do_not_depend_on_what_is_held(tmp_path, model_type):
     holds = all(holds_keys(decoder.config, index) for index in blocks)
     assert holds or model_type not in HELD
     if not holds:
-        writer = Writer(decoder, tokens[:, :4], Held(3, keys=False, blocks=1))
+        held = held_within(decoder, 3, 6, PLENTY)
+        assert held == (3, False, decoder.config.num_layers)
+        writer = Writer(decoder, tokens[:, :4], held)
         writer.step(1)
         assert writer.tokens.shape == (3, 5)
         return
