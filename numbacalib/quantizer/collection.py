@@ -24,7 +24,7 @@ from numbacalib.quantizer.calibration import SILENT
 from numbacalib.quantizer.fingerprint import hash_tensors, write_fingerprint
 from numbacalib.quantizer.identity import identity_of
 from numbacalib.quantizer.memory import Demand
-from numbacalib.quantizer.own_text import OwnText, own_sequences
+from numbacalib.quantizer.own_text import own_sequences, own_text_of
 from numbacalib.quantizer.preflight import require_space, statistics_bytes
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.settings import OWN_TEXT, Settings, check_sequences
@@ -99,8 +99,7 @@ def collect(
     count = own_sequences(own_text, samples)
     tokens = read_sequences(checkpoint, text, sequence_length, samples - count)
     demand = Demand.of(decoder, Settings(target="layerwise"), ())
-    held_bytes = demand.working_bytes(samples * sequence_length)
-    tokens = OwnText(tokens, count, held_bytes).added(decoder)
+    tokens = own_text_of(tokens, count, demand).added(decoder)
     identity = identity_of(checkpoint, place, tokens, output="statistics")
     with (
         open_work(work_directory(output), identity, clean=clean) as kept,

@@ -24,7 +24,7 @@ from numbacalib.quantizer.identity import identity_of, settings_as_json, stamps_
 from numbacalib.quantizer.importance import read_importance
 from numbacalib.quantizer.memory import Demand
 from numbacalib.quantizer.outer import is_outer, outer_layers
-from numbacalib.quantizer.own_text import OwnText, own_sequences
+from numbacalib.quantizer.own_text import OwnText, own_sequences, own_text_of
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.text import evenly_spaced, read_sequences, read_split
 
@@ -178,9 +178,8 @@ def _calibration(
     count = own_sequences(settings.own_text, settings.samples)
     given = checkpoint, inputs.text, length, settings.samples - count
     tokens, left = read_split(*given, most)
-    size = settings.samples * length
-    streamed = demand.must_stream(size)
-    own = OwnText(tokens, count, demand.working_bytes(size))  # no more than later blocks take
+    streamed = demand.must_stream(settings.samples * length)
+    own = own_text_of(tokens, count, demand, streamed=streamed)
     if settings.size is not None:  # bits are chosen by all of the text, before the plan
         own = OwnText(own.added(decoder), 0, 0)
     calibration = TextCalibration(

@@ -9,6 +9,7 @@ import numpy as np
 
 from numbacalib.models import EMBEDDINGS, Decoder, Place
 from numbacalib.models.config import ModelConfig
+from numbacalib.models.decoder import VOCABULARY
 from numbacalib.models.layer_tensors import expert_shapes, linear_shapes, stages
 from numbacalib.models.mixture import Mixture
 from numbacalib.models.roles import columns_by_role
@@ -85,6 +86,24 @@ class Demand:
             most = max(most, self._outer_bytes(tokens))
         return int(most if self.on_host else _MARGIN * most + _WORK)
 
+    def writing_bytes(self, tokens: int, written: int, *, streamed: bool = False) -> int:
+        """Bytes for the keys, values and weights that are held while a model writes `written` tokens.
+
+        With all that it takes to run them, these are within `working_bytes` of a run on `tokens`.
+        """
+        config, place = self.config, self.place
+        blocks = range(config.num_layers)
+        size = place.product_dtype(self.dtype).itemsize
+        most = max(self._block_bytes(index, tokens, streamed) for index in blocks)
+        widest = [_widest(config, index) for index in blocks]
+        numbers = max(self._numbers_of_a_token(index, widest[index]) for index in blocks)
+        running = size * min(written, place.batch_tokens) * numbers
+        running += 4 * written * stream_size(config)
+        entries = min(VOCABULARY, config.vocab_size)
+        scores = 4 * min(written, place.score_rows) * entries
+        head = 2 * size * entries * config.hidden_size  # as read, and here
+        return max(0, most - running - scores - head)
+
     def pinned_bytes(self, tokens: int) -> int:
         """Bytes of host memory of the residual streams, run there or streamed to a device."""
         return sum(self._passing(tokens)) * 4 * stream_size(self.config)
@@ -110,7 +129,7 @@ class Demand:
         size = place.product_dtype(self.dtype).itemsize
         shapes = linear_shapes(config, index)
         weights = streams * size * sum(rows * channels for rows, channels in shapes.values())
-        widest = max(channels for _, channels in shapes.values())
+        widest = _widest(config, index)
         together = min(tokens, place.batch_tokens)
         batch = size * together * self._numbers_of_a_token(index, widest)
         if streams > 1:  # their differences, in a layer's inputs and in the stream itself
@@ -169,6 +188,11 @@ class Demand:
         contexts = size * tokens * columns_by_role(self.config, index)["output"]
         wide = size * tokens * widest
         return max(contexts, wide if wide <= self.place.held_bytes else 0)
+
+
+def _widest(config: ModelConfig, index: int) -> int:
+    """Channels of the widest layer of a block."""
+    return max(channels for _, channels in linear_shapes(config, index).values())
 
 
 def expert_bytes(hidden: int, size: int) -> int:

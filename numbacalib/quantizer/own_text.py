@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from numbacalib.models import Decoder
 from numbacalib.models.sampling import Held, Writer, held_within
 from numbacalib.models.text_encoder import TextEncoder
+from numbacalib.quantizer.memory import Demand
 from numbacalib.quantizer.progress import Progress
 from numbacalib.quantizer.text import evenly_spaced
 
@@ -34,6 +35,16 @@ log = logging.getLogger("numbacalib")
 def own_sequences(share: float | None, samples: int) -> int:
     """Return how many of `samples` sequences the model writes itself; at least one is of the text."""
     return min(int((share or 0) * samples), samples - 1)
+
+
+def own_text_of(
+    tokens: NDArray[np.int32], count: int, demand: Demand, *, streamed: bool = False
+) -> OwnText:
+    """Return `count` sequences to write beside a text's, in the memory that a run takes later."""
+    samples, length = tokens.shape
+    written = min(count * length, MOST)
+    size = (samples + count) * length
+    return OwnText(tokens, count, demand.writing_bytes(size, written, streamed=streamed))
 
 
 @dataclass(frozen=True)

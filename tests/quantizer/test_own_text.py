@@ -1,6 +1,7 @@
 """Calibration text that the model writes itself."""
 
 import math
+import tracemalloc
 
 import naive
 import numpy as np
@@ -11,8 +12,9 @@ from quantizer.runs import run
 from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.models.layer_tensors import linear_shapes
 from numbacalib.models.sampling import Held, Writer, held_within
-from numbacalib.quantizer import own_text, quantize
-from numbacalib.quantizer.own_text import OwnText, own_sequences
+from numbacalib.quantizer import Settings, own_text, quantize
+from numbacalib.quantizer.memory import Demand
+from numbacalib.quantizer.own_text import OwnText, own_sequences, own_text_of
 from numbacalib.quantizer.text import read_sequences
 
 PLENTY = 1 << 30
@@ -70,6 +72,23 @@ def test_less_memory_holds_less_and_writes_the_same(of_three_blocks, text):
     for size, held in expected.items():
         assert held_within(decoder, pieces, own_text.PIECE, size) == held
         np.testing.assert_array_equal(OwnText(tokens, 7, size).added(decoder), first)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_writing_takes_no_more_memory_than_blocks_do_later(tmp_path, streamed):
+    model = write_tiny_checkpoint(tmp_path / "deep", num_hidden_layers=24)
+    decoder = Decoder(open_checkpoint(model))
+    tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (96, 256), np.int32)
+    demand = Demand.of(decoder, Settings(), ())
+    own = own_text_of(tokens, 32, demand, streamed=streamed)
+    assert own.held_bytes > 0
+    own.added(decoder)  # compiled
+    tracemalloc.start()
+    own.added(decoder)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < demand.working_bytes(128 * 256, streamed=streamed)
+    assert own_text_of(tokens[:64], 64, demand, streamed=streamed).held_bytes < own.held_bytes
 
 
 def test_the_work_counts_what_is_drawn_passed_and_read(of_three_blocks, text):
