@@ -88,7 +88,7 @@ class Held(NamedTuple):
     sequences: int
     """Number of sequences that are written together."""
     keys: bool
-    """Whether their keys and values are held."""
+    """True if their keys and values are held."""
     blocks: int
     """Number of blocks whose weights are held, the first ones."""
 

@@ -127,7 +127,7 @@ class OwnText:
 
 
 class WritingWork(NamedTuple):
-    """What takes the time of writing sequences."""
+    """Counts of what takes the time of writing sequences."""
 
     drawn: int
     """Tokens that are drawn from the model's predictions."""
