@@ -83,7 +83,7 @@ class Writer:
 
 
 class Held(NamedTuple):
-    """What is kept in memory while sequences are written."""
+    """State that is kept in memory while sequences are written."""
 
     sequences: int
     """Number of sequences that are written together."""
