@@ -111,7 +111,7 @@ def test_threads_that_choose_the_size_of_tiles_do_not_show(monkeypatch):
         packed_product, "_multiply", lambda *given: (tiles.append(given[-2]), run(*given))
     )
     for threads in (1, 2):
-        monkeypatch.setattr(packed_product, "thread_count", lambda: threads)  # noqa: B023
+        monkeypatch.setattr(packed_product, "thread_count", lambda threads=threads: threads)
         found.append(np.zeros((size, size), np.float32))
         add_square(found[-1], x, 0.5, 1.0)
     assert tiles == [LARGE, SMALL]

@@ -30,8 +30,8 @@ MOST_PARTS = 4
 class Writer:
     """Sequences that grow by tokens drawn from the model's predictions, at temperature 1.
 
-    In models whose tokens meet elsewhere than in attention all tokens run through the model again for each
-    new one: that suits short sequences, on every architecture. So they do where `held` has no keys.
+    Without held keys, as in models whose tokens meet elsewhere than in attention, all tokens run through
+    the model again for each new one: that suits short sequences, on every architecture.
 
     Parameters
     ----------

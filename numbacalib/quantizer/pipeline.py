@@ -159,7 +159,7 @@ def quantize(
                 plan = _plan(job, kept, writers)
             if planned is not None:
                 planned(plan)
-            if job.own is not None and job.own.count:
+            if OWN_TEXT in plan.seconds:
                 with clock.phase(OWN_TEXT):
                     _within_memory(job, plan, partial(_write_own_text, job))
             with ExitStack() as stack:

@@ -146,7 +146,7 @@ def make_plan(
         + (read * trial.reading if job.held_out.size else 0.0)
         + job.held_out.size * proof,
     }
-    if job.own is not None and job.own.count:
+    if each and job.own is not None and job.own.count:
         seconds = {OWN_TEXT: _writing(job, job.own, trial)} | seconds
     streamed = _is_streamed(job)
     return Plan(

@@ -12,7 +12,7 @@ from quantizer.runs import run
 from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.models.layer_tensors import linear_shapes
 from numbacalib.models.sampling import Held, Writer, held_within
-from numbacalib.quantizer import Settings, own_text, quantize
+from numbacalib.quantizer import Settings, own_text, pipeline, quantize
 from numbacalib.quantizer.memory import Demand
 from numbacalib.quantizer.own_text import OwnText, own_sequences, own_text_of
 from numbacalib.quantizer.text import read_sequences
@@ -189,3 +189,18 @@ def test_the_plan_comes_before_the_model_writes(tmp_path, text, model, monkeypat
     command = ["quantize", model, "--text", text, "--plan", "--output", tmp_path / "planned"]
     assert run(*command, "--samples", 8, "--sequence-length", 32, "--group-size", 32) == 0
     assert seen == [1]
+
+
+def test_a_run_whose_blocks_are_all_kept_writes_no_text(tmp_path, text, model, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    options = {"text": [text], "samples": 8, "sequence_length": 32, "group_size": 32}
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_write_layers", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(model, tmp_path / "out", **options)
+    monkeypatch.setattr(OwnText, "_written", interrupt)
+    report = quantize(model, tmp_path / "out", **options)
+    assert report.resumed_blocks == 2
+    assert "own text" not in report.seconds

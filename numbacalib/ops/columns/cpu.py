@@ -49,11 +49,11 @@ class _Sum(NamedTuple):
     divisor: Any
 
     @staticmethod
-    def merged(total, other, how):  # noqa: ARG004  (its type chooses)
+    def merged(total, other, how):
         return total + other
 
     @staticmethod
-    def finish(total, left, how, target):  # noqa: ARG004
+    def finish(total, left, how, target):
         for j in range(len(target)):
             target[j] = total[j] / how.divisor
 
@@ -85,7 +85,7 @@ class Scores(NamedTuple):
         return magnitude(type(how.divisor)(widen(x)))
 
     @staticmethod
-    def merged(total, other, how):  # noqa: ARG004
+    def merged(total, other, how):
         return total + other
 
     @staticmethod
@@ -106,11 +106,11 @@ class Largest(NamedTuple):
         return larger_magnitude(how.least, x)
 
     @staticmethod
-    def merged(total, other, how):  # noqa: ARG004
+    def merged(total, other, how):
         return larger_magnitude(total, other)
 
     @staticmethod
-    def finish(total, left, how, target):  # noqa: ARG004
+    def finish(total, left, how, target):
         for j in range(len(target)):
             target[j] = larger_magnitude(how.least, total[j])
 
@@ -169,7 +169,7 @@ def _means(
     np.divide(partial.sum(axis=0, dtype=dtype), divisor, out=out)
     if factors is not None:
         with np.errstate(invalid="ignore", over="ignore"):
-            np.multiply(factors.astype(dtype, copy=False), out, out=out)
+            out[:] = channel_score(factors.astype(dtype, copy=False), out)
     return out
 
 
