@@ -1,4 +1,4 @@
-"""Importances hold finite values not below 0, in every dtype and whatever the strides; -0 is not below."""
+"""Checks of values: finite ones, of several arrays at once, and not below 0, in every dtype and layout."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from numbacalib.runtime.finite import require_non_negative
+from numbacalib.runtime.finite import require_non_negative, start_finite_check
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 
@@ -36,3 +36,20 @@ class TestNonNegative:
             ValueError, match=f"importance: expected finite values, got .* at {where}"
         ):
             require_non_negative("importance", matrix_of(value, dtype, strided=strided))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_first_of_several_arrays_that_is_not_finite_is_named(backend, dtype):
+    clean, bad = (np.ones((3, 5), dtype) for _ in range(2))
+    bad[2, 1:3] = np.inf
+    stack = np.ones((2, 2, 3), dtype)
+    stack[0, 1, 2] = -np.inf
+    named = {
+        name: backend.array(array) for name, array in zip("abc", (clean, bad, stack), strict=True)
+    }
+    with pytest.raises(ValueError, match=r"b: expected finite values, got inf at \[2, 1\]"):
+        start_finite_check(named)()
+    with pytest.raises(ValueError, match=r"c: expected finite values, got -inf at \[0, 1, 2\]"):
+        start_finite_check({"c": named["c"], "b": named["b"]})()
+    start_finite_check({"a": named["a"]})()
+    start_finite_check({})()

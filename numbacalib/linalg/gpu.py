@@ -34,8 +34,7 @@ def factor(
     source = carrier(hessians)
     dead = device.empty((count, size), np.bool_)
     summary = device.empty((count, FIGURES + 2 * size), np.float64)
-    shares = device.from_host(np.array(percdamps, np.float64))
-    launch(_damping, count, THREADS, source, shares, summary, dead)
+    launch(_damping, count, THREADS, source, _shares(percdamps), summary, dead)
     batched = count >= batch_gpu.LEAST and blas_gpu.has_libraries()
     channels = device.from_host(np.arange(size)[None]) if orders is None else orders
     matrices = device.empty(hessians.shape, dtype)
@@ -44,6 +43,13 @@ def factor(
     upper = (batch_gpu.factor if batched else _factor_one_by_one)(matrices, summary)
     launch(_finish_summary, count, THREADS, source, upper, channels, dead, summary)
     return HessianFactors(upper, dead, device.start_reading(summary), orders)
+
+
+def _shares(percdamps: Sequence[float]) -> Any:
+    """Dampings, as shares of the mean diagonals, on the device: one if they are equal, as most are."""
+    if len(set(percdamps)) == 1:
+        return device.constant((percdamps[0],), np.float64)
+    return device.from_host(np.array(percdamps, np.float64))
 
 
 def _factor_one_by_one(matrices: Any, summary: Any) -> Any:
@@ -114,7 +120,7 @@ def _damping(hessians, percdamps, summary, dead):
             low = min(low, least[other])
             count += counts[other]
         mean = total / hessians.shape[1]
-        summary[e, 0] = percdamps[e] * mean
+        summary[e, 0] = percdamps[min(e, percdamps.shape[0] - 1)] * mean
         summary[e, 1] = low
         summary[e, 2] = count
         summary[e, 3] = 0

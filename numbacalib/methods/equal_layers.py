@@ -87,9 +87,8 @@ def _in_one_launch(
     with named(weights):
         for own in statistics:
             check_layer(own, settings, None)
-        finite = [start_finite_check(f"{name}: weight", each) for name, each in weights.items()]
-        for require_finite_weight in finite:  # by name: the stack's own check knows only an index
-            require_finite_weight()
+        # by name: the stack's own check knows only an index
+        start_finite_check({f"{name}: weight": each for name, each in weights.items()})()
         hessians = _stacked([own.hessian for own in statistics])
         found = gptq_batch(_stacked(list(weights.values())), hessians, **options, shrinkage=shares)
         found = [

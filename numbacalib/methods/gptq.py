@@ -324,7 +324,7 @@ def gptq_batch(
         }
         started = []
         if later is not None or not on_gpu:
-            started = [start_finite_check(*item) for item in unchecked.items()]
+            started = [start_finite_check(unchecked)]
             unchecked = {}
         errors = _importance_of_rows(importance, count, rows, channels)
         given = [

@@ -35,7 +35,7 @@ def improved(
     together = replace(found[0], **dict(zip(_ARRAYS, map(joined_rows, arrays), strict=True)))
     better = _improved(joined_rows(targets), together, hessian, settings)
     rows = [len(own.codes) for own in found]
-    parts = zip(*(split_rows(getattr(better, name), rows) for name in _ARRAYS), strict=True)
+    parts = split_rows([getattr(better, name) for name in _ARRAYS], rows)
     return [
         replace(own, **dict(zip(_ARRAYS, part, strict=True)))
         for own, part in zip(found, parts, strict=True)

@@ -117,9 +117,7 @@ def require_layer(weight: Any, codes: Any, hessian: Any) -> np.dtype:
     channels = codes.shape[1]
     checks.matrix("weight", weight, tuple(codes.shape))
     checks.matrix("hessian", hessian, (channels, channels))
-    arrays = {"weight": weight, "hessian": hessian}
-    for check in [start_finite_check(name, array) for name, array in arrays.items()]:
-        check()  # waits for a GPU once both checks have started
+    start_finite_check({"weight": weight, "hessian": hessian})()
     return checks.result_dtype(weight, hessian)
 
 

@@ -77,10 +77,10 @@ def stored_runs(
     grid = settings.grid.bits, settings.group_size, settings.grid.symmetric
     if settings.delivery is not None:
         codes, *stored = _delivered((codes, *stored), settings.delivery, settings.grid.bits)
-    runs = (split_rows(array, rows) for array in (codes, *stored))
+    runs = split_rows((codes, *stored), rows)
     weights = [
         QuantizedWeight(codes, scales, zeros, *grid, own, element=settings.grid.element)
-        for codes, scales, zeros, own in zip(*runs, g_idx, strict=True)
+        for (codes, scales, zeros), own in zip(runs, g_idx, strict=True)
     ]
     return weights, require_finite_scales
 

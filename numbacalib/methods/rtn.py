@@ -108,7 +108,7 @@ def rtn(
             delivery=delivery(signed, given[3:]),
             later=later,
         )
-        check = start_finite_check("weight", weight)
+        check = start_finite_check({"weight": weight})
         if later is None:
             check()
         else:

@@ -273,7 +273,7 @@ def _fixed_grids(
     if zeros.dtype != np.uint8:
         checks.matrix("zeros", zeros, shape)
         zeros = cast(zeros, np.float32)
-        started.append(start_finite_check("zeros", zeros, limit=LEAST_UNFIT_ZERO))
+        started.append(start_finite_check({"zeros": zeros}, limit=LEAST_UNFIT_ZERO))
     elif tuple(zeros.shape) != shape:
         raise ValueError(f"zeros: expected shape {list(shape)}, got {list(zeros.shape)}")
     return FixedGrids(scales, zeros)

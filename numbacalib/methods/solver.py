@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from numbacalib.methods.rounding import find_scales, stored_runs
 from numbacalib.methods.settings import GridSettings
 from numbacalib.ops.falling_order import ColumnOrders
 from numbacalib.ops.gptq_quantize_column import quantize_direct
-from numbacalib.ops.matrix import diagonals, take, to_host, without_columns
+from numbacalib.ops.matrix import live_columns, start_to_host, take, to_host
 from numbacalib.ops.shrinkage import shrunk
 from numbacalib.runtime import checks
+from numbacalib.runtime.backend import is_cuda_array
 from numbacalib.runtime.finite import start_finite_check
 from numbacalib.spec.gptq import ColumnGrids
 from numbacalib.spec.grid import group_indices
@@ -96,10 +98,13 @@ def solve(
     and no report.
     """
     weight, hessians, unchecked = layers.weight, layers.hessians, layers.unchecked
+    if not is_cuda_array(weight):
+        start_finite_check(unchecked)()
+        unchecked = {}  # a GPU's checks are launched behind the sweep, for which it waits
     dtype = checks.result_dtype(weight, hessians)
     orders = None
     if solver.act_order != "none":
-        orders = column_orders(diagonals(hessians), solver.act_order, settings.group_size)
+        orders = column_orders(hessians, solver.act_order, settings.group_size)
     order = None if orders is None else orders.order
     shares = solver.shares(len(hessians))
     if any(shares):
@@ -108,46 +113,59 @@ def solve(
     while True:
         factors = factor_hessians(hessians, percdamps, dtype=dtype, orders=order)
         # a GPU is still factoring: the sweep is launched without waiting to know that it succeeds
-        finite = [start_finite_check(*item) for item in unchecked.items()]
         if not (factors.are_known and any(factors.minors)):
             weights, row_losses, require_finite_scales = sweep(
-                without_columns(weight, factors.dead),
+                live_columns(weight, factors.dead, order),
                 factors.upper,
                 orders,
                 settings,
                 solver.static_groups,
                 layers.rows,
             )
+        require_finite_values = start_finite_check(unchecked)
         if later is not None:
             factored = partial(_require_factors, factors, layers.names, percdamps)
-            checks_of_run: list[Callable[[], None]] = [*later, *finite, factored]
+            checks_of_run: list[Callable[[], None]] = [*later, require_finite_values, factored]
             checks_of_run.append(require_finite_scales)
             return [replace(found, checks=checks_of_run) for found in weights]
-        for require_finite_values in finite:
-            require_finite_values()
-        unchecked = {}
         if not any(factors.minors):
             break
-        for e, minor in enumerate(factors.minors):
-            grown = max(DAMPING_GROWTH * percdamps[e], LEAST_GROWN_DAMPING)
-            if minor and (tries[e] == solver.damping_tries or grown > LARGEST_DAMPING):
-                raise factors.error(e, layers.names[e], percdamps[e])
-            if minor:
-                percdamps[e] = grown
-                tries[e] += 1
+        require_finite_values()
+        unchecked = {}
+        _grow(percdamps, tries, solver.damping_tries, factors, layers.names)
+    losses_of_rows = start_to_host(row_losses)
     damped = percdamps, factors.dampings, tries, factors.smallest_pivots
     # a GPU has the factors long before the codes: compute what depends on them alone meanwhile
     known = zip(factors.diagonals, factors.roots, factors.dampings, shares, strict=True)
-    ranks = [effective_rank(*each) for each in known]
+    with np.errstate(invalid="ignore"):  # infinite values, which are still being looked for
+        ranks = [effective_rank(*each) for each in known]
     figures = list(zip(*damped, factors.dead_counts, ranks, strict=True))
+    ends = accumulate(layers.rows)
+    runs = [slice(end - rows, end) for end, rows in zip(ends, layers.rows, strict=True)]
+    require_finite_values()
     require_finite_scales()
-    owners = np.arange(len(layers.rows)) % len(hessians)  # of the layers, among the Hessians
-    ends = np.cumsum(layers.rows)
-    losses = [run.sum() for run in np.split(to_host(row_losses).ravel(), ends[:-1])]
+    losses = losses_of_rows()
     return [
-        replace(found, report=GptqReport(float(loss), *figures[owner]))
-        for found, loss, owner in zip(weights, losses, owners, strict=True)
+        replace(found, report=GptqReport(float(losses[run].sum()), *figures[i % len(figures)]))
+        for i, (found, run) in enumerate(zip(weights, runs, strict=True))
     ]
+
+
+def _grow(
+    percdamps: list[float],
+    tries: list[int],
+    most_tries: int,
+    factors: HessianFactors,
+    names: Sequence[str],
+) -> None:
+    """Raise the damping of the matrices that have no factor, or an error if that may not grow further."""
+    for e, minor in enumerate(factors.minors):
+        grown = max(DAMPING_GROWTH * percdamps[e], LEAST_GROWN_DAMPING)
+        if minor and (tries[e] == most_tries or grown > LARGEST_DAMPING):
+            raise factors.error(e, names[e], percdamps[e])
+        if minor:
+            percdamps[e] = grown
+            tries[e] += 1
 
 
 def _require_factors(
@@ -195,7 +213,7 @@ def effective_rank(
 
 
 def sweep(
-    weight: Any,
+    live: tuple[Any, Any],
     upper: Any,
     orders: ColumnOrders | None,
     settings: GridSettings,
@@ -204,11 +222,12 @@ def sweep(
 ) -> tuple[list[QuantizedWeight], Any, Callable[[], None]]:
     """Quantize the columns in the order of the factors, and permute the codes back.
 
-    Also returns the losses of the rows, and a function that raises if a scale is too large for its dtype.
+    `live` is the weight as `live_columns` returns it. Also returns the losses of the rows, and a function
+    that raises if a scale is too large for its dtype.
     """
+    weight, permuted = live
     count, channels, _ = upper.shape
     groups = np.tile(group_indices(channels, settings.group_size), (count, 1))
-    permuted = weight if orders is None else take(weight, orders.order, 1)
     static_groups = static_groups or settings.fixed is not None
     if static_groups:
         scales, zeros = find_scales(weight, settings)

@@ -123,8 +123,7 @@ def propagated_targets(
             given["residual"] = residual
         checks.share("strength", strength)
         checks.share("shrinkage", shrinkage)
-        for check in [start_finite_check(name, array) for name, array in given.items()]:
-            check()
+        start_finite_check(given)()
         dtype = checks.result_dtype(hessian, *matrices)
         joined = joined_rows([cast(matrix, dtype) for matrix in matrices])
         if residual is not None:
@@ -133,7 +132,8 @@ def propagated_targets(
         smooth = smoothed(hessian, shrinkage)
         upper = damped_factors(smooth, percdamp, damping_tries, dtype).upper[0]
         missing = _missing(joined, drift, residual, upper)
-        return split_rows(weighted_sum(joined, missing, 1.0, strength), rows)
+        found = weighted_sum(joined, missing, 1.0, strength)
+        return [target for (target,) in split_rows([found], rows)]
 
 
 def _missing(weight: Any, drift: Any, residual: Any, upper: Any) -> Any:

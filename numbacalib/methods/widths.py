@@ -85,8 +85,9 @@ def _conditional_spreads(hessian: Any, settings: LayerSettings) -> NDArray[np.fl
     assert settings.shrinkage is not None  # its caller found it
     size = hessian.shape[0]
     spread = to_host(diagonal(hessian))
-    orders = column_orders(spread[None], settings.act_order, settings.group_size or size)
-    order = np.arange(size) if orders is None else orders.order[0]
+    stack = checks.stack_of_one(hessian)
+    orders = column_orders(stack, settings.act_order, settings.group_size or size)
+    order = np.arange(size) if orders is None else to_host(orders.order)[0]
     moved = smoothed(take(take(hessian, order, 0), order, 1), settings.shrinkage)
     dtype = checks.result_dtype(hessian)
     factors = damped_factors(moved, settings.percdamp, settings.damping_tries, dtype)

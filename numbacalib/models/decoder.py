@@ -216,7 +216,7 @@ class Decoder:
     def _linears(self, index: int, layers: Iterable[str]) -> dict[str, Array]:
         """Read weights of a block's linear layers, by short name, and check that all are finite."""
         shapes = self._linear_shapes(index)
-        linears, checks = {}, []
+        linears = {}
         for layer in layers:
             name, shape = _full_name(index, f"{layer}.weight"), shapes[f"{layer}.weight"]
             weight = self._weight(name)
@@ -225,9 +225,10 @@ class Decoder:
                     f"{self.checkpoint.path}: {name}: expected shape {shape}, got {weight.shape}"
                 )
             linears[layer] = self.place.put(weight, self._dtype)
-            checks.append(start_finite_check(f"{self.checkpoint.path}: {name}", linears[layer]))
-        for require_finite_weight in checks:
-            require_finite_weight()
+        path = self.checkpoint.path
+        start_finite_check(
+            {f"{path}: {_full_name(index, layer)}.weight": linears[layer] for layer in linears}
+        )()
         return linears
 
     def _rope(self, index: int) -> RotaryEmbedding | None:

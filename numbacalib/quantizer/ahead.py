@@ -38,9 +38,10 @@ from numbacalib.models import (
     Place,
     open_checkpoint,
 )
+from numbacalib.models.key_values import KeyValues
 from numbacalib.ops import sampling
 from numbacalib.ops.magnitudes import channel_magnitudes
-from numbacalib.ops.matrix import diagonals, weighted_sum
+from numbacalib.ops.matrix import column_range, diagonals, weighted_sum
 from numbacalib.quantizer.divergence import compare
 from numbacalib.quantizer.settings import Settings
 from numbacalib.quantizer.stages import require_range
@@ -124,7 +125,7 @@ class CompiledAhead:
         checkpoint, settings = self._checkpoint, self._settings
         options = settings.method, settings.ranges, settings.act_order, settings.static_groups
         model = checkpoint.info(EMBEDDINGS).dtype, checkpoint.config.architecture.model_type
-        improved = settings.target, settings.refits, settings.descents
+        improved = settings.target, settings.refits, settings.descents, bool(settings.own_text)
         return "-".join(["run", *map(str, (*model, *options, *improved))]) + ".mark"
 
     def _start(self) -> None:
@@ -220,7 +221,7 @@ def _factor(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     hessian = _statistics(decoder.place, decoder.config.hidden_size).hessian
     with arrays_of_one_device(hessian=hessian) as (hessian,):
         hessians = checks.stack_of_one(hessian)
-        orders = _orders(diagonals(hessians), block, settings)
+        orders = _orders(hessians, block, settings)
         order = None if orders is None else orders.order
         factors = factor_hessians(
             hessians, [settings.percdamp], dtype=np.dtype(np.float32), orders=order
@@ -240,12 +241,11 @@ def _sweep(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     weight = block.linears[block.stages[0][0]]
     rows, channels = weight.shape
     upper = decoder.place.zeros((channels, channels))
-    spread = decoder.place.put(np.ones((1, channels), np.float32))
-    with arrays_of_one_device(weight=weight, upper=upper, spread=spread) as (weight, upper, spread):
+    with arrays_of_one_device(weight=weight, upper=upper) as (weight, upper):
         grid = grid_settings(weight, AskedGrid(**grid_options(_layer(block, settings))))
-        orders = _orders(spread, block, settings)
         stack = checks.stack_of_one(upper)
-        sweep(weight, stack, orders, grid, settings.static_groups, [rows])
+        orders = _orders(stack, block, settings)
+        sweep((weight, weight), stack, orders, grid, settings.static_groups, [rows])
 
 
 def _search(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
@@ -295,6 +295,15 @@ def _score(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
     compare(decoder, states, decoder, states, tokens)
 
 
+def _writing(decoder: Decoder, block: DecoderBlock, settings: Settings) -> None:
+    """Run a block on tokens one after the other, whose keys and values are held, as own text is written."""
+    before = KeyValues()
+    for length in (2, 1):
+        states = decoder.place.zeros((2, length, decoder.stream_size))
+        block.forward(states, before)
+    column_range(checks.rows_of(states), 0, decoder.stream_size)
+
+
 _PARTS: dict[str, Callable[[Decoder, DecoderBlock, Settings], None]] = {
     "attention": _attention,
     "mlp": _mlp,
@@ -308,6 +317,7 @@ _PARTS: dict[str, Callable[[Decoder, DecoderBlock, Settings], None]] = {
     "solve": _solve,
     "target": _target,
     "score": _score,
+    "writing": _writing,
 }
 """Parts of a run."""
 
@@ -321,10 +331,10 @@ def _layer(block: DecoderBlock, settings: Settings) -> LayerSettings:
     return replace(settings, scale_dtype=block.dtype, target="layerwise")
 
 
-def _orders(diagonals: Any, block: DecoderBlock, settings: Settings) -> Any:
+def _orders(hessians: Any, block: DecoderBlock, settings: Settings) -> Any:
     """Order of a layer's columns by the diagonal of its Hessian; None for their stored order."""
     channels = block.linears[block.stages[0][0]].shape[1]
-    return column_orders(diagonals, settings.act_order, settings.group_size or channels)
+    return column_orders(hessians, settings.act_order, settings.group_size or channels)
 
 
 def _statistics(place: Place, channels: int) -> InputStatistics:
@@ -370,7 +380,11 @@ def main() -> None:
 
 def _parts(settings: Settings) -> list[Callable[[Decoder, DecoderBlock, Settings], None]]:
     """Return the parts of a run with these settings."""
-    left_out = () if settings.target == "propagated" else ("target",)
+    left_out = set()
+    if settings.target != "propagated":
+        left_out.add("target")
+    if not settings.own_text:
+        left_out.add("writing")
     return [part for name, part in _PARTS.items() if name not in left_out]
 
 

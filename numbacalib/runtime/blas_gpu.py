@@ -6,6 +6,7 @@ on the current stream. Without CuPy, factors are computed on the host.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -41,16 +42,26 @@ def cholesky_upper(matrix: Any, info: Any) -> None:
     from cupy.cuda.device import get_cusolver_handle
     from cupy_backends.cuda.libs import cublas, cusolver
 
-    single = matrix.dtype == np.float32
-    query = cusolver.spotrf_bufferSize if single else cusolver.dpotrf_bufferSize
-    potrf = cusolver.spotrf if single else cusolver.dpotrf
+    potrf = cusolver.spotrf if matrix.dtype == np.float32 else cusolver.dpotrf
     with _current_stream():
-        size = len(matrix)
-        lower = cublas.CUBLAS_FILL_MODE_LOWER
-        where = get_cusolver_handle(), lower, size, address(matrix), _pitch(matrix)
-        length = query(*where)
+        size, pitch = len(matrix), _pitch(matrix)
+        length = _length_of_work(device.current_device(), matrix.dtype, size, pitch)
         work = empty((length,), matrix.dtype)
-        potrf(*where, address(work), length, address(info))
+        where = cublas.CUBLAS_FILL_MODE_LOWER, size, address(matrix), pitch
+        potrf(get_cusolver_handle(), *where, address(work), length, address(info))
+
+
+@functools.lru_cache(maxsize=1024)
+def _length_of_work(number: int, dtype: np.dtype, size: int, pitch: int) -> int:
+    """Elements of work space that the current device, device `number`, factors a matrix with."""
+    from cupy.cuda.device import get_cusolver_handle
+    from cupy_backends.cuda.libs import cublas, cusolver
+
+    del number
+    query = cusolver.spotrf_bufferSize if dtype == np.float32 else cusolver.dpotrf_bufferSize
+    no_matrix = 0  # the length does not depend on its values
+    lower = cublas.CUBLAS_FILL_MODE_LOWER
+    return int(query(get_cusolver_handle(), lower, size, no_matrix, pitch))
 
 
 def invert_upper(triangle: Any) -> Any:

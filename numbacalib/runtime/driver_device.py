@@ -328,14 +328,9 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
 
 def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
     """Return a C-contiguous device array of zeros."""
-    return filled(shape, dtype, 0)
-
-
-def filled(shape: tuple[int, ...], dtype: DTypeLike, byte: int) -> Any:
-    """Return a C-contiguous device array with every byte set to `byte`."""
     array = empty(shape, dtype)
     size = array.size * array.dtype.itemsize
-    check(driver.cuMemsetD8Async(array.address, byte, size, driver.CUstream(stream_handle())))
+    check(driver.cuMemsetD8Async(array.address, 0, size, driver.CUstream(stream_handle())))
     return array
 
 
@@ -346,15 +341,15 @@ def from_host(array: NDArray) -> Any:
     return copy
 
 
-def constant(values: tuple[int, ...]) -> Any:
-    """Return constant int64 integers on the device, which kernels of any stream may read."""
-    return _constant(current_device(), values)
+def constant(values: tuple[float, ...], dtype: DTypeLike = np.int64) -> Any:
+    """Return constant numbers on the device, which kernels of any stream may read."""
+    return _constant(current_device(), values, np.dtype(dtype))
 
 
-@functools.cache
-def _constant(number: int, values: tuple[int, ...]) -> DeviceArray:
+@functools.lru_cache(maxsize=1024)
+def _constant(number: int, values: tuple[float, ...], dtype: np.dtype) -> DeviceArray:
     del number
-    words = cuda.to_device(np.array(values))  # the copy is complete on return
+    words = cuda.to_device(np.array(values, dtype))  # the copy is complete on return
     pointer = words.device_ctypes_pointer.value or 0
     return DeviceArray(pointer, words.shape, words.dtype, words)
 

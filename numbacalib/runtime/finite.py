@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,19 +27,27 @@ def require_finite(name: str, array: Any, limit: float = math.inf) -> None:
     The first is in row-major order. An array whose leading axes do not merge into rows is copied. With a
     `limit`, see `square_limit`, finite values that reach it are reported too.
     """
-    start_finite_check(name, array, limit)()
+    start_finite_check({name: array}, limit)()
 
 
-def start_finite_check(name: str, array: Any, limit: float = math.inf) -> Callable[[], None]:
-    """Start the check of `require_finite`; return a function that waits for it and raises its error.
+def start_finite_check(arrays: Mapping[str, Any], limit: float = math.inf) -> Callable[[], None]:
+    """Start `require_finite` of arrays by name; return a function that waits for it and raises its error.
 
     On a GPU, kernels may be launched in between, but their results must not be used before the wait.
     """
-    if is_cuda_array(array):
+    if any(map(is_cuda_array, arrays.values())):
         from numbacalib.runtime import finite_gpu
 
-        with arrays_of_one_device(array=array) as (array,):
-            return finite_gpu.FiniteCheck(name, array, limit=limit).require
+        with arrays_of_one_device(**arrays) as taken:
+            named = dict(zip(arrays, taken, strict=True))
+            return finite_gpu.FiniteCheck(named, limit=limit).require
+    for name, array in arrays.items():
+        _require_finite(name, array, limit)
+    return _nothing
+
+
+def _require_finite(name: str, array: NDArray, limit: float) -> None:
+    """See `require_finite`."""
     matrix = rows_of(array)
     bits = magnitude_bits(matrix)
     least_bad = limit_bits(limit, matrix.dtype)
@@ -50,7 +58,6 @@ def start_finite_check(name: str, array: Any, limit: float = math.inf) -> Callab
         column = int(np.argmax(magnitudes >= least_bad))
         index = row * matrix.shape[1] + column
         raise not_finite(name, matrix[row, column], index, array.shape, limit)
-    return _nothing
 
 
 def square_limit(count: int) -> float:
@@ -112,7 +119,7 @@ def _start_search(kernel: Any, name: str, matrix: Any, message: str) -> Callable
     from numbacalib.runtime import finite_gpu
 
     with arrays_of_one_device(matrix=matrix) as (matrix,):
-        finite = start_finite_check(name, matrix)
+        finite = start_finite_check({name: matrix})
         found = finite_gpu.start_search(kernel, matrix)
 
     def require() -> None:

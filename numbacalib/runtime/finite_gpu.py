@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,10 @@ from numbacalib.runtime.not_finite import not_finite
 THREADS = device.sized(256, simulated=4)
 ROWS = 32
 """Rows that a block takes at a time: each thread checks one column of them."""
-NONE = np.int64(0x7F7F7F7F7F7F7F7F)
-"""Index for none, if all values are finite: above every index, and all bytes equal for a memset."""
+NONE = np.int64(0)
+"""Stands for no index."""
+LEAST = -(np.int64(1) << np.int64(62))
+"""Stands for index 0, and the numbers above it for the others: all are below `NONE`."""
 
 
 def start_search(kernel: Any, matrix: Any) -> Callable[[], bool]:
@@ -29,79 +31,83 @@ def start_search(kernel: Any, matrix: Any) -> Callable[[], bool]:
     grid = -(-columns // THREADS), -(-rows // ROWS)
     launch(kernel, grid, THREADS, carrier(matrix), found.array)
     found.copy()
-    return lambda: found.read() is not None
+    return lambda: found.read() != [None]
 
 
 class FirstIndex:
-    """Least index at which kernels on the current stream find a value.
+    """Least index at which kernels on the current stream find a value, in each of several searches.
 
     Attributes
     ----------
-    array : device array [1], int64
-        Initially `NONE`; kernels lower it by ``cuda.atomic.min``.
+    array : device array [searches], int64
+        `NONE`, or an index above `LEAST`: kernels lower it by `note_index`.
     """
 
-    def __init__(self) -> None:
-        self.array = device.filled((1,), np.int64, int(NONE) & 0xFF)
+    def __init__(self, searches: int = 1) -> None:
+        self.array = device.zeros((searches,), np.int64)
 
     def copy(self) -> None:
         """Start to copy the result to the host; kernels launched later do not count."""
-        self._word = device.start_reading(self.array)
+        self._words = device.start_reading(self.array)
 
-    def read(self) -> int | None:
-        """Wait for the copy only; return the index, or None."""
-        found = int(self._word()[0])
-        return None if found == NONE else found
+    def read(self) -> list[int | None]:
+        """Wait for the copy only; return the index, or None, of each search."""
+        return [int(found - LEAST) if found < NONE else None for found in self._words()]
 
 
 class FiniteCheck:
-    """Running check of a matrix, or a stack of them, on the current stream.
+    """Running check of matrices, or stacks of them, by their names in errors, on the current stream.
 
     Kernels launched before `require` must do nothing if ``first[0] < NONE``, or their results must not be
     used. So the device has work while the host waits for the check.
 
     Attributes
     ----------
-    first : device array [1], int64
-        Row-major index of the first value that is not finite, or `NONE`.
+    first : device array [arrays], int64
+        As of `FirstIndex`: row-major index of the first value of each that is not finite.
     """
 
     def __init__(
-        self, name: str, array: Any, *, upper: bool = False, limit: float = math.inf
+        self, arrays: Mapping[str, Any], *, upper: bool = False, limit: float = math.inf
     ) -> None:
         """Start the check; with `upper`, only of the elements on and above the diagonal.
 
         Values that reach the `limit` are bad too.
         """
-        self._name, self._shape, self._limit = name, array.shape, limit
-        self._matrix = rows_of(array)
-        rows, columns = self._matrix.shape
-        bits = magnitude_bits(self._matrix)
-        mask = magnitude_mask(bits.dtype)
-        least_bad = limit_bits(limit, array.dtype)
-        grid = column_blocks((-(-rows // ROWS), columns), THREADS)
-        self._found = FirstIndex()
+        self._arrays, self._limit = arrays, limit
+        self._found = FirstIndex(len(arrays))
         self.first = self._found.array
-        launch(_first_non_finite, grid, THREADS, bits, mask, least_bad, upper, self.first)
+        for place, array in enumerate(arrays.values()):
+            matrix = rows_of(array)
+            rows, columns = matrix.shape
+            bits = magnitude_bits(matrix)
+            numbers = magnitude_mask(bits.dtype), limit_bits(limit, array.dtype)
+            grid = column_blocks((-(-rows // ROWS), columns), THREADS)
+            first = self.first[place : place + 1]
+            launch(_first_non_finite, grid, THREADS, bits, *numbers, upper, first)
         self._found.copy()
 
     def require(self) -> None:
         """Wait for the check only; raise a ValueError that names the first bad value."""
-        found = self._found.read()
-        if found is None:
-            return
-        row, column = divmod(found, self._matrix.shape[1])
-        value = device.empty((1,), np.float64)
-        launch(_widen_one, 1, 1, carrier(self._matrix), row, column, value)
-        raise not_finite(self._name, device.read(value)[0], found, self._shape, self._limit)
+        for (name, array), found in zip(self._arrays.items(), self._found.read(), strict=True):
+            if found is None:
+                continue
+            matrix = rows_of(array)
+            row, column = divmod(found, matrix.shape[1])
+            value = device.empty((1,), np.float64)
+            launch(_widen_one, 1, 1, carrier(matrix), row, column, value)
+            raise not_finite(name, device.read(value)[0], found, array.shape, self._limit)
+
+
+@cuda.jit(device=True)
+def note_index(first, index):
+    """Lower what stands for an index in an element of a `FirstIndex`. A minimum is one in any order."""
+    cuda.atomic.min(first, 0, index + LEAST)
 
 
 @cuda.jit
 def _first_non_finite(bits, mask, least_bad, upper, first):
-    """Threads: one per column, blocks stride over runs of `ROWS` rows.
-
-    An integer minimum is the same in any order.
-    """
+    """Threads: one per column, blocks stride over runs of `ROWS` rows."""
     j = cuda.grid(1)
     if j < bits.shape[1]:
         last = min(bits.shape[0], j + 1) if upper else bits.shape[0]
@@ -113,7 +119,7 @@ def _first_non_finite(bits, mask, least_bad, upper, first):
             if largest >= least_bad:
                 for i in range(top, end):
                     if bits[i, j] & mask >= least_bad:
-                        cuda.atomic.min(first, 0, i * bits.shape[1] + j)
+                        note_index(first, i * bits.shape[1] + j)
 
 
 @cuda.jit
@@ -124,7 +130,7 @@ def first_negative(matrix, first):
         top = np.int64(cuda.blockIdx.y) * ROWS
         for i in range(top, min(top + ROWS, matrix.shape[0])):
             if widen(matrix[i, j]) < 0:
-                cuda.atomic.min(first, 0, i * matrix.shape[1] + j)
+                note_index(first, i * matrix.shape[1] + j)
 
 
 @cuda.jit
@@ -135,7 +141,7 @@ def first_zero(matrix, first):
         top = np.int64(cuda.blockIdx.y) * ROWS
         for i in range(top, min(top + ROWS, matrix.shape[0])):
             if widen(matrix[i, j]) == 0:
-                cuda.atomic.min(first, 0, i * matrix.shape[1] + j)
+                note_index(first, i * matrix.shape[1] + j)
 
 
 @cuda.jit

@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 
 MEMORY = 1 << 37
 """Bytes of the pretended device memory."""
-NO_INDEX = 0x7F
-"""Byte of `numbacalib.runtime.finite_gpu.NONE`: readings of 8 bytes are indices of bad values."""
 
 
 class Facts(NamedTuple):
@@ -120,9 +118,9 @@ class _Driver:
         }
 
     def cuMemcpyDtoHAsync(self, target: int, source: int, size: int, stream: Any) -> tuple:  # noqa: N802
-        """Report that there is no index, and 0 for other numbers."""
+        """Read 0, which reports no error."""
         del source, stream
-        ctypes.memset(target, NO_INDEX if size == 8 else 0, size)
+        ctypes.memset(target, 0, size)
         return (self._bindings.CUresult.CUDA_SUCCESS,)
 
     def __getattr__(self, name: str) -> Any:

@@ -49,21 +49,14 @@ def zeros(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
     return cuda.to_device(np.zeros(shape, dtype))
 
 
-def filled(shape: tuple[int, ...], dtype: DTypeLike, byte: int) -> Any:
-    """See `numbacalib.runtime.driver_device.filled`."""
-    array = np.empty(shape, dtype)
-    array.view(np.uint8)[...] = byte
-    return cuda.to_device(array)
-
-
 def from_host(array: NDArray) -> Any:
     """See `numbacalib.runtime.driver_device.from_host`."""
     return cuda.to_device(array)
 
 
-def constant(values: tuple[int, ...]) -> Any:
+def constant(values: tuple[float, ...], dtype: DTypeLike = np.int64) -> Any:
     """See `numbacalib.runtime.driver_device.constant`."""
-    return cuda.to_device(np.array(values))
+    return cuda.to_device(np.array(values, dtype))
 
 
 def write(target: Any, array: NDArray) -> None:

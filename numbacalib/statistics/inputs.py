@@ -252,7 +252,7 @@ def _tokens(
         raise ValueError(
             f"{name}: expected shape [{len(like)}, {channels}], got {list(rows.shape)}"
         )
-    check = start_finite_check(name, array, square_limit(len(rows)))
+    check = start_finite_check({name: array}, square_limit(len(rows)))
     if like is not None:
         return cast(rows, like.dtype), check
     return (cast(rows, np.float32) if rows.dtype == np.float64 else rows), check

@@ -27,10 +27,13 @@ def test_what_the_host_does_with_layers_runs():
     ahead._storing(np.dtype(np.float32), SETTINGS)
 
 
-def test_layerwise_runs_compile_nothing_of_targets():
-    layerwise = Settings(target="layerwise")
-    assert set(ahead._PARTS.values()) - set(ahead._parts(layerwise)) == {ahead._target}
-    assert ahead._parts(Settings(target="propagated")) == list(ahead._PARTS.values())
+def test_runs_compile_nothing_of_targets_and_own_text_without_these():
+    every = list(ahead._PARTS.values())
+    assert ahead._parts(Settings(target="propagated", own_text=0.25)) == every
+    layerwise = Settings(target="layerwise", own_text=0.25)
+    assert set(every) - set(ahead._parts(layerwise)) == {ahead._target}
+    of_text = Settings(target="propagated", own_text=0.0)
+    assert set(every) - set(ahead._parts(of_text)) == {ahead._writing}
 
 
 def test_the_host_compiles_nothing_ahead(monkeypatch, model):

@@ -18,7 +18,7 @@ place = Place("cuda:0", batch_tokens=32768, score_rows=8192, held_bytes=1 << 30)
 decoder = Decoder(open_checkpoint(sys.argv[1]), place=place)
 block = decoder.block(0)
 found = {}
-for part in ahead._parts(Settings(target="propagated", sequence_length=16, group_size=8)):
+for part in ahead._parts(Settings(target="propagated", own_text=0.25, sequence_length=16, group_size=8)):
     before = len(launches)
     part(decoder, block, Settings(sequence_length=16, group_size=8))
     found[part.__name__] = [noted.kernel.__name__ for noted in launches[before:]]

@@ -1,4 +1,4 @@
-"""The descending order of rows of numbers, found on their device without waiting."""
+"""The order of columns by falling diagonals of matrices, found on their device without waiting."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class ColumnOrders(NamedTuple):
     """The group, in natural order, of the column at each place."""
 
 
-def falling_order(values: Any, group_size: int) -> ColumnOrders:
-    """Order columns by falling values [E, K]; equal ones keep their order.
+def falling_order(matrices: Any, group_size: int) -> ColumnOrders:
+    """Order the columns of each matrix by its falling diagonal; equal entries keep their order.
 
     Any values give permutations; NaNs come first or last.
 
     Parameters
     ----------
-    values : array [E, K], float32 or float64
+    matrices : array [E, K, K], float16, bfloat16, float32 or float64
     group_size : int
         Neighbouring columns of a group.
     """
-    with call(cpu, _gpu, values=values) as (kernels, values):
-        return ColumnOrders(*kernels.falling_order(values, group_size))
+    with call(cpu, _gpu, matrices=matrices) as (kernels, matrices):
+        return ColumnOrders(*kernels.falling_order(matrices, group_size))

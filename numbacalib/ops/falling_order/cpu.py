@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from numbacalib.ops.matrix import cpu as matrix
+
 
 def falling_order(
-    values: NDArray, group_size: int
+    matrices: NDArray, group_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """See `numbacalib.ops.falling_order.falling_order`."""
-    order = np.stack([_falling(row) for row in values])
+    order = np.stack([_falling(row) for row in matrix.diagonals(matrices)])
     return order, places(order), order // group_size
 
 

@@ -38,7 +38,7 @@ def rank_update(
     if dtype == np.float32 and device.has_capability_9_0() and _has_long_sums(x):
         from numbacalib.ops.gptq_hessian_update import hopper
 
-        check = FiniteCheck("hessian", hessian, upper=True)
+        check = FiniteCheck({"hessian": hessian}, upper=True)
         hopper.rank_update(before, x, alpha, beta, out, check.first)
         check.require()
     elif blas_gpu.has_libraries() and dtype in (x_block.dtype, np.float32):

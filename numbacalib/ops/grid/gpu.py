@@ -10,7 +10,7 @@ import numpy as np
 
 from numbacalib.runtime import checks, device
 from numbacalib.runtime.device import cuda
-from numbacalib.runtime.finite_gpu import FirstIndex
+from numbacalib.runtime.finite_gpu import FirstIndex, note_index
 from numbacalib.runtime.half import carrier, narrow, widen
 from numbacalib.runtime.launch import column_blocks, launch
 from numbacalib.runtime.not_finite import not_finite
@@ -26,7 +26,7 @@ def find_scales(matrix: Any, group_size: int, grid: Grid) -> tuple[Any, Any]:
     scales = device.empty((rows, channels // group_size), dtype)
     zeros = device.empty(scales.shape, dtype)
     find_scales_into(matrix, grid, scales, zeros)
-    return device.result(scales), device.result(zeros)
+    return scales, zeros
 
 
 def find_scales_into(matrix: Any, grid: Grid, scales: Any, zeros: Any) -> None:
@@ -58,7 +58,7 @@ def stored_arrays(
     found.copy()
 
     def require() -> None:
-        index = found.read()
+        (index,) = found.read()
         if index is not None:
             raise not_finite(name, np.inf, index, stored.shape)
 
@@ -148,7 +148,7 @@ def _store(scales, zeros, offset, narrow_scales, unsigned, first):
             stored = narrow(scales[i, j], narrow_scales[i, j])
             narrow_scales[i, j] = stored
             if not math.isfinite(widen(stored)):
-                cuda.atomic.min(first, 0, i * scales.shape[1] + j)
+                note_index(first, i * scales.shape[1] + j)
 
 
 @cuda.jit

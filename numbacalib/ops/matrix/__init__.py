@@ -5,7 +5,7 @@ Arguments ``[..., K]`` may be vectors, too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,12 @@ def to_host(array: Any) -> NDArray:
     """Copy a CUDA array to the host; a NumPy array is returned as it is."""
     with call(cpu, _gpu, array=array) as (kernels, array):
         return kernels.to_host(array)
+
+
+def start_to_host(array: Any) -> Callable[[], NDArray]:
+    """Start `to_host` of a C-contiguous array; return a function that waits for its values."""
+    with call(cpu, _gpu, array=array) as (kernels, array):
+        return kernels.start_to_host(array)
 
 
 def from_host(array: NDArray, like: Any) -> Any:
@@ -79,10 +85,12 @@ def reshaped(array: Any, shape: tuple[int, ...]) -> Any:
         return kernels.reshaped(array, shape)
 
 
-def split_rows(matrix: Any, lengths: Sequence[int]) -> list[Any]:
-    """Return views of runs of the rows of a matrix, of the type that users get."""
-    with call(cpu, _gpu, matrix=matrix) as (kernels, matrix):
-        return kernels.split_rows(matrix, lengths)
+def split_rows(matrices: Sequence[Any], lengths: Sequence[int]) -> list[tuple[Any, ...]]:
+    """Return, for each run of rows, the views of it in all matrices, of the type that users get."""
+    named = {f"matrices[{i}]": matrix for i, matrix in enumerate(matrices)}
+    with call(cpu, _gpu, **named) as (kernels, *matrices):
+        runs = [kernels.split_rows(matrix, lengths) for matrix in matrices]
+    return list(zip(*runs, strict=True))
 
 
 def joined_rows(matrices: Sequence[Any]) -> Any:
@@ -123,10 +131,14 @@ def add_rows(target: Any, indices: NDArray[np.int64], rows: Any, factors: Any) -
         kernels.add_rows(arrays[0], indices, *arrays[1:])
 
 
-def without_columns(matrix: Any, dead: Any) -> Any:
-    """A matrix whose `dead` columns, bool [E, K] for E equal runs of rows, are 0."""
-    with call(cpu, _gpu, matrix=matrix, dead=dead) as (kernels, matrix, dead):
-        return kernels.without_columns(matrix, dead)
+def live_columns(matrix: Any, dead: Any, order: Any = None) -> tuple[Any, Any]:
+    """Return a matrix whose `dead` columns are 0, and the same with its columns in an order.
+
+    `dead`, bool, and `order`, int64 on the matrix's device, are [E, K] for E equal runs of rows. Without an
+    order both are one array.
+    """
+    with call(cpu, _gpu, matrix=matrix, dead=dead, order=order) as (kernels, *arrays):
+        return kernels.live_columns(*arrays)
 
 
 def scaled(array: Any, columns: Any, rows: Any = None) -> Any:

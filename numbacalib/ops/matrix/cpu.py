@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,11 @@ from numbacalib.runtime import checks
 def to_host(array: NDArray) -> NDArray:
     """See `numbacalib.ops.matrix.to_host`."""
     return array
+
+
+def start_to_host(array: NDArray) -> Callable[[], NDArray]:
+    """See `numbacalib.ops.matrix.start_to_host`."""
+    return lambda: array
 
 
 def from_host(array: NDArray) -> NDArray:
@@ -83,11 +88,11 @@ def add_rows(target: NDArray, indices: NDArray[np.int64], rows: NDArray, factors
     target[indices] += rows.astype(target.dtype, copy=False) * factors[:, None]
 
 
-def without_columns(matrix: NDArray, dead: NDArray) -> NDArray:
-    """See `numbacalib.ops.matrix.without_columns`; the same array if no column is dead."""
-    if not dead.any():
-        return matrix
-    return take(matrix, np.where(dead, -1, np.arange(matrix.shape[1])), 1)
+def live_columns(matrix: NDArray, dead: NDArray, order: NDArray | None) -> tuple[NDArray, NDArray]:
+    """See `numbacalib.ops.matrix.live_columns`; the same array if no column is dead."""
+    if dead.any():
+        matrix = take(matrix, np.where(dead, -1, np.arange(matrix.shape[1])), 1)
+    return matrix, matrix if order is None else take(matrix, order, 1)
 
 
 def scaled(array: NDArray, columns: NDArray, rows: NDArray | None) -> NDArray:

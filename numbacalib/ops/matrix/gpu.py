@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,11 @@ RUN = device.sized(1 << 14, simulated=8)
 def to_host(array: Any) -> NDArray:
     """See `numbacalib.ops.matrix.to_host`."""
     return device.read(contiguous(array))
+
+
+def start_to_host(array: Any) -> Callable[[], NDArray]:
+    """See `numbacalib.ops.matrix.start_to_host`."""
+    return device.start_reading(array)
 
 
 def contiguous(array: Any) -> Any:
@@ -106,10 +111,8 @@ def take(matrix: Any, indices: Any, axis: int) -> Any:
     if isinstance(indices, np.ndarray):
         where = device.from_host(np.ascontiguousarray(indices))
     where = where.reshape(-1, length)
-    blocks = -(-shape[1] // RUN), min(shape[0], MOST_BLOCKS)
-    threads = row_threads(matrix.shape[1])
-    launch(_take, blocks, threads, carrier(matrix), where, axis, carrier(taken))
-    return device.result(taken)
+    launch(_take, *_runs(shape, matrix.shape[1]), carrier(matrix), where, axis, carrier(taken))
+    return taken
 
 
 def put_rows(target: Any, indices: NDArray[np.int64], rows: Any) -> None:
@@ -124,11 +127,17 @@ def add_rows(target: Any, indices: NDArray[np.int64], rows: Any, factors: Any) -
     launch(_add_rows, _tiles(rows), THREADS, carrier(rows), where, factors, target)
 
 
-def without_columns(matrix: Any, dead: Any) -> Any:
-    """See `numbacalib.ops.matrix.without_columns`."""
-    kept = device.empty(matrix.shape, matrix.dtype)
-    launch(_without_columns, _tiles(kept), THREADS, carrier(matrix), dead, carrier(kept))
-    return kept
+def live_columns(matrix: Any, dead: Any, order: Any) -> tuple[Any, Any]:
+    """See `numbacalib.ops.matrix.live_columns`."""
+    source = carrier(matrix)
+    live = device.empty(matrix.shape, matrix.dtype)
+    if order is None:
+        launch(_live_columns, _tiles(live), THREADS, source, dead, carrier(live))
+        return live, live
+    placed = device.empty(matrix.shape, matrix.dtype)
+    both = carrier(live), carrier(placed)
+    launch(_place_live_columns, *_runs(live.shape, live.shape[1]), source, dead, order, *both)
+    return live, placed
 
 
 def scaled(array: Any, columns: Any, rows: Any) -> Any:
@@ -211,6 +220,12 @@ def _tiles(matrix: Any) -> tuple[int, int]:
     return column_blocks(matrix.shape, THREADS)
 
 
+def _runs(shape: tuple[int, int], width: int) -> tuple[tuple[int, int], int]:
+    """Blocks and threads of a kernel that takes rows [M, N] from rows of `width` columns in any order."""
+    rows, columns = shape
+    return (-(-columns // RUN), min(rows, MOST_BLOCKS)), row_threads(width)
+
+
 @cuda.jit
 def _copy(source, target):
     j = cuda.grid(1)
@@ -260,14 +275,32 @@ def _add_rows(rows, indices, factors, target):
 
 
 @cuda.jit
-def _without_columns(matrix, dead, kept):
+def _live_columns(matrix, dead, live):
     j = cuda.grid(1)
-    run = kept.shape[0] // dead.shape[0]
-    if j < kept.shape[1]:
-        for i in range(np.int64(cuda.blockIdx.y), kept.shape[0], cuda.gridDim.y):
-            kept[i, j] = 0
+    run = live.shape[0] // dead.shape[0]
+    if j < live.shape[1]:
+        for i in range(np.int64(cuda.blockIdx.y), live.shape[0], cuda.gridDim.y):
+            live[i, j] = 0
             if not dead[i // run, j]:
-                kept[i, j] = matrix[i, j]
+                live[i, j] = matrix[i, j]
+
+
+@cuda.jit
+def _place_live_columns(matrix, dead, order, live, placed):
+    """Blocks stride over the rows, threads over a run of columns, as in `_take`."""
+    left = np.int64(cuda.blockIdx.x) * RUN
+    right = min(left + RUN, live.shape[1])
+    run = live.shape[0] // dead.shape[0]
+    for i in range(np.int64(cuda.blockIdx.y), live.shape[0], cuda.gridDim.y):
+        e = i // run
+        for j in range(left + cuda.threadIdx.x, right, cuda.blockDim.x):
+            column = order[e, j]
+            live[i, j] = 0
+            placed[i, j] = 0
+            if not dead[e, j]:
+                live[i, j] = matrix[i, j]
+            if not dead[e, column]:
+                placed[i, j] = matrix[i, column]
 
 
 @cuda.jit
