@@ -215,13 +215,6 @@ def known(value: T | None) -> T:
 
 def describe_machine(*packages: str, **facts: str) -> dict[str, str]:
     """Date, commit, machine, versions of `packages` and the settings that change times."""
-    from threadpoolctl import threadpool_info
-
-    pools = [
-        f"{Path(pool['filepath']).parent.name} {pool['internal_api']} {pool['version']} "
-        f"{pool.get('architecture', '')} x{pool['num_threads']}"
-        for pool in threadpool_info()
-    ]
     prefixes = ("OPENBLAS_", "OMP_", "GOMP_", "MKL_", "NUMBA_")
     settings = {k: v for k, v in os.environ.items() if k.startswith(prefixes)}
     settings.pop("NUMBA_CACHE_DIR", None)
@@ -233,10 +226,23 @@ def describe_machine(*packages: str, **facts: str) -> dict[str, str]:
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
-        "pools": "; ".join(pools),
+        "pools": _thread_pools(),
         "settings": ", ".join(f"{k}={v}" for k, v in sorted(settings.items())) or "none",
         **facts,
     }
+
+
+def _thread_pools() -> str:
+    """Libraries with threads of their own, each with its version, its kernels and how many it starts."""
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:  # no reason to lose a benchmark's minutes
+        return "unknown without threadpoolctl"
+    return "; ".join(
+        f"{Path(pool['filepath']).parent.name} {pool['internal_api']} {pool['version']} "
+        f"{pool.get('architecture', '')} x{pool['num_threads']}"
+        for pool in threadpool_info()
+    )
 
 
 def cpu_name() -> str:

@@ -30,7 +30,7 @@ from numbacalib.runtime.finite import square_limit, start_finite_check
 ARRAYS = ("hessian", "mean_abs", "max_abs")
 OPTIONAL = ("cross", "drift", "residual")
 """Moments that compare with the original model."""
-DRIFT_TOKENS = 4096
+DRIFT_TOKENS = 1024
 """Tokens of an update that enter `InputStatistics.drift`: only one number of a report needs it."""
 
 
