@@ -295,6 +295,10 @@ class StoredLayers(Mapping[str, QuantizedWeight]):
     """Quantized linear layers of a checkpoint, by name, such as ``"model.layers.0.self_attn.q_proj"``."""
 
     @abc.abstractmethod
+    def __contains__(self, layer: object) -> bool:
+        """Return whether there is such a layer, without reading it, which `Mapping` would do."""
+
+    @abc.abstractmethod
     def shape(self, layer: str) -> tuple[int, int]:
         """M and K of a layer, without reading its codes."""
 

@@ -49,6 +49,9 @@ class BlockLayers(StoredLayers):
         tiles = column_tiles(self._checkpoint.config, f"{layer}.weight")
         return weight if tiles is None else in_our_columns(weight, tiles)
 
+    def __contains__(self, layer: object) -> bool:
+        return layer in self._kinds
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._kinds)
 

@@ -176,6 +176,9 @@ class StoredProducts(Mapping[str, tuple[QuantizedWeight, int]]):
         """Read a tensor; None for an empty name, an absent optional input."""
         return array_of(self._tensors[name], self._path.parent) if name else None
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._sources  # `Mapping` would read the layer
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)
 

@@ -219,6 +219,9 @@ class PackedLayers(StoredLayers):
         except ValueError as error:
             raise ValueError(f"{self._checkpoint.path}: {layer}.{error}") from None
 
+    def __contains__(self, layer: object) -> bool:
+        return layer in self._grids
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._grids)
 

@@ -13,6 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from numbacalib.formats import FORMATS
 from numbacalib.formats.compressed_tensors import CompressedTensors
+from numbacalib.formats.gguf_layers import BlockLayers
+from numbacalib.formats.safetensors_format import PackedLayers
 from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.quantizer import ProofError, Settings, evaluate, job, pipeline, quantize, verify
 from numbacalib.quantizer.divergence import compare
@@ -82,6 +84,21 @@ def test_the_report_has_the_proof(tmp_path, model, text):
 def test_without_a_text_nothing_is_evaluated(tmp_path, model):
     report = quantize(model, tmp_path / "out", method="rtn", group_size=32)
     assert report.proofs[0].evaluation is None
+
+
+@pytest.mark.parametrize(
+    ("form", "layers", "count"),
+    [("compressed-tensors", PackedLayers, 14), ("gguf:Q4_K_M", BlockLayers, 15)],
+)
+def test_a_proof_reads_each_layer_once(tmp_path, monkeypatch, form, layers, count):
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
+    model = write_tiny_checkpoint(tmp_path / "model", dtype="float16", **sizes)
+    read, names = layers.__getitem__, []
+    monkeypatch.setattr(
+        layers, "__getitem__", lambda own, name: names.append(name) or read(own, name)
+    )
+    quantize(model, tmp_path / "out", method="rtn", formats=[form])
+    assert len(names) == len(set(names)) == count
 
 
 def test_what_is_left_out_is_said_with_the_reason(tmp_path):
