@@ -1,9 +1,9 @@
-"""Prefetching of the next tensors by a thread while a device works."""
+"""Prefetching of the next tensors by threads while a device works."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from numbacalib.models.place import Place
 
 __all__ = ["ReadAhead"]
+
+THREADS = 4
+"""Tensors that are copied at once: one thread copies slower than the bus to a device."""
 
 
 class ReadAhead:
@@ -33,17 +36,16 @@ class ReadAhead:
         self._place = place
         self._pending: dict[str, Future[NDArray[Any]]] = {}
         self._buffers: dict[int, NDArray[np.uint8]] = {}
-        self._thread: ThreadPoolExecutor | None = None
+        self._threads: ThreadPoolExecutor | None = None
 
     def start(self, names: Iterable[str]) -> None:
-        """Begin to read tensors in order; earlier reads that were not used are dropped."""
+        """Begin to read tensors; earlier reads that were not used are dropped."""
         if self._place.name == "cpu":
             return
-        self._thread = self._thread or ThreadPoolExecutor(1, "read-ahead")
-        for future in self._pending.values():
-            future.cancel()
+        self._threads = self._threads or ThreadPoolExecutor(THREADS, "read-ahead")
+        wait([future for future in self._pending.values() if not future.cancel()])  # for its buffer
         self._pending = {
-            name: self._thread.submit(self._staged, name, number)
+            name: self._threads.submit(self._staged, name, number)
             for number, name in enumerate(names)
         }
 
