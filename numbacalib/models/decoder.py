@@ -151,7 +151,9 @@ class Decoder:
         for index, rows in enumerate(self.checkpoint.tiles(EMBEDDINGS, VOCABULARY)):
             here = np.flatnonzero(flat // VOCABULARY == index)
             if len(here):
-                found = take(place.put(rows), flat[here] % VOCABULARY, 0)
+                wanted = flat[here] % VOCABULARY
+                few = len(here) < len(rows)
+                found = place.put(rows[wanted]) if few else take(place.put(rows), wanted, 0)
                 self._require_finite_rows(found, flat[here])
                 put_rows(hidden, here, self._entering(found, flat[here]))
         if self.config.positions:
@@ -298,8 +300,21 @@ class Decoder:
             raise ValueError("tokens: expected sequences of at least 2, got 1")
         return LossSums(tokens, self.place.score_rows, hidden)
 
-    def score_tiles(self, hidden: Array) -> Iterator[tuple[int, int, Array]]:
+    def head_tiles(self) -> Iterator[tuple[Array, Array | None]]:
+        """Read the head by tiles of the vocabulary: weight ``[entries, hidden_size]``, and bias or None."""
+        biases, first = self._head_bias(), 0
+        for entries in self.checkpoint.tiles(self._head, VOCABULARY):
+            end = first + len(entries)
+            bias = None if biases is None else row_range(biases, first, end)
+            yield self.place.put(entries, self._dtype), bias
+            first = end
+
+    def score_tiles(
+        self, hidden: Array, head: Iterable[tuple[Array, Array | None]] | None = None
+    ) -> Iterator[tuple[int, int, Array]]:
         """Yield logits of states ``[..., hidden_size]`` tile by tile, one in memory at a time.
+
+        `head` are held `head_tiles`; by default they are read.
 
         Yields
         ------
@@ -310,13 +325,10 @@ class Decoder:
         x = self.head_inputs(hidden)
         *_, size = x.shape
         x = x.reshape(-1, size)
-        biases = self._head_bias()
-        for index, entries in enumerate(self.checkpoint.tiles(self._head, VOCABULARY)):
-            first, weight = index * VOCABULARY, self.place.put(entries, self._dtype)
-            bias = None if biases is None else row_range(biases, first, first + len(entries))
+        for index, tile in enumerate(self.head_tiles() if head is None else head):
             for start in range(0, len(x), self.place.score_rows):
                 rows = x[start : start + self.place.score_rows]
-                yield start, first, self._scores(rows, weight, bias)
+                yield start, index * VOCABULARY, self._scores(rows, *tile)
 
     def loss(self, tokens: ArrayLike) -> float:
         """Mean of `token_losses` over ``tokens`` ``[..., T]``; perplexity is its exponential."""

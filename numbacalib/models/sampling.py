@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,39 @@ from numbacalib.models.parts import Parts
 from numbacalib.ops import sampling
 from numbacalib.ops.matrix import column_range
 
-__all__ = ["Held", "Writer", "held_within"]
+__all__ = ["Held", "HeldWeights", "Room", "Writer", "held_within"]
 
 Array = NDArray[np.integer]
 
 
 MOST_PARTS = 4
 """Most parts in which sequences are written. With seven SmolLM2's text took longer than without keys."""
+
+
+class HeldWeights:
+    """A model, of which some weights are held while sequences are written; the others are read again.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    held : Held
+    """
+
+    def __init__(self, decoder: Decoder, held: Held) -> None:
+        self.decoder = decoder
+        self.held = held
+        self._blocks = [decoder.block(index) for index in range(held.blocks)]
+        self._head = list(decoder.head_tiles()) if held.head else None
+
+    def blocks(self) -> Iterator[DecoderBlock]:
+        """Yield all blocks in order."""
+        yield from self._blocks
+        for index in range(len(self._blocks), self.decoder.config.num_layers):
+            yield self.decoder.block(index)
+
+    def score_tiles(self, hidden: Any) -> Iterator[tuple[int, int, Any]]:
+        """See `Decoder.score_tiles`."""
+        return self.decoder.score_tiles(hidden, self._head)
 
 
 class Writer:
@@ -35,28 +61,26 @@ class Writer:
 
     Parameters
     ----------
-    decoder : Decoder
+    weights : HeldWeights
     tokens : integer array [S, T]
         The sequences' beginnings.
-    held : Held
-        What is kept from one token to the next; the weights of other blocks are read again.
     first : int, default 0
         Number of the first sequence among all that are written: draws of each are its own.
     """
 
-    def __init__(self, decoder: Decoder, tokens: Array, held: Held, first: int = 0) -> None:
-        self._decoder = decoder
+    def __init__(self, weights: HeldWeights, tokens: Array, first: int = 0) -> None:
+        self._weights = weights
+        self._decoder = weights.decoder
         self._first = first
         self.tokens = np.asarray(tokens, np.int32)
-        blocks = range(decoder.config.num_layers)
-        self._before = [KeyValues() for _ in blocks] if held.keys else []
-        self._held = [decoder.block(index) for index in blocks[: held.blocks]]
+        blocks = range(self._decoder.config.num_layers)
+        self._before = [KeyValues() for _ in blocks] if weights.held.keys else []
 
     def step(self, seed: int) -> None:
         """Append a token to each sequence; another seed gives other draws."""
         last = self._last_states()
         state = sampling.new_state(self._first + len(last), last)  # rows are numbers of sequences
-        for start, first, scores in self._decoder.score_tiles(last):
+        for start, first, scores in self._weights.score_tiles(last):
             sampling.add_scores(scores, self._first + start, first, seed, state)
         drawn = sampling.drawn(state)[self._first :]
         self.tokens = np.concatenate([self.tokens, drawn[:, None]], axis=1)
@@ -66,20 +90,15 @@ class Writer:
         first = self._before[0].length if self._before else 0
         hidden = self._decoder.embed(self.tokens[:, first:], first)
         if self._before:
-            for block, before in zip(self._blocks(), self._before, strict=True):
+            for block, before in zip(self._weights.blocks(), self._before, strict=True):
                 block.forward(hidden, before)
         else:
             parts = Parts(self._decoder.batches(hidden))
-            for block in self._blocks():
+            for block in self._weights.blocks():
                 block.forward_parts(parts)
         sequences, length, size = hidden.shape
         rows = hidden.reshape(sequences, length * size)
         return column_range(rows, (length - 1) * size, length * size)
-
-    def _blocks(self) -> Iterator[DecoderBlock]:
-        yield from self._held
-        for index in range(len(self._held), self._decoder.config.num_layers):
-            yield self._decoder.block(index)
 
 
 class Held(NamedTuple):
@@ -89,29 +108,65 @@ class Held(NamedTuple):
     """Number of sequences that are written together."""
     keys: bool
     """True if their keys and values are held."""
+    head: bool
+    """True if the head is held."""
     blocks: int
     """Number of blocks whose weights are held, the first ones."""
 
 
-def held_within(decoder: Decoder, sequences: int, length: int, held_bytes: int) -> Held:
-    """Return what to hold in this memory for sequences that reach a length.
+class Room(NamedTuple):
+    """Memory for writing, where the model runs, and what takes it: bytes."""
 
-    Keys and values come first. If those of all sequences do not fit, fewer are written together, up to as
-    many parts as cost less: each reads the weights again, while without keys all tokens run again.
+    total: int
+    token: int = 0
+    """Activations of a token that runs through a block."""
+    state: int = 0
+    """State of a token between blocks."""
+    score: int = 0
+    """Scores of a token over a tile of the vocabulary."""
+
+
+def held_within(decoder: Decoder, sequences: int, begun: int, length: int, room: Room) -> Held:
+    """Return what to hold for sequences of `begun` tokens that reach a length.
+
+    Keys and values come first: without them all tokens run again for each new one. Sequences may be written
+    in parts whose keys and values leave room for weights, but each part reads again what is not held.
     """
-    config = decoder.config
+    config, place = decoder.config, decoder.place
     blocks = range(config.num_layers)
-    keys = length * _keys_bytes(decoder)
+    # with keys, all tokens that a sequence begins with run at once, and then one by one
+    each = length * _keys_bytes(decoder) + begun * (room.token + room.state)
     can_hold = all(holds_keys(config, index) for index in blocks)
-    together = min(sequences, held_bytes // keys) if can_hold else 0
-    has_keys = together * MOST_PARTS >= sequences
-    parts = math.ceil(sequences / together) if has_keys else 1
-    together = math.ceil(sequences / parts)
     weights = [_weights_bytes(decoder, index) for index in blocks]
-    room = held_bytes - (together * keys if has_keys else 0)
-    if sum(weights) > room:
-        room -= max(weights)  # of the block that is read
-    return Held(together, has_keys, sum(taken <= room for taken in accumulate(weights)))
+    head = config.vocab_size * config.hidden_size * _itemsize(decoder)
+    ways = {}
+    for parts in range(1, MOST_PARTS + 1) if can_hold else ():
+        together = math.ceil(sequences / parts)
+        free = room.total - room.score * min(together, place.score_rows) - together * each
+        if free >= 0:
+            has_head, count, left_out = _fitting(head, weights, free)
+            ways[parts * left_out, parts] = Held(together, True, has_head, count)
+    if ways:
+        return ways[min(ways)]
+    tokens = sequences * length
+    running = tokens * room.state + min(tokens, place.batch_tokens) * room.token
+    free = room.total - room.score * min(sequences, place.score_rows) - running
+    has_head, count, _ = _fitting(head, weights, free)
+    return Held(sequences, False, has_head, count)
+
+
+def _fitting(head: int, weights: list[int], free: int) -> tuple[bool, int, int]:
+    """Return whether the head fits, how many blocks do beside it, and the bytes that do not.
+
+    The head comes first, since it is not read ahead.
+    """
+    has_head = head <= free
+    free -= head * has_head
+    whole = sum(weights)
+    if whole > free:
+        free -= max(weights)  # of the block that is read
+    held = [taken for taken in accumulate(weights) if taken <= free]
+    return has_head, len(held), whole - max(held, default=0) + head * (not has_head)
 
 
 def _weights_bytes(decoder: Decoder, index: int) -> int:
@@ -121,9 +176,15 @@ def _weights_bytes(decoder: Decoder, index: int) -> int:
 
 
 def _keys_bytes(decoder: Decoder) -> int:
-    """Bytes of a token's keys and values in all blocks, at most."""
-    heads = (decoder.config.heads_of(index) for index in range(decoder.config.num_layers))
-    return 2 * sum(count * size for count, size in heads) * _itemsize(decoder)
+    """Bytes of a token's keys and values in all blocks, at most, and of its attention in one.
+
+    There its keys and values are copied, and it has a query and a context, though it may need none.
+    """
+    config = decoder.config
+    blocks = range(config.num_layers)
+    keys = [2 * count * size for count, size in map(config.heads_of, blocks)]
+    queries = [2 * config.queries_of(index) * config.heads_of(index)[1] for index in blocks]
+    return (sum(keys) + max(map(sum, zip(keys, queries, strict=True)))) * _itemsize(decoder)
 
 
 def _itemsize(decoder: Decoder) -> int:

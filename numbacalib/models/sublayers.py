@@ -254,10 +254,7 @@ class Attention(Sublayer):
         config = self._config
         sequences, length, *_ = keys.shape
         earlier = length - queries.shape[1]
-        if earlier:  # whose outputs are not used
-            shape = sequences, earlier, *queries.shape[2:]
-            nothing = zeros((math.prod(shape), 1), queries)
-            queries = joined_tokens(cast(nothing, queries.dtype).reshape(shape), queries)
+        queries = _behind_nothing(queries, earlier)  # whose outputs are not used
         attend = partial(
             attention,
             window=self._window,
@@ -392,3 +389,13 @@ def activated(weights: BlockWeights, roles: Mapping[str, Part], x: Array) -> Arr
     if weights.config.gate_clamp is not None:
         return activate_clamped(weights.project(roles["gate"], x), up, *weights.config.gate_clamp)
     return activate(weights.project(roles["gate"], x), activation, up)
+
+
+def _behind_nothing(heads: Array, earlier: int) -> Array:
+    """Put heads ``[S, T, H, D]`` behind zeros of so many earlier tokens."""
+    if not earlier:
+        return heads
+    sequences, _, *rest = heads.shape
+    shape = sequences, earlier, *rest
+    nothing = cast(zeros((math.prod(shape), 1), heads), heads.dtype)
+    return joined_tokens(nothing.reshape(shape), heads)

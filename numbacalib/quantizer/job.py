@@ -18,6 +18,7 @@ from numbacalib.formats.registry import common_grids, stored_format
 from numbacalib.methods import LayerSettings
 from numbacalib.models import Checkpoint, Decoder, Place, TensorInfo
 from numbacalib.models.layer_tensors import expert_stages, stages
+from numbacalib.models.sampling import Room
 from numbacalib.quantizer.budget import check_formats, grids_within
 from numbacalib.quantizer.calibration import Calibration, SavedCalibration, TextCalibration
 from numbacalib.quantizer.identity import identity_of, settings_as_json, stamps_of
@@ -181,7 +182,7 @@ def _calibration(
     streamed = demand.must_stream(settings.samples * length)
     own = own_text_of(tokens, count, demand, streamed=streamed)
     if settings.size is not None:  # bits are chosen by all of the text, before the plan
-        own = OwnText(own.added(decoder), 0, 0)
+        own = OwnText(own.added(decoder), 0, Room(0))
     calibration = TextCalibration(
         decoder,
         np.resize(own.tokens, (settings.samples, length)),  # as many for the plan

@@ -13,6 +13,7 @@ from numbacalib.models.decoder import VOCABULARY
 from numbacalib.models.layer_tensors import expert_shapes, linear_shapes, stages
 from numbacalib.models.mixture import Mixture
 from numbacalib.models.roles import columns_by_role
+from numbacalib.models.sampling import Room
 from numbacalib.models.stream import stream_size
 from numbacalib.quantizer.outer import is_outer
 from numbacalib.quantizer.settings import PAIRED_TOKENS, Settings
@@ -86,23 +87,17 @@ class Demand:
             most = max(most, self._outer_bytes(tokens))
         return int(most if self.on_host else _MARGIN * most + _WORK)
 
-    def writing_bytes(self, tokens: int, written: int, *, streamed: bool = False) -> int:
-        """Bytes for the keys, values and weights that are held while a model writes `written` tokens.
-
-        With all that it takes to run them, these are within `working_bytes` of a run on `tokens`.
-        """
-        config, place = self.config, self.place
+    def writing_room(self, tokens: int, *, streamed: bool = False) -> Room:
+        """Memory in which a model writes text: within `working_bytes` of a run on so many tokens."""
+        config = self.config
         blocks = range(config.num_layers)
-        size = place.product_dtype(self.dtype).itemsize
+        size = self.place.product_dtype(self.dtype).itemsize
         most = max(self._block_bytes(index, tokens, streamed) for index in blocks)
         widest = [_widest(config, index) for index in blocks]
         numbers = max(self._numbers_of_a_token(index, widest[index]) for index in blocks)
-        running = size * min(written, place.batch_tokens) * numbers
-        running += 4 * written * stream_size(config)
         entries = min(VOCABULARY, config.vocab_size)
-        scores = 4 * min(written, place.score_rows) * entries
-        head = 2 * size * entries * config.hidden_size  # as read, and here
-        return max(0, most - running - scores - head)
+        tile = 2 * size * entries * config.hidden_size  # of the head, as read and here
+        return Room(most - tile, size * numbers, 4 * stream_size(config), 4 * entries)
 
     def pinned_bytes(self, tokens: int) -> int:
         """Bytes of host memory of the residual streams, run there or streamed to a device."""

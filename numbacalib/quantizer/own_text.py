@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbacalib.models import Decoder
-from numbacalib.models.sampling import Held, Writer, held_within
+from numbacalib.models.sampling import Held, HeldWeights, Room, Writer, held_within
 from numbacalib.models.text_encoder import TextEncoder
 from numbacalib.quantizer.memory import Demand
 from numbacalib.quantizer.progress import Progress
@@ -42,9 +42,8 @@ def own_text_of(
 ) -> OwnText:
     """Return `count` sequences to write beside a text's, in the memory that a run takes later."""
     samples, length = tokens.shape
-    written = min(count * length, MOST)
-    size = (samples + count) * length
-    return OwnText(tokens, count, demand.writing_bytes(size, written, streamed=streamed))
+    room = demand.writing_room((samples + count) * length, streamed=streamed)
+    return OwnText(tokens, count, room)
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,13 @@ class OwnText:
         The text's.
     count : int
         Sequences to write.
-    held_bytes : int
-        Memory, where the model runs, for keys, values and the weights of blocks.
+    room : Room
+        Memory where the model runs.
     """
 
     tokens: NDArray[np.int32]
     count: int
-    held_bytes: int
+    room: Room
 
     def added(self, decoder: Decoder) -> NDArray[np.int32]:
         """Return all sequences, int32 [S + count, T]: the model's evenly between those of the text."""
@@ -89,7 +88,7 @@ class OwnText:
         passed = drawn if held.keys else drawn * pieces.length // 2
         others = decoder.config.num_layers - held.blocks
         parts = -(-pieces.number // held.sequences)
-        return WritingWork(drawn, passed, parts * (held.blocks + others * (pieces.length - 1)))
+        return WritingWork(drawn, passed, held.blocks + parts * others * (pieces.length - 1))
 
     def _pieces(self, decoder: Decoder) -> _Pieces:
         prefix = _prefix(decoder)
@@ -98,8 +97,9 @@ class OwnText:
         return _Pieces(prefix, piece, math.ceil(min(self.count * length, MOST) / piece))
 
     def _held(self, decoder: Decoder, pieces: _Pieces) -> Held:
-        length = len(pieces.prefix) + pieces.length
-        return held_within(decoder, pieces.number, length, self.held_bytes)
+        before = len(pieces.prefix)
+        lengths = before + 1, before + pieces.length
+        return held_within(decoder, pieces.number, *lengths, self.room)
 
     def _written(self, decoder: Decoder) -> NDArray[np.int32]:
         """Sequences of pieces, ``[count, T]``, with the special tokens that begin the text's."""
@@ -109,12 +109,13 @@ class OwnText:
         firsts = np.random.default_rng(0).choice(known, pieces.number)
         begun = np.array([[*prefix, first] for first in firsts], np.int32)
         held = self._held(decoder, pieces)
+        weights = HeldWeights(decoder, held)
         starts = range(0, len(begun), held.sequences)
         with Progress(len(starts) * len(steps)) as progress:
 
             def written(start: int) -> NDArray[np.int32]:
                 part = begun[start : start + held.sequences]
-                writer = Writer(decoder, part, held, start)
+                writer = Writer(weights, part, start)
                 for seed in steps:
                     progress.show(f"writing own text, token {seed + 1} of {pieces.length}")
                     writer.step(seed)

@@ -8,7 +8,7 @@ from models.tiny import RTOL, VOCAB_SIZE, write_tiny_checkpoint
 from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.models.block import holds_keys
 from numbacalib.models.key_values import KeyValues
-from numbacalib.models.sampling import Writer, held_within
+from numbacalib.models.sampling import HeldWeights, Room, Writer, held_within
 
 HELD = {
     *(
@@ -25,7 +25,7 @@ HELD = {
     *("mistral", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3"),
 }
 """Some in which keys and values of all blocks can be held."""
-PLENTY = 1 << 30
+PLENTY = Room(1 << 30)
 
 
 def decoder_of(model_type, folder):
@@ -50,9 +50,9 @@ def test_states_do_not_depend_on_what_is_held(tmp_path, model_type):
     holds = all(holds_keys(decoder.config, index) for index in blocks)
     assert holds or model_type not in HELD
     if not holds:
-        held = held_within(decoder, 3, 6, PLENTY)
-        assert held == (3, False, decoder.config.num_layers)
-        writer = Writer(decoder, tokens[:, :4], held)
+        held = held_within(decoder, 3, 4, 6, PLENTY)
+        assert held == (3, False, True, decoder.config.num_layers)
+        writer = Writer(HeldWeights(decoder, held), tokens[:, :4])
         writer.step(1)
         assert writer.tokens.shape == (3, 5)
         return

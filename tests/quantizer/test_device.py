@@ -15,7 +15,7 @@ from numbacalib.formats.compressed_tensors import CompressedTensors
 from numbacalib.methods import awq_scales
 from numbacalib.models import HOST, Decoder, open_checkpoint, open_place
 from numbacalib.models import place as places
-from numbacalib.models.sampling import Writer, held_within
+from numbacalib.models.sampling import HeldWeights, Room, Writer, held_within
 from numbacalib.ops.matrix import to_host
 from numbacalib.quantizer import Settings, blocks, collect, evaluate, quantize
 
@@ -192,7 +192,8 @@ def test_a_model_writes_the_same_text_as_on_the_host(tmp_path, backend, device, 
     found = {}
     for place in {"cpu", device}:
         decoder = Decoder(checkpoint, place=open_place(place))
-        writer = Writer(decoder, tokens, held_within(decoder, 3, 5, held_bytes))
+        held = held_within(decoder, 3, 2, 5, Room(held_bytes))
+        writer = Writer(HeldWeights(decoder, held), tokens)
         for seed in range(3):
             writer.step(seed)
         found[place] = writer.tokens

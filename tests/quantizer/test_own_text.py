@@ -2,6 +2,7 @@
 
 import math
 import tracemalloc
+from dataclasses import replace
 
 import naive
 import numpy as np
@@ -11,13 +12,13 @@ from quantizer.runs import run
 
 from numbacalib.models import Decoder, open_checkpoint
 from numbacalib.models.layer_tensors import linear_shapes
-from numbacalib.models.sampling import Held, Writer, held_within
+from numbacalib.models.sampling import Held, HeldWeights, Room, Writer, held_within
 from numbacalib.quantizer import Settings, own_text, pipeline, quantize
 from numbacalib.quantizer.memory import Demand
 from numbacalib.quantizer.own_text import OwnText, own_sequences, own_text_of
 from numbacalib.quantizer.text import read_sequences
 
-PLENTY = 1 << 30
+PLENTY = Room(1 << 30)
 
 
 @pytest.fixture
@@ -31,7 +32,8 @@ def tokens_of(decoder, text, samples=6, length=40):
 
 def test_tokens_are_drawn_from_the_prediction_after_the_last(decoder):
     tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (5, 7))
-    writer = Writer(decoder, tokens, held_within(decoder, 5, 10, PLENTY))
+    held = held_within(decoder, 5, 7, 10, PLENTY)
+    writer = Writer(HeldWeights(decoder, held), tokens)
     for seed in (3, 4, 5):
         last = decoder.logits(decoder.forward(writer.tokens))[:, -1]
         writer.step(seed)
@@ -45,33 +47,58 @@ def of_three_blocks(tmp_path):
 
 
 def bytes_of(decoder):
-    """Bytes of a piece's keys and values, and of a block's weights."""
-    keys_and_values = 2 * decoder.config.num_kv_heads * decoder.config.head_dim
-    weights = sum(map(math.prod, linear_shapes(decoder.config, 0).values()))
-    return 4 * 3 * keys_and_values * own_text.PIECE, 4 * weights
+    """Bytes of a piece's keys, values and attention, of the head, and of a block's weights."""
+    config = decoder.config
+    held = (3 + 1) * 2 * config.num_kv_heads * config.head_dim
+    queries_and_contexts = 2 * config.num_heads * config.head_dim
+    weights = sum(map(math.prod, linear_shapes(config, 0).values()))
+    head = config.vocab_size * config.hidden_size
+    return 4 * (held + queries_and_contexts) * own_text.PIECE, 4 * head, 4 * weights
 
 
 def test_less_memory_holds_less_and_writes_the_same(of_three_blocks, text):
     decoder, tokens = of_three_blocks, tokens_of(of_three_blocks, text)
-    keys, block = bytes_of(decoder)
+    keys, head, block = bytes_of(decoder)
     pieces = math.ceil(7 * 40 / own_text.PIECE)
     assert pieces == 18
+    weights = head + 3 * block
     expected = {
-        PLENTY: Held(18, keys=True, blocks=3),
-        18 * keys + 3 * block: Held(18, keys=True, blocks=3),
-        18 * keys + 3 * block - 1: Held(18, keys=True, blocks=1),  # beside it a block is read
-        18 * keys + 2 * block - 1: Held(18, keys=True, blocks=0),
-        18 * keys: Held(18, keys=True, blocks=0),
-        18 * keys - 1: Held(9, keys=True, blocks=0),
-        7 * keys: Held(6, keys=True, blocks=0),
-        5 * keys: Held(5, keys=True, blocks=0),
-        4 * keys: Held(18, keys=False, blocks=0),  # else five parts, each of which reads all blocks
-        0: Held(18, keys=False, blocks=0),
+        1 << 30: Held(18, keys=True, head=True, blocks=3),
+        18 * keys + weights: Held(18, keys=True, head=True, blocks=3),
+        # in parts, of which the first reads what all of them need
+        18 * keys + weights - 1: Held(9, keys=True, head=True, blocks=3),
+        9 * keys + weights - 1: Held(6, keys=True, head=True, blocks=3),
+        5 * keys + weights: Held(5, keys=True, head=True, blocks=3),
+        # in one part, since each reads the blocks again
+        5 * keys + weights - 1: Held(18, keys=True, head=True, blocks=0),
+        18 * keys: Held(18, keys=True, head=False, blocks=0),
+        18 * keys - 1: Held(9, keys=True, head=True, blocks=0),
+        6 * keys: Held(6, keys=True, head=False, blocks=0),
+        5 * keys: Held(5, keys=True, head=False, blocks=0),
+        5 * keys - 1: Held(18, keys=False, head=True, blocks=0),
+        0: Held(18, keys=False, head=False, blocks=0),
     }
     first = OwnText(tokens, 7, PLENTY).added(decoder)
     for size, held in expected.items():
-        assert held_within(decoder, pieces, own_text.PIECE, size) == held
-        np.testing.assert_array_equal(OwnText(tokens, 7, size).added(decoder), first)
+        assert held_within(decoder, pieces, 1, own_text.PIECE, Room(size)) == held
+        np.testing.assert_array_equal(OwnText(tokens, 7, Room(size)).added(decoder), first)
+
+
+def test_what_runs_takes_its_own_memory(of_three_blocks):
+    decoder = of_three_blocks
+    keys, head, block = bytes_of(decoder)
+    everything = 18 * keys + head + 3 * block
+    # with keys two tokens of a sequence run at once in the beginning, without them all
+    room = Room(everything + 18 * (2 * (500 + 20) + 7), token=500, state=20, score=7)
+    lengths = 2, own_text.PIECE
+    whole, halves = (Held(count, keys=True, head=True, blocks=3) for count in (18, 9))
+    assert held_within(decoder, 18, *lengths, room) == whole
+    assert held_within(decoder, 18, *lengths, room._replace(total=room.total - 1)) == halves
+    scored = replace(decoder.place, score_rows=4)
+    few = Decoder(decoder.checkpoint, place=scored)
+    assert held_within(few, 18, *lengths, room._replace(total=room.total - 14 * 7)) == whole
+    little = room._replace(total=5 * (keys + 2 * 520) + 5 * 7 - 1)
+    assert held_within(decoder, 18, *lengths, little) == Held(18, keys=False, head=False, blocks=0)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -81,28 +108,28 @@ def test_writing_takes_no_more_memory_than_blocks_do_later(tmp_path, streamed):
     tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (96, 128), np.int32)
     demand = Demand.of(decoder, Settings(), ())
     own = own_text_of(tokens, 32, demand, streamed=streamed)
-    assert own.held_bytes > 0
+    assert own.room.total > 0
     own.added(decoder)  # compiled
     tracemalloc.start()
     own.added(decoder)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < demand.working_bytes(128 * 128, streamed=streamed)
-    assert own_text_of(tokens[:64], 64, demand, streamed=streamed).held_bytes < own.held_bytes
 
 
 def test_the_work_counts_what_is_drawn_passed_and_read(of_three_blocks, text):
     decoder, tokens = of_three_blocks, tokens_of(of_three_blocks, text)
-    keys, _ = bytes_of(decoder)
+    keys, head, block = bytes_of(decoder)
     steps = own_text.PIECE - 1
     drawn = 18 * steps
     expected = {
-        PLENTY: (drawn, drawn, 3),
+        1 << 30: (drawn, drawn, 3),
         6 * keys: (drawn, drawn, 3 * 3 * steps),
+        5 * keys + head + 3 * block: (drawn, drawn, 3),
         0: (drawn, drawn * own_text.PIECE // 2, 3 * steps),
     }
     for size, work in expected.items():
-        assert OwnText(tokens, 7, size).work(decoder) == work
+        assert OwnText(tokens, 7, Room(size)).work(decoder) == work
 
 
 def test_own_sequences_stand_evenly_between_those_of_the_text(decoder, text):
